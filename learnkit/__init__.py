@@ -1,0 +1,61 @@
+"""learnkit: image classifiers that keep learning on the job.
+
+`import learnkit` is light: every public name is loaded, and torch with it, when it is first used.
+In a notebook, `from learnkit.all import *` brings fastai's vision names and all of learnkit's.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from learnkit._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from learnkit.data.dataset import ImageDataset as ImageDataset
+    from learnkit.deploy.predictor import Predictor as Predictor
+    from learnkit.deploy.predictor import load_learner as load_learner
+    from learnkit.learner import ImageLearner as ImageLearner
+    from learnkit.learner import cnn_learner as cnn_learner
+
+# Public name -> the module it lives in. `learnkit.all` exports the same names.
+PUBLIC_NAMES: dict[str, str] = {
+    # data
+    "ImageDataset": "learnkit.data.dataset",
+    "Preprocessing": "learnkit.data.preprocess",
+    "read_image": "learnkit.data.image",
+    # models
+    "create_body": "learnkit.models.body",
+    "create_head": "learnkit.models.head",
+    "model_meta": "learnkit.models.meta",
+    # learner
+    "ImageLearner": "learnkit.learner",
+    "cnn_learner": "learnkit.learner",
+    # callbacks
+    "FrozenFeatures": "learnkit.callback.frozen_features",
+    "TrainingHistory": "learnkit.callback.history",
+    "StopOnNonFinite": "learnkit.callback.guard",
+    "Checkpoint": "learnkit.callback.checkpoint",
+    # evaluation and interpretation
+    "Evaluation": "learnkit.evaluation.evaluate",
+    "evaluate": "learnkit.evaluation.evaluate",
+    "Outputs": "learnkit.interpret.outputs",
+    "ClassificationInterpretation": "learnkit.interpret.classification",
+    "grad_cam": "learnkit.interpret.gradcam",
+    # deployment
+    "Prediction": "learnkit.deploy.prediction",
+    "Predictor": "learnkit.deploy.predictor",
+    "load_learner": "learnkit.deploy.predictor",
+    # errors
+    "LearnkitError": "learnkit.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC_NAMES:
+        raise AttributeError(f"module 'learnkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(PUBLIC_NAMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC_NAMES})

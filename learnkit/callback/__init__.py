@@ -1,0 +1,1 @@
+"""WHEN during a fit: callbacks that decide when something runs; what runs lives elsewhere."""

@@ -1,0 +1,1 @@
+"""WHAT ships: bundles and the predictor that serves them. Imports no fastai."""

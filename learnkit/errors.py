@@ -1,0 +1,105 @@
+"""Every exception learnkit raises on purpose.
+
+Each derives from `LearnkitError` and from the built-in a caller would expect, so both
+`except LearnkitError` and `except ValueError` (or `FileNotFoundError`, ...) catch it. A message names
+the argument, the value seen, the rule and the remedy. Nothing is half done when one is raised.
+"""
+
+
+class LearnkitError(Exception):
+    """Base of all errors learnkit raises on purpose."""
+
+
+# -- data ---------------------------------------------------------------------------------------
+
+
+class DataError(LearnkitError, ValueError):
+    """A dataset, its labels or its table breaks a rule."""
+
+
+class SplitError(DataError):
+    """A split is missing, impossible, or would silently overwrite another."""
+
+
+class ImageReadError(LearnkitError, OSError):
+    """An image file is missing, damaged, of a refused kind or absurdly large; the message names it."""
+
+
+# -- models -------------------------------------------------------------------------------------
+
+
+class UnknownArchitectureError(LearnkitError, ValueError):
+    """No library offers an architecture of this name; the nearest names are suggested."""
+
+
+class CutError(LearnkitError, ValueError, NameError):
+    """A `cut` finds no feature map or truncates the network. Also a NameError, as in fastai v1."""
+
+
+class InputSizeError(LearnkitError, ValueError):
+    """An image size or channel count does not fit the network."""
+
+
+class WeightsError(LearnkitError, ValueError):
+    """A weights file does not fit the network it is loaded into."""
+
+
+class WeightsUnavailableError(LearnkitError, OSError):
+    """Pretrained weights cannot be had: hub unreachable, no such tag, no such file."""
+
+
+class SplitterError(LearnkitError, ValueError):
+    """Parameter groups miss a parameter or hold one twice."""
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+class NonFiniteLossError(LearnkitError, FloatingPointError):
+    """The loss became NaN or infinite; the message names the batch, the last good weights are kept."""
+
+
+class CheckpointError(LearnkitError, ValueError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+# -- interpretation -----------------------------------------------------------------------------
+
+
+class InterpretationError(LearnkitError, ValueError):
+    """The question has no meaning for this model or data."""
+
+
+# -- deployment ---------------------------------------------------------------------------------
+
+
+class ExportError(LearnkitError, ValueError):
+    """Something about the learner cannot travel as data; the message names it."""
+
+
+class BundleWriteError(LearnkitError, OSError):
+    """A bundle could not be written; what stood at the target before still does."""
+
+
+class BundleError(LearnkitError, ValueError):
+    """A bundle is refused."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """There is no bundle at this path."""
+
+
+class BundleCorruptError(BundleError):
+    """A bundle is damaged or was tampered with: size, hash, structure, shape or value is wrong."""
+
+
+class BundleVersionError(BundleError):
+    """A bundle was written in a format newer than this learnkit reads."""
+
+
+class BundleProbeError(BundleError):
+    """The loaded network does not reproduce the logits recorded at export."""
+
+
+class PredictionError(LearnkitError, ValueError):
+    """A prediction cannot be made: wrong input, or the network's output is not finite."""

@@ -1,0 +1,1 @@
+"""HOW GOOD: arrays in, numbers and tables out. Imports no fastai."""

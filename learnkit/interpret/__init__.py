@@ -1,0 +1,1 @@
+"""One pass over a model, then numbers, then pictures."""
