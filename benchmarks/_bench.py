@@ -1,7 +1,8 @@
 """What every benchmark shares: interleaved timing, and a CSV that says what it was measured on.
 
-A benchmark first asserts that its candidates compute the same thing, then calls `interleaved_times`,
-prints `report(...)` and saves its rows with `write_csv`. Run it as `python benchmarks/<name>.py`.
+A benchmark first asserts that its candidates compute the same thing, then calls
+`interleaved_times`, prints `report(...)` and saves its rows with `write_csv`. Run it as
+`python benchmarks/<name>.py`.
 """
 
 import csv
@@ -47,9 +48,7 @@ def median(times: Mapping[str, list[float]], name: str) -> float:
 
 def ratio(times: Mapping[str, list[float]], name: str, reference: str) -> float:
     """Median over the rounds of time(name) / time(reference); below 1 = `name` is faster."""
-    return statistics.median(
-        a / b for a, b in zip(times[name], times[reference], strict=True)
-    )
+    return statistics.median(a / b for a, b in zip(times[name], times[reference], strict=True))
 
 
 def spread(times: Mapping[str, list[float]], name: str) -> float:
@@ -75,7 +74,7 @@ def timing_row(
 
 
 def environment(packages: Iterable[str] = ()) -> dict[str, str]:
-    """Versions and machine: package versions, Python, system, CPU model, cores and torch threads."""
+    """Versions of Python and packages, system, CPU model, cores and torch threads."""
     versions = {name: _version(name) for name in (*_PACKAGES, *packages)}
     return {
         "python": platform.python_version(),
@@ -87,9 +86,7 @@ def environment(packages: Iterable[str] = ()) -> dict[str, str]:
     }
 
 
-def write_csv(
-    name: str, rows: list[dict[str, object]], *, packages: Iterable[str] = ()
-) -> Path:
+def write_csv(name: str, rows: list[dict[str, object]], *, packages: Iterable[str] = ()) -> Path:
     """Write `results/<name>.csv` and return its path.
 
     The environment stands in `# key: value` lines above the table:
