@@ -5,7 +5,8 @@ cannot be loaded, and torchvision then fails at import because it registers meta
 operators (`nms`, `qnms`, ...) that nobody has declared. Declaring their schemas is enough: nothing
 here calls them. When the compiled library loads, nothing is touched.
 
-Importing this module is the fix; whatever of ours needs torchvision, fastai or timm imports it first.
+Importing this module is the fix; whatever of ours needs torchvision, fastai or timm imports it
+first.
 """
 
 import importlib.util

@@ -1,8 +1,8 @@
 """Every exception learnkit raises on purpose.
 
 Each derives from `LearnkitError` and from the built-in a caller would expect, so both
-`except LearnkitError` and `except ValueError` (or `FileNotFoundError`, ...) catch it. A message names
-the argument, the value seen, the rule and the remedy. Nothing is half done when one is raised.
+`except LearnkitError` and `except ValueError` (or `FileNotFoundError`, ...) catch it. A message
+names the argument, the value seen, the rule and the remedy. Nothing is half done when one is raised.
 """
 
 
@@ -22,7 +22,7 @@ class SplitError(DataError):
 
 
 class ImageReadError(LearnkitError, OSError):
-    """An image file is missing, damaged, of a refused kind or absurdly large; the message names it."""
+    """An image is missing, damaged, of a refused kind or absurdly large; the message names it."""
 
 
 # -- models -------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ class SplitterError(LearnkitError, ValueError):
 
 
 class NonFiniteLossError(LearnkitError, FloatingPointError):
-    """The loss became NaN or infinite; the message names the batch, the last good weights are kept."""
+    """The loss became NaN or infinite; the message names the batch, the last good weights stay."""
 
 
 class CheckpointError(LearnkitError, ValueError):

@@ -9,7 +9,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def write_image_folder(root, counts, *, size=(24, 20), seed=0):
-    """Write `counts[name]` noisy PNG files of one colour per class under `root/name/`; return root."""
+    """Write `counts[name]` noisy one-colour PNG files under `root/name/` each; return root."""
     rng = np.random.default_rng(seed)
     for index, (name, n) in enumerate(counts.items()):
         folder = Path(root) / name
