@@ -2,7 +2,7 @@
 
 Each derives from `LearnkitError` and from the built-in a caller would expect, so both
 `except LearnkitError` and `except ValueError` (or `FileNotFoundError`, ...) catch it. A message
-names the argument, the value seen, the rule and the remedy. Nothing is half done when one is raised.
+names the argument, the value seen, the rule and the remedy. After one, nothing is half done.
 """
 
 
@@ -61,6 +61,13 @@ class NonFiniteLossError(LearnkitError, FloatingPointError):
 
 class CheckpointError(LearnkitError, ValueError):
     """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+# -- evaluation ---------------------------------------------------------------------------------
+
+
+class EvaluationError(LearnkitError, ValueError):
+    """Predictions and truth cannot be compared: no probabilities, no class numbers, not aligned."""
 
 
 # -- interpretation -----------------------------------------------------------------------------

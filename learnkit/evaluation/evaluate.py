@@ -1,0 +1,208 @@
+"""Probabilities and truth in, one `Evaluation` out: everything a report needs, computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learnkit.errors import EvaluationError
+from learnkit.evaluation import measures
+from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
+from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """How good a classifier is on a set of samples.
+
+    Attributes:
+        summary: one float per measure, `n` first.
+        per_class: one row per class: n, precision, recall, f1, predicted.
+        confusion: rows are the truth, columns the prediction; with several labels per sample one
+            row per class with the columns tn, fp, fn, tp.
+        multi_label: whether a sample may have several labels.
+        threshold: a label counts as predicted above this probability (multi-label only).
+
+    Measures without an answer, such as the recall of a class without samples, are NaN.
+    """
+
+    summary: pd.Series
+    per_class: pd.DataFrame
+    confusion: pd.DataFrame
+    multi_label: bool = False
+    threshold: float | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of the class numbers."""
+        return list(self.per_class.index)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values, NaN as None: `json.dumps` takes it as it is."""
+        summary = {name: plain(value) for name, value in self.summary.items()}
+        rows = self.per_class.to_dict("records")
+        per_class = [{"class": name, **row} for name, row in zip(self.classes, rows, strict=True)]
+        return {
+            "classes": self.classes,
+            "multi_label": self.multi_label,
+            "threshold": self.threshold,
+            "summary": summary | {"n": int(self.summary["n"])},
+            "per_class": [{key: plain(value) for key, value in row.items()} for row in per_class],
+            "confusion": self.confusion.to_numpy().tolist(),
+        }
+
+    def __repr__(self) -> str:
+        return f"{_rounded(self.summary).to_string()}\n\n{_rounded(self.per_class).to_string()}"
+
+    def _repr_html_(self) -> str:
+        summary = _rounded(self.summary).to_frame("value").to_html()
+        per_class = _rounded(self.per_class).to_html(max_rows=60)
+        return (
+            f'<div style="display:flex;gap:2em;align-items:flex-start">{summary}{per_class}</div>'
+        )
+
+
+def evaluate(
+    probs: Any,
+    targets: Any,
+    classes: Sequence[str],
+    *,
+    multi_label: bool = False,
+    threshold: float = 0.5,
+) -> Evaluation:
+    """Every measure of one set of predictions, from one confusion matrix and the probabilities.
+
+    Args:
+        probs: probabilities (N, C), numpy or torch; rows sum to 1 unless `multi_label`.
+        targets: class numbers (N,), or zeros and ones (N, C) if `multi_label`.
+        classes: C names.
+        multi_label: a sample may have several labels, or none.
+        threshold: a label is predicted when its probability is above this (multi-label only).
+
+    Returns:
+        An `Evaluation`. Its summary holds `accuracy` with its 95 % Wilson interval,
+        `top_5_accuracy` (k = C - 1 below six classes, left out for two), `balanced_accuracy`,
+        `macro_precision`, `macro_recall`, `macro_f1`, `log_loss`, `brier_score`, `ece` (15 bins).
+        With several labels per sample `accuracy` asks for the whole set of labels to be right,
+        and `label_accuracy` counts every label.
+
+    Raises:
+        EvaluationError: logits instead of probabilities, values that are not finite, lengths that
+            differ, or class numbers outside `classes`.
+
+    >>> evaluate([[.9, .1], [.2, .8], [.6, .4]], [0, 1, 1], ["cat", "dog"]).confusion
+    predicted  cat  dog
+    actual
+    cat          1    0
+    dog          1    1
+    """
+    classes = [str(name) for name in classes]
+    probs = check_probs(probs, multi_label=multi_label, n_classes=len(classes))
+    check = check_flags if multi_label else check_labels
+    targets = check(targets, len(classes))
+    check_same_length(probs=probs, targets=targets)
+    if multi_label and not 0 <= threshold <= 1:
+        raise EvaluationError(f"`threshold` is {threshold}; it is a probability, in 0..1")
+    if multi_label:
+        right, matrix, shares = _count_flags(probs, targets, threshold)
+    else:
+        right, matrix, shares = _count_labels(probs, targets)
+    return Evaluation(
+        summary=_summary(probs, targets, matrix, int(right.sum()), shares),
+        per_class=_per_class(matrix, classes),
+        confusion=_confusion_frame(matrix, classes),
+        multi_label=multi_label,
+        threshold=threshold if multi_label else None,
+    )
+
+
+def _count_labels(probs: np.ndarray, targets: np.ndarray) -> tuple:
+    """Return (right per sample, confusion matrix, the measures only this kind of data has)."""
+    n_classes = probs.shape[1]
+    pred_labels = probs.argmax(1) if len(probs) else targets
+    matrix = confusion_matrix(targets, pred_labels, n_classes)
+    k = min(5, n_classes - 1)  # the k = C likeliest of C classes always hold the truth
+    shares = {f"top_{k}_accuracy": measures.top_k_accuracy(probs, targets, k)} if k > 1 else {}
+    shares["balanced_accuracy"] = measures.balanced_accuracy(matrix)
+    return pred_labels == targets, matrix, shares
+
+
+def _count_flags(probs: np.ndarray, targets: np.ndarray, threshold: float) -> tuple:
+    """Return (right per sample, confusion matrices, the measures only this kind of data has)."""
+    preds = probs > threshold
+    matrix = multilabel_confusion(targets, preds)
+    return (preds == targets).all(1), matrix, {"label_accuracy": measures.accuracy(matrix)}
+
+
+def _summary(
+    probs: np.ndarray,
+    targets: np.ndarray,
+    matrix: np.ndarray,
+    n_right: int,
+    shares: dict[str, float],
+) -> pd.Series:
+    import pandas as pd
+
+    n = len(targets)
+    low, high = measures.wilson_interval(n_right, n)
+    macro = measures.precision_recall_f1(matrix).macro()
+    values = {
+        "n": float(n),
+        "accuracy": measures.ratio(n_right, n),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        **shares,
+        **{f"macro_{name}": value for name, value in macro._asdict().items()},
+        "log_loss": measures.log_loss(probs, targets),
+        "brier_score": measures.brier_score(probs, targets),
+        "ece": measures.expected_calibration_error(probs, targets),
+    }
+    return pd.Series(values, name="value", dtype=float)
+
+
+def _per_class(matrix: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    _, n, predicted = measures.class_counts(matrix)
+    rates = measures.precision_recall_f1(matrix)._asdict()
+    return pd.DataFrame({"n": n, **rates, "predicted": predicted}, index=_named(classes, "class"))
+
+
+def _confusion_frame(matrix: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    if matrix.ndim == 3:
+        cells = matrix.reshape(len(classes), 4)
+        return pd.DataFrame(cells, _named(classes, "class"), columns=["tn", "fp", "fn", "tp"])
+    return pd.DataFrame(
+        matrix, index=_named(classes, "actual"), columns=_named(classes, "predicted")
+    )
+
+
+def _named(classes: list[str], name: str) -> pd.Index:
+    import pandas as pd
+
+    return pd.Index(classes, name=name, dtype=object)
+
+
+def _rounded(table: Any) -> Any:
+    """Return a copy to look at: four digits, `n` whole, NaN as a dash."""
+    show = lambda value: "–" if _is_nan(value) else f"{value:.4g}" if value % 1 else f"{value:.0f}"
+    return table.map(show)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def plain(value: Any) -> Any:
+    """Return a numpy or Python scalar as what JSON knows; NaN becomes None."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if _is_nan(value) else value

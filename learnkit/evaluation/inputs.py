@@ -1,0 +1,139 @@
+"""What the measures accept: numpy or torch arrays, checked once, in one wording."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from learnkit.errors import EvaluationError
+
+ROW_SUM_TOLERANCE = 1e-3
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Return `values` as a numpy array without copying where that is possible."""
+    if hasattr(values, "detach"):  # a tensor: torch itself need not be imported to measure
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+        values = values.numpy()
+    return np.asarray(values)
+
+
+def check_labels(labels: Any, n_classes: int, *, name: str = "targets") -> np.ndarray:
+    """Return class numbers as int64 (N,).
+
+    Raises:
+        EvaluationError: not one whole number per sample, or outside `0..n_classes-1`.
+    """
+    array = as_array(labels)
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1:
+        raise EvaluationError(
+            f"`{name}` has shape {array.shape}; give one class number per sample, shape (N,)"
+            " (for several labels per sample pass `multi_label=True`)"
+        )
+    if array.dtype.kind == "f" and not np.array_equal(array, np.trunc(array)):
+        raise EvaluationError(
+            f"`{name}` holds {first_where(array, array != np.trunc(array))};"
+            " class numbers are whole"
+        )
+    if array.dtype.kind not in "biuf":
+        raise EvaluationError(
+            f"`{name}` holds {array.dtype} values such as {array[0]!r}; give class numbers,"
+            " for example `classes.index(label)`"
+        )
+    array = array.astype(np.int64)
+    outside = (array < 0) | (array >= n_classes)
+    if outside.any():
+        raise EvaluationError(
+            f"`{name}` holds {first_where(array, outside)}; with {n_classes} classes the numbers"
+            f" run from 0 to {n_classes - 1}"
+        )
+    return array
+
+
+def check_flags(flags: Any, n_classes: int, *, name: str = "targets") -> np.ndarray:
+    """Return zeros and ones, one column per class, as bool (N, C).
+
+    Raises:
+        EvaluationError: another shape, or values other than 0 and 1.
+    """
+    array = as_array(flags)
+    if array.size == 0:
+        return np.zeros((0, n_classes), bool)
+    if array.ndim != 2 or array.shape[1] != n_classes:
+        raise EvaluationError(
+            f"`{name}` has shape {array.shape}; several labels per sample are zeros and ones of"
+            f" shape (N, {n_classes})"
+        )
+    strange = (array != 0) & (array != 1)
+    if strange.any():
+        seen = first_where(array, strange)
+        raise EvaluationError(f"`{name}` holds {seen}; flags are 0 (absent) or 1 (there)")
+    return array.astype(bool)
+
+
+def check_probs(
+    probs: Any, *, multi_label: bool = False, n_classes: int | None = None
+) -> np.ndarray:
+    """Return `probs` as a float array (N, C): finite, in 0..1, rows summing to 1.
+
+    With several labels per sample the rows may sum to anything.
+
+    Raises:
+        EvaluationError: wrong shape, not finite, or not probabilities (logits, most often).
+    """
+    array = as_array(probs)
+    if array.ndim != 2 or (n_classes is not None and array.shape[1] != n_classes):
+        columns = "C" if n_classes is None else n_classes
+        raise EvaluationError(
+            f"`probs` has shape {array.shape}; give one row per sample and one column per class,"
+            f" shape (N, {columns})"
+        )
+    if array.dtype.kind != "f":
+        array = array.astype(np.float64)
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise EvaluationError(
+            f"`probs` holds {first_where(array, ~finite)}; every value must be finite:"
+            " look at the network's output for that sample"
+        )
+    if not multi_label and len(array):
+        _check_row_sums(array)
+    outside = (array < -ROW_SUM_TOLERANCE) | (array > 1 + ROW_SUM_TOLERANCE)
+    if outside.any():
+        remedy = "logits.sigmoid()" if multi_label else "logits.softmax(dim=1)"
+        raise EvaluationError(
+            f"`probs` holds {first_where(array, outside)}; probabilities lie in 0..1:"
+            f" pass `{remedy}`"
+        )
+    return array
+
+
+def check_same_length(**arrays: np.ndarray) -> None:
+    """Raise EvaluationError unless the named arrays have equally many rows."""
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        seen = ", ".join(f"`{name}` has {n}" for name, n in lengths.items())
+        raise EvaluationError(f"{seen} rows; give one row of each per sample, in the same order")
+
+
+def first_where(array: np.ndarray, mask: np.ndarray) -> str:
+    """Say which value stands at the first True of `mask`, and in which row."""
+    index = tuple(int(i) for i in np.argwhere(mask)[0])
+    value = array[index].item()
+    return f"{value:g} in row {index[0]}"
+
+
+def _check_row_sums(array: np.ndarray) -> None:
+    sums = array.sum(axis=1, dtype=np.float64)
+    wrong = np.abs(sums - 1) > ROW_SUM_TOLERANCE
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise EvaluationError(
+            f"`probs` rows must sum to 1, row {row} sums to {sums[row]:.4g}; if these are logits,"
+            " pass `logits.softmax(dim=1)`; if a sample may have several labels,"
+            " pass `multi_label=True`"
+        )

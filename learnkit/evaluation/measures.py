@@ -1,0 +1,203 @@
+"""The measures, each in one place: arrays in, floats out, NaN where a question has no answer.
+
+Counting measures are functions of a confusion matrix: (C, C) for one label per sample, (C, 2, 2)
+for several. Measures of probabilities take `probs` (N, C) and `targets`: class numbers (N,), or
+zeros and ones (N, C) when a sample may have several labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
+
+LOG_CLIP = float(np.finfo(np.float32).eps)  # 1.19e-7: what single precision resolves next to 1
+
+
+def class_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (hits, samples, predictions) per class, each (C,)."""
+    if confusion.ndim == 3:
+        return confusion[:, 1, 1], confusion[:, 1].sum(1), confusion[:, :, 1].sum(1)
+    return np.diagonal(confusion), confusion.sum(1), confusion.sum(0)
+
+
+def accuracy(confusion: np.ndarray) -> float:
+    """Share of right answers in 0..1; for a (C, 2, 2) matrix, over all (sample, label) pairs."""
+    if confusion.ndim == 3:
+        return ratio(confusion[:, 0, 0].sum() + confusion[:, 1, 1].sum(), confusion.sum())
+    return ratio(np.trace(confusion), confusion.sum())
+
+
+def wilson_interval(n_right: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """Bounds in 0..1 that hold the true share with 95 % confidence, given `n_right` of `n`.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+
+    >>> wilson_interval(10, 10)
+    (0.722, 1.0)
+    """
+    if n == 0:
+        return float("nan"), float("nan")
+    share, spread = n_right / n, z**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * np.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+class ClassRates(NamedTuple):
+    """Precision, recall and F1, float64 (C,) each in 0..1; NaN for a class without samples."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+    def macro(self) -> ClassRates:
+        """Return the plain means over the classes that have samples."""
+        return ClassRates(*(mean_of_known(values) for values in self))
+
+
+def precision_recall_f1(confusion: np.ndarray) -> ClassRates:
+    """Precision, recall and F1 of every class; `.macro()` averages them.
+
+    A class without samples gets NaN in all three and takes no part in the macro mean. A class with
+    samples that is never predicted has precision 0, as in scikit-learn.
+
+    >>> precision_recall_f1(np.array([[3, 1], [0, 4]])).recall
+    array([0.75, 1.  ])
+    """
+    hits, n, predicted = class_counts(confusion)
+    known = n > 0
+
+    def rate(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+        safe = np.maximum(denominator, 1)
+        return np.where(known, numerator / safe, np.nan)
+
+    return ClassRates(rate(hits, predicted), rate(hits, n), rate(2 * hits, n + predicted))
+
+
+def balanced_accuracy(confusion: np.ndarray) -> float:
+    """Mean recall over the classes that have samples, in 0..1."""
+    return mean_of_known(precision_recall_f1(confusion).recall)
+
+
+def top_k_accuracy(probs: Any, targets: Any, k: int = 5) -> float:
+    """Share of samples whose true class is among the `k` likeliest, in 0..1.
+
+    `k` above the number of classes counts as that number. Equal probabilities rank the lower class
+    number first, as argmax does, so that `k=1` is the accuracy.
+
+    >>> top_k_accuracy([[.5, .3, .2], [.5, .3, .2]], [1, 2], k=2)
+    0.5
+    """
+    probs = check_probs(probs)
+    targets = check_labels(targets, probs.shape[1])
+    check_same_length(probs=probs, targets=targets)
+    true_prob = np.take_along_axis(probs, targets[:, None], axis=1)
+    earlier = np.arange(probs.shape[1]) < targets[:, None]
+    rank = ((probs > true_prob) | ((probs == true_prob) & earlier)).sum(1)
+    return ratio((rank < k).sum(), len(targets))
+
+
+def log_loss(probs: Any, targets: Any) -> float:
+    """Mean of `-log p(truth)` in nats, 0 or more; lower is better.
+
+    Probabilities are clipped at 1.19e-7 from below (single precision's epsilon), so that one
+    confident error costs at most 15.9 and not infinity. With several labels per sample it is the
+    binary log loss, averaged over samples and classes.
+    """
+    probs, targets = _checked(probs, targets)
+    if targets.ndim == 1:
+        truth = np.take_along_axis(probs, targets[:, None], axis=1)
+    else:
+        truth = np.where(targets, probs, 1 - probs)
+    return mean(-np.log(np.clip(truth.astype(np.float64), LOG_CLIP, 1)))
+
+
+def brier_score(probs: Any, targets: Any) -> float:
+    """Mean over samples of the squared error summed over classes; lower is better.
+
+    Between 0 and 2 with one label per sample (Brier's own definition; twice the one-column form
+    that is common for two classes), between 0 and C with several.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+    probs, targets = _checked(probs, targets)
+    squares = np.einsum("ij,ij->i", probs, probs, dtype=np.float64)
+    if targets.ndim == 1:  # the sum without an (N, C) array of differences
+        truth = np.take_along_axis(probs, targets[:, None], axis=1)[:, 0].astype(np.float64)
+        return mean(np.maximum(squares - 2 * truth + 1, 0))
+    return mean(np.square(probs.astype(np.float64) - targets).sum(1))
+
+
+class CalibrationBins(NamedTuple):
+    """Cases, mean confidence and share of right answers per bin, (n_bins,) each; NaN if empty."""
+
+    n: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+def calibration_bins(probs: Any, targets: Any, *, n_bins: int = 15) -> CalibrationBins:
+    """Confidence beside accuracy in `n_bins` bins of equal width.
+
+    Bin i holds confidences in (i/n_bins, (i+1)/n_bins]; the first also holds 0. The confidence of
+    a sample is its largest probability. With several labels per sample every (sample, class) pair
+    is a case of its own: its confidence is the probability, it is right when the label is there.
+    """
+    probs, targets = _checked(probs, targets)
+    if targets.ndim == 1:
+        right = (probs.argmax(1) == targets) if len(targets) else np.zeros(0)
+        confidence = probs.max(1) if len(targets) else np.zeros(0)
+    else:
+        right, confidence = targets.ravel(), probs.ravel()
+    confidence = confidence.astype(np.float64)
+    edges = np.arange(1, n_bins) / n_bins
+    bins = np.searchsorted(edges, confidence, side="left")  # "left" closes the bins on the right
+    n = np.bincount(bins, minlength=n_bins)
+    sums = (
+        np.bincount(bins, confidence, minlength=n_bins),
+        np.bincount(bins, right, minlength=n_bins),
+    )
+    confidence, share = (np.where(n > 0, s / np.maximum(n, 1), np.nan) for s in sums)
+    return CalibrationBins(n, confidence, share)
+
+
+def expected_calibration_error(probs: Any, targets: Any, *, n_bins: int = 15) -> float:
+    """Mean distance between confidence and accuracy over the bins, weighted by cases, in 0..1.
+
+    Lower is better. Bins as in `calibration_bins`: equal width, closed on the right.
+
+    Source: Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning", 2015.
+
+    >>> expected_calibration_error([[.9, .1]] * 10, [0] * 7 + [1] * 3)  # right 7 times in 10
+    0.2
+    """
+    n, confidence, share = calibration_bins(probs, targets, n_bins=n_bins)
+    return ratio((n * np.nan_to_num(np.abs(confidence - share))).sum(), n.sum())
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """Return the quotient as a float, NaN over zero."""
+    return float(numerator) / float(denominator) if denominator else float("nan")
+
+
+def mean(values: np.ndarray) -> float:
+    """Return the mean as a float, NaN of nothing."""
+    return ratio(values.sum(), values.size)
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """Return the mean of the values that are not NaN, NaN if none is."""
+    return mean(values[~np.isnan(values)])
+
+
+def _checked(probs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return both checked; two-dimensional targets mean several labels per sample."""
+    multi_label = np.ndim(targets) == 2
+    probs = check_probs(probs, multi_label=multi_label)
+    check = check_flags if multi_label else check_labels
+    targets = check(targets, probs.shape[1])
+    check_same_length(probs=probs, targets=targets)
+    return probs, targets

@@ -1,0 +1,201 @@
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import sklearn.metrics as skm
+import torch
+
+from learnkit.errors import EvaluationError
+from learnkit.evaluation.evaluate import evaluate
+
+N = 240
+
+
+def softmax(logits):
+    exps = np.exp(logits - logits.max(1, keepdims=True))
+    return exps / exps.sum(1, keepdims=True)
+
+
+def case(name):
+    """Return (probs, targets) of the named kind of data."""
+    rng = np.random.default_rng(0)
+    n_classes = {"binary": 2, "single-class": 1, "three": 3}.get(name, 8)
+    targets = rng.integers(0, n_classes, N)
+    if name == "absent-class":
+        targets[targets == 5] = 4
+    if name == "one-class-of-many":
+        targets[:] = 2
+    helpful = 40.0 if name == "perfect" else 1.5
+    logits = rng.normal(size=(N, n_classes)) + helpful * np.eye(n_classes)[targets]
+    if name == "never-predicted":
+        logits[:, 3] = -9.0
+    return softmax(logits), targets
+
+
+CASES = (
+    *("random", "three", "binary", "single-class", "absent-class", "one-class-of-many"),
+    *("perfect", "never-predicted"),
+)
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("name", CASES)
+def test_every_measure_equals_scikit_learns(name):
+    probs, targets = case(name)
+    n_classes = probs.shape[1]
+    preds, labels, present = probs.argmax(1), range(n_classes), np.unique(targets)
+    found = evaluate(probs, targets, [f"c{i}" for i in labels])
+    macro = skm.precision_recall_fscore_support(
+        targets, preds, labels=present, average="macro", zero_division=0
+    )
+    expected = {
+        "n": N,
+        "accuracy": skm.accuracy_score(targets, preds),
+        "balanced_accuracy": np.mean([np.mean(preds[targets == c] == c) for c in present]),
+        "macro_precision": macro[0],
+        "macro_recall": macro[1],
+        "macro_f1": macro[2],
+    }
+    if n_classes > 1:
+        expected["log_loss"] = skm.log_loss(targets, probs, labels=labels)
+    if n_classes > 5:
+        top_5 = skm.top_k_accuracy_score(targets, probs, k=5, labels=labels)
+        expected["top_5_accuracy"] = top_5
+    for measure, value in expected.items():
+        assert found.summary[measure] == pytest.approx(value, abs=1e-7), measure
+    np.testing.assert_array_equal(
+        found.confusion.to_numpy(), skm.confusion_matrix(targets, preds, labels=labels)
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_per_class_rows_equal_scikit_learns_and_absent_classes_are_nan(name):
+    probs, targets = case(name)
+    preds, n_classes = probs.argmax(1), probs.shape[1]
+    table = evaluate(probs, targets, [f"c{i}" for i in range(n_classes)]).per_class
+    expected = skm.precision_recall_fscore_support(
+        targets, preds, labels=range(n_classes), zero_division=0
+    )
+    present = expected[3] > 0
+    for column, values in zip(("precision", "recall", "f1"), expected[:3], strict=True):
+        np.testing.assert_allclose(table[column].to_numpy()[present], values[present])
+        assert table[column][~present].isna().all()
+    np.testing.assert_array_equal(table["n"], expected[3])
+    np.testing.assert_array_equal(table["predicted"], np.bincount(preds, minlength=n_classes))
+
+
+def test_balanced_accuracy_equals_scikit_learns_where_it_has_one():
+    probs, targets = case("random")
+    expected = skm.balanced_accuracy_score(targets, probs.argmax(1))
+    found = evaluate(probs, targets, list("abcdefgh"))
+    assert found.summary["balanced_accuracy"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "column"), [(3, "top_2_accuracy"), (6, "top_5_accuracy"), (2, None)]
+)
+def test_top_k_is_reported_only_where_it_can_be_wrong(n_classes, column):
+    probs = np.full((4, n_classes), 1 / n_classes)
+    names = [c for c in evaluate(probs, [0] * 4, range(n_classes)).summary.index if "top" in c]
+    assert names == ([column] if column else [])
+
+
+def test_a_perfect_predictor_scores_the_ideal_everywhere():
+    summary = evaluate(np.eye(6), np.arange(6), list("abcdef")).summary
+    ideal = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "top_5_accuracy"), 1.0)
+    for measure, value in (ideal | {"log_loss": 0, "brier_score": 0, "ece": 0}).items():
+        assert summary[measure] == value
+    assert summary["accuracy_low"] < 1 == summary["accuracy_high"]
+
+
+def test_multilabel_measures_equal_scikit_learns():
+    rng = np.random.default_rng(0)
+    flags = rng.integers(0, 2, (N, 4))
+    flags[:, 3] = 0  # a label that never occurs
+    probs = np.clip(0.4 * flags + rng.uniform(0, 0.7, (N, 4)), 0, 1)
+    found = evaluate(probs, flags, list("abcd"), multi_label=True, threshold=0.5)
+    preds = probs > 0.5
+    assert found.summary["accuracy"] == pytest.approx(skm.accuracy_score(flags, preds))
+    assert found.summary["label_accuracy"] == pytest.approx(1 - skm.hamming_loss(flags, preds))
+    macro = skm.precision_recall_fscore_support(
+        flags, preds, labels=[0, 1, 2], average="macro", zero_division=0
+    )
+    for i, name in enumerate(("precision", "recall", "f1")):
+        assert found.summary[f"macro_{name}"] == pytest.approx(macro[i])
+    cells = skm.multilabel_confusion_matrix(flags, preds).reshape(4, 4)
+    np.testing.assert_array_equal(found.confusion[["tn", "fp", "fn", "tp"]], cells)
+    assert np.isnan(found.per_class.loc["d", "recall"])
+
+
+def test_the_threshold_itself_is_not_above_the_threshold():
+    found = evaluate([[0.5, 0.51]], [[0, 1]], ["a", "b"], multi_label=True, threshold=0.5)
+    assert found.summary["accuracy"] == 1.0
+
+
+def test_no_warning_and_no_exception_without_samples_or_with_absent_classes():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        empty = evaluate(np.zeros((0, 3)), [], list("abc"))
+        evaluate([[1.0, 0.0, 0.0]], [0], list("abc"))
+        evaluate(np.zeros((0, 3)), np.zeros((0, 3)), list("abc"), multi_label=True)
+    assert empty.summary["n"] == 0
+    assert empty.summary.drop("n").isna().all()
+
+
+def test_tensors_give_the_same_numbers_as_arrays():
+    probs, targets = case("random")
+    tensors = evaluate(torch.tensor(probs), torch.tensor(targets), list("abcdefgh"))
+    arrays = evaluate(probs, targets, list("abcdefgh"))
+    assert tensors.to_dict() == arrays.to_dict()
+
+
+def test_to_dict_is_strict_json_and_reads_back():
+    found = evaluate([[0.9, 0.1], [0.6, 0.4]], [0, 0], ["cat", "dog"])
+    read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert read["summary"]["n"] == 2
+    assert read["per_class"][1]["class"] == "dog"
+    assert read["per_class"][1]["recall"] is None
+    assert read["confusion"] == [[2, 0], [0, 0]]
+
+
+def test_class_names_are_escaped_in_html():
+    html = evaluate([[1.0, 0.0]], [0], ["<script>", "b"])._repr_html_()
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+
+
+def test_the_text_form_shows_counts_whole_and_nan_as_a_dash():
+    text = repr(evaluate([[0.75, 0.25]] * 3, [0, 0, 0], ["cat", "dog"]))
+    assert "log_loss" in text
+    assert "0.2877" in text
+    assert "nan" not in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([[4.0, 1.0]], [0], ["a", "b"]), r"row 0 sums to 5; .*softmax"),
+        (([[0.5, 0.5]], [0], ["a", "b", "c"]), r"`probs` has shape \(1, 2\); .* shape \(N, 3\)"),
+        (([[0.5, 0.5]], [2], ["a", "b"]), "`targets` holds 2 in row 0"),
+        (([[0.5, 0.5]], [0, 1], ["a", "b"]), "`probs` has 1, `targets` has 2 rows"),
+    ],
+)
+def test_bad_input_is_refused_with_the_remedy(arguments, message):
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(*arguments)
+
+
+def test_multilabel_refuses_logits_and_odd_thresholds():
+    with pytest.raises(EvaluationError, match=r"`logits.sigmoid\(\)`"):
+        evaluate([[3.0, 0.1]], [[1, 0]], ["a", "b"], multi_label=True)
+    with pytest.raises(EvaluationError, match="`threshold` is 2; it is a probability"):
+        evaluate([[0.3, 0.1]], [[1, 0]], ["a", "b"], multi_label=True, threshold=2)
+
+
+def test_importing_needs_neither_pandas_nor_torch():
+    code = "import sys, learnkit.evaluation.evaluate; print({'pandas', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
