@@ -1,0 +1,212 @@
+"""Reading one image into 8-bit RGB or grey, or saying exactly why not.
+
+The one reader of learnkit: training, checks and deployment all see a file through `read_image`. It
+guesses nothing (16-bit and float pixels need a range, an animation needs a frame), decodes only the
+formats on its list, and never touches Pillow's global settings, so threads may share it.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from learnkit.data.pixels import check_pixel_count, eight_bit_image, image_from_array
+from learnkit.errors import DataError, ImageReadError
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
+IMAGE_EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+)
+MAX_PIXELS = 50_000_000
+_ORIENTATION = 0x0112
+
+
+def read_image(
+    source: Any,
+    *,
+    channels: int = 3,
+    bit_depth: int | None = None,
+    background: int | tuple[int, int, int] = 255,
+    exif_transpose: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Upright 8-bit image of mode "RGB" (`channels=3`) or "L" (`channels=1`), decoded in full.
+
+    Grey, palette, 1-bit, CMYK and alpha are converted; 16-bit grey is scaled to 0..255, never
+    clipped. Of a camera's multi-picture JPEG (MPO) the main picture is read.
+
+    Args:
+        source: Path, bytes, binary file object, PIL image, array (H, W) or (H, W, C) or tensor
+            (C, H, W) of uint8 or uint16.
+        channels: 3 or 1.
+        bit_depth: Bits in use in images of more than 8 bits (12 for a 12-bit camera). Left out,
+            16-bit images use the full 16 bits and 32-bit ones are refused.
+        background: Grey value or (r, g, b) seen through transparent pixels.
+        exif_transpose: Turn the image as its EXIF orientation says (Pillow turns TIFF always).
+        max_pixels: Larger images are refused by their header, before anything is decoded.
+
+    Raises:
+        ImageReadError: The file is missing, empty, damaged, too large, of another format, has
+            several frames, or its pixels have no known range. The message names the file.
+        DataError: An option breaks its rule.
+
+    >>> read_image(np.full((4, 6), 65535, "uint16")).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    check_read_options(channels, bit_depth, background, max_pixels)
+    name = source_name(source)
+    try:
+        image = _decode(source, name, bit_depth, max_pixels)
+        if exif_transpose and image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        image = eight_bit_image(image, name, bit_depth)
+        if image.has_transparency_data:
+            image = _composite(image, background)
+        return image.convert("RGB" if channels == 3 else "L")
+    except ImageReadError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise ImageReadError(f"image {name} cannot be read: {_reason(error, source)}") from error
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Every file below `folder` with an image extension, sorted by path; hidden ones are skipped.
+
+    Links are followed, a link back to a folder above itself is not.
+
+    Raises:
+        DataError: `folder` is not a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"folder {str(folder)!r} does not exist or is not a folder; check the path")
+    return sorted(path for path in _walk(folder, ()) if path.suffix.lower() in IMAGE_EXTENSIONS)
+
+
+def source_name(source: Any) -> str:
+    """Quoted file name, or what kind of object it is: how messages name an image."""
+    if isinstance(source, str | os.PathLike):
+        return repr(os.fspath(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"of {len(source)} bytes"
+    name = getattr(source, "filename", None) or getattr(source, "name", None)
+    return repr(os.fspath(name)) if isinstance(name, str | os.PathLike) else type(source).__name__
+
+
+def check_read_options(
+    channels: int, bit_depth: int | None, background: Any, max_pixels: int
+) -> None:
+    """Raise DataError unless the options of `read_image` make sense."""
+    if channels not in (1, 3):
+        raise DataError(f"`channels` is {channels!r}; it must be 3 (RGB) or 1 (grey)")
+    if bit_depth is not None and not (_is_int(bit_depth) and 8 <= bit_depth <= 32):
+        raise DataError(f"`bit_depth` is {bit_depth!r}; it must be None or an integer from 8 to 32")
+    colour = background if isinstance(background, tuple | list) else (background,) * 3
+    if len(colour) != 3 or not all(_is_int(value) and 0 <= value <= 255 for value in colour):
+        raise DataError(f"`background` is {background!r}; it must be 0..255 or three of those")
+    if not (_is_int(max_pixels) and max_pixels > 0):
+        raise DataError(f"`max_pixels` is {max_pixels!r}; it must be a positive integer")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """Visible files below `folder`; `above` are the real folders on the way, against link loops."""
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if not entry.is_dir():
+                yield Path(entry.path)
+            elif not (entry.is_symlink() and os.path.realpath(entry.path) in above):
+                yield from _walk(Path(entry.path), above)
+
+
+def _decode(source: Any, name: str, bit_depth: int | None, max_pixels: int) -> Image.Image:
+    """Loaded PIL image of any kind of source, in whatever mode it came."""
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return image_from_array(source, name, bit_depth, max_pixels)
+    if isinstance(source, Image.Image):
+        return _loaded(source, name, bit_depth, max_pixels)
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            return _loaded(_open(file, name), name, bit_depth, max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _loaded(_open(io.BytesIO(source), name), name, bit_depth, max_pixels)
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        return _loaded(_open(source, name), name, bit_depth, max_pixels)
+    raise ImageReadError(
+        f"`source` is a {type(source).__name__}; an image is read from a path, bytes, a binary "
+        "file, a PIL image, an array (H, W, C) or a tensor (C, H, W)"
+    )
+
+
+def _open(file: IO[bytes], name: str) -> Image.Image:
+    """PIL image of a file with one frame, not decoded yet."""
+    image = Image.open(file, formats=FORMATS)
+    # An MPO is a JPEG with previews or a second eye behind it; its first frame is the photograph.
+    n_frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if n_frames > 1:
+        raise ImageReadError(
+            f"image {name} has {n_frames} frames; which one is meant is not known. Save that one "
+            "as a file of its own, or open it with Pillow, `seek` to it and pass the PIL image"
+        )
+    return image
+
+
+def _loaded(image: Image.Image, name: str, bit_depth: int | None, max_pixels: int) -> Image.Image:
+    """The same image, decoded after its header was found acceptable."""
+    check_pixel_count(*image.size, name, max_pixels)
+    if bit_depth not in (None, 16) and _is_wide_colour(image):
+        raise ImageReadError(
+            f"image {name} has 16-bit colour, which is read as its upper 8 bits; `bit_depth="
+            f"{bit_depth}` cannot be applied. Pass a uint16 array instead"
+        )
+    image.load()
+    return image
+
+
+def _is_wide_colour(image: Image.Image) -> bool:
+    """Whether Pillow will decode 16-bit colour to 8 bits; its raw mode is known before decoding."""
+    raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
+    return not image.mode.startswith("I") and any(";16" in mode for mode in raw_modes)
+
+
+def _composite(image: Image.Image, background: int | tuple[int, int, int]) -> Image.Image:
+    """RGB of `image` laid over a plain background."""
+    colour = (background,) * 3 if isinstance(background, int) else tuple(background)
+    canvas = Image.new("RGBA", image.size, (*colour, 255))
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas.convert("RGB")
+
+
+def _reason(error: Exception, source: Any) -> str:
+    """One clause saying what went wrong, and what to do about it."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{error} It was not decoded; shrink it"
+    if isinstance(error, Image.UnidentifiedImageError):
+        head = _head(source)
+        if not head:
+            return "it is empty (0 bytes); remove or replace it"
+        return f"it begins with {head!r}: not {', '.join(FORMATS)}. Convert or remove it"
+    return f"{error or type(error).__name__}; the file is damaged or incomplete, replace it"
+
+
+def _head(source: Any) -> bytes:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source[:16])
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            return file.read(16)
+    source.seek(0)
+    return source.read(16)

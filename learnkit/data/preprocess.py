@@ -1,0 +1,257 @@
+"""The one recipe from an image to the network's input, shared by training, cache and deployment.
+
+`Preprocessing` is data: it compares equal, travels as JSON and holds no callable. Its geometry is
+fastai's `Resize` on the validation split, pixel for pixel, without fastai.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from learnkit.data.image import MAX_PIXELS, check_read_options, read_image
+from learnkit.errors import DataError, InputSizeError
+
+METHODS = ("crop", "squish", "pad")
+_NUMPY_PAD = {"zeros": "constant", "border": "edge", "reflection": "reflect"}
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_CHOICES = {
+    "method": METHODS,
+    "interpolation": tuple(_RESAMPLING),
+    "pad_mode": tuple(_NUMPY_PAD),
+    "exif_transpose": (True, False),
+}
+_MAX_SIDE = 16_384
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a file becomes a float32 tensor (C, H, W): read, crop, resize, scale, normalise.
+
+    Args:
+        size: (height, width) of the result; one integer means a square.
+        channels: 3 (RGB) or 1 (grey).
+        mean: Per channel, of pixels in 0..1; None for no normalisation.
+        std: Per channel, of pixels in 0..1; given exactly when `mean` is.
+        method: "crop" cuts the largest centred box of the target's aspect, "squish" distorts, "pad"
+            fills up to the target's aspect.
+        crop: Share of that box's sides that is kept, in (0, 1]; 1 for "pad".
+        interpolation: Pillow's filter for the one resize, by name.
+        bit_depth: As in `read_image`.
+        background: As in `read_image`.
+        exif_transpose: As in `read_image`.
+        pad_mode: "zeros", "border" or "reflection": what "pad" fills with.
+        max_pixels: As in `read_image`.
+
+    Raises:
+        DataError: A field breaks its rule; the message names it.
+
+    >>> Preprocessing(224) == Preprocessing.from_dict(Preprocessing(224).to_dict())
+    True
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    method: str = "crop"
+    crop: float = 1.0
+    interpolation: str = "bilinear"
+    bit_depth: int | None = None
+    background: int | tuple[int, int, int] = 255
+    exif_transpose: bool = True
+    pad_mode: str = "zeros"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        size = (self.size,) * 2 if isinstance(self.size, int) else self.size
+        for name, value in [("size", _tuple(size)), ("background", _tuple(self.background))]:
+            object.__setattr__(self, name, value)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _floats(name, getattr(self, name)))
+        self._check()
+
+    def read(self, source: Any) -> Image.Image:
+        """PIL image of `size`, mode "RGB" or "L", of anything `read_image` takes."""
+        image = read_image(
+            source,
+            channels=self.channels,
+            bit_depth=self.bit_depth,
+            background=self.background,
+            exif_transpose=self.exif_transpose,
+            max_pixels=self.max_pixels,
+        )
+        return self.resize(image)
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """PIL image of `size` and the same mode: a centred cut or fill, then one resize."""
+        height, width = self.size
+        box = self._box(*image.size)
+        if box != (0, 0, *image.size):
+            image = _cut(image, box, _NUMPY_PAD[self.pad_mode])
+        return image.resize((width, height), _RESAMPLING[self.interpolation])
+
+    def load(self, source: Any) -> torch.Tensor:
+        """uint8 tensor (C, H, W), contiguous and its own memory, of anything `read_image` takes."""
+        return to_tensor(self.read(source))
+
+    def normalize(self, batch: torch.Tensor) -> torch.Tensor:
+        """float32 of the same shape, `(x / 255 - mean) / std`; floats are taken as divided already.
+
+        Args:
+            batch: uint8 in 0..255 or floats in 0..1, (N, C, H, W) or (C, H, W); left unchanged.
+
+        Raises:
+            InputSizeError: The number of channels is another one.
+            DataError: Floats leave 0..1, or the type is neither uint8 nor float.
+        """
+        self._check_batch(batch)
+        x = batch.as_subclass(torch.Tensor).to(torch.float32, copy=True)
+        if batch.dtype == torch.uint8:
+            x.div_(255)
+        if self.mean is None:
+            return x
+        mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return x.sub_(mean).div_(std)
+
+    def __call__(self, source: Any) -> torch.Tensor:
+        """float32 tensor (C, H, W), normalised: what the network sees of `source`."""
+        return self.normalize(self.load(source))
+
+    def replace(self, **changes: Any) -> "Preprocessing":
+        """The same recipe with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as JSON types; `from_dict` gives an equal recipe back."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
+        """The recipe that `to_dict` wrote; fields left out have their default.
+
+        Raises:
+            DataError: A field is unknown, `size` is missing, or a value breaks its rule.
+        """
+        if not isinstance(fields, dict) or "size" not in fields:
+            raise DataError(
+                f"preprocessing is {fields!r:.200}; it must be a dictionary with `size`"
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(map(str, set(fields) - known)):
+            raise DataError(
+                f"preprocessing has unknown fields {unknown}; known are {sorted(known)}"
+            )
+        return cls(**fields)
+
+    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of what is resized; outside the image for "pad"."""
+        if self.method == "squish":
+            box = (width, height)
+        else:
+            ratios = (width / self.size[1], height / self.size[0])
+            scale = max(ratios) if self.method == "pad" else min(ratios)
+            box = (scale * self.size[1], scale * self.size[0])
+        # Truncation, and truncation again for the corner, is what fastai does.
+        w, h = (max(1, int(side * self.crop)) for side in box)
+        left, top = int(0.5 * (width - w)), int(0.5 * (height - h))
+        return left, top, left + w, top + h
+
+    def _check(self) -> None:
+        check_read_options(self.channels, self.bit_depth, self.background, self.max_pixels)
+        if not (
+            isinstance(self.size, tuple)
+            and len(self.size) == 2
+            and all(type(side) is int and 1 <= side <= _MAX_SIDE for side in self.size)
+        ):
+            raise DataError(
+                f"`size` is {self.size!r}; it must be (height, width) in 1..{_MAX_SIDE}"
+            )
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if type(value) is not type(allowed[0]) or value not in allowed:
+                raise DataError(f"`{name}` is {value!r}; it must be one of {allowed}")
+        if type(self.crop) not in (int, float) or not 0 < self.crop <= 1:
+            raise DataError(f"`crop` is {self.crop!r}; it must be a share in (0, 1]")
+        if self.method == "pad" and self.crop != 1:
+            raise DataError(
+                f"`crop` is {self.crop!r} with `method='pad'`, which cuts nothing; use 1"
+            )
+        self._check_statistics()
+
+    def _check_statistics(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise DataError("`mean` and `std` go together; give both or neither")
+        for name, values in [("mean", self.mean), ("std", self.std)]:
+            if values is not None and len(values) != self.channels:
+                raise DataError(
+                    f"`{name}` has {len(values)} values for {self.channels} channels; give one each"
+                )
+        if self.std is not None and min(self.std) <= 0:
+            raise DataError(f"`std` is {self.std}; every value must be above 0")
+
+    def _check_batch(self, batch: torch.Tensor) -> None:
+        if batch.ndim not in (3, 4) or batch.shape[-3] != self.channels:
+            raise InputSizeError(
+                f"`batch` has shape {tuple(batch.shape)}; it must be (N, {self.channels}, H, W)"
+            )
+        if batch.dtype == torch.uint8 or batch.numel() == 0:
+            return
+        if not batch.is_floating_point():
+            raise DataError(f"`batch` is {batch.dtype}; it must be uint8 or floats in 0..1")
+        low, high = batch.detach().aminmax()
+        if not (low >= -1e-3 and high <= 1.001):
+            raise DataError(
+                f"`batch` has floats in {low:.4g}..{high:.4g}; they must lie in 0..1: divide by "
+                "255 or pass uint8"
+            )
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """uint8 tensor (C, H, W) of an 8-bit PIL image, contiguous and its own memory."""
+    pixels = np.asarray(image)
+    channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.array(channels_first, order="C"))
+
+
+def _cut(image: Image.Image, box: tuple[int, int, int, int], fill: str) -> Image.Image:
+    """The pixels in `box`; those outside the image are filled in."""
+    left, top, right, bottom = box
+    width, height = image.size
+    inner = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
+    if inner != (0, 0, width, height):
+        image = image.crop(inner)
+    if inner == box:
+        return image
+    pads = [(inner[1] - top, bottom - inner[3]), (inner[0] - left, right - inner[2]), (0, 0)]
+    pixels = np.asarray(image)
+    return Image.fromarray(np.pad(pixels, pads[: pixels.ndim], mode=fill))
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _floats(name: str, values: Any) -> tuple[float, ...] | None:
+    """`values` as a tuple of finite floats; one number is a tuple of one."""
+    if values is None:
+        return None
+    try:
+        numbers = np.asarray(values, dtype=np.float64).reshape(-1).tolist()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"`{name}` is {values!r}; it must be one number per channel") from error
+    if not all(map(math.isfinite, numbers)):
+        raise DataError(f"`{name}` is {values!r}; every value must be finite")
+    return tuple(numbers)

@@ -1,0 +1,210 @@
+"""The recipe equals fastai's validation transforms, and travels as data."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fastai.data.transforms import IntToFloatTensor, Normalize
+from fastai.vision.augment import Resize
+from fastai.vision.core import PILImage, PILImageBW, TensorImage
+from PIL import Image
+
+from learnkit.data.preprocess import Preprocessing
+from learnkit.errors import DataError, InputSizeError
+
+SIZES = [(5, 6), (7, 5), (33, 64), (64, 33), (50, 50), (131, 29)]
+TARGETS = [32, (17, 31), (40, 13)]
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def noise(height, width, channels=3):
+    pixels = np.random.default_rng(height * 1000 + width).integers(
+        0, 256, (height, width, channels)
+    )
+    return Image.fromarray(pixels.astype("uint8").squeeze())
+
+
+@pytest.mark.parametrize("method", ["crop", "squish", "pad"])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("size", SIZES)
+def test_geometry_equals_fastai_resize_pixel_for_pixel(method, target, size):
+    image = noise(*size)
+    for pad_mode in ("zeros", "border", "reflection") if method == "pad" else ("zeros",):
+        ours = Preprocessing(target, method=method, pad_mode=pad_mode).resize(image)
+        fastai = Resize(target, method=method, pad_mode=pad_mode)(PILImage(image), split_idx=1)
+        assert np.array_equal(np.asarray(ours), np.asarray(fastai))
+
+
+def test_a_cut_thinner_than_a_pixel_keeps_one_where_fastai_returns_black():
+    image = noise(3, 2)
+    fastai = Resize((40, 13))(PILImage(image), split_idx=1)
+    assert not np.asarray(fastai).any()
+    ours = Preprocessing((40, 13)).resize(image)
+    expected = image.crop((0, 0, 1, 3)).resize((13, 40), Image.Resampling.BILINEAR)
+    assert np.array_equal(np.asarray(ours), np.asarray(expected))
+
+
+def test_grey_geometry_equals_fastai():
+    image = noise(41, 60, 1)
+    for method in ("crop", "squish", "pad"):
+        ours = Preprocessing((20, 24), channels=1, method=method).resize(image)
+        fastai = Resize((20, 24), method=method, pad_mode="zeros")(PILImageBW(image), split_idx=1)
+        assert np.array_equal(np.asarray(ours), np.asarray(fastai))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_interpolation_is_pillows(interpolation):
+    image = noise(40, 40)
+    expected = image.resize((16, 16), getattr(Image.Resampling, interpolation.upper()))
+    ours = Preprocessing(16, interpolation=interpolation).resize(image)
+    assert np.array_equal(np.asarray(ours), np.asarray(expected))
+
+
+@pytest.mark.parametrize("method", ["crop", "squish"])
+def test_crop_share_keeps_the_centre(method):
+    image = noise(40, 40)
+    expected = image.crop((10, 10, 30, 30)).resize((8, 8), Image.Resampling.BILINEAR)
+    ours = Preprocessing(8, method=method, crop=0.5).resize(image)
+    assert np.array_equal(np.asarray(ours), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (1, 1)])
+@pytest.mark.parametrize("method", ["crop", "squish", "pad"])
+def test_extreme_shapes_give_the_declared_size(size, method):
+    tensor = Preprocessing((48, 49), method=method).load(np.full((*size, 3), 77, "uint8"))
+    assert tensor.shape == (3, 48, 49)
+    if method != "pad":
+        assert (tensor == 77).all()
+
+
+def test_load_is_a_contiguous_copy_in_channel_first_order():
+    image = noise(8, 8)
+    tensor = Preprocessing(8).load(image)
+    assert tensor.dtype == torch.uint8
+    assert tensor.is_contiguous()
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(image))
+    before = np.asarray(image).copy()
+    tensor.zero_()
+    assert np.array_equal(np.asarray(image), before)
+
+
+def test_normalize_equals_fastai_to_1e_6():
+    batch = torch.randint(0, 256, (4, 3, 9, 7), dtype=torch.uint8)
+    mean, std = IMAGENET.values()
+    fastai = Normalize.from_stats(mean, std, cuda=False)(IntToFloatTensor()(TensorImage(batch)))
+    ours = Preprocessing((9, 7), **IMAGENET).normalize(batch)
+    assert type(ours) is torch.Tensor
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, fastai.as_subclass(torch.Tensor), atol=1e-6, rtol=0)
+
+
+def test_normalize_of_floats_and_of_bytes_agree_and_change_nothing():
+    recipe = Preprocessing(6, **IMAGENET)
+    batch = torch.randint(0, 256, (2, 3, 6, 6), dtype=torch.uint8)
+    floats = batch / 255
+    kept = floats.clone()
+    assert torch.equal(recipe.normalize(batch), recipe.normalize(floats))
+    assert torch.equal(floats, kept)
+    assert type(recipe.normalize(TensorImage(floats))) is torch.Tensor
+
+
+def test_normalize_without_statistics_is_division_by_255():
+    batch = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(Preprocessing(16, channels=1).normalize(batch), batch / 255)
+
+
+def test_call_is_load_then_normalize():
+    recipe = Preprocessing(12, **IMAGENET)
+    image = noise(20, 30)
+    one = recipe(image)
+    assert torch.equal(one, recipe.normalize(recipe.load(image)[None])[0])
+    expected = torch.tensor(np.asarray(recipe.resize(image)) / 255).permute(2, 0, 1)
+    expected = (expected - torch.tensor(IMAGENET["mean"]).view(3, 1, 1)) / torch.tensor(
+        IMAGENET["std"]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(one, expected.float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        (
+            torch.zeros(2, 1, 4, 4),
+            InputSizeError,
+            r"\(2, 1, 4, 4\); it must be \(N, 3, H, W\)",
+        ),
+        (torch.zeros(4, 4), InputSizeError, r"shape \(4, 4\)"),
+        (torch.full((1, 3, 2, 2), 200.0), DataError, r"floats in 200..200; .* divide by 255"),
+        (torch.full((1, 3, 2, 2), float("nan")), DataError, "must lie in 0..1"),
+        (torch.zeros(1, 3, 2, 2, dtype=torch.int64), DataError, "torch.int64; it must be uint8"),
+    ],
+)
+def test_normalize_refuses_rather_than_guesses(batch, error, message):
+    with pytest.raises(error, match=message):
+        Preprocessing(4).normalize(batch)
+
+
+RECIPES = [
+    Preprocessing(224),
+    Preprocessing((120, 160), mean=torch.tensor([0.5] * 3), std=[0.25, 0.5, 1]),
+    Preprocessing(32, channels=1, mean=0.1, std=(0.3,), method="pad", pad_mode="reflection"),
+    Preprocessing(64, crop=0.875, interpolation="bicubic", bit_depth=12, background=[1, 2, 3]),
+    Preprocessing(8, method="squish", exif_transpose=False, max_pixels=1000),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_travels_as_strict_json(recipe):
+    text = json.dumps(recipe.to_dict(), allow_nan=False)
+    back = Preprocessing.from_dict(json.loads(text))
+    assert back == recipe
+    assert hash(back) == hash(recipe)
+    assert set(recipe.to_dict()) == set(Preprocessing.__dataclass_fields__)
+
+
+def test_recipes_that_differ_in_any_field_differ():
+    base = Preprocessing(64, **IMAGENET)
+    changes = {"size": 65, "method": "squish", "crop": 0.9, "interpolation": "box"}
+    changes |= {"bit_depth": 10, "background": 0, "exif_transpose": False, "pad_mode": "border"}
+    changes |= {"max_pixels": 9, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    for name, value in changes.items():
+        assert base.replace(**{name: value}) != base
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 0}, r"`size` is \(0, 0\); it must be \(height, width\)"),
+        ({"size": True}, "`size` is"),
+        ({"size": "224"}, "`size` is '224'"),
+        ({"size": [8, 8, 3]}, r"`size` is \(8, 8, 3\)"),
+        ({"size": 10**9}, "1..16384"),
+        ({"channels": 4}, r"`channels` is 4; it must be 3 \(RGB\) or 1 \(grey\)"),
+        ({"mean": [0.5] * 3}, "`mean` and `std` go together"),
+        ({"mean": [0.5], "std": [0.5]}, "`mean` has 1 values for 3 channels"),
+        ({"mean": [0.5] * 3, "std": [1, 1, 0]}, "every value must be above 0"),
+        ({"mean": [float("nan")] * 3, "std": [1] * 3}, "every value must be finite"),
+        ({"mean": "x", "std": [1] * 3}, "one number per channel"),
+        ({"method": "stretch"}, "`method` is 'stretch'; it must be one of"),
+        ({"interpolation": 2}, "`interpolation` is 2; it must be one of"),
+        ({"pad_mode": "mirror"}, "`pad_mode` is 'mirror'"),
+        ({"exif_transpose": 1}, "`exif_transpose` is 1"),
+        ({"crop": 0}, r"`crop` is 0; it must be a share in \(0, 1\]"),
+        ({"crop": float("nan")}, "`crop` is nan"),
+        ({"crop": 0.9, "method": "pad"}, "which cuts nothing"),
+        ({"bit_depth": 4}, "`bit_depth` is 4"),
+        ({"background": 300}, "`background` is 300; it must be 0..255 or three"),
+        ({"max_pixels": 0}, "`max_pixels` is 0; it must be a positive integer"),
+        ({"antialias": True}, r"unknown fields \['antialias'\]"),
+    ],
+)
+def test_from_dict_is_strict(fields, message):
+    with pytest.raises(DataError, match=message):
+        Preprocessing.from_dict({"size": 224, **fields})
+
+
+@pytest.mark.parametrize("fields", [None, [], {"channels": 3}])
+def test_from_dict_needs_a_dictionary_with_size(fields):
+    with pytest.raises(DataError, match="must be a dictionary with `size`"):
+        Preprocessing.from_dict(fields)
