@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+import learnkit._torchvision  # noqa: F401  # before a benchmark imports timm or fastai
+
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("learnkit", "torch", "torchvision", "timm", "fastai", "numpy", "pillow")
 
