@@ -84,7 +84,11 @@ class Preprocessing:
 
     def read(self, source: Any) -> Image.Image:
         """PIL image of `size`, mode "RGB" or "L", of anything `read_image` takes."""
-        image = read_image(
+        return self.resize(self.decode(source))
+
+    def decode(self, source: Any) -> Image.Image:
+        """PIL image in its original size, mode "RGB" or "L", of anything `read_image` takes."""
+        return read_image(
             source,
             channels=self.channels,
             bit_depth=self.bit_depth,
@@ -92,7 +96,6 @@ class Preprocessing:
             exif_transpose=self.exif_transpose,
             max_pixels=self.max_pixels,
         )
-        return self.resize(image)
 
     def resize(self, image: Image.Image) -> Image.Image:
         """PIL image of `size` and the same mode: a centred cut or fill, then one resize."""
