@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 import learnkit._torchvision  # noqa: F401  # before a benchmark imports timm or fastai
+
+import torch
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("learnkit", "torch", "torchvision", "timm", "fastai", "numpy", "pillow")

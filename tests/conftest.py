@@ -1,11 +1,11 @@
 """Fixtures every test shares: seeds, threads, a silent matplotlib, and small real images."""
 
+import learnkit._torchvision  # noqa: F401  # before anything imports torchvision
+
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-
-import learnkit._torchvision  # noqa: F401  # before anything imports torchvision
 
 mpl.use("Agg")
 torch.set_num_threads(1)

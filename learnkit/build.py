@@ -1,0 +1,125 @@
+"""What `cnn_learner` puts together: a network that fits the data, data that fits the network."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+from fastai.callback.training import BnFreeze
+from fastai.data.core import DataLoaders, get_c
+from fastai.learner import Learner
+from fastcore.basics import listify
+from torch import nn
+
+from learnkit.callback.guard import StopOnNonFinite
+from learnkit.callback.history import TrainingHistory
+from learnkit.errors import DataError, InputSizeError
+from learnkit.loaders import is_normalized, with_normalization
+from learnkit.models.spec import create_cnn_model
+
+
+def build_model(
+    dls: DataLoaders,
+    arch: Any,
+    *,
+    pretrained: Any,
+    normalize: bool | tuple[Sequence[float], Sequence[float]],
+    n_in: int | None,
+    n_out: int | None,
+    **model_args: Any,
+) -> tuple[nn.Module, DataLoaders]:
+    """Return a network for the classes, size and channels of `dls`, and `dls` normalised for it.
+
+    Raises:
+        TypeError: `dls` or `arch` is missing.
+        DataError: The number of classes cannot be told.
+        InputSizeError: `n_in` is not the number of channels of the images.
+    """
+    if dls is None or arch is None:
+        raise TypeError("cnn_learner needs `dls` and `arch`, as in cnn_learner(dls, 'resnet18')")
+    channels, *size = _image_shape(dls)
+    if n_in not in (None, channels):
+        raise InputSizeError(
+            f"`n_in` is {n_in}, but the images have {channels} channels; leave `n_in` out, or make "
+            f"the loaders with dataloaders(channels={n_in})"
+        )
+    model = create_cnn_model(
+        arch,
+        n_out or _n_classes(dls),
+        pretrained=pretrained,
+        n_in=channels,
+        img_size=tuple(size),
+        **model_args,
+    )
+    return model, _normalized(dls, model[0], normalize, channels)
+
+
+def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images, without reading one where `dls` knows."""
+    recipe = getattr(dls, "preprocessing", None)
+    if recipe is not None:
+        return (recipe.channels, *recipe.size)
+    channels, height, width = dls.valid.one_batch()[0].shape[1:]
+    return channels, height, width
+
+
+def _n_classes(dls: DataLoaders) -> int:
+    """Return the number of classes of `dls`."""
+    n_classes = get_c(dls)
+    if not n_classes:
+        raise DataError("`dls` does not tell its number of classes; pass `n_out` or set `dls.c`")
+    return n_classes
+
+
+def _normalized(
+    dls: DataLoaders, body: nn.Module, normalize: bool | tuple, channels: int
+) -> DataLoaders:
+    """Return `dls` normalised as asked, never twice; the given loaders stay as they are."""
+    if normalize is False or is_normalized(dls):
+        return dls
+    mean, std = (body.mean, body.std) if normalize is True else normalize
+    if len(mean) != channels or len(std) != channels:
+        raise InputSizeError(
+            f"`normalize` has {len(mean)} means and {len(std)} standard deviations, but the images "
+            f"have {channels} channels; pass one of each per channel"
+        )
+    return with_normalization(dls, mean, std)
+
+
+def default_callbacks(cbs: Any, *, train_bn: bool | str) -> list:
+    """Return `cbs` and the callbacks every ImageLearner has, unless `cbs` brings its own."""
+    given = [cb() if isinstance(cb, type) else cb for cb in listify(cbs)]
+    wanted = [TrainingHistory, StopOnNonFinite, *([] if train_bn else [BnFreeze])]
+    return given + [kind() for kind in wanted if not any(isinstance(cb, kind) for cb in given)]
+
+
+def frozen_norm_state(learn: Learner) -> list[dict]:
+    """Return the optimizer states of the batch norms: what trains in frozen groups by default."""
+    norms = (m for m in learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return [learn.opt.state[p] for norm in norms for p in norm.parameters()]
+
+
+def adopted_arguments(learn: Learner) -> dict[str, Any]:
+    """Return the arguments that make an ImageLearner of a fastai Learner, callbacks copied."""
+    defaults = {type(cb) for cb in Learner(learn.dls, nn.Identity(), learn.loss_func).cbs}
+    names = [
+        "loss_func",
+        "opt_func",
+        "lr",
+        "splitter",
+        "metrics",
+        "path",
+        "model_dir",
+        "wd",
+        "wd_bn_bias",
+        "moms",
+    ]
+    train_bn = "all" if learn.train_bn is True else learn.train_bn
+    return {
+        "dls": learn.dls,
+        "model": learn.model,
+        "cbs": [copy.copy(cb) for cb in learn.cbs if type(cb) not in defaults],
+        "train_bn": train_bn,
+        **{name: getattr(learn, name) for name in names},
+    }

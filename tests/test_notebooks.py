@@ -1,0 +1,39 @@
+"""Every notebook runs from top to bottom; its own assertions check what its prose claims."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "nbs").glob("*.ipynb"))
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=150, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_section_ends_in_an_assertion(path):
+    notebook = nbformat.read(path, as_version=4)
+    sections, code = [], []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            sections.append([])
+        elif cell.cell_type == "code" and sections:
+            sections[-1].append(cell.source)
+    code = [section[-1] for section in sections if section]
+    assert code
+    assert all("assert " in last for last in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_small(path):
+    assert path.stat().st_size < 500_000

@@ -1,0 +1,60 @@
+"""The front door: light, complete, and without collisions that would surprise a fastai user."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+
+import learnkit
+
+CALLBACKS = [
+    getattr(learnkit, name)
+    for name, module in learnkit.PUBLIC_NAMES.items()
+    if module.startswith("learnkit.callback")
+]
+
+
+@pytest.mark.parametrize("name", learnkit.PUBLIC_NAMES)
+def test_every_public_name_resolves_and_is_documented(name):
+    value = getattr(learnkit, name)
+    assert value.__doc__ or isinstance(value, dict)
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'cnn_leaner'"):
+        learnkit.cnn_leaner  # noqa: B018
+
+
+def test_import_learnkit_loads_neither_torch_nor_pandas():
+    heavy = "{'torch', 'pandas', 'numpy', 'fastai', 'timm', 'matplotlib'}"
+    code = f"import sys, learnkit; print(sorted({heavy} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_star_import_gives_our_names_and_fastais():
+    code = (
+        "from learnkit.all import *\n"
+        "import learnkit\n"
+        "assert cnn_learner is learnkit.cnn_learner and load_learner is learnkit.load_learner\n"
+        "assert aug_transforms.__module__.startswith('fastai') and callable(accuracy)\n"
+        "print('ok')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "ok", run.stderr
+
+
+@pytest.mark.parametrize("callback", CALLBACKS, ids=lambda c: c.__name__)
+class TestEveryCallback:
+    def test_is_a_fastai_callback_whose_name_is_free_on_the_learner(self, callback):
+        assert issubclass(callback, Callback)
+        name = callback.__name__
+        snake = "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+        assert not hasattr(Learner, snake)
+
+    def test_pickles(self, callback, tmp_path):
+        made = callback(tmp_path) if callback.__name__ == "Checkpoint" else callback()
+        assert isinstance(pickle.loads(pickle.dumps(made)), callback)
