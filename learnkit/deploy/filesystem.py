@@ -1,0 +1,94 @@
+"""The calls by which a folder reaches the disk, behind one small class.
+
+Tests pass a `FileSystem` that fails, or ends the process, at its N-th call.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+
+
+class FileSystem:
+    """The calls by which a folder reaches the disk, one method each."""
+
+    def mkdir(self, path: Path) -> None:
+        """Create a folder; its mode follows the umask."""
+        os.mkdir(path)
+
+    def open(self, path: Path) -> int:
+        """Descriptor of a new file; its mode follows the umask (safetensors writes 0600)."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        return os.open(path, flags, 0o666)
+
+    def open_folder(self, path: Path) -> int | None:
+        """Descriptor of a folder, None where the system has none (Windows)."""
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY) if hasattr(os, "O_DIRECTORY") else None
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Number of bytes written, possibly fewer than given."""
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        """Wait until the disk has it."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a descriptor."""
+        os.close(descriptor)
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes this user may still write on the disk that holds `path`."""
+        return shutil.disk_usage(path).free
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename a folder; `new` may be absent or an empty folder, nothing else is replaced."""
+        os.rename(old, new)
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        """Swap two paths in one step; False where the system or the disk cannot."""
+        return _renameat2_exchange(one, other)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a folder and all in it."""
+        shutil.rmtree(path)
+
+
+def _renameat2_exchange(one: Path, other: Path) -> bool:
+    """Linux's `renameat2(RENAME_EXCHANGE)`, which Python does not offer."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, flag = -100, ctypes.c_uint(2)  # AT_FDCWD, RENAME_EXCHANGE
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), flag) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}:
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
+
+
+def write_file(path: Path, data: bytes, fs: FileSystem) -> None:
+    """Write a new file and wait until the disk has it."""
+    descriptor = fs.open(path)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[fs.write(descriptor, rest) :]
+        fs.fsync(descriptor)
+    finally:
+        fs.close(descriptor)
+
+
+def sync_folder(folder: Path, fs: FileSystem) -> None:
+    """Wait until the disk has the names in `folder`."""
+    descriptor = fs.open_folder(folder)
+    if descriptor is not None:
+        try:
+            fs.fsync(descriptor)
+        finally:
+            fs.close(descriptor)

@@ -1,0 +1,146 @@
+"""Strict JSON and strict safetensors: bytes in, plain values out, or an error that names the file.
+
+Python's `json` takes duplicate keys and NaN, safetensors takes duplicate names, NaN weights and
+headers of 100 MB. A bundle from a stranger may hold any of them, so each is refused here.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from learnkit.errors import BundleCorruptError, ExportError
+
+MAX_HEADER_BYTES = 4_000_000
+MAX_TENSORS = 100_000
+MAX_DEPTH = 64
+
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+def to_json(value: Any) -> bytes:
+    """UTF-8 JSON of `value`; NaN and infinities raise ValueError."""
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The object in `data`, the content of the file `name`.
+
+    Raises:
+        BundleCorruptError: not UTF-8, not JSON, not an object, a key twice, NaN or an infinity, or
+            nested deeper than `MAX_DEPTH`.
+    """
+    _check_depth(data, name)
+    try:
+        value = json.loads(
+            data.decode(),
+            object_pairs_hook=_refuse_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
+        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates cannot be printed
+    except ValueError as error:  # UnicodeError and JSONDecodeError are ValueErrors
+        raise BundleCorruptError(f"{name} is not strict JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BundleCorruptError(f"{name} holds a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def _check_depth(data: bytes, name: str) -> None:
+    depth = 0
+    for match in _BRACKETS.finditer(data):
+        first = match.group()[:1]
+        depth += (first in b"[{") - (first in b"]}")
+        if depth > MAX_DEPTH:
+            raise BundleCorruptError(f"{name} is nested deeper than {MAX_DEPTH} levels")
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file of `tensors`, whatever their device, layout, or sharing of memory.
+
+    Raises:
+        ExportError: a tensor holds NaN or an infinity; its name is in the message.
+    """
+    if bad := first_non_finite(tensors):
+        raise ExportError(
+            f"the tensor {bad!r} holds NaN or infinite values; a model with broken weights is not "
+            "exported: load the last good weights, or train again with a lower learning rate"
+        )
+    return safetensors.torch.save(_own_memory(tensors))
+
+
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with NaN or an infinity, None if all are finite."""
+    return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)
+
+
+def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU where needed: safetensors refuses shared and strided memory."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().as_subclass(Tensor).cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in seen:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        own[name] = plain
+    return own
+
+
+def parse_tensors(data: bytes, name: str) -> dict[str, Tensor]:
+    """The tensors in `data`, the content of the safetensors file `name`.
+
+    Raises:
+        BundleCorruptError: header too large, not strict JSON or of too many tensors; ranges that
+            overlap or leave gaps; NaN or an infinity.
+    """
+    _check_header(data, name)
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise BundleCorruptError(f"{name} is not a sound safetensors file: {error}") from error
+    if bad := first_non_finite(tensors):
+        raise BundleCorruptError(f"{name}: the tensor {bad!r} holds NaN or infinite values")
+    return tensors
+
+
+def _check_header(data: bytes, name: str) -> None:
+    """Look at the header before the library allocates anything for it."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > len(data) - 8 or size > MAX_HEADER_BYTES:
+        raise BundleCorruptError(
+            f"{name} announces a header of {size} bytes in a file of {len(data)}; "
+            f"at most {MAX_HEADER_BYTES} are read"
+        )
+    header = parse_json(data[8 : 8 + size], f"the header of {name}")
+    if len(header) > MAX_TENSORS:
+        raise BundleCorruptError(
+            f"{name} lists {len(header)} tensors; at most {MAX_TENSORS} are read"
+        )
