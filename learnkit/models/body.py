@@ -1,0 +1,151 @@
+"""Bodies: what turns images (N,C,H,W) into a feature map (N,D,H',W'), whatever the architecture."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learnkit.errors import InputSizeError, LearnkitError
+from learnkit.models.arch import Arch, resolve_arch
+from learnkit.models.cut import check_cut
+from learnkit.models.meta import meta_of
+from learnkit.models.networks import Network, Request, whole_network
+from learnkit.models.probe import probe
+from learnkit.models.timm_body import timm_body
+from learnkit.models.torchvision_body import children_body
+from learnkit.models.weights import wanted_weights
+
+Size = tuple[int, int]
+# A map smaller than this says too little about the stride: 28 pixels to one is still stride 32.
+_MIN_MAP = 4
+
+
+def create_body(
+    arch: Any,
+    pretrained: Any = True,
+    cut: Any = None,
+    n_in: int = 3,
+    *,
+    img_size: int | Sequence[int] | None = None,
+    weights: Any = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **arch_kwargs: Any,
+) -> nn.Module:
+    """Return the network up to its feature map: images (N,n_in,H,W) -> map (N,D,H',W').
+
+    Whatever comes after the map is removed, so that every parameter left has a gradient. The body
+    carries what others need to know about it: `n_features` (D), `reduction` (H/H'), `mean` and `std`
+    (per channel, for pixels in [0, 1]; None if unknown), `arch`, `source` ("timm", "torchvision" or
+    "custom"), `cut`, `img_size` and `arch_kwargs`.
+
+    Args:
+        arch: A name (timm's first, then torchvision's; "timm:" or "torchvision:" in front says which),
+            a function that builds a network, or a network.
+        pretrained: True for the published weights, False for random ones, or the path of a
+            safetensors or `weights_only` file.
+        cut: Where the body ends. An int keeps that many children (negative counts from the end), a
+            function receives the network and returns the body.
+        n_in: Number of input channels.
+        img_size: Height and width the body will see. Networks made for one size are built for it.
+        weights: Which published weights (timm's tag, torchvision's name), or a path.
+        mean: Normalisation to use instead of the architecture's own.
+        std: See `mean`.
+        **arch_kwargs: Passed on to the function that builds the network.
+
+    Raises:
+        UnknownArchitectureError: No library has this architecture.
+        CutError: The cut finds no feature map, or truncates the network.
+        InputSizeError: The network does not take images of this size or number of channels.
+        WeightsUnavailableError: The published weights cannot be had; random ones are never used.
+        WeightsError: The file does not fit the network.
+
+    Example:
+        >>> body = create_body("resnet18", pretrained=False, img_size=64)
+        >>> body.source, body.n_features, body.reduction
+        ('timm', 512, 32)
+    """
+    check_cut(cut)
+    size = as_size(img_size)
+    request = Request(
+        wanted_weights(pretrained, weights), check_n_in(n_in), size, dict(arch_kwargs)
+    )
+    found = resolve_arch(arch)
+    network, body, feature_map = _build(found, request, cut)
+    body.n_features = int(feature_map.shape[1])
+    body.reduction = _reduction(body, feature_map, network, n_in)
+    body.arch, body.source, body.arch_kwargs = network.name, found.source, network.options
+    body.cut, body.img_size = cut, size
+    body.mean = network.mean if mean is None else tuple(mean)
+    body.std = network.std if std is None else tuple(std)
+    return body
+
+
+def as_size(img_size: int | Sequence[int] | None) -> Size | None:
+    """Return (H,W) from an int, a pair or None."""
+    pair = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if pair is None:
+        return None
+    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+        raise InputSizeError(
+            f"`img_size`={img_size!r}: expected a positive int, or (height, width)"
+        )
+    return tuple(pair)
+
+
+def check_n_in(n_in: int) -> int:
+    """Return `n_in`, or raise InputSizeError unless it is a positive int."""
+    if isinstance(n_in, bool) or not isinstance(n_in, int) or n_in < 1:
+        raise InputSizeError(
+            f"`n_in`={n_in!r}: the number of input channels must be a positive int"
+        )
+    return n_in
+
+
+def _build(arch: Arch, request: Request, cut: Any) -> tuple[Network, nn.Module, Tensor]:
+    """Return the network's record, its body, and the (empty) map of a dry run."""
+    try:
+        return _build_at(arch, request, cut)
+    except (LearnkitError, TypeError):
+        raise
+    except Exception as error:
+        native = _native_if_it_works(arch, request, cut)
+        if native is None:
+            raise
+        raise InputSizeError(
+            f"`img_size`={request.img_size}: {arch.label} does not take images of this size"
+            f" ({error}); it takes {native}: use that size, or another architecture"
+        ) from error
+
+
+def _build_at(arch: Arch, request: Request, cut: Any) -> tuple[Network, nn.Module, Tensor]:
+    """Build, cut and try out the network at the size of the request."""
+    network = whole_network(arch, request)
+    shape = (1, request.n_in, *network.size)
+    if arch.source == "timm":
+        return network, *timm_body(network.module, cut, shape)
+    default_cut = meta_of(arch).get("cut")
+    strides = arch.source == "torchvision"
+    return network, *children_body(network.module, cut, default_cut, shape, strides=strides)
+
+
+def _native_if_it_works(arch: Arch, request: Request, cut: Any) -> Size | None:
+    """Return the size the architecture is made for, if another was asked for and this one works."""
+    if request.img_size is None or arch.source == "custom":
+        return None
+    with torch.device("meta"):
+        try:
+            network, *_ = _build_at(arch, request.at_native_size(), cut)
+        except Exception:  # noqa: BLE001  # then the size is not to blame, the first error stands
+            return None
+    return network.size if network.size != request.img_size else None
+
+
+def _reduction(body: nn.Module, feature_map: Tensor, network: Network, n_in: int) -> int:
+    """Return how many input pixels one row of the map spans."""
+    height, rows = network.size[0], feature_map.shape[2]
+    if rows < _MIN_MAP and not network.fixed_size:
+        height = network.native_size[0]
+        rows = probe(body, lambda net, x: net(x), (1, n_in, *network.native_size)).output.shape[2]
+    return max(1, round(height / rows))
