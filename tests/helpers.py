@@ -19,3 +19,36 @@ def write_image_folder(root, counts, *, size=(24, 20), seed=0):
             pixels = base + rng.integers(-20, 20, (*size, 3))
             Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(folder / f"{i:03d}.png")
     return Path(root)
+
+
+def toy_learner(cbs=None, *, n=40, bs=8, seed=0, **kwargs):
+    """A silent fastai learner over random vectors in two classes, the last 10 to validate on."""
+    import fastai.callback.schedule  # noqa: F401  # fit_one_cycle, fine_tune, lr_find
+    import torch
+    from fastai.basics import DataLoaders, L, Learner, accuracy, noop
+    from torch import nn
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        x = torch.randn(n, 4)
+        layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)
+    items = L(list(zip(x, (x[:, 0] > 0).long(), strict=True)))
+    dls = DataLoaders.from_dsets(items[:-10], items[-10:], bs=bs, num_workers=0, device="cpu")
+    model = nn.Sequential(nn.Sequential(*layers[:3]), nn.Sequential(*layers[3:]))
+    learn = Learner(
+        dls,
+        model,
+        loss_func=nn.CrossEntropyLoss(),
+        metrics=accuracy,
+        cbs=cbs,
+        splitter=_two_groups,
+        **kwargs,
+    )
+    if hasattr(learn, "progress"):
+        learn.remove_cb(learn.progress)
+    learn.logger = noop
+    return learn
+
+
+def _two_groups(model):
+    return [list(model[0].parameters()), list(model[1].parameters())]

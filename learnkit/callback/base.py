@@ -1,0 +1,61 @@
+"""What learnkit's training callbacks share."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+
+from learnkit.errors import LearnkitError
+
+
+class TrainingCallback(Callback):
+    """Base of callbacks that concern real fits only.
+
+    fastai runs the same loop for `lr_find`, `get_preds` and `validate`; none of them reaches a
+    callback derived from this one. Errors of learnkit raised in an event keep their own message,
+    which fastai would prefix with the name of the callback and of the event.
+    """
+
+    def __call__(self, event_name: str) -> Any:
+        """Run the event if the learner is in a fit."""
+        if not is_fitting(self.learn):
+            return None
+        try:
+            return super().__call__(event_name)
+        except LearnkitError as error:
+            text = str(error)
+            error.args = (text.partition(":\n\t")[2] or text,)
+            raise
+
+
+def is_fitting(learn: Any) -> bool:
+    """False while the loop runs for `lr_find`, `get_preds` or `validate`.
+
+    The last two hold the learner's lock, which is all that tells `validate` from a fit.
+    """
+    names = vars(learn)
+    return not ("lr_finder" in names or "gather_preds" in names or learn.lock.locked())
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Restore the random states of torch (all devices), numpy and `random` on leaving.
+
+    >>> torch.manual_seed(0).initial_seed(), torch.get_rng_state().sum().item() > 0
+    (0, True)
+    >>> with randomness_kept():
+    ...     drawn = torch.rand(1)
+    >>> torch.equal(drawn, torch.rand(1))
+    True
+    """
+    plain, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002  # fastai draws from it
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(numpys)  # noqa: NPY002

@@ -1,0 +1,209 @@
+"""Go on after Ctrl-C, a crash or a kill as if nothing had happened.
+
+At the end of every epoch one file takes the place of the last one: weights, optimizer, where in
+which fit the training stands, history, seeds, and what the run is made of. Randomness is not stored
+but made: every epoch draws from seeds derived from (seed, fit, epoch), so that an epoch does not
+depend on how it was reached. On a CPU a resumed training gives the same weights to the bit.
+"""
+
+import hashlib
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callback.core import CancelEpochException
+from fastai.learner import SkipToEpoch
+from fastai.optimizer import Optimizer
+from fastai.torch_core import to_device
+from fastcore.foundation import L
+
+from learnkit.callback.base import TrainingCallback
+from learnkit.callback.checkpoint_file import (
+    check_same_run,
+    check_writable,
+    plain_tree,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+
+class Checkpoint(TrainingCallback):
+    """Saves the training to `file` after each epoch; `Checkpoint.resume(file)` goes on from there.
+
+        learn.fine_tune(5, cbs=Checkpoint("run.ckpt"))         # interrupted in its fourth epoch
+        learn.fine_tune(5, cbs=Checkpoint.resume("run.ckpt"))  # same call, learner built the same
+        way
+
+    One object accompanies one training, however many fits that takes: a resumed training repeats
+    the same calls, and what is already done is skipped (fastai's table shows the skipped epochs
+    with the numbers they had). While a checkpoint is active, every epoch sets the global random
+    seeds.
+
+    Args:
+        file: where to save; its folder is made. Replaced atomically: a kill leaves the last one.
+        every: epochs between two saves; the last epoch of a fit is always saved.
+        seed: with the number of the fit and of the epoch, the source of all randomness.
+        config: further settings that must be the same when resumed.
+    """
+
+    order = SkipToEpoch.order + 5  # after Recorder and TrainingHistory have closed the epoch
+    _stateattrs = ("_saved",)
+
+    def __init__(
+        self,
+        file: str | os.PathLike,
+        *,
+        every: int = 1,
+        seed: int = 42,
+        config: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.file, self.every, self.seed = Path(file), every, seed
+        self.config = {name: str(value) for name, value in (config or {}).items()}
+        self.phase, self.n_epochs, self.records = -1, [], []
+        self.run_is: dict[str, str] | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def _init_state(self) -> None:
+        super()._init_state()
+        self._saved = None  # what was read is not pickled along
+
+    @classmethod
+    def resume(
+        cls, file: str | os.PathLike, *, config: Mapping[str, Any] | None = None
+    ) -> "Checkpoint":
+        """A checkpoint that takes the training up where `file` left it, and goes on saving there.
+
+        Raises:
+            CheckpointError: there is no such file, or it is damaged. That it belongs to another run
+                is found when the fit starts, before anything is changed.
+        """
+        saved = read_checkpoint(file)
+        checkpoint = cls(file, every=saved["every"], seed=saved["seed"], config=config)
+        checkpoint._saved = saved
+        return checkpoint
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """(fit, from 0; epochs done in it) of the file resumed from, None for a new training."""
+        return None if self._saved is None else (self._saved["phase"], self._saved["epoch"] + 1)
+
+    def before_fit(self) -> None:
+        """Count the fit; load the file if it was written in this fit."""
+        if self.run_is is None:
+            self._begin()
+        self.phase += 1
+        self.n_epochs.append(self.n_epoch)
+        self.records.append([])
+        if self._saved is not None and self.phase <= self._saved["phase"]:
+            self._check_same_length()
+        if self._saved is not None and self.phase == self._saved["phase"]:
+            self._load()
+
+    def before_epoch(self) -> None:
+        """Skip an epoch that is done; seed one that is not."""
+        if self._is_done():
+            self.recorder.log = L(self.epoch, *self._saved["records"][self.phase][self.epoch])
+            raise CancelEpochException
+        if self.progress == (self.phase, self.epoch):
+            _set_recorder(self.recorder, self._saved["recorder"])
+        seed_epoch(self.dls, self.seed, self.phase, self.epoch)
+
+    def after_epoch(self) -> None:
+        """Note the epoch's numbers; save, unless it was skipped."""
+        self.records[-1].append(plain_tree(self.recorder.values[-1]))
+        due = (self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch
+        if due and not self._is_done():
+            write_checkpoint(self.file, self._state())
+
+    def _begin(self) -> None:
+        """Check, before any training, that the file can be written and belongs to this run."""
+        self.run_is = describe_run(self.learn) | self.config
+        check_writable(self.file)
+        if self._saved is not None:
+            check_same_run(self.file, self._saved["run"], self.run_is)
+            shapes = [_shapes(self._saved["model"]), _shapes(self.model.state_dict())]
+            check_same_run(self.file, *shapes)
+
+    def _check_same_length(self) -> None:
+        name, before = f"number of epochs of fit {self.phase}", self._saved["n_epochs"][self.phase]
+        check_same_run(self.file, {name: str(before)}, {name: str(self.n_epoch)})
+
+    def _is_done(self) -> bool:
+        """True for an epoch that was trained before the file was written."""
+        saved = self._saved
+        return saved is not None and (self.phase, self.epoch) <= (saved["phase"], saved["epoch"])
+
+    def _state(self) -> dict[str, Any]:
+        history = vars(self.learn).get("training_history")
+        return {
+            "seed": self.seed,
+            "every": self.every,
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "n_epochs": self.n_epochs,
+            "run": self.run_is,
+            "train_iter": self.train_iter,
+            "model": self.model.state_dict(),
+            "optimizer": self.opt.state_dict(),
+            "records": self.records,
+            "recorder": _recorder_state(self.recorder),
+            "history": None if history is None else history.state(),
+        }
+
+    def _load(self) -> None:
+        """Put the learner where it was when the file was written."""
+        saved, history = self._saved, vars(self.learn).get("training_history")
+        self.model.load_state_dict(saved["model"])
+        device = next(self.model.parameters()).device
+        self.opt.load_state_dict(to_device(saved["optimizer"], device))
+        if isinstance(self.opt, Optimizer):
+            self.opt.hypers = L(self.opt.hypers, use_list=None)
+        self.learn.train_iter = saved["train_iter"]
+        if saved["history"] is not None and history is not None:
+            history.load_state(saved["history"])
+        saved["model"] = saved["optimizer"] = None  # half a gigabyte for a large network
+
+
+def seed_epoch(dls: Any, seed: int, phase: int, epoch: int) -> None:
+    """Seed torch, numpy, `random` and fastai's loaders from (seed, phase, epoch)."""
+    digest = hashlib.sha256(f"{seed} {phase} {epoch}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+    np.random.seed(int.from_bytes(digest[8:12], "big"))  # noqa: NPY002  # fastai draws from it
+    random.seed(digest)
+    for i, dl in enumerate(dls.loaders):
+        if hasattr(dl, "rng"):
+            dl.rng = random.Random(digest + bytes([i]))
+
+
+def describe_run(learn: Any) -> dict[str, str]:
+    """What must be the same for a training to be continued, in words to compare."""
+    dls, spec = learn.dls, getattr(learn.model, "spec", None)
+    described = {"architecture": spec.arch if spec is not None else type(learn.model).__name__}
+    if getattr(dls, "vocab", None) is not None:
+        described["classes"] = ", ".join(map(str, dls.vocab))
+    described["images"] = " + ".join(str(len(dl.dataset)) for dl in dls.loaders)
+    described["batch size"] = str(getattr(dls.train, "bs", None))
+    if (images := getattr(dls, "image_dataset", None)) is not None:
+        described["data"] = images.fingerprint()
+    return described
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    return {f"weight {name}": str(tuple(value.shape)) for name, value in state.items()}
+
+
+def _recorder_state(recorder: Any) -> dict[str, Any]:
+    state = {name: list(getattr(recorder, name)) for name in ("lrs", "losses", "iters")}
+    return state | {"smooth": (recorder.smooth_loss.val, recorder.smooth_loss.count)}
+
+
+def _set_recorder(recorder: Any, state: dict[str, Any]) -> None:
+    """Give the recorder its curves back: smoothed losses and plots go on without a seam."""
+    for name in ("lrs", "losses", "iters"):
+        setattr(recorder, name, list(state[name]))
+    recorder.smooth_loss.val, recorder.smooth_loss.count = state["smooth"]

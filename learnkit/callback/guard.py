@@ -1,0 +1,187 @@
+"""Stop a training at its first non-finite loss instead of reporting NaN to the last epoch."""
+
+import math
+import os
+from typing import Any
+
+import torch
+from fastai.callback.core import CancelFitException
+from torch import nn
+
+from learnkit.callback.base import TrainingCallback
+from learnkit.errors import DataError, LearnkitError, NonFiniteLossError
+
+_SHOWN = 5
+
+
+class StopOnNonFinite(TrainingCallback):
+    """Stops at the first non-finite loss or weight and puts the last good weights back.
+
+    A copy of the weights is taken when training starts, every `every` batches and at the end of
+    each epoch, if they are finite. `NonFiniteLossError` names epoch, batch, learning rate and the
+    images of the batch; it is raised after the fit has been cleaned up, so the learner can be
+    trained on with a lower rate. Also refuses to train on a loader without batches, which fastai
+    would report as a loss of NaN.
+
+    Args:
+        every: batches between two copies.
+    """
+
+    order = 90  # last: sees what others made of the loss, raises when they have cleaned up
+    _stateattrs = ("_good", "_error")
+
+    def __init__(self, every: int = 100):
+        super().__init__()
+        self.every = every
+        self._forget()
+
+    def before_fit(self) -> None:
+        """Forget what an interrupted fit may have left."""
+        self._forget()
+
+    def before_train(self) -> None:
+        """Refuse a loader without batches and a network that is not finite to begin with."""
+        if len(self.dls.train) == 0:
+            self._stop(DataError(_no_batches(self.dls.train)))
+        if self._good is None:
+            if (name := first_non_finite(self.model)) is not None:
+                self._stop(NonFiniteLossError(_bad_start(name)))
+            self._keep("the start of the fit")
+
+    def after_loss(self) -> None:
+        """Look at the loss before it is propagated."""
+        if not self.training or not len(self.yb):
+            return
+        if not torch.isfinite(self.loss).all():
+            self._give_up(f"the training loss is {self.loss.max().item()}")
+        if self.iter and self.iter % self.every == 0:
+            self._keep(f"epoch {self.epoch}, batch {self.iter}")
+
+    def after_step(self) -> None:
+        """Look at the weights the step has made."""
+        weights = [p.detach() for p in self.model.parameters() if p.requires_grad]
+        if not torch.isfinite(nn.utils.get_total_norm(weights, norm_type=math.inf)):
+            name = first_non_finite(self.model)
+            self._give_up(f"the step made the weight {name!r} non-finite")
+
+    def after_train(self) -> None:
+        """Look at what no step changes: the running statistics of norm layers."""
+        if (name := first_non_finite(self.model)) is not None:
+            self._give_up(f"the buffer {name!r} became non-finite")
+
+    def after_epoch(self) -> None:
+        """Keep the weights of a finished epoch."""
+        if self._good is not None:
+            self._keep(f"the end of epoch {self.epoch}")
+
+    def after_fit(self) -> None:
+        """Raise what was found, now that every other callback has ended the fit."""
+        error = self._error
+        self._forget()
+        if error is not None:
+            raise error
+
+    def _forget(self) -> None:
+        self._good: dict[str, torch.Tensor] | None = None
+        self._error: LearnkitError | None = None
+        self._when = ""
+
+    def _keep(self, when: str) -> None:
+        """Copy the weights, unless something in them is not finite."""
+        if first_non_finite(self.model) is not None:
+            return
+        state = self.model.state_dict()
+        if self._good is None:
+            self._good = {name: value.detach().clone() for name, value in state.items()}
+        else:
+            for name, value in state.items():
+                self._good[name].copy_(value)
+        self._when = when
+
+    def _give_up(self, what: str) -> None:
+        rate = float(self.opt.hypers[-1]["lr"])
+        items, broken = _items_of_batch(self.dl, self.iter), _non_finite_inputs(self.xb)
+        error = NonFiniteLossError(
+            f"{what} in epoch {self.epoch}, batch {self.iter}, both counted from 0 (learning rate "
+            f"{rate:.3g}; {_describe(items, broken)}). The weights of {self._when} are back in the "
+            f"network; {_remedy(broken)}"
+        )
+        error.epoch, error.batch, error.lr, error.items = self.epoch, self.iter, rate, items
+        self._restore()
+        self._stop(error)
+
+    def _restore(self) -> None:
+        """Put the good weights back and clear what the bad step left in gradients and optimizer."""
+        self.model.load_state_dict(self._good)
+        self.opt.clear_state()
+        for parameter in self.model.parameters():
+            parameter.grad = None
+
+    def _stop(self, error: LearnkitError) -> None:
+        self._error = error
+        raise CancelFitException
+
+
+def first_non_finite(model: nn.Module) -> str | None:
+    """Name of the first weight or buffer that is not all finite, None if there is none."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            return name
+    return None
+
+
+def _items_of_batch(dl: Any, batch: int) -> list[Any]:
+    """Paths (or else indices) of the items in a batch; empty where the loader does not tell."""
+    order, bs = getattr(dl, "_DataLoader__idxs", None), getattr(dl, "bs", None)
+    if not isinstance(order, list) or bs is None:
+        return []
+    chosen = order[batch * bs : (batch + 1) * bs]
+    items = getattr(getattr(dl, "dataset", None), "items", None)
+    if items is None or callable(items):
+        return chosen
+    rows = getattr(items, "iloc", items)  # a table is indexed by row
+    return [_path(rows[i]) or i for i in chosen]
+
+
+def _path(item: Any) -> str | None:
+    """The path in an item: a path itself, the first of a pair, or the `path` of a table's row."""
+    item = item[0] if isinstance(item, tuple | list) and item else getattr(item, "path", item)
+    return str(item) if isinstance(item, str | os.PathLike) else None
+
+
+def _non_finite_inputs(xb: tuple) -> list[int]:
+    """Positions in the batch whose input itself is not finite."""
+    tensors = [x for x in xb if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    return [i for x in tensors for i, row in enumerate(x) if not torch.isfinite(row).all()]
+
+
+def _describe(items: list[Any], broken: list[int]) -> str:
+    """The images to look at: those with a non-finite input, else the whole batch, shortened."""
+    guilty = [items[i] for i in broken if i < len(items)] if items else broken
+    shown = guilty or items
+    if not shown:
+        return "its items are not known"
+    rest = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    names = ", ".join(map(str, shown[:_SHOWN])) + rest
+    return f"items with a non-finite input: {names}" if guilty else f"items: {names}"
+
+
+def _remedy(broken: list[int]) -> str:
+    if broken:
+        return "remove or repair these items"
+    return "train with a lower learning rate (a tenth of it, or what `lr_find` suggests)"
+
+
+def _no_batches(dl: Any) -> str:
+    n, bs = getattr(dl, "n", None), getattr(dl, "bs", None)
+    return (
+        f"the training loader has 0 batches: {n} images, batch size {bs}, and the last, incomplete "
+        f"batch is dropped; use a batch size of at most {n}, or drop_last=False"
+    )
+
+
+def _bad_start(name: str) -> str:
+    return (
+        f"the weight {name!r} is not finite before the training starts; load other weights, or "
+        "build the learner anew"
+    )

@@ -1,0 +1,169 @@
+"""What happened in every epoch of every fit, as one table.
+
+fastai's `Recorder` forgets at each `fit`; `TrainingHistory` keeps, and can add what the losses
+alone do not show: the error on training images *as the network would see them when predicting*
+(eval mode, no augmentation), beside the error on the validation images. The distance between the
+two is overfitting.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.learner import Recorder
+from fastai.torch_core import to_device
+
+from learnkit.callback.base import TrainingCallback, randomness_kept
+from learnkit.errors import DataError
+from learnkit.models.modes import evaluating
+
+
+class TrainingHistory(TrainingCallback):
+    """Keeps one row per trained epoch over all fits of a learner: `learn.training_history.frame`.
+
+    Args:
+        train_share: also measure the error rate on training images: a share of them (0 to 1), or
+            their number. None measures nothing extra.
+        seed: chooses the images, once for all epochs.
+    """
+
+    order = Recorder.order + 1  # needs this epoch's losses and metrics
+    _stateattrs = ("_started", "_trained", "_valid_error")
+
+    def __init__(self, train_share: float | int | None = None, *, seed: int = 42):
+        super().__init__()
+        _check_share(train_share)
+        self.train_share, self.seed = train_share, seed
+        self.rows: list[dict[str, Any]] = []
+        self.n_fits = 0
+        self._new_fit = False
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """Table of the epochs: fit, epoch, lr at its end, losses, metrics, seconds.
+
+        Fits and epochs count from 1, epochs over all fits. With `train_share` also `train_error`
+        and `valid_error`, the share of wrong predictions (0 to 1) in eval mode on the chosen
+        training images and on the validation images.
+        """
+        return pd.DataFrame(self.rows)
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` needs to go on from here: numbers and strings only."""
+        return {"rows": [dict(row) for row in self.rows], "n_fits": self.n_fits}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`; the fit that is running is the one in which it was taken."""
+        self.rows = [dict(row) for row in state["rows"]]
+        self.n_fits, self._new_fit = state["n_fits"], False
+
+    def before_fit(self) -> None:
+        """A new fit is counted when it trains, not when it is announced."""
+        self._new_fit = True
+
+    def before_epoch(self) -> None:
+        """Start the clock; whether this epoch trains is seen at `before_train`."""
+        self._started, self._trained = time.perf_counter(), False
+
+    def before_train(self) -> None:
+        """Count the fit at its first training epoch."""
+        self._trained = True
+        self.n_fits += self._new_fit
+        self._new_fit = False
+
+    def before_validate(self) -> None:
+        """Forget the errors of the last epoch."""
+        self._valid_error = _ErrorRate()
+
+    def after_batch(self) -> None:
+        """Count the wrong predictions of a validation batch."""
+        if self.train_share is not None and not self.training and len(self.yb):
+            self._valid_error.add(self.pred, self.yb[0])
+
+    def after_epoch(self) -> None:
+        """Write the row, unless the epoch was skipped."""
+        if self._trained:
+            self.rows.append(self._row())
+
+    def _row(self) -> dict[str, Any]:
+        names = [name for name in self.recorder.metric_names[1:] if name != "time"]
+        row = {"fit": self.n_fits, "epoch": len(self.rows) + 1}
+        row["lr"] = float(self.opt.hypers[-1]["lr"])
+        row |= zip(names, map(_number, self.recorder.values[-1]), strict=False)
+        if self.train_share is not None:
+            row |= {"train_error": self._train_error(), "valid_error": self._valid_error.value}
+        return row | {"seconds": time.perf_counter() - self._started}
+
+    def _train_error(self) -> float:
+        """Error rate on the chosen training images; leaves modes and random states as they were."""
+        error, device = _ErrorRate(), next(self.model.parameters()).device
+        images = self._chosen_images()
+        with randomness_kept(), evaluating(self.model), torch.no_grad():
+            for batch in self.dls.valid.new(dataset=images, shuffle=False, drop_last=False):
+                *xb, y = to_device(batch, device)
+                error.add(self.model(*xb), y)
+        return error.value
+
+    def _chosen_images(self) -> "_ValidationView":
+        images = self.dls.train.dataset
+        n = _n_of_share(self.train_share, len(images))
+        order = np.random.default_rng(self.seed).permutation(len(images))
+        return _ValidationView(images, order[:n])
+
+
+class _ValidationView:
+    """Some items of a dataset, which fastai's loaders then treat as validation items."""
+
+    split_idx = 1
+
+    def __init__(self, dataset: Any, indices: np.ndarray):
+        self.dataset, self.indices = dataset, sorted(indices.tolist())
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.indices[index]]
+
+
+class _ErrorRate:
+    """Share of wrong predictions; of wrong labels where an image may have several."""
+
+    def __init__(self):
+        self.n_wrong = self.n = 0
+
+    def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        several = targets.ndim == logits.ndim
+        wrong = (logits > 0) != (targets > 0.5) if several else logits.argmax(1) != targets
+        self.n_wrong, self.n = self.n_wrong + int(wrong.sum()), self.n + wrong.numel()
+
+    @property
+    def value(self) -> float:
+        return self.n_wrong / self.n if self.n else float("nan")
+
+
+def _number(value: Any) -> Any:
+    """A plain Python number where there is one."""
+    single = isinstance(value, torch.Tensor) and value.numel() == 1
+    return value.item() if single or isinstance(value, np.generic) else value
+
+
+def _check_share(share: float | int | None) -> None:
+    if share is None or (isinstance(share, int) and not isinstance(share, bool) and share > 0):
+        return
+    if not (isinstance(share, float) and 0 < share <= 1):
+        raise DataError(
+            f"`train_share` is {share!r}; give a share of the training images above 0.0 and up to "
+            "1.0, a number of images from 1 on, or None"
+        )
+
+
+def _n_of_share(share: float | int, n: int) -> int:
+    """Number of images a share stands for, at least one.
+
+    >>> _n_of_share(0.25, 10), _n_of_share(3, 10), _n_of_share(30, 10), _n_of_share(0.001, 10)
+    (3, 3, 10, 1)
+    """
+    return min(n, share) if isinstance(share, int) else max(1, int(share * n + 0.5))
