@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import learnkit._torchvision  # noqa: F401  # before fastai
+
 import numpy as np
 import torch
 from fastai.callback.core import Callback

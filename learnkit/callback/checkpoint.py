@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import learnkit._torchvision  # noqa: F401  # before fastai
+
 import numpy as np
 import torch
 from fastai.callback.core import CancelEpochException

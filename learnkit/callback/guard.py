@@ -4,6 +4,8 @@ import math
 import os
 from typing import Any
 
+import learnkit._torchvision  # noqa: F401  # before fastai
+
 import torch
 from fastai.callback.core import CancelFitException
 from torch import nn

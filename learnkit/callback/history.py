@@ -9,6 +9,8 @@ two is overfitting.
 import time
 from typing import Any
 
+import learnkit._torchvision  # noqa: F401  # before fastai
+
 import numpy as np
 import pandas as pd
 import torch
