@@ -1,6 +1,5 @@
 """What `cnn_learner` puts together: a network that fits the data, data that fits the network."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from learnkit.loaders import is_normalized, with_normalization
 from learnkit.models.spec import create_cnn_model
 
 
-def build_model(
+def assemble(
     dls: DataLoaders,
     arch: Any,
     *,
@@ -44,15 +43,18 @@ def build_model(
             f"`n_in` is {n_in}, but the images have {channels} channels; leave `n_in` out, or make "
             f"the loaders with dataloaders(channels={n_in})"
         )
+    mean, std = (None, None) if isinstance(normalize, bool) else normalize
     model = create_cnn_model(
         arch,
         n_out or _n_classes(dls),
         pretrained=pretrained,
         n_in=channels,
         img_size=tuple(size),
+        mean=mean,
+        std=std,
         **model_args,
     )
-    return model, _normalized(dls, model[0], normalize, channels)
+    return model, dls if normalize is False else _normalized(dls, model[0], channels)
 
 
 def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:
@@ -72,17 +74,17 @@ def _n_classes(dls: DataLoaders) -> int:
     return n_classes
 
 
-def _normalized(
-    dls: DataLoaders, body: nn.Module, normalize: bool | tuple, channels: int
-) -> DataLoaders:
-    """Return `dls` normalised as asked, never twice; the given loaders stay as they are."""
-    if normalize is False or is_normalized(dls):
+def _normalized(dls: DataLoaders, body: nn.Module, channels: int) -> DataLoaders:
+    """Return `dls` normalised for the body, never twice; the given loaders stay as they are."""
+    if body.mean is None or is_normalized(dls):
         return dls
-    mean, std = (body.mean, body.std) if normalize is True else normalize
+    mean, std = list(body.mean), list(body.std)
+    if channels == 1 and len(mean) == len(std) == 3:  # a colour network that was given grey images
+        mean, std = [sum(mean) / 3], [sum(std) / 3]
     if len(mean) != channels or len(std) != channels:
         raise InputSizeError(
             f"`normalize` has {len(mean)} means and {len(std)} standard deviations, but the images "
-            f"have {channels} channels; pass one of each per channel"
+            f"have {channels} channels; pass normalize=(mean, std) with one of each per channel"
         )
     return with_normalization(dls, mean, std)
 
@@ -98,28 +100,3 @@ def frozen_norm_state(learn: Learner) -> list[dict]:
     """Return the optimizer states of the batch norms: what trains in frozen groups by default."""
     norms = (m for m in learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     return [learn.opt.state[p] for norm in norms for p in norm.parameters()]
-
-
-def adopted_arguments(learn: Learner) -> dict[str, Any]:
-    """Return the arguments that make an ImageLearner of a fastai Learner, callbacks copied."""
-    defaults = {type(cb) for cb in Learner(learn.dls, nn.Identity(), learn.loss_func).cbs}
-    names = [
-        "loss_func",
-        "opt_func",
-        "lr",
-        "splitter",
-        "metrics",
-        "path",
-        "model_dir",
-        "wd",
-        "wd_bn_bias",
-        "moms",
-    ]
-    train_bn = "all" if learn.train_bn is True else learn.train_bn
-    return {
-        "dls": learn.dls,
-        "model": learn.model,
-        "cbs": [copy.copy(cb) for cb in learn.cbs if type(cb) not in defaults],
-        "train_bn": train_bn,
-        **{name: getattr(learn, name) for name in names},
-    }

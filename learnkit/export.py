@@ -1,13 +1,12 @@
 """A learner's way out: the Predictor over its model, and the bundle with its card and probes."""
 
-
-
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.learner import Learner
 
 from learnkit.deploy.predictor import Predictor
-from learnkit.loaders import is_multi_label, preprocessing_of
+from learnkit.loaders import is_multi_label
+from learnkit.transforms import preprocessing_of
 
 N_PROBES = 4
 

@@ -12,7 +12,8 @@ from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attach
 from matplotlib.axes import Axes
 from torch import nn
 
-from learnkit.build import adopted_arguments, build_model, default_callbacks, frozen_norm_state
+from learnkit.adopt import adopted_arguments
+from learnkit.build import assemble, default_callbacks, frozen_norm_state
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.prediction import Prediction
 from learnkit.deploy.predictor import Predictor
@@ -191,7 +192,7 @@ def cnn_learner(
         WeightsUnavailableError: The hub cannot be reached; raised before any training.
         InputSizeError: The images do not fit the network.
     """
-    model, dls = build_model(
+    model, dls = assemble(
         dls if dls is not None else data,
         arch if arch is not None else base_arch,
         pretrained=pretrained,

@@ -1,9 +1,4 @@
-"""From an `ImageDataset` to fastai DataLoaders, and from any DataLoaders back to a recipe.
-
-`image_dataloaders` makes the loaders a learner trains on. `preprocessing_of` goes the other way:
-it reads the validation transforms of any fastai image DataLoaders as data, so that training,
-validation and deployment share one `Preprocessing`; a transform that is code is refused by name.
-"""
+"""From an `ImageDataset` to the fastai DataLoaders a learner trains on."""
 
 import copy
 import random
@@ -15,56 +10,22 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import (
     Categorize,
+    EncodedMultiCategorize,
     IntToFloatTensor,
     MultiCategorize,
     Normalize,
     OneHotEncode,
     ToTensor,
 )
-from fastai.vision.augment import Resize, aug_transforms
-from fastai.vision.core import PILBase, PILImage, PILImageBW
+from fastai.vision.augment import aug_transforms
 from fasttransform import Pipeline, Transform
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import DataError, ExportError
+from learnkit.errors import DataError
+from learnkit.transforms import LabelOf, ReadImage, ResizeLikeRecipe
 
 _SPLITS = ("train", "valid", "test")
-
-
-class ReadImage(Transform):
-    """File -> PIL image by the dataset's one recipe; with `resize=False` in its original size."""
-
-    def __init__(self, preprocessing: Preprocessing, *, resize: bool = True):
-        self.preprocessing, self.resize = preprocessing, resize
-
-    def encodes(self, path):  # noqa: D102  # fastai's name for a transform's body
-        p = self.preprocessing
-        image = p.read(path) if self.resize else p.decode(path)
-        return (PILImage if p.channels == 3 else PILImageBW)(image)
-
-
-class ResizeLikeRecipe(Transform):
-    """The recipe's own resize, after item-level augmentation: validation never differs."""
-
-    order = 3  # after item-level augmentation (1), before ToTensor (5)
-
-    def __init__(self, preprocessing: Preprocessing):
-        self.preprocessing = preprocessing
-
-    def encodes(self, image: PILBase):  # noqa: D102
-        return type(image)(self.preprocessing.resize(image))
-
-
-class LabelOf(Transform):
-    """Path -> label by look-up: labels come from the table, a path is never parsed again."""
-
-    def __init__(self, labels: dict):
-        self.labels = labels
-
-    def encodes(self, path):  # noqa: D102
-        label = self.labels[path]
-        return list(label) if isinstance(label, tuple) else label
 
 
 def image_dataloaders(
@@ -105,13 +66,11 @@ def image_dataloaders(
         DataError: Too few images, or a label of valid or test does not occur in train.
         SplitError: The dataset is not split.
     """
-    dataset.check_trainable()
+    dataset.check_split()
     fields = {"size": size, "channels": channels, "method": method, **recipe}
     preprocessing = preprocessing or Preprocessing(**fields)
     splits = [[i for i, s in enumerate(dataset.frame["split"]) if s == name] for name in _SPLITS]
-    datasets = _datasets(
-        dataset, dataset.classes, preprocessing, [s for s in splits if s], resize=not item_tfms
-    )
+    datasets = _datasets(dataset, preprocessing, [s for s in splits if s], resize=not item_tfms)
     n_train = len(datasets.train)
     bs = min(bs, n_train)
     dls = datasets.dataloaders(
@@ -119,7 +78,9 @@ def image_dataloaders(
         # A last batch of one image would break batch norm; every other image is used each epoch.
         drop_last=n_train % bs == 1,
         after_item=[*_item_transforms(item_tfms, preprocessing), ToTensor()],
-        after_batch=[IntToFloatTensor(), *_batch_transforms(augment)],
+        after_batch=[IntToFloatTensor(), *_batch_transforms(augment, preprocessing.size)],
+        # Not the training pipeline: fastai's affine transforms resample validation images too.
+        dl_kwargs=[{}] + [{"after_batch": [IntToFloatTensor()]}] * (datasets.n_subsets - 1),
         num_workers=num_workers,
         device=device,
     )
@@ -129,31 +90,8 @@ def image_dataloaders(
     return dls
 
 
-def loader_of(dataset: ImageDataset, dls: DataLoaders) -> TfmdDL:
-    """Return an unshuffled loader of all images of `dataset`, read like the validation images of `dls`.
-
-    Raises:
-        DataError: `dataset` has a label that is no class of `dls`.
-        ExportError: A validation transform of `dls` is code (see `preprocessing_of`).
-    """
-    classes = list(dls.vocab)
-    if unknown := sorted(set(dataset.classes_present) - set(classes)):
-        raise DataError(
-            f"the dataset has labels {unknown} that the learner does not know; its classes are "
-            f"{classes}: drop those images or train with them"
-        )
-    everything = list(range(len(dataset)))
-    datasets = _datasets(dataset, classes, preprocessing_of(dls), [[], everything], resize=True)
-    return dls.valid.new(datasets.subset(1))
-
-
 def _datasets(
-    dataset: ImageDataset,
-    classes: list[str],
-    preprocessing: Preprocessing,
-    splits: list[list[int]],
-    *,
-    resize: bool,
+    dataset: ImageDataset, preprocessing: Preprocessing, splits: list[list[int]], *, resize: bool
 ) -> Datasets:
     """Return fastai Datasets of (image, encoded label) with one subset per split."""
     paths = list(dataset.paths)
@@ -164,9 +102,9 @@ def _datasets(
             "label and one split: drop the repeated rows"
         )
     encoders = (
-        [MultiCategorize(vocab=classes), OneHotEncode()]
+        [MultiCategorize(vocab=dataset.classes), OneHotEncode()]
         if dataset.multi_label
-        else [Categorize(vocab=classes, sort=False)]
+        else [Categorize(vocab=dataset.classes, sort=False)]
     )
     pipelines = [[ReadImage(preprocessing, resize=resize)], [LabelOf(labels), *encoders]]
     return Datasets(paths, pipelines, splits=splits, n_inp=1)
@@ -182,11 +120,25 @@ def _item_transforms(item_tfms: Iterable | None, preprocessing: Preprocessing) -
     return [*transforms, ResizeLikeRecipe(preprocessing)]
 
 
-def _batch_transforms(augment: bool | Iterable | None) -> list[Transform]:
+def _batch_transforms(augment: bool | Iterable | None, size: tuple[int, int]) -> list[Transform]:
     """Return the training-only batch transforms that `augment` stands for."""
-    if augment is True:
-        return aug_transforms()
-    return list(augment or [])
+    transforms = aug_transforms() if augment is True else list(augment or [])
+    for tfm in transforms:
+        resized = getattr(tfm, "cp_size", None)
+        if resized not in (None, size):
+            raise DataError(
+                f"`augment` resizes training images to {resized}, but `size` is {size}; leave "
+                "`size` out of aug_transforms(), or give both the same"
+            )
+    return transforms
+
+
+def is_multi_label(dls: DataLoaders) -> bool:
+    """Return True if a target is one 0 or 1 per class."""
+    return any(
+        isinstance(tfm, MultiCategorize | EncodedMultiCategorize | OneHotEncode)
+        for tfm in dls.valid.dataset.tls[-1].tfms.fs
+    )
 
 
 def is_normalized(dls: DataLoaders) -> bool:
@@ -218,65 +170,3 @@ def _normalized(dl: TfmdDL, mean: tuple, std: tuple) -> TfmdDL:
     new.rng.setstate(dl.rng.getstate())
     new.device = dl.device
     return new
-
-
-def preprocessing_of(dls: DataLoaders) -> Preprocessing:
-    """Return the recipe of the validation images, read off the transforms of any image DataLoaders.
-
-    Training-only transforms are left out: they are no part of what a deployed model does. fastai's
-    `PILImage.create` ignores EXIF orientation, and so does the recipe read off it.
-
-    Raises:
-        ExportError: A validation transform is code, or has no counterpart in `Preprocessing`.
-    """
-    valid = dls.valid
-    fields: dict[str, Any] = {}
-    opened = False
-    for tfm in valid.dataset.tls[0].tfms.fs:
-        opened = opened or isinstance(tfm, ReadImage) or _image_class(tfm) is not None
-        if opened:
-            fields |= _fields_of(tfm, "type_tfms")
-    if not opened:
-        raise ExportError(
-            "`dls` does not open its images with PILImage.create or an ImageDataset; learnkit "
-            "cannot tell how a file becomes a tensor. Make them with ImageDataset.dataloaders()"
-        )
-    for stage in ("after_item", "before_batch", "after_batch"):
-        for tfm in getattr(valid, stage).fs:
-            if tfm.split_idx != 0:
-                fields |= _fields_of(tfm, stage)
-    if "size" not in fields:
-        fields |= {"size": tuple(valid.one_batch()[0].shape[-2:]), "method": "squish"}
-    return Preprocessing(**fields)
-
-
-def _image_class(tfm: Transform) -> type | None:
-    """Return the fastai image class whose `create` this transform is, or None."""
-    methods = getattr(tfm.encodes, "methods", [])
-    owners = (getattr(method.implementation, "__self__", None) for method in methods)
-    return next((o for o in owners if isinstance(o, type) and issubclass(o, PILBase)), None)
-
-
-def _fields_of(tfm: Transform, stage: str) -> dict[str, Any]:
-    """Return the fields of `Preprocessing` that one validation transform stands for."""
-    if isinstance(tfm, ReadImage | ResizeLikeRecipe):
-        return {k: v for k, v in vars(tfm.preprocessing).items() if k not in ("mean", "std")}
-    if image_class := _image_class(tfm):
-        channels = 1 if issubclass(image_class, PILImageBW) else 3
-        return {"exif_transpose": False, "channels": channels}
-    if type(tfm) is ToTensor or (type(tfm) is IntToFloatTensor and tfm.div == 255):
-        return {}
-    if type(tfm) is Normalize:
-        return {
-            "mean": tuple(tfm.mean.flatten().tolist()),
-            "std": tuple(tfm.std.flatten().tolist()),
-        }
-    if type(tfm) is Resize:
-        width, height = tfm.size
-        fields = {"size": (height, width), "method": tfm.method, "pad_mode": tfm.pad_mode}
-        return {**fields, "interpolation": tfm.mode.name.lower()}
-    raise ExportError(
-        f"the validation transform `{tfm.name}` ({stage}) is code and cannot travel as data; use "
-        "Resize, ToTensor, IntToFloatTensor and Normalize, or ImageDataset.dataloaders(), or mark "
-        "it as training-only with `split_idx = 0`"
-    )

@@ -1,4 +1,4 @@
-"""The house: a lower floor never imports a higher one, and nothing under the line imports fastai."""
+"""A lower floor never imports a higher one; nothing under the line imports fastai."""
 
 import ast
 from pathlib import Path
@@ -17,9 +17,11 @@ FLOORS = [
     ("uncertainty",),
     ("continual",),
     ("deploy",),
+    ("transforms",),
     ("loaders",),
     ("interpret",),
     ("callback",),
+    ("adopt", "build", "export"),
     ("learner",),
     ("all",),
     ("workflow",),

@@ -1,0 +1,234 @@
+"""Loaders read files through one recipe, and any DataLoaders can be read back as one."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
+from fastai.data.transforms import Normalize, get_image_files, parent_label
+from fastai.vision.augment import Flip, RandomResizedCrop, RandTransform, Resize, aug_transforms
+from fastai.vision.core import PILImage, PILImageBW
+from fastai.vision.data import ImageBlock, ImageDataLoaders
+from helpers import write_image_folder
+from PIL import Image
+
+from learnkit.data.dataset import ImageDataset
+from learnkit.data.preprocess import Preprocessing
+from learnkit.errors import DataError, ExportError, SplitError
+from learnkit.loaders import image_dataloaders, with_normalization
+from learnkit.transforms import preprocessing_of
+
+STATS = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_image_folder(tmp_path / "images", {"a": 10, "b": 8, "c": 7})
+
+
+@pytest.fixture
+def data(folder):
+    return ImageDataset.from_folder(folder).split(0.6, 0.2, seed=0)
+
+
+def all_inputs(dl):
+    return torch.cat([torch.Tensor(batch[0]) for batch in dl])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("method", ["crop", "squish", "pad"])
+def test_validation_batches_equal_the_recipe_file_by_file(data, channels, method):
+    stats = [values[:channels] for values in STATS]
+    dls = data.dataloaders(size=(16, 18), bs=4, channels=channels, method=method)
+    dls = with_normalization(dls, *stats)
+    recipe = preprocessing_of(dls)
+    assert recipe.size == (16, 18)
+    expected = torch.stack([recipe(path) for path in dls.valid.items])
+    assert torch.allclose(all_inputs(dls.valid), expected, atol=1e-6)
+
+
+def test_classes_keep_the_dataset_order_and_targets_match_it(data):
+    dls = data.dataloaders(size=16, bs=4)
+    assert list(dls.vocab) == data.classes
+    names = [path.parent.name for path in dls.valid.items]
+    targets = torch.cat([torch.Tensor(batch[1]) for batch in dls.valid]).long()
+    assert [dls.vocab[i] for i in targets.tolist()] == names
+
+
+def test_test_split_becomes_the_third_loader(data):
+    dls = data.dataloaders(size=16)
+    sizes = [len(dl.dataset) for dl in dls.loaders]
+    assert sizes == [len(data.train), len(data.valid), len(data.test)]
+
+
+def test_same_seed_gives_the_same_order_whatever_was_drawn_before(data):
+    def order(seed):
+        random.seed(random.random())
+        dls = data.dataloaders(size=16, seed=seed)
+        return all_inputs(dls.train)
+
+    assert torch.equal(order(1), order(1))
+    assert not torch.equal(order(1), order(2))
+
+
+def test_batch_size_is_lowered_to_the_number_of_training_images(data):
+    dls = data.dataloaders(size=16, bs=1000)
+    assert len(dls.train) == 1
+    assert len(all_inputs(dls.train)) == len(data.train)
+
+
+def test_a_last_batch_of_one_image_is_dropped_and_no_other(data):
+    n_train = len(data.train)
+    lengths = [len(batch[1]) for batch in data.dataloaders(size=16, bs=n_train - 1).train]
+    assert lengths == [n_train - 1]
+    lengths = [len(batch[1]) for batch in data.dataloaders(size=16, bs=n_train - 2).train]
+    assert lengths == [n_train - 2, 2]
+
+
+def test_augmentation_touches_training_images_only(data):
+    plain = data.dataloaders(size=16)
+    augmented = data.dataloaders(size=16, augment=[Flip(p=1.0)])
+    assert torch.equal(all_inputs(augmented.valid), all_inputs(plain.valid))
+    flipped, image = augmented.train.one_batch()[0], plain.train.one_batch()[0]
+    assert torch.allclose(flipped, image.flip(-1), atol=1e-5)
+
+
+def test_item_transforms_see_the_original_size_and_leave_validation_alone(data):
+    class RecordSize(RandTransform):
+        sizes = set()
+
+        def encodes(self, x: Image.Image):
+            self.sizes.add(x.size)
+            return x
+
+    dls = data.dataloaders(size=16, item_tfms=[RecordSize(p=1.0), RandomResizedCrop(16)])
+    dls.train.one_batch()
+    assert RecordSize.sizes == {(20, 24)}
+    plain = data.dataloaders(size=16)
+    assert torch.equal(all_inputs(dls.valid), all_inputs(plain.valid))
+
+
+def test_augment_true_means_fastais_default(data):
+    names = [type(t).__name__ for t in data.dataloaders(size=16, augment=True).train.after_batch.fs]
+    assert {type(t).__name__ for t in aug_transforms()} <= set(names)
+
+
+def test_augmentation_that_resizes_to_another_size_is_refused(data):
+    with pytest.raises(DataError, match=r"resizes training images to \(12, 12\), but `size` is"):
+        data.dataloaders(size=16, augment=aug_transforms(size=12))
+
+
+def test_unsplit_dataset_is_refused_with_the_remedy(folder):
+    with pytest.raises(SplitError, match="split"):
+        ImageDataset.from_folder(folder).dataloaders(size=16)
+
+
+def test_label_of_valid_not_in_train_is_refused_by_name(data):
+    frame = data.frame.copy()
+    frame.loc[frame["label"] == "c", "split"] = "valid"
+    with pytest.raises(DataError, match="c"):
+        ImageDataset(frame, data.root).dataloaders(size=16)
+
+
+def test_normalization_leaves_the_given_loaders_and_the_rng_alone(data):
+    dls = data.dataloaders(size=16)
+    before, state = all_inputs(dls.valid), random.getstate()
+    normalized = with_normalization(dls, *STATS)
+    assert random.getstate() == state
+    assert torch.equal(all_inputs(dls.valid), before)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in STATS)
+    assert torch.allclose(all_inputs(normalized.valid), (before - mean) / std, atol=1e-6)
+
+
+def test_normalization_keeps_the_place_in_the_shuffling(data):
+    first, second = (data.dataloaders(size=16, seed=3) for _ in range(2))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in STATS)
+    normalized = all_inputs(with_normalization(first, *STATS).train)
+    assert torch.allclose(normalized, (all_inputs(second.train) - mean) / std, atol=1e-6)
+
+
+def test_multi_label_targets_are_one_hot(folder):
+    paths = sorted(folder.rglob("*.png"))
+    labels = [("x",) if i % 3 else ("x", "y") for i in range(len(paths))]
+    frame = ImageDataset.from_folder(folder).frame.assign(label=labels)
+    data = ImageDataset(frame, folder).split(0.6, 0.4, seed=0, stratify=False)
+    dls = data.dataloaders(size=16)
+    targets = torch.cat([torch.Tensor(batch[1]) for batch in dls.valid])
+    expected = [[1.0, float("y" in label)] for label in data.valid.labels]
+    assert targets.tolist() == expected
+
+
+class TestPreprocessingOfFastaiLoaders:
+    @pytest.mark.parametrize("method", ["crop", "squish", "pad"])
+    def test_equals_fastais_validation_tensors(self, folder, method):
+        dls = ImageDataLoaders.from_folder(
+            folder,
+            valid_pct=0.4,
+            seed=1,
+            item_tfms=Resize((14, 22), method=method),
+            batch_tfms=[*aug_transforms(), Normalize.from_stats(*STATS, cuda=False)],
+            bs=4,
+            num_workers=0,
+        )
+        recipe = preprocessing_of(dls)
+        expected = torch.stack([recipe(path) for path in dls.valid.items])
+        # fastai resamples validation images with the identity, which rounds
+        assert torch.allclose(all_inputs(dls.valid), expected, atol=1e-5)
+
+    def test_presizing_has_no_counterpart_and_is_refused_by_name(self, folder):
+        dls = ImageDataLoaders.from_folder(
+            folder,
+            valid_pct=0.4,
+            item_tfms=Resize(24),
+            batch_tfms=aug_transforms(size=16),
+            num_workers=0,
+        )
+        with pytest.raises(ExportError, match=r"`Flip` \(after_batch\) is code"):
+            preprocessing_of(dls)
+
+    def test_grey_images_have_one_channel(self, folder):
+        block = DataBlock(
+            (ImageBlock(PILImageBW), CategoryBlock),
+            get_items=get_image_files,
+            get_y=parent_label,
+        )
+        dls = block.dataloaders(folder, bs=4, num_workers=0)
+        recipe = preprocessing_of(dls)
+        assert (recipe.channels, recipe.size) == (1, (24, 20))
+
+    def test_exif_orientation_is_ignored_as_fastai_ignores_it(self, folder):
+        dls = ImageDataLoaders.from_folder(
+            folder, valid_pct=0.4, item_tfms=Resize(8), num_workers=0
+        )
+        assert preprocessing_of(dls).exif_transpose is False
+
+    def test_code_in_the_validation_path_is_refused_by_name(self, folder):
+        def posterize(image: Image.Image):
+            return image
+
+        dls = ImageDataLoaders.from_folder(
+            folder, valid_pct=0.4, item_tfms=[Resize(8), posterize], num_workers=0
+        )
+        with pytest.raises(ExportError, match=r"`posterize` \(after_item\) is code"):
+            preprocessing_of(dls)
+
+    def test_own_opener_is_refused(self, folder):
+        def opened(path):
+            return PILImage.create(path)
+
+        blocks = (TransformBlock(type_tfms=opened), CategoryBlock)
+        block = DataBlock(blocks, get_items=get_image_files, get_y=parent_label)
+        with pytest.raises(ExportError, match="does not open its images"):
+            preprocessing_of(block.dataloaders(folder, bs=4, num_workers=0))
+
+
+def test_recipe_fields_pass_through(data):
+    dls = image_dataloaders(data, size=16, crop=0.875, interpolation="bicubic")
+    assert preprocessing_of(dls) == Preprocessing(16, crop=0.875, interpolation="bicubic")
+
+
+def test_images_are_not_kept_in_memory(data):
+    dls = data.dataloaders(size=16)
+    all_inputs(dls.train)
+    assert not any(isinstance(v, np.ndarray | torch.Tensor) for v in vars(dls.train).values())
