@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from learnkit.data.image import MAX_PIXELS, check_read_options, read_image
-from learnkit.errors import DataError, InputSizeError
+from learnkit.errors import DataError, ImageReadError, InputSizeError
 
 METHODS = ("crop", "squish", "pad")
 _NUMPY_PAD = {"zeros": "constant", "border": "edge", "reflection": "reflect"}
@@ -98,9 +98,15 @@ class Preprocessing:
         )
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """PIL image of `size` and the same mode: a centred cut or fill, then one resize."""
+        """PIL image of `size` and the same mode: a centred cut or fill, then one resize.
+
+        Raises:
+            ImageReadError: The image is so long and thin that padding would exceed `max_pixels`.
+        """
         height, width = self.size
         box = self._box(*image.size)
+        if self.method == "pad":
+            self._check_padding(image.size, box)
         if box != (0, 0, *image.size):
             image = _cut(image, box, _NUMPY_PAD[self.pad_mode])
         return image.resize((width, height), _RESAMPLING[self.interpolation])
@@ -171,6 +177,14 @@ class Preprocessing:
         w, h = (max(1, int(side * self.crop)) for side in box)
         left, top = int(0.5 * (width - w)), int(0.5 * (height - h))
         return left, top, left + w, top + h
+
+    def _check_padding(self, size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+        width, height = box[2] - box[0], box[3] - box[1]
+        if width * height > max(self.max_pixels, math.prod(size)):
+            raise ImageReadError(
+                f"image of {size[0]} x {size[1]} would be padded to {width} x {height}, over "
+                f"`max_pixels={self.max_pixels}`; use method 'squish' or 'crop'"
+            )
 
     def _check(self) -> None:
         check_read_options(self.channels, self.bit_depth, self.background, self.max_pixels)

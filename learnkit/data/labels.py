@@ -1,0 +1,130 @@
+"""Class names: made comparable, checked for twins, never used as paths."""
+
+import sys
+import unicodedata
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from learnkit.errors import DataError
+
+Label = str | tuple[str, ...]
+
+
+def clean_labels(raw: Sequence[Any], names: Sequence[str]) -> tuple[list[Label], bool]:
+    """(labels in NFC form, whether they are multi-label tuples) of what a reader found.
+
+    A list, tuple or set of names is a multi-label, kept sorted and without repetition.
+
+    Args:
+        raw: One label per image.
+        names: One file name per image, for messages.
+
+    Raises:
+        DataError: A label is missing, empty or no name; single and multi-labels are mixed; or two
+            spellings look the same.
+    """
+    kinds = {_is_multi(label) for label in raw}
+    if len(kinds) > 1:
+        raise DataError(
+            "labels mix single names and lists of names; make every label a list, or none"
+        )
+    multi_label = kinds == {True}
+    flat = [name for label in raw for name in (label if multi_label else [label])]
+    spellings = {name: _clean(name, raw, names, multi_label) for name in _unique(flat)}
+    check_twins(spellings)
+    if multi_label:
+        return [tuple(sorted({spellings[n] for n in label})) for label in raw], True
+    return [spellings[label] for label in raw], False
+
+
+def clean_classes(names: Iterable[Any], labels: Iterable[str]) -> list[str]:
+    """Sorted class names in NFC form: the given ones, which must cover every label.
+
+    Raises:
+        DataError: A name is given twice or looks like another, or a label is none of them.
+    """
+    names = list(names)
+    if doubled := sorted(str(name) for name, n in Counter(names).items() if n > 1):
+        raise DataError(f"`classes` lists {doubled} more than once; list every class once")
+    spellings = {name: _clean(name, names, names, False) for name in names}
+    check_twins(spellings)
+    classes = sorted(spellings.values())
+    if unknown := set(labels) - set(classes):
+        raise DataError(
+            f"labels {sorted(unknown)[:10]} are not in `classes` {classes[:10]}; add or relabel"
+        )
+    warn_similar(classes)
+    return classes
+
+
+def nfc(name: str) -> str:
+    """`name` in Unicode's composed form: one spelling of what looks the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_twins(spellings: dict[Any, str]) -> None:
+    """Raise DataError if two different raw names have become one."""
+    groups = defaultdict(list)
+    for raw, clean in spellings.items():
+        groups[clean].append(raw)
+    for clean, raws in groups.items():
+        if len(raws) > 1:
+            codes = " and ".join(ascii(raw) for raw in raws)
+            raise DataError(
+                f"class {clean!r} is spelled in {len(raws)} ways that look the same ({codes}); "
+                "rename them to one spelling, or to names that differ"
+            )
+
+
+def warn_similar(classes: Iterable[str]) -> None:
+    """Warn of classes that differ only in case or spaces."""
+    groups = defaultdict(list)
+    for name in classes:
+        groups["".join(name.split()).casefold()].append(name)
+    for twins in groups.values():
+        if len(twins) > 1:
+            warn_user(f"classes {twins} differ only in case or spaces; are they meant to be one?")
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the first caller outside learnkit."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("learnkit."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def _is_multi(label: Any) -> bool:
+    return isinstance(label, list | tuple | set | frozenset | np.ndarray)
+
+
+def _unique(values: list[Any]) -> list[Any]:
+    try:
+        return list(dict.fromkeys(values))
+    except TypeError as error:
+        raise DataError(f"labels must be names: {error}") from error
+
+
+def _clean(name: Any, raw: Sequence[Any], names: Sequence[str], multi_label: bool) -> str:
+    """NFC spelling of one raw name; integers are taken by their digits."""
+    if isinstance(name, str) and name.strip():
+        return nfc(str(name))
+    if isinstance(name, int | np.integer) and not isinstance(name, bool):
+        return str(int(name))
+    where = [file for file, label in zip(names, raw, strict=True) if _has(label, name, multi_label)]
+    shown = f"{len(where)} images, such as {where[0]!r}," if where else "A class"
+    if isinstance(name, str) or pd.isna(name):
+        raise DataError(f"{shown} have no label (seen: {name!r}); label them or leave them out")
+    raise DataError(
+        f"{shown} have the label {name!r} ({type(name).__name__}); labels are names or integers"
+    )
+
+
+def _has(label: Any, name: Any, multi_label: bool) -> bool:
+    candidates = label if multi_label else [label]
+    return any(one is name or one == name or (pd.isna(one) and pd.isna(name)) for one in candidates)

@@ -1,0 +1,140 @@
+"""Dividing a dataset into train, valid and test: by class, by group, the same for any row order."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from learnkit.data.labels import warn_user
+from learnkit.errors import SplitError
+
+SPLITS = ("train", "valid", "test")
+
+
+def check_shares(train: float, valid: float, test: float | None) -> np.ndarray:
+    """Shares of train, valid and test as float64 (3,) with sum 1; `test=None` is the rest.
+
+    Raises:
+        SplitError: A share is no number in 0..1, train has none, or they do not sum to 1.
+
+    >>> check_shares(0.5, 0.25, None)
+    array([0.5 , 0.25, 0.25])
+    """
+    shares = {"train": train, "valid": valid, "test": 0.0 if test is None else test}
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise SplitError(f"`{name}` is {share!r}; it must be a share in 0..1, such as 0.7")
+    if train == 0:
+        raise SplitError("`train` is 0; something must be left to learn from")
+    total = sum(shares.values())
+    if total > 1 + 1e-9 or (test is not None and total < 1 - 1e-9):
+        raise SplitError(
+            f"`train` + `valid` + `test` is {total:g}; it must be 1 (leave `test` out for the rest)"
+        )
+    values = np.array([train, valid, max(0.0, 1 - train - valid) if test is None else test])
+    values[values < 1e-9] = 0
+    return values / values.sum()
+
+
+def assign_splits(
+    strata: Sequence[str],
+    shares: np.ndarray,
+    *,
+    seed: int = 42,
+    groups: Sequence[object] | None = None,
+) -> np.ndarray:
+    """Split number of every image, int64 (N,): 0 train, 1 valid, 2 test.
+
+    Every stratum (class) is divided by `shares`, each part rounded up or down; what rounding takes
+    from a part in one stratum it gives back in the next, so that the totals come out right too. A
+    stratum of two or more has an image in train, and in valid when its share is half an image or
+    more. Groups stay whole and then come as near to the shares as they can.
+
+    Args:
+        strata: One name per image, in an order that does not depend on the caller's rows.
+        shares: float64 (3,) with sum 1.
+        seed: Of the shuffle within each stratum.
+        groups: One hashable value per image, or None.
+    """
+    names, codes = np.unique(np.asarray(strata, dtype=object), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    if groups is not None:
+        return _assign_groups(names, codes, _codes(groups), shares, rng)
+    singles = names[np.bincount(codes, minlength=len(names)) == 1]
+    if len(names) > 1 and len(singles):
+        warn_user(
+            f"classes with a single image, which goes to train: {_shown(singles)}; nothing will be "
+            "known about how well they are recognised"
+        )
+    assigned = np.zeros(len(codes), dtype=np.int64)
+    carry = np.zeros(len(SPLITS))
+    for code in range(len(names)):
+        members = rng.permutation(np.flatnonzero(codes == code))
+        counts = _stratum_counts(len(members), shares, carry)
+        carry += len(members) * shares - counts
+        assigned[members] = np.repeat(np.arange(len(SPLITS)), counts)
+    return assigned
+
+
+def _stratum_counts(n: int, shares: np.ndarray, carry: np.ndarray) -> np.ndarray:
+    """int64 (3,) with sum `n`: its quotas rounded by largest remainder, owed parts first."""
+    if n == 1:
+        return np.array([1, 0, 0])
+    quotas = n * shares
+    counts = np.floor(quotas + 1e-9).astype(np.int64)
+    counts[0] = max(counts[0], 1)
+    if quotas[1] >= 0.5 and counts.sum() < n:
+        counts[1] = max(counts[1], 1)
+    wish = np.where(counts < quotas - 1e-9, quotas - counts + carry, -np.inf)
+    for split in np.argsort(-wish, kind="stable")[: n - counts.sum()]:
+        counts[split] += 1
+    return counts
+
+
+def _assign_groups(
+    names: np.ndarray,
+    codes: np.ndarray,
+    groups: np.ndarray,
+    shares: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """As `assign_splits` with whole groups: largest first, each to the split lacking it most."""
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    members = [members[i] for i in rng.permutation(len(members))]
+    members.sort(key=len, reverse=True)
+    totals = np.bincount(codes, minlength=len(names))
+    missing = shares[:, None] * totals
+    assigned = np.zeros(len(codes), dtype=np.int64)
+    for rows in members:
+        present, counts = np.unique(codes[rows], return_counts=True)
+        of_classes = (missing[:, present] * (counts / totals[present])).sum(1)
+        need = of_classes + missing.sum(1) * (len(rows) / len(codes))
+        split = int(np.argmax(np.where(shares > 0, need, -np.inf)))
+        missing[split, present] -= counts
+        assigned[rows] = split
+    _give_train_every_class(assigned, codes, members, len(names))
+    n_groups = np.bincount(np.concatenate([np.unique(codes[rows]) for rows in members]))
+    if len(names) > 1 and len(singles := names[n_groups == 1]):
+        warn_user(f"classes with a single group, which goes to train: {_shown(singles)}")
+    return assigned
+
+
+def _give_train_every_class(
+    assigned: np.ndarray, codes: np.ndarray, members: list[np.ndarray], n_classes: int
+) -> None:
+    """Move the smallest group of each class that train lacks into train, in place."""
+    for code in range(n_classes):
+        if not (codes[assigned == 0] == code).any():
+            smallest = min((rows for rows in members if (codes[rows] == code).any()), key=len)
+            assigned[smallest] = 0
+
+
+def _codes(groups: Sequence[object]) -> np.ndarray:
+    """int64 (N,): groups numbered by first appearance."""
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups], dtype=np.int64)
+
+
+def _shown(names: Sequence[str], limit: int = 10) -> str:
+    shown = ", ".join(repr(str(name)) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
