@@ -52,3 +52,23 @@ def toy_learner(cbs=None, *, n=40, bs=8, seed=0, **kwargs):
 
 def _two_groups(model):
     return [list(model[0].parameters()), list(model[1].parameters())]
+
+
+def tiny_cnn(n_out, *, stride=2):
+    """Return a body and a head with random weights that spread predictions over the classes."""
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        body = nn.Sequential(nn.Conv2d(3, 8, 3, stride, 1), nn.BatchNorm2d(8), nn.ReLU())
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, n_out)]
+        nn.init.normal_(head[-1].weight, std=3.0)
+    return nn.Sequential(body, nn.Sequential(*head))
+
+
+def quiet(learn):
+    """Return the learner without its progress bars."""
+    if hasattr(learn, "progress"):
+        learn.remove_cb(learn.progress)
+    return learn

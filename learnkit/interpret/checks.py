@@ -1,0 +1,47 @@
+"""What interpretation of classifiers can work with; everything else is refused in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from learnkit.errors import InterpretationError
+
+_ONE_ANSWER = "interpretation of classifiers needs logits (N, C), one row per image"
+_NO_MASKS = "Segmentation, with one answer per pixel, is not interpreted here"
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor as plain `torch.Tensor`, without a graph."""
+    return tensor.detach().as_subclass(Tensor)
+
+
+def check_logits(logits: Any) -> None:
+    """Raise InterpretationError unless a network's output is one row of logits per image."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        is_tensor = isinstance(logits, Tensor)
+        found = f"shape {tuple(logits.shape)}" if is_tensor else f"type {type(logits).__name__}"
+        raise InterpretationError(f"The network's outputs have {found}; {_ONE_ANSWER}. {_NO_MASKS}")
+
+
+def check_answers(
+    probs: Tensor, targets: Tensor | None, classes: Sequence[str], *, multi_label: bool
+) -> None:
+    """Raise InterpretationError unless probabilities, labels and class names fit together."""
+    check_logits(probs)
+    if classes and probs.shape[1] != len(classes):
+        raise InterpretationError(
+            f"The network has {probs.shape[1]} outputs for {len(classes)} classes; {_ONE_ANSWER}"
+            " and one column per class"
+        )
+    if targets is None:
+        return
+    shape = probs.shape if multi_label else probs.shape[:1]
+    if targets.shape != shape or (targets.is_floating_point() and not multi_label):
+        raise InterpretationError(
+            f"`targets` are {targets.dtype} of shape {tuple(targets.shape)} beside {probs.shape[1]}"
+            " classes; class numbers (N,) or, with a sigmoid loss, flags (N, C) are needed."
+            " Regression and segmentation are not interpreted here"
+        )

@@ -1,0 +1,288 @@
+"""What a classifier gets right and wrong: numbers first, and a picture of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from learnkit.errors import InterpretationError
+from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
+from learnkit.evaluation.evaluate import Evaluation
+from learnkit.interpret import plots
+from learnkit.interpret.contexts import randomness_kept
+from learnkit.interpret.outputs import Outputs, collect_from
+from learnkit.interpret.pictures import (
+    SUPTITLE,
+    evidence,
+    explained_classes,
+    loss_title,
+    to_pil,
+)
+from learnkit.interpret.source import Source, class_names
+from learnkit.interpret.tables import errors_table, mistakes_of, report_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+_NO_LOSSES = "There are no losses to sort by; pass `losses`, or make the pass over labelled samples"
+
+
+class ClassificationInterpretation:
+    """Confusion, losses and heatmaps of one set of predictions.
+
+    The model runs once, when the object is made; images are read again only to be drawn.
+
+    Args:
+        learn: the learner; None if no image is ever drawn.
+        preds: probabilities (N, C) as in fastai v1, or an `Outputs`, or a loader to run over.
+        y: class numbers (N,), or flags (N, C) where a sample may have several labels.
+        losses: one per sample (N,).
+        dl: where the images come from; the learner's validation loader if None.
+        classes: C names; the learner's if None.
+
+    Raises:
+        InterpretationError: segmentation, regression, or samples without labels.
+    """
+
+    def __init__(
+        self,
+        learn: Any,
+        preds: Any,
+        y: Any = None,
+        losses: Any = None,
+        *,
+        dl: Any = None,
+        classes: Sequence[str] | None = None,
+    ):
+        self.learn = learn
+        if isinstance(preds, Outputs):
+            self.outputs = preds
+        elif isinstance(preds, Tensor | np.ndarray):
+            names = classes or (class_names(learn) if learn is not None else None)
+            self.outputs = Outputs.from_probs(preds, y, losses, names)
+        else:
+            with randomness_kept():
+                dl = Source.of(learn, preds)
+            self.outputs = collect_from(learn, dl)
+        self.outputs.require_targets()
+        self._images_from = dl
+
+    @classmethod
+    def from_learner(
+        cls,
+        learn: Any,
+        ds_idx: int = 1,
+        dl: Any = None,
+        data: Any = None,
+        *,
+        progress: bool | None = None,
+    ) -> ClassificationInterpretation:
+        """Run the learner once over one of its loaders, over `dl`, or over an ImageDataset.
+
+        Args:
+            learn: a fastai Learner of a classifier.
+            ds_idx: 0 for the training images, 1 for validation, 2 for test.
+            dl: any other loader; read in dataset order.
+            data: an ImageDataset whose labels the learner knows.
+            progress: show a bar; None does so if the learner shows bars.
+        """
+        with randomness_kept():  # making a loader draws a seed for it
+            source = Source.of(learn, dl, ds_idx=ds_idx, data=data)
+        return cls(learn, collect_from(learn, source, progress=progress), dl=source)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of the class numbers."""
+        return list(self.outputs.classes)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """All measures: `.summary`, `.per_class`, `.confusion`."""
+        return self.outputs.evaluate()
+
+    def confusion_matrix(self, slice_size: int | None = None) -> np.ndarray:
+        """Counts int64 (C, C), rows the truth; (C, 2, 2) where a sample may have several labels.
+
+        `slice_size` was fastai v1's way to save memory; counting needs none.
+        """
+        targets, preds = self.outputs.targets, self.outputs.pred_labels
+        if self.outputs.multi_label:
+            return multilabel_confusion(targets, preds)
+        return confusion_matrix(targets, preds, len(self.classes))
+
+    def most_confused(
+        self, min_val: int = 1, slice_size: int | None = None
+    ) -> list[tuple[str, str, int]]:
+        """The mistakes made at least `min_val` times: (actual, predicted, n), commonest first."""
+        if self.outputs.multi_label:
+            raise InterpretationError(
+                "A sample may have several labels, so none is taken for another;"
+                " `confusion_matrix()` counts misses and false alarms of each label"
+            )
+        return mistakes_of(self.confusion_matrix(), self.classes, min_val)
+
+    def plot_confusion_matrix(
+        self,
+        normalize: bool = False,
+        title: str | None = None,
+        cmap: str = "Blues",
+        slice_size: int | None = None,
+        norm_dec: int = 2,
+        plot_txt: bool = True,
+        return_fig: bool | None = None,
+        *,
+        ax: Axes | None = None,
+        figsize: tuple[float, float] | None = None,
+    ) -> Axes | np.ndarray | Figure:
+        """Draw the confusion matrix; see `learnkit.interpret.plots.plot_confusion`.
+
+        Returns:
+            The Axes (one per label where a sample may have several); the Figure if `return_fig`.
+        """
+        options = {"normalize": normalize, "cmap": cmap, "norm_dec": norm_dec}
+        options |= {"plot_txt": plot_txt, "figsize": figsize} | ({"title": title} if title else {})
+        matrix = self.confusion_matrix()
+        if not self.outputs.multi_label:
+            axes = plots.plot_confusion(matrix, self.classes, ax=ax, **options)
+            return axes.figure if return_fig else axes
+        if ax is not None:
+            raise InterpretationError(
+                f"One `ax` cannot hold the {len(self.classes)} matrices of {len(self.classes)}"
+                " labels; leave it out"
+            )
+        axes = plots.plot_label_confusions(matrix, self.classes, **options)
+        return axes[0].figure if return_fig else axes
+
+    def top_losses(
+        self, k: int | None = None, largest: bool = True, items: bool = False
+    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, list]:
+        """The `k` largest (or smallest) losses and their positions; all of them if `k` is None.
+
+        With `items` also the files, None where they are not known.
+        """
+        if self.outputs.losses is None:
+            raise InterpretationError(_NO_LOSSES)
+        n = len(self.outputs)
+        if k is not None and k < 1:
+            raise InterpretationError(f"`k` is {k}; ask for at least one loss, or None for all")
+        losses, positions = self.outputs.losses.topk(n if k is None else min(k, n), largest=largest)
+        if not items:
+            return losses, positions
+        files = self.outputs.items
+        return losses, positions, [files[i] if files else None for i in positions.tolist()]
+
+    def plot_top_losses(
+        self,
+        k: int | Sequence[int],
+        largest: bool = True,
+        figsize: tuple[float, float] | None = None,
+        heatmap: bool = False,
+        heatmap_thresh: int = 16,
+        alpha: float = 0.6,
+        cmap: str = "magma",
+        show_text: bool = True,
+        return_fig: bool | None = None,
+        *,
+        explain: str = "actual",
+    ) -> np.ndarray | Figure:
+        """Draw the images with the largest (or smallest) losses.
+
+        Over each image: prediction / actual, and below loss / probability of the actual class.
+
+        Args:
+            k: how many, or which ranks (a list or range, 0 the first).
+            largest: begin with the largest loss.
+            figsize: in inches.
+            heatmap: lay the Grad-CAM evidence over each image.
+            heatmap_thresh: fewest cells of a feature map worth drawing; below, a warning says so.
+            alpha: opacity of the heatmaps.
+            cmap: their colours.
+            show_text: write the titles.
+            return_fig: return the Figure instead of the Axes.
+            explain: "actual" or "predicted": the class whose evidence the heatmaps show.
+
+        Returns:
+            The Axes (k,).
+        """
+        order = self.top_losses(None, largest)[1].tolist()
+        positions = order[: max(1, k)] if isinstance(k, int) else [order[i] for i in k]
+        inputs, images = self._source.read(positions)
+        heatmaps = None
+        if heatmap:
+            classes = explained_classes(self.outputs, positions, explain)
+            heatmaps = evidence(self.learn.model, inputs, classes, min_cells=heatmap_thresh)
+        titles = [loss_title(self.outputs, i) for i in positions] if show_text else None
+        options = {"heatmaps": heatmaps, "alpha": alpha, "cmap": cmap, "figsize": figsize}
+        suptitle = SUPTITLE if show_text else None
+        axes = plots.plot_image_grid(images, titles, suptitle=suptitle, **options)
+        return axes[0].figure if return_fig else axes
+
+    def plot_multi_top_losses(
+        self,
+        samples: int = 3,
+        figsize: tuple[float, float] | None = None,
+        save_misclassified: bool = False,
+    ) -> np.ndarray | list[Image]:
+        """Draw the misclassified images with the largest losses.
+
+        An image is misclassified if its predicted set of labels is not exactly the true one; its
+        loss is the mean over the classes.
+
+        Returns:
+            The Axes, at most `samples`; with `save_misclassified` instead the pictures of *all*
+            misclassified images, largest loss first.
+        """
+        order = self.top_losses()[1]
+        wrong = order[~self.outputs.correct[order]].tolist()
+        drawn = wrong if save_misclassified else wrong[:samples]
+        images = self._source.read(drawn)[1] if drawn else []
+        titles = [loss_title(self.outputs, i) for i in wrong[:samples]]
+        axes = plots.plot_image_grid(images[:samples], titles, suptitle=SUPTITLE, figsize=figsize)
+        return [to_pil(image) for image in images] if save_misclassified else axes
+
+    def errors(self) -> pd.DataFrame:
+        """Table of the misclassified samples, largest loss first, indexed by position.
+
+        Columns: path (None if unknown), actual, predicted, prob (of the prediction), prob_actual,
+        loss. Where a sample may have several labels, both probabilities are of the whole set.
+        """
+        return errors_table(self.outputs)
+
+    def print_classification_report(self) -> None:
+        """Print scikit-learn's report; classes without samples count as zeros there."""
+        print(report_text(self.outputs))  # noqa: T201  # printing is what it is for
+
+    @cached_property
+    def _source(self) -> Source:
+        """Where the images are read from, checked against the number of predictions."""
+        if self.learn is None:
+            raise InterpretationError("`learn` is None, so there are no images to draw")
+        source = self._images_from
+        if not isinstance(source, Source):
+            source = Source.of(self.learn, source)
+        source.check_length(len(self.outputs))
+        return source
+
+    def __repr__(self) -> str:
+        wrong = int((~self.outputs.correct).sum())
+        share = self.evaluation.summary["accuracy"]
+        return (
+            f"ClassificationInterpretation({len(self.outputs)} samples,"
+            f" {len(self.classes)} classes, accuracy {share:.4f}, {wrong} wrong)"
+        )
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        parts = [self.evaluation._repr_html_()]
+        if not self.outputs.multi_label and (mistakes := self.most_confused()[:10]):
+            table = pd.DataFrame(mistakes, columns=["actual", "predicted", "n"])
+            parts.append(f"<h4>Most confused</h4>{table.to_html(index=False)}")
+        return "\n".join(parts)

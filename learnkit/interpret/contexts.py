@@ -1,0 +1,65 @@
+"""What a pass over a model changes for a while, put back whatever happens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from fastprogress.fastprogress import progress_bar
+from torch import Tensor, nn
+
+from learnkit.errors import InterpretationError
+from learnkit.interpret.checks import plain
+
+
+@contextmanager
+def pooled_features(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """Yield a list that receives the pooled output of the body at each forward pass."""
+    seen: list[Tensor] = []
+    if not wanted:
+        yield seen
+        return
+    if not isinstance(model, nn.Sequential) or len(model) < 2:
+        raise InterpretationError(
+            f"`with_features=True` needs a model nn.Sequential(body, head), this one is a"
+            f" {type(model).__name__}"
+        )
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        pooled = output.mean((2, 3)) if output.ndim == 4 else output.flatten(1)
+        seen.append(plain(pooled).float().cpu())
+
+    handle = model[0].register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def progress_over(batches: Any, show: bool) -> Iterator[Any]:
+    """Yield the batches behind fastai's progress bar, which goes away even after an exception."""
+    if not show or not hasattr(batches, "__len__"):
+        yield batches
+        return
+    bar = progress_bar(batches, leave=False)
+    try:
+        yield bar
+    finally:
+        bar.on_iter_end()
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Restore the random states of torch, numpy and `random`: loaders draw from them."""
+    plain_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(plain_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002  # fastai draws from the global state

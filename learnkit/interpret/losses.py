@@ -1,0 +1,86 @@
+"""What a loss function says about each sample, whatever kind of loss function it is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fastai.losses import BaseLoss
+from torch import Tensor
+
+# Losses that say nothing about the activation their inputs still need.
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "BCEWithLogitsLoss": torch.sigmoid,
+    "binary_cross_entropy_with_logits": torch.sigmoid,
+    "MultiLabelSoftMarginLoss": torch.sigmoid,
+    "multilabel_soft_margin_loss": torch.sigmoid,
+    "BCELoss": lambda outputs: outputs,
+    "binary_cross_entropy": lambda outputs: outputs,
+    "NLLLoss": torch.exp,
+    "nll_loss": torch.exp,
+}
+
+
+def activation_of(loss_func: Any, *, multi_label: bool = False) -> Callable[[Tensor], Tensor]:
+    """What turns the network's outputs (N, C) into probabilities under this loss.
+
+    The loss's own `activation` if it has one, else what torch's losses imply, else softmax (sigmoid
+    where a sample may have several labels).
+    """
+    own = getattr(loss_func, "activation", None)
+    inherited = getattr(type(loss_func), "activation", None) is BaseLoss.activation  # does nothing
+    if callable(own) and not inherited:
+        return own
+    while hasattr(loss_func, "func"):  # fastai's flattened losses and functools.partial
+        loss_func = loss_func.func
+    name = getattr(loss_func, "__name__", type(loss_func).__name__)
+    return _ACTIVATIONS.get(name, torch.sigmoid if multi_label else _softmax)
+
+
+def item_losses(loss_func: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    """Losses of the samples, one each (N,), from a loss function that averages them.
+
+    Asked for by the `reduction` attribute (put back afterwards), else by a `reduction` argument,
+    else by calling the loss with one sample at a time. Losses per (sample, class) are averaged over
+    the classes. Class weights stay in as far as the loss itself applies them to a single sample.
+    """
+    for ask in (_by_attribute, _by_argument):
+        losses = ask(loss_func, logits, targets)
+        if losses is not None and losses.numel() and losses.numel() % len(logits) == 0:
+            return _flat(losses, len(logits))
+    singles = [loss_func(logits[i : i + 1], targets[i : i + 1]).mean() for i in range(len(logits))]
+    return _flat(torch.stack(singles), len(logits))
+
+
+def _by_attribute(loss_func: Any, logits: Tensor, targets: Tensor) -> Tensor | None:
+    if not hasattr(loss_func, "reduction"):
+        return None
+    former = loss_func.reduction
+    try:
+        loss_func.reduction = "none"
+    except AttributeError:  # a read-only property
+        return None
+    try:
+        return loss_func(logits, targets)
+    finally:
+        loss_func.reduction = former
+
+
+def _by_argument(loss_func: Any, logits: Tensor, targets: Tensor) -> Tensor | None:
+    try:
+        parameters = inspect.signature(loss_func).parameters
+    except (TypeError, ValueError):  # builtins may have no signature
+        return None
+    if "reduction" not in parameters:
+        return None
+    return loss_func(logits, targets, reduction="none")
+
+
+def _flat(losses: Tensor, n: int) -> Tensor:
+    return losses.detach().as_subclass(Tensor).reshape(n, -1).float().mean(1)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=-1)

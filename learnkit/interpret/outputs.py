@@ -1,0 +1,249 @@
+"""One pass over the data, and everything it says: the only place where interpretation runs a model.
+
+Tables, plots and measures are functions of `Outputs`. The pass runs no callback (MixUp and its kin
+concern training) and leaves the learner, its loaders, its loss and all random states as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastai.torch_core import to_device
+from torch import Tensor
+
+from learnkit.errors import InterpretationError
+from learnkit.evaluation.evaluate import Evaluation, evaluate
+from learnkit.evaluation.inputs import check_probs
+from learnkit.interpret.checks import check_answers, check_logits, plain
+from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
+from learnkit.interpret.losses import activation_of, item_losses
+from learnkit.interpret.source import Source, class_names
+from learnkit.models.modes import evaluating
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a classifier said about N samples, as plain tensors on the CPU, in dataset order.
+
+    Attributes:
+        logits: the network's outputs, float32 (N, C).
+        probs: their probabilities, float32 (N, C).
+        targets: class numbers int64 (N,), or zeros and ones float32 (N, C) if `multi_label`; None
+            for samples without labels.
+        losses: float32 (N,); None for samples without labels.
+        features: pooled feature maps of the body, float32 (N, D), if asked for.
+        ood_scores: float32 (N,), higher = more unusual, if the model gives any.
+        items: the files, if known.
+        classes: C names.
+        multi_label: whether a sample may have several labels.
+        threshold: a label is predicted above this probability (multi-label only).
+    """
+
+    logits: Tensor
+    probs: Tensor
+    targets: Tensor | None
+    losses: Tensor | None
+    features: Tensor | None = None
+    ood_scores: Tensor | None = None
+    items: Sequence[Path] | None = None
+    classes: Sequence[str] = ()
+    multi_label: bool = False
+    threshold: float = 0.5
+
+    def __post_init__(self):
+        check_answers(self.probs, self.targets, self.classes, multi_label=self.multi_label)
+        for name in ("logits", "targets", "losses", "features", "ood_scores", "items"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self.probs):
+                raise InterpretationError(
+                    f"`{name}` has {len(value)} rows, `probs` has {len(self.probs)}; give one row"
+                    " of each per sample, in the same order"
+                )
+
+    @classmethod
+    def from_probs(
+        cls, probs: Any, targets: Any, losses: Any = None, classes: Sequence[str] | None = None
+    ) -> Outputs:
+        """Outputs of which only probabilities (N, C), truth and losses are known.
+
+        Two-dimensional targets mean several labels per sample. The logits are those the
+        probabilities would come from.
+
+        Raises:
+            EvaluationError: `probs` are no probabilities.
+            InterpretationError: one row per pixel instead of one per sample, or lengths differ.
+        """
+        probs, targets = (plain(torch.as_tensor(t)).cpu() for t in (probs, targets))
+        flags = targets.ndim == 2 and probs.ndim == 2
+        probs = probs.float()
+        check_answers(probs, targets, classes or (), multi_label=flags)
+        check_probs(probs, multi_label=flags)
+        tiny = torch.finfo(torch.float32).tiny
+        return cls(
+            logits=probs.logit(eps=1e-7) if flags else probs.clamp_min(tiny).log(),
+            probs=probs,
+            targets=targets.float() if flags else targets.long(),
+            losses=None if losses is None else plain(torch.as_tensor(losses)).float().cpu(),
+            classes=tuple(classes or map(str, range(probs.shape[1]))),
+            multi_label=flags,
+        )
+
+    def __len__(self) -> int:
+        return len(self.probs)
+
+    def __repr__(self) -> str:
+        given = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
+        return f"Outputs(n={len(self)}, classes={len(self.classes)}, {', '.join(given)})"
+
+    @cached_property
+    def pred_labels(self) -> Tensor:
+        """Predicted class numbers int64 (N,), or flags bool (N, C) if `multi_label`."""
+        return self.probs > self.threshold if self.multi_label else self.probs.argmax(1)
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """Whether each prediction is right, bool (N,); several labels must all be right."""
+        same = self.pred_labels == self.require_targets()
+        return same.all(1) if self.multi_label else same
+
+    def require_targets(self) -> Tensor:
+        """The targets; an InterpretationError where the samples have no labels."""
+        if self.targets is None:
+            raise InterpretationError(
+                "The samples have no labels, so no prediction is right or wrong; pass a loader with"
+                " labels, for example `learn.dls.test_dl(items, with_labels=True)`"
+            )
+        return self.targets
+
+    def probability_of(self, labels: Tensor) -> Tensor:
+        """The probability of the given answers, float32 (N,).
+
+        Of class numbers (N,) simply theirs; of flags (N, C) that of the whole set of labels, the
+        product over the classes.
+        """
+        if not self.multi_label:
+            return self.probs.gather(1, labels[:, None])[:, 0]
+        return torch.where(labels.bool(), self.probs, 1 - self.probs).prod(1)
+
+    def evaluate(self) -> Evaluation:
+        """All measures of these outputs."""
+        options = {"multi_label": self.multi_label, "threshold": self.threshold}
+        return evaluate(self.probs, self.require_targets(), self.classes, **options)
+
+
+def collect_outputs(
+    learn: Any,
+    dl: Any = None,
+    *,
+    ds_idx: int = 1,
+    data: Any = None,
+    with_features: bool = False,
+    progress: bool | None = None,
+) -> Outputs:
+    """Run the learner's model once over the data, in dataset order, without augmentation.
+
+    Args:
+        learn: a fastai Learner of a classifier.
+        dl: a loader; one that shuffles is read in dataset order all the same.
+        ds_idx: which of the learner's loaders, if neither `dl` nor `data` is given; 0 is train.
+        data: an ImageDataset whose labels the learner knows.
+        with_features: also keep the body's feature maps, averaged over height and width; needs a
+            model `nn.Sequential(body, head)`.
+        progress: show a bar; None does so if the learner shows bars.
+
+    Raises:
+        InterpretationError: the model gives no class logits (a segmentation or regression model),
+            the loss's activation gives no probabilities, or there are no samples.
+    """
+    with randomness_kept():
+        source = Source.of(learn, dl, ds_idx=ds_idx, data=data)
+        return collect_from(learn, source, with_features=with_features, progress=progress)
+
+
+def collect_from(
+    learn: Any, source: Source, *, with_features: bool = False, progress: bool | None = None
+) -> Outputs:
+    """Run the learner's model once over a `Source`; see `collect_outputs`."""
+    show = hasattr(learn, "progress") if progress is None else progress
+    rows: list[dict[str, Tensor]] = []
+    n_seen = 0
+    with (
+        randomness_kept(),
+        evaluating(learn.model),
+        torch.no_grad(),
+        pooled_features(learn.model, with_features) as features,
+        progress_over(source.batches(), show) as batches,
+    ):
+        for batch in batches:
+            xb, target = _split(learn, batch)
+            if target is None and source.targets is not None:
+                target = source.targets[n_seen : n_seen + len(xb[0])]
+            rows.append(_answers(learn, xb, target))
+            if with_features:
+                rows[-1]["features"] = features.pop()
+            n_seen += len(rows[-1]["logits"])
+    if not rows:
+        raise InterpretationError("There are no samples in the loader; nothing can be interpreted")
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return _assembled(learn, source, joined)
+
+
+def _answers(learn: Any, xb: Sequence[Tensor], target: Tensor | None) -> dict[str, Tensor]:
+    """Return logits and, with labels, targets and losses of one batch, on the CPU."""
+    device = next((p.device for p in learn.model.parameters()), torch.device("cpu"))
+    logits = learn.model(*to_device(xb, device))
+    check_logits(logits)
+    row = {"logits": plain(logits)}
+    if target is not None:
+        target = plain(to_device(target, device))
+        check_answers(row["logits"], target, (), multi_label=target.ndim == 2)
+        row |= {"targets": target, "losses": item_losses(learn.loss_func, row["logits"], target)}
+    return {name: value.cpu() for name, value in row.items()}
+
+
+def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs:
+    """Return the whole pass as `Outputs`: activation applied, names and files attached."""
+    logits, targets = joined["logits"].float(), joined.get("targets")
+    flags = targets is not None and targets.ndim == 2
+    probs = plain(activation_of(learn.loss_func, multi_label=flags)(logits))
+    sums = probs[probs.isfinite().all(1)].sum(1)
+    competing = bool(((sums - 1).abs() < 1e-3).all())
+    if flags and competing and logits.shape[1] > 1:
+        raise InterpretationError(
+            "The targets are flags (N, C), but the loss makes the classes compete (softmax); train"
+            " with a sigmoid loss such as BCEWithLogitsLossFlat, or with class numbers (N,)"
+        )
+    if targets is not None and not flags and not competing:
+        raise InterpretationError(
+            f"Probabilities of a sample sum to {sums[0].item():.4g} instead of 1; give the loss"
+            f" ({type(learn.loss_func).__name__}) an `activation` method that turns the network's"
+            " outputs into probabilities"
+        )
+    return Outputs(
+        logits=logits,
+        probs=probs,
+        targets=targets if targets is None or flags else targets.long(),
+        losses=joined.get("losses"),
+        features=joined.get("features"),
+        items=source.items,
+        classes=class_names(learn) or [str(i) for i in range(logits.shape[1])],
+        multi_label=flags or (targets is None and not competing),
+        threshold=float(getattr(learn.loss_func, "thresh", 0.5)),
+    )
+
+
+def _split(learn: Any, batch: Any) -> tuple[tuple, Tensor | None]:
+    """Return the inputs of a batch and its one target, None if it has none."""
+    batch = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+    n_inputs = getattr(learn.dls, "n_inp", max(1, len(batch) - 1))
+    xb, yb = batch[:n_inputs], batch[n_inputs:]
+    if len(yb) > 1:
+        raise InterpretationError(
+            f"A batch has {len(yb)} targets; interpretation of classifiers needs one"
+        )
+    return xb, yb[0] if yb else None

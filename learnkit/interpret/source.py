@@ -1,0 +1,200 @@
+"""The samples of one pass: which, in which order, and how to read a few of them again.
+
+A pass over the training images must not depend on how training shuffles, drops or augments them.
+`Source` therefore never runs the given loader itself: it makes a plain one over the same dataset,
+in dataset order, that treats every item as validation does. The given loader stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.data.load import DataLoader
+from torch import Tensor
+
+from learnkit.errors import InterpretationError
+from learnkit.interpret.checks import plain
+from learnkit.interpret.contexts import randomness_kept
+
+
+class ValidationView:
+    """Some items of a dataset, in a given order, passed through the validation transforms."""
+
+    split_idx = 1  # what fastai's loaders look at to leave training-only transforms out
+
+    def __init__(self, dataset: Any, indices: Sequence[int]):
+        self.dataset, self.indices = dataset, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Any:
+        index = self.indices[position]
+        if not hasattr(self.dataset, "set_split_idx"):
+            return self.dataset[index]
+        with self.dataset.set_split_idx(1):
+            return self.dataset[index]
+
+
+class Source:
+    """Batches in a fixed order, and single samples again later by their position.
+
+    Args:
+        dl: a fastai or torch loader, or any iterable of batches; only gives dataset and transforms.
+        template: loader whose transforms are used instead of those of `dl`.
+        targets: class numbers (N,) or flags (N, C) of samples whose loader gives none.
+    """
+
+    def __init__(self, dl: Any, *, template: Any = None, targets: Tensor | None = None):
+        self.dl, self.template, self.targets = dl, dl if template is None else template, targets
+        self.dataset = getattr(dl, "dataset", None)
+        self.indices = _dataset_order(dl)
+        self.items = _paths_of(self.dataset, self.indices)
+
+    @classmethod
+    def of(cls, learn: Any, dl: Any = None, *, ds_idx: int = 1, data: Any = None) -> Source:
+        """The samples of `dl`, else of the ImageDataset `data`, else of `learn.dls[ds_idx]`."""
+        if dl is not None and data is not None:
+            raise InterpretationError("`dl` and `data` both name the samples; give one of them")
+        if data is not None:
+            return cls(_unlabelled_dl(learn, data), targets=_targets_of(learn, data))
+        if dl is not None:
+            return cls(dl)
+        loaders = learn.dls.loaders
+        if not -len(loaders) <= ds_idx < len(loaders):
+            raise InterpretationError(
+                f"`ds_idx` is {ds_idx}; the learner has {len(loaders)} loaders: 0 is train, 1 valid"
+            )
+        alike = len(loaders) > 1 and isinstance(loaders[1], DataLoader)
+        return cls(loaders[ds_idx], template=loaders[1] if alike else None)
+
+    def batches(self) -> Any:
+        """All samples as a loader of batches, in the order of `items`."""
+        return self.dl if self.indices is None else self._loader(self.indices)
+
+    def read(self, positions: Sequence[int]) -> tuple[Tensor, list[np.ndarray]]:
+        """Samples by position: network inputs (n, C, H, W), and pictures (H, W[, 3]) in 0..1.
+
+        Raises:
+            InterpretationError: the samples came as bare batches and cannot be read again.
+        """
+        if self.indices is None:
+            raise InterpretationError(
+                "The images cannot be read again: the pass ran over bare batches. Run it over a"
+                " loader with a dataset, such as `dl=learn.dls.test_dl(items, with_labels=True)`"
+            )
+        loader = self._loader([self.indices[i] for i in positions], num_workers=0)
+        inputs, pictures = [], []
+        with randomness_kept():
+            for batch in loader:
+                shown = loader.decode(batch) if hasattr(loader, "decode") else batch
+                inputs.append(plain(batch[0]))
+                pictures += [to_picture(plain(image)) for image in shown[0]]
+        return torch.cat(inputs), pictures
+
+    def check_length(self, n: int) -> None:
+        """Raise InterpretationError unless there are `n` samples, as far as that is known."""
+        if self.indices is not None and len(self.indices) != n:
+            raise InterpretationError(
+                f"`dl` has {len(self.indices)} samples for {n} predictions; pass the loader the"
+                " predictions were made on as `dl`"
+            )
+
+    def _loader(self, indices: Sequence[int], **options: Any) -> Any:
+        view = ValidationView(self.dataset, indices)
+        if isinstance(self.template, DataLoader):
+            order = partial(list, range(len(view)))
+            options |= {"shuffle": False, "drop_last": False, "n": len(view), "get_idxs": order}
+            return self.template.new(dataset=view, **options)
+        options = {"num_workers": self.dl.num_workers, "collate_fn": self.dl.collate_fn} | options
+        return torch.utils.data.DataLoader(view, self.dl.batch_size, **options)
+
+
+def to_picture(image: Tensor) -> np.ndarray:
+    """Return an image (C, H, W) as an array (H, W) or (H, W, 3) in 0..1.
+
+    Whole numbers count as 0..255. Others are shown as they are if they lie in 0..1, else stretched
+    to it. Of two channels the first is shown, of more than three the first three.
+    """
+    image = image.cpu()
+    whole = not image.is_floating_point()
+    image = image.float() / 255 if whole else image.float()
+    if not whole and (image.min() < -1e-3 or image.max() > 1 + 1e-3):
+        image = (image - image.min()) / (image.max() - image.min())
+    channels = image.clamp(0, 1)
+    return (channels[0] if len(channels) < 3 else channels[:3].permute(1, 2, 0)).numpy()
+
+
+def class_names(learn: Any) -> list[str] | None:
+    """Return the class names of a learner's loaders, None if they have none."""
+    vocab = getattr(learn.dls, "vocab", None)
+    if vocab is None:
+        return None
+    if len(vocab) and not isinstance(vocab[-1], str) and hasattr(vocab[-1], "__iter__"):
+        vocab = vocab[-1]  # one vocabulary per block: the labels' is the last
+    return [str(name) for name in vocab]
+
+
+def _dataset_order(dl: Any) -> list[int] | None:
+    """Return the dataset indices a loader runs over, unshuffled; None if it has no indices."""
+    dataset = getattr(dl, "dataset", None)
+    if dataset is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        return None
+    if isinstance(dl, DataLoader):
+        if not dl.indexed or dl.bs is None:
+            return None
+        return list(range(dl.n)) if dl.shuffle else list(dl.get_idxs())
+    return None if getattr(dl, "batch_size", None) is None else list(range(len(dataset)))
+
+
+def _paths_of(dataset: Any, indices: list[int] | None) -> list[Path] | None:
+    """Return the files of the samples, None where the dataset does not tell."""
+    items = getattr(dataset, "items", None)
+    if indices is None or items is None or not indices:
+        return None
+    rows = items.iloc if hasattr(items, "iloc") else items
+    to_path = _path_getter(dataset, rows[indices[0]])
+    return None if to_path is None else [Path(to_path(rows[i])) for i in indices]
+
+
+def _path_getter(dataset: Any, item: Any) -> Any:
+    """Return what makes a path of an item: nothing to do, or the first step of its reading."""
+    if isinstance(item, str | Path):
+        return lambda item: item
+    steps = [f for tl in getattr(dataset, "tls", [])[:1] for f in tl.tfms.fs]
+    # Rows of a table: their first step looks the file name up; anything else may be expensive.
+    if hasattr(item, "index") and steps and isinstance(steps[0](item), str | Path):
+        return steps[0]
+    return None
+
+
+def _unlabelled_dl(learn: Any, data: Any) -> Any:
+    """Return a loader over the files of an ImageDataset that reads them as validation does."""
+    items = getattr(learn.dls.valid_ds, "items", None)
+    if items is None or not len(items) or not isinstance(next(iter(items)), str | Path):
+        raise InterpretationError(
+            "`data` cannot be read: the learner's loaders do not take files as items. Pass"
+            " `dl=learn.dls.test_dl(items, with_labels=True)` with items of their own kind"
+        )
+    return learn.dls.test_dl(list(data.paths))
+
+
+def _targets_of(learn: Any, data: Any) -> Tensor:
+    """Return the labels of an ImageDataset as the learner's class numbers (N,) or flags (N, C)."""
+    classes = class_names(learn) or []
+    number = {name: i for i, name in enumerate(classes)}
+    sets = [set(label) if data.multi_label else {label} for label in data.labels]
+    unknown = sorted({str(name) for names in sets for name in names} - set(classes))
+    if unknown:
+        raise InterpretationError(
+            f"`data` has labels the learner does not know: {', '.join(unknown[:5])}; it knows"
+            f" {', '.join(classes[:10])}. Filter `data`, or train on those classes too"
+        )
+    if not data.multi_label:
+        return torch.tensor([number[label] for label in data.labels], dtype=torch.int64)
+    return torch.tensor([[float(name in names) for name in classes] for names in sets])
