@@ -1,0 +1,190 @@
+"""What `FrozenFeatures` stores, and how a fit runs on it: collect, feed in order, skip the body."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from fastai.data.load import DataLoader
+from fastai.torch_core import to_device
+from fastprogress.fastprogress import progress_bar
+from torch import Tensor, nn
+
+from learnkit.callback.cacheable import transforms_of
+from learnkit.models.modes import evaluating
+
+Layer = tuple[nn.Module, str]  # a layer by its place: parent and name
+
+
+@dataclass(frozen=True)
+class StoredSplit:
+    """Features and targets of one loader's items, in the order of its dataset, on the CPU.
+
+    The kinds are fastai's tensor subclasses of the targets; metrics and losses may look at them.
+    """
+
+    features: Tensor
+    targets: tuple[Tensor, ...]
+    kinds: tuple[type, ...]
+
+    def batch(self, indices: list[int]) -> tuple[Tensor, ...]:
+        """Features and targets of these items, as the body and the loader would give them."""
+        index = torch.as_tensor(indices)
+        targets = zip(self.targets, self.kinds, strict=True)
+        return self.features[index], *(t[index].as_subclass(kind) for t, kind in targets)
+
+
+@dataclass
+class Store:
+    """The features of both splits, and what they were made from."""
+
+    splits: list[StoredSplit]
+    sources: tuple[list[Any], list[int]]
+    digest: str
+    versions: list[tuple[int, int]]
+
+
+class StoredLoader(DataLoader):
+    """Stored features in place of the items of `source`, in its order and drawing what it draws."""
+
+    def __init__(self, source: DataLoader, split: StoredSplit):
+        same = {name: getattr(source, name) for name in ("bs", "shuffle", "drop_last", "device")}
+        super().__init__(source.dataset, n=source.n, indexed=True, **same)
+        self.source, self.split = source, split
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def randomize(self) -> None:
+        """Move the generator of `source`, so that its next pass is the one it would have been."""
+        self.source.randomize()
+
+    def get_idxs(self) -> list[int]:
+        """The order `source` would go in."""
+        return self.source.get_idxs()
+
+    def create_batches(self, samps: Iterator[int]) -> Iterator[tuple[Tensor, ...]]:
+        """Batches looked up whole."""
+        for chunk in self.chunkify(samps):
+            yield self.split.batch(list(chunk))
+
+
+def stored_layers(model: nn.Sequential) -> list[Layer]:
+    """The layers whose output is stored: the body, and the pooling the head begins with."""
+    layers, head = [(model, next(iter(model._modules)))], model[1]
+    if isinstance(head, nn.Sequential) and len(head) and _is_pool(head[0]):
+        layers.append((head, next(iter(head._modules))))
+    return layers
+
+
+def features_of(model: nn.Sequential, images: Tensor) -> Tensor:
+    """What is stored for these images, a plain tensor: the output of the last of those layers."""
+    images = images.as_subclass(Tensor)
+    for parent, name in stored_layers(model):
+        images = parent._modules[name](images)
+    return images
+
+
+def collect(learn: Any, dl: DataLoader) -> StoredSplit | None:
+    """Features and targets of all items of `dl` in one pass; None if it skips items."""
+    everything = partial(list, range(dl.n))  # also where the loader draws its own order
+    loader = dl.new(shuffle=False, drop_last=False, get_idxs=everything)
+    store, targets, done = None, [], 0
+    with evaluating(learn.model), torch.no_grad():
+        for batch in _with_progress(learn, loader):
+            images, *y = to_device(batch, next(learn.model.parameters()).device)
+            features = features_of(learn.model, images)
+            if store is None:
+                store = torch.empty((dl.n, *features.shape[1:]), dtype=features.dtype)
+                kinds = tuple(map(type, y))
+            store[done : done + len(features)] = features.cpu()
+            targets.append([t.cpu().as_subclass(Tensor) for t in y])
+            done += len(features)
+    joined = tuple(torch.cat(parts) for parts in zip(*targets, strict=True))
+    return StoredSplit(store, joined, kinds) if done == dl.n else None
+
+
+def sources_of(learn: Any) -> tuple[list[Any], list[int]]:
+    """The objects the features are made from (compared by identity) and the lengths of the data."""
+    loaders = learn.dls.loaders[:2]
+    objects = [parent._modules[name] for parent, name in stored_layers(learn.model)]
+    for dl in loaders:
+        objects += [dl.dataset, *transforms_of(dl)]
+    return objects, [len(dl.dataset) for dl in loaders]
+
+
+def same_sources(a: tuple[list[Any], list[int]], b: tuple[list[Any], list[int]]) -> bool:
+    """True if both are the very same objects and lengths."""
+    same_objects = len(a[0]) == len(b[0]) and all(x is y for x, y in zip(a[0], b[0], strict=True))
+    return same_objects and a[1] == b[1]
+
+
+def digest_of(body: nn.Module) -> str:
+    """A hash of every parameter and buffer of the body."""
+    total = hashlib.sha256()
+    for name, value in body.state_dict().items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def versions_of(body: nn.Module) -> list[tuple[int, int]]:
+    """Place and version counter of every parameter and buffer: cheap, but blind to `.data`."""
+    return [(t.data_ptr(), t._version) for t in (*body.parameters(), *body.buffers())]
+
+
+def skip_once(model: nn.Sequential, layers: list[Layer], features: Tensor) -> None:
+    """Let the next call of `model`, if it is with `features`, pass over `layers`.
+
+    The model is itself again before anything of it runs; hooks on the model and on the other
+    layers see an ordinary call.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        unskip(model)
+        if x is not features:  # an interrupted batch never made its call, this is another
+            return model(x)
+        with _as_identity(layers):
+            return type(model).forward(model, x)
+
+    forward.skips_body = True
+    model.forward = forward
+
+
+def unskip(model: nn.Module) -> None:
+    """Take back a `skip_once` whose call has not come."""
+    if hasattr(vars(model).get("forward"), "skips_body"):
+        del model.forward
+
+
+@contextmanager
+def _as_identity(layers: list[Layer]) -> Iterator[None]:
+    """Replace layers by the identity inside the block."""
+    kept = [(parent, name, parent._modules[name]) for parent, name in layers]
+    try:
+        for parent, name, _ in kept:
+            parent._modules[name] = nn.Identity()
+        yield
+    finally:
+        for parent, name, layer in kept:
+            parent._modules[name] = layer
+
+
+def _is_pool(layer: nn.Module) -> bool:
+    """True for a pooling layer without parameters, buffers or wishes of its own."""
+    return (
+        "pool" in type(layer).__name__.lower()
+        and not layer.state_dict()
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
+    )
+
+
+def _with_progress(learn: Any, loader: DataLoader) -> Any:
+    """The loader, with fastai's progress bar if the learner shows one."""
+    if not hasattr(learn, "progress"):
+        return loader
+    bar = getattr(learn.progress, "mbar", None)
+    return progress_bar(loader, parent=bar, display=learn.create_mbar, leave=False)
