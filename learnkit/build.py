@@ -6,7 +6,8 @@ from typing import Any
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.callback.training import BnFreeze
-from fastai.data.core import DataLoaders, get_c
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import get_c
 from fastai.learner import Learner
 from fastcore.basics import listify
 from torch import nn

@@ -9,7 +9,6 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 import pandas as pd
 from fastai.data.core import DataLoaders
 from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attached to it
-from matplotlib.axes import Axes
 from torch import nn
 
 from learnkit.adopt import adopted_arguments
@@ -73,8 +72,8 @@ class ImageLearner(Learner):
         """One row per epoch over all fits: losses, metrics, learning rate, seconds."""
         return self.training_history.frame
 
-    def plot_history(self, ax: Axes | None = None) -> Axes:
-        """Axes with losses and metrics per epoch."""
+    def plot_history(self, ax: Any = None) -> Any:
+        """Axes of losses and, beside them, errors and metrics per epoch: see `plot_history`."""
         return plot_history(self.history, ax=ax)
 
     def outputs(
@@ -104,9 +103,9 @@ class ImageLearner(Learner):
         """A Predictor that shares this learner's model and reads images as validation does."""
         return predictor_of(self)
 
-    def predict(self, item: Any, rm_type_tfms: Any = None, with_input: bool = False) -> Prediction:
+    def predict(self, item: Any, rm_type_tfms: Any = None, with_input: bool = False) -> Any:
         """A Prediction, which unpacks as (label, index, probs), of a path, picture, array..."""
-        return predict_one(self, item, rm_type_tfms=rm_type_tfms, with_input=with_input)
+        return predict_one(self, item, with_input=with_input)
 
     def predict_batch(self, items: Iterable[Any], bs: int = 64) -> list[Prediction]:
         """One Prediction per item, computed `bs` at a time."""

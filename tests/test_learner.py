@@ -1,0 +1,345 @@
+"""ImageLearner is a fastai Learner with more verbs; cnn_learner fits network and data together."""
+
+import copy
+import warnings
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torchvision.models as tv
+from fastai.callback.core import Callback
+from fastai.callback.training import BnFreeze
+from fastai.data.transforms import Normalize
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat
+from fastai.metrics import accuracy
+from fastai.vision.learner import vision_learner
+from helpers import SHARED, write_image_folder
+from torch import nn
+
+from learnkit.data.dataset import ImageDataset
+from learnkit.deploy.predictor import load_learner
+from learnkit.errors import (
+    CutError,
+    ExportError,
+    InputSizeError,
+    UnknownArchitectureError,
+    WeightsUnavailableError,
+)
+from learnkit.learner import ImageLearner, cnn_learner
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = write_image_folder(tmp_path_factory.mktemp("images"), {"a": 12, "b": 12, "c": 12})
+    return ImageDataset.from_folder(root).split(0.5, 0.25, seed=0)
+
+
+@pytest.fixture
+def dls(data):
+    return data.dataloaders(size=32, bs=6)
+
+
+make = partial(cnn_learner, arch="test_resnet", pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    torch.manual_seed(0)
+    dls = data.dataloaders(size=32, bs=6)
+    learn = make(dls, metrics=accuracy, path=tmp_path_factory.mktemp("learner"))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(2, 1e-2)
+    return learn
+
+
+@pytest.fixture
+def quiet(trained):
+    with trained.no_bar():
+        yield trained
+
+
+class TestFactory:
+    def test_is_a_fastai_learner_that_trains(self, trained):
+        assert isinstance(trained, Learner)
+        assert list(trained.history["epoch"]) == [1, 2]
+        assert trained.history["accuracy"].iloc[-1] > 0.9
+
+    def test_v1_names_build_the_same_network(self, dls):
+        torch.manual_seed(1)
+        new = cnn_learner(dls, "test_resnet", pretrained=False)
+        torch.manual_seed(1)
+        old = cnn_learner(data=dls, base_arch="test_resnet", pretrained=False)
+        for a, b in zip(new.model.parameters(), old.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_missing_data_is_a_type_error_that_shows_a_call(self):
+        with pytest.raises(TypeError, match=r"cnn_learner\(dls, 'resnet18'\)"):
+            cnn_learner(arch="test_resnet")
+
+    def test_unknown_arch_suggests_the_nearest_names(self, dls):
+        with pytest.raises(UnknownArchitectureError, match="resnet18"):
+            cnn_learner(dls, "resnt18", pretrained=False)
+
+    def test_unreachable_hub_raises_before_any_training_and_names_the_ways_out(
+        self, dls, monkeypatch
+    ):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(WeightsUnavailableError, match="pretrained=False"):
+            cnn_learner(dls, "test_resnet.r160_in1k")
+
+    def test_number_of_channels_must_be_that_of_the_images(self, dls):
+        with pytest.raises(InputSizeError, match="`n_in` is 1, but the images have 3 channels"):
+            make(dls, n_in=1)
+
+    def test_grey_images_get_a_grey_network_and_one_mean(self, data):
+        learn = make(data.dataloaders(size=32, channels=1, bs=6))
+        assert next(learn.model.parameters()).shape[1] == 1
+        (normalize,) = (t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize))
+        assert normalize.mean.shape == (1, 1, 1, 1)
+
+    def test_the_given_loaders_are_not_changed(self, dls):
+        before = [len(dl.after_batch.fs) for dl in dls.loaders]
+        make(dls)
+        assert [len(dl.after_batch.fs) for dl in dls.loaders] == before
+
+    def test_normalization_is_never_stacked(self, dls):
+        again = make(make(dls).dls)
+        assert sum(isinstance(t, Normalize) for t in again.dls.valid.after_batch.fs) == 1
+
+    def test_normalize_takes_mean_and_std_and_they_travel_in_the_spec(self, dls):
+        learn = make(dls, normalize=((0.5,) * 3, (0.25,) * 3))
+        (normalize,) = (t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize))
+        assert normalize.std.flatten().tolist() == [0.25] * 3
+        assert learn.model.spec.std == (0.25,) * 3
+
+    def test_normalize_false_leaves_pixels_alone(self, dls):
+        assert not any(
+            isinstance(t, Normalize) for t in make(dls, normalize=False).dls.valid.after_batch.fs
+        )
+
+    def test_cut_is_honoured(self, dls):
+        assert make(dls, cut=-3).model[0](torch.zeros(1, 3, 32, 32)).shape[1] < 256
+        with pytest.raises(CutError):
+            make(dls, cut=1.0)
+
+    def test_split_on_gives_the_groups(self, dls):
+        learn = cnn_learner(dls, tv.resnet18, pretrained=False, split_on=lambda m: (m[0][6], m[1]))
+        learn.create_opt()
+        assert len(learn.opt.param_lists) == 3
+        learn = make(dls, splitter=lambda m: [list(m.parameters())])
+        learn.create_opt()
+        assert len(learn.opt.param_lists) == 1
+
+    def test_custom_head_may_be_a_function(self, dls):
+        learn = make(
+            dls, custom_head=lambda n, c: nn.Sequential(Mean(), nn.Linear(n, c))
+        )
+        assert learn.model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+    def test_multi_label_data_get_the_multi_label_loss(self, data):
+        frame = data.frame.assign(label=[(x, "all") for x in data.labels])
+        learn = make(ImageDataset(frame, data.root).dataloaders(size=32, bs=6))
+        assert isinstance(learn.loss_func, BCEWithLogitsLossFlat)
+        assert isinstance(learn.predict(data.paths[0]).label, tuple)
+
+    def test_no_warning_on_building(self, dls):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make(dls)
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+class TestFrozenNorms:
+    @staticmethod
+    def trainable(learn, kind):
+        learn.freeze()
+        body = learn.model[0]
+        return {
+            p.requires_grad for m in body.modules() if isinstance(m, kind) for p in m.parameters()
+        }
+
+    def test_batch_norms_train_by_default(self, dls):
+        assert self.trainable(make(dls), nn.BatchNorm2d) == {True}
+
+    def test_layer_norms_train_only_when_asked(self, dls):
+        build = partial(cnn_learner, dls, "test_convnext", pretrained=False)
+        assert self.trainable(build(), nn.LayerNorm) == {False}
+        assert self.trainable(build(train_bn="all"), nn.LayerNorm) == {True}
+
+    def test_without_train_bn_running_statistics_stay(self, dls):
+        learn = make(dls, train_bn=False)
+        assert self.trainable(learn, nn.BatchNorm2d) == {False}
+        before = copy.deepcopy(dict(learn.model[0].named_buffers()))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+        after = dict(learn.model[0].named_buffers())
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+class TestVerbs:
+    def test_predict_agrees_with_fastais_and_with_get_preds(self, quiet):
+        paths = list(quiet.dls.valid.items)
+        preds, _ = quiet.get_preds()
+        ours = torch.stack([quiet.predict(path).probs for path in paths])
+        batch = torch.stack([p.probs for p in quiet.predict_batch(paths, bs=4)])
+        theirs = Learner.predict(quiet, paths[0])
+        assert torch.allclose(ours, torch.Tensor(preds), atol=1e-6)
+        assert torch.allclose(batch, ours, atol=1e-5)
+        label, index, probs = quiet.predict(paths[0])
+        assert (label, index) == (str(theirs[0]), int(theirs[1]))
+        assert torch.allclose(probs, torch.Tensor(theirs[2]), atol=1e-6)
+
+    def test_predict_leaves_the_modes_as_found(self, quiet):
+        quiet.model.train()
+        quiet.model[0].eval()
+        quiet.predict(quiet.dls.valid.items[0])
+        assert quiet.model[1].training
+        assert not quiet.model[0].training
+
+    def test_with_input_comes_first(self, quiet):
+        image, label, *_ = quiet.predict(quiet.dls.valid.items[0], with_input=True)
+        assert image.size == (32, 32)
+        assert label in quiet.dls.vocab
+
+    def test_evaluate_and_interpret_agree(self, quiet):
+        evaluation = quiet.evaluate()
+        assert evaluation.summary["accuracy"] == pytest.approx(
+            quiet.interpret().evaluation.summary["accuracy"]
+        )
+        assert evaluation.confusion.to_numpy().sum() == len(quiet.dls.valid.items)
+
+    def test_evaluate_takes_a_dataset(self, quiet, data):
+        evaluation = quiet.evaluate(data=data.test)
+        predicted = [quiet.predict(path).label for path in data.test.paths]
+        right = sum(a == b for a, b in zip(predicted, data.test.labels, strict=True))
+        assert evaluation.summary["accuracy"] == pytest.approx(right / len(data.test))
+
+    def test_history_and_its_plot(self, quiet):
+        assert {"train_loss", "valid_loss", "accuracy"} <= set(quiet.history.columns)
+        assert all(axis.lines for axis in quiet.plot_history())
+
+    def test_save_and_load_work_as_in_fastai(self, quiet, dls):
+        file = quiet.save("stage1")
+        other = make(dls, path=quiet.path)
+        other.load("stage1")
+        assert file.exists()
+        for a, b in zip(quiet.model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_lr_find_suggests_a_rate_and_leaves_history_alone(self, quiet):
+        before = quiet.history
+        rate = quiet.lr_find(show_plot=False, num_it=20)
+        assert 0 < rate.valley < 10
+        assert quiet.history.equals(before)
+
+    def test_fine_tune_freezes_then_unfreezes(self, dls):
+        seen = []
+
+        class Watch(Callback):
+            def before_train(self):
+                seen.append(next(self.model[0].parameters()).requires_grad)
+
+        learn = make(dls, cbs=Watch)
+        with learn.no_bar(), learn.no_logging():
+            learn.fine_tune(1)
+        assert seen == [False, True]
+        assert len(learn.history) == 2
+
+
+class TestExport:
+    def test_round_trip_gives_the_same_probabilities(self, quiet, tmp_path):
+        path = quiet.export(tmp_path / "bundle")
+        model = load_learner(path)
+        for file in quiet.dls.valid.items:
+            assert torch.allclose(model.predict(file).probs, quiet.predict(file).probs, atol=1e-5)
+
+    def test_the_learner_goes_on_as_before(self, quiet, tmp_path):
+        opt, dls = quiet.opt, quiet.dls
+        quiet.export(tmp_path / "bundle")
+        assert quiet.opt is opt
+        assert quiet.dls is dls
+        with quiet.no_logging():
+            quiet.fit(1)
+
+    def test_the_card_holds_the_measures(self, quiet, tmp_path):
+        text = (quiet.export(tmp_path / "bundle") / "README.md").read_text()
+        assert "accuracy" in text
+        assert "training images" in text
+        unmeasured = quiet.export(tmp_path / "other", evaluate=False) / "README.md"
+        assert "balanced" not in unmeasured.read_text()
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"custom_head": nn.Sequential(Mean(), nn.LazyLinear(3))}, "head"),
+            ({"cut": lambda m: nn.Sequential(*list(m.children())[:-2])}, "cut"),
+        ],
+    )
+    def test_code_in_the_network_is_refused_by_name(self, dls, tmp_path, change, reason):
+        learn = make(dls, **change)
+        with pytest.raises(ExportError, match=reason):
+            learn.export(tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+
+
+class TestAdopting:
+    @pytest.fixture(params=["timm", "torchvision"])
+    def foreign(self, request, dls):
+        arch = "test_resnet" if request.param == "timm" else tv.resnet18
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return vision_learner(dls, arch, pretrained=False, metrics=accuracy, normalize=False)
+
+    def test_shares_model_and_data_and_evaluates(self, foreign):
+        learn = ImageLearner.from_learner(foreign)
+        assert learn.model is foreign.model
+        assert learn.dls is foreign.dls
+        with learn.no_bar():
+            assert learn.evaluate().summary["n"] == len(foreign.dls.valid.items)
+
+    def test_exports_what_fastais_factory_built(self, foreign, tmp_path):
+        learn = ImageLearner.from_learner(foreign)
+        with learn.no_bar():
+            model = load_learner(learn.export(tmp_path / "bundle"))
+            file = foreign.dls.valid.items[0]
+            assert torch.allclose(model.predict(file).probs, learn.predict(file).probs, atol=1e-5)
+
+    def test_the_given_learner_keeps_its_callbacks(self, foreign):
+        foreign.add_cb(BnFreeze())
+        learn = ImageLearner.from_learner(foreign)
+        assert all(cb.learn is foreign for cb in foreign.cbs)
+        assert any(isinstance(cb, BnFreeze) for cb in learn.cbs)
+
+    def test_home_made_networks_are_refused_at_export_with_the_remedy(self, dls, tmp_path):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Mean(), nn.Linear(4, 3)))
+        learn = ImageLearner(dls, model)
+        with pytest.raises(ExportError, match="cannot travel as data"):
+            learn.export(tmp_path / "bundle", evaluate=False)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="real weights and photographs are not here")
+def test_three_frozen_epochs_on_real_weights_reach_90_percent(tmp_path):
+    import zipfile
+
+    zipfile.ZipFile(SHARED / "data/hymenoptera.zip").extractall(tmp_path)
+    (root,) = (p.parent for p in tmp_path.rglob("train"))
+    torch.manual_seed(0)
+    learn = cnn_learner(
+        ImageDataset.from_folder(root).dataloaders(size=224, bs=32),
+        "mobilenetv2_100",
+        pretrained=SHARED / "weights/mobilenetv2_100.tf_in1k.safetensors",
+        arch_kwargs={"pad_type": "same"},
+        normalize=((0.5,) * 3, (0.5,) * 3),
+        metrics=accuracy,
+        train_bn=False,
+    )
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(3, 2e-3)
+    assert learn.history["accuracy"].max() >= 0.9
+    assert timm.is_model(learn.model.spec.arch)
