@@ -190,7 +190,7 @@ class ClassificationInterpretation:
         show_text: bool = True,
         return_fig: bool | None = None,
         *,
-        explain: str = "actual",
+        explain: str = "predicted",
     ) -> np.ndarray | Figure:
         """Draw the images with the largest (or smallest) losses.
 
@@ -206,7 +206,8 @@ class ClassificationInterpretation:
             cmap: their colours.
             show_text: write the titles.
             return_fig: return the Figure instead of the Axes.
-            explain: "actual" or "predicted": the class whose evidence the heatmaps show.
+            explain: "predicted" or "actual" (as in fastai v1): the class whose evidence the heatmaps
+                show. The actual class of a bad mistake often has none, and then no heatmap.
 
         Returns:
             The Axes (k,).

@@ -1,0 +1,344 @@
+import warnings
+
+import helpers
+import numpy as np
+import pytest
+import sklearn.metrics as skm
+import torch
+from fastai.learner import Learner
+from fastai.vision.augment import Resize
+from fastai.vision.data import ImageDataLoaders
+from helpers import quiet, tiny_cnn
+from PIL import Image
+
+from learnkit.errors import InterpretationError
+from learnkit.interpret.classification import ClassificationInterpretation
+from learnkit.interpret.gradcam import grad_cam
+from learnkit.interpret.outputs import Outputs, collect_outputs
+
+CLASSES = ["ant", "bee", "cat"]
+
+
+@pytest.fixture
+def interp(learn):
+    return ClassificationInterpretation.from_learner(learn, ds_idx=0)
+
+
+def by_hand(classes, targets, probs, losses=None, **kwargs):
+    """An interpretation of probabilities written down in a test; there is no learner."""
+    losses = torch.zeros(len(probs)) if losses is None else torch.tensor(losses)
+    targets, probs = torch.tensor(targets), torch.tensor(probs)
+    return ClassificationInterpretation(None, probs, targets, losses, classes=classes, **kwargs)
+
+
+def test_every_number_equals_a_slow_loop_over_the_files(learn, interp):
+    dataset = learn.dls.train_ds
+    n, probs = len(dataset), interp.outputs.probs
+    counts = np.zeros((3, 3), int)
+    losses, wrong = [], []
+    for i in range(n):
+        actual = CLASSES.index(dataset.items[i].parent.name)
+        predicted = max(range(3), key=lambda c: probs[i, c].item())
+        counts[actual, predicted] += 1
+        losses.append(-float(probs[i, actual].log()))
+        if actual != predicted:
+            wrong.append((losses[-1], str(dataset.items[i]), CLASSES[actual], CLASSES[predicted]))
+    assert 0 < len(wrong) < n
+    np.testing.assert_array_equal(interp.confusion_matrix(), counts)
+    assert interp.evaluation.summary["accuracy"] == pytest.approx(np.trace(counts) / n)
+    top, positions = interp.top_losses()
+    assert positions.tolist() == sorted(range(n), key=lambda i: -losses[i])
+    np.testing.assert_allclose(top, sorted(losses, reverse=True), rtol=1e-5)
+    table = interp.errors()
+    found = list(zip(table["path"], table["actual"], table["predicted"], strict=True))
+    assert found == [row[1:] for row in sorted(wrong, reverse=True)]
+    for i, row in table.iterrows():
+        assert row["prob"] == pytest.approx(probs[i].max().item())
+        assert row["prob_actual"] == pytest.approx(np.exp(-row["loss"]), rel=1e-5)
+
+
+def test_one_pass_serves_every_question(learn):
+    calls = []
+    handle = learn.model.register_forward_hook(lambda m, x, y: calls.append(len(y)))
+    interp = ClassificationInterpretation.from_learner(learn)
+    n_batches = len(calls)
+    interp.confusion_matrix()
+    interp.most_confused()
+    interp.top_losses()
+    interp.errors()
+    interp.evaluation.to_dict()
+    interp.plot_confusion_matrix()
+    interp.plot_top_losses(3)
+    interp._repr_html_()
+    handle.remove()
+    assert len(calls) == n_batches == len(learn.dls.valid)
+
+
+def test_only_the_images_that_are_drawn_are_read_again(learn, monkeypatch):
+    interp = ClassificationInterpretation.from_learner(learn)
+    opened = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda f, *a, **k: opened.append(f) or original(f, *a, **k))
+    interp.plot_top_losses(2)
+    assert len(opened) <= 2 + 1  # fastai looks at one sample once, to learn the types
+
+
+def test_most_confused_are_plain_values_in_order():
+    probs = np.eye(3)[[1, 1, 0, 2, 2]].tolist()
+    interp = by_hand(CLASSES, [0, 0, 1, 1, 2], probs)
+    assert interp.most_confused() == [("ant", "bee", 2), ("bee", "ant", 1), ("bee", "cat", 1)]
+    assert interp.most_confused(min_val=2) == [("ant", "bee", 2)]
+    assert all(type(n) is int for _, _, n in interp.most_confused())
+
+
+def test_top_losses_are_clamped_and_may_be_the_smallest():
+    interp = by_hand(["a", "b"], [0, 0, 0], [[0.5, 0.5]] * 3, [0.2, 0.9, 0.1])
+    assert interp.top_losses(99)[1].tolist() == [1, 0, 2]
+    losses, positions = interp.top_losses(2, largest=False)
+    assert positions.tolist() == [2, 0]
+    assert type(losses) is torch.Tensor
+    assert f"{losses[0]:.2f}" == "0.10"
+    with pytest.raises(InterpretationError, match="`k` is 0; ask for at least one"):
+        interp.top_losses(0)
+
+
+def test_top_losses_name_the_files(interp, learn):
+    _, positions, files = interp.top_losses(4, items=True)
+    assert files == [learn.dls.train_ds.items[i] for i in positions.tolist()]
+
+
+def test_v1_v2_and_outputs_make_the_same_interpretation(learn):
+    probs, targets, losses = learn.get_preds(with_loss=True)
+    v1 = ClassificationInterpretation(learn, probs, targets, losses)
+    v2 = ClassificationInterpretation(learn, learn.dls.valid, losses)
+    ours = ClassificationInterpretation(learn, collect_outputs(learn))
+    for interp in (v1, v2, ours):
+        assert interp.classes == CLASSES
+        np.testing.assert_array_equal(interp.confusion_matrix(), ours.confusion_matrix())
+        torch.testing.assert_close(interp.outputs.losses, ours.outputs.losses)
+        assert len(interp.plot_top_losses(2)) == 2
+
+
+def test_titles_give_the_probability_of_the_actual_class(interp):
+    axes = interp.plot_top_losses([0, 2])
+    out, positions = interp.outputs, interp.top_losses()[1].tolist()
+    for ax, i in zip(axes, (positions[0], positions[2]), strict=True):
+        actual = CLASSES[out.targets[i]]
+        predicted = CLASSES[out.probs[i].argmax()]
+        prob = out.probs[i, out.targets[i]].item()
+        expected = f"{predicted} / {actual}\n{out.losses[i].item():.2f} / {prob:.2f}"
+        assert ax.get_title() == expected
+    assert "probability of actual" in axes[0].figure.get_suptitle()
+
+
+def test_the_drawn_image_is_the_file_denormalised(interp):
+    _, _, files = interp.top_losses(1, items=True)
+    drawn = interp.plot_top_losses(1)[0].images[0].get_array()
+    expected = np.asarray(Resize(16)(Image.open(files[0]).convert("RGB"), split_idx=1)) / 255
+    np.testing.assert_allclose(drawn, expected, atol=1.1 / 255)
+
+
+@pytest.mark.parametrize("k", [1, 3, 99, range(2), [1, 4]])
+def test_k_may_be_a_number_or_ranks(interp, k):
+    expected = len(interp.outputs) if k == 99 else k if isinstance(k, int) else len(k)
+    assert len(interp.plot_top_losses(k)) == expected
+
+
+def test_without_text_nothing_is_written(interp):
+    figure = interp.plot_top_losses(2, show_text=False, return_fig=True)
+    assert [ax.get_title() for ax in figure.axes] == [""] * len(figure.axes)
+    assert figure.get_suptitle() == ""
+
+
+@pytest.mark.parametrize("explain", ["actual", "predicted"])
+def test_heatmaps_are_grad_cam_of_the_named_class(learn, interp, explain):
+    axes = interp.plot_top_losses(99, heatmap=True, explain=explain, alpha=0.4, cmap="viridis")
+    out, positions = interp.outputs, interp.top_losses()[1]
+    x, _ = interp._source.read(positions.tolist())
+    classes = out.targets if explain == "actual" else out.pred_labels
+    maps = grad_cam(learn.model, x, classes[positions])
+    for ax, heat in zip(axes, maps, strict=True):
+        overlays = ax.images[1:]
+        if heat.max() == 0:  # no evidence, no overlay
+            assert overlays == []
+            continue
+        np.testing.assert_allclose(overlays[0].get_array(), heat, rtol=1e-5)
+        assert overlays[0].get_extent() == [-0.5, 15.5, 15.5, -0.5]
+        assert overlays[0].get_interpolation() == "bilinear"
+        assert overlays[0].get_alpha() == 0.4
+    assert any(len(ax.images) == 2 for ax in axes)
+
+
+def test_heatmaps_leave_the_model_as_it_was(learn, interp):
+    learn.model.train()
+    learn.model[0].requires_grad_(False)
+    interp.plot_top_losses(2, heatmap=True)
+    assert learn.model.training
+    assert all(p.grad is None for p in learn.model.parameters())
+    assert not any(p.requires_grad for p in learn.model[0].parameters())
+
+
+def test_a_feature_map_too_coarse_is_not_drawn_and_says_so_once(interp):
+    with pytest.warns(
+        UserWarning, match=r"16 x 16 pixels .* 8 x 8 cells, fewer than .*=65"
+    ) as seen:
+        axes = interp.plot_top_losses(3, heatmap=True, heatmap_thresh=65)
+    assert len(seen) == 1
+    assert all(len(ax.images) == 1 for ax in axes)
+
+
+def test_an_unknown_class_to_explain_is_refused(interp):
+    with pytest.raises(InterpretationError, match='choose "actual" or "predicted"'):
+        interp.plot_top_losses(1, heatmap=True, explain="both")
+
+
+def test_the_confusion_plot_shows_the_matrix(interp):
+    ax = interp.plot_confusion_matrix()
+    np.testing.assert_array_equal(ax.images[0].get_array(), interp.confusion_matrix())
+    assert [t.get_text() for t in ax.get_yticklabels()] == CLASSES
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Predicted", "Actual")
+    assert interp.plot_confusion_matrix(slice_size=10, return_fig=True).axes
+    assert interp.plot_confusion_matrix(ax=ax) is ax
+
+
+def test_the_report_is_scikit_learns(interp, capsys):
+    interp.print_classification_report()
+    out = interp.outputs
+    expected = skm.classification_report(
+        out.targets, out.probs.argmax(1), labels=[0, 1, 2], target_names=CLASSES, zero_division=0
+    )
+    assert capsys.readouterr().out.strip() == expected.strip()
+
+
+def test_a_class_without_samples_and_a_perfect_model_raise_nothing():
+    interp = by_hand(CLASSES, [0, 1], np.eye(3)[[0, 1]].tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert interp.most_confused() == []
+        assert len(interp.errors()) == 0
+        assert np.isnan(interp.evaluation.per_class.loc["cat", "recall"])
+        interp.plot_confusion_matrix(normalize=True).figure.canvas.draw()
+        assert "accuracy 1.0000, 0 wrong" in repr(interp)
+        interp._repr_html_()
+
+
+def test_misclassified_images_come_in_the_order_of_their_losses(interp):
+    wrong = interp.errors()
+    axes = interp.plot_multi_top_losses(samples=2)
+    assert len(axes) == 2
+    first = wrong.iloc[0]
+    assert axes[0].get_title().startswith(f"{first['predicted']} / {first['actual']}\n")
+    images = interp.plot_multi_top_losses(samples=2, save_misclassified=True)
+    assert len(images) == len(wrong)
+    expected = Resize(16)(Image.open(first["path"]).convert("RGB"), split_idx=1)
+    difference = np.asarray(images[0], int) - np.asarray(expected, int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_no_misclassified_image_is_no_error(interp):
+    perfect = by_hand(CLASSES, [0, 1], np.eye(3)[[0, 1]].tolist())
+    assert len(perfect.plot_multi_top_losses.__func__(interp, 0)) == 0
+    assert perfect.errors().empty
+
+
+def test_several_labels_give_one_matrix_per_label(multi_learn):
+    interp = ClassificationInterpretation.from_learner(multi_learn, ds_idx=0)
+    out = interp.outputs
+    expected = skm.multilabel_confusion_matrix(out.targets, out.probs > 0.4)
+    np.testing.assert_array_equal(interp.confusion_matrix(), expected)
+    axes = interp.plot_confusion_matrix()
+    assert [ax.get_title() for ax in axes] == ["early", "warm"]
+    np.testing.assert_array_equal(axes[1].images[0].get_array(), expected[1])
+    with pytest.raises(InterpretationError, match="none is taken for another"):
+        interp.most_confused()
+    with pytest.raises(InterpretationError, match="One `ax` cannot hold"):
+        interp.plot_confusion_matrix(ax=axes[0])
+
+
+def test_several_labels_misclassified_means_any_label_is_wrong(multi_learn):
+    interp = ClassificationInterpretation.from_learner(multi_learn, ds_idx=0)
+    out = interp.outputs
+    rows = [i for i in range(len(out)) if ((out.probs[i] > 0.4) != out.targets[i].bool()).any()]
+    assert len(rows) > 0
+    table = interp.errors()
+    assert sorted(table.index) == rows
+    position = table.index[0]
+    names = [c for c, there in zip(interp.classes, out.targets[position], strict=True) if there]
+    assert table.iloc[0]["actual"] == ("; ".join(names) or "–")
+    assert np.exp(-2 * table["loss"]).to_numpy() == pytest.approx(
+        table["prob_actual"].to_numpy(), rel=1e-4
+    )
+    assert len(interp.plot_multi_top_losses(2)) == 2
+    assert len(interp.plot_top_losses(2, heatmap=True)) == 2
+    interp.print_classification_report()
+    assert "label_accuracy" in interp._repr_html_()
+
+
+def test_names_from_outside_are_escaped(tmp_path):
+    interp = by_hand(["<b>x</b>", "y"], [0, 0], [[0.2, 0.8], [0.9, 0.1]])
+    html = interp._repr_html_()
+    assert "<b>x" not in html
+    assert "&lt;b&gt;x" in html
+
+
+def test_masks_and_missing_labels_are_refused(learn):
+    masks = torch.softmax(torch.randn(2, 3, 4, 4), 1)
+    with pytest.raises(InterpretationError, match="Segmentation, with one answer per pixel"):
+        ClassificationInterpretation(learn, masks, torch.zeros(2, 4, 4).long(), torch.zeros(2))
+    files = list(learn.dls.valid_ds.items)[:3]
+    with pytest.raises(InterpretationError, match="The samples have no labels"):
+        ClassificationInterpretation.from_learner(learn, dl=learn.dls.test_dl(files))
+
+
+def test_predictions_of_other_samples_than_the_loaders_draw_nothing(learn):
+    interp = ClassificationInterpretation(learn, torch.eye(3), torch.arange(3), torch.zeros(3))
+    with pytest.raises(InterpretationError, match="samples for 3 predictions; pass the loader"):
+        interp.plot_top_losses(1)
+    with pytest.raises(InterpretationError, match="`learn` is None"):
+        by_hand(["a", "b"], [0], [[0.5, 0.5]]).plot_top_losses(1)
+
+
+def test_losses_are_needed_to_sort_by_them():
+    out = Outputs.from_probs(torch.eye(2), torch.tensor([0, 1]))
+    with pytest.raises(InterpretationError, match="no losses to sort by"):
+        ClassificationInterpretation(None, out).top_losses()
+
+
+def test_rows_of_a_table_are_read_and_named(image_folder):
+    import pandas as pd
+
+    files = sorted(image_folder.rglob("*.png"))
+    frame = pd.DataFrame(
+        {"name": [str(f.relative_to(image_folder)) for f in files]}
+        | {"label": [f.parent.name for f in files]}
+    )
+    dls = ImageDataLoaders.from_df(
+        frame, image_folder, valid_pct=0.5, seed=2, item_tfms=Resize(16), bs=4, num_workers=0
+    )
+    interp = ClassificationInterpretation.from_learner(quiet(Learner(dls, tiny_cnn(3))))
+    assert all(path.exists() for path in interp.outputs.items)
+    names = [path.parent.name for path in interp.outputs.items]
+    assert names == [CLASSES[i] for i in interp.outputs.targets]
+    assert len(interp.plot_top_losses(2)) == 2
+
+
+def test_grey_images_are_drawn_grey(tmp_path):
+    from fastai.data.block import CategoryBlock, DataBlock
+    from fastai.data.transforms import RandomSplitter, get_image_files, parent_label
+    from fastai.vision.core import PILImageBW
+    from fastai.vision.data import ImageBlock
+    from torch import nn
+
+    root = helpers.write_image_folder(tmp_path, {"a": 4, "b": 4})
+    block = DataBlock(
+        (ImageBlock(PILImageBW), CategoryBlock),
+        get_items=get_image_files,
+        get_y=parent_label,
+        splitter=RandomSplitter(0.5, seed=1),
+        item_tfms=Resize(16),
+    )
+    model = tiny_cnn(2)
+    model[0][0] = nn.Conv2d(1, 8, 3, 2, 1)
+    learn = quiet(Learner(block.dataloaders(root, bs=4, num_workers=0), model))
+    axes = ClassificationInterpretation.from_learner(learn).plot_top_losses(2)
+    assert axes[0].images[0].get_array().shape == (16, 16)
