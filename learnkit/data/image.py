@@ -8,6 +8,7 @@ formats on its list, and never touches Pillow's global settings, so threads may 
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,7 +61,7 @@ def read_image(
     """
     check_read_options(channels, bit_depth, background, max_pixels)
     name = source_name(source)
-    try:
+    with naming_errors(name, source):
         image = _decode(source, name, bit_depth, max_pixels)
         if exif_transpose and image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
@@ -68,10 +69,6 @@ def read_image(
         if image.has_transparency_data:
             image = _composite(image, background)
         return image.convert("RGB" if channels == 3 else "L")
-    except ImageReadError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise ImageReadError(f"image {name} cannot be read: {_reason(error, source)}") from error
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -86,6 +83,17 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"folder {str(folder)!r} does not exist or is not a folder; check the path")
     return sorted(path for path in _walk(folder, ()) if path.suffix.lower() in IMAGE_EXTENSIONS)
+
+
+@contextmanager
+def naming_errors(name: str, source: Any) -> Iterator[None]:
+    """Turn whatever Pillow raises on damaged data into an ImageReadError that names the image."""
+    try:
+        yield
+    except ImageReadError:
+        raise
+    except Exception as error:  # decoders raise nearly anything
+        raise ImageReadError(f"image {name} cannot be read: {_reason(error, source)}") from error
 
 
 def source_name(source: Any) -> str:

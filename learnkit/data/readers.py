@@ -199,8 +199,10 @@ def _images_below(root: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Visible folders directly in `folder`."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name))
+    """Visible folders directly in `folder`, without links back to one above it."""
+    here = folder.resolve()
+    found = [p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name)]
+    return sorted(p for p in found if not (p.is_symlink() and here.is_relative_to(p.resolve())))
 
 
 def _is_hidden(name: str) -> bool:
@@ -220,7 +222,7 @@ def _empty_folders(root: Path, images: list[Path], labels: set[str], depth: int)
         folder = todo.pop(0)
         relative = folder.relative_to(root)
         if relative in filled:
-            todo += [] if folder.is_symlink() else _folders(folder)
+            todo += _folders(folder)
         elif len(relative.parts) >= depth and nfc(folder.name) not in labels:
             empty.append(relative.as_posix())
     return empty

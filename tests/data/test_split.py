@@ -191,9 +191,7 @@ def test_shares_that_sum_to_one_up_to_rounding_leave_no_test():
 
 
 def test_a_split_that_would_stay_empty_is_refused():
-    with pytest.raises(
-        SplitError, match=r"no image falls to 'test': its share of 6 images"
-    ):
+    with pytest.raises(SplitError, match=r"no image falls to 'test': its share of 6 images"):
         dataset({"a": 3, "b": 3}).split(0.7, 0.25)
 
 

@@ -1,0 +1,242 @@
+"""What is wrong, or odd, with a dataset's files, classes and splits: one table of findings.
+
+Every image is read once; the rest is arithmetic on what was seen. Near duplicates are images whose
+16 x 16 grey thumbnails agree, found by comparing blocks of thumbnails of similar mean brightness.
+"""
+
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm.auto import tqdm
+
+from learnkit.data.image import FORMATS, naming_errors, read_image
+from learnkit.data.near import near_duplicate_groups
+from learnkit.errors import ImageReadError
+
+if TYPE_CHECKING:
+    from learnkit.data.dataset import ImageDataset
+
+COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
+THUMBNAIL = 16
+_MAX_ASPECT = 20
+# Of copies the one that judges stays: dropping it from train costs least.
+_KEEP_FIRST = {"test": 0, "valid": 1, "train": 2, "": 3}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one look at a file showed."""
+
+    n_bytes: int = 0
+    error: str = ""
+    digest: str = ""
+    size: tuple[int, int] | None = None
+    mode: str = ""
+    highest: int | None = None
+    thumbnail: np.ndarray | None = None
+
+
+def check_images(
+    dataset: "ImageDataset", fast: bool = False, *, min_images: int = 10, progress: bool = True
+) -> pd.DataFrame:
+    """Findings, worst first: finding, severity, path, class, split, detail, paths.
+
+    `path` is the image to drop, if one is ("" otherwise); `paths` are all that are meant. Severity
+    is "error" (training fails or its numbers lie), "warning" or "info".
+
+    Args:
+        dataset: Left unchanged.
+        fast: Read headers and bytes only: damage inside a file, near duplicates and unused bits are
+            not looked for.
+        min_images: Classes with fewer are reported, and counted in train if there is a split.
+        progress: Show a bar.
+    """
+    frame = dataset.frame
+    seen = _look(dataset.paths, fast, progress)
+    table = _Table(frame, seen)
+    checks = (_unreadable, _copies, _near_copies, _deep, _aspect, _mixed("size"), _mixed("mode"))
+    findings = [row for check in checks for row in check(table)]
+    findings += _few(dataset, min_images)
+    order = {"error": 0, "warning": 1, "info": 2}
+    findings.sort(key=lambda row: (order[row["severity"]], row["finding"], row["path"]))
+    return pd.DataFrame(findings, columns=list(COLUMNS))
+
+
+class _Table:
+    """The rows of a dataset beside what was seen of each file."""
+
+    def __init__(self, frame: pd.DataFrame, seen: list[_Seen]) -> None:
+        self.paths, self.splits = frame["path"].tolist(), frame["split"].tolist()
+        self.labels = [x if isinstance(x, str) else ", ".join(x) for x in frame["label"]]
+        self.seen = seen
+
+    def row(self, finding: str, severity: str, i: int, detail: str, group: Any = ()) -> dict:
+        """Finding about image `i`, to be dropped for it."""
+        place = {"path": self.paths[i], "class": self.labels[i], "split": self.splits[i]}
+        paths = tuple(self.paths[j] for j in group) or (self.paths[i],)
+        return {"finding": finding, "severity": severity, "detail": detail, "paths": paths} | place
+
+    def keep_first(self, group: list[int]) -> list[int]:
+        """`group` with the image to keep in front."""
+        return sorted(group, key=lambda i: (_KEEP_FIRST[self.splits[i]], self.paths[i]))
+
+
+def _about_all(finding: str, severity: str, detail: str, paths: Any = (), name: str = "") -> dict:
+    """Finding about no image in particular."""
+    return dict(zip(COLUMNS, (finding, severity, "", name, "", detail, tuple(paths)), strict=True))
+
+
+def _look(paths: list[Path], fast: bool, progress: bool) -> list[_Seen]:
+    with ThreadPoolExecutor() as pool:
+        looks = pool.map(lambda path: _look_at(path, fast), paths)
+        return list(tqdm(looks, total=len(paths), desc="checking images", disable=not progress))
+
+
+def _look_at(path: Path, fast: bool) -> _Seen:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return _Seen(error=f"cannot be opened: {error.strerror or error}")
+    seen = {"n_bytes": len(data), "digest": hashlib.sha256(data).hexdigest()}
+    try:
+        with naming_errors("", data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            seen |= {"size": image.size, "mode": image.mode}
+            if not fast:
+                seen |= _decoded(data, image)
+    except ImageReadError as error:
+        seen["error"] = str(error).partition("cannot be read: ")[2] or str(error)
+    return _Seen(**seen)
+
+
+def _decoded(data: bytes, image: Image.Image) -> dict[str, Any]:
+    """Thumbnail of an image, and the highest value of a 16-bit one."""
+    picture = read_image(data)
+    if not image.mode.startswith("I"):
+        return {"thumbnail": _thumbnail(picture)}
+    highest = int(np.asarray(image).max())
+    picture = read_image(image, bit_depth=max(8, highest.bit_length()))
+    return {"thumbnail": _thumbnail(picture), "highest": highest}
+
+
+def _thumbnail(image: Image.Image) -> np.ndarray:
+    grey = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return np.asarray(grey, dtype=np.uint8).ravel()
+
+
+def _unreadable(table: _Table) -> Iterator[dict]:
+    for i, seen in enumerate(table.seen):
+        if seen.digest and not seen.n_bytes:
+            yield table.row("empty file", "error", i, "0 bytes")
+        elif seen.error:
+            yield table.row("unreadable", "error", i, seen.error)
+
+
+def _copies(table: _Table) -> Iterator[dict]:
+    """Files with the same bytes; with another label, every one of them is suspect."""
+    groups = defaultdict(list)
+    for i, seen in enumerate(table.seen):
+        if seen.n_bytes:
+            groups[seen.digest].append(i)
+    for group in groups.values():
+        if len(group) > 1 and len({table.labels[i] for i in group}) > 1:
+            labels = " and ".join(sorted({table.labels[i] for i in group}))
+            for i in group:
+                yield table.row("conflicting labels", "error", i, f"same file as {labels}", group)
+        elif len(group) > 1:
+            yield from _redundant(table, group, "duplicate", ("warning", "error"))
+
+
+def _near_copies(table: _Table) -> Iterator[dict]:
+    """Images that look the same without being the same file; other labels are only mentioned."""
+    first = {}
+    for i, seen in enumerate(table.seen):
+        if seen.thumbnail is not None:
+            first.setdefault(seen.digest, i)
+    rows = list(first.values())
+    if len(rows) < 2:
+        return
+    thumbnails = np.stack([table.seen[i].thumbnail for i in rows])
+    for members in near_duplicate_groups(thumbnails):
+        by_label = defaultdict(list)
+        for j in members:
+            by_label[table.labels[rows[j]]].append(rows[j])
+        for group in by_label.values():
+            yield from _redundant(table, group, "near duplicate", ("info", "warning"))
+        if len(by_label) > 1:
+            detail = f"look the same but are labelled {' and '.join(sorted(by_label))}"
+            paths = [table.paths[rows[j]] for j in members]
+            yield _about_all("look-alikes", "info", detail, paths)
+
+
+def _redundant(
+    table: _Table, group: list[int], finding: str, severities: tuple[str, str]
+) -> Iterator[dict]:
+    """One finding for each image of a group but the one to keep; graver across splits."""
+    keep, *others = table.keep_first(group)
+    for i in others:
+        across = table.splits[i] != table.splits[keep]
+        name = f"{finding} across splits" if across else finding
+        where = f" in {table.splits[keep] or 'no split'}" if across else ""
+        yield table.row(name, severities[across], i, f"of {table.paths[keep]!r}{where}", (keep, i))
+
+
+def _deep(table: _Table) -> Iterator[dict]:
+    """16-bit images that never use their upper bits and so come out dark."""
+    deep = [i for i, seen in enumerate(table.seen) if seen.highest is not None]
+    highest = max((table.seen[i].highest for i in deep), default=0)
+    if deep and highest < 2**15:
+        bits = next(usual for usual in (8, 10, 12, 14, 15) if highest < 2**usual)
+        yield _about_all(
+            "unused bits",
+            "warning",
+            f"{len(deep)} 16-bit images use values up to {highest} only and are read as dark as "
+            f"that; set `bit_depth={bits}`",
+            [table.paths[i] for i in deep],
+        )
+
+
+def _aspect(table: _Table) -> Iterator[dict]:
+    for i, seen in enumerate(table.seen):
+        if seen.size and max(seen.size) > _MAX_ASPECT * min(seen.size):
+            detail = f"{seen.size[0]} x {seen.size[1]} pixels"
+            yield table.row("extreme aspect", "warning", i, detail)
+
+
+def _mixed(what: str) -> Callable[[_Table], Iterator[dict]]:
+    """Check that reports a header field with several values, and how often each occurs."""
+
+    def check(table: _Table) -> Iterator[dict]:
+        groups = defaultdict(list)
+        for i, seen in enumerate(table.seen):
+            if value := getattr(seen, what):
+                groups[value if what == "mode" else f"{value[0]} x {value[1]}"].append(i)
+        if len(groups) > 1:
+            common = sorted(groups, key=lambda value: (-len(groups[value]), value))
+            shown = ", ".join(f"{value} ({len(groups[value])} images)" for value in common[:5])
+            rest = f" and {len(common) - 5} more" if len(common) > 5 else ""
+            examples = [table.paths[groups[value][0]] for value in common[:5]]
+            severity = "warning" if what == "mode" else "info"
+            yield _about_all(f"mixed {what}s", severity, shown + rest, examples)
+
+    return check
+
+
+def _few(dataset: "ImageDataset", min_images: int) -> Iterator[dict]:
+    """Classes with fewer than `min_images` to learn from."""
+    counts = dataset.counts()
+    where = "train" if "train" in counts else "all"
+    column = counts["train"] if "train" in counts else counts.sum(axis=1)
+    for name, n in column.items():
+        if n < min_images:
+            severity = "error" if n == 0 else "warning"
+            detail = f"{n} images in {where}, fewer than {min_images}"
+            yield _about_all("few images", severity, detail, name=name)

@@ -1,0 +1,220 @@
+"""Each fault that is planted is found, named and can be dropped; clean data give no findings."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from helpers import write_image_folder
+from PIL import Image
+
+from learnkit.data.dataset import ImageDataset
+from learnkit.data.near import near_duplicate_groups
+from learnkit.errors import DataError
+
+
+def check(data, **options):
+    return data.check(progress=False, **{"min_images": 1, **options})
+
+
+def found(findings, name):
+    return findings[findings["finding"] == name]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_image_folder(tmp_path / "parts", {"nok": 6, "ok": 6})
+
+
+def smooth(seed, side=96):
+    """A random landscape whose thumbnail says what it is."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype("uint8")
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def test_clean_data_give_an_empty_table_with_all_columns(folder):
+    findings = check(ImageDataset.from_folder(folder))
+    assert len(findings) == 0
+    columns = ["finding", "severity", "path", "class", "split", "detail", "paths"]
+    assert list(findings.columns) == columns
+
+
+def test_empty_and_damaged_files_are_errors_with_their_place(folder):
+    (folder / "ok" / "zero.png").touch()
+    whole = (folder / "ok" / "000.png").read_bytes()
+    (folder / "nok" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "nok" / "page.jpg").write_text("<html>404</html>")
+    data = ImageDataset.from_folder(folder)
+    findings = check(data)
+    assert findings["severity"].tolist() == ["error"] * 3
+    assert found(findings, "empty file")["path"].tolist() == ["ok/zero.png"]
+    bad = found(findings, "unreadable").set_index("path")
+    assert list(bad.index) == ["nok/cut.png", "nok/page.jpg"]
+    assert bad["class"].tolist() == ["nok", "nok"]
+    assert "damaged or incomplete" in bad.loc["nok/cut.png", "detail"]
+    assert "<html>" in bad.loc["nok/page.jpg", "detail"]
+    assert len(data.drop(findings)) == 12
+    assert check(data.drop(findings)).empty
+
+
+def test_fast_reads_headers_only(folder):
+    whole = (folder / "ok" / "000.png").read_bytes()
+    (folder / "ok" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "ok" / "page.png").write_text("hello")
+    shutil.copy(folder / "nok" / "000.png", folder / "nok" / "copy.png")
+    findings = check(ImageDataset.from_folder(folder), fast=True)
+    assert found(findings, "unreadable")["path"].tolist() == ["ok/page.png"]
+    assert found(findings, "duplicate")["path"].tolist() == ["nok/copy.png"]
+
+
+def test_a_missing_file_is_unreadable(folder):
+    data = ImageDataset.from_folder(folder)
+    (folder / "ok" / "003.png").unlink()
+    row = found(check(data), "unreadable").iloc[0]
+    assert row["path"] == "ok/003.png"
+    assert "No such file" in row["detail"]
+
+
+def test_copies_name_all_but_the_one_to_keep(folder):
+    for name in ("x.png", "y.png"):
+        shutil.copy(folder / "ok" / "000.png", folder / "ok" / name)
+    findings = check(ImageDataset.from_folder(folder))
+    assert findings["finding"].tolist() == ["duplicate"] * 2
+    assert findings["path"].tolist() == ["ok/x.png", "ok/y.png"]
+    assert findings["severity"].tolist() == ["warning"] * 2
+    assert findings["paths"].tolist() == [("ok/000.png", name) for name in findings["path"]]
+
+
+def test_copies_across_splits_are_errors_and_the_one_in_train_goes(folder):
+    shutil.copy(folder / "ok" / "000.png", folder / "ok" / "zzz.png")
+    data = ImageDataset.from_folder(folder)
+    frame = data.frame
+    frame["split"] = ["test" if path == "ok/zzz.png" else "train" for path in frame["path"]]
+    row = check(ImageDataset(frame, folder)).iloc[0]
+    assert row["finding"] == "duplicate across splits"
+    assert row["severity"] == "error"
+    assert (row["path"], row["split"]) == ("ok/000.png", "train")
+    assert row["detail"] == "of 'ok/zzz.png' in test"
+
+
+def test_copies_with_another_label_are_all_suspect(folder):
+    shutil.copy(folder / "ok" / "000.png", folder / "nok" / "same.png")
+    findings = check(ImageDataset.from_folder(folder))
+    assert set(findings["finding"]) == {"conflicting labels"}
+    assert set(findings["path"]) == {"ok/000.png", "nok/same.png"}
+    assert (findings["detail"] == "same file as nok and ok").all()
+
+
+def test_recompressed_and_rescaled_images_are_near_duplicates_and_others_are_not(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    for i in range(30):
+        smooth(i).save(tmp_path / "ab"[i % 2] / f"{i:02d}.png")
+    smooth(4).save(tmp_path / "a" / "jpeg.jpg", quality=80)
+    smooth(4).resize((64, 64), Image.Resampling.LANCZOS).save(tmp_path / "a" / "small.png")
+    smooth(5).save(tmp_path / "a" / "other.jpg", quality=90)
+    findings = check(ImageDataset.from_folder(tmp_path))
+    near = found(findings, "near duplicate")
+    assert near["path"].tolist() == ["a/jpeg.jpg", "a/small.png"]
+    assert near["paths"].tolist() == [("a/04.png", "a/jpeg.jpg"), ("a/04.png", "a/small.png")]
+    alike = found(findings, "look-alikes").iloc[0]
+    assert set(alike["paths"]) == {"a/other.jpg", "b/05.png"}
+    assert alike["path"] == ""
+    assert alike["detail"] == "look the same but are labelled a and b"
+
+
+def test_near_duplicates_are_those_of_the_slow_loop():
+    rng = np.random.default_rng(1)
+    base = rng.integers(0, 256, (300, 256))
+    copies = base[:100] + rng.integers(-1, 2, (100, 256))
+    brighter = base[100:150] + 3
+    x = np.concatenate([base, copies, brighter]).clip(0, 255).astype("uint8")
+    x = np.concatenate([x, np.full((100, 256), 9, "uint8"), x[:1]])  # more than one block
+    tolerance = np.maximum(1, 0.03 * x.std(1))
+    parent = np.arange(len(x))
+    for i in range(len(x)):
+        distance = np.sqrt(((x[i].astype(float) - x[i + 1 :]) ** 2).mean(1))
+        near = distance <= np.minimum(tolerance[i], tolerance[i + 1 :])
+        for j in np.flatnonzero(near) + i + 1:
+            parent[parent == parent[j]] = parent[i]
+    slow = [np.flatnonzero(parent == root).tolist() for root in np.unique(parent)]
+    assert near_duplicate_groups(x) == sorted(group for group in slow if len(group) > 1)
+
+
+def test_small_classes_are_counted_in_train(folder):
+    data = ImageDataset.from_folder(folder)
+    findings = found(check(data, min_images=7), "few images")
+    assert findings["class"].tolist() == ["nok", "ok"]
+    assert findings["detail"].tolist() == ["6 images in all, fewer than 7"] * 2
+    split = data.split(0.5, 0.5)
+    assert (
+        found(check(split, min_images=4), "few images")["detail"].iloc[0].startswith("3 images in")
+    )
+    (folder / "empty").mkdir()
+    empty = ImageDataset.from_folder(folder, allow_empty=True)
+    assert found(check(empty), "few images")[["class", "severity"]].to_numpy().tolist() == [
+        ["empty", "error"]
+    ]
+
+
+def test_mixed_sizes_modes_and_extreme_shapes_are_reported(folder):
+    Image.new("L", (300, 5), 9).save(folder / "ok" / "line.png")
+    findings = check(ImageDataset.from_folder(folder)).set_index("finding")
+    assert findings.loc["mixed modes", "detail"] == "RGB (12 images), L (1 images)"
+    assert findings.loc["mixed sizes", "detail"] == "20 x 24 (12 images), 300 x 5 (1 images)"
+    assert findings.loc["extreme aspect", "path"] == "ok/line.png"
+    assert findings.loc["extreme aspect", "detail"] == "300 x 5 pixels"
+
+
+@pytest.mark.parametrize(("highest", "bits"), [(4000, 12), (1023, 10), (200, 8), (20_000, 15)])
+def test_16_bit_files_that_use_fewer_bits_get_a_bit_depth_suggested(tmp_path, highest, bits):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            values = rng.integers(0, highest, (20, 20)).astype("uint16")
+            values[0, 0] = highest
+            Image.fromarray(values).save(tmp_path / name / f"{i}.png")
+    findings = check(ImageDataset.from_folder(tmp_path))
+    assert findings["finding"].tolist() == ["unused bits"]
+    assert f"values up to {highest} only" in findings["detail"][0]
+    assert f"set `bit_depth={bits}`" in findings["detail"][0]
+    assert len(findings["paths"][0]) == 6
+
+
+def test_16_bit_files_that_use_their_bits_are_fine(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        values = np.random.default_rng(ord(name)).integers(0, 65536, (20, 20)).astype("uint16")
+        Image.fromarray(values).save(tmp_path / name / "0.png")
+    assert check(ImageDataset.from_folder(tmp_path)).empty
+
+
+def test_dropping_ignores_findings_about_no_image_and_refuses_foreign_ones(folder):
+    data = ImageDataset.from_folder(folder)
+    findings = check(data, min_images=100)
+    assert set(findings["path"]) == {""}
+    assert len(data.drop(findings)) == 12
+    findings["path"] = "ok/other.png"
+    with pytest.raises(DataError, match=r"not in the dataset: \['ok/other.png'\]"):
+        data.drop(findings)
+
+
+def test_findings_come_worst_first_and_a_bar_shows_only_if_wanted(folder, capsys):
+    (folder / "ok" / "zero.png").touch()
+    shutil.copy(folder / "ok" / "000.png", folder / "ok" / "copy.png")
+    Image.new("RGB", (7, 9), "red").save(buffer := io.BytesIO(), "PNG")
+    (folder / "nok" / "red.png").write_bytes(buffer.getvalue())
+    data = ImageDataset.from_folder(folder)
+    assert check(data)["severity"].tolist() == ["error", "warning", "info"]
+    assert "checking images" not in capsys.readouterr().err
+    data.check(min_images=1)
+    assert "checking images" in capsys.readouterr().err
+
+
+def test_multi_label_data_can_be_checked(folder):
+    frame = ImageDataset.from_folder(folder).frame
+    frame["label"] = [["a", "b"] if "nok" in path else ["a"] for path in frame["path"]]
+    shutil.copy(folder / "ok" / "000.png", folder / "ok" / "001.png")
+    row = check(ImageDataset(frame, folder)).iloc[0]
+    assert (row["finding"], row["class"]) == ("duplicate", "a")

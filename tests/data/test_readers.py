@@ -1,0 +1,267 @@
+"""Folders, file names and tables become datasets, or an error names what is wrong."""
+
+import os
+import unicodedata
+
+import pandas as pd
+import pytest
+from helpers import write_image_folder
+from PIL import Image
+
+from learnkit.data.dataset import ImageDataset
+from learnkit.data.image import find_images
+from learnkit.errors import DataError
+
+
+def touch(root, *names):
+    """Empty files: readers look at names only."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def test_folders_are_classes_and_rows_are_sorted(tmp_path):
+    data = ImageDataset.from_folder(write_image_folder(tmp_path, {"b": 2, "a": 3}))
+    assert data.classes == ["a", "b"]
+    assert data.frame["path"].tolist() == [f"a/00{i}.png" for i in range(3)] + [
+        f"b/00{i}.png" for i in range(2)
+    ]
+    assert all(path.is_file() for path in data.paths)
+    assert data.splits == []
+
+
+def test_the_immediate_parent_is_the_label_at_any_depth(tmp_path):
+    data = ImageDataset.from_folder(touch(tmp_path, "x/good/1.png", "y/good/1.png", "bad/2.JPG"))
+    assert dict(zip(data.frame["path"], data.labels, strict=True)) == {
+        "bad/2.JPG": "bad",
+        "x/good/1.png": "good",
+        "y/good/1.png": "good",
+    }
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("train", "valid", "test"), ("Train", "VAL")])
+def test_top_level_split_folders_are_splits(tmp_path, names):
+    touch(tmp_path, *[f"{name}/{label}/1.png" for name in names for label in ("a", "b")])
+    data = ImageDataset.from_folder(tmp_path)
+    assert data.classes == ["a", "b"]
+    assert data.splits == ["train", "valid", "test"][: len(names)]
+    assert (data.counts() == 1).all(axis=None)
+    assert data.check_split() is None
+
+
+def test_split_names_beside_other_folders_are_classes(tmp_path):
+    data = ImageDataset.from_folder(touch(tmp_path, "train/1.png", "boat/2.png"))
+    assert data.classes == ["boat", "train"]
+    assert data.splits == []
+
+
+def test_classes_named_like_splits_can_be_asked_for(tmp_path):
+    touch(tmp_path, "train/1.png", "test/2.png")
+    with pytest.raises(DataError, match=r"2 images lie outside class folders.*`splits=False`"):
+        ImageDataset.from_folder(tmp_path)
+    assert ImageDataset.from_folder(tmp_path, splits=False).classes == ["test", "train"]
+
+
+def test_no_folder_and_no_images_say_where_they_looked(tmp_path):
+    with pytest.raises(DataError, match=r"absent' does not exist or is not a folder"):
+        ImageDataset.from_folder(tmp_path / "absent")
+    touch(tmp_path, "a/notes.txt")
+    with pytest.raises(DataError, match=r"no images found under .* \.bmp, \.gif"):
+        ImageDataset.from_folder(tmp_path)
+
+
+def test_images_outside_class_folders_are_refused(tmp_path):
+    touch(tmp_path, "a/1.png", "loose.png")
+    with pytest.raises(DataError, match=r"1 images lie outside class folders, such as .*loose.png"):
+        ImageDataset.from_folder(tmp_path)
+
+
+def test_an_empty_class_folder_is_named_or_kept_as_a_class(tmp_path):
+    touch(tmp_path, "a/1.png", "b/1.png", "void/notes.txt", "deep/c/1.png", "deep/hollow/x.txt")
+    with pytest.raises(DataError, match=r"2 class folders .* no images: \['void', 'deep/hollow'\]"):
+        ImageDataset.from_folder(tmp_path)
+    data = ImageDataset.from_folder(tmp_path, allow_empty=True)
+    assert data.classes == ["a", "b", "c", "hollow", "void"]
+    assert data.counts().loc["void"].sum() == 0
+
+
+def test_a_class_missing_from_one_split_is_no_empty_class(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/2.png")
+    (tmp_path / "val" / "b").mkdir()
+    (tmp_path / "test").mkdir()
+    assert ImageDataset.from_folder(tmp_path).counts().loc["b"].tolist() == [1, 0]
+
+
+def test_hidden_files_and_folders_are_skipped(tmp_path):
+    names = ["a/1.png", "a/._1.png", ".git/x.png", "__MACOSX/a/1.png", "a/.thumbs/1.png"]
+    assert len(ImageDataset.from_folder(touch(tmp_path, *names))) == 1
+
+
+def test_folder_names_that_look_the_same_are_refused(tmp_path):
+    twins = [unicodedata.normalize(form, "Gehäuse") for form in ("NFC", "NFD")]
+    touch(tmp_path, *[f"{name}/1.png" for name in twins])
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system knows one spelling only")
+    with pytest.raises(DataError, match="spelled in 2 ways that look the same"):
+        ImageDataset.from_folder(tmp_path)
+
+
+def test_decomposed_folder_names_find_their_files(tmp_path):
+    name = unicodedata.normalize("NFD", "Gehäuse")
+    data = ImageDataset.from_folder(write_image_folder(tmp_path, {name: 1, "b": 1}))
+    assert data.classes == ["Gehäuse", "b"]
+    assert all(path.is_file() for path in data.paths)
+
+
+def test_links_out_of_the_folder_are_followed_and_loops_are_not(tmp_path):
+    touch(tmp_path / "elsewhere", "1.png", "2.png")
+    root = touch(tmp_path / "root", "a/1.png")
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "loop").symlink_to(root)
+    (root / "a" / "one.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    data = ImageDataset.from_folder(root)
+    assert data.frame["path"].tolist() == ["a/1.png", "a/one.png", "b/1.png", "b/2.png"]
+
+
+def test_find_images_sorts_and_knows_extensions_in_any_case(tmp_path):
+    touch(tmp_path, "b.PNG", "a.jpeg", "c/d.webp", "e.txt", "f.png.bak", "g.TIF")
+    names = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert names == ["a.jpeg", "b.PNG", "c/d.webp", "g.TIF"]
+
+
+def test_an_undecodable_file_name_survives(tmp_path):
+    touch(tmp_path, "a/1.png")
+    try:
+        with open(os.fsencode(tmp_path) + b"/a/\xff.png", "wb"):
+            pass
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    data = ImageDataset.from_folder(tmp_path)
+    assert all(path.is_file() for path in data.paths)
+    assert len(data.fingerprint()) == 64
+
+
+def test_names_are_labelled_by_the_group_of_a_pattern(tmp_path):
+    touch(tmp_path, "cat_1.png", "sub/dog_2.png", "dog_3.jpg")
+    data = ImageDataset.from_names(tmp_path, r"^([a-z]+)_\d+")
+    assert dict(zip(data.frame["path"], data.labels, strict=True)) == {
+        "cat_1.png": "cat",
+        "dog_3.jpg": "dog",
+        "sub/dog_2.png": "dog",
+    }
+
+
+def test_further_named_groups_become_columns_to_group_by(tmp_path):
+    touch(
+        tmp_path,
+        *[f"{label}-{serial}-{i}.png" for label in "ab" for serial in range(6) for i in "xy"],
+    )
+    data = ImageDataset.from_names(tmp_path, r"(?P<label>\w)-(?P<serial>\d)")
+    split = data.split(0.5, 0.5, group="serial").frame
+    assert (split.groupby("serial")["split"].nunique() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"(\d+)", r"does not match 1 of 2 file names, such as 'x.png'"),
+        (r"\w+", "has 0 groups; it must have one"),
+        (r"(a)(b)", "has 2 groups"),
+        (r"(", "is no regular expression"),
+        (r"(?P<label>.)(?P<split>.)", "names a group 'split', which is a column"),
+    ],
+)
+def test_patterns_that_cannot_label_are_refused(tmp_path, pattern, message):
+    touch(tmp_path, "1.png", "x.png")
+    with pytest.raises(DataError, match=message):
+        ImageDataset.from_names(tmp_path, pattern)
+
+
+def write_csv(root, text):
+    touch(root, "1.png", "2.png", "3.png")
+    (root / "labels.csv").write_text(text, encoding="utf-8")
+    return root / "labels.csv"
+
+
+def test_a_csv_is_read_as_text_beside_its_images(tmp_path):
+    csv = write_csv(tmp_path, "path,label,serial\n1.png,NA,007\n2.png,010,008\n3.png,None,\n")
+    data = ImageDataset.from_csv(csv)
+    assert data.labels == ["NA", "010", "None"]
+    assert data.root == tmp_path
+    assert data.frame["serial"].tolist() == ["007", "008", ""]
+
+
+def test_csv_columns_splits_and_several_labels(tmp_path):
+    csv = write_csv(tmp_path, "file;tags;part\n1.png;a b;train\n2.png;;validation\n3.png;b;\n")
+    data = ImageDataset.from_csv(
+        csv, tmp_path, path_col="file", label_col="tags", split_col="part", label_delim=" ", sep=";"
+    )
+    assert data.labels == [("a", "b"), (), ("b",)]
+    assert data.frame["split"].tolist() == ["train", "valid", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\n1.png,a\n2.png,\n", r"1 images, such as '2.png', have no label"),
+        ("path,label\n1.png,a\n9.png,b\n", r"1 of 2 images do not exist, such as '.*9.png'"),
+        ("path,label\n1.png,a\n../2.png,b\n", r"'../2.png' climbs with '\.\.'"),
+        ("path,label,label\n1.png,a,b\n", r"columns \['label'\] more than once"),
+        ("file,label\n1.png,a\n", r"no column 'path'; it has \['file', 'label'\]"),
+        ("path,label\n", "the table has no rows"),
+        ("", "cannot be read"),
+        ("path,label\n1.png,a,b,c\n", "cannot be read"),
+        ("path,label,split\n1.png,a,holdout\n", r"split \['holdout'\] is not known"),
+    ],
+)
+def test_a_broken_csv_is_refused(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        ImageDataset.from_csv(write_csv(tmp_path, text))
+
+
+def test_a_missing_csv_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"absent.csv' cannot be read"):
+        ImageDataset.from_csv(tmp_path / "absent.csv")
+
+
+def test_a_table_keeps_its_other_columns_and_is_left_alone(tmp_path):
+    touch(tmp_path, "1.png", "2.png")
+    frame = pd.DataFrame({"f": ["1.png", "2.png"], "y": [0, 1], "weight": [0.5, 2.0]}, index=[7, 9])
+    kept = frame.copy()
+    data = ImageDataset.from_df(frame, tmp_path, path_col="f", label_col="y")
+    assert data.labels == ["0", "1"]
+    assert data.frame["weight"].tolist() == [0.5, 2.0]
+    pd.testing.assert_frame_equal(frame, kept)
+
+
+def test_a_table_with_a_column_in_the_way_is_refused(tmp_path):
+    frame = pd.DataFrame({"f": ["1.png"], "label": ["a"], "path": ["x"]})
+    with pytest.raises(DataError, match="has a column 'path' besides the one used for it"):
+        ImageDataset.from_df(frame, tmp_path, path_col="f")
+
+
+def test_files_need_not_exist_if_not_checked(tmp_path):
+    frame = pd.DataFrame({"path": ["1.png"], "label": ["a"]})
+    with pytest.raises(DataError, match="1 of 1 images do not exist"):
+        ImageDataset.from_df(frame, tmp_path)
+    assert len(ImageDataset.from_df(frame, tmp_path, check_files=False)) == 1
+
+
+def test_missing_labels_in_a_table_are_refused(tmp_path):
+    frame = pd.DataFrame({"path": ["1.png", "2.png"], "label": ["a", float("nan")]})
+    with pytest.raises(DataError, match=r"1 images, such as '2.png', have no label"):
+        ImageDataset.from_df(frame, tmp_path, check_files=False)
+
+
+def test_a_delimiter_needs_text(tmp_path):
+    frame = pd.DataFrame({"path": ["1.png"], "label": [3]})
+    with pytest.raises(DataError, match="label 3 is no text; `label_delim` splits text"):
+        ImageDataset.from_df(frame, tmp_path, label_delim=",", check_files=False)
+
+
+def test_real_files_can_be_shown_after_reading(tmp_path):
+    data = ImageDataset.from_folder(write_image_folder(tmp_path, {"a": 1, "b": 1}))
+    with Image.open(data.paths[0]) as image:
+        assert image.size == (20, 24)
