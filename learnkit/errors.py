@@ -52,6 +52,10 @@ class SplitterError(LearnkitError, ValueError):
     """Parameter groups miss a parameter or hold one twice."""
 
 
+class ModelSpecError(LearnkitError, ValueError):
+    """A network's description as data has unknown keys, or values that no network can have."""
+
+
 # -- training -----------------------------------------------------------------------------------
 
 

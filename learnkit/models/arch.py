@@ -1,4 +1,4 @@
-"""From what a caller names to the network meant: timm name, torchvision name, function or module."""
+"""From what a caller passes to the network meant: a name, a function or a module."""
 
 import difflib
 from collections.abc import Callable
@@ -41,9 +41,9 @@ class Arch:
 def resolve_arch(arch: Any) -> Arch:
     """Return the architecture meant by a name, a function or a module.
 
-    A plain name is looked up in timm first, then in torchvision; where both have it (resnet18), timm's
-    is taken. "timm:resnet18" and "torchvision:resnet18" say which. A function of either library is
-    recognised as such, so that the result can be rebuilt by name.
+    A plain name is looked up in timm first, then in torchvision; where both have it (resnet18),
+    timm's is taken. "timm:resnet18" and "torchvision:resnet18" say which. A function of either
+    library is recognised as such, so that the result can be rebuilt by name.
 
     Raises:
         UnknownArchitectureError: No library has this name; the nearest names are suggested.

@@ -3,22 +3,27 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from learnkit.errors import InputSizeError, LearnkitError
+from learnkit.errors import (
+    InputSizeError,
+    UnknownArchitectureError,
+    WeightsError,
+    WeightsUnavailableError,
+)
 from learnkit.models.arch import Arch, resolve_arch
 from learnkit.models.cut import check_cut
-from learnkit.models.meta import meta_of
+from learnkit.models.meta import default_meta, registered_cut
 from learnkit.models.networks import Network, Request, whole_network
 from learnkit.models.probe import probe
 from learnkit.models.timm_body import timm_body
 from learnkit.models.torchvision_body import children_body
-from learnkit.models.weights import wanted_weights
+from learnkit.models.weights import Wanted, wanted_weights
 
 Size = tuple[int, int]
 # A map smaller than this says too little about the stride: 28 pixels to one is still stride 32.
 _MIN_MAP = 4
+_NOT_THE_SIZE = (WeightsError, WeightsUnavailableError, UnknownArchitectureError, TypeError)
 
 
 def create_body(
@@ -36,13 +41,14 @@ def create_body(
     """Return the network up to its feature map: images (N,n_in,H,W) -> map (N,D,H',W').
 
     Whatever comes after the map is removed, so that every parameter left has a gradient. The body
-    carries what others need to know about it: `n_features` (D), `reduction` (H/H'), `mean` and `std`
-    (per channel, for pixels in [0, 1]; None if unknown), `arch`, `source` ("timm", "torchvision" or
-    "custom"), `cut`, `img_size` and `arch_kwargs`.
+    carries what others need to know about it: `n_features` (D), `reduction` (H/H'), `mean` and
+    `std` (per channel, for pixels in [0, 1]; None if unknown), `arch`, `source` ("timm",
+    "torchvision" or "custom"), `cut`, `img_size` and `arch_kwargs`.
 
     Args:
-        arch: A name (timm's first, then torchvision's; "timm:" or "torchvision:" in front says which),
-            a function that builds a network, or a network.
+        arch: A name (timm's first, then torchvision's; "timm:" or "torchvision:" in front says
+            which; "local-dir:" and "hf-hub:" as in timm), a function that builds a network, or a
+            network.
         pretrained: True for the published weights, False for random ones, or the path of a
             safetensors or `weights_only` file.
         cut: Where the body ends. An int keeps that many children (negative counts from the end), a
@@ -67,18 +73,40 @@ def create_body(
         ('timm', 512, 32)
     """
     check_cut(cut)
-    size = as_size(img_size)
-    request = Request(
-        wanted_weights(pretrained, weights), check_n_in(n_in), size, dict(arch_kwargs)
-    )
     found = resolve_arch(arch)
-    network, body, feature_map = _build(found, request, cut)
+    return assemble_body(
+        found,
+        wanted_weights(pretrained, weights),
+        cut=registered_cut(found) if cut is None else cut,
+        n_in=n_in,
+        img_size=img_size,
+        mean=mean,
+        std=std,
+        arch_kwargs=arch_kwargs,
+    )
+
+
+def assemble_body(
+    arch: Arch,
+    wanted: Wanted,
+    *,
+    cut: Any,
+    n_in: int,
+    img_size: int | Sequence[int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    arch_kwargs: dict[str, Any],
+) -> nn.Module:
+    """Return the body of an architecture found; see `create_body`."""
+    size = as_size(img_size)
+    request = Request(wanted, check_n_in(n_in), size, dict(arch_kwargs))
+    network, body, feature_map = _build(arch, request, cut)
     body.n_features = int(feature_map.shape[1])
-    body.reduction = _reduction(body, feature_map, network, n_in)
-    body.arch, body.source, body.arch_kwargs = network.name, found.source, network.options
-    body.cut, body.img_size = cut, size
-    body.mean = network.mean if mean is None else tuple(mean)
-    body.std = network.std if std is None else tuple(std)
+    body.reduction = _reduction(body, feature_map, network)
+    body.arch, body.source, body.arch_kwargs = network.name, arch.source, network.options
+    body.cut, body.img_size = cut, size or network.built_for
+    body.mean = network.mean if mean is None else tuple(map(float, mean))
+    body.std = network.std if std is None else tuple(map(float, std))
     return body
 
 
@@ -107,7 +135,7 @@ def _build(arch: Arch, request: Request, cut: Any) -> tuple[Network, nn.Module, 
     """Return the network's record, its body, and the (empty) map of a dry run."""
     try:
         return _build_at(arch, request, cut)
-    except (LearnkitError, TypeError):
+    except _NOT_THE_SIZE:
         raise
     except Exception as error:
         native = _native_if_it_works(arch, request, cut)
@@ -115,37 +143,38 @@ def _build(arch: Arch, request: Request, cut: Any) -> tuple[Network, nn.Module, 
             raise
         raise InputSizeError(
             f"`img_size`={request.img_size}: {arch.label} does not take images of this size"
-            f" ({error}); it takes {native}: use that size, or another architecture"
+            f" ({error.__cause__ or error}); it takes {native}: use that size, or another"
+            " architecture"
         ) from error
 
 
 def _build_at(arch: Arch, request: Request, cut: Any) -> tuple[Network, nn.Module, Tensor]:
     """Build, cut and try out the network at the size of the request."""
     network = whole_network(arch, request)
-    shape = (1, request.n_in, *network.size)
+    shape = (1, network.n_in, *network.size)
     if arch.source == "timm":
         return network, *timm_body(network.module, cut, shape)
-    default_cut = meta_of(arch).get("cut")
-    strides = arch.source == "torchvision"
-    return network, *children_body(network.module, cut, default_cut, shape, strides=strides)
+    default_cut = default_meta(arch).get("cut")
+    library = arch.source == "torchvision"
+    return network, *children_body(network.module, cut, default_cut, shape, library=library)
 
 
 def _native_if_it_works(arch: Arch, request: Request, cut: Any) -> Size | None:
     """Return the size the architecture is made for, if another was asked for and this one works."""
     if request.img_size is None or arch.source == "custom":
         return None
-    with torch.device("meta"):
-        try:
-            network, *_ = _build_at(arch, request.at_native_size(), cut)
-        except Exception:  # noqa: BLE001  # then the size is not to blame, the first error stands
-            return None
+    try:
+        network, *_ = _build_at(arch, request.at_native_size(), cut)
+    except Exception:  # noqa: BLE001  # then the size is not to blame, and the first error stands
+        return None
     return network.size if network.size != request.img_size else None
 
 
-def _reduction(body: nn.Module, feature_map: Tensor, network: Network, n_in: int) -> int:
+def _reduction(body: nn.Module, feature_map: Tensor, network: Network) -> int:
     """Return how many input pixels one row of the map spans."""
     height, rows = network.size[0], feature_map.shape[2]
     if rows < _MIN_MAP and not network.fixed_size:
         height = network.native_size[0]
-        rows = probe(body, lambda net, x: net(x), (1, n_in, *network.native_size)).output.shape[2]
+        shape = (1, network.n_in, *network.native_size)
+        rows = probe(body, lambda net, x: net(x), shape).output.shape[2]
     return max(1, round(height / rows))

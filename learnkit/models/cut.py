@@ -1,4 +1,4 @@
-"""Where a body ends: cutting a network's children, and refusing a cut that leaves no feature map."""
+"""Where a body ends: cutting a network's children, and refusing cuts that leave no feature map."""
 
 import re
 from collections import OrderedDict
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from learnkit.errors import CutError
 from learnkit.models.probe import Probe, probe
 
-MIN_STRIDE = 8
+MIN_STRIDE, MAX_STRIDE = 8, 128
 MIN_SHARE = 0.5
 
 
@@ -52,8 +52,8 @@ def automatic_cut(model: nn.Module) -> int:
     pools = [i for i, child in enumerate(children) if has_pool_type(child)]
     if not pools:
         raise CutError(
-            f"{type(model).__name__} has no pooling layer to cut at; pass `cut=` (how many children to"
-            f" keep, or a function of the network); {describe_children(model)}"
+            f"{type(model).__name__} has no pooling layer to cut at; pass `cut=` (how many children"
+            f" to keep, or a function of the network); {describe_children(model)}"
         )
     return pools[-1]
 
@@ -86,20 +86,34 @@ def require_map(model: nn.Module, trunk: nn.Module, cut: Any, shape: tuple[int, 
 
 
 def require_untruncated(
-    model: nn.Module, trunk: nn.Module, cut: Any, stride: float, *, automatic: bool
+    model: nn.Module, trunk: nn.Module, cut: Any, sizes: tuple[int, int] | None, *, automatic: bool
 ) -> None:
-    """Raise CutError if the cut throws away most of the network.
+    """Raise CutError if the cut throws away most of the network, or keeps its global pooling.
 
-    A cut chosen by the caller is only refused when it ends before stride 8; one found automatically
-    also when it drops more than half of the convolutional weights. Functions are trusted.
+    A cut chosen by the caller is refused when it ends before stride 8 or after the pool; one found
+    automatically also when it drops more than half of the convolutional weights.
+
+    Args:
+        model: The whole network.
+        trunk: What the cut leaves of it.
+        cut: The cut, for the message.
+        sizes: Height of the images and of the map, None not to look at strides.
+        automatic: Whether the cut was found rather than chosen.
     """
     kept, total = _n_map_weights(trunk), _n_map_weights(model)
-    if stride < MIN_STRIDE or (automatic and kept < MIN_SHARE * total):
-        raise CutError(
-            f"`cut`={_name(cut)} truncates {type(model).__name__}: it ends at stride {stride:g} with"
-            f" {kept:,} of {total:,} convolutional weights; pass a later `cut=`, or a function of the"
-            f" network if this is meant; {describe_children(model)}"
-        )
+    stride = None if sizes is None else sizes[0] / sizes[1]
+    if stride is not None and stride > MAX_STRIDE:
+        fault = "keeps the global pooling, which leaves no map; cut earlier"
+    elif stride is not None and stride < MIN_STRIDE and sizes[1] > 1:
+        fault = f"truncates it: it ends at stride {stride:g}; cut later"
+    elif automatic and kept < MIN_SHARE * total:
+        fault = f"truncates it: it keeps {kept:,} of {total:,} convolutional weights; pass `cut=`"
+    else:
+        return
+    raise CutError(
+        f"`cut`={_name(cut)} of {type(model).__name__} {fault}, or pass a function of the network;"
+        f" {describe_children(model)}"
+    )
 
 
 def describe_children(model: nn.Module) -> str:
@@ -109,7 +123,7 @@ def describe_children(model: nn.Module) -> str:
 
 
 def _n_map_weights(model: nn.Module) -> int:
-    """Count the weights outside linear layers: a classifier may outweigh the body (VGG, AlexNet)."""
+    """Count the weights outside linear layers; VGG's classifier outweighs its body."""
     linear = sum(
         p.numel() for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters()
     )

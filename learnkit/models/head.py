@@ -57,9 +57,9 @@ def create_head(
 ) -> nn.Sequential:
     """Return a head giving logits (N, number of classes) from a feature map (N,D,H,W).
 
-    The two generations of fastai disagree about `nf`. Positionally or as `nc=` the number of classes
-    is v1's, and `nf` is then the width *after* pooling (twice D for concat pooling). As `n_out=` it is
-    v2's, and `nf` is the width D of the feature map.
+    The two generations of fastai disagree about `nf`. Positionally or as `nc=` the number of
+    classes is v1's, and `nf` is then the width *after* pooling (twice D for concat pooling). As
+    `n_out=` it is v2's, and `nf` is the width D of the feature map.
 
     A plain classifier (mean pool, flatten, one linear layer) is
     `create_head(D, n_out=C, lin_ftrs=[], ps=0, concat_pool=False, first_bn=False)`.
@@ -104,7 +104,7 @@ def create_head(
 
 
 def init_head(head: nn.Module, init: Callable[[Tensor], object] | None) -> nn.Module:
-    """Return `head`, weights set by `init`, biases to 0; norms, frozen and 1-D weights left alone."""
+    """Return `head`, weights set by `init`, biases to 0; norms and frozen ones left alone."""
     if init is None:
         return head
     for module in head.modules():
@@ -122,8 +122,8 @@ def _resolve_width(nf: int, nc: int | None, n_out: int | None, *, doubled: bool)
     """Return (width after pooling, number of classes) from either generation's arguments."""
     if (nc is None) == (n_out is None):
         raise ValueError(
-            f"`nc`={nc} and `n_out`={n_out}: give exactly one of them, `nc` (or positional) when `nf`"
-            " counts features after pooling, `n_out` when it counts the channels of the feature map"
+            f"`nc`={nc} and `n_out`={n_out}: give exactly one of them, `nc` (or positional) if"
+            " `nf` counts features after pooling, `n_out` if it counts the channels of the map"
         )
     n_classes = nc if n_out is None else n_out
     if nf < 1 or n_classes < 1:
@@ -138,8 +138,8 @@ def _dropouts(ps: float | Iterable[float], n_linear: int) -> list[float]:
         given = [given[0] / 2] * (n_linear - 1) + given
     if len(given) != n_linear:
         raise ValueError(
-            f"`ps` has {len(given)} values for {n_linear} linear layers; give one number, or one per"
-            " layer (len(lin_ftrs) + 1)"
+            f"`ps` has {len(given)} values for {n_linear} linear layers; give one number, or one"
+            " per layer (len(lin_ftrs) + 1)"
         )
     if not all(0 <= p < 1 for p in given):
         raise ValueError(f"`ps`={given}: dropout probabilities lie in [0, 1)")
@@ -158,7 +158,7 @@ def _norm_first(sizes: list[int], dropouts: list[float], first_bn: bool, bias: b
 
 
 def _linear_first(sizes: list[int], dropouts: list[float], first_bn: bool, bias: bool) -> list:
-    """Return dropout, then (linear, ReLU, batch norm, dropout) blocks, then the last linear layer."""
+    """Return dropout, (linear, ReLU, batch norm, dropout) blocks, and the last linear layer."""
     layers: list[nn.Module] = [nn.Dropout(dropouts[0])] if dropouts[0] else []
     for i, (n_in, n_out, p) in enumerate(zip(sizes[:-2], sizes[1:-1], dropouts[1:], strict=True)):
         layers += [nn.Linear(n_in, n_out, bias=bias), nn.ReLU(inplace=True)]

@@ -83,18 +83,28 @@ def _torchvision_meta(name: str) -> dict[str, Any]:
     return meta | ({} if boundary is None else {"split": boundary_at(*boundary)})
 
 
-model_meta: dict[Any, dict[str, Any]] = {
-    tv.get_model_builder(name): _torchvision_meta(name) for name in tv.list_models(module=tv)
-}
+_DEFAULTS = {tv.get_model_builder(name): _torchvision_meta(name) for name in tv.list_models(tv)}
+model_meta: dict[Any, dict[str, Any]] = {key: dict(meta) for key, meta in _DEFAULTS.items()}
 
 
 def meta_of(arch: Arch) -> dict[str, Any]:
-    """Return a copy of the entry for `arch`, `split_on` renamed to `split`; empty if there is none."""
+    """Return a copy of the entry for `arch`, `split_on` renamed to `split`; empty if none."""
     keys = [arch.given, arch.label, arch.name, arch.build, type(arch.build)]
     meta = dict(next((model_meta[k] for k in keys if _hashable(k) and k in model_meta), {}))
     if "split_on" in meta:
         meta.setdefault("split", meta.pop("split_on"))
     return meta
+
+
+def default_meta(arch: Arch) -> dict[str, Any]:
+    """Return the entry learnkit itself has for `arch`, empty if none."""
+    return _DEFAULTS.get(arch.build, {}) if arch.source == "torchvision" else {}
+
+
+def registered_cut(arch: Arch) -> Any:
+    """Return the cut that a user entered into `model_meta` for `arch`, None if there is none."""
+    cut = meta_of(arch).get("cut")
+    return None if cut == default_meta(arch).get("cut") else cut
 
 
 def _hashable(key: Any) -> bool:
@@ -108,9 +118,9 @@ Groups = list[list[nn.Parameter]]
 def param_groups(model: nn.Sequential) -> Groups:
     """Return the parameters of `Sequential(body, head)` in groups from input to output.
 
-    timm bodies: stem, stages, head. torchvision bodies: fastai v1's boundary, else the middle of the
-    body. Anything else, or a body in one piece: body, head. `model_meta` may say otherwise. Every
-    parameter is in exactly one group.
+    timm bodies: stem, stages, head. torchvision bodies: fastai v1's boundary, else the middle of
+    the body. Anything else: body, head. `model_meta` may say otherwise. Every parameter is in
+    exactly one group.
 
     Raises:
         SplitterError: An entry of `model_meta` misses a parameter or has one twice.
@@ -129,8 +139,8 @@ def as_splitter(split_on: Any) -> Callable[[nn.Module], Groups]:
     """Return a function from a model to its parameter groups, each parameter in exactly one.
 
     Takes what either generation of fastai takes: a function of the model, or its result, which is
-    a module or several at which new groups start (v1), a list of lists of modules (v1), or a list of
-    lists of parameters (v2).
+    a module or several at which new groups start (v1), a list of lists of modules (v1), or a list
+    of lists of parameters (v2).
 
     Raises:
         SplitterError: When called: groups miss a parameter, hold one twice, or are of another kind.
@@ -168,8 +178,8 @@ def _as_list(split: Any) -> list:
     """Return the items of an iterable, or raise SplitterError."""
     if not isinstance(split, Iterable) or isinstance(split, str | dict):
         raise SplitterError(
-            f"`split_on` gives {type(split).__name__}; expected modules at which groups start, or lists"
-            " of modules or of parameters"
+            f"`split_on` gives {type(split).__name__}; expected modules at which groups start, or"
+            " lists of modules or of parameters"
         )
     return list(split)
 

@@ -1,22 +1,28 @@
 """Whole networks, classifier included, with the weights asked for; `body` cuts them afterwards."""
 
+import copy
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import timm
-from timm.models import get_pretrained_cfg
+import torchvision.models as tv
 from torch import nn
 
+from learnkit.errors import WeightsUnavailableError
 from learnkit.models.arch import Arch
-from learnkit.models.meta import meta_of
+from learnkit.models.hub import fetching, require_url, unavailable
+from learnkit.models.meta import IMAGENET_STATS, meta_of
+from learnkit.models.timm_network import timm_config, timm_module
 from learnkit.models.torchvision_body import convert_input
-from learnkit.models.weights import Wanted
+from learnkit.models.weights import Wanted, load_file_into
 
 Size = tuple[int, int]
 DEFAULT_SIZE: Size = (224, 224)
 # torchvision's networks for one input size, and the argument that sets it.
 _SIZE_ARGUMENT = {"vit": "image_size", "maxvit": "input_size"}
+# What may differ in a weights file: classifiers, which the body drops.
+_CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "aux1.", "aux2.", "AuxLogits.")
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,10 @@ class Network:
         size: The (H,W) it is to be tried out with.
         native_size: The (H,W) it was published for.
         fixed_size: Whether it takes images of `size` only.
+        n_in: Number of channels it takes.
         mean: Normalisation per channel for pixels in [0, 1], None if unknown.
         std: See `mean`.
+        built_for: The (H,W) its structure depends on, None if on no size.
     """
 
     module: nn.Module
@@ -54,50 +62,106 @@ class Network:
     size: Size
     native_size: Size
     fixed_size: bool
+    n_in: int
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    built_for: Size | None = None
 
 
 def whole_network(arch: Arch, request: Request) -> Network:
     """Return the network of an architecture as its library builds it."""
-    return {"timm": _timm, "torchvision": _torchvision, "custom": _custom}[arch.source](
-        arch, request
-    )
+    build = {"timm": _timm, "torchvision": _torchvision, "custom": _custom}[arch.source]
+    return build(arch, request)
 
 
 def _timm(arch: Arch, request: Request) -> Network:
     """Build a timm network, for the requested size where it is made for one size."""
-    cfg = get_pretrained_cfg(arch.name).to_dict()
-    native, fixed = tuple(cfg["input_size"][-2:]), bool(cfg.get("fixed_input_size"))
-    size, extra = request.img_size or native, dict(request.options)
+    config = timm_config(arch.name, request.wanted.tag)
+    native, fixed = tuple(config.fields["input_size"][-2:]), config.fields.get("fixed_input_size")
+    size, options = request.img_size or native, config.options | request.options
+    extra = dict(options)
     if fixed and size != native:
         extra.setdefault("img_size", size)
     if request.n_in != 3:
         extra["in_chans"] = request.n_in
-    module = timm.create_model(arch.name, num_classes=0, **extra)
-    stats = tuple(cfg["mean"]), tuple(cfg["std"])
-    return Network(module, arch.name, request.options, size, native, fixed, *stats)
+    module = timm_module(config, request.wanted, extra)
+    stats = tuple(config.fields["mean"]), tuple(config.fields["std"])
+    known = (module, config.name, options, size, native, bool(fixed), request.n_in)
+    return Network(*known, *stats, built_for=size if fixed else None)
 
 
 def _torchvision(arch: Arch, request: Request) -> Network:
     """Build a torchvision network without its auxiliary classifiers."""
-    size, extra = request.img_size or DEFAULT_SIZE, dict(request.options)
+    wanted, extra = request.wanted, dict(request.options)
+    native = (299, 299) if arch.name.startswith("inception") else DEFAULT_SIZE
+    size = request.img_size or native
     argument = next((a for f, a in _SIZE_ARGUMENT.items() if arch.name.startswith(f)), None)
-    if argument and size != DEFAULT_SIZE:
+    if argument and size != native:
         extra.setdefault(argument, size if argument == "input_size" else size[0])
     if arch.name.startswith(("googlenet", "inception")):
-        extra = {"aux_logits": False, "init_weights": True} | extra
+        # torchvision's published weights include the auxiliary classifiers; it drops them itself
+        extra |= {} if wanted.hub else {"aux_logits": False, "init_weights": True}
+    module = _torchvision_module(arch, wanted, extra)
+    convert_input(module, request.n_in, pretrained=wanted.pretrained)
+    mean, std = meta_of(arch).get("stats", IMAGENET_STATS)
+    known = (module, arch.name, request.options, size, native, argument is not None, request.n_in)
+    return Network(*known, tuple(mean), tuple(std), built_for=size if argument else None)
+
+
+def _torchvision_module(arch: Arch, wanted: Wanted, extra: dict[str, Any]) -> nn.Module:
+    """Build a torchvision network and fill it with the weights wanted."""
+    if wanted.hub:
+        weights = _torchvision_weights(arch, wanted.tag)
+        require_url(arch.label, weights.url)
+        with fetching(arch.label):
+            return arch.build(weights=weights, **extra)
     module = arch.build(weights=None, **extra)
-    convert_input(module, request.n_in, pretrained=request.wanted.any)
-    mean, std = meta_of(arch)["stats"]
-    stats = tuple(mean), tuple(std)
-    return Network(module, arch.name, request.options, size, DEFAULT_SIZE, bool(argument), *stats)
+    if wanted.file is not None:
+        load_file_into(module, wanted.file, arch.label, optional=_CLASSIFIERS)
+    return module
+
+
+def _torchvision_weights(arch: Arch, tag: Any) -> tv.WeightsEnum:
+    """Return torchvision's entry for the weights called `tag`, its default for None."""
+    entries = tv.get_model_weights(arch.build)
+    if isinstance(tag, entries):
+        return tag
+    name = "DEFAULT" if tag is None else str(tag).rpartition(".")[2]
+    if name not in entries.__members__:
+        known = ", ".join(entries.__members__)
+        raise WeightsUnavailableError(f"`weights`={tag!r}: {arch.label} has {known}")
+    return entries[name]
 
 
 def _custom(arch: Arch, request: Request) -> Network:
-    """Take a module as it is, or build one."""
-    module = arch.build if isinstance(arch.build, nn.Module) else arch.build(**request.options)
+    """Take a module as it is, or build one; load a weights file if there is one."""
+    wanted = request.wanted
+    is_module = isinstance(arch.build, nn.Module)
+    module = arch.build if is_module else _call(arch, wanted, request.options)
+    if wanted.file is not None:
+        load_file_into(module, wanted.file, arch.label)
+    if request.n_in != 3:
+        module = copy.deepcopy(module) if is_module else module
+        convert_input(module, request.n_in, pretrained=is_module or wanted.pretrained)
+    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    n_in = request.n_in if first is None else first.in_channels
     size = request.img_size or DEFAULT_SIZE
     mean, std = meta_of(arch).get("stats", (None, None))
     stats = mean and tuple(mean), std and tuple(std)
-    return Network(module, arch.name, request.options, size, DEFAULT_SIZE, True, *stats)
+    return Network(module, arch.name, request.options, size, DEFAULT_SIZE, True, n_in, *stats)
+
+
+def _call(arch: Arch, wanted: Wanted, options: dict[str, Any]) -> nn.Module:
+    """Call a function that builds a network, passing the weights wanted as it names them."""
+    names = inspect.signature(arch.build).parameters
+    if "weights" in names:
+        chosen = {"weights": (wanted.tag or "DEFAULT") if wanted.hub else None}
+    elif "pretrained" in names:
+        chosen = {"pretrained": wanted.hub}
+    elif wanted.hub:
+        reason = "it takes neither `pretrained=` nor `weights=`"
+        raise unavailable(arch.label, reason)
+    else:
+        chosen = {}
+    with fetching(arch.label):
+        return arch.build(**chosen | options)

@@ -106,7 +106,8 @@ def _run(model: nn.Module, run: Run, images: Tensor) -> Probe:
     # remove_duplicate: a tied parameter is reached under each of its names
     names = {n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in reached}
     names |= {n for n, p in model.named_parameters() if not p.requires_grad}
-    return Probe(output.detach(), frozenset(names), frozenset(called))
+    output = output.detach() if isinstance(output, Tensor) else output
+    return Probe(output, frozenset(names), frozenset(called))
 
 
 @contextmanager

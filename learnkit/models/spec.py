@@ -1,18 +1,32 @@
 """A classifier's network as data: built from a name and numbers, and rebuilt from the same."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from learnkit.models.body import create_body
+from learnkit.errors import ModelSpecError
+from learnkit.models.arch import resolve_arch
+from learnkit.models.body import assemble_body, create_body
 from learnkit.models.head import create_head, init_head
+from learnkit.models.spec_checks import (
+    check_arch,
+    check_arch_kwargs,
+    check_head,
+    check_numbers,
+    check_stats,
+)
+from learnkit.models.weights import Wanted
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What rebuilds a network `Sequential(body, head)`, weights aside.
+    """What rebuilds a network `Sequential(body, head)`, weights aside; plain JSON values only.
+
+    The fields are checked when a spec is made, whatever it is made from, so that one read from a
+    stranger's file can name registered architectures and nothing else.
 
     Attributes:
         source: "timm" or "torchvision".
@@ -20,11 +34,14 @@ class ModelSpec:
         n_in: Number of input channels.
         n_out: Number of classes.
         cut: How many children the body keeps; None for the architecture's own cut.
-        img_size: (H,W) the body was built for, None for the architecture's own.
+        img_size: (H,W) the body was built for; None if its structure does not depend on it.
         arch_kwargs: Extra arguments of the architecture.
         head: Arguments of `create_head`.
-        mean: Normalisation that replaced the architecture's own, None if it was not replaced.
+        mean: Normalisation per channel, for pixels in [0, 1]; None if there is none.
         std: See `mean`.
+
+    Raises:
+        ModelSpecError: A field holds something a saved network may not have.
     """
 
     source: str
@@ -37,6 +54,44 @@ class ModelSpec:
     head: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("img_size", "mean", "std"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, list | tuple):
+                raise ModelSpecError(f"`{name}`={value!r}: expected a list of numbers or None")
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        check_arch(self.source, self.arch)
+        check_numbers(self.n_in, self.n_out, self.cut, self.img_size)
+        check_arch_kwargs(self.arch_kwargs)
+        check_head(self.head)
+        check_stats("mean", self.mean)
+        check_stats("std", self.std)
+        object.__setattr__(self, "arch_kwargs", _as_json(self.arch_kwargs))
+        object.__setattr__(self, "head", _as_json(self.head))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values; `from_dict` gives an equal spec back."""
+        return _as_json({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
+        """Return the spec that `to_dict` wrote.
+
+        Raises:
+            ModelSpecError: A key is unknown or missing, or a value is not allowed.
+        """
+        if not isinstance(values, Mapping):
+            raise ModelSpecError(f"a spec is {type(values).__name__}, expected a dictionary")
+        names = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(map(str, values)) - set(names))
+        missing = [name for name in ("source", "arch", "n_in", "n_out") if name not in values]
+        if unknown or missing:
+            raise ModelSpecError(
+                f"a spec has unknown keys {unknown[:5]} and lacks {missing}; it may hold"
+                f" {', '.join(names)}"
+            )
+        return cls(**values)
 
 
 def create_cnn_model(
@@ -105,52 +160,67 @@ def create_cnn_model(
         **(arch_kwargs or {}),
     )
     head_kwargs = {
-        "lin_ftrs": None if lin_ftrs is None else list(lin_ftrs),
-        "ps": ps if isinstance(ps, int | float) else list(ps),
+        "lin_ftrs": lin_ftrs if lin_ftrs is None else list(lin_ftrs),
+        "ps": list(ps) if isinstance(ps, Sequence) else ps,
         "concat_pool": concat_pool,
         "pool": pool,
         "first_bn": first_bn,
         "bn_final": bn_final,
         "lin_first": lin_first,
-        "y_range": None if y_range is None else list(y_range),
+        "y_range": y_range if y_range is None else list(y_range),
         "lin_bias": lin_bias,
     }
-    if custom_head is None:
-        head = create_head(body.n_features, n_out=n_out, **head_kwargs)
-    else:
-        head = (
-            custom_head
-            if isinstance(custom_head, nn.Module)
-            else custom_head(body.n_features, n_out)
-        )
+    head = _head(body.n_features, n_out, custom_head, head_kwargs)
     model = nn.Sequential(body, init_head(head, init))
-    model.spec = ModelSpec(
-        body.source,
-        body.arch,
-        n_in,
-        n_out,
-        cut,
-        body.img_size,
-        body.arch_kwargs,
-        head_kwargs,
-        None if mean is None else tuple(mean),
-        None if std is None else tuple(std),
-    )
-    model.spec_problem = None
+    model.spec, model.spec_problem = _spec(body, n_in, n_out, custom_head, head_kwargs)
     return model
 
 
 def build_model(spec: ModelSpec) -> nn.Sequential:
-    """Return the network of a spec, with random weights."""
-    return create_cnn_model(
-        f"{spec.source}:{spec.arch}",
-        spec.n_out,
-        pretrained=False,
+    """Return the network of a spec with random weights; same state-dict keys and shapes.
+
+    Entries of `model_meta` play no part, so a spec means the same in every process.
+    """
+    body = assemble_body(
+        resolve_arch(f"{spec.source}:{spec.arch}"),
+        Wanted(),
         cut=spec.cut,
         n_in=spec.n_in,
         img_size=spec.img_size,
         mean=spec.mean,
         std=spec.std,
         arch_kwargs=spec.arch_kwargs,
-        **spec.head,
     )
+    model = nn.Sequential(body, create_head(body.n_features, n_out=spec.n_out, **spec.head))
+    model.spec, model.spec_problem = spec, None
+    return model
+
+
+def _head(n_features: int, n_out: int, custom_head: Any, options: dict[str, Any]) -> nn.Module:
+    """Return the caller's head, or the default one."""
+    if custom_head is None:
+        return create_head(n_features, n_out=n_out, **options)
+    return custom_head if isinstance(custom_head, nn.Module) else custom_head(n_features, n_out)
+
+
+def _spec(
+    body: nn.Module, n_in: int, n_out: int, custom_head: Any, head_kwargs: dict[str, Any]
+) -> tuple[ModelSpec | None, str | None]:
+    """Return the spec of a network, or None and why it has none."""
+    if custom_head is not None:
+        return None, "`custom_head` is code: only heads of `create_head` can be rebuilt from data"
+    # the tag of published weights is left out: it says nothing about the structure
+    arch = body.arch.partition(".")[0]
+    stats = {"mean": body.mean, "std": body.std}
+    known = (body.cut, body.img_size, body.arch_kwargs, head_kwargs)
+    try:
+        return ModelSpec(body.source, arch, n_in, n_out, *known, **stats), None
+    except ModelSpecError as error:
+        return None, str(error)
+
+
+def _as_json(value: Any) -> Any:
+    """Return a copy of JSON values in which tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value

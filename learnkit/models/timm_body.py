@@ -5,12 +5,13 @@ Three layouts occur. Most convolutional nets return a map (N,D,H,W) from `forwar
 which timm's `forward_intermediates` gives the map. What comes after the map is removed.
 """
 
+import dataclasses
 from typing import Any
 
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from learnkit.models.cut import cut_network, require_map
+from learnkit.models.cut import cut_network, require_map, require_untruncated
 from learnkit.models.probe import Probe, drop_unused, probe
 
 
@@ -37,9 +38,13 @@ class TimmNhwcBody(TimmBody):
 class TimmMapBody(TimmBody):
     """A timm network that computes tokens inside."""
 
+    def __init__(self, model: nn.Module, norm: bool = True):
+        super().__init__(model)
+        self.norm = norm
+
     def forward(self, x: Tensor) -> Tensor:
-        """Return the last block's tokens, normalised, as a map (N,D,H,W)."""
-        return _last_map(self.model, x)
+        """Return the last block's tokens, normalised where timm can, as a map (N,D,H,W)."""
+        return _last_map(self.model, x, self.norm)
 
 
 class TimmCutBody(TimmBody):
@@ -67,9 +72,8 @@ def timm_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmB
     if cut is not None:
         return _cut_body(model, cut, shape)
     stem = _stem_names(model)
-    body_class, seen = _layout(model, shape)
+    body, seen = _layout(model, shape)
     drop_unused(model, seen)
-    body = body_class(model)
     body.stem = tuple(f"model.{name}" for name in stem)
     return body, seen.output
 
@@ -79,37 +83,56 @@ def _cut_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmB
     stem = _stem_names(model)
     trunk = cut_network(model, cut)
     seen = require_map(model, trunk, cut, shape)
-    drop_unused(trunk, seen)
     nhwc = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    feature_map = seen.output.permute(0, 3, 1, 2) if nhwc else seen.output
+    if not callable(cut):
+        sizes = (shape[2], feature_map.shape[2])
+        require_untruncated(model, trunk, cut, sizes, automatic=False)
+    drop_unused(trunk, seen)
     body = (TimmNhwcCutBody if nhwc else TimmCutBody)(trunk)
     body.stem = tuple(f"model.{name}" for name in stem)
-    return body, seen.output.permute(0, 3, 1, 2) if nhwc else seen.output
+    return body, feature_map
 
 
-def fixed_size(cfg: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the (H,W) a network of this timm configuration is built for, None if it takes any."""
-    return tuple(cfg["input_size"][-2:]) if cfg.get("fixed_input_size") else None
-
-
-def _layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[type[TimmBody], Probe]:
+def _layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, Probe]:
     """Find out by a dry run which wrapper gives an NCHW map, and what it sees."""
     seen = probe(model, lambda net, x: net.forward_features(x), shape)
     if not isinstance(seen.output, Tensor) or seen.output.ndim != 4:
-        return TimmMapBody, probe(model, _last_map, shape)
+        return _token_layout(model, shape)
     if getattr(model, "output_fmt", "NCHW") == "NHWC":
-        return TimmNhwcBody, Probe(seen.output.permute(0, 3, 1, 2), seen.reached, seen.called)
-    return TimmBody, seen
+        permuted = seen.output.permute(0, 3, 1, 2)
+        return TimmNhwcBody(model), dataclasses.replace(seen, output=permuted)
+    return TimmBody(model), seen
 
 
-def _last_map(model: nn.Module, x: Tensor) -> Tensor:
+def _token_layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, Probe]:
+    """Return the wrapper of a token network; a few cannot apply their norm to a map (Hiera)."""
+    try:
+        return TimmMapBody(model), probe(model, lambda net, x: _last_map(net, x, True), shape)
+    except AssertionError:
+        seen = probe(model, lambda net, x: _last_map(net, x, False), shape)
+        return TimmMapBody(model, norm=False), seen
+
+
+def _last_map(model: nn.Module, x: Tensor, norm: bool) -> Tensor:
     """Return the last block's output as a map (N,D,H,W)."""
-    options = {"indices": 1, "intermediates_only": True, "output_fmt": "NCHW", "norm": True}
+    options = {"indices": 1, "intermediates_only": True, "output_fmt": "NCHW", "norm": norm}
     return model.forward_intermediates(x, **options)[-1]
 
 
 def _stem_names(model: nn.Module) -> list[str]:
-    """Return the names of the stem's parameters by timm's own grouping, empty if there is none."""
-    if not hasattr(model, "group_matcher"):
-        return []
-    layers = group_parameters(model, model.group_matcher(coarse=True))
-    return list(layers[min(layers)]) if len(layers) > 1 else []
+    """Return the names of the stem's parameters: by timm's grouping, else the first child's."""
+    if hasattr(model, "group_matcher"):
+        layers = group_parameters(model, _matcher(model))
+        if len(layers) > 1:
+            return list(layers[min(layers)])
+    name = next(iter(dict(model.named_parameters())), "").partition(".")[0]
+    return [n for n, _ in model.named_parameters() if n.partition(".")[0] == name]
+
+
+def _matcher(model: nn.Module) -> Any:
+    """Return timm's rule for grouping parameters, by stage where it has one (RDNet has none)."""
+    try:
+        return model.group_matcher(coarse=True)
+    except AssertionError:
+        return model.group_matcher(coarse=False)

@@ -1,7 +1,7 @@
 """torchvision and home-made networks as bodies: the first children in a plain Sequential.
 
-This is how fastai cuts, and its state-dict keys ("0.0.weight", ...) are kept, so that checkpoints of
-fastai learners load.
+This is how fastai cuts, and its state-dict keys ("0.0.weight", ...) are kept, so that checkpoints
+of fastai learners load.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ class VitBody(nn.Module):
 
 
 def children_body(
-    model: nn.Module, cut: Any, default_cut: Any, shape: tuple[int, ...], *, strides: bool
+    model: nn.Module, cut: Any, default_cut: Any, shape: tuple[int, ...], *, library: bool
 ) -> tuple[nn.Module, Tensor]:
     """Return the body of a network by its children, and the (empty) map of a dry run at `shape`.
 
@@ -44,7 +44,8 @@ def children_body(
         cut: The caller's cut, or None.
         default_cut: The cut known for this architecture, or None to look for the last pool.
         shape: Shape of the dry run's images.
-        strides: Whether a body that ends before stride 8 is refused (not for home-made networks).
+        library: Whether the network is torchvision's: its strides are then judged, and what the map
+            does not depend on is removed. Home-made networks are left as they are.
 
     Raises:
         CutError: The cut finds no pool, leaves no feature map, or truncates the network.
@@ -57,10 +58,11 @@ def children_body(
         cut = automatic_cut(model) if cut is None else cut
         trunk = cut(model) if callable(cut) else nn.Sequential(*cut_network(model, cut))
     seen = require_map(model, trunk, cut, shape)
-    drop_unused(trunk, seen)
+    if library:
+        drop_unused(trunk, seen)
     if automatic or not callable(cut):
-        stride = shape[-1] / seen.output.shape[-1] if strides else float("inf")
-        require_untruncated(model, trunk, cut, stride, automatic=automatic)
+        sizes = (shape[2], seen.output.shape[2]) if library else None
+        require_untruncated(model, trunk, cut, sizes, automatic=automatic)
     return trunk, seen.output
 
 
@@ -77,8 +79,8 @@ def convert_input(model: nn.Module, n_in: int, *, pretrained: bool) -> None:
     old = model.get_submodule(name)
     if not isinstance(old, nn.Conv2d) or old.groups != 1:
         raise InputSizeError(
-            f"`n_in`={n_in}: {type(model).__name__} has no ordinary first Conv2d that could be given"
-            " another number of channels; build it with that number and pass the module"
+            f"`n_in`={n_in}: {type(model).__name__} has no ordinary first Conv2d that could be"
+            " given another number of channels; build it with that number and pass the module"
         )
     if old.in_channels == n_in:
         return
