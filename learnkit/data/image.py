@@ -200,6 +200,8 @@ def _reason(error: Exception, source: Any) -> str:
     """One clause saying what went wrong, and what to do about it."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}; check the path and its permissions"
     if isinstance(error, Image.DecompressionBombError):
         return f"{error} It was not decoded; shrink it"
     if isinstance(error, Image.UnidentifiedImageError):

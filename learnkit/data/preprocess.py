@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from learnkit.data.geometry import METHODS, PAD_MODES, centred_box, check_padding, cut
 from learnkit.data.image import MAX_PIXELS, check_read_options, read_image
-from learnkit.errors import DataError, ImageReadError, InputSizeError
+from learnkit.errors import DataError, InputSizeError
 
-METHODS = ("crop", "squish", "pad")
-_NUMPY_PAD = {"zeros": "constant", "border": "edge", "reflection": "reflect"}
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -29,7 +28,7 @@ _RESAMPLING = {
 _CHOICES = {
     "method": METHODS,
     "interpolation": tuple(_RESAMPLING),
-    "pad_mode": tuple(_NUMPY_PAD),
+    "pad_mode": PAD_MODES,
     "exif_transpose": (True, False),
 }
 _MAX_SIDE = 16_384
@@ -104,11 +103,10 @@ class Preprocessing:
             ImageReadError: The image is so long and thin that padding would exceed `max_pixels`.
         """
         height, width = self.size
-        box = self._box(*image.size)
+        box = centred_box(image.size, (width, height), self.method, self.crop)
         if self.method == "pad":
-            self._check_padding(image.size, box)
-        if box != (0, 0, *image.size):
-            image = _cut(image, box, _NUMPY_PAD[self.pad_mode])
+            check_padding(image.size, box, self.max_pixels)
+        image = cut(image, box, self.pad_mode)
         return image.resize((width, height), _RESAMPLING[self.interpolation])
 
     def load(self, source: Any) -> torch.Tensor:
@@ -165,27 +163,6 @@ class Preprocessing:
             )
         return cls(**fields)
 
-    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) of what is resized; outside the image for "pad"."""
-        if self.method == "squish":
-            box = (width, height)
-        else:
-            ratios = (width / self.size[1], height / self.size[0])
-            scale = max(ratios) if self.method == "pad" else min(ratios)
-            box = (scale * self.size[1], scale * self.size[0])
-        # Truncation, and truncation again for the corner, is what fastai does.
-        w, h = (max(1, int(side * self.crop)) for side in box)
-        left, top = int(0.5 * (width - w)), int(0.5 * (height - h))
-        return left, top, left + w, top + h
-
-    def _check_padding(self, size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
-        width, height = box[2] - box[0], box[3] - box[1]
-        if width * height > max(self.max_pixels, math.prod(size)):
-            raise ImageReadError(
-                f"image of {size[0]} x {size[1]} would be padded to {width} x {height}, over "
-                f"`max_pixels={self.max_pixels}`; use method 'squish' or 'crop'"
-            )
-
     def _check(self) -> None:
         check_read_options(self.channels, self.bit_depth, self.background, self.max_pixels)
         if not (
@@ -241,20 +218,6 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     pixels = np.asarray(image)
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.array(channels_first, order="C"))
-
-
-def _cut(image: Image.Image, box: tuple[int, int, int, int], fill: str) -> Image.Image:
-    """The pixels in `box`; those outside the image are filled in."""
-    left, top, right, bottom = box
-    width, height = image.size
-    inner = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
-    if inner != (0, 0, width, height):
-        image = image.crop(inner)
-    if inner == box:
-        return image
-    pads = [(inner[1] - top, bottom - inner[3]), (inner[0] - left, right - inner[2]), (0, 0)]
-    pixels = np.asarray(image)
-    return Image.fromarray(np.pad(pixels, pads[: pixels.ndim], mode=fill))
 
 
 def _tuple(value: Any) -> Any:
