@@ -18,6 +18,7 @@ from fastai.vision.learner import vision_learner
 from helpers import SHARED, write_image_folder
 from torch import nn
 
+from learnkit.callback.frozen_features import FrozenFeatures
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import load_learner
 from learnkit.errors import (
@@ -232,11 +233,15 @@ class TestVerbs:
         for a, b in zip(quiet.model.parameters(), other.model.parameters(), strict=True):
             assert torch.equal(a, b)
 
-    def test_lr_find_suggests_a_rate_and_leaves_history_alone(self, quiet):
-        before = quiet.history
-        rate = quiet.lr_find(show_plot=False, num_it=20)
-        assert 0 < rate.valley < 10
-        assert quiet.history.equals(before)
+    def test_lr_find_suggests_a_rate_and_leaves_history_and_weights_alone(self, dls, tmp_path):
+        learn = make(dls, path=tmp_path)
+        before = copy.deepcopy(learn.model.state_dict())
+        with learn.no_bar():
+            rate = learn.lr_find(show_plot=False, num_it=60)
+        assert 1e-7 <= rate.valley < 10
+        assert learn.history.empty
+        after = learn.model.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
 
     def test_fine_tune_freezes_then_unfreezes(self, dls):
         seen = []
@@ -338,6 +343,7 @@ def test_three_frozen_epochs_on_real_weights_reach_90_percent(tmp_path):
         normalize=((0.5,) * 3, (0.5,) * 3),
         metrics=accuracy,
         train_bn=False,
+        cbs=FrozenFeatures(),
     )
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(3, 2e-3)
