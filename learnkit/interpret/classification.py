@@ -13,7 +13,6 @@ from learnkit.errors import InterpretationError
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.interpret import plots
-from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.outputs import Outputs, collect_from
 from learnkit.interpret.pictures import (
     SUPTITLE,
@@ -68,8 +67,7 @@ class ClassificationInterpretation:
             names = classes or (class_names(learn) if learn is not None else None)
             self.outputs = Outputs.from_probs(preds, y, losses, names)
         else:
-            with randomness_kept():
-                dl = Source.of(learn, preds)
+            dl = Source.of(learn, preds)
             self.outputs = collect_from(learn, dl)
         self.outputs.require_targets()
         self._images_from = dl
@@ -93,8 +91,7 @@ class ClassificationInterpretation:
             data: an ImageDataset whose labels the learner knows.
             progress: show a bar; None does so if the learner shows bars.
         """
-        with randomness_kept():  # making a loader draws a seed for it
-            source = Source.of(learn, dl, ds_idx=ds_idx, data=data)
+        source = Source.of(learn, dl, ds_idx=ds_idx, data=data)
         return cls(learn, collect_from(learn, source, progress=progress), dl=source)
 
     @property
@@ -206,8 +203,8 @@ class ClassificationInterpretation:
             cmap: their colours.
             show_text: write the titles.
             return_fig: return the Figure instead of the Axes.
-            explain: "predicted" or "actual" (as in fastai v1): the class whose evidence the heatmaps
-                show. The actual class of a bad mistake often has none, and then no heatmap.
+            explain: "predicted" or "actual" (as in fastai v1): whose evidence the heatmaps
+                show. The actual class of a bad mistake often has none, and then no map.
 
         Returns:
             The Axes (k,).

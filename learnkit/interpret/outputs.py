@@ -160,9 +160,8 @@ def collect_outputs(
         InterpretationError: the model gives no class logits (a segmentation or regression model),
             the loss's activation gives no probabilities, or there are no samples.
     """
-    with randomness_kept():
-        source = Source.of(learn, dl, ds_idx=ds_idx, data=data)
-        return collect_from(learn, source, with_features=with_features, progress=progress)
+    source = Source.of(learn, dl, ds_idx=ds_idx, data=data)
+    return collect_from(learn, source, with_features=with_features, progress=progress)
 
 
 def collect_from(

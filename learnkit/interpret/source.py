@@ -57,6 +57,7 @@ class Source:
         self.items = _paths_of(self.dataset, self.indices)
 
     @classmethod
+    @randomness_kept()  # making a loader draws a seed for it
     def of(cls, learn: Any, dl: Any = None, *, ds_idx: int = 1, data: Any = None) -> Source:
         """The samples of `dl`, else of the ImageDataset `data`, else of `learn.dls[ds_idx]`."""
         if dl is not None and data is not None:
@@ -88,9 +89,9 @@ class Source:
                 "The images cannot be read again: the pass ran over bare batches. Run it over a"
                 " loader with a dataset, such as `dl=learn.dls.test_dl(items, with_labels=True)`"
             )
-        loader = self._loader([self.indices[i] for i in positions], num_workers=0)
         inputs, pictures = [], []
         with randomness_kept():
+            loader = self._loader([self.indices[i] for i in positions], num_workers=0)
             for batch in loader:
                 shown = loader.decode(batch) if hasattr(loader, "decode") else batch
                 inputs.append(plain(batch[0]))

@@ -1,7 +1,9 @@
+import random
 import warnings
 
 import helpers
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics as skm
 import torch
@@ -11,6 +13,7 @@ from fastai.vision.data import ImageDataLoaders
 from helpers import quiet, tiny_cnn
 from PIL import Image
 
+from learnkit.data.dataset import ImageDataset
 from learnkit.errors import InterpretationError
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.gradcam import grad_cam
@@ -81,6 +84,22 @@ def test_only_the_images_that_are_drawn_are_read_again(learn, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda f, *a, **k: opened.append(f) or original(f, *a, **k))
     interp.plot_top_losses(2)
     assert len(opened) <= 2 + 1  # fastai looks at one sample once, to learn the types
+
+
+def test_no_question_draws_a_random_number(learn):
+    def states():
+        return random.getstate()[1], np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    data = ImageDataset(
+        pd.DataFrame({"path": map(str, learn.dls.train_ds.items), "label": "ant"}), learn.path
+    )
+    before, torchs = states(), torch.get_rng_state()
+    for options in ({"ds_idx": 0}, {"dl": learn.dls.train}, {"data": data}):
+        interp = ClassificationInterpretation.from_learner(learn, **options)
+        assert states() == before
+        interp.plot_top_losses(2, heatmap=True)
+        assert states() == before
+    assert torch.equal(torch.get_rng_state(), torchs)
 
 
 def test_most_confused_are_plain_values_in_order():
@@ -305,8 +324,6 @@ def test_losses_are_needed_to_sort_by_them():
 
 
 def test_rows_of_a_table_are_read_and_named(image_folder):
-    import pandas as pd
-
     files = sorted(image_folder.rglob("*.png"))
     frame = pd.DataFrame(
         {"name": [str(f.relative_to(image_folder)) for f in files]}

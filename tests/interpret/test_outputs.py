@@ -3,17 +3,19 @@ import io
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat, MSELossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.vision.core import PILImage
-from helpers import quiet, tiny_cnn
+from helpers import quiet, tiny_cnn, write_image_folder
 from torch import nn
 
+from learnkit.data.dataset import ImageDataset
 from learnkit.errors import EvaluationError, InterpretationError
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.source import to_picture
@@ -170,29 +172,41 @@ def test_plain_torch_loaders_work_too(learn):
         torch.testing.assert_close(out.logits, learn.model.eval()(tensors.tensors[0]))
 
 
-class Dataset:
-    """What `data=` needs of an ImageDataset."""
-
-    multi_label = False
-
-    def __init__(self, paths, labels):
-        self.paths, self.labels = paths, labels
-
-
-def test_data_gets_the_learners_class_numbers(learn):
-    files = list(learn.dls.train_ds.items)[:6]
-    data = Dataset([str(path) for path in files], [path.parent.name for path in files])
-    out = collect_outputs(learn, data=data)
-    train = collect_outputs(learn, ds_idx=0)
-    torch.testing.assert_close(out.probs, train.probs[:6])
-    torch.testing.assert_close(out.losses, train.losses[:6])
-    assert out.targets.tolist() == train.targets[:6].tolist()
+@pytest.mark.parametrize("ds_idx", [0, 1, 2])
+def test_a_dataset_is_read_as_its_loaders_read_it(image_folder, ds_idx):
+    dataset = ImageDataset.from_folder(image_folder).split(train=0.6, valid=0.2, test=0.2, seed=1)
+    learn = quiet(Learner(dataset.dataloaders(size=16, bs=4, augment=True), tiny_cnn(3)))
+    part = (dataset.train, dataset.valid, dataset.test)[ds_idx]
+    by_data, by_index = collect_outputs(learn, data=part), collect_outputs(learn, ds_idx=ds_idx)
+    assert [str(f) for f in by_data.items] == [str(f) for f in part.paths]
+    assert [by_data.classes[i] for i in by_data.targets] == list(part.labels)
+    for name in ("logits", "probs", "targets", "losses"):
+        torch.testing.assert_close(getattr(by_data, name), getattr(by_index, name))
 
 
-def test_data_with_unknown_labels_is_refused(learn):
-    data = Dataset([learn.dls.valid_ds.items[0]], ["dodo"])
+def test_a_dataset_of_several_labels_gives_flags(image_folder):
+    files = sorted(image_folder.rglob("*.png"))
+    frame = pd.DataFrame({"path": [str(f.relative_to(image_folder)) for f in files]})
+    frame["label"] = [[f.parent.name, "even"] if i % 2 else ["odd"] for i, f in enumerate(files)]
+    dataset = ImageDataset(frame, image_folder).split(train=0.6, valid=0.4, test=0, seed=1)
+    learn = Learner(
+        dataset.dataloaders(size=16, bs=4),
+        tiny_cnn(dataset.n_classes),
+        loss_func=BCEWithLogitsLossFlat(),
+    )
+    by_data = collect_outputs(quiet(learn), data=dataset.valid)
+    by_index = collect_outputs(learn)
+    assert by_data.multi_label
+    torch.testing.assert_close(by_data.targets, by_index.targets)
+    torch.testing.assert_close(by_data.losses, by_index.losses)
+
+
+def test_data_with_unknown_labels_is_refused(learn, tmp_path):
+    data = ImageDataset.from_folder(write_image_folder(tmp_path, {"ant": 2, "dodo": 2}))
     with pytest.raises(InterpretationError, match="labels the learner does not know: dodo"):
         collect_outputs(learn, data=data)
+    with pytest.raises(InterpretationError, match="`dl` and `data` both name the samples"):
+        collect_outputs(learn, learn.dls.valid, data=data)
 
 
 def test_multilabel_outputs_are_sigmoids_with_the_losss_threshold(multi_learn):
