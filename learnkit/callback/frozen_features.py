@@ -26,15 +26,14 @@ from learnkit.callback.cacheable import (
 from learnkit.callback.stored_features import (
     Store,
     StoredLoader,
+    checksums_of,
     collect,
-    digest_of,
     features_of,
     same_sources,
     skip_once,
     sources_of,
     stored_layers,
     unskip,
-    versions_of,
 )
 from learnkit.models.modes import evaluating
 
@@ -68,7 +67,7 @@ class FrozenFeatures(TrainingCallback):
         self.max_bytes = max_bytes
         self.reason: str | None = None
         self._told: set[str] = set()
-        self._begins = self._applies = self._has_worked = False
+        self._applies = self._has_worked = False
 
     @property
     def nbytes(self) -> int:
@@ -80,9 +79,8 @@ class FrozenFeatures(TrainingCallback):
         self._store = None
 
     def before_fit(self) -> None:
-        """Forget what an interrupted fit may have left; weights may have changed since."""
+        """Forget what an interrupted fit may have left."""
         self._stop_feeding()
-        self._begins = True
 
     def before_epoch(self) -> None:
         """Whether the features apply is seen when training begins; it may be cancelled before."""
@@ -92,7 +90,7 @@ class FrozenFeatures(TrainingCallback):
         """Decide, now that every layer is in its mode of training; compute what is missing."""
         with randomness_kept():
             self.reason = self._reason()
-        self._begins, self._applies = False, self.reason is None
+        self._applies = self.reason is None
         self._has_worked |= self._applies
         self._feed(0)
 
@@ -146,16 +144,12 @@ class FrozenFeatures(TrainingCallback):
 
     def _is_current(self) -> bool:
         """True if the store holds what the body of now makes of the data of now."""
-        store, body = self._store, self.learn.model[0]
-        if store is None or not same_sources(store.sources, sources_of(self.learn)):
-            return False
-        versions = versions_of(body)
-        # fastai's optimizers write through `.data`, which no version counter sees: between fits
-        # the values themselves are compared.
-        if (self._begins or versions != store.versions) and digest_of(body) != store.digest:
-            return False
-        store.versions = versions
-        return True
+        store = self._store
+        return (
+            store is not None
+            and same_sources(store.sources, sources_of(self.learn))
+            and store.checksums == checksums_of(self.learn.model[0])
+        )
 
     def _compute(self) -> str | None:
         """Fill the store, or say why not."""
@@ -172,7 +166,7 @@ class FrozenFeatures(TrainingCallback):
         splits = [collect(self.learn, dl) for dl in loaders]
         if None in splits:
             return "a loader skips items"
-        self._store = Store(splits, sources_of(self.learn), digest_of(body), versions_of(body))
+        self._store = Store(splits, sources_of(self.learn), checksums_of(body))
         return None
 
     def _size_reason(self, images: Tensor, *, n_images: int) -> str | None:

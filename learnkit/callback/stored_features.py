@@ -1,6 +1,6 @@
 """What `FrozenFeatures` stores, and how a fit runs on it: collect, feed in order, skip the body."""
 
-import hashlib
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,8 +43,7 @@ class Store:
 
     splits: list[StoredSplit]
     sources: tuple[list[Any], list[int]]
-    digest: str
-    versions: list[tuple[int, int]]
+    checksums: list[int]
 
 
 class StoredLoader(DataLoader):
@@ -122,18 +121,14 @@ def same_sources(a: tuple[list[Any], list[int]], b: tuple[list[Any], list[int]])
     return same_objects and a[1] == b[1]
 
 
-def digest_of(body: nn.Module) -> str:
-    """A hash of every parameter and buffer of the body."""
-    total = hashlib.sha256()
-    for name, value in body.state_dict().items():
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
+def checksums_of(body: nn.Module) -> list[int]:
+    """A checksum of every parameter and buffer.
 
-
-def versions_of(body: nn.Module) -> list[tuple[int, int]]:
-    """Place and version counter of every parameter and buffer: cheap, but blind to `.data`."""
-    return [(t.data_ptr(), t._version) for t in (*body.parameters(), *body.buffers())]
+    Of the values, because fastai's optimizers write through `.data`, past torch's version counters;
+    CRC-32, because it takes 10 ms for a ResNet-18, a fifth of SHA-256.
+    """
+    values = (value.detach().cpu().contiguous() for value in body.state_dict().values())
+    return [zlib.crc32(value.reshape(-1).view(torch.uint8).numpy()) for value in values]
 
 
 def skip_once(model: nn.Sequential, layers: list[Layer], features: Tensor) -> None:

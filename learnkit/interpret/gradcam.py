@@ -65,7 +65,7 @@ def grad_cam(
             f"`x` has shape {tuple(x.shape)}; a batch of images (N, C, H, W) is needed: "
             "for a single image pass `x[None]`."
         )
-    with torch.inference_mode(False), evaluating(model):
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         x = x.detach().as_subclass(Tensor)
         x = x.clone() if x.is_inference() else x  # inference tensors refuse in-place layers
         if layer is None:
@@ -106,9 +106,8 @@ def _through_head(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(feature_map, Tensor) or feature_map.ndim != 4:
         found = f"This one's body gives {_describe(feature_map)}"
         raise InterpretationError(_NOT_BODY_AND_HEAD.format(found=found))
-    with torch.enable_grad():
-        feature_map = feature_map.detach().as_subclass(Tensor).requires_grad_()
-        return feature_map, head(feature_map.clone())  # a head may begin with an in-place layer
+    feature_map = feature_map.detach().as_subclass(Tensor).requires_grad_()
+    return feature_map, head(feature_map.clone())  # a head may begin with an in-place layer
 
 
 def _through_layer(model: nn.Module, x: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -163,6 +163,29 @@ def test_tokens_become_the_patch_grid(arch, size, n_prefix):
     torch.testing.assert_close(cam, expected.view(2, side, side), rtol=1e-3, atol=1e-7)
 
 
+def test_networks_without_class_token_lose_no_token():
+    net = timm.create_model(
+        "test_vit", num_classes=3, img_size=64, class_token=False, global_pool="avg"
+    )
+    assert grad_cam(net, torch.randn(1, 3, 64, 64), layer=net.blocks[-1]).shape == (1, 4, 4)
+
+
+def test_a_class_token_is_found_where_the_network_does_not_declare_it():
+    class Tokens(nn.Module):
+        def forward(self, x):
+            tokens = x.flatten(2).transpose(1, 2)
+            return torch.cat([tokens[:, :1] * 0 + 9, tokens], 1)
+
+    class Patches(nn.Module):
+        def forward(self, tokens):
+            return tokens[:, 1:].mean(1)
+
+    model, x = small_model(), torch.randn(2, 3, 24, 24)
+    with_token = nn.Sequential(model[0], Tokens(), Patches(), model[1][-1])
+    expected = grad_cam(model, x, 1)
+    torch.testing.assert_close(grad_cam(with_token, x, 1, layer=with_token[1]), expected)
+
+
 def test_tokens_follow_the_proportions_of_the_image():
     net = timm.create_model("test_vit", num_classes=3, img_size=(64, 128)).eval()
     assert grad_cam(net, torch.randn(1, 3, 64, 128), layer=net.blocks[-1]).shape == (1, 4, 8)
