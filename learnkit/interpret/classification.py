@@ -64,8 +64,11 @@ class ClassificationInterpretation:
         if isinstance(preds, Outputs):
             self.outputs = preds
         elif isinstance(preds, Tensor | np.ndarray):
+            if y is None:
+                raise InterpretationError("`y` is missing; give the true label of every sample")
             names = classes or (class_names(learn) if learn is not None else None)
-            self.outputs = Outputs.from_probs(preds, y, losses, names)
+            threshold = float(getattr(getattr(learn, "loss_func", None), "thresh", 0.5))
+            self.outputs = Outputs.from_probs(preds, y, losses, names, threshold=threshold)
         else:
             dl = Source.of(learn, preds)
             self.outputs = collect_from(learn, dl)

@@ -67,7 +67,13 @@ class Outputs:
 
     @classmethod
     def from_probs(
-        cls, probs: Any, targets: Any, losses: Any = None, classes: Sequence[str] | None = None
+        cls,
+        probs: Any,
+        targets: Any,
+        losses: Any = None,
+        classes: Sequence[str] | None = None,
+        *,
+        threshold: float = 0.5,
     ) -> Outputs:
         """Outputs of which only probabilities (N, C), truth and losses are known.
 
@@ -91,6 +97,7 @@ class Outputs:
             losses=None if losses is None else plain(torch.as_tensor(losses)).float().cpu(),
             classes=tuple(classes or map(str, range(probs.shape[1]))),
             multi_label=flags,
+            threshold=threshold,
         )
 
     def __len__(self) -> int:

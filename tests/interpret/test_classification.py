@@ -268,6 +268,8 @@ def test_several_labels_give_one_matrix_per_label(multi_learn):
     axes = interp.plot_confusion_matrix()
     assert [ax.get_title() for ax in axes] == ["early", "warm"]
     np.testing.assert_array_equal(axes[1].images[0].get_array(), expected[1])
+    v1 = ClassificationInterpretation(multi_learn, out.probs, out.targets, out.losses)
+    np.testing.assert_array_equal(v1.confusion_matrix(), expected)
     with pytest.raises(InterpretationError, match="none is taken for another"):
         interp.most_confused()
     with pytest.raises(InterpretationError, match="One `ax` cannot hold"):
@@ -304,6 +306,8 @@ def test_masks_and_missing_labels_are_refused(learn):
     masks = torch.softmax(torch.randn(2, 3, 4, 4), 1)
     with pytest.raises(InterpretationError, match="Segmentation, with one answer per pixel"):
         ClassificationInterpretation(learn, masks, torch.zeros(2, 4, 4).long(), torch.zeros(2))
+    with pytest.raises(InterpretationError, match="`y` is missing"):
+        ClassificationInterpretation(learn, torch.eye(3))
     files = list(learn.dls.valid_ds.items)[:3]
     with pytest.raises(InterpretationError, match="The samples have no labels"):
         ClassificationInterpretation.from_learner(learn, dl=learn.dls.test_dl(files))
