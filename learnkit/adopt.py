@@ -40,6 +40,14 @@ def adopted_arguments(learn: Learner) -> dict[str, Any]:
     }
 
 
+def go_on_from(learn: Learner, new: Learner) -> Learner:
+    """Return `new`, with the optimizer of `learn` and the architecture its factory noted."""
+    new.opt = learn.opt
+    if "arch" in vars(learn):
+        new.arch = learn.arch
+    return new
+
+
 def spec_of(learn: Learner) -> ModelSpec:
     """Return the recipe that rebuilds the learner's network without any code of the user's.
 

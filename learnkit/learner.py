@@ -11,7 +11,7 @@ from fastai.data.core import DataLoaders
 from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attached to it
 from torch import nn
 
-from learnkit.adopt import adopted_arguments
+from learnkit.adopt import adopted_arguments, go_on_from
 from learnkit.build import assemble, default_callbacks, frozen_norm_state
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.prediction import Prediction
@@ -55,12 +55,7 @@ class ImageLearner(Learner):
     @classmethod
     def from_learner(cls, learn: Learner) -> "ImageLearner":
         """An ImageLearner over the same data, model and optimizer; `learn` stays usable."""
-        return cls(**adopted_arguments(learn)).adopt_optimizer(learn)
-
-    def adopt_optimizer(self, learn: Learner) -> "ImageLearner":
-        """This learner, going on with the optimizer of `learn`."""
-        self.opt = learn.opt
-        return self
+        return go_on_from(learn, cls(**adopted_arguments(learn)))
 
     def _bn_bias_state(self, with_bias: bool) -> Sequence[dict]:
         """Optimizer states of the norms: fastai asks here which of them train though frozen."""

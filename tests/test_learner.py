@@ -134,9 +134,7 @@ class TestFactory:
         assert len(learn.opt.param_lists) == 1
 
     def test_custom_head_may_be_a_function(self, dls):
-        learn = make(
-            dls, custom_head=lambda n, c: nn.Sequential(Mean(), nn.Linear(n, c))
-        )
+        learn = make(dls, custom_head=lambda n, c: nn.Sequential(Mean(), nn.Linear(n, c)))
         assert learn.model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
     def test_multi_label_data_get_the_multi_label_loss(self, data):
@@ -282,7 +280,7 @@ class TestExport:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"custom_head": nn.Sequential(Mean(), nn.LazyLinear(3))}, "head"),
+            ({"custom_head": lambda n, c: nn.Sequential(Mean(), nn.Linear(n, c))}, "head"),
             ({"cut": lambda m: nn.Sequential(*list(m.children())[:-2])}, "cut"),
         ],
     )
