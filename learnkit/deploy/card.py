@@ -1,0 +1,185 @@
+"""The model card: README.md of a bundle, in the Hugging Face hub's form.
+
+Everything in it that came from outside (class names, file names, free text) is escaped, so that no
+name can add a link, a picture, a table cell or HTML to the page.
+"""
+
+import html
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from learnkit.errors import ExportError
+
+KEYS = (
+    "name",
+    "description",
+    "license",
+    "intended_use",
+    "limits",
+    "data",
+    "training",
+    "measures",
+    "per_class",
+)
+# Emphasis, code, links, pictures, tables; links that need no brackets; a heading, list or rule.
+_SPECIAL = re.compile(
+    r"[\\`*_\[\]{}|~@]|:(?=//)|(?<=www)\.|^[#+=-]|(?<=^\d)[.)](?=\s)", re.IGNORECASE
+)
+_MAX_CLASSES = 1000
+_USE = (
+    "Sorting images of the kind it was trained on into the classes below. It always answers with "
+    "one of them, also for an image that shows none."
+)
+_USE_MULTI = (
+    "Marking images of the kind it was trained on with the labels below, none or several per image."
+)
+_LIMITS = (
+    "Measured on images from the same source as the training images: other cameras, lighting or "
+    "classes are outside of what the table says. Probabilities are the network's own and may be "
+    "overconfident. Not meant for decisions about people."
+)
+_OPENED_BY_TIMM = {
+    "classifier": "The same network, bit for bit, with timm alone:",
+    "body": (
+        "Its body with timm alone (the head is in `head.safetensors`; layers of timm's behind the "
+        "feature map, which this network does not use, have random weights there):"
+    ),
+    "own": "timm cannot open this network; learnkit can.",
+}
+
+
+def escape(text: Any) -> str:
+    r"""`text` as it is to be read, inert in Markdown and HTML, on one line.
+
+    >>> print(escape("<b>[cat](http://x) | dog"))
+    &lt;b&gt;\[cat\](http\://x) \| dog
+    """
+    line = "".join(" " if unicodedata.category(c) in {"Cc", "Zl", "Zp"} else c for c in str(text))
+    return html.escape(_SPECIAL.sub(r"\\\g<0>", line.strip()), quote=False)
+
+
+def checked_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """`card` as JSON knows it: numpy's numbers as Python's, NaN and infinities as None.
+
+    Raises:
+        ExportError: a key is unknown, or a value has the wrong type.
+    """
+    if unknown := sorted(set(card) - set(KEYS)):
+        raise ExportError(f"`card` has unknown keys {unknown}; a model card knows {list(KEYS)}")
+    for key in ("data", "training", "measures"):
+        if not isinstance(card.get(key, {}), Mapping):
+            raise ExportError(f"`card[{key!r}]` is no mapping from names to values")
+    return _plain(card)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def model_card(
+    card: Mapping[str, Any],
+    *,
+    architecture: str,
+    classes: Sequence[str],
+    multi_label: bool,
+    image: str,
+    opened_by_timm: str,
+    versions: Mapping[str, str],
+) -> str:
+    """Markdown of the card: use, classes, measures, data, limits, and how to load it.
+
+    Args:
+        card: what its writer knows; keys see `KEYS`. `per_class` is a list of one mapping per
+            class, `limits` a text or a list of them; everything may be left out.
+        architecture: name of the network.
+        classes: class names.
+        multi_label: an image may have several labels.
+        image: how images are read, in a few words.
+        opened_by_timm: kind of layout ("classifier", "body" or "own").
+        versions: of the packages it was made with.
+    """
+    name = card.get("name") or f"{architecture} classifier"
+    use = card.get("intended_use") or (_USE_MULTI if multi_label else _USE)
+    limits = card.get("limits") or _LIMITS
+    limits = [limits] if isinstance(limits, str) else list(limits)
+    parts = [
+        _front_matter(card, opened_by_timm),
+        f"# {escape(name)}",
+        escape(card.get("description", "")),
+        f"{escape(architecture)}, {escape(image)}, {len(classes)} "
+        f"{'labels' if multi_label else 'classes'}.",
+        _section("Intended use", escape(use)),
+        _section("Limits", "\n".join(f"* {escape(text)}" for text in limits)),
+        _section("Classes", _class_list(classes)),
+        _section("Measures", _pairs(card.get("measures", {}))),
+        _section("Measures per class", _table(card.get("per_class", []))),
+        _section("Data", _pairs(card.get("data", {}))),
+        _section("Training", _pairs(card.get("training", {}))),
+        _section("Made with", _pairs(versions)),
+        _section("How to load", _how_to_load(opened_by_timm)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(card: Mapping[str, Any], opened_by_timm: str) -> str:
+    """The hub's metadata; JSON strings are YAML strings, whatever is in them."""
+    tags = ["image-classification", "learnkit"] + ["timm"] * (opened_by_timm != "own")
+    library = "timm" if opened_by_timm == "classifier" else "learnkit"
+    fields = {"library_name": library, "pipeline_tag": "image-classification", "tags": tags}
+    if card.get("license"):
+        fields["license"] = str(card["license"])
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _class_list(classes: Sequence[str]) -> str:
+    shown = [f"{i}. {escape(name)}" for i, name in enumerate(classes[:_MAX_CLASSES])]
+    if len(classes) > _MAX_CLASSES:
+        shown.append(f"\n{len(classes) - _MAX_CLASSES} more are in `config.json`.")
+    return "\n".join(shown)
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return _table([{"": key, "value": value} for key, value in values.items()])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with the first row's keys as columns; empty if there are no rows."""
+    if not rows:
+        return ""
+    columns = list(rows[0])
+    lines = [[escape(column) for column in columns], ["---"] * len(columns)]
+    lines += [[_cell(row.get(column)) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        value = f"{value:.4g}"
+    return "–" if value is None else escape(value)
+
+
+def _how_to_load(opened_by_timm: str) -> str:
+    own = (
+        "```python\nfrom learnkit import load_learner\n\n"
+        'model = load_learner("path/to/this/folder")\n'
+        'label, index, probs = model.predict("image.png")\n```'
+    )
+    text = _OPENED_BY_TIMM[opened_by_timm]
+    if opened_by_timm == "own":
+        return f"{own}\n\n{text}"
+    call = 'timm.create_model("local-dir:path/to/this/folder", pretrained=True).eval()'
+    return f"{own}\n\n{text}\n\n```python\nimport timm\n\nbackbone = {call}\n```"

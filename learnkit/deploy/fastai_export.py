@@ -1,0 +1,36 @@
+"""fastai's `export.pkl`: refused, unless whoever loads it says that they trust its author.
+
+The one place below the learner that knows fastai, and it imports it by name, when called.
+"""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learnkit.deploy.files import MANIFEST
+from learnkit.errors import BundleCorruptError, BundleError
+
+
+def pickle_at(path: Path) -> Path | None:
+    """The file that looks like fastai's export, if there is one and no bundle."""
+    if path.is_file():
+        return path
+    inside = path / "export.pkl"
+    return inside if inside.is_file() and not (path / MANIFEST).exists() else None
+
+
+def load_pickle(path: Path, sha256: str | None, device: Any, allow_pickle: bool) -> Any:
+    """Fastai's Learner in `path`; fastai is imported by name, nothing else here knows it."""
+    if not allow_pickle:
+        raise BundleError(
+            f"{path} is a file, as fastai's export writes it: a pickle, which runs whatever code "
+            "its author put in as soon as it is loaded. Export the model with learn.export(folder) "
+            "instead; if you trust who wrote the file, use load_learner(path, allow_pickle=True)"
+        )
+    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise BundleCorruptError(f"{path} is not the pinned file: its sha256 is not {sha256}")
+    load = importlib.import_module("fastai.learner").load_learner
+    return load(path, cpu=torch.device(device).type == "cpu")

@@ -1,0 +1,64 @@
+"""Class names and thresholds: what a predictor calls its outputs, and datasets their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from learnkit.errors import DataError, PredictionError
+
+if TYPE_CHECKING:
+    from learnkit.data.dataset import ImageDataset
+
+
+def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """`classes` as a tuple; PredictionError unless they are different names, none empty."""
+    names = tuple(classes)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise PredictionError(f"`classes`={list(names)[:5]}; they are strings that are not empty")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise PredictionError(f"`classes` has {twice!r} twice; every name belongs to one class")
+    return names
+
+
+def checked_threshold(threshold: float) -> float:
+    """`threshold` as a float; PredictionError unless it lies in (0, 1)."""
+    if not 0 < threshold < 1:
+        raise PredictionError(f"`threshold`={threshold}; a probability between 0 and 1 is needed")
+    return float(threshold)
+
+
+def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
+    """All new names in order, or `classes` with some replaced by `{old: new}`; checked."""
+    if isinstance(names, Mapping):
+        if unknown := [name for name in names if name not in classes]:
+            raise PredictionError(f"`class_names` renames {unknown}, which are no classes here")
+        names = [names.get(name, name) for name in classes]
+    if isinstance(names, str) or len(names) != len(classes):
+        raise PredictionError(
+            f"`class_names` has {len(names)} names for {len(classes)} classes; give one each, or "
+            "{old: new}"
+        )
+    return checked_classes(names)
+
+
+def encoded_labels(dataset: ImageDataset, classes: tuple[str, ...], multi_label: bool) -> Tensor:
+    """Class numbers (N,), or zeros and ones (N, C) if `multi_label`."""
+    number = {name: i for i, name in enumerate(classes)}
+    labels = [label if isinstance(label, tuple) else (label,) for label in dataset.labels]
+    found = {name for names in labels for name in names}
+    if unknown := sorted(found - set(classes), key=str):
+        raise DataError(
+            f"the dataset has labels {unknown[:5]} that this model does not know; its classes are "
+            f"{list(classes)}: filter those images out, or rename with set(class_names=)"
+        )
+    if not multi_label:
+        return torch.tensor([number[names[0]] for names in labels], dtype=torch.int64)
+    targets = torch.zeros(len(labels), len(classes), dtype=torch.int64)
+    for row, names in zip(targets, labels, strict=True):
+        row[[number[name] for name in names]] = 1
+    return targets

@@ -1,0 +1,343 @@
+"""A trained network that answers: one image, many, or a folder; from any number of threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from learnkit.data.image import find_images
+from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy.bulk import Result, predict_stream, prediction_table, watched
+from learnkit.deploy.bundle import read_bundle, save_bundle
+from learnkit.deploy.fastai_export import load_pickle, pickle_at
+from learnkit.deploy.labelling import (
+    checked_classes,
+    checked_threshold,
+    encoded_labels,
+    renamed,
+)
+from learnkit.deploy.prediction import Prediction, prediction_of
+from learnkit.errors import PredictionError
+from learnkit.models.modes import evaluating
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from learnkit.data.dataset import ImageDataset
+    from learnkit.evaluation.evaluate import Evaluation
+
+
+_LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+class Predictor:
+    """A network with its preprocessing and class names: images in, predictions out.
+
+    Predicting changes nothing, so threads may share a predictor. A model that belongs to the
+    predictor alone (`owns_model`, as after `load_learner`) is put into eval mode once and runs
+    without locks. A model shared with a learner may be in training mode: it is put into eval mode
+    for each forward pass, one pass at a time, and left as it was found.
+
+    Args:
+        model: gives logits (N, C) for normalised float32 images (N, channels, H, W).
+        preprocessing: from a file to the network's input.
+        classes: the C class names, all different.
+        multi_label: an image may have several labels, or none.
+        threshold: a label counts above this probability, if `multi_label`.
+        device: where the model is moved to and runs; None leaves it where it is.
+        metadata: anything JSON can hold; travels in the bundle.
+        owns_model: nobody else uses `model`.
+
+    Raises:
+        PredictionError: class names that are empty, twice there or no strings; `threshold` outside
+            (0, 1).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        classes: Sequence[str],
+        *,
+        multi_label: bool = False,
+        threshold: float = 0.5,
+        device: str | torch.device | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        owns_model: bool = False,
+    ):
+        self.model = model if device is None else model.to(device)
+        self.preprocessing = preprocessing
+        self.multi_label = multi_label
+        self.metadata = dict(metadata or {})
+        self.digest: str | None = None
+        self.probes: Tensor | None = None
+        self._labelling = (checked_classes(classes), checked_threshold(threshold))
+        self._lock = None if owns_model else _lock_of(model)
+        if owns_model:
+            model.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the network's outputs."""
+        return self._labelling[0]
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a label counts (multi-label only)."""
+        return self._labelling[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def predict(self, source: Any) -> Prediction:
+        """The prediction for one image: path, bytes, PIL image, array (H,W[,C]) or tensor (C,H,W).
+
+        Raises:
+            ImageReadError: the image cannot be read; the message names it.
+            PredictionError: the network's output is not finite.
+        """
+        (result,) = self.try_tensors(self.preprocessing.load(source)[None])
+        return _raised(result)
+
+    __call__ = predict
+
+    def predict_batch(
+        self, items: Iterable[Any], bs: int = 64, *, n_workers: int = 2
+    ) -> list[Prediction]:
+        """One prediction per item, in order; no items, no predictions. Raises like `predict`."""
+        stream = predict_stream(self, items, bs=bs, n_workers=n_workers)
+        return [_raised(result) for _, result in stream]
+
+    def predict_folder(
+        self,
+        folder: str | os.PathLike,
+        recursive: bool = True,
+        bs: int = 64,
+        n_workers: int = 2,
+        progress: bool = True,
+        *,
+        probs: bool = True,
+    ) -> pd.DataFrame:
+        """`predict_files` of the images in `folder`, sorted by path.
+
+        Raises:
+            DataError: there is no such folder.
+        """
+        found = find_images(folder)
+        if not recursive:
+            found = [path for path in found if path.parent == Path(folder)]
+        return self.predict_files(found, bs=bs, n_workers=n_workers, progress=progress, probs=probs)
+
+    def predict_files(
+        self,
+        paths: Iterable[Any],
+        *,
+        bs: int = 64,
+        n_workers: int = 2,
+        progress: bool = True,
+        probs: bool = True,
+    ) -> pd.DataFrame:
+        """One row per file, in order: path, label, confidence, error, then `p(NAME)` per class.
+
+        A file that cannot be read has its reason in `error`, no label and NaN for numbers; the rest
+        are predicted. Memory holds two batches of images, whatever the number of files.
+
+        Args:
+            paths: files, or whatever else `predict` takes.
+            bs: images per forward pass.
+            n_workers: decoding threads; 0 decodes between the passes.
+            progress: show a progress bar.
+            probs: add a column per class.
+        """
+        paths = list(paths)
+        stream = predict_stream(self, paths, bs=bs, n_workers=n_workers)
+        return prediction_table(watched(stream, len(paths), progress), self.classes, probs=probs)
+
+    def evaluate(
+        self, dataset: ImageDataset, *, bs: int = 64, n_workers: int = 2, progress: bool = True
+    ) -> Evaluation:
+        """How good the predictions for all images of `dataset` are; one pass.
+
+        Raises:
+            DataError: `dataset` has labels this model does not know.
+            ImageReadError: an image cannot be read; the message names it.
+        """
+        from learnkit.evaluation.evaluate import evaluate
+
+        targets = encoded_labels(dataset, self.classes, self.multi_label)
+        stream = predict_stream(self, dataset.paths, bs=bs, n_workers=n_workers)
+        rows = [_raised(result).probs for _, result in watched(stream, len(dataset), progress)]
+        probs = torch.stack(rows) if rows else torch.empty(0, len(self.classes))
+        return evaluate(
+            probs, targets, self.classes, multi_label=self.multi_label, threshold=self.threshold
+        )
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's outputs float32 (N, C), before softmax or sigmoid.
+
+        Args:
+            images: uint8 (N, channels, H, W), as `preprocessing.load` gives them; N may be 0.
+
+        Raises:
+            PredictionError: the network gives no (N, C).
+        """
+        x = self.preprocessing.normalize(images.to(self.device))
+        outputs = self._forward(x) if len(x) else x.new_empty(0, len(self.classes))
+        if outputs.shape != (len(x), len(self.classes)):
+            raise PredictionError(
+                f"the network gives outputs of shape {tuple(outputs.shape)} for {len(x)} images "
+                f"and {len(self.classes)} classes; it must give ({len(x)}, {len(self.classes)})"
+            )
+        return outputs.to("cpu", torch.float32, copy=True)
+
+    def try_tensors(self, images: Tensor) -> list[Result]:
+        """For each of `images` uint8 (N, channels, H, W) its prediction, or a PredictionError."""
+        logits = self.logits(images)
+        classes, threshold = self._labelling
+        probs = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        finite = logits.isfinite().all(1).tolist()
+        return [
+            prediction_of(row, classes, multi_label=self.multi_label, threshold=threshold)
+            if sound
+            else _not_finite()
+            for row, sound in zip(probs, finite, strict=True)
+        ]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """The network in eval mode, without gradients; its own modes are left as found."""
+        if self._lock is None:
+            with torch.inference_mode():
+                return self.model(x)
+        # no_grad: tensors a shared network caches in inference mode could not be trained with later
+        with self._lock, evaluating(self.model), torch.no_grad():
+            return self.model(x)
+
+    def set(
+        self,
+        *,
+        class_names: Sequence[str] | Mapping[str, str] | None = None,
+        threshold: float | None = None,
+    ) -> Predictor:
+        """This predictor, with other class names (all of them, or `{old: new}`) or threshold.
+
+        Raises:
+            PredictionError: another number of names, an unknown old name, a name twice; a threshold
+                outside (0, 1) or for a model that is not multi-label.
+        """
+        classes, old_threshold = self._labelling
+        if threshold is not None and not self.multi_label:
+            raise PredictionError(
+                "`threshold` decides which labels of a multi-label model count; this model gives "
+                "exactly one label"
+            )
+        names = classes if class_names is None else renamed(classes, class_names)
+        threshold = old_threshold if threshold is None else checked_threshold(threshold)
+        self._labelling = (names, threshold)  # one assignment: no thread sees one without the other
+        return self
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        *,
+        card: Mapping[str, Any] | None = None,
+        probes: Tensor | None = None,
+    ) -> str:
+        """SHA-256 (hex) that pins the bundle written to `path`; see `load_learner(sha256=)`.
+
+        Args:
+            path: absent, an empty folder or an earlier bundle, which is replaced as a whole.
+            card: for the model card; default the one this predictor was loaded with.
+            probes: a few preprocessed images uint8 (n, channels, H, W) that travel with the bundle:
+                at load their logits must come out again. Default those it was loaded with, or
+                noise.
+
+        Raises:
+            ExportError: the network or the card cannot travel as data, or a weight is not finite.
+            BundleWriteError: the folder could not be written; what stood there still does.
+        """
+        card = self.metadata.get("card", {}) if card is None else card
+        return save_bundle(path, self, card=card, probes=self.probes if probes is None else probes)
+
+    def __repr__(self) -> str:
+        spec = getattr(self.model, "spec", None)
+        arch = type(self.model).__name__ if spec is None else spec.arch
+        height, width = self.preprocessing.size
+        names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
+        kind = "labels" if self.multi_label else "classes"
+        return f"Predictor({arch}, {height}x{width} px, {len(self.classes)} {kind}: {names})"
+
+    def _repr_html_(self) -> str:
+        digest = f"<br><small>sha256 {self.digest}</small>" if self.digest else ""
+        return f"<code>{escape(repr(self))}</code>{digest}"
+
+
+def load_learner(
+    path: str | os.PathLike,
+    *,
+    sha256: str | None = None,
+    device: str | torch.device = "cpu",
+    allow_pickle: bool = False,
+) -> Any:
+    """The `Predictor` in the bundle at `path`, checked before use: hashes, tensors, probe images.
+
+    Args:
+        path: folder written by `learn.export` or `Predictor.save`.
+        sha256: what `save` returned (`Predictor.digest`): nothing else is accepted.
+        device: where the network runs.
+        allow_pickle: also open fastai's `export.pkl`. That RUNS whatever code its author put in;
+            fastai is imported, and its Learner is returned.
+
+    Raises:
+        BundleNotFoundError: no bundle there.
+        BundleCorruptError: damaged, altered, or not the one pinned by `sha256`.
+        BundleVersionError: written in a format newer than this learnkit reads.
+        BundleProbeError: the network does not give the recorded logits here.
+        BundleError: a pickle, and `allow_pickle` is not set.
+    """
+    if pickle_file := pickle_at(Path(path)):
+        return load_pickle(pickle_file, sha256, device, allow_pickle)
+    bundle = read_bundle(path, sha256=sha256)
+    contents = bundle.contents
+    predictor = Predictor(
+        bundle.model,
+        contents.preprocessing,
+        contents.classes,
+        multi_label=contents.multi_label,
+        threshold=contents.threshold,
+        device=device,
+        metadata=contents.metadata,
+        owns_model=True,
+    )
+    bundle.check_probes(predictor.logits)
+    predictor.digest, predictor.probes = bundle.digest, bundle.probes
+    return predictor
+
+
+def _lock_of(model: nn.Module) -> threading.Lock:
+    """The one lock of a shared model, whichever predictor asks."""
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(model, threading.Lock())
+
+
+def _raised(result: Result) -> Prediction:
+    if isinstance(result, Prediction):
+        return result
+    raise result
+
+
+def _not_finite() -> PredictionError:
+    return PredictionError(
+        "the network's output for this image is not finite, so any label would be a guess; check "
+        "the weights for NaN, and the image for values far outside those of training"
+    )

@@ -1,0 +1,68 @@
+"""A network from its description and its weights, without trusting either."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from learnkit.errors import BundleCorruptError
+from learnkit.models.spec import ModelSpec, build_model
+
+
+def rebuild(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of `spec` with the weights `state`, in eval mode, on the CPU.
+
+    It is first built without memory (torch's meta device), so that a description that does not fit
+    the weights is refused before anything of its size is allocated.
+
+    Raises:
+        BundleCorruptError: a name, shape or type differs.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = _skeleton(spec)
+        if model is not None:
+            _check_state(model, state)
+            model = None if _has_hidden_buffers(model) else model.to_empty(device="cpu")
+        if model is None:
+            model = build_model(spec)
+            _check_state(model, state)
+    model.load_state_dict(state)
+    model.spec, model.spec_problem = spec, None
+    return model.eval()
+
+
+def _skeleton(spec: ModelSpec) -> nn.Module | None:
+    """The network without memory; None for the few that compute while they are built."""
+    try:
+        with torch.device("meta"):
+            return build_model(spec)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _has_hidden_buffers(model: nn.Module) -> bool:
+    """Whether buffers exist that are computed, not stored (position indices, masks)."""
+    stored = model.state_dict().keys()
+    return any(name not in stored for name, _ in model.named_buffers())
+
+
+def _check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    expected = model.state_dict()
+    if missing := sorted(expected.keys() - state.keys()):
+        raise BundleCorruptError(f"the weights lack {_some(missing)}, which the network has")
+    if extra := sorted(state.keys() - expected.keys()):
+        raise BundleCorruptError(
+            f"the weights hold {_some(extra)}, which the network does not have"
+        )
+    for name, tensor in expected.items():
+        found = state[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise BundleCorruptError(
+                f"the weight {name!r} is {found.dtype} {tuple(found.shape)}; the network has "
+                f"{tensor.dtype} {tuple(tensor.shape)}"
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more

@@ -1,0 +1,71 @@
+"""A tiny network with random weights, the predictor over it, and ways to damage a bundle."""
+
+import hashlib
+import json
+
+import safetensors.torch
+import torch
+
+from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy.predictor import Predictor
+from learnkit.models.spec import create_cnn_model
+
+CLASSES = ["ok", "NO", "ß/<b>"]
+PLAIN_HEAD = {"lin_ftrs": [], "ps": 0.0, "concat_pool": False, "first_bn": False}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def make_model(arch="test_efficientnet", n_out=3, *, seed=0, size=32, **kwargs):
+    """A network with random weights whose logits differ visibly between images."""
+    torch.manual_seed(seed)
+    model = create_cnn_model(arch, n_out, pretrained=False, img_size=size, **kwargs)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        model.eval()
+        noise = torch.rand(16, kwargs.get("n_in", 3), size, size) * torch.rand(16, 1, 1, 1)
+        logits = model(noise)
+        model[1][-1].weight.mul_(0.3 / logits.std(0, keepdim=True).T)
+        model[1][-1].bias.copy_(-(model(noise) - model[1][-1].bias).mean(0))
+    return model
+
+
+def make_predictor(model=None, *, size=32, classes=CLASSES, **kwargs):
+    model = make_model(**PLAIN_HEAD) if model is None else model
+    return Predictor(model, Preprocessing(size, **IMAGENET), classes, **kwargs)
+
+
+def rewrite(path, name, change):
+    """Replace a file of a bundle by `change(its bytes)`, and make the manifest say so.
+
+    What is left to protect the reader is everything but the hashes: a stranger's bundle.
+    """
+    data = change((path / name).read_bytes())
+    (path / name).write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit_config(path, change):
+    """Let `change` edit what config.json says under `learnkit`."""
+
+    def edited(data):
+        config = json.loads(data)
+        change(config["learnkit"])
+        return json.dumps(config).encode()
+
+    rewrite(path, "config.json", edited)
+
+
+def edit_tensors(path, change, name="model.safetensors"):
+    """Let `change` edit the tensors of one file."""
+
+    def edited(data):
+        tensors = safetensors.torch.load(data)
+        change(tensors)
+        return safetensors.torch.save(tensors)
+
+    rewrite(path, name, edited)
