@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
 THUMBNAIL = 16
 _MAX_ASPECT = 20
+_MIN_SIDE = 8
 # Of copies the one that judges stays: dropping it from train costs least.
 _KEEP_FIRST = {"test": 0, "valid": 1, "train": 2, "": 3}
 
@@ -62,8 +63,8 @@ def check_images(
     """
     frame = dataset.frame
     seen = _look(dataset.paths, fast, progress)
-    table = _Table(frame, seen)
-    checks = (_unreadable, _copies, _near_copies, _deep, _aspect, _mixed("size"), _mixed("mode"))
+    table = _Table(frame, seen, progress)
+    checks = (_unreadable, _copies, _near_copies, _deep, _shape, _mixed("size"), _mixed("mode"))
     findings = [row for check in checks for row in check(table)]
     findings += _few(dataset, min_images)
     order = {"error": 0, "warning": 1, "info": 2}
@@ -74,10 +75,10 @@ def check_images(
 class _Table:
     """The rows of a dataset beside what was seen of each file."""
 
-    def __init__(self, frame: pd.DataFrame, seen: list[_Seen]) -> None:
+    def __init__(self, frame: pd.DataFrame, seen: list[_Seen], progress: bool) -> None:
         self.paths, self.splits = frame["path"].tolist(), frame["split"].tolist()
         self.labels = [x if isinstance(x, str) else ", ".join(x) for x in frame["label"]]
-        self.seen = seen
+        self.seen, self.progress = seen, progress
 
     def row(self, finding: str, severity: str, i: int, detail: str, group: Any = ()) -> dict:
         """Finding about image `i`, to be dropped for it."""
@@ -165,7 +166,7 @@ def _near_copies(table: _Table) -> Iterator[dict]:
     if len(rows) < 2:
         return
     thumbnails = np.stack([table.seen[i].thumbnail for i in rows])
-    for members in near_duplicate_groups(thumbnails):
+    for members in near_duplicate_groups(thumbnails, progress=table.progress):
         by_label = defaultdict(list)
         for j in members:
             by_label[table.labels[rows[j]]].append(rows[j])
@@ -204,11 +205,15 @@ def _deep(table: _Table) -> Iterator[dict]:
         )
 
 
-def _aspect(table: _Table) -> Iterator[dict]:
+def _shape(table: _Table) -> Iterator[dict]:
     for i, seen in enumerate(table.seen):
-        if seen.size and max(seen.size) > _MAX_ASPECT * min(seen.size):
-            detail = f"{seen.size[0]} x {seen.size[1]} pixels"
+        if seen.size is None:
+            continue
+        detail = f"{seen.size[0]} x {seen.size[1]} pixels"
+        if max(seen.size) > _MAX_ASPECT * min(seen.size):
             yield table.row("extreme aspect", "warning", i, detail)
+        if min(seen.size) < _MIN_SIDE:
+            yield table.row("tiny image", "warning", i, detail)
 
 
 def _mixed(what: str) -> Callable[[_Table], Iterator[dict]]:

@@ -21,7 +21,7 @@ from learnkit.data.labels import Label
 from learnkit.data.readers import Readers
 from learnkit.data.splitting import Splitting
 from learnkit.data.table import clean_table
-from learnkit.errors import DataError
+from learnkit.errors import DataError, ImageReadError
 
 
 class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
@@ -150,9 +150,15 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
             raise DataError(f"`findings` name files that are not in the dataset: {unknown[:3]}")
         return self.filter(~self._frame["path"].isin(unwanted).to_numpy(dtype=bool))
 
-    def fingerprint(self) -> str:
-        """sha256 in hex of classes, paths, labels and splits, whatever the row order and root."""
-        rows = sorted(zip(self._frame["path"], self.labels, self._frame["split"], strict=True))
+    def fingerprint(self, *, content: bool = False) -> str:
+        """sha256 in hex of classes, paths, labels and splits, whatever the row order and root.
+
+        Args:
+            content: Take the bytes of every file in: a changed file changes the fingerprint.
+        """
+        digests = [_digest(path) for path in self.paths] if content else [""] * len(self)
+        columns = (self._frame["path"], self.labels, self._frame["split"], digests)
+        rows = sorted(zip(*columns, strict=True))
         text = json.dumps([self._classes, rows], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -167,3 +173,11 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, _frame=frame)
         return other
+
+
+def _digest(path: Path) -> str:
+    """sha256 in hex of a file."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ImageReadError(f"image {str(path)!r} cannot be read: {error.strerror}") from error

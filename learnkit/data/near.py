@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm.auto import tqdm
 
 # Recompressing or rescaling moves a thumbnail by less than one grey level. Images of high contrast
 # may move more and still look the same.
@@ -12,7 +13,7 @@ _ABSOLUTE, _OF_CONTRAST = 1.0, 0.03
 _BLOCK = 512
 
 
-def near_duplicate_groups(thumbnails: np.ndarray) -> list[list[int]]:
+def near_duplicate_groups(thumbnails: np.ndarray, *, progress: bool = False) -> list[list[int]]:
     """Row numbers of images that look the same, in groups of two or more, each sorted.
 
     Two images do if the root mean square difference of their thumbnails is at most one grey level,
@@ -20,9 +21,16 @@ def near_duplicate_groups(thumbnails: np.ndarray) -> list[list[int]]:
 
     Args:
         thumbnails: uint8 (N, D), one row per image.
+        progress: Show a bar.
     """
     x = thumbnails.astype(np.float32)
-    pairs = [pair for pair in _pairs(x) if pair.size]
+    blocks = tqdm(
+        _pairs(x),
+        total=-(-len(x) // _BLOCK),
+        desc="comparing images",
+        disable=not progress or len(x) < 10 * _BLOCK,
+    )
+    pairs = [pair for pair in blocks if pair.size]
     if not pairs:
         return []
     i, j = np.concatenate(pairs, axis=1)

@@ -88,7 +88,8 @@ class Splitting:
                     f"no image falls to {name!r}: its share of {len(self)} images is {share:.3g}; "
                     "raise the share, or set it to 0"
                 )
-        return self._with(self._frame.assign(split=[SPLITS[i] for i in assigned]))
+        names = pd.Series([SPLITS[i] for i in assigned], dtype=object)
+        return self._with(self._frame.assign(split=names))
 
     def check_split(self) -> None:
         """Return if a classifier can be trained on this split and judged by it.

@@ -89,7 +89,8 @@ def clean_splits(values: Sequence[Any]) -> list[str]:
 
 
 def clean_ids(values: Sequence[Any]) -> np.ndarray:
-    """int64 (N,) of distinct integers."""
+    """int64 (N,) of distinct integers; digits out of a text file count as such."""
+    values = [int(v) if isinstance(v, str) and v.isascii() and v.isdigit() else v for v in values]
     wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int | np.integer)]
     if wrong:
         raise DataError(f"`image_id` has {wrong[0]!r}; it must be an integer in every row")

@@ -127,7 +127,7 @@ def test_near_duplicates_are_those_of_the_slow_loop():
     rng = np.random.default_rng(1)
     base = rng.integers(0, 256, (300, 256))
     copies = base[:100] + rng.integers(-1, 2, (100, 256))
-    brighter = base[100:150] + 3
+    brighter = base[100:] + 2
     x = np.concatenate([base, copies, brighter]).clip(0, 255).astype("uint8")
     x = np.concatenate([x, np.full((100, 256), 9, "uint8"), x[:1]])  # more than one block
     tolerance = np.maximum(1, 0.03 * x.std(1))
@@ -164,9 +164,12 @@ def test_mixed_sizes_modes_and_extreme_shapes_are_reported(folder):
     assert findings.loc["mixed sizes", "detail"] == "20 x 24 (12 images), 300 x 5 (1 images)"
     assert findings.loc["extreme aspect", "path"] == "ok/line.png"
     assert findings.loc["extreme aspect", "detail"] == "300 x 5 pixels"
+    assert findings.loc["tiny image", "path"] == "ok/line.png"
 
 
-@pytest.mark.parametrize(("highest", "bits"), [(4000, 12), (1023, 10), (200, 8), (20_000, 15)])
+@pytest.mark.parametrize(
+    ("highest", "bits"), [(4000, 12), (4096, 14), (1023, 10), (200, 8), (20_000, 15)]
+)
 def test_16_bit_files_that_use_fewer_bits_get_a_bit_depth_suggested(tmp_path, highest, bits):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
@@ -203,7 +206,7 @@ def test_dropping_ignores_findings_about_no_image_and_refuses_foreign_ones(folde
 def test_findings_come_worst_first_and_a_bar_shows_only_if_wanted(folder, capsys):
     (folder / "ok" / "zero.png").touch()
     shutil.copy(folder / "ok" / "000.png", folder / "ok" / "copy.png")
-    Image.new("RGB", (7, 9), "red").save(buffer := io.BytesIO(), "PNG")
+    Image.new("RGB", (17, 19), "red").save(buffer := io.BytesIO(), "PNG")
     (folder / "nok" / "red.png").write_bytes(buffer.getvalue())
     data = ImageDataset.from_folder(folder)
     assert check(data)["severity"].tolist() == ["error", "warning", "info"]

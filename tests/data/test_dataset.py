@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from learnkit.data.dataset import ImageDataset
-from learnkit.errors import DataError, SplitError
+from learnkit.errors import DataError, ImageReadError, SplitError
 
 
 def dataset(labels, splits=None, **columns):
@@ -215,6 +215,20 @@ def test_fingerprint_ignores_order_and_root_and_sees_everything_else(tmp_path):
         changed.loc[1, column] = value
         assert ImageDataset(changed, tmp_path).fingerprint() != base
     assert ImageDataset(frame, tmp_path, classes=list("xyz")).fingerprint() != base
+
+
+def test_fingerprint_of_the_content_sees_one_changed_byte(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"pixels")
+    data = ImageDataset(pd.DataFrame({"path": ["a", "b"], "label": ["x", "y"]}), tmp_path)
+    plain, full = data.fingerprint(), data.fingerprint(content=True)
+    assert plain != full
+    (tmp_path / "b").write_bytes(b"pixelt")
+    assert data.fingerprint() == plain
+    assert data.fingerprint(content=True) != full
+    (tmp_path / "b").unlink()
+    with pytest.raises(ImageReadError, match="b' cannot be read: No such file"):
+        data.fingerprint(content=True)
 
 
 def test_check_split_names_labels_train_lacks_with_their_counts():

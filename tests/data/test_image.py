@@ -268,10 +268,10 @@ def test_16_bit_images_are_turned_too():
 
 @pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
 def test_several_frames_are_refused_with_their_number(tmp_path, format):
-    frames = [Image.fromarray(noise(seed=i)) for i in range(3)]
+    frames = [Image.fromarray(noise(seed=i)) for i in range(2)]
     path = tmp_path / f"many.{format.lower()}"
     frames[0].save(path, format, save_all=True, append_images=frames[1:])
-    with pytest.raises(ImageReadError, match=r"many\.\w+' has 3 frames; .* `seek` to it and pass"):
+    with pytest.raises(ImageReadError, match=r"many\.\w+' has 2 frames; .* `seek` to it and pass"):
         read_image(path)
     with Image.open(path) as image:
         image.seek(1)

@@ -202,6 +202,15 @@ def test_csv_columns_splits_and_several_labels(tmp_path):
     assert data.frame["split"].tolist() == ["train", "valid", ""]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_comes_back_out_of_its_csv(tmp_path, encoding):
+    data = ImageDataset.from_folder(write_image_folder(tmp_path, {"Gehäuse": 4, "b": 4}))
+    data = data.split(0.5, 0.5)
+    data.frame.to_csv(tmp_path / "table.csv", index=False, encoding=encoding)
+    back = ImageDataset.from_csv(tmp_path / "table.csv")
+    pd.testing.assert_frame_equal(back.frame, data.frame)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -65,6 +65,11 @@ def test_a_class_of_two_is_always_learned():
     assert (data.counts()["valid"] >= 1).all()
 
 
+def test_every_class_owed_half_an_image_in_valid_has_one():
+    counts = dataset({f"{i}": 3 for i in range(6)}).split(0.25, 0.2).counts()
+    assert (counts["valid"] == 1).all()
+
+
 def test_a_class_of_one_goes_to_train_and_is_named():
     with pytest.warns(UserWarning, match="single image, which goes to train: 'b', 'c'") as caught:
         data = dataset({"a": 10, "b": 1, "c": 1}).split(0.5, 0.5)
@@ -132,6 +137,11 @@ def test_a_class_in_one_group_goes_to_train_whole_and_is_named():
     with pytest.warns(UserWarning, match="single group, which goes to train: 'a'"):
         data = dataset({"a": 6, "b": 12}, g=groups).split(0.5, 0.5, group="g")
     assert data.counts().loc["a"].tolist() == [6, 0]
+
+
+def test_a_class_in_two_groups_is_learned_even_if_train_is_owed_little():
+    data = dataset({"a": 6, "b": 60}, g=[i // 3 for i in range(66)]).split(0.2, 0.8, group="g")
+    assert data.counts().loc["a"].tolist() == [3, 3]
 
 
 def test_grouped_splits_ignore_row_order_and_take_plain_values():
