@@ -54,7 +54,9 @@ def ratio(times: Mapping[str, list[float]], name: str, reference: str) -> float:
 
 
 def spread(times: Mapping[str, list[float]], name: str) -> float:
-    """Interquartile range of one candidate's times as a share of its median."""
+    """Interquartile range of one candidate's times as a share of its median; 0 for a single one."""
+    if len(times[name]) < 2:
+        return 0.0
     low, _, high = statistics.quantiles(times[name], n=4)
     return (high - low) / median(times, name)
 

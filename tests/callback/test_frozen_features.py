@@ -459,6 +459,22 @@ def test_other_passes_use_the_images(tmp_path, verb):
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 
+def test_other_data_validated_within_a_fit_are_looked_at(tmp_path):
+    other = make_dls()
+
+    class ValidateOther(Callback):
+        def after_epoch(self):
+            self.learn._do_epoch_validate(dl=other.valid)
+
+    learn = make_learner(tmp_path, [FrozenFeatures()])
+    learn.fit(2, 1e-2)
+    before, losses = other.images.n_read, []
+    learn.fit(2, 1e-2, cbs=[ValidateOther(), Callback(after_loss=lambda self: losses.append(1))])
+    assert other.images.n_read == before + 2 * N_VALID
+    assert len(losses) == 2 * (len(learn.dls.train) + 2 * len(learn.dls.valid))
+    assert learn.frozen_features.reason is None
+
+
 # -- interruptions --------------------------------------------------------------------------------
 
 
