@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from learnkit.data.display import Display
 from learnkit.data.halcon import HalconDictionaries
@@ -50,7 +51,13 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
     ) -> None:
         self._root = Path(os.path.abspath(root))
         self._frame, self._classes, self._multi_label = clean_table(frame, self._root, classes)
-        self._class_ids = dict(class_ids or {name: i for i, name in enumerate(self._classes)})
+        numbered = {name: i for i, name in enumerate(self._classes)}
+        self._class_ids = dict(numbered if class_ids is None else class_ids)
+        if set(self._class_ids) != set(self._classes):
+            raise DataError(
+                f"`class_ids` numbers {sorted(self._class_ids)[:10]}; it must number every class: "
+                f"{self._classes[:10]}"
+            )
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -108,8 +115,8 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
 
     def __repr__(self) -> str:
         sizes = Counter(self._frame["split"])
-        shown = ", ".join(f"{name or 'unassigned'} {sizes[name]}" for name in (*self.splits, ""))
-        shown = shown.removesuffix(", unassigned 0")
+        parts = [f"{name} {sizes[name]}" for name in self.splits]
+        shown = ", ".join(parts + [f"unassigned {sizes['']}"] * bool(sizes[""])) or "empty"
         return f"ImageDataset({len(self)} images, {self.n_classes} classes; {shown}; {self._root})"
 
     def filter(
@@ -150,13 +157,15 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
             raise DataError(f"`findings` name files that are not in the dataset: {unknown[:3]}")
         return self.filter(~self._frame["path"].isin(unwanted).to_numpy(dtype=bool))
 
-    def fingerprint(self, *, content: bool = False) -> str:
+    def fingerprint(self, *, content: bool = False, progress: bool = True) -> str:
         """sha256 in hex of classes, paths, labels and splits, whatever the row order and root.
 
         Args:
             content: Take the bytes of every file in: a changed file changes the fingerprint.
+            progress: Show a bar while files are read.
         """
-        digests = [_digest(path) for path in self.paths] if content else [""] * len(self)
+        bar = tqdm(self.paths, desc="hashing images", disable=not (content and progress))
+        digests = [_digest(path) if content else "" for path in bar]
         columns = (self._frame["path"], self.labels, self._frame["split"], digests)
         rows = sorted(zip(*columns, strict=True))
         text = json.dumps([self._classes, rows], ensure_ascii=True, separators=(",", ":"))

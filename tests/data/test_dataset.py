@@ -154,6 +154,13 @@ def test_given_classes_must_cover_the_labels_and_may_hold_more():
         ImageDataset(frame, ".", classes=["a", "a", "b"])
 
 
+def test_class_ids_must_number_every_class():
+    frame = pd.DataFrame({"path": ["1", "2"], "label": ["a", "b"]})
+    assert ImageDataset(frame, ".", class_ids={"b": 3, "a": 9}).class_ids == [9, 3]
+    with pytest.raises(DataError, match=r"numbers \['a'\]; it must number every class"):
+        ImageDataset(frame, ".", class_ids={"a": 1})
+
+
 def test_sub_datasets_keep_every_class_and_partition_the_rows():
     data = dataset(list("aabb") * 3, ["train", "valid", "train", "test"] * 3)
     assert data.splits == ["train", "valid", "test"]
@@ -265,6 +272,7 @@ def test_dataloaders_hands_everything_to_the_loaders_module(monkeypatch):
 
 def test_repr_says_how_many_of_what():
     data = dataset(["a", "b", "a"], ["train", "valid", ""])
+    assert "(0 images, 2 classes; empty; " in repr(data.filter([False] * 3))
     assert repr(data).startswith(
         "ImageDataset(3 images, 2 classes; train 1, valid 1, unassigned 1; "
     )
