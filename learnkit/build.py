@@ -101,3 +101,14 @@ def frozen_norm_state(learn: Learner) -> list[dict]:
     """Return the optimizer states of the batch norms: what trains in frozen groups by default."""
     norms = (m for m in learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     return [learn.opt.state[p] for norm in norms for p in norm.parameters()]
+
+
+def forget_frozen_gradients(model: nn.Module) -> None:
+    """Drop what frozen parameters keep of an earlier fit.
+
+    fastai zeroes gradients and leaves them in place; with a gradient of zero, weight decay and
+    momentum go on moving a parameter that is meant to be frozen.
+    """
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.grad = None

@@ -12,7 +12,12 @@ from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attach
 from torch import nn
 
 from learnkit.adopt import adopted_arguments, go_on_from
-from learnkit.build import assemble, default_callbacks, frozen_norm_state
+from learnkit.build import (
+    assemble,
+    default_callbacks,
+    forget_frozen_gradients,
+    frozen_norm_state,
+)
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.prediction import Prediction
 from learnkit.deploy.predictor import Predictor
@@ -61,6 +66,11 @@ class ImageLearner(Learner):
         """Optimizer states of the norms: fastai asks here which of them train though frozen."""
         everything = with_bias or self.train_bn == "all"
         return super()._bn_bias_state(with_bias) if everything else frozen_norm_state(self)
+
+    def freeze_to(self, n: int) -> None:
+        """Freeze parameter groups up to `n` for good: no step moves any of them."""
+        super().freeze_to(n)
+        forget_frozen_gradients(self.model)
 
     @property
     def history(self) -> pd.DataFrame:

@@ -180,6 +180,17 @@ class TestFrozenNorms:
         after = dict(learn.model[0].named_buffers())
         assert all(torch.equal(before[name], after[name]) for name in before)
 
+    def test_weights_frozen_again_after_a_fit_stay_as_they_are(self, dls):
+        learn = make(dls, train_bn=False)
+        with learn.no_bar(), learn.no_logging():
+            learn.unfreeze()
+            learn.fit(1)
+            learn.freeze()
+            before = copy.deepcopy(learn.model[0].state_dict())
+            learn.fit(1)
+        after = learn.model[0].state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
 
 class TestVerbs:
     def test_predict_agrees_with_fastais_and_with_get_preds(self, quiet):
