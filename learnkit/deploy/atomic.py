@@ -65,7 +65,7 @@ def write_folder(
         _make_parents(target.parent, fs)
         with _only_writer(target.parent) as alone:
             _clean_up(target, alone, fs)
-            _check_target(target)
+            check_target(target)
             _check_space(target, sum(map(len, files.values())) + len(manifest), fs)
             _replace(target, {**files, MANIFEST: manifest}, fs)
     except BundleWriteError:
@@ -99,7 +99,7 @@ def _make_parents(folder: Path, fs: FileSystem) -> None:
                 fs.mkdir(parent)
 
 
-def _check_target(target: Path) -> None:
+def check_target(target: Path) -> None:
     """Raise unless `target` is absent, an empty folder, or a bundle without foreign files."""
     if not os.path.lexists(target):
         return
