@@ -17,6 +17,14 @@ from learnkit.models.modes import evaluating
 Run = Callable[[nn.Module, Tensor], Tensor]
 
 
+class Removed(nn.Module):
+    """Where a module was that the feature map does not need; takes a classifier's arguments."""
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the input."""
+        return x
+
+
 @dataclass(frozen=True)
 class Probe:
     """What one dry run showed: the output, the parameters it depends on, the modules called."""
@@ -49,7 +57,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
     """Return a copy of the network's structure whose parameters and buffers hold no data."""
     memo: dict[int, object] = {}
     for p in model.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        # frozen ones too: whether the output depends on them is what a dry run is to tell
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), p.is_floating_point())
     for b in model.buffers():
         memo[id(b)] = torch.empty_like(b, device="meta")
     return copy.deepcopy(model, memo)
@@ -58,7 +67,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 def drop_unused(model: nn.Module, seen: Probe) -> list[str]:
     """Remove what the probed output does not depend on; return the names removed, in place.
 
-    Modules that were never called and hold only parameters without influence become `nn.Identity`
+    Modules that were never called and hold only parameters without influence become `Removed`
     (classifiers, convolutions after the pool). A remaining parameter without influence, such as a
     class token that only the classifier reads, becomes a buffer: same key, no gradient expected.
     """
@@ -79,7 +88,7 @@ def _drop_modules(module: nn.Module, prefix: str, seen: Probe, dropped: list[str
         used = any(p in seen.reached for p in owned)
         called = path in seen.called or any(c.startswith(f"{path}.") for c in seen.called)
         if owned and not used and not called:
-            setattr(module, name, nn.Identity())
+            setattr(module, name, Removed())
             dropped.append(path)
         elif owned:
             _drop_modules(child, f"{path}.", seen, dropped)
@@ -105,6 +114,7 @@ def _run(model: nn.Module, run: Run, images: Tensor) -> Probe:
     reached = _reached(output)
     # remove_duplicate: a tied parameter is reached under each of its names
     names = {n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in reached}
+    # a real run leaves no trace of frozen parameters: they get the benefit of the doubt
     names |= {n for n, p in model.named_parameters() if not p.requires_grad}
     output = output.detach() if isinstance(output, Tensor) else output
     return Probe(output, frozenset(names), frozenset(called))

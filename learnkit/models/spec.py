@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from learnkit.errors import ModelSpecError
+from learnkit.errors import LearnkitError, ModelSpecError
 from learnkit.models.arch import resolve_arch
 from learnkit.models.body import assemble_body, create_body
 from learnkit.models.head import create_head, init_head
@@ -137,15 +137,15 @@ def create_cnn_model(
             returns one.
         init: Initialisation of the head's weights (biases become 0, norms are skipped); None leaves
             torch's own.
-        lin_ftrs: See `create_head`, as everything up to `lin_bias`.
-        ps: Dropout.
-        concat_pool: Pooling.
-        pool: Pooling.
-        first_bn: Norms.
-        bn_final: Norms.
-        lin_first: Order.
-        y_range: Outputs.
-        lin_bias: Biases.
+        lin_ftrs: Widths of the head's hidden layers; see `create_head`, as for all that follow.
+        ps: Dropout of the head.
+        concat_pool: Whether the head pools maximum and mean, or the mean alone.
+        pool: Whether the head pools at all.
+        first_bn: Whether the head's first linear layer has a batch norm.
+        bn_final: Whether the head ends with a batch norm.
+        lin_first: Whether the head's linear layers come before their norms.
+        y_range: Open interval of the outputs.
+        lin_bias: Whether the head's linear layers have biases.
         arch_kwargs: Extra arguments of the architecture.
     """
     body = create_body(
@@ -179,19 +179,32 @@ def create_cnn_model(
 def build_model(spec: ModelSpec) -> nn.Sequential:
     """Return the network of a spec with random weights; same state-dict keys and shapes.
 
-    Entries of `model_meta` play no part, so a spec means the same in every process.
+    Entries of `model_meta` play no part, so a spec means the same in every process. Under
+    `torch.device("meta")` nothing is allocated.
+
+    Raises:
+        ModelSpecError: The library cannot build the network from these arguments.
+        CutError: The cut does not fit the network.
+        InputSizeError: The size or number of channels does not.
     """
-    body = assemble_body(
-        resolve_arch(f"{spec.source}:{spec.arch}"),
-        Wanted(),
-        cut=spec.cut,
-        n_in=spec.n_in,
-        img_size=spec.img_size,
-        mean=spec.mean,
-        std=spec.std,
-        arch_kwargs=spec.arch_kwargs,
-    )
-    model = nn.Sequential(body, create_head(body.n_features, n_out=spec.n_out, **spec.head))
+    try:
+        body = assemble_body(
+            resolve_arch(f"{spec.source}:{spec.arch}"),
+            Wanted(),
+            cut=spec.cut,
+            n_in=spec.n_in,
+            img_size=spec.img_size,
+            mean=spec.mean,
+            std=spec.std,
+            arch_kwargs=spec.arch_kwargs,
+        )
+        head = create_head(body.n_features, n_out=spec.n_out, **spec.head)
+    except LearnkitError:
+        raise
+    except Exception as error:
+        # a stranger's arguments can make a constructor raise anything
+        raise ModelSpecError(f"{spec.source}:{spec.arch} cannot be built: {error}") from error
+    model = nn.Sequential(body, head)
     model.spec, model.spec_problem = spec, None
     return model
 

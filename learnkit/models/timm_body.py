@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from timm.models import group_parameters
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from learnkit.models.cut import cut_network, require_map, require_untruncated
@@ -45,6 +46,23 @@ class TimmMapBody(TimmBody):
     def forward(self, x: Tensor) -> Tensor:
         """Return the last block's tokens, normalised where timm can, as a map (N,D,H,W)."""
         return _last_map(self.model, x, self.norm)
+
+
+class TimmTokenBody(TimmBody):
+    """A timm vision transformer for one image size; unlike `TimmMapBody` it can be scripted."""
+
+    def __init__(self, model: nn.Module, prefix: int, grid: tuple[int, int]):
+        super().__init__(model)
+        self.prefix, self.rows, self.columns = prefix, grid[0], grid[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised patch tokens as a map."""
+        return self.to_map(self.model.forward_features(x))
+
+    def to_map(self, tokens: Tensor) -> Tensor:
+        """Return tokens (N,L,D) as a map (N,D,H,W), class and register tokens dropped."""
+        patches = tokens[:, self.prefix :].transpose(1, 2)
+        return patches.reshape(tokens.shape[0], -1, self.rows, self.columns)
 
 
 class TimmCutBody(TimmBody):
@@ -97,12 +115,20 @@ def _cut_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmB
 def _layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, Probe]:
     """Find out by a dry run which wrapper gives an NCHW map, and what it sees."""
     seen = probe(model, lambda net, x: net.forward_features(x), shape)
+    if isinstance(seen.output, Tensor) and seen.output.ndim == 3 and _is_plain_vit(model):
+        body = TimmTokenBody(model, model.num_prefix_tokens, model.patch_embed.grid_size)
+        return body, dataclasses.replace(seen, output=body.to_map(seen.output))
     if not isinstance(seen.output, Tensor) or seen.output.ndim != 4:
         return _token_layout(model, shape)
     if getattr(model, "output_fmt", "NCHW") == "NHWC":
         permuted = seen.output.permute(0, 3, 1, 2)
         return TimmNhwcBody(model), dataclasses.replace(seen, output=permuted)
     return TimmBody(model), seen
+
+
+def _is_plain_vit(model: nn.Module) -> bool:
+    """True if tokens are some prefix and then one per patch of a fixed grid, row by row."""
+    return isinstance(model, VisionTransformer) and not model.dynamic_img_size
 
 
 def _token_layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, Probe]:

@@ -1,0 +1,109 @@
+"""One architecture of every timm module, without data; timm's tiny test networks for real."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from learnkit.models.meta import param_groups
+from learnkit.models.probe import _reached
+from learnkit.models.spec import ModelSpec, build_model, create_cnn_model
+from learnkit.models.timm_body import TimmBody
+
+# The smallest network of each timm module, found by building all of them without data.
+with open(Path(__file__).with_name("timm_networks.csv"), newline="") as table:
+    SMALLEST = {row["module"]: row["arch"] for row in csv.DictReader(table)}
+EXCLUDED = {
+    # 167 million parameters is its smallest, and its forward reads values that meta tensors lack
+    "gemma4_vit",
+}
+SIZES = {"sequencer2d_s": 28}  # an LSTM over rows takes seconds to trace at 224 pixels
+# `num_features` counts all branches or stages together, the map is the last one's.
+NARROWER = {"crossvit_tiny_240", "coat_tiny", "efficientvim_m1"}
+TINY = timm.list_models("test_*")
+
+
+def test_every_timm_module_has_a_row_of_its_own():
+    assert set(SMALLEST) == set(timm.list_modules())
+    defined_in = {arch: timm.model_entrypoint(arch).__module__ for arch in SMALLEST.values()}
+    assert all(defined_in[arch] == f"timm.models.{module}" for module, arch in SMALLEST.items())
+
+
+@pytest.mark.parametrize("arch", [SMALLEST[m] for m in SMALLEST if m not in EXCLUDED])
+def test_one_architecture_of_every_timm_module_builds_and_runs(arch):
+    size = SIZES.get(arch, timm.get_pretrained_cfg(arch).input_size[-1])
+    with torch.device("meta"):
+        model = create_cnn_model(arch, 7, pretrained=False, img_size=size)
+        x = torch.empty(2, 3, size, size)
+        body, head = model.eval()
+        feature_map = body(x)
+        logits = head(feature_map)
+    height = feature_map.shape[2]
+    assert feature_map.shape[:2] == (2, body.n_features)
+    assert logits.shape == (2, 7)
+    assert body.reduction == round(size / height) or height < 4
+    assert body.n_features == body.model.num_features or arch in NARROWER
+    assert unreached(model, logits) == []
+    check_groups(model)
+
+
+@pytest.mark.parametrize("arch", TINY)
+def test_tiny_networks_train_freeze_and_are_rebuilt_from_their_spec(arch):
+    model = create_cnn_model(arch, 3, pretrained=False, img_size=96)
+    check_groups(model)
+    x = torch.rand(2, 3, 96, 96)
+    model(x).square().mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    again = build_model(ModelSpec.from_dict(model.spec.to_dict()))
+    assert shapes(again) == shapes(model)
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x), model.eval()(x))
+    model.zero_grad()
+    freeze_all_but_the_head(model)
+    model.train()(x).square().mean().backward()
+    changed = {n.partition(".")[0] for n, p in model.named_parameters() if p.grad is not None}
+    assert changed == {"1"}
+
+
+def unreached(model, logits):
+    leaves = _reached(logits)
+    return [name for name, p in model.named_parameters() if id(p) not in leaves]
+
+
+def check_groups(model):
+    """Stem, stages, head: every parameter once, the last group the head's and only the head's."""
+    groups = param_groups(model)
+    held = [id(p) for group in groups for p in group]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(p) for p in model.parameters()}
+    assert len(groups) == 3
+    assert {id(p) for p in groups[-1]} == {id(p) for p in model[1].parameters()}
+
+
+def freeze_all_but_the_head(model):
+    for group in param_groups(model)[:-1]:
+        for parameter in group:
+            parameter.requires_grad_(False)
+
+
+def shapes(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def test_bodies_are_wrapped_by_what_their_layout_needs():
+    layouts = {
+        "test_resnet": "TimmBody",
+        "test_mambaout": "TimmNhwcBody",
+        "test_vit": "TimmMapBody",
+        "vit_tiny_patch16_224": "TimmTokenBody",
+    }
+    with torch.device("meta"):
+        models = {arch: create_cnn_model(arch, 2, pretrained=False) for arch in layouts}
+    assert {arch: type(model[0]).__name__ for arch, model in models.items()} == layouts
+    assert all(isinstance(model[0], TimmBody) for model in models.values())
+    assert all(isinstance(model, nn.Sequential) for model in models.values())
