@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learnkit.errors import BundleCorruptError
+from learnkit.errors import BundleCorruptError, ModelSpecError
 from learnkit.models.spec import ModelSpec, build_model
 
 
@@ -36,7 +36,7 @@ def _skeleton(spec: ModelSpec) -> nn.Module | None:
     try:
         with torch.device("meta"):
             return build_model(spec)
-    except (NotImplementedError, RuntimeError):
+    except ModelSpecError:
         return None
 
 

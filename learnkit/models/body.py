@@ -41,9 +41,10 @@ def create_body(
     """Return the network up to its feature map: images (N,n_in,H,W) -> map (N,D,H',W').
 
     Whatever comes after the map is removed, so that every parameter left has a gradient. The body
-    carries what others need to know about it: `n_features` (D), `reduction` (H/H'), `mean` and
-    `std` (per channel, for pixels in [0, 1]; None if unknown), `arch`, `source` ("timm",
-    "torchvision" or "custom"), `cut`, `img_size` and `arch_kwargs`.
+    carries what others need to know about it: `n_features` (D), `reduction` (H/H'; None if a
+    function as cut left features without a map), `mean` and `std` (per channel, for pixels in
+    [0, 1]; None if unknown), `arch`, `source` ("timm", "torchvision" or "custom"), `cut`,
+    `img_size` and `arch_kwargs`.
 
     Args:
         arch: A name (timm's first, then torchvision's; "timm:" or "torchvision:" in front says
@@ -170,8 +171,10 @@ def _native_if_it_works(arch: Arch, request: Request, cut: Any) -> Size | None:
     return network.size if network.size != request.img_size else None
 
 
-def _reduction(body: nn.Module, feature_map: Tensor, network: Network) -> int:
-    """Return how many input pixels one row of the map spans."""
+def _reduction(body: nn.Module, feature_map: Tensor, network: Network) -> int | None:
+    """Return how many input pixels one row of the map spans, None for features without a map."""
+    if feature_map.ndim != 4:
+        return None
     height, rows = network.size[0], feature_map.shape[2]
     if rows < _MIN_MAP and not network.fixed_size:
         height = network.native_size[0]

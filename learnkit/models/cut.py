@@ -66,8 +66,11 @@ def has_pool_type(module: nn.Module) -> bool:
 def require_map(model: nn.Module, trunk: nn.Module, cut: Any, shape: tuple[int, ...]) -> Probe:
     """Return a dry run of `trunk`, the part of `model` that `cut` leaves.
 
+    A function as cut is trusted: what it returns may also give features (N,D), for a head that does
+    not pool.
+
     Raises:
-        CutError: The trunk fails, or does not return a feature map of four dimensions.
+        CutError: The trunk fails, or returns anything but a feature map.
     """
     try:
         seen = probe(trunk, lambda net, x: net(x), shape)
@@ -76,7 +79,8 @@ def require_map(model: nn.Module, trunk: nn.Module, cut: Any, shape: tuple[int, 
             f"what `cut`={_name(cut)} leaves of {type(model).__name__} fails on an input of"
             f" {shape}: {error}; {describe_children(model)}"
         ) from error
-    if not isinstance(seen.output, Tensor) or seen.output.ndim != 4:
+    dimensions = (2, 4) if callable(cut) else (4,)
+    if not isinstance(seen.output, Tensor) or seen.output.ndim not in dimensions:
         got = tuple(seen.output.shape) if isinstance(seen.output, Tensor) else type(seen.output)
         raise CutError(
             f"`cut`={_name(cut)} of {type(model).__name__} gives {got}, not a feature map"

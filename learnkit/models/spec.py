@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from learnkit.errors import LearnkitError, ModelSpecError
+from learnkit.errors import CutError, LearnkitError, ModelSpecError
 from learnkit.models.arch import resolve_arch
 from learnkit.models.body import assemble_body, create_body
 from learnkit.models.head import create_head, init_head
@@ -96,8 +96,9 @@ class ModelSpec:
 
 def create_cnn_model(
     arch: Any,
-    n_out: int,
+    n_out: int | None = None,
     *,
+    nc: int | None = None,
     pretrained: Any = True,
     cut: Any = None,
     n_in: int = 3,
@@ -126,6 +127,7 @@ def create_cnn_model(
     Args:
         arch: See `create_body`.
         n_out: Number of classes.
+        nc: The same, as fastai v1 calls it.
         pretrained: See `create_body`.
         cut: See `create_body`.
         n_in: See `create_body`.
@@ -148,6 +150,9 @@ def create_cnn_model(
         lin_bias: Whether the head's linear layers have biases.
         arch_kwargs: Extra arguments of the architecture.
     """
+    if (n_out is None) == (nc is None):
+        raise TypeError(f"`n_out`={n_out} and `nc`={nc}: give the number of classes once")
+    n_out = nc if n_out is None else n_out
     body = create_body(
         arch,
         pretrained,
@@ -170,6 +175,11 @@ def create_cnn_model(
         "y_range": y_range if y_range is None else list(y_range),
         "lin_bias": lin_bias,
     }
+    if custom_head is None and pool and body.reduction is None:
+        raise CutError(
+            f"what `cut` leaves of {body.arch} gives features (N,D), and the head pools a feature"
+            " map; cut earlier, or pass `pool=False`"
+        )
     head = _head(body.n_features, n_out, custom_head, head_kwargs)
     model = nn.Sequential(body, init_head(head, init))
     model.spec, model.spec_problem = _spec(body, n_in, n_out, custom_head, head_kwargs)

@@ -101,7 +101,7 @@ def _cut_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmB
     stem = _stem_names(model)
     trunk = cut_network(model, cut)
     seen = require_map(model, trunk, cut, shape)
-    nhwc = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    nhwc = getattr(model, "output_fmt", "NCHW") == "NHWC" and seen.output.ndim == 4
     feature_map = seen.output.permute(0, 3, 1, 2) if nhwc else seen.output
     if not callable(cut):
         sizes = (shape[2], feature_map.shape[2])

@@ -6,6 +6,7 @@ from torch import nn
 from learnkit.errors import CutError
 from learnkit.models.body import create_body
 from learnkit.models.cut import automatic_cut, has_pool_type
+from learnkit.models.spec import create_cnn_model
 
 
 def on_meta(arch, **options):
@@ -39,6 +40,17 @@ def test_a_cut_network_of_another_layout_is_permuted_too():
 def test_a_function_receives_the_network_and_is_trusted(arch):
     body = on_meta(arch, cut=lambda m: nn.Sequential(*list(m.children())[:1]))
     assert (body.n_features, body.reduction) == (64, 2)
+
+
+def test_a_function_may_return_the_whole_network_as_in_fastai_v1():
+    body = create_body(tv.resnet18, pretrained=False, cut=lambda m: m)
+    assert isinstance(body, tv.ResNet)
+    assert (body.n_features, body.reduction) == (1000, None)
+    with torch.device("meta"):
+        with pytest.raises(CutError, match="the head pools a feature map; cut"):
+            create_cnn_model(tv.resnet18, 3, pretrained=False, cut=lambda m: m)
+        model = create_cnn_model(tv.resnet18, 3, pretrained=False, cut=lambda m: m, pool=False)
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("cut", [1.0, "layer4", True, [1]])
@@ -87,3 +99,4 @@ def test_an_automatic_cut_that_truncates_is_refused():
 def test_pools_are_found_at_any_depth():
     assert has_pool_type(nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(1))))
     assert not has_pool_type(nn.Sequential(nn.Conv2d(3, 3, 1)))
+    assert has_pool_type(create_cnn_model("test_resnet", nc=2, pretrained=False))

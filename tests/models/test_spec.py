@@ -72,6 +72,12 @@ def test_head_is_initialised_and_body_is_not():
     assert untouched[1][8].bias.abs().sum() > 0
 
 
+@pytest.mark.parametrize("counts", [{}, {"n_out": 2, "nc": 2}])
+def test_the_number_of_classes_is_given_once(counts):
+    with pytest.raises(TypeError, match="give the number of classes once"):
+        create_cnn_model("test_resnet", pretrained=False, **counts)
+
+
 @pytest.mark.parametrize(
     "custom_head",
     [
