@@ -7,12 +7,18 @@ import safetensors.torch
 import torch
 
 from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy.files import read_folder
 from learnkit.deploy.predictor import Predictor
+from learnkit.errors import BundleNotFoundError
 from learnkit.models.spec import create_cnn_model
 
 CLASSES = ["ok", "NO", "ß/<b>"]
 PLAIN_HEAD = {"lin_ftrs": [], "ps": 0.0, "concat_pool": False, "first_bn": False}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+OLD = {"config.json": b'{"v": 1}', "model.safetensors": b"old" * 1000}
+NEW = {"config.json": b'{"v": 2}', "model.safetensors": b"new!" * 1000, "variants/m.onnx": b"x"}
 
 
 def make_model(arch="test_efficientnet", n_out=3, *, seed=0, size=32, **kwargs):
@@ -69,3 +75,11 @@ def edit_tensors(path, change, name="model.safetensors"):
         return safetensors.torch.save(tensors)
 
     rewrite(path, name, edited)
+
+
+def content(path):
+    """What a reader finds: the files' bytes, or None where there is no bundle."""
+    try:
+        return read_folder(path, wanted={*OLD, *NEW}).files
+    except BundleNotFoundError:
+        return None

@@ -107,6 +107,7 @@ OTHERS = [
     ("mobilenetv3_small_050", 32, PLAIN_HEAD),  # timm's classifier has a layer more than the body
     ("test_convnext", 32, PLAIN_HEAD),  # a norm between pool and classifier
     ("test_mambaout", 64, {}),  # NHWC inside
+    ("test_coatnet", 160, {}),  # buffers that are computed, not stored
     ("test_vit", 160, PLAIN_HEAD),  # tokens, position embedding, one image size
     ("test_efficientnet", 32, {"cut": -3}),
 ]
@@ -143,11 +144,12 @@ def test_torchvisions_networks_travel_too_and_the_card_says_timm_cannot(tmp_path
     assert "timm cannot open" in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_saving_leaves_model_and_random_state_as_found(tmp_path):
-    model = make_model(ps=0.5).train()
+@pytest.mark.parametrize(("arch", "size"), [("test_efficientnet", 32), ("test_coatnet", 160)])
+def test_saving_and_loading_leave_model_and_random_state_as_found(tmp_path, arch, size):
+    model = make_model(arch, size=size, ps=0.5).train()
     model[0].eval()
-    model[0].model.conv_stem.weight.requires_grad_(False)
-    predictor = make_predictor(model)
+    next(model.parameters()).requires_grad_(False)
+    predictor = make_predictor(model, size=size)
     modes = [m.training for m in model.modules()]
     grads = [p.requires_grad for p in model.parameters()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
