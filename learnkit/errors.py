@@ -59,6 +59,10 @@ class ModelSpecError(LearnkitError, ValueError):
 # -- training -----------------------------------------------------------------------------------
 
 
+class WorkerError(LearnkitError, RuntimeError):
+    """A process that reads images has died."""
+
+
 class NonFiniteLossError(LearnkitError, FloatingPointError):
     """The loss became NaN or infinite; the message names the batch, the last good weights stay."""
 
@@ -114,3 +118,10 @@ class BundleProbeError(BundleError):
 
 class PredictionError(LearnkitError, ValueError):
     """A prediction cannot be made: wrong input, or the network's output is not finite."""
+
+
+# -- command line -------------------------------------------------------------------------------
+
+
+class UsageError(LearnkitError, ValueError):
+    """An option of a command makes no sense."""

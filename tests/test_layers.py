@@ -21,11 +21,13 @@ FLOORS = [
     ("loaders",),
     ("interpret",),
     ("callback",),
-    ("adopt", "build", "export"),
+    ("adopt", "build", "export", "failures"),
     ("learner",),
     ("all",),
-    ("workflow",),
+    ("workflow", "console"),
+    ("commands", "demo"),
     ("halcon", "cli"),
+    ("__main__",),
 ]
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 LINE = HEIGHT["deploy"]

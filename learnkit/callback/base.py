@@ -1,17 +1,13 @@
 """What learnkit's training callbacks share."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
-import numpy as np
-import torch
 from fastai.callback.core import Callback
 
 from learnkit.errors import LearnkitError
+from learnkit.interpret.contexts import randomness_kept as randomness_kept
 
 
 class TrainingCallback(Callback):
@@ -41,23 +37,3 @@ def is_fitting(learn: Any) -> bool:
     """
     names = vars(learn)
     return not ("lr_finder" in names or "gather_preds" in names or learn.lock.locked())
-
-
-@contextmanager
-def randomness_kept() -> Iterator[None]:
-    """Restore the random states of torch (all devices), numpy and `random` on leaving.
-
-    >>> torch.manual_seed(0).initial_seed(), torch.get_rng_state().sum().item() > 0
-    (0, True)
-    >>> with randomness_kept():
-    ...     drawn = torch.rand(1)
-    >>> torch.equal(drawn, torch.rand(1))
-    True
-    """
-    plain, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002  # fastai draws from it
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(plain)
-        np.random.set_state(numpys)  # noqa: NPY002

@@ -137,6 +137,8 @@ class _ErrorRate:
         self.n_wrong = self.n = 0
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        # fastai's subclasses of Tensor refuse to be compared with each other
+        logits, targets = (t.as_subclass(torch.Tensor) for t in (logits, targets))
         several = targets.ndim == logits.ndim
         wrong = (logits > 0) != (targets > 0.5) if several else logits.argmax(1) != targets
         self.n_wrong, self.n = self.n_wrong + int(wrong.sum()), self.n + wrong.numel()

@@ -1,0 +1,257 @@
+"""The command `learnkit`: demo, train, evaluate, predict.
+
+Exit codes: 0 done, 1 done but some images could not be read, 2 a mistake of the user in one
+sentence, 130 interrupted. Whatever is slow to import is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from learnkit.console import fail
+from learnkit.errors import LearnkitError, UsageError, WeightsUnavailableError
+
+app = typer.Typer(
+    name="learnkit",
+    help="Image classifiers from the command line: train, evaluate, predict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_DEBUG = "--debug"
+_state: dict[str, Any] = {"debug": False, "argv": []}
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    _state["argv"] = sys.argv[1:] if argv is None else list(argv)
+    with warnings.catch_warnings():
+        if _DEBUG not in _state["argv"]:
+            _soften_warnings()
+        app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
+
+
+def _soften_warnings() -> None:
+    """Say warnings meant for the user in a line, keep those for programmers to --debug."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("default", UserWarning)
+    warnings.showwarning = lambda message, *_: fail(f"note: {_one_line(message)}")
+
+
+def tidy_arguments(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--debug` in front wherever it stood, and `-` after a bare `--json`.
+
+    >>> tidy_arguments(["predict", "model", "a.png", "--json", "--debug"])
+    ['--debug', 'predict', 'model', 'a.png', '--json', '-']
+    """
+    rest = [arg for arg in argv if arg != _DEBUG]
+    tidy = [_DEBUG] if _DEBUG in argv else []
+    for arg, after in zip(rest, [*rest[1:], "--"], strict=True):
+        tidy += [arg, "-"] if arg == "--json" and after.startswith("--") else [arg]
+    return tidy
+
+
+def _command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn the errors a user can mend into one sentence and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            fail("interrupted")
+            raise typer.Exit(130) from None
+        except (LearnkitError, OSError) as error:
+            if _state["debug"]:
+                raise
+            fail(_sentence(error))
+            raise typer.Exit(2) from None
+
+    return app.command()(run)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, in one line."""
+    if not isinstance(error, LearnkitError) and getattr(error, "filename", None):
+        return f"{error.filename}: {error.strerror}"
+    hint = " Here: --weights FILE, or --no-pretrained."
+    return _one_line(error) + hint * isinstance(error, WeightsUnavailableError)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+@_command
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to work in: new, empty or of a demo.")] = Path(
+        "digits-demo"
+    ),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
+) -> None:
+    """Train, interpret, export and predict on 1,797 real handwritten digits."""
+    from dataclasses import replace
+
+    _quiet_plots()
+    from learnkit.demo import PLAN, run_demo
+
+    run_demo(out, plan=replace(PLAN, epochs=epochs))
+
+
+@_command
+def train(
+    folder: Annotated[Path, typer.Argument(help="Images in one folder per class.")],
+    arch: Annotated[str, typer.Option(help="A timm or torchvision name.")] = "resnet18",
+    size: Annotated[int, typer.Option(min=1, help="Height and width in pixels.")] = 224,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs over the whole network.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder of the exported model.")] = Path("model"),
+    pretrained: Annotated[bool, typer.Option(help="Start from published weights.")] = True,
+    weights: Annotated[Path | None, typer.Option(help="Start from this weights file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    bs: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate; 0.002 pretrained, else 0.01.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
+    augment: Annotated[bool, typer.Option(help="Flip, turn, zoom training images.")] = False,
+    arch_args: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the architecture; repeat.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Of pixels in 0..1, if not the weights'.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="See --mean.")] = None,
+) -> None:
+    """Train a classifier on a folder of images, judge it, and export it.
+
+    FOLDER has one folder of images per class, or train/, valid/ and test/ with those in them; else
+    70/15/15 of each class are taken. Beside OUT, the folder OUT-training holds the checkpoint that
+    --resume goes on from, the split, and the pictures.
+    """
+    _quiet_plots()
+    from learnkit.commands import checkpoint_file, train_folder
+    from learnkit.workflow import TrainingPlan
+
+    _check_start(pretrained, weights, lr)
+    plan = TrainingPlan(
+        arch=arch,
+        pretrained=str(weights) if weights else pretrained,
+        size=size,
+        epochs=epochs,
+        bs=bs,
+        lr=lr,
+        seed=seed,
+        augment=augment,
+        arch_kwargs=dict(map(_named_value, arch_args or [])),
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+    )
+    try:
+        train_folder(folder, out, plan, resume=resume)
+    except KeyboardInterrupt:
+        fail(_how_to_go_on(checkpoint_file(out)))
+        raise typer.Exit(130) from None
+
+
+@_command
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    folder: Annotated[Path, typer.Argument(help="Images in one folder per class.")],
+) -> None:
+    """Judge an exported model by labelled images.
+
+    Of a FOLDER split into train/, valid/ and test/ the test images are taken, else the valid ones.
+    """
+    from learnkit.commands import evaluate_folder
+
+    evaluate_folder(model, folder)
+
+
+@_command
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table there.")] = None,
+    to_json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="[FILE]", help="Write JSON there, or to the screen."),
+    ] = None,
+) -> None:
+    """Predict images with an exported model.
+
+    Images that cannot be read are listed with the reason, and the exit code is then 1.
+    """
+    from learnkit.commands import predict_paths
+
+    if n_failed := predict_paths(model, paths, csv, to_json):
+        fail(f"{n_failed} images could not be read; their rows say why")
+        raise typer.Exit(1)
+
+
+def _quiet_plots() -> None:
+    """Draw into files only, whatever the display."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+
+
+def _check_start(pretrained: bool, weights: Path | None, lr: float | None) -> None:
+    if weights is not None and not pretrained:
+        raise UsageError("--weights and --no-pretrained exclude each other; leave one out")
+    if lr is not None and not lr > 0:
+        raise UsageError(f"--lr is {lr}; it must be above 0, such as 0.001")
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    """Name and value of `name=value`; the value is JSON where it can be, else a string.
+
+    >>> _named_value("output_stride=8"), _named_value("pad_type=same")
+    (('output_stride', 8), ('pad_type', 'same'))
+    """
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UsageError(f"--arch-args is {text!r}; write NAME=VALUE, such as output_stride=8")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of `0.5,0.5,0.5`; one number counts for every channel.
+
+    >>> _numbers("--mean", "0.5")
+    (0.5, 0.5, 0.5)
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} is {text!r}; write numbers such as 0.5,0.5,0.5") from None
+    return values * 3 if len(values) == 1 else values
+
+
+def _how_to_go_on(checkpoint: Path) -> str:
+    """What to do after Ctrl-C."""
+    if not checkpoint.is_file():
+        return "interrupted before the first epoch was complete; nothing is saved, train again"
+    arguments = [arg for arg in _state["argv"] if arg != "--resume"]
+    return f"interrupted; go on with: {shlex.join(['learnkit', *arguments, '--resume'])}"

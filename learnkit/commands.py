@@ -1,0 +1,155 @@
+"""What `learnkit train`, `evaluate` and `predict` do, said step by step as they do it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from learnkit import workflow
+from learnkit.console import Report, evaluation_tables, frame_table
+from learnkit.deploy.atomic import check_target
+from learnkit.deploy.predictor import load_learner
+from learnkit.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN_ROWS = 20
+
+
+def training_folder(out: Path) -> Path:
+    """Where everything about the training of the model `out` is kept.
+
+    >>> training_folder(Path("models/parts")).as_posix()
+    'models/parts-training'
+    """
+    return out.with_name(f"{out.name}-training")
+
+
+def checkpoint_file(out: Path) -> Path:
+    """The checkpoint of the training of the model `out`."""
+    return training_folder(out) / "checkpoint.ckpt"
+
+
+def train_folder(folder: Path, out: Path, plan: workflow.TrainingPlan, *, resume: bool) -> None:
+    """Train on the images below `folder`, judge the model, export it to `out`.
+
+    Raises:
+        LearnkitError: the folder, an option or the target will not do; said before any training.
+    """
+    report, beside = Report(n_steps=5), training_folder(out)
+    check_target(out)
+    checkpoint = workflow.checkpoint_of(checkpoint_file(out), plan, resume=resume)
+    report.step(f"Read the images in {folder}")
+    data = workflow.read_dataset(folder, seed=plan.seed)
+    report.table(frame_table(data.counts().reset_index(), max_rows=_SHOWN_ROWS))
+    report.step(f"Train {plan.arch}{_origin(plan)} at {plan.size} x {plan.size} pixels")
+    learn = workflow.build_learner(data, plan)
+    if checkpoint.progress:
+        report.say(f"going on from {checkpoint.file}")
+    workflow.train(learn, plan, cbs=[*workflow.watch(learn, plan, report.say), checkpoint])
+    name, images = workflow.held_out(data)
+    report.step(f"Evaluate on the {name} images")
+    interp = learn.interpret(data=images)
+    for table in evaluation_tables(interp.evaluation, f"{len(images)} {name} images"):
+        report.table(table)
+    report.step(f"Draw pictures into {beside}")
+    pictures = workflow.save_pictures(interp, beside)
+    data.frame.to_csv(beside / "split.csv", index=False)
+    learn.history.to_csv(beside / "history.csv", index=False)
+    report.step(f"Export to {out}")
+    learn.export(out)
+    checkpoint.file.unlink(missing_ok=True)  # the training is complete, its result is safe
+    _say_what_is_there(report, out, [*pictures, beside / "split.csv", beside / "history.csv"])
+    report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
+
+
+def _origin(plan: workflow.TrainingPlan) -> str:
+    """Where the network's first weights come from, in words."""
+    if plan.pretrained is False:
+        return " from random weights"
+    return " from its published weights" if plan.pretrained is True else f" from {plan.pretrained}"
+
+
+def _say_what_is_there(report: Report, out: Path, files: Sequence[Path]) -> None:
+    what = {
+        "confusion_matrix.png": "how often each class was taken for which",
+        "top_losses.png": "the worst mistakes and where the network looked",
+        "training_curve.png": "loss, error and accuracy per epoch",
+        "split.csv": "which image was used for what",
+        "history.csv": "the numbers of every epoch",
+    }
+    rows = [(path, what[path.name]) for path in files]
+    report.say()
+    report.files("Written", [(out, "the exported model; open its README.md"), *rows])
+
+
+def evaluate_folder(model: Path, folder: Path) -> None:
+    """Judge an exported model by the images below `folder`, one folder per class.
+
+    Raises:
+        LearnkitError: no such model or folder, or labels the model does not know.
+    """
+    from learnkit.data.dataset import ImageDataset
+
+    report, predictor = Report(), load_learner(model)
+    name, images = workflow.held_out(ImageDataset.from_folder(folder))
+    evaluation = predictor.evaluate(images, progress=sys.stderr.isatty())
+    for table in evaluation_tables(evaluation, f"{len(images)} images of {folder} ({name})"):
+        report.table(table)
+
+
+def predict_paths(
+    model: Path, paths: Sequence[Path], csv: Path | None, to_json: Path | None
+) -> int:
+    """Number of images that could not be read, after predicting all the others.
+
+    Args:
+        model: folder of an exported model.
+        paths: image files, and folders of them.
+        csv: write the table there.
+        to_json: write a list of objects there; `-` for standard output.
+
+    Raises:
+        LearnkitError: no such model, file or folder, or a target that is no CSV or JSON file.
+    """
+    _check_suffix("--csv", csv, ".csv")
+    _check_suffix("--json", to_json, ".json")
+    files = workflow.images_at(paths)
+    table = load_learner(model).predict_files(files, progress=sys.stderr.isatty())
+    if csv is not None:
+        table.to_csv(csv, index=False)
+    if to_json is not None:
+        text = json.dumps(records(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        sys.stdout.write(text) if str(to_json) == "-" else to_json.write_text(text, "utf-8")
+    if csv is None and to_json is None:
+        Report().table(frame_table(_short(table), max_rows=_SHOWN_ROWS))
+    return int(table["error"].notna().sum())
+
+
+def _check_suffix(option: str, path: Path | None, suffix: str) -> None:
+    """Raise for a target such as `--json photo.jpg`, which would be overwritten."""
+    if path is not None and str(path) != "-" and path.suffix.lower() != suffix:
+        raise UsageError(f"{option} is {str(path)!r}; name a file that ends in {suffix}")
+
+
+def _short(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns worth a look in a terminal."""
+    columns = ["path", "label", "confidence"]
+    return table[columns + ["error"] * bool(table["error"].notna().any())]
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table of predictions for JSON: path, label, confidence and probs, or error."""
+    names = [c for c in table.columns if c.startswith("p(")]
+    found = []
+    for row in table.to_dict("records"):
+        if row["error"] is not None:
+            found.append({"path": row["path"], "error": row["error"]})
+            continue
+        probs = {name[2:-1]: row[name] for name in names}
+        found.append({k: row[k] for k in ("path", "label", "confidence")} | {"probs": probs})
+    return found

@@ -1,0 +1,242 @@
+"""The command line as a user meets it: outputs, messages, exit codes, interruptions."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from helpers import write_image_folder
+from PIL import Image
+from safetensors.torch import load_file
+
+from learnkit import load_learner
+from learnkit.callback.checkpoint_file import read_checkpoint
+from learnkit.cli import main
+
+_RUN = """
+import sys
+from learnkit.cli import main
+try: main(sys.argv[1:])
+except SystemExit: pass
+"""
+SMALL = ["--arch", "test_resnet", "--no-pretrained", "--size", "32", "--bs", "8"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 36 images in three classes."""
+    return write_image_folder(tmp_path_factory.mktemp("images"), {"bad": 12, "good": 14, "odd": 10})
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    """(exit code, output, model) of `learnkit train`, run once."""
+    model = tmp_path_factory.mktemp("trained") / "model"
+    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit) as caught:
+        main(["train", str(images), *SMALL, "--out", str(model)])
+    return caught.value.code or 0, output.getvalue(), model
+
+
+def learnkit(capsys, *argv):
+    """Exit code, standard output and standard error of the command."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(arg) for arg in argv])
+    return (caught.value.code or 0, *capsys.readouterr())
+
+
+def test_help_names_the_commands_without_importing_torch():
+    code = _RUN.replace("sys.argv[1:]", "['--help']")
+    code += "print({'torch', 'pandas', 'matplotlib', 'fastai'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in out.stdout for name in ("demo", "train", "evaluate", "predict", "--debug"))
+    assert out.stdout.strip().endswith("set()")
+
+
+def test_train_says_each_step_and_writes_what_it_lists(run):
+    code, output, model = run
+    assert code == 0, output
+    assert [f"{i}/5" in output for i in range(1, 6)] == [True] * 5
+    for epoch in range(1, 4):
+        assert f"epoch {epoch}/3   train loss" in output
+    beside = model.with_name("model-training")
+    written = sorted(path.name for path in beside.iterdir())
+    pictures = ["confusion_matrix.png", "top_losses.png", "training_curve.png"]
+    assert written == sorted([*pictures, "history.csv", "split.csv"])
+    assert all(str(path) in output.replace("\n", "") for path in [model, *beside.iterdir()])
+    assert len(pd.read_csv(beside / "history.csv")) == 3
+    assert pd.read_csv(beside / "split.csv")["split"].value_counts().sum() == 36
+    assert f"learnkit predict {model} IMAGES" in output.replace("\n", "")
+
+
+def test_evaluate_agrees_with_the_predictor(run, images, capsys):
+    model = load_learner(run[2])
+    right = sum(model.predict(path).label == path.parent.name for path in images.rglob("*.png"))
+    code, out, _ = learnkit(capsys, "evaluate", run[2], images)
+    assert code == 0
+    assert f"{right / 36:.4f}" in out
+    assert "36 images" in out
+
+
+def test_predict_shows_a_table(run, images, capsys):
+    code, out, _ = learnkit(capsys, "predict", run[2], images / "good" / "000.png", images / "odd")
+    assert code == 0
+    assert out.count(".png") == 11
+    prediction = load_learner(run[2]).predict(images / "good" / "000.png")
+    assert f"{prediction.confidence:.4f}" in out
+
+
+def test_predict_writes_csv_and_json(run, images, tmp_path, capsys):
+    targets = ["--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json"]
+    assert learnkit(capsys, "predict", run[2], images / "bad", *targets)[0] == 0
+    table = pd.read_csv(tmp_path / "p.csv")
+    objects = json.loads((tmp_path / "p.json").read_text())
+    assert len(table) == len(objects) == 12
+    for row, found in zip(table.to_dict("records"), objects, strict=True):
+        assert (row["path"], row["label"]) == (found["path"], found["label"])
+        assert found["probs"]["odd"] == pytest.approx(row["p(odd)"], abs=1e-6)
+
+
+@pytest.mark.parametrize("tail", [["--json"], ["--json", "-"], ["--json", "--debug"]])
+def test_predict_writes_json_to_the_screen(run, images, capsys, tail):
+    code, out, _ = learnkit(capsys, "predict", run[2], images / "bad" / "003.png", *tail)
+    assert code == 0
+    (found,) = json.loads(out)
+    assert sum(found["probs"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_unreadable_images_are_listed_and_give_exit_code_1(run, images, tmp_path, capsys):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((images / "bad" / "000.png").read_bytes()[:60])
+    code, out, err = learnkit(capsys, "predict", run[2], tmp_path, "--json")
+    assert code == 1
+    assert err == "learnkit: 1 images could not be read; their rows say why\n"
+    first, second = json.loads(out)
+    assert first["label"] in {"bad", "good", "odd"}
+    assert set(second) == {"path", "error"}
+
+
+def test_predict_imports_no_fastai(run, images):
+    code = _RUN + "print('fastai' in sys.modules)"
+    command = [sys.executable, "-c", code, "predict", str(run[2]), str(images / "bad")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.endswith("False\n")
+
+
+# -- mistakes -----------------------------------------------------------------------------------
+
+MISTAKES = {
+    "train nowhere": "nowhere' does not exist or is not a folder; check the path",
+    "train {images} --arch resnet81": "no architecture of this name; nearest: .*resnet18",
+    "train {images} --lr 0": "--lr is 0.0; it must be above 0",
+    "train {images} --arch-args same": "--arch-args is 'same'; write NAME=VALUE",
+    "train {images} --mean dark": "--mean is 'dark'; write numbers such as 0.5,0.5,0.5",
+    "train {images} --weights no.safetensors": "weights file 'no.safetensors' does not exist",
+    "train {images} --weights a.safetensors --no-pretrained": "exclude each other",
+    "train {images} --resume --out {tmp}/none": "no checkpoint '.*none-training.checkpoint.ckpt'",
+    "train {images} --out {images}": "is a folder with files that no bundle put there",
+    "evaluate {model} nowhere": "nowhere' does not exist or is not a folder",
+    "evaluate {images} {images}": "is not a bundle",
+    "predict nomodel {images}": "there is no bundle at nomodel",
+    "predict {model} none.png": "there is no file or folder 'none.png'",
+    "predict {model} {tmp}": "holds no images",
+    "predict {model} {images} --json a.png": "--json is 'a.png'; name a file that ends in .json",
+    "predict {model} {images} --csv a.jpg": "--csv is 'a.jpg'; name a file that ends in .csv",
+    "predict {model} {images} --csv {tmp}/no/a.csv": "non-existent directory",
+    "demo --out {images}": "is not empty and was not made by the demo",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_told_in_one_sentence(run, images, tmp_path, capsys, line):
+    argv = line.format(images=images, model=run[2], tmp=tmp_path).split()
+    code, _, err = learnkit(capsys, *argv)
+    assert code == 2
+    assert err.startswith("learnkit: ")
+    assert err.count("\n") == 1
+    assert re.search(MISTAKES[line], err), err
+
+
+@pytest.mark.parametrize(
+    "argv", [["train", "x", "--colour"], ["fly"], ["train"], ["train", "x", "--size", "big"]]
+)
+def test_a_wrong_option_gives_exit_code_2(capsys, argv):
+    code, _, err = learnkit(capsys, *argv)
+    assert code == 2
+    assert "Error" in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(Exception, match="does not exist") as caught:
+        main(["train", "nowhere", "--debug"])
+    assert type(caught.value).__name__ == "DataError"
+
+
+# -- interruptions ------------------------------------------------------------------------------
+
+
+def start_training(images, out, n_epochs):
+    """A training in a process of its own, once its first epoch is saved."""
+    command = [sys.executable, "-m", "learnkit", "train", str(images), *SMALL, "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--epochs", str(n_epochs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    checkpoint = out.with_name(f"{out.name}-training") / "checkpoint.ckpt"
+    for _ in range(6000):
+        if checkpoint.exists() or process.poll() is not None:
+            break
+        time.sleep(0.005)
+    return process, checkpoint
+
+
+def test_a_killed_training_resumes_to_the_same_weights(images, tmp_path, capsys):
+    process, checkpoint = start_training(images, tmp_path / "killed", 8)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert read_checkpoint(checkpoint)["epoch"] < 7
+
+    again = ["train", images, *SMALL, "--epochs", 8, "--out", tmp_path / "killed"]
+    code, _, err = learnkit(capsys, *again)
+    assert (code, "unfinished training stands in" in err) == (2, True)
+    code, _, err = learnkit(capsys, *again[:-3], "7", *again[-2:], "--resume")
+    assert (code, "number of epochs of fit 0 is '8' there and '7' here" in err) == (2, True)
+    code, _, err = learnkit(capsys, *again, "--resume", "--lr", "0.5")
+    assert (code, "lr is 'None' there and '0.5' here" in err) == (2, True)
+    code, out, _ = learnkit(capsys, *again, "--resume")
+    assert (code, "going on from" in out) == (0, True)
+    assert not checkpoint.exists()
+
+    whole = ["train", images, *SMALL, "--epochs", 8, "--out", tmp_path / "whole"]
+    assert learnkit(capsys, *whole)[0] == 0
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole")]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
+    histories = [
+        pd.read_csv(tmp_path / f"{name}-training" / "history.csv") for name in ("killed", "whole")
+    ]
+    assert histories[0].drop(columns="seconds").equals(histories[1].drop(columns="seconds"))
+
+
+def test_ctrl_c_says_how_to_go_on(images, tmp_path):
+    process, checkpoint = start_training(images, tmp_path / "model", 30)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(
+        f"learnkit: interrupted; go on with: learnkit train {images} --arch test_resnet"
+    )
+    assert last.endswith("--epochs 30 --resume")
+    assert checkpoint.exists()

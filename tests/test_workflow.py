@@ -1,0 +1,79 @@
+import pytest
+import torch
+from helpers import write_image_folder
+
+from learnkit import workflow
+from learnkit.errors import CheckpointError, DataError, NonFiniteLossError
+
+PLAN = workflow.TrainingPlan("test_resnet", pretrained=False, size=32, epochs=2, bs=8)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_image_folder(tmp_path_factory.mktemp("images"), {"a": 12, "b": 14})
+
+
+def test_a_folder_without_splits_is_split_by_class(images):
+    data = workflow.read_dataset(images)
+    assert data.splits == ["train", "valid", "test"]
+    assert workflow.held_out(data)[0] == "test"
+
+
+def test_splits_of_the_folder_are_kept(tmp_path):
+    write_image_folder(tmp_path / "train", {"a": 3, "b": 3})
+    write_image_folder(tmp_path / "val", {"a": 2, "b": 1})
+    name, images = workflow.held_out(workflow.read_dataset(tmp_path))
+    assert (name, len(images)) == ("valid", 3)
+
+
+def test_equal_plans_start_from_equal_weights(images):
+    data = workflow.read_dataset(images)
+    torch.manual_seed(1)
+    one = workflow.build_learner(data, PLAN).model.state_dict()
+    torch.manual_seed(2)
+    other = workflow.build_learner(data, PLAN).model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_epochs_become_lines_and_errors_of_real_images_are_measured(images):
+    learn = workflow.build_learner(workflow.read_dataset(images), PLAN)
+    lines = []
+    workflow.train(learn, PLAN, cbs=workflow.watch(learn, PLAN, lines.append))
+    assert [line.split("   ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    row = learn.history.iloc[-1]
+    assert row["valid_error"] == pytest.approx(1 - row["accuracy"])
+    evaluation = learn.evaluate(ds_idx=0)  # every training image: fewer than are watched
+    assert row["train_error"] == pytest.approx(1 - evaluation.summary["accuracy"])
+
+
+def test_a_non_finite_loss_names_the_image_files(images):
+    learn = workflow.build_learner(workflow.read_dataset(images), PLAN)
+    with (
+        pytest.raises(NonFiniteLossError, match=r"items: .*\.png, .*\.png, .*and 3 more") as caught,
+        learn.no_bar(),
+        learn.no_logging(),
+    ):
+        learn.fit(1, lr=1e30)
+    assert set(caught.value.items) <= {str(path) for path in images.rglob("*.png")}
+
+
+def test_pretrained_plans_train_the_head_for_one_epoch_more():
+    assert workflow.TrainingPlan(epochs=3).n_epochs == 4
+    assert workflow.TrainingPlan(epochs=3, pretrained=False).n_epochs == 3
+
+
+def test_an_unfinished_training_is_not_overwritten(tmp_path):
+    file = tmp_path / "checkpoint.ckpt"
+    file.write_bytes(b"something")
+    with pytest.raises(CheckpointError, match=r"unfinished training stands in .*--resume"):
+        workflow.checkpoint_of(file, PLAN, resume=False)
+    assert file.read_bytes() == b"something"
+
+
+def test_files_and_folders_are_found_in_the_order_given(images, tmp_path):
+    one = images / "b" / "003.png"
+    assert workflow.images_at([one, images / "a"]) == [one, *sorted((images / "a").iterdir())]
+    with pytest.raises(DataError, match="there is no file or folder"):
+        workflow.images_at([tmp_path / "none"])
+    with pytest.raises(DataError, match="holds no images"):
+        workflow.images_at([tmp_path])
