@@ -23,6 +23,7 @@ from learnkit.deploy.prediction import Prediction
 from learnkit.deploy.predictor import Predictor
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.export import export_learner, predict_items, predict_one, predictor_of
+from learnkit.failures import explained_mismatch, explained_workers
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.plots import plot_history
@@ -71,6 +72,20 @@ class ImageLearner(Learner):
         """Freeze parameter groups up to `n` for good: no step moves any of them."""
         super().freeze_to(n)
         forget_frozen_gradients(self.model)
+
+    def all_batches(self) -> None:
+        """Run the batches of the current loader."""
+        with explained_workers(self):
+            super().all_batches()
+
+    def load(self, file: Any, device: Any = None, **kwargs: Any) -> "ImageLearner":
+        """This learner with the weights (and optimizer state) that `save` wrote to `file`.
+
+        Raises:
+            WeightsError: They belong to another network.
+        """
+        with explained_mismatch(self.model, file):
+            return super().load(file, device=device, **kwargs)
 
     @property
     def history(self) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 """ImageLearner is a fastai Learner with more verbs; cnn_learner fits network and data together."""
 
 import copy
+import os
+import signal
 import warnings
 from functools import partial
 
@@ -14,7 +16,9 @@ from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import accuracy
+from fastai.vision.core import PILImage
 from fastai.vision.learner import vision_learner
+from fasttransform import Transform
 from helpers import SHARED, write_image_folder
 from torch import nn
 
@@ -26,7 +30,9 @@ from learnkit.errors import (
     ExportError,
     InputSizeError,
     UnknownArchitectureError,
+    WeightsError,
     WeightsUnavailableError,
+    WorkerError,
 )
 from learnkit.learner import ImageLearner, cnn_learner
 
@@ -264,6 +270,27 @@ class TestVerbs:
             learn.fine_tune(1)
         assert seen == [False, True]
         assert len(learn.history) == 2
+
+
+class TestFailures:
+    def test_weights_of_another_network_are_refused_in_one_line(self, quiet, dls):
+        quiet.save("three_classes")
+        other = make(dls, path=quiet.path, lin_ftrs=[16])
+        with pytest.raises(WeightsError, match=r"'three_classes' does not fit .* size mismatch"):
+            other.load("three_classes")
+
+    def test_a_dead_reading_process_is_explained(self, data):
+        class Die(Transform):
+            def encodes(self, image: PILImage):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        loaders = data.dataloaders(size=32, bs=6, item_tfms=[Die()], num_workers=1)
+        learn = make(loaders)
+        with (
+            learn.no_bar(),
+            pytest.raises(WorkerError, match="smaller `bs` or fewer"),
+        ):
+            learn.fit(1)
 
 
 class TestExport:
