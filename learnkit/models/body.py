@@ -13,10 +13,10 @@ from learnkit.errors import (
 )
 from learnkit.models.arch import Arch, resolve_arch
 from learnkit.models.cut import check_cut
-from learnkit.models.meta import default_meta, registered_cut
+from learnkit.models.meta import default_meta, family_meta, registered_cut
 from learnkit.models.networks import Network, Request, whole_network
 from learnkit.models.probe import probe
-from learnkit.models.timm_body import timm_body
+from learnkit.models.timm_body import is_timm, timm_body
 from learnkit.models.torchvision_body import children_body
 from learnkit.models.weights import Wanted, wanted_weights
 
@@ -153,9 +153,9 @@ def _build_at(arch: Arch, request: Request, cut: Any) -> tuple[Network, nn.Modul
     """Build, cut and try out the network at the size of the request."""
     network = whole_network(arch, request)
     shape = (1, network.n_in, *network.size)
-    if arch.source == "timm":
+    if arch.source == "timm" or is_timm(network.module):
         return network, *timm_body(network.module, cut, shape)
-    default_cut = default_meta(arch).get("cut")
+    default_cut = (default_meta(arch) or family_meta(network.module)).get("cut")
     library = arch.source == "torchvision"
     return network, *children_body(network.module, cut, default_cut, shape, library=library)
 

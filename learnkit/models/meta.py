@@ -101,6 +101,12 @@ def default_meta(arch: Arch) -> dict[str, Any]:
     return _DEFAULTS.get(arch.build, {}) if arch.source == "torchvision" else {}
 
 
+def family_meta(module: nn.Module) -> dict[str, Any]:
+    """Return the entry of torchvision's networks of the same kind as `module`, empty if none."""
+    kind = type(module).__module__
+    return next((meta for build, meta in _DEFAULTS.items() if build.__module__ == kind), {})
+
+
 def registered_cut(arch: Arch) -> Any:
     """Return the cut that a user entered into `model_meta` for `arch`, None if there is none."""
     cut = meta_of(arch).get("cut")

@@ -12,7 +12,8 @@ from torch import nn
 from learnkit.errors import WeightsUnavailableError
 from learnkit.models.arch import Arch
 from learnkit.models.hub import fetching, require_url, unavailable
-from learnkit.models.meta import IMAGENET_STATS, meta_of
+from learnkit.models.meta import IMAGENET_STATS, family_meta, meta_of
+from learnkit.models.timm_body import is_timm
 from learnkit.models.timm_network import timm_config, timm_module
 from learnkit.models.torchvision_body import convert_input
 from learnkit.models.weights import Wanted, load_file_into
@@ -138,17 +139,26 @@ def _custom(arch: Arch, request: Request) -> Network:
     wanted = request.wanted
     is_module = isinstance(arch.build, nn.Module)
     module = arch.build if is_module else _call(arch, wanted, request.options)
+    if is_module and (request.n_in != 3 or is_timm(module)):
+        module = copy.deepcopy(module)  # it will be changed
     if wanted.file is not None:
         load_file_into(module, wanted.file, arch.label)
     if request.n_in != 3:
-        module = copy.deepcopy(module) if is_module else module
         convert_input(module, request.n_in, pretrained=is_module or wanted.pretrained)
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     n_in = request.n_in if first is None else first.in_channels
-    size = request.img_size or DEFAULT_SIZE
-    mean, std = meta_of(arch).get("stats", (None, None))
-    stats = mean and tuple(mean), std and tuple(std)
-    return Network(module, arch.name, request.options, size, DEFAULT_SIZE, True, n_in, *stats)
+    native, stats = _known_of(arch, module)
+    size = request.img_size or native
+    return Network(module, arch.name, request.options, size, native, True, n_in, *stats)
+
+
+def _known_of(arch: Arch, module: nn.Module) -> tuple[Size, tuple]:
+    """Return image size and (mean, std) of a network passed in, as far as anyone knows them."""
+    cfg = module.pretrained_cfg if is_timm(module) else {}
+    native = tuple(cfg["input_size"][-2:]) if cfg else DEFAULT_SIZE
+    known = (cfg["mean"], cfg["std"]) if cfg else family_meta(module).get("stats", (None, None))
+    mean, std = meta_of(arch).get("stats", known)
+    return native, (mean and tuple(mean), std and tuple(std))
 
 
 def _call(arch: Arch, wanted: Wanted, options: dict[str, Any]) -> nn.Module:

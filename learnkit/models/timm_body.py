@@ -81,6 +81,11 @@ class TimmNhwcCutBody(TimmBody):
         return self.model(x).permute(0, 3, 1, 2)
 
 
+def is_timm(module: nn.Module) -> bool:
+    """True if `module` is a whole timm network."""
+    return hasattr(module, "forward_features") and hasattr(module, "pretrained_cfg")
+
+
 def timm_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmBody, Tensor]:
     """Return the body of a timm network and the (empty) feature map of a dry run at `shape`.
 

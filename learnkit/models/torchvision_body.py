@@ -4,6 +4,7 @@ This is how fastai cuts, and its state-dict keys ("0.0.weight", ...) are kept, s
 of fastai learners load.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from learnkit.errors import InputSizeError
 from learnkit.models.cut import automatic_cut, cut_network, require_map, require_untruncated
-from learnkit.models.probe import drop_unused
+from learnkit.models.probe import Removed, drop_unused
 
 _COPIED = ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -53,7 +54,7 @@ def children_body(
     automatic = cut is None
     cut = next((c for c in (cut, default_cut) if c is not None), None)
     if cut is None and isinstance(model, tv.VisionTransformer):
-        trunk = VitBody(model)
+        trunk = VitBody(_without_heads(model))
     else:
         cut = automatic_cut(model) if cut is None else cut
         trunk = cut(model) if callable(cut) else nn.Sequential(*cut_network(model, cut))
@@ -64,6 +65,13 @@ def children_body(
         sizes = (shape[2], seen.output.shape[2]) if library else None
         require_untruncated(model, trunk, cut, sizes, automatic=automatic)
     return trunk, seen.output
+
+
+def _without_heads(model: tv.VisionTransformer) -> tv.VisionTransformer:
+    """Return the same transformer, layers shared, without its classifier."""
+    headless = copy.copy(model)
+    headless._modules = {**model._modules, "heads": Removed()}
+    return headless
 
 
 def convert_input(model: nn.Module, n_in: int, *, pretrained: bool) -> None:

@@ -170,6 +170,31 @@ def test_a_module_with_other_channels_is_converted_in_a_copy():
     assert torch.allclose(body[0].weight, model[0].weight.sum(1, keepdim=True))
 
 
+@pytest.mark.parametrize("arch", ["test_vit", "test_mambaout", "mobilenetv3_small_050"])
+def test_a_timm_network_passed_in_is_copied_and_treated_by_its_layout(arch):
+    network = timm.create_model(arch, num_classes=5)
+    names = list(network.state_dict())
+    body = create_body(network)
+    by_name = create_body(arch, pretrained=False)
+    assert list(body.state_dict()) == list(by_name.state_dict())
+    assert (body.source, body.mean, body.reduction) == ("custom", by_name.mean, by_name.reduction)
+    state = network.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in body.model.state_dict().items())
+    assert list(state) == names
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "shufflenet_v2_x0_5", "swin_t", "vit_b_32"])
+def test_a_torchvision_network_passed_in_is_cut_like_its_family(arch):
+    with torch.device("meta"):
+        network = tv.get_model(arch, weights=None)
+        names = list(network.state_dict())
+        body = create_body(network)
+        by_name = create_body(f"torchvision:{arch}", pretrained=False)
+    assert list(body.state_dict()) == list(by_name.state_dict())
+    assert (body.source, body.mean) == ("custom", by_name.mean)
+    assert list(network.state_dict()) == names
+
+
 def test_functions_get_the_weights_argument_they_name():
     seen = {}
 

@@ -7,6 +7,7 @@ from learnkit.errors import CutError
 from learnkit.models.body import create_body
 from learnkit.models.cut import automatic_cut, has_pool_type
 from learnkit.models.spec import create_cnn_model
+from learnkit.models.torchvision_body import children_body
 
 
 def on_meta(arch, **options):
@@ -92,8 +93,12 @@ def test_an_automatic_cut_that_truncates_is_refused():
     # without learnkit's own entry, fastai's rule finds shufflenet's first pool: 24 channels remain
     shufflenet = tv.shufflenet_v2_x0_5(weights=None)
     assert automatic_cut(shufflenet) == 1
-    with pytest.raises(CutError, match=r"truncates it: it keeps .* convolutional weights"):
-        create_body(shufflenet)
+    for library, message in (
+        (True, "ends at stride 2"),
+        (False, r"keeps .* convolutional weights"),
+    ):
+        with pytest.raises(CutError, match=f"truncates it: it {message}"):
+            children_body(shufflenet, None, None, (1, 3, 64, 64), library=library)
 
 
 def test_pools_are_found_at_any_depth():
