@@ -134,7 +134,7 @@ def _draw_curves(ax: Axes, name: str, epochs: np.ndarray, curves: pd.DataFrame) 
         marker = "o" if len(epochs) <= 20 else None
         ax.plot(epochs, curves[column], color=color, label=label, marker=marker, markersize=3.5)
     ax.set(title=name, xlabel="epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.margins(y=0.08)
     if len(curves.columns) > 1:
         ax.legend(frameon=False, fontsize=9)
