@@ -16,7 +16,14 @@ from learnkit.deploy.filesystem import FileSystem
 from learnkit.errors import BundleError, BundleWriteError, LearnkitError
 
 
-class CountingFileSystem(FileSystem):
+class Unsynced(FileSystem):
+    """Does not wait for the disk: what is tested here is order and failure, not the disk."""
+
+    def fsync(self, descriptor):
+        pass
+
+
+class CountingFileSystem(Unsynced):
     """Fails, or ends the process, at its `at`-th call; a write writes half of its data first."""
 
     def __init__(self, at=None, code=None, *, sticky=False, exchange=True):
@@ -55,7 +62,7 @@ def n_calls(tmp_path, old, **kwargs):
     path = tmp_path / "dry" / "model"
     path.parent.mkdir()
     if old:
-        write_folder(path, old)
+        write_folder(path, old, fs=Unsynced())
     fs = CountingFileSystem(**kwargs)
     write_folder(path, NEW, fs=fs)
     return fs.n_calls
@@ -78,7 +85,7 @@ def test_a_call_that_fails_leaves_the_old_or_the_new_bundle(tmp_path, code, old,
         path = tmp_path / str(at) / "model"
         path.parent.mkdir()
         if old:
-            write_folder(path, old)
+            write_folder(path, old, fs=Unsynced())
         fs = CountingFileSystem(at, code, sticky=sticky, exchange=exchange)
         try:
             write_folder(path, NEW, fs=fs)
@@ -89,7 +96,9 @@ def test_a_call_that_fails_leaves_the_old_or_the_new_bundle(tmp_path, code, old,
             expected = NEW  # only the removal of the old one failed
         assert content(path) == expected, (at, fs.log[-1])
         outcomes.add(expected is NEW)
-        assert write_folder(path, NEW)  # the next save works, and leaves nothing behind
+        assert write_folder(
+            path, NEW, fs=Unsynced()
+        )  # the next save works, and leaves nothing behind
         assert leftovers(path) == []
     assert outcomes == {True, False}
 
@@ -104,7 +113,7 @@ def test_a_process_killed_at_any_call_leaves_the_old_or_the_new_bundle(tmp_path,
         path = tmp_path / str(at) / "model"
         path.parent.mkdir()
         if old:
-            write_folder(path, old)
+            write_folder(path, old, fs=Unsynced())
         pid = os.fork()
         if pid == 0:  # the child never returns into pytest
             write_folder(path, NEW, fs=CountingFileSystem(at, exchange=exchange))
@@ -112,7 +121,7 @@ def test_a_process_killed_at_any_call_leaves_the_old_or_the_new_bundle(tmp_path,
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
         assert content(path) in (old, NEW)
         seen.append(content(path) == NEW)
-        assert write_folder(path, NEW)
+        assert write_folder(path, NEW, fs=Unsynced())
         assert leftovers(path) == []
     assert seen == sorted(seen)  # old up to one call, new from there on
     assert {True, False} == set(seen)
@@ -193,7 +202,7 @@ def test_readers_see_the_old_or_the_new_while_writers_replace_it(tmp_path):
     for reader in readers:
         reader.start()
     for files in [NEW, OLD] * 20:
-        write_folder(path, files)
+        write_folder(path, files, fs=Unsynced())
     stop.set()
     for reader in readers:
         reader.join()
@@ -207,7 +216,7 @@ def test_concurrent_writers_leave_one_whole_bundle(tmp_path):
     def write(files):
         try:
             for _ in range(5):
-                write_folder(tmp_path / "model", files)
+                write_folder(tmp_path / "model", files, fs=Unsynced())
         except LearnkitError as error:
             errors.append(error)
 
