@@ -125,6 +125,15 @@ def test_a_refusal_is_an_answer_and_silence_is_not():
     assert not hub.answers(f"http://127.0.0.1:{server.server_port}/", seconds=2)
 
 
+def test_a_name_server_that_hangs_beyond_the_sockets_limit_is_not_waited_for(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(hub.urllib.request, "urlopen", lambda *_, **__: release.wait(20))
+    started = time.monotonic()
+    assert not hub.answers("http://127.0.0.1:9/", seconds=0.2)
+    assert time.monotonic() - started < 10
+    release.set()
+
+
 def test_a_server_that_never_answers_costs_no_more_than_the_time_limit():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
