@@ -4,6 +4,7 @@ Left alone, the hub's client retries for three quarters of a minute before it gi
 is asked once, with a time limit, before any download is tried.
 """
 
+import http.client
 import os
 import threading
 import urllib.error
@@ -35,7 +36,7 @@ def answers(url: str, seconds: float = SECONDS) -> bool:
                 answered.append(True)
         except urllib.error.HTTPError:
             answered.append(True)  # a refusal is an answer too
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             answered.append(False)
 
     # a name server that does not respond blocks beyond the socket's own time limit

@@ -1,3 +1,4 @@
+import http.client
 import http.server
 import socket
 import threading
@@ -127,11 +128,24 @@ def test_a_refusal_is_an_answer_and_silence_is_not():
 
 def test_a_name_server_that_hangs_beyond_the_sockets_limit_is_not_waited_for(monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(hub.urllib.request, "urlopen", lambda *_, **__: release.wait(20))
+
+    def hang(*_, **__):
+        release.wait(20)
+        raise OSError("too late")
+
+    monkeypatch.setattr(hub.urllib.request, "urlopen", hang)
     started = time.monotonic()
     assert not hub.answers("http://127.0.0.1:9/", seconds=0.2)
     assert time.monotonic() - started < 10
     release.set()
+
+
+def test_a_server_that_talks_nonsense_is_no_hub(monkeypatch):
+    def nonsense(*_, **__):
+        raise http.client.BadStatusLine("?")
+
+    monkeypatch.setattr(hub.urllib.request, "urlopen", nonsense)
+    assert not hub.answers("http://127.0.0.1:9/")
 
 
 def test_a_server_that_never_answers_costs_no_more_than_the_time_limit():
