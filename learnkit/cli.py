@@ -124,6 +124,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the exported model.")] = Path("model"),
     pretrained: Annotated[bool, typer.Option(help="Start from published weights.")] = True,
     weights: Annotated[Path | None, typer.Option(help="Start from this weights file.")] = None,
+    head_only: Annotated[
+        bool, typer.Option("--head-only", help="Leave the pretrained body as it is: fast.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     bs: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     lr: Annotated[
@@ -149,12 +152,13 @@ def train(
     from learnkit.commands import checkpoint_file, train_folder
     from learnkit.workflow import TrainingPlan
 
-    _check_start(pretrained, weights, lr)
+    _check_start(pretrained, weights, lr, head_only)
     plan = TrainingPlan(
         arch=arch,
         pretrained=str(weights) if weights else pretrained,
         size=size,
         epochs=epochs,
+        head_only=head_only,
         bs=bs,
         lr=lr,
         seed=seed,
@@ -212,9 +216,11 @@ def _quiet_plots() -> None:
     mpl.use("Agg")
 
 
-def _check_start(pretrained: bool, weights: Path | None, lr: float | None) -> None:
+def _check_start(pretrained: bool, weights: Path | None, lr: float | None, head_only: bool) -> None:
     if weights is not None and not pretrained:
         raise UsageError("--weights and --no-pretrained exclude each other; leave one out")
+    if head_only and not pretrained:
+        raise UsageError("--head-only needs a pretrained body; leave --no-pretrained out")
     if lr is not None and not lr > 0:
         raise UsageError(f"--lr is {lr}; it must be above 0, such as 0.001")
 

@@ -46,14 +46,15 @@ def train_folder(folder: Path, out: Path, plan: workflow.TrainingPlan, *, resume
     report.step(f"Read the images in {folder}")
     data = workflow.read_dataset(folder, seed=plan.seed)
     report.table(frame_table(data.counts().reset_index(), max_rows=_SHOWN_ROWS))
-    report.step(f"Train {plan.arch}{_origin(plan)} at {plan.size} x {plan.size} pixels")
+    what = f"the head of {plan.arch}" if plan.head_only else plan.arch
+    report.step(f"Train {what}{_origin(plan)} at {plan.size} x {plan.size} pixels")
     learn = workflow.build_learner(data, plan)
     if checkpoint.progress:
         report.say(f"going on from {checkpoint.file}")
     workflow.train(learn, plan, cbs=[*workflow.watch(learn, plan, report.say), checkpoint])
     name, images = workflow.held_out(data)
     report.step(f"Evaluate on the {name} images")
-    interp = learn.interpret(data=images)
+    interp = workflow.interpret(learn, images)
     for table in evaluation_tables(interp.evaluation, f"{len(images)} {name} images"):
         report.table(table)
     report.step(f"Draw pictures into {beside}")

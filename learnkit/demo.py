@@ -72,7 +72,7 @@ def run_demo(out: Path, *, plan: workflow.TrainingPlan = PLAN, n_images: int | N
     learn = workflow.build_learner(data, plan)
     workflow.train(learn, plan, cbs=workflow.watch(learn, plan, report.say))
     report.step("Evaluate on the test images, which training never saw")
-    interp = learn.interpret(data=data.test)
+    interp = workflow.interpret(learn, data.test)
     for table in evaluation_tables(interp.evaluation, f"{len(data.test)} test images"):
         report.table(table)
     report.step("Draw the confusion matrix, the worst mistakes with Grad-CAM, the training curve")

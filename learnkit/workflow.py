@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from learnkit.interpret.classification import ClassificationInterpretation
     from learnkit.learner import ImageLearner
 
-_WATCHED_IMAGES = 200  # training images whose error is measured each epoch
+_MOST_WATCHED = 200  # training images whose error is measured each epoch; a pass of its own
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TrainingPlan:
         pretrained: True for published weights, False for random ones, or a weights file.
         size: height and width of the images in pixels.
         epochs: over the whole network; pretrained ones train the head alone for one epoch before.
+        head_only: leave a pretrained body as it is, norm layers included, and train the head.
         bs: images per batch.
         lr: highest learning rate; None for 0.002 (pretrained) or 0.01.
         seed: of everything random.
@@ -50,6 +52,7 @@ class TrainingPlan:
     pretrained: bool | str = True
     size: int = 224
     epochs: int = 3
+    head_only: bool = False
     bs: int = 64
     lr: float | None = None
     seed: int = 42
@@ -67,7 +70,7 @@ class TrainingPlan:
     @property
     def n_epochs(self) -> int:
         """Epochs in all, that of the head alone included."""
-        return self.epochs + bool(self.pretrained)
+        return self.epochs + (bool(self.pretrained) and not self.head_only)
 
 
 def read_dataset(folder: str | Path, *, seed: int = 42) -> ImageDataset:
@@ -95,9 +98,12 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
     import torch
     from fastai.metrics import accuracy, accuracy_multi
 
+    from learnkit.callback.frozen_features import FrozenFeatures
     from learnkit.callback.history import TrainingHistory
     from learnkit.learner import cnn_learner
 
+    n_watched = max(20, min(_MOST_WATCHED, len(data.train) // 5))
+    history = TrainingHistory(None if plan.head_only else n_watched, seed=plan.seed)
     random.seed(plan.seed)
     np.random.seed(plan.seed % 2**32)  # noqa: NPY002  # fastai draws from the global state
     torch.manual_seed(plan.seed)
@@ -111,7 +117,8 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
         normalize=True if plan.mean is None else (plan.mean, plan.std),
         arch_kwargs=dict(plan.arch_kwargs),
         metrics=accuracy_multi if data.multi_label else accuracy,
-        cbs=TrainingHistory(_WATCHED_IMAGES, seed=plan.seed),
+        train_bn=not plan.head_only,
+        cbs=[history, FrozenFeatures()] if plan.head_only else history,
     )
 
 
@@ -136,7 +143,7 @@ def checkpoint_of(file: Path, plan: TrainingPlan, *, resume: bool) -> Checkpoint
 
 def train(learn: ImageLearner, plan: TrainingPlan, *, cbs: Any = None) -> None:
     """Train by `plan`: pretrained networks are fine-tuned, others trained whole in one cycle."""
-    if plan.pretrained:
+    if plan.pretrained and not plan.head_only:
         learn.fine_tune(plan.epochs, plan.max_lr, cbs=cbs)
     else:
         learn.fit_one_cycle(plan.epochs, plan.max_lr, cbs=cbs)
@@ -147,6 +154,14 @@ def watch(learn: ImageLearner, plan: TrainingPlan, write: Callable[[str], None])
     from learnkit.callback.epoch_lines import watch_epochs
 
     return [watch_epochs(learn, write, plan.n_epochs)]
+
+
+def interpret(learn: ImageLearner, images: ImageDataset) -> ClassificationInterpretation:
+    """What the learner answers to `images`, after one pass; terminals see a bar."""
+    from learnkit.interpret.classification import ClassificationInterpretation
+
+    show = sys.stdout.isatty()
+    return ClassificationInterpretation.from_learner(learn, data=images, progress=show)
 
 
 def save_pictures(interp: ClassificationInterpretation, folder: Path) -> list[Path]:

@@ -139,6 +139,7 @@ MISTAKES = {
     "train {images} --mean dark": "--mean is 'dark'; write numbers such as 0.5,0.5,0.5",
     "train {images} --weights no.safetensors": "weights file 'no.safetensors' does not exist",
     "train {images} --weights a.safetensors --no-pretrained": "exclude each other",
+    "train {images} --head-only --no-pretrained": "--head-only needs a pretrained body",
     "train {images} --resume --out {tmp}/none": "no checkpoint '.*none-training.checkpoint.ckpt'",
     "train {images} --out {images}": "is a folder with files that no bundle put there",
     "evaluate {model} nowhere": "nowhere' does not exist or is not a folder",

@@ -1,6 +1,11 @@
+from dataclasses import replace
+
 import pytest
+import timm
 import torch
+from fastai.basics import Callback
 from helpers import write_image_folder
+from safetensors.torch import save_model
 
 from learnkit import workflow
 from learnkit.errors import CheckpointError, DataError, NonFiniteLossError
@@ -57,9 +62,49 @@ def test_a_non_finite_loss_names_the_image_files(images):
     assert set(caught.value.items) <= {str(path) for path in images.rglob("*.png")}
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A weights file: the body of an untrained network."""
+    file = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    save_model(timm.create_model("test_resnet", pretrained=False), file)
+    return str(file)
+
+
+class Interrupt(Callback):
+    """Ctrl-C at the beginning of the second epoch."""
+
+    def before_epoch(self):
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("head_only", [True, False])
+def test_pretrained_training_resumes_to_the_same_weights(images, weights, tmp_path, head_only):
+    plan = replace(PLAN, pretrained=weights, head_only=head_only, epochs=3)
+    data, states, bodies = workflow.read_dataset(images), {}, []
+
+    def run(name, *cbs, resume=False):
+        learn = workflow.build_learner(data, plan)
+        bodies.append({k: v.clone() for k, v in learn.model[0].state_dict().items()})
+        checkpoint = workflow.checkpoint_of(tmp_path / f"{name}.ckpt", plan, resume=resume)
+        states[name] = learn.model.state_dict()
+        workflow.train(learn, plan, cbs=[*workflow.watch(learn, plan, str), checkpoint, *cbs])
+        return learn
+
+    run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", Interrupt())
+    learn = run("broken", resume=True)
+    assert all(torch.equal(states["whole"][k], states["broken"][k]) for k in states["whole"])
+    kept = all(torch.equal(bodies[0][k], v) for k, v in learn.model[0].state_dict().items())
+    assert kept == head_only
+    assert len(learn.history) == plan.n_epochs
+
+
 def test_pretrained_plans_train_the_head_for_one_epoch_more():
     assert workflow.TrainingPlan(epochs=3).n_epochs == 4
     assert workflow.TrainingPlan(epochs=3, pretrained=False).n_epochs == 3
+    assert workflow.TrainingPlan(epochs=3, head_only=True).n_epochs == 3
 
 
 def test_an_unfinished_training_is_not_overwritten(tmp_path):
