@@ -7,7 +7,6 @@ sentence, 130 interrupted. Whatever is slow to import is imported inside the com
 from __future__ import annotations
 
 import functools
-import json
 import shlex
 import sys
 import warnings
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from learnkit.arguments import DEBUG, named_value, numbers, tidy_arguments
 from learnkit.console import fail
 from learnkit.errors import LearnkitError, UsageError, WeightsUnavailableError
 
@@ -26,15 +26,24 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # paragraphs of the docstrings are wrapped anew
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_DEBUG = "--debug"
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Images in one folder per class.")
+]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder of an exported model.")
+]
+PathsArgument = Annotated[
+    list[Path], typer.Argument(metavar="PATHS", help="Image files, and folders of them.")
+]
 _state: dict[str, Any] = {"debug": False, "argv": []}
 
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
 ) -> None:
     _state["debug"] = debug
 
@@ -43,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     _state["argv"] = sys.argv[1:] if argv is None else list(argv)
     with warnings.catch_warnings():
-        if _DEBUG not in _state["argv"]:
+        if DEBUG not in _state["argv"]:
             _soften_warnings()
         app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
 
@@ -53,19 +62,6 @@ def _soften_warnings() -> None:
     warnings.simplefilter("ignore")
     warnings.simplefilter("default", UserWarning)
     warnings.showwarning = lambda message, *_: fail(f"note: {_one_line(message)}")
-
-
-def tidy_arguments(argv: Sequence[str]) -> list[str]:
-    """The arguments with `--debug` in front wherever it stood, and `-` after a bare `--json`.
-
-    >>> tidy_arguments(["predict", "model", "a.png", "--json", "--debug"])
-    ['--debug', 'predict', 'model', 'a.png', '--json', '-']
-    """
-    rest = [arg for arg in argv if arg != _DEBUG]
-    tidy = [_DEBUG] if _DEBUG in argv else []
-    for arg, after in zip(rest, [*rest[1:], "--"], strict=True):
-        tidy += [arg, "-"] if arg == "--json" and after.startswith("--") else [arg]
-    return tidy
 
 
 def _command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +113,7 @@ def demo(
 
 @_command
 def train(
-    folder: Annotated[Path, typer.Argument(help="Images in one folder per class.")],
+    folder: FolderArgument,
     arch: Annotated[str, typer.Option(help="A timm or torchvision name.")] = "resnet18",
     size: Annotated[int, typer.Option(min=1, help="Height and width in pixels.")] = 224,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs over the whole network.")] = 3,
@@ -153,6 +149,8 @@ def train(
     from learnkit.workflow import TrainingPlan
 
     _check_start(pretrained, weights, lr, head_only)
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std belong together; give both or neither")
     plan = TrainingPlan(
         arch=arch,
         pretrained=str(weights) if weights else pretrained,
@@ -163,9 +161,9 @@ def train(
         lr=lr,
         seed=seed,
         augment=augment,
-        arch_kwargs=dict(map(_named_value, arch_args or [])),
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
+        arch_kwargs=dict(map(named_value, arch_args or [])),
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
     )
     try:
         train_folder(folder, out, plan, resume=resume)
@@ -176,8 +174,8 @@ def train(
 
 @_command
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
-    folder: Annotated[Path, typer.Argument(help="Images in one folder per class.")],
+    model: ModelArgument,
+    folder: FolderArgument,
 ) -> None:
     """Judge an exported model by labelled images.
 
@@ -190,8 +188,8 @@ def evaluate(
 
 @_command
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
-    paths: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    model: ModelArgument,
+    paths: PathsArgument,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table there.")] = None,
     to_json: Annotated[
         Path | None,
@@ -223,36 +221,6 @@ def _check_start(pretrained: bool, weights: Path | None, lr: float | None, head_
         raise UsageError("--head-only needs a pretrained body; leave --no-pretrained out")
     if lr is not None and not lr > 0:
         raise UsageError(f"--lr is {lr}; it must be above 0, such as 0.001")
-
-
-def _named_value(text: str) -> tuple[str, Any]:
-    """Name and value of `name=value`; the value is JSON where it can be, else a string.
-
-    >>> _named_value("output_stride=8"), _named_value("pad_type=same")
-    (('output_stride', 8), ('pad_type', 'same'))
-    """
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise UsageError(f"--arch-args is {text!r}; write NAME=VALUE, such as output_stride=8")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """The numbers of `0.5,0.5,0.5`; one number counts for every channel.
-
-    >>> _numbers("--mean", "0.5")
-    (0.5, 0.5, 0.5)
-    """
-    if text is None:
-        return None
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} is {text!r}; write numbers such as 0.5,0.5,0.5") from None
-    return values * 3 if len(values) == 1 else values
 
 
 def _how_to_go_on(checkpoint: Path) -> str:

@@ -24,7 +24,7 @@ FLOORS = [
     ("adopt", "build", "export", "failures"),
     ("learner",),
     ("all",),
-    ("workflow", "console"),
+    ("workflow", "console", "arguments"),
     ("commands", "demo"),
     ("halcon", "cli"),
     ("__main__",),

@@ -1,0 +1,52 @@
+"""The words of a command line and what they mean."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from learnkit.errors import UsageError
+
+DEBUG = "--debug"
+
+
+def tidy_arguments(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--debug` in front wherever it stood, and `-` after a bare `--json`.
+
+    >>> tidy_arguments(["predict", "model", "a.png", "--json", "--debug"])
+    ['--debug', 'predict', 'model', 'a.png', '--json', '-']
+    """
+    rest = [arg for arg in argv if arg != DEBUG]
+    tidy = [DEBUG] if DEBUG in argv else []
+    for arg, after in zip(rest, [*rest[1:], "--"], strict=True):
+        tidy += [arg, "-"] if arg == "--json" and after.startswith("--") else [arg]
+    return tidy
+
+
+def named_value(text: str) -> tuple[str, Any]:
+    """Name and value of `name=value`; the value is JSON where it can be, else a string.
+
+    >>> named_value("output_stride=8"), named_value("pad_type=same")
+    (('output_stride', 8), ('pad_type', 'same'))
+    """
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UsageError(f"--arch-args is {text!r}; write NAME=VALUE, such as output_stride=8")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of `0.5,0.5,0.5`; one number counts for every channel.
+
+    >>> numbers("--mean", "0.5")
+    (0.5, 0.5, 0.5)
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} is {text!r}; write numbers such as 0.5,0.5,0.5") from None
+    return values * 3 if len(values) == 1 else values
