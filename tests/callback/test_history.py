@@ -140,7 +140,7 @@ def test_survives_pickling_and_counts_on():
 
 @pytest.mark.parametrize("share", [0, 0.0, -1, 1.5, True, "all"])
 def test_senseless_share_is_refused(share):
-    with pytest.raises(DataError, match=r"`train_share` is .*; give a share of the training images"):
+    with pytest.raises(DataError, match=r"`train_share` is .*; give a share of the"):
         TrainingHistory(share)
 
 
