@@ -12,6 +12,7 @@ from fastai.learner import Learner
 from fastcore.basics import listify
 from torch import nn
 
+from learnkit.callback.folded_norms import FoldedNorms, folded_norms
 from learnkit.callback.guard import StopOnNonFinite
 from learnkit.callback.history import TrainingHistory
 from learnkit.errors import DataError, InputSizeError
@@ -95,6 +96,11 @@ def default_callbacks(cbs: Any, *, train_bn: bool | str) -> list:
     given = [cb() if isinstance(cb, type) else cb for cb in listify(cbs)]
     wanted = [TrainingHistory, StopOnNonFinite, *([] if train_bn else [BnFreeze])]
     return given + [kind() for kind in wanted if not any(isinstance(cb, kind) for cb in given)]
+
+
+def callbacks_for(model: nn.Module, pretrained: Any) -> list:
+    """Return the callbacks that the network's weights call for."""
+    return [FoldedNorms()] if pretrained and folded_norms(model[0]) else []
 
 
 def frozen_norm_state(learn: Learner) -> list[dict]:

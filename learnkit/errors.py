@@ -93,7 +93,10 @@ class ExportError(LearnkitError, ValueError):
 
 
 class BundleWriteError(LearnkitError, OSError):
-    """A bundle could not be written; what stood at the target before still does."""
+    """A bundle could not be written; what stood at the target before still does.
+
+    Only a failed last flush to the disk is reported although the new bundle is in place.
+    """
 
 
 class BundleError(LearnkitError, ValueError):

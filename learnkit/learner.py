@@ -14,6 +14,7 @@ from torch import nn
 from learnkit.adopt import adopted_arguments, go_on_from
 from learnkit.build import (
     assemble,
+    callbacks_for,
     default_callbacks,
     forget_frozen_gradients,
     frozen_norm_state,
@@ -234,6 +235,7 @@ def cnn_learner(
     groups = split_on if split_on is not None else splitter
     splitter = param_groups if groups is None else as_splitter(groups)
     learn = ImageLearner(dls, model, splitter=splitter, train_bn=train_bn, **learner_kwargs)
+    learn.add_cbs(callbacks_for(model, pretrained))
     if pretrained:
         learn.freeze()
     return learn

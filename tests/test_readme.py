@@ -1,0 +1,34 @@
+"""What the README shows works as it stands."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from helpers import write_image_folder
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tour_runs(tmp_path, monkeypatch):
+    (tour,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    write_image_folder(tmp_path / "parts", {"good": 14, "bad": 14, "ugly": 14}, size=(40, 40))
+    images = write_image_folder(tmp_path / "more", {"new": 3})
+    (images / "new").rename(tmp_path / "new")
+    (tmp_path / "img.png").write_bytes((tmp_path / "new" / "000.png").read_bytes())
+    # the one line that needs a hub, on a network of a moment's training
+    offline = tour.replace('"resnet18"', '"test_resnet", pretrained=False').replace("=224", "=64")
+    assert offline != tour
+    names = {}
+    with plt.rc_context({"figure.max_open_warning": 0}):
+        exec(compile(offline, "README.md", "exec"), names)
+    assert names["label"] in {"good", "bad", "ugly"}
+    assert (tmp_path / "predictions.csv").read_text().count(".png") == 3
+    assert names["model"].classes == tuple(names["learn"].dls.vocab)
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT))
+def test_every_link_leads_somewhere(target):
+    assert (ROOT / target).exists()
