@@ -12,8 +12,8 @@ from learnkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset as ImageDataset
+    from learnkit.deploy.loading import load_learner as load_learner
     from learnkit.deploy.predictor import Predictor as Predictor
-    from learnkit.deploy.predictor import load_learner as load_learner
     from learnkit.learner import ImageLearner as ImageLearner
     from learnkit.learner import cnn_learner as cnn_learner
 
@@ -44,7 +44,7 @@ PUBLIC_NAMES: dict[str, str] = {
     # deployment
     "Prediction": "learnkit.deploy.prediction",
     "Predictor": "learnkit.deploy.predictor",
-    "load_learner": "learnkit.deploy.predictor",
+    "load_learner": "learnkit.deploy.loading",
     # errors
     "LearnkitError": "learnkit.errors",
 }

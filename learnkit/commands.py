@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from learnkit import workflow
 from learnkit.console import Report, evaluation_tables, frame_table
 from learnkit.deploy.atomic import check_target
-from learnkit.deploy.predictor import load_learner
+from learnkit.deploy.loading import load_learner
 from learnkit.errors import UsageError
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from learnkit.data.image import find_images
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import Result, predict_stream, prediction_table, watched
-from learnkit.deploy.bundle import read_bundle, save_bundle
-from learnkit.deploy.fastai_export import load_pickle, pickle_at
+from learnkit.deploy.bundle import save_bundle
 from learnkit.deploy.labelling import (
     checked_classes,
     checked_threshold,
@@ -280,48 +279,6 @@ class Predictor:
     def _repr_html_(self) -> str:
         digest = f"<br><small>sha256 {self.digest}</small>" if self.digest else ""
         return f"<code>{escape(repr(self))}</code>{digest}"
-
-
-def load_learner(
-    path: str | os.PathLike,
-    *,
-    sha256: str | None = None,
-    device: str | torch.device = "cpu",
-    allow_pickle: bool = False,
-) -> Any:
-    """The `Predictor` in the bundle at `path`, checked before use: hashes, tensors, probe images.
-
-    Args:
-        path: folder written by `learn.export` or `Predictor.save`.
-        sha256: what `save` returned (`Predictor.digest`): nothing else is accepted.
-        device: where the network runs.
-        allow_pickle: also open fastai's `export.pkl`. That RUNS whatever code its author put in;
-            fastai is imported, and its Learner is returned.
-
-    Raises:
-        BundleNotFoundError: no bundle there.
-        BundleCorruptError: damaged, altered, or not the one pinned by `sha256`.
-        BundleVersionError: written in a format newer than this learnkit reads.
-        BundleProbeError: the network does not give the recorded logits here.
-        BundleError: a pickle, and `allow_pickle` is not set.
-    """
-    if pickle_file := pickle_at(Path(path)):
-        return load_pickle(pickle_file, sha256, device, allow_pickle)
-    bundle = read_bundle(path, sha256=sha256)
-    contents = bundle.contents
-    predictor = Predictor(
-        bundle.model,
-        contents.preprocessing,
-        contents.classes,
-        multi_label=contents.multi_label,
-        threshold=contents.threshold,
-        device=device,
-        metadata=contents.metadata,
-        owns_model=True,
-    )
-    bundle.check_probes(predictor.logits)
-    predictor.digest, predictor.probes = bundle.digest, bundle.probes
-    return predictor
 
 
 def _lock_of(model: nn.Module) -> threading.Lock:

@@ -19,7 +19,8 @@ from deploy_helpers import (
 
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy import bundle as bundle_module
-from learnkit.deploy.predictor import Predictor, load_learner
+from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import Predictor
 from learnkit.errors import (
     BundleCorruptError,
     BundleError,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from learnkit.deploy import rebuild
-from learnkit.deploy.predictor import load_learner
+from learnkit.deploy.loading import load_learner
 from learnkit.errors import BundleError
 from learnkit.models.spec import build_model
 

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from learnkit.deploy.predictor import load_learner
+from learnkit.deploy.loading import load_learner
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 DIGEST = "287e4eae34ec6e6a9809d303bb0a19a45be02fc2d77480fbb9a1826c624e216e"

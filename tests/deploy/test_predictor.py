@@ -18,7 +18,8 @@ from torch import nn
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import _load_ahead
-from learnkit.deploy.predictor import Predictor, load_learner
+from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, ImageReadError, InputSizeError, PredictionError
 
 
@@ -337,7 +338,7 @@ def test_loading_and_predicting_imports_no_fastai_pandas_or_matplotlib(saved):
     code = """
         import sys
         import numpy as np
-        from learnkit.deploy.predictor import load_learner
+        from learnkit.deploy.loading import load_learner
         predictor = load_learner(sys.argv[1])
         image = np.zeros((40, 40, 3), "uint8")
         predictor.predict(image)

@@ -1,0 +1,53 @@
+"""From a bundle on disk to a Predictor that may be trusted to be what was exported."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learnkit.deploy.bundle import read_bundle
+from learnkit.deploy.fastai_export import load_pickle, pickle_at
+from learnkit.deploy.predictor import Predictor
+
+
+def load_learner(
+    path: str | os.PathLike,
+    *,
+    sha256: str | None = None,
+    device: str | torch.device = "cpu",
+    allow_pickle: bool = False,
+) -> Any:
+    """The `Predictor` in the bundle at `path`, checked before use: hashes, tensors, probe images.
+
+    Args:
+        path: folder written by `learn.export` or `Predictor.save`.
+        sha256: what `save` returned (`Predictor.digest`): nothing else is accepted.
+        device: where the network runs.
+        allow_pickle: also open fastai's `export.pkl`. That RUNS whatever code its author put in;
+            fastai is imported, and its Learner is returned.
+
+    Raises:
+        BundleNotFoundError: no bundle there.
+        BundleCorruptError: damaged, altered, or not the one pinned by `sha256`.
+        BundleVersionError: written in a format newer than this learnkit reads.
+        BundleProbeError: the network does not give the recorded logits here.
+        BundleError: a pickle, and `allow_pickle` is not set.
+    """
+    if pickle_file := pickle_at(Path(path)):
+        return load_pickle(pickle_file, sha256, device, allow_pickle)
+    bundle = read_bundle(path, sha256=sha256)
+    contents = bundle.contents
+    predictor = Predictor(
+        bundle.model,
+        contents.preprocessing,
+        contents.classes,
+        multi_label=contents.multi_label,
+        threshold=contents.threshold,
+        device=device,
+        metadata=contents.metadata,
+        owns_model=True,
+    )
+    bundle.check_probes(predictor.logits)
+    predictor.digest, predictor.probes = bundle.digest, bundle.probes
+    return predictor
