@@ -123,6 +123,68 @@ class PredictionError(LearnkitError, ValueError):
     """A prediction cannot be made: wrong input, or the network's output is not finite."""
 
 
+# -- uncertainty --------------------------------------------------------------------------------
+
+
+class CalibrationError(LearnkitError, ValueError):
+    """A temperature cannot be fitted: no usable predictions, or predictions that allow none."""
+
+
+class OodError(LearnkitError):
+    """Base of the errors of out-of-distribution detection."""
+
+
+class OodUnsupportedError(OodError, TypeError):
+    """This model has no scores of this kind to detect unusual images by."""
+
+
+class OodInsufficientDataError(OodError, ValueError):
+    """Too few images, or too much alike, to fit a score or a threshold."""
+
+
+class OodInternalError(OodError, RuntimeError):
+    """A fitted score is not finite although its input is; the message names the stage."""
+
+
+class OodLockedError(OodError, RuntimeError):
+    """The change would make the fitted detection wrong; the message says how to drop it first."""
+
+
+# -- continual learning -------------------------------------------------------------------------
+
+
+class ContinualError(LearnkitError):
+    """Base of the errors of continual learning."""
+
+
+class ContinualUnsupportedError(ContinualError, TypeError):
+    """This model cannot learn continually: no feature map, several labels an image, ..."""
+
+
+class ContinualNotInitializedError(ContinualError, RuntimeError):
+    """The model is not in the continual state; `init_continual` brings it there."""
+
+
+class ContinualAlreadyInitializedError(ContinualError, RuntimeError):
+    """The model is in the continual state already; `extend` it, or drop that state first."""
+
+
+class ContinualPredictionError(ContinualError, PredictionError):
+    """No prediction: no class is known, or the features are not finite or of another width."""
+
+
+class ContinualStateError(ContinualError, RuntimeError):
+    """The operation would invalidate the class statistics, such as training their network."""
+
+
+class InsufficientDiversityError(ContinualError, DataError):
+    """The images do not suffice to learn a class from: none readable, or all without content."""
+
+
+class StatisticsError(ContinualError, ValueError):
+    """Class statistics are damaged, contradict each other, or would stop being exact."""
+
+
 # -- command line -------------------------------------------------------------------------------
 
 

@@ -1,0 +1,1 @@
+"""What is remembered: additive statistics of classes, and the classifier derived from them."""
