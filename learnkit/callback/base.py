@@ -7,7 +7,6 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 from fastai.callback.core import Callback
 
 from learnkit.errors import LearnkitError
-from learnkit.interpret.contexts import randomness_kept as randomness_kept
 
 
 class TrainingCallback(Callback):

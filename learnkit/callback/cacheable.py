@@ -17,7 +17,7 @@ from fastai.torch_core import to_device
 from fastai.vision.augment import RandTransform, Resize, ResizeMethod
 from torch import Tensor, nn
 
-from learnkit.callback.base import randomness_kept
+from learnkit.interpret.contexts import randomness_kept
 from learnkit.models.modes import evaluating
 
 # These have code for `before_batch`, but leave the values of the images alone.

@@ -15,7 +15,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.load import DataLoader
 from torch import Tensor
 
-from learnkit.callback.base import TrainingCallback, randomness_kept
+from learnkit.callback.base import TrainingCallback
 from learnkit.callback.cacheable import (
     body_reason,
     body_trains,
@@ -35,6 +35,7 @@ from learnkit.callback.stored_features import (
     stored_layers,
     unskip,
 )
+from learnkit.interpret.contexts import randomness_kept
 from learnkit.models.modes import evaluating
 
 

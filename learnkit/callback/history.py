@@ -17,8 +17,9 @@ import torch
 from fastai.learner import Recorder
 from fastai.torch_core import to_device
 
-from learnkit.callback.base import TrainingCallback, randomness_kept
+from learnkit.callback.base import TrainingCallback
 from learnkit.errors import DataError
+from learnkit.interpret.contexts import randomness_kept
 from learnkit.models.modes import evaluating
 
 
