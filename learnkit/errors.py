@@ -78,6 +78,13 @@ class EvaluationError(LearnkitError, ValueError):
     """Predictions and truth cannot be compared: no probabilities, no class numbers, not aligned."""
 
 
+# -- uncertainty --------------------------------------------------------------------------------
+
+
+class UncertaintyError(LearnkitError, ValueError):
+    """Scores, logits, weights or rates that no threshold or calibration can be made of."""
+
+
 # -- interpretation -----------------------------------------------------------------------------
 
 

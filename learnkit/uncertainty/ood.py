@@ -1,0 +1,307 @@
+"""Scores of how unusual an image is, and how well a score tells strange images from known ones.
+
+Every score is float64 (N,), higher = more unusual. None of them divides by the length of a feature
+vector: a frame without any feature is marked with `mark_blank` instead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnkit.errors import UncertaintyError
+from learnkit.uncertainty.checks import (
+    as_tensor,
+    check_choice,
+    check_logits,
+    check_rate,
+    check_scores,
+    check_weights,
+    refuse,
+)
+
+# Above every score of an image that shows something, yet finite in single precision and in JSON.
+BLANK_SCORE = 1e30
+_BLANK_ACTIVATION = 1e-6  # root mean square below which a feature vector says nothing
+_CHUNK = 2**24  # numbers in the largest table of distances held at once
+
+
+def max_softmax_score(logits: Any) -> Tensor:
+    """One minus the largest softmax probability, in 0..1; higher = more unusual.
+
+    Source: Hendrycks and Gimpel, "A baseline for detecting misclassified and out-of-distribution
+    examples in neural networks", 2017.
+
+    >>> max_softmax_score([[0.0, 0.0], [9.0, -9.0]]).tolist()
+    [0.5, 0.0]
+    """
+    return 1 - check_logits(logits).softmax(1).amax(1)
+
+
+def energy_score(logits: Any, temperature: float = 1.0) -> Tensor:
+    """Free energy `-T log sum exp(logits / T)`; higher = more unusual.
+
+    Source: Liu et al., "Energy-based out-of-distribution detection", 2020.
+    """
+    if not 0 < temperature < math.inf:
+        raise UncertaintyError(f"`temperature` is {temperature}; it divides logits: above 0")
+    return -temperature * (check_logits(logits) / temperature).logsumexp(1)
+
+
+def nearest_neighbor_score(
+    embedded: Any, memory: Any, k: int = 1, *, own: Any = None
+) -> Tensor:
+    """Euclidean distance to the k-th nearest remembered vector; higher = more unusual.
+
+    For vectors of unit length it lies in 0..2.
+
+    Args:
+        embedded: vectors (N, D).
+        memory: remembered vectors (M, D), at least `k`.
+        k: which neighbour.
+        own: row of `memory` to look past, (N,): each image's own, for leave-one-out scores.
+
+    Raises:
+        UncertaintyError: fewer than `k` vectors to compare with, or widths differ.
+
+    Source: Sun et al., "Out-of-distribution detection with deep nearest neighbors", 2022.
+
+    >>> nearest_neighbor_score([[1.0, 0.0]], [[0.0, 1.0], [0.6, 0.8]]).tolist()
+    [0.894]
+    """
+    embedded, memory = _check_vectors(embedded, "embedded"), _check_vectors(memory, "memory")
+    if embedded.shape[1] != memory.shape[1]:
+        raise UncertaintyError(
+            f"`embedded` is {embedded.shape[1]} wide, `memory` {memory.shape[1]}; both must come"
+            " from one network"
+        )
+    n_usable = len(memory) - (own is not None)
+    if not 1 <= k <= n_usable:
+        raise UncertaintyError(
+            f"`k` is {k} and there are {n_usable} remembered vectors to compare with; remember"
+            " more images, or choose another score"
+        )
+    own = None if own is None else torch.as_tensor(own)
+    rows = max(1, _CHUNK // len(memory))
+    parts = []
+    for start in range(0, len(embedded), rows):
+        distances = _squared_distances(embedded[start : start + rows], memory)
+        if own is not None:
+            distances.scatter_(1, own[start : start + rows, None], math.inf)
+        parts.append(distances.kthvalue(k, dim=1).values if k > 1 else distances.amin(1))
+    return torch.cat(parts).sqrt() if parts else embedded.new_zeros(0)
+
+
+def mahalanobis_score(whitened: Any, means: Any, n: Any, d_eff: float) -> Tensor:
+    """Smallest debiased squared distance to a class mean; higher = more unusual.
+
+    `min_c (|z - mu_c|^2 - d_eff / n_c)`: the mean of few images lies `d_eff / n_c` off its class
+    on average, which would make images of a small class look stranger than they are.
+
+    Args:
+        whitened: vectors (N, D) in coordinates where the pooled covariance is the identity.
+        means: class means (C, D) in the same coordinates.
+        n: images per class (C,); classes without any take no part.
+        d_eff: effective number of dimensions, the trace of the whitened scatter.
+
+    Source: Lee et al., "A simple unified framework for detecting out-of-distribution samples",
+    2018; Mueller and Hein, "Mahalanobis++", 2025. The debiasing term is our addition.
+    """
+    whitened, means = _check_vectors(whitened, "whitened"), _check_vectors(means, "means")
+    n = as_tensor(n)
+    known = n > 0
+    if not known.any():
+        raise UncertaintyError("`n` counts no image of any class; there is no mean to be far from")
+    squared = _squared_distances(whitened, means[known]) - d_eff / n[known]
+    return squared.amin(1)
+
+
+def relative_mahalanobis_score(
+    whitened: Any, means: Any, n: Any, d_eff: float, center: Any
+) -> Tensor:
+    """Mahalanobis score minus the squared distance to `center` (D,); higher = more unusual.
+
+    What is strange about every image alike cancels, which helps with strange images that are near.
+
+    Source: Ren et al., "A simple fix to Mahalanobis distance for improving near-OOD detection",
+    2021; deviating, both distances use the within-class covariance.
+    """
+    background = _squared_distances(as_tensor(whitened), as_tensor(center)[None])[:, 0]
+    return mahalanobis_score(whitened, means, n, d_eff) - background
+
+
+def location_scale(scores: Any, weights: Any = None) -> tuple[float, float]:
+    """Weighted mean and standard deviation of the scores of images that are not blank.
+
+    A spread of 0 (one score, or all alike) comes back as 1, so that it can be divided by.
+
+    Raises:
+        UncertaintyError: no score is left, or one is not finite.
+    """
+    scores = check_scores(scores)
+    weights = check_weights(weights, len(scores))
+    kept = scores < BLANK_SCORE
+    if not kept.any():
+        raise UncertaintyError(
+            f"`scores` has {len(scores)} values, none of an image that shows something; at least"
+            " one is needed to say what is usual"
+        )
+    scores, weights = scores[kept], weights[kept] / weights[kept].sum()
+    loc = (weights * scores).sum()
+    scale = (weights * (scores - loc) ** 2).sum().sqrt().item()
+    # What rounding leaves of a spread of 0 must not be blown up to 1.
+    floor = 1e-12 * max(1.0, scores.abs().amax().item())
+    return loc.item(), scale if scale > floor else 1.0
+
+
+def standardize(scores: Any, loc: float, scale: float) -> Tensor:
+    """`(score - loc) / scale`; blank images keep their mark."""
+    scores = as_tensor(scores)
+    if not 0 < scale < math.inf:
+        raise UncertaintyError(f"`scale` is {scale}; a spread is finite and above 0")
+    return torch.where(scores < BLANK_SCORE, (scores - loc) / scale, scores)
+
+
+def combine(*standardized: Any, method: str = "max") -> Tensor:
+    """One score of several standardised ones (N,) each; higher = more unusual.
+
+    Args:
+        standardized: scores on one scale, from `standardize`.
+        method: "max" flags what any score finds strange, "mean" what all find a little strange.
+
+    >>> combine([0.0, 3.0], [1.0, 1.0]).tolist()
+    [1.0, 3.0]
+    """
+    check_choice(method, ("max", "mean"), name="method")
+    if not standardized:
+        raise UncertaintyError("`standardized` is empty; give at least one array of scores")
+    stacked = torch.stack([as_tensor(scores) for scores in standardized])
+    return stacked.amax(0) if method == "max" else stacked.mean(0)
+
+
+def is_blank(features: Any) -> Tensor:
+    """Whether feature vectors (N, D) are zero up to rounding, bool (N,).
+
+    Such a vector (root mean square below 1e-6) has no direction: the frame is empty or saturated.
+    """
+    features = as_tensor(features)
+    return features.square().mean(1).sqrt() < _BLANK_ACTIVATION
+
+
+def mark_blank(scores: Any, features: Any) -> Tensor:
+    """Return the scores with `BLANK_SCORE`, above every threshold, where `is_blank(features)`."""
+    scores = as_tensor(scores)
+    return torch.where(is_blank(features), torch.full_like(scores, BLANK_SCORE), scores)
+
+
+def auroc(scores_in: Any, scores_out: Any) -> float:
+    """Probability in 0..1 that a strange image scores higher than a known one, ties counting half.
+
+    The area under the ROC curve with the out-of-distribution images as the positive class; .5 is
+    chance. NaN if either side is empty.
+
+    >>> auroc([0.1, 0.2, 0.3], [0.25, 0.9])
+    0.8333333333333334
+    """
+    known, strange = _both_sides(scores_in, scores_out)
+    if not len(known) or not len(strange):
+        return math.nan
+    known = known.sort().values
+    below = torch.searchsorted(known, strange)
+    up_to = torch.searchsorted(known, strange, right=True)
+    return ((below + up_to).double().mean() / (2 * len(known))).item()
+
+
+def fpr_at_tpr(scores_in: Any, scores_out: Any, *, tpr: float = 0.95) -> float:
+    """Share of known images flagged when at least `tpr` of the strange ones are; lower is better.
+
+    The out-of-distribution images are the positive class. (Part of the literature swaps the
+    classes and reports the strange images passed when 95 % of the known ones pass.) NaN if either
+    side is empty.
+
+    >>> fpr_at_tpr([0.1, 0.2, 0.3, 0.4], [0.25, 0.9])
+    0.5
+    """
+    known, strange = _both_sides(scores_in, scores_out)
+    tpr = 1.0 if tpr == 1 else check_rate(tpr, name="tpr")
+    if not len(known) or not len(strange):
+        return math.nan
+    n_caught = math.ceil(tpr * len(strange) - 1e-9)
+    cut = strange.sort(descending=True).values[n_caught - 1]
+    return (known >= cut).double().mean().item()
+
+
+@dataclass(frozen=True)
+class OodEvaluation:
+    """How well scores and a threshold tell strange images from known ones.
+
+    Attributes:
+        auroc: area under the ROC curve, strange images positive.
+        fpr_at_95_tpr: share of known images flagged when 95 % of the strange ones are.
+        false_alarm_rate: share of known images above the threshold.
+        detection_rate: share of strange images above the threshold.
+        n_in: number of known images.
+        n_out: number of strange images.
+        reason: why some of the numbers are NaN; empty if none is.
+    """
+
+    auroc: float
+    fpr_at_95_tpr: float
+    false_alarm_rate: float
+    detection_rate: float
+    n_in: int
+    n_out: int
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, NaN as None: `json.dumps` takes it as it is."""
+        values = asdict(self)
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+
+
+def evaluate_ood(scores_in: Any, scores_out: Any, threshold: float | None = None) -> OodEvaluation:
+    """AUROC, FPR at 95 % TPR and, given a threshold, the realised rates of `score > threshold`.
+
+    One-sided input is no error: what has no answer is NaN, and `reason` says why.
+    """
+    known, strange = _both_sides(scores_in, scores_out)
+    sides = {"known": known, "out-of-distribution": strange}
+    missing = [f"no {name} images" for name, scores in sides.items() if not len(scores)]
+    missing += ["no threshold"] if threshold is None else []
+    cut = math.nan if threshold is None else float(threshold)
+    rates = [_share_above(scores, cut) for scores in (known, strange)]
+    sizes = len(known), len(strange)
+    measured = auroc(known, strange), fpr_at_tpr(known, strange)
+    return OodEvaluation(*measured, *rates, *sizes, reason=", ".join(missing))
+
+
+def _share_above(scores: Tensor, threshold: float) -> float:
+    """Return the share of scores above the threshold, NaN without scores or threshold."""
+    if not len(scores) or math.isnan(threshold):
+        return math.nan
+    return (scores > threshold).double().mean().item()
+
+
+def _both_sides(scores_in: Any, scores_out: Any) -> tuple[Tensor, Tensor]:
+    return check_scores(scores_in, name="scores_in"), check_scores(scores_out, name="scores_out")
+
+
+def _check_vectors(vectors: Any, name: str) -> Tensor:
+    tensor = as_tensor(vectors)
+    if tensor.ndim != 2:
+        raise UncertaintyError(
+            f"`{name}` has shape {tuple(tensor.shape)}; give one vector per row, shape (N, D)"
+        )
+    sums = tensor.sum(1)  # NaN and infinity survive a sum
+    refuse(sums, ~sums.isfinite(), name, "every value must be finite: look at those images")
+    return tensor
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return |a_i - b_j|^2, (N, M), never below 0; in float64 the expansion is exact enough."""
+    squares = a.square().sum(1)[:, None] + b.square().sum(1)
+    return squares.addmm_(a, b.T, alpha=-2).clamp_(min=0)
