@@ -2,7 +2,8 @@
 
 Counting measures are functions of a confusion matrix: (C, C) for one label per sample, (C, 2, 2)
 for several. Measures of probabilities take `probs` (N, C) and `targets`: class numbers (N,), or
-zeros and ones (N, C) when a sample may have several labels.
+zeros and ones (N, C) when a sample may have several labels. Where `weights` (N,) are taken, a
+sample of weight 2 counts like two samples.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
+from learnkit.errors import EvaluationError
+from learnkit.evaluation.inputs import (
+    as_array,
+    check_flags,
+    check_labels,
+    check_probs,
+    check_same_length,
+)
 
 LOG_CLIP = float(np.finfo(np.float32).eps)  # 1.19e-7: what single precision resolves next to 1
 
@@ -100,7 +108,7 @@ def top_k_accuracy(probs: Any, targets: Any, k: int = 5) -> float:
     return ratio((rank < k).sum(), len(targets))
 
 
-def log_loss(probs: Any, targets: Any) -> float:
+def log_loss(probs: Any, targets: Any, *, weights: Any = None) -> float:
     """Mean of `-log p(truth)` in nats, 0 or more; lower is better.
 
     Probabilities are clipped at 1.19e-7 from below (single precision's epsilon), so that one
@@ -112,10 +120,10 @@ def log_loss(probs: Any, targets: Any) -> float:
         truth = np.take_along_axis(probs, targets[:, None], axis=1)
     else:
         truth = np.where(targets, probs, 1 - probs)
-    return mean(-np.log(np.clip(truth.astype(np.float64), LOG_CLIP, 1)))
+    return mean(-np.log(np.clip(truth.astype(np.float64), LOG_CLIP, 1)), weights)
 
 
-def brier_score(probs: Any, targets: Any) -> float:
+def brier_score(probs: Any, targets: Any, *, weights: Any = None) -> float:
     """Mean over samples of the squared error summed over classes; lower is better.
 
     Between 0 and 2 with one label per sample (Brier's own definition; twice the one-column form
@@ -127,19 +135,24 @@ def brier_score(probs: Any, targets: Any) -> float:
     squares = np.einsum("ij,ij->i", probs, probs, dtype=np.float64)
     if targets.ndim == 1:  # the sum without an (N, C) array of differences
         truth = np.take_along_axis(probs, targets[:, None], axis=1)[:, 0].astype(np.float64)
-        return mean(np.maximum(squares - 2 * truth + 1, 0))
-    return mean(np.square(probs.astype(np.float64) - targets).sum(1))
+        return mean(np.maximum(squares - 2 * truth + 1, 0), weights)
+    return mean(np.square(probs.astype(np.float64) - targets).sum(1), weights)
 
 
 class CalibrationBins(NamedTuple):
-    """Cases, mean confidence and share of right answers per bin, (n_bins,) each; NaN if empty."""
+    """Cases (or their weight), mean confidence and share of right answers per bin, (n_bins,) each.
+
+    The means of an empty bin are NaN.
+    """
 
     n: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
 
 
-def calibration_bins(probs: Any, targets: Any, *, n_bins: int = 15) -> CalibrationBins:
+def calibration_bins(
+    probs: Any, targets: Any, *, n_bins: int = 15, weights: Any = None
+) -> CalibrationBins:
     """Confidence beside accuracy in `n_bins` bins of equal width.
 
     Bin i holds confidences in (i/n_bins, (i+1)/n_bins]; the first also holds 0. The confidence of
@@ -155,16 +168,18 @@ def calibration_bins(probs: Any, targets: Any, *, n_bins: int = 15) -> Calibrati
     confidence = confidence.astype(np.float64)
     edges = np.arange(1, n_bins) / n_bins
     bins = np.searchsorted(edges, confidence, side="left")  # "left" closes the bins on the right
-    n = np.bincount(bins, minlength=n_bins)
+    w = None if weights is None else _per_case(weights, len(bins), len(targets))
+    n = np.bincount(bins, w, minlength=n_bins)
     sums = (
-        np.bincount(bins, confidence, minlength=n_bins),
-        np.bincount(bins, right, minlength=n_bins),
+        np.bincount(bins, x if w is None else w * x, minlength=n_bins) for x in (confidence, right)
     )
-    confidence, share = (np.where(n > 0, s / np.maximum(n, 1), np.nan) for s in sums)
+    confidence, share = (np.where(n > 0, s / np.where(n > 0, n, 1), np.nan) for s in sums)
     return CalibrationBins(n, confidence, share)
 
 
-def expected_calibration_error(probs: Any, targets: Any, *, n_bins: int = 15) -> float:
+def expected_calibration_error(
+    probs: Any, targets: Any, *, n_bins: int = 15, weights: Any = None
+) -> float:
     """Mean distance between confidence and accuracy over the bins, weighted by cases, in 0..1.
 
     Lower is better. Bins as in `calibration_bins`: equal width, closed on the right.
@@ -174,7 +189,7 @@ def expected_calibration_error(probs: Any, targets: Any, *, n_bins: int = 15) ->
     >>> expected_calibration_error([[.9, .1]] * 10, [0] * 7 + [1] * 3)  # right 7 times in 10
     0.2
     """
-    n, confidence, share = calibration_bins(probs, targets, n_bins=n_bins)
+    n, confidence, share = calibration_bins(probs, targets, n_bins=n_bins, weights=weights)
     return ratio((n * np.nan_to_num(np.abs(confidence - share))).sum(), n.sum())
 
 
@@ -183,9 +198,12 @@ def ratio(numerator: float, denominator: float) -> float:
     return float(numerator) / float(denominator) if denominator else float("nan")
 
 
-def mean(values: np.ndarray) -> float:
-    """Return the mean as a float, NaN of nothing."""
-    return ratio(values.sum(), values.size)
+def mean(values: np.ndarray, weights: Any = None) -> float:
+    """Return the mean of all values as a float, each row weighted; NaN of nothing."""
+    if weights is None:
+        return ratio(values.sum(), values.size)
+    weights = _per_case(weights, values.size, len(values))
+    return ratio((values.ravel() * weights).sum(), weights.sum())
 
 
 def mean_of_known(values: np.ndarray) -> float:
@@ -201,3 +219,13 @@ def _checked(probs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
     targets = check(targets, probs.shape[1])
     check_same_length(probs=probs, targets=targets)
     return probs, targets
+
+
+def _per_case(weights: Any, n_cases: int, n_rows: int) -> np.ndarray:
+    """Return the weights of the rows as float64, each for all cases of its row."""
+    weights = as_array(weights).astype(np.float64)
+    if weights.shape != (n_rows,) or not (weights > 0).all():
+        raise EvaluationError(
+            f"`weights` has shape {weights.shape} for {n_rows} rows; give one above 0 per row"
+        )
+    return np.repeat(weights, n_cases // max(n_rows, 1))

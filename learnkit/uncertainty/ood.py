@@ -1,4 +1,4 @@
-"""Scores of how unusual an image is, and how well a score tells strange images from known ones.
+"""Scores of how unusual an image is.
 
 Every score is float64 (N,), higher = more unusual. None of them divides by the length of a feature
 vector: a frame without any feature is marked with `mark_blank` instead.
@@ -7,7 +7,6 @@ vector: a frame without any feature is marked with `mark_blank` instead.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,11 +17,13 @@ from learnkit.uncertainty.checks import (
     as_tensor,
     check_choice,
     check_logits,
-    check_rate,
     check_scores,
     check_weights,
     refuse,
 )
+from learnkit.uncertainty.detection import auroc as auroc
+from learnkit.uncertainty.detection import evaluate_ood as evaluate_ood
+from learnkit.uncertainty.detection import fpr_at_tpr as fpr_at_tpr
 
 # Above every score of an image that shows something, yet finite in single precision and in JSON.
 BLANK_SCORE = 1e30
@@ -52,9 +53,7 @@ def energy_score(logits: Any, temperature: float = 1.0) -> Tensor:
     return -temperature * (check_logits(logits) / temperature).logsumexp(1)
 
 
-def nearest_neighbor_score(
-    embedded: Any, memory: Any, k: int = 1, *, own: Any = None
-) -> Tensor:
+def nearest_neighbor_score(embedded: Any, memory: Any, k: int = 1, *, own: Any = None) -> Tensor:
     """Euclidean distance to the k-th nearest remembered vector; higher = more unusual.
 
     For vectors of unit length it lies in 0..2.
@@ -196,98 +195,6 @@ def mark_blank(scores: Any, features: Any) -> Tensor:
     """Return the scores with `BLANK_SCORE`, above every threshold, where `is_blank(features)`."""
     scores = as_tensor(scores)
     return torch.where(is_blank(features), torch.full_like(scores, BLANK_SCORE), scores)
-
-
-def auroc(scores_in: Any, scores_out: Any) -> float:
-    """Probability in 0..1 that a strange image scores higher than a known one, ties counting half.
-
-    The area under the ROC curve with the out-of-distribution images as the positive class; .5 is
-    chance. NaN if either side is empty.
-
-    >>> auroc([0.1, 0.2, 0.3], [0.25, 0.9])
-    0.8333333333333334
-    """
-    known, strange = _both_sides(scores_in, scores_out)
-    if not len(known) or not len(strange):
-        return math.nan
-    known = known.sort().values
-    below = torch.searchsorted(known, strange)
-    up_to = torch.searchsorted(known, strange, right=True)
-    return ((below + up_to).double().mean() / (2 * len(known))).item()
-
-
-def fpr_at_tpr(scores_in: Any, scores_out: Any, *, tpr: float = 0.95) -> float:
-    """Share of known images flagged when at least `tpr` of the strange ones are; lower is better.
-
-    The out-of-distribution images are the positive class. (Part of the literature swaps the
-    classes and reports the strange images passed when 95 % of the known ones pass.) NaN if either
-    side is empty.
-
-    >>> fpr_at_tpr([0.1, 0.2, 0.3, 0.4], [0.25, 0.9])
-    0.5
-    """
-    known, strange = _both_sides(scores_in, scores_out)
-    tpr = 1.0 if tpr == 1 else check_rate(tpr, name="tpr")
-    if not len(known) or not len(strange):
-        return math.nan
-    n_caught = math.ceil(tpr * len(strange) - 1e-9)
-    cut = strange.sort(descending=True).values[n_caught - 1]
-    return (known >= cut).double().mean().item()
-
-
-@dataclass(frozen=True)
-class OodEvaluation:
-    """How well scores and a threshold tell strange images from known ones.
-
-    Attributes:
-        auroc: area under the ROC curve, strange images positive.
-        fpr_at_95_tpr: share of known images flagged when 95 % of the strange ones are.
-        false_alarm_rate: share of known images above the threshold.
-        detection_rate: share of strange images above the threshold.
-        n_in: number of known images.
-        n_out: number of strange images.
-        reason: why some of the numbers are NaN; empty if none is.
-    """
-
-    auroc: float
-    fpr_at_95_tpr: float
-    false_alarm_rate: float
-    detection_rate: float
-    n_in: int
-    n_out: int
-    reason: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, NaN as None: `json.dumps` takes it as it is."""
-        values = asdict(self)
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
-
-
-def evaluate_ood(scores_in: Any, scores_out: Any, threshold: float | None = None) -> OodEvaluation:
-    """AUROC, FPR at 95 % TPR and, given a threshold, the realised rates of `score > threshold`.
-
-    One-sided input is no error: what has no answer is NaN, and `reason` says why.
-    """
-    known, strange = _both_sides(scores_in, scores_out)
-    sides = {"known": known, "out-of-distribution": strange}
-    missing = [f"no {name} images" for name, scores in sides.items() if not len(scores)]
-    missing += ["no threshold"] if threshold is None else []
-    cut = math.nan if threshold is None else float(threshold)
-    rates = [_share_above(scores, cut) for scores in (known, strange)]
-    sizes = len(known), len(strange)
-    measured = auroc(known, strange), fpr_at_tpr(known, strange)
-    return OodEvaluation(*measured, *rates, *sizes, reason=", ".join(missing))
-
-
-def _share_above(scores: Tensor, threshold: float) -> float:
-    """Return the share of scores above the threshold, NaN without scores or threshold."""
-    if not len(scores) or math.isnan(threshold):
-        return math.nan
-    return (scores > threshold).double().mean().item()
-
-
-def _both_sides(scores_in: Any, scores_out: Any) -> tuple[Tensor, Tensor]:
-    return check_scores(scores_in, name="scores_in"), check_scores(scores_out, name="scores_out")
 
 
 def _check_vectors(vectors: Any, name: str) -> Tensor:

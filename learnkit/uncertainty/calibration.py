@@ -1,0 +1,221 @@
+"""One number that makes confidences mean what they say: the temperature that divides the logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from learnkit.errors import UncertaintyError
+from learnkit.evaluation import measures
+from learnkit.evaluation.inputs import check_flags, check_labels, check_same_length
+from learnkit.uncertainty.checks import check_choice, check_logits, check_weights, refuse
+from learnkit.uncertainty.newton import best_factor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SOURCES = ("validation", "leave-one-out", "none")
+N_BINS = 15
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature, what it was fitted on and what it changed.
+
+    Attributes:
+        temperature: divides the logits; 1 leaves them as they are.
+        source: "validation", "leave-one-out", or "none" if nothing was fitted.
+        n: number of images.
+        log_loss_before: mean log loss in nats at temperature 1.
+        log_loss_after: the same at `temperature`.
+        brier_before: Brier score at temperature 1.
+        brier_after: the same at `temperature`.
+        ece_before: expected calibration error at temperature 1, 15 bins of equal width, closed on
+            the right.
+        ece_after: the same at `temperature`.
+        reason: why nothing was fitted, or why the temperature is less than it could be; else "".
+    """
+
+    temperature: float = 1.0
+    source: str = "none"
+    n: int = 0
+    log_loss_before: float = math.nan
+    log_loss_after: float = math.nan
+    brier_before: float = math.nan
+    brier_after: float = math.nan
+    ece_before: float = math.nan
+    ece_after: float = math.nan
+    reason: str = ""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the temperature comes from data."""
+        return self.source != "none"
+
+    def table(self) -> pd.DataFrame:
+        """Log loss, Brier score and calibration error, before and after."""
+        import pandas as pd
+
+        names = {"log_loss": "log loss", "brier": "Brier score", "ece": f"ECE ({N_BINS} bins)"}
+        rows = {
+            text: [getattr(self, f"{name}_{when}") for when in ("before", "after")]
+            for name, text in names.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["before", "after"])
+
+    def _repr_html_(self) -> str:
+        origin = f"{self.source}, {self.n} images" if self.is_fitted else f"none: {self.reason}"
+        about = f"<p>Temperature {self.temperature:.4g} ({origin})</p>"
+        return about + self.table().to_html(float_format="{:.4g}".format, na_rep="–")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, NaN as None; `from_dict` reads it back."""
+        values = asdict(self)
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Calibration:
+        """Return the calibration `to_dict` described.
+
+        Raises:
+            UncertaintyError: keys are missing or unknown, or a value breaks a rule.
+        """
+        names = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            odd = sorted(names ^ set(values)) if isinstance(values, dict) else type(values).__name__
+            raise UncertaintyError(f"a calibration needs exactly its own keys; look at {odd}")
+        check_temperature(values["temperature"])
+        check_choice(values["source"], SOURCES, name="source")
+        return cls(**{name: math.nan if v is None else v for name, v in values.items()})
+
+
+def fit_temperature(
+    logits: Any,
+    targets: Any,
+    *,
+    weights: Any = None,
+    bounds: tuple[float, float] = (0.05, 20.0),
+    source: str = "validation",
+) -> Calibration:
+    """Temperature with the smallest mean log loss on these images, the only minimum there is.
+
+    Where no temperature can be learned nothing is fitted: the result has temperature 1, source
+    "none" and a `reason`. So it is without images, with one class only, when every prediction is
+    right (any lower temperature would fit better) and when every one is wrong.
+
+    Args:
+        logits: (N, C) of images the network has not learned from; -inf for classes without images.
+        targets: class numbers (N,), or zeros and ones (N, C) if an image may have several labels:
+            then the sigmoid takes the place of the softmax.
+        weights: of the images (N,), for log loss, Brier score and calibration error alike.
+        bounds: smallest and largest temperature.
+        source: "validation" or "leave-one-out", for the record.
+
+    Raises:
+        UncertaintyError: NaN or +inf among the logits, a truth of logit -inf, weights not above
+            0, or bounds out of order.
+        EvaluationError: class numbers outside 0..C-1, or lengths that differ.
+
+    Source: Guo et al., "On calibration of modern neural networks", 2017.
+
+    >>> round(fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]).temperature, 4)  # 2 / log(3)
+    1.8205
+    """
+    check_choice(source, SOURCES[:2], name="source")
+    low, high = check_bounds(bounds)
+    logits, targets = _check_pair(logits, targets)
+    weights = check_weights(weights, len(logits))
+    cases = _as_cases(logits, targets, weights)
+    reason = _why_not(*cases[:2])
+    if reason:
+        return Calibration(n=len(logits), reason=reason)
+    temperature = 1 / best_factor(*cases, 1 / high, 1 / low)
+    return Calibration(
+        temperature,
+        source,
+        len(logits),
+        *_before_and_after(logits, targets, weights, temperature),
+        reason=_at_bound(temperature, low, high),
+    )
+
+
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Return `logits / temperature`: other confidences, the same ranking of the classes."""
+    return logits / check_temperature(temperature)
+
+
+def check_temperature(temperature: float) -> float:
+    """Return a finite number above 0 as a float, or raise UncertaintyError."""
+    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature < math.inf:
+        raise UncertaintyError(f"`temperature` is {temperature!r}; it divides logits: above 0")
+    return float(temperature)
+
+
+def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return (smallest, largest) temperature, or raise UncertaintyError."""
+    low, high = map(check_temperature, bounds)
+    if low >= high:
+        raise UncertaintyError(f"`bounds` are {bounds}; give (smallest, largest) temperature")
+    return low, high
+
+
+def _check_pair(logits: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    logits = check_logits(logits)
+    multi_label = torch.as_tensor(targets).ndim == 2
+    check = check_flags if multi_label else check_labels
+    targets = torch.from_numpy(check(targets, logits.shape[1]))
+    check_same_length(logits=logits, targets=targets)
+    return logits, targets
+
+
+def _as_cases(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (logits, class numbers, weights) with one truth a row; each row's largest logit is 0.
+
+    A label that may be there or not is a case of two classes with the logits (0, l).
+    """
+    if targets.ndim == 2:
+        weights = weights.repeat_interleave(logits.shape[1])
+        logits = torch.stack([torch.zeros_like(logits), logits], dim=2).flatten(0, 1)
+        targets = targets.long().flatten()
+    logits = logits - logits.amax(1, keepdim=True) if len(logits) else logits
+    truth = logits.gather(1, targets[:, None])[:, 0]
+    rule = "a class without images cannot be the truth: leave those images out"
+    refuse(truth, truth.isneginf(), "logits", f"{rule} (the logit of the truth)")
+    return logits, targets, weights
+
+
+def _why_not(logits: Tensor, targets: Tensor) -> str:
+    """Return why no temperature can be learned, or ""."""
+    if not len(logits):
+        return "no images to calibrate on"
+    if logits.shape[1] < 2:
+        return "one class only: its probability is always 1"
+    if not logits.any():
+        return "the logits of every image are all alike"
+    n_right = int((logits.argmax(1) == targets).sum())
+    if n_right in (0, len(logits)):
+        word = "right" if n_right else "wrong"
+        return f"all {len(logits)} predictions are {word}, which says nothing about confidence"
+    return ""
+
+
+def _before_and_after(
+    logits: Tensor, targets: Tensor, weights: Tensor, temperature: float
+) -> list[float]:
+    """Return log loss, Brier score and ECE, each before and after."""
+    as_probs = (lambda x: x.sigmoid()) if targets.ndim == 2 else (lambda x: x.softmax(1))
+    both = [as_probs(logits), as_probs(logits / temperature)]
+    names = measures.log_loss, measures.brier_score, measures.expected_calibration_error
+    return [measure(probs, targets, weights=weights) for measure in names for probs in both]
+
+
+def _at_bound(temperature: float, low: float, high: float) -> str:
+    """Return a sentence if the temperature lies on a bound, else ""."""
+    if low * (1 + 1e-9) < temperature < high * (1 - 1e-9):
+        return ""
+    return f"the best temperature lies beyond the bound {temperature:.4g}"
