@@ -1,0 +1,218 @@
+"""A bounded memory of features: per class, those whose bytes hash lowest.
+
+Which features are kept depends on the features alone, not on when or in what batches they came, so
+memories merge without loss. A feature that comes several times is kept once with the number of its
+copies; both are functions of the multiset of features seen.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learnkit.continual.embedding import GRID
+from learnkit.continual.names import check_known
+from learnkit.errors import StatisticsError
+
+_KEY = b"learnkit feature memory"
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """The remembered features of one class, lowest hash first: int16 (m, D), and their copies."""
+
+    features: Tensor
+    hashes: tuple[bytes, ...] = ()
+    copies: tuple[int, ...] = ()
+
+    @property
+    def n_copies(self) -> int:
+        """Images these features stand for."""
+        return sum(self.copies)
+
+    def equals(self, other: "Cell") -> bool:
+        """Whether both hold the same features as often."""
+        return self.hashes == other.hashes and self.copies == other.copies
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMemory:
+    """At most `size` distinct features a class; every operation returns a new memory.
+
+    After `remove` a class may hold fewer features than `size` although it has more images: those
+    pushed out earlier do not come back.
+    """
+
+    size: int
+    n_features: int
+    class_names: tuple[str, ...] = ()
+    cells: tuple[Cell, ...] = ()
+    _all: dict[int | None, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return sum(len(cell.hashes) for cell in self.cells)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken by features, hashes and copies."""
+        return sum(cell.features.nbytes + 24 * len(cell.hashes) for cell in self.cells)
+
+    def of(self, name: str) -> Tensor:
+        """Remembered features of one class on the integer grid, int16 (m, D), lowest hash first.
+
+        Raises:
+            DataError: There is no such class.
+        """
+        return self.cells[self.class_names.index(check_known(name, self.class_names))].features
+
+    def all(self, per_class: int | None = None) -> tuple[Tensor, Tensor]:
+        """(features float64 (M, D), class indices int64 (M,)), classes in order.
+
+        The features are the embedded ones, rounded to the grid: exactly what the statistics
+        contain. With `per_class`, at most so many of each class: those with the lowest hashes.
+        """
+        if per_class not in self._all:
+            self._all[per_class] = self._collect(per_class)
+        return self._all[per_class]
+
+    def _collect(self, per_class: int | None) -> tuple[Tensor, Tensor]:
+        kept = [cell.features[:per_class] for cell in self.cells]
+        labels = torch.repeat_interleave(
+            torch.arange(len(kept)), torch.tensor([len(rows) for rows in kept], dtype=torch.int64)
+        )
+        empty = torch.empty(0, self.n_features, dtype=torch.int16)
+        return torch.cat([empty, *kept]).to(torch.float64) / GRID, labels
+
+    def copies(self) -> Tensor:
+        """How many images each row of `all()` stands for, int64 (M,)."""
+        return torch.tensor([n for cell in self.cells for n in cell.copies], dtype=torch.int64)
+
+    def named(self, class_names: Sequence[str]) -> "FeatureMemory":
+        """The same cells under other names; more names than cells get empty ones."""
+        extra = len(class_names) - len(self.cells)
+        return self._with((*self.cells, *[self.empty_cell()] * extra), tuple(class_names))
+
+    def add(self, grid: Tensor, index: Tensor) -> "FeatureMemory":
+        """With the rows of `grid` (N, D integers) added to the classes at `index` (N,)."""
+        if not self.size:
+            return self
+        cells = list(self.cells)
+        for place, rows in _by_class(grid, index):
+            cells[place] = self._lowest([cells[place], _cell(rows)])
+        return self._with(cells)
+
+    def remove(self, grid: Tensor, index: Tensor, counts: Sequence[int]) -> "FeatureMemory":
+        """Without one copy of each row of `grid`; rows that are not remembered change nothing.
+
+        Args:
+            grid: Features on the integer grid (N, D).
+            index: Their classes (N,).
+            counts: Images each class had before.
+
+        Raises:
+            StatisticsError: A class is remembered completely, and the row is not among it.
+        """
+        cells = list(self.cells)
+        for place, rows in _by_class(grid, index):
+            complete = cells[place].n_copies == counts[place]
+            cells[place] = self._without(cells[place], rows, self.class_names[place], complete)
+        return self._with(cells)
+
+    def emptied(self, places: Iterable[int]) -> "FeatureMemory":
+        """With nothing remembered of the classes at `places`."""
+        cells = list(self.cells)
+        for place in places:
+            cells[place] = self.empty_cell()
+        return self._with(cells)
+
+    def joined(self, places: Sequence[int], into: int) -> "FeatureMemory":
+        """With what is remembered of all `places` at `into`, as if it had come there at once."""
+        union = self._lowest([self.cells[place] for place in {*places, into}])
+        cells = list(self.emptied(places).cells)
+        cells[into] = union
+        return self._with(cells)
+
+    def merge(self, other: "FeatureMemory") -> "FeatureMemory":
+        """With all of `other`, whose class names must be among this memory's."""
+        cells = list(self.cells)
+        places = {name: place for place, name in enumerate(self.class_names)}
+        for name, cell in zip(other.class_names, other.cells, strict=True):
+            if cell.hashes:
+                cells[places[name]] = self._lowest([cells[places[name]], cell])
+        return self._with(cells)
+
+    def picked(self, places: Sequence[int]) -> "FeatureMemory":
+        """The classes at `places` alone, in that order."""
+        names = tuple(self.class_names[place] for place in places)
+        return self._with([self.cells[place] for place in places], names)
+
+    def empty_cell(self) -> Cell:
+        """A class of which nothing is remembered."""
+        return Cell(torch.empty(0, self.n_features, dtype=torch.int16))
+
+    def _with(
+        self, cells: Sequence[Cell], class_names: tuple[str, ...] | None = None
+    ) -> "FeatureMemory":
+        names = self.class_names if class_names is None else class_names
+        return replace(self, cells=tuple(cells), class_names=names, _all={})
+
+    def _lowest(self, cells: Sequence[Cell]) -> Cell:
+        """The `size` features with the lowest hashes of all `cells`, copies added up."""
+        copies: Counter[bytes] = Counter()
+        rows: dict[bytes, Tensor] = {}
+        for cell in cells:
+            for row, (code, n) in enumerate(zip(cell.hashes, cell.copies, strict=True)):
+                copies[code] += n
+                rows.setdefault(code, cell.features[row])
+        hashes = tuple(sorted(rows)[: self.size])
+        if not hashes:
+            return self.empty_cell()
+        kept = torch.stack([rows[code] for code in hashes])
+        return Cell(kept, hashes, tuple(copies[code] for code in hashes))
+
+    def _without(self, cell: Cell, rows: np.ndarray, name: str, complete: bool) -> Cell:
+        left = dict(zip(cell.hashes, cell.copies, strict=True))
+        for code in _hashes(rows):
+            if complete and not left.get(code):
+                raise StatisticsError(
+                    f"a feature to be subtracted from class {name!r} was never added to it; "
+                    "subtract the same images, read by the same network, that were learned"
+                )
+            if code in left:
+                left[code] -= 1
+        kept = [row for row, code in enumerate(cell.hashes) if left[code] > 0]
+        hashes = tuple(cell.hashes[row] for row in kept)
+        return Cell(cell.features[kept], hashes, tuple(left[code] for code in hashes))
+
+
+def feature_hashes(features: Tensor) -> tuple[bytes, ...]:
+    """A keyed hash of every row's bytes, 16 bytes each, equal on every machine."""
+    return tuple(_hashes(features.numpy()))
+
+
+def _cell(rows: np.ndarray) -> Cell:
+    """All of `rows` as one cell, each distinct one once."""
+    hashes = _hashes(rows)
+    copies = Counter(hashes)
+    first = {code: row for row, code in reversed(list(enumerate(hashes)))}
+    order = sorted(first)
+    features = torch.from_numpy(rows[[first[code] for code in order]])
+    return Cell(features, tuple(order), tuple(copies[code] for code in order))
+
+
+def _hashes(rows: np.ndarray) -> list[bytes]:
+    little = np.ascontiguousarray(rows, dtype="<i2")
+    return [hashlib.blake2b(row.tobytes(), digest_size=16, key=_KEY).digest() for row in little]
+
+
+def _by_class(grid: Tensor, index: Tensor) -> Iterable[tuple[int, np.ndarray]]:
+    """(class, its rows as int16) for every class in `index`."""
+    rows, places = grid.to(torch.int16).numpy(), index.numpy()
+    order = np.argsort(places, kind="stable")
+    found, starts = np.unique(places[order], return_index=True)
+    for place, chosen in zip(found, np.split(order, starts[1:]), strict=True):
+        yield int(place), rows[chosen]

@@ -1,0 +1,37 @@
+"""Rows of features as a caller gives them: checked before anything is done with them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnkit.errors import DataError
+
+
+def check_features(features: Any, n_features: int) -> Tensor:
+    """`features` as a detached float64 tensor (N, n_features) on the CPU.
+
+    Raises:
+        DataError: It is no table of finite numbers of this width; the message names the rows.
+    """
+    try:
+        table = torch.as_tensor(features)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"`features` is no table of numbers: {error}") from error
+    if table.is_complex() or table.dtype == torch.bool:
+        raise DataError(f"`features` holds {table.dtype}; give real numbers")
+    if table.dim() != 2 or table.shape[1] != n_features:
+        raise DataError(
+            f"`features` has shape {tuple(table.shape)}; give one row of {n_features} numbers per "
+            "image, as the network these statistics belong to makes them"
+        )
+    # also away from subclasses such as fastai's
+    table = table.detach().as_subclass(Tensor).to("cpu", torch.float64).contiguous()
+    if not torch.isfinite(table).all():
+        rows = torch.nonzero(~torch.isfinite(table).all(dim=1)).flatten().tolist()
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        raise DataError(
+            f"features of {len(rows)} of {len(table)} images are NaN or infinite (rows {shown}); "
+            "leave these images out, or look for what the network makes of them"
+        )
+    return table

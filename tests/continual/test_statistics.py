@@ -1,0 +1,462 @@
+"""Statistics of classes: sums that do not depend on how the images came."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from learnkit.continual.embedding import GRID, body_is_nonnegative, embed, is_blank, to_grid
+from learnkit.continual.statistics import LIMIT, ClassStatistics
+from learnkit.errors import DataError, StatisticsError
+
+D = 6
+NAMES = ["ant", "bee", "cat", "dog"]
+few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def images(seed, n=24, d=D):
+    rng = np.random.default_rng(seed)
+    features = torch.from_numpy(rng.gamma(1.0, size=(n, d)).astype("float32"))
+    features[n // 2] = features[0]  # a copy, as burst frames are
+    return features, [NAMES[i] for i in rng.integers(0, len(NAMES), n)]
+
+
+def collect(features, labels, *, memory_size=3, root=True):
+    empty = ClassStatistics.empty(features.shape[1], root=root, memory_size=memory_size)
+    return empty.update(features, labels)
+
+
+def in_pieces(features, labels, order, cuts, memory_size=3):
+    """Statistics of the images in another order, batch by batch."""
+    stats = ClassStatistics.empty(features.shape[1], root=True, memory_size=memory_size)
+    for piece in np.split(np.array(order), sorted(cuts)):
+        if len(piece):
+            stats = stats.update(features[piece], [labels[i] for i in piece])
+    return stats
+
+
+orders = st.permutations(range(24))
+cuts = st.lists(st.integers(0, 24), max_size=5)
+seeds = st.integers(0, 2**31)
+
+
+@few
+@given(seeds, orders, cuts, st.integers(0, 9))
+def test_any_order_and_batching_gives_the_same_bits(seed, order, cuts, memory_size):
+    features, labels = images(seed)
+    whole = collect(features, labels, memory_size=memory_size)
+    assert in_pieces(features, labels, order, cuts, memory_size).equals(whole)
+
+
+@few
+@given(seeds, orders, cuts, st.integers(0, 9))
+def test_any_number_of_shards_merges_to_the_same_bits(seed, order, cuts, memory_size):
+    features, labels = images(seed)
+    shards = [
+        in_pieces(features, labels, piece, [], memory_size)
+        for piece in np.split(np.array(order), sorted(cuts))
+    ]
+    merged = ClassStatistics.empty(D, root=True, memory_size=memory_size)
+    for shard in shards:
+        merged = shard.merge(merged)
+    assert merged.equals(collect(features, labels, memory_size=memory_size))
+
+
+@few
+@given(seeds, st.integers(1, 23))
+def test_subtracting_undoes_updating(seed, cut):
+    features, labels = images(seed)
+    before = collect(features[:cut], labels[:cut], memory_size=24)
+    after = before.update(features[cut:], labels[cut:]).subtract(features[cut:], labels[cut:])
+    assert after.equals(before)
+
+
+@few
+@given(seeds, st.integers(1, 23))
+def test_subtracting_undoes_all_sums_even_when_the_memory_overflowed(seed, cut):
+    features, labels = images(seed)
+    before = collect(features[:cut], labels[:cut], memory_size=1)
+    after = before.update(features[cut:], labels[cut:]).subtract(features[cut:], labels[cut:])
+    mine, its = after.canonical(), before.canonical()
+    assert torch.equal(mine.sums, its.sums)
+    assert torch.equal(mine.gram, its.gram)
+    assert torch.equal(mine.counts, its.counts)
+    assert torch.equal(mine.scatter(), its.scatter())
+
+
+@few
+@given(seeds, orders)
+def test_scatter_is_that_of_the_rounded_features(seed, order):
+    features, labels = images(seed)
+    stats = in_pieces(features, labels, order, [5, 11])
+    z = (to_grid(embed(features, root=True)) / GRID).numpy()
+    expected = np.zeros((D, D))
+    for name in set(labels):
+        rows = z[[label == name for label in labels]]
+        for row in rows - rows.mean(0):
+            expected += np.outer(row, row)
+    torch.testing.assert_close(stats.scatter().numpy(), expected, atol=1e-12, rtol=0)
+    assert torch.equal(stats.scatter(), stats.scatter().T)
+    assert torch.equal(stats.scatter(), collect(features, labels).scatter())
+
+
+def test_sums_are_those_of_exact_integer_arithmetic():
+    features, labels = images(1)
+    stats = collect(features, labels)
+    grid = to_grid(embed(features, root=True)).to(torch.int64)
+    assert torch.equal(stats.gram.to(torch.int64), sum(torch.outer(z, z) for z in grid))
+    for place, name in enumerate(stats.class_names):
+        rows = grid[[label == name for label in labels]]
+        assert torch.equal(stats.sums[place].to(torch.int64), rows.sum(0))
+        assert stats.counts[place] == len(rows)
+
+
+def test_operations_leave_what_they_are_called_on_as_it_was():
+    features, labels = images(2)
+    stats = collect(features, labels)
+    before = {name: tensor.clone() for name, tensor in stats.to_tensors().items()}
+    stats.update(features, ["new"] * 24)
+    stats.subtract(features[:3], labels[:3])
+    stats.forget(labels[0])
+    stats.rename({labels[0]: "other"})
+    stats.merge_classes(sorted(set(labels)), "all")
+    stats.merge(stats)
+    for name, tensor in stats.to_tensors().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_places_of_classes_never_move():
+    features, labels = images(3)
+    stats = collect(features, labels)
+    names = stats.class_names
+    grown = stats.update(features[:2], ["zebra", "aardvark"]).forget(names[1])
+    assert grown.class_names == (*names, "zebra", "aardvark")
+    assert grown.counts[1] == 0
+    assert grown.update(features[:1], [names[1]]).counts[1] == 1
+
+
+def test_class_names_give_the_order_of_arrival_and_meaning_to_numbers():
+    features, _ = images(3)
+    stats = ClassStatistics.empty(D, root=True).update(features[:3], [2, 0, 2], ["x", "y", "z"])
+    assert stats.class_names == ("x", "y", "z")
+    assert stats.counts.tolist() == [1, 0, 2]
+
+
+def test_a_forgotten_class_leaves_its_spread_and_nothing_else():
+    features, labels = images(4)
+    stats = collect(features, labels, memory_size=4)
+    gone = stats.forget("bee")
+    torch.testing.assert_close(gone.scatter(), stats.scatter(), atol=1e-13, rtol=0)
+    assert len(gone.memory.of("bee")) == 0
+    assert not gone.means()[gone.class_names.index("bee")].any()
+    assert (gone.n_images, gone.dof, gone.n_groups) == (stats.n_images, stats.dof, stats.n_groups)
+
+
+def test_the_order_of_forgetting_leaves_no_trace():
+    features, labels = images(4)
+    stats = collect(features, labels)
+    assert stats.forget("bee").forget("ant").equals(stats.forget("ant").forget("bee"))
+    assert not stats.forget("bee").equals(stats)
+
+
+@few
+@given(seeds, orders)
+def test_merged_classes_are_as_if_labelled_so_from_the_start(seed, order):
+    features, labels = images(seed)
+    merged = in_pieces(features, labels, order, [9])
+    known = sorted(set(labels))[:2]
+    merged = merged.merge_classes(known, "insect")
+    relabelled = ["insect" if label in known else label for label in labels]
+    assert merged.equals(collect(features, relabelled))
+
+
+def test_renamed_classes_are_as_if_named_so_from_the_start():
+    features, labels = images(5)
+    swapped = {"ant": "bee", "bee": "ant", "cat": "Katze"}
+    renamed = collect(features, labels).rename(swapped)
+    assert renamed.equals(collect(features, [swapped.get(label, label) for label in labels]))
+
+
+def test_merging_into_an_existing_class_keeps_its_place():
+    features, labels = images(6)
+    stats = collect(features, labels)
+    merged = stats.merge_classes(["ant"], "bee")
+    assert merged.class_names == stats.class_names
+    assert merged.counts[stats.class_names.index("ant")] == 0
+    with pytest.raises(DataError, match="fewer than two"):
+        stats.merge_classes(["ant"], "ant")
+    with pytest.raises(DataError, match="use `rename`"):
+        stats.merge_classes(["ant"], "new")
+
+
+# -- embedding ------------------------------------------------------------------------------------
+
+
+@few
+@given(seeds, st.sampled_from([1, 3, 7, 500, 9000]), st.integers(1, 9), st.booleans())
+def test_embedding_does_not_depend_on_the_batch(seed, width, n, root):
+    x = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, width)))
+    whole = embed(x, root=root)
+    single = torch.cat([embed(row[None].clone(), root=root) for row in x])
+    strided = embed(x.T.contiguous().T, root=root)
+    assert torch.equal(whole, single)
+    assert torch.equal(whole, strided)
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(n, dtype=torch.float64))
+
+
+def test_embedding_takes_the_direction_of_the_signed_root():
+    x = torch.tensor([[4.0, -9.0, 0.0]], dtype=torch.float64)
+    expected = torch.tensor([[2.0, -3.0, 0.0]], dtype=torch.float64) / 13**0.5
+    torch.testing.assert_close(embed(x, root=True), expected)
+    torch.testing.assert_close(embed(x, root=False), x / 97**0.5)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e30, 1e300])
+def test_embedding_forgets_the_scale_without_overflow(scale):
+    x = torch.tensor([[1.0, 2.0, 2.0]], dtype=torch.float64)
+    torch.testing.assert_close(embed(x * scale, root=False), x / 3)
+
+
+def test_a_blank_image_stays_zero_and_is_not_divided_by():
+    x = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [1.0, 1.0]])
+    assert embed(x, root=True)[:2].abs().sum() == 0
+    assert is_blank(x).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_gradients_of_the_embedding_are_right_and_finite_at_zero(root):
+    x = torch.rand(3, 5, dtype=torch.float64) + 0.1
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: embed(t, root=root), (x,), atol=1e-5)
+    y = torch.tensor([[0.0, 2.0], [0.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(embed(y, root=root).sum(), y)
+    assert torch.isfinite(gradient).all()
+
+
+def test_the_grid_fits_16_bits_and_errs_by_half_a_step():
+    z = embed(torch.eye(2) * torch.tensor([1.0, -1.0]), root=False)
+    assert to_grid(z).abs().max() == 32767
+    z = embed(torch.randn(50, 9), root=False)
+    assert (to_grid(z) / GRID - z).abs().max() <= 0.5 / GRID
+
+
+@pytest.mark.parametrize(("act", "positive"), [(nn.ReLU(), True), (nn.GELU(), False)])
+def test_a_body_that_ends_in_relu_is_found_out_without_a_trace(act, positive):
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), act)
+    body.train()
+    state = torch.random.get_rng_state()
+    running = body[1].running_mean.clone()
+    assert body_is_nonnegative(body) is positive
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(body[1].running_mean, running)
+    assert body.training
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+OK = torch.rand(2, D)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (torch.full((2, D), torch.nan), ["a", "b"], r"2 of 2 images are NaN or infinite \(rows 0"),
+        (torch.tensor([[1.0] * D, [torch.inf] * D]), ["a", "b"], "rows 1"),
+        (torch.rand(2, D + 1), ["a", "b"], r"shape \(2, 7\); give one row of 6"),
+        (torch.rand(D), ["a"], "one row of 6"),
+        (OK, ["a"], "2 rows of features come with 1 labels"),
+        (OK, "ab", "one class name per image"),
+        (torch.empty(0, D), [], "no rows"),
+        (OK, ["a", ""], "no class name"),
+        (OK, ["a", None], "no class name"),
+        (OK, ["a", 1], "no class name"),
+        (OK, ["a", ["b"]], "one name per image"),
+        (OK, ["a", "\ud800"], "not valid Unicode"),
+        (OK, ["Ant", "ant"], "differ only in case"),
+        (OK, ["a b", "ab"], "differ only in case, spaces"),
+        (OK, ["ﬁn", "fin"], "Unicode form"),
+        (OK.to(torch.complex64), ["a", "b"], "real numbers"),
+        ("nonsense", ["a"], "no table of numbers"),
+    ],
+)
+def test_bad_images_are_refused_with_the_reason(features, labels, message):
+    with pytest.raises(DataError, match=message):
+        ClassStatistics.empty(D, root=True).update(features, labels)
+
+
+def test_numbers_are_refused_beyond_the_class_names():
+    with pytest.raises(DataError, match="label 2 has no place among 2"):
+        ClassStatistics.empty(D, root=True).update(OK, [0, 2], ["a", "b"])
+    with pytest.raises(DataError, match="named twice"):
+        ClassStatistics.empty(D, root=True).update(OK, [0, 1], ["a", "a"])
+
+
+def test_unicode_forms_of_one_name_are_one_class():
+    stats = ClassStatistics.empty(D, root=True).update(OK, ["caf\u00e9", "cafe\u0301"])
+    assert stats.class_names == ("caf\u00e9",)
+
+
+def test_a_look_alike_of_a_known_class_is_refused_later_too():
+    stats = ClassStatistics.empty(D, root=True).update(OK, ["a", "b"])
+    with pytest.raises(DataError, match="'b' and 'B'"):
+        stats.update(OK, ["B", "c"])
+    with pytest.raises(DataError, match="'a' and 'A'"):
+        stats.rename({"b": "A"})
+    with pytest.raises(DataError, match="'a' and 'A'"):
+        stats.merge(ClassStatistics.empty(D, root=True).update(OK, ["A", "c"]))
+
+
+def test_unknown_classes_are_named_with_those_meant():
+    stats = ClassStatistics.empty(D, root=True).update(OK, ["scratch", "dent"])
+    with pytest.raises(DataError, match=r"no class 'scrach'; did you mean one of \['scratch'\]"):
+        stats.forget("scrach")
+    with pytest.raises(DataError, match="no class 'rust'"):
+        stats.subtract(OK, ["rust", "dent"])
+    with pytest.raises(DataError, match="nothing to forget"):
+        stats.forget("dent").forget("dent")
+
+
+def test_more_images_than_add_up_exactly_are_refused():
+    features, labels = images(7)
+    full = collect(features, labels)
+    many = full.counts.clone()
+    many[0] += LIMIT - full.n_images - 23
+    object.__setattr__(full, "counts", many)
+    with pytest.raises(StatisticsError, match="more than add up exactly in float64"):
+        full.update(features, labels)
+    assert full.update(features[:23], labels[:23]).n_images == LIMIT
+
+
+def test_sums_stay_exact_up_to_the_limit():
+    z = torch.tensor([32767.0], dtype=torch.float64)
+    top = z * z * LIMIT
+    assert top < 2**53
+    assert (top - z * z) + z * z == top
+    assert z * z * (LIMIT + 1) > 2**53
+
+
+def test_images_that_were_never_added_cannot_be_subtracted():
+    features, labels = images(8)
+    stats = collect(features, labels, memory_size=24)
+    with pytest.raises(StatisticsError, match="never added"):
+        stats.subtract(torch.rand(1, D), labels[:1])
+    without = collect(features, labels, memory_size=0)
+    with pytest.raises(StatisticsError, match="cannot be subtracted"):
+        without.subtract(features[[0] * 24], [labels[0]] * 24)
+    one = collect(features[:1], ["a"], memory_size=0)
+    with pytest.raises(StatisticsError, match="not those that were added"):
+        one.subtract(features[1:2], ["a"])
+
+
+def test_statistics_of_other_networks_do_not_merge():
+    stats = collect(*images(9))
+    for other in (
+        ClassStatistics.empty(D + 1, root=True, memory_size=3),
+        ClassStatistics.empty(D, root=False, memory_size=3),
+        ClassStatistics.empty(D, root=True, memory_size=4),
+    ):
+        with pytest.raises(StatisticsError, match="only statistics of one network"):
+            stats.merge(other)
+
+
+@pytest.mark.parametrize("wrong", [{"n_features": 0}, {"n_features": 2.0}, {"memory_size": -1}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(StatisticsError, match=next(iter(wrong))):
+        ClassStatistics.empty(**{"n_features": D, "root": True, **wrong})
+
+
+# -- tensors and back -----------------------------------------------------------------------------
+
+
+def rebuilt(stats, **changes):
+    tensors = {**stats.to_tensors(), **changes}
+    return ClassStatistics.from_tensors(
+        {name: tensor for name, tensor in tensors.items() if tensor is not None},
+        stats.class_names,
+        root=stats.root,
+        memory_size=stats.memory.size,
+        forgotten_names=[one.name for one in stats.forgotten],
+    )
+
+
+@pytest.mark.parametrize("memory_size", [0, 3])
+def test_statistics_come_back_from_tensors_as_they_were(memory_size):
+    stats = collect(*images(10), memory_size=memory_size).forget("dog").with_classes(["none"])
+    back = rebuilt(stats)
+    assert back.equals(stats)
+    assert back.class_names == stats.class_names
+    assert back.update(*images(11)).equals(stats.update(*images(11)))
+
+
+def test_empty_statistics_come_back_too():
+    empty = ClassStatistics.empty(D, root=False)
+    assert rebuilt(empty).equals(empty)
+
+
+def hostile():
+    stats = collect(*images(12)).forget("dog")
+    t = stats.to_tensors()
+    half, nan = t["sums"] + 0.5, t["gram"] * torch.nan
+    skew = t["gram"].clone()
+    skew[0, 1] += 1
+    swapped = t["memory"].clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    return stats, {
+        "missing": {"gram": None},
+        "unexpected": {"extra": t["gram"]},
+        "float32": {"gram": t["gram"].float()},
+        "shape": {"counts": t["counts"][:-1]},
+        "`counts` are not": {"counts": -t["counts"]},
+        "more than": {"counts": t["counts"] * 10**6},
+        "sums of that many": {"sums": half},
+        "features; ": {"sums": t["sums"] * 2},
+        "NaN or infinity": {"gram": nan},
+        "sum of products": {"gram": skew},
+        "no sum of": {"gram": t["gram"] * 2},
+        "order of its hashes": {"memory": swapped},
+        "what no feature": {"memory_copies": t["memory_copies"] * 0},
+        "memory_sizes": {"memory_sizes": t["memory_sizes"] + 4},
+        "remembers more": {"memory_copies": t["memory_copies"] * 100},
+        "`forgotten_sums` are not": {"forgotten_sums": t["forgotten_sums"] * 3},
+        "not all from 0": {"forgotten_counts": -t["forgotten_counts"]},
+    }
+
+
+@pytest.mark.parametrize("message", hostile()[1])
+def test_damaged_tensors_are_refused(message):
+    stats, cases = hostile()
+    with pytest.raises(StatisticsError, match=message):
+        rebuilt(stats, **cases[message])
+
+
+@pytest.mark.parametrize("names", [["a", "A"], ["e\u0301", "b"], ["", "b"], "ab", [1, 2]])
+def test_stored_names_are_not_trusted(names):
+    stats = ClassStatistics.empty(D, root=True).update(OK, ["a", "b"])
+    with pytest.raises(StatisticsError):
+        ClassStatistics.from_tensors(stats.to_tensors(), names, root=True, memory_size=64)
+
+
+def test_a_thousand_updates_of_one_equal_one_update_of_a_thousand():
+    features, labels = images(13, n=1000, d=3)
+    stats = ClassStatistics.empty(3, root=True, memory_size=5)
+    for row, label in zip(features, labels, strict=True):
+        stats = stats.update(row[None], [label])
+    assert stats.equals(collect(features, labels, memory_size=5))
+
+
+def test_nbytes_counts_every_number():
+    stats = collect(*images(14), memory_size=2)
+    assert stats.nbytes == 8 * (4 + 4 * D + D * D) + 8 * (2 * D + 24)
+
+
+def test_the_hash_of_a_feature_is_the_same_everywhere():
+    stats = collect(torch.tensor([[3.0, 4.0]]), ["a"], root=False)
+    little = np.array([19661, 26214], dtype="<i2").tobytes()
+    key = b"learnkit feature memory"
+    assert stats.memory.cells[0].hashes == (
+        hashlib.blake2b(little, digest_size=16, key=key).digest(),
+    )
