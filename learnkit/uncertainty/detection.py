@@ -1,4 +1,4 @@
-"""How well a score tells strange images from known ones; the strange ones are the positive class."""
+"""How well a score tells strange images from known ones; strange is the positive class."""
 
 from __future__ import annotations
 
