@@ -25,6 +25,12 @@ class ImageReadError(LearnkitError, OSError):
     """An image is missing, damaged, of a refused kind or absurdly large; the message names it."""
 
 
+class UnreadableImagesError(ImageReadError):
+    """Some of many images cannot be read; `failures` maps each to its reason."""
+
+    failures: dict[str, str]
+
+
 # -- models -------------------------------------------------------------------------------------
 
 

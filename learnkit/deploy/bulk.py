@@ -30,15 +30,15 @@ def predict_stream(
     """
     if bs < 1:
         raise PredictionError(f"`bs`={bs}; a batch has at least one image")
-    loaded = _load_ahead(predictor.preprocessing.load, items, n_ahead=2 * bs, n_workers=n_workers)
-    for batch in _chunks(loaded, bs):
+    loaded = load_ahead(predictor.preprocessing.load, items, n_ahead=2 * bs, n_workers=n_workers)
+    for batch in chunks(loaded, bs):
         images = [image for _, image in batch if isinstance(image, Tensor)]
         results = iter(predictor.try_tensors(torch.stack(images)) if images else ())
         for item, image in batch:
             yield item, next(results) if isinstance(image, Tensor) else image
 
 
-def _load_ahead(
+def load_ahead(
     load: Callable[[Any], Tensor], items: Iterable[Any], *, n_ahead: int, n_workers: int
 ) -> Iterator[tuple[Any, Tensor | ImageReadError]]:
     """Each item with `load(item)` or the ImageReadError it raised, at most `n_ahead` waiting."""
@@ -66,7 +66,7 @@ def _load_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of `size` items, the last one shorter."""
     chunk = []
     for item in items:
@@ -79,33 +79,42 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def prediction_table(
-    results: Iterable[tuple[Any, Result]], classes: Sequence[str], *, probs: bool = True
+    results: Iterable[tuple[Any, Result]],
+    classes: Sequence[str],
+    *,
+    probs: bool = True,
+    ood: bool = False,
 ) -> pd.DataFrame:
     """One row per item: path, label, confidence, error, and `p(NAME)` per class if `probs`.
 
-    Rows with an error have no label, and NaN for numbers.
+    With `ood` the columns is_ood (boolean), ood_score and p_value follow `error`. Rows with an
+    error have no label, and NaN for numbers.
     """
     import pandas as pd
 
+    kinds = {"path": object, "label": object, "confidence": "float64", "error": object}
+    kinds |= {"is_ood": "boolean", "ood_score": "float64", "p_value": "float64"} if ood else {}
     rows, values = [], []
     for item, result in results:
         failed = isinstance(result, LearnkitError)
-        label, confidence = (None, None) if failed else (result.label, result.confidence)
-        rows.append((str(item), label, confidence, str(result) if failed else None))
+        own = {"error": str(result)} if failed else {k: getattr(result, k, None) for k in kinds}
+        rows.append({**own, "path": str(item)})
         if probs:
-            values.append([float("nan")] * len(classes) if failed else result.probs.tolist())
-    table = pd.DataFrame(rows, columns=["path", "label", "confidence", "error"], dtype=object)
-    table["confidence"] = table["confidence"].astype("float64")
+            values.append([] if failed else result.probs.tolist())
+            # who extends the model meanwhile adds columns; earlier rows have NaN there
+            classes = classes if failed else max(classes, result.classes, key=len)
+    table = pd.DataFrame(rows, columns=list(kinds), dtype=object).astype(kinds)
     if not probs:
         return table
+    values = [row + [float("nan")] * (len(classes) - len(row)) for row in values]
     columns = [f"p({name})" for name in classes]
     return table.join(pd.DataFrame(values, columns=columns, index=table.index, dtype="float32"))
 
 
-def watched(stream: Iterable[Any], n: int, progress: bool) -> Iterable[Any]:
+def watched(stream: Iterable[Any], n: int, progress: bool, what: str = "predict") -> Iterable[Any]:
     """`stream` of `n` items behind a progress bar, if wanted."""
     if not progress:
         return stream
     from tqdm.auto import tqdm
 
-    return tqdm(stream, total=n, desc="predict", unit="img")
+    return tqdm(stream, total=n, desc=what, unit="img")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from torch import Tensor
+
+from learnkit.errors import PredictionError
 
 _SHOWN = 5
 _BAR = "background:#4c72b0;height:.8em"
@@ -17,12 +20,20 @@ _BAR = "background:#4c72b0;height:.8em"
 class Prediction:
     """The label of one image and the probabilities behind it; unpacks as (label, index, probs).
 
+    A model that judges whether an image is of a kind it knows fills in the fields from `ood_score`
+    on; they are None otherwise.
+
     Attributes:
         label: name of the likeliest class; of a multi-label model the names above the threshold.
         index: its number in `classes`; of a multi-label model a tuple of numbers.
         probs: probabilities float32 (C,) in the order of `classes`; they sum to 1, unless the model
             is multi-label.
         classes: the C class names.
+        ood_score: how unusual the image is; higher is more unusual.
+        ood_threshold: the image is flagged if its score is above this.
+        p_value: share of known images at least as unusual as this one, in (0, 1]; None too where
+            there were no scores to count.
+        class_p_values: for each class how well the image goes with its members, in (0, 1].
 
     >>> import torch
     >>> label, index, probs = prediction_of(torch.tensor([.1, .7, .2]), ("ant", "bee", "wasp"))
@@ -34,6 +45,10 @@ class Prediction:
     index: int | tuple[int, ...]
     probs: Tensor
     classes: tuple[str, ...]
+    ood_score: float | None = field(default=None, kw_only=True)
+    ood_threshold: float | None = field(default=None, kw_only=True)
+    p_value: float | None = field(default=None, kw_only=True)
+    class_p_values: Tensor | None = field(default=None, kw_only=True)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.label, self.index, self.probs))
@@ -56,30 +71,83 @@ class Prediction:
         probs = self.probs.tolist()
         return [(self.classes[i], probs[i]) for i in order]
 
-    def to_dict(self) -> dict[str, Any]:
-        """label, index, confidence and probs by class name, all as JSON types."""
+    @property
+    def is_ood(self) -> bool | None:
+        """Whether the image is flagged as unlike those the model knows; None if it cannot tell."""
+        if self.ood_score is None:
+            return None
+        return not self.ood_score <= self.ood_threshold  # so written that NaN is flagged
+
+    def prediction_set(self, alpha: float = 0.1) -> tuple[str, ...]:
+        """The classes that cannot be ruled out, likeliest first; it may be empty.
+
+        For a share of at least 1 - `alpha` of images like those the model was calibrated on, the
+        true class is among them.
+
+        Args:
+            alpha: share of images for which it may be missing, in (0, 1).
+
+        Raises:
+            PredictionError: `alpha` outside (0, 1), or the model has no such values.
+        """
+        if self.class_p_values is None:
+            raise PredictionError(
+                "this model has no calibrated prediction sets; those in the continual state have"
+            )
+        if not 0 < alpha < 1:
+            raise PredictionError(f"`alpha` is {alpha}; a share between 0 and 1 is needed")
+        kept = dict(zip(self.classes, (self.class_p_values > alpha).tolist(), strict=True))
+        return tuple(name for name, _ in self.ranking if kept[name])
+
+    def to_dict(self, *, alpha: float | None = None) -> dict[str, Any]:
+        """label, index, confidence and probs by class name, all as JSON types.
+
+        Models that can tell unusual images add is_ood, ood_score, ood_threshold and p_value (an
+        infinite score or threshold is None); with `alpha` there is the prediction_set, too.
+        """
         plain = lambda x: list(x) if isinstance(x, tuple) else x
-        return {
+        found = {
             "label": plain(self.label),
             "index": plain(self.index),
             "confidence": self.confidence,
             "probs": dict(zip(self.classes, self.probs.tolist(), strict=True)),
         }
+        if self.ood_score is not None:
+            found["is_ood"] = self.is_ood
+            for name in ("ood_score", "ood_threshold", "p_value"):
+                found[name] = finite_or_none(getattr(self, name))
+        if alpha is not None:
+            found["prediction_set"] = list(self.prediction_set(alpha))
+        return found
 
-    def to_halcon(self) -> dict[str, tuple]:
-        """HALCON's classification result: ids, names and confidences, likeliest first."""
+    def to_halcon(self) -> dict[str, Any]:
+        """HALCON's classification result: ids, names and confidences, likeliest first.
+
+        Models that can tell unusual images add ood_result (1 or 0), ood_score, ood_threshold as
+        HALCON has them, and ood_p_value.
+        """
         order = self.probs.argsort(descending=True, stable=True).tolist()
         ranking = self.ranking
-        return {
+        result: dict[str, Any] = {
             "classification_class_ids": tuple(order),
             "classification_class_names": tuple(name for name, _ in ranking),
             "classification_confidences": tuple(prob for _, prob in ranking),
         }
+        if self.ood_score is not None:
+            result |= {
+                "ood_result": int(bool(self.is_ood)),
+                "ood_score": self.ood_score,
+                "ood_threshold": self.ood_threshold,
+            }
+        if self.p_value is not None:
+            result["ood_p_value"] = self.p_value
+        return result
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}: {prob:.4f}" for name, prob in self.ranking[:_SHOWN])
         more = ", ..." if len(self.classes) > _SHOWN else ""
-        return f"Prediction({self.label!r}, {{{shown}{more}}})"
+        flag = ", out of distribution" if self.is_ood else ""
+        return f"Prediction({self.label!r}, {{{shown}{more}}}{flag})"
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -88,15 +156,44 @@ class Prediction:
             for name, prob in self.ranking[:_SHOWN]
         )
         label = self.label if isinstance(self.label, str) else ", ".join(self.label) or "no label"
-        return f"<b>{escape(label)}</b><table>{rows}</table>"
+        return f"<b>{escape(label)}</b>{self._ood_html()}<table>{rows}</table>"
+
+    def _ood_html(self) -> str:
+        """One line on how unusual the image is, where the model can tell."""
+        if self.ood_score is None:
+            return ""
+        verdict = "unlike the images it knows" if self.is_ood else "of a known kind"
+        p_value = "" if self.p_value is None else f", p {self.p_value:.2g}"
+        return (
+            f"<br><small>{verdict} (score {self.ood_score:.3g}, threshold "
+            f"{self.ood_threshold:.3g}{p_value})</small>"
+        )
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """`value` as JSON knows it: infinities and NaN become None."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def prediction_of(
-    probs: Tensor, classes: tuple[str, ...], *, multi_label: bool = False, threshold: float = 0.5
+    probs: Tensor,
+    classes: tuple[str, ...],
+    *,
+    multi_label: bool = False,
+    threshold: float = 0.5,
+    **ood: Any,
 ) -> Prediction:
-    """The prediction for one row of probabilities (C,); `threshold` counts if `multi_label`."""
+    """The prediction for one row of probabilities (C,); `threshold` counts if `multi_label`.
+
+    Args:
+        probs: probabilities float32 (C,).
+        classes: C names.
+        multi_label: several labels, or none, are possible.
+        threshold: a label counts above it.
+        **ood: fields of `Prediction` from `ood_score` on.
+    """
     if multi_label:
         found = tuple(i for i, p in enumerate(probs.tolist()) if p > threshold)
-        return Prediction(tuple(classes[i] for i in found), found, probs, classes)
+        return Prediction(tuple(classes[i] for i in found), found, probs, classes, **ood)
     index = int(probs.argmax())
-    return Prediction(classes[index], index, probs, classes)
+    return Prediction(classes[index], index, probs, classes, **ood)

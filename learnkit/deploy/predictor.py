@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learnkit.data.image import find_images
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.bulk import Result, predict_stream, prediction_table, watched
+from learnkit.deploy.bulk import Result
 from learnkit.deploy.bundle import save_bundle
-from learnkit.deploy.labelling import (
-    checked_classes,
-    checked_threshold,
-    encoded_labels,
-    renamed,
-)
+from learnkit.deploy.heads import continual_head
+from learnkit.deploy.labelling import checked_classes, checked_threshold, renamed
+from learnkit.deploy.many import ManyImages, raised
 from learnkit.deploy.prediction import Prediction, prediction_of
+from learnkit.deploy.running import Network
 from learnkit.errors import PredictionError
-from learnkit.models.modes import evaluating
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from learnkit.data.dataset import ImageDataset
-    from learnkit.evaluation.evaluate import Evaluation
 
 
-_LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
-_LOCKS_GUARD = threading.Lock()
-
-
-class Predictor:
+class Predictor(ManyImages):
     """A network with its preprocessing and class names: images in, predictions out.
 
     Predicting changes nothing, so threads may share a predictor. A model that belongs to the
@@ -80,9 +63,12 @@ class Predictor:
         self.digest: str | None = None
         self.probes: Tensor | None = None
         self._labelling = (checked_classes(classes), checked_threshold(threshold))
-        self._lock = None if owns_model else _lock_of(model)
-        if owns_model:
-            model.eval()
+        self.network = Network(self.model, preprocessing, owned=owns_model)
+
+    @property
+    def continual(self) -> Any:
+        """The head that keeps class statistics; None if the model is not in the continual state."""
+        return continual_head(self.model)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -97,7 +83,7 @@ class Predictor:
     @property
     def device(self) -> torch.device:
         """Where the network runs."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return self.network.device
 
     def predict(self, source: Any) -> Prediction:
         """The prediction for one image: path, bytes, PIL image, array (H,W[,C]) or tensor (C,H,W).
@@ -107,80 +93,9 @@ class Predictor:
             PredictionError: the network's output is not finite.
         """
         (result,) = self.try_tensors(self.preprocessing.load(source)[None])
-        return _raised(result)
+        return raised(result)
 
     __call__ = predict
-
-    def predict_batch(
-        self, items: Iterable[Any], bs: int = 64, *, n_workers: int = 2
-    ) -> list[Prediction]:
-        """One prediction per item, in order; no items, no predictions. Raises like `predict`."""
-        stream = predict_stream(self, items, bs=bs, n_workers=n_workers)
-        return [_raised(result) for _, result in stream]
-
-    def predict_folder(
-        self,
-        folder: str | os.PathLike,
-        recursive: bool = True,
-        bs: int = 64,
-        n_workers: int = 2,
-        progress: bool = True,
-        *,
-        probs: bool = True,
-    ) -> pd.DataFrame:
-        """`predict_files` of the images in `folder`, sorted by path.
-
-        Raises:
-            DataError: there is no such folder.
-        """
-        found = find_images(folder)
-        if not recursive:
-            found = [path for path in found if path.parent == Path(folder)]
-        return self.predict_files(found, bs=bs, n_workers=n_workers, progress=progress, probs=probs)
-
-    def predict_files(
-        self,
-        paths: Iterable[Any],
-        *,
-        bs: int = 64,
-        n_workers: int = 2,
-        progress: bool = True,
-        probs: bool = True,
-    ) -> pd.DataFrame:
-        """One row per file, in order: path, label, confidence, error, then `p(NAME)` per class.
-
-        A file that cannot be read has its reason in `error`, no label and NaN for numbers; the rest
-        are predicted. Memory holds two batches of images, whatever the number of files.
-
-        Args:
-            paths: files, or whatever else `predict` takes.
-            bs: images per forward pass.
-            n_workers: decoding threads; 0 decodes between the passes.
-            progress: show a progress bar.
-            probs: add a column per class.
-        """
-        paths = list(paths)
-        stream = predict_stream(self, paths, bs=bs, n_workers=n_workers)
-        return prediction_table(watched(stream, len(paths), progress), self.classes, probs=probs)
-
-    def evaluate(
-        self, dataset: ImageDataset, *, bs: int = 64, n_workers: int = 2, progress: bool = True
-    ) -> Evaluation:
-        """How good the predictions for all images of `dataset` are; one pass.
-
-        Raises:
-            DataError: `dataset` has labels this model does not know.
-            ImageReadError: an image cannot be read; the message names it.
-        """
-        from learnkit.evaluation.evaluate import evaluate
-
-        targets = encoded_labels(dataset, self.classes, self.multi_label)
-        stream = predict_stream(self, dataset.paths, bs=bs, n_workers=n_workers)
-        rows = [_raised(result).probs for _, result in watched(stream, len(dataset), progress)]
-        probs = torch.stack(rows) if rows else torch.empty(0, len(self.classes))
-        return evaluate(
-            probs, targets, self.classes, multi_label=self.multi_label, threshold=self.threshold
-        )
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's outputs float32 (N, C), before softmax or sigmoid.
@@ -191,14 +106,7 @@ class Predictor:
         Raises:
             PredictionError: the network gives no (N, C).
         """
-        x = self.preprocessing.normalize(images.to(self.device))
-        outputs = self._forward(x) if len(x) else x.new_empty(0, len(self.classes))
-        if outputs.shape != (len(x), len(self.classes)):
-            raise PredictionError(
-                f"the network gives outputs of shape {tuple(outputs.shape)} for {len(x)} images "
-                f"and {len(self.classes)} classes; it must give ({len(x)}, {len(self.classes)})"
-            )
-        return outputs.to("cpu", torch.float32, copy=True)
+        return self.network.outputs(images, len(self.classes))
 
     def try_tensors(self, images: Tensor) -> list[Result]:
         """For each of `images` uint8 (N, channels, H, W) its prediction, or a PredictionError."""
@@ -209,18 +117,9 @@ class Predictor:
         return [
             prediction_of(row, classes, multi_label=self.multi_label, threshold=threshold)
             if sound
-            else _not_finite()
+            else not_finite()
             for row, sound in zip(probs, finite, strict=True)
         ]
-
-    def _forward(self, x: Tensor) -> Tensor:
-        """The network in eval mode, without gradients; its own modes are left as found."""
-        if self._lock is None:
-            with torch.inference_mode():
-                return self.model(x)
-        # no_grad: tensors a shared network caches in inference mode could not be trained with later
-        with self._lock, evaluating(self.model), torch.no_grad():
-            return self.model(x)
 
     def set(
         self,
@@ -281,19 +180,8 @@ class Predictor:
         return f"<code>{escape(repr(self))}</code>{digest}"
 
 
-def _lock_of(model: nn.Module) -> threading.Lock:
-    """The one lock of a shared model, whichever predictor asks."""
-    with _LOCKS_GUARD:
-        return _LOCKS.setdefault(model, threading.Lock())
-
-
-def _raised(result: Result) -> Prediction:
-    if isinstance(result, Prediction):
-        return result
-    raise result
-
-
-def _not_finite() -> PredictionError:
+def not_finite() -> PredictionError:
+    """The error that stands in for a prediction whose numbers are not finite."""
     return PredictionError(
         "the network's output for this image is not finite, so any label would be a guess; check "
         "the weights for NaN, and the image for values far outside those of training"

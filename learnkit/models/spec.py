@@ -1,7 +1,8 @@
 """A classifier's network as data: built from a name and numbers, and rebuilt from the same."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from learnkit.errors import CutError, LearnkitError, ModelSpecError
 from learnkit.models.arch import resolve_arch
 from learnkit.models.body import assemble_body, create_body
 from learnkit.models.head import create_head, init_head
+from learnkit.models.head_kinds import build_head
 from learnkit.models.spec_checks import (
     check_arch,
     check_arch_kwargs,
@@ -36,7 +38,8 @@ class ModelSpec:
         cut: How many children the body keeps; None for the architecture's own cut.
         img_size: (H,W) the body was built for; None if its structure does not depend on it.
         arch_kwargs: Extra arguments of the architecture.
-        head: Arguments of `create_head`.
+        head: Arguments of `create_head`; or `kind`, the name of another sort of head ("continual"),
+            and its options.
         mean: Normalisation per channel, for pixels in [0, 1]; None if there is none.
         std: See `mean`.
 
@@ -197,8 +200,18 @@ def build_model(spec: ModelSpec) -> nn.Sequential:
         CutError: The cut does not fit the network.
         InputSizeError: The size or number of channels does not.
     """
-    try:
-        body = assemble_body(
+    body = build_body(spec)
+    with _named(spec):
+        head = build_head(body.n_features, spec.n_out, spec.head)
+    model = nn.Sequential(body, head)
+    model.spec, model.spec_problem = spec, None
+    return model
+
+
+def build_body(spec: ModelSpec) -> nn.Module:
+    """Return the body of a spec with random weights. Raises like `build_model`."""
+    with _named(spec):
+        return assemble_body(
             resolve_arch(f"{spec.source}:{spec.arch}"),
             Wanted(),
             cut=spec.cut,
@@ -208,15 +221,17 @@ def build_model(spec: ModelSpec) -> nn.Sequential:
             std=spec.std,
             arch_kwargs=spec.arch_kwargs,
         )
-        head = create_head(body.n_features, n_out=spec.n_out, **spec.head)
+
+
+@contextmanager
+def _named(spec: ModelSpec) -> Iterator[None]:
+    """Turn whatever a stranger's arguments make a constructor raise into ModelSpecError."""
+    try:
+        yield
     except LearnkitError:
         raise
     except Exception as error:
-        # a stranger's arguments can make a constructor raise anything
         raise ModelSpecError(f"{spec.source}:{spec.arch} cannot be built: {error}") from error
-    model = nn.Sequential(body, head)
-    model.spec, model.spec_problem = spec, None
-    return model
 
 
 def _head(n_features: int, n_out: int, custom_head: Any, options: dict[str, Any]) -> nn.Module:

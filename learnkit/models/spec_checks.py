@@ -37,6 +37,7 @@ FORBIDDEN = frozenset(
 )
 HEAD_KEYS = ("lin_ftrs", "ps", "concat_pool", "pool", "first_bn", "bn_final", "lin_first")
 HEAD_KEYS += ("y_range", "lin_bias")
+HEAD_KINDS = ("continual",)
 _LIMITS = {"n_in": 1024, "n_out": 1_000_000}
 _MAX_SIDE, _MAX_WIDTH, _MAX_LAYERS = 16_384, 65_536, 16
 
@@ -87,7 +88,10 @@ def check_arch_kwargs(arch_kwargs: Any) -> None:
 
 
 def check_head(head: Any) -> None:
-    """Raise ModelSpecError unless the head's arguments are known and of the right kind."""
+    """Raise ModelSpecError unless the head's arguments are known and of the right type."""
+    if isinstance(head, Mapping) and "kind" in head:
+        _check_kind(head)
+        return
     unknown = sorted(set(map(str, head)) - set(HEAD_KEYS)) if isinstance(head, Mapping) else [head]
     if unknown:
         raise ModelSpecError(f"`head` has unknown {unknown[:3]}; it takes {', '.join(HEAD_KEYS)}")
@@ -103,6 +107,20 @@ def check_head(head: Any) -> None:
     bounds = head.get("y_range")
     if bounds is not None and not (_is_list(bounds, _is_number, 2) and len(bounds) == 2):
         raise ModelSpecError(f"`head['y_range']`={bounds!r}: expected None or two numbers")
+
+
+def _check_kind(head: Mapping[str, Any]) -> None:
+    """Raise ModelSpecError unless a head of a named kind has scalars for options."""
+    if head["kind"] not in HEAD_KINDS:
+        raise ModelSpecError(f"`head['kind']`={head['kind']!r}: expected one of {HEAD_KINDS}")
+    for name, value in head.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ModelSpecError(f"`head` has {name!r}, which is no option's name")
+        if not _is_plain(value, depth=0):
+            raise ModelSpecError(
+                f"`head[{name!r}]` is {type(value).__name__}: only numbers, strings and None can"
+                " be written down"
+            )
 
 
 def check_stats(name: str, values: Any) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from learnkit.deploy.prediction import prediction_of
+from learnkit.errors import PredictionError
 
 CLASSES = ("ant", "bee", "<i>wasp</i>")
 
@@ -66,3 +67,62 @@ def test_html_escapes_class_names(prediction):
     html = prediction._repr_html_()
     assert "<i>" not in html
     assert "&lt;i&gt;wasp" in html
+
+
+def judged(score=2.0, **kwargs):
+    fields = {"ood_score": score, "ood_threshold": 1.5, "p_value": 0.01} | kwargs
+    return prediction_of(torch.tensor([0.1, 0.25, 0.65]), CLASSES, **fields)
+
+
+@pytest.mark.parametrize(
+    ("score", "flagged"), [(1.4, False), (1.5, False), (1.51, True), (math.inf, True)]
+)
+def test_an_image_is_flagged_strictly_above_the_threshold(score, flagged):
+    assert judged(score).is_ood is flagged
+    assert judged(score).to_dict()["is_ood"] is flagged
+    assert judged(score).to_halcon()["ood_result"] == int(flagged)
+
+
+def test_a_score_that_is_not_a_number_is_flagged():
+    assert judged(math.nan).is_ood is True
+
+
+def test_predictions_of_models_without_ood_say_nothing_of_it():
+    assert single().is_ood is None
+    assert not [key for key in single().to_dict() | single().to_halcon() if "ood" in key]
+    assert "score" not in single()._repr_html_()
+    with pytest.raises(PredictionError, match="no calibrated prediction sets"):
+        single().prediction_set()
+
+
+def test_what_is_known_of_ood_travels_in_dictionaries_and_html():
+    found = json.loads(json.dumps(judged().to_dict(), allow_nan=False))
+    assert (found["ood_score"], found["ood_threshold"], found["p_value"]) == (2.0, 1.5, 0.01)
+    result = judged().to_halcon()
+    assert [result[key] for key in ("ood_score", "ood_threshold", "ood_p_value")] == [2, 1.5, 0.01]
+    assert "unlike the images it knows" in judged()._repr_html_()
+    assert "of a known kind" in judged(1.0)._repr_html_()
+    assert "out of distribution" in repr(judged())
+    assert "out of distribution" not in repr(judged(1.0))
+
+
+def test_dictionaries_hold_no_infinity_and_no_p_value_where_there_is_none():
+    found = judged(1.0, ood_threshold=math.inf, p_value=None).to_dict()
+    assert (found["ood_threshold"], found["p_value"]) == (None, None)
+    assert "ood_p_value" not in judged(p_value=None).to_halcon()
+
+
+def test_prediction_sets_shrink_as_alpha_grows_and_stand_in_order_of_rank():
+    prediction = judged(class_p_values=torch.tensor([0.05, 0.3, 0.8]))
+    sets = {alpha: prediction.prediction_set(alpha) for alpha in (0.01, 0.05, 0.1, 0.5, 0.9)}
+    assert sets == {
+        0.01: ("<i>wasp</i>", "bee", "ant"),
+        0.05: ("<i>wasp</i>", "bee"),
+        0.1: ("<i>wasp</i>", "bee"),
+        0.5: ("<i>wasp</i>",),
+        0.9: (),
+    }
+    assert prediction.to_dict(alpha=0.1)["prediction_set"] == ["<i>wasp</i>", "bee"]
+    for alpha in (0, 1, -0.1, math.nan):
+        with pytest.raises(PredictionError, match="`alpha` is"):
+            prediction.prediction_set(alpha)

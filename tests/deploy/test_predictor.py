@@ -17,7 +17,7 @@ from torch import nn
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.bulk import _load_ahead
+from learnkit.deploy.bulk import load_ahead
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, ImageReadError, InputSizeError, PredictionError
@@ -140,7 +140,7 @@ def test_decoding_runs_ahead_but_never_by_more_than_asked():
             worst.append(len(started) - len(taken))
         return torch.tensor(i)
 
-    for item, value in _load_ahead(load, iter(range(50)), n_ahead=6, n_workers=3):
+    for item, value in load_ahead(load, iter(range(50)), n_ahead=6, n_workers=3):
         taken.append(item)
         assert item == value
     assert taken == list(range(50))
@@ -154,7 +154,7 @@ def test_a_broken_off_stream_stops_decoding():
         time.sleep(0.002)
         loaded.append(i)
 
-    stream = _load_ahead(load, range(1000), n_ahead=200, n_workers=2)
+    stream = load_ahead(load, range(1000), n_ahead=200, n_workers=2)
     next(stream)
     stream.close()
     assert len(loaded) < 200

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from learnkit.errors import LearnkitError, ModelSpecError
-from learnkit.models.spec import ModelSpec, build_model, create_cnn_model
+from learnkit.models import head_kinds
+from learnkit.models.spec import ModelSpec, build_body, build_model, create_cnn_model
 
 
 def meta_model(arch, n_out=3, **options):
@@ -235,3 +236,25 @@ def test_a_spec_for_more_classes_is_a_replacement():
         assert build_model(spec)[1][-1].out_features == 5
     with pytest.raises(ModelSpecError, match="`n_out`=0"):
         dataclasses.replace(spec, n_out=0)
+
+
+def test_other_kinds_of_heads_are_built_by_who_registered_them(monkeypatch):
+    spec = ModelSpec.from_dict(GOOD | {"head": {"kind": "continual", "memory": 3, "root": True}})
+    assert ModelSpec.from_dict(spec.to_dict()) == spec
+    monkeypatch.setattr(head_kinds, "_BUILDERS", {})
+    with pytest.raises(ModelSpecError, match=r"'continual': registered are \[\]"):
+        build_model(spec)
+    head_kinds.register_head("continual", lambda n, memory, root: nn.Linear(n, memory, bias=root))
+    head = build_model(spec)[1]
+    assert (head.in_features, head.out_features) == (build_body(spec).n_features, 3)
+    with pytest.raises(ModelSpecError, match="cannot be built"):
+        build_model(ModelSpec.from_dict(GOOD | {"head": {"kind": "continual", "colour": 1}}))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [{"kind": "pickle"}, {"kind": "continual", "memory": [1]}, {"kind": "continual", "a b": 1}],
+)
+def test_other_kinds_of_heads_are_named_with_scalars_for_options(head):
+    with pytest.raises(ModelSpecError, match="`head"):
+        ModelSpec.from_dict(GOOD | {"head": head})
