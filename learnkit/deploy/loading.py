@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from learnkit.deploy.bundle import read_bundle
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.reading import read_bundle
 
 
 def load_learner(

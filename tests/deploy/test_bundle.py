@@ -18,7 +18,7 @@ from deploy_helpers import (
 )
 
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy import bundle as bundle_module
+from learnkit.deploy import reading
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import (
@@ -494,9 +494,7 @@ def test_a_newer_minor_format_with_unknown_keys_is_read(copy, saved):
 def test_other_logits_name_the_versions_of_both_sides(copy, monkeypatch):
     edit_config(copy, lambda s: s["versions"].update(torch="1.0", timm="0.1", learnkit="0.0.9"))
     edit_tensors(copy, lambda t: t["logits"].add_(0.5), "probe.safetensors")
-    monkeypatch.setattr(
-        bundle_module, "versions", lambda: {"learnkit": "7", "torch": "8", "timm": "9"}
-    )
+    monkeypatch.setattr(reading, "versions", lambda: {"learnkit": "7", "torch": "8", "timm": "9"})
     with pytest.raises(BundleProbeError) as caught:
         load_learner(copy)
     message = str(caught.value)
