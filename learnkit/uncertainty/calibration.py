@@ -90,6 +90,8 @@ class Calibration:
             raise UncertaintyError(f"a calibration needs exactly its own keys; look at {odd}")
         check_temperature(values["temperature"])
         check_choice(values["source"], SOURCES, name="source")
+        for name, value in values.items():
+            _check_value(name, value)
         return cls(**{name: math.nan if v is None else v for name, v in values.items()})
 
 
@@ -162,6 +164,18 @@ def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
     if low >= high:
         raise UncertaintyError(f"`bounds` are {bounds}; give (smallest, largest) temperature")
     return low, high
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Raise UncertaintyError unless a field read from data is what it can be."""
+    if name == "n":
+        fits = type(value) is int and value >= 0
+    elif name in ("reason", "source"):
+        fits = isinstance(value, str)
+    else:
+        fits = value is None or (type(value) in (int, float) and 0 <= value < math.inf)
+    if not fits:
+        raise UncertaintyError(f"`{name}` is {value!r}, which no calibration has")
 
 
 def _check_pair(logits: Any, targets: Any) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,19 @@ from torch import Tensor
 from learnkit.errors import UncertaintyError
 
 
-def as_tensor(values: Any) -> Tensor:
-    """Return `values` as a plain float64 tensor on the CPU, cut off from any graph."""
-    tensor = torch.as_tensor(values).detach().as_subclass(Tensor)
-    return tensor.to("cpu", torch.float64)
+def as_tensor(values: Any, *, name: str = "scores") -> Tensor:
+    """Return `values` as a plain float64 tensor on the CPU, cut off from any graph.
+
+    Raises:
+        UncertaintyError: they are no numbers.
+    """
+    try:
+        # Lists of floats would become float32 without a word.
+        dtype = None if isinstance(values, Tensor) else torch.float64
+        tensor = torch.as_tensor(values, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch raises each of them
+        raise UncertaintyError(f"`{name}` holds what is no array of numbers: {error}") from error
+    return tensor.detach().as_subclass(Tensor).to("cpu", torch.float64)
 
 
 def check_scores(scores: Any, *, name: str = "scores") -> Tensor:
@@ -23,7 +32,7 @@ def check_scores(scores: Any, *, name: str = "scores") -> Tensor:
     Raises:
         UncertaintyError: another shape, or NaN or infinity; the message names the first rows.
     """
-    tensor = as_tensor(scores)
+    tensor = as_tensor(scores, name=name)
     if tensor.ndim != 1:
         raise UncertaintyError(
             f"`{name}` has shape {tuple(tensor.shape)}; give one number per image, shape (N,)"
@@ -38,7 +47,7 @@ def check_logits(logits: Any, *, name: str = "logits") -> Tensor:
     Raises:
         UncertaintyError: another shape, NaN or +inf, or a row without any finite value.
     """
-    tensor = as_tensor(logits)
+    tensor = as_tensor(logits, name=name)
     if tensor.ndim != 2:
         raise UncertaintyError(
             f"`{name}` has shape {tuple(tensor.shape)}; give one row per image and one column per"

@@ -24,6 +24,7 @@ from learnkit.uncertainty.checks import (
 from learnkit.uncertainty.detection import auroc as auroc
 from learnkit.uncertainty.detection import evaluate_ood as evaluate_ood
 from learnkit.uncertainty.detection import fpr_at_tpr as fpr_at_tpr
+from learnkit.uncertainty.quantiles import sorted_together
 
 # Above every score of an image that shows something, yet finite in single precision and in JSON.
 BLANK_SCORE = 1e30
@@ -111,7 +112,7 @@ def mahalanobis_score(whitened: Any, means: Any, n: Any, d_eff: float) -> Tensor
     2018; Mueller and Hein, "Mahalanobis++", 2025. The debiasing term is our addition.
     """
     whitened, means = _check_vectors(whitened, "whitened"), _check_vectors(means, "means")
-    n = as_tensor(n)
+    n = as_tensor(n, name="n")
     known = n > 0
     if not known.any():
         raise UncertaintyError("`n` counts no image of any class; there is no mean to be far from")
@@ -149,7 +150,9 @@ def location_scale(scores: Any, weights: Any = None) -> tuple[float, float]:
             f"`scores` has {len(scores)} values, none of an image that shows something; at least"
             " one is needed to say what is usual"
         )
-    scores, weights = scores[kept], weights[kept] / weights[kept].sum()
+    # In ascending order: the sums must not depend, not in the last bit, on that of the images.
+    scores, weights = sorted_together(scores[kept], weights[kept])
+    weights = weights / weights.sum()
     loc = (weights * scores).sum()
     scale = (weights * (scores - loc) ** 2).sum().sqrt().item()
     # What rounding leaves of a spread of 0 must not be blown up to 1.
@@ -198,7 +201,7 @@ def mark_blank(scores: Any, features: Any) -> Tensor:
 
 
 def _check_vectors(vectors: Any, name: str) -> Tensor:
-    tensor = as_tensor(vectors)
+    tensor = as_tensor(vectors, name=name)
     if tensor.ndim != 2:
         raise UncertaintyError(
             f"`{name}` has shape {tuple(tensor.shape)}; give one vector per row, shape (N, D)"

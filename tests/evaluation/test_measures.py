@@ -156,3 +156,25 @@ def test_no_samples_give_nan_everywhere():
 def test_what_is_not_a_probability_is_refused(probs, message):
     with pytest.raises(EvaluationError, match=message):
         measures.log_loss(probs, [0, 1])
+
+
+@pytest.mark.parametrize("several_labels", [False, True])
+def test_a_sample_of_weight_three_counts_like_three(several_labels):
+    probs = random_probs(50, 4)
+    rng = np.random.default_rng(1)
+    targets = rng.integers(0, 2, (50, 4)) if several_labels else rng.integers(0, 4, 50)
+    weights = np.array([3] * 10 + [1] * 40)
+    repeated = np.repeat(probs, weights, 0), np.repeat(targets, weights, 0)
+    for measure in (
+        measures.log_loss,
+        measures.brier_score,
+        measures.expected_calibration_error,
+    ):
+        assert measure(probs, targets, weights=weights) == pytest.approx(measure(*repeated))
+        assert measure(probs, targets, weights=weights / 7) == pytest.approx(measure(*repeated))
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [[1.0, 1.0]], [1.0, np.nan]])
+def test_weights_are_one_above_zero_per_row(weights):
+    with pytest.raises(EvaluationError, match="for 2 rows; give one above 0 per row"):
+        measures.log_loss([[0.5, 0.5]] * 2, [0, 1], weights=weights)

@@ -123,10 +123,14 @@ def test_debiasing_makes_small_and_large_classes_equally_usual():
     d, rng = 50, np.random.default_rng(0)
     z = rng.normal(size=(4000, d))
     scores = {
-        n: np.mean([
-            ood.mahalanobis_score(z[i : i + 1], z[i + 1 : i + 1 + n].mean(0)[None], [n], d).item()
-            for i in range(0, 3900, 5)
-        ])
+        n: np.mean(
+            [
+                ood.mahalanobis_score(
+                    z[i : i + 1], z[i + 1 : i + 1 + n].mean(0)[None], [n], d
+                ).item()
+                for i in range(0, 3900, 5)
+            ]
+        )
         for n in (1, 50)
     }
     assert scores[1] == pytest.approx(d, rel=0.03)
@@ -178,8 +182,9 @@ def test_combining_takes_the_larger_or_the_mean():
 
 @pytest.mark.parametrize("decimals", [1, 8])  # with and without ties
 def test_the_area_under_the_curve_equals_scikit_learns(decimals):
-    known, strange = normal(57).round(decimals=decimals), (normal(43, seed=1) + 1).round(
-        decimals=decimals
+    known, strange = (
+        normal(57).round(decimals=decimals),
+        (normal(43, seed=1) + 1).round(decimals=decimals),
     )
     positive = np.r_[np.zeros(57), np.ones(43)]
     both = torch.cat([known, strange])
