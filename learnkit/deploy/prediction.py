@@ -33,7 +33,8 @@ class Prediction:
         ood_threshold: the image is flagged if its score is above this.
         p_value: share of known images at least as unusual as this one, in (0, 1]; None too where
             there were no scores to count.
-        class_p_values: for each class how well the image goes with its members, in (0, 1].
+        misfits: one minus the probability of the true class, of images the model has not learned,
+            and their weights, both (M,): what prediction sets are calibrated by.
 
     >>> import torch
     >>> label, index, probs = prediction_of(torch.tensor([.1, .7, .2]), ("ant", "bee", "wasp"))
@@ -48,7 +49,7 @@ class Prediction:
     ood_score: float | None = field(default=None, kw_only=True)
     ood_threshold: float | None = field(default=None, kw_only=True)
     p_value: float | None = field(default=None, kw_only=True)
-    class_p_values: Tensor | None = field(default=None, kw_only=True)
+    misfits: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.label, self.index, self.probs))
@@ -79,25 +80,31 @@ class Prediction:
         return not self.ood_score <= self.ood_threshold  # so written that NaN is flagged
 
     def prediction_set(self, alpha: float = 0.1) -> tuple[str, ...]:
-        """The classes that cannot be ruled out, likeliest first; it may be empty.
+        """The classes that cannot be ruled out, likeliest first; the likeliest is always there.
 
         For a share of at least 1 - `alpha` of images like those the model was calibrated on, the
-        true class is among them.
+        true class is among them. Of too few such images for `alpha` all classes are left.
 
         Args:
-            alpha: share of images for which it may be missing, in (0, 1).
+            alpha: share of images for which the true class may be missing, in (0, 1).
 
         Raises:
-            PredictionError: `alpha` outside (0, 1), or the model has no such values.
+            PredictionError: the model has nothing to calibrate sets by.
+            UncertaintyError: `alpha` outside (0, 1).
         """
-        if self.class_p_values is None:
+        if self.misfits is None or not len(self.misfits[0]):
             raise PredictionError(
-                "this model has no calibrated prediction sets; those in the continual state have"
+                "this model has nothing to calibrate prediction sets by; it needs the continual "
+                "state, and images it remembers or validation images"
             )
-        if not 0 < alpha < 1:
-            raise PredictionError(f"`alpha` is {alpha}; a share between 0 and 1 is needed")
-        kept = dict(zip(self.classes, (self.class_p_values > alpha).tolist(), strict=True))
-        return tuple(name for name, _ in self.ranking if kept[name])
+        from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
+
+        scores, weights = self.misfits
+        (inside,) = prediction_sets(
+            self.probs[None], conformal_quantile(scores, alpha, weights=weights)
+        )
+        kept = dict(zip(self.classes, inside.tolist(), strict=True))
+        return tuple(name for name, prob in self.ranking if kept[name] and prob > 0)
 
     def to_dict(self, *, alpha: float | None = None) -> dict[str, Any]:
         """label, index, confidence and probs by class name, all as JSON types.

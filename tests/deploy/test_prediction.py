@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from learnkit.deploy.prediction import prediction_of
-from learnkit.errors import PredictionError
+from learnkit.errors import PredictionError, UncertaintyError
 
 CLASSES = ("ant", "bee", "<i>wasp</i>")
 
@@ -91,7 +91,7 @@ def test_predictions_of_models_without_ood_say_nothing_of_it():
     assert single().is_ood is None
     assert not [key for key in single().to_dict() | single().to_halcon() if "ood" in key]
     assert "score" not in single()._repr_html_()
-    with pytest.raises(PredictionError, match="no calibrated prediction sets"):
+    with pytest.raises(PredictionError, match="nothing to calibrate"):
         single().prediction_set()
 
 
@@ -112,17 +112,41 @@ def test_dictionaries_hold_no_infinity_and_no_p_value_where_there_is_none():
     assert "ood_p_value" not in judged(p_value=None).to_halcon()
 
 
-def test_prediction_sets_shrink_as_alpha_grows_and_stand_in_order_of_rank():
-    prediction = judged(class_p_values=torch.tensor([0.05, 0.3, 0.8]))
-    sets = {alpha: prediction.prediction_set(alpha) for alpha in (0.01, 0.05, 0.1, 0.5, 0.9)}
-    assert sets == {
-        0.01: ("<i>wasp</i>", "bee", "ant"),
-        0.05: ("<i>wasp</i>", "bee"),
-        0.1: ("<i>wasp</i>", "bee"),
-        0.5: ("<i>wasp</i>",),
-        0.9: (),
-    }
-    assert prediction.to_dict(alpha=0.1)["prediction_set"] == ["<i>wasp</i>", "bee"]
+def test_prediction_sets_follow_the_calibration_images():
+    scores = torch.arange(1, 10, dtype=torch.float64) / 10  # nine: alpha .1 asks for the largest
+    prediction = judged(misfits=(scores, torch.ones(9)))
+    assert prediction.prediction_set(0.1) == ("<i>wasp</i>", "bee", "ant")  # 1 - p up to .9
+    assert prediction.prediction_set(0.2) == ("<i>wasp</i>", "bee")  # up to .8
+    assert prediction.prediction_set(0.5) == ("<i>wasp</i>",)  # up to .5
+    assert prediction.prediction_set(0.95) == ("<i>wasp</i>",)  # never empty
+    assert prediction.prediction_set(0.01) == ("<i>wasp</i>", "bee", "ant")  # too few images
+    assert prediction.to_dict(alpha=0.2)["prediction_set"] == ["<i>wasp</i>", "bee"]
+
+
+def test_prediction_sets_keep_their_promise_on_fresh_images():
+    torch.manual_seed(5)
+    classes = tuple("abcde")
+    probs = (torch.randn(4000, 5) * 2).softmax(1)
+    truth = probs.multinomial(1)[:, 0]  # perfectly calibrated
+    misfits = 1 - probs.gather(1, truth[:, None])[:2000, 0].double()
+    fields = {"misfits": (misfits, torch.ones(2000)), "ood_score": 0.0, "ood_threshold": 1.0}
+    for alpha in (0.05, 0.2):
+        held = [
+            classes[t] in prediction_of(row, classes, **fields).prediction_set(alpha)
+            for row, t in zip(probs[2000:], truth[2000:].tolist(), strict=True)
+        ]
+        assert sum(held) / 2000 == pytest.approx(1 - alpha, abs=0.03)
+
+
+def test_a_class_that_can_never_win_is_in_no_set():
+    probs = torch.tensor([0.6, 0.4, 0.0])
+    few = (torch.tensor([0.5]), torch.ones(1))
+    assert prediction_of(probs, CLASSES, misfits=few).prediction_set(0.1) == ("ant", "bee")
+
+
+def test_prediction_sets_need_a_share_and_images_to_calibrate_by():
     for alpha in (0, 1, -0.1, math.nan):
-        with pytest.raises(PredictionError, match="`alpha` is"):
-            prediction.prediction_set(alpha)
+        with pytest.raises(UncertaintyError, match="`alpha` is"):
+            judged(misfits=(torch.ones(3), torch.ones(3))).prediction_set(alpha)
+    with pytest.raises(PredictionError, match="nothing to calibrate"):
+        judged(misfits=(torch.ones(0), torch.ones(0))).prediction_set(0.1)
