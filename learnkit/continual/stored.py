@@ -20,7 +20,7 @@ _TYPES = {
     "forgotten_counts": torch.int64,
     "forgotten_sums": torch.float64,
 }
-_MEMORY_TYPES = {
+MEMORY_TYPES = {
     "memory": torch.int16,
     "memory_sizes": torch.int64,
     "memory_copies": torch.int64,
@@ -67,8 +67,8 @@ def from_tensors(
     Raises:
         StatisticsError: Names, shapes, types or values cannot be those of class statistics.
     """
-    names = read_names(class_names)
-    _check_keys(tensors, {**_TYPES, **_MEMORY_TYPES})
+    names, forgotten_names = read_names(class_names), _read_list(forgotten_names)
+    _check_keys(tensors, {**_TYPES, **MEMORY_TYPES})
     n_classes, n_features = len(names), _width(tensors["gram"])
     n_left = len(forgotten_names)
     _check_shape(tensors, "counts", (n_classes,))
@@ -146,9 +146,7 @@ def read_names(class_names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         StatisticsError: They are not.
     """
-    if isinstance(class_names, str) or not isinstance(class_names, Sequence):
-        raise StatisticsError(f"class names are a list, not {type(class_names).__name__}")
-    names = tuple(_read_name(name) for name in class_names)
+    names = tuple(map(_read_name, _read_list(class_names)))
     try:
         check_distinct(names)
     except DataError as error:
@@ -167,6 +165,12 @@ def _read_name(name: str) -> str:
     if clean != name:
         raise StatisticsError(f"class name {name!a} is not in composed form; {_DAMAGED}")
     return clean
+
+
+def _read_list(names: Sequence[str]) -> Sequence[str]:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise StatisticsError(f"class names are a list, not {type(names).__name__}")
+    return names
 
 
 def _flag(root: bool) -> bool:

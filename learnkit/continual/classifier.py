@@ -1,0 +1,471 @@
+"""The head of a network that goes on learning: an `nn.Module` over class statistics."""
+
+import copy
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learnkit.continual.changes import Knowledge, Validation
+from learnkit.continual.derived import Derived
+from learnkit.continual.embedding import embed
+from learnkit.continual.report import ChangeReport
+from learnkit.continual.rows import check_features
+from learnkit.continual.settings import Settings
+from learnkit.continual.state import pack, unpack
+from learnkit.continual.statistics import ClassStatistics
+from learnkit.errors import ContinualPredictionError, ContinualStateError, DataError, LearnkitError
+from learnkit.uncertainty.calibration import Calibration
+from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
+from learnkit.uncertainty.ood import mark_blank
+from learnkit.uncertainty.threshold import Threshold, manual_threshold
+
+_UNDO_LEVELS = 3
+
+
+class ContinualClassifier(nn.Module):
+    """Turns feature maps or pooled features into logits, and learns in one step without gradients.
+
+    What it knows are `statistics`; all else follows from them. A change builds the new state
+    beside the old one and puts it in place in one step: after an exception, an interrupt included,
+    everything is as before, and whoever predicts meanwhile sees the old state or the new one.
+
+    Args:
+        n_features: Width D of the pooled features.
+        root: Whether to take square roots of the features first: for those never below zero.
+        memory: Features remembered of each class; 0 for none.
+        classifier: "lda", "ridge" or "prototype".
+        score: What makes an image unusual: "combined", "mahalanobis", "relative", "knn", "msp" or
+            "energy".
+        false_alarm_rate: Wanted share of images of known classes flagged as unusual.
+        guarantee: What the threshold promises: "loo", "split" or "pac".
+        prior: How classes weigh for the threshold: by their images in "training", or "uniform".
+
+    Raises:
+        StatisticsError: A setting is none of those allowed.
+        OodInsufficientDataError: `score="knn"` without a memory.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        *,
+        root: bool = False,
+        memory: int = 64,
+        classifier: str = "lda",
+        score: str = "combined",
+        false_alarm_rate: float = 0.05,
+        guarantee: str = "loo",
+        prior: str = "training",
+    ) -> None:
+        super().__init__()
+        settings = Settings(
+            n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self._lock = threading.RLock()
+        # the state now and those before it, in one object so that one assignment changes both
+        self._states: tuple[Knowledge, ...] = (Knowledge.empty(settings),)
+
+    # -- what it knows ----------------------------------------------------------------------------
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """Everything known at this moment, as one unchanging object."""
+        return self._states[0]
+
+    @property
+    def settings(self) -> Settings:
+        """What it is set to."""
+        return self.knowledge.settings
+
+    @property
+    def n_features(self) -> int:
+        """Width D of the pooled features."""
+        return self.settings.n_features
+
+    @property
+    def statistics(self) -> ClassStatistics:
+        """What is remembered of every class."""
+        return self.knowledge.statistics
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by column of the logits; forgotten ones keep theirs."""
+        return self.statistics.class_names
+
+    @property
+    def n_images(self) -> dict[str, int]:
+        """Images learned per class; 0 for a forgotten class."""
+        return self.knowledge.n_images
+
+    @property
+    def prototypes(self) -> Tensor:
+        """Mean of the embedded features of each class, float64 (C, D)."""
+        return self.statistics.means()
+
+    @property
+    def temperature(self) -> float:
+        """What the logits have been divided by; 1 while no class is known."""
+        return self.calibration.temperature
+
+    @property
+    def calibration(self) -> Calibration:
+        """The temperature, what it was fitted on, and what it did."""
+        derived = self.knowledge.derived
+        return derived.calibration if derived else Calibration(reason="no class is known")
+
+    @property
+    def threshold(self) -> Threshold:
+        """The score above which an image is unusual; set it to a number, or to None for the fitted.
+
+        Raises:
+            ContinualPredictionError: No class is known.
+        """
+        return _threshold(self.knowledge)
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self.set_threshold(value)
+
+    # -- predicting -------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits float32 (N, C) of feature maps (N, D, H, W) or pooled features (N, D).
+
+        They are divided by the temperature already: their softmax are the probabilities. The
+        column of a class without images is -inf. Differentiable in `x`.
+
+        Raises:
+            ContinualPredictionError: No class is known, or the features are of another width or
+                not finite.
+        """
+        knowledge = self.knowledge
+        _derived(knowledge)
+        features = self.pooled(x)
+        _check_finite(features)
+        weight, bias = knowledge.affine_on(features.device)
+        embedded = embed(features, root=knowledge.settings.root)
+        return (embedded @ weight.T + bias).to(torch.float32)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Pooled features (N, D) of feature maps (N, D, H, W); pooled ones come back as they are.
+
+        Raises:
+            ContinualPredictionError: Another shape.
+        """
+        if x.dim() not in (2, 4) or x.shape[1] != self.n_features:
+            raise ContinualPredictionError(
+                f"the classifier received features of shape {tuple(x.shape)}; it takes "
+                f"(N, {self.n_features}) or (N, {self.n_features}, H, W), from the network it has "
+                "learned with"
+            )
+        return self.pool(x).flatten(1) if x.dim() == 4 else x
+
+    def ood_scores(self, features: Tensor) -> Tensor:
+        """How unusual images are, float64 (N,), higher = more unusual, from pooled features (N, D).
+
+        A blank image, whose features are all but zero, scores above every threshold.
+
+        Raises:
+            ContinualPredictionError: No class is known, or the features are of another width or
+                not finite.
+        """
+        return _scores(self.knowledge, features)
+
+    def p_values(self, features: Tensor) -> Tensor:
+        """Probability that an image of the known classes scores at least as high, float64 (N,)."""
+        knowledge = self.knowledge
+        return _threshold(knowledge).p_value(_scores(knowledge, features))
+
+    def is_ood(self, features: Tensor) -> Tensor:
+        """Which images are unusual: score above the threshold, bool (N,)."""
+        knowledge = self.knowledge
+        return _threshold(knowledge).is_ood(_scores(knowledge, features))
+
+    def prediction_sets(self, features: Tensor, alpha: float = 0.1) -> Tensor:
+        """Classes that hold the truth with probability `1 - alpha`, bool (N, C).
+
+        All classes, where too few images allow no less.
+        """
+        knowledge = self.knowledge
+        derived = _derived(knowledge)
+        quantile = conformal_quantile(derived.misfits, alpha, weights=derived.misfit_weights)
+        embedded = _embedded(knowledge, features)
+        probs = (embedded @ derived.weight.T + derived.bias).softmax(1)
+        return prediction_sets(probs, quantile) & derived.bias.isfinite()
+
+    # -- changing ---------------------------------------------------------------------------------
+
+    def extend(
+        self,
+        features: Tensor,
+        labels: Sequence[Any],
+        *,
+        class_names: Sequence[str] | None = None,
+        validation: Validation | None = None,
+    ) -> ChangeReport:
+        """Learn images of new classes, of known ones, or of both.
+
+        Args:
+            features: Pooled features (N, D), as the network gives them.
+            labels: A class name per image, or places in `class_names`.
+            class_names: In which order classes not yet known are appended; those without images
+                get a place too. Default: as they first appear.
+            validation: (features, labels) of images of known or new classes that are not learned:
+                threshold and temperature are fitted on them. They are kept, up to 64 a class.
+
+        Returns:
+            What changed.
+
+        Raises:
+            DataError: Features or labels break a rule; see `ClassStatistics.update`.
+            InsufficientDiversityError: All images of a new class are blank.
+            StatisticsError: More images than can be added up exactly.
+        """
+        return self._change(
+            "extend", lambda now: now.extend(features, labels, class_names, validation)
+        )
+
+    def validate(self, features: Tensor, labels: Sequence[Any]) -> ChangeReport:
+        """Fit threshold and temperature on images that are not learned; they are kept.
+
+        Raises:
+            DataError: Features or labels break a rule, or a class is not known.
+        """
+        return self._change("validate", lambda now: now.validate((features, labels)))
+
+    def subtract(self, features: Tensor, labels: Sequence[Any]) -> ChangeReport:
+        """Unlearn images: statistics are to the bit as if these had never been learned.
+
+        Raises:
+            DataError: Features or labels break a rule, or a class is not known.
+            StatisticsError: These images were not learned.
+        """
+        return self._change("subtract", lambda now: now.subtract(features, labels))
+
+    def forget(self, name: str) -> ChangeReport:
+        """Forget a class without its images: it can never win, and keeps its place.
+
+        Raises:
+            DataError: There is no such class, or it has no images.
+        """
+        return self._change("forget", lambda now: now.forget(name))
+
+    def rename(self, names: Mapping[str, str]) -> ChangeReport:
+        """Call classes otherwise, `{old: new}`.
+
+        Raises:
+            DataError: There is no such class, or a new name looks like another class's.
+        """
+        return self._change("rename", lambda now: now.rename(names))
+
+    def merge_classes(self, names: Sequence[str], into: str) -> ChangeReport:
+        """Count all images of `names` to class `into`, as if they had been labelled so.
+
+        Raises:
+            DataError: There is no such class, or fewer than two are joined.
+        """
+        return self._change("merge_classes", lambda now: now.merge_classes(names, into))
+
+    def merge(self, other: ClassStatistics) -> ChangeReport:
+        """Learn everything another set of statistics of the same network holds.
+
+        Raises:
+            StatisticsError: They are of another network or collected with other settings.
+            DataError: Two class names look alike.
+        """
+        return self._change("merge", lambda now: now.merge(other))
+
+    def set_threshold(
+        self,
+        value: float | None = None,
+        *,
+        false_alarm_rate: float | None = None,
+        guarantee: str | None = None,
+    ) -> ChangeReport:
+        """Set the threshold by hand, or, without `value`, fit it again with other settings.
+
+        A threshold set by hand stays through later changes until it is fitted again.
+
+        Raises:
+            UncertaintyError: The value is no finite number.
+            StatisticsError: A setting is none of those allowed.
+        """
+        return self._change(
+            "set_threshold",
+            lambda now: now.with_threshold(value, false_alarm_rate, guarantee),
+        )
+
+    def undo(self) -> ChangeReport:
+        """Go back to the state before the last change; three changes back at most.
+
+        Raises:
+            ContinualStateError: There is nothing to undo.
+        """
+        with self._lock:
+            started = time.perf_counter()
+            if len(self._states) < 2:
+                raise ContinualStateError(
+                    f"there is no change to undo: the last {_UNDO_LEVELS} changes are kept, and "
+                    "none after loading"
+                )
+            now, *before = self._states
+            report = before[0].report("undo", now, (), started)
+            self._states = tuple(before)
+            return report
+
+    def _change(self, what: str, make: Any) -> ChangeReport:
+        """Build the next state beside this one and put it in place, or raise and leave all be."""
+        with self._lock:
+            started = time.perf_counter()
+            now = self._states[0]
+            new, notes = make(now)
+            new = new.derive(now)
+            report = new.report(what, now, notes, started)
+            self._states = (new, *self._states[:_UNDO_LEVELS])
+        _warn(new, now)
+        return report
+
+    # -- keeping ----------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(configuration for JSON, tensors): everything there is to keep."""
+        return pack(self.knowledge)
+
+    @classmethod
+    def from_state(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> "ContinualClassifier":
+        """The classifier `state` was taken from; what follows from the statistics is made anew.
+
+        Raises:
+            StatisticsError: Something cannot have come from `state`.
+        """
+        knowledge = unpack(config, tensors)
+        new = cls(**knowledge.settings.to_dict())
+        new._states = (knowledge.derive(None),)
+        return new
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        n, images = len([c for c in self.n_images.values() if c]), sum(self.n_images.values())
+        about = f"{self.n_features} features, {n} classes, {images} images"
+        return f"{about}, classifier={self.settings.classifier!r}"
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        config, tensors = self.state()
+        text = json.dumps(config, sort_keys=True).encode()
+        destination[f"{prefix}config"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        destination.update({f"{prefix}{name}": tensor for name, tensor in tensors.items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        if "config" not in found:
+            missing_keys.append(f"{prefix}config")
+            return
+        try:
+            knowledge = unpack(_read_config(found.pop("config")), found)
+            self._check_same_network(knowledge.settings)
+            with self._lock:
+                self._states = (knowledge.derive(None),)
+        except LearnkitError as error:
+            error_msgs.append(f"{prefix or 'ContinualClassifier'}: {error}")
+
+    def _check_same_network(self, settings: Settings) -> None:
+        for name in "n_features", "root":
+            if getattr(settings, name) != getattr(self.settings, name):
+                raise ContinualStateError(
+                    f"`{name}` is {getattr(self.settings, name)} here and "
+                    f"{getattr(settings, name)} in the state: it belongs to another network"
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ContinualClassifier":
+        new = type(self)(**self.settings.to_dict())
+        new._states = self._states  # unchanging: shared
+        new.train(self.training)
+        new.__dict__.update(
+            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in new.__dict__}
+        )
+        memo[id(self)] = new
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = threading.RLock()
+
+
+def _derived(knowledge: Knowledge) -> Derived:
+    if knowledge.derived is None:
+        raise ContinualPredictionError(
+            "the classifier knows no class yet; `extend` it with images and labels"
+        )
+    return knowledge.derived
+
+
+def _threshold(knowledge: Knowledge) -> Threshold:
+    fitted = _derived(knowledge).threshold
+    manual = knowledge.manual_threshold
+    return fitted if manual is None else manual_threshold(manual, fitted)
+
+
+def _embedded(knowledge: Knowledge, features: Tensor) -> Tensor:
+    return embed(_checked(knowledge, features), root=knowledge.settings.root)
+
+
+def _scores(knowledge: Knowledge, features: Tensor) -> Tensor:
+    derived, features = _derived(knowledge), _checked(knowledge, features)
+    embedded = embed(features, root=knowledge.settings.root)
+    return mark_blank(derived.scorer(embedded), features)
+
+
+def _checked(knowledge: Knowledge, features: Tensor) -> Tensor:
+    try:
+        return check_features(features, knowledge.settings.n_features)
+    except DataError as error:
+        raise ContinualPredictionError(str(error)) from error
+
+
+def _check_finite(features: Tensor) -> None:
+    if features.is_meta or bool(torch.isfinite(features).all()):
+        return
+    rows = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten().tolist()
+    raise ContinualPredictionError(
+        f"features of {len(rows)} of {len(features)} images are NaN or infinite (rows "
+        f"{', '.join(map(str, rows[:10]))}): no class can be told"
+    )
+
+
+def _read_config(packed: Any) -> Any:
+    """The configuration from its bytes in a state dict."""
+    try:
+        return json.loads(bytes(packed.to(torch.uint8).flatten().tolist()).decode())
+    except (AttributeError, ValueError, TypeError) as error:
+        raise ContinualStateError(f"`config` cannot be read: {error}") from error
+
+
+def _warn(new: Knowledge, before: Knowledge) -> None:
+    """Say once, not at every change, that threshold and temperature rest on an assumption."""
+    warning = new.derived.warning if new.derived else ""
+    if warning and not (before.derived and before.derived.warning):
+        from learnkit.data.labels import warn_user  # here, because it brings pandas
+
+        warn_user(warning)

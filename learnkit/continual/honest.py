@@ -1,0 +1,265 @@
+"""What the classifier says of images it has not learned: the ground for thresholds and confidence.
+
+Validation images are such; of remembered images, the closed-form leave-one-out values are. Where a
+class has neither, images are drawn from the fitted distribution, and the result says so.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnkit.continual.lda import LinearClassifier
+from learnkit.continual.memory import FeatureMemory
+from learnkit.continual.statistics import ClassStatistics
+
+# Remembered features searched for the nearest one: numbers held, and products of one fit.
+_MAX_REFERENCE = 2**24
+_MAX_PRODUCTS = 6_000_000_000
+_MIN_ROWS = 256
+_BLOCK = 2**22  # distances held at once
+_N_DRAWN = 512
+# Spread of the squared distance of real images around its mean, beyond that of a normal one.
+_SPREAD = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Remembered features to search for the nearest: (K,D), the first of each class by hash.
+
+    `starts (P,)` is where each class begins, `sizes (P,)` how many it has.
+    """
+
+    features: Tensor
+    labels: Tensor
+    sizes: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, memory: FeatureMemory) -> "Reference":
+        """Return all features of a memory, or as many of each class as can be searched."""
+        per_class = None
+        if len(memory) * memory.n_features > _MAX_REFERENCE:
+            per_class = max(1, _MAX_REFERENCE // (memory.n_features * len(memory.cells)))
+        features, labels = memory.all(per_class)
+        sizes = torch.bincount(labels, minlength=len(memory.cells))
+        return cls(features, labels, sizes, sizes.cumsum(0) - sizes)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def places(self, labels: Tensor, positions: Tensor) -> Tensor:
+        """Rows (R,) of remembered features by class and position; -1 for those left aside."""
+        inside = positions < self.sizes[labels]
+        return torch.where(inside, self.starts[labels] + positions, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Honest:
+    """Honest judgements of R images: none of them has taught what judges it.
+
+    `logits (R,P)` before the temperature, `labels (R,)` places of their classes, `weights (R,)`
+    summing to 1, and the raw scores `mahalanobis`, `relative`, `knn` (R,) (`knn` infinite where
+    nothing else is remembered). `source` is "validation", "leave-one-out" or "parametric".
+    `n_validated` counts the classes judged by validation images.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor
+    mahalanobis: Tensor
+    relative: Tensor
+    knn: Tensor
+    source: str
+    n_validated: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def collect_honest(
+    stats: ClassStatistics,
+    validation: FeatureMemory,
+    linear: LinearClassifier,
+    reference: Reference,
+    prior: str,
+) -> Honest:
+    """Honest judgements: of validation images where a class has them, else by leave-one-out.
+
+    Args:
+        stats: The statistics, in the order of names and without empty classes.
+        validation: Validation features of the same classes.
+        linear: The classifier of these statistics.
+        reference: Remembered features.
+        prior: "training" weighs classes by their images, "uniform" all alike.
+    """
+    fresh, fresh_labels = validation.all()
+    covered = torch.bincount(fresh_labels, minlength=stats.n_classes) > 0
+    rows = _thinned(torch.nonzero(~covered[linear.loo.labels])[:, 0], reference)
+    if not len(fresh) and not len(rows):
+        return _drawn(stats, linear, reference, prior)
+    judged = judge(linear, fresh, reference)
+    loo = linear.loo
+    single = rows < loo.n_single
+    mass = _masses(stats, prior)
+    weights = torch.cat(
+        [_spread(mass, fresh_labels), _loo_weights(mass, stats, loo, rows, single, covered)]
+    )
+    return Honest(
+        logits=torch.cat([judged.logits, loo.logits[rows]]),
+        labels=torch.cat([fresh_labels, loo.labels[rows]]),
+        weights=weights / weights.sum(),
+        mahalanobis=torch.cat([judged.mahalanobis, loo.mahalanobis[rows]]),
+        relative=torch.cat([judged.relative, loo.relative[rows]]),
+        knn=torch.cat([judged.knn, _nearest_other(loo, rows, reference)]),
+        source="validation" if bool(covered.all()) else "leave-one-out",
+        n_validated=int(covered.sum()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Logits (N,P) and raw scores (N,) of images."""
+
+    logits: Tensor
+    mahalanobis: Tensor
+    relative: Tensor
+    knn: Tensor
+
+
+def judge(linear: LinearClassifier, features: Tensor, reference: Reference) -> Judged:
+    """Logits and scores of embedded features (N,D) the classifier has not learned."""
+    return Judged(
+        linear.logits(features),
+        linear.geometry.mahalanobis_scores(features),
+        linear.geometry.relative_scores(features),
+        nearest(features, reference),
+    )
+
+
+def nearest(features: Tensor, reference: Reference) -> Tensor:
+    """Distance (N,) of embedded features to the nearest remembered one; infinite without any."""
+    return _nearest(features, reference, lambda distances, part: distances)
+
+
+def _nearest(features: Tensor, reference: Reference, hide) -> Tensor:
+    """The same with some distances hidden: `hide(distances, rows)` may set some to infinity."""
+    if not len(reference) or not len(features):
+        return torch.full((len(features),), math.inf, dtype=torch.float64)
+    parts = []
+    lengths = reference.features.square().sum(1)
+    for part in torch.arange(len(features)).split(max(1, _BLOCK // len(reference))):
+        rows = features[part]
+        distances = rows.square().sum(1)[:, None] + lengths - 2 * rows @ reference.features.T
+        parts.append(hide(distances.clamp_min_(0), part).amin(1))
+    return torch.cat(parts).sqrt()
+
+
+def _nearest_other(loo, rows: Tensor, reference: Reference) -> Tensor:
+    """Distance of left-out samples to the nearest remembered one that is not left out (R,)."""
+    memory = loo.memory
+    at = loo.rows[rows]
+    features, labels = memory.features[at], memory.labels[at]
+    own = reference.places(labels, memory.positions[at])
+    lone = rows >= loo.n_single
+
+    def hide(distances: Tensor, part: Tensor) -> Tensor:
+        known = own[part] >= 0
+        distances[torch.nonzero(known)[:, 0], own[part][known]] = math.inf
+        same = lone[part][:, None] & (labels[part][:, None] == reference.labels)
+        return distances.masked_fill_(same, math.inf)
+
+    found = _nearest(features, reference, hide)
+    partners = memory.features[memory.partners[at].clamp_min(0)]
+    apart = (features - partners).norm(dim=1)
+    return torch.where(lone, torch.minimum(found, apart), found)
+
+
+def _thinned(rows: Tensor, reference: Reference) -> Tensor:
+    """Evenly spaced rows, as many as can be compared with the reference in a second or so."""
+    most = max(_MIN_ROWS, _MAX_PRODUCTS // max(reference.features.numel(), 1))
+    return rows[:: -(-len(rows) // most)] if len(rows) > most else rows
+
+
+def _masses(stats: ClassStatistics, prior: str) -> Tensor:
+    """What each class weighs (P,)."""
+    counts = stats.counts.to(torch.float64)
+    return torch.ones_like(counts) if prior == "uniform" else counts
+
+
+def _spread(mass: Tensor, labels: Tensor) -> Tensor:
+    """The mass of each class spread evenly over its rows (R,)."""
+    return (mass / torch.bincount(labels, minlength=len(mass)).clamp_min(1))[labels]
+
+
+def _loo_weights(
+    mass: Tensor, stats: ClassStatistics, loo, rows: Tensor, single: Tensor, covered: Tensor
+) -> Tensor:
+    """Weights of leave-one-out rows; rows that play a class of one image carry those classes."""
+    labels = loo.labels[rows]
+    weights = torch.zeros(len(rows), dtype=torch.float64)
+    weights[single] = _spread(mass, labels[single])
+    if not bool(single.all()):
+        left_out = torch.zeros(stats.n_classes, dtype=torch.bool)
+        left_out[loo.labels[: loo.n_single]] = True
+        alone = float(mass[~left_out & ~covered].sum())
+        share = _spread(torch.ones_like(mass), labels[~single])
+        weights[~single] = max(alone, 1e-9) * share / share.sum()
+    return weights
+
+
+def _drawn(
+    stats: ClassStatistics, linear: LinearClassifier, reference: Reference, prior: str
+) -> Honest:
+    """Judgements of images drawn around the class means as the covariance says, always the same.
+
+    The draws are as far from their means as left-out images would be on average; their squared
+    distances vary by at least `_SPREAD`, as those of real images do.
+    """
+    geometry, spectrum = linear.geometry, linear.geometry.spectrum
+    places = torch.arange(stats.n_classes).repeat(-(-_N_DRAWN // stats.n_classes))
+    if stats.n_classes > _N_DRAWN:
+        places = places[:: stats.n_classes // _N_DRAWN]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(places), stats.n_features, generator=generator, dtype=torch.float64)
+    noise *= _axis_spread(geometry)
+    noise *= (
+        (1 + _SPREAD * torch.randn(len(places), 1, generator=generator).double())
+        .clamp_min(0.1)
+        .sqrt()
+    )
+    noise *= _inflation(geometry)[places, None].sqrt()
+    whitened = geometry.means[places] + noise
+    features = spectrum.center + (whitened / geometry.scale) @ spectrum.axes.T
+    judged = judge(linear, features, reference)
+    return Honest(
+        judged.logits,
+        places,
+        _spread(_masses(stats, prior), places),
+        judged.mahalanobis,
+        judged.relative,
+        judged.knn,
+        "parametric",
+        0,
+    )
+
+
+def _axis_spread(geometry) -> Tensor:
+    """Standard deviation of samples along the axes of the whitened space (D,)."""
+    spectrum = geometry.spectrum
+    if spectrum.is_flat:
+        return torch.ones_like(spectrum.values)
+    return (spectrum.values / spectrum.dof).sqrt() * geometry.scale
+
+
+def _inflation(geometry) -> Tensor:
+    """How much further from its class mean a sample lies on average once it is left out (P,)."""
+    spectrum, counts = geometry.spectrum, geometry.counts
+    if spectrum.is_flat:
+        return 1 + 1 / counts
+    fewer = counts / (counts - 1).clamp_min(1)
+    n = float(counts.sum())
+    leverage = (1 - geometry.shrinkage) * geometry.d_eff / n
+    stretch = 1 / (1 - fewer * leverage).clamp_min(0.05)
+    return torch.where(counts > 1, fewer.square() * stretch * spectrum.dof / n, 2.0)

@@ -1,0 +1,72 @@
+"""What a change to a continual classifier did, for people and for files."""
+
+import html
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ChangeReport:
+    """What one change did.
+
+    Attributes:
+        what: The verb: "extend", "subtract", "forget", ...
+        classes_added: Names that came with this change, in order.
+        images: Images added (or, below zero, taken away) per class by this change.
+        n_images: Images per class afterwards.
+        n_classes: Classes with images afterwards.
+        threshold: (before, after); None where there is none.
+        temperature: (before, after); None where there is none.
+        seconds: What it took, without the network's pass over the images.
+        notes: What a person should know about it.
+        accuracy: Share of right answers per class, (before, after), when images to measure it on
+            were at hand.
+    """
+
+    what: str
+    classes_added: tuple[str, ...] = ()
+    images: dict[str, int] | None = None
+    n_images: dict[str, int] | None = None
+    n_classes: int = 0
+    threshold: tuple[float | None, float | None] = (None, None)
+    temperature: tuple[float | None, float | None] = (None, None)
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    accuracy: dict[str, tuple[float | None, float | None]] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def __str__(self) -> str:
+        return "\n".join([self._headline(), *(f"- {line}" for line in self._lines())])
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in self._lines())
+        return f"<p><b>{html.escape(self._headline())}</b></p><ul>{items}</ul>"
+
+    def _headline(self) -> str:
+        return f"{self.what}: {self.n_classes} classes, {self.seconds:.2f} s"
+
+    def _lines(self) -> list[str]:
+        lines = []
+        if self.classes_added:
+            lines.append(f"new classes: {', '.join(self.classes_added)}")
+        if self.images:
+            changes = (f"{name} {n:+d}" for name, n in self.images.items())
+            lines.append(f"images: {', '.join(changes)}")
+        lines += [
+            f"{name}: {_number(before)} -> {_number(after)}"
+            for name, (before, after) in (
+                ("threshold", self.threshold),
+                ("temperature", self.temperature),
+                *(((f"accuracy of {k}", v) for k, v in (self.accuracy or {}).items())),
+            )
+            if (before, after) != (None, None)
+        ]
+        return [*lines, *self.notes]
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

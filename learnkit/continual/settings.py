@@ -1,0 +1,78 @@
+"""What a continual classifier is set to: everything about it that no image can teach."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from learnkit.errors import OodInsufficientDataError, StatisticsError
+
+CLASSIFIERS = ("lda", "ridge", "prototype")
+SCORES = ("combined", "mahalanobis", "relative", "knn", "msp", "energy")
+GUARANTEES = ("loo", "split", "pac")
+PRIORS = ("training", "uniform")
+_CHOICES = {
+    "classifier": CLASSIFIERS,
+    "score": SCORES,
+    "guarantee": GUARANTEES,
+    "prior": PRIORS,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a `ContinualClassifier`; see there. They are checked when made.
+
+    Raises:
+        StatisticsError: A value is none of those allowed.
+        OodInsufficientDataError: The score needs a memory, and there is none.
+    """
+
+    n_features: int
+    root: bool = False
+    memory: int = 64
+    classifier: str = "lda"
+    score: str = "combined"
+    false_alarm_rate: float = 0.05
+    guarantee: str = "loo"
+    prior: str = "training"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise StatisticsError(
+                    f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
+                )
+        for name, least in ("n_features", 1), ("memory", 0):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise StatisticsError(
+                    f"`{name}` is {value!r}; give a whole number of {least} or more"
+                )
+        if not isinstance(self.root, bool):
+            raise StatisticsError(f"`root` is {self.root!r}; give True or False")
+        rate = self.false_alarm_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
+            raise StatisticsError(
+                f"`false_alarm_rate` is {rate!r}; give a share between 0 and 1, such as 0.05"
+            )
+        if self.score == "knn" and not self.memory:
+            raise OodInsufficientDataError(
+                "`score='knn'` measures the distance to remembered features, and `memory=0` "
+                "remembers none; choose a memory above 0 or another score"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Settings":
+        """Settings from what `to_dict` gave.
+
+        Raises:
+            StatisticsError: Keys are missing or unknown, or a value is none of those allowed.
+        """
+        wanted = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != wanted:
+            seen = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
+            raise StatisticsError(f"settings are {seen}; they must be {sorted(wanted)}")
+        return cls(**values)
