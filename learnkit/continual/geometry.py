@@ -1,0 +1,165 @@
+"""The space in which classes are round: features turned and scaled by their common covariance.
+
+One eigendecomposition of the within-class scatter serves every shrinkage. Its products carry the
+classifier (`lda.py`) and the Mahalanobis scores alike.
+
+All sums run over the classes in the order of their names, so that the result does not depend, not
+in the last bit, on the order in which the classes arrived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnkit.continual.statistics import ClassStatistics
+from learnkit.errors import ContinualNotInitializedError
+
+# Total variance within a class, of unit-length features, where the data cannot tell: one image of
+# each class, or copies of one image. Photographs in ImageNet networks have .35 to .55.
+DEFAULT_VARIANCE = 0.5
+# Copies of one image still differ by the rounding to the grid, which is no variance.
+_NO_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum:
+    """The within-class scatter in its own axes, with the class means; all shrinkages come from it.
+
+    `classes (P,)` are the places of the classes that have images, sorted by name; everything
+    "(P, ...)" here and in what is derived goes by this order. `axes (D,D)` holds the eigenvectors
+    as columns, `values (D,)` their scatter, `means (P,D)` the class means in these axes, counted
+    from their common `center (D,)`. `dof` is the number of images less the number of classes.
+    """
+
+    classes: Tensor
+    counts: Tensor
+    values: Tensor
+    axes: Tensor
+    center: Tensor
+    means: Tensor
+    dof: float
+    n_all_classes: int
+
+    @property
+    def total(self) -> float:
+        """Sum of the scatter over all axes."""
+        return float(self.values.sum())
+
+    @property
+    def is_flat(self) -> bool:
+        """True if no class shows any variation: there is no covariance to estimate."""
+        return self.dof < 1 or self.total / self.dof < _NO_VARIANCE
+
+    @property
+    def variance_per_axis(self) -> float:
+        """Mean over the axes of the variance within classes; a default if there is none."""
+        total = DEFAULT_VARIANCE if self.is_flat else self.total / self.dof
+        return total / len(self.values)
+
+    def turn(self, features: Tensor) -> Tensor:
+        """Features (N,D), embedded, in these axes and counted from the center: float64 (N,D)."""
+        return (features.to(torch.float64) - self.center) @ self.axes
+
+    def geometry(self, shrinkage: float) -> Geometry:
+        """Whitened space of the covariance `(1 - r) S / dof + r t I`, t the mean variance per axis.
+
+        With shrinkage 1, all that is left is `t I`. A flat spectrum has no other.
+        """
+        if self.is_flat or shrinkage == 1:
+            scale = torch.full_like(self.values, self.variance_per_axis**-0.5)
+            return Geometry(self, 1.0, scale, float(len(scale)), self.means * scale)
+        keep = 1 - shrinkage
+        ridged = self.values + shrinkage / keep * self.total / len(self.values)
+        scale = (self.dof / keep / ridged).sqrt()
+        d_eff = float((self.values / ridged).sum()) / keep
+        return Geometry(self, shrinkage, scale, d_eff, self.means * scale)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Geometry:
+    """The whitened space of one shrinkage: squared lengths in it are Mahalanobis distances.
+
+    `means (P,D)` are the class means in it, by sorted name (`classes (P,)` gives their indices),
+    `counts (P,)` their numbers of images, `d_eff` the average squared distance of a sample from
+    its own, perfectly known, mean: the debt of a mean of n images is `d_eff / n`.
+    """
+
+    spectrum: Spectrum
+    shrinkage: float
+    scale: Tensor
+    d_eff: float
+    means: Tensor
+
+    @property
+    def classes(self) -> Tensor:
+        """Indices of the classes that have images, sorted by name, int64 (P,)."""
+        return self.spectrum.classes
+
+    @property
+    def counts(self) -> Tensor:
+        """Number of images of each of `classes`, float64 (P,)."""
+        return self.spectrum.counts
+
+    def whiten(self, features: Tensor) -> Tensor:
+        """Embedded features (N,D) in the whitened space, float64 (N,D), counted from the center."""
+        return self.spectrum.turn(features) * self.scale
+
+    def unwhiten_covector(self, vectors: Tensor) -> Tensor:
+        """Vectors (N,D) to multiply embedded features with, equal to those of whitened ones."""
+        return (vectors * self.scale) @ self.spectrum.axes.T
+
+    def squared_distances(self, features: Tensor) -> Tensor:
+        """Squared Mahalanobis distance of embedded features (N,D) to each class, float64 (N,P)."""
+        return squared_distances(self.whiten(features), self.means)
+
+    def mahalanobis_scores(self, features: Tensor) -> Tensor:
+        """Debiased squared distance to the nearest class, float64 (N,); higher = more unusual.
+
+        The least over the classes of `D^2 - d_eff / n`: what the class mean is off by, on average,
+        is taken away, so that classes of few images do not look far from everything.
+        """
+        return (self.squared_distances(features) - self.d_eff / self.counts).amin(1)
+
+    def relative_scores(self, features: Tensor) -> Tensor:
+        """Mahalanobis score less the squared distance to the center, float64 (N,).
+
+        Higher = more unusual; looks only where classes differ, good for what is nearly known.
+        """
+        u = self.whiten(features)
+        debt = self.d_eff / self.counts
+        return (squared_distances(u, self.means) - debt).amin(1) - u.square().sum(1)
+
+
+def squared_distances(points: Tensor, means: Tensor) -> Tensor:
+    """Squared distances (N,P) between rows, never negative."""
+    lengths = points.square().sum(1)[:, None] + means.square().sum(1)
+    return (lengths - 2 * points @ means.T).clamp_min_(0)
+
+
+def fit_spectrum(stats: ClassStatistics) -> Spectrum:
+    """Eigendecomposition of the within-class scatter: the one costly step, O(D^3).
+
+    Raises:
+        ContinualNotInitializedError: No class has an image.
+    """
+    classes = torch.tensor(stats.places(), dtype=torch.int64)
+    if not len(classes):
+        raise ContinualNotInitializedError(
+            "no class has an image yet; learn some before a classifier is asked for"
+        )
+    means = stats.means()[classes]
+    center = means.mean(0)
+    values, axes = torch.linalg.eigh(stats.scatter())
+    return Spectrum(
+        classes=classes,
+        counts=stats.counts[classes].to(torch.float64),
+        values=values.clamp_min_(0),
+        axes=axes,
+        center=center,
+        means=(means - center) @ axes,
+        dof=float(stats.dof),
+        n_all_classes=len(stats.class_names),
+    )

@@ -1,0 +1,378 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from learnkit.continual.embedding import embed, to_grid
+from learnkit.continual.lda import fit_lda, fit_prototype
+from learnkit.continual.statistics import GRID, ClassStatistics
+from learnkit.continual.temperature import temper
+from learnkit.errors import ContinualNotInitializedError
+
+FITS = [fit_lda, fit_prototype]
+both = pytest.mark.parametrize("fit", FITS)
+
+
+def draw(counts, *, width=12, seed=0, noise=0.7, center_seed=0):
+    generator = torch.Generator().manual_seed(center_seed)
+    centers = {name: torch.randn(width, generator=generator) + 1 for name in sorted(counts)}
+    generator.manual_seed(100 + seed)
+    labels = [name for name, n in counts.items() for _ in range(n)]
+    spread = noise * torch.randn(len(labels), width, generator=generator)
+    return (torch.stack([centers[label] for label in labels]) + spread).double(), labels
+
+
+def gather(features, labels, *, memory_size=64):
+    return ClassStatistics.empty(features.shape[1], root=False, memory_size=memory_size).update(
+        features, labels
+    )
+
+
+def accuracy(classifier, stats, features, labels):
+    predicted = classifier.logits(embed(features, root=False)).argmax(1)
+    return np.mean(
+        [stats.class_names[i] == label for i, label in zip(predicted, labels, strict=True)]
+    )
+
+
+def is_usable(classifier, stats, features):
+    """Finite logits for known classes, -inf for others, finite scores and temperature."""
+    logits = classifier.logits(embed(features, root=False))
+    known = stats.counts > 0
+    assert torch.isfinite(logits[:, known]).all()
+    assert (logits[:, ~known] == -math.inf).all()
+    assert 0 < classifier.temperature < math.inf
+    scores = classifier.geometry.mahalanobis_scores(embed(features, root=False))
+    assert torch.isfinite(scores).all()
+    for values in (classifier.loo.mahalanobis, classifier.loo.relative):
+        assert torch.isfinite(values).all()
+    return True
+
+
+@pytest.mark.parametrize("shrinkage", [0.1, 0.6])
+@pytest.mark.parametrize("counts", [{"a": 9, "b": 9, "c": 9}, {"a": 4, "b": 20, "c": 9}])
+def test_without_debiasing_it_is_scikit_learns(shrinkage, counts):
+    features, labels = draw(counts)
+    stats = gather(features, labels)
+    z = (to_grid(embed(features, root=False)) / GRID).numpy()
+    priors = [n / len(labels) for n in counts.values()]
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=priors)
+    theirs.fit(z, labels)
+    ours = fit_lda(stats, debias=0, shrinkage=shrinkage)
+    # theirs divides the scatter by the images, ours by the degrees of freedom
+    factor = len(labels) / stats.dof
+    wanted = theirs.decision_function(z) - np.log(priors)
+    got = ours.logits(torch.from_numpy(z)).numpy() * factor
+    wanted, got = (logits - logits[:, :1] for logits in (wanted, got))
+    np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+@both
+def test_leave_one_out_logits_are_those_of_the_classifier_without_the_sample(fit):
+    features, labels = draw({"a": 6, "b": 5, "c": 3})
+    stats = gather(features, labels)
+    classifier = fit(stats)
+    geometry, rho = classifier.geometry, classifier.shrinkage
+    spectrum = geometry.spectrum
+    z = to_grid(embed(features, root=False)) / GRID
+    for row in range(len(labels)):
+        sample = classifier.loo.memory.features[classifier.loo.rows[row]]
+        gone = int((z - sample).abs().sum(1).argmin())
+        keep = [i for i in range(len(labels)) if i != gone]
+        less = gather(features[keep], [labels[i] for i in keep])
+        means = less.means()
+        if rho == 1:
+            covariance = torch.eye(12, dtype=torch.float64) * spectrum.variance_per_axis
+        else:
+            ridge = rho / (1 - rho) * float(stats.scatter().trace()) / 12
+            ridged = less.scatter() + ridge * torch.eye(12, dtype=torch.float64)
+            covariance = (1 - rho) / less.dof * ridged
+        weight = (means - spectrum.center) @ torch.linalg.inv(covariance)
+        centered = means - spectrum.center
+        d_eff = spectrum.geometry(rho).d_eff
+        bias = 0.5 * (d_eff / less.counts.double() - (weight * centered).sum(1))
+        wanted = weight @ (sample - spectrum.center) + bias - math.log(3) * classifier.temperature
+        torch.testing.assert_close(classifier.loo_logits[row], wanted, rtol=1e-8, atol=1e-8)
+
+
+@both
+def test_the_shrinkage_has_about_the_least_honest_log_loss(fit):
+    classifier = fit(gather(*draw({"a": 20, "b": 12, "c": 4})))
+    losses = classifier.diagnostics["losses"]
+    assert losses[classifier.shrinkage] < min(losses.values()) + 0.01
+    assert classifier.diagnostics["chosen_by"] == "leave-one-out log loss"
+    loo, t = classifier.loo, classifier.temperature
+    soft = torch.log_softmax(loo.logits / t, 1)[torch.arange(len(loo.labels)), loo.labels]
+    assert -float(loo.weights @ soft) <= losses[classifier.shrinkage]  # that counts a mistake more
+
+
+def test_shrinks_much_with_few_images_and_little_with_many():
+    few = fit_lda(gather(*draw({"a": 4, "b": 4, "c": 4}, width=40, noise=1.5)))
+    features, labels = draw({"a": 200, "b": 200, "c": 200}, width=10)
+    features[:, 0] *= 4  # far from round
+    many = fit_lda(gather(features, labels))
+    assert many.shrinkage < 0.5 < few.shrinkage
+
+
+def test_classes_weigh_alike_in_the_honest_loss():
+    loo = fit_lda(gather(*draw({"a": 30, "b": 6, "c": 2}))).loo
+    masses = torch.zeros(3, dtype=torch.float64).index_add_(0, loo.labels, loo.weights)
+    torch.testing.assert_close(masses, torch.full_like(masses, 1 / 3))
+
+
+def test_classes_of_one_image_are_played_by_others():
+    stats = gather(*draw({"a": 8, "b": 8, "c": 1, "d": 1}))
+    loo = fit_lda(stats).loo
+    assert float(loo.weights[loo.n_single :].sum()) == pytest.approx(0.5)
+    assert len(loo.labels) == 2 * loo.n_single == 32
+    assert fit_lda(gather(*draw({"a": 8, "b": 8, "c": 2}))).loo.n_single == 18
+
+
+@both
+def test_a_class_of_two_images_is_found_beside_classes_of_hundreds(fit):
+    counts = {"a": 200, "b": 200, "c": 200, "new": 2}
+    features, labels = draw({**counts, "new": 102}, width=200, noise=3.5)
+    stats = gather(features[:602], labels[:602])
+    fresh, truth = features[602:], labels[602:]
+    assert accuracy(fit(stats, debias=0), stats, fresh, truth) < 0.1
+    assert accuracy(fit(stats), stats, fresh, truth) > 0.5
+
+
+def test_a_shrinkage_that_is_as_good_as_any_is_the_expected_one():
+    easy = gather(*draw({"a": 6, "b": 6}, width=200, noise=0.2))
+    assert fit_lda(easy).shrinkage > 0.9
+
+
+@both
+@pytest.mark.parametrize("prior", ["uniform", "empirical"])
+def test_does_not_depend_on_the_order_of_arrival(fit, prior):
+    features, labels = draw({"a": 9, "b": 1, "c": 5, "d": 2})
+    stats = gather(features, labels)
+    base = fit(stats, prior=prior)
+    for seed in range(4):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+        other_stats = ClassStatistics.empty(12, root=False)
+        for part in (order[:5], order[5:6], order[6:]):
+            other_stats = other_stats.update(features[part], [labels[i] for i in part])
+        other = fit(other_stats, prior=prior)
+        places = [other_stats.class_names.index(name) for name in stats.class_names]
+        assert torch.equal(other.weight[places], base.weight)
+        assert torch.equal(other.bias[places], base.bias)
+        assert torch.equal(other.loo_logits[:, places], base.loo_logits)
+        assert torch.equal(other.loo.mahalanobis, base.loo.mahalanobis)
+        assert torch.equal(other.loo_weights, base.loo_weights)
+        assert (other.temperature, other.shrinkage) == (base.temperature, base.shrinkage)
+
+
+@both
+def test_an_empirical_prior_adds_its_logarithm_to_the_tempered_logits(fit):
+    stats = gather(*draw({"a": 30, "b": 6, "c": 2}))
+    classifier = fit(stats, prior="empirical", debias=1.0)
+    same = fit(stats, debias=1.0) if fit is fit_prototype else None
+    shrinkage = {} if same else {"shrinkage": classifier.shrinkage}
+    same = same or fit(stats, debias=1.0, **shrinkage)
+    t = classifier.temperature
+    gap = classifier.bias / t - (same.bias / t + math.log(3) * same.temperature / t)
+    wanted = (stats.counts / stats.counts.sum()).log().double()
+    torch.testing.assert_close(gap, wanted, rtol=1e-5, atol=1e-5)
+
+
+# -- edges ----------------------------------------------------------------------------------------
+
+
+@both
+def test_one_class_alone_always_wins(fit):
+    features, labels = draw({"only": 6})
+    stats = gather(features, labels)
+    classifier = fit(stats)
+    assert is_usable(classifier, stats, features)
+    assert (classifier.logits(features).softmax(1) == 1).all()
+    assert classifier.temperature == 1
+    assert classifier.diagnostics["chosen_by"] == "leave-one-out density"
+
+
+def test_one_class_gets_the_shrinkage_of_the_likeliest_covariance():
+    narrow, labels = draw({"only": 60}, width=6, noise=0.01)
+    generator = torch.Generator().manual_seed(5)
+    narrow[:, :2] += 0.3 * torch.randn(60, 2, generator=generator)
+    assert fit_lda(gather(narrow, labels)).shrinkage < 0.1
+
+
+@both
+def test_one_image_of_each_class_gives_the_nearest_image(fit):
+    features, labels = draw({"a": 1, "b": 1, "c": 1})
+    stats = gather(features, labels)
+    classifier = fit(stats)
+    assert is_usable(classifier, stats, features)
+    assert classifier.diagnostics["chosen_by"].startswith("default")
+    fresh, _ = draw({"a": 5, "b": 5, "c": 5}, seed=3)
+    z = embed(fresh, root=False)
+    nearest = torch.cdist(z, stats.means()).argmin(1)
+    assert torch.equal(classifier.logits(z).argmax(1), nearest)
+    probs = (classifier.logits(z) / classifier.temperature).softmax(1)
+    assert probs.max() < 0.999  # three images prove nothing
+
+
+@both
+def test_one_image_of_one_class(fit):
+    features, labels = draw({"a": 1})
+    stats = gather(features, labels)
+    assert is_usable(fit(stats), stats, features)
+
+
+@both
+@pytest.mark.parametrize("copies", [2, 5])
+def test_copies_of_one_image_a_class(fit, copies):
+    features, labels = draw({"a": 1, "b": 1})
+    stats = gather(features.repeat(copies, 1), labels * copies)
+    classifier = fit(stats)
+    assert is_usable(classifier, stats, features)
+    assert accuracy(classifier, stats, features, labels) == 1
+    assert classifier.diagnostics["chosen_by"].startswith("default")
+
+
+@both
+def test_copies_beside_a_class_that_varies(fit):
+    features, labels = draw({"a": 8, "b": 1})
+    features = torch.cat([features, features[-1:]])
+    labels = [*labels, "b"]
+    stats = gather(features, labels)
+    classifier = fit(stats)
+    assert is_usable(classifier, stats, features)
+    assert accuracy(classifier, stats, features, labels) == 1
+
+
+@both
+def test_features_that_never_vary(fit):
+    features, labels = draw({"a": 8, "b": 5})
+    features[:, 3:] = 0
+    stats = gather(features, labels)
+    assert is_usable(fit(stats), stats, features)
+
+
+@both
+def test_far_fewer_images_than_features(fit):
+    features, labels = draw({"a": 2, "b": 3}, width=300)
+    stats = gather(features, labels)
+    classifier = fit(stats)
+    assert is_usable(classifier, stats, features)
+    fresh, truth = draw({"a": 20, "b": 20}, width=300, seed=9)
+    assert accuracy(classifier, stats, fresh, truth) == 1
+
+
+@both
+def test_blank_images_among_the_others(fit):
+    features, labels = draw({"a": 5, "b": 5})
+    features[0] = 0
+    stats = gather(features, labels)
+    assert is_usable(fit(stats), stats, features)
+
+
+@both
+def test_without_a_memory_defaults_are_taken_and_said(fit):
+    features, labels = draw({"a": 30, "b": 30, "c": 30})
+    stats = gather(features, labels, memory_size=0)
+    classifier = fit(stats)
+    assert is_usable(classifier, stats, features)
+    assert classifier.diagnostics["chosen_by"].startswith("default")
+    assert classifier.loo_logits.shape == (0, 3)
+    assert accuracy(classifier, stats, features, labels) > 0.8
+
+
+@both
+def test_a_memory_of_one_leaves_it_out(fit):
+    stats = gather(*draw({"a": 5, "b": 5, "c": 1}), memory_size=1)
+    classifier = fit(stats)
+    assert len(classifier.loo_labels) == 2
+    assert classifier.loo.n_single == 2  # no partner to play a class of one image with
+
+
+@both
+def test_forgotten_classes_never_win(fit):
+    features, labels = draw({"a": 8, "b": 8, "c": 8})
+    stats = gather(features, labels).forget("b")
+    classifier = fit(stats)
+    assert is_usable(classifier, stats, features)
+    assert classifier.bias[1] == -math.inf
+    assert (classifier.weight[1] == 0).all()
+    assert 1 not in classifier.logits(embed(features, root=False)).argmax(1)
+    assert (classifier.loo_logits[:, 1] == -math.inf).all()
+
+
+def test_nothing_known_is_refused():
+    stats = ClassStatistics.empty(4, root=False)
+    with pytest.raises(ContinualNotInitializedError, match="no class has an image yet"):
+        fit_lda(stats)
+
+
+def test_many_classes_take_a_bounded_number_of_trials(monkeypatch):
+    monkeypatch.setattr("learnkit.continual.lda._MAX_ENTRIES", 40 * 12)
+    monkeypatch.setattr("learnkit.continual.lda._MAX_PRODUCTS", 12 * 12 * 6)
+    features, labels = draw({f"class {i:02}": 5 for i in range(12)})
+    stats = gather(features, labels)
+    classifier = fit_lda(stats)
+    assert len(classifier.loo_labels) <= 40
+    assert set(classifier.loo_labels.tolist()) == set(range(12))
+    assert is_usable(classifier, stats, features)
+
+
+# -- the temperature ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored():
+    generator = torch.Generator().manual_seed(1)
+    logits = 5 * torch.randn(200, 4, generator=generator, dtype=torch.float64)
+    targets = torch.distributions.Categorical(logits=logits / 7).sample()
+    weights = torch.rand(200, generator=generator, dtype=torch.float64)
+    return logits, targets, weights / weights.sum()
+
+
+def test_the_temperature_is_the_best_of_a_fine_grid(scored):
+    logits, targets, weights = scored
+    share = 1 / (1 + 1 / float(weights.square().sum()))
+    rows = torch.arange(len(logits))
+    others = logits.clone()
+    others[rows, targets] = -math.inf
+    rival = others.argmax(1)
+
+    def loss(t):
+        log_probs = torch.log_softmax(logits / t, 1)
+        own, wrong = log_probs[rows, targets], log_probs[rows, rival]
+        return -float(weights @ ((1 - share) * own + share * wrong))
+
+    found = temper(logits, targets, weights)
+    best = min(np.geomspace(1, 50, 4001), key=loss)
+    assert found.temperature == pytest.approx(best, rel=2e-3)
+    assert found.log_loss == pytest.approx(loss(found.temperature), rel=1e-12)
+    assert found.log_loss <= loss(best)
+
+
+def test_the_temperature_scales_with_the_logits(scored):
+    logits, targets, weights = scored
+    once, scaled = temper(logits, targets, weights), temper(30 * logits, targets, weights)
+    assert scaled.temperature == pytest.approx(30 * once.temperature, rel=1e-8)
+
+
+@pytest.mark.parametrize("n", [10, 1000])
+def test_n_samples_all_right_are_worth_a_confidence_of_n_in_n_plus_one(n):
+    logits = torch.tensor([[7.0, 0.0]], dtype=torch.float64).repeat(n, 1)
+    t = temper(logits, torch.zeros(n, dtype=torch.int64), torch.full((n,), 1 / n).double())
+    confidence = (logits[0] / t.temperature).softmax(0)[0]
+    assert float(confidence) == pytest.approx(n / (n + 1), rel=1e-6)
+
+
+def test_samples_all_wrong_end_at_the_upper_bound(scored):
+    logits, _, weights = scored
+    assert temper(logits, logits.argmin(1), weights, bounds=(0.1, 90)).temperature == pytest.approx(
+        90, rel=1e-6
+    )
+
+
+def test_equal_logits_leave_a_temperature():
+    logits = torch.zeros(5, 3, dtype=torch.float64)
+    t = temper(logits, torch.zeros(5, dtype=torch.int64), torch.full((5,), 0.2).double())
+    assert math.isfinite(t.temperature)
+    assert t.log_loss == pytest.approx(math.log(3))
