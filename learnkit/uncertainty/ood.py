@@ -168,21 +168,28 @@ def standardize(scores: Any, loc: float, scale: float) -> Tensor:
     return torch.where(scores < BLANK_SCORE, (scores - loc) / scale, scores)
 
 
-def combine(*standardized: Any, method: str = "max") -> Tensor:
+def combine(*standardized: Any, method: str = "mean") -> Tensor:
     """One score of several standardised ones (N,) each; higher = more unusual.
+
+    A blank image keeps its mark. The mean of Mahalanobis, relative and nearest-neighbour scores was
+    never behind the best of the three by more than 0.01 of mean AUROC, neither on photographs
+    (0.86, 0.64, 0.84 alone, 0.86 together) nor on digits (0.94, 0.90, 0.96; 0.97); the maximum was.
 
     Args:
         standardized: scores on one scale, from `standardize`.
-        method: "max" flags what any score finds strange, "mean" what all find a little strange.
+        method: "mean" of all, or "max": what any score finds strange is.
 
     >>> combine([0.0, 3.0], [1.0, 1.0]).tolist()
-    [1.0, 3.0]
+    [0.5, 2.0]
     """
-    check_choice(method, ("max", "mean"), name="method")
+    check_choice(method, ("mean", "max"), name="method")
     if not standardized:
         raise UncertaintyError("`standardized` is empty; give at least one array of scores")
     stacked = torch.stack([as_tensor(scores) for scores in standardized])
-    return stacked.amax(0) if method == "max" else stacked.mean(0)
+    largest = stacked.amax(0)
+    if method == "max":
+        return largest
+    return torch.where(largest < BLANK_SCORE, stacked.mean(0), largest)
 
 
 def is_blank(features: Any) -> Tensor:

@@ -165,16 +165,17 @@ def test_a_blank_frame_stays_above_everything_and_spoils_no_average():
     assert ood.location_scale(marked) == pytest.approx((2.0, np.sqrt(2 / 3)))
     z = ood.standardize(marked, 2.0, 1e-3)
     assert z.tolist() == [-1000.0, 0.0, 1000.0, BLANK, BLANK]
-    assert ood.combine(z, z, method="mean").tolist() == z.tolist()
+    assert ood.combine(z, z).tolist() == z.tolist()
+    assert ood.combine(z, torch.zeros(5))[3:].tolist() == [BLANK, BLANK]
     assert torch.tensor(BLANK, dtype=torch.float32).isfinite()
     with pytest.raises(UncertaintyError, match="none of an image that shows something"):
         ood.location_scale([BLANK, BLANK])
 
 
-def test_combining_takes_the_larger_or_the_mean():
-    assert ood.combine([1.0, 5.0], [3.0, 1.0]).tolist() == [3.0, 5.0]
-    assert ood.combine([1.0, 5.0], [3.0, 1.0], method="mean").tolist() == [2.0, 3.0]
-    with pytest.raises(UncertaintyError, match="`method` is 'sum'; choose from max, mean"):
+def test_combining_takes_the_mean_or_the_larger():
+    assert ood.combine([1.0, 5.0], [3.0, 1.0], method="max").tolist() == [3.0, 5.0]
+    assert ood.combine([1.0, 5.0], [3.0, 1.0]).tolist() == [2.0, 3.0]
+    with pytest.raises(UncertaintyError, match="`method` is 'sum'; choose from mean, max"):
         ood.combine([1.0], method="sum")
     with pytest.raises(UncertaintyError, match="`standardized` is empty"):
         ood.combine()
