@@ -12,9 +12,9 @@ from torch import Tensor
 from learnkit.continual.derived import Derived, derive
 from learnkit.continual.embedding import embed, to_grid
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.names import check_known, clean_labels, clean_name, index_tensor
+from learnkit.continual.names import check_known, clean_name, index_tensor
 from learnkit.continual.report import ChangeReport
-from learnkit.continual.rows import check_features
+from learnkit.continual.rows import check_images
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, InsufficientDiversityError
@@ -101,12 +101,12 @@ class Knowledge:
         """With more validation images; blank ones are left out."""
         features, labels = validation
         features, labels, blank = _without_blank(
-            check_features(features, self.settings.n_features), labels, class_names
+            *check_images(features, labels, class_names, self.settings.n_features)
         )
         for name in dict.fromkeys(labels):
             check_known(name, self.statistics.class_names)
         if not labels:
-            raise DataError("`validation` has no images; leave it out, or give at least one")
+            raise DataError("all images of `validation` are blank; leave it out, or give others")
         grid = to_grid(embed(features, root=self.settings.root))
         index = index_tensor(self.statistics.class_names, labels)
         notes = (f"{len(blank)} blank validation images were left out",) if blank else ()
@@ -201,8 +201,9 @@ class Knowledge:
         Raises:
             InsufficientDiversityError: A class not known yet has none.
         """
-        features = check_features(features, self.settings.n_features)
-        shown, kept, blank = _without_blank(features, labels, class_names)
+        shown, kept, blank = _without_blank(
+            *check_images(features, labels, class_names, self.settings.n_features)
+        )
         if not blank:
             return shown, kept, ()
         known = {name for name, n in self.n_images.items() if n}
@@ -216,18 +217,8 @@ class Knowledge:
         return shown, kept, (f"blank images were left out: {counts}",)
 
 
-def _without_blank(
-    features: Tensor, labels: Sequence[Any], class_names: Sequence[str] | None
-) -> tuple[Tensor, list[str], list[str]]:
+def _without_blank(features: Tensor, labels: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:
     """(features, labels, labels of blank images) with the blank ones taken out."""
-    if isinstance(labels, str):
-        raise DataError(f"`labels` is the text {labels!r}; give one class name per image")
-    labels = clean_labels(labels, class_names)
-    if len(labels) != len(features):
-        raise DataError(
-            f"{len(features)} rows of features come with {len(labels)} labels; "
-            "give one label per row"
-        )
     blank = is_blank(features)
     flags = blank.tolist()
     kept = [label for label, out in zip(labels, flags, strict=True) if not out]

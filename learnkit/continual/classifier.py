@@ -1,33 +1,23 @@
 """The head of a network that goes on learning: an `nn.Module` over class statistics."""
 
-import copy
-import json
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learnkit.continual.changes import Knowledge, Validation
-from learnkit.continual.derived import Derived
-from learnkit.continual.embedding import embed
+from learnkit.continual.head import KnowingHead
+from learnkit.continual.kept import KeptHead
 from learnkit.continual.report import ChangeReport
-from learnkit.continual.rows import check_features
 from learnkit.continual.settings import Settings
-from learnkit.continual.state import pack, unpack
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.errors import ContinualPredictionError, ContinualStateError, DataError, LearnkitError
-from learnkit.uncertainty.calibration import Calibration
-from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
-from learnkit.uncertainty.ood import mark_blank
-from learnkit.uncertainty.threshold import Threshold, manual_threshold
+from learnkit.errors import ContinualStateError
 
 _UNDO_LEVELS = 3
 
 
-class ContinualClassifier(nn.Module):
+class ContinualClassifier(KeptHead):
     """Turns feature maps or pooled features into logits, and learns in one step without gradients.
 
     What it knows are `statistics`; all else follows from them. A change builds the new state
@@ -62,144 +52,11 @@ class ContinualClassifier(nn.Module):
         guarantee: str = "loo",
         prior: str = "training",
     ) -> None:
-        super().__init__()
-        settings = Settings(
-            n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior
-        )
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self._lock = threading.RLock()
-        # the state now and those before it, in one object so that one assignment changes both
-        self._states: tuple[Knowledge, ...] = (Knowledge.empty(settings),)
-
-    # -- what it knows ----------------------------------------------------------------------------
-
-    @property
-    def knowledge(self) -> Knowledge:
-        """Everything known at this moment, as one unchanging object."""
-        return self._states[0]
-
-    @property
-    def settings(self) -> Settings:
-        """What it is set to."""
-        return self.knowledge.settings
-
-    @property
-    def n_features(self) -> int:
-        """Width D of the pooled features."""
-        return self.settings.n_features
-
-    @property
-    def statistics(self) -> ClassStatistics:
-        """What is remembered of every class."""
-        return self.knowledge.statistics
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names by column of the logits; forgotten ones keep theirs."""
-        return self.statistics.class_names
-
-    @property
-    def n_images(self) -> dict[str, int]:
-        """Images learned per class; 0 for a forgotten class."""
-        return self.knowledge.n_images
-
-    @property
-    def prototypes(self) -> Tensor:
-        """Mean of the embedded features of each class, float64 (C, D)."""
-        return self.statistics.means()
-
-    @property
-    def temperature(self) -> float:
-        """What the logits have been divided by; 1 while no class is known."""
-        return self.calibration.temperature
-
-    @property
-    def calibration(self) -> Calibration:
-        """The temperature, what it was fitted on, and what it did."""
-        derived = self.knowledge.derived
-        return derived.calibration if derived else Calibration(reason="no class is known")
-
-    @property
-    def threshold(self) -> Threshold:
-        """The score above which an image is unusual; set it to a number, or to None for the fitted.
-
-        Raises:
-            ContinualPredictionError: No class is known.
-        """
-        return _threshold(self.knowledge)
-
-    @threshold.setter
-    def threshold(self, value: float | None) -> None:
-        self.set_threshold(value)
-
-    # -- predicting -------------------------------------------------------------------------------
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits float32 (N, C) of feature maps (N, D, H, W) or pooled features (N, D).
-
-        They are divided by the temperature already: their softmax are the probabilities. The
-        column of a class without images is -inf. Differentiable in `x`.
-
-        Raises:
-            ContinualPredictionError: No class is known, or the features are of another width or
-                not finite.
-        """
-        knowledge = self.knowledge
-        _derived(knowledge)
-        features = self.pooled(x)
-        _check_finite(features)
-        weight, bias = knowledge.affine_on(features.device)
-        embedded = embed(features, root=knowledge.settings.root)
-        return (embedded @ weight.T + bias).to(torch.float32)
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """Pooled features (N, D) of feature maps (N, D, H, W); pooled ones come back as they are.
-
-        Raises:
-            ContinualPredictionError: Another shape.
-        """
-        if x.dim() not in (2, 4) or x.shape[1] != self.n_features:
-            raise ContinualPredictionError(
-                f"the classifier received features of shape {tuple(x.shape)}; it takes "
-                f"(N, {self.n_features}) or (N, {self.n_features}, H, W), from the network it has "
-                "learned with"
+        super().__init__(
+            Settings(
+                n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior
             )
-        return self.pool(x).flatten(1) if x.dim() == 4 else x
-
-    def ood_scores(self, features: Tensor) -> Tensor:
-        """How unusual images are, float64 (N,), higher = more unusual, from pooled features (N, D).
-
-        A blank image, whose features are all but zero, scores above every threshold.
-
-        Raises:
-            ContinualPredictionError: No class is known, or the features are of another width or
-                not finite.
-        """
-        return _scores(self.knowledge, features)
-
-    def p_values(self, features: Tensor) -> Tensor:
-        """Probability that an image of the known classes scores at least as high, float64 (N,)."""
-        knowledge = self.knowledge
-        return _threshold(knowledge).p_value(_scores(knowledge, features))
-
-    def is_ood(self, features: Tensor) -> Tensor:
-        """Which images are unusual: score above the threshold, bool (N,)."""
-        knowledge = self.knowledge
-        return _threshold(knowledge).is_ood(_scores(knowledge, features))
-
-    def prediction_sets(self, features: Tensor, alpha: float = 0.1) -> Tensor:
-        """Classes that hold the truth with probability `1 - alpha`, bool (N, C).
-
-        All classes, where too few images allow no less.
-        """
-        knowledge = self.knowledge
-        derived = _derived(knowledge)
-        quantile = conformal_quantile(derived.misfits, alpha, weights=derived.misfit_weights)
-        embedded = _embedded(knowledge, features)
-        probs = (embedded @ derived.weight.T + derived.bias).softmax(1)
-        return prediction_sets(probs, quantile) & derived.bias.isfinite()
-
-    # -- changing ---------------------------------------------------------------------------------
+        )
 
     def extend(
         self,
@@ -281,6 +138,11 @@ class ContinualClassifier(nn.Module):
         """
         return self._change("merge", lambda now: now.merge(other))
 
+    @KnowingHead.threshold.setter
+    def threshold(self, value: float | None) -> None:
+        """See `set_threshold`."""
+        self.set_threshold(value)
+
     def set_threshold(
         self,
         value: float | None = None,
@@ -330,136 +192,6 @@ class ContinualClassifier(nn.Module):
             self._states = (new, *self._states[:_UNDO_LEVELS])
         _warn(new, now)
         return report
-
-    # -- keeping ----------------------------------------------------------------------------------
-
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """(configuration for JSON, tensors): everything there is to keep."""
-        return pack(self.knowledge)
-
-    @classmethod
-    def from_state(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> "ContinualClassifier":
-        """The classifier `state` was taken from; what follows from the statistics is made anew.
-
-        Raises:
-            StatisticsError: Something cannot have come from `state`.
-        """
-        knowledge = unpack(config, tensors)
-        new = cls(**knowledge.settings.to_dict())
-        new._states = (knowledge.derive(None),)
-        return new
-
-    def extra_repr(self) -> str:
-        """What `repr` shows."""
-        n, images = len([c for c in self.n_images.values() if c]), sum(self.n_images.values())
-        about = f"{self.n_features} features, {n} classes, {images} images"
-        return f"{about}, classifier={self.settings.classifier!r}"
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        config, tensors = self.state()
-        text = json.dumps(config, sort_keys=True).encode()
-        destination[f"{prefix}config"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        destination.update({f"{prefix}{name}": tensor for name, tensor in tensors.items()})
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        found = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        if "config" not in found:
-            missing_keys.append(f"{prefix}config")
-            return
-        try:
-            knowledge = unpack(_read_config(found.pop("config")), found)
-            self._check_same_network(knowledge.settings)
-            with self._lock:
-                self._states = (knowledge.derive(None),)
-        except LearnkitError as error:
-            error_msgs.append(f"{prefix or 'ContinualClassifier'}: {error}")
-
-    def _check_same_network(self, settings: Settings) -> None:
-        for name in "n_features", "root":
-            if getattr(settings, name) != getattr(self.settings, name):
-                raise ContinualStateError(
-                    f"`{name}` is {getattr(self.settings, name)} here and "
-                    f"{getattr(settings, name)} in the state: it belongs to another network"
-                )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ContinualClassifier":
-        new = type(self)(**self.settings.to_dict())
-        new._states = self._states  # unchanging: shared
-        new.train(self.training)
-        new.__dict__.update(
-            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in new.__dict__}
-        )
-        memo[id(self)] = new
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._lock = threading.RLock()
-
-
-def _derived(knowledge: Knowledge) -> Derived:
-    if knowledge.derived is None:
-        raise ContinualPredictionError(
-            "the classifier knows no class yet; `extend` it with images and labels"
-        )
-    return knowledge.derived
-
-
-def _threshold(knowledge: Knowledge) -> Threshold:
-    fitted = _derived(knowledge).threshold
-    manual = knowledge.manual_threshold
-    return fitted if manual is None else manual_threshold(manual, fitted)
-
-
-def _embedded(knowledge: Knowledge, features: Tensor) -> Tensor:
-    return embed(_checked(knowledge, features), root=knowledge.settings.root)
-
-
-def _scores(knowledge: Knowledge, features: Tensor) -> Tensor:
-    derived, features = _derived(knowledge), _checked(knowledge, features)
-    embedded = embed(features, root=knowledge.settings.root)
-    return mark_blank(derived.scorer(embedded), features)
-
-
-def _checked(knowledge: Knowledge, features: Tensor) -> Tensor:
-    try:
-        return check_features(features, knowledge.settings.n_features)
-    except DataError as error:
-        raise ContinualPredictionError(str(error)) from error
-
-
-def _check_finite(features: Tensor) -> None:
-    if features.is_meta or bool(torch.isfinite(features).all()):
-        return
-    rows = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten().tolist()
-    raise ContinualPredictionError(
-        f"features of {len(rows)} of {len(features)} images are NaN or infinite (rows "
-        f"{', '.join(map(str, rows[:10]))}): no class can be told"
-    )
-
-
-def _read_config(packed: Any) -> Any:
-    """The configuration from its bytes in a state dict."""
-    try:
-        return json.loads(bytes(packed.to(torch.uint8).flatten().tolist()).decode())
-    except (AttributeError, ValueError, TypeError) as error:
-        raise ContinualStateError(f"`config` cannot be read: {error}") from error
 
 
 def _warn(new: Knowledge, before: Knowledge) -> None:

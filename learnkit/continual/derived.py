@@ -282,7 +282,7 @@ def _notes(
         )
     parts = {part for part, _, _ in scorer.standards}
     if "knn" in _PARTS.get(settings.score, (settings.score,)) and "knn" not in parts:
-        notes.append("too few remembered features: the score is that of Mahalanobis distances alone")
+        notes.append("too few remembered features: Mahalanobis distances alone make the score")
     if threshold.source == "parametric":
         notes.append(f"the threshold {threshold.statement}")
     return tuple(notes)

@@ -47,11 +47,6 @@ def to_grid(embedded: Tensor) -> Tensor:
     return (embedded.to(torch.float64) * GRID).round().clamp(-LARGEST, LARGEST)
 
 
-def is_blank(features: Tensor) -> Tensor:
-    """Which rows have no direction because every entry is (all but) zero, bool (N,)."""
-    return features.abs().amax(dim=1) <= BLANK
-
-
 def body_is_nonnegative(body: nn.Module, *, size: int | None = None) -> bool:
     """Whether the feature map of `body` never falls below zero, as after a ReLU.
 

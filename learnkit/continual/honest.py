@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnkit.continual.lda import LinearClassifier
+from learnkit.continual.geometry import Geometry
+from learnkit.continual.lda import LeaveOneOut, LinearClassifier
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.statistics import ClassStatistics
 
 # Remembered features searched for the nearest one: numbers held, and products of one fit.
-_MAX_REFERENCE = 2**24
+_MAX_REFERENCE = 2**23
 _MAX_PRODUCTS = 6_000_000_000
 _MIN_ROWS = 256
 _BLOCK = 2**22  # distances held at once
@@ -156,7 +157,7 @@ def _nearest(features: Tensor, reference: Reference, hide) -> Tensor:
     return torch.cat(parts).sqrt()
 
 
-def _nearest_other(loo, rows: Tensor, reference: Reference) -> Tensor:
+def _nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Tensor:
     """Distance of left-out samples to the nearest remembered one that is not left out (R,)."""
     memory = loo.memory
     at = loo.rows[rows]
@@ -194,7 +195,12 @@ def _spread(mass: Tensor, labels: Tensor) -> Tensor:
 
 
 def _loo_weights(
-    mass: Tensor, stats: ClassStatistics, loo, rows: Tensor, single: Tensor, covered: Tensor
+    mass: Tensor,
+    stats: ClassStatistics,
+    loo: LeaveOneOut,
+    rows: Tensor,
+    single: Tensor,
+    covered: Tensor,
 ) -> Tensor:
     """Weights of leave-one-out rows; rows that play a class of one image carry those classes."""
     labels = loo.labels[rows]
@@ -214,7 +220,7 @@ def _drawn(
 ) -> Honest:
     """Judgements of images drawn around the class means as the covariance says, always the same.
 
-    The draws are as far from their means as left-out images would be on average; their squared
+    They differ from the class means as images yet to come would, on average; their squared
     distances vary by at least `_SPREAD`, as those of real images do.
     """
     geometry, spectrum = linear.geometry, linear.geometry.spectrum
@@ -229,8 +235,8 @@ def _drawn(
         .clamp_min(0.1)
         .sqrt()
     )
-    noise *= _inflation(geometry)[places, None].sqrt()
-    whitened = geometry.means[places] + noise
+    kept, variance = _true_means(geometry)
+    whitened = kept[places, None] * geometry.means[places] + noise * variance[places, None].sqrt()
     features = spectrum.center + (whitened / geometry.scale) @ spectrum.axes.T
     judged = judge(linear, features, reference)
     return Honest(
@@ -245,7 +251,7 @@ def _drawn(
     )
 
 
-def _axis_spread(geometry) -> Tensor:
+def _axis_spread(geometry: Geometry) -> Tensor:
     """Standard deviation of samples along the axes of the whitened space (D,)."""
     spectrum = geometry.spectrum
     if spectrum.is_flat:
@@ -253,13 +259,16 @@ def _axis_spread(geometry) -> Tensor:
     return (spectrum.values / spectrum.dof).sqrt() * geometry.scale
 
 
-def _inflation(geometry) -> Tensor:
-    """How much further from its class mean a sample lies on average once it is left out (P,)."""
-    spectrum, counts = geometry.spectrum, geometry.counts
-    if spectrum.is_flat:
-        return 1 + 1 / counts
-    fewer = counts / (counts - 1).clamp_min(1)
-    n = float(counts.sum())
-    leverage = (1 - geometry.shrinkage) * geometry.d_eff / n
-    stretch = 1 / (1 - fewer * leverage).clamp_min(0.05)
-    return torch.where(counts > 1, fewer.square() * stretch * spectrum.dof / n, 2.0)
+def _true_means(geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """(share (P,) of its distance from the center a class mean keeps, variance factor (P,)).
+
+    Estimated means lie further out than true ones by their own noise, and the covariance fits the
+    samples it was estimated from too well: images yet to come show both.
+    """
+    counts, n = geometry.counts, float(geometry.counts.sum())
+    leverage = 0.0 if geometry.spectrum.is_flat else (1 - geometry.shrinkage) * geometry.d_eff / n
+    stretch = 1 / (1 - counts / (counts - 1).clamp_min(1) * leverage).clamp_min(0.05)
+    n_classes = len(counts)
+    apart = geometry.means.square().sum(1).mean() * n_classes / max(n_classes - 1, 1)
+    kept = (1 - geometry.d_eff * stretch / counts / apart.clamp_min(1e-12)).clamp(0.05, 1)
+    return kept, stretch * (1 + kept / counts)

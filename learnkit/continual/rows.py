@@ -1,10 +1,12 @@
 """Rows of features as a caller gives them: checked before anything is done with them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from learnkit.continual.names import clean_labels
 from learnkit.errors import DataError
 
 
@@ -35,3 +37,25 @@ def check_features(features: Any, n_features: int) -> Tensor:
             "leave these images out, or look for what the network makes of them"
         )
     return table
+
+
+def check_images(
+    features: Any, labels: Sequence[Any], class_names: Sequence[str] | None, n_features: int
+) -> tuple[Tensor, list[str]]:
+    """(features as `check_features` gives them, one clean class name per row); at least one row.
+
+    Raises:
+        DataError: Features or labels break a rule, or their numbers differ.
+    """
+    features = check_features(features, n_features)
+    if isinstance(labels, str):
+        raise DataError(f"`labels` is the text {labels!r}; give one class name per image")
+    labels = clean_labels(labels, class_names)
+    if len(labels) != len(features):
+        raise DataError(
+            f"{len(features)} rows of features come with {len(labels)} labels; "
+            "give one label per row"
+        )
+    if not labels:
+        raise DataError("`features` has no rows; give at least one image")
+    return features, labels

@@ -6,23 +6,21 @@ bits that one pass over all images gives, and subtracting images leaves no trace
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from learnkit.continual.embedding import GRID, embed, largest_count, to_grid
-from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import (
     check_distinct,
     check_known,
-    clean_labels,
     clean_name,
     index_tensor,
-    new_names,
 )
-from learnkit.continual.rows import check_features
+from learnkit.continual.rows import check_images
+from learnkit.continual.sums import ClassSums, Forgotten, in_order
 from learnkit.errors import DataError, StatisticsError
 
 LIMIT = largest_count()
@@ -30,104 +28,12 @@ _BLOCK = 8192  # rows whose float64 grid is held at once
 
 
 @dataclass(frozen=True, eq=False)
-class Forgotten:
-    """Number and sum of the images of a class forgotten without its images: (n,), (D,) integers.
-
-    Their products stay in the Gram matrix; with these two their share of it stays a within-class
-    one.
-    """
-
-    name: str
-    count: int
-    total: Tensor
-
-    def key(self) -> tuple[Any, ...]:
-        """What to sort by, so that the order of forgetting leaves no trace."""
-        return self.name, self.count, tuple(self.total.tolist())
-
-
-@dataclass(frozen=True, eq=False)
-class ClassStatistics:
+class ClassStatistics(ClassSums):
     """Additive statistics of classes; every operation returns new ones and changes nothing.
 
-    Attributes:
-        class_names: In order of arrival. A place is never given to another class: one that is
-            forgotten keeps its place with count 0, and may come back to it.
-        counts: Images per class, int64 (C,).
-        sums: Sum of the features of each class on the grid, float64 integers (C, D).
-        gram: Sum of outer products of all features on the grid, float64 integers (D, D).
-        memory: Some features of every class.
-        root: Whether features are square-rooted before they are scaled to length 1.
-        forgotten: What forgotten classes leave behind in `gram`.
+    `ClassStatistics.empty(n_features, root=...)` is where to begin; what is held is described at
+    `ClassSums`.
     """
-
-    class_names: tuple[str, ...]
-    counts: Tensor
-    sums: Tensor
-    gram: Tensor
-    memory: FeatureMemory
-    root: bool
-    forgotten: tuple[Forgotten, ...] = ()
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def empty(cls, n_features: int, *, root: bool, memory_size: int = 64) -> "ClassStatistics":
-        """Statistics of no image.
-
-        Args:
-            n_features: Width D of the features.
-            root: Whether to take square roots first: for features that are never negative.
-            memory_size: Features remembered of each class; 0 for none.
-
-        Raises:
-            StatisticsError: A number is not a whole one, or out of range.
-        """
-        for name, value, least in ("n_features", n_features, 1), ("memory_size", memory_size, 0):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise StatisticsError(
-                    f"`{name}` is {value!r}; give a whole number of {least} or more"
-                )
-        return cls(
-            (),
-            torch.zeros(0, dtype=torch.int64),
-            torch.zeros(0, n_features, dtype=torch.float64),
-            torch.zeros(n_features, n_features, dtype=torch.float64),
-            FeatureMemory(memory_size, n_features),
-            bool(root),
-        )
-
-    @property
-    def n_classes(self) -> int:
-        """Places of classes C, those without images included."""
-        return len(self.class_names)
-
-    @property
-    def n_features(self) -> int:
-        """Width D of the features."""
-        return len(self.gram)
-
-    @property
-    def n_images(self) -> int:
-        """Images in the Gram matrix: those of known classes and of forgotten ones."""
-        return int(self.counts.sum()) + sum(one.count for one in self.forgotten)
-
-    @property
-    def n_groups(self) -> int:
-        """Groups with a mean of their own: classes with images, and forgotten ones."""
-        return int((self.counts > 0).sum()) + len(self.forgotten)
-
-    @property
-    def dof(self) -> int:
-        """Of the within-class scatter: images less groups."""
-        return self.n_images - self.n_groups
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all numbers held."""
-        left = sum(one.total.nbytes + 8 for one in self.forgotten)
-        return (
-            sum(t.nbytes for t in (self.counts, self.sums, self.gram)) + left + self.memory.nbytes
-        )
 
     def update(
         self,
@@ -160,7 +66,6 @@ class ClassStatistics:
             sums=grown.sums.index_add(0, index, grid),
             gram=grown.gram + _products(grid),
             memory=grown.memory.add(grid, index),
-            _cache={},
         )
 
     def merge(self, other: "ClassStatistics") -> "ClassStatistics":
@@ -182,8 +87,7 @@ class ClassStatistics:
             sums=grown.sums.index_add(0, index, other.sums),
             gram=grown.gram + other.gram,
             memory=grown.memory.merge(other.memory),
-            forgotten=_in_order([*self.forgotten, *other.forgotten]),
-            _cache={},
+            forgotten=in_order([*self.forgotten, *other.forgotten]),
         )
 
     def subtract(self, features: Tensor, labels: Sequence[Any]) -> "ClassStatistics":
@@ -208,7 +112,6 @@ class ClassStatistics:
             sums=self.sums.index_add(0, index, -grid),
             gram=self.gram - _products(grid),
             memory=memory,
-            _cache={},
         )
         less._check_subtracted(self)
         return less
@@ -233,8 +136,7 @@ class ClassStatistics:
             counts=self.counts.index_fill(0, at, 0),
             sums=self.sums.index_fill(0, at, 0.0),
             memory=self.memory.emptied([place]),
-            forgotten=_in_order([*self.forgotten, left]),
-            _cache={},
+            forgotten=in_order([*self.forgotten, left]),
         )
 
     def rename(self, names: Mapping[str, str]) -> "ClassStatistics":
@@ -251,7 +153,6 @@ class ClassStatistics:
             class_names=class_names,
             memory=self.memory.named(class_names),
             forgotten=_renamed(self.forgotten, new),
-            _cache={},
         )
 
     def merge_classes(self, names: Sequence[str], into: str) -> "ClassStatistics":
@@ -275,87 +176,6 @@ class ClassStatistics:
         known = self if into in self.class_names else self.rename({names[0]: into})
         return known._joined(
             [into if name not in known.class_names else name for name in names], into
-        )
-
-    def with_classes(self, names: Sequence[str]) -> "ClassStatistics":
-        """With places for those of `names` that have none yet, without images.
-
-        Raises:
-            DataError: Two names look alike.
-        """
-        new = new_names(self.class_names, map(clean_name, names))
-        if not new:
-            return self
-        class_names = (*self.class_names, *new)
-        check_distinct(class_names)
-        return replace(
-            self,
-            class_names=class_names,
-            counts=torch.cat([self.counts, self.counts.new_zeros(len(new))]),
-            sums=torch.cat([self.sums, self.sums.new_zeros(len(new), self.n_features)]),
-            memory=self.memory.named(class_names),
-            _cache={},
-        )
-
-    def canonical(self) -> "ClassStatistics":
-        """The same knowledge with the classes that have images in order of their names.
-
-        What is derived from it does not depend on the order in which classes arrived.
-        """
-        return self.picked(self.places())
-
-    def places(self) -> list[int]:
-        """Places of the classes with images, in order of their names."""
-        alive = [i for i, n in enumerate(self.counts.tolist()) if n]
-        return sorted(alive, key=lambda place: self.class_names[place])
-
-    def picked(self, places: Sequence[int]) -> "ClassStatistics":
-        """These classes alone, in this order; meant for classes whose others have no images."""
-        return replace(
-            self,
-            class_names=tuple(self.class_names[place] for place in places),
-            counts=self.counts[places],
-            sums=self.sums[places],
-            memory=self.memory.picked(places),
-            _cache={},
-        )
-
-    def means(self) -> Tensor:
-        """Class means of the embedded features, float64 (C, D); zeros for a class without images.
-
-        A mean of unit vectors that differ is shorter than 1.
-        """
-        return self.sums / self.counts.clamp_min(1)[:, None] / GRID
-
-    def scatter(self) -> Tensor:
-        """Within-class scatter of the embedded features, float64 (D, D), symmetric.
-
-        The sum over images of (z - class mean)(z - class mean)^T, forgotten classes included;
-        the same to the bit whatever the order in which classes arrived.
-        """
-        if "scatter" not in self._cache:
-            places = self.places()
-            totals = [self.sums[places], *[one.total[None] for one in self.forgotten]]
-            counts = [self.counts[places], torch.tensor([one.count for one in self.forgotten])]
-            root = torch.cat(totals) / torch.cat(counts).to(torch.float64).sqrt()[:, None]
-            between = root.T @ root
-            self._cache["scatter"] = (self.gram - (between + between.T) / 2) / GRID**2
-        return self._cache["scatter"]
-
-    def equals(self, other: "ClassStatistics") -> bool:
-        """Whether both know the same to the bit, whatever the order in which classes arrived.
-
-        Classes without images do not count.
-        """
-        mine, its = self.canonical(), other.canonical()
-        return (
-            (mine.class_names, mine.root, mine.memory.size)
-            == (its.class_names, its.root, its.memory.size)
-            and [one.key() for one in mine.forgotten] == [one.key() for one in its.forgotten]
-            and torch.equal(mine.counts, its.counts)
-            and torch.equal(mine.sums, its.sums)
-            and torch.equal(mine.gram, its.gram)
-            and all(a.equals(b) for a, b in zip(mine.memory.cells, its.memory.cells, strict=True))
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -387,17 +207,7 @@ class ClassStatistics:
         self, features: Tensor, labels: Sequence[Any], class_names: Sequence[str] | None
     ) -> tuple[Tensor, list[str]]:
         """(features on the grid, clean labels) of what a caller gave."""
-        features = check_features(features, self.n_features)
-        if isinstance(labels, str):
-            raise DataError(f"`labels` is the text {labels!r}; give one class name per image")
-        labels = clean_labels(labels, class_names)
-        if len(labels) != len(features):
-            raise DataError(
-                f"{len(features)} rows of features come with {len(labels)} labels; "
-                "give one label per row"
-            )
-        if not labels:
-            raise DataError("`features` has no rows; give at least one image")
+        features, labels = check_images(features, labels, class_names, self.n_features)
         return to_grid(embed(features, root=self.root)), labels
 
     def _check_room(self, n_new: int) -> None:
@@ -422,7 +232,7 @@ class ClassStatistics:
         if names or (self.gram.diagonal() < 0).any():
             raise StatisticsError(
                 f"the features subtracted{f' from {names[:5]}' if names else ''} are not those "
-                "that were added; subtract the same images, read by the same network, that were learned"
+                "that were added; subtract the same images, read by the same network"
             )
 
     def _joined(self, names: Sequence[str], into: str) -> "ClassStatistics":
@@ -439,7 +249,6 @@ class ClassStatistics:
             sums=sums,
             memory=self.memory.joined(places, target),
             forgotten=_renamed(self.forgotten, dict.fromkeys(names, into)),
-            _cache={},
         )
 
 
@@ -452,11 +261,7 @@ def _products(grid: Tensor) -> Tensor:
 
 
 def _renamed(forgotten: Sequence[Forgotten], names: Mapping[str, str]) -> tuple[Forgotten, ...]:
-    return _in_order([replace(one, name=names.get(one.name, one.name)) for one in forgotten])
-
-
-def _in_order(forgotten: Sequence[Forgotten]) -> tuple[Forgotten, ...]:
-    return tuple(sorted(forgotten, key=Forgotten.key))
+    return in_order([replace(one, name=names.get(one.name, one.name)) for one in forgotten])
 
 
 def _check_same(what: str, mine: Any, its: Any) -> None:

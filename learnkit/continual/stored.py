@@ -10,7 +10,8 @@ from torch import Tensor
 from learnkit.continual.embedding import GRID, LARGEST
 from learnkit.continual.memory import Cell, FeatureMemory, feature_hashes
 from learnkit.continual.names import check_distinct, clean_name
-from learnkit.continual.statistics import LIMIT, ClassStatistics, Forgotten
+from learnkit.continual.statistics import LIMIT, ClassStatistics
+from learnkit.continual.sums import Forgotten, in_order
 from learnkit.errors import DataError, StatisticsError
 
 _TYPES = {
@@ -96,7 +97,7 @@ def from_tensors(
         tensors["gram"].clone(),
         memory,
         _flag(root),
-        tuple(sorted(forgotten, key=Forgotten.key)),
+        in_order(forgotten),
     )
 
 
