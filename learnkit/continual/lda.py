@@ -29,9 +29,11 @@ from learnkit.continual.selection import (
 )
 from learnkit.continual.statistics import ClassStatistics
 
-# Bounds on what one refit may cost: numbers in a matrix of trials, multiplications of the search.
-_MAX_ENTRIES = 4_000_000
-_MAX_PRODUCTS = 1_000_000_000
+# Bounds on what one refit may cost: numbers in a matrix of trials, and, for the search among
+# shrinkages, in a smaller one, and multiplications.
+_MAX_ENTRIES = 8_000_000
+_MAX_SEARCHED = 4_000_000
+_MAX_PRODUCTS = 2_000_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -171,7 +173,8 @@ class Basis:
 
     def select(self, debias: float, shrinkages: tuple[float, ...] = SHRINKAGES) -> Selection:
         """Shrinkage and temperature; of many samples, a part decides on the shrinkage."""
-        limit = _MAX_PRODUCTS // (len(self.spectrum.classes) * self.stats.n_features)
+        n_classes, n_features = len(self.spectrum.classes), self.stats.n_features
+        limit = min(_MAX_PRODUCTS // n_features // n_classes, _MAX_SEARCHED // n_features)
         trials = self.trials
         if len(self.memory) > limit:
             few = memory_rows(self.stats, max(limit, 2))

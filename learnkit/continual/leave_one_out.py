@@ -119,6 +119,29 @@ class LeftOut:
         return self.mahalanobis_scores(d_eff) - self.background
 
 
+class _Products:
+    """Inner products, in the whitened space, of samples u, their class means m and all means."""
+
+    def __init__(self, geometry: Geometry, points: Tensor, labels: Tensor) -> None:
+        scaled = geometry.means * geometry.scale
+        rows = torch.arange(len(points))
+        own, which = torch.unique(labels, return_inverse=True)
+        self.uu = points.square() @ geometry.scale.square()
+        self.u_means = points @ scaled.T
+        self.m_means = (geometry.means[own] @ geometry.means.T)[which]
+        self.means_means = geometry.means.square().sum(1)
+        self.um, self.mm = self.u_means[rows, labels], self.m_means[rows, labels]
+
+    @property
+    def residual(self) -> Tensor:
+        """Squared lengths of u - m, (R,)."""
+        return (self.uu - 2 * self.um + self.mm).clamp_min(0)
+
+    def squared_distances(self) -> Tensor:
+        """Squared distances of the samples to all means, (R,P)."""
+        return (self.uu[:, None] + self.means_means).sub_(self.u_means, alpha=2)
+
+
 def leave_one_out(
     geometry: Geometry, points: Tensor, labels: Tensor, copies: Tensor | None = None
 ) -> LeftOut:
@@ -130,21 +153,19 @@ def leave_one_out(
         labels: Position of their class in `geometry.classes`, (R,).
         copies: How many images of the class are this very one, (R,), fewer than all; default: 1.
     """
-    u, means = points * geometry.scale, geometry.means
     n, k = geometry.counts[labels], _copies(copies, labels)
-    e = u - means[labels]
-    ee = e.square().sum(1)
-    gain = _gain(k * n / (n - k) * _unit(geometry), ee)
-    fewer = _fewer(geometry, k)[:, None]
+    inner = _Products(geometry, points, labels)
+    length, along = inner.residual, inner.uu - inner.um
+    gain = _gain(k * n / (n - k) * _unit(geometry), length)
+    fewer = _fewer(geometry, k)
 
-    product = (e * u).sum(1)[:, None] - e @ means.T
-    distances = _squared(u, means).addcmul_(gain[:, None] * product, product)
-    rows = torch.arange(len(u))
-    distances[rows, labels] = (n / (n - k)).square() * (ee + gain * ee.square())
-    background = u.square().sum(1) + gain * (e * u).sum(1).square()
+    product = along[:, None] - inner.u_means + inner.m_means
+    distances = inner.squared_distances().addcmul_(gain[:, None] * product, product)
+    own = (n / (n - k)).square() * (length + gain * length.square())
+    distances[torch.arange(len(points)), labels] = own
     return LeftOut(
-        distances=distances.mul_(fewer).clamp_min_(0),
-        background=background * fewer[:, 0],
+        distances=distances.mul_(fewer[:, None]).clamp_min_(0),
+        background=(inner.uu + gain * along.square()) * fewer,
         counts=_counts(geometry, labels, n - k),
     )
 
@@ -180,55 +201,42 @@ def leave_pair_out(
         copies: How many images of the class are the sample, and how many the partner, (R,) each,
             together fewer than all; default: 1 and 1.
     """
-    u, v, means = points * geometry.scale, partners * geometry.scale, geometry.means
-    n, mean = geometry.counts[labels], means[labels]
+    n, unit = geometry.counts[labels], _unit(geometry)
     k, k2 = (_copies(c, labels) for c in (copies or (None, None)))
-    first = u - mean
-    moved = mean - (k / (n - k))[:, None] * first  # the mean without the sample
-    downdate = _PairDowndate(geometry, (first, v - moved), n, (k, k2))
+    u, v = (_Products(geometry, rows, labels) for rows in (points, partners))
+    uv = (points * partners) @ geometry.scale.square()
+    back = k / (n - k)
 
-    distances = downdate.lengths(
-        (downdate.first * u).sum(1)[:, None] - downdate.first @ means.T,
-        (downdate.second * u).sum(1)[:, None] - downdate.second @ means.T,
-        _squared(u, means),
+    # first = u - m leaves with the sample; second = v - moved with the partner, where
+    # moved = m - back * first is the class mean without the sample
+    first_u, first_v, first_m = u.uu - u.um, uv - v.um, u.um - u.mm
+    both = first_v - first_m + back * u.residual
+    second_u = uv - u.um + back * first_u
+    second_v = v.uu - v.um + back * first_v
+    gain1 = _gain(k * n / (n - k) * unit, u.residual)
+    second = v.residual + 2 * back * (first_v - first_m) + back.square() * u.residual
+    gain2 = _gain(k2 * (n - k) / (n - k - k2) * unit, second + gain1 * both.square())
+    fewer = _fewer(geometry, k + k2)
+
+    def lengths(along1: Tensor, along2: Tensor, squared: Tensor) -> Tensor:
+        """Squared lengths after both have left, from products with first and second."""
+        g1, g2, cross = (gain.view(-1, *[1] * (along1.dim() - 1)) for gain in (gain1, gain2, both))
+        moved = along2 + g1 * cross * along1
+        return squared + g1 * along1.square() + g2 * moved.square()
+
+    first_means = u.u_means - u.m_means
+    second_means = v.u_means - u.m_means + back[:, None] * first_means
+    distances = lengths(
+        first_u[:, None] - first_means, second_u[:, None] - second_means, u.squared_distances()
     )
-    distances[torch.arange(len(u)), labels] = downdate.of(u - v)
+    apart = (u.uu - 2 * uv + v.uu).clamp_min(0)
+    own = lengths(first_u - first_v, second_u - second_v, apart)
+    distances[torch.arange(len(points)), labels] = own
     return LeftOut(
-        distances=distances.clamp_min_(0),
-        background=downdate.of(u),
-        counts=_counts(geometry, labels, torch.ones(len(u), dtype=torch.float64)),
+        distances=distances.mul_(fewer[:, None]).clamp_min_(0),
+        background=lengths(first_u, second_u, u.uu) * fewer,
+        counts=_counts(geometry, labels, torch.ones(len(points), dtype=torch.float64)),
     )
-
-
-class _PairDowndate:
-    """Squared lengths after two rank-one terms have left the scatter."""
-
-    def __init__(
-        self,
-        geometry: Geometry,
-        residuals: tuple[Tensor, Tensor],
-        n: Tensor,
-        copies: tuple[Tensor, Tensor],
-    ) -> None:
-        self.first, self.second = residuals
-        (k, k2), unit = copies, _unit(geometry)
-        self.fewer = _fewer(geometry, k + k2)
-        self.both = (self.first * self.second).sum(1)
-        self.gain1 = _gain(k * n / (n - k) * unit, self.first.square().sum(1))
-        length = self.second.square().sum(1) + self.gain1 * self.both.square()
-        self.gain2 = _gain(k2 * (n - k) / (n - k - k2) * unit, length)
-
-    def of(self, vectors: Tensor) -> Tensor:
-        """Squared lengths (R,) of whitened vectors (R,D)."""
-        along = [(e * vectors).sum(1)[:, None] for e in (self.first, self.second)]
-        return self.lengths(*along, vectors.square().sum(1)[:, None])[:, 0]
-
-    def lengths(self, along1: Tensor, along2: Tensor, squared: Tensor) -> Tensor:
-        """Squared lengths (R,K) from products with the two residuals and the old lengths."""
-        gain1, gain2 = self.gain1[:, None], self.gain2[:, None]
-        moved = along2 + gain1 * self.both[:, None] * along1
-        longer = squared + gain1 * along1.square() + gain2 * moved.square()
-        return longer * self.fewer[:, None]
 
 
 def _unit(geometry: Geometry) -> float:
@@ -252,11 +260,6 @@ def _gain(share: Tensor, length: Tensor) -> Tensor:
 def _copies(copies: Tensor | None, labels: Tensor) -> Tensor:
     """Number of copies per row, float64 (R,)."""
     return (torch.ones_like(labels) if copies is None else copies).to(torch.float64)
-
-
-def _squared(u: Tensor, means: Tensor) -> Tensor:
-    """Squared distances (R,P); may round to just below zero."""
-    return (u.square().sum(1)[:, None] + means.square().sum(1)).sub_(2 * u @ means.T)
 
 
 def _counts(geometry: Geometry, labels: Tensor, own: Tensor) -> Tensor:
