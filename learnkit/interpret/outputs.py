@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from fastai.torch_core import to_device
-from torch import Tensor
+from torch import Tensor, nn
 
+from learnkit.deploy.heads import continual_head
 from learnkit.errors import InterpretationError
 from learnkit.evaluation.evaluate import Evaluation, evaluate
 from learnkit.evaluation.inputs import check_probs
@@ -23,6 +24,7 @@ from learnkit.interpret.checks import check_answers, check_logits, plain
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
 from learnkit.interpret.losses import activation_of, item_losses
 from learnkit.interpret.source import Source, class_names
+from learnkit.interpret.state import detector_of, renumbered, renumbering
 from learnkit.models.modes import evaluating
 
 
@@ -176,27 +178,38 @@ def collect_from(
 ) -> Outputs:
     """Run the learner's model once over a `Source`; see `collect_outputs`."""
     show = hasattr(learn, "progress") if progress is None else progress
+    detector, numbers = detector_of(learn), renumbering(learn, source.names)
     rows: list[dict[str, Tensor]] = []
     n_seen = 0
     with (
         randomness_kept(),
         evaluating(learn.model),
         torch.no_grad(),
-        pooled_features(learn.model, with_features) as features,
+        pooled_features(learn.model, with_features or detector is not None) as features,
         progress_over(source.batches(), show) as batches,
     ):
         for batch in batches:
             xb, target = _split(learn, batch)
-            if target is None and source.targets is not None:
+            if source.targets is not None:
                 target = source.targets[n_seen : n_seen + len(xb[0])]
+            elif target is not None:
+                target = renumbered(plain(target), numbers, source.names)
             rows.append(_answers(learn, xb, target))
+            pooled = features.pop() if features else None
+            if detector is not None:
+                rows[-1]["ood_scores"] = detector.ood_scores(pooled).float()
             if with_features:
-                rows[-1]["features"] = features.pop()
+                rows[-1]["features"] = pooled
             n_seen += len(rows[-1]["logits"])
     if not rows:
         raise InterpretationError("There are no samples in the loader; nothing can be interpreted")
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     return _assembled(learn, source, joined)
+
+
+def loss_of(learn: Any) -> Any:
+    """The loss the outputs were made for; in the continual state plain cross-entropy."""
+    return learn.loss_func if continual_head(learn.model) is None else nn.CrossEntropyLoss()
 
 
 def _answers(learn: Any, xb: Sequence[Tensor], target: Tensor | None) -> dict[str, Tensor]:
@@ -208,7 +221,8 @@ def _answers(learn: Any, xb: Sequence[Tensor], target: Tensor | None) -> dict[st
     if target is not None:
         target = plain(to_device(target, device))
         check_answers(row["logits"], target, (), multi_label=target.ndim == 2)
-        row |= {"targets": target, "losses": item_losses(learn.loss_func, row["logits"], target)}
+        losses = item_losses(loss_of(learn), row["logits"], target)
+        row |= {"targets": target, "losses": losses}
     return {name: value.cpu() for name, value in row.items()}
 
 
@@ -216,7 +230,7 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
     """Return the whole pass as `Outputs`: activation applied, names and files attached."""
     logits, targets = joined["logits"].float(), joined.get("targets")
     flags = targets is not None and targets.ndim == 2
-    probs = plain(activation_of(learn.loss_func, multi_label=flags)(logits))
+    probs = plain(activation_of(loss_of(learn), multi_label=flags)(logits))
     sums = probs[probs.isfinite().all(1)].sum(1)
     competing = bool(((sums - 1).abs() < 1e-3).all())
     if flags and competing and logits.shape[1] > 1:
@@ -236,6 +250,7 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
         targets=targets if targets is None or flags else targets.long(),
         losses=joined.get("losses"),
         features=joined.get("features"),
+        ood_scores=joined.get("ood_scores"),
         items=source.items,
         classes=class_names(learn) or [str(i) for i in range(logits.shape[1])],
         multi_label=flags or (targets is None and not competing),

@@ -17,9 +17,11 @@ import torch
 from fastai.data.load import DataLoader
 from torch import Tensor
 
+from learnkit.deploy.heads import continual_head
 from learnkit.errors import InterpretationError
 from learnkit.interpret.checks import plain
 from learnkit.interpret.contexts import randomness_kept
+from learnkit.interpret.state import class_numbers
 
 
 class ValidationView:
@@ -47,7 +49,8 @@ class Source:
     Args:
         dl: a fastai or torch loader, or any iterable of batches; only gives dataset and transforms.
         template: loader whose transforms are used instead of those of `dl`.
-        targets: class numbers (N,) or flags (N, C) of samples whose loader gives none.
+        targets: class numbers (N,) or flags (N, C) of samples whose loader gives none; numbers
+            of the learner's classes, where those of a loader are of its own (`names`).
     """
 
     def __init__(self, dl: Any, *, template: Any = None, targets: Tensor | None = None):
@@ -55,6 +58,7 @@ class Source:
         self.dataset = getattr(dl, "dataset", None)
         self.indices = _dataset_order(dl)
         self.items = _paths_of(self.dataset, self.indices)
+        self.names = names_of(dl)
 
     @classmethod
     @randomness_kept()  # making a loader draws a seed for it
@@ -132,8 +136,17 @@ def to_picture(image: Tensor) -> np.ndarray:
 
 
 def class_names(learn: Any) -> list[str] | None:
-    """Return the class names of a learner's loaders, None if they have none."""
-    vocab = getattr(learn.dls, "vocab", None)
+    """Return what the learner's outputs are called, None if nobody says.
+
+    In the continual state the names of the classes it has learnt, else those of its loaders.
+    """
+    head = continual_head(learn.model)
+    return list(head.classes) if head is not None else names_of(learn.dls)
+
+
+def names_of(loaders: Any) -> list[str] | None:
+    """Return the class names of a loader, or of several; None if there are none."""
+    vocab = getattr(loaders, "vocab", None)
     if vocab is None:
         return None
     if len(vocab) and not isinstance(vocab[-1], str) and hasattr(vocab[-1], "__iter__"):
@@ -188,9 +201,9 @@ def _unlabelled_dl(learn: Any, data: Any) -> Any:
 def _targets_of(learn: Any, data: Any) -> Tensor:
     """Return the labels of an ImageDataset as the learner's class numbers (N,) or flags (N, C)."""
     classes = class_names(learn) or []
-    number = {name: i for i, name in enumerate(classes)}
+    number = class_numbers(learn, classes)
     sets = [set(label) if data.multi_label else {label} for label in data.labels]
-    unknown = sorted({str(name) for names in sets for name in names} - set(classes))
+    unknown = sorted({str(name) for names in sets for name in names} - set(number))
     if unknown:
         raise InterpretationError(
             f"`data` has labels the learner does not know: {', '.join(unknown[:5])}; it knows"

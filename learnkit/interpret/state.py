@@ -1,0 +1,68 @@
+"""The continual state as a pass sees it: names, numbers and scores come from the head itself.
+
+Loaders number the classes as they did in training. The head numbers those it knows now, under the
+names they have now; a number of a loader is translated by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from learnkit.deploy.heads import continual_head
+from learnkit.errors import InterpretationError
+
+if TYPE_CHECKING:
+    from learnkit.continual.classifier import ContinualClassifier
+
+
+def detector_of(learn: Any) -> ContinualClassifier | None:
+    """What tells unusual images for this learner: its continual head, or what `fit_ood` made."""
+    head = continual_head(learn.model)
+    return getattr(learn, "ood_detector", None) if head is None else head
+
+
+def class_numbers(learn: Any, classes: Sequence[str]) -> dict[str, int]:
+    """The number of every class name, and of every name a class used to have.
+
+    A class merged into another keeps its name without images; its number is then the other's.
+    """
+    numbers = {name: i for i, name in enumerate(classes)}
+    head, notes = continual_head(learn.model), getattr(learn, "continual_notes", None)
+    if head is None or notes is None:
+        return numbers
+    now = {old: new for old, new in notes.former_names.items() if not head.n_images.get(old)}
+    return numbers | {old: numbers[new] for old, new in now.items() if new in numbers}
+
+
+def renumbering(learn: Any, names: Sequence[str] | None) -> Tensor | None:
+    """Class number of the head for every class number of a loader, int64; -1 for unknown names.
+
+    None where nothing is to be translated: outside the continual state, or without names.
+    """
+    head = continual_head(learn.model)
+    if head is None or names is None:
+        return None
+    numbers = class_numbers(learn, head.classes)
+    return torch.tensor([numbers.get(name, -1) for name in names], dtype=torch.int64)
+
+
+def renumbered(targets: Tensor, numbers: Tensor | None, names: Sequence[str] | None) -> Tensor:
+    """Targets int64 (N,) in the numbers of the head.
+
+    Raises:
+        InterpretationError: one is of a class the model does not know.
+    """
+    if numbers is None or targets.ndim != 1 or targets.is_floating_point():
+        return targets
+    new = numbers.to(targets.device)[targets]
+    if (new < 0).any():
+        unknown = sorted({names[i] for i in targets[new < 0].tolist()})
+        raise InterpretationError(
+            f"The samples have labels the learner does not know: {', '.join(unknown[:5])}; extend "
+            "it with images of them, or leave those samples out"
+        )
+    return new
