@@ -3,9 +3,11 @@
 import hashlib
 import json
 
+import numpy as np
 import safetensors.torch
 import torch
 
+from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.files import read_folder
 from learnkit.deploy.predictor import Predictor
@@ -83,3 +85,38 @@ def content(path):
         return read_folder(path, wanted={*OLD, *NEW}).files
     except BundleNotFoundError:
         return None
+
+
+def shades(name, n, *, seed=0, size=32):
+    """`n` noisy one-colour images uint8 (size, size, 3); the colour follows from the name."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    base = np.frombuffer(hashlib.sha256(name.encode()).digest()[:3], np.uint8).astype(int)
+    noise = rng.integers(-40, 40, (n, size, size, 3)) + rng.integers(-15, 15, (n, 1, 1, 3))
+    return list((base + noise).clip(0, 255).astype("uint8"))
+
+
+def strange(n, *, seed=0, size=32):
+    """`n` images of coarse black and white squares: nothing like `shades`."""
+    rng = np.random.default_rng([99, seed])
+    squares = rng.integers(0, 2, (n, 4, 4, 1)).repeat(3, 3) * 255
+    return list(squares.repeat(size // 4, 1).repeat(size // 4, 2).astype("uint8"))
+
+
+def make_continual(counts=None, *, arch="test_efficientnet", size=32, seed=0, **settings):
+    """A predictor in the continual state that has learned `counts[name]` shades of each class."""
+    model = make_model(arch, size=size, seed=seed, **PLAIN_HEAD)
+    head = ContinualClassifier(model[0].n_features, **{"memory": 8, **settings})
+    spec, model = model.spec, torch.nn.Sequential(model[0], head)
+    model.spec = spec
+    predictor = Predictor(model, Preprocessing(size, **IMAGENET), owns_model=True)
+    if counts:
+        predictor.extend(*labelled(counts, size=size), progress=False)
+    return predictor
+
+
+def labelled(counts, *, seed=0, size=32):
+    """Images and labels: `counts[name]` shades of each class."""
+    images = [
+        image for name, n in counts.items() for image in shades(name, n, seed=seed, size=size)
+    ]
+    return images, [name for name, n in counts.items() for _ in range(n)]

@@ -2,6 +2,7 @@
 
     config.json          timm's fields, and under `learnkit` all that a predictor is
     model.safetensors    weights; head.safetensors the head's, if timm opens only the body
+    state.safetensors    class statistics and all else a head in the continual state knows
     probe.safetensors    a few images and the logits they must give
     README.md            model card
     manifest.json        sizes and hashes, written last
@@ -14,12 +15,13 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
+from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy.atomic import write_folder
 from learnkit.deploy.card import checked_card, model_card
 from learnkit.deploy.formats import parse_json, tensors_to_bytes, to_json
+from learnkit.deploy.heads import STATE, described, frozen_head, head_facts
 from learnkit.deploy.probes import (
     PROBE,
     check_probes,
@@ -28,6 +30,7 @@ from learnkit.deploy.probes import (
     tolerance_of,
 )
 from learnkit.deploy.rebuild import rebuild
+from learnkit.deploy.running import Network
 from learnkit.deploy.schema import CONFIG, SCHEMA, Contents
 from learnkit.deploy.timm_layout import pack
 from learnkit.deploy.versions import versions
@@ -63,40 +66,37 @@ def save_bundle(
             rebuilt from the data computes something else.
         BundleWriteError: the folder could not be written; what stood there still does.
     """
-    spec, card = _spec_of(predictor.model), checked_card(card or {})
-    probes = default_probes(predictor.preprocessing) if probes is None else probes
-    check_probes(probes, predictor.preprocessing)
-    state = {name: tensor.detach().cpu() for name, tensor in predictor.model.state_dict().items()}
-    tensors_to_bytes(state)  # names the tensor with NaN, before anything computes with it
-    copy = _rebuilt_like(predictor, spec, state, probes)
-    images = predictor.preprocessing.normalize(probes)
-    packed = pack(copy, spec, predictor.preprocessing, predictor.classes, images)
+    card, recipe = checked_card(card or {}), predictor.preprocessing
+    probes = default_probes(recipe) if probes is None else probes
+    check_probes(probes, recipe)
+    head = frozen_head(predictor.model)
+    spec = _as_read(described(predictor.model, head, recipe.channels))
+    copy = _rebuilt_like(predictor, spec, head, probes)
+    config, tensors = (None, None) if head is None else head.state()
+    classes = predictor.classes if head is None else head.classes
+    packed = pack(copy, spec, recipe, classes, recipe.normalize(probes))
     contents = Contents(
         spec=spec,
-        preprocessing=predictor.preprocessing,
-        classes=predictor.classes,
+        preprocessing=recipe,
+        classes=classes,
         multi_label=predictor.multi_label,
         threshold=predictor.threshold,
         layout=packed.layout,
         versions=versions(),
         metadata={**predictor.metadata, "card": card},
+        continual=config,
     )
     files = {name: tensors_to_bytes(tensors) for name, tensors in packed.files.items()}
-    files[PROBE] = tensors_to_bytes(probe_tensors(copy, probes, predictor.preprocessing))
+    if tensors is not None:
+        files[STATE] = tensors_to_bytes(tensors)
+    files[PROBE] = tensors_to_bytes(probe_tensors(copy, probes, recipe))
     files[CONFIG] = contents.to_bytes(packed.config)
-    files[CARD] = _card(contents, packed.kind, card).encode()
+    files[CARD] = _card(contents, packed.kind, card, head).encode()
     return write_folder(path, files, about={"schema": SCHEMA, "versions": versions()})
 
 
-def _spec_of(model: nn.Module) -> ModelSpec:
-    """The model's description, as the reader will get it from JSON."""
-    spec = getattr(model, "spec", None)
-    if spec is None:
-        problem = getattr(model, "spec_problem", None) or "it was not built by learnkit"
-        raise ExportError(
-            f"the network cannot travel as data: {problem}. Build it with cnn_learner from an "
-            "architecture's name, or keep its weights with learn.save"
-        )
+def _as_read(spec: ModelSpec) -> ModelSpec:
+    """`spec` as the reader will get it from JSON."""
     try:
         return ModelSpec.from_dict(parse_json(to_json(spec.to_dict()), "the description"))
     except (TypeError, ValueError) as error:  # learnkit's own errors are ValueErrors
@@ -104,27 +104,37 @@ def _spec_of(model: nn.Module) -> ModelSpec:
 
 
 def _rebuilt_like(
-    predictor: "Predictor", spec: ModelSpec, state: Mapping[str, Tensor], probes: Tensor
+    predictor: "Predictor", spec: ModelSpec, head: nn.Module | None, probes: Tensor
 ) -> nn.Module:
-    """The network rebuilt from `spec`, if it computes what the predictor's does."""
+    """The network rebuilt from `spec` (and `head`), if it computes what the predictor's does."""
     advice = "was it changed after it was built? Keep its weights with learn.save"
+    model = predictor.model if head is None else nn.Sequential(predictor.model[0])
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    tensors_to_bytes(state)  # names the tensor with NaN, before anything computes with it
     try:
         copy = rebuild(spec, state)
     except BundleCorruptError as error:
         raise ExportError(f"the network is not what it was built as: {error}; {advice}") from error
-    with torch.no_grad():
-        rebuilt = copy(predictor.preprocessing.normalize(probes))
-    logits = predictor.logits(probes)
-    difference = (rebuilt - logits).abs().max().item()
-    if not difference <= tolerance_of(logits):
+    copy = copy if head is None else copy.append(head)
+    what = "logits" if head is None else "features"
+    rebuilt = Network(copy, predictor.preprocessing, owned=True)
+    if head is None:
+        n_classes = len(predictor.classes)
+        found, expected = rebuilt.outputs(probes, n_classes), predictor.logits(probes)
+    else:
+        found, expected = rebuilt.features(probes), predictor.network.features(probes)
+    difference = (found - expected).abs().max().item()
+    if not difference <= tolerance_of(expected):
         raise ExportError(
-            f"the network rebuilt from its description gives other logits (they differ by "
+            f"the network rebuilt from its description gives other {what} (they differ by "
             f"{difference:.3g}); {advice}"
         )
     return copy
 
 
-def _card(contents: Contents, kind: str, card: Mapping[str, Any]) -> str:
+def _card(
+    contents: Contents, kind: str, card: Mapping[str, Any], head: ContinualClassifier | None
+) -> str:
     preprocessing = contents.preprocessing
     height, width = preprocessing.size
     colour = "RGB" if preprocessing.channels == 3 else "grey"
@@ -136,4 +146,5 @@ def _card(contents: Contents, kind: str, card: Mapping[str, Any]) -> str:
         image=f"{colour} images of {height} x {width} pixels ({preprocessing.method})",
         opened_by_timm=kind,
         versions=contents.versions,
+        continual=None if head is None else head_facts(head),
     )

@@ -37,16 +37,25 @@ _USE = (
 _USE_MULTI = (
     "Marking images of the kind it was trained on with the labels below, none or several per image."
 )
+_USE_CONTINUAL = (
+    "Sorting images of the kind it has learned into the classes below, and flagging images that "
+    "show none of them. New classes are learned from new images alone, where it is deployed."
+)
 _LIMITS = (
     "Measured on images from the same source as the training images: other cameras, lighting or "
     "classes are outside of what the table says. Probabilities are the network's own and may be "
     "overconfident. Not meant for decisions about people."
 )
+_LIMITS_CONTINUAL = (
+    "Thresholds and probabilities were calibrated on images from the same source as the training "
+    "images: other cameras or lighting are outside of what the table says, and so is what is "
+    "strange in another way than those images let one expect. Not meant for decisions about people."
+)
 _OPENED_BY_TIMM = {
     "classifier": "The same network, bit for bit, with timm alone:",
     "body": (
-        "Its body with timm alone (the head is in `head.safetensors`; layers of timm's behind the "
-        "feature map, which this network does not use, have random weights there):"
+        "Its body with timm alone (the head is in `{head}.safetensors`; layers of timm's behind "
+        "the feature map, which this network does not use, have random weights there):"
     ),
     "own": "timm cannot open this network; learnkit can.",
 }
@@ -94,6 +103,7 @@ def model_card(
     image: str,
     opened_by_timm: str,
     versions: Mapping[str, str],
+    continual: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown of the card: use, classes, measures, data, limits, and how to load it.
 
@@ -106,10 +116,12 @@ def model_card(
         image: how images are read, in a few words.
         opened_by_timm: kind of layout ("classifier", "body" or "own").
         versions: of the packages it was made with.
+        continual: what a model in the continual state knows of its classes, and how sure it is.
     """
     name = card.get("name") or f"{architecture} classifier"
-    use = card.get("intended_use") or (_USE_MULTI if multi_label else _USE)
-    limits = card.get("limits") or _LIMITS
+    plain_use = _USE_MULTI if multi_label else _USE
+    use = card.get("intended_use") or (plain_use if continual is None else _USE_CONTINUAL)
+    limits = card.get("limits") or (_LIMITS if continual is None else _LIMITS_CONTINUAL)
     limits = [limits] if isinstance(limits, str) else list(limits)
     parts = [
         _front_matter(card, opened_by_timm),
@@ -120,12 +132,13 @@ def model_card(
         _section("Intended use", escape(use)),
         _section("Limits", "\n".join(f"* {escape(text)}" for text in limits)),
         _section("Classes", _class_list(classes)),
+        _section("What it has learned", _pairs(continual or {})),
         _section("Measures", _pairs(card.get("measures", {}))),
         _section("Measures per class", _table(card.get("per_class", []))),
         _section("Data", _pairs(card.get("data", {}))),
         _section("Training", _pairs(card.get("training", {}))),
         _section("Made with", _pairs(versions)),
-        _section("How to load", _how_to_load(opened_by_timm)),
+        _section("How to load", _how_to_load(opened_by_timm, continual is not None)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -172,13 +185,15 @@ def _cell(value: Any) -> str:
     return "–" if value is None else escape(value)
 
 
-def _how_to_load(opened_by_timm: str) -> str:
+def _how_to_load(opened_by_timm: str, continual: bool) -> str:
     own = (
         "```python\nfrom learnkit import load_learner\n\n"
         'model = load_learner("path/to/this/folder")\n'
-        'label, index, probs = model.predict("image.png")\n```'
+        'label, index, probs = model.predict("image.png")\n'
     )
-    text = _OPENED_BY_TIMM[opened_by_timm]
+    own += 'model.extend("folder with a folder per class")\n```' if continual else "```"
+    head = "state" if continual else "head"
+    text = _OPENED_BY_TIMM[opened_by_timm].format(head=head)
     if opened_by_timm == "own":
         return f"{own}\n\n{text}"
     call = 'timm.create_model("local-dir:path/to/this/folder", pretrained=True).eval()'

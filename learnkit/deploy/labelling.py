@@ -11,6 +11,7 @@ from torch import Tensor
 from learnkit.errors import DataError, PredictionError
 
 if TYPE_CHECKING:
+    from learnkit.continual.classifier import ContinualClassifier
     from learnkit.data.dataset import ImageDataset
 
 
@@ -23,6 +24,27 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
         twice = next(name for name in names if names.count(name) > 1)
         raise PredictionError(f"`classes` has {twice!r} twice; every name belongs to one class")
     return names
+
+
+def head_classes(
+    head: ContinualClassifier | None, classes: Sequence[str] | None, multi_label: bool
+) -> tuple[str, ...]:
+    """The class names a predictor is made with; those given must be the head's, if it has any."""
+    if head is None:
+        if classes is None:
+            raise PredictionError("`classes` is missing; give the names of the network's outputs")
+        return checked_classes(classes)
+    if multi_label:
+        raise PredictionError(
+            "`multi_label`=True and a head in the continual state exclude each other: such a head "
+            "gives every image one label"
+        )
+    if classes is not None and tuple(classes) != head.classes:
+        raise PredictionError(
+            f"`classes`={list(classes)[:5]} are not what its head knows: {list(head.classes)[:5]}; "
+            "leave them out, and rename with set(class_names=)"
+        )
+    return head.classes
 
 
 def checked_threshold(threshold: float) -> float:

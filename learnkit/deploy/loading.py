@@ -50,4 +50,5 @@ def load_learner(
     )
     bundle.check_probes(predictor.logits)
     predictor.digest, predictor.probes = bundle.digest, bundle.probes
+    predictor.measured = predictor.continual and predictor.continual.statistics
     return predictor

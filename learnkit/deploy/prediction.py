@@ -204,3 +204,11 @@ def prediction_of(
         return Prediction(tuple(classes[i] for i in found), found, probs, classes, **ood)
     index = int(probs.argmax())
     return Prediction(classes[index], index, probs, classes, **ood)
+
+
+def not_finite() -> PredictionError:
+    """The error that stands in for a prediction whose numbers are not finite."""
+    return PredictionError(
+        "the network's output for this image is not finite, so any label would be a guess; check "
+        "the weights for NaN, and the image for values far outside those of training"
+    )

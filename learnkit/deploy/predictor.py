@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import Result
 from learnkit.deploy.bundle import save_bundle
-from learnkit.deploy.heads import continual_head
-from learnkit.deploy.labelling import checked_classes, checked_threshold, renamed
+from learnkit.deploy.judging import judged
+from learnkit.deploy.labelling import checked_threshold, head_classes, renamed
+from learnkit.deploy.learning import Learning
 from learnkit.deploy.many import ManyImages, raised
-from learnkit.deploy.prediction import Prediction, prediction_of
+from learnkit.deploy.prediction import Prediction, not_finite, prediction_of
 from learnkit.deploy.running import Network
 from learnkit.errors import PredictionError
 
 
-class Predictor(ManyImages):
+class Predictor(ManyImages, Learning):
     """A network with its preprocessing and class names: images in, predictions out.
 
     Predicting changes nothing, so threads may share a predictor. A model that belongs to the
@@ -32,7 +33,7 @@ class Predictor(ManyImages):
     Args:
         model: gives logits (N, C) for normalised float32 images (N, channels, H, W).
         preprocessing: from a file to the network's input.
-        classes: the C class names, all different.
+        classes: the C class names, all different. A head in the continual state knows its own.
         multi_label: an image may have several labels, or none.
         threshold: a label counts above this probability, if `multi_label`.
         device: where the model is moved to and runs; None leaves it where it is.
@@ -40,15 +41,15 @@ class Predictor(ManyImages):
         owns_model: nobody else uses `model`.
 
     Raises:
-        PredictionError: class names that are empty, twice there or no strings; `threshold` outside
-            (0, 1).
+        PredictionError: class names that are empty, twice there, no strings or not the head's own;
+            `threshold` outside (0, 1).
     """
 
     def __init__(
         self,
         model: nn.Module,
         preprocessing: Preprocessing,
-        classes: Sequence[str],
+        classes: Sequence[str] | None = None,
         *,
         multi_label: bool = False,
         threshold: float = 0.5,
@@ -62,18 +63,16 @@ class Predictor(ManyImages):
         self.metadata = dict(metadata or {})
         self.digest: str | None = None
         self.probes: Tensor | None = None
-        self._labelling = (checked_classes(classes), checked_threshold(threshold))
+        self.measured: Any = None  # the class statistics that the card's measures are about
+        names = head_classes(self.continual, classes, multi_label)
+        self._labelling = (names, checked_threshold(threshold))
         self.network = Network(self.model, preprocessing, owned=owns_model)
-
-    @property
-    def continual(self) -> Any:
-        """The head that keeps class statistics; None if the model is not in the continual state."""
-        return continual_head(self.model)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the network's outputs."""
-        return self._labelling[0]
+        head = self.continual
+        return self._labelling[0] if head is None else head.classes
 
     @property
     def threshold(self) -> float:
@@ -106,10 +105,15 @@ class Predictor(ManyImages):
         Raises:
             PredictionError: the network gives no (N, C).
         """
+        if self.continual is not None:
+            with torch.no_grad():
+                return self.continual(self.network.features(images))
         return self.network.outputs(images, len(self.classes))
 
     def try_tensors(self, images: Tensor) -> list[Result]:
         """For each of `images` uint8 (N, channels, H, W) its prediction, or a PredictionError."""
+        if self.continual is not None:
+            return judged(self.continual, self.network.features(images))
         logits = self.logits(images)
         classes, threshold = self._labelling
         probs = logits.sigmoid() if self.multi_label else logits.softmax(1)
@@ -126,14 +130,25 @@ class Predictor(ManyImages):
         *,
         class_names: Sequence[str] | Mapping[str, str] | None = None,
         threshold: float | None = None,
+        ood_threshold: float | None = None,
+        false_alarm_rate: float | None = None,
     ) -> Predictor:
-        """This predictor, with other class names (all of them, or `{old: new}`) or threshold.
+        """This predictor, with other class names (all of them, or `{old: new}`) or thresholds.
+
+        Args:
+            class_names: the new names.
+            threshold: a label of a multi-label model counts above it.
+            ood_threshold: an image is flagged if its score is above it; it stays through later
+                changes. Continual state only, as is the next.
+            false_alarm_rate: wanted share of known images flagged; the threshold is fitted to it
+                from what the model knows, now and after every change.
 
         Raises:
             PredictionError: another number of names, an unknown old name, a name twice; a threshold
-                outside (0, 1) or for a model that is not multi-label.
+                outside (0, 1) or for a model that is not multi-label; both of the last two.
+            ContinualNotInitializedError: one of these for a model that cannot tell unusual images.
         """
-        classes, old_threshold = self._labelling
+        classes, old_threshold = self.classes, self.threshold
         if threshold is not None and not self.multi_label:
             raise PredictionError(
                 "`threshold` decides which labels of a multi-label model count; this model gives "
@@ -141,7 +156,11 @@ class Predictor(ManyImages):
             )
         names = classes if class_names is None else renamed(classes, class_names)
         threshold = old_threshold if threshold is None else checked_threshold(threshold)
-        self._labelling = (names, threshold)  # one assignment: no thread sees one without the other
+        self._set_ood(ood_threshold, false_alarm_rate)
+        if self.continual is None:
+            self._labelling = (names, threshold)  # at once: no thread sees one without the other
+        elif names != classes:
+            self.rename({a: b for a, b in zip(classes, names, strict=True) if a != b})
         return self
 
     def save(
@@ -164,8 +183,15 @@ class Predictor(ManyImages):
             ExportError: the network or the card cannot travel as data, or a weight is not finite.
             BundleWriteError: the folder could not be written; what stood there still does.
         """
-        card = self.metadata.get("card", {}) if card is None else card
+        card = self._own_card() if card is None else card
         return save_bundle(path, self, card=card, probes=self.probes if probes is None else probes)
+
+    def _own_card(self) -> dict[str, Any]:
+        """The card it was loaded with, without what was measured on another state of knowledge."""
+        card = dict(self.metadata.get("card", {}))
+        if self.continual is not None and self.continual.statistics is not self.measured:
+            card = {k: v for k, v in card.items() if k not in {"measures", "per_class"}}
+        return card
 
     def __repr__(self) -> str:
         spec = getattr(self.model, "spec", None)
@@ -178,11 +204,3 @@ class Predictor(ManyImages):
     def _repr_html_(self) -> str:
         digest = f"<br><small>sha256 {self.digest}</small>" if self.digest else ""
         return f"<code>{escape(repr(self))}</code>{digest}"
-
-
-def not_finite() -> PredictionError:
-    """The error that stands in for a prediction whose numbers are not finite."""
-    return PredictionError(
-        "the network's output for this image is not finite, so any label would be a guess; check "
-        "the weights for NaN, and the image for values far outside those of training"
-    )

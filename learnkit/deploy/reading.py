@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from learnkit.deploy.files import MANIFEST, Folder, read_folder
 from learnkit.deploy.formats import parse_tensors
+from learnkit.deploy.heads import STATE, read_head
 from learnkit.deploy.probes import PROBE, comparable, read_probes
 from learnkit.deploy.rebuild import rebuild
 from learnkit.deploy.schema import CONFIG, Contents, check_schema
@@ -64,6 +65,10 @@ def read_bundle(path: str | os.PathLike, *, sha256: str | None = None) -> Bundle
     probe = read_probes(probe, contents.preprocessing, len(contents.classes))
     files = {name: parse_tensors(_file(folder, name), name) for name in contents.layout}
     model = _model(contents.spec, from_files(files, contents.layout))
+    if contents.continual is not None:
+        tensors = parse_tensors(_file(folder, STATE), STATE)
+        width, classes = model[0].n_features, contents.classes
+        model.append(read_head(contents.continual, tensors, contents.spec, width, classes))
     return Bundle(contents, model, *probe, folder.digest)
 
 

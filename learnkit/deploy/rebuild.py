@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from learnkit.errors import BundleCorruptError, ModelSpecError
-from learnkit.models.spec import ModelSpec, build_model
+from learnkit.models.spec import ModelSpec, build_body, build_model
 
 
 def rebuild(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
     """The network of `spec` with the weights `state`, in eval mode, on the CPU.
+
+    Of a network with a head of another kind than layers it is `Sequential(body)`: such a head is
+    read from a state of its own, and appended.
 
     It is first built without memory (torch's meta device), so that a description that does not fit
     the weights is refused before anything of its size is allocated.
@@ -24,18 +27,22 @@ def rebuild(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
             _check_state(model, state)
             model = None if _has_hidden_buffers(model) else model.to_empty(device="cpu")
         if model is None:
-            model = build_model(spec)
+            model = _built(spec)
             _check_state(model, state)
     model.load_state_dict(state)
     model.spec, model.spec_problem = spec, None
     return model.eval()
 
 
+def _built(spec: ModelSpec) -> nn.Module:
+    return nn.Sequential(build_body(spec)) if "kind" in spec.head else build_model(spec)
+
+
 def _skeleton(spec: ModelSpec) -> nn.Module | None:
     """The network without memory; None for the few that compute while they are built."""
     try:
         with torch.device("meta"):
-            return build_model(spec)
+            return _built(spec)
     except ModelSpecError:
         return None
 

@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import PredictionError
@@ -70,8 +71,8 @@ class Network:
             raise PredictionError(
                 f"the body gives {tuple(feature_map.shape)}; features are read off a map (N,D,H,W)"
             )
-        features = feature_map.to(torch.float32).mean((2, 3))[: len(x)]
-        return features.to("cpu", copy=True)
+        pooled = adaptive_avg_pool2d(feature_map, 1).flatten(1)[: len(x)]
+        return pooled.to("cpu", torch.float32, copy=True)
 
     def no_images(self) -> Tensor:
         """An empty batch uint8 (0, channels, H, W)."""

@@ -20,7 +20,7 @@ from learnkit.errors import (
 )
 from learnkit.models.spec import ModelSpec
 
-SCHEMA = {"major": 1, "minor": 0}
+SCHEMA = {"major": 1, "minor": 1}
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 16_000_000
 _SECTION = "learnkit"
@@ -36,13 +36,17 @@ _KNOWN = frozenset(
         "threshold",
         "versions",
         "metadata",
+        "continual",
     }
 )
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A predictor without its weights; `layout` says which file holds which of them."""
+    """A predictor without its weights; `layout` says which file holds which of them.
+
+    `continual` describes the head's state in the continual state, None otherwise.
+    """
 
     spec: ModelSpec
     preprocessing: Preprocessing
@@ -52,6 +56,7 @@ class Contents:
     layout: Mapping[str, Mapping[str, str]]
     versions: Mapping[str, str]
     metadata: Mapping[str, Any]
+    continual: Mapping[str, Any] | None = None
 
     def to_bytes(self, timm_config: Mapping[str, Any]) -> bytes:
         """config.json, with timm's own fields.
@@ -59,9 +64,10 @@ class Contents:
         Raises:
             ExportError: something in it is no JSON.
         """
+        own = {} if self.continual is None else {"continual": self.continual}
         section = {
             "schema": SCHEMA,
-            "critical": [],
+            "critical": list(own),  # readers of format 1.0 refuse what they would get wrong
             "model": self.spec.to_dict(),
             "layout": self.layout,
             "preprocessing": self.preprocessing.to_dict(),
@@ -70,6 +76,7 @@ class Contents:
             "threshold": self.threshold,
             "versions": self.versions,
             "metadata": self.metadata,
+            **own,
         }
         try:
             return to_json({**timm_config, _SECTION: section})
@@ -101,6 +108,7 @@ class Contents:
             layout=_layout(section),
             versions=_get(section, "versions", dict),
             metadata=_get(section, "metadata", dict),
+            continual=_continual(section, spec),
         )
 
 
@@ -158,6 +166,17 @@ def _classes(section: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
             f"{CONFIG}: {len(set(classes))} different `classes` for {spec.n_out} outputs"
         )
     return tuple(classes)
+
+
+def _continual(section: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any] | None:
+    """What describes the head's state; there exactly if the head is of the kind that has one."""
+    if (spec.head.get("kind") == "continual") != ("continual" in section):
+        raise BundleCorruptError(f"{CONFIG}: `model` and `continual` disagree about the head")
+    if "continual" not in section:
+        return None
+    if section["multi_label"]:
+        raise BundleCorruptError(f"{CONFIG}: a head with class statistics gives one label")
+    return _get(section, "continual", dict)
 
 
 def _threshold(section: Mapping[str, Any]) -> float:

@@ -7,6 +7,8 @@ Three kinds, tried in this order on export and decided by what timm really does 
 * "body": timm opens the body, every tensor under timm's name. Its own classifier is left out
   (`num_classes` 0); the head lies beside it in `head.safetensors`.
 * "own": learnkit alone opens the bundle (torchvision's networks, and what timm renames on loading).
+
+A head that keeps class statistics is no part of the layout: it has a file of its own.
 """
 
 import warnings
@@ -25,7 +27,6 @@ from learnkit.errors import BundleCorruptError
 from learnkit.models.spec import ModelSpec
 
 MODEL_FILE, HEAD_FILE = "model.safetensors", "head.safetensors"
-OWN_LAYOUT = {MODEL_FILE: {"": ""}}
 _BODY = "0.model."
 _CROP_MODES = {"crop": "center", "squish": "squash", "pad": "border"}
 
@@ -50,7 +51,10 @@ def pack(
     images: Tensor,
 ) -> Packed:
     """The most open of the three kinds that holds for `model` (in eval mode) on `images`."""
-    state = model.state_dict()
+    state, own = model.state_dict(), {MODEL_FILE: {"": ""}}
+    if "kind" in spec.head:
+        state = {name: tensor for name, tensor in state.items() if name.startswith("0.")}
+        own = {MODEL_FILE: {"": "0."}}
     config = _config(spec, preprocessing, classes)
     for kind, layout in _candidates(model, spec):
         files = to_files(state, layout)
@@ -61,12 +65,14 @@ def pack(
             continue
         if kind == "body" or _same_outputs(opened, model, images):
             return candidate
-    return Packed("own", OWN_LAYOUT, to_files(state, OWN_LAYOUT), config)
+    return Packed("own", own, to_files(state, own), config)
 
 
 def _candidates(model: nn.Module, spec: ModelSpec) -> list[tuple[str, Layout]]:
     if spec.source != "timm":
         return []
+    if "kind" in spec.head:
+        return [("body", {MODEL_FILE: {"": _BODY}})]
     body = ("body", {MODEL_FILE: {"": _BODY}, HEAD_FILE: {"": "1."}})
     name = _timm_cfg(spec.arch).get("classifier")
     head = [(i, m) for i, m in enumerate(model[1]) if not isinstance(m, nn.Dropout)]

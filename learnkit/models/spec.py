@@ -247,10 +247,19 @@ def _spec(
     """Return the spec of a network, or None and why it has none."""
     if custom_head is not None:
         return None, "`custom_head` is code: only heads of `create_head` can be rebuilt from data"
+    return describe_body(body, n_in, n_out, head_kwargs)
+
+
+def describe_body(
+    body: nn.Module, n_in: int, n_out: int, head: dict[str, Any]
+) -> tuple[ModelSpec | None, str | None]:
+    """Return the spec of a body of `create_body` below a head, or None and why there is none."""
+    if not hasattr(body, "arch_kwargs"):
+        return None, "its body was not made by create_body"
     # the tag of published weights is left out: it says nothing about the structure
     arch = body.arch.partition(".")[0]
     stats = {"mean": body.mean, "std": body.std}
-    known = (body.cut, body.img_size, body.arch_kwargs, head_kwargs)
+    known = (body.cut, body.img_size, body.arch_kwargs, head)
     try:
         return ModelSpec(body.source, arch, n_in, n_out, *known, **stats), None
     except ModelSpecError as error:

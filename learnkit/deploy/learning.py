@@ -1,0 +1,88 @@
+"""A deployed model that goes on learning: new images only, no training, no fastai."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.report import ChangeReport
+from learnkit.deploy.heads import check_continual, continual_head
+from learnkit.deploy.labelled import labelled_images
+from learnkit.errors import PredictionError
+
+
+class Learning:
+    """What `Predictor` learns and unlearns in the continual state.
+
+    Every change is whole or not at all: after an exception, whichever, the model is as before.
+    While one is made, other threads go on predicting with what was known before it; several threads
+    may make changes, one takes place after the other.
+    """
+
+    @property
+    def continual(self) -> ContinualClassifier | None:
+        """The head that keeps class statistics; None if the model is not in the continual state."""
+        return continual_head(self.model)
+
+    def extend(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
+        """Learn new classes, or more of known ones, from new images alone; return what changed.
+
+        Args:
+            data: an ImageDataset, of which the training images (all, if it is not split) are
+                learned and the validation images decide threshold and confidence; a folder with
+                one folder per class; or images of any kind `predict` takes.
+            labels: one name per image, or one for all; datasets have their own.
+            **reading: `bs`, `n_workers` and `progress`, see `features`.
+
+        Raises:
+            ContinualNotInitializedError: the model is not in the continual state.
+            DataError: no images; labels missing, of another number, or several per image.
+            UnreadableImagesError: images cannot be read; all of them are named.
+        """
+        head, found = check_continual(self.continual), labelled_images(data, labels)
+        features, validation = self.features(found.items, **reading), None
+        if found.validation is not None:
+            items, names, _ = found.validation
+            validation = (self.features(items, **reading), names)
+        return head.extend(features, found.labels, validation=validation)
+
+    def subtract(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
+        """Unlearn images as if they had never been learned; return what changed.
+
+        Exact if they are read as they were then: on the same machine, with the same `bs`.
+
+        Args:
+            data: see `extend`; of a split dataset the training images.
+            labels: see `extend`.
+            **reading: see `extend`.
+        """
+        head, found = check_continual(self.continual), labelled_images(data, labels)
+        return head.subtract(self.features(found.items, **reading), found.labels)
+
+    def forget(self, name: str) -> ChangeReport:
+        """Drop a class, which keeps its number and can never win; return what changed."""
+        return check_continual(self.continual).forget(name)
+
+    def rename(self, names: Mapping[str, str]) -> ChangeReport:
+        """Give classes other names, `{old: new}`; return what changed."""
+        return check_continual(self.continual).rename(names)
+
+    def merge_classes(self, names: Sequence[str], into: str) -> ChangeReport:
+        """Make one class of several; return what changed."""
+        return check_continual(self.continual).merge_classes(names, into)
+
+    def undo(self) -> ChangeReport:
+        """Take back the last change; return what changed."""
+        return check_continual(self.continual).undo()
+
+    def _set_ood(self, threshold: float | None, false_alarm_rate: float | None) -> None:
+        if threshold is not None and false_alarm_rate is not None:
+            raise PredictionError(
+                f"`ood_threshold`={threshold} and `false_alarm_rate`={false_alarm_rate} both say "
+                "when an image is flagged; give one of them"
+            )
+        if threshold is not None:
+            check_continual(self.continual).set_threshold(threshold)
+        if false_alarm_rate is not None:
+            check_continual(self.continual).set_threshold(false_alarm_rate=false_alarm_rate)

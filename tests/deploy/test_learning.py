@@ -1,0 +1,434 @@
+"""A deployed model that learns: exactly, as a whole or not at all, from any number of threads."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from deploy_helpers import labelled, make_continual, make_model, make_predictor, shades, strange
+from helpers import write_image_folder
+from PIL import Image
+
+from learnkit.continual import changes
+from learnkit.data.dataset import ImageDataset
+from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import Predictor
+from learnkit.errors import (
+    ContinualError,
+    ContinualNotInitializedError,
+    DataError,
+    LearnkitError,
+    PredictionError,
+    UnreadableImagesError,
+)
+from learnkit.uncertainty.detection import evaluate_ood
+
+QUIET = {"progress": False}
+OLD, NEW = {"ok": 7, "scratch": 6}, {"dent": 5, "ok": 2}
+
+
+@pytest.fixture
+def predictor():
+    return make_continual(OLD)
+
+
+def tensors(predictor):
+    return predictor.continual.state()[1]
+
+
+def same_state(one, other):
+    found, expected = tensors(one), tensors(other)
+    same = found.keys() == expected.keys()
+    return same and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def answers(predictor, images=None):
+    """Everything said about some images, as plain values."""
+    images = shades("ok", 2, seed=7) + shades("dent", 2, seed=7) + strange(2)
+    return [(p.to_dict(), p.classes) for p in predictor.predict_batch(images)]
+
+
+# -- exact --------------------------------------------------------------------------------------
+
+
+def test_a_deployed_model_extended_equals_one_that_saw_all_images_at_once(tmp_path, predictor):
+    predictor.save(tmp_path / "model")
+    deployed = load_learner(tmp_path / "model")
+    report = deployed.extend(*labelled(NEW, seed=1), **QUIET)
+    assert report.classes_added == ("dent",)
+    assert deployed.classes == ("ok", "scratch", "dent")
+    at_once = make_continual()
+    images, labels = labelled(OLD)
+    more, names = labelled(NEW, seed=1)
+    at_once.extend(images + more, labels + names, **QUIET)
+    assert same_state(deployed, at_once)
+    assert answers(deployed) == answers(at_once)
+    assert deployed.continual.threshold.value == at_once.continual.threshold.value
+    assert deployed.continual.temperature == at_once.continual.temperature
+
+
+def test_batches_and_order_of_arrival_leave_no_trace():
+    images, labels = labelled(OLD | NEW)
+    expected = make_continual()
+    expected.extend(images, labels, **QUIET)
+    found = make_continual()
+    with pytest.warns(UserWarning, match="no class has two images"):
+        found.extend(images[:1], labels[:1], **QUIET)  # class order is the order of arrival
+    found.extend(images[7:8], labels[7:8], **QUIET)
+    for i in reversed([*range(1, 7), *range(8, len(images))]):
+        found.extend(images[i], labels[i], **QUIET)
+    assert found.continual.n_images == expected.continual.n_images
+    for name in expected.classes:
+        probs = found.predict(shades(name, 1, seed=3)[0])
+        wanted = expected.predict(shades(name, 1, seed=3)[0])
+        assert probs.ranking == wanted.ranking
+        assert probs.ood_score == wanted.ood_score
+
+
+def test_what_was_learned_is_known_and_what_was_not_is_flagged(predictor):
+    predictor.extend(*labelled({"dent": 8}, seed=1), **QUIET)
+    fresh = [(n, image) for n in predictor.classes for image in shades(n, 8, seed=5)]
+    found = [predictor.predict(image) for _, image in fresh]
+    assert sum(p.label == n for p, (n, _) in zip(found, fresh, strict=True)) >= 22
+    assert sum(p.is_ood for p in found) <= 6
+    assert all(predictor.predict(image).is_ood for image in strange(8))
+
+
+def test_predictions_carry_the_heads_judgement_of_the_features(predictor):
+    head, images = predictor.continual, shades("ok", 3, seed=4) + strange(2)
+    features = predictor.features(images, bs=5, **QUIET)
+    scores, p_values = head.ood_scores(features), head.p_values(features)
+    found = predictor.predict_batch(images, bs=5)
+    assert [p.ood_score for p in found] == scores.tolist()
+    assert [p.p_value for p in found] == p_values.tolist()
+    assert [p.is_ood for p in found] == (scores > head.threshold.value).tolist()
+    assert {p.ood_threshold for p in found} == {head.threshold.value}
+    with torch.no_grad():
+        probs = head(features).softmax(1)
+    assert torch.equal(torch.stack([p.probs for p in found]), probs)
+    for alpha in (0.1, 0.3):
+        sets = head.prediction_sets(features, alpha)
+        for prediction, row in zip(found, sets, strict=True):
+            kept = {name for name, inside in zip(head.classes, row.tolist(), strict=True) if inside}
+            assert set(prediction.prediction_set(alpha)) == kept
+
+
+def test_a_blank_frame_is_flagged_and_its_dictionary_is_json(predictor):
+    class Dark(torch.nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body, self.n_features = body, body.n_features
+
+        def forward(self, x):
+            return self.body(x) * (x.std((1, 2, 3), keepdim=True) > 0.01)
+
+    model = torch.nn.Sequential(Dark(predictor.model[0]), predictor.model[1])
+    found = Predictor(model, predictor.preprocessing).predict(np.zeros((32, 32, 3), "uint8"))
+    assert found.is_ood
+    assert found.to_dict()["is_ood"] is True
+
+
+# -- verbs --------------------------------------------------------------------------------------
+
+
+def test_unlearning_an_image_leaves_no_trace(predictor):
+    before, said = tensors(predictor), answers(predictor)
+    predictor.extend(*labelled({"ok": 2, "scratch": 1}, seed=8), **QUIET)
+    assert answers(predictor) != said
+    predictor.subtract(*labelled({"ok": 2, "scratch": 1}, seed=8), **QUIET)
+    after = tensors(predictor)
+    for name in ("counts", "sums", "gram"):
+        assert torch.equal(after[name], before[name])
+
+
+def test_a_forgotten_class_keeps_its_number_and_never_wins(predictor, tmp_path):
+    predictor.extend(*labelled({"dent": 5}), **QUIET)
+    predictor.forget("scratch")
+    predictor.save(tmp_path / "model")
+    for model in (predictor, load_learner(tmp_path / "model")):
+        assert model.classes == ("ok", "scratch", "dent")
+        for image in shades("scratch", 3, seed=2):
+            prediction = model.predict(image)
+            assert prediction.label != "scratch"
+            assert prediction.probs[1] == 0
+            assert prediction.probs.sum().item() == pytest.approx(1, abs=1e-6)
+            assert prediction.index == model.classes.index(prediction.label)
+        assert model.predict(shades("dent", 1, seed=2)[0]).index == 2
+        model.extend(*labelled({"scratch": 6}), **QUIET)
+        assert model.predict(shades("scratch", 1, seed=2)[0]).index == 1
+
+
+def test_classes_are_renamed_and_merged_and_changes_taken_back(predictor):
+    said = answers(predictor)
+    predictor.extend(*labelled(NEW, seed=1), **QUIET)
+    predictor.undo()
+    assert answers(predictor) == said
+    predictor.rename({"scratch": "Kratzer"})
+    assert predictor.classes == ("ok", "Kratzer")
+    assert predictor.predict(shades("scratch", 1, seed=2)[0]).label == "Kratzer"
+    predictor.extend(*labelled({"dent": 5}), **QUIET)
+    predictor.merge_classes(["Kratzer", "dent"], "damage")
+    for name in ("scratch", "dent"):
+        assert predictor.predict(shades(name, 1, seed=2)[0]).label == "damage"
+
+
+def test_threshold_names_and_false_alarm_rate_can_be_set(predictor, tmp_path):
+    image = shades("ok", 1, seed=3)[0]
+    score = predictor.predict(image).ood_score
+    assert predictor.set(ood_threshold=score - 1e-6).predict(image).is_ood
+    assert not predictor.set(ood_threshold=score).predict(image).is_ood
+    assert predictor.continual.threshold.source == "manual"
+    predictor.save(tmp_path / "model")
+    found = load_learner(tmp_path / "model").predict(image)
+    assert (found.ood_threshold, found.is_ood) == (score, False)
+    predictor.set(class_names={"ok": "gut"})
+    assert predictor.classes == ("gut", "scratch")
+    predictor.set(class_names=["a", "b"])
+    assert predictor.predict(image).label == "a"
+    strict, lax = (
+        predictor.set(false_alarm_rate=rate).continual.threshold.value for rate in (0.01, 0.3)
+    )
+    assert strict > lax
+    with pytest.raises(PredictionError, match="1 names for 2"):
+        predictor.set(class_names=["x"])
+    with pytest.raises(LearnkitError, match="nan"):
+        predictor.set(ood_threshold=float("nan"))
+
+
+# -- what to learn from -------------------------------------------------------------------------
+
+
+def test_folders_datasets_files_and_single_images_teach_the_same(tmp_path):
+    folder = tmp_path / "new"
+    for name, n in NEW.items():
+        (folder / name).mkdir(parents=True)
+        for i, image in enumerate(shades(name, n)):
+            Image.fromarray(image).save(folder / name / f"{i}.png")
+    data = ImageDataset.from_folder(folder)
+    ways = [
+        lambda p: p.extend(folder, **QUIET),
+        lambda p: p.extend(data, n_workers=0, **QUIET),
+        lambda p: p.extend(data.paths, data.labels, **QUIET),
+        lambda p: [p.extend(folder / name, name, **QUIET) for name in sorted(NEW)],
+        lambda p: [p.extend(*one, **QUIET) for one in zip(data.paths, data.labels, strict=True)],
+    ]
+    predictors = [make_continual(OLD) for _ in ways]
+    for way, predictor in zip(ways, predictors, strict=True):
+        way(predictor)
+        assert same_state(predictor, predictors[0])
+
+
+def test_validation_images_of_a_split_dataset_decide_the_threshold(tmp_path):
+    data = ImageDataset.from_folder(write_image_folder(tmp_path, {"a": 30, "b": 30}))
+    data = data.split(0.5, 0.5, 0, seed=0)
+    predictor = make_continual()
+    predictor.extend(data, **QUIET)
+    assert predictor.continual.threshold.source == "validation"
+    assert sum(predictor.continual.n_images.values()) == 30
+
+
+# -- whole or not at all ------------------------------------------------------------------------
+
+
+def test_unreadable_images_change_nothing_and_are_all_named(predictor, tmp_path):
+    write_image_folder(tmp_path, {"dent": 5, "ok": 3})
+    broken = [tmp_path / "dent" / "001.png", tmp_path / "ok" / "002.png"]
+    for path in broken:
+        path.write_bytes(b"no image")
+    before, said = tensors(predictor), answers(predictor)
+    with pytest.raises(UnreadableImagesError, match="2 of 8 images") as caught:
+        predictor.extend(tmp_path, **QUIET)
+    assert list(caught.value.failures) == [str(path) for path in broken]
+    assert all(torch.equal(after, before[name]) for name, after in tensors(predictor).items())
+    assert answers(predictor) == said
+    assert predictor.classes == ("ok", "scratch")
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError, MemoryError])
+@pytest.mark.parametrize("target", ["features", "derive"])
+def test_an_interrupted_change_changes_nothing(predictor, monkeypatch, interrupt, target):
+    before, said = tensors(predictor), answers(predictor)
+
+    def stop(*args, **kwargs):
+        raise interrupt
+
+    holder = predictor.network if target == "features" else changes
+    with monkeypatch.context() as patched:
+        patched.setattr(holder, target, stop)
+        with pytest.raises(interrupt):
+            predictor.extend(*labelled(NEW), **QUIET)
+    assert all(torch.equal(after, before[name]) for name, after in tensors(predictor).items())
+    assert answers(predictor) == said
+
+
+def test_bad_labels_change_nothing(predictor):
+    before = tensors(predictor)
+    for labels, error in [(["a", "b"], DataError), ("OK", LearnkitError), ([None], DataError)]:
+        with pytest.raises(error):
+            predictor.extend([shades("ok", 1)[0]], labels, **QUIET)
+    assert all(torch.equal(after, before[name]) for name, after in tensors(predictor).items())
+
+
+# -- threads ------------------------------------------------------------------------------------
+
+
+def test_who_predicts_while_the_model_is_extended_sees_before_or_after(predictor):
+    image = shades("ok", 1, seed=3)[0]
+    allowed = [predictor.predict(image).to_dict()]
+    steps = [labelled({name: 4}, seed=1) for name in ("dent", "hole", "ok", "rust")]
+    rehearsal = make_continual(OLD)
+    for step in steps:
+        rehearsal.extend(*step, **QUIET)
+        allowed.append(rehearsal.predict(image).to_dict())
+    found, done = [], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            found.append(predictor.predict(image).to_dict())
+
+    with ThreadPoolExecutor(2) as pool:
+        watchers = [pool.submit(watch) for _ in range(2)]
+        for step in steps:
+            predictor.extend(*step, **QUIET)
+        done.set()
+        for watcher in watchers:
+            watcher.result()
+    assert len(found) > 4
+    assert all(said in allowed for said in found)
+    assert predictor.predict(image).to_dict() == allowed[-1]
+
+
+def test_two_threads_may_extend_one_predictor(predictor):
+    parts = [labelled({"ok": 2, "scratch": 1}, seed=seed) for seed in range(10, 18)]
+    expected = make_continual(OLD)
+    for part in parts:
+        expected.extend(*part, **QUIET)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda part: predictor.extend(*part, **QUIET), parts))
+    assert same_state(predictor, expected)
+    assert answers(predictor) == answers(expected)
+
+
+def test_a_table_made_while_a_class_is_added_has_all_columns(predictor):
+    def items():
+        yield from shades("ok", 3)
+        predictor.extend(*labelled({"dent": 4}), **QUIET)
+        yield from shades("ok", 3)
+
+    class Growing(list):
+        __iter__ = lambda self: items()
+
+    from learnkit.deploy.bulk import predict_stream, prediction_table
+
+    stream = predict_stream(predictor, Growing(), bs=2, n_workers=0)
+    table = prediction_table(stream, predictor.classes, ood=True)
+    assert table["p(dent)"].notna().sum() in {2, 3, 4}
+    assert table["p(ok)"].notna().all()
+
+
+# -- tables and measures ------------------------------------------------------------------------
+
+
+def test_tables_say_how_unusual_each_image_is(predictor, tmp_path):
+    write_image_folder(tmp_path, {"a": 3})
+    (tmp_path / "a" / "broken.png").write_bytes(b"x")
+    table = predictor.predict_folder(tmp_path, **QUIET)
+    expected = ["path", "label", "confidence", "error", "is_ood", "ood_score", "p_value"]
+    assert list(table.columns) == [*expected, "p(ok)", "p(scratch)"]
+    prediction = predictor.predict(table["path"][0])
+    assert table["ood_score"][0] == pytest.approx(prediction.ood_score, rel=1e-4)
+    assert table["is_ood"].dtype == "boolean"
+    assert table["is_ood"].isna().tolist() == [False, False, False, True]
+    assert len(make_predictor().predict_folder(tmp_path, **QUIET).columns) == 4 + 3
+
+
+def test_evaluation_tells_how_well_unknown_images_are_noticed(predictor, tmp_path):
+    for name in ("ok", "scratch"):
+        (tmp_path / "known" / name).mkdir(parents=True)
+        for i, image in enumerate(shades(name, 6, seed=9)):
+            Image.fromarray(image).save(tmp_path / "known" / name / f"{i}.png")
+    data = ImageDataset.from_folder(tmp_path / "known")
+    images = strange(4) + shades("ok", 2, seed=10)
+    summary = predictor.evaluate(data, ood=images, **QUIET).summary
+    scores = [[predictor.predict(i).ood_score for i in side] for side in (data.paths, images)]
+    expected = evaluate_ood(*scores, predictor.continual.threshold.value)
+    names = ("auroc", "fpr_at_95_tpr", "false_alarm_rate", "detection_rate")
+    assert {n: summary[n] for n in names} == {n: getattr(expected, n) for n in names}
+    plain = predictor.evaluate(data, **QUIET).summary
+    assert plain["false_alarm_rate"] == expected.false_alarm_rate
+    assert "auroc" not in plain
+    assert predictor.evaluate(data, **QUIET).to_dict()["summary"]["n"] == 12
+
+
+# -- where there is nothing to learn with -------------------------------------------------------
+
+
+def test_a_plain_model_says_how_to_get_one_that_learns(tmp_path):
+    predictor = make_predictor()
+    assert predictor.continual is None
+    changes = [
+        lambda: predictor.extend(shades("ok", 1), "ok"),
+        lambda: predictor.subtract(shades("ok", 1), "ok"),
+        lambda: predictor.forget("ok"),
+        lambda: predictor.rename({"ok": "x"}),
+        lambda: predictor.merge_classes(["ok"], "x"),
+        predictor.undo,
+        lambda: predictor.set(ood_threshold=1.0),
+        lambda: predictor.set(false_alarm_rate=0.1),
+    ]
+    for change in changes:
+        with pytest.raises(ContinualNotInitializedError, match=r"learn\.init_continual"):
+            change()
+    data = ImageDataset.from_folder(write_image_folder(tmp_path, {"ok": 2, "NO": 2}))
+    with pytest.raises(ContinualNotInitializedError):
+        predictor.evaluate(data, ood=data.paths, **QUIET)
+
+
+def test_a_model_that_knows_no_class_yet_says_so_and_learns():
+    predictor = make_continual()
+    assert predictor.classes == ()
+    assert "0 classes" in repr(predictor)
+    with pytest.raises(ContinualError):
+        predictor.predict(shades("ok", 1)[0])
+    with pytest.raises(LearnkitError, match="knows no class"):
+        predictor.save("nowhere")
+    predictor.extend(*labelled({"ok": 2}), **QUIET)
+    assert predictor.predict(shades("ok", 1)[0]).label == "ok"
+
+
+def test_given_class_names_must_be_the_heads():
+    model = make_continual(OLD).model
+    recipe = make_predictor().preprocessing
+    assert Predictor(model, recipe, ["ok", "scratch"]).classes == ("ok", "scratch")
+    with pytest.raises(PredictionError, match="its head knows"):
+        Predictor(model, recipe, ["ok", "dent"])
+    with pytest.raises(PredictionError, match="multi_label"):
+        Predictor(model, recipe, multi_label=True)
+    with pytest.raises(PredictionError, match="`classes` is missing"):
+        Predictor(make_model(), recipe)
+
+
+def test_learning_imports_no_fastai_pandas_or_matplotlib(tmp_path, predictor):
+    predictor.save(tmp_path / "model")
+    code = """
+        import sys
+        import numpy as np
+        from learnkit.deploy.loading import load_learner
+        predictor = load_learner(sys.argv[1])
+        image = np.zeros((40, 40, 3), "uint8")
+        image[::2] = 200
+        predictor.extend([image, image // 2], "stripes", progress=False)
+        prediction = predictor.predict(image)
+        prediction.to_dict(alpha=0.1)
+        predictor.save(sys.argv[1])
+        print(load_learner(sys.argv[1]).predict(image).label)
+        heavy = {"fastai", "fastcore", "fasttransform", "pandas", "matplotlib", "sklearn"}
+        print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "model")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["stripes", "[]"]
