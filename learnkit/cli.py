@@ -1,4 +1,4 @@
-"""The command `learnkit`: demo, train, evaluate, predict.
+"""The command `learnkit`: demo, train, extend, evaluate, predict.
 
 Exit codes: 0 done, 1 done but some images could not be read, 2 a mistake of the user in one
 sentence, 130 interrupted. Whatever is slow to import is imported inside the commands.
@@ -22,7 +22,7 @@ from learnkit.errors import LearnkitError, UsageError, WeightsUnavailableError
 
 app = typer.Typer(
     name="learnkit",
-    help="Image classifiers from the command line: train, evaluate, predict.",
+    help="Image classifiers from the command line: train, extend, evaluate, predict.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -173,9 +173,36 @@ def train(
 
 
 @_command
+def extend(
+    model: ModelArgument,
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the extended model; may be MODEL itself.")],
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Wanted share of known images flagged as unknown."),
+    ] = None,
+) -> None:
+    """Teach an exported model new classes, or more of the old, from new images alone.
+
+    No training and no old images: seconds. Of a FOLDER split into train/ and valid/ the training
+    images are learned, and the validation images decide when an image counts as unknown. The model
+    must be in the continual state.
+    """
+    from learnkit.commands import extend_model
+
+    if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
+        raise UsageError(f"--false-alarm-rate is {false_alarm_rate}; between 0 and 1, such as 0.05")
+    extend_model(model, folder, out, false_alarm_rate=false_alarm_rate)
+
+
+@_command
 def evaluate(
     model: ModelArgument,
     folder: FolderArgument,
+    ood: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Images of none of the classes: are they noticed?"),
+    ] = None,
 ) -> None:
     """Judge an exported model by labelled images.
 
@@ -183,7 +210,7 @@ def evaluate(
     """
     from learnkit.commands import evaluate_folder
 
-    evaluate_folder(model, folder)
+    evaluate_folder(model, folder, ood)
 
 
 @_command

@@ -1,4 +1,4 @@
-"""What `learnkit train`, `evaluate` and `predict` do, said step by step as they do it."""
+"""What `learnkit train`, `extend`, `evaluate` and `predict` do, said step by step as they do it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnkit import workflow
-from learnkit.console import Report, evaluation_tables, frame_table
+from learnkit.console import Report, change_lines, change_table, evaluation_tables, frame_table
 from learnkit.deploy.atomic import check_target
+from learnkit.deploy.heads import check_continual
 from learnkit.deploy.loading import load_learner
 from learnkit.errors import UsageError
+from learnkit.evaluation.evaluate import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,18 +90,49 @@ def _say_what_is_there(report: Report, out: Path, files: Sequence[Path]) -> None
     report.files("Written", [(out, "the exported model; open its README.md"), *rows])
 
 
-def evaluate_folder(model: Path, folder: Path) -> None:
-    """Judge an exported model by the images below `folder`, one folder per class.
+def extend_model(model: Path, folder: Path, out: Path, *, false_alarm_rate: float | None) -> None:
+    """Teach the exported `model` the images below `folder`, and export it to `out`.
 
     Raises:
-        LearnkitError: no such model or folder, or labels the model does not know.
+        LearnkitError: no such model or folder, a model that cannot learn, images that cannot be
+            read, or a target that is no bundle; nothing is written then.
+    """
+    report = Report()
+    check_target(out)
+    predictor = load_learner(model)
+    check_continual(predictor.continual)
+    if false_alarm_rate is not None:
+        predictor.set(false_alarm_rate=false_alarm_rate)
+    change = predictor.extend(folder, progress=sys.stderr.isatty())
+    predictor.save(out)
+    report.table(change_table(change))
+    for line in change_lines(change):
+        report.say(line)
+    report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])
+    report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
+
+
+def evaluate_folder(model: Path, folder: Path, ood: Path | None = None) -> None:
+    """Judge an exported model by the images below `folder`, one folder per class.
+
+    Args:
+        model: folder of an exported model.
+        folder: images of its classes.
+        ood: folder of images of none of its classes, which it should notice.
+
+    Raises:
+        LearnkitError: no such model or folder, or labels the model does not know; `ood` for a model
+            that cannot tell.
     """
     from learnkit.data.dataset import ImageDataset
 
     report, predictor = Report(), load_learner(model)
     name, images = workflow.held_out(ImageDataset.from_folder(folder))
-    evaluation = predictor.evaluate(images, progress=sys.stderr.isatty())
-    for table in evaluation_tables(evaluation, f"{len(images)} images of {folder} ({name})"):
+    strange = None if ood is None else workflow.images_at([ood])
+    evaluation = predictor.evaluate(images, ood=strange, progress=sys.stderr.isatty())
+    title = f"{len(images)} images of {folder} ({name})"
+    title += "" if strange is None else f", {len(strange)} unknown ones of {ood}"
+    for table in evaluation_tables(evaluation, title):
         report.table(table)
 
 
@@ -140,17 +173,25 @@ def _check_suffix(option: str, path: Path | None, suffix: str) -> None:
 def _short(table: pd.DataFrame) -> pd.DataFrame:
     """The columns worth a look in a terminal."""
     columns = ["path", "label", "confidence"]
+    if "is_ood" in table:
+        table = table.assign(unknown=table["is_ood"].map({True: "yes", False: ""}).astype(object))
+        columns += ["unknown", "ood_score"]
     return table[columns + ["error"] * bool(table["error"].notna().any())]
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table of predictions for JSON: path, label, confidence and probs, or error."""
+    """The rows of a table of predictions for JSON: path, label, confidence and probs, or error.
+
+    Of models that can tell unusual images also is_ood, ood_score and p_value.
+    """
     names = [c for c in table.columns if c.startswith("p(")]
+    own = ["path", "label", "confidence"]
+    own += [c for c in ("is_ood", "ood_score", "p_value") if c in table.columns]
     found = []
     for row in table.to_dict("records"):
         if row["error"] is not None:
             found.append({"path": row["path"], "error": row["error"]})
             continue
         probs = {name[2:-1]: row[name] for name in names}
-        found.append({k: row[k] for k in ("path", "label", "confidence")} | {"probs": probs})
+        found.append({k: plain(row[k]) for k in own} | {"probs": probs})
     return found

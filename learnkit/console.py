@@ -16,6 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
+    from learnkit.continual.report import ChangeReport
     from learnkit.evaluation.evaluate import Evaluation
 
 
@@ -67,6 +68,29 @@ def evaluation_tables(evaluation: Evaluation, title: str) -> list[Table]:
     for name, value in evaluation.summary.items():
         summary.add_row(name.replace("_", " "), _shown(name, value))
     return [summary, frame_table(evaluation.per_class.rename_axis("class").reset_index())]
+
+
+def change_table(change: ChangeReport) -> Table:
+    """Images learned per class, and what followed from them."""
+    table = Table(title=f"{change.n_classes} classes", title_justify="left", title_style="bold")
+    table.add_column("class", overflow="fold")
+    for name in ("added", "images"):
+        table.add_column(name, justify="right")
+    for name, n in (change.images or {}).items():
+        new = " (new)" if name in change.classes_added else ""
+        table.add_row(Text(f"{name}{new}"), f"{n:+d}", str(change.n_images[name]))
+    return table
+
+
+def change_lines(change: ChangeReport) -> list[str]:
+    """What became of threshold and temperature, and what there is to know about it."""
+    pairs = {"threshold": change.threshold, "temperature": change.temperature}
+    lines = [
+        f"{name} {'none' if before is None else f'{before:.4g}'} -> {after:.4g}"
+        for name, (before, after) in pairs.items()
+        if after is not None
+    ]
+    return [*lines, *change.notes]
 
 
 def frame_table(frame: pd.DataFrame, *, max_rows: int = 60) -> Table:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import time
 
 import pandas as pd
 import pytest
+import torch
+from deploy_helpers import make_continual, strange
 from helpers import write_image_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,6 +22,7 @@ from safetensors.torch import load_file
 from learnkit import load_learner
 from learnkit.callback.checkpoint_file import read_checkpoint
 from learnkit.cli import main
+from learnkit.data.dataset import ImageDataset
 
 _RUN = """
 import sys
@@ -51,11 +55,34 @@ def learnkit(capsys, *argv):
     return (caught.value.code or 0, *capsys.readouterr())
 
 
+@pytest.fixture(scope="module")
+def known(images, tmp_path_factory):
+    """A model in the continual state that has learned the classes bad and good."""
+    predictor = make_continual()
+    data = ImageDataset.from_folder(images)
+    data = data.filter(lambda frame: frame["label"] != "odd")
+    predictor.extend(data.paths, data.labels, progress=False)
+    path = tmp_path_factory.mktemp("known") / "model"
+    predictor.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory):
+    """A folder of six images of no class."""
+    folder = tmp_path_factory.mktemp("unknown")
+    for i, image in enumerate(strange(6)):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
 def test_help_names_the_commands_without_importing_torch():
     code = _RUN.replace("sys.argv[1:]", "['--help']")
     code += "print({'torch', 'pandas', 'matplotlib', 'fastai'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(name in out.stdout for name in ("demo", "train", "evaluate", "predict", "--debug"))
+    assert all(
+        name in out.stdout for name in ("demo", "train", "extend", "evaluate", "predict", "--debug")
+    )
     assert out.stdout.strip().endswith("set()")
 
 
@@ -129,6 +156,92 @@ def test_predict_imports_no_fastai(run, images):
     assert out.endswith("False\n")
 
 
+# -- models that go on learning -------------------------------------------------------------------
+
+
+def test_extend_writes_a_model_with_the_new_class_and_leaves_the_old_one(
+    known, images, tmp_path, capsys
+):
+    before = {path.name: path.read_bytes() for path in known.iterdir()}
+    shutil.copytree(images / "odd", tmp_path / "new" / "odd")
+    code, out, err = learnkit(capsys, "extend", known, tmp_path / "new", "--out", tmp_path / "more")
+    assert (code, err) == (0, "")
+    assert "odd (new)" in out
+    assert "+10" in out
+    assert "threshold" in out
+    assert f"learnkit predict {tmp_path / 'more'} IMAGES" in out.replace("\n", "")
+    model = load_learner(tmp_path / "more")
+    assert model.classes == ("bad", "good", "odd")
+    assert model.continual.n_images["odd"] == 10
+    assert model.predict(images / "odd" / "000.png").label == "odd"
+    assert {path.name: path.read_bytes() for path in known.iterdir()} == before
+    expected = load_learner(known)
+    expected.extend(tmp_path / "new", progress=False)
+    state, wanted = model.continual.state()[1], expected.continual.state()[1]
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
+def test_extend_may_replace_the_model_and_set_the_false_alarm_rate(known, images, tmp_path, capsys):
+    values = []
+    for rate in ("0.01", "0.4"):
+        path = shutil.copytree(known, tmp_path / rate)
+        code, *_ = learnkit(
+            capsys, "extend", path, images, "--out", path, "--false-alarm-rate", rate
+        )
+        assert code == 0
+        assert load_learner(path).continual.settings.false_alarm_rate == float(rate)
+        values.append(load_learner(path).continual.threshold.value)
+    assert values[0] > values[1]
+
+
+def test_extend_with_unreadable_images_writes_nothing(known, images, tmp_path, capsys):
+    shutil.copytree(images / "odd", tmp_path / "new" / "odd")
+    for name in ("002.png", "005.png"):
+        (tmp_path / "new" / "odd" / name).write_bytes(b"x")
+    code, _, err = learnkit(capsys, "extend", known, tmp_path / "new", "--out", tmp_path / "more")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "2 of 10 images cannot be read" in err
+    assert "002.png" in err
+    assert "005.png" in err
+    assert not (tmp_path / "more").exists()
+
+
+def test_evaluate_measures_how_unknown_images_are_noticed(known, images, unknown, capsys):
+    model = load_learner(known)
+    data = ImageDataset.from_folder(images)
+    data = data.filter(lambda frame: frame["label"] != "odd")
+    expected = model.evaluate(data, ood=unknown, progress=False).summary
+    (images.parent / "two").mkdir(exist_ok=True)
+    for name in ("bad", "good"):
+        shutil.copytree(images / name, images.parent / "two" / name, dirs_exist_ok=True)
+    code, out, _ = learnkit(capsys, "evaluate", known, images.parent / "two", "--ood", unknown)
+    assert code == 0
+    assert "6 unknown ones" in out.replace("\n", " ")
+    for name in ("false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr"):
+        assert re.search(rf"{name.replace('_', ' ')} +. +{expected[name]:.4f}", out), name
+    code, out, _ = learnkit(capsys, "evaluate", known, images.parent / "two")
+    assert (code, "false alarm rate" in out, "auroc" in out) == (0, True, False)
+
+
+def test_predict_flags_unknown_images(known, images, unknown, tmp_path, capsys):
+    paths = [unknown / "0.png", images / "good" / "001.png"]
+    code, out, _ = learnkit(capsys, "predict", known, *paths)
+    assert code == 0
+    assert len(re.findall(r"\byes\b", out)) == 1
+    code, out, _ = learnkit(capsys, "predict", known, *paths, "--json")
+    first, second = json.loads(out)
+    assert (first["is_ood"], second["is_ood"]) == (True, False)
+    prediction = load_learner(known).predict(paths[0])
+    assert first["ood_score"] == pytest.approx(prediction.ood_score, rel=1e-4)
+    (unknown / "broken.png").write_bytes(b"x")
+    csv = ["--csv", tmp_path / "p.csv"]
+    assert learnkit(capsys, "predict", known, unknown, *csv)[0] == 1
+    assert pd.read_csv(tmp_path / "p.csv")["is_ood"].notna().sum() == 6
+    code, out, _ = learnkit(capsys, "predict", known, unknown, "--json")
+    assert set(json.loads(out)[-1]) == {"path", "error"}
+    (unknown / "broken.png").unlink()
+
+
 # -- mistakes -----------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -145,6 +258,14 @@ MISTAKES = {
     "train {images} --out {images}": "is a folder with files that no bundle put there",
     "evaluate {model} nowhere": "nowhere' does not exist or is not a folder",
     "evaluate {images} {images}": "is not a bundle",
+    "evaluate {model} {images} --ood {images}": "is not in the continual state",
+    "evaluate {known} {images}": r"labels \['odd'\] that this model does not know",
+    "evaluate {known} {images} --ood {tmp}": "holds no images",
+    "extend {model} {images} --out {tmp}/m": "is not in the continual state: .*init_continual",
+    "extend {known} nowhere --out {tmp}/m": "nowhere' does not exist or is not a folder",
+    "extend {known} {images} --out {images}": "is a folder with files that no bundle put there",
+    "extend {known} {images} --out {tmp}/m --false-alarm-rate 1.5": "--false-alarm-rate is 1.5",
+    "extend nomodel {images} --out {tmp}/m": "there is no bundle at nomodel",
     "predict nomodel {images}": "there is no bundle at nomodel",
     "predict {model} none.png": "there is no file or folder 'none.png'",
     "predict {model} {tmp}": "holds no images",
@@ -156,8 +277,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_is_told_in_one_sentence(run, images, tmp_path, capsys, line):
-    argv = line.format(images=images, model=run[2], tmp=tmp_path).split()
+def test_a_mistake_is_told_in_one_sentence(run, known, images, tmp_path, capsys, line):
+    argv = line.format(images=images, model=run[2], known=known, tmp=tmp_path).split()
     code, _, err = learnkit(capsys, *argv)
     assert code == 2
     assert err.startswith("learnkit: ")
