@@ -24,6 +24,7 @@ from learnkit.uncertainty.threshold import manual_threshold
 Validation = tuple[Tensor, Sequence[Any]]
 Change = tuple["Knowledge", tuple[str, ...]]
 VALIDATION_SIZE = 64
+_SMALL = 2**20  # numbers in a matrix that may lie about twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,12 @@ class Knowledge:
         derived = derive(self.statistics, self.validation, self.settings, reused)
         return replace(self, derived=derived, _affine={})
 
-    # -- changes ----------------------------------------------------------------------------------
+    def lightened(self) -> "Knowledge":
+        """The same to go back to: what is large and can be derived again is let go."""
+        stats = self.statistics
+        if (stats.n_classes + stats.n_features) * stats.n_features < _SMALL:
+            return self
+        return replace(self, derived=None, _affine={})
 
     def extend(
         self,

@@ -176,9 +176,10 @@ class ContinualClassifier(KeptHead):
                     f"there is no change to undo: the last {_UNDO_LEVELS} changes are kept, and "
                     "none after loading"
                 )
-            now, *before = self._states
-            report = before[0].report("undo", now, (), started)
-            self._states = tuple(before)
+            now, former, *older = self._states
+            former = former.derive(now) if former.derived is None else former
+            report = former.report("undo", now, (), started)
+            self._states = (former, *older)
             return report
 
     def _change(self, what: str, make: Any) -> ChangeReport:
@@ -189,7 +190,7 @@ class ContinualClassifier(KeptHead):
             new, notes = make(now)
             new = new.derive(now)
             report = new.report(what, now, notes, started)
-            self._states = (new, *self._states[:_UNDO_LEVELS])
+            self._states = (new, now.lightened(), *self._states[1:_UNDO_LEVELS])
         _warn(new, now)
         return report
 

@@ -39,8 +39,8 @@ class KeptHead(KnowingHead):
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
-        n, images = len([c for c in self.n_images.values() if c]), sum(self.n_images.values())
-        about = f"{self.n_features} features, {n} classes, {images} images"
+        images = [n for n in self.n_images.values() if n]
+        about = f"{self.n_features} features, {len(images)} classes, {sum(images)} images"
         return f"{about}, classifier={self.settings.classifier!r}"
 
     def _save_to_state_dict(
@@ -61,7 +61,7 @@ class KeptHead(KnowingHead):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        found = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        found = {k[len(prefix) :]: v.cpu() for k, v in state_dict.items() if k.startswith(prefix)}
         if "config" not in found:
             missing_keys.append(f"{prefix}config")
             return

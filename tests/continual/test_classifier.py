@@ -1,22 +1,723 @@
 """The continual classifier: what it learns, in whatever order, and what it says of strangers."""
 
+import copy
+import json
+import pickle
+import threading
+import warnings
+
+import numpy as np
+import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
 
+import learnkit.continual.changes
+import learnkit.continual.derived
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.embedding import embed
+from learnkit.continual.honest import Reference, collect_honest
+from learnkit.continual.statistics import ClassStatistics
+from learnkit.errors import (
+    ContinualPredictionError,
+    ContinualStateError,
+    DataError,
+    InsufficientDiversityError,
+    OodInsufficientDataError,
+    StatisticsError,
+    UncertaintyError,
+)
 
-NAMES = "abcde"
+D = 16
+NAMES = "edcba"  # not in the order of their names
+SCORES = ["combined", "mahalanobis", "relative", "knn", "msp", "energy"]
+few = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+seeds = st.integers(0, 2**31)
 
 
-def images(n, seed=0, d=64, n_classes=5):
+def images(n, seed=0, *, n_classes=5, d=D, spread=0.3):
+    """`n` images of each class around centers that are always the same."""
     centers = torch.rand(n_classes, d, generator=torch.Generator().manual_seed(99)) * 1.5
-    noise = torch.randn(n_classes, n, d, generator=torch.Generator().manual_seed(seed)) * 0.5
+    noise = torch.randn(n_classes, n, d, generator=torch.Generator().manual_seed(seed)) * spread
     features = (centers[:, None] + noise).clamp_min(0).flatten(0, 1)
     return features, [name for name in NAMES[:n_classes] for _ in range(n)]
 
 
-def test_what_is_learned_is_told_apart():
-    head = ContinualClassifier(64, root=True)
-    head.extend(*images(20))
+def mixed(seed, n=30):
+    """`n` images in random order of up to four classes, some with one image only."""
+    rng = np.random.default_rng(seed)
+    places = rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])
+    noise = rng.normal(size=(n, D)) * 0.4
+    features = np.abs(np.eye(4, D)[places] + noise).astype("float32")
+    return torch.from_numpy(features), [NAMES[place] for place in places]
+
+
+def learned(*batches, **kwargs):
+    head = ContinualClassifier(D, **{"root": True, "memory": 4, **kwargs})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for batch in batches:
+            head.extend(*batch)
+    return head
+
+
+def essence(head):
+    """Everything that decides on predictions, by class name, for comparison to the bit."""
+    derived = head.knowledge.derived
+    rows = {
+        name: (derived.weight[i].tolist(), derived.bias[i].item())
+        for i, name in enumerate(head.classes)
+        if head.n_images[name]
+    }
+    return (
+        rows,
+        head.threshold.to_dict(),
+        str(head.calibration),
+        derived.scorer.standards,
+        derived.misfits.tolist(),
+    )
+
+
+def same(one, other):
+    return one.statistics.equals(other.statistics) and essence(one) == essence(other)
+
+
+def pick(batch, rows):
+    return batch[0][rows], [batch[1][i] for i in rows]
+
+
+# -- the order of things --------------------------------------------------------------------------
+
+
+@few
+@given(seeds, st.permutations(range(30)), st.lists(st.integers(1, 29), max_size=3))
+@pytest.mark.parametrize("classifier", ["lda", "ridge", "prototype"])
+def test_any_order_and_batching_gives_the_same_classifier_to_the_bit(classifier, seed, order, cuts):
+    batch = mixed(seed)
+    pieces = [piece for piece in np.split(np.array(order), sorted(cuts)) if len(piece)]
+    stepwise = learned(*(pick(batch, piece) for piece in pieces), classifier=classifier)
+    assert same(stepwise, learned(batch, classifier=classifier))
+
+
+@few
+@given(seeds, st.integers(1, 29))
+def test_init_with_all_is_init_and_extend_is_extend_the_other_way_round(seed, cut):
+    batch = mixed(seed)
+    a, b = pick(batch, list(range(cut))), pick(batch, list(range(cut, 30)))
+    both = learned(batch)
+    assert same(learned(a, b), both)
+    assert same(learned(b, a), both)
+    assert set(both.classes) == set(learned(b, a).classes)
+
+
+@few
+@given(seeds, st.integers(2, 5))
+def test_statistics_of_shards_merge_to_the_same_classifier(seed, n_shards):
+    batch = mixed(seed)
+    head = ContinualClassifier(D, root=True, memory=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for shard in np.array_split(np.arange(30), n_shards):
+            empty = ClassStatistics.empty(D, root=True, memory_size=4)
+            head.merge(empty.update(*pick(batch, shard)))
+    assert same(head, learned(batch))
+
+
+@few
+@given(seeds, st.integers(2, 29))
+def test_subtracting_leaves_no_trace(seed, cut):
+    batch = mixed(seed)
+    a, b = pick(batch, list(range(cut))), pick(batch, list(range(cut, 30)))
+    head = learned(a, b, memory=30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        head.subtract(*b)
+    assert same(head, learned(a, memory=30))
+
+
+@few
+@given(seeds)
+def test_renamed_and_merged_classes_are_as_if_labelled_so(seed):
+    features, labels = mixed(seed)
+    new = {"e": "zebra", "d": "zebra"}
+    head = learned((features, labels))
+    known = [name for name in ("e", "d") if name in head.classes]
+    if len(known) == 2:
+        head.merge_classes(known, "zebra")
+    else:
+        head.rename({known[0]: "zebra"})
+    assert same(head, learned((features, [new.get(label, label) for label in labels])))
+
+
+@few
+@given(seeds, st.permutations(range(25)))
+def test_the_order_of_validation_images_does_not_matter(seed, order):
+    batch, fresh = images(6, seed), images(5, seed + 1)
+    one, other = learned(batch), learned()
+    one.validate(*fresh)
+    shuffled = pick(fresh, order)
+    other.extend(*batch, validation=pick(shuffled, list(range(9))))
+    other.validate(*pick(shuffled, list(range(9, 25))))
+    other.validate(*fresh)  # the same once more changes nothing
+    assert essence(one) == essence(other)
+
+
+def test_new_classes_come_at_the_end():
+    head = learned((images(3)[0][:6], ["x"] * 3 + ["b"] * 3))
+    head.extend(*images(4))
+    assert head.classes == ("x", "b", "e", "d", "c", "a")
+    head.extend(images(1)[0], [0, 1, 0, 1, 0], class_names=["new", "x", "later"])
+    assert head.classes[6:] == ("new", "later")
+    assert head.n_images["later"] == 0
+
+
+# -- predictions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classifier", ["lda", "ridge", "prototype"])
+def test_what_is_learned_is_told_apart(classifier):
+    head = learned(images(20), classifier=classifier)
     features, labels = images(50, seed=1)
     told = [head.classes[i] for i in head(features).argmax(1).tolist()]
     assert sum(a == b for a, b in zip(told, labels, strict=True)) >= 0.97 * len(labels)
+
+
+def test_logits_of_a_map_are_those_of_its_mean():
+    head = learned(images(5))
+    x = torch.rand(3, D, 4, 5)
+    assert head(x).dtype == torch.float32
+    assert torch.equal(head(x), head(head.pooled(x)))
+    torch.testing.assert_close(head.pooled(x), x.mean((2, 3)))
+
+
+def test_probabilities_are_those_of_the_classifier_at_its_temperature():
+    head = learned(images(8, spread=0.6))
+    linear = head.knowledge.derived.linear
+    features = images(3, seed=1)[0]
+    logits = linear.logits(embed(features, root=True)) / head.temperature
+    by_name = torch.softmax(logits, 1)[:, [sorted(NAMES).index(name) for name in head.classes]]
+    torch.testing.assert_close(head(features).softmax(1), by_name.float())
+
+
+def test_gradients_reach_the_feature_map_and_are_finite():
+    head = learned(images(5))
+    x = torch.rand(2, D, 3, 3)
+    x[:, :4] = 0  # channels that are off, as a ReLU leaves them
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(head(x)[:, 1].sum(), x)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().sum() > 0
+    assert isinstance(head.pool, nn.AdaptiveAvgPool2d)
+
+
+def test_a_forgotten_class_never_wins_and_may_come_back():
+    head = learned(images(6))
+    features, labels = images(20, seed=1)
+    report = head.forget("c")
+    place = head.classes.index("c")
+    assert torch.isneginf(head(features)[:, place]).all()
+    assert head(features).softmax(1)[:, place].sum() == 0
+    assert report.images == {"c": -6}
+    assert report.n_classes == 4
+    assert not head.prediction_sets(features, 0.01)[:, place].any()
+    head.extend(*pick(images(6), [12, 13, 14, 15, 16, 17]))
+    assert head.classes.index("c") == place
+    told = head(features)[40:60].argmax(1)
+    assert (told == place).float().mean() > 0.9
+    assert set(labels[40:60]) == {"c"}
+
+
+def test_one_class_and_one_image_work():
+    head = learned((images(1)[0][:1], ["only"]))
+    assert head(images(1)[0]).softmax(1).tolist() == [[1.0]] * 5
+    assert np.isfinite(head.threshold.value)
+    assert not head.is_ood(images(1)[0][:1]).any()
+    head.extend(images(2)[0][:2], ["only", "only"])
+    assert head.temperature == 1
+
+
+@pytest.mark.parametrize(
+    "features",
+    [torch.ones(6, D), torch.eye(6, D), torch.ones(6, D) + torch.eye(6, D) * 1e-7],
+    ids=["identical", "orthogonal", "nearly identical"],
+)
+@pytest.mark.parametrize("labels", ["aaaaaa", "aaabbb", "abbbbb", "abcdef"])
+@pytest.mark.parametrize("memory", [0, 2])
+def test_degenerate_images_give_finite_answers(features, labels, memory):
+    head = learned((features, list(labels)), memory=memory)
+    x = torch.cat([features, torch.rand(3, D)])
+    assert torch.isfinite(head(x)).all()
+    assert torch.isfinite(head.ood_scores(x)).all()
+    assert np.isfinite(head.threshold.value)
+    assert ((head.p_values(x) >= 0) & (head.p_values(x) <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.rand(2, D + 1), r"shape \(2, 17\); it takes \(N, 16\)"),
+        (torch.rand(2, 3, D), r"shape \(2, 3, 16\)"),
+        (torch.full((2, D), torch.nan), r"NaN or infinite \(rows 0, 1\)"),
+    ],
+)
+def test_features_that_allow_no_prediction_are_errors(x, message):
+    head = learned(images(3))
+    with pytest.raises(ContinualPredictionError, match=message):
+        head(x)
+
+
+def test_scores_refuse_what_logits_refuse():
+    head = learned(images(3))
+    with pytest.raises(ContinualPredictionError, match="rows 1"):
+        head.ood_scores(torch.tensor([[1.0] * D, [torch.inf] * D]))
+    with pytest.raises(ContinualPredictionError, match="one row of 16"):
+        head.is_ood(torch.rand(2, 3))
+
+
+def test_without_a_class_there_is_no_prediction_and_no_threshold():
+    head = ContinualClassifier(D)
+    for ask in (lambda: head(torch.rand(1, D)), lambda: head.threshold):
+        with pytest.raises(ContinualPredictionError, match="knows no class yet"):
+            ask()
+    assert head.temperature == 1
+    learned_once = learned(images(2, n_classes=1))
+    learned_once.forget("e")
+    with pytest.raises(ContinualPredictionError, match="knows no class yet"):
+        learned_once(torch.rand(1, D))
+
+
+def test_no_images_have_no_answers():
+    head = learned(images(3))
+    assert head(torch.rand(0, D)).shape == (0, 5)
+    assert head.ood_scores(torch.rand(0, D)).shape == (0,)
+
+
+# -- strangers ------------------------------------------------------------------------------------
+
+
+def strangers(score):
+    """Far ones, or, for scores that look only where classes differ, halfway between classes."""
+    if score in ("combined", "mahalanobis", "knn"):
+        return torch.rand(200, D) ** 6
+    features = images(40, seed=2)[0]
+    return (features + features.roll(40, 0)) / 2
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_strangers_score_higher(score):
+    head = learned(images(20), score=score)
+    known, strange = images(40, seed=1)[0], strangers(score)
+    scores = head.ood_scores(known)
+    assert scores.dtype == torch.float64
+    assert (scores[:, None] < head.ood_scores(strange)).double().mean() > 0.9
+    assert head.p_values(known).mean() > 2 * head.p_values(strange).mean()
+
+
+@pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize("prior", ["training", "uniform"])
+def test_false_alarms_are_as_rare_as_wanted(n, prior):
+    rates = []
+    for seed in range(6):
+        head = learned(images(n, seed=2 * seed), prior=prior, memory=64)
+        rates.append(head.is_ood(images(60, seed=2 * seed + 1)[0]).double().mean())
+    assert 0 < np.mean(rates) < 0.1
+
+
+def test_false_alarms_without_memory_are_bounded_too():
+    head = learned(images(20), memory=0)
+    assert head.threshold.source == "parametric"
+    assert head.is_ood(images(100, seed=1)[0]).double().mean() < 0.15
+    assert head.is_ood(torch.rand(100, D) ** 6).double().mean() > 0.9
+
+
+def test_the_wanted_rate_moves_the_threshold():
+    head = learned(images(30), memory=64)
+    strict = head.threshold.value
+    report = head.set_threshold(false_alarm_rate=0.2)
+    assert report.threshold == (strict, head.threshold.value)
+    assert head.threshold.value < strict
+    assert head.settings.false_alarm_rate == 0.2
+    rate = head.is_ood(images(100, seed=1)[0]).double().mean()
+    assert 0.12 < rate < 0.28
+
+
+def test_validation_images_decide_on_the_threshold():
+    head, fresh = learned(images(10)), images(12, seed=7)
+    head.validate(*fresh)
+    assert head.threshold.source == "validation"
+    assert head.threshold.n == 60
+    expected = head.ood_scores(fresh[0]).sort().values
+    torch.testing.assert_close(head.threshold.calibration_scores, expected, atol=0.02, rtol=0)
+    assert head.calibration.source == "validation"
+
+
+def test_validation_of_some_classes_is_completed_by_leaving_one_out():
+    head = learned(images(10), memory=8)
+    report = head.validate(*pick(images(12, seed=7), list(range(24))))
+    assert head.threshold.source == "leave-one-out"
+    assert head.threshold.n == 24 + 3 * 8
+    assert any("2 of 5 classes have validation images" in note for note in report.notes)
+    with pytest.raises(DataError, match="no class 'other'"):
+        head.validate(torch.rand(1, D), ["other"])
+
+
+def test_validation_images_are_kept_without_a_memory_too():
+    head = learned(images(10), memory=0)
+    head.validate(*images(12, seed=7))
+    head.extend(*images(2, seed=8))
+    assert head.threshold.source == "validation"
+
+
+def test_the_nearest_other_feature_is_found_as_by_a_slow_loop():
+    # a class of one image makes others play its part: known by their partner alone
+    batch = (images(9)[0][:20], ["a"] * 9 + ["b"] * 9 + ["c", "d"])
+    head = learned(batch, memory=5)
+    derived = head.knowledge.derived
+    loo, stats = derived.linear.loo, derived.stats
+    features, labels = stats.memory.all()
+    honest = collect_honest(
+        stats,
+        head.knowledge.validation.picked([0, 1, 2, 3]),
+        derived.linear,
+        Reference.of(stats.memory),
+        "training",
+    )
+    assert loo.n_single == 10
+    assert len(honest) == len(loo.labels) > 10
+    for i, distance in enumerate(honest.knn.tolist()):
+        own, label = loo.memory.features[loo.rows[i]], loo.labels[i]
+        partner = loo.memory.features[loo.memory.partners[loo.rows[i]]]
+        expected = min(
+            (own - z).norm().item()
+            for z, c in zip(features, labels, strict=True)
+            if not torch.equal(own, z) and (i < 10 or c != label or torch.equal(z, partner))
+        )
+        assert distance == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize(("prior", "expected"), [("training", [0.6, 0.4]), ("uniform", [0.5, 0.5])])
+def test_classes_weigh_as_the_prior_says(prior, expected):
+    batch = (images(12)[0][:30], ["a"] * 18 + ["b"] * 12)
+    derived = learned(batch, prior=prior).knowledge.derived
+    threshold = derived.threshold
+    assert threshold.calibration_weights.sum() == pytest.approx(1)
+    weights = derived.misfit_weights
+    labels = derived.linear.loo.labels
+    assert [weights[labels == c].sum().item() for c in (0, 1)] == pytest.approx(expected)
+
+
+def test_a_blank_frame_is_flagged_and_not_divided_by():
+    head = learned(images(6))
+    x = torch.cat([torch.zeros(1, D), images(1)[0]])
+    assert torch.isfinite(head(x)).all()
+    assert head.is_ood(x)[0]
+    assert head.ood_scores(x).argmax() == 0
+    assert head.p_values(x)[0] <= 1 / (1 + head.threshold.n) + 1e-9
+
+
+def test_blank_images_are_not_learned():
+    features, labels = images(4)
+    with_blank = torch.cat([features, torch.zeros(2, D)]), [*labels, "a", "b"]
+    head = learned((features, labels))
+    report = ContinualClassifier(D, root=True, memory=4).extend(*with_blank)
+    assert same(learned(with_blank), head)
+    assert "blank images were left out: 1 of a, 1 of b" in report.notes
+    with pytest.raises(InsufficientDiversityError, match=r"all images of \['dark'\] are blank"):
+        head.extend(torch.cat([features[:1], torch.zeros(3, D)]), ["a", *["dark"] * 3])
+    assert "dark" not in head.classes
+
+
+def test_prediction_sets_hold_the_truth_as_often_as_promised():
+    head = learned(images(40, spread=0.9), memory=64)
+    features, labels = images(200, seed=1, spread=0.9)
+    truth = torch.tensor([head.classes.index(label) for label in labels])
+    sets = head.prediction_sets(features, 0.1)
+    covered = sets.gather(1, truth[:, None]).double().mean()
+    assert 0.85 < covered < 0.97
+    assert sets.double().sum(1).mean() < 4
+
+
+def test_thresholds_set_by_hand_stay_until_fitted_again():
+    head = learned(images(6))
+    fitted = head.threshold.value
+    head.threshold = 1.5
+    report = head.extend(*images(2, seed=3))
+    assert head.threshold.value == 1.5
+    assert head.threshold.source == "manual"
+    assert "the threshold stays as it was set by hand" in report.notes
+    head.undo()
+    head.threshold = None
+    assert head.threshold.value == fitted
+    with pytest.raises(UncertaintyError, match="finite"):
+        head.threshold = float("nan")
+
+
+def test_guesses_come_with_one_warning_and_a_note():
+    head = ContinualClassifier(D, memory=0)
+    with pytest.warns(UserWarning, match="memory=0.*give validation images"):
+        report = head.extend(*images(5))
+    assert any("assumes normally distributed" in note for note in report.notes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        head.extend(*images(5, seed=1))
+    with pytest.warns(UserWarning, match="no class has two images that differ"):
+        ContinualClassifier(D).extend(*images(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ContinualClassifier(D).extend(*images(2))
+
+
+# -- all or nothing -------------------------------------------------------------------------------
+
+STEPS = [
+    (learnkit.continual.changes, "derive"),
+    (learnkit.continual.derived, "fit_classifier"),
+    (learnkit.continual.derived, "_fit_threshold"),
+    (learnkit.continual.changes.Knowledge, "report"),
+    (ClassStatistics, "update"),
+]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize(("where", "step"), STEPS, ids=[step for _, step in STEPS])
+def test_an_interrupt_leaves_everything_as_it_was(monkeypatch, where, step, error):
+    head, reference = learned(images(5)), learned(images(5))
+    before = head.knowledge
+
+    def interrupted(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, step, interrupted)
+        with pytest.raises(error):
+            head.extend(*images(3, seed=1))
+    assert head.knowledge is before
+    assert same(head, reference)
+    head.extend(*images(3, seed=1))  # and it still learns: the lock is free
+    assert same(head, learned(images(5), images(3, seed=1)))
+
+
+def test_refused_images_change_nothing():
+    head = learned(images(5))
+    before = head.knowledge
+    features, labels = images(3)
+    for bad in (
+        (features, labels[:-1]),
+        (features * torch.nan, labels),
+        (features[:, 1:], labels),
+        (features, ["E", *labels[1:]]),
+        (features[:0], []),
+    ):
+        with pytest.raises(DataError):
+            head.extend(*bad)
+    with pytest.raises(StatisticsError):
+        head.subtract(torch.rand(9, D), ["a"] * 9)
+    with pytest.raises(DataError):
+        head.extend(features, labels, validation=(features, ["other"] * len(labels)))
+    assert head.knowledge is before
+
+
+def test_two_threads_that_extend_at_once_both_have_their_way():
+    batches = [images(4, seed=seed) for seed in range(6)]
+    head = learned(images(4, seed=9))
+    threads = [threading.Thread(target=head.extend, args=batch) for batch in batches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same(head, learned(images(4, seed=9), *batches))
+
+
+def test_undo_goes_back_step_by_step():
+    head = learned(images(4))
+    first = essence(head)
+    head.extend(*images(2, seed=1))
+    second = essence(head)
+    head.forget("a")
+    report = head.undo()
+    assert report.images == {"a": 6}
+    assert essence(head) == second
+    head.undo()
+    assert essence(head) == first
+    head.undo()
+    assert head.classes == ()
+    with pytest.raises(ContinualStateError, match="no change to undo"):
+        head.undo()
+
+
+def test_undo_of_large_statistics_derives_them_again(monkeypatch):
+    monkeypatch.setattr(learnkit.continual.changes, "_SMALL", 0)
+    head = learned(images(4))
+    first = essence(head)
+    head.extend(*images(2, seed=1))
+    head.undo()
+    assert essence(head) == first
+
+
+def test_only_new_images_make_it_fit_again(monkeypatch):
+    head, fits = learned(images(4)), []
+    fit = learnkit.continual.derived.fit_classifier
+    monkeypatch.setattr(
+        learnkit.continual.derived, "fit_classifier", lambda *a: fits.append(1) or fit(*a)
+    )
+    head.set_threshold(2.0)
+    head.set_threshold(false_alarm_rate=0.1)
+    head.validate(*images(3, seed=1))
+    head.undo()
+    assert not fits
+    head.extend(*images(3, seed=1))
+    assert len(fits) == 1
+
+
+def test_nothing_of_the_callers_is_changed():
+    features, labels = images(4)
+    copies = features.clone(), list(labels)
+    state = torch.random.get_rng_state()
+    learned((features, labels)).ood_scores(features)
+    assert torch.equal(features, copies[0])
+    assert labels == copies[1]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# -- keeping --------------------------------------------------------------------------------------
+
+
+def full():
+    head = learned(images(5), score="combined")
+    head.validate(*images(4, seed=3))
+    head.forget("c")
+    head.threshold = 2.5
+    return head
+
+
+def test_the_state_comes_back_to_the_bit_and_goes_on_learning():
+    head = full()
+    config, tensors = head.state()
+    back = ContinualClassifier.from_state(json.loads(json.dumps(config)), tensors)
+    assert same(head, back)
+    assert back.classes == head.classes
+    assert back.threshold.value == 2.5
+    head.extend(*images(2, seed=5))
+    back.extend(*images(2, seed=5))
+    assert same(head, back)
+
+
+def test_a_state_dict_carries_everything_whatever_the_shapes():
+    head = full()
+    model = nn.Sequential(nn.Flatten(), head)
+    other = nn.Sequential(nn.Flatten(), ContinualClassifier(D, root=True))
+    other.load_state_dict(model.state_dict())
+    assert same(other[1], head)
+    empty = nn.Sequential(nn.Flatten(), ContinualClassifier(D, root=True))
+    other.load_state_dict(empty.state_dict())
+    assert other[1].classes == ()
+
+
+def test_copies_know_the_same_and_learn_apart():
+    head = full()
+    before = essence(head)
+    for twin in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        assert same(twin, head)
+        twin.extend(*images(2, seed=6))
+        assert essence(head) == before
+
+
+def test_a_state_dict_of_another_network_is_refused():
+    head, other = full(), ContinualClassifier(D, root=False)
+    with pytest.raises(RuntimeError, match="belongs to another network"):
+        other.load_state_dict(head.state_dict())
+    with pytest.raises(RuntimeError, match="config"):
+        other.load_state_dict({})
+    damaged = {**head.state_dict(), "config": torch.tensor([1, 2], dtype=torch.uint8)}
+    with pytest.raises(RuntimeError, match="`config` cannot be read"):
+        ContinualClassifier(D, root=True).load_state_dict(damaged)
+    assert other.classes == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "use a newer learnkit"),
+        ({"format": True}, "format True"),
+        ({"threshold": "inf"}, "finite number or null"),
+        ({"threshold": float("nan")}, "finite number or null"),
+        ({"class_names": ["x"]}, "shape"),
+        ({"class_names": None}, "a list"),
+        ({"forgotten_names": ["x", "y"]}, "shape"),
+        ({"settings": {}}, "settings are"),
+        ({"extra": 1}, "it must have"),
+    ],
+)
+def test_hostile_configurations_are_refused(change, message):
+    config, tensors = full().state()
+    with pytest.raises(StatisticsError, match=message):
+        ContinualClassifier.from_state({**config, **change}, tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_features", D + 1),
+        ("memory", 1),
+        ("memory", 2.5),
+        ("root", 1),
+        ("classifier", "svm"),
+        ("score", "odin"),
+        ("guarantee", "none"),
+        ("prior", "mine"),
+        ("false_alarm_rate", 0),
+        ("false_alarm_rate", True),
+    ],
+)
+def test_hostile_settings_are_refused(name, value):
+    config, tensors = full().state()
+    config["settings"] = {**config["settings"], name: value}
+    with pytest.raises(StatisticsError):
+        ContinualClassifier.from_state(config, tensors)
+
+
+@pytest.mark.parametrize("name", full().state()[1])
+def test_missing_and_mistyped_tensors_are_refused(name):
+    config, tensors = full().state()
+    without = {key: tensor for key, tensor in tensors.items() if key != name}
+    with pytest.raises(StatisticsError, match=name):
+        ContinualClassifier.from_state(config, without)
+    with pytest.raises(StatisticsError, match=name):
+        ContinualClassifier.from_state(config, {**tensors, name: tensors[name].to(torch.float16)})
+
+
+def test_a_score_that_needs_a_memory_says_so():
+    with pytest.raises(OodInsufficientDataError, match="choose a memory above 0"):
+        ContinualClassifier(D, score="knn", memory=0)
+
+
+# -- reports --------------------------------------------------------------------------------------
+
+
+def test_a_report_says_what_changed_and_is_plain_data():
+    head = learned(images(3))
+    threshold, temperature = head.threshold.value, head.temperature
+    report = head.extend(torch.cat([images(2)[0], torch.rand(1, D)]), [*images(2)[1], "<new>"])
+    assert report.what == "extend"
+    assert report.classes_added == ("<new>",)
+    assert report.images == {**dict.fromkeys(NAMES, 2), "<new>": 1}
+    assert report.n_images == head.n_images
+    assert report.n_classes == 6
+    assert report.threshold == (threshold, head.threshold.value)
+    assert report.temperature == (temperature, head.temperature)
+    assert any("one image each of <new>" in note for note in report.notes)
+    assert json.loads(json.dumps(report.to_dict()))["classes_added"] == ["<new>"]
+    assert "&lt;new&gt;" in report._repr_html_()
+    assert "<new>" not in report._repr_html_()
+    assert "new classes: <new>" in str(report)
+
+
+def test_the_head_shows_what_it_knows():
+    assert "16 features, 5 classes, 15 images, classifier='lda'" in repr(learned(images(3)))
+    torch.testing.assert_close(
+        learned((images(3)[0][:3], ["x"] * 3)).prototypes[0],
+        embed(images(3)[0][:3], root=True).mean(0),
+        atol=1e-4,
+        rtol=0,
+    )
