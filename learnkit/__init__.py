@@ -35,6 +35,9 @@ PUBLIC_NAMES: dict[str, str] = {
     "TrainingHistory": "learnkit.callback.history",
     "StopOnNonFinite": "learnkit.callback.guard",
     "Checkpoint": "learnkit.callback.checkpoint",
+    "ContinualLearning": "learnkit.callback.continual",
+    "OutOfDistribution": "learnkit.callback.ood",
+    "Calibration": "learnkit.callback.calibration",
     # evaluation and interpretation
     "Evaluation": "learnkit.evaluation.evaluate",
     "evaluate": "learnkit.evaluation.evaluate",

@@ -9,11 +9,13 @@ import torch
 from fastai.learner import Learner
 
 from learnkit.adopt import spec_of
+from learnkit.confidence import with_ood
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bundle import save_bundle
 from learnkit.deploy.prediction import Prediction
 from learnkit.deploy.predictor import Predictor
 from learnkit.interpret.outputs import collect_outputs
+from learnkit.interpret.source import class_names
 from learnkit.loaders import is_multi_label
 from learnkit.transforms import preprocessing_of
 
@@ -26,7 +28,7 @@ def predictor_of(learn: Learner) -> Predictor:
     Raises:
         ExportError: A validation transform is code; the message names it.
     """
-    classes = [str(name) for name in learn.dls.vocab]
+    classes = class_names(learn)
     recipe = preprocessing_of(learn.dls)
     return Predictor(learn.model, recipe, classes, multi_label=is_multi_label(learn.dls))
 
@@ -34,13 +36,14 @@ def predictor_of(learn: Learner) -> Predictor:
 def predict_one(learn: Learner, item: Any, *, with_input: bool = False) -> Any:
     """Return the Prediction of one item; with `with_input`, (input image, label, index, probs)."""
     predictor = predictor_of(learn)
-    prediction = predictor.predict(item)
+    (prediction,) = with_ood(learn, [predictor.predict(item)], [item])
     return (predictor.preprocessing.read(item), *prediction) if with_input else prediction
 
 
 def predict_items(learn: Learner, items: Iterable[Any], *, bs: int = 64) -> list[Prediction]:
     """Return one Prediction per item, in order."""
-    return predictor_of(learn).predict_batch(items, bs=bs)
+    items = list(items)
+    return with_ood(learn, predictor_of(learn).predict_batch(items, bs=bs), items)
 
 
 def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -> Path:

@@ -19,6 +19,8 @@ from learnkit.build import (
     forget_frozen_gradients,
     frozen_norm_state,
 )
+from learnkit.confidence import with_ood_measures
+from learnkit.continual_verbs import ContinualVerbs
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.prediction import Prediction
 from learnkit.deploy.predictor import Predictor
@@ -29,9 +31,11 @@ from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.plots import plot_history
 from learnkit.models.meta import as_splitter, param_groups
+from learnkit.saved_state import load_with_state, save_with_state
+from learnkit.training_guard import training
 
 
-class ImageLearner(Learner):
+class ImageLearner(ContinualVerbs, Learner):
     """A fastai Learner that also interprets, evaluates, exports and predicts.
 
     Everything of fastai's Learner works as before. Two callbacks come with it: `TrainingHistory`
@@ -79,14 +83,38 @@ class ImageLearner(Learner):
         with explained_workers(self):
             super().all_batches()
 
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Train, as in fastai.
+
+        Raises:
+            ContinualStateError: The learner is in the continual state; the message names ways out.
+            OodLockedError: `fit_ood` has derived something from the network as it is.
+        """
+        with training(self):
+            super().fit(*args, **kwargs)
+
+    def fine_tune(self, *args: Any, **kwargs: Any) -> None:
+        """Train the head, then everything, as in fastai. Raises like `fit`."""
+        with training(self, n_fits=2):
+            super().fine_tune(*args, **kwargs)
+
+    def save(self, file: Any, **kwargs: Any) -> Path:
+        """The file written: weights, optimizer state, and in the continual state what was learnt.
+
+        What `fit_ood` made stands beside it, in a file of the same name.
+        """
+        return save_with_state(self, file, super().save, **kwargs)
+
     def load(self, file: Any, device: Any = None, **kwargs: Any) -> "ImageLearner":
         """This learner with the weights (and optimizer state) that `save` wrote to `file`.
+
+        It is then in the state in which it was saved, the continual one included.
 
         Raises:
             WeightsError: They belong to another network.
         """
         with explained_mismatch(self.model, file):
-            return super().load(file, device=device, **kwargs)
+            return load_with_state(self, file, super().load, device=device, **kwargs)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -115,10 +143,21 @@ class ImageLearner(Learner):
         return ClassificationInterpretation.from_learner(self, ds_idx=ds_idx, dl=dl, data=data)
 
     def evaluate(
-        self, dl: Any = None, *, ds_idx: int = 1, data: ImageDataset | None = None
+        self,
+        dl: Any = None,
+        *,
+        ds_idx: int = 1,
+        data: ImageDataset | None = None,
+        ood: Any = None,
     ) -> Evaluation:
-        """`.summary`, `.per_class` and `.confusion` of a loader, a dataset or a split by index."""
-        return self.interpret(ds_idx, dl=dl, data=data).evaluation
+        """`.summary`, `.per_class` and `.confusion` of a loader, a dataset or a split by index.
+
+        Where unusual images can be told, the summary has the `false_alarm_rate` on these images;
+        with images of no known class (`ood`: a loader, a folder, files) also `detection_rate`,
+        `auroc` and `fpr_at_95_tpr`, the unusual images being the positive class.
+        """
+        interp = self.interpret(ds_idx, dl=dl, data=data)
+        return with_ood_measures(self, interp.evaluation, interp.outputs, ood)
 
     def predictor(self) -> Predictor:
         """A Predictor that shares this learner's model and reads images as validation does."""

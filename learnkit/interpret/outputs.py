@@ -178,7 +178,7 @@ def collect_from(
 ) -> Outputs:
     """Run the learner's model once over a `Source`; see `collect_outputs`."""
     show = hasattr(learn, "progress") if progress is None else progress
-    detector, numbers = detector_of(learn), renumbering(learn, source.names)
+    detector, numbers = detector_of(learn), renumbering(learn, source.dl, source.names)
     rows: list[dict[str, Tensor]] = []
     n_seen = 0
     with (

@@ -25,20 +25,29 @@ def detector_of(learn: Any) -> ContinualClassifier | None:
     return getattr(learn, "ood_detector", None) if head is None else head
 
 
-def class_numbers(learn: Any, classes: Sequence[str]) -> dict[str, int]:
+def class_numbers(
+    learn: Any, classes: Sequence[str], *, in_training: bool = False
+) -> dict[str, int]:
     """The number of every class name, and of every name a class used to have.
 
     A class merged into another keeps its name without images; its number is then the other's.
+
+    Args:
+        learn: the learner.
+        classes: what its outputs are called.
+        in_training: a name stands for what it stood for in training, even if another class has it
+            now.
     """
     numbers = {name: i for i, name in enumerate(classes)}
     head, notes = continual_head(learn.model), getattr(learn, "continual_notes", None)
     if head is None or notes is None:
         return numbers
-    now = {old: new for old, new in notes.former_names.items() if not head.n_images.get(old)}
-    return numbers | {old: numbers[new] for old, new in now.items() if new in numbers}
+    live = {name for name, n in head.n_images.items() if n and not in_training}
+    former = {old: now for old, now in notes.former_names.items() if old not in live}
+    return numbers | {old: numbers[now] for old, now in former.items() if now in numbers}
 
 
-def renumbering(learn: Any, names: Sequence[str] | None) -> Tensor | None:
+def renumbering(learn: Any, dl: Any, names: Sequence[str] | None) -> Tensor | None:
     """Class number of the head for every class number of a loader, int64; -1 for unknown names.
 
     None where nothing is to be translated: outside the continual state, or without names.
@@ -46,7 +55,8 @@ def renumbering(learn: Any, names: Sequence[str] | None) -> Tensor | None:
     head = continual_head(learn.model)
     if head is None or names is None:
         return None
-    numbers = class_numbers(learn, head.classes)
+    own = any(dl is loader for loader in learn.dls.loaders)
+    numbers = class_numbers(learn, head.classes, in_training=own)
     return torch.tensor([numbers.get(name, -1) for name in names], dtype=torch.int64)
 
 

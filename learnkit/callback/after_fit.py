@@ -1,0 +1,59 @@
+"""Callbacks that derive something from the network when its training is over.
+
+Whichever of them comes first does the work of all, so that they share one pass over the training
+images and their order in the list does not matter. What they do are verbs of the learner.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+from learnkit.callback.base import TrainingCallback
+from learnkit.callback.guard import StopOnNonFinite
+
+
+class AfterFit(TrainingCallback):
+    """Base: works after the last fit of a training, not after `lr_find` or inference.
+
+    Attributes:
+        task: "continual", "ood" or "calibration".
+        options: arguments of the learner's verb.
+        report: what the verb gave back last.
+        made: the statistics derived last; the training of a learner that has no others may go on.
+    """
+
+    order = StopOnNonFinite.order + 5  # which raises after a fit that went wrong
+    _stateattrs = ("made", "report")  # belong to one learner
+    task = ""
+    report: Any = None
+    made: Any = None
+
+    def __init__(self, **options: Any):
+        super().__init__()
+        self.options = options
+
+    def after_fit(self) -> None:
+        """Do the work of all callbacks of this kind, if this is the first of them."""
+        kin = {cb.task: cb for cb in self.learn.cbs if isinstance(cb, AfterFit)}
+        if next(iter(kin.values())) is self and not getattr(self.learn, "fits_to_come", 0):
+            finish_training(self.learn, kin)
+
+
+def finish_training(learn: Any, callbacks: dict[str, AfterFit]) -> None:
+    """Call the learner's verbs for the callbacks present, by task."""
+    continual, ood, calibration = map(callbacks.get, ("continual", "ood", "calibration"))
+    if continual is not None:  # threshold and temperature come with it
+        data = getattr(learn.dls, "image_dataset", None) or learn.dls
+        options = continual.options | (ood.options if ood is not None else {})
+        report = learn.init_continual(data, **options)
+        for cb in callbacks.values():
+            cb.report, cb.made = report, learn.continual.statistics
+        return
+    outputs = learn.outputs(1, with_features=True)
+    if ood is not None:
+        ood.report = learn.fit_ood(validation=outputs, **ood.options)
+        ood.made = learn.ood.statistics
+    if calibration is not None:
+        calibration.report = learn.calibrate(outputs, **calibration.options)

@@ -1,0 +1,17 @@
+"""Make confidences mean what they say when the training is over."""
+
+from __future__ import annotations
+
+from learnkit.callback.after_fit import AfterFit
+
+
+class Calibration(AfterFit):
+    """After a training: `learn.calibrate` on the validation images.
+
+    Beside `ContinualLearning` there is nothing left to do: that state is calibrated as it begins.
+    """
+
+    task = "calibration"
+
+    def __init__(self):
+        super().__init__()

@@ -1,0 +1,241 @@
+"""The continual state of a learner: how it begins, grows, shrinks and ends.
+
+The head becomes a `ContinualClassifier`; it alone knows classes and statistics. The learner adds
+what only it has: the head that was trained, what the classes were called in training, and which
+files were learnt. The caller's data and loaders are never changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+from torch import Tensor, nn
+
+from learnkit.continual.changes import Knowledge
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.report import ChangeReport
+from learnkit.data.labels import warn_user
+from learnkit.deploy.heads import check_continual, continual_head
+from learnkit.deploy.labelled import Labelled
+from learnkit.errors import ContinualAlreadyInitializedError, ContinualStateError
+from learnkit.extend_data import labelled_data
+from learnkit.feature_pass import check_supported, empty_head, features_of
+from learnkit.interpret.source import names_of
+from learnkit.trained_head import untrained_head
+from learnkit.training_data import (
+    check_no_class_lost,
+    files_of,
+    own_data,
+    warn_if_not_training_data,
+    without_files,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Notes:
+    """What a learner in the continual state keeps beside its head; replaced as a whole.
+
+    Attributes:
+        trained_head: the head before, None where it is not known.
+        former_names: what a class was called -> what it is called now.
+        learnt: files learnt from.
+        validated: files that decide threshold and temperature.
+        earlier: the notes before the last change.
+    """
+
+    trained_head: nn.Module | None = None
+    former_names: Mapping[str, str] = field(default_factory=dict)
+    learnt: frozenset[str] = frozenset()
+    validated: frozenset[str] = frozenset()
+    earlier: Notes | None = None
+
+
+def init_continual(
+    learn: Any, data: Any = None, *, reset_class_information: bool = False, **settings: Any
+) -> ChangeReport | None:
+    """Put the learner into the continual state; see `ImageLearner.init_continual`."""
+    check_supported(learn)
+    if continual_head(learn.model) is not None:
+        raise ContinualAlreadyInitializedError(
+            "the learner is in the continual state already; `extend` it, or leave that state with "
+            "drop_continual() first"
+        )
+    started, names = time.perf_counter(), names_of(learn.dls) or []
+    found = None if data is None else labelled_data(data, classes=names)
+    if not reset_class_information:
+        check_no_class_lost(names, found.labels if found else ())
+        warn_if_not_training_data(learn, data, found)
+    head, report, validation = empty_head(learn, **settings), None, None
+    if found is not None:
+        validation = _validation_of(learn, found, own=not reset_class_information)
+        order = [name for name in names if name in set(found.labels)]
+        order += sorted(set(found.labels) - set(names))
+        change = head.extend(
+            features_of(learn, found.items),
+            found.labels,
+            class_names=order,
+            validation=_features_and_labels(learn, validation),
+        )
+        notes = (*change.notes, *_origin(learn, validation))
+        report = _reported(replace(change, what="init_continual", notes=notes), None, head, started)
+    learnt = Notes(learn.model[1], {}, files_of(found), files_of(validation))
+    learn.model[1], learn.continual_notes, learn.ood_detector = head, learnt, None
+    return report
+
+
+def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
+    """Learn new classes, or more of the known ones; see `ImageLearner.extend`."""
+    head, notes = check_continual(continual_head(learn.model)), _notes(learn)
+    found = labelled_data(data, labels, classes=head.classes)
+    files = files_of(found)
+    _warn_of_repetition(notes, files, len(found.labels))
+    validation = found.validation and without_files(found.validation, files | notes.learnt)
+    features = features_of(learn, found.items)
+    held_out = _features_and_labels(learn, validation)
+    new = replace(
+        notes, learnt=notes.learnt | files, validated=notes.validated | files_of(validation)
+    )
+    return _changed(learn, new, lambda: head.extend(features, found.labels, validation=held_out))
+
+
+def subtract(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
+    """Unlearn images as if they had never been there; see `ImageLearner.subtract`."""
+    head, notes = check_continual(continual_head(learn.model)), _notes(learn)
+    found = labelled_data(data, labels, classes=head.classes)
+    features = features_of(learn, found.items)
+    new = replace(notes, learnt=notes.learnt - files_of(found))
+    return _changed(learn, new, lambda: head.subtract(features, found.labels))
+
+
+def forget(learn: Any, name: str) -> ChangeReport:
+    """Drop a class; see `ImageLearner.forget`."""
+    head = check_continual(continual_head(learn.model))
+    return _changed(learn, _notes(learn), lambda: head.forget(name))
+
+
+def rename(learn: Any, names: Mapping[str, str]) -> ChangeReport:
+    """Call classes otherwise; see `ImageLearner.rename`."""
+    head = check_continual(continual_head(learn.model))
+    return _changed(learn, _renamed(_notes(learn), names), lambda: head.rename(names))
+
+
+def merge_classes(learn: Any, names: Sequence[str], into: str) -> ChangeReport:
+    """Make one class of several; see `ImageLearner.merge_classes`."""
+    head, names = check_continual(continual_head(learn.model)), list(names)
+    new = _renamed(_notes(learn), {name: into for name in names if name != into})
+    return _changed(learn, new, lambda: head.merge_classes(names, into))
+
+
+def undo(learn: Any) -> ChangeReport:
+    """Take back the last change; see `ImageLearner.undo`."""
+    head, notes = check_continual(continual_head(learn.model)), _notes(learn)
+    if notes.earlier is None:
+        raise ContinualStateError(
+            "there is no change to take back since the continual state began or was loaded; to "
+            "leave that state, call drop_continual()"
+        )
+    return _changed(learn, notes.earlier, head.undo, undone=True)
+
+
+def drop_continual(learn: Any) -> Any:
+    """Leave the continual state; see `ImageLearner.drop_continual`."""
+    check_continual(continual_head(learn.model))
+    head = _notes(learn).trained_head
+    if head is None:
+        head = untrained_head(learn, len(names_of(learn.dls) or ()))
+        warn_user(
+            "the head that was trained before is not known here (the learner was loaded in the "
+            "continual state); the new one has random weights: train it"
+        )
+    learn.model[1], learn.continual_notes = head, None
+    return learn
+
+
+def _changed(
+    learn: Any, notes: Notes, change: Callable[[], ChangeReport], *, undone: bool = False
+) -> ChangeReport:
+    """Make one change of the head and, only if it succeeds, of the notes; the report."""
+    started, old = time.perf_counter(), _notes(learn)
+    before = learn.model[1].knowledge
+    report = change()
+    learn.continual_notes = notes if undone else replace(notes, earlier=old)
+    return _reported(report, before, learn.model[1], started)
+
+
+def _reported(
+    report: ChangeReport, before: Knowledge | None, head: ContinualClassifier, started: float
+) -> ChangeReport:
+    """The head's report, with accuracies and all the time it took."""
+    was, now = _accuracy(before, head.knowledge), _accuracy(head.knowledge, head.knowledge)
+    accuracy = {name: (was.get(name), share) for name, share in now.items()}
+    return replace(report, accuracy=accuracy or None, seconds=time.perf_counter() - started)
+
+
+def _accuracy(knowledge: Knowledge | None, images: Knowledge) -> dict[str, float]:
+    """Share of the validation images of each class that `knowledge` recognises."""
+    if knowledge is None or knowledge.derived is None or images.derived is None:
+        return {}
+    embedded, labels = images.validation.all()
+    logits = embedded @ knowledge.derived.weight.T + knowledge.derived.bias
+    names = knowledge.statistics.class_names
+    hits: dict[str, list[bool]] = {}
+    for place, label in zip(logits.argmax(1).tolist(), labels.tolist(), strict=True):
+        name = images.validation.class_names[label]
+        hits.setdefault(name, []).append(names[place] == name)
+    known = {name for name, n in images.n_images.items() if n}
+    return {name: sum(found) / len(found) for name, found in hits.items() if name in known}
+
+
+def _notes(learn: Any) -> Notes:
+    return getattr(learn, "continual_notes", None) or Notes()
+
+
+def _validation_of(learn: Any, found: Labelled, *, own: bool) -> Labelled | None:
+    """Validation images of the data, else the learner's own, as far as nothing learns from them."""
+    images = found.validation
+    if images is None and own and (trained := own_data(learn)) is not None:
+        images = trained.validation
+    return images and without_files(images, files_of(found), names=set(found.labels))
+
+
+def _features_and_labels(
+    learn: Any, images: Labelled | None
+) -> tuple[Tensor, Sequence[str]] | None:
+    return (features_of(learn, images.items), images.labels) if images else None
+
+
+def _renamed(notes: Notes, names: Mapping[str, str]) -> Notes:
+    former = {old: names.get(now, now) for old, now in notes.former_names.items()}
+    return replace(notes, former_names=dict(names) | former)
+
+
+def _warn_of_repetition(notes: Notes, files: Iterable[str], n: int) -> None:
+    files = set(files)
+    if again := len(files & notes.learnt):
+        warn_user(f"{again} of the {n} images were learnt before and count once more now")
+    if twice := len(files & notes.validated):
+        warn_user(
+            f"{twice} of the {n} images decide threshold and temperature as validation images; "
+            "learning from them as well makes both optimistic"
+        )
+
+
+def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
+    """What threshold and temperature rest on where the network knows the images it remembers."""
+    history = getattr(learn, "training_history", None)
+    if history is None or history.frame.empty:
+        return ()
+    if validation is not None:
+        return (
+            f"threshold and temperature come from {len(validation.labels)} validation images: of "
+            "those the network was trained on they would be optimistic",
+        )
+    return (
+        "threshold and temperature are optimistic: without validation images they come from the "
+        "very images the network was trained on",
+    )

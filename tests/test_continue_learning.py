@@ -1,0 +1,547 @@
+"""A learner that goes on learning: from new images alone, exactly, and all or nothing."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import quiet as silent
+from helpers import write_image_folder
+from PIL import Image
+
+from learnkit.data.dataset import ImageDataset
+from learnkit.errors import (
+    ContinualAlreadyInitializedError,
+    ContinualNotInitializedError,
+    ContinualStateError,
+    ContinualUnsupportedError,
+    DataError,
+    InterpretationError,
+    OodLockedError,
+    OodUnsupportedError,
+    StatisticsError,
+    UncertaintyError,
+    UnreadableImagesError,
+)
+from learnkit.interpret.outputs import Outputs
+from learnkit.learner import cnn_learner
+from learnkit.loaders import with_normalization
+
+OLD, NEW = ["a", "b", "c"], ["d", "e"]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    root = write_image_folder(tmp_path_factory.mktemp("images"), dict.fromkeys(OLD + NEW, 12))
+    return ImageDataset.from_folder(root).split(0.5, 0.25, seed=0)
+
+
+def only(data, names):
+    return ImageDataset(data.frame[data.frame["label"].isin(names)], data.root)
+
+
+@pytest.fixture(scope="module")
+def old(everything):
+    return only(everything, OLD)
+
+
+@pytest.fixture(scope="module")
+def new(everything):
+    return only(everything, NEW)
+
+
+def make(data, **kwargs):
+    """A learner over `data` with the same random weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        learn = cnn_learner(data.dataloaders(size=32, bs=6), "test_resnet", False, **kwargs)
+    learn.logger = lambda *_: None
+    return silent(learn)
+
+
+@pytest.fixture
+def plain(old):
+    return make(old)
+
+
+@pytest.fixture
+def learn(plain, old):
+    plain.init_continual(old)
+    return plain
+
+
+def same_knowledge(a, b):
+    """Whether two learners know the same to the bit, whatever the order of their classes."""
+    one, two = a.continual, b.continual
+    rows = [two.classes.index(name) for name in one.classes]
+    mine, its = one.knowledge.derived, two.knowledge.derived
+    return (
+        one.statistics.equals(two.statistics)
+        and torch.equal(mine.weight, its.weight[rows])
+        and torch.equal(mine.bias, its.bias[rows])
+        and one.threshold.value == two.threshold.value
+        and one.temperature == two.temperature
+    )
+
+
+class TestExactness:
+    def test_one_pass_over_all_equals_init_and_extend(self, everything, old, new, learn):
+        together = make(old)
+        together.init_continual(everything, reset_class_information=True)
+        learn.extend(new)
+        assert same_knowledge(together, learn)
+
+    def test_the_order_of_arrival_does_not_matter(self, old, new):
+        first, second = make(old), make(old)
+        for data, learn in ((old, first), (new, second)):
+            learn.init_continual(data, reset_class_information=True)
+        first.extend(new)
+        second.extend(old)
+        assert same_knowledge(first, second)
+
+    def test_init_without_data_then_extend_is_init_with_data(self, old, learn):
+        empty = make(old)
+        assert empty.init_continual(reset_class_information=True) is None
+        empty.extend(old)
+        assert same_knowledge(empty, learn)
+
+    def test_subtract_undoes_extend_without_a_trace(self, new, learn):
+        before = learn.continual.statistics
+        learn.extend(new.train.paths, new.train.labels)
+        learn.subtract(new.train)
+        assert before.equals(learn.continual.statistics)
+
+    def test_features_do_not_depend_on_the_batch_size_of_the_loaders(self, old, learn):
+        other = silent(cnn_learner(old.dataloaders(size=32, bs=4), "test_resnet", False))
+        other.model[0].load_state_dict(learn.model[0].state_dict())
+        other.init_continual(old)
+        assert same_knowledge(other, learn)
+
+
+class TestInit:
+    def test_classes_keep_their_numbers(self, plain):
+        plain.init_continual(plain.dls)
+        assert list(plain.continual.classes) == list(plain.dls.vocab)
+        plain.extend([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 99, np.uint8)], "0 new")
+        assert plain.continual.classes == ("a", "b", "c", "0 new")
+
+    def test_refuses_to_lose_classes_by_name(self, plain, old):
+        with pytest.raises(DataError, match=r"no images of 'b', 'c'.*reset_class_information"):
+            plain.init_continual(only(old, ["a"]))
+        with pytest.raises(DataError, match=r"`data` is missing.*'a', 'b', 'c'"):
+            plain.init_continual()
+        assert plain.continual is None
+
+    def test_twice_is_refused(self, learn, old):
+        with pytest.raises(ContinualAlreadyInitializedError, match="extend"):
+            learn.init_continual(old)
+
+    def test_other_files_than_in_training_are_reported(self, plain, old):
+        fewer = old.filter(old.frame.groupby("label").cumcount() > 2)
+        moved = ImageDataset(old.frame.assign(split=""), old.root)
+        with pytest.warns(UserWarning, match=r"not what the learner was trained on: \d+ training"):
+            plain.init_continual(fewer)
+        plain.drop_continual()
+        with pytest.warns(UserWarning, match="9 validation images are to be learnt from"):
+            plain.init_continual(moved)
+        assert plain.continual.threshold.source != "validation"  # they would validate themselves
+
+    def test_other_reading_than_in_training_is_reported(self, plain, old):
+        with pytest.warns(UserWarning, match=r"reads its images in another way .*size"):
+            plain.init_continual(old.dataloaders(size=24, bs=6))
+
+    @pytest.mark.filterwarnings("error")
+    def test_the_training_data_cause_no_warning(self, plain, old):
+        plain.init_continual(old)
+
+    def test_several_labels_per_image_are_refused(self, old):
+        several = ImageDataset(old.frame.assign(label=[(x, "all") for x in old.labels]), old.root)
+        learn = make(several)
+        with pytest.raises(ContinualUnsupportedError, match="exactly one label"):
+            learn.init_continual(several)
+
+    def test_the_validation_split_decides_the_threshold(self, learn, old):
+        assert learn.continual.calibration.source == "validation"
+        assert learn.continual.threshold.n == len(old.valid)
+
+    def test_a_trained_network_is_said_to_need_validation_images(self, plain, old):
+        with plain.no_logging():
+            plain.fit(1)
+        assert "validation images" in " ".join(plain.init_continual(old).notes)
+
+
+class TestExtend:
+    @pytest.fixture
+    def expected(self, old, new):
+        learn = make(old)
+        learn.init_continual(old)
+        learn.extend(new.train.paths, new.train.labels)
+        return learn
+
+    @pytest.mark.parametrize("kind", ["train", "loader", "frame", "pil", "array"])
+    def test_takes_data_of_every_kind(self, kind, learn, new, expected):
+        files = new.train
+        pictures = [Image.open(path).convert("RGB") for path in files.paths]
+        loaders = new.dataloaders(size=32, bs=4, augment=True)
+        frame = pd.DataFrame({"path": [str(p) for p in files.paths], "label": files.labels})
+        data = {
+            "train": (files,),
+            "loader": (loaders.train,),
+            "frame": (frame,),
+            "pil": (pictures, files.labels),
+            "array": ([np.asarray(p) for p in pictures], files.labels),
+        }[kind]
+        report = learn.extend(*data)
+        assert report.classes_added == ("d", "e")
+        assert same_knowledge(learn, expected)
+
+    def test_takes_a_folder_of_classes_and_a_folder_of_one_class(self, learn, new):
+        learn.extend(new.root / "d", labels="d")
+        assert learn.continual.n_images["d"] == 12
+        learn.extend(new.root)
+        assert learn.continual.n_images["d"] == 24
+
+    def test_reports_accuracy_per_class_before_and_after(self, learn, new):
+        report = learn.extend(new)
+        assert report.accuracy["a"][0] is not None
+        assert report.accuracy["d"] == (0.0, pytest.approx(1.0, abs=0.35))
+        assert report.images == {"d": 6, "e": 6}
+        assert report.seconds > 0
+
+    def test_old_classes_are_not_forgotten(self, learn, new, everything):
+        learn.extend(new)
+        assert learn.evaluate(data=everything.test).summary["accuracy"] > 0.9
+
+    def test_the_callers_data_stay_as_they_are(self, learn, new):
+        frame, loaders = new.frame, new.dataloaders(size=32, bs=4)
+        vocab, rng = list(loaders.vocab), loaders.train.rng.getstate()
+        numbers = torch.get_rng_state()
+        learn.extend(new)
+        learn.extend(loaders)
+        assert new.frame.equals(frame)
+        assert list(loaders.vocab) == vocab
+        assert loaders.train.rng.getstate() == rng
+        assert torch.equal(numbers, torch.get_rng_state())
+        assert list(learn.dls.vocab) == OLD
+
+    @pytest.mark.parametrize(
+        ("data", "labels", "message"),
+        [
+            ([], "x", "no images"),
+            (None, None, "`data` is missing"),
+            ([np.zeros((8, 8, 3), np.uint8)], ["x", "y"], "2 names for 1 images"),
+            ([np.zeros((8, 8, 3), np.uint8)], None, "`labels` is missing"),
+        ],
+    )
+    def test_refuses_what_it_cannot_learn_from(self, learn, data, labels, message):
+        before = learn.continual.knowledge
+        with pytest.raises(DataError, match=message):
+            learn.extend(data, labels)
+        assert learn.continual.knowledge is before
+
+    def test_unreadable_images_are_all_listed_and_nothing_changes(self, learn, new, tmp_path):
+        broken = [tmp_path / f"{i}.png" for i in range(2)]
+        for path in broken:
+            path.write_bytes(b"no picture")
+        before = learn.continual.knowledge, learn.continual_notes
+        with pytest.raises(UnreadableImagesError) as error:
+            learn.extend([*new.paths[:2], *broken], "d")
+        assert all(str(path) in str(error.value) for path in broken)
+        assert (learn.continual.knowledge, learn.continual_notes) == before
+
+    def test_an_interrupt_in_the_middle_changes_nothing(self, learn, new, monkeypatch):
+        before = learn.continual.knowledge, learn.continual_notes
+        monkeypatch.setattr("learnkit.continual.changes.derive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            learn.extend(new)
+        assert (learn.continual.knowledge, learn.continual_notes) == before
+
+    def test_images_learnt_before_are_reported(self, learn, old):
+        with pytest.warns(UserWarning, match="3 of the 3 images were learnt before"):
+            learn.extend(old.train.paths[:3], old.train.labels[:3])
+        with pytest.warns(UserWarning, match="decide threshold and temperature"):
+            learn.extend(old.valid)
+
+    def test_needs_the_continual_state(self, plain, new):
+        for verb in (lambda: plain.extend(new), plain.undo, plain.drop_continual):
+            with pytest.raises(ContinualNotInitializedError, match="init_continual"):
+                verb()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+class TestChanges:
+    def test_undo_restores_the_state_before(self, learn, new):
+        before = learn.continual.knowledge
+        learn.extend(new)
+        learn.rename({"d": "dd"})
+        learn.undo()
+        learn.undo()
+        assert learn.continual.knowledge is before
+        assert learn.continual_notes.former_names == {}
+        with pytest.raises(ContinualStateError, match="drop_continual"):
+            learn.undo()
+
+    def test_forgotten_classes_never_win_and_keep_their_place(self, learn, old):
+        learn.forget("b")
+        assert learn.continual.classes == tuple(OLD)
+        outputs = learn.outputs(data=old.test)
+        assert (outputs.probs[:, 1] == 0).all()
+        assert learn.evaluate(data=old.test).per_class.loc["b", "recall"] == 0
+
+    def test_renamed_classes_are_found_under_both_names(self, learn, old):
+        before = learn.evaluate(data=old.test).summary
+        learn.rename({"a": "b", "b": "a"})
+        learn.rename({"a": "apple"})
+        after = learn.evaluate(data=old.test)
+        assert after.classes == ["b", "apple", "c"]
+        renamed = old.frame.assign(label=[{"a": "b", "b": "apple"}.get(x, x) for x in old.labels])
+        said = learn.evaluate(data=ImageDataset(renamed, old.root).test)
+        assert said.summary.equals(before)
+        own = learn.evaluate()  # the learner's loaders go on using the names of training
+        assert own.summary["accuracy"] == 1
+        assert own.per_class["n"].tolist() == [3, 3, 3]
+
+    def test_merged_classes_are_one_for_the_loaders_too(self, learn):
+        learn.merge_classes(["a", "b"], "ab")
+        evaluation = learn.evaluate()
+        assert evaluation.per_class.loc["ab", "n"] == 6
+        assert evaluation.summary["accuracy"] == 1
+
+    def test_subtracting_what_was_not_learnt_is_refused(self, learn, old):
+        before = learn.continual.knowledge
+        with pytest.raises((StatisticsError, DataError)):
+            learn.subtract(old.valid.paths, ["a"] * len(old.valid))
+        assert learn.continual.knowledge is before
+
+    def test_drop_gives_the_trained_head_back(self, plain, old):
+        head, images = plain.model[1], torch.randn(2, 3, 32, 32)
+        plain.model.eval()
+        logits = plain.model(images)
+        plain.init_continual(old)
+        plain.drop_continual()
+        assert plain.model[1] is head
+        assert torch.equal(plain.model(images), logits)
+
+
+class TestTraining:
+    def test_is_refused_with_the_ways_out(self, learn):
+        body = copy.deepcopy(learn.model[0].state_dict())
+        for verb in (learn.fit, learn.fit_one_cycle, learn.fine_tune):
+            with pytest.raises(ContinualStateError, match=r"refit\(data\).*drop_continual\(\)"):
+                verb(1)
+        with pytest.raises(ContinualStateError):
+            learn.lr_find(num_it=2, show_plot=False)
+        assert all(torch.equal(v, body[k]) for k, v in learn.model[0].state_dict().items())
+
+    def test_goes_on_after_drop(self, learn):
+        learn.drop_continual()
+        with learn.no_logging():
+            learn.fit(1)
+        assert len(learn.history) == 1
+
+    def test_refit_trains_on_all_classes_and_begins_anew(self, learn, everything, new, tmp_path):
+        learn.extend(new)
+        with learn.no_logging():
+            report = learn.refit(everything, 1)
+        assert report.n_classes == 5
+        assert list(learn.dls.vocab) == OLD + NEW
+        assert len(learn.history) == 2
+        learn.drop_continual()
+        assert learn.predict(everything.paths[0]).probs.shape == (5,)
+        learn.export(tmp_path / "model")
+
+    def test_refit_refuses_to_lose_classes(self, learn, old, new):
+        learn.extend(new)
+        before = learn.continual.knowledge
+        with pytest.raises(DataError, match="no training images of 'd', 'e'"):
+            learn.refit(old)
+        assert learn.continual.knowledge is before
+
+    def test_a_refit_that_fails_leaves_the_learner_as_it_was(self, learn, everything, monkeypatch):
+        before, dls = learn.continual.knowledge, learn.dls
+        body = copy.deepcopy(learn.model[0].state_dict())
+        monkeypatch.setattr("learnkit.refit.init_continual", interrupt)
+        with pytest.raises(KeyboardInterrupt), learn.no_logging():
+            learn.refit(everything)
+        assert learn.continual.knowledge is before
+        assert learn.dls is dls
+        assert all(torch.equal(v, body[k]) for k, v in learn.model[0].state_dict().items())
+
+
+class TestEverythingElseWorks:
+    def test_predict_says_what_is_unusual(self, learn, old):
+        known = learn.predict(old.paths[0])
+        strange = learn.predict(np.zeros((24, 20, 3), np.uint8))
+        assert not known.is_ood
+        assert strange.is_ood
+        assert strange.ood_score > strange.ood_threshold == learn.ood.threshold.value
+        assert 0 < strange.p_value < known.p_value <= 1
+        assert set(known.prediction_set(0.1)) <= set(OLD)
+        assert known.ranking[0][0] == known.label
+
+    def test_one_pass_and_predict_say_the_same(self, learn, old):
+        outputs = learn.outputs(data=old.test)
+        for path, probs, score in zip(
+            old.test.paths, outputs.probs, outputs.ood_scores, strict=True
+        ):
+            prediction = learn.predict(path)
+            assert torch.allclose(prediction.probs, probs, atol=1e-4)
+            assert prediction.ood_score == pytest.approx(float(score), rel=1e-3, abs=1e-3)
+
+    def test_interpretation_and_heatmaps(self, learn, new):
+        learn.extend(new)
+        interp = learn.interpret()
+        assert interp.classes == OLD + NEW
+        assert interp.confusion_matrix().shape == (5, 5)
+        assert len(interp.plot_top_losses(2, heatmap=True)) == 2
+
+    def test_labels_nobody_knows_are_named(self, learn, new):
+        with pytest.raises(InterpretationError, match=r"does not know: d"):
+            learn.evaluate(data=new.test)
+        with pytest.raises(InterpretationError, match=r"does not know: d"):
+            learn.evaluate(new.dataloaders(size=32, bs=4).valid)
+
+    def test_loaders_number_classes_in_their_own_way(self, learn, new, everything):
+        learn.extend(new)
+        data = only(everything, ["e", "b"])
+        recipe = learn.predictor().preprocessing
+        loaders = with_normalization(data.dataloaders(size=32, bs=4), recipe.mean, recipe.std)
+        by_loader = learn.evaluate(loaders.valid)
+        assert by_loader.confusion.equals(learn.evaluate(data=data.valid).confusion)
+
+    def test_evaluate_measures_what_is_unusual(self, learn, new, old):
+        plain = learn.evaluate()
+        both = learn.evaluate(ood=new.train)
+        assert "auroc" not in plain.summary
+        scores = learn.outputs().ood_scores
+        limit = learn.ood.threshold.value
+        assert plain.summary["false_alarm_rate"] == (scores > limit).double().mean()
+        assert 0 <= both.summary["auroc"] <= 1
+        assert {"detection_rate", "fpr_at_95_tpr"} <= set(both.summary.index)
+
+    def test_plot_ood_draws_both_kinds(self, learn, new):
+        ax = learn.plot_ood(ood=new.root / "d")
+        labels = " ".join(t.get_text() for t in ax.get_legend().get_texts())
+        assert "known" in labels
+        assert "12 flagged" in labels
+
+    def test_the_threshold_can_be_set(self, learn, old):
+        learn.ood.threshold = -1e9
+        assert learn.predict(old.paths[0]).is_ood
+        learn.fit_ood(false_alarm_rate=0.2)
+        assert learn.ood.threshold.false_alarm_rate == 0.2
+        with pytest.raises(OodLockedError, match="`data`"):
+            learn.fit_ood(old)
+
+    def test_calibrate_takes_more_validation_images(self, learn, old):
+        n = learn.continual.calibration.n
+        assert learn.calibrate(old.test).n == n + len(old.test)
+
+    def test_export_loads_without_the_learner(self, learn, new, tmp_path):
+        from learnkit.deploy.loading import load_learner
+
+        learn.extend(new)
+        model = load_learner(learn.export(tmp_path / "bundle"))
+        mine, its = learn.predict(new.paths[0]), model.predict(new.paths[0])
+        assert its.classes == tuple(OLD + NEW)
+        assert torch.allclose(mine.probs, its.probs, atol=1e-5)
+        assert mine.ood_score == pytest.approx(its.ood_score, rel=1e-4)
+
+    def test_a_deployed_model_learns_the_same(self, learn, old, new, tmp_path):
+        from learnkit.deploy.loading import load_learner
+
+        model = load_learner(learn.export(tmp_path / "bundle"))
+        model.extend(new, progress=False)
+        learn.extend(new)
+        assert model.continual.statistics.equals(learn.continual.statistics)
+        assert model.continual.threshold.value == learn.continual.threshold.value
+
+
+class TestSavedState:
+    def test_a_new_learner_loads_what_was_learnt(self, learn, new, old, tmp_path):
+        learn.extend(new)
+        learn.rename({"a": "apple"})
+        learn.path = tmp_path
+        learn.save("m")
+        other = make(old, path=tmp_path)
+        other.load("m")
+        assert same_knowledge(other, learn)
+        assert other.evaluate().summary.equals(learn.evaluate().summary)
+        with pytest.warns(UserWarning, match="random weights"):
+            other.drop_continual()
+
+    def test_a_trained_state_loads_into_a_continual_learner(self, plain, old, tmp_path):
+        plain.path = tmp_path
+        plain.save("m")
+        plain.init_continual(old)
+        plain.load("m")
+        assert plain.continual is None
+
+    def test_a_failed_load_changes_nothing(self, learn, old, tmp_path):
+        other = make(old, lin_ftrs=[16], path=tmp_path)
+        other.save("m")
+        learn.path, before = tmp_path, learn.continual.knowledge
+        with pytest.raises(ValueError, match="does not fit"):
+            learn.load("m")
+        assert learn.continual.knowledge is before
+
+
+class TestTrainedHead:
+    def test_calibrate_takes_the_temperature_into_the_weights(self, plain, old):
+        with torch.no_grad():
+            plain.model[1][-1].weight.mul_(20)
+        labels = [p.label for p in plain.predict_batch(old.valid.paths)]
+        labels[0] = "a" if labels[0] != "a" else "b"  # one mistake in nine
+        data = ImageDataset(old.valid.frame.assign(label=labels), old.root, classes=OLD)
+        before = plain.outputs(data=data)
+        fitted = plain.calibrate(data)
+        after = plain.outputs(data=data)
+        assert abs(fitted.temperature - 1) > 0.01
+        assert torch.allclose(after.logits, before.logits / fitted.temperature, atol=1e-4)
+        assert plain.calibrate(data).temperature == pytest.approx(1, rel=1e-3)
+        assert torch.equal(after.pred_labels, before.pred_labels)
+
+    def test_a_head_that_cannot_take_it_up_is_left_alone(self, old):
+        learn = make(old, y_range=(0, 1))
+        before = copy.deepcopy(learn.model[1].state_dict())
+        outputs = Outputs.from_probs([[0.9, 0.05, 0.05]] * 4, [0, 0, 0, 1], classes=OLD)
+        with pytest.raises(UncertaintyError, match="cannot be put into this head"):
+            learn.calibrate(outputs)
+        assert all(torch.equal(v, before[k]) for k, v in learn.model[1].state_dict().items())
+
+    def test_fit_ood_flags_and_locks(self, plain, old, tmp_path):
+        with pytest.raises(OodUnsupportedError, match="fit_ood"):
+            plain.plot_ood()
+        assert plain.predict(old.paths[0]).is_ood is None
+        probs = plain.predict(old.paths[0]).probs
+        threshold = plain.fit_ood()
+        assert threshold == plain.ood.threshold
+        assert torch.equal(plain.predict(old.paths[0]).probs, probs)
+        assert plain.predict(np.zeros((24, 20, 3), np.uint8)).is_ood
+        assert "false_alarm_rate" in plain.evaluate().summary
+        with pytest.raises(OodLockedError, match="clear_ood"):
+            plain.fit(1)
+        plain.clear_ood()
+        with plain.no_logging():
+            plain.fit(1)
+
+    def test_the_detector_survives_saving(self, plain, old, tmp_path):
+        plain.path = tmp_path
+        plain.fit_ood(score="mahalanobis")
+        plain.save("m")
+        other = make(old, path=tmp_path)
+        other.load("m")
+        assert other.ood.statistics.equals(plain.ood.statistics)
+        assert other.ood.threshold.value == plain.ood.threshold.value
+        plain.clear_ood().save("m")
+        assert other.load("m").ood is None
+
+    def test_init_continual_takes_its_place(self, plain, old):
+        plain.fit_ood()
+        plain.init_continual(old)
+        assert plain.ood is plain.continual
+        assert plain.drop_continual().ood is None
