@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from learnkit.continual.geometry import DEFAULT_VARIANCE, Geometry, Spectrum
+from learnkit.continual.geometry import Geometry, Spectrum
 from learnkit.continual.leave_one_out import (
     LeftOut,
     MemoryRows,
@@ -96,7 +97,7 @@ def make_trials(
     return Trials(
         points=spectrum.turn(memory.features)[rows],
         labels=labels[rows],
-        copies=memory.copies[rows],
+        copies=memory.copies[rows].to(torch.float64),
         weights=torch.cat(weights),
         rows=rows,
         partners=memory.partners[pairs],
@@ -166,20 +167,25 @@ def select(
             logits = class_logits(trials.left_out(geometry), geometry.d_eff, debias)
             results[shrinkage] = temper(logits, trials.labels, trials.weights, log_prior=log_prior)
     losses = {shrinkage: result.log_loss for shrinkage, result in results.items()}
-    best = _best(losses, default_shrinkage(spectrum), trials.weights)
+    best = weigh_evidence(losses, default_shrinkage(spectrum), trials.weights, _log_odds)
     by = "leave-one-out density" if single else "leave-one-out log loss"
     return Selection(best, results[best].temperature, by, losses)
 
 
-def _best(losses: dict[float, float], expected: float, weights: Tensor) -> float:
-    """Shrinkage with the least loss; where they hardly differ, one near the expected one.
+def weigh_evidence(
+    losses: dict[float, float],
+    expected: float,
+    weights: Tensor,
+    scale: Callable[[float], float],
+) -> float:
+    """Candidate with the least loss; where they hardly differ, one near the expected one.
 
-    Each step of 1 in log odds away from it takes a tenth of a nat of evidence, over all samples.
+    Each step of 1 on the scale away from it takes a tenth of a nat of evidence, over all samples.
     """
     toll = 0.1 * float(weights.square().sum())
 
-    def cost(shrinkage: float) -> float:
-        return losses[shrinkage] + toll * abs(_log_odds(shrinkage) - _log_odds(expected))
+    def cost(candidate: float) -> float:
+        return losses[candidate] + toll * abs(scale(candidate) - scale(expected))
 
     return min(losses, key=cost)
 
@@ -193,7 +199,9 @@ def default_selection(spectrum: Spectrum, shrinkages: tuple[float, ...]) -> Sele
     """Shrinkage and temperature where nothing can be left out, from the statistics alone."""
     wanted = default_shrinkage(spectrum)
     shrinkage = min(shrinkages, key=lambda candidate: abs(candidate - wanted))
-    temperature = default_temperature(spectrum.geometry(shrinkage))
+    geometry = spectrum.geometry(shrinkage)
+    weight = geometry.means * geometry.scale
+    temperature = default_temperature(spectrum, weight, geometry.d_eff)
     return Selection(shrinkage, temperature, "default: no sample can be left out")
 
 
@@ -206,26 +214,29 @@ def default_shrinkage(spectrum: Spectrum) -> float:
     return axes / (axes + spectrum.dof)
 
 
-def default_temperature(geometry: Geometry) -> float:
-    """Temperature from the spread of the logits within the classes, 1 or more.
+def default_temperature(spectrum: Spectrum, weight: Tensor, debt: float) -> float:
+    """Temperature from the spread of the logits within the classes.
 
     A normal variable of mean m and variance v is a calibrated logit if v = 2 m. Here that is the
     mean over pairs of classes of the logit between them; seen from the very samples that made it,
     it is too good, by a factor of 3 on photographs. With one image a class nothing tells.
+
+    Args:
+        spectrum: Of the statistics.
+        weight: Of a linear classifier (P,D) in the axes of the spectrum.
+        debt: By how much noise in the mean of one image drives a class apart from the others.
     """
-    spectrum, means = geometry.spectrum, geometry.means
-    n_axes, n_classes = len(spectrum.values), len(spectrum.classes)
-    flat = n_axes * _SOFTNESS / DEFAULT_VARIANCE
-    if n_classes == 1:
+    n_classes = len(spectrum.classes)
+    apart = (weight * spectrum.means).sum(1).mean()
+    if n_classes == 1 or not apart > 0:
         return 1.0
+    guess = _SOFTNESS * float(apart / spectrum.means.square().sum(1).mean())
     if spectrum.is_flat:
-        return flat
-    within = spectrum.values / spectrum.dof * geometry.scale.square()
+        return guess
     pairs = n_classes / (n_classes - 1)
-    variance = pairs * float((means.square() * within).sum(1).mean())
-    apart = pairs * float(means.square().sum(1).mean())
-    apart -= geometry.d_eff * float((1 / geometry.counts).mean())
-    return min(max(3 * variance / apart, 1.0), flat) if apart > 0 else flat
+    within = (weight - weight.mean(0)).square() @ (spectrum.values / spectrum.dof)
+    honest = pairs * float(apart) - debt * float((1 / spectrum.counts).mean())
+    return min(3 * pairs * float(within.mean()) / honest, guess) if honest > 0 else guess
 
 
 def density_loss(geometry: Geometry, trials: Trials) -> float:

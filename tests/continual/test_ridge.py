@@ -1,0 +1,225 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge as SklearnRidge
+
+from learnkit.continual.embedding import embed, to_grid
+from learnkit.continual.linear import Basis
+from learnkit.continual.ridge import PENALTIES, Ridge, fit_ridge
+from learnkit.continual.statistics import GRID, ClassStatistics
+
+WIDTH = 12
+COUNTS = {"a": 8, "b": 5, "c": 3, "d": 2}
+
+
+def draw(counts, *, width=WIDTH, seed=0, noise=0.7):
+    generator = torch.Generator().manual_seed(seed)
+    centers = {name: torch.randn(width, generator=generator) + 1 for name in counts}
+    labels = [name for name, n in counts.items() for _ in range(n)]
+    spread = noise * torch.randn(len(labels), width, generator=generator)
+    return (torch.stack([centers[label] for label in labels]) + spread).double(), labels
+
+
+def gather(features, labels, *, memory_size=64):
+    return ClassStatistics.empty(features.shape[1], root=False, memory_size=memory_size).update(
+        features, labels
+    )
+
+
+def on_grid(features):
+    return to_grid(embed(features, root=False)) / GRID
+
+
+def by_definition(z, labels, means, penalty):
+    """Weights (C,D): ridge on centred samples with targets balanced by class, the slow way."""
+    names, n_classes = sorted(means), len(means)
+    middle = z.mean(0)
+    total = (z - middle).T @ (z - middle)
+    balanced = torch.stack([means[name] - middle for name in names]) * len(z) / n_classes
+    return balanced @ torch.linalg.inv(total + penalty * torch.eye(len(total), dtype=z.dtype))
+
+
+def class_means(z, labels):
+    return {
+        name: z[[i for i, label in enumerate(labels) if label == name]].mean(0)
+        for name in sorted(set(labels))
+    }
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0])
+def test_is_ridge_regression_on_balanced_targets(penalty):
+    features, labels = draw(COUNTS)
+    z = on_grid(features).numpy()
+    stats = gather(features, labels)
+    classifier = fit_ridge(stats, penalty=penalty)
+    basis = Basis.of(stats, "uniform")
+    absolute = Ridge.fit(basis.spectrum, penalty).penalty
+    targets = np.zeros((len(labels), 4))
+    for row, label in enumerate(labels):
+        targets[row, "abcd".index(label)] = len(labels) / 4 / COUNTS[label]
+    theirs = SklearnRidge(alpha=absolute).fit(z, targets)
+    np.testing.assert_allclose(classifier.weight, theirs.coef_, rtol=1e-9, atol=1e-9)
+    center = stats.means().mean(0)
+    bias = -classifier.weight @ center - math.log(4) * classifier.temperature
+    torch.testing.assert_close(classifier.bias, bias)
+
+
+def test_the_penalty_is_in_units_of_the_mean_non_zero_eigenvalue():
+    features, labels = draw({"a": 3, "b": 4}, width=40)
+    z = on_grid(features)
+    values = torch.linalg.eigvalsh((z - z.mean(0)).T @ (z - z.mean(0)))
+    wanted = values[values > 1e-9].mean()
+    spectrum = Basis.of(gather(features, labels), "uniform").spectrum
+    assert Ridge.fit(spectrum, 0.5).penalty == pytest.approx(0.5 * float(wanted))
+
+
+@pytest.mark.parametrize("width", [WIDTH, 40])
+@pytest.mark.parametrize("penalty", [0.01, 1.0])
+def test_leave_one_out_is_refitting_without_the_sample(penalty, width):
+    features, labels = draw(COUNTS, width=width)
+    basis = Basis.of(gather(features, labels), "uniform")
+    ridge = Ridge.fit(basis.spectrum, penalty)
+    logits = ridge.leave_out(basis.trials)
+    z = on_grid(features)
+    assert len(logits) == len(labels)
+    for row, sample in enumerate(basis.memory.features):
+        gone = int((z - sample).abs().sum(1).argmin())
+        keep = [i for i in range(len(labels)) if i != gone]
+        rest = [labels[i] for i in keep]
+        means = class_means(z[keep], rest)
+        weight = by_definition(z[keep], rest, means, ridge.penalty)
+        wanted = weight @ (sample - torch.stack(list(means.values())).mean(0))
+        torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_copies_leave_together():
+    features, labels = draw({"a": 5, "b": 6})
+    features, labels = torch.cat([features, features[:3], features[:1]]), [*labels, *"aaaa"]
+    basis = Basis.of(gather(features, labels), "uniform")
+    ridge = Ridge.fit(basis.spectrum, 0.1)
+    logits, z = ridge.leave_out(basis.trials), on_grid(features)
+    assert basis.memory.copies.max() == 3
+    for row, sample in enumerate(basis.memory.features):
+        keep = ((z - sample).abs().sum(1) > 1e-6).nonzero()[:, 0].tolist()
+        rest = [labels[i] for i in keep]
+        means = class_means(z[keep], rest)
+        weight = by_definition(z[keep], rest, means, ridge.penalty)
+        wanted = weight @ (sample - torch.stack(list(means.values())).mean(0))
+        torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_class_of_one_image_is_played_by_a_partner():
+    features, labels = draw({"a": 6, "b": 5, "one": 1})
+    basis = Basis.of(gather(features, labels), "uniform")
+    ridge, trials = Ridge.fit(basis.spectrum, 0.1), basis.trials
+    logits, z = ridge.leave_out(trials), on_grid(features)
+    assert len(trials) == 2 * trials.n_single == 22
+    for row in range(trials.n_single, len(trials)):
+        memory_row = int(trials.rows[row])
+        sample = basis.memory.features[memory_row]
+        partner = basis.memory.features[trials.partners[row - trials.n_single]]
+        gone = int((z - sample).abs().sum(1).argmin())
+        keep = [i for i in range(len(labels)) if i != gone]
+        means = class_means(z[keep], [labels[i] for i in keep])
+        means[labels[gone]] = partner
+        weight = by_definition(z[keep], None, means, ridge.penalty)
+        wanted = weight @ (sample - torch.stack(list(means.values())).mean(0))
+        torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0])
+def test_generalised_cross_validation_follows_its_formula(penalty):
+    features, labels = draw(COUNTS)
+    z, n = on_grid(features), len(labels)
+    ridge = Ridge.fit(Basis.of(gather(features, labels), "uniform").spectrum, penalty)
+    targets = torch.zeros(n, 4, dtype=torch.float64)
+    for row, label in enumerate(labels):
+        targets[row, "abcd".index(label)] = n / 4 / COUNTS[label]
+    x = z - z.mean(0)
+    hat = (
+        x @ torch.linalg.inv(x.T @ x + ridge.penalty * torch.eye(WIDTH, dtype=z.dtype)) @ x.T
+        + 1 / n
+    )
+    rest = (targets - hat @ targets).square().sum()
+    wanted = n * rest / (n - hat.trace()) ** 2
+    assert ridge.generalised_cross_validation() == pytest.approx(float(wanted), rel=1e-9)
+
+
+def test_the_penalty_stays_off_zero_with_fewer_images_than_features():
+    features, labels = draw({"a": 10, "b": 10}, width=100)
+    classifier = fit_ridge(gather(features, labels))
+    assert classifier.shrinkage in PENALTIES
+    right = classifier.loo_logits.argmax(1) == classifier.loo_labels
+    assert right.double().mean() > 0.9
+
+
+def test_a_class_of_two_images_is_found_where_plain_ridge_never_finds_it():
+    features, labels = draw({"a": 200, "b": 200, "c": 200, "new": 102}, width=200, noise=3.5)
+    stats = gather(features[:602], labels[:602])
+    classifier = fit_ridge(stats)
+    fresh = embed(features[602:], root=False)
+    one_hot = np.eye(4)[[stats.class_names.index(label) for label in labels[:602]]]
+    plain = SklearnRidge(alpha=1.0).fit(on_grid(features[:602]).numpy(), one_hot)
+    assert (plain.predict(fresh.numpy()).argmax(1) == 3).mean() == 0
+    assert (classifier.logits(fresh).argmax(1) == 3).double().mean() > 0.15
+
+
+def test_does_not_depend_on_the_order_of_arrival():
+    features, labels = draw({"a": 6, "b": 1, "c": 4})
+    stats, back = gather(features, labels), list(range(len(labels)))[::-1]
+    other_stats = gather(features[back], [labels[i] for i in back])
+    places = [other_stats.class_names.index(name) for name in stats.class_names]
+    one, other = fit_ridge(stats), fit_ridge(other_stats)
+    assert torch.equal(one.weight, other.weight[places])
+    assert torch.equal(one.bias, other.bias[places])
+    assert torch.equal(one.loo_logits, other.loo_logits[:, places])
+    assert one.temperature == other.temperature
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [{"a": 1}, {"a": 5}, {"a": 1, "b": 1}, {"a": 1, "b": 9}, {"a": 2, "b": 2, "c": 1}],
+    ids=str,
+)
+@pytest.mark.parametrize("memory_size", [0, 1, 64])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_edges_give_a_usable_classifier(counts, memory_size, copies):
+    features, labels = draw(counts, width=30)
+    features, labels = features.repeat(copies, 1), labels * copies
+    stats = gather(features, labels, memory_size=memory_size).with_classes(["empty"])
+    classifier = fit_ridge(stats)
+    logits = classifier.logits(embed(features, root=False))
+    assert torch.isfinite(logits[:, :-1]).all()
+    assert (logits[:, -1] == -math.inf).all()
+    assert 0 < classifier.temperature < math.inf
+    names = [stats.class_names[i] for i in logits.argmax(1)]
+    assert names == labels
+    assert torch.isfinite(classifier.loo_logits[:, :-1]).all()
+
+
+def test_without_a_memory_cross_validation_chooses():
+    features, labels = draw({"a": 30, "b": 30})
+    classifier = fit_ridge(gather(features, labels, memory_size=0))
+    assert classifier.diagnostics["chosen_by"] == "generalised cross-validation"
+    losses = classifier.diagnostics["losses"]
+    assert losses[classifier.shrinkage] == min(losses.values())
+
+
+def test_forgotten_classes_keep_their_spread_but_lose_their_pull():
+    features, labels = draw({"a": 8, "b": 7, "c": 6})
+    stats = gather(features, labels).forget("c")
+    classifier = fit_ridge(stats)
+    assert classifier.bias[2] == -math.inf
+    basis = Basis.of(stats, "uniform")
+    z = on_grid(features)
+    keep = [i for i, label in enumerate(labels) if label != "c"]
+    middle = z[keep].mean(0)
+    total = (z[keep] - middle).T @ (z[keep] - middle)
+    lost = z[15:] - z[15:].mean(0)
+    ridge = Ridge.fit(basis.spectrum, classifier.shrinkage)
+    ridged = total + lost.T @ lost + ridge.penalty * torch.eye(WIDTH, dtype=torch.float64)
+    means = torch.stack(list(class_means(z[:15], labels[:15]).values()))
+    wanted = (means - middle) * len(keep) / 2 @ torch.linalg.inv(ridged)
+    torch.testing.assert_close(classifier.weight[:2], wanted, rtol=1e-8, atol=1e-8)
