@@ -10,6 +10,7 @@ from fastai.learner import Learner
 
 from learnkit.adopt import spec_of
 from learnkit.confidence import with_ood
+from learnkit.data.labels import warn_user
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bundle import save_bundle
 from learnkit.deploy.prediction import Prediction
@@ -54,6 +55,11 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
         BundleWriteError: The folder could not be written; what stood there still does.
     """
     predictor = predictor_of(learn)
+    if predictor.continual is None and getattr(learn, "ood_detector", None) is not None:
+        warn_user(
+            "what fit_ood made does not travel with a trained head: the exported model will not "
+            "tell unusual images. Export from the continual state (init_continual) if it should"
+        )
     learn.model.spec = spec_of(learn)
     probes = _probe_images(learn, predictor.preprocessing)
     save_bundle(path, predictor, card=_card(learn, evaluate=evaluate), probes=probes)

@@ -12,13 +12,7 @@ from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attach
 from torch import nn
 
 from learnkit.adopt import adopted_arguments, go_on_from
-from learnkit.build import (
-    assemble,
-    callbacks_for,
-    default_callbacks,
-    forget_frozen_gradients,
-    frozen_norm_state,
-)
+from learnkit.build import assemble, callbacks_for, default_callbacks
 from learnkit.confidence import with_ood_measures
 from learnkit.continual_verbs import ContinualVerbs
 from learnkit.data.dataset import ImageDataset
@@ -26,16 +20,14 @@ from learnkit.deploy.prediction import Prediction
 from learnkit.deploy.predictor import Predictor
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.export import export_learner, predict_items, predict_one, predictor_of
-from learnkit.failures import explained_mismatch, explained_workers
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.plots import plot_history
 from learnkit.models.meta import as_splitter, param_groups
-from learnkit.saved_state import load_with_state, save_with_state
-from learnkit.training_guard import training
+from learnkit.training_verbs import TrainingVerbs
 
 
-class ImageLearner(ContinualVerbs, Learner):
+class ImageLearner(TrainingVerbs, ContinualVerbs, Learner):
     """A fastai Learner that also interprets, evaluates, exports and predicts.
 
     Everything of fastai's Learner works as before. Two callbacks come with it: `TrainingHistory`
@@ -67,54 +59,6 @@ class ImageLearner(ContinualVerbs, Learner):
     def from_learner(cls, learn: Learner) -> "ImageLearner":
         """An ImageLearner over the same data, model and optimizer; `learn` stays usable."""
         return go_on_from(learn, cls(**adopted_arguments(learn)))
-
-    def _bn_bias_state(self, with_bias: bool) -> Sequence[dict]:
-        """Optimizer states of the norms: fastai asks here which of them train though frozen."""
-        everything = with_bias or self.train_bn == "all"
-        return super()._bn_bias_state(with_bias) if everything else frozen_norm_state(self)
-
-    def freeze_to(self, n: int) -> None:
-        """Freeze parameter groups up to `n` for good: no step moves any of them."""
-        super().freeze_to(n)
-        forget_frozen_gradients(self.model)
-
-    def all_batches(self) -> None:
-        """Run the batches of the current loader."""
-        with explained_workers(self):
-            super().all_batches()
-
-    def fit(self, *args: Any, **kwargs: Any) -> None:
-        """Train, as in fastai.
-
-        Raises:
-            ContinualStateError: The learner is in the continual state; the message names ways out.
-            OodLockedError: `fit_ood` has derived something from the network as it is.
-        """
-        with training(self):
-            super().fit(*args, **kwargs)
-
-    def fine_tune(self, *args: Any, **kwargs: Any) -> None:
-        """Train the head, then everything, as in fastai. Raises like `fit`."""
-        with training(self, n_fits=2):
-            super().fine_tune(*args, **kwargs)
-
-    def save(self, file: Any, **kwargs: Any) -> Path:
-        """The file written: weights, optimizer state, and in the continual state what was learnt.
-
-        What `fit_ood` made stands beside it, in a file of the same name.
-        """
-        return save_with_state(self, file, super().save, **kwargs)
-
-    def load(self, file: Any, device: Any = None, **kwargs: Any) -> "ImageLearner":
-        """This learner with the weights (and optimizer state) that `save` wrote to `file`.
-
-        It is then in the state in which it was saved, the continual one included.
-
-        Raises:
-            WeightsError: They belong to another network.
-        """
-        with explained_mismatch(self.model, file):
-            return load_with_state(self, file, super().load, device=device, **kwargs)
 
     @property
     def history(self) -> pd.DataFrame:

@@ -24,7 +24,7 @@ FLOORS = [
     ("adopt", "build", "failures", "extend_data", "feature_pass", "trained_head", "training_data"),
     ("confidence", "continue_learning", "training_guard"),
     ("export", "refit", "saved_state"),
-    ("continual_verbs",),
+    ("continual_verbs", "training_verbs"),
     ("learner",),
     ("all",),
     ("workflow", "console", "arguments"),

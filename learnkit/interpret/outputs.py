@@ -14,17 +14,16 @@ from typing import Any
 
 import torch
 from fastai.torch_core import to_device
-from torch import Tensor, nn
+from torch import Tensor
 
-from learnkit.deploy.heads import continual_head
 from learnkit.errors import InterpretationError
 from learnkit.evaluation.evaluate import Evaluation, evaluate
 from learnkit.evaluation.inputs import check_probs
 from learnkit.interpret.checks import check_answers, check_logits, plain
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
 from learnkit.interpret.losses import activation_of, item_losses
-from learnkit.interpret.source import Source, class_names
-from learnkit.interpret.state import detector_of, renumbered, renumbering
+from learnkit.interpret.source import Source, class_names, split_batch
+from learnkit.interpret.state import detector_of, loss_of, renumbered, renumbering
 from learnkit.models.modes import evaluating
 
 
@@ -189,7 +188,7 @@ def collect_from(
         progress_over(source.batches(), show) as batches,
     ):
         for batch in batches:
-            xb, target = _split(learn, batch)
+            xb, target = split_batch(learn, batch)
             if source.targets is not None:
                 target = source.targets[n_seen : n_seen + len(xb[0])]
             elif target is not None:
@@ -205,11 +204,6 @@ def collect_from(
         raise InterpretationError("There are no samples in the loader; nothing can be interpreted")
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     return _assembled(learn, source, joined)
-
-
-def loss_of(learn: Any) -> Any:
-    """The loss the outputs were made for; in the continual state plain cross-entropy."""
-    return learn.loss_func if continual_head(learn.model) is None else nn.CrossEntropyLoss()
 
 
 def _answers(learn: Any, xb: Sequence[Tensor], target: Tensor | None) -> dict[str, Tensor]:
@@ -256,15 +250,3 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
         multi_label=flags or (targets is None and not competing),
         threshold=float(getattr(learn.loss_func, "thresh", 0.5)),
     )
-
-
-def _split(learn: Any, batch: Any) -> tuple[tuple, Tensor | None]:
-    """Return the inputs of a batch and its one target, None if it has none."""
-    batch = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
-    n_inputs = getattr(learn.dls, "n_inp", max(1, len(batch) - 1))
-    xb, yb = batch[:n_inputs], batch[n_inputs:]
-    if len(yb) > 1:
-        raise InterpretationError(
-            f"A batch has {len(yb)} targets; interpretation of classifiers needs one"
-        )
-    return xb, yb[0] if yb else None

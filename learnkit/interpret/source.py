@@ -120,6 +120,18 @@ class Source:
         return torch.utils.data.DataLoader(view, self.dl.batch_size, **options)
 
 
+def split_batch(learn: Any, batch: Any) -> tuple[tuple, Tensor | None]:
+    """Return the inputs of a batch and its one target, None if it has none."""
+    batch = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+    n_inputs = getattr(learn.dls, "n_inp", max(1, len(batch) - 1))
+    xb, yb = batch[:n_inputs], batch[n_inputs:]
+    if len(yb) > 1:
+        raise InterpretationError(
+            f"A batch has {len(yb)} targets; interpretation of classifiers needs one"
+        )
+    return xb, yb[0] if yb else None
+
+
 def to_picture(image: Tensor) -> np.ndarray:
     """Return an image (C, H, W) as an array (H, W) or (H, W, 3) in 0..1.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learnkit.deploy.heads import continual_head
 from learnkit.errors import InterpretationError
@@ -76,3 +76,8 @@ def renumbered(targets: Tensor, numbers: Tensor | None, names: Sequence[str] | N
             "it with images of them, or leave those samples out"
         )
     return new
+
+
+def loss_of(learn: Any) -> Any:
+    """The loss the outputs were made for; in the continual state plain cross-entropy."""
+    return learn.loss_func if continual_head(learn.model) is None else nn.CrossEntropyLoss()
