@@ -34,6 +34,12 @@ def test_the_quantile_is_the_sorted_score_of_that_rank(n, alpha):
     assert conformal_quantile(scores, alpha) == expected
 
 
+def test_the_next_score_counts_as_the_heaviest():
+    scores, weights = np.arange(100.0), np.r_[np.ones(99), 4]
+    assert conformal_quantile(scores, 0.1, weights=weights) == 96.0  # 2 + 4 above, of 0.1 * 107 - 4
+    assert conformal_quantile(scores, 0.1) == 90.0
+
+
 def test_no_scores_leave_every_class_in():
     assert conformal_quantile([], 0.1) == math.inf
     rule = fit_prediction_sets(np.zeros((0, 3)), [], alpha=0.1)

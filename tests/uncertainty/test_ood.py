@@ -165,11 +165,17 @@ def test_a_blank_frame_stays_above_everything_and_spoils_no_average():
     assert ood.location_scale(marked) == pytest.approx((2.0, np.sqrt(2 / 3)))
     z = ood.standardize(marked, 2.0, 1e-3)
     assert z.tolist() == [-1000.0, 0.0, 1000.0, BLANK, BLANK]
-    assert ood.combine(z, z).tolist() == z.tolist()
+    assert ood.combine(z, z).tolist() == [-1.0, 0.0, 1000.0, BLANK, BLANK]
     assert ood.combine(z, torch.zeros(5))[3:].tolist() == [BLANK, BLANK]
     assert torch.tensor(BLANK, dtype=torch.float32).isfinite()
     with pytest.raises(UncertaintyError, match="none of an image that shows something"):
         ood.location_scale([BLANK, BLANK])
+
+
+def test_no_score_of_several_says_less_than_one_spread_below_the_mean():
+    assert ood.combine([-7.0, -7.0], [4.0, -1.0]).tolist() == [1.5, -1.0]
+    assert ood.combine([-7.0, 2.0]).tolist() == [-7.0, 2.0]
+    assert ood.combine([-7.0], [-9.0], method="max").tolist() == [-7.0]
 
 
 def test_combining_takes_the_mean_or_the_larger():

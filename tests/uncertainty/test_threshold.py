@@ -85,6 +85,14 @@ def test_weighted_pac_thresholds_fail_as_seldom_as_promised():
     assert 0 < failures < 1500 * delta
 
 
+def test_weighted_pac_allows_what_the_bound_of_chernoff_does():
+    """One weight is a little larger: m = 10, the largest y with m - y + y log(y / m) >= log 20."""
+    weights = np.r_[np.ones(199), 1.000001]
+    y = next(y for y in np.arange(10, 0, -1e-3) if 10 - y + y * np.log(y / 10) >= np.log(20))
+    threshold = fit_threshold(range(200), guarantee="pac", weights=weights)
+    assert threshold.value == 199 - math.floor(y) == 196
+
+
 def test_weights_bring_the_false_alarms_of_the_mix_to_come():
     """19 of 20 scores are of class b, 19 of 20 images to come of class a."""
     rng = np.random.default_rng(0)
