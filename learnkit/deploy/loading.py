@@ -48,7 +48,7 @@ def load_learner(
         metadata=contents.metadata,
         owns_model=True,
     )
-    bundle.check_probes(predictor.logits)
-    predictor.digest, predictor.probes = bundle.digest, bundle.probes
+    bundle.check_probes(predictor)
+    predictor.digest, predictor.probes = bundle.digest, bundle.probes.images
     predictor.measured = predictor.continual and predictor.continual.statistics
     return predictor

@@ -5,15 +5,18 @@ recorded logits.
 """
 
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from learnkit._version import __version__
 from learnkit.deploy.files import MANIFEST, Folder, read_folder
 from learnkit.deploy.formats import parse_tensors
 from learnkit.deploy.heads import STATE, read_head
-from learnkit.deploy.probes import PROBE, comparable, read_probes
+from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.probes import PROBE, Probes, comparable, read_probes, tolerance_of
 from learnkit.deploy.rebuild import rebuild
 from learnkit.deploy.schema import CONFIG, Contents, check_schema
 from learnkit.deploy.timm_layout import from_files
@@ -28,22 +31,44 @@ class Bundle:
 
     contents: Contents
     model: nn.Module
-    probes: Tensor
-    probe_logits: Tensor
-    tolerance: float
+    probes: Probes
     digest: str
 
-    def check_probes(self, logits: Callable[[Tensor], Tensor]) -> None:
-        """Raise BundleProbeError unless `logits(probes)` are those recorded at export."""
+    def check_probes(self, predictor: Predictor) -> None:
+        """Raise BundleProbeError unless `predictor` answers the probes as it did at export.
+
+        Another version of learnkit may derive another classifier from the same statistics: that is
+        a warning, as long as the features are the same.
+        """
+        images, logits, tolerance, features = self.probes
         try:
-            found = comparable(logits(self.probes))
-            difference = (found - self.probe_logits).abs().max().item()
+            if features is not None:
+                found = predictor.network.features(images)
+                self._compare("features", found, features, tolerance_of(features))
+            found = comparable(predictor.logits(images))
         except (RuntimeError, LearnkitError) as error:
+            if isinstance(error, BundleProbeError):
+                raise
             raise BundleProbeError(f"the network does not run here: {error}") from error
-        if not difference <= self.tolerance:  # so written that NaN fails
+        try:
+            self._compare("logits", found, logits, tolerance)
+        except BundleProbeError as error:
+            if features is None or self.contents.versions.get("learnkit") == __version__:
+                raise
+            told = "from the same class statistics; labels and scores may differ a little"
+            warnings.warn(f"{error}, {told}", UserWarning, stacklevel=3)
+
+    def _compare(self, what: str, found: Tensor, recorded: Tensor, tolerance: float) -> None:
+        if found.shape != recorded.shape:
             raise BundleProbeError(
-                f"the network gives other logits here than where it was exported: they differ by "
-                f"{difference:.3g}, {self.tolerance:.3g} is allowed. Exported with "
+                f"the network gives {what} of shape {tuple(found.shape)}; {tuple(recorded.shape)} "
+                "were recorded"
+            )
+        difference = (found - recorded).abs().max().item()
+        if not difference <= tolerance:  # so written that NaN fails
+            raise BundleProbeError(
+                f"the network gives other {what} here than where it was exported: they differ by "
+                f"{difference:.3g}, {tolerance:.3g} is allowed. Exported with "
                 f"{listed(self.contents.versions)}; here {listed(versions())}: install those "
                 "versions, or export the model again with these"
             )
@@ -61,15 +86,20 @@ def read_bundle(path: str | os.PathLike, *, sha256: str | None = None) -> Bundle
     folder = read_folder(path, sha256=sha256)
     check_schema(folder.manifest, MANIFEST)
     contents = Contents.from_bytes(_file(folder, CONFIG))
-    probe = parse_tensors(_file(folder, PROBE), PROBE)
-    probe = read_probes(probe, contents.preprocessing, len(contents.classes))
+    continual = contents.continual is not None
+    probes = read_probes(
+        parse_tensors(_file(folder, PROBE), PROBE),
+        contents.preprocessing,
+        len(contents.classes),
+        continual=continual,
+    )
     files = {name: parse_tensors(_file(folder, name), name) for name in contents.layout}
     model = _model(contents.spec, from_files(files, contents.layout))
-    if contents.continual is not None:
+    if continual:
         tensors = parse_tensors(_file(folder, STATE), STATE)
         width, classes = model[0].n_features, contents.classes
         model.append(read_head(contents.continual, tensors, contents.spec, width, classes))
-    return Bundle(contents, model, *probe, folder.digest)
+    return Bundle(contents, model, probes, folder.digest)
 
 
 def _file(folder: Folder, name: str) -> bytes:

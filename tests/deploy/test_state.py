@@ -26,6 +26,7 @@ from learnkit.deploy import rebuild as rebuild_module
 from learnkit.deploy import schema
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.running import Network
 from learnkit.errors import BundleCorruptError, BundleProbeError, BundleVersionError, ExportError
 from learnkit.models.spec import build_model
 
@@ -303,6 +304,32 @@ def test_statistics_of_other_images_fail_the_probes(copy):
     edit_config(copy, lambda s: s.update(continual=config))
     with pytest.raises(BundleProbeError, match="other logits"):
         load_learner(copy)
+
+
+def test_another_version_may_derive_another_classifier_but_no_other_features(copy):
+    edit_tensors(copy, lambda t: t["logits"].add_(0.5), "probe.safetensors")
+    with pytest.raises(BundleProbeError, match=r"other logits"):
+        load_learner(copy)
+    edit_config(copy, lambda s: s["versions"].update(learnkit="0.0.9"))
+    with pytest.warns(UserWarning, match=r"other logits.*learnkit 0\.0\.9.*class statistics"):
+        assert load_learner(copy).classes == tuple(COUNTS)
+    edit_tensors(copy, lambda t: t["features"].add_(0.5), "probe.safetensors")
+    with pytest.raises(BundleProbeError, match="other features"):
+        load_learner(copy)
+    edit_tensors(
+        copy, lambda t: t.update(features=t["features"][:, 1:].clone()), "probe.safetensors"
+    )
+    with pytest.raises(BundleProbeError, match="of shape"):
+        load_learner(copy)
+    edit_tensors(copy, lambda t: t.pop("features"), "probe.safetensors")
+    with pytest.raises(BundleCorruptError, match=r"lacks \['features'\]"):
+        load_learner(copy)
+
+
+def test_features_as_another_machine_computes_them_pass_the_probes(bundle, monkeypatch):
+    compute = Network.features
+    monkeypatch.setattr(Network, "features", lambda *args: compute(*args) * (1 + 3e-5))
+    assert load_learner(bundle).classes == tuple(COUNTS)
 
 
 def test_a_head_of_layers_with_a_state_beside_it_is_read_as_what_it_says(tmp_path):
