@@ -186,7 +186,7 @@ def fit_threshold(
         false_alarm_rate=rate,
         guarantee=guarantee,
         delta=delta if guarantee == "pac" else None,
-        statement=_statement(guarantee, rate, delta, len(scores)),
+        statement=_statement(guarantee, source, rate, delta, len(scores)),
         calibration_scores=scores,
         calibration_weights=weights,
     )
@@ -241,14 +241,14 @@ def _parametric(
     )
 
 
-def _statement(guarantee: str, rate: float, delta: float, n: int) -> str:
-    """Return the promise in words."""
-    flagged = f"at most {rate:.3g} of the images like these {n} are flagged"
-    return {
-        "loo": f"about {rate:.3g} of the images like these {n} are flagged (no proof)",
-        "split": f"{flagged}, on average over such calibration sets",
-        "pac": f"{flagged}, with probability {1 - delta:.3g}",
-    }[guarantee]
+def _statement(guarantee: str, source: str, rate: float, delta: float, n: int) -> str:
+    """Return the promise in words; nothing is proven of scores that are not of fresh images."""
+    if guarantee == "loo":
+        return f"about {rate:.3g} of the images like these {n} are flagged (no proof)"
+    how = {"split": "on average over such calibration sets"}
+    how["pac"] = f"with probability {1 - delta:.3g}"
+    doubt = "" if source == "validation" else ", as far as leaving one out is like a fresh image"
+    return f"at most {rate:.3g} of the images like these {n} are flagged, {how[guarantee]}{doubt}"
 
 
 def _checked(threshold: Threshold) -> Threshold:

@@ -291,3 +291,14 @@ def test_the_statement_says_what_is_promised(guarantee):
     words = {"loo": "no proof", "split": "on average", "pac": "with probability 0.95"}[guarantee]
     assert words in statement
     assert "0.05 of the images like these 100" in statement
+
+
+@pytest.mark.parametrize("guarantee", ["split", "pac"])
+def test_nothing_is_proven_of_leave_one_out_scores(guarantee):
+    doubt = "as far as leaving one out is like a fresh image"
+    of = {
+        source: fit_threshold(range(100), guarantee=guarantee, source=source).statement
+        for source in ("validation", "leave-one-out")
+    }
+    assert doubt in of["leave-one-out"]
+    assert doubt not in of["validation"]
