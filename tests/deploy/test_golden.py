@@ -1,7 +1,8 @@
-"""Bundles of earlier formats must load for ever: `golden/v1` was written once and never again.
+"""Bundles of earlier formats must load for ever: each in `golden/` was written once, never again.
 
-Its answers were written down when it was made. When the format gets a new version, a `golden/v2` is
-added beside it; nothing in `golden/v1` is touched, neither the files nor the numbers below.
+Their answers were written down when they were made. When the format gets a new version, another is
+added beside them; nothing of those there is touched, neither the files nor the numbers below.
+`v1` is a plain classifier in format 1.0, `v1.1` one that goes on learning, in format 1.1.
 """
 
 from pathlib import Path
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from deploy_helpers import shades
 
 from learnkit.deploy.loading import load_learner
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
+LEARNING = GOLDEN.with_name("v1.1")
+LEARNING_DIGEST = "7dccbc2f816aaed7f5a8162b1c2f5e56f2dd4e3a53035a0237f31e42ab466b3f"
 DIGEST = "287e4eae34ec6e6a9809d303bb0a19a45be02fc2d77480fbb9a1826c624e216e"
 CLASSES = ("ok", "NO", "Kratzer (groß)", "裂纹")
 LOGITS = [
@@ -60,10 +64,34 @@ def test_timm_opens_the_golden_bundles_body():
         torch.testing.assert_close(opened.forward_features(x), predictor.model[0](x))
 
 
-def test_the_golden_bundle_is_small():
-    assert sum(p.stat().st_size for p in GOLDEN.iterdir()) < 500_000
+# a later version may derive another classifier from the same statistics, and then says so
+@pytest.mark.filterwarnings("ignore:the network gives other logits")
+def test_the_golden_bundle_that_learns_knows_what_it_knew_and_goes_on_learning(tmp_path):
+    predictor = load_learner(LEARNING, sha256=LEARNING_DIGEST)
+    head, stats = predictor.continual, predictor.continual.statistics
+    assert predictor.classes == ("ok", "Kratzer (groß)", "裂纹", "Delle")
+    assert head.n_images == {"ok": 30, "Kratzer (groß)": 12, "裂纹": 10, "Delle": 0}
+    assert (head.settings.root, head.settings.memory, head.n_features) == (True, 6, 32)
+    assert [(one.name, one.count) for one in stats.forgotten] == [("Delle", 9)]
+    assert (stats.sums.sum().item(), stats.gram.trace().item()) == (6616711.0, 65498142794.0)
+    assert len(stats.memory) == 18
+    for name in ("ok", "Kratzer (groß)", "裂纹"):
+        for image in shades(name, 2, seed=7):
+            prediction = predictor.predict(image)
+            assert (prediction.label, prediction.is_ood) == (name, False)
+    assert all(predictor.predict(image).is_ood for image in shades("Delle", 2, seed=7))
+    predictor.extend(shades("Delle", 9), "Delle", progress=False)
+    predictor.save(tmp_path / "model")
+    again = load_learner(tmp_path / "model")
+    assert again.predict(shades("Delle", 1, seed=7)[0]).index == 3
 
 
+@pytest.mark.parametrize("path", [GOLDEN, LEARNING], ids=lambda path: path.name)
+def test_the_golden_bundles_are_small(path):
+    assert sum(p.stat().st_size for p in path.iterdir()) < 500_000
+
+
+@pytest.mark.parametrize("path", [GOLDEN, LEARNING], ids=lambda path: path.name)
 @pytest.mark.parametrize("name", ["config.json", "README.md", "manifest.json"])
-def test_the_golden_text_files_have_no_carriage_returns(name):
-    assert b"\r" not in (GOLDEN / name).read_bytes()
+def test_the_golden_text_files_have_no_carriage_returns(path, name):
+    assert b"\r" not in (path / name).read_bytes()
