@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.honest import Honest, Judged, Reference, collect_honest, judge, nearest
-from learnkit.continual.lda import LinearClassifier, fit_lda, fit_prototype
+from learnkit.continual.lda import fit_lda, fit_prototype
+from learnkit.continual.linear import LinearClassifier
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics

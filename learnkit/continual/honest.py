@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.geometry import Geometry
-from learnkit.continual.lda import LeaveOneOut, LinearClassifier
+from learnkit.continual.linear import LeaveOneOut, LinearClassifier
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.statistics import ClassStatistics
 
