@@ -11,6 +11,7 @@ from learnkit.continual.honest import Honest, Judged, Reference, collect_honest,
 from learnkit.continual.lda import fit_lda, fit_prototype
 from learnkit.continual.linear import LinearClassifier
 from learnkit.continual.memory import FeatureMemory
+from learnkit.continual.ridge import fit_ridge
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.continual.temperature import temper
@@ -27,6 +28,7 @@ from learnkit.uncertainty.ood import (
 )
 from learnkit.uncertainty.threshold import Threshold, fit_threshold
 
+_ALIKE = "no class has two images that differ"
 _PARTS = {"combined": ("mahalanobis", "relative", "knn")}
 
 
@@ -157,11 +159,7 @@ def derive(
 
 def fit_classifier(stats: ClassStatistics, method: str) -> LinearClassifier:
     """The classifier of this kind in closed form."""
-    if method == "ridge":
-        from learnkit.continual.ridge import fit_ridge
-
-        return fit_ridge(stats)
-    return {"lda": fit_lda, "prototype": fit_prototype}[method](stats)
+    return {"lda": fit_lda, "ridge": fit_ridge, "prototype": fit_prototype}[method](stats)
 
 
 def _in_place(
@@ -253,10 +251,14 @@ def _fit_threshold(scorer: Scorer, honest: Honest, settings: Settings) -> Thresh
     known = {"false_alarm_rate": settings.false_alarm_rate, "guarantee": settings.guarantee}
     if honest.source == "parametric":
         return fit_threshold([], model=location_scale(scores, honest.weights), **known)
-    model = location_scale(scores, honest.weights) if len(scores) < 2 else None
-    if model is not None:
-        model = (model[0], max(1.0, abs(model[0]) * 0.3))
-    return fit_threshold(scores, weights=honest.weights, source=honest.source, model=model, **known)
+    return fit_threshold(
+        scores, weights=honest.weights, source=honest.source, model=_lone_model(scores), **known
+    )
+
+
+def _lone_model(scores: Tensor) -> tuple[float, float] | None:
+    """Mean and a generous spread to assume of a single score, which shows none itself."""
+    return (float(scores[0]), max(1.0, 0.3 * abs(float(scores[0])))) if len(scores) == 1 else None
 
 
 def _notes(
@@ -292,15 +294,12 @@ def _notes(
 def _warning(stats: ClassStatistics, honest: Honest, settings: Settings) -> str:
     if honest.source != "parametric":
         return ""
-    why = (
-        "no features are remembered (memory=0)"
-        if not settings.memory
-        else ("no class has two images that differ")
-    )
+    forgetful = not settings.memory
+    why = "no features are remembered (memory=0)" if forgetful else _ALIKE
     return (
         f"{why}, and there are no validation images: the threshold and the temperature rest on an "
         "assumed distribution, not on images; give validation images"
-        + ("" if not settings.memory else " or more images of a class")
+        + ("" if forgetful else " or more images of a class")
     )
 
 

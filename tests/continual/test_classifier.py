@@ -324,6 +324,15 @@ def test_false_alarms_are_as_rare_as_wanted(n, prior):
     assert 0 < np.mean(rates) < 0.1
 
 
+@pytest.mark.parametrize("guarantee", ["loo", "split", "pac"])
+def test_guarantees_hold_of_validation_images_and_are_no_stumbling_block_without(guarantee):
+    head = learned(images(20), guarantee=guarantee, memory=64)
+    assert np.isfinite(head.threshold.value)
+    head.validate(*images(40, seed=5))
+    assert head.threshold.guarantee == guarantee
+    assert head.is_ood(images(100, seed=1)[0]).double().mean() < 0.1
+
+
 def test_false_alarms_without_memory_are_bounded_too():
     head = learned(images(20), memory=0)
     assert head.threshold.source == "parametric"
