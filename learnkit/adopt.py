@@ -12,7 +12,8 @@ from torch import nn
 
 from learnkit.errors import ExportError, LearnkitError
 from learnkit.models.modes import evaluating
-from learnkit.models.spec import ModelSpec, build_model
+from learnkit.models.rebuilt import build_model
+from learnkit.models.spec import ModelSpec
 
 
 def adopted_arguments(learn: Learner) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from learnkit.errors import UsageError
@@ -50,3 +51,13 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     except ValueError:
         raise UsageError(f"{option} is {text!r}; write numbers such as 0.5,0.5,0.5") from None
     return values * 3 if len(values) == 1 else values
+
+
+def check_start(pretrained: bool, weights: Path | None, lr: float | None, head_only: bool) -> None:
+    """Raise UsageError if what is to be trained cannot start from what is asked for."""
+    if weights is not None and not pretrained:
+        raise UsageError("--weights and --no-pretrained exclude each other; leave one out")
+    if head_only and not pretrained:
+        raise UsageError("--head-only needs a pretrained body; leave --no-pretrained out")
+    if lr is not None and not lr > 0:
+        raise UsageError(f"--lr is {lr}; it must be above 0, such as 0.001")

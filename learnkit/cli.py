@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from learnkit.arguments import DEBUG, named_value, numbers, tidy_arguments
+from learnkit.arguments import DEBUG, check_start, named_value, numbers, tidy_arguments
 from learnkit.console import fail
 from learnkit.errors import LearnkitError, UsageError, WeightsUnavailableError
 
@@ -148,7 +148,7 @@ def train(
     from learnkit.commands import checkpoint_file, train_folder
     from learnkit.workflow import TrainingPlan
 
-    _check_start(pretrained, weights, lr, head_only)
+    check_start(pretrained, weights, lr, head_only)
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together; give both or neither")
     plan = TrainingPlan(
@@ -239,15 +239,6 @@ def _quiet_plots() -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-
-
-def _check_start(pretrained: bool, weights: Path | None, lr: float | None, head_only: bool) -> None:
-    if weights is not None and not pretrained:
-        raise UsageError("--weights and --no-pretrained exclude each other; leave one out")
-    if head_only and not pretrained:
-        raise UsageError("--head-only needs a pretrained body; leave --no-pretrained out")
-    if lr is not None and not lr > 0:
-        raise UsageError(f"--lr is {lr}; it must be above 0, such as 0.001")
 
 
 def _how_to_go_on(checkpoint: Path) -> str:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from learnkit.errors import BundleCorruptError, ModelSpecError
-from learnkit.models.spec import ModelSpec, build_body, build_model
+from learnkit.models.rebuilt import build_body, build_model
+from learnkit.models.spec import ModelSpec
 
 
 def rebuild(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:

@@ -15,7 +15,7 @@ from learnkit.deploy import rebuild
 from learnkit.deploy.heads import STATE
 from learnkit.deploy.loading import load_learner
 from learnkit.errors import BundleError
-from learnkit.models.spec import build_body, build_model
+from learnkit.models.rebuilt import build_body, build_model
 
 N_MUTATIONS = {"plain": 1000, "continual": 400}
 

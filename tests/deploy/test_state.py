@@ -28,7 +28,7 @@ from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.running import Network
 from learnkit.errors import BundleCorruptError, BundleProbeError, BundleVersionError, ExportError
-from learnkit.models.spec import build_model
+from learnkit.models.rebuilt import build_model
 
 COUNTS = {"ok": 5, "Kratzer <b>": 4, "dent": 3}
 STATE = "state.safetensors"

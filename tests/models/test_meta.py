@@ -6,7 +6,8 @@ from torch import nn
 from learnkit.errors import SplitterError
 from learnkit.models.body import create_body
 from learnkit.models.meta import as_splitter, boundary_at, model_meta, param_groups
-from learnkit.models.spec import build_model, create_cnn_model
+from learnkit.models.rebuilt import build_model
+from learnkit.models.spec import create_cnn_model
 
 
 def meta_model(arch, **options):

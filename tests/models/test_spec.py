@@ -8,7 +8,8 @@ from torch import nn
 
 from learnkit.errors import LearnkitError, ModelSpecError
 from learnkit.models import head_kinds
-from learnkit.models.spec import ModelSpec, build_body, build_model, create_cnn_model
+from learnkit.models.rebuilt import build_body, build_model
+from learnkit.models.spec import ModelSpec, create_cnn_model
 
 
 def meta_model(arch, n_out=3, **options):

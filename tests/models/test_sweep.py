@@ -12,7 +12,8 @@ from torch import nn
 
 from learnkit.models.meta import param_groups
 from learnkit.models.probe import _reached
-from learnkit.models.spec import ModelSpec, build_model, create_cnn_model
+from learnkit.models.rebuilt import build_model
+from learnkit.models.spec import ModelSpec, create_cnn_model
 from learnkit.models.timm_body import TimmBody
 
 # The smallest network of each timm module, found by building all of them without data.
