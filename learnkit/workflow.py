@@ -172,7 +172,7 @@ def save_pictures(interp: ClassificationInterpretation, folder: Path) -> list[Pa
         "top_losses.png": interp.plot_top_losses(9, heatmap=True, alpha=0.45),
         "training_curve.png": interp.learn.plot_history(),
     }
-    return [_save_figure(axes, folder / name) for name, axes in pictures.items()]
+    return [save_figure(axes, folder / name) for name, axes in pictures.items()]
 
 
 def images_at(paths: Iterable[str | os.PathLike]) -> list[Path]:
@@ -192,7 +192,8 @@ def images_at(paths: Iterable[str | os.PathLike]) -> list[Path]:
     return found
 
 
-def _save_figure(axes: Any, path: Path) -> Path:
+def save_figure(axes: Any, path: Path) -> Path:
+    """The file written with the figure that `axes` are part of; the figure is closed."""
     import matplotlib.pyplot as plt
 
     figure = np.ravel(axes)[0].figure

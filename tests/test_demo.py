@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 
 from learnkit.data.image import read_image
-from learnkit.demo import MARKER, PLAN, prepare_folder, run_demo, write_digits
+from learnkit.demo import MARKER, PLAN, prepare_folder, run_demo
+from learnkit.demo_images import write_digits, write_photographs
+from learnkit.deploy.loading import load_learner
 from learnkit.errors import DataError
 
 SMALL = replace(PLAN, epochs=1, arch="test_resnet", arch_kwargs={})
@@ -22,6 +24,14 @@ def test_digits_are_written_once_with_the_pixels_of_scikit_learn(tmp_path):
             read_image(tmp_path / str(digits.target[i]) / f"{i:04d}.png", channels=1)
         )
         assert np.abs(pixels / 255 * 16 - digits.images[i]).max() < 0.04
+
+
+def test_photographs_are_cut_into_patches_that_do_not_overlap(tmp_path):
+    n = write_photographs(tmp_path)
+    photograph = load_sample_images().images[0]
+    assert n == len(list(tmp_path.iterdir())) == 2 * (427 // 64) * (640 // 64)
+    second = np.asarray(read_image(tmp_path / "001.png"))
+    assert np.array_equal(second, photograph[:64, 64:128])
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
@@ -48,14 +58,15 @@ def test_every_step_runs_and_every_file_listed_is_there(tmp_path, capfd, monkeyp
     with pytest.warns(UserWarning, match="No heatmap is drawn"):  # this network is too coarse
         run_demo(out, plan=SMALL, n_images=200)
     said = capfd.readouterr().out.replace("\n", "")
-    assert all(f"{step}/7" in said for step in range(1, 8))
+    assert all(f"{step}/10" in said for step in range(1, 11))
     assert "fastai was not imported" in said
-    written = ["confusion_matrix.png", "top_losses.png", "training_curve.png", "predictions.csv"]
-    for name in ["digits", *written, "model"]:
+    pictures = ["confusion_matrix.png", "top_losses.png", "training_curve.png", "unknown.png"]
+    for name in ["digits", "photographs", *pictures, "predictions.csv", "model"]:
         assert (out / name).exists()
         assert str(out / name) in said
     assert len(pd.read_csv(out / "predictions.csv")) == 200
-    for name in written[:3]:
+    assert load_learner(out / "model").continual.classes == tuple("0123456789")
+    for name in pictures:
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
 

@@ -28,7 +28,7 @@ FLOORS = [
     ("learner",),
     ("all",),
     ("workflow", "console", "arguments"),
-    ("commands", "demo"),
+    ("commands", "demo", "demo_images"),
     ("halcon", "cli"),
     ("__main__",),
 ]
