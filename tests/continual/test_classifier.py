@@ -423,6 +423,8 @@ def test_a_blank_frame_is_flagged_and_not_divided_by():
     assert head.is_ood(x)[0]
     assert head.ood_scores(x).argmax() == 0
     assert head.p_values(x)[0] <= 1 / (1 + head.threshold.n) + 1e-9
+    head.threshold = 1e9  # above all that shows something, and still not above nothing
+    assert head.is_ood(x).tolist() == [True] + [False] * 5
 
 
 def test_blank_images_are_not_learned():
