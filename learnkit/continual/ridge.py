@@ -136,23 +136,17 @@ class Ridge(NamedTuple):
         pairs = self._logits(paired, partner, trials.labels[n:], trials.copies[n:])
         return torch.cat([logits, pairs])
 
-    def _products(self, points: Tensor, others: Tensor) -> Tensor:
-        """Products (R,) of rows, both counted from the middle, over total scatter and penalty."""
-        root = self.spectrum.counts.sqrt()[:, None]
+    def _products(self, points: Tensor, others: Tensor, means: Tensor) -> Tensor:
+        """Products (R,) of rows counted from the middle; `means (R,P)` are those of `others`."""
         inverse = 1 / (self.spectrum.values + self.penalty)
-        low_rank = (root * self.offsets * inverse).T
-        sides = (
-            torch.linalg.solve_triangular(self.roots, (rows @ low_rank).T, upper=False)
-            for rows in (points, others)
-        )
-        left, right = sides
-        return (points * others) @ inverse - (left * right).sum(0)
+        within = points @ (self.offsets * inverse).T
+        return (points * others) @ inverse - (within * means) @ self.spectrum.counts
 
     def _inner(self, points: Tensor, labels: Tensor) -> _Inner:
         """What the samples have to do with themselves and with the class means."""
         a = points - self.middle
-        means = self.offsets @ self.solved.T
-        return _Inner(self._products(a, a), a @ self.solved.T, means[labels])
+        means, own_means = a @ self.solved.T, self.offsets @ self.solved.T
+        return _Inner(self._products(a, a, means), means, own_means[labels])
 
     def _own_mean(self, inner: _Inner, labels: Tensor, copies: Tensor) -> _Own:
         """The class mean without the sample: (1 + b) mean - b sample, all from the middle."""
@@ -169,7 +163,8 @@ class Ridge(NamedTuple):
     def _partner(self, points: Tensor, partners: Tensor) -> _Own:
         """The partner as class mean."""
         a, v = points - self.middle, partners - self.middle
-        return _Own(self._products(v, a), v @ self.solved.T, self._products(v, v))
+        means = v @ self.solved.T
+        return _Own(self._products(a, v, means), means, self._products(v, v, means))
 
     def _logits(self, inner: _Inner, own: _Own, labels: Tensor, copies: Tensor) -> Tensor:
         """Logits (R,P) of the samples a without them, the class mean of each being `own`."""
@@ -226,17 +221,20 @@ def _mean_eigenvalue(spectrum: Spectrum, offsets: Tensor) -> float:
 
 def _select(basis: Basis, penalties: tuple[float, ...]) -> Selection:
     """Penalty (in the place of the shrinkage) and temperature."""
-    spectrum = basis.spectrum
-    fits = {penalty: Ridge.fit(spectrum, penalty) for penalty in penalties}
-    errors = {penalty: fit.generalised_cross_validation() for penalty, fit in fits.items()}
-    expected = min(errors, key=errors.__getitem__)
     trials = basis.searched
-    if not len(trials) or len(spectrum.classes) == 1:
-        temperature = _default_temperature(fits[expected])
+    alone = not len(trials) or len(basis.spectrum.classes) == 1
+    errors, losses = {}, {}
+    for penalty in penalties:
+        ridge = Ridge.fit(basis.spectrum, penalty)
+        errors[penalty] = ridge.generalised_cross_validation()
+        if not alone:
+            losses[penalty] = _temper(basis, ridge, trials).log_loss
+    expected = min(errors, key=errors.__getitem__)
+    if alone:
+        temperature = _default_temperature(Ridge.fit(basis.spectrum, expected))
         return Selection(expected, temperature, "generalised cross-validation", errors)
-    losses = {penalty: _temper(basis, fit, trials).log_loss for penalty, fit in fits.items()}
     best = weigh_evidence(losses, expected, trials.weights, math.log)
-    temperature = _temper(basis, fits[best], basis.trials).temperature
+    temperature = _temper(basis, Ridge.fit(basis.spectrum, best), basis.trials).temperature
     return Selection(best, temperature, "leave-one-out log loss", losses)
 
 

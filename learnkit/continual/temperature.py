@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 BOUNDS = (1e-2, 1e4)
 _STEPS = 60
-_PRECISE = 1e-10
+_PRECISE = 1e-8  # Newton's last step: the next would be of its square
 
 
 class Tempered(NamedTuple):
@@ -45,18 +46,28 @@ def temper(
     logits = (logits - logits.amax(1, keepdim=True)).clamp_min(-1e30)
     problem = _Problem(logits, offset, _softened(logits, offset, targets, weights), weights)
     low, high = 1 / bounds[1], 1 / bounds[0]
-    beta, bracket = min(max(1.0, low), high), [low, high]
+    beta = min(max(problem.start(), low), high)
+    bracket, tested = [low, high], [False, False]
     for _ in range(_STEPS):
         slope, curvature = problem.slope(beta)
-        bracket[slope > 0] = beta
-        step = beta - slope / curvature if curvature > 0 else float("inf")
-        inside = bracket[0] < step < bracket[1]
-        new = step if inside else (bracket[0] * bracket[1]) ** 0.5
+        side = slope > 0
+        bracket[side], tested[side] = beta, True
+        new = min(max(_newton(beta, slope, curvature), bracket[0]), bracket[1])
+        if tested[0] and tested[1] and new in bracket:
+            new = (bracket[0] * bracket[1]) ** 0.5
         if abs(new - beta) <= _PRECISE * beta:
             break
         beta = new
     temperature = min(max(1 / beta, bounds[0]), bounds[1])
     return Tempered(temperature, problem.loss(1 / temperature))
+
+
+def _newton(beta: float, slope: float, curvature: float) -> float:
+    """Newton's step for the logarithm of beta, in which the loss bends alike over decades."""
+    bend = curvature * beta + slope
+    if bend <= 0:  # far below the minimum
+        return 8 * beta
+    return beta * math.exp(min(max(-slope / bend, -50.0), 50.0))
 
 
 class _Problem(NamedTuple):
@@ -66,6 +77,11 @@ class _Problem(NamedTuple):
     offset: Tensor
     truth: tuple[Tensor, Tensor]
     weights: Tensor
+
+    def start(self) -> float:
+        """Inverse temperature that leaves the logits a spread of about 1."""
+        spread = self.logits.clamp_min(-1e15).square().mean(1)
+        return 1 / max(float(self.weights @ spread) ** 0.5, 1e-15)
 
     def loss(self, beta: float) -> float:
         """Weighted log loss."""
