@@ -412,15 +412,16 @@ def test_given_class_names_must_be_the_heads():
         Predictor(make_model(), recipe)
 
 
-def test_learning_imports_no_fastai_pandas_or_matplotlib(tmp_path, predictor):
+def test_predicting_and_learning_import_no_fastai_pandas_or_matplotlib(saved, tmp_path, predictor):
     predictor.save(tmp_path / "model")
     code = """
         import sys
         import numpy as np
         from learnkit.deploy.loading import load_learner
-        predictor = load_learner(sys.argv[1])
         image = np.zeros((40, 40, 3), "uint8")
         image[::2] = 200
+        load_learner(sys.argv[2]).predict_batch([image, image])
+        predictor = load_learner(sys.argv[1])
         predictor.extend([image, image // 2], "stripes", progress=False)
         prediction = predictor.predict(image)
         prediction.to_dict(alpha=0.1)
@@ -429,6 +430,7 @@ def test_learning_imports_no_fastai_pandas_or_matplotlib(tmp_path, predictor):
         heavy = {"fastai", "fastcore", "fasttransform", "pandas", "matplotlib", "sklearn"}
         print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "model")]
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "model"), str(saved[0])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.split("\n")[:2] == ["stripes", "[]"]
+    assert done.stderr == ""

@@ -1,8 +1,5 @@
 import io
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -332,25 +329,3 @@ def test_html_escapes_names_and_repr_says_what_it_is(predictor):
 
 def test_a_given_device_is_where_it_runs(predictor):
     assert make_predictor(device="cpu").device == torch.device("cpu")
-
-
-def test_loading_and_predicting_imports_no_fastai_pandas_or_matplotlib(saved):
-    code = """
-        import sys
-        import numpy as np
-        from learnkit.deploy.loading import load_learner
-        predictor = load_learner(sys.argv[1])
-        image = np.zeros((40, 40, 3), "uint8")
-        predictor.predict(image)
-        predictor.predict_batch([image, image])
-        heavy = {"fastai", "fastcore", "fasttransform", "pandas", "matplotlib", "sklearn"}
-        print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(saved[0])],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "[]"
-    assert done.stderr == ""
