@@ -65,7 +65,8 @@ def spec_of(learn: Learner) -> ModelSpec:
     problem = getattr(learn.model, "spec_problem", None)
     if problem is None:
         try:
-            return _proved(_guessed_spec(learn), learn)
+            trained = _with_trained_head(learn)
+            return _proved(_guessed_spec(learn, trained[1]), learn, trained)
         except (LearnkitError, AttributeError, TypeError, IndexError) as error:
             problem = f"it was not made by cnn_learner ({error})"
     raise ExportError(
@@ -74,9 +75,17 @@ def spec_of(learn: Learner) -> ModelSpec:
     )
 
 
-def _guessed_spec(learn: Learner) -> ModelSpec:
+def _with_trained_head(learn: Learner) -> nn.Module:
+    """Return the network as it was trained, also where another head has taken the place of its own.
+
+    The continual state keeps the trained head in the learner's notes.
+    """
+    notes = getattr(learn, "continual_notes", None)
+    return learn.model if notes is None else nn.Sequential(learn.model[0], notes.trained_head)
+
+
+def _guessed_spec(learn: Learner, head: nn.Module) -> ModelSpec:
     """Return the spec `vision_learner` would have used, from `learn.arch` and the head's layers."""
-    head = learn.model[1]
     linears = [m for m in head.modules() if isinstance(m, nn.Linear)]
     arch = learn.arch if isinstance(learn.arch, str) else learn.arch.__name__
     return ModelSpec(
@@ -93,12 +102,12 @@ def _guessed_spec(learn: Learner) -> ModelSpec:
     )
 
 
-def _proved(spec: ModelSpec, learn: Learner) -> ModelSpec:
-    """Return `spec` if its network takes the learner's weights and gives the same logits."""
+def _proved(spec: ModelSpec, learn: Learner, model: nn.Module) -> ModelSpec:
+    """Return `spec` if its network takes the weights of `model` and gives the same logits."""
     rebuilt = build_model(spec)
-    rebuilt.load_state_dict(learn.model.state_dict())
+    rebuilt.load_state_dict(model.state_dict())
     images = learn.dls.valid.one_batch()[0][:2].as_subclass(torch.Tensor).cpu()
-    original = copy.deepcopy(learn.model).cpu()
+    original = copy.deepcopy(model).cpu()
     with evaluating(original), evaluating(rebuilt), torch.inference_mode():
         if not torch.equal(original(images), rebuilt(images)):
             raise ExportError(f"a network rebuilt from {spec.arch!r} gives other logits")

@@ -6,11 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.data import ImageDataLoaders
+from fastai.vision.learner import vision_learner
 from helpers import quiet as silent
 from helpers import write_image_folder
 from PIL import Image
 
 from learnkit.data.dataset import ImageDataset
+from learnkit.deploy.loading import load_learner
 from learnkit.errors import (
     ContinualAlreadyInitializedError,
     ContinualNotInitializedError,
@@ -25,7 +29,7 @@ from learnkit.errors import (
     UnreadableImagesError,
 )
 from learnkit.interpret.outputs import Outputs
-from learnkit.learner import cnn_learner
+from learnkit.learner import ImageLearner, cnn_learner
 from learnkit.loaders import with_normalization
 
 OLD, NEW = ["a", "b", "c"], ["d", "e"]
@@ -442,8 +446,6 @@ class TestEverythingElseWorks:
         assert learn.calibrate(old.test).n == n + len(old.test)
 
     def test_export_loads_without_the_learner(self, learn, new, tmp_path):
-        from learnkit.deploy.loading import load_learner
-
         learn.extend(new)
         model = load_learner(learn.export(tmp_path / "bundle"))
         mine, its = learn.predict(new.paths[0]), model.predict(new.paths[0])
@@ -452,13 +454,40 @@ class TestEverythingElseWorks:
         assert mine.ood_score == pytest.approx(its.ood_score, rel=1e-4)
 
     def test_a_deployed_model_learns_the_same(self, learn, old, new, tmp_path):
-        from learnkit.deploy.loading import load_learner
-
         model = load_learner(learn.export(tmp_path / "bundle"))
         model.extend(new, progress=False)
         learn.extend(new)
         assert model.continual.statistics.equals(learn.continual.statistics)
         assert model.continual.threshold.value == learn.continual.threshold.value
+
+
+class TestForeignData:
+    @pytest.fixture
+    def adopted(self, old):
+        files = list(old.paths)
+        loaders = ImageDataLoaders.from_path_func(
+            old.root, files, lambda path: path.parent.name, valid_pct=0.3, seed=1,
+            item_tfms=Resize(32), batch_tfms=aug_transforms(), bs=6, num_workers=0,
+        )  # fmt: skip
+        learn = vision_learner(loaders, "test_resnet", pretrained=False, normalize=False)
+        return silent(ImageLearner.from_learner(learn))
+
+    def test_what_fastais_factories_built_learns_on_and_ships(self, adopted, new, tmp_path):
+        adopted.init_continual(adopted.dls)
+        n_seen = sum(adopted.continual.n_images.values())
+        assert n_seen == len(adopted.dls.train_ds)  # a shuffled loader that drops its last batch
+        adopted.extend(new)
+        assert adopted.evaluate(data=new.test).summary["accuracy"] > 0.9
+        model = load_learner(adopted.export(tmp_path / "bundle"))
+        assert model.classes == tuple(OLD + NEW)
+
+    def test_tensors_in_memory_are_taken_as_they_are(self, learn):
+        images, numbers = torch.randn(7, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+        loader = torch.utils.data.DataLoader(list(zip(images, numbers, strict=True)), 4)
+        before = learn.continual.n_images
+        learn.extend(loader)
+        assert learn.continual.n_images == {"a": before["a"] + 3, "b": before["b"] + 2, "c": 8}
+        assert learn.evaluate(ood=loader).summary["auroc"] > 0.9
 
 
 class TestSavedState:
