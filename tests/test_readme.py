@@ -17,6 +17,7 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     write_image_folder(tmp_path / "parts", {"good": 14, "bad": 14, "ugly": 14}, size=(40, 40))
     images = write_image_folder(tmp_path / "more", {"new": 3})
     (images / "new").rename(tmp_path / "new")
+    write_image_folder(tmp_path / "new-parts", {"odd": 4, "good": 3}, seed=5)
     (tmp_path / "img.png").write_bytes((tmp_path / "new" / "000.png").read_bytes())
     # the one line that needs a hub, on a network of a moment's training
     offline = tour.replace('"resnet18"', '"test_resnet", pretrained=False').replace("=224", "=64")
@@ -26,7 +27,8 @@ def test_the_tour_runs(tmp_path, monkeypatch):
         exec(compile(offline, "README.md", "exec"), names)
     assert names["label"] in {"good", "bad", "ugly"}
     assert (tmp_path / "predictions.csv").read_text().count(".png") == 3
-    assert names["model"].classes == tuple(names["learn"].dls.vocab)
+    assert names["model"].continual.classes == ("bad", "good", "ugly", "odd")
+    assert names["prediction"].p_value is not None
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT))
