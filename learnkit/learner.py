@@ -11,20 +11,20 @@ from fastai.data.core import DataLoaders
 from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attached to it
 from torch import nn
 
-from learnkit.adopt import adopted_arguments, go_on_from
-from learnkit.build import assemble, callbacks_for, default_callbacks
-from learnkit.confidence import with_ood_measures
-from learnkit.continual_verbs import ContinualVerbs
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.prediction import Prediction
 from learnkit.deploy.predictor import Predictor
 from learnkit.evaluation.evaluate import Evaluation
-from learnkit.export import export_learner, predict_items, predict_one, predictor_of
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.plots import plot_history
 from learnkit.models.meta import as_splitter, param_groups
-from learnkit.training_verbs import TrainingVerbs
+from learnkit.verbs.adopt import adopted_arguments, go_on_from
+from learnkit.verbs.build import assemble, callbacks_for, default_callbacks
+from learnkit.verbs.confidence import with_ood_measures
+from learnkit.verbs.continual_verbs import ContinualVerbs
+from learnkit.verbs.export import export_learner, predict_items, predict_one, predictor_of
+from learnkit.verbs.training_verbs import TrainingVerbs
 
 
 class ImageLearner(TrainingVerbs, ContinualVerbs, Learner):

@@ -12,6 +12,7 @@ from fastai.vision.learner import vision_learner
 from helpers import quiet as silent
 from helpers import write_image_folder
 from PIL import Image
+from torch import nn
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.loading import load_learner
@@ -149,7 +150,7 @@ class TestInit:
         plain.drop_continual()
         with pytest.warns(UserWarning, match="9 validation images are to be learnt from"):
             plain.init_continual(moved)
-        assert plain.continual.threshold.source != "validation"  # they would validate themselves
+        assert plain.continual.calibration.source != "validation"  # they would validate themselves
 
     def test_other_reading_than_in_training_is_reported(self, plain, old):
         with pytest.warns(UserWarning, match=r"reads its images in another way .*size"):
@@ -368,7 +369,7 @@ class TestTraining:
     def test_a_refit_that_fails_leaves_the_learner_as_it_was(self, learn, everything, monkeypatch):
         before, dls = learn.continual.knowledge, learn.dls
         body = copy.deepcopy(learn.model[0].state_dict())
-        monkeypatch.setattr("learnkit.refit.init_continual", interrupt)
+        monkeypatch.setattr("learnkit.verbs.refit.init_continual", interrupt)
         with pytest.raises(KeyboardInterrupt), learn.no_logging():
             learn.refit(everything)
         assert learn.continual.knowledge is before
@@ -519,6 +520,17 @@ class TestSavedState:
         assert learn.continual.knowledge is before
 
 
+class Squashed(nn.Module):
+    """A head that does something to its logits behind its last layer."""
+
+    def __init__(self, n_features, n_out):
+        super().__init__()
+        self.linear = nn.Linear(n_features, n_out)
+
+    def forward(self, feature_map):
+        return self.linear(feature_map.mean((2, 3))).sigmoid()
+
+
 class TestTrainedHead:
     def test_calibrate_takes_the_temperature_into_the_weights(self, plain, old):
         with torch.no_grad():
@@ -534,8 +546,13 @@ class TestTrainedHead:
         assert plain.calibrate(data).temperature == pytest.approx(1, rel=1e-3)
         assert torch.equal(after.pred_labels, before.pred_labels)
 
-    def test_a_head_that_cannot_take_it_up_is_left_alone(self, old):
-        learn = make(old, y_range=(0, 1))
+    @pytest.mark.parametrize(
+        "head",
+        [{"y_range": (0, 1)}, {"custom_head": lambda n, c: Squashed(n, c)}],
+        ids=["y_range", "custom_head"],
+    )
+    def test_a_head_that_cannot_take_it_up_is_left_alone(self, old, head):
+        learn = make(old, **head)
         before = copy.deepcopy(learn.model[1].state_dict())
         outputs = Outputs.from_probs([[0.9, 0.05, 0.05]] * 4, [0, 0, 0, 1], classes=OLD)
         with pytest.raises(UncertaintyError, match="cannot be put into this head"):

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continue_learning import Notes
 from learnkit.deploy.heads import continual_head
 from learnkit.errors import WeightsError
 from learnkit.interpret.source import names_of
-from learnkit.trained_head import untrained_head
+from learnkit.verbs.continue_learning import Notes
+from learnkit.verbs.trained_head import untrained_head
 
 _BESIDE = ".learnkit.safetensors"
 _CONFIG = "1.config"  # what only the state of a continual head has

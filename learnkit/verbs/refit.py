@@ -12,16 +12,16 @@ from fastai.data.core import DataLoaders
 
 from learnkit.callback.after_fit import AfterFit
 from learnkit.continual.report import ChangeReport
-from learnkit.continue_learning import Notes, init_continual
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.heads import check_continual, continual_head
 from learnkit.errors import DataError
-from learnkit.extend_data import data_of_training, labelled_data
 from learnkit.interpret.source import names_of
 from learnkit.loaders import is_normalized, with_normalization
-from learnkit.trained_head import untrained_head
-from learnkit.training_data import shown
 from learnkit.transforms import preprocessing_of
+from learnkit.verbs.continue_learning import Notes, init_continual
+from learnkit.verbs.extend_data import data_of_training, labelled_data
+from learnkit.verbs.trained_head import untrained_head
+from learnkit.verbs.training_data import shown
 
 _SETTINGS = ("memory", "classifier", "score", "false_alarm_rate", "guarantee", "prior")
 

@@ -22,19 +22,19 @@ from learnkit.deploy.labelled import Labelled
 from learnkit.deploy.prediction import Prediction
 from learnkit.errors import OodLockedError, OodUnsupportedError
 from learnkit.evaluation.evaluate import Evaluation
-from learnkit.extend_data import data_of_training, images_only, labelled_data
-from learnkit.feature_pass import check_supported, empty_head, features_of
 from learnkit.interpret.checks import plain
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.source import names_of
 from learnkit.interpret.state import detector_of
 from learnkit.interpret.uncertainty_plots import plot_ood as plot_scores
-from learnkit.trained_head import divide_logits
-from learnkit.training_data import files_of, own_data, without_files
 from learnkit.uncertainty.calibration import Calibration, fit_temperature
 from learnkit.uncertainty.detection import evaluate_ood
 from learnkit.uncertainty.threshold import Threshold
+from learnkit.verbs.extend_data import data_of_training, images_only, labelled_data
+from learnkit.verbs.feature_pass import check_supported, empty_head, features_of
+from learnkit.verbs.trained_head import divide_logits
+from learnkit.verbs.training_data import files_of, own_data, without_files
 
 
 def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> Calibration:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learnkit.build import forget_frozen_gradients, frozen_norm_state
-from learnkit.failures import explained_mismatch, explained_workers
-from learnkit.saved_state import load_with_state, save_with_state
-from learnkit.training_guard import training
+from learnkit.verbs.build import forget_frozen_gradients, frozen_norm_state
+from learnkit.verbs.failures import explained_mismatch, explained_workers
+from learnkit.verbs.saved_state import load_with_state, save_with_state
+from learnkit.verbs.training_guard import training
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from fastai.learner import Learner
 
-from learnkit.adopt import spec_of
-from learnkit.confidence import with_ood
 from learnkit.data.labels import warn_user
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bundle import save_bundle
@@ -19,6 +17,8 @@ from learnkit.interpret.outputs import collect_outputs
 from learnkit.interpret.source import class_names
 from learnkit.loaders import is_multi_label
 from learnkit.transforms import preprocessing_of
+from learnkit.verbs.adopt import spec_of
+from learnkit.verbs.confidence import with_ood
 
 N_PROBES = 4
 

@@ -23,11 +23,11 @@ from learnkit.data.labels import warn_user
 from learnkit.deploy.heads import check_continual, continual_head
 from learnkit.deploy.labelled import Labelled
 from learnkit.errors import ContinualAlreadyInitializedError, ContinualStateError
-from learnkit.extend_data import labelled_data
-from learnkit.feature_pass import check_supported, empty_head, features_of
 from learnkit.interpret.source import names_of
-from learnkit.trained_head import untrained_head
-from learnkit.training_data import (
+from learnkit.verbs.extend_data import labelled_data
+from learnkit.verbs.feature_pass import check_supported, empty_head, features_of
+from learnkit.verbs.trained_head import untrained_head
+from learnkit.verbs.training_data import (
     check_no_class_lost,
     files_of,
     own_data,

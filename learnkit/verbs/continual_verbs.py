@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from learnkit import confidence, continue_learning
 from learnkit.continual.classifier import ChangeReport, ContinualClassifier
-from learnkit.continue_learning import Notes
 from learnkit.deploy.heads import continual_head
 from learnkit.interpret.state import detector_of
-from learnkit.refit import refit
 from learnkit.uncertainty.calibration import Calibration
 from learnkit.uncertainty.threshold import Threshold
+from learnkit.verbs import confidence, continue_learning
+from learnkit.verbs.continue_learning import Notes
+from learnkit.verbs.refit import refit
 
 if TYPE_CHECKING:
     from typing_extensions import Self

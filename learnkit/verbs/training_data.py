@@ -13,9 +13,9 @@ from fastai.data.core import DataLoaders
 from learnkit.data.labels import warn_user
 from learnkit.deploy.labelled import Labelled
 from learnkit.errors import DataError, ExportError
-from learnkit.extend_data import labelled_data
 from learnkit.interpret.source import names_of
 from learnkit.transforms import preprocessing_of
+from learnkit.verbs.extend_data import labelled_data
 
 _SHOWN = 5
 
