@@ -130,6 +130,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
     augment: Annotated[bool, typer.Option(help="Flip, turn, zoom training images.")] = False,
+    continual: Annotated[
+        bool, typer.Option("--continual", help="End ready to learn more classes by `extend`.")
+    ] = False,
     arch_args: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the architecture; repeat.")
     ] = None,
@@ -166,7 +169,7 @@ def train(
         std=numbers("--std", std),
     )
     try:
-        train_folder(folder, out, plan, resume=resume)
+        train_folder(folder, out, plan, resume=resume, continual=continual)
     except KeyboardInterrupt:
         fail(_how_to_go_on(checkpoint_file(out)))
         raise typer.Exit(130) from None

@@ -36,13 +36,22 @@ def checkpoint_file(out: Path) -> Path:
     return training_folder(out) / "checkpoint.ckpt"
 
 
-def train_folder(folder: Path, out: Path, plan: workflow.TrainingPlan, *, resume: bool) -> None:
+def train_folder(
+    folder: Path,
+    out: Path,
+    plan: workflow.TrainingPlan,
+    *,
+    resume: bool,
+    continual: bool = False,
+) -> None:
     """Train on the images below `folder`, judge the model, export it to `out`.
+
+    With `continual` the model ends in the state in which `extend` can add classes.
 
     Raises:
         LearnkitError: the folder, an option or the target will not do; said before any training.
     """
-    report, beside = Report(n_steps=5), training_folder(out)
+    report, beside = Report(n_steps=5 + continual), training_folder(out)
     check_target(out)
     checkpoint = workflow.checkpoint_of(checkpoint_file(out), plan, resume=resume)
     report.step(f"Read the images in {folder}")
@@ -54,6 +63,10 @@ def train_folder(folder: Path, out: Path, plan: workflow.TrainingPlan, *, resume
     if checkpoint.progress:
         report.say(f"going on from {checkpoint.file}")
     workflow.train(learn, plan, cbs=[*workflow.watch(learn, plan, report.say), checkpoint])
+    if continual:
+        report.step("Make it a continual learner: one pass over the images, no training")
+        for line in change_lines(learn.init_continual(data)):
+            report.say(line)
     name, images = workflow.held_out(data)
     report.step(f"Evaluate on the {name} images")
     interp = workflow.interpret(learn, images)

@@ -102,6 +102,17 @@ def test_train_says_each_step_and_writes_what_it_lists(run):
     assert f"learnkit predict {model} IMAGES" in output.replace("\n", "")
 
 
+def test_train_continual_ends_in_a_model_that_extend_takes(images, tmp_path, capsys):
+    model, new = tmp_path / "model", write_image_folder(tmp_path / "new", {"late": 5}, seed=9)
+    code, out, err = learnkit(capsys, "train", images, *SMALL, "--continual", "--out", model)
+    assert code == 0, err
+    assert "3/6 Make it a continual learner" in out
+    assert load_learner(model).continual.classes == ("bad", "good", "odd")
+    code, _, err = learnkit(capsys, "extend", model, new, "--out", tmp_path / "more")
+    assert code == 0, err
+    assert load_learner(tmp_path / "more").continual.classes == ("bad", "good", "odd", "late")
+
+
 def test_evaluate_agrees_with_the_predictor(run, images, capsys):
     model = load_learner(run[2])
     right = sum(model.predict(path).label == path.parent.name for path in images.rglob("*.png"))
