@@ -28,6 +28,7 @@ SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.8, 0.9, 0.97, 0.99, 0.999, 1.0
 # Squared distance of unit vectors that turns the odds by a factor of e, where nothing can be learnt
 # about it; on photographs with one image of each of ten classes .07 to .09 was best.
 _SOFTNESS = 0.1
+_GUESS_IS_WORTH = 20.0  # degrees of freedom
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -219,7 +220,8 @@ def default_temperature(spectrum: Spectrum, weight: Tensor, debt: float) -> floa
 
     A normal variable of mean m and variance v is a calibrated logit if v = 2 m. Here that is the
     mean over pairs of classes of the logit between them; seen from the very samples that made it,
-    it is too good, by a factor of 3 on photographs. With one image a class nothing tells.
+    it is too good, by a factor of 3 on photographs. With one image a class nothing tells, and with
+    few the spread is seen in few directions only, so that a guess sets the least temperature.
 
     Args:
         spectrum: Of the statistics.
@@ -236,7 +238,9 @@ def default_temperature(spectrum: Spectrum, weight: Tensor, debt: float) -> floa
     pairs = n_classes / (n_classes - 1)
     within = (weight - weight.mean(0)).square() @ (spectrum.values / spectrum.dof)
     honest = pairs * float(apart) - debt * float((1 / spectrum.counts).mean())
-    return min(3 * pairs * float(within.mean()) / honest, guess) if honest > 0 else guess
+    least = guess * _GUESS_IS_WORTH / (_GUESS_IS_WORTH + spectrum.dof)
+    seen = 3 * pairs * float(within.mean()) / honest if honest > 0 else guess
+    return min(max(seen, least), guess)
 
 
 def density_loss(geometry: Geometry, trials: Trials) -> float:
