@@ -70,7 +70,7 @@ def streaming_lda(features, labels, n_classes, tasks) -> Predict:
     for n, row in enumerate(np.concatenate(tasks)):
         x, c = features[row].float(), int(labels[row])
         away = x - means[c]
-        sigma.mul_(n).addr_(away, away, alpha=n / (n + 1)).div_(n + 1)
+        sigma = (n * sigma + torch.outer(away, away) * n / (n + 1)) / (n + 1)
         means[c] += away / (counts[c] + 1)
         counts[c] += 1
     inverse = torch.linalg.pinv((1 - 1e-4) * sigma + 1e-4 * torch.eye(width))

@@ -22,10 +22,10 @@ from learnkit.continual.selection import (
 )
 from learnkit.continual.statistics import ClassStatistics
 
-# Bounds on what one refit may cost: numbers in a matrix of trials, and, for the search among
-# shrinkages, in a smaller one, and multiplications.
-_MAX_ENTRIES = 8_000_000
-_MAX_SEARCHED = 4_000_000
+# Bounds on what one refit may cost: numbers in the features and in the logits of all trials, then
+# of those that take part in the search, and multiplications in it.
+_MAX_FEATURES, _MAX_LOGITS = 8_000_000, 4_000_000
+_MAX_SEARCHED, _MAX_SEARCHED_LOGITS = 4_000_000, 1_000_000
 _MAX_PRODUCTS = 2_000_000_000
 
 
@@ -115,9 +115,13 @@ class Basis:
         """Return the basis of these statistics; the one eigendecomposition happens here."""
         spectrum = fit_spectrum(stats)
         n_classes, n_features = len(spectrum.classes), stats.n_features
-        memory = memory_rows(stats, _MAX_ENTRIES // max(n_classes, n_features))
+        memory = memory_rows(stats, min(_MAX_FEATURES // n_features, _MAX_LOGITS // n_classes))
         trials = make_trials(stats, spectrum, memory, prior)
-        limit = min(_MAX_PRODUCTS // n_features // n_classes, _MAX_SEARCHED // n_features)
+        limit = min(
+            _MAX_SEARCHED // n_features,
+            _MAX_SEARCHED_LOGITS // n_classes,
+            _MAX_PRODUCTS // n_features // n_classes,
+        )
         few = memory_rows(stats, max(limit, 2)) if len(memory) > limit else None
         searched = make_trials(stats, spectrum, few, prior) if few else trials
         log_prior = class_masses(spectrum.counts, prior).log()

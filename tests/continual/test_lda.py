@@ -308,7 +308,7 @@ def test_nothing_known_is_refused():
 
 
 def test_many_classes_take_a_bounded_number_of_trials(monkeypatch):
-    monkeypatch.setattr("learnkit.continual.linear._MAX_ENTRIES", 40 * 12)
+    monkeypatch.setattr("learnkit.continual.linear._MAX_FEATURES", 40 * 12)
     monkeypatch.setattr("learnkit.continual.linear._MAX_PRODUCTS", 12 * 12 * 6)
     features, labels = draw({f"class {i:02}": 5 for i in range(12)})
     stats = gather(features, labels)
