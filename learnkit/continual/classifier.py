@@ -12,6 +12,7 @@ from learnkit.continual.kept import KeptHead
 from learnkit.continual.report import ChangeReport
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.data.labels import warn_user
 from learnkit.errors import ContinualStateError
 
 _UNDO_LEVELS = 3
@@ -199,6 +200,4 @@ def _warn(new: Knowledge, before: Knowledge) -> None:
     """Say once, not at every change, that threshold and temperature rest on an assumption."""
     warning = new.derived.warning if new.derived else ""
     if warning and not (before.derived and before.derived.warning):
-        from learnkit.data.labels import warn_user  # here, because it brings pandas
-
         warn_user(warning)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from learnkit.errors import DataError
 
@@ -113,18 +112,36 @@ def _unique(values: list[Any]) -> list[Any]:
 def _clean(name: Any, raw: Sequence[Any], names: Sequence[str], multi_label: bool) -> str:
     """NFC spelling of one raw name; integers are taken by their digits."""
     if isinstance(name, str) and name.strip():
-        return nfc(str(name))
+        return nfc(_text(name))
     if isinstance(name, int | np.integer) and not isinstance(name, bool):
         return str(int(name))
     where = [file for file, label in zip(names, raw, strict=True) if _has(label, name, multi_label)]
     shown = f"{len(where)} images, such as {where[0]!r}," if where else "A class"
-    if isinstance(name, str) or pd.isna(name):
+    if isinstance(name, str) or _is_missing(name):
         raise DataError(f"{shown} have no label (seen: {name!r}); label them or leave them out")
     raise DataError(
         f"{shown} have the label {name!r} ({type(name).__name__}); labels are names or integers"
     )
 
 
+def _text(name: str) -> str:
+    """`name`, unless it came from a file system that writes names in another encoding."""
+    try:
+        return name.encode().decode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"class name {ascii(name)} is no text in UTF-8: rename the folder or file"
+        ) from error
+
+
 def _has(label: Any, name: Any, multi_label: bool) -> bool:
     candidates = label if multi_label else [label]
-    return any(one is name or one == name or (pd.isna(one) and pd.isna(name)) for one in candidates)
+    return any(
+        one is name or one == name or (_is_missing(one) and _is_missing(name)) for one in candidates
+    )
+
+
+def _is_missing(value: Any) -> bool:
+    import pandas as pd  # here, so that who has only to warn is spared it
+
+    return pd.isna(value)
