@@ -203,3 +203,28 @@ class StatisticsError(ContinualError, ValueError):
 
 class UsageError(LearnkitError, ValueError):
     """An option of a command makes no sense."""
+
+
+# -- optimised models ---------------------------------------------------------------------------
+
+
+class MissingExtraError(LearnkitError, ImportError):
+    """A package of an extra is not installed; the message has the pip line."""
+
+
+class OptimizeError(LearnkitError, ValueError):
+    """A model cannot be optimised with these samples or settings, or has been already."""
+
+
+class BackendUnavailableError(OptimizeError):
+    """No such backend, or it cannot do this here; the message names what is possible."""
+
+
+class ConversionRefusedError(OptimizeError):
+    """A converted model failed its gates; `report` says which, and by how much."""
+
+    report: object
+
+
+class OptimizedModelError(LearnkitError, AttributeError):
+    """Something of an optimised model was to be set or looked into that is fixed."""
