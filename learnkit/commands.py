@@ -74,7 +74,7 @@ def train_folder(
         report.table(table)
     report.step(f"Draw pictures into {beside}")
     pictures = workflow.save_pictures(interp, beside)
-    data.frame.to_csv(beside / "split.csv", index=False)
+    data.frame.to_csv(beside / "split.csv", index=False, errors="surrogateescape")
     learn.history.to_csv(beside / "history.csv", index=False)
     report.step(f"Export to {out}")
     learn.export(out)
@@ -168,9 +168,10 @@ def predict_paths(
     files = workflow.images_at(paths)
     table = load_learner(model).predict_files(files, progress=sys.stderr.isatty())
     if csv is not None:
-        table.to_csv(csv, index=False)
+        table.to_csv(csv, index=False, errors="surrogateescape")
     if to_json is not None:
         text = json.dumps(records(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = text.encode("utf-8", "backslashreplace").decode()  # names that are no text
         sys.stdout.write(text) if str(to_json) == "-" else to_json.write_text(text, "utf-8")
     if csv is None and to_json is None:
         Report().table(frame_table(_short(table), max_rows=_SHOWN_ROWS))

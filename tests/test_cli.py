@@ -141,6 +141,19 @@ def test_predict_writes_csv_and_json(run, images, tmp_path, capsys):
         assert found["probs"]["odd"] == pytest.approx(row["p(odd)"], abs=1e-6)
 
 
+def test_predict_writes_file_names_that_are_no_text(run, images, tmp_path, capsys):
+    name = os.fsdecode(b"\xff.png")
+    try:
+        (tmp_path / name).write_bytes((images / "bad" / "000.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    targets = ["--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json"]
+    assert learnkit(capsys, "predict", run[2], tmp_path / name, *targets)[0] == 0
+    assert b"/\xff.png," in (tmp_path / "p.csv").read_bytes()
+    (found,) = json.loads((tmp_path / "p.json").read_text("utf-8"))
+    assert found["path"] == str(tmp_path / name)
+
+
 @pytest.mark.parametrize("tail", [["--json"], ["--json", "-"], ["--json", "--debug"]])
 def test_predict_writes_json_to_the_screen(run, images, capsys, tail):
     code, out, _ = learnkit(capsys, "predict", run[2], images / "bad" / "003.png", *tail)

@@ -69,7 +69,7 @@ def check_images(
     findings += _few(dataset, min_images)
     order = {"error": 0, "warning": 1, "info": 2}
     findings.sort(key=lambda row: (order[row["severity"]], row["finding"], row["path"]))
-    return pd.DataFrame(findings, columns=list(COLUMNS))
+    return pd.DataFrame(findings, columns=list(COLUMNS), dtype=object)
 
 
 class _Table:

@@ -61,7 +61,7 @@ class HalconDictionaries:
             raise DataError("the dictionary has no 'image_dir'; pass `image_dir=`")
         names = _names_of_ids(dataset["class_names"], dataset["class_ids"])
         rows = [_row(number, sample, names) for number, sample in enumerate(dataset["samples"])]
-        frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
+        frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS), dtype=object)
         root = Path(os.path.abspath(folder))
         if check_files:
             check_files_exist([root / path for path in clean_paths(frame["path"].tolist(), root)])

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from learnkit.data.pixels import check_pixel_count, eight_bit_image, image_from_array
+from learnkit.data.pixels import (
+    check_pixel_count,
+    eight_bit_image,
+    image_from_array,
+    is_tensor,
+)
 from learnkit.errors import DataError, ImageReadError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
@@ -140,7 +144,7 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
 
 def _decode(source: Any, name: str, bit_depth: int | None, max_pixels: int) -> Image.Image:
     """Loaded PIL image of any kind of source, in whatever mode it came."""
-    if isinstance(source, np.ndarray | torch.Tensor):
+    if isinstance(source, np.ndarray) or is_tensor(source):
         return image_from_array(source, name, bit_depth, max_pixels)
     if isinstance(source, Image.Image):
         return _loaded(source, name, bit_depth, max_pixels)

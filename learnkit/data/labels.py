@@ -130,7 +130,7 @@ def _text(name: str) -> str:
         return name.encode().decode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"class name {ascii(name)} is no text in UTF-8: rename the folder or file"
+            f"class name {name!a} is no text in UTF-8: rename the folder or file"
         ) from error
 
 

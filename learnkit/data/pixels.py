@@ -1,12 +1,25 @@
 """From arrays, tensors and deep pixels to 8-bit PIL images: the arithmetic part of reading."""
 
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import torch
 from PIL import Image
 
 from learnkit.errors import ImageReadError
 
+if TYPE_CHECKING:
+    import torch
+
 _CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGBA
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether `value` is a torch tensor; torch is not imported to ask."""
+    torch = sys.modules.get("torch")
+    return isinstance(value, getattr(torch, "Tensor", ()))
 
 
 def check_pixel_count(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -55,7 +68,7 @@ def image_from_array(
     """8-bit PIL image of an array (H, W[, C]) or a tensor (C, H, W) of uint8 or uint16."""
     pixels = _channels_last(source)
     if pixels.ndim != 3 or pixels.shape[2] not in _CHANNELS:
-        layout = "(C, H, W)" if isinstance(source, torch.Tensor) else "(H, W) or (H, W, C)"
+        layout = "(C, H, W)" if is_tensor(source) else "(H, W) or (H, W, C)"
         raise ImageReadError(
             f"image {name} has shape {tuple(source.shape)}; it must be {layout} with C from 1 to 4"
         )
@@ -73,7 +86,7 @@ def image_from_array(
 
 def _channels_last(source: np.ndarray | torch.Tensor) -> np.ndarray:
     """Array view (H, W, C) of an image array or tensor; other shapes come back with other axes."""
-    if isinstance(source, torch.Tensor):
+    if is_tensor(source):
         array = source.detach().cpu().numpy()
         return array.transpose(1, 2, 0) if array.ndim == 3 else array[None, None]
     return source[..., None] if source.ndim == 2 else source

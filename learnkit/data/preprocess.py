@@ -1,21 +1,26 @@
 """The one recipe from an image to the network's input, shared by training, cache and deployment.
 
 `Preprocessing` is data: it compares equal, travels as JSON and holds no callable. Its geometry is
-fastai's `Resize` on the validation split, pixel for pixel, without fastai.
+fastai's `Resize` on the validation split, pixel for pixel, without fastai. Up to the pixels it does
+without torch, too.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from learnkit.data.geometry import METHODS, PAD_MODES, centred_box, check_padding, cut
 from learnkit.data.image import MAX_PIXELS, check_read_options, read_image
 from learnkit.errors import DataError, InputSizeError
+
+if TYPE_CHECKING:
+    import torch
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -109,6 +114,11 @@ class Preprocessing:
         image = cut(image, box, self.pad_mode)
         return image.resize((width, height), _RESAMPLING[self.interpolation])
 
+    def pixels(self, source: Any) -> np.ndarray:
+        """uint8 array (H, W, C), contiguous and its own memory, of anything `read_image` takes."""
+        pixels = np.array(self.read(source), order="C")
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+
     def load(self, source: Any) -> torch.Tensor:
         """uint8 tensor (C, H, W), contiguous and its own memory, of anything `read_image` takes."""
         return to_tensor(self.read(source))
@@ -123,6 +133,8 @@ class Preprocessing:
             InputSizeError: The number of channels is another one.
             DataError: Floats leave 0..1, or the type is neither uint8 nor float.
         """
+        import torch
+
         self._check_batch(batch)
         x = batch.as_subclass(torch.Tensor).to(torch.float32, copy=True)
         if batch.dtype == torch.uint8:
@@ -136,7 +148,7 @@ class Preprocessing:
         """float32 tensor (C, H, W), normalised: what the network sees of `source`."""
         return self.normalize(self.load(source))
 
-    def replace(self, **changes: Any) -> "Preprocessing":
+    def replace(self, **changes: Any) -> Preprocessing:
         """The same recipe with some fields changed."""
         return dataclasses.replace(self, **changes)
 
@@ -146,7 +158,7 @@ class Preprocessing:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
         """The recipe that `to_dict` wrote; fields left out have their default.
 
         Raises:
@@ -197,6 +209,8 @@ class Preprocessing:
             raise DataError(f"`std` is {self.std}; every value must be above 0")
 
     def _check_batch(self, batch: torch.Tensor) -> None:
+        import torch
+
         if batch.ndim not in (3, 4) or batch.shape[-3] != self.channels:
             raise InputSizeError(
                 f"`batch` has shape {tuple(batch.shape)}; it must be (N, {self.channels}, H, W)"
@@ -215,6 +229,8 @@ class Preprocessing:
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """uint8 tensor (C, H, W) of an 8-bit PIL image, contiguous and its own memory."""
+    import torch
+
     pixels = np.asarray(image)
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.array(channels_first, order="C"))

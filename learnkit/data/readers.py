@@ -12,7 +12,13 @@ import pandas as pd
 
 from learnkit.data.image import IMAGE_EXTENSIONS, find_images
 from learnkit.data.labels import nfc
-from learnkit.data.table import COLUMNS, check_columns, check_files_exist, clean_paths
+from learnkit.data.table import (
+    COLUMNS,
+    as_written,
+    check_columns,
+    check_files_exist,
+    clean_paths,
+)
 from learnkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +69,7 @@ class Readers:
                 f"{len(empty)} class folders hold no images: {empty[:10]}; fill or remove them, or "
                 "pass `allow_empty=True` to keep them as classes without images"
             )
-        frame = pd.DataFrame({"path": [path.as_posix() for path in relative], "label": labels})
+        frame = as_written({"path": [path.as_posix() for path in relative], "label": labels})
         if named:
             frame["split"] = [_SPLIT_FOLDERS[path.parts[0].lower()] for path in relative]
         return cls(frame, root, classes=sorted({*labels, *map(os.path.basename, empty)}))
@@ -97,7 +103,7 @@ class Readers:
             raise DataError(
                 f"`pattern` names a group {clash[0]!r}, which is a column of its own; rename it"
             )
-        frame = pd.DataFrame({"path": paths, "label": [m.group(label) for m in found], **columns})
+        frame = as_written({"path": paths, "label": [m.group(label) for m in found], **columns})
         return cls(frame, folder)
 
     @classmethod

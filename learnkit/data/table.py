@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +15,11 @@ from learnkit.errors import DataError
 
 COLUMNS = ("image_id", "path", "label", "split")
 _SPLIT_NAMES = {name: name for name in (*SPLITS, "")} | {"val": "valid", "validation": "valid"}
+
+
+def as_written(columns: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Table of Python objects as they are: pandas' own text refuses undecodable file names."""
+    return pd.DataFrame(columns, dtype=object)
 
 
 def clean_table(

@@ -45,16 +45,17 @@ def errors_table(outputs: Outputs) -> pd.DataFrame:
         order = outputs.losses[position].argsort(descending=True, stable=True)
         position = position[order]
     targets, pred_labels = outputs.require_targets()[position], outputs.pred_labels[position]
-    files = outputs.items
+    files, index = outputs.items, pd.Index(position.numpy(), name="position")
+    paths = [str(files[i]) if files else None for i in position.tolist()]
     columns = {
-        "path": [str(files[i]) if files else None for i in position.tolist()],
+        "path": pd.Series(paths, index, dtype=object),  # pandas' text refuses undecodable names
         "actual": [label_text(outputs, label) for label in targets],
         "predicted": [label_text(outputs, label) for label in pred_labels],
         "prob": outputs.probability_of(outputs.pred_labels)[position].numpy(),
         "prob_actual": outputs.probability_of(outputs.require_targets())[position].numpy(),
         "loss": None if outputs.losses is None else outputs.losses[position].numpy(),
     }
-    return pd.DataFrame(columns, index=pd.Index(position.numpy(), name="position"))
+    return pd.DataFrame(columns, index=index)
 
 
 def report_text(outputs: Outputs) -> str:

@@ -131,16 +131,44 @@ def test_find_images_sorts_and_knows_extensions_in_any_case(tmp_path):
     assert names == ["a.jpeg", "b.PNG", "c/d.webp", "g.TIF"]
 
 
-def test_an_undecodable_file_name_survives(tmp_path):
-    touch(tmp_path, "a/1.png")
+@pytest.fixture
+def undecodable(tmp_path):
+    """A folder with a file whose name is no UTF-8."""
+    touch(tmp_path, "a/a_1.png")
     try:
-        with open(os.fsencode(tmp_path) + b"/a/\xff.png", "wb"):
+        with open(os.fsencode(tmp_path) + b"/a/a_\xff.png", "wb"):
             pass
     except OSError:
         pytest.skip("this file system refuses such names")
-    data = ImageDataset.from_folder(tmp_path)
+    return tmp_path
+
+
+def test_an_undecodable_file_name_survives(undecodable):
+    data = ImageDataset.from_folder(undecodable)
     assert all(path.is_file() for path in data.paths)
     assert len(data.fingerprint()) == 64
+    named = ImageDataset.from_names(undecodable, r"(?P<label>\w)_(?P<serial>.*)")
+    assert set(named.frame["serial"]) == {"1.png", os.fsdecode(b"\xff.png")}
+    again = ImageDataset.from_halcon(named.to_halcon())
+    assert again.paths == named.paths == data.paths
+
+
+def test_findings_name_undecodable_files_and_drop_them(undecodable):
+    data = ImageDataset.from_folder(undecodable)
+    findings = data.check(progress=False)
+    empty = findings[findings["finding"] == "empty file"]
+    assert set(empty["path"]) == {"a/a_1.png", os.fsdecode(b"a/a_\xff.png")}
+    assert not len(data.drop(empty))
+
+
+def test_a_class_name_that_is_no_text_is_refused(tmp_path):
+    try:
+        os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    (tmp_path / os.fsdecode(b"\xff") / "1.png").touch()
+    with pytest.raises(DataError, match=r"'\\udcff'.*is no text.*rename"):
+        ImageDataset.from_folder(tmp_path)
 
 
 def test_names_are_labelled_by_the_group_of_a_pattern(tmp_path):

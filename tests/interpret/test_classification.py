@@ -1,5 +1,7 @@
 import random
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import helpers
 import numpy as np
@@ -18,6 +20,7 @@ from learnkit.errors import InterpretationError
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.gradcam import grad_cam
 from learnkit.interpret.outputs import Outputs, collect_outputs
+from learnkit.interpret.tables import errors_table
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -258,6 +261,13 @@ def test_no_misclassified_image_is_no_error(interp):
     perfect = by_hand(CLASSES, [0, 1], np.eye(3)[[0, 1]].tolist())
     assert len(perfect.plot_multi_top_losses.__func__(interp, 0)) == 0
     assert perfect.errors().empty
+
+
+def test_a_mistake_in_a_file_whose_name_is_no_text_is_listed():
+    names = [Path(f"a/{i}\udcff.png") for i in range(2)]
+    interp = by_hand(CLASSES, [0, 1], np.eye(3)[[0, 0]].tolist())
+    outputs = replace(interp.outputs, items=names)
+    assert errors_table(outputs)["path"].tolist() == [str(names[1])]
 
 
 def test_several_labels_give_one_matrix_per_label(multi_learn):
