@@ -1,0 +1,164 @@
+"""What a converted model must keep to: arithmetic on counts and times, no model and no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from learnkit.errors import OptimizeError
+from learnkit.evaluation.measures import wilson_interval
+
+PROVING = 500  # test images recommended: enough to prove the default gates, with some to spare
+_Z = 1.959964  # 95 % of a normal distribution lie within
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What a converted model must reach; None switches a gate off.
+
+    Attributes:
+        agreement: smallest share of test images that keep their label, in 0..1.
+        accuracy_drop: largest loss of accuracy on labelled test images, as a share in 0..1.
+        speed: how many times as fast as its reference it must be, at every batch size measured.
+
+    Raises:
+        OptimizeError: a value outside its range.
+    """
+
+    agreement: float | None = 0.99
+    accuracy_drop: float | None = 0.005
+    speed: float | None = 1.1
+
+    def __post_init__(self) -> None:
+        for name, top in (("agreement", 1.0), ("accuracy_drop", 1.0), ("speed", math.inf)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= top:
+                raise OptimizeError(
+                    f"`gates.{name}` is {value}; it must be from 0 to {top:g}, or None for no gate"
+                )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one gate says.
+
+    Attributes:
+        gate: "agreement", "accuracy", "speed" or "finite".
+        passed: whether it is passed; None where nothing could be measured or nothing is asked.
+        found: the number measured, in words.
+        rule: what is asked, in words.
+        note: what else there is to know, such as that too few images were at hand to prove it.
+    """
+
+    gate: str
+    passed: bool | None
+    found: str
+    rule: str
+    note: str = ""
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word."""
+        return {True: "passed", False: "FAILED", None: "not judged"}[self.passed]
+
+    def __str__(self) -> str:
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.gate}: {self.word} ({self.found}; asked: {self.rule}{note})"
+
+
+def paired_interval(n_lost: int, n_gained: int, n: int) -> tuple[float, float]:
+    """Bounds that hold the change of a share with about 95 % confidence, from paired answers.
+
+    Args:
+        n_lost: images right before and wrong after.
+        n_gained: images wrong before and right after.
+        n: all images.
+
+    Source: Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data", 2012.
+
+    >>> paired_interval(0, 0, 500)
+    (-0.0055, 0.0055)
+    """
+    if n == 0:
+        return math.nan, math.nan
+    lost, gained = (n_lost + 1) / (n + 2), (n_gained + 1) / (n + 2)
+    change = gained - lost
+    half = _Z * math.sqrt((lost + gained - change**2) / (n + 2))
+    return max(-1.0, change - half), min(1.0, change + half)
+
+
+def judge_agreement(n_same: int, n: int, gates: Gates) -> Verdict:
+    """The verdict on labels that stayed the same for `n_same` of `n` test images."""
+    rule = "nothing" if gates.agreement is None else f"at least {gates.agreement:.1%}"
+    if n == 0:
+        return Verdict("agreement", None, "no test images", rule, "give `test` to have it judged")
+    low, high = wilson_interval(n_same, n)
+    found = f"{n_same / n:.2%} of {n} images, 95 % interval {low:.1%} to {high:.1%}"
+    if gates.agreement is None:
+        return Verdict("agreement", None, found, rule)
+    passed = n_same / n >= gates.agreement
+    note = ""
+    if passed and low < gates.agreement:
+        note = f"{n} images cannot prove it: give {PROVING} or more"
+    return Verdict("agreement", passed, found, rule, note)
+
+
+def judge_accuracy(n_lost: int, n_gained: int, n: int, gates: Gates) -> Verdict:
+    """The verdict on accuracy: `n_lost` answers turned wrong and `n_gained` right, of `n`."""
+    limit = gates.accuracy_drop
+    rule = "nothing" if limit is None else f"a drop of at most {100 * limit:g} points"
+    if n == 0:
+        note = "give labelled `test` images to have it judged"
+        return Verdict("accuracy", None, "no labelled test images", rule, note)
+    change, (low, high) = (n_gained - n_lost) / n, paired_interval(n_lost, n_gained, n)
+    found = (
+        f"{100 * change:+.2f} points on {n} images, 95 % interval {100 * low:+.2f} to "
+        f"{100 * high:+.2f}"
+    )
+    if limit is None:
+        return Verdict("accuracy", None, found, rule)
+    passed = n_lost - n_gained <= limit * n + 1e-9
+    note = ""
+    if not passed and limit * n < 1:
+        note = f"one image of {n} is {100 / n:.2f} points: give {PROVING} or more"
+    elif passed and low < -limit:
+        note = f"{n} images cannot prove it: the drop may be up to {-100 * low:.2f} points"
+    return Verdict("accuracy", passed, found, rule, note)
+
+
+def judge_speed(ratios: Mapping[int, float], reference: str, gates: Gates) -> Verdict:
+    """The verdict on speed.
+
+    Args:
+        ratios: times as fast as the reference, by batch size.
+        reference: what it is compared with, in words; empty if no gain is expected of it, as of
+            weights that are only stored in half precision.
+        gates: the limits.
+    """
+    shown = ", ".join(f"{ratio:.2f}x at batch {batch}" for batch, ratio in ratios.items())
+    rule = "nothing" if gates.speed is None else f"at least {gates.speed:g}x of {reference}"
+    if not ratios:
+        return Verdict("speed", None, "not measured", rule)
+    if not reference:
+        return Verdict("speed", None, shown, "nothing: it saves space, not time")
+    if gates.speed is None:
+        return Verdict("speed", None, shown, rule)
+    return Verdict("speed", min(ratios.values()) >= gates.speed, shown, rule)
+
+
+def judge_finite(n_broken: int, n: int) -> Verdict:
+    """The verdict on outputs that are not finite for `n_broken` of `n` images."""
+    found = f"{n_broken} of {n} images with outputs that are NaN or infinite"
+    return Verdict("finite", n_broken == 0, found, "none")
+
+
+def passes(verdicts: Sequence[Verdict]) -> bool:
+    """Whether no gate failed."""
+    return all(verdict.passed is not False for verdict in verdicts)
+
+
+def failures(verdicts: Sequence[Verdict]) -> str:
+    """What failed, in one line; empty if nothing did."""
+    return "; ".join(str(verdict) for verdict in verdicts if verdict.passed is False)

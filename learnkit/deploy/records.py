@@ -1,0 +1,70 @@
+"""Frozen dataclasses as JSON values and back, strictly: files come from strangers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, TypeVar
+
+from learnkit.errors import BundleCorruptError
+
+Record = TypeVar("Record")
+
+
+def to_plain(value: Any) -> Any:
+    """`value` as JSON knows it: records become objects, tuples lists, NaN and infinities null."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def from_plain(kind: type[Record], values: Any, where: str) -> Record:
+    """The record that `to_plain` wrote; null stands for NaN where a number is asked for.
+
+    Args:
+        kind: a dataclass of plain values, of tuples of one kind, of dictionaries with text as keys,
+            of records, and of such or None.
+        values: what JSON gave.
+        where: the file, for the message.
+
+    Raises:
+        BundleCorruptError: a field is missing, unknown or of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    if not isinstance(values, dict) or values.keys() != hints.keys():
+        found = sorted(values) if isinstance(values, dict) else type(values).__name__
+        raise BundleCorruptError(
+            f"{where}: a {kind.__name__} has the fields {sorted(hints)}, not {found!s:.200}"
+        )
+    return kind(**{k: _read(hint, values[k], f"{where}: `{k}`") for k, hint in hints.items()})
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and types.NoneType in inner:
+            return None
+        return _read(next(kind for kind in inner if kind is not types.NoneType), value, where)
+    if dataclasses.is_dataclass(hint):
+        return from_plain(hint, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read(inner[0], one, where) for one in value)
+    if origin is dict and isinstance(value, dict):
+        return {k: _read(inner[1], one, where) for k, one in value.items()}
+    if hint is float:
+        value = math.nan if value is None else value
+        value = float(value) if type(value) is int else value
+    if type(value) is not hint:
+        name = getattr(hint, "__name__", str(hint))
+        raise BundleCorruptError(f"{where} is {value!r:.100}; it must be a {name}")
+    return value
