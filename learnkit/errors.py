@@ -136,6 +136,10 @@ class PredictionError(LearnkitError, ValueError):
     """A prediction cannot be made: wrong input, or the network's output is not finite."""
 
 
+class PredictionFileError(LearnkitError, OSError):
+    """Predictions could not be written to a file; what was there before still is."""
+
+
 # -- uncertainty --------------------------------------------------------------------------------
 
 
@@ -228,3 +232,10 @@ class ConversionRefusedError(OptimizeError):
 
 class OptimizedModelError(LearnkitError, AttributeError):
     """Something of an optimised model was to be set or looked into that is fixed."""
+
+
+# -- serving ------------------------------------------------------------------------------------
+
+
+class ServingError(LearnkitError, ValueError):
+    """A model cannot be served like this: an address, a token or a limit breaks its rule."""
