@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from learnkit.deploy.prediction import Prediction
 from learnkit.errors import ImageReadError, LearnkitError, PredictionError
@@ -16,13 +13,24 @@ from learnkit.errors import ImageReadError, LearnkitError, PredictionError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from learnkit.deploy.predictor import Predictor
-
 Result = Prediction | LearnkitError
 
 
+class Predicts(Protocol):
+    """What can predict many images: a `Predictor`, with torch or without."""
+
+    classes: tuple[str, ...]
+    tells_unusual: bool
+
+    def load(self, source: Any) -> Any:
+        """One image ready for the network, or an ImageReadError."""
+
+    def try_loaded(self, images: Sequence[Any]) -> list[Result]:
+        """For each image that `load` gave its prediction, or the error in its place."""
+
+
 def predict_stream(
-    predictor: Predictor, items: Iterable[Any], *, bs: int, n_workers: int
+    predictor: Predicts, items: Iterable[Any], *, bs: int, n_workers: int
 ) -> Iterator[tuple[Any, Result]]:
     """Each item with its prediction, or with the error that prevented one, in the order of `items`.
 
@@ -30,20 +38,20 @@ def predict_stream(
     """
     if bs < 1:
         raise PredictionError(f"`bs`={bs}; a batch has at least one image")
-    loaded = load_ahead(predictor.preprocessing.load, items, n_ahead=2 * bs, n_workers=n_workers)
+    loaded = load_ahead(predictor.load, items, n_ahead=2 * bs, n_workers=n_workers)
     for batch in chunks(loaded, bs):
-        images = [image for _, image in batch if isinstance(image, Tensor)]
-        results = iter(predictor.try_tensors(torch.stack(images)) if images else ())
+        images = [image for _, image in batch if not isinstance(image, LearnkitError)]
+        results = iter(predictor.try_loaded(images) if images else ())
         for item, image in batch:
-            yield item, next(results) if isinstance(image, Tensor) else image
+            yield item, image if isinstance(image, LearnkitError) else next(results)
 
 
 def load_ahead(
-    load: Callable[[Any], Tensor], items: Iterable[Any], *, n_ahead: int, n_workers: int
-) -> Iterator[tuple[Any, Tensor | ImageReadError]]:
+    load: Callable[[Any], Any], items: Iterable[Any], *, n_ahead: int, n_workers: int
+) -> Iterator[tuple[Any, Any]]:
     """Each item with `load(item)` or the ImageReadError it raised, at most `n_ahead` waiting."""
 
-    def load_or_error(item: Any) -> Tensor | ImageReadError:
+    def load_or_error(item: Any) -> Any:
         try:
             return load(item)
         except ImageReadError as error:

@@ -4,18 +4,22 @@ Python's `json` takes duplicate keys and NaN, safetensors takes duplicate names,
 headers of 100 MB. A bundle from a stranger may hold any of them, so each is refused here.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+import safetensors.numpy
 
 from learnkit.errors import BundleCorruptError, ExportError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER_BYTES = 4_000_000
 MAX_TENSORS = 100_000
@@ -93,16 +97,22 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
             f"the tensor {bad!r} holds NaN or infinite values; a model with broken weights is not "
             "exported: load the last good weights, or train again with a lower learning rate"
         )
-    return safetensors.torch.save(_own_memory(tensors))
+    from safetensors.torch import save
+
+    return save(_own_memory(tensors))
 
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor with NaN or an infinity, None if all are finite."""
+    import torch
+
     return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)
 
 
 def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous copies on the CPU where needed: safetensors refuses shared and strided memory."""
+    from torch import Tensor
+
     seen: set[int] = set()
     own = {}
     for name, tensor in tensors.items():
@@ -121,14 +131,32 @@ def parse_tensors(data: bytes, name: str) -> dict[str, Tensor]:
         BundleCorruptError: header too large, not strict JSON or of too many tensors; ranges that
             overlap or leave gaps; NaN or an infinity.
     """
+    from safetensors.torch import load
+
+    tensors = _parsed(data, name, load)
+    if bad := first_non_finite(tensors):
+        raise _not_finite(name, bad)
+    return tensors
+
+
+def parse_arrays(data: bytes, name: str) -> dict[str, np.ndarray]:
+    """The same as numpy arrays; torch is not imported. Raises like `parse_tensors`."""
+    arrays = _parsed(data, name, safetensors.numpy.load)
+    if bad := next((n for n, a in arrays.items() if not np.isfinite(a).all()), None):
+        raise _not_finite(name, bad)
+    return arrays
+
+
+def _parsed(data: bytes, name: str, load: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
     _check_header(data, name)
     try:
-        tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        return load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise BundleCorruptError(f"{name} is not a sound safetensors file: {error}") from error
-    if bad := first_non_finite(tensors):
-        raise BundleCorruptError(f"{name}: the tensor {bad!r} holds NaN or infinite values")
-    return tensors
+
+
+def _not_finite(name: str, tensor: str) -> BundleCorruptError:
+    return BundleCorruptError(f"{name}: the tensor {tensor!r} holds NaN or infinite values")
 
 
 def _check_header(data: bytes, name: str) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from learnkit.data.image import find_images
+from learnkit.data.pixels import is_tensor
 from learnkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def files_or_images(data: Any) -> list[Any]:
     """The files below a folder, or a list of images; a single image becomes a list of one."""
     if isinstance(data, str | os.PathLike) and os.path.isdir(data):
         return find_images(data)
-    if isinstance(data, np.ndarray | Tensor):
+    if isinstance(data, np.ndarray) or is_tensor(data):
         return [data] if data.ndim < 4 else list(data)
     single = isinstance(data, str | os.PathLike | bytes | Image.Image) or hasattr(data, "read")
     return [data] if single else list(data)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from learnkit.errors import DataError, PredictionError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from learnkit.continual.classifier import ContinualClassifier
     from learnkit.data.dataset import ImageDataset
 
@@ -70,6 +69,8 @@ def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) 
 
 def encoded_labels(dataset: ImageDataset, classes: tuple[str, ...], multi_label: bool) -> Tensor:
     """Class numbers (N,), or zeros and ones (N, C) if `multi_label`."""
+    import torch
+
     number = {name: i for i, name in enumerate(classes)}
     labels = [label if isinstance(label, tuple) else (label,) for label in dataset.labels]
     found = {name for names in labels for name in names}

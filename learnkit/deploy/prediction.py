@@ -1,4 +1,4 @@
-"""What a network says about one image."""
+"""What a network says about one image, in torch's numbers or numpy's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from learnkit.deploy.sets import conformal_quantile, inside
 from learnkit.errors import PredictionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    Values = Tensor | np.ndarray
 
 _SHOWN = 5
 _BAR = "background:#4c72b0;height:.8em"
@@ -27,7 +32,7 @@ class Prediction:
         label: name of the likeliest class; of a multi-label model the names above the threshold.
         index: its number in `classes`; of a multi-label model a tuple of numbers.
         probs: probabilities float32 (C,) in the order of `classes`; they sum to 1, unless the model
-            is multi-label.
+            is multi-label. A tensor, or an array where there is no torch (`load_runtime`).
         classes: the C class names.
         ood_score: how unusual the image is; higher is more unusual.
         ood_threshold: the image is flagged if its score is above this.
@@ -44,12 +49,12 @@ class Prediction:
 
     label: str | tuple[str, ...]
     index: int | tuple[int, ...]
-    probs: Tensor
+    probs: Values
     classes: tuple[str, ...]
     ood_score: float | None = field(default=None, kw_only=True)
     ood_threshold: float | None = field(default=None, kw_only=True)
     p_value: float | None = field(default=None, kw_only=True)
-    misfits: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
+    misfits: tuple[Values, Values] | None = field(default=None, kw_only=True)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.label, self.index, self.probs))
@@ -68,9 +73,13 @@ class Prediction:
     @property
     def ranking(self) -> list[tuple[str, float]]:
         """(class name, probability) of all classes, likeliest first; equals in class order."""
-        order = self.probs.argsort(descending=True, stable=True).tolist()
         probs = self.probs.tolist()
-        return [(self.classes[i], probs[i]) for i in order]
+        return [(self.classes[i], probs[i]) for i in self._order()]
+
+    def _order(self) -> list[int]:
+        """Class numbers, likeliest first; equals in class order."""
+        probs = self.probs.tolist()
+        return sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
 
     @property
     def is_ood(self) -> bool | None:
@@ -97,13 +106,8 @@ class Prediction:
                 "this model has nothing to calibrate prediction sets by; it needs the continual "
                 "state, and images it remembers or validation images"
             )
-        from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
-
-        scores, weights = self.misfits
-        (inside,) = prediction_sets(
-            self.probs[None], conformal_quantile(scores, alpha, weights=weights)
-        )
-        kept = dict(zip(self.classes, inside.tolist(), strict=True))
+        found = inside(self.probs, conformal_quantile(*self.misfits, alpha))
+        kept = dict(zip(self.classes, found.tolist(), strict=True))
         return tuple(name for name, prob in self.ranking if kept[name] and prob > 0)
 
     def to_dict(self, *, alpha: float | None = None) -> dict[str, Any]:
@@ -133,10 +137,9 @@ class Prediction:
         Models that can tell unusual images add ood_result (1 or 0), ood_score, ood_threshold as
         HALCON has them, and ood_p_value.
         """
-        order = self.probs.argsort(descending=True, stable=True).tolist()
         ranking = self.ranking
         result: dict[str, Any] = {
-            "classification_class_ids": tuple(order),
+            "classification_class_ids": tuple(self._order()),
             "classification_class_names": tuple(name for name, _ in ranking),
             "classification_confidences": tuple(prob for _, prob in ranking),
         }
@@ -183,7 +186,7 @@ def finite_or_none(value: float | None) -> float | None:
 
 
 def prediction_of(
-    probs: Tensor,
+    probs: Values,
     classes: tuple[str, ...],
     *,
     multi_label: bool = False,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import Result
 from learnkit.deploy.bundle import save_bundle
+from learnkit.deploy.examining import Examining
 from learnkit.deploy.judging import judged
 from learnkit.deploy.labelling import checked_threshold, head_classes, renamed
 from learnkit.deploy.learning import Learning
@@ -22,7 +23,7 @@ from learnkit.deploy.running import Network
 from learnkit.errors import PredictionError
 
 
-class Predictor(ManyImages, Learning):
+class Predictor(ManyImages, Examining, Learning):
     """A network with its preprocessing and class names: images in, predictions out.
 
     Predicting changes nothing, so threads may share a predictor. A model that belongs to the
@@ -80,6 +81,11 @@ class Predictor(ManyImages, Learning):
         return self._labelling[1]
 
     @property
+    def tells_unusual(self) -> bool:
+        """Whether predictions say how unusual an image is."""
+        return self.continual is not None
+
+    @property
     def device(self) -> torch.device:
         """Where the network runs."""
         return self.network.device
@@ -109,6 +115,18 @@ class Predictor(ManyImages, Learning):
             with torch.no_grad():
                 return self.continual(self.network.features(images))
         return self.network.outputs(images, len(self.classes))
+
+    def load(self, source: Any) -> Tensor:
+        """An image as `try_tensors` takes it, uint8 (channels, H, W).
+
+        Raises:
+            ImageReadError: the image cannot be read; the message names it.
+        """
+        return self.preprocessing.load(source)
+
+    def try_loaded(self, images: Sequence[Tensor]) -> list[Result]:
+        """For each image that `load` gave its prediction, or a PredictionError."""
+        return self.try_tensors(torch.stack(list(images)))
 
     def try_tensors(self, images: Tensor) -> list[Result]:
         """For each of `images` uint8 (N, channels, H, W) its prediction, or a PredictionError."""
