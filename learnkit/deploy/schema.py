@@ -4,9 +4,11 @@ The format has a version: the same major one is read for ever; unknown keys are 
 writer lists them under `critical`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learnkit._version import __version__
 from learnkit.data.preprocess import Preprocessing
@@ -18,7 +20,9 @@ from learnkit.errors import (
     ExportError,
     LearnkitError,
 )
-from learnkit.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from learnkit.models.spec import ModelSpec
 
 SCHEMA = {"major": 1, "minor": 1}
 CONFIG = "config.json"
@@ -84,20 +88,14 @@ class Contents:
             raise ExportError(f"`metadata`, `card` or a class name is no JSON: {error}") from error
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Contents":
+    def from_bytes(cls, data: bytes) -> Contents:
         """What a config.json says.
 
         Raises:
             BundleCorruptError: a key is missing, of another type, or breaks a rule.
             BundleVersionError: the format is newer than this learnkit reads.
         """
-        if len(data) > MAX_CONFIG_BYTES:
-            raise BundleCorruptError(
-                f"{CONFIG} has {len(data)} bytes; at most {MAX_CONFIG_BYTES} are read"
-            )
-        section = _get(parse_json(data, CONFIG), _SECTION, dict)
-        check_schema(section, CONFIG)
-        _check_critical(section)
+        section = read_section(data)
         spec, preprocessing = _described(section)
         return cls(
             spec=spec,
@@ -110,6 +108,25 @@ class Contents:
             metadata=_get(section, "metadata", dict),
             continual=_continual(section, spec),
         )
+
+
+def read_section(data: bytes) -> dict[str, Any]:
+    """What a config.json says under `learnkit`, if this learnkit reads its format.
+
+    No torch is needed: what describes the network is not looked at.
+
+    Raises:
+        BundleCorruptError: no strict JSON, or without that section.
+        BundleVersionError: the format is newer than this learnkit reads.
+    """
+    if len(data) > MAX_CONFIG_BYTES:
+        raise BundleCorruptError(
+            f"{CONFIG} has {len(data)} bytes; at most {MAX_CONFIG_BYTES} are read"
+        )
+    section = _get(parse_json(data, CONFIG), _SECTION, dict)
+    check_schema(section, CONFIG)
+    _check_critical(section)
+    return section
 
 
 def check_schema(holder: Mapping[str, Any], where: str) -> None:
@@ -143,6 +160,8 @@ def _get(holder: Mapping[str, Any], key: str, kind: type, where: str = CONFIG) -
 
 
 def _described(section: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing]:
+    from learnkit.models.spec import ModelSpec  # here, because it brings torch
+
     try:
         spec = ModelSpec.from_dict(_get(section, "model", dict))
         preprocessing = Preprocessing.from_dict(_get(section, "preprocessing", dict))
