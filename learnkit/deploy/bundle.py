@@ -66,6 +66,21 @@ def save_bundle(
             rebuilt from the data computes something else.
         BundleWriteError: the folder could not be written; what stood there still does.
     """
+    return write_bundle(path, bundle_files(predictor, card=card, probes=probes))
+
+
+def write_bundle(path: str | os.PathLike, files: Mapping[str, bytes]) -> str:
+    """SHA-256 (hex) of the manifest of the bundle of these files, written to `path`."""
+    return write_folder(path, files, about={"schema": SCHEMA, "versions": versions()})
+
+
+def bundle_files(
+    predictor: "Predictor",
+    *,
+    card: Mapping[str, Any] | None = None,
+    probes: Tensor | None = None,
+) -> dict[str, bytes]:
+    """The files of a bundle of `predictor`, by name; arguments and errors as of `save_bundle`."""
     card, recipe = checked_card(card or {}), predictor.preprocessing
     probes = default_probes(recipe) if probes is None else probes
     check_probes(probes, recipe)
@@ -92,7 +107,7 @@ def save_bundle(
     files[PROBE] = tensors_to_bytes(probe_tensors(copy, probes, recipe))
     files[CONFIG] = contents.to_bytes(packed.config)
     files[CARD] = _card(contents, packed.kind, card, head).encode()
-    return write_folder(path, files, about={"schema": SCHEMA, "versions": versions()})
+    return files
 
 
 def _as_read(spec: ModelSpec) -> ModelSpec:
