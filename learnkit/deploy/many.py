@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from learnkit.data.image import find_images
 from learnkit.deploy.bulk import Result, predict_stream, prediction_table, watched
 from learnkit.deploy.prediction import Prediction
+from learnkit.deploy.resumable import FilesReport, predict_to_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,9 @@ class ManyImages:
         n_workers: int = 2,
         progress: bool = True,
         probs: bool = True,
-    ) -> pd.DataFrame:
+        out: str | os.PathLike | None = None,
+        resume: bool = True,
+    ) -> pd.DataFrame | FilesReport:
         """One row per file, in order: path, label, confidence, error, then `p(NAME)` per class.
 
         A file that cannot be read has its reason in `error`, no label and NaN for numbers; the rest
@@ -66,7 +69,25 @@ class ManyImages:
             n_workers: decoding threads; 0 decodes between the passes.
             progress: show a progress bar.
             probs: add a column per class.
+            out: write the rows to this .parquet, .csv or .jsonl file instead, each with the model's
+                digest, and return a report: for any number of files, see `predict_to_file`.
+            resume: with `out`, go on where an interrupted call was.
+
+        Raises:
+            PredictionError: `out` with other work in it than this, or images that are no files.
+            PredictionFileError: `out` cannot be written.
         """
+        if out is not None:
+            return predict_to_file(
+                self,
+                paths,
+                out,
+                resume=resume,
+                bs=bs,
+                n_workers=n_workers,
+                progress=progress,
+                probs=probs,
+            )
         paths = list(paths)
         stream = predict_stream(self, paths, bs=bs, n_workers=n_workers)
         return prediction_table(

@@ -14,7 +14,9 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import Result
 from learnkit.deploy.bundle import save_bundle
 from learnkit.deploy.examining import Examining
-from learnkit.deploy.judging import judged
+from learnkit.deploy.identity import Identified
+from learnkit.deploy.detector import Detector
+from learnkit.deploy.judging import judged, judged_beside
 from learnkit.deploy.labelling import checked_threshold, head_classes, renamed
 from learnkit.deploy.learning import Learning
 from learnkit.deploy.many import ManyImages, raised
@@ -23,7 +25,7 @@ from learnkit.deploy.running import Network
 from learnkit.errors import PredictionError
 
 
-class Predictor(ManyImages, Examining, Learning):
+class Predictor(ManyImages, Examining, Learning, Identified):
     """A network with its preprocessing and class names: images in, predictions out.
 
     Predicting changes nothing, so threads may share a predictor. A model that belongs to the
@@ -40,10 +42,11 @@ class Predictor(ManyImages, Examining, Learning):
         device: where the model is moved to and runs; None leaves it where it is.
         metadata: anything JSON can hold; travels in the bundle.
         owns_model: nobody else uses `model`.
+        detector: tells unusual images beside a trained head, as `learn.fit_ood` makes it.
 
     Raises:
         PredictionError: class names that are empty, twice there, no strings or not the head's own;
-            `threshold` outside (0, 1).
+            `threshold` outside (0, 1); a `detector` beside a head that needs none.
     """
 
     def __init__(
@@ -57,14 +60,15 @@ class Predictor(ManyImages, Examining, Learning):
         device: str | torch.device | None = None,
         metadata: Mapping[str, Any] | None = None,
         owns_model: bool = False,
+        detector: Detector | None = None,
     ):
         self.model = model if device is None else model.to(device)
         self.preprocessing = preprocessing
         self.multi_label = multi_label
         self.metadata = dict(metadata or {})
-        self.digest: str | None = None
         self.probes: Tensor | None = None
         self.measured: Any = None  # the class statistics that the card's measures are about
+        self.detector = checked_detector(detector, self.continual, multi_label)
         names = head_classes(self.continual, classes, multi_label)
         self._labelling = (names, checked_threshold(threshold))
         self.network = Network(self.model, preprocessing, owned=owns_model)
@@ -76,6 +80,11 @@ class Predictor(ManyImages, Examining, Learning):
         return self._labelling[0] if head is None else head.classes
 
     @property
+    def state(self) -> tuple[Any, ...]:
+        """What every change replaces, for `is_changed`: names and thresholds, what is learned."""
+        return (self._labelling, self.ood and self.ood.knowledge)
+
+    @property
     def threshold(self) -> float:
         """Probability above which a label counts (multi-label only)."""
         return self._labelling[1]
@@ -83,7 +92,7 @@ class Predictor(ManyImages, Examining, Learning):
     @property
     def tells_unusual(self) -> bool:
         """Whether predictions say how unusual an image is."""
-        return self.continual is not None
+        return self.ood is not None
 
     @property
     def device(self) -> torch.device:
@@ -132,8 +141,11 @@ class Predictor(ManyImages, Examining, Learning):
         """For each of `images` uint8 (N, channels, H, W) its prediction, or a PredictionError."""
         if self.continual is not None:
             return judged(self.continual, self.network.features(images))
-        logits = self.logits(images)
         classes, threshold = self._labelling
+        if self.detector is not None:
+            found = self.network.outputs_and_features(images, len(classes))
+            return judged_beside(self.detector, *found, classes)
+        logits = self.logits(images)
         probs = logits.sigmoid() if self.multi_label else logits.softmax(1)
         finite = logits.isfinite().all(1).tolist()
         return [
@@ -157,7 +169,7 @@ class Predictor(ManyImages, Examining, Learning):
             class_names: the new names.
             threshold: a label of a multi-label model counts above it.
             ood_threshold: an image is flagged if its score is above it; it stays through later
-                changes. Continual state only, as is the next.
+                changes. Only where `tells_unusual`, as is the next.
             false_alarm_rate: wanted share of known images flagged; the threshold is fitted to it
                 from what the model knows, now and after every change.
 

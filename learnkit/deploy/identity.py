@@ -1,0 +1,74 @@
+"""Which model said it: one digest for what a predictor knows and how it is set at this moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+class Identified:
+    """A predictor that knows which bundle it is, and whether it still is that."""
+
+    _digest: str | None = None
+    _as_loaded: tuple[Any, ...] = ()
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 (hex) of the bundle it was loaded from, None if it was made otherwise."""
+        return self._digest
+
+    @digest.setter
+    def digest(self, value: str | None) -> None:
+        self._digest, self._as_loaded = value, () if value is None else state_of(self)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether it has learned, or was set otherwise, since `digest` was noted."""
+        return self._digest is not None and not same_state(self, self._as_loaded)
+
+
+def model_digest(predictor: Any) -> str:
+    """SHA-256 (hex) that tells models apart, whatever they have learned or been set to since.
+
+    That of the bundle while the model is as it was loaded, with the name of the variant behind it
+    if it runs one; else that of its weights, what it has learned, class names and thresholds.
+    """
+    if predictor.digest is None or getattr(predictor, "is_changed", False):
+        return _content_digest(predictor)
+    variant = getattr(predictor, "variant", None)
+    return predictor.digest if variant is None else f"{predictor.digest}:{variant}"
+
+
+def same_state(predictor: Any, state: Any) -> bool:
+    """Whether `predictor` is still as it was when `state_of` gave `state`; costs nothing."""
+    now = state_of(predictor)
+    return len(now) == len(state) and all(a is b for a, b in zip(now, state, strict=True))
+
+
+def state_of(predictor: Any) -> tuple[Any, ...]:
+    """What a change to a predictor replaces; nothing for predictors that cannot change."""
+    return tuple(getattr(predictor, "state", ()))
+
+
+def _content_digest(predictor: Any) -> str:
+    settings = {
+        "bundle": predictor.digest,
+        "classes": list(predictor.classes),
+        "multi_label": bool(predictor.multi_label),
+        "threshold": getattr(predictor, "threshold", None),
+        "preprocessing": predictor.preprocessing.to_dict(),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    model = getattr(predictor, "model", None)
+    for name, tensor in sorted(model.state_dict().items() if model is not None else ()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"\0{name} {values.dtype} {tuple(values.shape)}\0".encode())
+        digest.update(values.flatten().view(_torch_uint8()).numpy() if values.numel() else b"")
+    return digest.hexdigest()
+
+
+def _torch_uint8() -> Any:
+    import torch  # only whoever has a model of torch's comes here
+
+    return torch.uint8
