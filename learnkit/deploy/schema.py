@@ -24,7 +24,7 @@ from learnkit.errors import (
 if TYPE_CHECKING:
     from learnkit.models.spec import ModelSpec
 
-SCHEMA = {"major": 1, "minor": 1}
+SCHEMA = {"major": 1, "minor": 2}
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 16_000_000
 _SECTION = "learnkit"
@@ -41,6 +41,8 @@ _KNOWN = frozenset(
         "versions",
         "metadata",
         "continual",
+        "ood",
+        "default_variant",
     }
 )
 
@@ -49,7 +51,9 @@ _KNOWN = frozenset(
 class Contents:
     """A predictor without its weights; `layout` says which file holds which of them.
 
-    `continual` describes the head's state in the continual state, None otherwise.
+    `continual` describes the head's state in the continual state, None otherwise; `ood` what tells
+    unusual images beside a trained head. `default_variant` names what runs unless another is asked
+    for; None means the weights themselves.
     """
 
     spec: ModelSpec
@@ -61,6 +65,8 @@ class Contents:
     versions: Mapping[str, str]
     metadata: Mapping[str, Any]
     continual: Mapping[str, Any] | None = None
+    ood: Mapping[str, Any] | None = None
+    default_variant: str | None = None
 
     def to_bytes(self, timm_config: Mapping[str, Any]) -> bytes:
         """config.json, with timm's own fields.
@@ -68,10 +74,11 @@ class Contents:
         Raises:
             ExportError: something in it is no JSON.
         """
-        own = {} if self.continual is None else {"continual": self.continual}
+        own = {"continual": self.continual, "ood": self.ood}
+        own = {name: value for name, value in own.items() if value is not None}
         section = {
             "schema": SCHEMA,
-            "critical": list(own),  # readers of format 1.0 refuse what they would get wrong
+            "critical": list(own),  # older readers refuse what they would get wrong
             "model": self.spec.to_dict(),
             "layout": self.layout,
             "preprocessing": self.preprocessing.to_dict(),
@@ -107,6 +114,8 @@ class Contents:
             versions=_get(section, "versions", dict),
             metadata=_get(section, "metadata", dict),
             continual=_continual(section, spec),
+            default_variant=default_variant(section),
+            ood=_ood(section),
         )
 
 
@@ -127,6 +136,38 @@ def read_section(data: bytes) -> dict[str, Any]:
     check_schema(section, CONFIG)
     _check_critical(section)
     return section
+
+
+def default_variant(section: Mapping[str, Any]) -> str | None:
+    """The variant that `section` says runs unless another is asked for; None for the weights."""
+    return _get(section, "default_variant", str) if "default_variant" in section else None
+
+
+def with_variant(
+    config: bytes, name: str, metadata: Mapping[str, Any], *, has_learned: bool
+) -> bytes:
+    """A config.json of which the variant `name` is the default.
+
+    Args:
+        config: without variants, or with another default.
+        name: of the variant.
+        metadata: takes the place of that in `config`, but for the model card's data.
+        has_learned: the variant knows what the weights beside it do not: readers who know no
+            variants refuse the bundle then.
+
+    Raises:
+        ExportError: `metadata` is no JSON.
+    """
+    whole = parse_json(config, CONFIG)
+    section = whole[_SECTION]
+    critical = [key for key in section["critical"] if key != "default_variant"]
+    section["critical"] = critical + ["default_variant"] * has_learned
+    section["default_variant"] = name
+    section["metadata"] = {**metadata, "card": section["metadata"].get("card", {})}
+    try:
+        return to_json(whole)
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"`metadata` is no JSON: {error}") from error
 
 
 def check_schema(holder: Mapping[str, Any], where: str) -> None:
@@ -196,6 +237,15 @@ def _continual(section: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any] | 
     if section["multi_label"]:
         raise BundleCorruptError(f"{CONFIG}: a head with class statistics gives one label")
     return _get(section, "continual", dict)
+
+
+def _ood(section: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What describes the detector beside a trained head, if there is one."""
+    if "ood" not in section:
+        return None
+    if section["multi_label"] or "continual" in section:
+        raise BundleCorruptError(f"{CONFIG}: `ood` goes with a trained head that gives one label")
+    return _get(section, "ood", dict)
 
 
 def _threshold(section: Mapping[str, Any]) -> float:
