@@ -1,0 +1,84 @@
+"""How long networks take for a batch, measured side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BATCHES = (1, 16)
+MIN_ROUNDS, MAX_ROUNDS = 7, 60
+
+
+class Times(NamedTuple):
+    """Milliseconds per call: median and 95th percentile."""
+
+    median: float
+    p95: float
+
+
+def measure(
+    runs: Mapping[str, Callable[[Tensor], object]],
+    pixels: Tensor,
+    *,
+    batches: Sequence[int] = BATCHES,
+    seconds: float = 2.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict[int, Times]]:
+    """The times of every run by name and batch size.
+
+    The runs take turns call by call, so that whatever else the machine does meanwhile hits all of
+    them alike.
+
+    Args:
+        runs: each takes uint8 images (N, C, H, W).
+        pixels: images to run on, repeated to fill a batch.
+        batches: batch sizes.
+        seconds: about how long to go on at every batch size, for all runs together.
+        clock: seconds that go by.
+    """
+    found: dict[str, dict[int, Times]] = {name: {} for name in runs}
+    for batch in batches:
+        images = pixels[torch.arange(batch) % len(pixels)].contiguous()
+        for name, values in _turns(runs, images, seconds, clock).items():
+            median, p95 = np.quantile(values, (0.5, 0.95))
+            found[name][batch] = Times(1000 * float(median), 1000 * float(p95))
+    return found
+
+
+def _turns(
+    runs: Mapping[str, Callable[[Tensor], object]],
+    images: Tensor,
+    seconds: float,
+    clock: Callable[[], float],
+) -> dict[str, list[float]]:
+    """Seconds of every call; each run is warmed up by two that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run(images)
+        run(images)
+    end = clock() + seconds
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and clock() > end:
+            break
+        for name, run in runs.items():
+            started = clock()
+            run(images)
+            times[name].append(clock() - started)
+    return times
+
+
+@contextlib.contextmanager
+def torch_threads(n: int | None) -> Iterator[None]:
+    """Torch computes with `n` threads inside; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
