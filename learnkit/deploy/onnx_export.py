@@ -1,0 +1,155 @@
+"""A trained network as one ONNX file: pixels in, pooled features and logits out."""
+
+import copy
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from learnkit._version import __version__
+from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy.extras import extra
+from learnkit.deploy.onnx_edit import tidied, write_metadata
+from learnkit.errors import ExportError
+
+INPUT, FEATURES, LOGITS = "image", "features", "logits"
+_LIMIT = 2**31 - 2**20  # what one protobuf message can hold
+_INSTEAD = 'optimise it with backend="torch", which runs any network'
+_OPERATOR = re.compile(r"OpOverload\(op='([^']+)', overload='[^']*'\)")
+_NOISY = ("torch", "onnxscript", "onnx_ir", "onnx")
+
+
+class Pixels(nn.Module):
+    """A network that takes images as they are read and gives features, and logits if it has a head.
+
+    Args:
+        body: gives a feature map (N, D, H', W') for normalised images.
+        head: gives logits for that map; None if the head lives outside.
+        preprocessing: says how pixels are normalised.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, body: nn.Module, head: nn.Module | None, preprocessing: Preprocessing):
+        super().__init__()
+        self.body, self.head = body, head
+        for name in ("mean", "std"):
+            values = getattr(preprocessing, name)
+            per_channel = None if values is None else torch.tensor(values).view(1, -1, 1, 1)
+            self.register_buffer(name, per_channel)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Features float32 (N, D), then logits, of `image` uint8 (N, H, W, C)."""
+        x = image.permute(0, 3, 1, 2).to(torch.float32) / 255
+        if self.mean is not None:
+            x = (x - self.mean) / self.std
+        feature_map = self.body(x)
+        features = adaptive_avg_pool2d(feature_map, 1).flatten(1)
+        return (features,) if self.head is None else (features, self.head(feature_map))
+
+
+def export_onnx(model: nn.Module, preprocessing: Preprocessing, *, continual: bool) -> bytes:
+    """ONNX file of `model`: input `image` uint8 (N, H, W, C), outputs `features` and `logits`.
+
+    Normalisation is part of the graph, any number of images can be asked for, weights are inside.
+    Nodes are called by the module they come from. `model` is left as it is.
+
+    Args:
+        model: `Sequential(body, head)` whose body gives a feature map (N, D, H', W').
+        preprocessing: size, channels and normalisation of the images.
+        continual: leave the head out: it lives outside, so that it can grow.
+
+    Raises:
+        ExportError: the network has no body, uses operators ONNX lacks, or is over 2 GiB.
+        MissingExtraError: onnx or onnxscript is not installed.
+    """
+    for name in ("onnx", "onnxscript"):
+        extra(name)
+    pixels = _standing_alone(model, preprocessing, continual)
+    names = [FEATURES] if continual else [FEATURES, LOGITS]
+    recipe = {"learnkit": __version__, "preprocessing": preprocessing.to_dict()}
+    return write_metadata(tidied(_converted(pixels, preprocessing, names)), recipe)
+
+
+def _standing_alone(model: nn.Module, recipe: Preprocessing, continual: bool) -> Pixels:
+    """A copy of `model` in float32 on the processor and in eval mode, from pixels to outputs."""
+    if not isinstance(model, nn.Sequential) or len(model) != 2:
+        raise ExportError(
+            f"the network is a {type(model).__name__} without a body to read features from; build "
+            "it with cnn_learner or create_cnn_model"
+        )
+    body, head = copy.deepcopy(model[0]), None if continual else copy.deepcopy(model[1])
+    pixels = Pixels(body, head, recipe).to("cpu", torch.float32).eval().requires_grad_(False)
+    size = sum(t.numel() * t.element_size() for t in pixels.state_dict().values())
+    if size > _LIMIT:
+        raise ExportError(
+            f"the network's weights have {size:,} bytes; one ONNX file holds {_LIMIT:,}: {_INSTEAD}"
+        )
+    with torch.no_grad():
+        feature_map = body(torch.zeros(2, recipe.channels, *recipe.size))
+    if feature_map.ndim != 4:
+        raise ExportError(
+            f"the body gives {tuple(feature_map.shape)}; features are read off a map (N,D,H,W)"
+        )
+    return pixels
+
+
+def _converted(pixels: Pixels, recipe: Preprocessing, names: list[str]) -> bytes:
+    image = torch.zeros(2, *recipe.size, recipe.channels, dtype=torch.uint8)
+    try:
+        # two images: what is traced with one holds for one only
+        with _silence(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            program = torch.onnx.export(
+                pixels,
+                (image,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=names,
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+                external_data=False,
+                verbose=False,
+            )
+            return program.model_proto.SerializeToString(deterministic=True)
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(_explained(error)) from error
+
+
+def _explained(error: BaseException) -> str:
+    """What the exporter could not do, in one sentence, and what to do instead."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    text = "\n".join(map(str, causes))
+    if operators := sorted(set(_OPERATOR.findall(text))):
+        return f"ONNX has nothing for {', '.join(operators)}, which the network uses; {_INSTEAD}"
+    if "Constraints violated" in text:
+        return f"the network takes one number of images at a time only; {_INSTEAD}"
+    reason = next((line for line in str(causes[-1]).splitlines() if line.strip()), "no reason")
+    return f"the network cannot be captured as a graph ({reason.strip():.200}); {_INSTEAD}"
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What the exporter says to its developers is not said to its users."""
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.partition(".")[0] in _NOISY
+        and isinstance(logger, logging.Logger)
+        and not logger.disabled
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.disabled = True
+            yield
+        finally:
+            for logger in loggers:
+                logger.disabled = False

@@ -1,0 +1,56 @@
+"""What this machine's processor can do."""
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last on ARM
+_TELLING = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8mm")
+_SHOWN = {*_BF16, *_TELLING, "amx_int8", "amx_tile", "avx512_fp16"}
+
+
+@cache
+def processor_flags(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
+    """What the processor says it can do, as Linux lists it; empty where it does not."""
+    try:
+        lines = Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    found = (line.partition(":") for line in lines)
+    rows = (flags for key, _, flags in found if key.strip().lower() in {"flags", "features"})
+    return frozenset(next(rows, "").split())
+
+
+def telling_flags() -> tuple[str, ...]:
+    """Those of the processor's flags that decide how fast networks run, sorted."""
+    return tuple(sorted(processor_flags() & _SHOWN))
+
+
+def has_bfloat16() -> bool:
+    """True if the processor multiplies bfloat16 itself; elsewhere it would be slower."""
+    return bool(processor_flags() & _BF16)
+
+
+def n_threads(threads: int | None = None) -> int:
+    """`threads`, or as many as processors are given to this process.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if threads is None:
+        given = getattr(os, "sched_getaffinity", None)
+        return len(given(0)) if given else os.cpu_count() or 1
+    if type(threads) is not int or threads < 1:
+        raise ValueError(f"`threads` is {threads!r}; it must be a whole number of at least 1")
+    return threads
+
+
+def processor_name() -> str:
+    """Its maker's name for it, or at least its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

@@ -1,0 +1,98 @@
+"""What every backend offers: a session that turns images into features and logits."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from learnkit.errors import BundleCorruptError, PredictionError
+
+Shape = tuple[int, int, int]
+Value = tuple[str, bool, Sequence[Any]]  # its name, if it is of the right type, and its shape
+Outputs = tuple[np.ndarray, np.ndarray | None]
+
+
+class Session(ABC):
+    """A network ready to run in one backend; any number of threads may use it at once.
+
+    Args:
+        backend: its name.
+        precision: its name.
+        shape: (H, W, C) of an image.
+        n_features: width D of the features.
+        n_outputs: width of the logits; None if the network has no head.
+        threads: processor threads one run may use.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        precision: str,
+        *,
+        shape: Shape,
+        n_features: int,
+        n_outputs: int | None,
+        threads: int,
+        device: str,
+    ):
+        self.backend, self.precision, self.shape = backend, precision, shape
+        self.n_features, self.n_outputs = n_features, n_outputs
+        self.threads, self.device = threads, device
+
+    def run(self, images: np.ndarray) -> Outputs:
+        """Features float32 (N, D), and logits float32 (N, C) or None, of `images`.
+
+        Args:
+            images: uint8 (N, H, W, C); N may be 0.
+
+        Raises:
+            PredictionError: images of another shape or type.
+        """
+        shape = getattr(images, "shape", ())
+        if len(shape) != 4 or shape[1:] != self.shape or images.dtype != np.uint8:
+            raise PredictionError(
+                f"`images` is {getattr(images, 'dtype', type(images).__name__)} {tuple(shape)}; "
+                f"this network takes uint8 (N, {', '.join(map(str, self.shape))})"
+            )
+        if len(images):
+            return self._run(np.ascontiguousarray(images))
+        features = np.zeros((0, self.n_features), np.float32)
+        return features, self.n_outputs and np.zeros((0, self.n_outputs), np.float32)
+
+    @abstractmethod
+    def _run(self, images: np.ndarray) -> Outputs:
+        """`run` for at least one image, contiguous."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.backend} {self.precision} session, {self.n_features} features, "
+            f"{self.threads} threads on {self.device}>"
+        )
+
+
+def signature(inputs: Sequence[Value], outputs: Sequence[Value]) -> dict[str, Any]:
+    """`shape`, `n_features` and `n_outputs` of a network with these inputs and outputs.
+
+    Raises:
+        BundleCorruptError: it is none that learnkit has written.
+    """
+    names = [[name for name, *_ in values] for values in (inputs, outputs)]
+    shapes = [shape for _, _, shape in (*inputs, *outputs)]
+    sound = (
+        names[0] == ["image"]
+        and names[1] in (["features"], ["features", "logits"])
+        and all(right for _, right, _ in (*inputs, *outputs))
+        and [len(shape) for shape in shapes] == [4, 2, 2][: len(shapes)]
+        and all(isinstance(n, int) and n > 0 for shape in shapes for n in shape[1:])
+    )
+    if not sound:
+        raise BundleCorruptError(
+            f"a network with inputs {list(inputs)} and outputs {list(outputs)} is none of "
+            "learnkit's: `image` uint8 (N, H, W, C) goes in, `features` and perhaps `logits` come "
+            "out; export the model again"
+        )
+    image, features, *logits = shapes
+    n_outputs = logits[0][1] if logits else None
+    return {"shape": tuple(image[1:]), "n_features": features[1], "n_outputs": n_outputs}
