@@ -1,0 +1,1 @@
+"""HOW it is reached: a model behind HTTP. Imports no fastai; FastAPI where it is called."""

@@ -1,0 +1,203 @@
+"""A model as a web application: /predict, /extend, /health, /model. Every answer is JSON."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from learnkit.deploy.prediction import Prediction
+from learnkit.errors import LearnkitError, MissingExtraError
+from learnkit.serving.about import FORM, model_facts
+from learnkit.serving.access import check_bearer, check_exposure, checked_token
+from learnkit.serving.batching import Batcher
+from learnkit.serving.learned import Learned, labels_for
+from learnkit.serving.limits import Gate, Limits
+from learnkit.serving.refusals import Refusal, as_json
+from learnkit.serving.uploads import check_pixels, read_uploads
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+LOG = logging.getLogger("learnkit.serving")
+
+
+def create_app(
+    predictor: Any,
+    *,
+    allow_extend: bool = False,
+    token: str | None = None,
+    save_to: str | os.PathLike | None = None,
+    limits: Limits | None = None,
+    n_workers: int = 2,
+) -> "FastAPI":
+    """The FastAPI application that serves `predictor`; any ASGI server runs it, in one process.
+
+    Args:
+        predictor: any predictor of learnkit; it belongs to the application from now on.
+        allow_extend: let whoever has the token teach the model new images.
+        token: 16 characters or more that only those know.
+        save_to: bundle to write what was learned to when the application ends.
+        limits: of requests, and of all that wait.
+        n_workers: decoding threads.
+
+    Raises:
+        ServingError: `allow_extend` without a `token`, or a bad one.
+        MissingExtraError: FastAPI is not installed.
+    """
+    check_exposure("127.0.0.1", allow_extend, token)
+    if token is not None:
+        checked_token(token)
+    try:
+        from fastapi import FastAPI
+    except ImportError as error:
+        raise MissingExtraError(
+            'serving needs FastAPI, which is not installed: `pip install "learnkit[serve]"`'
+        ) from error
+    service = Service(predictor, token if allow_extend else None, save_to, limits, n_workers)
+    # no pages of documentation: they load scripts from elsewhere
+    app = FastAPI(title="learnkit", docs_url=None, redoc_url=None, lifespan=service.lifespan)
+    app.state.service = service
+    for handle in (service.predict, service.extend):
+        app.post(f"/{handle.__name__}", openapi_extra={"requestBody": FORM})(_answering(handle))
+    for handle in (service.health, service.model):
+        app.get(f"/{handle.__name__}")(_answering(handle))
+    _answer_errors(app)
+    return app
+
+
+class Service:
+    """What the application does with requests; see `create_app`."""
+
+    def __init__(
+        self,
+        predictor: Any,
+        token: str | None,
+        save_to: str | os.PathLike | None,
+        limits: Limits | None,
+        n_workers: int,
+    ):
+        self.predictor, self._token = predictor, token
+        self.limits = limits or Limits()
+        self.gate = Gate(self.limits)
+        most = min(self.limits.pixels, predictor.preprocessing.max_pixels)
+        check = partial(check_pixels, most=most)
+        self.learned = Learned(predictor, save_to, check=check)
+        self.batcher = Batcher(predictor, batch=self.limits.batch, n_workers=n_workers, check=check)
+        self._learning = ThreadPoolExecutor(1, "learnkit-learn")
+        self.save_error: LearnkitError | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """Save what was learned when the application ends."""
+        try:
+            yield
+        finally:
+            self.batcher.stop()
+            self._learning.shutdown()  # a change that has begun is completed, and saved
+            self.save()
+
+    def save(self) -> None:
+        """Save what was learned; `save_error` says why that failed."""
+        try:
+            self.learned.save()
+            self.save_error = None
+        except LearnkitError as error:
+            self.save_error = error
+            LOG.error("what the model learned is not saved: %s", error)
+
+    async def predict(self, request: "Request") -> tuple[int, Any]:
+        """Status and answer: a prediction or an error for every image, in their order."""
+        with self.gate.request() as ticket:
+            uploads, _ = await read_uploads(request, ticket, self.limits)
+            results = await self.batcher.predict(uploads)
+        answers = [
+            {"name": upload.name, **_entry(result)}
+            for upload, result in zip(uploads, results, strict=True)
+        ]
+        content = {"model": self.learned.digest, "predictions": answers}
+        if any(isinstance(result, Prediction) for result in results):
+            return 200, content
+        error = answers[0]["error"] if len(answers) == 1 else "no image could be predicted"
+        return 422, {"error": error, **content}
+
+    async def extend(self, request: "Request") -> tuple[int, Any]:
+        """Status and answer: what changed. Nothing of the request is read without the token."""
+        if self._token is None:
+            raise Refusal(
+                403, "this server does not learn; start it with --allow-extend and a token"
+            )
+        check_bearer(request.headers.get("authorization"), self._token)
+        self.learned.check_can_extend()
+        with self.gate.request() as ticket:
+            uploads, fields = await read_uploads(request, ticket, self.limits)
+            given = fields.get("label") or request.query_params.getlist("label")
+            labels = labels_for(len(uploads), given)
+            work = partial(self.learned.extend, uploads, labels)
+            change = await asyncio.get_running_loop().run_in_executor(self._learning, work)
+        return 200, {"model": self.learned.digest, "change": change}
+
+    async def health(self, request: "Request") -> tuple[int, Any]:
+        """Status and answer: how much is waiting, and what is not saved yet."""
+        return 200, {
+            "status": "ok",
+            "images_waiting": self.gate.n_images,
+            "requests": self.gate.n_requests,
+            "unsaved_changes": self.learned.n_unsaved,
+        }
+
+    async def model(self, request: "Request") -> tuple[int, Any]:
+        """Status and answer: what is served."""
+        return 200, {
+            **model_facts(self.predictor),
+            "model": self.learned.digest,
+            "can_extend": self._token is not None and self.learned.can_extend,
+            "limits": vars(self.limits),
+        }
+
+
+def _entry(result: Prediction | LearnkitError) -> dict[str, Any]:
+    return result.to_dict() if isinstance(result, Prediction) else {"error": str(result)}
+
+
+def _answering(
+    handle: Callable[["Request"], Awaitable[tuple[int, Any]]],
+) -> Callable[["Request"], Awaitable["Response"]]:
+    """An endpoint of FastAPI that answers what `handle` returns, or refuses, as JSON."""
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    async def endpoint(request: Request) -> Response:
+        headers: dict[str, str] = {}
+        try:
+            status, content = await handle(request)
+        except Refusal as refusal:
+            status, headers = refusal.status, refusal.headers
+            content = {"error": str(refusal), **refusal.more}
+        return Response(as_json(content), status, headers, media_type="application/json")
+
+    endpoint.__name__, endpoint.__doc__ = handle.__name__, handle.__doc__
+    return endpoint
+
+
+def _answer_errors(app: "FastAPI") -> None:
+    """Say as JSON what FastAPI would say otherwise, and nothing of what happened inside."""
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    async def refused(request: Request, error: Exception) -> Response:
+        content = as_json({"error": f"{error.detail}; see /openapi.json for what there is"})
+        return Response(content, error.status_code, error.headers, media_type="application/json")
+
+    async def failed(request: Request, error: Exception) -> Response:
+        sentence = "the server failed at this request; its log says why"
+        return Response(as_json({"error": sentence}), 500, media_type="application/json")
+
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(Exception, failed)
