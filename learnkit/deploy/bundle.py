@@ -3,6 +3,7 @@
     config.json          timm's fields, and under `learnkit` all that a predictor is
     model.safetensors    weights; head.safetensors the head's, if timm opens only the body
     state.safetensors    class statistics and all else a head in the continual state knows
+    ood.safetensors      the same of what tells unusual images beside a trained head
     probe.safetensors    a few images and the logits they must give
     README.md            model card
     manifest.json        sizes and hashes, written last
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy.atomic import write_folder
 from learnkit.deploy.card import checked_card, model_card
+from learnkit.deploy.detector import OOD, Detector, detector_facts
 from learnkit.deploy.formats import parse_json, tensors_to_bytes, to_json
 from learnkit.deploy.heads import STATE, described, frozen_head, head_facts
 from learnkit.deploy.probes import (
@@ -89,6 +91,7 @@ def bundle_files(
     copy = _rebuilt_like(predictor, spec, head, probes)
     config, tensors = (None, None) if head is None else head.state()
     classes = predictor.classes if head is None else head.classes
+    ood, ood_tensors = (None, None) if predictor.detector is None else predictor.detector.state()
     packed = pack(copy, spec, recipe, classes, recipe.normalize(probes))
     contents = Contents(
         spec=spec,
@@ -100,13 +103,16 @@ def bundle_files(
         versions=versions(),
         metadata={**predictor.metadata, "card": card},
         continual=config,
+        ood=ood,
     )
     files = {name: tensors_to_bytes(tensors) for name, tensors in packed.files.items()}
     if tensors is not None:
         files[STATE] = tensors_to_bytes(tensors)
+    if ood_tensors is not None:
+        files[OOD] = tensors_to_bytes(ood_tensors)
     files[PROBE] = tensors_to_bytes(probe_tensors(copy, probes, recipe))
     files[CONFIG] = contents.to_bytes(packed.config)
-    files[CARD] = _card(contents, packed.kind, card, head).encode()
+    files[CARD] = _card(contents, packed.kind, card, head, predictor.detector).encode()
     return files
 
 
@@ -148,7 +154,11 @@ def _rebuilt_like(
 
 
 def _card(
-    contents: Contents, kind: str, card: Mapping[str, Any], head: ContinualClassifier | None
+    contents: Contents,
+    kind: str,
+    card: Mapping[str, Any],
+    head: ContinualClassifier | None,
+    detector: Detector | None,
 ) -> str:
     preprocessing = contents.preprocessing
     height, width = preprocessing.size
@@ -162,4 +172,5 @@ def _card(
         opened_by_timm=kind,
         versions=contents.versions,
         continual=None if head is None else head_facts(head),
+        ood=None if detector is None else detector_facts(detector),
     )

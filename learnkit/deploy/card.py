@@ -34,6 +34,10 @@ _USE = (
     "Sorting images of the kind it was trained on into the classes below. It always answers with "
     "one of them, also for an image that shows none."
 )
+_USE_OOD = (
+    "Sorting images of the kind it was trained on into the classes below, and flagging images that "
+    "show none of them."
+)
 _USE_MULTI = (
     "Marking images of the kind it was trained on with the labels below, none or several per image."
 )
@@ -104,6 +108,7 @@ def model_card(
     opened_by_timm: str,
     versions: Mapping[str, str],
     continual: Mapping[str, Any] | None = None,
+    ood: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown of the card: use, classes, measures, data, limits, and how to load it.
 
@@ -117,9 +122,10 @@ def model_card(
         opened_by_timm: kind of layout ("classifier", "body" or "own").
         versions: of the packages it was made with.
         continual: what a model in the continual state knows of its classes, and how sure it is.
+        ood: what tells unusual images beside a trained head.
     """
     name = card.get("name") or f"{architecture} classifier"
-    plain_use = _USE_MULTI if multi_label else _USE
+    plain_use = _USE_MULTI if multi_label else _USE if ood is None else _USE_OOD
     use = card.get("intended_use") or (plain_use if continual is None else _USE_CONTINUAL)
     limits = card.get("limits") or (_LIMITS if continual is None else _LIMITS_CONTINUAL)
     limits = [limits] if isinstance(limits, str) else list(limits)
@@ -133,6 +139,7 @@ def model_card(
         _section("Limits", "\n".join(f"* {escape(text)}" for text in limits)),
         _section("Classes", _class_list(classes)),
         _section("What it has learned", _pairs(continual or {})),
+        _section("How it tells unusual images", _pairs(ood or {})),
         _section("Measures", _pairs(card.get("measures", {}))),
         _section("Measures per class", _table(card.get("per_class", []))),
         _section("Data", _pairs(card.get("data", {}))),

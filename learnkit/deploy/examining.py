@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnkit.deploy.bulk import predict_stream, watched
 from learnkit.deploy.features import BATCH, feature_rows
-from learnkit.deploy.heads import check_continual
+from learnkit.deploy.heads import check_tells
 from learnkit.deploy.labelled import files_or_images, image_paths, is_dataset
 from learnkit.deploy.labelling import encoded_labels
 from learnkit.deploy.many import raised
@@ -57,8 +57,8 @@ class Examining:
     ) -> Evaluation:
         """How good the predictions for all images of `dataset` are; one pass.
 
-        In the continual state the summary also holds `false_alarm_rate`, the share of `dataset`
-        flagged as unknown.
+        Where the model tells unusual images, the summary also holds `false_alarm_rate`, the share
+        of `dataset` flagged as unknown.
 
         Args:
             dataset: labelled images.
@@ -80,7 +80,7 @@ class Examining:
         targets = encoded_labels(dataset, self.classes, self.multi_label)
         strange = [] if ood is None else image_paths(ood)
         if ood is not None:
-            check_continual(self.continual)
+            check_tells(self.ood)
         run = {"bs": bs, "n_workers": n_workers, "progress": progress}
         found = self._predicted(dataset.paths, **run)
         rows = [prediction.probs for prediction in found]
@@ -91,7 +91,7 @@ class Examining:
             multi_label=self.multi_label,
             threshold=self.threshold,
         )
-        if self.continual is None:
+        if not self.tells_unusual:
             return evaluation
         return with_ood_measures(evaluation, found, self._predicted(strange, **run))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,17 @@ _LISTED = 100  # images a message names; the error keeps them all
 
 
 def feature_rows(
-    network: Network, items: Sequence[Any], *, bs: int, n_workers: int, progress: bool
+    network: Network,
+    items: Sequence[Any],
+    *,
+    bs: int,
+    n_workers: int,
+    progress: bool,
+    read: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Pooled features float32 (N, D) of `items`, in order; no items, no rows.
+
+    `read` says otherwise what is read of each batch of images uint8.
 
     Every forward pass has exactly `bs` images, the last one being filled up: so an image's features
     do not depend, to the bit, on which others are there.
@@ -31,6 +39,7 @@ def feature_rows(
     """
     if bs < 1:
         raise PredictionError(f"`bs`={bs}; a batch has at least one image")
+    read = read or network.features
     loaded = load_ahead(network.preprocessing.load, items, n_ahead=2 * bs, n_workers=n_workers)
     rows, failures, n_seen = [], {}, 0
     for batch in chunks(watched(loaded, len(items), progress, "features"), bs):
@@ -40,11 +49,11 @@ def feature_rows(
             n_seen += 1
         if not failures:
             images = torch.stack([image for _, image in batch])
-            rows.append(network.features(_filled_up(images, bs))[: len(images)])
+            rows.append(read(_filled_up(images, bs))[: len(images)])
     if failures:
         raise unreadable(failures, len(items))
     if not rows:
-        return network.features(network.no_images())
+        return read(network.no_images())
     features = torch.cat(rows)
     _check_finite(features, items)
     return features

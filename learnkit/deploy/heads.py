@@ -41,6 +41,17 @@ def check_continual(head: ContinualClassifier | None) -> ContinualClassifier:
     return head
 
 
+def check_tells(head: ContinualClassifier | None) -> ContinualClassifier:
+    """`head`, unless it is None: then the error says how unusual images can be told."""
+    if head is None:
+        raise ContinualNotInitializedError(
+            "this model is not in the continual state, and has no detector beside its trained "
+            "head: it cannot tell unusual images. Call learn.fit_ood() or "
+            "learn.init_continual(data) before learn.export(...), and load that"
+        )
+    return head
+
+
 def frozen_head(model: nn.Module) -> ContinualClassifier | None:
     """A copy of the model's head as it is now, whoever changes the model's meanwhile."""
     head = continual_head(model)

@@ -1,13 +1,15 @@
-"""What a head in the continual state says of pooled features: labels, and how unusual they are."""
+"""What class statistics say of pooled features: labels, and how unusual they are."""
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy.bulk import Result
+from learnkit.deploy.detector import Detector
 from learnkit.deploy.prediction import not_finite, prediction_of
 
 
@@ -23,19 +25,40 @@ def judged(head: ContinualClassifier, features: Tensor) -> list[Result]:
     sound = features.isfinite().all(1)
     with torch.no_grad():
         probs = head(features[sound]).softmax(1)
-    threshold, derived = head.threshold, head.knowledge.derived
-    scores = head.ood_scores(features[sound])
-    p_values, classes = threshold.p_value(scores).tolist(), head.classes
+    derived = head.knowledge.derived
     misfits = (derived.misfits, derived.misfit_weights)
-    rows = (
-        prediction_of(
-            row,
-            classes,
-            ood_score=score,
-            ood_threshold=threshold.value,
-            p_value=None if math.isnan(p_value) else p_value,
-            misfits=misfits,
-        )
-        for row, score, p_value in zip(probs, scores.tolist(), p_values, strict=True)
-    )
+    return _rows(probs, sound, head.classes, _said(head, features[sound], misfits))
+
+
+def judged_beside(
+    detector: Detector, logits: Tensor, features: Tensor, classes: tuple[str, ...]
+) -> list[Result]:
+    """As `judged`, the classes being told by a trained head that gave `logits` (N, C)."""
+    detector = copy.deepcopy(detector)
+    sound = logits.isfinite().all(1) & features.isfinite().all(1)
+    said = _said(detector, features[sound], detector.misfits)
+    return _rows(logits[sound].softmax(1), sound, classes, said)
+
+
+def _said(
+    head: ContinualClassifier, features: Tensor, misfits: tuple[Tensor, Tensor] | None
+) -> list[dict[str, Any]]:
+    """Fields of `Prediction` from `ood_score` on, for each row of finite features."""
+    threshold, scores = head.threshold, head.ood_scores(features)
+    return [
+        {
+            "ood_score": score,
+            "ood_threshold": threshold.value,
+            "p_value": None if math.isnan(p_value) else p_value,
+            "misfits": misfits,
+        }
+        for score, p_value in zip(scores.tolist(), threshold.p_value(scores).tolist(), strict=True)
+    ]
+
+
+def _rows(
+    probs: Tensor, sound: Tensor, classes: tuple[str, ...], said: list[dict[str, Any]]
+) -> list[Result]:
+    """A prediction for every sound row, whose probabilities and judgements come in order."""
+    rows = (prediction_of(row, classes, **own) for row, own in zip(probs, said, strict=True))
     return [next(rows) if is_sound else not_finite() for is_sound in sound.tolist()]

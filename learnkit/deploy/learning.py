@@ -7,7 +7,8 @@ from typing import Any
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.report import ChangeReport
-from learnkit.deploy.heads import check_continual, continual_head
+from learnkit.deploy.detector import Detector
+from learnkit.deploy.heads import check_continual, check_tells, continual_head
 from learnkit.deploy.labelled import labelled_images
 from learnkit.errors import PredictionError
 
@@ -20,10 +21,18 @@ class Learning:
     may make changes, one takes place after the other.
     """
 
+    detector: Detector | None = None
+
     @property
     def continual(self) -> ContinualClassifier | None:
         """The head that keeps class statistics; None if the model is not in the continual state."""
         return continual_head(self.model)
+
+    @property
+    def ood(self) -> ContinualClassifier | None:
+        """What tells unusual images: the continual head, or a detector beside a trained one."""
+        head = self.continual
+        return self.detector if head is None else head
 
     def extend(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
         """Learn new classes, or more of known ones, from new images alone; return what changed.
@@ -83,6 +92,6 @@ class Learning:
                 "when an image is flagged; give one of them"
             )
         if threshold is not None:
-            check_continual(self.continual).set_threshold(threshold)
+            check_tells(self.ood).set_threshold(threshold)
         if false_alarm_rate is not None:
-            check_continual(self.continual).set_threshold(false_alarm_rate=false_alarm_rate)
+            check_tells(self.ood).set_threshold(false_alarm_rate=false_alarm_rate)

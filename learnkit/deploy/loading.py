@@ -47,6 +47,7 @@ def load_learner(
         device=device,
         metadata=contents.metadata,
         owns_model=True,
+        detector=bundle.detector,
     )
     bundle.check_probes(predictor)
     predictor.digest, predictor.probes = bundle.digest, bundle.probes.images

@@ -104,7 +104,7 @@ class Prediction:
         if self.misfits is None or not len(self.misfits[0]):
             raise PredictionError(
                 "this model has nothing to calibrate prediction sets by; it needs the continual "
-                "state, and images it remembers or validation images"
+                "state or fit_ood, and images it remembers or validation images"
             )
         found = inside(self.probs, conformal_quantile(*self.misfits, alpha))
         kept = dict(zip(self.classes, found.tolist(), strict=True))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import Result
 from learnkit.deploy.bundle import save_bundle
+from learnkit.deploy.detector import Detector, checked_detector
 from learnkit.deploy.examining import Examining
 from learnkit.deploy.identity import Identified
-from learnkit.deploy.detector import Detector
 from learnkit.deploy.judging import judged, judged_beside
 from learnkit.deploy.labelling import checked_threshold, head_classes, renamed
 from learnkit.deploy.learning import Learning

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from learnkit._version import __version__
+from learnkit.deploy.detector import OOD, Detector, read_detector
 from learnkit.deploy.files import MANIFEST, Folder, read_folder
 from learnkit.deploy.formats import parse_tensors
 from learnkit.deploy.heads import STATE, read_head
@@ -33,6 +34,7 @@ class Bundle:
     model: nn.Module
     probes: Probes
     digest: str
+    detector: Detector | None = None
 
     def check_probes(self, predictor: Predictor) -> None:
         """Raise BundleProbeError unless `predictor` answers the probes as it did at export.
@@ -99,7 +101,11 @@ def read_bundle(path: str | os.PathLike, *, sha256: str | None = None) -> Bundle
         tensors = parse_tensors(_file(folder, STATE), STATE)
         width, classes = model[0].n_features, contents.classes
         model.append(read_head(contents.continual, tensors, contents.spec, width, classes))
-    return Bundle(contents, model, probes, folder.digest)
+    detector = None
+    if contents.ood is not None:
+        tensors = parse_tensors(_file(folder, OOD), OOD)
+        detector = read_detector(contents.ood, tensors, model[0].n_features)
+    return Bundle(contents, model, probes, folder.digest, detector)
 
 
 def _file(folder: Folder, name: str) -> bytes:

@@ -1,6 +1,7 @@
 """A network that runs for any number of threads and is left as it was found."""
 
 import threading
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -47,12 +48,7 @@ class Network:
         """
         x = self._normalized(images)
         outputs = self._run(self.model, x) if len(x) else x.new_empty(0, n_classes)
-        if outputs.shape != (len(x), n_classes):
-            raise PredictionError(
-                f"the network gives outputs of shape {tuple(outputs.shape)} for {len(x)} images "
-                f"and {n_classes} classes; it must give ({len(x)}, {n_classes})"
-            )
-        return outputs.to("cpu", torch.float32, copy=True)
+        return _checked(outputs, len(x), n_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """The body's feature map averaged over space, float32 (N, D), for `images` uint8.
@@ -60,19 +56,30 @@ class Network:
         Raises:
             PredictionError: the model is no `Sequential(body, head)` with a feature map.
         """
+        self._check_body()
+        x = self._normalized(images)
+        feature_map = self._run(self.model[0], x if len(x) else x.new_zeros(1, *x.shape[1:]))
+        return _pooled(feature_map)[: len(x)]
+
+    def outputs_and_features(self, images: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+        """What `outputs` and `features` give, of one pass. Raises like both."""
+        self._check_body()
+        if not len(images):
+            return self.outputs(images, n_classes), self.features(images)
+        x, kept = self._normalized(images), []
+
+        def both(x: Tensor) -> Tensor:
+            kept.append(self.model[0](x))
+            return self.model[1](kept[0])
+
+        return _checked(self._run(both, x), len(x), n_classes), _pooled(kept[0])
+
+    def _check_body(self) -> None:
         if not isinstance(self.model, nn.Sequential) or len(self.model) != 2:
             raise PredictionError(
                 f"the network is a {type(self.model).__name__} without a body to read features "
                 "from; build it with cnn_learner or create_cnn_model"
             )
-        x = self._normalized(images)
-        feature_map = self._run(self.model[0], x if len(x) else x.new_zeros(1, *x.shape[1:]))
-        if feature_map.ndim != 4:
-            raise PredictionError(
-                f"the body gives {tuple(feature_map.shape)}; features are read off a map (N,D,H,W)"
-            )
-        pooled = adaptive_avg_pool2d(feature_map, 1).flatten(1)[: len(x)]
-        return pooled.to("cpu", torch.float32, copy=True)
 
     def no_images(self) -> Tensor:
         """An empty batch uint8 (0, channels, H, W)."""
@@ -82,7 +89,7 @@ class Network:
     def _normalized(self, images: Tensor) -> Tensor:
         return self.preprocessing.normalize(images.to(self.device))
 
-    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """`module(x)` in eval mode, without gradients; the model's modes are left as found."""
         if self._lock is None:
             with torch.inference_mode():
@@ -90,6 +97,25 @@ class Network:
         # no_grad: tensors a shared network caches in inference mode could not be trained with later
         with self._lock, evaluating(self.model), torch.no_grad():
             return module(x)
+
+
+def _checked(outputs: Tensor, n: int, n_classes: int) -> Tensor:
+    """`outputs` float32 (n, n_classes), if that is their shape."""
+    if outputs.shape != (n, n_classes):
+        raise PredictionError(
+            f"the network gives outputs of shape {tuple(outputs.shape)} for {n} images and "
+            f"{n_classes} classes; it must give ({n}, {n_classes})"
+        )
+    return outputs.to("cpu", torch.float32, copy=True)
+
+
+def _pooled(feature_map: Tensor) -> Tensor:
+    """A feature map averaged over space, float32 (N, D)."""
+    if feature_map.ndim != 4:
+        raise PredictionError(
+            f"the body gives {tuple(feature_map.shape)}; features are read off a map (N,D,H,W)"
+        )
+    return adaptive_avg_pool2d(feature_map, 1).flatten(1).to("cpu", torch.float32, copy=True)
 
 
 def _lock_of(model: nn.Module) -> threading.Lock:

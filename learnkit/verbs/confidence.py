@@ -6,8 +6,9 @@ weights; what tells unusual images stands beside it, derived from the features o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
@@ -17,24 +18,37 @@ from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.dataset import ImageDataset
+from learnkit.deploy.detector import Detector
 from learnkit.deploy.heads import continual_head
 from learnkit.deploy.labelled import Labelled
-from learnkit.deploy.prediction import Prediction
 from learnkit.errors import OodLockedError, OodUnsupportedError
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.interpret.checks import plain
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.outputs import Outputs, collect_outputs
-from learnkit.interpret.source import names_of
+from learnkit.interpret.source import class_names, names_of
 from learnkit.interpret.state import detector_of
 from learnkit.interpret.uncertainty_plots import plot_ood as plot_scores
 from learnkit.uncertainty.calibration import Calibration, fit_temperature
 from learnkit.uncertainty.detection import evaluate_ood
 from learnkit.uncertainty.threshold import Threshold
 from learnkit.verbs.extend_data import data_of_training, images_only, labelled_data
-from learnkit.verbs.feature_pass import check_supported, empty_head, features_of
+from learnkit.verbs.feature_pass import (
+    check_supported,
+    empty_head,
+    features_and_logits,
+    features_of,
+)
 from learnkit.verbs.trained_head import divide_logits
 from learnkit.verbs.training_data import files_of, own_data, without_files
+
+
+class _HeldOut(NamedTuple):
+    """Pooled features (N, D) of images, their labels, and the trained head's logits (N, C)."""
+
+    features: Tensor
+    labels: list[str]
+    logits: Tensor
 
 
 def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> Calibration:
@@ -50,6 +64,11 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> Calibration:
             images = plain(learn.dls.valid.one_batch()[0])[:2]
         device = next(learn.model.parameters()).device
         divide_logits(learn.model, fitted.temperature, images.to(device))
+    detector = getattr(learn, "ood_detector", None)
+    if detector is not None:  # its prediction sets were calibrated by the former probabilities
+        names = outputs.classes or class_names(learn)
+        labels = [names[i] for i in outputs.require_targets().tolist()]
+        _calibrate_sets(learn, detector, outputs.logits / fitted.temperature, labels)
     return fitted
 
 
@@ -63,12 +82,15 @@ def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings:
     found = labelled_data(
         data_of_training(learn) if own else data, classes=names_of(learn.dls) or ()
     )
-    if not isinstance(validation, Outputs):
-        validation = _validation(learn, found, validation, own=own)
-    detector = empty_head(learn, **settings)
+    if isinstance(validation, Outputs):
+        held_out = _HeldOut(*_features_and_labels(validation), validation.logits)
+    else:
+        held_out = _validation(learn, found, validation, own=own)
+    detector = empty_head(learn, Detector, **settings)
     features = features_of(learn, found.items)
-    held_out = _features_and_labels(validation) if isinstance(validation, Outputs) else validation
-    detector.extend(features, found.labels, validation=held_out)
+    detector.extend(features, found.labels, validation=held_out and held_out[:2])
+    if held_out is not None:
+        _calibrate_sets(learn, detector, held_out.logits, held_out.labels)
     learn.ood_detector = detector
     return detector.threshold
 
@@ -132,18 +154,6 @@ def with_ood_measures(learn: Any, evaluation: Evaluation, outputs: Outputs, ood:
     return replace(evaluation, summary=summary.rename(evaluation.summary.name))
 
 
-def with_ood(learn: Any, predictions: list[Prediction], items: list[Any]) -> list[Prediction]:
-    """The predictions of a trained head, with what its detector says of the images."""
-    detector = getattr(learn, "ood_detector", None)
-    if detector is None or continual_head(learn.model) is not None or not items:
-        return predictions
-    features = features_of(learn, items)
-    scores, p_values = detector.ood_scores(features), detector.p_values(features)
-    rows = zip(predictions, scores.tolist(), p_values.tolist(), strict=True)
-    limit = detector.threshold.value
-    return [replace(p, ood_score=s, ood_threshold=limit, p_value=v) for p, s, v in rows]
-
-
 def _required(learn: Any) -> ContinualClassifier:
     detector = detector_of(learn)
     if detector is None:
@@ -162,15 +172,25 @@ def _outputs(learn: Any, dl: Any, ds_idx: int, *, with_features: bool = False) -
     return collect_outputs(learn, **given, ds_idx=ds_idx, with_features=with_features)
 
 
-def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> Any:
-    """(features, labels) of validation images: given, else of the data, else the learner's own."""
+def _calibrate_sets(learn: Any, detector: Detector, logits: Tensor, labels: Sequence[str]) -> None:
+    """Calibrate prediction sets of the trained head by what it says of images it has not seen."""
+    numbers = {name: i for i, name in enumerate(class_names(learn))}
+    targets = torch.tensor([numbers.get(label, -1) for label in labels], dtype=torch.int64)
+    detector.fit_sets(logits.cpu().float().softmax(1), targets)
+
+
+def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> _HeldOut | None:
+    """What is seen of validation images: given, else of the data, else the learner's own."""
     images = found.validation
     if given is not None:
         images = labelled_data(given, classes=names_of(learn.dls) or ())
     elif images is None and own and (trained := own_data(learn)) is not None:
         images = trained.validation
     images = images and without_files(images, files_of(found), names=set(found.labels))
-    return (features_of(learn, images.items), images.labels) if images else None
+    if not images:
+        return None
+    features, logits = features_and_logits(learn, images.items, len(class_names(learn)))
+    return _HeldOut(features, images.labels, logits)
 
 
 def _features_and_labels(outputs: Outputs) -> tuple[Tensor, list[str]]:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from fastai.learner import Learner
 
-from learnkit.data.labels import warn_user
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bundle import save_bundle
+from learnkit.deploy.heads import continual_head
 from learnkit.deploy.prediction import Prediction
 from learnkit.deploy.predictor import Predictor
 from learnkit.interpret.outputs import collect_outputs
@@ -18,7 +18,6 @@ from learnkit.interpret.source import class_names
 from learnkit.loaders import is_multi_label
 from learnkit.transforms import preprocessing_of
 from learnkit.verbs.adopt import spec_of
-from learnkit.verbs.confidence import with_ood
 
 N_PROBES = 4
 
@@ -31,20 +30,26 @@ def predictor_of(learn: Learner) -> Predictor:
     """
     classes = class_names(learn)
     recipe = preprocessing_of(learn.dls)
-    return Predictor(learn.model, recipe, classes, multi_label=is_multi_label(learn.dls))
+    continual = continual_head(learn.model) is not None
+    return Predictor(
+        learn.model,
+        recipe,
+        classes,
+        multi_label=is_multi_label(learn.dls),
+        detector=None if continual else getattr(learn, "ood_detector", None),
+    )
 
 
 def predict_one(learn: Learner, item: Any, *, with_input: bool = False) -> Any:
     """Return the Prediction of one item; with `with_input`, (input image, label, index, probs)."""
     predictor = predictor_of(learn)
-    (prediction,) = with_ood(learn, [predictor.predict(item)], [item])
+    prediction = predictor.predict(item)
     return (predictor.preprocessing.read(item), *prediction) if with_input else prediction
 
 
 def predict_items(learn: Learner, items: Iterable[Any], *, bs: int = 64) -> list[Prediction]:
     """Return one Prediction per item, in order."""
-    items = list(items)
-    return with_ood(learn, predictor_of(learn).predict_batch(items, bs=bs), items)
+    return predictor_of(learn).predict_batch(items, bs=bs)
 
 
 def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -> Path:
@@ -55,11 +60,6 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
         BundleWriteError: The folder could not be written; what stood there still does.
     """
     predictor = predictor_of(learn)
-    if predictor.continual is None and getattr(learn, "ood_detector", None) is not None:
-        warn_user(
-            "what fit_ood made does not travel with a trained head: the exported model will not "
-            "tell unusual images. Export from the continual state (init_continual) if it should"
-        )
     learn.model.spec = spec_of(learn)
     probes = _probe_images(learn, predictor.preprocessing)
     save_bundle(path, predictor, card=_card(learn, evaluate=evaluate), probes=probes)

@@ -62,16 +62,36 @@ def features_of(learn: Any, items: Any) -> Tensor:
     return feature_rows(network, items, bs=BATCH, n_workers=2, progress=show)
 
 
-def empty_head(learn: Any, **settings: Any) -> ContinualClassifier:
+def features_and_logits(learn: Any, items: Any, n_classes: int) -> tuple[Tensor, Tensor]:
+    """What `features_of` gives, and the logits (N, n_classes) of the trained head; one pass."""
+    show = hasattr(learn, "progress")
+    if isinstance(items, Source):
+        both = _of_batches(learn, items, show, with_logits=True)
+    else:
+        network = Network(learn.model, preprocessing_of(learn.dls), owned=False)
+        both = feature_rows(
+            network,
+            items,
+            bs=BATCH,
+            n_workers=2,
+            progress=show,
+            read=lambda x: torch.cat(network.outputs_and_features(x, n_classes)[::-1], 1),
+        )
+    return both[:, :-n_classes], both[:, -n_classes:]
+
+
+def empty_head(
+    learn: Any, kind: type[ContinualClassifier] = ContinualClassifier, **settings: Any
+) -> ContinualClassifier:
     """A head for the features of the learner's body that has learnt nothing yet."""
     width = features_of(learn, []).shape[1]
     size = tuple(preprocessing_of(learn.dls).size)
     root = body_is_nonnegative(learn.model[0], size=size)
-    return ContinualClassifier(width, root=root, **settings)
+    return kind(width, root=root, **settings)
 
 
-def _of_batches(learn: Any, source: Source, show: bool) -> Tensor:
-    """Features of what a loader gives, in its own batches."""
+def _of_batches(learn: Any, source: Source, show: bool, with_logits: bool = False) -> Tensor:
+    """Features (and logits) of what a loader gives, in its own batches."""
     device = next((p.device for p in learn.model.parameters()), torch.device("cpu"))
     rows = []
     with (
@@ -83,7 +103,11 @@ def _of_batches(learn: Any, source: Source, show: bool) -> Tensor:
         for batch in batches:
             images = batch[0] if isinstance(batch, list | tuple) else batch
             feature_map = learn.model[0](to_device(plain(images), device))
-            rows.append(feature_map.to(torch.float32).mean((2, 3)).cpu())
+            found = [
+                feature_map.to(torch.float32).mean((2, 3)),
+                *([learn.model[1](feature_map)] * with_logits),
+            ]
+            rows.append(torch.cat([part.to(torch.float32) for part in found], 1).cpu())
     if not rows:
         raise DataError("`data` has no images; give a loader over at least one")
     return torch.cat(rows)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.deploy.detector import Detector
 from learnkit.deploy.heads import continual_head
 from learnkit.errors import WeightsError
 from learnkit.interpret.source import names_of
@@ -50,7 +51,7 @@ def load_with_state(learn: Any, file: Any, load: Callable[..., Any], **kwargs: A
     name = Path(str(file)).with_suffix(_BESIDE) if Path(str(file)).suffix == ".pth" else None
     beside = learn.path / learn.model_dir / (name or f"{file}{_BESIDE}")
     about, tensors = _read_beside(beside)
-    detector = about["ood"] and ContinualClassifier.from_state(about["ood"], tensors)
+    detector = about["ood"] and Detector.from_state(about["ood"], tensors)
     with _fitting_head(learn):
         load(file, **kwargs)
     learn.ood_detector = detector or None

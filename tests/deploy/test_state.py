@@ -97,7 +97,7 @@ def test_files_and_config_of_the_continual_state(bundle):
     names = {"config.json", "model.safetensors", STATE, "probe.safetensors", "README.md"}
     assert {p.name for p in bundle.iterdir()} == names | {"manifest.json"}
     found = section(bundle)
-    assert found["schema"] == {"major": 1, "minor": 1}
+    assert found["schema"] == {"major": 1, "minor": 2}
     assert found["critical"] == ["continual"]
     assert found["model"]["head"] == {"kind": "continual", "root": False}
     assert found["model"]["n_out"] == 3

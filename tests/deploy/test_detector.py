@@ -1,0 +1,188 @@
+"""A detector of unusual images beside a trained head, from `Predictor` into bundles and back."""
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from deploy_helpers import (
+    PLAIN_HEAD,
+    edit_config,
+    edit_tensors,
+    labelled,
+    make_continual,
+    make_model,
+    make_predictor,
+    shades,
+    strange,
+)
+
+from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy import schema
+from learnkit.deploy.detector import OOD, Detector
+from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import Predictor
+from learnkit.errors import (
+    BundleCorruptError,
+    BundleVersionError,
+    ContinualNotInitializedError,
+    PredictionError,
+)
+
+COUNTS = {"ok": 12, "NO": 12, "ß/<b>": 12}
+
+
+def make_detecting(**settings):
+    """A predictor with a plain head and a detector that takes `shades` of its classes as usual."""
+    plain = make_predictor()
+    images, labels = labelled(COUNTS)
+    features = plain.features(images, progress=False)
+    detector = Detector(features.shape[1], memory=8, **settings)
+    detector.extend(features, labels)
+    predictor = make_predictor(plain.model, detector=detector, owns_model=True)
+    pixels = torch.stack([plain.preprocessing.load(image) for image in images])
+    targets = torch.tensor([predictor.classes.index(label) for label in labels])
+    detector.fit_sets(plain.logits(pixels).softmax(1), targets)
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    """Not to be changed."""
+    return make_detecting()
+
+
+@pytest.fixture(scope="module")
+def bundle(predictor, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle") / "model"
+    predictor.save(path)
+    return path
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return shutil.copytree(bundle, tmp_path / "model")
+
+
+def section(path):
+    return json.loads((path / "config.json").read_text())["learnkit"]
+
+
+def test_the_head_tells_the_classes_and_the_detector_what_is_unusual(predictor):
+    plain = make_predictor(predictor.model)
+    images = [*shades("ok", 3, seed=5), *strange(3)]
+    features = plain.features(images, progress=False)
+    found = predictor.predict_batch(images)
+    for row, other in zip(found, plain.predict_batch(images), strict=True):
+        assert torch.equal(row.probs, other.probs)
+        assert other.is_ood is None
+    scores = predictor.detector.ood_scores(features).tolist()
+    assert [row.ood_score for row in found] == pytest.approx(scores, abs=1e-3)
+    assert [row.is_ood for row in found] == [False] * 3 + [True] * 3
+    assert {row.ood_threshold for row in found} == {predictor.detector.threshold.value}
+    assert all(0 < row.p_value <= 1 for row in found)
+
+
+def test_prediction_sets_are_calibrated_by_the_trained_head(predictor):
+    misfits = predictor.detector.head_misfits
+    assert len(misfits) == 36
+    (prediction,) = predictor.predict_batch(shades("ok", 1, seed=5))
+    quantile = misfits.sort().values[-1]  # of 36 images for one in 37
+    kept = [name for name, prob in prediction.ranking if 1 - prob <= quantile]
+    assert prediction.prediction_set(1 / 37) == tuple(kept)
+    assert prediction.prediction_set(0.01) == tuple(name for name, _ in prediction.ranking)
+
+
+def test_without_images_for_them_there_are_no_prediction_sets():
+    predictor = make_detecting()
+    predictor.detector.fit_sets(torch.ones(2, 3) / 3, torch.tensor([-1, -1]))
+    with pytest.raises(PredictionError, match="fit_ood"):
+        predictor.predict(shades("ok", 1)[0]).prediction_set()
+
+
+def test_it_travels_in_the_bundle_to_the_bit(predictor, bundle, tmp_path):
+    found = load_learner(bundle)
+    images = [*shades("NO", 2, seed=5), *strange(2)]
+    for row, other in zip(*(p.predict_batch(images) for p in (found, predictor)), strict=True):
+        assert row.to_dict(alpha=0.2) == other.to_dict(alpha=0.2)
+    assert found.continual is None
+    table = found.predict_files(images, progress=False)
+    assert table["is_ood"].tolist() == [False, False, True, True]
+    assert "How it tells unusual images" in (bundle / "README.md").read_text("utf-8")
+    found.save(tmp_path / "again")
+    again = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert again == {path.name: path.read_bytes() for path in bundle.iterdir()}
+
+
+def test_a_threshold_set_by_hand_travels_too(copy, tmp_path):
+    image = shades("ok", 1, seed=5)[0]
+    predictor = load_learner(copy)
+    assert not predictor.predict(image).is_ood
+    assert predictor.set(ood_threshold=-50.0).predict(image).is_ood
+    assert predictor.is_changed
+    predictor.save(tmp_path / "strict")
+    assert load_learner(tmp_path / "strict").predict(image).is_ood
+
+
+def test_readers_who_would_pass_unusual_images_silently_refuse(bundle, monkeypatch):
+    found = section(bundle)
+    assert found["schema"] == {"major": 1, "minor": 2}
+    assert found["critical"] == ["ood"]
+    monkeypatch.setattr(schema, "_KNOWN", schema._KNOWN - {"ood"})
+    with pytest.raises(BundleVersionError, match=r"needs \['ood'\].*upgrade"):
+        load_learner(bundle)
+
+
+def test_who_has_no_detector_is_told_where_to_get_one():
+    with pytest.raises(ContinualNotInitializedError, match="fit_ood"):
+        make_predictor().set(ood_threshold=1.0)
+
+
+def test_it_stands_beside_trained_heads_of_one_label_only(predictor):
+    learning = make_continual({"ok": 3, "NO": 3})
+    with pytest.raises(PredictionError, match="head tells them itself"):
+        Predictor(learning.model, Preprocessing(32), detector=predictor.detector)
+    model = make_model(**PLAIN_HEAD)
+    with pytest.raises(PredictionError, match="several labels"):
+        make_predictor(model, multi_label=True, detector=predictor.detector)
+
+
+DAMAGES = {
+    "misfits above 1": lambda tensors: tensors.update(misfits=torch.full((3,), 2.0)),
+    "misfits of another type": lambda tensors: tensors.update(misfits=torch.ones(3).long()),
+    "misfits NaN": lambda tensors: tensors.update(misfits=torch.full((3,), torch.nan)),
+    "no gram": lambda tensors: tensors.pop("gram"),
+    "counts": lambda tensors: tensors["counts"].fill_(-1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_detector_is_refused(copy, damage):
+    edit_tensors(copy, DAMAGES[damage], OOD)
+    with pytest.raises(BundleCorruptError):
+        load_learner(copy)
+
+
+@pytest.mark.parametrize("value", [None, [], 3, {}, {"format": 1}])
+def test_a_damaged_description_is_refused(copy, value):
+    edit_config(copy, lambda config: config.update(ood=value))
+    with pytest.raises(BundleCorruptError):
+        load_learner(copy)
+
+
+def test_a_detector_of_another_network_is_refused(copy):
+    other = Detector(5)
+    features = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
+    other.extend(features, ["a"] * 4 + ["b"] * 4)
+    config, tensors = other.state()
+    edit_config(copy, lambda section: section.update(ood=config))
+    edit_tensors(copy, lambda found: (found.clear(), found.update(tensors)), OOD)
+    with pytest.raises(BundleCorruptError, match="5 features"):
+        load_learner(copy)
+
+
+def test_its_file_holds_what_it_knows_and_no_pickle(bundle):
+    tensors = safetensors.torch.load_file(bundle / OOD)
+    assert tensors["counts"].tolist() == [12, 12, 12]
+    assert len(tensors["misfits"]) == 36
