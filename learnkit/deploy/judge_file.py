@@ -1,0 +1,133 @@
+"""What a head in the continual state concludes, as numbers a process without torch can use.
+
+The class statistics stay out of it: they are for learning. `judge_reading` reads it back, with
+numpy, and `runtime_judge` judges by it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.derived import Derived, Scorer
+from learnkit.continual.embedding import GRID
+from learnkit.continual.geometry import Geometry
+from learnkit.deploy.detector import Detector
+from learnkit.deploy.formats import to_json
+from learnkit.errors import ExportError
+from learnkit.uncertainty.threshold import Threshold
+
+FORMAT = 1
+_WITH_GEOMETRY = frozenset({"mahalanobis", "relative"})
+_PARTS = _WITH_GEOMETRY | {"knn", "msp", "energy"}
+_SAME = 1e-13  # relative difference of two scales that only rounding can tell apart
+
+
+def judge_tensors(head: ContinualClassifier) -> dict[str, Tensor]:
+    """Everything `head` says of features, at this moment, as tensors for a safetensors file.
+
+    `facts` is JSON in UTF-8: which score there is, and the threshold. `weight (C,D)` and `bias
+    (C,)` give calibrated logits of embedded features, where a class is `known (C,)`;
+    `misfits (R,)` with their weights calibrate prediction sets; `threshold_scores (n,)` with theirs
+    give p-values. The parts of the score add what they need: see `_geometry_tensors`, and
+    `reference (K,D)` int16, the remembered features.
+
+    Args:
+        head: of the continual state; or a detector beside a trained head, which gives the labels.
+
+    Raises:
+        ExportError: it knows no class, or has a score that cannot be written.
+    """
+    knowledge = head.knowledge
+    derived = knowledge.derived
+    if derived is None:
+        raise ExportError("the model knows no class yet; extend it before it is exported")
+    known, threshold = derived.bias.isfinite(), head.threshold
+    labels = not isinstance(head, Detector)
+    misfits = (derived.misfits, derived.misfit_weights) if labels else head.misfits
+    misfits = (derived.misfits[:0],) * 2 if misfits is None else misfits
+    return {
+        "facts": _as_bytes(_facts(derived.scorer, threshold, knowledge.settings.root, labels)),
+        "weight": derived.weight,
+        "bias": torch.where(known, derived.bias, 0.0),
+        "known": known,
+        "misfits": misfits[0].to(torch.float64),
+        "misfit_weights": misfits[1].to(torch.float64),
+        "threshold_scores": threshold.calibration_scores,
+        "threshold_weights": threshold.calibration_weights,
+        **_score_tensors(derived),
+    }
+
+
+def _facts(scorer: Scorer, threshold: Threshold, root: bool, labels: bool) -> dict[str, Any]:
+    parts = [part for part, _, _ in scorer.standards]
+    if unknown := sorted(set(parts) - _PARTS):
+        raise ExportError(
+            f"the score has the parts {unknown}, which no process without torch could compute; "
+            "choose another `score`"
+        )
+    return {
+        "format": FORMAT,
+        "labels": labels,
+        "root": root,
+        "temperature": scorer.temperature,
+        "standards": [list(standard) for standard in scorer.standards],
+        "combined": "mean",
+        "threshold": {
+            "value": threshold.value,
+            "source": threshold.source,
+            "guarantee": threshold.guarantee,
+            "statement": threshold.statement,
+            "loc": threshold.loc,
+            "scale": threshold.scale,
+        },
+    }
+
+
+def _as_bytes(facts: dict[str, Any]) -> Tensor:
+    return torch.frombuffer(bytearray(to_json(facts)), dtype=torch.uint8)
+
+
+def _score_tensors(derived: Derived) -> dict[str, Tensor]:
+    scorer = derived.scorer
+    parts = {part for part, _, _ in scorer.standards}
+    found = {}
+    if parts & _WITH_GEOMETRY:
+        found |= _geometry_tensors(scorer.linear.geometry)
+    if "mahalanobis" in parts:
+        found |= _length_tensors(scorer.linear.geometry)
+    if "knn" in parts:
+        found["reference"] = (scorer.reference.features * GRID).round().to(torch.int16)
+    return found
+
+
+def _geometry_tensors(geometry: Geometry) -> dict[str, Tensor]:
+    """What distances to class means need: they are |u|^2 - 2 (x - center) @ covectors.T + offsets.
+
+    `center (D,)`, `covectors (P,D)`; `offsets (P,)` hold the squared length of a mean in the
+    whitened space, less what its being a mean of few images adds on average.
+    """
+    lengths = geometry.means.square().sum(1)
+    return {
+        "center": geometry.spectrum.center,
+        "covectors": geometry.unwhiten_covector(geometry.means),
+        "offsets": lengths - geometry.d_eff / geometry.counts,
+    }
+
+
+def _length_tensors(geometry: Geometry) -> dict[str, Tensor]:
+    """What the squared length in the whitened space needs: |u|^2 = base |y|^2 - |y @ axes|^2.
+
+    y is the feature, counted from the center. With fewer images than dimensions most axes share one
+    scale, so that `axes (D,r)` are few. Else `base` is 0, and |u|^2 = |y @ axes|^2.
+    """
+    axes, scale = geometry.spectrum.axes, geometry.scale
+    base = scale.amax()
+    differs = scale < base * (1 - _SAME)
+    if 2 * int(differs.sum()) > len(scale):
+        return {"base": torch.zeros_like(base), "axes": axes * scale}
+    less = (base.square() - scale[differs].square()).sqrt()
+    return {"base": base.square(), "axes": axes[:, differs] * less}

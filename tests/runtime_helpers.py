@@ -1,0 +1,109 @@
+"""A network as a hand-made ONNX file, and a bundle with it as a variant: no export, no torch."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy.atomic import write_folder
+from learnkit.deploy.formats import tensors_to_bytes, to_json
+from learnkit.deploy.judge_file import judge_tensors
+from learnkit.deploy.schema import SCHEMA
+from learnkit.deploy.variants import Variant, path_of
+
+NAME = "onnxruntime-float32"
+SIZE, WIDTH = 16, 12
+
+
+class Written(NamedTuple):
+    """A bundle: where it is, what pins it, and the head whose conclusions are in it."""
+
+    path: object
+    digest: str
+    head: ContinualClassifier | None
+
+
+def onnx_bytes(n_classes=None, *, n_features=WIDTH, size=SIZE, channels=3):
+    """An ONNX file: a convolution over blocks of 4 x 4 pixels, its mean over space, and logits."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(n_features, channels, 4, 4)).astype("float32") / 255
+    tensors = {"weight": weight}
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["pixels"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["pixels", "weight"], ["map"], strides=[4, 4]),
+        helper.make_node("Relu", ["map"], ["positive"]),
+        helper.make_node("GlobalAveragePool", ["positive"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["features"]),
+    ]
+    widths = {"features": n_features}
+    if n_classes is not None:
+        tensors["last"] = rng.normal(size=(n_features, n_classes)).astype("float32")
+        nodes.append(helper.make_node("MatMul", ["features", "last"], ["logits"]))
+        widths["logits"] = n_classes
+    float32 = TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", size, size, channels])],
+        [helper.make_tensor_value_info(name, float32, ["n", d]) for name, d in widths.items()],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString()
+
+
+def features_of(data, images):
+    """What the network in `data` makes of `images`, a tensor float32 (N, D)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["features"], {"image": np.stack(images)})[0])
+
+
+def variant_files(name=NAME, *, onnx=None, head=None, classes=("a", "b"), judge=None, **changes):
+    """The files of a variant; those of `head`, where there is one."""
+    backend, precision = name.split("-")
+    described = {
+        "backend": backend,
+        "precision": precision,
+        "params": {},
+        "files": ("onnx",),
+        "classes": tuple(classes if head is None else head.classes),
+        "multi_label": False,
+        "threshold": 0.5,
+        "n_features": WIDTH,
+        "weights": "0" * 64,
+        "preprocessing": Preprocessing(SIZE).to_dict(),
+        "versions": {},
+        "continual": None if head is None else {},
+        **changes,
+    }
+    files = {"json": Variant(**described).to_bytes(), "onnx": onnx}
+    if judge is None and head is not None:
+        judge = tensors_to_bytes(judge_tensors(head))
+    if judge is not None:
+        files["judge.safetensors"] = judge
+    return {path_of(name, ending): data for ending, data in files.items() if data is not None}
+
+
+def write_bundle(path, *variants, default=None, metadata=None):
+    """SHA-256 of a bundle at `path` that holds these files of variants, and no weights."""
+    section = {"schema": SCHEMA, "critical": [], "metadata": metadata or {}}
+    section |= {} if default is None else {"default_variant": default}
+    files = {"config.json": json.dumps({"learnkit": section}).encode()}
+    for variant in variants:
+        files |= variant
+    return write_folder(path, files, about={"schema": SCHEMA})
+
+
+def json_tensor(value):
+    """`value` as `facts` of a file of judgements."""
+    return torch.frombuffer(bytearray(to_json(value)), dtype=torch.uint8)
