@@ -48,6 +48,7 @@ class Variant:
         preprocessing: as in the bundle's own description.
         versions: of the packages it was made with.
         continual: what describes the head's state; None for a trained head.
+        ood: what describes the detector beside a trained head, if there is one.
     """
 
     backend: str
@@ -62,6 +63,7 @@ class Variant:
     preprocessing: dict[str, Any]
     versions: dict[str, str]
     continual: dict[str, Any] | None
+    ood: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -155,8 +157,9 @@ def _check(variant: Variant, name: str, where: str) -> None:
         f"`threshold` is {variant.threshold}": 0 < variant.threshold < 1,
         f"`n_features` is {variant.n_features}": variant.n_features > 0,
         "several labels do not go with class statistics": not (
-            variant.multi_label and variant.continual is not None
+            variant.multi_label and (variant.continual or variant.ood)
         ),
+        "a head in the continual state needs no `ood`": not (variant.continual and variant.ood),
     }
     if broken := [rule for rule, kept in rules.items() if not kept]:
         raise BundleCorruptError(f"{where}: {broken[0]}")
