@@ -1,4 +1,4 @@
-"""The command `learnkit`: demo, train, extend, evaluate, predict.
+"""The command `learnkit`: demo, train, extend, evaluate, predict, serve.
 
 Exit codes: 0 done, 1 done but some images could not be read, 2 a mistake of the user in one
 sentence, 130 interrupted. Whatever is slow to import is imported inside the commands.
@@ -22,7 +22,7 @@ from learnkit.errors import LearnkitError, UsageError, WeightsUnavailableError
 
 app = typer.Typer(
     name="learnkit",
-    help="Image classifiers from the command line: train, extend, evaluate, predict.",
+    help="Image classifiers from the command line: train, extend, evaluate, predict, serve.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -235,6 +235,70 @@ def predict(
     if n_failed := predict_paths(model, paths, csv, to_json):
         fail(f"{n_failed} images could not be read; their rows say why")
         raise typer.Exit(1)
+
+
+@_command
+def serve(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address; others than this reach beyond here.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    allow_extend: Annotated[
+        bool, typer.Option("--allow-extend", help="Learn images of whoever has the token.")
+    ] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the token; else $LEARNKIT_TOKEN does."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what was learned; MODEL itself if left out.")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Such as onnxruntime-int8.")
+    ] = None,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Images that may wait; beyond that requests get a 503.")
+    ] = 256,
+    max_images: Annotated[int, typer.Option(min=1, help="Images in one request.")] = 64,
+    max_mb: Annotated[int, typer.Option(min=1, help="Megabytes of one request.")] = 32,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of one image.")] = 50_000_000,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of a forward pass; all cores if left out.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 2,
+) -> None:
+    """Answer over HTTP what an exported model says of images: /predict, /model, /health.
+
+    Send one image as the body, or several as a form: `curl -F image=@a.jpg URL/predict`. With
+    --allow-extend, `/extend` learns new images; Ctrl-C or SIGTERM ends the server and saves that.
+    """
+    from learnkit.serving.access import read_token
+    from learnkit.serving.limits import Limits
+    from learnkit.serving.running import serve as run_server
+
+    limits = Limits(
+        request_bytes=max_mb * 1_000_000,
+        images=min(max_images, max_queue),
+        pixels=max_pixels,
+        queue=max_queue,
+        queue_bytes=8 * max_mb * 1_000_000,
+        batch=batch,
+    )
+    run_server(
+        model,
+        host=host,
+        port=port,
+        allow_extend=allow_extend,
+        token=read_token(token_file) if allow_extend else None,
+        save_to=out,
+        limits=limits,
+        variant=variant,
+        threads=threads,
+        n_workers=workers,
+        say=lambda line: print(line, flush=True),  # noqa: T201  # it is what the command says
+    )
 
 
 def _quiet_plots() -> None:

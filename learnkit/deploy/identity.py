@@ -37,6 +37,7 @@ def model_digest(predictor: Any) -> str:
     if predictor.digest is None or getattr(predictor, "is_changed", False):
         return _content_digest(predictor)
     variant = getattr(predictor, "variant", None)
+    variant = getattr(variant, "name", variant)
     return predictor.digest if variant is None else f"{predictor.digest}:{variant}"
 
 
@@ -57,14 +58,16 @@ def _content_digest(predictor: Any) -> str:
         "classes": list(predictor.classes),
         "multi_label": bool(predictor.multi_label),
         "threshold": getattr(predictor, "threshold", None),
+        "ood_threshold": getattr(predictor, "ood_threshold", None),
         "preprocessing": predictor.preprocessing.to_dict(),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    model = getattr(predictor, "model", None)
-    for name, tensor in sorted(model.state_dict().items() if model is not None else ()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"\0{name} {values.dtype} {tuple(values.shape)}\0".encode())
-        digest.update(values.flatten().view(_torch_uint8()).numpy() if values.numel() else b"")
+    for part in ("model", "continual"):  # the network may be elsewhere than what it has learned
+        module = getattr(predictor, part, None)
+        for name, tensor in sorted(module.state_dict().items() if module is not None else ()):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"\0{part} {name} {values.dtype} {tuple(values.shape)}\0".encode())
+            digest.update(values.flatten().view(_torch_uint8()).numpy() if values.numel() else b"")
     return digest.hexdigest()
 
 

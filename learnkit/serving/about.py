@@ -34,6 +34,7 @@ def model_facts(predictor: Any) -> dict[str, Any]:
     head = getattr(predictor, "continual", None)
     multi_label = bool(getattr(predictor, "multi_label", False))
     threshold = getattr(getattr(head, "threshold", None), "value", None)
+    threshold = getattr(predictor, "ood_threshold", threshold)
     return {
         "classes": list(predictor.classes),
         "multi_label": multi_label,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ def serve(
     token: str | None = None,
     save_to: str | os.PathLike | None = None,
     limits: Limits | None = None,
+    variant: str | None = None,
     threads: int | None = None,
     n_workers: int = 2,
     say: Callable[[str], object] = print,
@@ -45,7 +47,9 @@ def serve(
         token: see there.
         save_to: bundle for what was learned; default `path`, whose content is replaced.
         limits: see there.
-        threads: for the forward pass; default what torch takes.
+        variant: of the bundle, such as "onnxruntime-int8"; unless it may learn, it then runs
+            without torch. Default the one the bundle was saved from.
+        threads: for the forward pass; default all.
         n_workers: see there.
         say: is told in one line each what is served, and where it is ready.
 
@@ -61,7 +65,7 @@ def serve(
         check_target(Path(save_to))
     listener = _listener(host, port)
     with contextlib.closing(listener):
-        predictor = open_model(path, threads=threads)
+        predictor = open_model(path, variant=variant, threads=threads, learning=allow_extend)
         app = create_app(
             predictor,
             allow_extend=allow_extend,
@@ -89,15 +93,25 @@ def serve(
         raise service.save_error
 
 
-def open_model(path: str | os.PathLike, *, threads: int | None = None) -> Any:
-    """The predictor exported to `path`, its forward passes on `threads` threads."""
+def open_model(
+    path: str | os.PathLike,
+    *,
+    variant: str | None = None,
+    threads: int | None = None,
+    learning: bool = False,
+) -> Any:
+    """The predictor exported to `path`; see `serve`. One that is `learning` has torch."""
+    if not learning and (variant is not None or importlib.util.find_spec("torch") is None):
+        from learnkit.deploy.runtime import load_runtime
+
+        return load_runtime(path, variant=variant, threads=threads)
     import torch
 
     from learnkit.deploy.loading import load_learner
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return load_learner(path)
+    return load_learner(path, **({} if variant is None else {"variant": variant}))
 
 
 def _server(uvicorn: Any, config: Any, when_ready: Callable[[], object]) -> Any:
