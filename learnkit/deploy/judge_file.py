@@ -22,7 +22,8 @@ from learnkit.uncertainty.threshold import Threshold
 
 FORMAT = 1
 _WITH_GEOMETRY = frozenset({"mahalanobis", "relative"})
-_PARTS = _WITH_GEOMETRY | {"knn", "msp", "energy"}
+_WITH_REFERENCE = frozenset({"knn", "unrooted_knn"})
+_PARTS = _WITH_GEOMETRY | _WITH_REFERENCE | {"unrooted_mean", "msp", "energy"}
 _SAME = 1e-13  # relative difference of two scales that only rounding can tell apart
 
 
@@ -32,8 +33,9 @@ def judge_tensors(head: ContinualClassifier) -> dict[str, Tensor]:
     `facts` is JSON in UTF-8: which score there is, and the threshold. `weight (C,D)` and `bias
     (C,)` give calibrated logits of embedded features, where a class is `known (C,)`;
     `misfits (R,)` with their weights calibrate prediction sets; `threshold_scores (n,)` with theirs
-    give p-values. The parts of the score add what they need: see `_geometry_tensors`, and
-    `reference (K,D)` int16, the remembered features.
+    give p-values. The parts of the score add what they need: see `_geometry_tensors`; `reference
+    (K,D)` int16, the remembered features; `means (M,D)` of remembered features without their root,
+    with the `debts (M,)` of their being means of few.
 
     Args:
         head: of the continual state; or a detector beside a trained head, which gives the labels.
@@ -99,8 +101,13 @@ def _score_tensors(derived: Derived) -> dict[str, Tensor]:
         found |= _geometry_tensors(scorer.linear.geometry)
     if "mahalanobis" in parts:
         found |= _length_tensors(scorer.linear.geometry)
-    if "knn" in parts:
+    if parts & _WITH_REFERENCE:
         found["reference"] = (scorer.reference.features * GRID).round().to(torch.int16)
+    if "unrooted_mean" in parts:
+        remembered = scorer.reference.means
+        there = remembered.counts > 0
+        found["means"] = remembered.means[there]
+        found["debts"] = remembered.variance / remembered.counts[there]
     return found
 
 

@@ -15,7 +15,9 @@ from learnkit.errors import BundleCorruptError, BundleVersionError
 
 FORMAT = 1
 GRID = 2**15
-PARTS = ("mahalanobis", "relative", "knn", "msp", "energy")
+_WITH_GEOMETRY = frozenset({"mahalanobis", "relative"})
+_WITH_REFERENCE = frozenset({"knn", "unrooted_knn"})
+PARTS = _WITH_GEOMETRY | _WITH_REFERENCE | {"unrooted_mean", "msp", "energy"}
 _FACTS = {"format", "labels", "root", "temperature", "standards", "combined", "threshold"}
 _THRESHOLD = {"value", "source", "guarantee", "statement", "loc", "scale"}
 _SOURCES = ("validation", "leave-one-out", "parametric", "manual")
@@ -54,7 +56,8 @@ def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> J
         bias=np.where(known, file.get("bias", n_classes), -np.inf),
         misfits=file.weighted("misfits", "misfit_weights"),
         geometry=_geometry(file, parts, n_features),
-        reference=_reference(file, n_features) if "knn" in parts else None,
+        reference=_reference(file, n_features) if parts & _WITH_REFERENCE else None,
+        means=_means(file, n_features) if "unrooted_mean" in parts else None,
     )
 
 
@@ -85,6 +88,13 @@ class _File:
             raise self.corrupt(
                 f"`{name}` is {array.dtype} {array.shape}; it must be {np.dtype(dtype)} {wanted}"
             )
+        return array
+
+    def some(self, name: str, *shape: int | None) -> np.ndarray:
+        """The same, with one row at least."""
+        array = self.get(name, *shape)
+        if not len(array):
+            raise self.corrupt(f"`{name}` is empty; there is nothing to be far from")
         return array
 
     def facts(self) -> dict[str, Any]:
@@ -135,10 +145,11 @@ class _File:
     def check_names(self, parts: set[str]) -> None:
         """Raise unless the file holds the tensors these parts need, and no others."""
         wanted = set(_ALWAYS)
-        if parts & {"mahalanobis", "relative"}:
+        if parts & _WITH_GEOMETRY:
             wanted |= {"center", "covectors", "offsets"}
         wanted |= {"base", "axes"} if "mahalanobis" in parts else set()
-        wanted |= {"reference"} if "knn" in parts else set()
+        wanted |= {"reference"} if parts & _WITH_REFERENCE else set()
+        wanted |= {"means", "debts"} if "unrooted_mean" in parts else set()
         if self.arrays.keys() != wanted:
             odd = sorted(self.arrays.keys() ^ wanted)
             raise self.corrupt(f"tensors missing or unexpected: {odd[:5]}")
@@ -175,11 +186,9 @@ def _limit(file: _File, facts: dict[str, Any]) -> Limit:
 
 
 def _geometry(file: _File, parts: set[str], n_features: int) -> Geometry | None:
-    if not parts & {"mahalanobis", "relative"}:
+    if not parts & _WITH_GEOMETRY:
         return None
-    offsets = file.get("offsets", None)
-    if not len(offsets):
-        raise file.corrupt("`offsets` is empty; distances are to one class at least")
+    offsets = file.some("offsets", None)
     base, axes = 0.0, None
     if "mahalanobis" in parts:
         base, axes = float(file.get("base")), file.get("axes", n_features, None)
@@ -195,7 +204,9 @@ def _geometry(file: _File, parts: set[str], n_features: int) -> Geometry | None:
 
 
 def _reference(file: _File, n_features: int) -> np.ndarray:
-    rows = file.get("reference", None, n_features)
-    if not len(rows):
-        raise file.corrupt("`reference` is empty; there is nothing to be near to")
-    return rows.astype(np.float64) / GRID
+    return file.some("reference", None, n_features).astype(np.float64) / GRID
+
+
+def _means(file: _File, n_features: int) -> tuple[np.ndarray, np.ndarray]:
+    means = file.some("means", None, n_features)
+    return means, file.get("debts", len(means))

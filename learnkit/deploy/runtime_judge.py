@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from learnkit.deploy.arithmetic import embed, log_sum_exp, nearest, sigmoid, softmax, unroot
 from learnkit.deploy.bulk import Result
 from learnkit.deploy.prediction import not_finite, prediction_of
 from learnkit.deploy.tails import normal_tail, student_tail
@@ -19,9 +21,7 @@ from learnkit.errors import UncertaintyError
 
 BLANK_SCORE = 1e30  # above every score of an image that shows something
 _BLANK_ACTIVATION = 1e-6  # root mean square below which a feature vector says nothing
-_BLANK = 1e-12  # a feature with no larger entry has no direction
 _FLOOR = -1.0  # standard deviations below the mean that one score of several may say
-_BLOCK = 2**22  # distances held at once
 
 Array = np.ndarray
 
@@ -89,7 +89,8 @@ class Judge:
 
     `standards` holds (part, mean, spread) of every part of the score. `labels` says whether
     `weight (C,D)` and `bias (C,)` give the labels, or the network itself. `misfits` are scores and
-    weights that calibrate prediction sets.
+    weights that calibrate prediction sets. `reference (K,D)` is remembered, `means` are class means
+    of it without the root (M,D), with debts (M,).
     """
 
     labels: bool
@@ -102,6 +103,7 @@ class Judge:
     misfits: tuple[Array, Array]
     geometry: Geometry | None = None
     reference: Array | None = None
+    means: tuple[Array, Array] | None = None
 
     def logits(self, features: Array) -> Array:
         """Calibrated logits float32 (N, C) of features (N, D)."""
@@ -147,6 +149,10 @@ class Judge:
         )
         return replace(self, limit=limit)
 
+    @cached_property
+    def _unrooted_reference(self) -> Array:
+        return unroot(self.reference)
+
     def _affine(self, embedded: Array) -> Array:
         return embedded @ self.weight.T + self.bias
 
@@ -155,9 +161,14 @@ class Judge:
         if part == "msp":
             return 1 - softmax(self._affine(embedded)).max(1)
         if part == "energy":
-            return -self.temperature * _log_sum_exp(self._affine(embedded))
+            return -self.temperature * log_sum_exp(self._affine(embedded))
         if part == "knn":
-            return nearest(embedded, self.reference)
+            return np.sqrt(nearest(embedded, self.reference))
+        if part == "unrooted_knn":
+            return np.sqrt(nearest(unroot(embedded), self._unrooted_reference))
+        if part == "unrooted_mean":
+            means, debts = self.means
+            return nearest(unroot(embedded), means, debts)
         relative = self.geometry.relative(embedded)
         if part == "relative":
             return relative
@@ -197,48 +208,3 @@ def judged(
         for row, ood in zip(probs, told, strict=True)
     )
     return [next(rows) if is_sound else not_finite() for is_sound in sound.tolist()]
-
-
-def embed(features: Array, *, root: bool) -> Array:
-    """Rows of length 1, float64 (N, D), as in `continual.embedding`; a row of zeros stays zero.
-
-    >>> embed(np.array([[9.0, 16.0], [0.0, 0.0]]), root=True).tolist()
-    [[0.6, 0.8], [0.0, 0.0]]
-    """
-    x = features.astype(np.float64)
-    if root:
-        size = np.abs(x)
-        x = np.where(size <= _BLANK**2, 0.0, np.sign(x) * np.sqrt(size))
-    top = np.abs(x).max(1, keepdims=True, initial=0.0)
-    blank = top <= _BLANK
-    x = np.where(blank, 0.0, x / np.where(blank, 1.0, top))
-    return x / np.where(blank, 1.0, np.sqrt(np.square(x).sum(1, keepdims=True)))
-
-
-def nearest(embedded: Array, reference: Array) -> Array:
-    """Distance (N,) to the nearest of `reference` (K, D)."""
-    lengths = np.square(reference).sum(1)
-    rows = max(1, _BLOCK // len(reference))
-    parts = [np.zeros(0)]
-    for start in range(0, len(embedded), rows):
-        part = embedded[start : start + rows]
-        squared = np.square(part).sum(1)[:, None] + lengths - 2 * part @ reference.T
-        parts.append(np.maximum(squared, 0).min(1))
-    return np.sqrt(np.concatenate(parts))
-
-
-def softmax(logits: Array) -> Array:
-    """Probabilities (N, C); they sum to 1."""
-    odds = np.exp(logits - logits.max(1, keepdims=True))
-    return odds / odds.sum(1, keepdims=True)
-
-
-def sigmoid(logits: Array) -> Array:
-    """Probabilities (N, C), each of its own."""
-    odds = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1, odds) / (1 + odds)
-
-
-def _log_sum_exp(logits: Array) -> Array:
-    top = logits.max(1)
-    return top + np.log(np.exp(logits - top[:, None]).sum(1))
