@@ -164,7 +164,7 @@ def _url(host: str, port: int) -> str:
 
 def _uvicorn() -> Any:
     try:
-        import multipart  # noqa: F401  # python-multipart, which reads forms
+        import python_multipart  # noqa: F401  # what Starlette reads forms with
         import uvicorn
     except ImportError as error:
         raise MissingExtraError(

@@ -1,0 +1,366 @@
+"""The application as clients meet it: right answers, and a sentence for everything else."""
+
+import asyncio
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from deploy_helpers import make_continual, make_predictor, shades, strange
+from serving_helpers import BEARER, TOKEN, bomb, form, png
+
+pytest.importorskip("fastapi")
+from starlette.testclient import TestClient
+
+from learnkit import load_learner
+from learnkit.errors import MissingExtraError, ServingError
+from learnkit.serving.app import create_app
+from learnkit.serving.limits import Limits
+
+
+@pytest.fixture
+def predictor():
+    return make_continual({"ok": 6, "<b>bad": 5})
+
+
+@pytest.fixture
+def serving(predictor, tmp_path):
+    """A function that gives a client of an application over `predictor`, or another one."""
+    with_exit = []
+
+    def start(model=predictor, *, raises=True, **options):
+        app = create_app(model, **options)
+        client = TestClient(app, raise_server_exceptions=raises)
+        with_exit.append(client.__enter__())
+        return client
+
+    yield start
+    for client in with_exit:
+        client.__exit__(None, None, None)
+
+
+def test_answers_are_those_of_the_predictor_in_the_order_sent(serving, predictor):
+    client = serving()
+    images = [png(image) for image in (*shades("ok", 2), *strange(1), *shades("<b>bad", 2))]
+    answer = client.post("/predict", files=form(*images)).json()
+    assert answer["model"] == client.get("/model").json()["model"]
+    for entry, wanted in zip(answer["predictions"], predictor.predict_batch(images), strict=True):
+        expected = wanted.to_dict()
+        assert entry.pop("name") == "i.png"
+        assert {k: entry[k] for k in ("label", "is_ood", "index")} == {
+            k: expected[k] for k in ("label", "is_ood", "index")
+        }
+        assert entry["probs"] == pytest.approx(expected["probs"], abs=1e-5)
+        assert entry["ood_score"] == pytest.approx(expected["ood_score"], rel=1e-4, abs=1e-4)
+    alone = client.post("/predict", content=images[0])
+    assert (alone.status_code, alone.headers["content-type"]) == (200, "application/json")
+    assert alone.json()["predictions"][0]["label"] == "ok"
+
+
+def test_one_bad_image_does_not_spoil_the_others(serving):
+    client, good = serving(), png(shades("ok", 1)[0])
+    answer = client.post("/predict", files=form(good, b"GIF89a", good[:80], bomb(), good))
+    assert answer.status_code == 200
+    first, *bad, last = answer.json()["predictions"]
+    assert first["label"] == last["label"] == "ok"
+    assert [set(entry) for entry in bad] == [{"name", "error"}] * 3
+    assert "was not decoded" in bad[2]["error"]
+    assert client.post("/predict", files=form(b"x", b"y")).status_code == 422
+
+
+BAD_REQUESTS = {
+    "no body": (400, "has no image", {}),
+    "empty file": (400, "has no image", {"files": form(b"")}),
+    "no image": (422, "it begins with b'text", {"content": b"text" * 9}),
+    "a truncated image": (422, "damaged or incomplete", {"content": png(strange(1)[0])[:90]}),
+    "a form without a boundary": (
+        400,
+        "the form cannot be read: Missing boundary",
+        {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
+    ),
+    "a broken form": (
+        400,
+        "the form cannot be read",
+        {"content": b"x" * 99, "headers": {"content-type": "multipart/form-data; boundary=b"}},
+    ),
+    "many images": (400, "Too many files", {"files": form(*[b"x"] * 5)}),
+    "a large request": (413, "larger than the 20,000 bytes allowed", {"content": b"x" * 20_001}),
+    "a large request of unknown length": (
+        413,
+        "larger than the 20,000 bytes",
+        {"content": (b"x" * 1000 for _ in range(21))},
+    ),
+    "too many pixels": (422, "over the limit of 2,000", {"content": png(strange(1, size=48)[0])}),
+    "a bomb": (422, "it was not decoded", {"content": bomb(9000, 9000)}),
+}
+
+
+@pytest.mark.parametrize("what", BAD_REQUESTS)
+def test_bad_requests_are_told_why_in_a_sentence(serving, what):
+    status, sentence, request = BAD_REQUESTS[what]
+    client = serving(limits=Limits(request_bytes=20_000, images=4, pixels=2000))
+    answer = client.post("/predict", **request)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+    assert sentence in answer.json()["error"]
+    health = client.get("/health").json()
+    assert (health["images_waiting"], health["requests"]) == (0, 0)
+
+
+def test_a_request_that_says_it_is_too_large_is_not_read(serving):
+    client = serving(limits=Limits(request_bytes=1000))
+
+    async def never():
+        raise AssertionError("the body was read")
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "headers": [(b"content-length", b"1001")],
+    }
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(client.app(scope, never, send))
+    assert sent[0]["status"] == 413
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+def test_a_client_that_does_not_go_on_sending_is_given_up(serving):
+    client = serving(limits=Limits(seconds=0.05))
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+    sent = []
+
+    async def stalling():
+        await asyncio.sleep(60)
+
+    async def leaving():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    for receive in (stalling, leaving):
+        asyncio.run(client.app({**scope, "query_string": b""}, receive, send))
+    assert [message["status"] for message in sent if "status" in message] == [408, 400]
+    assert client.app.state.service.gate.n_requests == 0
+
+
+@pytest.mark.parametrize("path", ["/", "/predict/", "/docs", "/../etc/passwd", "/model/x"])
+def test_there_is_nothing_else(serving, path):
+    answer = serving().get(path, follow_redirects=False)
+    assert answer.status_code in {307, 404, 405}
+    assert "learnkit" not in answer.text
+
+
+def test_names_from_clients_are_only_names(serving):
+    client = serving()
+    hostile = "../../<script>alert(1)</script>\u202e" + "x" * 900 + ".png"
+    answer = client.post("/predict", files=form(b"no image", name=hostile))
+    (entry,) = answer.json()["predictions"]
+    assert entry["name"].startswith("script>")
+    assert len(entry["name"]) == 200
+    assert answer.text.isascii()
+
+
+def test_failures_inside_stay_inside(serving, predictor, monkeypatch):
+    def broken(images):
+        raise RuntimeError("secret /srv/model.py line 7")
+
+    client, image = serving(raises=False), png(shades("ok", 1)[0])
+    monkeypatch.setattr(predictor, "try_loaded", broken)
+    answer = client.post("/predict", content=image)
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "the server failed at this request; its log says why"}
+    monkeypatch.undo()
+    assert client.post("/predict", content=image).status_code == 200
+    assert client.get("/health").json()["images_waiting"] == 0
+
+
+class Slow:
+    """A predictor that waits to be let go, and notes the size of every batch."""
+
+    def __init__(self, predictor):
+        self.batches, self.go = [], threading.Event()
+        self.wrapped = predictor
+
+    def __getattr__(self, name):
+        return getattr(self.wrapped, name)
+
+    def try_loaded(self, images):
+        self.go.wait(20)
+        self.batches.append(len(images))
+        return self.wrapped.try_loaded(images)
+
+
+def test_a_full_queue_is_told_at_once_and_requests_share_forward_passes(serving, predictor):
+    slow = Slow(predictor)
+    client = serving(slow, limits=Limits(queue=9, images=4, batch=8))
+    image, answers = png(shades("ok", 1)[0]), []
+
+    def ask(n):
+        answers.append(client.post("/predict", files=form(*[image] * n)))
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in (1, 4, 4)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        for _ in range(1000):
+            if client.get("/health").json()["images_waiting"] == (1, 5, 9)[number]:
+                break
+            time.sleep(0.005)
+    refused = client.post("/predict", content=image)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "busy with 9 images" in refused.json()["error"]
+    slow.go.set()
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert (sum(slow.batches), len(slow.batches)) == (9, 2)
+    assert client.post("/predict", content=image).status_code == 200
+
+
+def test_bytes_that_wait_are_bounded_together(serving, predictor):
+    slow = Slow(predictor)
+    client = serving(slow, limits=Limits(request_bytes=10_000, queue_bytes=10_000))
+    image = png(shades("ok", 1)[0])
+    thread = threading.Thread(target=client.post, args=("/predict",), kwargs={"content": image})
+    thread.start()
+    while not client.get("/health").json()["images_waiting"]:
+        time.sleep(0.005)
+    assert client.post("/predict", content=b"x" * 9000).status_code == 503
+    slow.go.set()
+    thread.join()
+
+
+# -- extending ------------------------------------------------------------------------------------
+
+
+def test_new_images_are_learned_as_the_predictor_itself_learns_them(serving, predictor, tmp_path):
+    before = make_continual({"ok": 6, "<b>bad": 5})
+    client = serving(allow_extend=True, token=TOKEN, save_to=tmp_path / "saved")
+    images = [png(image) for image in shades("new", 4)]
+    answer = client.post("/extend", files=form(*images), data={"label": "new"}, headers=BEARER)
+    assert (answer.status_code, answer.json()["change"]["images"]) == (200, {"new": 4})
+    before.extend(images, "new", progress=False)
+    ours, wanted = predictor.continual.state()[1], before.continual.state()[1]
+    assert all(ours[name].equal(wanted[name]) for name in wanted)
+    assert client.get("/health").json()["unsaved_changes"] == 1
+    facts = client.get("/model").json()
+    assert facts["classes"] == ["ok", "<b>bad", "new"]
+    assert facts["images_per_class"]["new"] == 4
+    assert facts["model"] == answer.json()["model"]
+    two = {"label": ["odd", "ok"]}
+    images = [png(image) for image in (*shades("odd", 1), *shades("ok", 1))]
+    answer = client.post("/extend", files=form(*images), data=two, headers=BEARER)
+    assert answer.json()["change"]["images"] == {"odd": 1, "ok": 1}
+    answer = client.post("/extend?label=odd", content=images[0], headers=BEARER)
+    assert answer.json()["change"]["n_images"]["odd"] == 2
+
+
+def test_what_was_learned_is_saved_when_the_application_ends(predictor, tmp_path):
+    app = create_app(predictor, allow_extend=True, token=TOKEN, save_to=tmp_path / "saved")
+    with TestClient(app) as client:
+        image = png(shades("new", 1)[0])
+        assert client.post("/extend?label=new", content=image, headers=BEARER).is_success
+        assert not (tmp_path / "saved").exists()
+    saved = load_learner(tmp_path / "saved").continual
+    assert saved.classes == ("ok", "<b>bad", "new")
+    ours, wanted = saved.state()[1], predictor.continual.state()[1]
+    assert all(ours[name].equal(wanted[name]) for name in wanted)
+    assert app.state.service.learned.n_unsaved == 0
+
+
+def test_an_application_that_learned_nothing_saves_nothing(predictor, tmp_path):
+    app = create_app(predictor, allow_extend=True, token=TOKEN, save_to=tmp_path / "saved")
+    with TestClient(app) as client:
+        bad = client.post("/extend?label=new", content=b"x", headers=BEARER)
+        assert bad.status_code == 422
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_failed_save_is_kept_for_whoever_runs_the_server(predictor, tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "mine.txt").write_text("keep")
+    app = create_app(predictor, allow_extend=True, token=TOKEN, save_to=tmp_path / "saved")
+    with TestClient(app) as client:
+        image = png(shades("new", 1)[0])
+        assert client.post("/extend?label=new", content=image, headers=BEARER).is_success
+    assert "files that no bundle put there" in str(app.state.service.save_error)
+    assert app.state.service.learned.n_unsaved == 1
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", TOKEN, f"Bearer {TOKEN}x", f"bearer {TOKEN}", "Bearer ", "Bearer \xff"]
+)
+def test_only_who_has_the_token_changes_the_model(serving, predictor, header):
+    client = serving(allow_extend=True, token=TOKEN)
+    headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+    answer = client.post("/extend?label=ok", content=png(shades("ok", 1)[0]), headers=headers)
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert TOKEN not in answer.text
+    assert predictor.continual.n_images == {"ok": 6, "<b>bad": 5}
+
+
+def test_a_server_that_may_not_learn_does_not(serving, predictor):
+    answer = serving().post("/extend?label=ok", content=b"x", headers=BEARER)
+    assert answer.status_code == 403
+    assert "--allow-extend" in answer.json()["error"]
+
+
+def test_a_model_that_cannot_learn_says_so(serving):
+    client = serving(make_predictor(), allow_extend=True, token=TOKEN)
+    answer = client.post("/extend?label=ok", content=png(shades("ok", 1)[0]), headers=BEARER)
+    assert (answer.status_code, "cannot learn" in answer.json()["error"]) == (501, True)
+    facts = client.get("/model").json()
+    assert (facts["can_extend"], facts["classes"]) == (False, ["ok", "NO", "ß/<b>"])
+
+
+def test_a_change_that_fails_changes_nothing(serving, predictor):
+    limits = Limits(pixels=2000)
+    client = serving(allow_extend=True, token=TOKEN, limits=limits)
+    knowledge, good = predictor.continual.knowledge, png(shades("new", 1)[0])
+    large = png(strange(1, size=48)[0])
+    requests = [
+        (422, "image 'i.png' cannot be read", {"files": form(good, b"no"), "data": {"label": "n"}}),
+        (422, "over the limit of 2,000", {"files": form(good, large), "data": {"label": "n"}}),
+        (400, "0 labels for 1 images", {"files": form(good)}),
+        (400, "2 labels for 3 images", {"files": form(*[good] * 3), "data": {"label": ["a", "b"]}}),
+        (422, "label", {"files": form(good), "data": {"label": ""}}),
+        (422, "OK", {"files": form(good), "data": {"label": "OK"}}),
+        (400, "has no image", {"files": {"label": (None, "n")}}),
+    ]
+    for status, sentence, request in requests:
+        answer = client.post("/extend", headers=BEARER, **request)
+        assert (answer.status_code, sentence in answer.json()["error"]) == (status, True), answer
+        assert predictor.continual.knowledge is knowledge
+    assert client.get("/health").json()["unsaved_changes"] == 0
+
+
+def test_an_application_without_a_token_that_may_learn_is_refused(predictor):
+    with pytest.raises(ServingError, match="there is no token; put one into a file"):
+        create_app(predictor, allow_extend=True)
+    with pytest.raises(ServingError, match="`token` has 5 characters; it must have 16 or more"):
+        create_app(predictor, allow_extend=True, token="short")
+
+
+def test_fastapi_is_named_where_it_is_missing(predictor, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "fastapi", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "learnkit\[serve\]"'):
+        create_app(predictor)
+
+
+def test_every_number_in_an_answer_is_json(serving, predictor):
+    predictor.set(ood_threshold=0.5)
+    blank = png(np.full((32, 32, 3), 0, "uint8"))
+    text = serving().post("/predict", content=blank).text
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_the_description_names_what_there_is(serving):
+    paths = serving().get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/predict", "/extend", "/health", "/model"}
+    assert "multipart/form-data" in paths["/predict"]["post"]["requestBody"]["content"]

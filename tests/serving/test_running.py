@@ -1,0 +1,95 @@
+"""`learnkit serve` in a process of its own: ready, asked, told to stop."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from deploy_helpers import make_continual, shades
+from serving_helpers import BEARER, TOKEN, form, png
+
+pytest.importorskip("uvicorn")
+import httpx
+
+from learnkit import load_learner
+from learnkit.cli import main
+from learnkit.errors import ServingError
+from learnkit.serving.running import serve
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("served") / "model"
+    make_continual({"ok": 6, "bad": 5}).save(path)
+    return path
+
+
+def test_a_served_model_answers_learns_and_saves_when_it_is_told_to_stop(bundle, tmp_path):
+    (tmp_path / "token").write_text(TOKEN)
+    options = ["--port", "0", "--allow-extend", "--token-file", str(tmp_path / "token")]
+    command = [sys.executable, "-m", "learnkit", "serve", str(bundle), *options]
+    command += ["--out", str(tmp_path / "learned"), "--max-queue", "8", "--threads", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LEARNKIT_TOKEN": "not this one, surely"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        first, ready = process.stdout.readline(), process.stdout.readline()
+        assert first == f"serving 2 classes from {bundle}\n", process.stderr.read()
+        assert ready.startswith("ready at http://127.0.0.1:")
+        with httpx.Client(base_url=ready.split()[-1], timeout=30) as client:
+            images = [png(image) for image in shades("new", 3)]
+            answer = client.post("/predict", files=form(*images))
+            assert [len(entry["probs"]) for entry in answer.json()["predictions"]] == [2, 2, 2]
+            assert "server" not in answer.headers
+            learned = client.post(
+                "/extend", files=form(*images), data={"label": "new"}, headers=BEARER
+            )
+            assert learned.json()["change"]["classes_added"] == ["new"]
+            many = client.post("/predict", files=form(*images * 3))
+            assert (many.status_code, "Too many files" in many.json()["error"]) == (400, True)
+            assert client.post("/predict", content=b"x" * 33_000_000).status_code == 413
+            assert client.get("/health").json()["unsaved_changes"] == 1
+        assert not (tmp_path / "learned").exists()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, TOKEN in errors) == (0, False)
+    saved = load_learner(tmp_path / "learned")
+    assert saved.classes == ("ok", "bad", "new")
+    assert saved.predict(images[0]).label == "new"
+    assert load_learner(bundle).classes == ("ok", "bad")
+
+
+def test_an_address_in_use_is_told_in_a_sentence(bundle):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServingError, match=f"127.0.0.1:{port} cannot be used .*--port"):
+            serve(bundle, port=port)
+    with pytest.raises(ServingError, match=r"no\.such\.host\.invalid:8000 cannot be used"):
+        serve(bundle, host="no.such.host.invalid")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--allow-extend"], "there is no token; put one into a file"),
+        (["--allow-extend", "--host", "0.0.0.0"], "'0.0.0.0' can be reached from other machines"),
+        (["--allow-extend", "--token-file", "none"], "none cannot be read"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(
+    bundle, tmp_path, monkeypatch, capsys, options, match
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LEARNKIT_TOKEN", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", str(bundle), "--port", "0", *options])
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert (err.count("\n"), match in err) == (1, True), err
