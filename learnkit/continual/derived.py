@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnkit.continual.honest import Honest, Judged, Reference, collect_honest, judge, nearest
+from learnkit.continual.honest import Honest, Judged, Reference, collect_honest, judge
 from learnkit.continual.lda import fit_lda, fit_prototype
 from learnkit.continual.linear import LinearClassifier
 from learnkit.continual.memory import FeatureMemory
@@ -29,7 +29,10 @@ from learnkit.uncertainty.ood import (
 from learnkit.uncertainty.threshold import Threshold, fit_threshold
 
 _ALIKE = "no class has two images that differ"
-_PARTS = {"combined": ("mahalanobis", "relative", "knn")}
+# What counts as unusual by default, and where square roots were taken of the features.
+_COMBINED = ("mahalanobis", "relative", "knn")
+_COMBINED_ROOTED = ("unrooted_mean", "relative", "unrooted_knn")
+_OF_MEMORY = {"knn", "unrooted_mean", "unrooted_knn"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +50,10 @@ class Scorer:
 
     def __call__(self, embedded: Tensor) -> Tensor:
         """Scores float64 (N,) of embedded features (N, D)."""
-        return self.of(self._judged(embedded))
-
-    def _judged(self, embedded: Tensor) -> Judged:
-        """Only what the parts need, so that no score costs more than itself."""
         parts = {part for part, _, _ in self.standards}
-        if len(parts) > 1:
-            return judge(self.linear, embedded, self.reference)
-        (part,) = parts
-        geometry = self.linear.geometry
-        return Judged(
-            self.linear.logits(embedded) if part in ("msp", "energy") else embedded[:, :0],
-            geometry.mahalanobis_scores(embedded) if part == "mahalanobis" else embedded[:, :0],
-            geometry.relative_scores(embedded) if part == "relative" else embedded[:, :0],
-            nearest(embedded, self.reference) if part == "knn" else embedded[:, :0],
-        )
+        if parts & {"msp", "energy"}:
+            parts.add("logits")
+        return self.of(judge(self.linear, embedded, self.reference, parts))
 
     def of(self, judged: Judged | Honest) -> Tensor:
         """Scores (N,) of what has been judged already."""
@@ -132,7 +124,7 @@ def derive(
         linear = fit_classifier(sorted_stats, settings.classifier)
     else:
         sorted_stats, linear = before.stats, before.linear
-    reference = Reference.of(sorted_stats.memory)
+    reference = Reference.of(sorted_stats.memory, root=settings.root)
     fresh = validation.named(stats.class_names).picked(places)
     honest = collect_honest(sorted_stats, fresh, linear, reference, settings.prior)
     calibration = _calibrated(linear, honest)
@@ -213,23 +205,30 @@ def _scorer(
     linear: LinearClassifier, honest: Honest, reference: Reference, temperature: float, score: str
 ) -> Scorer:
     """The score with its parts standardised; parts that cannot be had are left out."""
-    wanted = _PARTS.get(score, (score,))
-    if len(wanted) > 1 and honest.logits.shape[1] == 1:  # nothing to be relative to
-        wanted = tuple(part for part in wanted if part != "relative")
+    wanted = _wanted(honest, reference, score)
+    as_it_is = wanted == (score,)
     standards = [
-        (part, *_standard(part, honest, temperature, len(wanted)))
+        (part, 0.0, 1.0) if as_it_is else (part, *_standard(part, honest, temperature))
         for part in wanted
-        if part != "knn" or bool(honest.knn.isfinite().all())
     ]
-    if not standards:  # nothing is remembered to be near to
-        standards = [("mahalanobis", *_standard("mahalanobis", honest, temperature, 2))]
     return Scorer(linear, reference, temperature, tuple(standards))
 
 
-def _standard(part: str, honest: Honest, temperature: float, n_parts: int) -> tuple[float, float]:
-    """Mean and spread of one part of several; a score of one part is taken as it is."""
-    if n_parts < 2:
-        return 0.0, 1.0
+def _wanted(honest: Honest, reference: Reference, score: str) -> tuple[str, ...]:
+    """The parts of a score, without those that cannot be had."""
+    if score == "combined":
+        wanted = _COMBINED if reference.unrooted is None else _COMBINED_ROOTED
+    else:
+        wanted = (score,)
+    if any(bool(getattr(honest, part).isinf().any()) for part in wanted if part in _OF_MEMORY):
+        wanted = ("mahalanobis",) if score == "knn" else ("mahalanobis", "relative")
+    if len(wanted) > 1 and honest.logits.shape[1] == 1:  # nothing to be relative to
+        wanted = tuple(part for part in wanted if part != "relative")
+    return wanted
+
+
+def _standard(part: str, honest: Honest, temperature: float) -> tuple[float, float]:
+    """Mean and spread of one part of several."""
     return location_scale(_raw(part, honest, temperature), honest.weights)
 
 
@@ -284,7 +283,7 @@ def _notes(
             "others, remembered images were left out one by one"
         )
     parts = {part for part, _, _ in scorer.standards}
-    if "knn" in _PARTS.get(settings.score, (settings.score,)) and "knn" not in parts:
+    if settings.score in ("combined", "knn") and not parts & _OF_MEMORY:
         notes.append("too few remembered features: Mahalanobis distances alone make the score")
     if threshold.source == "parametric":
         notes.append(f"the threshold {threshold.statement}")

@@ -38,6 +38,17 @@ def embed(features: Tensor, *, root: bool) -> Tensor:
     return x / torch.where(blank, 1.0, _length(x, blank))
 
 
+def unroot(embedded: Tensor) -> Tensor:
+    """What `embed` without the root gives of the features that were embedded with it, (N, D).
+
+    Exact to rounding, since the length a feature had does not enter either.
+
+    >>> unroot(torch.tensor([[0.6, -0.8]])).round(decimals=4).tolist()
+    [[0.4903, -0.8716]]
+    """
+    return embed(embedded * embedded.abs(), root=False)
+
+
 def to_grid(embedded: Tensor) -> Tensor:
     """`embedded` in units of 1/32768, rounded: float64 (N, D) of integers that fit 16 bits.
 

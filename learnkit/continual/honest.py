@@ -5,15 +5,18 @@ class has neither, images are drawn from the fitted distribution, and the result
 """
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from learnkit.continual.embedding import unroot
 from learnkit.continual.geometry import Geometry
 from learnkit.continual.linear import LeaveOneOut, LinearClassifier
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.unrooted import RememberedMeans
 
 # Remembered features searched for the nearest one: numbers held, and products of one fit.
 _MAX_REFERENCE = 2**23
@@ -21,6 +24,9 @@ _MAX_PRODUCTS = 6_000_000_000
 _MIN_ROWS = 256
 _BLOCK = 2**22  # distances held at once
 _N_DRAWN = 512
+# What can be said of an image; "logits" carry the scores that are made of them.
+PARTS = ("logits", "mahalanobis", "relative", "knn", "unrooted_mean", "unrooted_knn")
+_UNROOTED = {"unrooted_mean", "unrooted_knn"}
 # Spread of the squared distance of real images around its mean, beyond that of a normal one.
 _SPREAD = 0.3
 
@@ -29,23 +35,34 @@ _SPREAD = 0.3
 class Reference:
     """Remembered features to search for the nearest: (K,D), the first of each class by hash.
 
-    `starts (P,)` is where each class begins, `sizes (P,)` how many it has.
+    `starts (P,)` is where each class begins, `sizes (P,)` how many it has. `unrooted (K,D)` are the
+    same as they were before the square root, with the class `means` of all such; None without root.
     """
 
     features: Tensor
     labels: Tensor
     sizes: Tensor
     starts: Tensor
+    unrooted: Tensor | None = None
+    means: RememberedMeans | None = None
 
     @classmethod
-    def of(cls, memory: FeatureMemory) -> "Reference":
-        """Return all features of a memory, or as many of each class as can be searched."""
+    def of(cls, memory: FeatureMemory, *, root: bool = False) -> "Reference":
+        """Return all features of a memory, or as many of each class as can be searched.
+
+        Args:
+            memory: Of classes that have images.
+            root: Whether square roots were taken of the features.
+        """
         per_class = None
         if len(memory) * memory.n_features > _MAX_REFERENCE:
             per_class = max(1, _MAX_REFERENCE // (memory.n_features * len(memory.cells)))
         features, labels = memory.all(per_class)
         sizes = torch.bincount(labels, minlength=len(memory.cells))
-        return cls(features, labels, sizes, sizes.cumsum(0) - sizes)
+        starts = sizes.cumsum(0) - sizes
+        if not root:
+            return cls(features, labels, sizes, starts)
+        return cls(features, labels, sizes, starts, unroot(features), RememberedMeans.of(memory))
 
     def __len__(self) -> int:
         return len(self.features)
@@ -61,8 +78,8 @@ class Honest:
     """Honest judgements of R images: none of them has taught what judges it.
 
     `logits (R,P)` before the temperature, `labels (R,)` places of their classes, `weights (R,)`
-    summing to 1, and the raw scores `mahalanobis`, `relative`, `knn` (R,) (`knn` infinite where
-    nothing else is remembered). `source` is "validation", "leave-one-out" or "parametric".
+    summing to 1, and the raw scores (R,) of `Judged` (those of what is remembered infinite where
+    nothing else is). `source` is "validation", "leave-one-out" or "parametric".
     `n_validated` counts the classes judged by validation images.
     """
 
@@ -72,6 +89,8 @@ class Honest:
     mahalanobis: Tensor
     relative: Tensor
     knn: Tensor
+    unrooted_mean: Tensor
+    unrooted_knn: Tensor
     source: str
     n_validated: int
 
@@ -114,6 +133,10 @@ def collect_honest(
         mahalanobis=torch.cat([judged.mahalanobis, loo.mahalanobis[rows]]),
         relative=torch.cat([judged.relative, loo.relative[rows]]),
         knn=torch.cat([judged.knn, _nearest_other(loo, rows, reference)]),
+        unrooted_mean=torch.cat([judged.unrooted_mean, _other_mean(loo, rows, reference)]),
+        unrooted_knn=torch.cat(
+            [judged.unrooted_knn, _nearest_other(loo, rows, reference, unrooted=True)]
+        ),
         source="validation" if bool(covered.all()) else "leave-one-out",
         n_validated=int(covered.sum()),
     )
@@ -121,47 +144,77 @@ def collect_honest(
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Logits (N,P) and raw scores (N,) of images."""
+    """Logits (N,P) and raw scores (N,) of images.
+
+    `mahalanobis` and `relative` are those of the geometry, `knn` the distance to the nearest
+    remembered feature; `unrooted_mean` and `unrooted_knn` the distances to the nearest remembered
+    class mean and feature without the square root, infinite where none is taken.
+    """
 
     logits: Tensor
     mahalanobis: Tensor
     relative: Tensor
     knn: Tensor
+    unrooted_mean: Tensor
+    unrooted_knn: Tensor
 
 
-def judge(linear: LinearClassifier, features: Tensor, reference: Reference) -> Judged:
-    """Logits and scores of embedded features (N,D) the classifier has not learned."""
+def judge(
+    linear: LinearClassifier,
+    features: Tensor,
+    reference: Reference,
+    parts: Collection[str] = PARTS,
+) -> Judged:
+    """Logits and scores of embedded features (N,D) the classifier has not learned.
+
+    Only the `parts` asked for are computed; the others are infinite, or have no columns.
+    """
+    geometry, none = linear.geometry, _infinite(len(features))
+    plain = unroot(features) if reference.unrooted is not None and _UNROOTED & {*parts} else None
     return Judged(
-        linear.logits(features),
-        linear.geometry.mahalanobis_scores(features),
-        linear.geometry.relative_scores(features),
-        nearest(features, reference),
+        linear.logits(features) if "logits" in parts else features[:, :0],
+        geometry.mahalanobis_scores(features) if "mahalanobis" in parts else none,
+        geometry.relative_scores(features) if "relative" in parts else none,
+        _nearest(features, reference.features) if "knn" in parts else none,
+        none if plain is None else reference.means.scores(plain),
+        none if plain is None else _nearest(plain, reference.unrooted),
     )
 
 
-def nearest(features: Tensor, reference: Reference) -> Tensor:
-    """Distance (N,) of embedded features to the nearest remembered one; infinite without any."""
-    return _nearest(features, reference, lambda distances, part: distances)
+def _infinite(n: int) -> Tensor:
+    return torch.full((n,), math.inf, dtype=torch.float64)
 
 
-def _nearest(features: Tensor, reference: Reference, hide) -> Tensor:
-    """The same with some distances hidden: `hide(distances, rows)` may set some to infinity."""
-    if not len(reference) or not len(features):
-        return torch.full((len(features),), math.inf, dtype=torch.float64)
+def _nearest(features: Tensor, others: Tensor, hide: Callable | None = None) -> Tensor:
+    """Distance (N,) to the nearest of others; infinite if there are none, or all are hidden.
+
+    `hide(distances, rows)` may set some squared distances to infinity.
+    """
+    if not len(others) or not len(features):
+        return _infinite(len(features))
     parts = []
-    lengths = reference.features.square().sum(1)
-    for part in torch.arange(len(features)).split(max(1, _BLOCK // len(reference))):
+    lengths = others.square().sum(1)
+    for part in torch.arange(len(features)).split(max(1, _BLOCK // len(others))):
         rows = features[part]
-        distances = rows.square().sum(1)[:, None] + lengths - 2 * rows @ reference.features.T
-        parts.append(hide(distances.clamp_min_(0), part).amin(1))
+        distances = rows.square().sum(1)[:, None] + lengths - 2 * rows @ others.T
+        distances = distances.clamp_min_(0)
+        parts.append((distances if hide is None else hide(distances, part)).amin(1))
     return torch.cat(parts).sqrt()
 
 
-def _nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Tensor:
+def _nearest_other(
+    loo: LeaveOneOut, rows: Tensor, reference: Reference, *, unrooted: bool = False
+) -> Tensor:
     """Distance of left-out samples to the nearest remembered one that is not left out (R,)."""
     memory = loo.memory
     at = loo.rows[rows]
-    features, labels = memory.features[at], memory.labels[at]
+    others = reference.unrooted if unrooted else reference.features
+    if others is None:
+        return _infinite(len(rows))
+    labels = memory.labels[at]
+    features, partners = memory.features[at], memory.features[memory.partners[at].clamp_min(0)]
+    if unrooted:
+        features, partners = unroot(features), unroot(partners)
     own = reference.places(labels, memory.positions[at])
     lone = rows >= loo.n_single
 
@@ -171,10 +224,18 @@ def _nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Tens
         same = lone[part][:, None] & (labels[part][:, None] == reference.labels)
         return distances.masked_fill_(same, math.inf)
 
-    found = _nearest(features, reference, hide)
-    partners = memory.features[memory.partners[at].clamp_min(0)]
+    found = _nearest(features, others, hide)
     apart = (features - partners).norm(dim=1)
     return torch.where(lone, torch.minimum(found, apart), found)
+
+
+def _other_mean(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Tensor:
+    """Distance of left-out samples to the nearest remembered class mean without them (R,)."""
+    if reference.means is None:
+        return _infinite(len(rows))
+    at = loo.rows[rows]
+    features = unroot(loo.memory.features[at])
+    return reference.means.left_out(loo.memory, at, features, rows >= loo.n_single)
 
 
 def _thinned(rows: Tensor, reference: Reference) -> Tensor:
@@ -246,6 +307,8 @@ def _drawn(
         judged.mahalanobis,
         judged.relative,
         judged.knn,
+        judged.unrooted_mean,
+        judged.unrooted_knn,
         "parametric",
         0,
     )
