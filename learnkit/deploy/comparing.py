@@ -43,20 +43,29 @@ class Answers(NamedTuple):
 
 def answers(predictor: Predictor, pixels: Tensor) -> Answers:
     """What `predictor` says of `pixels` uint8 (N, C, H, W)."""
-    head, network = predictor.continual, predictor.network
-    if head is None:
-        n_classes = len(predictor.classes)
-        rows = [network.outputs(images, n_classes) for images in pixels.split(_BATCH)]
-        logits = torch.cat(rows or [network.outputs(pixels, n_classes)]).double()
-        finite = logits.isfinite().all(1)
-        return Answers(_sound(logits, finite), logits[:, :0], logits[:0, 0], math.nan, finite)
-    rows = [network.features(images) for images in pixels.split(_BATCH)]
-    features = torch.cat(rows or [network.features(pixels)])
-    finite = features.isfinite().all(1)
-    features = _sound(features, finite)
-    with torch.no_grad():
-        logits, scores = head(features).double(), head.ood_scores(features)
-    return Answers(logits, features.double(), scores, head.threshold.value, finite)
+    found = [_raw(predictor, images) for images in pixels.split(_BATCH) or (pixels,)]
+    logits, features = (torch.cat(parts) for parts in zip(*found, strict=True))
+    finite = logits.isfinite().all(1) & features.isfinite().all(1)
+    logits, features = _sound(logits, finite), _sound(features, finite)
+    scores, threshold, tells = torch.zeros(0, dtype=torch.float64), math.nan, predictor.ood
+    if tells is not None:
+        scores, threshold = tells.ood_scores(features), tells.threshold.value
+    if predictor.continual is not None:
+        with torch.no_grad():
+            logits = predictor.continual(features)
+    return Answers(logits.double(), features.double(), scores, threshold, finite)
+
+
+def _raw(predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits, features), either of width 0 where it is not needed."""
+    network, n_classes = predictor.network, len(predictor.classes)
+    if predictor.continual is not None:
+        features = network.features(images)
+        return features[:, :0], features
+    if predictor.detector is not None:
+        return network.outputs_and_features(images, n_classes)
+    logits = network.outputs(images, n_classes)
+    return logits, logits[:, :0]
 
 
 def compare(

@@ -9,6 +9,8 @@ import torch
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.reading import read_bundle
+from learnkit.deploy.variant_reading import load_variant, which_variant
+from learnkit.deploy.variants import FLOAT32
 
 
 def load_learner(
@@ -17,6 +19,8 @@ def load_learner(
     sha256: str | None = None,
     device: str | torch.device = "cpu",
     allow_pickle: bool = False,
+    variant: str | None = None,
+    threads: int | None = None,
 ) -> Any:
     """The `Predictor` in the bundle at `path`, checked before use: hashes, tensors, probe images.
 
@@ -26,16 +30,24 @@ def load_learner(
         device: where the network runs.
         allow_pickle: also open fastai's `export.pkl`. That RUNS whatever code its author put in;
             fastai is imported, and its Learner is returned.
+        variant: what of the bundle to run, such as "onnxruntime-int8", or "float32" for the weights
+            as they were trained; default what it was saved from.
+        threads: processor threads one prediction of an optimised variant may use; default all this
+            process may use.
 
     Raises:
         BundleNotFoundError: no bundle there.
         BundleCorruptError: damaged, altered, or not the one pinned by `sha256`.
         BundleVersionError: written in a format newer than this learnkit reads.
         BundleProbeError: the network does not give the recorded logits here.
-        BundleError: a pickle, and `allow_pickle` is not set.
+        BundleError: a pickle, and `allow_pickle` is not set; or no such variant.
+        MissingExtraError: the variant's backend is not installed; the message has the pip line.
     """
     if pickle_file := pickle_at(Path(path)):
         return load_pickle(pickle_file, sha256, device, allow_pickle)
+    opened = which_variant(path, variant, sha256)
+    if opened.name != FLOAT32:
+        return load_variant(path, opened, device=str(device), threads=threads)
     bundle = read_bundle(path, sha256=sha256)
     contents = bundle.contents
     predictor = Predictor(

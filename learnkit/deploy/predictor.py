@@ -20,12 +20,13 @@ from learnkit.deploy.judging import judged, judged_beside
 from learnkit.deploy.labelling import checked_threshold, head_classes, renamed
 from learnkit.deploy.learning import Learning
 from learnkit.deploy.many import ManyImages, raised
+from learnkit.deploy.optimizing import Optimizing
 from learnkit.deploy.prediction import Prediction, not_finite, prediction_of
 from learnkit.deploy.running import Network
 from learnkit.errors import PredictionError
 
 
-class Predictor(ManyImages, Examining, Learning, Identified):
+class Predictor(ManyImages, Examining, Learning, Optimizing, Identified):
     """A network with its preprocessing and class names: images in, predictions out.
 
     Predicting changes nothing, so threads may share a predictor. A model that belongs to the

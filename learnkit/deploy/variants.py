@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy.backends import BACKENDS, PRECISIONS
 from learnkit.deploy.files import VARIANTS
 from learnkit.deploy.formats import parse_json, to_json
 from learnkit.deploy.records import from_plain, to_plain
@@ -146,14 +147,25 @@ def check_variant(name: str, files: Collection[str]) -> None:
         raise BundleError(f"the bundle has no variant {name!r}; it has {there}")
 
 
+def _known(variant: Variant) -> bool:
+    """Whether its settings are its backend's, and of the same types."""
+    known = BACKENDS[variant.backend].parameters
+    return all(
+        name in known and type(value) is type(known[name]) for name, value in variant.params.items()
+    )
+
+
 def _check(variant: Variant, name: str, where: str) -> None:
-    allowed = NETWORK_FILES.get(variant.backend, ())
+    if variant.backend not in BACKENDS or variant.precision not in PRECISIONS:
+        raise BundleCorruptError(f"{where}: {variant.name!r} is nothing this learnkit can run")
+    allowed = NETWORK_FILES[variant.backend]
     n_classes = len(variant.classes)
     rules = {
         f"it describes {variant.name!r}": variant.name == name,
         f"its files are {list(variant.files)}": set(variant.files) in [set(a) for a in allowed],
         "class names are missing or twice there": 0 < n_classes == len(set(variant.classes)),
         "a class name is empty": all(variant.classes),
+        f"`params` are {variant.params}": _known(variant),
         f"`threshold` is {variant.threshold}": 0 < variant.threshold < 1,
         f"`n_features` is {variant.n_features}": variant.n_features > 0,
         "several labels do not go with class statistics": not (

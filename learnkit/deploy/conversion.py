@@ -1,0 +1,148 @@
+"""From a live network to what a backend runs: exported once, then converted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from learnkit.deploy.backends import BACKENDS, check_backend, open_session
+from learnkit.deploy.heads import continual_head
+from learnkit.deploy.variants import variant_name
+
+if TYPE_CHECKING:
+    from learnkit.data.preprocess import Preprocessing
+    from learnkit.deploy.predictor import Predictor
+    from learnkit.deploy.samples import Pictures
+    from learnkit.deploy.session_network import SessionNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A network for one backend in one precision.
+
+    Attributes:
+        backend: what runs it.
+        precision: of its numbers.
+        params: settings of the backend.
+        files: by ending; none for torch.
+        model: the float32 network, for torch only, which casts it.
+        notes: what a person should know about how it came.
+    """
+
+    backend: str
+    precision: str
+    params: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    model: nn.Module | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the variant."""
+        return variant_name(self.backend, self.precision)
+
+    @property
+    def n_bytes(self) -> int:
+        """What its files take on disk."""
+        return sum(map(len, self.files.values()))
+
+    def open(
+        self, recipe: Preprocessing, *, threads: int | None = None, device: str = "cpu"
+    ) -> SessionNetwork:
+        """It, ready to run.
+
+        Raises:
+            BackendUnavailableError: it cannot run here.
+            BundleCorruptError: its files are damaged or refused.
+        """
+        from learnkit.deploy.session_network import SessionNetwork
+
+        given = {"threads": threads, "device": device, **self.params}
+        if self.backend == "torch":
+            from learnkit.deploy.sessions_torch import TorchSession
+
+            assert self.model is not None
+            is_open = continual_head(self.model) is not None
+            session = TorchSession(self.model, self.precision, recipe, continual=is_open, **given)
+        else:
+            session = open_session(self.backend, self.precision, self.files, **given)
+        return SessionNetwork(session, recipe)
+
+
+class Converter:
+    """Converts one predictor's network, which it leaves as it is.
+
+    Args:
+        predictor: in float32.
+        samples: what int8 takes its ranges from.
+        progress: show progress bars.
+    """
+
+    def __init__(self, predictor: Predictor, samples: Pictures | None, *, progress: bool):
+        self.predictor, self.samples, self.progress = predictor, samples, progress
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """A copy of the network as it is now, in eval mode on the CPU."""
+        return copy.deepcopy(self.predictor.model).cpu().eval().requires_grad_(False)
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The network as an ONNX file in float32."""
+        from learnkit.deploy.onnx_export import export_onnx
+
+        recipe = self.predictor.preprocessing
+        return export_onnx(self.model, recipe, continual=self.predictor.continual is not None)
+
+    def convert(
+        self, backend: str, precision: str, params: Mapping[str, Any], *, device: str = "cpu"
+    ) -> Converted:
+        """The network for one backend in one precision.
+
+        Raises:
+            BackendUnavailableError: that is impossible here.
+            ExportError: the network has operators that ONNX has not.
+            MissingExtraError: a package is not installed.
+        """
+        known = BACKENDS[backend].parameters if backend in BACKENDS else {}
+        own = {**known, **{name: value for name, value in params.items() if name in known}}
+        check_backend(backend, precision, device, own)
+        if backend == "torch":
+            return Converted(backend, precision, own, model=self.model)
+        if precision == "int8":
+            files, notes = self._quantized(backend, params)
+        else:
+            files, notes = {"onnx": self._onnx(backend, precision)}, ()
+        return Converted(backend, precision, own, self._labelled(files, precision), notes=notes)
+
+    def _onnx(self, backend: str, precision: str) -> bytes:
+        if precision == "float16":
+            from learnkit.deploy.onnx_edit import stored_float16
+
+            return stored_float16(self.onnx)
+        return self.onnx
+
+    def _quantized(
+        self, backend: str, params: Mapping[str, Any]
+    ) -> tuple[dict[str, bytes], tuple[str, ...]]:
+        raise NotImplementedError
+
+    def _labelled(self, files: Mapping[str, bytes], precision: str) -> dict[str, bytes]:
+        """The files, the ONNX one with class names and precision: quantising drops metadata."""
+        if "onnx" not in files:
+            return dict(files)
+        from learnkit._version import __version__
+        from learnkit.deploy.onnx_edit import write_metadata
+
+        about = {
+            "learnkit": __version__,
+            "classes": list(self.predictor.classes),
+            "preprocessing": self.predictor.preprocessing.to_dict(),
+            "precision": precision,
+        }
+        return {**files, "onnx": write_metadata(files["onnx"], about)}

@@ -1,0 +1,83 @@
+"""What a head knows, learned again from the features of a converted network where it can be."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import TypeVar
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.deploy.detector import Detector
+from learnkit.deploy.features import BATCH, feature_rows
+from learnkit.deploy.labelled import Labelled
+from learnkit.deploy.running import Network
+
+Head = TypeVar("Head", bound=ContinualClassifier)
+
+
+def learned_again(
+    head: Head, network: Network, learned: Labelled | None, *, progress: bool
+) -> tuple[Head, str]:
+    """(head, what became of it) for a converted `network`; the given head is left as it is.
+
+    If `learned` are the images `head` has learned, all of them, the new head is to the bit what
+    learning them with the converted network gives. If not, it keeps its statistics as they are.
+
+    Args:
+        head: what knows classes in float32.
+        network: converted; gives other features.
+        learned: images, labels and, set apart, those that decide threshold and temperature.
+        progress: show a progress bar.
+    """
+    kept = copy.deepcopy(head).eval()
+    if problem := _problem(head, learned):
+        return kept, f"carried over from float32: {problem}"
+    assert learned is not None
+    new = type(head)(**head.settings.to_dict())
+    features = _features(network, learned, progress)
+    validation = None
+    if learned.validation is not None and len(head.knowledge.validation):
+        validation = (_features(network, learned.validation, progress), learned.validation.labels)
+    new.extend(features, learned.labels, class_names=list(head.classes), validation=validation)
+    if new.n_images != head.n_images:
+        return kept, "carried over from float32: blank images are others for the converted network"
+    _settle(new, head)
+    what = f"{len(learned.labels)} images" + (
+        f" and {len(validation[1])} of validation" if validation else ""
+    )
+    return new.eval(), f"learned again from {what}: class statistics, threshold and temperature"
+
+
+def _problem(head: ContinualClassifier, learned: Labelled | None) -> str:
+    """Why `learned` are not the images `head` has learned; empty if they are."""
+    if learned is None:
+        return "the images it was learned from are not at hand"
+    counts, wanted = Counter(learned.labels), {n: k for n, k in head.n_images.items() if k}
+    if counts.keys() != wanted.keys() or any(counts[name] < k for name, k in wanted.items()):
+        return (
+            f"it has learned {sum(wanted.values())} images of {len(wanted)} classes, and those at "
+            f"hand are {sum(counts.values())} of {len(counts)}"
+        )
+    if any(counts[name] != k for name, k in wanted.items()) and not _may_be_blank(counts, wanted):
+        return "more images are at hand than it has learned"
+    if len(head.knowledge.validation) and learned.validation is None:
+        return "the validation images that decide its threshold are not at hand"
+    return ""
+
+
+def _may_be_blank(counts: Counter[str], wanted: dict[str, int]) -> bool:
+    """Whether the few images too many can be blank ones, which are not learned."""
+    return sum(counts.values()) - sum(wanted.values()) <= 0.1 * sum(wanted.values())
+
+
+def _features(network: Network, images: Labelled, progress: bool):
+    return feature_rows(network, images.items, bs=BATCH, n_workers=2, progress=progress)
+
+
+def _settle(new: ContinualClassifier, head: ContinualClassifier) -> None:
+    """Give `new` what `head` has that images do not decide; nothing is left to undo."""
+    if head.knowledge.manual_threshold is not None:
+        new.set_threshold(head.knowledge.manual_threshold)
+    if isinstance(new, Detector):
+        new.head_misfits = head.head_misfits
+    new._states = new._states[:1]
