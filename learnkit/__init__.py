@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset as ImageDataset
     from learnkit.deploy.loading import load_learner as load_learner
     from learnkit.deploy.predictor import Predictor as Predictor
+    from learnkit.deploy.runtime import load_runtime as load_runtime
     from learnkit.learner import ImageLearner as ImageLearner
     from learnkit.learner import cnn_learner as cnn_learner
 
@@ -48,6 +49,7 @@ PUBLIC_NAMES: dict[str, str] = {
     "Prediction": "learnkit.deploy.prediction",
     "Predictor": "learnkit.deploy.predictor",
     "load_learner": "learnkit.deploy.loading",
+    "load_runtime": "learnkit.deploy.runtime",
     # errors
     "LearnkitError": "learnkit.errors",
 }

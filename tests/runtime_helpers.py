@@ -1,29 +1,23 @@
 """A network as a hand-made ONNX file, and a bundle with it as a variant: no export, no torch."""
 
 import json
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from deploy_helpers import shades
 
-from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.atomic import write_folder
+from learnkit.deploy.backends import open_session
+from learnkit.deploy.detector import Detector
 from learnkit.deploy.formats import tensors_to_bytes, to_json
 from learnkit.deploy.judge_file import judge_tensors
 from learnkit.deploy.schema import SCHEMA
+from learnkit.deploy.variant_probes import recorded
 from learnkit.deploy.variants import Variant, path_of
 
 NAME = "onnxruntime-float32"
 SIZE, WIDTH = 16, 12
-
-
-class Written(NamedTuple):
-    """A bundle: where it is, what pins it, and the head whose conclusions are in it."""
-
-    path: object
-    digest: str
-    head: ContinualClassifier | None
 
 
 def onnx_bytes(n_classes=None, *, n_features=WIDTH, size=SIZE, channels=3):
@@ -68,30 +62,39 @@ def features_of(data, images):
     return torch.from_numpy(session.run(["features"], {"image": np.stack(images)})[0])
 
 
-def variant_files(name=NAME, *, onnx=None, head=None, classes=("a", "b"), judge=None, **changes):
+def variant_files(name=NAME, *, onnx, head=None, classes=("a", "b"), probe=None, **changes):
     """The files of a variant; those of `head`, where there is one."""
+    is_detector = isinstance(head, Detector)
+    own = () if head is None or is_detector else head.classes
     backend, precision = name.split("-")
     described = {
         "backend": backend,
         "precision": precision,
         "params": {},
         "files": ("onnx",),
-        "classes": tuple(classes if head is None else head.classes),
+        "classes": tuple(own or classes),
         "multi_label": False,
         "threshold": 0.5,
         "n_features": WIDTH,
         "weights": "0" * 64,
         "preprocessing": Preprocessing(SIZE).to_dict(),
         "versions": {},
-        "continual": None if head is None else {},
+        "continual": {"of": "it"} if own else None,
+        "ood": {"of": "it"} if is_detector else None,
         **changes,
     }
-    files = {"json": Variant(**described).to_bytes(), "onnx": onnx}
-    if judge is None and head is not None:
-        judge = tensors_to_bytes(judge_tensors(head))
-    if judge is not None:
-        files["judge.safetensors"] = judge
-    return {path_of(name, ending): data for ending, data in files.items() if data is not None}
+    images = np.stack(shades("probe", 2, size=SIZE)) if probe is None else probe
+    session = open_session("onnxruntime", "float32", {"onnx": onnx}, threads=1)
+    probes = recorded(session, images, 0.0)
+    files = {
+        "json": Variant(**described).to_bytes(),
+        "onnx": onnx,
+        "probe.safetensors": tensors_to_bytes({k: torch.tensor(v) for k, v in probes.items()}),
+    }
+    if head is not None:
+        tensors = judge_tensors(head, labels=not is_detector)
+        files["judge.safetensors"] = tensors_to_bytes(tensors)
+    return {path_of(name, ending): data for ending, data in files.items()}
 
 
 def write_bundle(path, *variants, default=None, metadata=None):

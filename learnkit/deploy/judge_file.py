@@ -15,7 +15,6 @@ from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.derived import Derived, Scorer
 from learnkit.continual.embedding import GRID
 from learnkit.continual.geometry import Geometry
-from learnkit.deploy.detector import Detector
 from learnkit.deploy.formats import to_json
 from learnkit.errors import ExportError
 from learnkit.uncertainty.threshold import Threshold
@@ -27,7 +26,7 @@ _PARTS = _WITH_GEOMETRY | _WITH_REFERENCE | {"unrooted_mean", "msp", "energy"}
 _SAME = 1e-13  # relative difference of two scales that only rounding can tell apart
 
 
-def judge_tensors(head: ContinualClassifier) -> dict[str, Tensor]:
+def judge_tensors(head: ContinualClassifier, *, labels: bool = True) -> dict[str, Tensor]:
     """Everything `head` says of features, at this moment, as tensors for a safetensors file.
 
     `facts` is JSON in UTF-8: which score there is, and the threshold. `weight (C,D)` and `bias
@@ -38,7 +37,8 @@ def judge_tensors(head: ContinualClassifier) -> dict[str, Tensor]:
     with the `debts (M,)` of their being means of few.
 
     Args:
-        head: of the continual state; or a detector beside a trained head, which gives the labels.
+        head: of the continual state; or a `Detector` beside a trained head.
+        labels: whether its logits give the labels; False if those of the network do.
 
     Raises:
         ExportError: it knows no class, or has a score that cannot be written.
@@ -48,9 +48,9 @@ def judge_tensors(head: ContinualClassifier) -> dict[str, Tensor]:
     if derived is None:
         raise ExportError("the model knows no class yet; extend it before it is exported")
     known, threshold = derived.bias.isfinite(), head.threshold
-    labels = not isinstance(head, Detector)
-    misfits = (derived.misfits, derived.misfit_weights) if labels else head.misfits
-    misfits = (derived.misfits[:0],) * 2 if misfits is None else misfits
+    misfits = (derived.misfits, derived.misfit_weights)
+    if not labels:
+        misfits = getattr(head, "misfits", None) or (derived.misfits[:0],) * 2
     return {
         "facts": _as_bytes(_facts(derived.scorer, threshold, knowledge.settings.root, labels)),
         "weight": derived.weight,

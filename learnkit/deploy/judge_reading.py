@@ -32,6 +32,12 @@ _ALWAYS = {
 def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> Judge:
     """The judge in `data`, the content of the file `where`.
 
+    Args:
+        data: the file's content.
+        where: its name, for messages.
+        n_classes: of the model.
+        n_features: of its network.
+
     Raises:
         BundleCorruptError: a tensor or a fact is missing, unknown, of another shape or type, or
             breaks a rule; or it is of other classes or features.
@@ -43,17 +49,18 @@ def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> J
     standards = file.standards(facts["standards"])
     parts = {part for part, _, _ in standards}
     file.check_names(parts)
-    known = file.get("known", n_classes)
+    labels = file.value(facts, "labels", bool)
+    known = file.get("known", n_classes if labels else None)  # a detector has classes of its own
     if not known.any():
         raise file.corrupt("no class is `known`")
     return Judge(
-        labels=file.value(facts, "labels", bool),
+        labels=labels,
         root=file.value(facts, "root", bool),
         temperature=file.above_zero(facts, "temperature"),
         standards=standards,
         limit=_limit(file, file.record(facts, "threshold", _THRESHOLD)),
-        weight=file.get("weight", n_classes, n_features),
-        bias=np.where(known, file.get("bias", n_classes), -np.inf),
+        weight=file.get("weight", len(known), n_features),
+        bias=np.where(known, file.get("bias", len(known)), -np.inf),
         misfits=file.weighted("misfits", "misfit_weights"),
         geometry=_geometry(file, parts, n_features),
         reference=_reference(file, n_features) if parts & _WITH_REFERENCE else None,

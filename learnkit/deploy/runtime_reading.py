@@ -9,10 +9,12 @@ from typing import Any
 
 from learnkit.deploy.backends import open_session
 from learnkit.deploy.files import MANIFEST, Folder, read_folder
+from learnkit.deploy.formats import parse_arrays
 from learnkit.deploy.judge_reading import read_judge
 from learnkit.deploy.runtime_judge import Judge
 from learnkit.deploy.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.deploy.sessions import Session
+from learnkit.deploy.variant_probes import check_recorded
 from learnkit.deploy.variants import (
     FLOAT32,
     Variant,
@@ -21,7 +23,7 @@ from learnkit.deploy.variants import (
     path_of,
     variant_names,
 )
-from learnkit.errors import BundleCorruptError, BundleError, LearnkitError
+from learnkit.errors import BundleCorruptError, BundleError
 
 _TORCH = "torch-"
 _FOR_LEARNING = ("state.safetensors", "report.json")
@@ -52,6 +54,8 @@ def read_runtime(
     session = _session(described, folder, threads, device)
     judge = _judge(described, folder)
     _check_fit(session, described, judge)
+    where = path_of(name, "probe.safetensors")
+    check_recorded(session, parse_arrays(_file(folder, where), where), where, described.versions)
     metadata = section.get("metadata")
     if not isinstance(metadata, dict):
         raise BundleCorruptError(f"{CONFIG}: `metadata` is {metadata!r:.100}; it must be a dict")
@@ -107,24 +111,15 @@ def _file(folder: Folder, name: str) -> bytes:
 def _session(variant: Variant, folder: Folder, threads: int | None, device: str) -> Session:
     files = variant.network_files(folder.files)
     given = {"threads": threads, "device": device, **variant.params}
-    try:
-        return open_session(variant.backend, variant.precision, files, **given)
-    except LearnkitError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise BundleCorruptError(
-            f"the variant {variant.name!r} cannot be opened with {variant.params}: {error}"
-        ) from error
+    return open_session(variant.backend, variant.precision, files, **given)
 
 
 def _judge(variant: Variant, folder: Folder) -> Judge | None:
     name = path_of(variant.name, "judge.safetensors")
-    if name not in folder.files:
-        if variant.continual is None:
-            return None
-        raise BundleCorruptError(f"{MANIFEST} does not list {name}, by which classes are told")
+    if variant.continual is None and variant.ood is None:
+        return None
     judge = read_judge(
-        folder.files[name],
+        _file(folder, name),
         name,
         n_classes=len(variant.classes),
         n_features=variant.n_features,

@@ -48,7 +48,7 @@ def make_head(n=45, *, width=WIDTH, kind=ContinualClassifier, **settings):
 
 def read(head, **changes):
     """The judge that a file of `head` gives; `changes` replace tensors in it."""
-    tensors = {**judge_tensors(head), **changes}
+    tensors = {**judge_tensors(head, labels=not isinstance(head, Detector)), **changes}
     data = tensors_to_bytes({name: t for name, t in tensors.items() if t is not None})
     return read_judge(data, "j", n_classes=len(head.classes), n_features=head.n_features)
 

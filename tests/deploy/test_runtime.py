@@ -1,0 +1,340 @@
+"""A variant of a bundle predicts without torch what it predicts with it."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from deploy_helpers import rewrite, shades
+from PIL import Image
+from runtime_helpers import NAME, SIZE, WIDTH, features_of, onnx_bytes, variant_files, write_bundle
+
+import learnkit
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.deploy.detector import Detector
+from learnkit.deploy.judging import judged, judged_beside
+from learnkit.deploy.runtime import load_runtime
+from learnkit.errors import (
+    BundleCorruptError,
+    BundleError,
+    BundleNotFoundError,
+    BundleProbeError,
+    BundleVersionError,
+    ImageReadError,
+    OptimizedModelError,
+    PredictionError,
+)
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+COLOURS = {"red": 14, "green": 14, "blue": 14}
+
+
+def learned(kind=ContinualClassifier, **settings):
+    """A head that has learned shades of three colours, by the features of the ONNX file."""
+    head = kind(WIDTH, root=True, memory=8, **settings)
+    for name, n in COLOURS.items():
+        images = shades(name, n, size=SIZE)
+        head.extend(features_of(onnx_bytes(), images), [name] * n)
+    return head
+
+
+@pytest.fixture(scope="module")
+def continual(tmp_path_factory):
+    """(path, digest, head) of a bundle whose variant is in the continual state."""
+    path, head = tmp_path_factory.mktemp("runtime") / "model", learned()
+    files = variant_files(onnx=onnx_bytes(), head=head)
+    return path, write_bundle(path, files, default=NAME, metadata={"line": 4}), head
+
+
+@pytest.fixture
+def copied(continual, tmp_path):
+    """The path of a copy that may be spoiled."""
+    path = tmp_path / "model"
+    write_bundle(path, variant_files(onnx=onnx_bytes(), head=continual[2]), default=NAME)
+    return path
+
+
+def queries():
+    return [shade for name in (*COLOURS, "odd") for shade in shades(name, 2, seed=5, size=SIZE)]
+
+
+def assert_same(found, expected):
+    """What `to_dict` gave twice is the same, numbers up to rounding."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, dict):
+            assert_same(found[name], value)
+        elif isinstance(value, float):
+            assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-7)
+        else:
+            assert found[name] == value
+
+
+# without torch
+
+SCRIPT = """
+import json, sys
+import learnkit
+predictor = learnkit.load_runtime(sys.argv[1], threads=1)
+one = predictor.predict(sys.argv[2])
+report = predictor.predict_files([sys.argv[2], "absent.png"], out=sys.argv[3], progress=False)
+batch = predictor.predict_batch([sys.argv[2]] * 3)
+heavy = {"torch", "fastai", "pandas", "matplotlib", "scipy", "onnx"} & set(sys.modules)
+html = one._repr_html_()
+print(json.dumps({
+    "heavy": sorted(heavy), "one": one.to_dict(alpha=0.2), "halcon": one.to_halcon(),
+    "rows": [report.n_files, report.n_failed], "batch": [p.label for p in batch], "html": html,
+}))
+"""
+
+
+def test_a_process_without_torch_loads_predicts_and_writes_tables(continual, tmp_path):
+    path, _, head = continual
+    (image,) = shades("green", 1, seed=5, size=SIZE)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT, path, tmp_path / "x.png", tmp_path / "t.csv"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["heavy"] == []
+    (expected,) = judged(head, features_of(onnx_bytes(), [image]))
+    assert_same(found["one"], expected.to_dict(alpha=0.2))
+    assert found["halcon"]["ood_score"] == pytest.approx(expected.ood_score, rel=1e-6)
+    assert found["rows"] == [2, 1]
+    assert found["batch"] == ["green"] * 3
+    assert "of a known kind" in found["html"]
+
+
+# the same as with torch
+
+
+def test_predictions_are_those_of_the_head_with_torch(continual):
+    path, _, head = continual
+    predictor, images = load_runtime(path), queries()
+    for ours, theirs in zip(
+        predictor.predict_batch(images, bs=3),
+        judged(head, features_of(onnx_bytes(), images)),
+        strict=True,
+    ):
+        assert isinstance(ours.probs, np.ndarray)
+        assert isinstance(theirs.probs, torch.Tensor)
+        assert ours.label == theirs.label
+        assert_same(ours.to_dict(), theirs.to_dict())
+        assert [name for name, _ in ours.ranking] == [name for name, _ in theirs.ranking]
+        assert ours.prediction_set(0.2) == theirs.prediction_set(0.2)
+        assert repr(ours) == repr(theirs)
+    assert any(one.is_ood for one in predictor.predict_batch(images))
+
+
+def test_a_trained_head_predicts_and_its_detector_flags(tmp_path):
+    onnx, detector, images = onnx_bytes(2), learned(Detector), queries()
+    write_bundle(tmp_path / "m", variant_files(onnx=onnx, head=detector))
+    write_bundle(tmp_path / "n", variant_files(onnx=onnx))
+    features = features_of(onnx, images)
+    both, alone = (load_runtime(tmp_path / name).predict_batch(images) for name in "mn")
+    logits = load_runtime(tmp_path / "n").session.run(np.stack(images))[1]
+    expected = judged_beside(detector, torch.from_numpy(logits), features, ("a", "b"))
+    for one, other, theirs in zip(both, alone, expected, strict=True):
+        assert one.label == other.label == theirs.label
+        np.testing.assert_allclose(other.probs, theirs.probs, rtol=1e-5)
+        assert one.ood_score == pytest.approx(theirs.ood_score, rel=1e-6)
+        assert other.ood_score is None
+
+
+def test_several_labels_are_those_above_the_threshold(tmp_path):
+    onnx = onnx_bytes(2)
+    changes = {"multi_label": True, "threshold": 0.3}
+    write_bundle(tmp_path / "m", variant_files(onnx=onnx, **changes))
+    predictor = load_runtime(tmp_path / "m")
+    logits = predictor.session.run(np.stack(queries()))[1]
+    probs = 1 / (1 + np.exp(-logits.astype(float)))
+    for one, row in zip(predictor.predict_batch(queries()), probs, strict=True):
+        np.testing.assert_allclose(one.probs, row, rtol=1e-5)
+        assert one.index == tuple(np.flatnonzero(row > 0.3))
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    grey = {"size": SIZE, "channels": 1}
+    onnx = onnx_bytes(2, channels=1)
+    images = [shades("x", 1, size=SIZE)[0][..., 0]]
+    files = variant_files(onnx=onnx, probe=np.stack(images)[..., None], preprocessing=grey)
+    write_bundle(tmp_path / "m", files)
+    (found,) = load_runtime(tmp_path / "m").predict_batch(images)
+    assert found.label in ("a", "b")
+
+
+def test_what_cannot_be_read_raises_one_by_one_and_is_a_row_in_tables(continual, tmp_path):
+    predictor = load_runtime(continual[0])
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(ImageReadError, match=r"x\.png"):
+        predictor.predict(tmp_path / "x.png")
+    table = predictor.predict_folder(tmp_path, progress=False)
+    assert "x.png" in table.error[0]
+    assert "ood_score" in table
+    assert predictor.predict_batch([]) == []
+
+
+def test_threads_may_share_it(continual):
+    predictor, images = load_runtime(continual[0]), queries()
+    expected = [one.ood_score for one in predictor.predict_batch(images)]
+    found = {}
+
+    def work(number):
+        found[number] = [predictor.predict(image).ood_score for image in images]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for scores in found.values():
+        np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    assert len(found) == 4
+
+
+# what may be set, and what cannot be done
+
+
+def test_names_thresholds_and_metadata_may_be_set(continual):
+    predictor = load_runtime(continual[0])
+    assert predictor.metadata == {"line": 4}
+    assert not predictor.is_changed
+    predictor.set(class_names={"red": "rot"}, ood_threshold=-1e9, metadata={})
+    assert predictor.is_changed
+    assert (predictor.classes[0], predictor.ood_threshold, predictor.metadata) == ("rot", -1e9, {})
+    assert predictor.predict(shades("red", 1, size=SIZE)[0])[:2] == ("rot", 0)
+    assert predictor.predict(shades("red", 1, size=SIZE)[0]).is_ood
+    with pytest.raises(PredictionError, match="green"):
+        predictor.set(class_names={"rot": "green"})
+    assert predictor.classes[0] == "rot"
+
+
+def test_whoever_wants_to_teach_it_is_told_how(continual):
+    predictor = load_runtime(continual[0])
+    for verb in ("extend", "forget", "undo", "save", "evaluate"):
+        assert not hasattr(predictor, verb)
+        with pytest.raises(OptimizedModelError, match=r"install torch .* load_learner"):
+            getattr(predictor, verb)
+    assert predictor.continual is None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = predictor.nonsense
+
+
+def test_it_says_what_it_is(continual):
+    path, digest, _ = continual
+    predictor = load_runtime(path, sha256=digest, threads=1)
+    assert repr(predictor).startswith(f"RuntimePredictor({NAME}, 16x16 px, 3 classes: red, green")
+    assert digest in predictor._repr_html_()
+    assert (predictor.digest, predictor.variant) == (digest, NAME)
+    assert (predictor.threads, predictor.device) == (1, "cpu")
+    assert learnkit.load_runtime is load_runtime
+
+
+# which variant
+
+
+def test_the_default_variant_is_taken_or_the_only_one(tmp_path):
+    one, other = (variant_files(name, onnx=onnx_bytes(2)) for name in (NAME, "onnxruntime-int8"))
+    other = {k: v.replace(b'"float32"', b'"int8"') for k, v in other.items()}
+    cast = variant_files("torch-bfloat16", onnx=onnx_bytes(2), files=())
+    cast.pop("variants/torch-bfloat16.onnx")
+    write_bundle(tmp_path / "only", one, cast, default="torch-bfloat16")
+    assert load_runtime(tmp_path / "only").variant == NAME
+    write_bundle(tmp_path / "both", one, other, default="onnxruntime-int8")
+    assert load_runtime(tmp_path / "both").variant == "onnxruntime-int8"
+    assert load_runtime(tmp_path / "both", variant=NAME).variant == NAME
+    write_bundle(tmp_path / "open", one, other, default="torch-bfloat16")
+    with pytest.raises(BundleError, match=r"`variant` is missing: .*int8"):
+        load_runtime(tmp_path / "open")
+    for asked in ("float32", "torch-bfloat16"):
+        with pytest.raises(BundleError, match=r"load_learner|no variant"):
+            load_runtime(tmp_path / "both", variant=asked)
+    write_bundle(tmp_path / "none", cast)
+    with pytest.raises(BundleError, match=r"without torch: .*backend='onnxruntime'"):
+        load_runtime(tmp_path / "none")
+    with pytest.raises(BundleNotFoundError):
+        load_runtime(tmp_path / "absent")
+
+
+def test_what_only_learning_needs_is_not_read(copied, tmp_path):
+    files = variant_files(onnx=onnx_bytes(2))
+    files[f"variants/{NAME}.state.safetensors"] = files["model.safetensors"] = b"x" * 10
+    write_bundle(tmp_path / "m", files)
+    (tmp_path / "m" / "model.safetensors").unlink()
+    (tmp_path / "m" / "variants" / f"{NAME}.state.safetensors").write_bytes(b"damaged")
+    assert load_runtime(tmp_path / "m").classes == ("a", "b")
+
+
+# strangers
+
+
+@pytest.mark.parametrize("ending", ["onnx", "json", "judge.safetensors", "probe.safetensors"])
+def test_damaged_and_missing_files_are_refused(copied, ending):
+    file = copied / "variants" / f"{NAME}.{ending}"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1])
+    with pytest.raises(BundleCorruptError):
+        load_runtime(copied)
+    rewrite(copied, f"variants/{NAME}.{ending}", lambda _: data[: len(data) // 2])
+    with pytest.raises(BundleCorruptError):
+        load_runtime(copied)
+    file.unlink()
+    with pytest.raises(BundleCorruptError):
+        load_runtime(copied)
+
+
+def edited(path, **changes):
+    def change(data):
+        return json.dumps({**json.loads(data), **changes}).encode()
+
+    rewrite(path, f"variants/{NAME}.json", change)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": ["red", "green"]},
+        {"n_features": WIDTH + 1},
+        {"continual": None},
+        {"continual": None, "ood": {"of": "it"}},
+        {"preprocessing": {"size": SIZE + 1}},
+        {"preprocessing": {"size": SIZE, "channels": 1}},
+        {"params": {"spinning": "yes"}},
+        {"multi_label": True},
+    ],
+    ids=str,
+)
+def test_a_description_of_another_network_is_refused(copied, changes):
+    edited(copied, **changes)
+    with pytest.raises(BundleCorruptError):
+        load_runtime(copied)
+
+
+def test_a_network_that_answers_otherwise_is_noticed(copied):
+    rewrite(copied, f"variants/{NAME}.onnx", lambda data: data.replace(b"Relu", b"Tanh"))
+    with pytest.raises(BundleProbeError, match="onnxruntime"):
+        load_runtime(copied)
+
+
+def test_newer_formats_and_other_bundles_are_refused(copied, continual):
+    with pytest.raises(BundleCorruptError, match="pinned"):
+        load_runtime(copied, sha256="0" * 64)
+
+    def needs(data):
+        config = json.loads(data)
+        config["learnkit"]["critical"] = ["telepathy"]
+        return json.dumps(config).encode()
+
+    rewrite(copied, "config.json", needs)
+    with pytest.raises(BundleVersionError, match="telepathy"):
+        load_runtime(copied)
