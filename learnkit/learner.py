@@ -24,10 +24,11 @@ from learnkit.verbs.build import assemble, callbacks_for, default_callbacks
 from learnkit.verbs.confidence import with_ood_measures
 from learnkit.verbs.continual_verbs import ContinualVerbs
 from learnkit.verbs.export import export_learner, predict_items, predict_one, predictor_of
+from learnkit.verbs.optimizing import OptimizingVerb
 from learnkit.verbs.training_verbs import TrainingVerbs
 
 
-class ImageLearner(TrainingVerbs, ContinualVerbs, Learner):
+class ImageLearner(TrainingVerbs, ContinualVerbs, OptimizingVerb, Learner):
     """A fastai Learner that also interprets, evaluates, exports and predicts.
 
     Everything of fastai's Learner works as before. Two callbacks come with it: `TrainingHistory`

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 BATCHES = (1, 16)
-MIN_ROUNDS, MAX_ROUNDS = 7, 60
+MIN_ROUNDS, MAX_ROUNDS = 5, 30
+BLOCK = 3  # calls in a row that count; the one before them finds out what ran before it
+BUSY = 3.0  # times the median that the 95th percentile reaches only where others compute, too
 
 
 class Times(NamedTuple):
@@ -32,8 +34,9 @@ def measure(
 ) -> dict[str, dict[int, Times]]:
     """The times of every run by name and batch size.
 
-    The runs take turns call by call, so that whatever else the machine does meanwhile hits all of
-    them alike.
+    The runs take turns, a few calls each, so that whatever else the machine does meanwhile hits all
+    of them alike. The first call of a turn does not count: the threads of the run before may still
+    be waiting for work in a loop.
 
     Args:
         runs: each takes uint8 images (N, C, H, W).
@@ -57,20 +60,26 @@ def _turns(
     seconds: float,
     clock: Callable[[], float],
 ) -> dict[str, list[float]]:
-    """Seconds of every call; each run is warmed up by two that do not count."""
+    """Seconds of every call that counts."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
-        run(images)
-        run(images)
+        run(images)  # whatever is made at the first call
     end = clock() + seconds
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and clock() > end:
             break
         for name, run in runs.items():
-            started = clock()
             run(images)
-            times[name].append(clock() - started)
+            for _ in range(BLOCK):
+                started = clock()
+                run(images)
+                times[name].append(clock() - started)
     return times
+
+
+def was_busy(found: Mapping[str, Mapping[int, Times]]) -> bool:
+    """Whether times scatter so much that others must have used the machine, too."""
+    return any(t.p95 > BUSY * t.median for times in found.values() for t in times.values())
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from learnkit.deploy.comparing import answers, compare
 from learnkit.deploy.conversion import Converted, Converter
 from learnkit.deploy.knowledge import learned_again
 from learnkit.deploy.labelled import Labelled
-from learnkit.deploy.measuring import Times, measure, torch_threads
+from learnkit.deploy.measuring import Times, measure, torch_threads, was_busy
 from learnkit.deploy.optimized import OptimizedPredictor
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.processor import processor_name, telling_flags
@@ -34,6 +34,9 @@ PROBES = "probe images: no test images were given"
 EAGER = "eager torch"
 _STORAGE = {("onnxruntime", "float16"), ("openvino", "float16")}
 _PACKAGES = ("torch", "timm", "numpy", "onnx", "onnxruntime", "openvino", "nncf")
+_BUSY = (
+    "others used the machine while it was timed: ratios may be off; optimise again when it is idle"
+)
 Run = Callable[[Tensor], object]
 
 
@@ -95,6 +98,7 @@ class Trials:
         self.base = _base(task.predictor)
         self.found: dict[str, Trial] = {}
         self.problems: dict[str, str] = {}
+        self.busy = False
         self._references: dict[str, SessionNetwork] = {}
 
     def fastest_passing(self, pairs: Sequence[tuple[str, str]]) -> Trial | None:
@@ -152,7 +156,7 @@ class Trials:
             quality=trial.quality,
             verdicts=trial.verdicts,
             state=trial.state,
-            notes=(*task.notes, *converted.notes),
+            notes=(*task.notes, *converted.notes, *(_BUSY,) * self.busy),
             candidates=self._candidates(trial) if len(self.found) + len(self.problems) > 1 else (),
             forced=forced,
         )
@@ -190,6 +194,7 @@ class Trials:
         runs[EAGER] = self._run(eager)
         with torch_threads(max(trial.network.session.threads for trial in trials)):
             times = measure(runs, self.task.test.pixels, batches=self.task.batches)
+        self.busy = self.busy or was_busy(times)
         for trial in trials:
             trial.times = times[trial.converted.name]
             trial.reference = times[names[trial.converted.backend]]

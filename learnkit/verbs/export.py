@@ -61,12 +61,12 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
     """
     predictor = predictor_of(learn)
     learn.model.spec = spec_of(learn)
-    probes = _probe_images(learn, predictor.preprocessing)
+    probes = probe_images(learn, predictor.preprocessing)
     save_bundle(path, predictor, card=_card(learn, evaluate=evaluate), probes=probes)
     return Path(path)
 
 
-def _probe_images(learn: Learner, recipe: Preprocessing) -> torch.Tensor | None:
+def probe_images(learn: Learner, recipe: Preprocessing) -> torch.Tensor | None:
     """Return a few validation images uint8 (n, C, H, W); None if they are not files."""
     files = [item for item in learn.dls.valid_ds.items if isinstance(item, str | Path)]
     if not files:
