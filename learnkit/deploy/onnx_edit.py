@@ -10,6 +10,7 @@ from learnkit.deploy.extras import extra
 from learnkit.errors import ExportError
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_FLOAT16_MAX = 65504.0
 
 
 def tidied(data: bytes) -> bytes:
@@ -22,7 +23,7 @@ def tidied(data: bytes) -> bytes:
     """
     onnx = extra("onnx")
     model = onnx.load_model_from_string(data)
-    _name_nodes(model.graph.node)
+    _name_nodes(model.graph)
     for item in (model, model.graph, *model.graph.node, *model.graph.initializer):
         del item.metadata_props[:]
         item.ClearField("doc_string")
@@ -54,12 +55,44 @@ def write_metadata(data: bytes, values: Mapping[str, Any]) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _name_nodes(nodes: Any) -> None:
+def _name_nodes(graph: Any) -> None:
     """Call every node `module.path/Operator`, numbered from the second of a name on."""
     seen: Counter[str] = Counter()
-    for node in nodes:
+    weights = {tensor.name for tensor in graph.initializer if tensor.name.endswith(".weight")}
+    for node in graph.node:
+        # what a norm was folded into bears the norm's name, but still its own weight
+        own = [name.removesuffix(".weight") for name in node.input if name in weights]
         scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
         modules = [scope for scope in ast.literal_eval(scopes)[:-1] if not scope.startswith("_")]
-        name = "/".join([*modules[-1:], node.op_type]).lstrip("/")
+        name = "/".join([*(own or modules[-1:])[:1], node.op_type]).lstrip("/")
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def stored_float16(data: bytes) -> bytes:
+    """The ONNX file with its weights in float16, at half the size; it computes in float32.
+
+    Runtimes turn the weights back once, when they load. A weight float16 cannot hold stays as it
+    is, and so do vectors, which weigh nothing.
+    """
+    onnx = extra("onnx")
+    model = onnx.load_model_from_string(data)
+    graph, casts = model.graph, []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        if not abs(values).max(initial=0) <= _FLOAT16_MAX:
+            continue
+        half = f"{tensor.name}.float16"
+        casts.append(
+            onnx.helper.make_node(
+                "Cast", [half], [tensor.name], name=f"{half}/Cast", to=onnx.TensorProto.FLOAT
+            )
+        )
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype("float16"), half))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    return model.SerializeToString(deterministic=True)

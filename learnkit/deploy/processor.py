@@ -5,6 +5,8 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from learnkit.errors import OptimizeError
+
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last on ARM
 _TELLING = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8mm")
 _SHOWN = {*_BF16, *_TELLING, "amx_int8", "amx_tile", "avx512_fp16"}
@@ -36,13 +38,13 @@ def n_threads(threads: int | None = None) -> int:
     """`threads`, or as many as processors are given to this process.
 
     Raises:
-        ValueError: fewer than one.
+        OptimizeError: fewer than one.
     """
     if threads is None:
         given = getattr(os, "sched_getaffinity", None)
         return len(given(0)) if given else os.cpu_count() or 1
     if type(threads) is not int or threads < 1:
-        raise ValueError(f"`threads` is {threads!r}; it must be a whole number of at least 1")
+        raise OptimizeError(f"`threads` is {threads!r}; it must be a whole number of at least 1")
     return threads
 
 

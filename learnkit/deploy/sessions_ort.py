@@ -9,7 +9,7 @@ import numpy as np
 from learnkit.deploy.extras import extra
 from learnkit.deploy.onnx_file import check_onnx
 from learnkit.deploy.sessions import Outputs, Session, signature
-from learnkit.errors import BackendUnavailableError, BundleCorruptError
+from learnkit.errors import BackendUnavailableError, BundleCorruptError, PredictionError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -52,7 +52,10 @@ class OrtSession(Session):
         super().__init__("onnxruntime", precision, **sizes, threads=threads, device=device)
 
     def _run(self, images: np.ndarray) -> Outputs:
-        features, *logits = self._session.run(None, {"image": images})
+        try:
+            features, *logits = self._session.run(None, {"image": images})
+        except _errors() as error:
+            raise PredictionError(f"onnxruntime cannot run the network: {error}") from error
         return features, logits[0] if logits else None
 
 
