@@ -142,15 +142,17 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        with contextlib.ExitStack() as unless_bound:
+            listener = unless_bound.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            unless_bound.pop_all()
+            return listener
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise ServingError(
             f"the address {host}:{port} cannot be used ({why}); choose another --host or --port"
         ) from error
-    return listener
 
 
 def _url(host: str, port: int) -> str:
