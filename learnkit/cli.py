@@ -1,4 +1,4 @@
-"""The command `learnkit`: demo, train, extend, evaluate, predict, serve.
+"""The command `learnkit`: demo, train, extend, evaluate, predict, serve, optimize, devices.
 
 Exit codes: 0 done, 1 done but some images could not be read, 2 a mistake of the user in one
 sentence, 130 interrupted. Whatever is slow to import is imported inside the commands.
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from learnkit import cli_deploy
 from learnkit.arguments import DEBUG, check_start, named_value, numbers, tidy_arguments
 from learnkit.console import fail
 from learnkit.errors import LearnkitError, UsageError, WeightsUnavailableError
@@ -299,6 +300,10 @@ def serve(
         n_workers=workers,
         say=lambda line: print(line, flush=True),  # noqa: T201  # it is what the command says
     )
+
+
+_command(cli_deploy.optimize)
+_command(cli_deploy.devices)
 
 
 def _quiet_plots() -> None:

@@ -26,7 +26,7 @@ FLOORS = [
     ("learner",),
     ("all",),
     ("workflow", "console", "arguments"),
-    ("commands", "demo", "demo_images"),
+    ("commands", "demo", "demo_images", "cli_deploy"),
     ("halcon", "cli"),
     ("__main__",),
 ]

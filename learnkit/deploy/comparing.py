@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from learnkit.deploy.samples import Pictures
 
 N_WORST = 10
+_SEEN = 5e-4  # changes of a probability below this are none in a table
 _BATCH = 16
 
 
@@ -204,7 +205,7 @@ def _worst_images(
     change: Tensor,
     pictures: Pictures,
 ) -> tuple[ChangedImage, ...]:
-    """The images whose probabilities changed most; none that did not change at all."""
+    """The images whose probabilities changed most, as far as one can see it."""
     order = change.argsort(descending=True, stable=True)[:N_WORST].tolist()
     tops = [one.amax(1).tolist() if len(one) else [] for one in probs]
     return tuple(
@@ -216,7 +217,7 @@ def _worst_images(
             change[i].item(),
         )
         for i in order
-        if change[i] > 0
+        if change[i] >= _SEEN
     )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from learnkit.deploy.backends import BACKENDS, check_backend, open_session
+from learnkit.deploy.extras import extra
 from learnkit.deploy.heads import continual_head
 from learnkit.deploy.variants import variant_name
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from learnkit.deploy.predictor import Predictor
     from learnkit.deploy.samples import Pictures
     from learnkit.deploy.session_network import SessionNetwork
+
+
+QUANTIZING = ("target", "max_error", "keep")  # what `optimize` passes on for int8
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +118,8 @@ class Converter:
         known = BACKENDS[backend].parameters if backend in BACKENDS else {}
         own = {**known, **{name: value for name, value in params.items() if name in known}}
         check_backend(backend, precision, device, own)
+        for package in BACKENDS[backend].packages:
+            extra(package)
         if backend == "torch":
             return Converted(backend, precision, own, model=self.model)
         if precision == "int8":
@@ -130,7 +138,43 @@ class Converter:
     def _quantized(
         self, backend: str, params: Mapping[str, Any]
     ) -> tuple[dict[str, bytes], tuple[str, ...]]:
-        raise NotImplementedError
+        """The network in 8 bits, and what is to be said of it."""
+        assert self.samples is not None
+        images = self.samples.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        settings = {name: params[name] for name in QUANTIZING if name in params}
+        settings |= {"judge": self._judge(images), "progress": self.progress}
+        if backend == "openvino":
+            from learnkit.deploy.quantize_openvino import quantize_openvino
+
+            found = quantize_openvino(self.onnx, images, **settings)
+            return {"xml": found.xml, "bin": found.bin}, found.notes
+        from learnkit.deploy.quantize import quantize_onnx
+
+        found = quantize_onnx(self.onnx, images, **settings)
+        return {"onnx": found.onnx}, found.notes
+
+    def _judge(self, images: np.ndarray) -> Callable[..., float] | None:
+        """Share of samples that keep their label under a trained head.
+
+        A head in the continual state is learned again from what the converted network gives, so
+        that what it says before that is no measure.
+        """
+        if self.predictor.continual is not None:
+            return None
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        labels = np.concatenate(
+            [
+                self.predictor.network.outputs(batch, len(self.predictor.classes)).numpy()
+                for batch in pixels.split(16)
+            ]
+        )
+        kind = (lambda x: x > 0) if self.predictor.multi_label else (lambda x: x.argmax(1))
+
+        def judge(_: np.ndarray, logits: np.ndarray) -> float:
+            chosen = np.unique(np.linspace(0, len(labels) - 1, len(logits)).round().astype(int))
+            return float((kind(logits) == kind(labels[chosen])).mean())
+
+        return judge
 
     def _labelled(self, files: Mapping[str, bytes], precision: str) -> dict[str, bytes]:
         """The files, the ONNX one with class names and precision: quantising drops metadata."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from learnkit.deploy.backends import BACKENDS, PRECISIONS, check_backend, why_not
+from learnkit.deploy.conversion import QUANTIZING
 from learnkit.deploy.gates import Gates
 from learnkit.deploy.heads import check_tells
 from learnkit.deploy.labelled import Labelled, is_dataset, labelled_images
@@ -103,18 +104,20 @@ def candidates(
     """
     if precision not in PRECISIONS:
         raise OptimizeError(f"`precision` is {precision!r}; there are {', '.join(PRECISIONS)}")
+    own = {k: v for k, v in params.items() if precision != "int8" or k not in QUANTIZING}
     if backend != AUTO:
-        check_backend(backend, precision, device, params)
+        check_backend(backend, precision, device, own)
         return [(backend, precision)]
     found = [
         (one.name, precision)
         for one in BACKENDS.values()
         if why_not(one, precision, device) is None and not one.missing
     ]
-    if params:
-        known = {name for one in BACKENDS.values() for name in one.parameters}
-        if unknown := sorted(params.keys() - known):
-            raise OptimizeError(f"no backend has a parameter {', '.join(unknown)}")
+    known = {name for one in BACKENDS.values() for name in one.parameters}
+    if unknown := sorted(own.keys() - known):
+        raise OptimizeError(
+            f"no backend has a parameter {', '.join(unknown)}; they have {sorted(known)}"
+        )
     if not found:
         reasons = [
             f"{one.name}: {why_not(one, precision, device) or 'not installed'}"
