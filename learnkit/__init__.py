@@ -50,6 +50,9 @@ PUBLIC_NAMES: dict[str, str] = {
     "Predictor": "learnkit.deploy.predictor",
     "load_learner": "learnkit.deploy.loading",
     "load_runtime": "learnkit.deploy.runtime",
+    "devices": "learnkit.deploy.devices",
+    "ConversionReport": "learnkit.deploy.report",
+    "Gates": "learnkit.deploy.gates",
     # errors
     "LearnkitError": "learnkit.errors",
 }

@@ -10,6 +10,7 @@ from learnkit.continual.report import ChangeReport
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.heads import check_continual, check_tells, continual_head
 from learnkit.deploy.labelled import labelled_images
+from learnkit.deploy.probes import default_probes, tolerance_of
 from learnkit.errors import PredictionError
 
 
@@ -81,6 +82,25 @@ class Learning:
         """Make one class of several; return what changed."""
         return check_continual(self.continual).merge_classes(names, into)
 
+    def merge(self, other: Any) -> ChangeReport:
+        """Learn all that another copy of this model has learned elsewhere; return what changed.
+
+        Args:
+            other: a predictor over the same network in the same variant, or its class statistics.
+                What both have learned counts twice.
+
+        Raises:
+            ContinualNotInitializedError: either is not in the continual state.
+            PredictionError: `other` is of another network, whose features do not compare.
+            StatisticsError: statistics of another network, or collected with other settings.
+        """
+        head = check_continual(self.continual)
+        if not isinstance(other, Learning):
+            return head.merge(other)
+        theirs = check_continual(other.continual)
+        check_same_features(self, other)
+        return head.merge(theirs.statistics)
+
     def undo(self) -> ChangeReport:
         """Take back the last change; return what changed."""
         return check_continual(self.continual).undo()
@@ -95,3 +115,20 @@ class Learning:
             check_tells(self.ood).set_threshold(threshold)
         if false_alarm_rate is not None:
             check_tells(self.ood).set_threshold(false_alarm_rate=false_alarm_rate)
+
+
+def check_same_features(one: Any, other: Any) -> None:
+    """Raise PredictionError unless two predictors make the same features of the same pixels."""
+    recipe = one.preprocessing
+    variants = [getattr(predictor, "variant", None) for predictor in (one, other)]
+    same = recipe == other.preprocessing and variants[0] == variants[1]
+    if same:
+        images = default_probes(recipe)
+        found = [network.features(images) for network in (one.network, other.network)]
+        same = found[0].shape == found[1].shape
+        same = same and bool((found[0] - found[1]).abs().max() <= tolerance_of(found[0]))
+    if not same:
+        raise PredictionError(
+            "`other` is over another network, precision or preprocessing: its features do not "
+            "compare with these; merge copies of one exported model, in the same variant"
+        )

@@ -21,6 +21,7 @@ from learnkit.deploy.samples import (
     check_samples,
     kept_apart,
     no_pictures,
+    picture_name,
     read_pictures,
     set_apart,
 )
@@ -64,19 +65,20 @@ def optimize(
     if ood is not None:
         check_tells(predictor.ood)
     pictures = _Pictures(predictor, precision, samples, test, ood, progress)
+    images = _learned(predictor, samples, learned)
     task = Task(
         predictor=predictor,
         samples=pictures.samples,
         test=pictures.test,
         what=pictures.what,
         strange=pictures.strange,
-        learned=_learned(predictor, samples, learned),
+        learned=images,
         device=device,
         threads=threads,
         gates=gates,
         batches=tuple(sorted({1, batch_size})),
         params=backend_params,
-        notes=pictures.notes,
+        notes=(*pictures.notes, *_optimism(images, pictures.test)),
         progress=progress,
     )
     trials = Trials(task)
@@ -234,6 +236,19 @@ def _learned(predictor: Predictor, samples: Any, learned: Any) -> Labelled | Non
         if learned is not None:
             raise
         return None
+
+
+def _optimism(learned: Labelled | None, test: Pictures) -> tuple[str, ...]:
+    """What to say where images decide threshold and temperature that judge them, too."""
+    if learned is None or learned.validation is None:
+        return ()
+    names = {picture_name(item, "") for item in learned.validation.items}
+    if not (n := len(names & set(test.names) - {""})):
+        return ()
+    return (
+        f"threshold and temperature are fitted on {n} of the test images: false alarms and "
+        "calibration error are optimistic, before and after alike",
+    )
 
 
 def _refused(report: ConversionReport) -> ConversionRefusedError:

@@ -118,7 +118,7 @@ def read_pictures(
     labels = None if labels is None else tuple(labels[i] for i in chosen)
     pixels = _pixels(items, recipe, what, progress)
     digests = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in pixels)
-    return Pictures(tuple(map(_name, items, digests)), labels, pixels, digests)
+    return Pictures(tuple(map(picture_name, items, digests)), labels, pixels, digests)
 
 
 def check_samples(samples: Pictures, classes: Sequence[str]) -> Pictures:
@@ -246,7 +246,7 @@ def _pixels(items: Sequence[Any], recipe: Preprocessing, what: str, progress: bo
     images, sides, failures = [], [], {}
     for i, (item, found) in enumerate(watched(loaded, len(items), progress, f"read {what}")):
         if isinstance(found, Exception):
-            failures[_name(item, str(i))] = str(found)
+            failures[picture_name(item, str(i))] = str(found)
         else:
             images.append(found[0])
             sides.append(found[1])
@@ -261,7 +261,7 @@ def _pixels(items: Sequence[Any], recipe: Preprocessing, what: str, progress: bo
     return torch.stack(images)
 
 
-def _name(item: Any, digest: str) -> str:
+def picture_name(item: Any, digest: str) -> str:
     """The last folder and name of a file; of a picture the start of its digest."""
     if isinstance(item, str | os.PathLike):
         return "/".join(Path(os.fsdecode(item)).parts[-2:])
