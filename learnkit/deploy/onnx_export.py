@@ -1,11 +1,12 @@
 """A trained network as one ONNX file: pixels in, pooled features and logits out."""
 
 import copy
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,13 @@ from learnkit.deploy.backends import BACKENDS, open_session
 from learnkit.deploy.extras import extra
 from learnkit.deploy.onnx_edit import tidied, write_metadata
 from learnkit.deploy.probes import default_probes
-from learnkit.errors import ExportError
+from learnkit.errors import ExportError, PredictionError
 
 INPUT, FEATURES, LOGITS = "image", "features", "logits"
 _LIMIT = 2**31 - 2**20  # what one protobuf message can hold
 _INSTEAD = 'optimise it with backend="torch", which runs any network'
 _TOLERANCE = 1e-3
+_ONE_NUMBER = f"the network takes one number of images at a time only; {_INSTEAD}"
 _OPERATOR = re.compile(r"OpOverload\(op='([^']+)', overload='[^']*'\)")
 _NOISY = ("torch", "onnxscript", "onnx_ir", "onnx")
 
@@ -132,7 +134,11 @@ def _check_alike(data: bytes, pixels: Pixels, recipe: Preprocessing) -> None:
     if not backend:
         return
     images = default_probes(recipe, 3).permute(0, 2, 3, 1).contiguous()
-    found, _ = open_session(backend, "float32", {"onnx": data}, threads=1).run(images.numpy())
+    session = open_session(backend, "float32", {"onnx": data}, threads=1)
+    try:
+        found, _ = session.run(images.numpy())
+    except PredictionError as error:  # traced with two images, and not for three
+        raise ExportError(_ONE_NUMBER) from error
     with torch.no_grad():
         expected = pixels(images)[0]
     off, largest = (torch.from_numpy(found) - expected).abs().max(), expected.abs().max()
@@ -153,7 +159,7 @@ def _explained(error: BaseException) -> str:
     if operators := sorted(set(_OPERATOR.findall(text))):
         return f"ONNX has nothing for {', '.join(operators)}, which the network uses; {_INSTEAD}"
     if "Constraints violated" in text:
-        return f"the network takes one number of images at a time only; {_INSTEAD}"
+        return _ONE_NUMBER
     reason = next((line for line in str(causes[-1]).splitlines() if line.strip()), "no reason")
     return f"the network cannot be captured as a graph ({reason.strip():.200}); {_INSTEAD}"
 
@@ -168,7 +174,8 @@ def _silence() -> Iterator[None]:
         and isinstance(logger, logging.Logger)
         and not logger.disabled
     ]
-    with warnings.catch_warnings():
+    # torch prints graphs it cannot capture to stderr, whole ones
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
