@@ -16,8 +16,8 @@ from torch import nn
 import learnkit.continual.changes
 import learnkit.continual.derived
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.embedding import embed
-from learnkit.continual.honest import Reference, collect_honest
+from learnkit.continual.embedding import embed, unroot
+from learnkit.continual.honest import Reference, collect_honest, judge
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import (
     ContinualPredictionError,
@@ -378,7 +378,8 @@ def test_validation_images_are_kept_without_a_memory_too():
     assert head.threshold.source == "validation"
 
 
-def test_the_nearest_other_feature_is_found_as_by_a_slow_loop():
+@pytest.mark.parametrize("taken_back", [False, True])
+def test_the_nearest_other_feature_is_found_as_by_a_slow_loop(taken_back):
     # a class of one image makes others play its part: known by their partner alone
     batch = (images(9)[0][:20], ["a"] * 9 + ["b"] * 9 + ["c", "d"])
     head = learned(batch, memory=5)
@@ -389,20 +390,52 @@ def test_the_nearest_other_feature_is_found_as_by_a_slow_loop():
         stats,
         head.knowledge.validation.picked([0, 1, 2, 3]),
         derived.linear,
-        Reference.of(stats.memory),
+        Reference.of(stats.memory, root=True),
         "training",
     )
+    seen = unroot if taken_back else torch.Tensor.clone
+    found = honest.unrooted_knn if taken_back else honest.knn
     assert loo.n_single == 10
     assert len(honest) == len(loo.labels) > 10
-    for i, distance in enumerate(honest.knn.tolist()):
+    for i, distance in enumerate(found.tolist()):
         own, label = loo.memory.features[loo.rows[i]], loo.labels[i]
         partner = loo.memory.features[loo.memory.partners[loo.rows[i]]]
         expected = min(
-            (own - z).norm().item()
+            (seen(own[None]) - seen(z[None])).norm().item()
             for z, c in zip(features, labels, strict=True)
             if not torch.equal(own, z) and (i < 10 or c != label or torch.equal(z, partner))
         )
         assert distance == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"root": True}, ["unrooted_mean", "relative", "unrooted_knn"]),
+        ({"root": False}, ["mahalanobis", "relative", "knn"]),
+        ({"root": True, "memory": 0}, ["mahalanobis", "relative"]),
+        ({"root": True, "score": "knn"}, ["knn"]),
+    ],
+)
+def test_the_default_score_looks_past_the_root_where_it_can(settings, parts):
+    derived = learned(images(6), **settings).knowledge.derived
+    assert [part for part, _, _ in derived.scorer.standards] == parts
+
+
+def test_honest_scores_are_those_of_a_classifier_that_never_saw_the_image():
+    x, labels = images(5)
+    head = learned((x, labels), memory=64)
+    derived, embedded = head.knowledge.derived, embed(x, root=True)
+    reference, none = derived.scorer.reference, head.knowledge.validation.picked(range(5))
+    honest = collect_honest(derived.stats, none, derived.linear, reference, "training")
+    for i in range(0, len(x), 7):
+        fewer = learned((x, labels), memory=64)
+        fewer.subtract(x[i : i + 1], labels[i : i + 1])
+        less = fewer.knowledge.derived.scorer.reference
+        judged = judge(derived.linear, embedded[i : i + 1], less)
+        row = (derived.linear.loo.memory.features - embedded[i]).norm(dim=1).argmin()
+        assert honest.unrooted_knn[row] == pytest.approx(judged.unrooted_knn.item(), abs=1e-4)
+        assert honest.unrooted_mean[row] == pytest.approx(judged.unrooted_mean.item(), abs=0.01)
 
 
 @pytest.mark.parametrize(("prior", "expected"), [("training", [0.6, 0.4]), ("uniform", [0.5, 0.5])])
