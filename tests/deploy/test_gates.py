@@ -1,0 +1,114 @@
+import math
+
+import pytest
+
+from learnkit.deploy.gates import (
+    Gates,
+    failures,
+    judge_accuracy,
+    judge_agreement,
+    judge_finite,
+    judge_speed,
+    paired_interval,
+    passes,
+)
+from learnkit.errors import OptimizeError
+
+GATES = Gates()
+
+
+def exact_coverage(n, p_lost, p_gained):
+    """How often the interval holds the true change, summed over every possible outcome."""
+    covered = 0.0
+    for lost in range(n + 1):
+        for gained in range(n + 1 - lost):
+            same = n - lost - gained
+            ways = math.comb(n, lost) * math.comb(n - lost, gained)
+            chance = ways * p_lost**lost * p_gained**gained * (1 - p_lost - p_gained) ** same
+            low, high = paired_interval(lost, gained, n)
+            covered += chance * (low <= p_gained - p_lost <= high)
+    return covered
+
+
+@pytest.mark.parametrize(("p_lost", "p_gained"), [(0.02, 0.01), (0.1, 0.02), (0.05, 0.05)])
+def test_the_paired_interval_holds_the_truth_as_often_as_it_says(p_lost, p_gained):
+    assert exact_coverage(60, p_lost, p_gained) > 0.945
+
+
+def test_the_paired_interval_is_symmetric_and_shrinks_with_more_images():
+    low, high = paired_interval(3, 1, 200)
+    assert paired_interval(1, 3, 200) == (-high, -low)
+    assert low < -2 / 200 < high
+    wide, narrow = (paired_interval(0, 0, n) for n in (50, 5000))
+    assert wide[0] < narrow[0] < 0 < narrow[1] < wide[1]
+    assert all(map(math.isnan, paired_interval(0, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("n_same", "n", "passed", "proven"),
+    [(990, 1000, True, False), (989, 1000, False, None), (600, 600, True, True), (50, 50, True, False)],
+)
+def test_agreement_is_judged_by_its_share_and_too_few_images_are_named(n_same, n, passed, proven):
+    verdict = judge_agreement(n_same, n, GATES)
+    assert verdict.passed is passed
+    assert f"of {n} images" in verdict.found
+    assert ("cannot prove it: give 500 or more" in verdict.note) is (passed and not proven)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "passed"),
+    [(5, 0, 1000, True), (6, 0, 1000, False), (9, 4, 1000, True), (0, 9, 1000, True)],
+)
+def test_accuracy_may_drop_by_half_a_point_and_gains_count(lost, gained, n, passed):
+    assert judge_accuracy(lost, gained, n, GATES).passed is passed
+
+
+def test_one_lost_image_of_few_is_named_as_what_it_is():
+    verdict = judge_accuracy(1, 0, 100, GATES)
+    assert verdict.passed is False
+    assert "one image of 100 is 1.00 points: give 500 or more" in verdict.note
+
+
+def test_every_batch_size_must_be_fast_enough():
+    assert judge_speed({1: 1.1, 16: 4.0}, "eager torch", GATES).passed is True
+    slow = judge_speed({1: 1.09, 16: 4.0}, "eager torch", GATES)
+    assert slow.passed is False
+    assert slow.rule == "at least 1.1x of eager torch"
+
+
+def test_what_only_saves_space_is_not_judged_by_speed():
+    assert judge_speed({1: 0.5}, "", GATES).passed is None
+
+
+def test_one_broken_image_is_too_many():
+    assert judge_finite(0, 9).passed is True
+    assert judge_finite(1, 9).passed is False
+
+
+def test_a_gate_that_is_off_or_without_images_judges_nothing_and_passes():
+    off = Gates(agreement=None, accuracy_drop=None, speed=None)
+    verdicts = [
+        judge_agreement(0, 9, off),
+        judge_accuracy(9, 0, 9, off),
+        judge_speed({1: 0.1}, "eager torch", off),
+        judge_agreement(0, 0, GATES),
+        judge_accuracy(0, 0, 0, GATES),
+        judge_speed({}, "eager torch", GATES),
+    ]
+    assert {verdict.passed for verdict in verdicts} == {None}
+    assert passes(verdicts)
+    assert failures(verdicts) == ""
+
+
+def test_failures_name_what_was_found_and_asked():
+    verdicts = [judge_agreement(9, 10, GATES), judge_speed({1: 2.0}, "eager torch", GATES)]
+    assert not passes(verdicts)
+    assert failures(verdicts).startswith("agreement: FAILED (90.00% of 10 images")
+    assert "asked: at least 99.0%" in failures(verdicts)
+    assert "speed" not in failures(verdicts)
+
+
+@pytest.mark.parametrize("limits", [{"agreement": 1.1}, {"accuracy_drop": -0.1}, {"speed": -1}])
+def test_limits_outside_their_range_are_refused(limits):
+    with pytest.raises(OptimizeError, match=f"gates.{next(iter(limits))}"):
+        Gates(**limits)

@@ -1,0 +1,144 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from learnkit.deploy.gates import Verdict
+from learnkit.deploy.report import (
+    Candidate,
+    ChangedClass,
+    ChangedImage,
+    ConversionReport,
+    Images,
+    Latency,
+    Quality,
+)
+from learnkit.errors import BundleCorruptError
+
+EVIL = "<img src=x onerror=alert(1)>"
+QUALITY = Quality(
+    n=200,
+    n_same=197,
+    n_broken=0,
+    logit_rms=0.12,
+    logit_rms_share=0.03,
+    logit_max=0.5,
+    prob_mean=0.01,
+    prob_max=0.3,
+    feature_cosine=0.98,
+    feature_cosine_min=0.9,
+    n_labelled=200,
+    n_right=180,
+    n_lost=3,
+    n_gained=1,
+    ece_before=0.04,
+    ece=0.05,
+    n_strange=50,
+    auroc_before=0.97,
+    auroc=0.96,
+    false_alarms_before=0.05,
+    false_alarms=0.06,
+    worst_class=ChangedClass(EVIL, 20, 0.9, 0.7),
+    worst_images=(ChangedImage(EVIL, "a", "a", "b", 0.6, 0.55, 0.3),),
+)
+REPORT = ConversionReport(
+    variant="onnxruntime-int8",
+    backend="onnxruntime",
+    precision="int8",
+    device="cpu",
+    threads=2,
+    params={"spinning": True},
+    versions={"learnkit": "1", "onnxruntime": "1.31"},
+    processor={"name": "a processor", "flags": "avx512_vnni"},
+    samples=Images("images", 40, {"a": 20, EVIL: 20}, ("a/1.png",), "0" * 64),
+    test=Images("images", 200, {}, (), "f" * 64),
+    n_bytes=2_500_000,
+    n_bytes_float32=10_000_000,
+    latency=(Latency(1, 2.0, 2.5, 4.0, 12.0), Latency(16, 20.0, 22.0, 50.0, 140.0)),
+    quality=QUALITY,
+    verdicts=(
+        Verdict("speed", True, "2.00x", "at least 1.1x"),
+        Verdict("agreement", False, "98.50%", "at least 99.0%"),
+    ),
+    state="carried over",
+    notes=(EVIL,),
+    candidates=(Candidate("openvino-int8", {}, math.nan, EVIL),),
+)
+
+
+def test_shares_changes_and_ratios_follow_from_the_counts():
+    assert QUALITY.agreement == 0.985
+    assert (QUALITY.accuracy_before, QUALITY.accuracy) == (0.9, pytest.approx(0.89))
+    assert QUALITY.accuracy_change == pytest.approx(-0.01)
+    low, high = QUALITY.accuracy_interval
+    assert low < -0.01 < high
+    low, high = QUALITY.agreement_interval
+    assert low < 0.985 < high
+    assert REPORT.latency[0].vs_float32 == 2.0
+    assert REPORT.latency[1].vs_eager == 7.0
+    assert not REPORT.passed
+    assert REPORT.failures.startswith("agreement: FAILED")
+
+
+def test_a_report_survives_json_with_what_was_not_measured():
+    report = replace(REPORT, quality=replace(QUALITY, auroc=math.nan), samples=None)
+    text = json.dumps(report.to_dict(), allow_nan=False)
+    again = ConversionReport.from_dict(json.loads(text))
+    assert math.isnan(again.quality.auroc)
+    assert again.samples is None
+    assert json.dumps(again.to_dict()) == text
+    assert str(again) == str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("verdicts"), "has the fields"),
+        (lambda d: d.update(colour="blue"), "has the fields"),
+        (lambda d: d.update(threads="2"), "`threads` is '2'; it must be a int"),
+        (lambda d: d.update(threads=True), "`threads` is True"),
+        (lambda d: d["quality"].update(n=1.5), "`n` is 1.5"),
+        (lambda d: d.update(latency={}), "`latency`"),
+        (lambda d: d["latency"][0].update(median="fast"), "`median` is 'fast'"),
+        (lambda d: d["verdicts"][0].update(passed="yes"), "`passed` is 'yes'"),
+        (lambda d: d.update(versions={"torch": 2}), "`versions` is 2"),
+        (lambda d: d.update(quality=None), "Quality"),
+    ],
+)
+def test_a_report_that_was_tampered_with_is_refused(change, message):
+    values = REPORT.to_dict()
+    change(values)
+    with pytest.raises(BundleCorruptError, match=message):
+        ConversionReport.from_dict(values, "variants/x.report.json")
+
+
+def test_the_printed_report_says_what_is_asked_of_it():
+    text = str(REPORT)
+    for part in (
+        "onnxruntime-int8 fails its gates",
+        "FAILED     agreement",
+        "2.50 MB (25% of the float32 weights)",
+        "avx512_vnni",
+        "onnxruntime 1.31",
+        "-1.00 points",
+        "40 images (20 a",
+        "carried over",
+    ):
+        assert part in text, part
+    assert text.index("FAILED") < text.index("passed ")
+
+
+def test_html_escapes_every_name_from_outside():
+    html = REPORT._repr_html_()
+    assert "<img" not in html
+    assert html.count("&lt;img") >= 4
+    assert html.count("<table") == html.count("</table>")
+
+
+def test_what_was_not_measured_has_no_row():
+    bare = replace(QUALITY, auroc=math.nan, n_labelled=0, worst_class=None)
+    text = str(replace(REPORT, quality=bare))
+    assert "AUROC" not in text
+    assert "worst class" not in text
+    assert "nan" not in text.lower()
