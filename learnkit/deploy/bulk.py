@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from learnkit.deploy.prediction import Prediction
-from learnkit.errors import ImageReadError, LearnkitError, PredictionError
+from learnkit.errors import ImageReadError, LearnkitError, MissingExtraError, PredictionError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,9 +97,17 @@ def prediction_table(
 
     With `ood` the columns is_ood (boolean), ood_score and p_value follow `error`. Rows with an
     error have no label, and NaN for numbers.
-    """
-    import pandas as pd
 
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingExtraError(
+            "a table in memory is a DataFrame, and pandas is not installed: `pip install pandas`, "
+            "or write the rows to a file with `out=`"
+        ) from error
     kinds = {"path": object, "label": object, "confidence": "float64", "error": object}
     kinds |= {"is_ood": "boolean", "ood_score": "float64", "p_value": "float64"} if ood else {}
     rows, values = [], []

@@ -24,6 +24,7 @@ from learnkit.errors import (
     BundleProbeError,
     BundleVersionError,
     ImageReadError,
+    MissingExtraError,
     OptimizedModelError,
     PredictionError,
 )
@@ -78,9 +79,10 @@ def assert_same(found, expected):
 # without torch
 
 SCRIPT = """
-import json, sys
+import json, sys, time
 import learnkit
 predictor = learnkit.load_runtime(sys.argv[1], threads=1)
+seconds = time.process_time()
 one = predictor.predict(sys.argv[2])
 report = predictor.predict_files([sys.argv[2], "absent.png"], out=sys.argv[3], progress=False)
 batch = predictor.predict_batch([sys.argv[2]] * 3)
@@ -89,6 +91,7 @@ html = one._repr_html_()
 print(json.dumps({
     "heavy": sorted(heavy), "one": one.to_dict(alpha=0.2), "halcon": one.to_halcon(),
     "rows": [report.n_files, report.n_failed], "batch": [p.label for p in batch], "html": html,
+    "seconds": seconds,
 }))
 """
 
@@ -107,6 +110,7 @@ def test_a_process_without_torch_loads_predicts_and_writes_tables(continual, tmp
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert found["heavy"] == []
+    assert found["seconds"] < 1  # 0.3 here; torch alone takes longer
     (expected,) = judged(head, features_of(onnx_bytes(), [image]))
     assert_same(found["one"], expected.to_dict(alpha=0.2))
     assert found["halcon"]["ood_score"] == pytest.approx(expected.ood_score, rel=1e-6)
@@ -182,6 +186,17 @@ def test_what_cannot_be_read_raises_one_by_one_and_is_a_row_in_tables(continual,
     assert "x.png" in table.error[0]
     assert "ood_score" in table
     assert predictor.predict_batch([]) == []
+
+
+def test_without_pandas_tables_go_to_files(continual, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    predictor = load_runtime(continual[0])
+    Image.fromarray(queries()[0]).save(tmp_path / "x.png")
+    with pytest.raises(MissingExtraError, match=r"pip install pandas.*out="):
+        predictor.predict_files([tmp_path / "x.png"], progress=False)
+    out = tmp_path / "t.jsonl"
+    predictor.predict_files([tmp_path / "x.png"], progress=False, out=out)
+    assert json.loads(out.read_text())["label"] == predictor.predict(queries()[0]).label
 
 
 def test_threads_may_share_it(continual):
