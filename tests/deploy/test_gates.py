@@ -46,7 +46,12 @@ def test_the_paired_interval_is_symmetric_and_shrinks_with_more_images():
 
 @pytest.mark.parametrize(
     ("n_same", "n", "passed", "proven"),
-    [(990, 1000, True, False), (989, 1000, False, None), (600, 600, True, True), (50, 50, True, False)],
+    [
+        (990, 1000, True, False),
+        (989, 1000, False, None),
+        (600, 600, True, True),
+        (50, 50, True, False),
+    ],
 )
 def test_agreement_is_judged_by_its_share_and_too_few_images_are_named(n_same, n, passed, proven):
     verdict = judge_agreement(n_same, n, GATES)

@@ -1,0 +1,85 @@
+import itertools
+
+import pytest
+import torch
+
+from learnkit.deploy.measuring import BLOCK, MAX_ROUNDS, measure, torch_threads, was_busy
+
+PIXELS = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1)
+
+
+class Clock:
+    """Time that goes by only in what runs."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def run(self, seconds, calls=None):
+        def call(images):
+            self.now += next(seconds)
+            if calls is not None:
+                calls.append(images)
+
+        return call
+
+
+def test_median_and_95th_percentile_are_those_of_the_calls():
+    clock = Clock()
+    runs = {
+        "steady": clock.run(itertools.repeat(0.002)),
+        "rising": clock.run(itertools.count(0.0, 0.001)),
+    }
+    times = measure(runs, PIXELS, batches=(1,), seconds=0.0, clock=clock)
+    assert times["steady"][1] == pytest.approx((2.0, 2.0))
+    # calls 1, 5, 9, ... begin a turn and do not count; call 0 warmed up
+    counted = [turn * (BLOCK + 1) + 2 + i for turn in range(5) for i in range(BLOCK)]
+    assert times["rising"][1].median == pytest.approx(sorted(counted)[len(counted) // 2])
+
+
+def test_runs_take_turns_on_whole_batches_of_the_images():
+    clock, calls = Clock(), []
+    runs = {"a": clock.run(itertools.repeat(1.0), calls), "b": clock.run(itertools.repeat(2.0))}
+    times = measure(runs, PIXELS, batches=(1, 4), seconds=0.0, clock=clock)
+    assert {len(images) for images in calls} == {1, 4}
+    assert calls[-1].flatten().tolist() == [0, 1, 2, 0]
+    assert times["b"][4].median / times["a"][4].median == 2.0
+
+
+def test_measuring_goes_on_for_the_time_given_and_no_longer_than_needed():
+    clock, calls = Clock(), []
+    measure(
+        {"a": clock.run(itertools.repeat(0.1), calls)},
+        PIXELS,
+        batches=(1,),
+        seconds=4.0,
+        clock=clock,
+    )
+    assert 4.0 < clock.now < 5.0
+    clock, calls = Clock(), []
+    measure(
+        {"a": clock.run(itertools.repeat(1e-6), calls)},
+        PIXELS,
+        batches=(1,),
+        seconds=4.0,
+        clock=clock,
+    )
+    assert len(calls) == 1 + MAX_ROUNDS * (BLOCK + 1)
+
+
+def test_times_that_scatter_tell_of_others_on_the_machine():
+    clock = Clock()
+    steady = {"a": clock.run(itertools.repeat(0.1))}
+    jumpy = {"a": clock.run(itertools.cycle([0.1, 0.1, 0.9, 0.1]))}
+    assert not was_busy(measure(steady, PIXELS, batches=(1,), seconds=0.0, clock=clock))
+    assert was_busy(measure(jumpy, PIXELS, batches=(1,), seconds=0.0, clock=clock))
+
+
+def test_torch_has_as_many_threads_afterwards_as_before():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before
