@@ -17,6 +17,7 @@ from learnkit.continual.report import ChangeReport
 from learnkit.continual.rows import check_images
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.suspicions import suspicions
 from learnkit.errors import DataError, InsufficientDiversityError
 from learnkit.uncertainty.ood import is_blank
 from learnkit.uncertainty.threshold import manual_threshold
@@ -94,6 +95,8 @@ class Knowledge:
     ) -> Change:
         """With more images; blank ones are left out."""
         features, labels, notes = self._shown(features, labels, class_names)
+        if self.derived is not None:
+            notes += suspicions(self.derived, self.statistics, features, labels)
         grown = self.statistics.update(
             features, labels, None if class_names is None else list(map(clean_name, class_names))
         )

@@ -25,6 +25,10 @@ class ContinualClassifier(KeptHead):
     beside the old one and puts it in place in one step: after an exception, an interrupt included,
     everything is as before, and whoever predicts meanwhile sees the old state or the new one.
 
+    Threshold and temperature take images for independent of each other. Statistics do not know
+    which images are of one burst or of one part, so that such groups cannot be left out as a whole:
+    learn one image of each, or give `validation` images of other parts.
+
     Args:
         n_features: Width D of the pooled features.
         root: Whether to take square roots of the features first: for those never below zero.

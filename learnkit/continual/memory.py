@@ -162,6 +162,9 @@ class FeatureMemory:
 
     def _lowest(self, cells: Sequence[Cell]) -> Cell:
         """The `size` features with the lowest hashes of all `cells`, copies added up."""
+        filled = [cell for cell in cells if cell.hashes]
+        if len(filled) == 1 and len(filled[0].hashes) <= self.size:
+            return filled[0]
         copies: Counter[bytes] = Counter()
         rows: dict[bytes, Tensor] = {}
         for cell in cells:

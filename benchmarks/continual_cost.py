@@ -1,0 +1,232 @@
+"""What learning on costs: beside the pass through the network, per refit, and per-sample updates.
+
+1. `init_continual` and `extend` from image files against the bare feature pass over the same files.
+2. Time and peak memory of a refit over numbers of classes and features, each in a fresh process;
+   the memory is what is taken beyond the statistics that are there already.
+3. Learning from features, with the refit, against deep streaming LDA, which updates a covariance
+   per sample (`streaming_lda` in `_baselines.py`, the arithmetic of avalanche's `StreamingLDA`).
+
+Without `--data` the images are scikit-learn's digits, enlarged, and the network has random weights.
+Run: python benchmarks/continual_cost.py [--data FOLDER --weights FILE] [--rounds N]
+"""
+
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+from _baselines import streaming_lda
+from _bench import interleaved_times, report, timing_row, write_csv
+from frozen_features import write_digits
+
+from learnkit.continual.changes import Knowledge
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.memory import FeatureMemory
+from learnkit.continual.settings import Settings
+from learnkit.continual.statistics import ClassStatistics
+from learnkit.data.dataset import ImageDataset
+from learnkit.deploy.predictor import Predictor
+from learnkit.learner import ImageLearner, cnn_learner
+
+N_CLASSES, WIDTHS, PER_CLASS = (10, 100, 1000), (512, 1280, 2048), 64
+PASS, INIT, EXTEND, DEPLOYED = "feature pass", "init_continual", "extend", "extend, deployed"
+OURS, PEER = "learnkit extend", "streaming LDA, per sample"
+
+
+def options() -> Namespace:
+    """The options of the command line."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with train/CLASS")
+    parser.add_argument("--weights", type=Path, help="weights file of the body")
+    parser.add_argument("--arch", default="mobilenetv2_100")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--images", type=int, default=240, help="images of the feature pass")
+    parser.add_argument("--samples", type=int, default=5000, help="samples of streaming LDA")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--refit", type=int, nargs=2, metavar=("CLASSES", "WIDTH"))
+    return parser.parse_args()
+
+
+def learner_of(data: ImageDataset, asked: Namespace) -> ImageLearner:
+    """A learner over `data` whose head is never trained: only its body matters here."""
+    weights = str(asked.weights) if asked.weights else False
+    return cnn_learner(data.dataloaders(size=asked.size, bs=32), asked.arch, weights)
+
+
+def against_the_pass(asked: Namespace, folder: Path) -> list[dict[str, object]]:
+    """Rows of `init_continual` and `extend` against the bare pass over the same files."""
+    data = write_digits(folder, asked.size)
+    if asked.data is not None:
+        data = ImageDataset.from_folder(asked.data)
+    data = data.sample(min(asked.images, len(data)), seed=0).split(1.0, 0.0, 0.0, overwrite=True)
+    split = data.split(0.8, 0.2, seed=0, overwrite=True)
+    learn = learner_of(split, asked)
+    with learn.no_bar(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the same images are learned again and again
+        predictor = learn.predictor()
+
+        def init() -> None:
+            learn.init_continual(data, reset_class_information=True)
+            learn.drop_continual()
+
+        learn.init_continual(data, reset_class_information=True)
+        expected = learn.continual.statistics
+
+        def extend(model: ImageLearner | Predictor) -> None:
+            empty = ContinualClassifier(expected.n_features, root=expected.root)
+            model.model[1] = empty
+            model.extend(data) if model is learn else model.extend(data, progress=False)
+            assert empty.statistics.equals(expected), "not the same was learned"
+
+        deployed = Predictor(
+            torch.nn.Sequential(learn.model[0], learn.model[1]), predictor.preprocessing
+        )
+        trained = learn.model
+        candidates = {
+            PASS: lambda: predictor.features(data.paths, progress=False),
+            EXTEND: lambda: extend(learn),
+            DEPLOYED: lambda: extend(deployed),
+        }
+        times = interleaved_times(candidates, repeats=asked.rounds, warmup=1)
+        learn.model = trained
+        learn.drop_continual()
+        again = interleaved_times(
+            {PASS: candidates[PASS], INIT: init}, repeats=asked.rounds, warmup=1
+        )
+    about = {"case": f"{len(data)} images of {asked.size} pixels, {asked.arch}"}
+    return [
+        timing_row(again, INIT, PASS, **about),
+        timing_row(times, EXTEND, PASS, **about),
+        timing_row(times, DEPLOYED, PASS, **about),
+    ]
+
+
+def random_features(labels: torch.Tensor, n_classes: int, width: int) -> torch.Tensor:
+    """Features float32 (N, width), never negative, that scatter around a mean per class."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(n_classes, width, generator=generator)
+    noise = torch.rand(len(labels), width, generator=generator.manual_seed(int(labels[0]) + 1))
+    return means[labels] + 1.5 * noise
+
+
+def against_streaming_lda(n_samples: int, width: int = 1280) -> dict[str, object]:
+    """The row of learning `n_samples` features of ten classes, until all can be told apart."""
+    labels = torch.arange(n_samples) % 10
+    features = random_features(labels, 10, width)
+    names = [f"class {label}" for label in labels.tolist()]
+    found = {}
+
+    def ours() -> None:
+        head = ContinualClassifier(width, root=True)
+        head.extend(features, names)
+        found[OURS] = head(features[:1000]).argmax(1)
+
+    def peer() -> None:
+        predict = streaming_lda(features.double(), labels, 10, [np.arange(n_samples)])
+        found[PEER] = predict(features[:1000].double())
+
+    times = interleaved_times({OURS: ours, PEER: peer}, repeats=1, warmup=0)
+    agreement = (found[OURS] == found[PEER]).double().mean().item()
+    assert agreement > 0.98, f"the classifiers agree on {agreement:.1%} only"
+    return timing_row(times, PEER, OURS, case=f"{n_samples} features of width {width}")
+
+
+def statistics_of(n_classes: int, width: int) -> ClassStatistics:
+    """Statistics of `PER_CLASS` random images of each class, built some classes at a time."""
+    stats, step = ClassStatistics.empty(width, root=True), max(1, 6400 // PER_CLASS)
+    for first in range(0, n_classes, step):
+        labels = torch.arange(first, min(first + step, n_classes)).repeat_interleave(PER_CLASS)
+        features = random_features(labels, n_classes, width)
+        stats = stats.update(features, [f"{label:05}" for label in labels.tolist()])
+    return stats
+
+
+def refit(n_classes: int, width: int) -> dict[str, object]:
+    """Seconds of one refit and the megabytes it takes at its peak beyond what was there."""
+    stats = statistics_of(n_classes, width)
+    memory = FeatureMemory(0, width).named(stats.class_names)
+    small = Knowledge(Settings(8, True), statistics_of(2, 8), FeatureMemory(0, 8).named(("0", "1")))
+    small.derive(None)  # what libraries set up once
+    gc.collect()
+    with PeakMemory() as peak:
+        start = time.perf_counter()
+        Knowledge(Settings(width, True), stats, memory).derive(None)
+        seconds = time.perf_counter() - start
+    return {"seconds": round(seconds, 3), "peak_mb": round(peak.megabytes)}
+
+
+class PeakMemory:
+    """Megabytes of resident memory taken at most while it is open, looked at every 2 ms."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.base = self.most = resident()
+        self.open = True
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open = False
+        self.thread.join()
+
+    @property
+    def megabytes(self) -> float:
+        """What was taken at most."""
+        return (self.most - self.base) / 1e6
+
+    def _watch(self) -> None:
+        while self.open:
+            self.most = max(self.most, resident())
+            time.sleep(0.002)
+
+
+def resident() -> int:
+    """Bytes of resident memory of this process (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def refit_table(rounds: int) -> list[dict[str, object]]:
+    """A row per number of classes and features, each the median of some fresh processes."""
+    rows = []
+    for n_classes in N_CLASSES:
+        for width in WIDTHS:
+            call = [sys.executable, __file__, "--refit", str(n_classes), str(width)]
+            found = [
+                json.loads(subprocess.run(call, check=True, capture_output=True).stdout)
+                for _ in range(rounds)
+            ]
+            row = {"classes": n_classes, "features": width, "remembered": PER_CLASS * n_classes}
+            row["seconds"] = float(np.median([one["seconds"] for one in found]))
+            rows.append({**row, "peak_mb": max(one["peak_mb"] for one in found)})
+            print(rows[-1])
+    return rows
+
+
+def main() -> None:
+    """Run all three parts, print and save the tables."""
+    asked = options()
+    if asked.refit:
+        print(json.dumps(refit(*asked.refit)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = against_the_pass(asked, Path(folder))
+    rows.append(against_streaming_lda(asked.samples))
+    print(report(rows))
+    print("goals: init and extend at most 1.1 x the pass; streaming LDA at least 20 x learnkit")
+    print(f"wrote {write_csv('continual_cost', rows)}")
+    table = refit_table(max(1, asked.rounds // 2))
+    print(report(table))
+    print("goal for 1000 classes x 2048 features: below 5 s on two cores, below 500 MB")
+    print(f"wrote {write_csv('continual_refit', table)}")
+
+
+if __name__ == "__main__":
+    main()

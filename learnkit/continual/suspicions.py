@@ -1,0 +1,100 @@
+"""What new images look like to a classifier that has not learned them yet: grounds for a question.
+
+Many images of known classes that look unusual mean that something has changed: the camera, the
+light, the labels. A new class that looks like a known one may be that class under another name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from learnkit.continual.embedding import embed
+
+if TYPE_CHECKING:
+    from learnkit.continual.derived import Derived
+    from learnkit.continual.sums import ClassSums
+
+_LOOKED, _PER_CLASS = 512, 32  # images looked at, in all and of a class
+_LEAST_FLAGGED = 0.25  # share flagged that is worth a word, however many images there are
+_LEAST_SCORES = 20  # what a threshold rests on before its false-alarm rate can be held against it
+_CHANCE = 1e-3
+_LEAST_IMAGES, _ALIKE, _SURE = 3, 0.8, 0.8  # of a new class; share and confidence that count
+
+
+def suspicions(
+    derived: Derived, stats: ClassSums, features: Tensor, labels: Sequence[str]
+) -> tuple[str, ...]:
+    """Notes on new images, as the classifier saw them before it learned them; mostly none.
+
+    Args:
+        derived: What followed from the statistics so far.
+        stats: These statistics.
+        features: Pooled features of the new images (N, D), none of them blank.
+        labels: A class name per image.
+    """
+    rows = _spread(labels)
+    labels = [labels[row] for row in rows]
+    embedded = embed(features[rows], root=stats.root)
+    flagged = (derived.scorer(embedded) > derived.threshold.value).tolist()
+    known = {name for name, n in zip(stats.class_names, stats.counts.tolist(), strict=True) if n}
+    probs, taken = (embedded @ derived.weight.T + derived.bias).softmax(1).max(1)
+    likeness = [
+        stats.class_names[place] if prob >= _SURE and not out else None
+        for place, prob, out in zip(taken.tolist(), probs.tolist(), flagged, strict=True)
+    ]
+    drift = _drift(derived, [f for f, name in zip(flagged, labels, strict=True) if name in known])
+    return (*drift, *_twins(labels, likeness, known))
+
+
+def _spread(labels: Sequence[str]) -> list[int]:
+    """Rows to look at: evenly spaced ones of each class."""
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows.setdefault(label, []).append(row)
+    most = max(1, min(_PER_CLASS, _LOOKED // len(rows)))
+    chosen = [row for own in rows.values() for row in own[:: -(-len(own) // most)]]
+    return chosen[:: -(-len(chosen) // _LOOKED)]
+
+
+def _drift(derived: Derived, flagged: list[bool]) -> tuple[str, ...]:
+    """A note if more images of known classes are flagged than the threshold lets one expect."""
+    threshold, n, k = derived.threshold, len(flagged), sum(flagged)
+    rate = threshold.false_alarm_rate
+    if not n or rate is None or threshold.n < _LEAST_SCORES or k < _LEAST_FLAGGED * n:
+        return ()
+    if _at_least(k, n, rate) > _CHANCE:
+        return ()
+    return (
+        f"{k} of {n} new images of known classes looked unusual before they were learned, where "
+        f"{rate:.0%} would be expected: have camera, light or parts changed, or are labels wrong?",
+    )
+
+
+def _twins(
+    labels: Sequence[str], likeness: Sequence[str | None], known: set[str]
+) -> tuple[str, ...]:
+    """A note for every new class whose images were taken for one known class."""
+    notes = []
+    for name in dict.fromkeys(label for label in labels if label not in known):
+        seen = [other for label, other in zip(labels, likeness, strict=True) if label == name]
+        ((other, n),) = Counter(seen).most_common(1)
+        if other is not None and len(seen) >= _LEAST_IMAGES and n >= _ALIKE * len(seen):
+            notes.append(
+                f"{n} of {len(seen)} images of the new class {name!r} were taken for {other!r}, "
+                "and none of these looked unusual: if both are one, join them with merge_classes"
+            )
+    return tuple(notes)
+
+
+def _at_least(k: int, n: int, rate: float) -> float:
+    """Probability of `k` or more of `n` at this rate.
+
+    >>> round(_at_least(2, 3, 0.5), 6)
+    0.5
+    """
+    return sum(math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(k, n + 1))
