@@ -75,7 +75,7 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             fail("interrupted")
             raise typer.Exit(130) from None
-        except (LearnkitError, OSError) as error:
+        except (LearnkitError, OSError, ModuleNotFoundError) as error:
             if _state["debug"]:
                 raise
             fail(_sentence(error))
@@ -86,6 +86,11 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sentence(error: Exception) -> str:
     """What an error says, in one line."""
+    if not isinstance(error, LearnkitError) and isinstance(error, ModuleNotFoundError):
+        return (
+            f"this command needs {error.name}, which is not installed: `pip install learnkit` "
+            "brings it, where only what serving needs was installed"
+        )
     if not isinstance(error, LearnkitError) and getattr(error, "filename", None):
         return f"{error.filename}: {error.strerror}"
     hint = " Here: --weights FILE, or --no-pretrained."

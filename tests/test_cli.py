@@ -387,3 +387,10 @@ def test_ctrl_c_says_how_to_go_on(images, tmp_path):
     )
     assert last.endswith("--epochs 30 --resume")
     assert checkpoint.exists()
+
+
+def test_a_command_that_needs_more_than_serving_says_what(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "learnkit.commands", None)
+    code, out, err = learnkit(capsys, "predict", tmp_path, tmp_path)
+    assert (code, out) == (2, "")
+    assert "needs learnkit.commands, which is not installed: `pip install learnkit`" in err
