@@ -73,7 +73,8 @@ def streaming_lda(features, labels, n_classes, tasks) -> Predict:
         sigma = (n * sigma + torch.outer(away, away) * n / (n + 1)) / (n + 1)
         means[c] += away / (counts[c] + 1)
         counts[c] += 1
-    inverse = torch.linalg.pinv((1 - 1e-4) * sigma + 1e-4 * torch.eye(width))
+    shrunk = (1 - 1e-4) * sigma + 1e-4 * torch.eye(width)
+    inverse = torch.linalg.pinv(shrunk, hermitian=True)
     weight = means @ inverse
     bias = -0.5 * (weight * means).sum(1)
     return lambda x: (x.float() @ weight.T + bias).argmax(1)
@@ -159,7 +160,11 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _ridge(hidden: Tensor, targets: Tensor, penalty: float) -> Tensor:
-    """Solve the ridge regression."""
+    """Solve the ridge regression, on the side of whichever are fewer, samples or features."""
+    if len(hidden) < hidden.shape[1]:
+        gram = hidden @ hidden.T
+        gram.diagonal().add_(penalty)
+        return hidden.T @ torch.linalg.solve(gram, targets)
     gram = hidden.T @ hidden
     gram.diagonal().add_(penalty)
     return torch.linalg.solve(gram, hidden.T @ targets)
@@ -167,9 +172,17 @@ def _ridge(hidden: Tensor, targets: Tensor, penalty: float) -> Tensor:
 
 def _best_penalty(hidden: Tensor, targets: Tensor, train: Tensor, held: Tensor) -> float:
     """Of 17 powers of ten, the one with the least squared error on what is held out."""
-    gram, moments = hidden[train].T @ hidden[train], hidden[train].T @ targets[train]
-    values, axes = torch.linalg.eigh(gram)  # one decomposition in place of 17 solves
-    turned, moments = hidden[held] @ axes, axes.T @ moments
+    if len(train) < hidden.shape[1]:
+        outer, spread, axes = torch.linalg.svd(hidden[train], full_matrices=False)
+        values, axes, moments = (
+            spread.square(),
+            axes.T,
+            spread[:, None] * (outer.T @ targets[train]),
+        )
+    else:
+        values, axes = torch.linalg.eigh(hidden[train].T @ hidden[train])
+        moments = axes.T @ (hidden[train].T @ targets[train])
+    turned = hidden[held] @ axes  # one decomposition in place of 17 solves
     errors = {
         10.0**power: float(
             (turned @ (moments / (values.clamp_min(0) + 10.0**power)[:, None]) - targets[held])

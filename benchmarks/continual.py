@@ -1,7 +1,9 @@
 """Continual classifiers over frozen features: accuracy, imbalance, order of arrival, time.
 
-All methods see the same features in one run. Without options the features are the pixels of
-scikit-learn's digits; with images and weights, or with a file of features, what those give.
+All methods see the same features in one run, and the same draws of them: `lead` is by how much a
+method is ahead of learnkit's discriminant, paired by draw. Without options the features are the
+pixels of scikit-learn's digits; with images and weights, or with a file of features, what those
+give.
 
 Run: python benchmarks/continual.py [--features FILE.npz | --data ZIP/FOLDER --weights FILE]
 """
@@ -22,7 +24,9 @@ from tqdm.auto import tqdm
 from learnkit.continual.lda import fit_lda
 from learnkit.continual.statistics import ClassStatistics
 
-COUNTS = (1, 5, 20, 100, None)  # None: all there are
+# Draws by number of images of a class; None: all there are. The fewer, the more they differ.
+SEEDS = {1: 20, 5: 20, 20: 10, 100: 4, None: 1}
+OURS = "learnkit lda"
 OLD, N_NEW = 300, (1, 2, 5, 20)  # images of a class, at most
 ORDERS = 10
 
@@ -67,33 +71,33 @@ def _numbers(labels: np.ndarray, number: dict[str, int]) -> torch.Tensor:
     return torch.tensor([number[label] for label in labels])
 
 
-def accuracy_rows(data: Data) -> list[dict[str, object]]:
-    """Balanced classes: mean recall for each number of images."""
+def accuracy_rows(data: Data, n_seeds: int) -> list[dict[str, object]]:
+    """Balanced classes: mean recall for each number of images, of the same draws."""
     rows = []
-    for count in tqdm(COUNTS, desc="balanced"):
-        seeds = 1 if count is None else 3
+    for count, most in tqdm(SEEDS.items(), desc="balanced"):
+        draws = [
+            [np.concatenate(data.draw([count] * data.n_classes, seed))]
+            for seed in range(min(most, n_seeds))
+        ]
+        ours = None
         for name in METHODS:
             if "balanced" in name and count is not None:
                 continue
-            scores = [
-                float(
-                    data.score(
-                        name, [np.concatenate(data.draw([count] * data.n_classes, s))]
-                    ).mean()
-                )
-                for s in range(seeds)
-            ]
-            rows.append(_row(data, "balanced", count or "all", name, scores))
+            scores = [float(data.score(name, tasks).mean()) for tasks in draws]
+            ours = scores if name == OURS else ours
+            row = _row(data, "balanced", count or "all", name, scores)
+            rows.append(row | _lead(scores, ours))
     return rows
 
 
-def imbalance_rows(data: Data) -> list[dict[str, object]]:
+def imbalance_rows(data: Data, n_seeds: int) -> list[dict[str, object]]:
     """Six tenths of the classes with many images, then the others with few: harmonic mean."""
     rows, n_old = [], round(0.6 * data.n_classes)
     for few in tqdm(N_NEW, desc="imbalanced"):
+        ours = None
         for name in METHODS:
             scores, old, new = [], [], []
-            for seed in range(3):
+            for seed in range(min(3, n_seeds)):
                 order = np.random.default_rng(seed).permutation(data.n_classes)
                 counts = [few] * data.n_classes
                 for c in order[:n_old]:
@@ -107,12 +111,13 @@ def imbalance_rows(data: Data) -> list[dict[str, object]]:
                 a, b = float(recall[order[:n_old]].mean()), float(recall[order[n_old:]].mean())
                 old, new = [*old, a], [*new, b]
                 scores.append(2 * a * b / (a + b) if a + b else 0.0)
-            row = _row(data, "many old, few new", few, name, scores)
-            rows.append({**row, "old": _mean(old), "new": _mean(new)})
+            ours = scores if name == OURS else ours
+            row = _row(data, "many old, few new", few, name, scores) | _lead(scores, ours)
+            rows.append(row | {"old": _mean(old), "new": _mean(new)})
     return rows
 
 
-def order_rows(data: Data) -> list[dict[str, object]]:
+def order_rows(data: Data, n_seeds: int) -> list[dict[str, object]]:
     """One class after the other in ten orders: how far the final accuracies lie apart."""
     rows = []
     for name in tqdm(METHODS, desc="orders"):
@@ -121,7 +126,7 @@ def order_rows(data: Data) -> list[dict[str, object]]:
         scores = [float(data.score(name, [drawn[c] for c in order]).mean()) for order in orders]
         row = _row(data, "class by class, ten orders", 20, name, scores)
         rows.append({**row, "spread": round(max(scores) - min(scores), 4)})
-        if name == "learnkit lda":
+        if name == OURS:
             assert max(scores) == min(scores), f"the order of arrival matters: {scores}"
     return rows
 
@@ -134,10 +139,24 @@ def _row(data: Data, setting: str, count: object, method: str, scores: list[floa
         "method": method,
         "score": _mean(scores),
         "seeds": len(scores),
+        "stderr": _stderr(scores),
+        "lead": "",
+        "lead_stderr": "",
         "old": "",
         "new": "",
         "spread": "",
     }
+
+
+def _lead(scores: list[float], ours: list[float]) -> dict[str, object]:
+    """By how much a method is ahead of learnkit's on the same draws, and how sure that is."""
+    lead = [theirs - own for theirs, own in zip(scores, ours, strict=True)]
+    return {"lead": _mean(lead), "lead_stderr": _stderr(lead)}
+
+
+def _stderr(scores: list[float]) -> object:
+    """Standard error of the mean over draws; the test images are the same in all."""
+    return round(float(np.std(scores, ddof=1)) / len(scores) ** 0.5, 4) if len(scores) > 1 else ""
 
 
 def _mean(scores: list[float]) -> float:
@@ -224,10 +243,16 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--parts", nargs="+", default=["balanced", "imbalanced", "orders", "time"])
+    parser.add_argument("--seeds", type=int, default=20, help="draws at most")
     options = parser.parse_args()
     data = Data(*load_or_digits(options))
     parts = {"balanced": accuracy_rows, "imbalanced": imbalance_rows, "orders": order_rows}
-    rows = [row for name, part in parts.items() if name in options.parts for row in part(data)]
+    rows = [
+        row
+        for name, part in parts.items()
+        if name in options.parts
+        for row in part(data, options.seeds)
+    ]
     if rows:
         print(report(rows))
         print(write_csv(f"continual_{data.name}", rows, packages=["scikit-learn"]).name)

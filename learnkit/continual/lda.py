@@ -10,7 +10,13 @@ from __future__ import annotations
 
 from learnkit.continual.geometry import Geometry
 from learnkit.continual.linear import Basis, LinearClassifier
-from learnkit.continual.selection import SHRINKAGES, Prior, Selection, class_logits
+from learnkit.continual.selection import (
+    SHRINKAGES,
+    Prior,
+    Selection,
+    class_logits,
+    mean_debts,
+)
 from learnkit.continual.statistics import ClassStatistics
 
 
@@ -62,12 +68,13 @@ def _discriminant(
     geometry = basis.spectrum.geometry(selection.shrinkage)
     left_out = basis.trials.left_out(geometry)
     same = scores.shrinkage == geometry.shrinkage
-    debts = debias * geometry.d_eff / geometry.counts
+    lengths = geometry.means.square().sum(1)
+    debts = mean_debts(lengths, geometry.counts, geometry.d_eff, debias)
     return basis.assemble(
         method,
         selection,
         geometry.unwhiten_covector(geometry.means),
-        (debts - geometry.means.square().sum(1)) / 2,
+        (debts - lengths) / 2,
         class_logits(left_out, geometry.d_eff, debias),
         (scores, left_out if same else basis.trials.left_out(scores)),
     )

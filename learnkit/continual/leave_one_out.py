@@ -91,11 +91,13 @@ class LeftOut:
     """Distances of samples to every class as if the classifier had not seen them.
 
     `distances (R,P)` squared Mahalanobis distances to the classes of the geometry, `background
-    (R,)` to its center, `counts (R,P)` the number of images each mean then rests on.
+    (R,)` to its center, `lengths (R,P)` from there to the class means, `counts (R,P)` the number of
+    images each mean then rests on.
     """
 
     distances: Tensor
     background: Tensor
+    lengths: Tensor
     counts: Tensor
 
     def followed_by(self, other: LeftOut) -> LeftOut:
@@ -103,6 +105,7 @@ class LeftOut:
         return LeftOut(
             torch.cat([self.distances, other.distances]),
             torch.cat([self.background, other.background]),
+            torch.cat([self.lengths, other.lengths]),
             torch.cat([self.counts, other.counts]),
         )
 
@@ -131,6 +134,7 @@ class _Products:
         self.m_means = (geometry.means[own] @ geometry.means.T)[which]
         self.means_means = geometry.means.square().sum(1)
         self.um, self.mm = self.u_means[rows, labels], self.m_means[rows, labels]
+        self.rows, self.labels = rows, labels
 
     @property
     def residual(self) -> Tensor:
@@ -162,10 +166,18 @@ def leave_one_out(
     product = along[:, None] - inner.u_means + inner.m_means
     distances = inner.squared_distances().addcmul_(gain[:, None] * product, product)
     own = (n / (n - k)).square() * (length + gain * length.square())
-    distances[torch.arange(len(points)), labels] = own
+    distances[inner.rows, labels] = own
+
+    across = product.neg_().add_(along[:, None])  # of the residual with the class means
+    lengths = (gain[:, None] * across).mul_(across).add_(inner.means_means)
+    back = k / (n - k)
+    across_own = inner.um - inner.mm - back * length
+    moved = inner.mm - back * (2 * (inner.um - inner.mm) - back * length)
+    lengths[inner.rows, labels] = moved + gain * across_own.square()
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
         background=(inner.uu + gain * along.square()) * fewer,
+        lengths=lengths.mul_(fewer[:, None]).clamp_min_(0),
         counts=_counts(geometry, labels, n - k),
     )
 
@@ -231,10 +243,13 @@ def leave_pair_out(
     )
     apart = (u.uu - 2 * uv + v.uu).clamp_min(0)
     own = lengths(first_u - first_v, second_u - second_v, apart)
-    distances[torch.arange(len(points)), labels] = own
+    distances[u.rows, labels] = own
+    mean_lengths = lengths(first_means, second_means, u.means_means)
+    mean_lengths[u.rows, labels] = lengths(first_v, second_v, v.uu)
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
         background=lengths(first_u, second_u, u.uu) * fewer,
+        lengths=mean_lengths.mul_(fewer[:, None]).clamp_min_(0),
         counts=_counts(geometry, labels, torch.ones(len(points), dtype=torch.float64)),
     )
 

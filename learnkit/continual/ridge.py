@@ -22,6 +22,7 @@ from torch import Tensor
 from learnkit.continual.geometry import Spectrum
 from learnkit.continual.linear import Basis, LinearClassifier
 from learnkit.continual.selection import (
+    GUESS_IS_TOO_HIGH,
     Prior,
     Selection,
     Trials,
@@ -241,7 +242,9 @@ def _select(basis: Basis, penalties: tuple[float, ...]) -> Selection:
 def _temper(basis: Basis, ridge: Ridge, trials: Trials) -> Tempered:
     """Temperature and honest log loss of one regression."""
     logits = ridge.leave_out(trials)
-    return temper(logits, trials.labels, trials.weights, log_prior=basis.log_prior)
+    expected = _default_temperature(ridge) / GUESS_IS_TOO_HIGH
+    about = {"log_prior": basis.log_prior, "expected": expected}
+    return temper(logits, trials.labels, trials.weights, **about)
 
 
 def _default_temperature(ridge: Ridge) -> float:

@@ -29,6 +29,12 @@ SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.8, 0.9, 0.97, 0.99, 0.999, 1.0
 # about it; on photographs with one image of each of ten classes .07 to .09 was best.
 _SOFTNESS = 0.1
 _GUESS_IS_WORTH = 20.0  # degrees of freedom
+# Share of the differences between the lengths of class means that is kept with many images; of one
+# image a class two thirds of it. On photographs and digits, 1 to 500 images a class, this was best
+# or near it: with 1 the accuracy is .3 to .5 points less, with 1 image a class 1 point.
+_TRUST = 0.75
+# The temperature guessed from the spread within classes is e**0.5 times the best, on average.
+GUESS_IS_TOO_HIGH = 1.65
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,7 +128,25 @@ def row_weights(labels: Tensor, masses: Tensor) -> Tensor:
 
 def class_logits(left_out: LeftOut, d_eff: float, debias: float) -> Tensor:
     """Logits (R,P) of the discriminant, as the classifier without the sample would give them."""
-    return 0.5 * (left_out.background[:, None] - left_out.debiased(debias * d_eff))
+    debts = mean_debts(left_out.lengths, left_out.counts, d_eff, debias)
+    return 0.5 * (left_out.background[:, None] - left_out.distances + debts)
+
+
+def mean_debts(lengths: Tensor, counts: Tensor, d_eff: float, debias: float) -> Tensor:
+    """What to take off the squared lengths (..., P) of the class means before they count.
+
+    First the length that a mean of so many images has from noise alone, `d_eff / n`. What is left
+    still differs between classes mostly by chance, while the directions of the means can be
+    trusted: it is drawn towards its mean over the classes, the more, the fewer images there are.
+
+    Source: James and Stein, "Estimation with quadratic loss", 1961, for shrinking what is noisy
+    towards its mean; how far is measured.
+    """
+    noise = d_eff / counts
+    free = lengths - noise
+    trust = _TRUST * counts / (counts + 0.5)
+    common = (trust * free).sum(-1, keepdim=True) / trust.sum(-1, keepdim=True)
+    return debias * (noise + (1 - trust) * (free - common))
 
 
 @dataclass(frozen=True)
@@ -166,7 +190,9 @@ def select(
             results[shrinkage] = Tempered(1.0, density_loss(geometry, trials))
         else:
             logits = class_logits(trials.left_out(geometry), geometry.d_eff, debias)
-            results[shrinkage] = temper(logits, trials.labels, trials.weights, log_prior=log_prior)
+            guess = default_temperature(spectrum, geometry.means * geometry.scale, geometry.d_eff)
+            about = {"log_prior": log_prior, "expected": guess / GUESS_IS_TOO_HIGH}
+            results[shrinkage] = temper(logits, trials.labels, trials.weights, **about)
     losses = {shrinkage: result.log_loss for shrinkage, result in results.items()}
     best = weigh_evidence(losses, default_shrinkage(spectrum), trials.weights, _log_odds)
     by = "leave-one-out density" if single else "leave-one-out log loss"
@@ -181,9 +207,9 @@ def weigh_evidence(
 ) -> float:
     """Candidate with the least loss; where they hardly differ, one near the expected one.
 
-    Each step of 1 on the scale away from it takes a tenth of a nat of evidence, over all samples.
+    Each step of 1 on the scale away from it takes half a nat of evidence, over all samples.
     """
-    toll = 0.1 * float(weights.square().sum())
+    toll = 0.5 * float(weights.square().sum())
 
     def cost(candidate: float) -> float:
         return losses[candidate] + toll * abs(scale(candidate) - scale(expected))

@@ -13,7 +13,7 @@ from learnkit.errors import UncertaintyError
 from learnkit.evaluation import measures
 from learnkit.evaluation.inputs import check_flags, check_labels, check_same_length
 from learnkit.uncertainty.checks import check_choice, check_logits, check_weights, refuse
-from learnkit.uncertainty.newton import best_factor
+from learnkit.uncertainty.newton import LogLoss, best_factor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,7 +135,7 @@ def fit_temperature(
     reason = _why_not(*cases[:2])
     if reason:
         return Calibration(n=len(logits), reason=reason)
-    temperature = 1 / best_factor(*cases, 1 / high, 1 / low)
+    temperature = 1 / best_factor(_loss(*cases), 1 / high, 1 / low)
     return Calibration(
         temperature,
         source,
@@ -201,6 +201,11 @@ def _as_cases(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor,
     rule = "a class without images cannot be the truth: leave those images out"
     refuse(truth, truth.isneginf(), "logits", f"{rule} (the logit of the truth)")
     return logits, targets, weights
+
+
+def _loss(logits: Tensor, targets: Tensor, weights: Tensor) -> LogLoss:
+    """Return the mean log loss as a function of the inverse temperature."""
+    return LogLoss(logits, logits.gather(1, targets[:, None])[:, 0], weights)
 
 
 def _why_not(logits: Tensor, targets: Tensor) -> str:

@@ -3,44 +3,88 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from torch import Tensor
 
 _CHUNK = 2**21  # logits worked on at once
+_IMPOSSIBLE = -1e30  # for -inf: of probability 0 as well, but 0 times it is 0
+_PRECISE = 1e-8  # Newton's last step: the next would be of its square
 
 
-def best_factor(logits: Tensor, targets: Tensor, weights: Tensor, low: float, high: float) -> float:
+class LogLoss(NamedTuple):
+    """Log loss of `softmax(b * logits + offset)` as a function of b, up to a constant.
+
+    `logits (N,C)`, the largest of each row 0, -inf for classes that cannot be; `truth (N,)` those
+    of the right class; `weights (N,)`; `offset (C,)`, which b does not touch.
+    """
+
+    logits: Tensor
+    truth: Tensor
+    weights: Tensor
+    offset: Tensor | float = 0.0
+
+    def slope(self, factor: float) -> tuple[float, float]:
+        """First and second derivative at `factor`."""
+        slope = curvature = 0.0
+        rows = max(1, _CHUNK // self.logits.shape[1])
+        parts = (values.split(rows) for values in (self.logits, self.truth, self.weights))
+        for logits, truth, weights in zip(*parts, strict=True):
+            l = logits.clamp_min(_IMPOSSIBLE)
+            moments = (factor * l).add_(self.offset).softmax(1).mul_(l)
+            mean = moments.sum(1)
+            square = moments.mul_(l).sum(1)
+            slope += float(weights @ (mean - truth))
+            curvature += float(weights @ (square - mean.square()))
+        total = float(self.weights.sum())
+        return slope / total, curvature / total
+
+
+class Expected(NamedTuple):
+    """What the factor is before any sample is seen: about `factor`, off by `spread` in its log.
+
+    `n` is how many samples the log loss is the mean of; the more, the less this counts.
+    """
+
+    factor: float
+    spread: float
+    n: float
+
+
+def best_factor(
+    loss: LogLoss,
+    low: float,
+    high: float,
+    *,
+    start: float = 1.0,
+    expected: Expected | None = None,
+) -> float:
     """Return b = 1/T in low..high with the smallest log loss: Newton's method in a bracket.
 
-    The log loss is convex in b, so its slope has one zero, or the best b is one of the ends.
+    The log loss is convex in b, so its slope has one zero, or the best b is one of the ends. Steps
+    are taken in log b, in which it bends alike over decades. An `expected` factor adds a penalty:
+    half the squared distance from it in log b, in spreads.
     """
-    if _slope(logits, targets, weights, low)[0] >= 0:
-        return low
-    if _slope(logits, targets, weights, high)[0] <= 0:
-        return high
-    factor = min(max(1.0, low), high)
+    bounds = {math.log(low): low, math.log(high): high}
+    ends, tested = sorted(bounds), [False, False]
+    place = min(max(math.log(start), ends[0]), ends[1])
     for _ in range(100):
-        slope, curvature = _slope(logits, targets, weights, factor)
-        low, high = (low, factor) if slope > 0 else (factor, high)
-        step = factor - slope / curvature if curvature > 0 else math.nan
-        next_ = step if low < step < high else math.sqrt(low * high)
-        if abs(next_ - factor) <= 1e-12 * factor:
-            return next_
-        factor = next_
-    return factor
+        slope, bend = _in_log(loss, place, expected)
+        ends[slope > 0], tested[slope > 0] = place, True
+        step = slope / bend if bend > 0 else math.copysign(2.0, slope)
+        next_ = min(max(place - step, ends[0]), ends[1])
+        if all(tested) and next_ in ends:
+            next_ = sum(ends) / 2
+        if abs(next_ - place) <= _PRECISE:
+            break
+        place = next_
+    return bounds.get(next_, math.exp(next_))
 
 
-def _slope(logits: Tensor, targets: Tensor, weights: Tensor, factor: float) -> tuple[float, float]:
-    """Return first and second derivative of the mean log loss of `factor * logits`."""
-    slope = curvature = 0.0
-    rows = max(1, _CHUNK // logits.shape[1])
-    for part in zip(logits.split(rows), targets.split(rows), weights.split(rows), strict=True):
-        l, truth, w = part
-        probs = (factor * l).softmax(1)
-        l = l.masked_fill(l.isneginf(), 0)  # of probability 0: 0 times infinity is 0 here
-        mean = (probs * l).sum(1)
-        variance = (probs * (l - mean[:, None]).square()).sum(1)
-        slope += (w * (mean - l.gather(1, truth[:, None])[:, 0])).sum().item()
-        curvature += (w * variance).sum().item()
-    total = weights.sum().item()
-    return slope / total, curvature / total
+def _in_log(loss: LogLoss, place: float, expected: Expected | None) -> tuple[float, float]:
+    """First and second derivative with respect to the logarithm of the factor."""
+    factor = math.exp(place)
+    slope, curvature = (d * factor**k for k, d in enumerate(loss.slope(factor), start=1))
+    pull = 1 / (expected.spread**2 * expected.n) if expected else 0.0
+    off = place - math.log(expected.factor) if expected else 0.0
+    return slope + pull * off, curvature + slope + pull

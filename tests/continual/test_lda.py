@@ -7,6 +7,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from learnkit.continual.embedding import embed, to_grid
 from learnkit.continual.lda import fit_lda, fit_prototype
+from learnkit.continual.selection import mean_debts
 from learnkit.continual.statistics import GRID, ClassStatistics
 from learnkit.continual.temperature import temper
 from learnkit.errors import ContinualNotInitializedError
@@ -69,6 +70,15 @@ def test_without_debiasing_it_is_scikit_learns(shrinkage, counts):
     np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9)
 
 
+def lengths_that_count(lengths, counts, d_eff):
+    """Squared lengths of the means less their noise, drawn towards their weighted mean."""
+    free = [float(length) - d_eff / float(n) for length, n in zip(lengths, counts, strict=True)]
+    kept = [0.75 * float(n) / (float(n) + 0.5) for n in counts]
+    common = sum(k * f for k, f in zip(kept, free, strict=True)) / sum(kept)
+    pairs = zip(kept, free, strict=True)
+    return torch.tensor([k * f + (1 - k) * common for k, f in pairs], dtype=torch.float64)
+
+
 @both
 def test_leave_one_out_logits_are_those_of_the_classifier_without_the_sample(fit):
     features, labels = draw({"a": 6, "b": 5, "c": 3})
@@ -92,7 +102,7 @@ def test_leave_one_out_logits_are_those_of_the_classifier_without_the_sample(fit
         weight = (means - spectrum.center) @ torch.linalg.inv(covariance)
         centered = means - spectrum.center
         d_eff = spectrum.geometry(rho).d_eff
-        bias = 0.5 * (d_eff / less.counts.double() - (weight * centered).sum(1))
+        bias = -lengths_that_count((weight * centered).sum(1), less.counts.double(), d_eff) / 2
         wanted = weight @ (sample - spectrum.center) + bias - math.log(3) * classifier.temperature
         torch.testing.assert_close(classifier.loo_logits[row], wanted, rtol=1e-8, atol=1e-8)
 
@@ -202,15 +212,21 @@ def test_one_class_gets_the_shrinkage_of_the_likeliest_covariance():
 
 @both
 def test_one_image_of_each_class_gives_the_nearest_image(fit):
-    features, labels = draw({"a": 1, "b": 1, "c": 1})
+    features, labels = draw({"a": 1, "b": 1, "c": 1}, center_seed=4)
     stats = gather(features, labels)
     classifier = fit(stats)
     assert is_usable(classifier, stats, features)
     assert classifier.diagnostics["chosen_by"].startswith("default")
-    fresh, _ = draw({"a": 5, "b": 5, "c": 5}, seed=3)
-    z = embed(fresh, root=False)
+    z = embed(draw({"a": 50, "b": 50, "c": 50}, seed=3)[0], root=False)
     nearest = torch.cdist(z, stats.means()).argmin(1)
-    assert torch.equal(classifier.logits(z).argmax(1), nearest)
+    plain = fit(stats, debias=0).logits(z)
+    assert torch.equal(plain.argmax(1), nearest)
+    # half of what the lengths differ by is taken for chance
+    offsets = stats.means() - stats.means().mean(0)
+    wanted = (z - stats.means().mean(0)) @ offsets.T - offsets.square().sum(1) / 4
+    found = classifier.logits(z).argmax(1)
+    assert (found != nearest).any()
+    assert torch.equal(found, wanted.argmax(1))
     probs = (classifier.logits(z) / classifier.temperature).softmax(1)
     assert probs.max() < 0.999  # three images prove nothing
 
@@ -369,6 +385,47 @@ def test_samples_all_wrong_end_at_the_upper_bound(scored):
     assert temper(logits, logits.argmin(1), weights, bounds=(0.1, 90)).temperature == pytest.approx(
         90, rel=1e-6
     )
+
+
+def test_ten_samples_half_of_them_wrong_leave_about_the_expected_temperature():
+    logits = torch.tensor([[3.0, 0.0], [0.0, 3.0]], dtype=torch.float64).repeat(5, 1)
+    targets, weights = torch.zeros(10, dtype=torch.int64), torch.full((10,), 0.1).double()
+    assert temper(logits, targets, weights).temperature > 1000
+    t = temper(logits, targets, weights, expected=2.0).temperature
+    assert 2.5 < t < 8
+    slope, step = [], 1e-5  # the penalised loss is flat there, by finite differences
+    for log_t in (math.log(t) - step, math.log(t) + step):
+        pulled = temper(logits, targets, weights, bounds=(math.exp(log_t), math.exp(log_t) + 1e-12))
+        slope.append(pulled.log_loss + (log_t - math.log(2)) ** 2 / (2 * 0.6**2 * 10))
+    assert slope[1] - slope[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_many_samples_overrule_the_expected_temperature(scored):
+    logits, targets, weights = (torch.cat([x] * 50) for x in scored)
+    weights = weights / 50
+    free = temper(logits, targets, weights).temperature
+    pulled = temper(logits, targets, weights, expected=10 * free).temperature
+    assert free < pulled < 1.01 * free
+
+
+def test_lengths_of_means_are_relieved_of_noise_and_drawn_together():
+    lengths, counts = torch.tensor([9.0, 5.0, 8.0]).double(), torch.tensor([1.0, 4.0, 400.0])
+    debts = mean_debts(lengths, counts.double(), 4.0, 1.0)
+    torch.testing.assert_close(lengths - debts, lengths_that_count(lengths, counts, 4.0))
+    assert torch.equal(mean_debts(lengths, counts.double(), 4.0, 0.0), torch.zeros(3).double())
+    # classes of as many images: the mean stays, differences shrink alike
+    alike = mean_debts(lengths, torch.full((3,), 4.0).double(), 4.0, 1.0)
+    wanted = lengths.mean() - 1 + 0.75 * 4 / 4.5 * (lengths - lengths.mean())
+    torch.testing.assert_close(lengths - alike, wanted)
+
+
+@both
+def test_few_samples_mostly_wrong_once_left_out_do_not_drown_all_confidence(fit):
+    features, _ = draw({"a": 10}, width=60, noise=1.5, seed=6)  # nothing to tell apart
+    loo = (classifier := fit(gather(features, ["a"] * 5 + ["b"] * 5))).loo
+    assert (loo.logits.argmax(1) == loo.labels).double().mean() < 0.5
+    assert temper(loo.logits, loo.labels, loo.weights).temperature > 5000
+    assert classifier.temperature < 50
 
 
 def test_equal_logits_leave_a_temperature():

@@ -14,7 +14,6 @@ from learnkit.continual.leave_one_out import (
     log_det_left_out,
     memory_rows,
 )
-from learnkit.continual.selection import class_logits
 from learnkit.continual.statistics import GRID, ClassStatistics
 
 COUNTS = {"bolt": 14, "nut": 9, "screw": 5, "pin": 3, "cap": 2}
@@ -93,6 +92,8 @@ def test_leaving_one_out_is_refitting_without_it(data, shrinkage):
         torch.testing.assert_close(left_out.distances[row], wanted, rtol=1e-9, atol=1e-9)
         background = refit.squared(z, spectrum.center[None])[0]
         torch.testing.assert_close(left_out.background[row], background, rtol=1e-9, atol=1e-9)
+        lengths = refit.squared(spectrum.center, refit.means)
+        torch.testing.assert_close(left_out.lengths[row], lengths, rtol=1e-9, atol=1e-9)
         assert torch.equal(left_out.counts[row], refit.counts)
         wanted = torch.logdet(refit.covariance)
         torch.testing.assert_close(log_dets[row], wanted, rtol=1e-9, atol=1e-9)
@@ -117,6 +118,8 @@ def test_leaving_a_pair_out_is_refitting_without_both(data, shrinkage):
         torch.testing.assert_close(left_out.distances[row], wanted, rtol=1e-9, atol=1e-9)
         background = refit.squared(z, spectrum.center[None])[0]
         torch.testing.assert_close(left_out.background[row], background, rtol=1e-9, atol=1e-9)
+        lengths = refit.squared(spectrum.center, means)
+        torch.testing.assert_close(left_out.lengths[row], lengths, rtol=1e-9, atol=1e-9)
         assert left_out.counts[row, place] == 1
         assert left_out.counts[row].sum() == geometry.counts.sum() - geometry.counts[place] + 1
 
@@ -259,7 +262,7 @@ def test_agrees_with_the_oracle(data, shrinkage):
     assert geometry.d_eff == pytest.approx(head.deff, rel=1e-9)
     left_out = leave_one_out(geometry, spectrum.turn(memory.features), own)
     logits, scores, _ = head.loo(memory.features.numpy(), own.numpy())
-    ours = class_logits(left_out, geometry.d_eff, 1.0) - left_out.background[:, None] / 2
+    ours = left_out.debiased(geometry.d_eff) / -2
     torch.testing.assert_close(ours, torch.from_numpy(logits), rtol=1e-9, atol=1e-9)
     ours = left_out.relative_scores(geometry.d_eff)
     torch.testing.assert_close(ours, torch.from_numpy(scores[:, 0]), rtol=1e-9, atol=1e-9)
