@@ -105,7 +105,13 @@ class TestTheCallersThings:
 class TestWhatCannotBeExported:
     def test_operators_onnx_lacks_are_named_and_torch_is_offered(self):
         model = nn.Sequential(Custom(torch.special.bessel_j0), HEAD)
-        with pytest.raises(ExportError, match=r'nothing for prims.bessel_j0.*backend="torch"'):
+        with pytest.raises(ExportError, match=r'nothing for prims.bessel_j0 as.*backend="torch"'):
+            export_onnx(model, RECIPE, continual=False)
+
+    def test_operators_it_has_for_other_shapes_only_are_named_too(self):
+        attention = nn.functional.scaled_dot_product_attention
+        model = nn.Sequential(Custom(lambda x: attention(x[0], x[0], x[0])[None] + x), HEAD)
+        with pytest.raises(ExportError, match=r"for aten\.scaled_dot_product_attention as"):
             export_onnx(model, RECIPE, continual=False)
 
     def test_code_that_looks_at_its_images_is_no_graph(self, capfd, caplog):
