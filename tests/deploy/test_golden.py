@@ -2,7 +2,8 @@
 
 Their answers were written down when they were made. When the format gets a new version, another is
 added beside them; nothing of those there is touched, neither the files nor the numbers below.
-`v1` is a plain classifier in format 1.0, `v1.1` one that goes on learning, in format 1.1.
+`v1` is a plain classifier in format 1.0, `v1.1` one that goes on learning, in format 1.1, `v1.2` one
+with a detector of unusual images beside its trained head, in format 1.2.
 """
 
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from deploy_helpers import shades
+from deploy_helpers import shades, strange
 
 from learnkit.deploy.loading import load_learner
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
-LEARNING = GOLDEN.with_name("v1.1")
+LEARNING, DETECTING = GOLDEN.with_name("v1.1"), GOLDEN.with_name("v1.2")
+DETECTING_DIGEST = "3ffc895d059c2c4907906424c73e0a44483165750b5a5b0877cfe979aad00303"
 LEARNING_DIGEST = "7dccbc2f816aaed7f5a8162b1c2f5e56f2dd4e3a53035a0237f31e42ab466b3f"
 DIGEST = "287e4eae34ec6e6a9809d303bb0a19a45be02fc2d77480fbb9a1826c624e216e"
 CLASSES = ("ok", "NO", "Kratzer (groß)", "裂纹")
@@ -86,12 +88,30 @@ def test_the_golden_bundle_that_learns_knows_what_it_knew_and_goes_on_learning(t
     assert again.predict(shades("Delle", 1, seed=7)[0]).index == 3
 
 
-@pytest.mark.parametrize("path", [GOLDEN, LEARNING], ids=lambda path: path.name)
+def test_the_golden_bundle_with_a_detector_still_tells_unusual_images(tmp_path):
+    predictor = load_learner(DETECTING, sha256=DETECTING_DIGEST)
+    detector = predictor.detector
+    assert predictor.continual is None
+    assert detector.n_images == {"ok": 20, "Kratzer (groß)": 20, "裂纹": 20}
+    assert (detector.settings.root, detector.settings.memory, detector.n_features) == (True, 6, 32)
+    assert len(detector.head_misfits) == 24
+    for name in predictor.classes:
+        for image in shades(name, 2, seed=7):
+            prediction = predictor.predict(image)
+            assert (prediction.label, prediction.is_ood) == (name, False)
+            assert prediction.prediction_set(0.2) == (name,)
+    assert all(predictor.predict(image).is_ood for image in strange(2))
+    predictor.save(tmp_path / "model")
+    again = load_learner(tmp_path / "model")
+    assert again.detector.statistics.equals(detector.statistics)
+
+
+@pytest.mark.parametrize("path", [GOLDEN, LEARNING, DETECTING], ids=lambda path: path.name)
 def test_the_golden_bundles_are_small(path):
     assert sum(p.stat().st_size for p in path.iterdir()) < 500_000
 
 
-@pytest.mark.parametrize("path", [GOLDEN, LEARNING], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [GOLDEN, LEARNING, DETECTING], ids=lambda path: path.name)
 @pytest.mark.parametrize("name", ["config.json", "README.md", "manifest.json"])
 def test_the_golden_text_files_have_no_carriage_returns(path, name):
     assert b"\r" not in (path / name).read_bytes()
