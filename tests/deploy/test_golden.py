@@ -2,8 +2,8 @@
 
 Their answers were written down when they were made. When the format gets a new version, another is
 added beside them; nothing of those there is touched, neither the files nor the numbers below.
-`v1` is a plain classifier in format 1.0, `v1.1` one that goes on learning, in format 1.1, `v1.2` one
-with a detector of unusual images beside its trained head, in format 1.2.
+`v1` is a plain classifier in format 1.0, `v1.1` one that goes on learning, in format 1.1, `v1.2` a
+plain one with a detector of unusual images beside its head, in format 1.2.
 """
 
 from pathlib import Path
