@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,7 @@ def assert_same(found, expected):
 
 # without torch
 
+NEEDED = {"learnkit", "numpy", "PIL", "safetensors", "onnxruntime", "tqdm"}
 SCRIPT = """
 import json, sys, time
 import learnkit
@@ -86,10 +88,10 @@ seconds = time.process_time()
 one = predictor.predict(sys.argv[2])
 report = predictor.predict_files([sys.argv[2], "absent.png"], out=sys.argv[3], progress=False)
 batch = predictor.predict_batch([sys.argv[2]] * 3)
-heavy = {"torch", "fastai", "pandas", "matplotlib", "scipy", "onnx"} & set(sys.modules)
+brought = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
 html = one._repr_html_()
 print(json.dumps({
-    "heavy": sorted(heavy), "one": one.to_dict(alpha=0.2), "halcon": one.to_halcon(),
+    "brought": sorted(brought), "one": one.to_dict(alpha=0.2), "halcon": one.to_halcon(),
     "rows": [report.n_files, report.n_failed], "batch": [p.label for p in batch], "html": html,
     "seconds": seconds,
 }))
@@ -109,7 +111,7 @@ def test_a_process_without_torch_loads_predicts_and_writes_tables(continual, tmp
     )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert found["heavy"] == []
+    assert {name for name in found["brought"] if not name.startswith("_")} <= NEEDED
     assert found["seconds"] < 1  # 0.3 here; torch alone takes longer
     (expected,) = judged(head, features_of(onnx_bytes(), [image]))
     assert_same(found["one"], expected.to_dict(alpha=0.2))
@@ -117,6 +119,19 @@ def test_a_process_without_torch_loads_predicts_and_writes_tables(continual, tmp
     assert found["rows"] == [2, 1]
     assert found["batch"] == ["green"] * 3
     assert "of a known kind" in found["html"]
+
+
+def test_what_serving_needs_is_pinned_as_everywhere_and_holds_no_torch():
+    root = Path(learnkit.__file__).parents[1]
+    serving, all_of_it = (
+        {line for line in (root / name).read_text().splitlines() if line and line[0] != "#"}
+        for name in ("requirements-serve.txt", "requirements.txt")
+    )
+    pins = {line.partition(" ;")[0] for line in all_of_it}
+    assert {line.partition(" ;")[0] for line in serving} <= pins
+    packages = {line.partition("==")[0] for line in serving}
+    assert not packages & {"torch", "torchvision", "timm", "fastai", "pandas", "scipy", "onnx"}
+    assert packages >= {"numpy", "pillow", "safetensors", "onnxruntime", "tqdm", "fastapi"}
 
 
 # the same as with torch
