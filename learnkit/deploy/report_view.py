@@ -58,10 +58,8 @@ def headline(report: ConversionReport) -> str:
     """The report in one line."""
     outcome = "passes its gates" if report.passed else "fails its gates"
     outcome += " and was made all the same" if report.forced and not report.passed else ""
-    speed = "; ".join(
-        f"{one.vs_eager:.1f}x of eager torch at {one.batch}" for one in report.latency
-    )
-    return f"{report.variant} {outcome}" + (f" ({speed})" if speed else "")
+    speed = ", ".join(f"{one.vs_eager:.1f}x at batch {one.batch}" for one in report.latency)
+    return f"{report.variant} {outcome}" + (f"; of eager torch {speed}" if speed else "")
 
 
 def blocks(report: ConversionReport) -> list[Block]:
