@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -85,6 +86,8 @@ def serve(
             timeout_graceful_shutdown=_GRACE_SECONDS,
             limit_concurrency=_MOST_CONNECTIONS,
         )
+        # whoever sends broken forms is answered, and does not fill the log
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
         address = _url(host, listener.getsockname()[1])
         _server(uvicorn, config, lambda: say(f"ready at {address}")).run(sockets=[listener])
     service = app.state.service
