@@ -59,7 +59,7 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 ("openvino",),
                 "openvino",
                 ("float32", "float16", "bfloat16", "int8"),
-                {},
+                {"batch_size": None},
                 {"int8": ("xml", "bin")},
             ),
             Backend(

@@ -11,7 +11,7 @@ import numpy as np
 from learnkit.deploy.extras import extra
 from learnkit.deploy.onnx_file import check_onnx
 from learnkit.deploy.sessions import Outputs, Session, signature
-from learnkit.errors import BundleCorruptError, PredictionError
+from learnkit.errors import BundleCorruptError, OptimizeError, PredictionError
 
 _HINTS = {"bfloat16": "bf16"}  # all else is computed in float32, unless the file says int8
 _OPERATORS = re.compile(r"opset\d+")
@@ -25,38 +25,66 @@ class OpenvinoSession(Session):
         files: `{"onnx": bytes}`, or `{"xml": bytes, "bin": bytes}`.
         threads: processor threads one run may use.
         device: "cpu".
+        batch_size: compile the network a second time for exactly so many images, which then take up
+            to a tenth less time than through the one for any number.
 
     Raises:
         BundleCorruptError: the files are no such network.
+        OptimizeError: `batch_size` is less than 1.
         MissingExtraError: openvino is not installed.
     """
 
     def __init__(
-        self, precision: str, files: Mapping[str, bytes], *, threads: int, device: str = "cpu"
+        self,
+        precision: str,
+        files: Mapping[str, bytes],
+        *,
+        threads: int,
+        device: str = "cpu",
+        batch_size: int | None = None,
     ):
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+            raise OptimizeError(f"`batch_size` is {batch_size!r}; a batch has at least one image")
         model = _read(files)
         sizes = signature(
             [_value(port, "uint8") for port in model.inputs],
             [_value(port, "float") for port in model.outputs],
         )
         super().__init__("openvino", precision, **sizes, threads=threads, device=device)
-        self._compiled = _compiled(model, threads, _HINTS.get(precision, "f32"))
+        hint = _HINTS.get(precision, "f32")
+        self._any_number = Requests(_compiled(model, threads, hint))
+        self._fixed = {}
+        if batch_size is not None:
+            model.reshape([batch_size, *self.shape])
+            self._fixed[batch_size] = Requests(_compiled(model, threads, hint))
+
+    def _run(self, images: np.ndarray) -> Outputs:
+        try:
+            features, *logits = self._fixed.get(len(images), self._any_number).run(images)
+        except RuntimeError as error:
+            raise PredictionError(f"openvino cannot run the network: {error}") from error
+        return features, logits[0] if logits else None
+
+
+class Requests:
+    """A compiled network for any number of threads: each run has a request of its own."""
+
+    def __init__(self, compiled: Any):
+        self._compiled = compiled
         self._idle: list[Any] = []
         self._guard = threading.Lock()
 
-    def _run(self, images: np.ndarray) -> Outputs:
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        """The network's outputs, each its own memory."""
         request = self._request()
-        try:
-            found = request.infer({0: images}, share_inputs=True, share_outputs=False)
-        except RuntimeError as error:
-            raise PredictionError(f"openvino cannot run the network: {error}") from error
-        features, *logits = (np.array(found[port]) for port in self._compiled.outputs)
+        found = request.infer({0: images}, share_inputs=True)
+        outputs = [np.array(found[port]) for port in self._compiled.outputs]
         with self._guard:
             self._idle.append(request)
-        return features, logits[0] if logits else None
+        return outputs
 
     def _request(self) -> Any:
-        """A request no other thread uses: each holds the memory of one run."""
+        """A request no other thread uses: it holds the memory of one run."""
         with self._guard:
             if self._idle:
                 return self._idle.pop()

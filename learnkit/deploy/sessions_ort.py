@@ -76,9 +76,12 @@ def _opened(ort: ModuleType, data: bytes, threads: int, device: str, spinning: b
     options.log_severity_level = 4  # what goes wrong is raised
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     try:
-        return ort.InferenceSession(data, options, providers=[_PROVIDERS[device]])
+        session = ort.InferenceSession(data, options, providers=[_PROVIDERS[device]])
     except _errors() as error:
         raise BundleCorruptError(f"onnxruntime cannot read the network: {error}") from error
+    if _PROVIDERS[device] not in session.get_providers():  # it takes the processor instead
+        raise BackendUnavailableError(f"`device`={device!r}; onnxruntime cannot start it here")
+    return session
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -158,6 +158,21 @@ def test_files_run_where_there_is_no_torch(backend, tmp_path):
     assert run.stdout.strip() == "(2, 8)", run.stderr
 
 
+class TestOpenvino:
+    def test_compiled_for_one_size_of_batch_it_gives_the_same_and_takes_others(self):
+        usual = session_of("openvino", "float32")
+        found = session_of("openvino", "float32", batch_size=2)
+        for n in (1, 2, 3):
+            images = channels_last(noise(n))
+            assert off(found.run(images)[0], usual.run(images)[0]) < TOLERANCES["float32"]
+        assert [len(one._idle) for one in (found._fixed[2], found._any_number)] == [1, 1]
+
+    @pytest.mark.parametrize("size", [0, 1.0, True])
+    def test_a_size_that_is_none_is_refused(self, size):
+        with pytest.raises(OptimizeError, match="`batch_size` is"):
+            session_of("openvino", "float32", batch_size=size)
+
+
 class TestTorch:
     def test_leaves_the_network_as_it_was(self):
         model = grey_network().train()
