@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learnkit.continual.embedding import unroot
 from learnkit.continual.geometry import Geometry
+from learnkit.continual.held_ridge import held_out_mahalanobis
 from learnkit.continual.linear import LeaveOneOut, LinearClassifier
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.statistics import ClassStatistics
@@ -130,7 +131,7 @@ def collect_honest(
         logits=torch.cat([judged.logits, loo.logits[rows]]),
         labels=torch.cat([fresh_labels, loo.labels[rows]]),
         weights=weights / weights.sum(),
-        mahalanobis=torch.cat([judged.mahalanobis, loo.mahalanobis[rows]]),
+        mahalanobis=torch.cat([judged.mahalanobis, held_out_mahalanobis(linear)[rows]]),
         relative=torch.cat([judged.relative, loo.relative[rows]]),
         knn=torch.cat([judged.knn, _nearest_other(loo, rows, reference)]),
         unrooted_mean=torch.cat([judged.unrooted_mean, _other_mean(loo, rows, reference)]),
