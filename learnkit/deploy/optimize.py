@@ -11,6 +11,7 @@ from learnkit.deploy.conversion import QUANTIZING
 from learnkit.deploy.gates import Gates
 from learnkit.deploy.heads import check_tells
 from learnkit.deploy.labelled import Labelled, is_dataset, labelled_images
+from learnkit.deploy.measuring import BATCHES
 from learnkit.deploy.report import ConversionReport
 from learnkit.deploy.samples import (
     FEW,
@@ -55,7 +56,7 @@ def optimize(
     fallback: bool = False,
     threads: int | None = None,
     gates: Gates | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool = True,
     **backend_params: Any,
 ) -> tuple[OptimizedPredictor, ConversionReport]:
@@ -76,8 +77,10 @@ def optimize(
         device=device,
         threads=threads,
         gates=gates,
-        batches=tuple(sorted({1, batch_size})),
-        params=backend_params,
+        batches=tuple(sorted({1, batch_size or BATCHES[-1]})),
+        params=backend_params
+        if batch_size is None
+        else {**backend_params, "batch_size": batch_size},
         notes=(*pictures.notes, *_optimism(images, pictures.test)),
         progress=progress,
     )

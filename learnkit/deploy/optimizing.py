@@ -27,7 +27,7 @@ class Optimizing:
         fallback: bool = False,
         threads: int | None = None,
         gates: Gates | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         progress: bool = True,
         **backend_params: Any,
     ) -> tuple[OptimizedPredictor, ConversionReport]:
@@ -58,9 +58,13 @@ class Optimizing:
             fallback: take the fastest other precision that passes if this one does not.
             threads: processor threads one prediction may use; default all this process may use.
             gates: other limits; see `Gates`.
-            batch_size: the batch that is timed beside a single image.
+            batch_size: the batch that is timed beside a single image, default 16; where a backend
+                can be made for one size of batch, it is made for the one given.
             progress: show progress bars.
-            **backend_params: the backend's own, see `learnkit.devices()`.
+            **backend_params: the backend's own, see `learnkit.devices()`; for int8 also `max_error`
+                (0.1: how far features may move, relative to their spread over the samples),
+                `target` (0.99: labels of samples that stay, under a trained head) and `keep` (names
+                of layers that stay in float32, instead of a search for them).
 
         Raises:
             ConversionRefusedError: it fails a gate; the error's `report` has the details.

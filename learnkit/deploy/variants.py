@@ -148,11 +148,10 @@ def check_variant(name: str, files: Collection[str]) -> None:
 
 
 def _known(variant: Variant) -> bool:
-    """Whether its settings are its backend's, and of the same types."""
+    """Whether its settings are its backend's, and of their types; numbers may be None."""
     known = BACKENDS[variant.backend].parameters
-    return all(
-        name in known and type(value) is type(known[name]) for name, value in variant.params.items()
-    )
+    types = {name: (type(value), *(int,) * (value is None)) for name, value in known.items()}
+    return all(type(value) in types.get(name, ()) for name, value in variant.params.items())
 
 
 def _check(variant: Variant, name: str, where: str) -> None:
