@@ -1,10 +1,11 @@
 """Confidence after init and after every extend, beside netcal's temperature scaling.
 
-The classes arrive in three steps. After each step the confidence on held-out test images of the
-classes known so far is measured: of the bare discriminant (temperature 1), of learnkit's classifier
-without any validation image (leave-one-out), of the same with validation images, and of netcal's
-temperature scaling fitted on the same validation images. Half of the test split validates, the
-other half tests. Expected calibration error: 15 bins of equal width, the same as netcal's.
+The classes arrive in three steps; of two classes, the images in two. After each step the confidence
+on held-out test images of the classes known so far is measured: of the bare discriminant
+(temperature 1), of learnkit's classifier without any validation image (leave-one-out), of the same
+with validation images, and of netcal's temperature scaling fitted on the same validation images.
+Half of the test split validates, the other half tests. Expected calibration error: 15 bins of equal
+width, the same as netcal's.
 
 Run: python benchmarks/calibration.py [--data ZIP --weights FILE]; without arguments scikit-learn's
 digits.
@@ -13,6 +14,7 @@ digits.
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,23 +28,36 @@ from netcal.scaling import TemperatureScaling
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.evaluation.measures import expected_calibration_error, log_loss
 
-PER_CLASS = (5, 20, 100, None)
+SEEDS = {5: 20, 20: 10, 100: 5, None: 1}  # draws by number of images of a class; None: all
 N_STEPS = 3
 
 
-def arrivals(data: dict[str, Split], seed: int) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield (classes known before, classes that arrive) of each step, in a random order."""
+class Arrival(NamedTuple):
+    """What a step brings: images of these classes, from one share of the drawn ones to another."""
+
+    known: list[str]
+    new: list[str]
+    share: tuple[float, float] = (0.0, 1.0)
+
+
+def arrivals(data: dict[str, Split], seed: int) -> Iterator[Arrival]:
+    """Yield the steps: classes in a random order, or of two classes one half of the images each."""
     classes = np.random.default_rng(seed).permutation(sorted(set(data["train"].labels))).tolist()
-    n_steps = min(N_STEPS, max(1, len(classes) - 1))
-    ends = [max(2, round(len(classes) * (i + 1) / n_steps)) for i in range(n_steps)]
-    yield from ((classes[:start], classes[start:end]) for start, end in pairwise([0, *ends]))
+    if len(classes) < 2 * N_STEPS:
+        yield from (Arrival(classes, classes, share) for share in ((0, 0.5), (0.5, 1)))
+        return
+    ends = [max(2, round(len(classes) * (i + 1) / N_STEPS)) for i in range(N_STEPS)]
+    yield from (Arrival(classes[:end], classes[start:end]) for start, end in pairwise([0, *ends]))
 
 
-def rows_of(split: Split, classes: list[str], k: int | None, seed: int) -> torch.Tensor:
-    """Rows of up to `k` images of each class, in random order."""
+def rows_of(
+    split: Split, classes: list[str], k: int | None, seed: int, share: tuple[float, float] = (0, 1)
+) -> torch.Tensor:
+    """A share of up to `k` images of each class, in random order."""
     rng = np.random.default_rng(seed)
     rows = [rng.permutation(np.flatnonzero(split.labels == name))[:k] for name in classes]
-    return torch.from_numpy(np.concatenate(rows))
+    parts = [r[round(share[0] * len(r)) : round(share[1] * len(r))] for r in rows]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def halves(split: Split) -> tuple[Split, Split]:
@@ -59,15 +74,16 @@ def measure(data: dict[str, Split], k: int | None, seed: int) -> Iterator[dict[s
     plain, validated = (
         ContinualClassifier(data["train"].features.shape[1], root=root) for _ in range(2)
     )
-    for before, new in arrivals(data, seed):
-        known, train = before + new, data["train"]
-        rows, fresh = rows_of(train, new, k, seed), rows_of(validation, new, None, seed)
+    for step, (known, new, share) in enumerate(arrivals(data, seed), start=1):
+        train = data["train"]
+        rows = rows_of(train, new, k, seed, share)
+        fresh = rows_of(validation, new, None, seed, share)
         images = train.features[rows], train.labels[rows].tolist()
         plain.extend(*images)
         judged = validation.features[fresh], validation.labels[fresh].tolist()
         validated.extend(*images, validation=judged)
         parts = (_of(validation, known, plain.classes), _of(test, known, plain.classes))
-        about = {"images": k or "all", "n_classes": len(known)}
+        about = {"images": k or "all", "step": step, "n_classes": len(known), "seed": seed}
         for method, (probs, temperature) in _methods(plain, validated, *parts).items():
             yield about | {"method": method, **_errors(probs, parts[1][1]), "T": temperature}
 
@@ -123,28 +139,37 @@ def _errors(probs: np.ndarray, targets: torch.Tensor) -> dict[str, float]:
 def main(options: Namespace) -> None:
     """Measure, print, save."""
     name, data = load_or_digits(options)
-    rows = [
+    runs = pd.DataFrame(
         row
-        for k in PER_CLASS
-        for seed in range(options.seeds if k else 1)
+        for k, most in SEEDS.items()
+        for seed in range(min(most, options.seeds))
         for row in measure(data, k, seed)
-    ]
-    keys = ["images", "n_classes", "method"]
-    table = pd.DataFrame(rows).groupby(keys, sort=False).mean().reset_index().round(4)
-    # Of 5 images a class there are 10 to 15 to leave out at first: too few to hold to a promise.
-    enough = table[table["images"] != 5]
-    for part, numbers in ((table, "all numbers of images"), (enough, "20 images a class and more")):
-        means = part.groupby("method")[["ece", "log_loss"]].mean().round(4)
-        print(f"mean over the steps, {numbers}\n{means.to_string()}\n")
+    )
+    keys = ["images", "step", "n_classes", "method"]
+    table = runs.groupby(keys, sort=False).mean().drop(columns="seed").reset_index().round(4)
     rows = table.astype(object).where(table.notna(), "").to_dict("records")
     print(report(rows))
     print(write_csv(f"calibration_{name}", rows, packages=["netcal"]).name)
-    gap = means["ece"]["learnkit, no validation"] - means["ece"]["netcal, validation"]
-    assert gap < 0.02, f"without validation images the error is {gap:.3f} larger"
+    gaps = gaps_of(runs)
+    print(f"calibration error above netcal's, paired by draw\n{gaps.round(4).to_string()}")
+    # Of 5 images a class there are 10 to 15 to leave out at first, often all right: those may err
+    # more than .02, but not surely so.
+    sure = gaps["mean"] - 2 * gaps["sem"].fillna(0).where(gaps.index == 5, 0)
+    assert (sure < 0.02).all(), "without validation images the error is larger by .02"
+
+
+def gaps_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """By how much more learnkit errs without validation images than netcal with them, by k.
+
+    Mean over steps and draws, standard error over draws.
+    """
+    means = runs.groupby(["images", "seed", "method"], sort=False)["ece"].mean().unstack()
+    gap = means["learnkit, no validation"] - means["netcal, validation"]
+    return gap.groupby(level="images", sort=False).agg(["mean", "sem", "count"])
 
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=20, help="draws at most")
     main(parser.parse_args())
