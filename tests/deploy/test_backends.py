@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
@@ -61,6 +62,9 @@ def session_of(backend, precision, **kwargs):
     return open_session(backend, precision, {"onnx": data}, **{"threads": 1, **kwargs})
 
 
+opened = cache(session_of)  # sessions change nothing, so tests may share them
+
+
 @pytest.fixture
 def any_processor(monkeypatch):
     monkeypatch.setattr(backends, "has_bfloat16", lambda: True)
@@ -68,7 +72,7 @@ def any_processor(monkeypatch):
 
 @pytest.fixture(params=CASES, ids="-".join)
 def session(request, any_processor):
-    return session_of(*request.param)
+    return opened(*request.param)
 
 
 def off(found, expected):
