@@ -229,7 +229,9 @@ def _wanted(honest: Honest, reference: Reference, score: str) -> tuple[str, ...]
 
 def _standard(part: str, honest: Honest, temperature: float) -> tuple[float, float]:
     """Mean and spread of one part of several."""
-    return location_scale(_raw(part, honest, temperature), honest.weights)
+    scores = _raw(part, honest, temperature)
+    loc, spread = location_scale(scores, honest.weights)
+    return loc, spread if _differ(scores) else _guessed_spread(loc)
 
 
 def _raw(part: str, judged: Judged | Honest, temperature: float) -> Tensor:
@@ -256,8 +258,18 @@ def _fit_threshold(scorer: Scorer, honest: Honest, settings: Settings) -> Thresh
 
 
 def _lone_model(scores: Tensor) -> tuple[float, float] | None:
-    """Mean and a generous spread to assume of a single score, which shows none itself."""
-    return (float(scores[0]), max(1.0, 0.3 * abs(float(scores[0])))) if len(scores) == 1 else None
+    """Mean and a spread to assume of scores that show none themselves: one, or two of a pair."""
+    loc = float(scores.mean())
+    return None if _differ(scores) else (loc, max(1.0, _guessed_spread(loc)))
+
+
+def _differ(scores: Tensor) -> bool:
+    return float(scores.amax() - scores.amin()) > 1e-9 * float(scores.abs().amax())
+
+
+def _guessed_spread(loc: float) -> float:
+    """A generous spread of scores around this mean; 1 around 0."""
+    return 0.3 * abs(loc) or 1.0
 
 
 def _notes(

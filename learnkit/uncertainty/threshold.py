@@ -32,6 +32,7 @@ from learnkit.uncertainty.quantiles import (
 
 SOURCES = ("validation", "leave-one-out", "parametric", "manual")
 GUARANTEES = ("loo", "split", "pac", "none")
+_ALIKE = 1e-9  # relative difference that rounding may make
 _NO_SCORES = torch.zeros(0, dtype=torch.float64)
 
 
@@ -146,7 +147,8 @@ def fit_threshold(
             alike if None.
         delta: see `guarantee`.
         source: "leave-one-out" or "validation", for the record.
-        model: (mean, standard deviation) of the scores known beforehand, for want of two scores.
+        model: (mean, standard deviation) of the scores known beforehand, for want of two scores
+            that differ.
 
     Returns:
         The quantile with the new image counted in. If the scores are too few for the rate (n below
@@ -222,6 +224,9 @@ def _parametric(
             " classes, or set the threshold by hand"
         )
     loc, scale = location_scale(scores, weights) if n else model
+    alike = n and scores[-1] - scores[0] <= _ALIKE * scores.abs().amax()
+    if alike and model is not None:
+        scale = model[1]
     value, spread = prediction_limit(loc, scale, n, rate)
     statement = (
         f"assumes normally distributed scores: {len(scores)} are too few to promise a false-alarm"

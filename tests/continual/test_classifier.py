@@ -324,6 +324,16 @@ def test_false_alarms_are_as_rare_as_wanted(n, prior):
     assert 0 < np.mean(rates) < 0.1
 
 
+@pytest.mark.parametrize("root", [True, False])
+@pytest.mark.parametrize("score", ["combined", "mahalanobis", "knn"])
+def test_two_images_that_know_only_each_other_flag_none_of_their_kind(score, root):
+    # left out in turn both are as far from what is left: no spread is to be seen
+    x, labels = images(2, n_classes=1)
+    head = learned((x, labels), score=score, root=root, memory=64)
+    assert head.threshold.source == "parametric"
+    assert head.is_ood(images(60, seed=1, n_classes=1)[0]).double().mean() < 0.05
+
+
 @pytest.mark.parametrize("guarantee", ["loo", "split", "pac"])
 def test_guarantees_hold_of_validation_images_and_are_no_stumbling_block_without(guarantee):
     head = learned(images(20), guarantee=guarantee, memory=64)

@@ -302,3 +302,13 @@ def test_nothing_is_proven_of_leave_one_out_scores(guarantee):
     }
     assert doubt in of["leave-one-out"]
     assert doubt not in of["validation"]
+
+
+@pytest.mark.parametrize("scores", [[5.0, 5.0], [0.1 + 0.2, 0.3]])
+def test_scores_that_do_not_differ_borrow_their_spread(scores):
+    borrowed = fit_threshold(scores, model=(0.0, 2.0))
+    assert borrowed.loc == pytest.approx(scores[0])  # of the mean they do tell
+    # Student's distribution with one degree of freedom, of the next of two
+    expected = scores[0] + 2 * math.sqrt(3) * math.tan(math.pi * 0.45)
+    assert borrowed.value == pytest.approx(expected)
+    assert fit_threshold([4.0, 6.0], model=(0.0, 9.0)) == fit_threshold([4.0, 6.0])
