@@ -147,11 +147,11 @@ class Converter:
             from learnkit.deploy.quantize_openvino import quantize_openvino
 
             found = quantize_openvino(self.onnx, images, **settings)
-            return {"xml": found.xml, "bin": found.bin}, found.notes
+            return {"xml": found.xml, "bin": found.bin}, _notes(found)
         from learnkit.deploy.quantize import quantize_onnx
 
         found = quantize_onnx(self.onnx, images, **settings)
-        return {"onnx": found.onnx}, found.notes
+        return {"onnx": found.onnx}, _notes(found)
 
     def _judge(self, images: np.ndarray) -> Callable[..., float] | None:
         """Share of samples that keep their label under a trained head.
@@ -190,3 +190,8 @@ class Converter:
             "precision": precision,
         }
         return {**files, "onnx": write_metadata(files["onnx"], about)}
+
+
+def _notes(found: Any) -> tuple[str, ...]:
+    """What was said of a quantised network, and the layers left in float32 by name."""
+    return (*found.notes, *(f"in float32: {', '.join(found.kept)}" for _ in found.kept[:1]))

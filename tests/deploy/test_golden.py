@@ -3,7 +3,8 @@
 Their answers were written down when they were made. When the format gets a new version, another is
 added beside them; nothing of those there is touched, neither the files nor the numbers below.
 `v1` is a plain classifier in format 1.0, `v1.1` one that goes on learning, in format 1.1, `v1.2` a
-plain one with a detector of unusual images beside its head, in format 1.2.
+plain one with a detector of unusual images beside its head, in format 1.2; `v1.2-variants`
+one that goes on learning with two variants, of which the default has learned more.
 """
 
 from pathlib import Path
@@ -15,10 +16,14 @@ import torch
 from deploy_helpers import shades, strange
 
 from learnkit.deploy.loading import load_learner
+from learnkit.deploy.runtime import load_runtime
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 LEARNING, DETECTING = GOLDEN.with_name("v1.1"), GOLDEN.with_name("v1.2")
 DETECTING_DIGEST = "3ffc895d059c2c4907906424c73e0a44483165750b5a5b0877cfe979aad00303"
+VARIANTS = GOLDEN.with_name("v1.2-variants")
+VARIANTS_DIGEST = "e20f27aef39ad517f0dc1ca7c303658afa4983a3e05086c7e18e3f308f5ee181"
+EVERY = [GOLDEN, LEARNING, DETECTING, VARIANTS]
 LEARNING_DIGEST = "7dccbc2f816aaed7f5a8162b1c2f5e56f2dd4e3a53035a0237f31e42ab466b3f"
 DIGEST = "287e4eae34ec6e6a9809d303bb0a19a45be02fc2d77480fbb9a1826c624e216e"
 CLASSES = ("ok", "NO", "Kratzer (groß)", "裂纹")
@@ -106,12 +111,33 @@ def test_the_golden_bundle_with_a_detector_still_tells_unusual_images(tmp_path):
     assert again.detector.statistics.equals(detector.statistics)
 
 
-@pytest.mark.parametrize("path", [GOLDEN, LEARNING, DETECTING], ids=lambda path: path.name)
+def test_the_golden_bundle_with_variants_runs_where_it_ran_and_learns_on(tmp_path):
+    predictor = load_learner(VARIANTS, sha256=VARIANTS_DIGEST, threads=1)
+    assert predictor.variant == predictor.report.variant == "onnxruntime-float16"
+    assert predictor.metadata["written_by"] == "learnkit 0.1.0, format 1.2"
+    assert predictor.continual.n_images["neu"] == 7
+    assert predictor.has_learned
+    for name in ("ok", "Kratzer (groß)", "裂纹", "neu"):
+        assert predictor.predict(shades(name, 1, seed=7)[0]).label == name
+    assert load_learner(VARIANTS, variant="float32").classes == predictor.classes[:4]
+    assert load_runtime(VARIANTS, threads=1).predict(shades("neu", 1, seed=7)[0]).label == "neu"
+    predictor.extend(shades("Delle", 9), "Delle", progress=False)
+    predictor.save(tmp_path / "model")
+    again = load_learner(tmp_path / "model", threads=1)
+    assert again.predict(shades("Delle", 1, seed=7)[0]).index == 3
+    assert (tmp_path / "model" / "variants" / "torch-bfloat16.report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "path", [GOLDEN, LEARNING, DETECTING, VARIANTS], ids=lambda path: path.name
+)
 def test_the_golden_bundles_are_small(path):
-    assert sum(p.stat().st_size for p in path.iterdir()) < 500_000
+    assert sum(p.stat().st_size for p in path.rglob("*")) < 500_000
 
 
-@pytest.mark.parametrize("path", [GOLDEN, LEARNING, DETECTING], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [GOLDEN, LEARNING, DETECTING, VARIANTS], ids=lambda path: path.name
+)
 @pytest.mark.parametrize("name", ["config.json", "README.md", "manifest.json"])
 def test_the_golden_text_files_have_no_carriage_returns(path, name):
     assert b"\r" not in (path / name).read_bytes()
