@@ -1,6 +1,7 @@
 """Variants in bundles: an int8 one made once, and everything that can be wrong with its files."""
 
 import json
+import math
 import shutil
 
 import onnx
@@ -14,10 +15,12 @@ from deploy_helpers import (
     make_continual,
     make_predictor,
     rewrite,
+    strange,
 )
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy import trials
+from learnkit.deploy.detector import Detector
 from learnkit.deploy.gates import Gates
 from learnkit.deploy.labelled import Labelled
 from learnkit.deploy.loading import load_learner
@@ -183,6 +186,27 @@ def test_a_trained_head_and_its_names_travel(tmp_path):
     assert again.predict(TEST.items[0]).label == faster.predict(TEST.items[0]).label
     assert report.state == "the trained head is part of the network"
     assert load(tmp_path / "model", variant="float32").classes == ("ok", "NO", "ß/<b>")
+
+
+def test_a_detector_beside_a_trained_head_goes_along(tmp_path):
+    predictor = make_predictor()
+    detector = Detector(predictor.network.features(predictor.network.no_images()).shape[1])
+    detector.extend(predictor.features(LEARNED.items, progress=False), LEARNED.labels)
+    predictor.detector = detector
+    faster, report = predictor.optimize(
+        "bfloat16", backend="torch", learned=LEARNED, ood=strange(4), progress=False, gates=ANY
+    )
+    assert report.state.startswith("learned again from 24 images")
+    assert not math.isnan(report.quality.auroc)
+    again = Detector(detector.n_features)
+    again.extend(faster.features(LEARNED.items, progress=False), LEARNED.labels)
+    assert torch.equal(again.statistics.gram, faster.detector.statistics.gram)
+    faster.save(tmp_path / "model")
+    found = load(tmp_path / "model")
+    for image in (TEST.items[0], *strange(2)):
+        before, after = faster.predict(image), found.predict(image)
+        assert (before.label, before.ood_score) == (after.label, after.ood_score)
+    assert found.detector.statistics.equals(faster.detector.statistics)
 
 
 def test_only_the_files_of_the_variant_are_read(bundle, tmp_path):
