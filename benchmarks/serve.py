@@ -5,7 +5,8 @@ run on different cores: the server, and the process that calls `predict_batch` o
 bytes, share all cores but the last and use as many threads; the client has the last one, and sends
 bodies made beforehand. The two take turns. On a busy machine only the share by processor time means
 anything. Then requests of many kinds, most of them bad, must each get the status they deserve, and
-the server must hold as much memory at the end as after half as many for warming up. Needs two cores and a system that can keep processes on them (Linux).
+the server must hold as much memory at the end as after half as many requests for warming up. Needs
+two cores and a system that can keep processes on them (Linux).
 Run: python benchmarks/serve.py [rounds [requests]]
 """
 
