@@ -18,10 +18,9 @@ def embed(features: Array, *, root: bool) -> Array:
     if root:
         size = np.abs(x)
         x = np.where(size <= _BLANK**2, 0.0, np.sign(x) * np.sqrt(size))
-    top = np.abs(x).max(1, keepdims=True, initial=0.0)
-    blank = top <= _BLANK
-    x = np.where(blank, 0.0, x / np.where(blank, 1.0, top))
-    return x / np.where(blank, 1.0, np.sqrt(np.square(x).sum(1, keepdims=True)))
+    blank = np.abs(x).max(1, keepdims=True, initial=0.0) <= _BLANK
+    length = np.sqrt(np.square(x).sum(1, keepdims=True))  # float32 squared stays within float64
+    return np.where(blank, 0.0, x / np.where(blank, 1.0, length))
 
 
 def unroot(embedded: Array) -> Array:

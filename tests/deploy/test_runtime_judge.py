@@ -11,8 +11,10 @@ import torch
 from runtime_helpers import WIDTH, json_tensor
 
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.embedding import embed as torch_embed
 from learnkit.continual.settings import CLASSIFIERS, GUARANTEES, SCORES
 from learnkit.deploy import runtime_judge
+from learnkit.deploy.arithmetic import embed
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.formats import tensors_to_bytes
 from learnkit.deploy.judge_file import judge_tensors
@@ -28,6 +30,7 @@ from learnkit.errors import (
     UncertaintyError,
 )
 from learnkit.uncertainty import conformal
+from learnkit.uncertainty.threshold import fit_threshold
 
 NAMES = ("c0", "c1", "c2")
 
@@ -95,6 +98,9 @@ def test_numpy_says_what_torch_says(classifier, score, root):
 @pytest.mark.parametrize("n", [45, 9])  # 9 are too few: the threshold is parametric
 def test_p_values_are_those_of_torch_whatever_is_promised(guarantee, n):
     head = make_head(n, guarantee=guarantee, false_alarm_rate=0.1)
+    more, names = features(3 * n, seed=8)
+    head.extend(more[::3], names[::3])  # of one class: its images weigh more
+    assert head.threshold.calibration_weights.unique().numel() > 1
     found = runtime_judge.judged(read(head), queries().numpy(), None, head.classes)
     for ours, theirs in zip(found[:-1], judged(head, queries()), strict=False):
         assert_alike(ours, theirs)
@@ -114,6 +120,32 @@ def test_every_source_of_a_threshold_travels():
         scores = torch.linspace(-5, 30, 36, dtype=torch.float64)
         expected = head.threshold.p_value(scores)
         np.testing.assert_allclose(limit.p_values(scores.numpy()), expected, 1e-9, 1e-14)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 12])
+def test_p_values_of_an_assumed_distribution_are_those_of_torch(n):
+    known = torch.linspace(1, 2, n, dtype=torch.float64)
+    threshold = fit_threshold(known, model=(1.0, 0.5), weights=torch.arange(1.0, n + 1))
+    assert threshold.source == "parametric"
+    limit = runtime_judge.Limit(
+        value=threshold.value,
+        source=threshold.source,
+        guarantee=threshold.guarantee,
+        statement=threshold.statement,
+        loc=threshold.loc,
+        scale=threshold.scale,
+        scores=threshold.calibration_scores.numpy(),
+        weights=threshold.calibration_weights.numpy(),
+    )
+    scores = torch.linspace(0, 4, 17, dtype=torch.float64)
+    np.testing.assert_allclose(limit.p_values(scores.numpy()), threshold.p_value(scores), rtol=1e-9)
+
+
+def test_features_of_any_size_are_embedded_as_with_torch():
+    x = torch.tensor([[3.0, -4.0], [3e38, 1e-38], [1e-11, 0.0], [1e-12, 0.0], [0.0, 0.0]])
+    for root in (False, True):
+        found = embed(x.numpy(), root=root)
+        np.testing.assert_allclose(found, torch_embed(x, root=root), rtol=1e-14)
 
 
 @pytest.mark.parametrize("score", ["combined", "mahalanobis"])
