@@ -77,8 +77,8 @@ class Requests:
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """The network's outputs, each its own memory."""
         request = self._request()
-        found = request.infer({0: images}, share_inputs=True)
-        outputs = [np.array(found[port]) for port in self._compiled.outputs]
+        found = request.infer({0: images}, share_inputs=True, share_outputs=False)
+        outputs = [found[port] for port in self._compiled.outputs]
         with self._guard:
             self._idle.append(request)
         return outputs
