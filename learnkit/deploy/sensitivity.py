@@ -1,0 +1,72 @@
+"""Which layers suffer most from 8 bits, measured, and the fewest that must be spared."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+Candidate = TypeVar("Candidate")
+
+
+def relative_error(features: np.ndarray, exact: np.ndarray) -> float:
+    """How far `features` are from `exact`, in units of the spread of `exact` over the images.
+
+    Root mean square of both, over images and features (N, D): 0 is no change, 1 as far as images
+    are from each other.
+    """
+    exact = exact.astype(np.float64)
+    spread = np.square(exact - exact.mean(0)).sum()
+    moved = np.square(features - exact).sum()
+    return float(np.sqrt(moved / spread)) if spread else float(np.inf if moved else 0.0)
+
+
+def sensitive_layers(
+    layers: Sequence[str],
+    features_with: Callable[[str], np.ndarray],
+    exact: np.ndarray,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[str, float]]:
+    """Layers with the relative error of the features if that layer alone is quantised, worst first.
+
+    Args:
+        layers: names.
+        features_with: features (N, D) of the sample images with one layer quantised.
+        exact: features of the same images with none quantised.
+        progress: called with 1 after each layer.
+    """
+    damages = []
+    for name in layers:
+        damages.append((name, relative_error(features_with(name), exact)))
+        if progress is not None:
+            progress(1)
+    order = {name: index for index, name in enumerate(layers)}
+    return sorted(damages, key=lambda damage: (-damage[1], order[damage[0]]))
+
+
+def fewest(
+    n: int, attempt: Callable[[int], Candidate], passes: Callable[[Candidate], bool]
+) -> Candidate | None:
+    """`attempt(k)` of the smallest k in 1..n that passes, if more never hurts; None if `n` fails.
+
+    Doubles k until one passes, then halves the gap: about 2 log2(k) attempts.
+
+    >>> fewest(26, attempt=lambda k: k, passes=lambda k: k >= 11)
+    11
+    >>> fewest(10, attempt=lambda k: k, passes=lambda k: k >= 11)
+    """
+    failed, k, best = 0, 1, None
+    while best is None and failed < n:
+        k = min(k, n)
+        candidate = attempt(k)
+        if passes(candidate):
+            best = candidate
+        else:
+            failed, k = k, 2 * k
+    while best is not None and k - failed > 1:
+        middle = (failed + k) // 2
+        candidate = attempt(middle)
+        if passes(candidate):
+            best, k = candidate, middle
+        else:
+            failed = middle
+    return best
