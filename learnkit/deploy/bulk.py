@@ -127,10 +127,12 @@ def prediction_table(
     return table.join(pd.DataFrame(values, columns=columns, index=table.index, dtype="float32"))
 
 
-def watched(stream: Iterable[Any], n: int, progress: bool, what: str = "predict") -> Iterable[Any]:
+def watched(
+    stream: Iterable[Any], n: int, progress: bool, what: str = "predict", unit: str = "img"
+) -> Iterable[Any]:
     """`stream` of `n` items behind a progress bar, if wanted."""
     if not progress:
         return stream
     from tqdm.auto import tqdm
 
-    return tqdm(stream, total=n, desc=what, unit="img")
+    return tqdm(stream, total=n, desc=what, unit=unit)

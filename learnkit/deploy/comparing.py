@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from learnkit.deploy.bulk import watched
 from learnkit.deploy.probes import comparable
 from learnkit.deploy.report import ChangedClass, ChangedImage, Quality
 from learnkit.evaluation.measures import expected_calibration_error
@@ -42,9 +43,11 @@ class Answers(NamedTuple):
     finite: Tensor
 
 
-def answers(predictor: Predictor, pixels: Tensor) -> Answers:
+def answers(predictor: Predictor, pixels: Tensor, *, progress: bool = False) -> Answers:
     """What `predictor` says of `pixels` uint8 (N, C, H, W)."""
-    found = [_raw(predictor, images) for images in pixels.split(_BATCH) or (pixels,)]
+    batches = pixels.split(_BATCH) or (pixels,)
+    bar = watched(batches, len(batches), progress, "judge", unit="batch")
+    found = [_raw(predictor, images) for images in bar]
     logits, features = (torch.cat(parts) for parts in zip(*found, strict=True))
     finite = logits.isfinite().all(1) & features.isfinite().all(1)
     logits, features = _sound(logits, finite), _sound(features, finite)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learnkit.deploy.bulk import watched
+
 BATCHES = (1, 16)
 MIN_ROUNDS, MAX_ROUNDS = 5, 30
 BLOCK = 3  # calls in a row that count; the one before them finds out what ran before it
@@ -31,6 +33,7 @@ def measure(
     batches: Sequence[int] = BATCHES,
     seconds: float = 2.0,
     clock: Callable[[], float] = time.perf_counter,
+    progress: bool = False,
 ) -> dict[str, dict[int, Times]]:
     """The times of every run by name and batch size.
 
@@ -44,9 +47,10 @@ def measure(
         batches: batch sizes.
         seconds: about how long to go on at every batch size, for all runs together.
         clock: seconds that go by.
+        progress: show a progress bar.
     """
     found: dict[str, dict[int, Times]] = {name: {} for name in runs}
-    for batch in batches:
+    for batch in watched(batches, len(batches), progress, "time", unit="batch size"):
         images = pixels[torch.arange(batch) % len(pixels)].contiguous()
         for name, values in _turns(runs, images, seconds, clock).items():
             median, p95 = np.quantile(values, (0.5, 0.95))

@@ -93,7 +93,7 @@ class Trials:
             task,
             Converter(task.predictor, task.samples, progress=task.progress),
         )
-        self.before = answers(task.predictor, task.test.pixels)
+        self.before = answers(task.predictor, task.test.pixels, progress=task.progress)
         self.strange_before = self._scores(task.predictor)
         self.base = _base(task.predictor)
         self.found: dict[str, Trial] = {}
@@ -193,7 +193,12 @@ class Trials:
         eager = Network(self.converter.model.to(self.task.device), self._recipe, owned=True)
         runs[EAGER] = self._run(eager)
         with torch_threads(max(trial.network.session.threads for trial in trials)):
-            times = measure(runs, self.task.test.pixels, batches=self.task.batches)
+            times = measure(
+                runs,
+                self.task.test.pixels,
+                batches=self.task.batches,
+                progress=self.task.progress,
+            )
         self.busy = self.busy or was_busy(times)
         for trial in trials:
             trial.times = times[trial.converted.name]
@@ -226,7 +231,7 @@ class Trials:
         """Give a trial its predictor, quality and verdicts."""
         task, source = self.task, self.task.predictor
         trial.predictor, trial.state = self._predictor(trial)
-        after = answers(trial.predictor, task.test.pixels)
+        after = answers(trial.predictor, task.test.pixels, progress=task.progress)
         strange = None
         if task.strange is not None:
             strange = (self.strange_before, self._scores(trial.predictor))

@@ -44,7 +44,7 @@ def given_times(monkeypatch):
     """Milliseconds by variant; those not named take 10."""
     times = {trials.EAGER: 20.0, "torch-bfloat16": 5.0}
 
-    def measure(runs, pixels, *, batches):
+    def measure(runs, pixels, *, batches, progress):
         for run in runs.values():
             run(pixels[:1])
         return {
@@ -297,7 +297,7 @@ def faster(source):
         patch.setattr(
             trials,
             "measure",
-            lambda runs, pixels, *, batches: {
+            lambda runs, pixels, *, batches, progress: {
                 name: dict.fromkeys(batches, times.get(name, slow)) for name in runs
             },
         )

@@ -43,7 +43,7 @@ NAME = "onnxruntime-int8"
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_waiting():
-    times = lambda runs, pixels, *, batches: {
+    times = lambda runs, pixels, *, batches, progress: {
         name: dict.fromkeys(batches, trials.Times(1.0, 1.0)) for name in runs
     }
     with pytest.MonkeyPatch.context() as patch:
