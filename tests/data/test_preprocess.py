@@ -93,6 +93,16 @@ def test_load_is_a_contiguous_copy_in_channel_first_order():
     assert np.array_equal(np.asarray(image), before)
 
 
+@pytest.mark.parametrize("channels", [3, 1])
+def test_pixels_are_what_is_loaded_with_the_channels_last(channels):
+    recipe = Preprocessing((5, 7), channels=channels)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype="uint8"))
+    pixels = recipe.pixels(image)
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+    assert np.array_equal(pixels, recipe.load(image).permute(1, 2, 0))
+
+
 def test_normalize_equals_fastai_to_1e_6():
     batch = torch.randint(0, 256, (4, 3, 9, 7), dtype=torch.uint8)
     mean, std = IMAGENET.values()
