@@ -24,7 +24,7 @@ Fit = Callable[[Tensor, Tensor, int, Sequence[np.ndarray]], Predict]
 
 
 def is_root(features: Tensor) -> bool:
-    """Whether the features are never negative: then their square root is taken first."""
+    """Whether the features are never negative: then peers that profit take the square root."""
     return bool((features >= 0).all())
 
 
@@ -32,13 +32,12 @@ def learnkit_method(fit: Callable) -> Fit:
     """One of learnkit's classifiers, its statistics grown arrival by arrival."""
 
     def run(features, labels, n_classes, tasks):
-        root = is_root(features)
         names = [f"{c:05}" for c in range(n_classes)]
-        stats = ClassStatistics.empty(features.shape[1], root=root).with_classes(names)
+        stats = ClassStatistics.empty(features.shape[1], root=False).with_classes(names)
         for task in tasks:
             stats = stats.update(features[task], [names[c] for c in labels[task].tolist()])
         classifier = fit(stats)
-        return lambda x: classifier.logits(embed(x, root=root)).argmax(1)
+        return lambda x: classifier.logits(embed(x, root=False)).argmax(1)
 
     return run
 

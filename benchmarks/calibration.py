@@ -70,10 +70,7 @@ def halves(split: Split) -> tuple[Split, Split]:
 def measure(data: dict[str, Split], k: int | None, seed: int) -> Iterator[dict[str, object]]:
     """One row per step and method."""
     validation, test = halves(data["test"])
-    root = bool((data["train"].features >= 0).all())
-    plain, validated = (
-        ContinualClassifier(data["train"].features.shape[1], root=root) for _ in range(2)
-    )
+    plain, validated = (ContinualClassifier(data["train"].features.shape[1]) for _ in range(2))
     for step, (known, new, share) in enumerate(arrivals(data, seed), start=1):
         train = data["train"]
         rows = rows_of(train, new, k, seed, share)

@@ -125,7 +125,7 @@ def against_streaming_lda(n_samples: int, width: int = 1280) -> dict[str, object
     found = {}
 
     def ours() -> None:
-        head = ContinualClassifier(width, root=True)
+        head = ContinualClassifier(width)
         head.extend(features, names)
         found[OURS] = head(features[:1000]).argmax(1)
 
@@ -141,7 +141,7 @@ def against_streaming_lda(n_samples: int, width: int = 1280) -> dict[str, object
 
 def statistics_of(n_classes: int, width: int) -> ClassStatistics:
     """Statistics of `PER_CLASS` random images of each class, built some classes at a time."""
-    stats, step = ClassStatistics.empty(width, root=True), max(1, 6400 // PER_CLASS)
+    stats, step = ClassStatistics.empty(width, root=False), max(1, 6400 // PER_CLASS)
     for first in range(0, n_classes, step):
         labels = torch.arange(first, min(first + step, n_classes)).repeat_interleave(PER_CLASS)
         features = random_features(labels, n_classes, width)

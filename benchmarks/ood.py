@@ -99,19 +99,19 @@ def _some_of_each(
 def our_scores(setting: Setting) -> Iterator[tuple[str, list[torch.Tensor], float]]:
     """Yield (name, scores of known, near and far, realised false-alarm rate) of each score."""
     nonnegative = bool((setting.train.features >= 0).all())
-    for root in (True, False) if nonnegative else (False,):
+    for root in (False, True) if nonnegative else (False,):
         knowledge = learned(setting.train, root=root)
-        for score in SCORES if root == nonnegative else ("combined",):
+        for score in ("combined",) if root else SCORES:
             settings = replace(knowledge.settings, score=score)
             known = knowledge.statistics, knowledge.validation, settings, knowledge.derived
             derived = derive(*known)  # the costly part is there already
             scores = [derived.scorer(embed(x, root=root)) for x in setting[2:]]
             flagged = derived.threshold.is_ood(scores[0])
-            name = f"learnkit {score}" + (", no square root" if root < nonnegative else "")
+            name = f"learnkit {score}" + (", square root" if root else "")
             yield name, scores, flagged.double().mean().item()
 
 
-def learned(train: Split, *, root: bool) -> Knowledge:
+def learned(train: Split, *, root: bool = False) -> Knowledge:
     """What a classifier knows of these images."""
     classifier = ContinualClassifier(train.features.shape[1], root=root)
     classifier.extend(train.features, train.labels.tolist())
@@ -124,7 +124,6 @@ def false_alarms(name: str, data: dict[str, Split], draws: int) -> Iterator[dict
     if name == "digits":  # split at random as it is
         features = torch.cat([features, data["test"].features])
         labels = np.concatenate([labels, data["test"].labels])
-    root = bool((features >= 0).all())
     found = {}
     for k in PER_CLASS_DRAWN:
         for seed in range(draws):
@@ -133,9 +132,9 @@ def false_alarms(name: str, data: dict[str, Split], draws: int) -> Iterator[dict
                 rows = [rng.permutation(np.flatnonzero(labels == one)) for one in known]
                 taken = np.concatenate([some[:k] for some in rows])
                 fresh = np.concatenate([some[k : k + MOST_FRESH] for some in rows])
-                derived = learned(Split(features[taken], labels[taken]), root=root).derived
+                derived = learned(Split(features[taken], labels[taken])).derived
                 flagged = derived.threshold.is_ood(
-                    derived.scorer(embed(features[fresh], root=root))
+                    derived.scorer(embed(features[fresh], root=False))
                 )
                 setting = f"{name}, same source, {len(known)} classes, {k}"
                 found.setdefault(setting, []).append(flagged.double().mean().item())

@@ -29,10 +29,7 @@ from learnkit.uncertainty.ood import (
 from learnkit.uncertainty.threshold import Threshold, fit_threshold
 
 _ALIKE = "no class has two images that differ"
-# What counts as unusual by default, and where square roots were taken of the features.
-_COMBINED = ("mahalanobis", "relative", "knn")
-_COMBINED_ROOTED = ("unrooted_mean", "relative", "unrooted_knn")
-_OF_MEMORY = {"knn", "unrooted_mean", "unrooted_knn"}
+_COMBINED = ("mahalanobis", "relative", "knn")  # what counts as unusual by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +121,7 @@ def derive(
         linear = fit_classifier(sorted_stats, settings.classifier)
     else:
         sorted_stats, linear = before.stats, before.linear
-    reference = Reference.of(sorted_stats.memory, root=settings.root)
+    reference = Reference.of(sorted_stats.memory)
     fresh = validation.named(stats.class_names).picked(places)
     honest = collect_honest(sorted_stats, fresh, linear, reference, settings.prior)
     calibration = _calibrated(linear, honest)
@@ -205,7 +202,7 @@ def _scorer(
     linear: LinearClassifier, honest: Honest, reference: Reference, temperature: float, score: str
 ) -> Scorer:
     """The score with its parts standardised; parts that cannot be had are left out."""
-    wanted = _wanted(honest, reference, score)
+    wanted = _wanted(honest, score)
     as_it_is = wanted == (score,)
     standards = [
         (part, 0.0, 1.0) if as_it_is else (part, *_standard(part, honest, temperature))
@@ -214,13 +211,10 @@ def _scorer(
     return Scorer(linear, reference, temperature, tuple(standards))
 
 
-def _wanted(honest: Honest, reference: Reference, score: str) -> tuple[str, ...]:
+def _wanted(honest: Honest, score: str) -> tuple[str, ...]:
     """The parts of a score, without those that cannot be had."""
-    if score == "combined":
-        wanted = _COMBINED if reference.unrooted is None else _COMBINED_ROOTED
-    else:
-        wanted = (score,)
-    if any(bool(getattr(honest, part).isinf().any()) for part in wanted if part in _OF_MEMORY):
+    wanted = _COMBINED if score == "combined" else (score,)
+    if "knn" in wanted and bool(honest.knn.isinf().any()):
         wanted = ("mahalanobis",) if score == "knn" else ("mahalanobis", "relative")
     if len(wanted) > 1 and honest.logits.shape[1] == 1:  # nothing to be relative to
         wanted = tuple(part for part in wanted if part != "relative")
@@ -295,7 +289,7 @@ def _notes(
             "others, remembered images were left out one by one"
         )
     parts = {part for part, _, _ in scorer.standards}
-    if settings.score in ("combined", "knn") and not parts & _OF_MEMORY:
+    if settings.score in ("combined", "knn") and "knn" not in parts:
         notes.append("too few remembered features: Mahalanobis distances alone make the score")
     if threshold.source == "parametric":
         notes.append(f"the threshold {threshold.statement}")

@@ -8,9 +8,7 @@ without any rounding.
 import math
 
 import torch
-from torch import Tensor, nn
-
-from learnkit.models.modes import evaluating
+from torch import Tensor
 
 GRID = 2**15
 LARGEST = GRID - 1  # what fits 16 bits with either sign
@@ -38,17 +36,6 @@ def embed(features: Tensor, *, root: bool) -> Tensor:
     return x / torch.where(blank, 1.0, _length(x, blank))
 
 
-def unroot(embedded: Tensor) -> Tensor:
-    """What `embed` without the root gives of the features that were embedded with it, (N, D).
-
-    Exact to rounding, since the length a feature had does not enter either.
-
-    >>> unroot(torch.tensor([[0.6, -0.8]])).round(decimals=4).tolist()
-    [[0.4903, -0.8716]]
-    """
-    return embed(embedded * embedded.abs(), root=False)
-
-
 def to_grid(embedded: Tensor) -> Tensor:
     """`embedded` in units of 1/32768, rounded: float64 (N, D) of integers that fit 16 bits.
 
@@ -56,28 +43,6 @@ def to_grid(embedded: Tensor) -> Tensor:
     [[19661.0, -26214.0, 32767.0]]
     """
     return (embedded.to(torch.float64) * GRID).round().clamp(-LARGEST, LARGEST)
-
-
-def body_is_nonnegative(body: nn.Module, *, size: int | None = None) -> bool:
-    """Whether the feature map of `body` never falls below zero, as after a ReLU.
-
-    Found out with fixed noise images, so it depends on the network alone; the network's mode and
-    the random state are left as they are.
-
-    Args:
-        body: A network with a feature map (N, D, H, W), as from `create_body`.
-        size: Height and width of the noise images; default: the body's own, or 64.
-    """
-    size = size or getattr(body, "img_size", None) or 64
-    height, width = (size, size) if isinstance(size, int) else size
-    weight = next((p for p in body.parameters() if p.dim() == 4), None)
-    n_in = getattr(body, "n_in", None) or (weight.shape[1] if weight is not None else 3)
-    noise = torch.randn(4, n_in, height, width, generator=torch.Generator().manual_seed(0))
-    noise *= torch.tensor([0.1, 1.0, 1.0, 3.0]).view(-1, 1, 1, 1)
-    if weight is not None:
-        noise = noise.to(weight)
-    with evaluating(body), torch.no_grad():
-        return bool((body(noise) >= 0).all())
 
 
 def _signed_root(x: Tensor) -> Tensor:

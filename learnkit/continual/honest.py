@@ -11,13 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnkit.continual.embedding import unroot
 from learnkit.continual.geometry import Geometry
 from learnkit.continual.held_ridge import held_out_mahalanobis
 from learnkit.continual.linear import LeaveOneOut, LinearClassifier
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.continual.unrooted import RememberedMeans
 
 # Remembered features searched for the nearest one: numbers held, and products of one fit.
 _MAX_REFERENCE = 2**23
@@ -26,8 +24,7 @@ _MIN_ROWS = 256
 _BLOCK = 2**22  # distances held at once
 _N_DRAWN = 512
 # What can be said of an image; "logits" carry the scores that are made of them.
-PARTS = ("logits", "mahalanobis", "relative", "knn", "unrooted_mean", "unrooted_knn")
-_UNROOTED = {"unrooted_mean", "unrooted_knn"}
+PARTS = ("logits", "mahalanobis", "relative", "knn")
 # Spread of the squared distance of real images around its mean, beyond that of a normal one.
 _SPREAD = 0.3
 
@@ -36,34 +33,23 @@ _SPREAD = 0.3
 class Reference:
     """Remembered features to search for the nearest: (K,D), the first of each class by hash.
 
-    `starts (P,)` is where each class begins, `sizes (P,)` how many it has. `unrooted (K,D)` are the
-    same as they were before the square root, with the class `means` of all such; None without root.
+    `starts (P,)` is where each class begins, `sizes (P,)` how many it has.
     """
 
     features: Tensor
     labels: Tensor
     sizes: Tensor
     starts: Tensor
-    unrooted: Tensor | None = None
-    means: RememberedMeans | None = None
 
     @classmethod
-    def of(cls, memory: FeatureMemory, *, root: bool = False) -> "Reference":
-        """Return all features of a memory, or as many of each class as can be searched.
-
-        Args:
-            memory: Of classes that have images.
-            root: Whether square roots were taken of the features.
-        """
+    def of(cls, memory: FeatureMemory) -> "Reference":
+        """Return all features of a memory, or as many of each class as can be searched."""
         per_class = None
         if len(memory) * memory.n_features > _MAX_REFERENCE:
             per_class = max(1, _MAX_REFERENCE // (memory.n_features * len(memory.cells)))
         features, labels = memory.all(per_class)
         sizes = torch.bincount(labels, minlength=len(memory.cells))
-        starts = sizes.cumsum(0) - sizes
-        if not root:
-            return cls(features, labels, sizes, starts)
-        return cls(features, labels, sizes, starts, unroot(features), RememberedMeans.of(memory))
+        return cls(features, labels, sizes, sizes.cumsum(0) - sizes)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -90,8 +76,6 @@ class Honest:
     mahalanobis: Tensor
     relative: Tensor
     knn: Tensor
-    unrooted_mean: Tensor
-    unrooted_knn: Tensor
     source: str
     n_validated: int
 
@@ -134,10 +118,6 @@ def collect_honest(
         mahalanobis=torch.cat([judged.mahalanobis, held_out_mahalanobis(linear)[rows]]),
         relative=torch.cat([judged.relative, loo.relative[rows]]),
         knn=torch.cat([judged.knn, _nearest_other(loo, rows, reference)]),
-        unrooted_mean=torch.cat([judged.unrooted_mean, _other_mean(loo, rows, reference)]),
-        unrooted_knn=torch.cat(
-            [judged.unrooted_knn, _nearest_other(loo, rows, reference, unrooted=True)]
-        ),
         source="validation" if bool(covered.all()) else "leave-one-out",
         n_validated=int(covered.sum()),
     )
@@ -148,16 +128,13 @@ class Judged:
     """Logits (N,P) and raw scores (N,) of images.
 
     `mahalanobis` and `relative` are those of the geometry, `knn` the distance to the nearest
-    remembered feature; `unrooted_mean` and `unrooted_knn` the distances to the nearest remembered
-    class mean and feature without the square root, infinite where none is taken.
+    remembered feature.
     """
 
     logits: Tensor
     mahalanobis: Tensor
     relative: Tensor
     knn: Tensor
-    unrooted_mean: Tensor
-    unrooted_knn: Tensor
 
 
 def judge(
@@ -171,14 +148,11 @@ def judge(
     Only the `parts` asked for are computed; the others are infinite, or have no columns.
     """
     geometry, none = linear.geometry, _infinite(len(features))
-    plain = unroot(features) if reference.unrooted is not None and _UNROOTED & {*parts} else None
     return Judged(
         linear.logits(features) if "logits" in parts else features[:, :0],
         geometry.mahalanobis_scores(features) if "mahalanobis" in parts else none,
         geometry.relative_scores(features) if "relative" in parts else none,
         _nearest(features, reference.features) if "knn" in parts else none,
-        none if plain is None else reference.means.scores(plain),
-        none if plain is None else _nearest(plain, reference.unrooted),
     )
 
 
@@ -203,19 +177,12 @@ def _nearest(features: Tensor, others: Tensor, hide: Callable | None = None) -> 
     return torch.cat(parts).sqrt()
 
 
-def _nearest_other(
-    loo: LeaveOneOut, rows: Tensor, reference: Reference, *, unrooted: bool = False
-) -> Tensor:
+def _nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Tensor:
     """Distance of left-out samples to the nearest remembered one that is not left out (R,)."""
     memory = loo.memory
     at = loo.rows[rows]
-    others = reference.unrooted if unrooted else reference.features
-    if others is None:
-        return _infinite(len(rows))
     labels = memory.labels[at]
     features, partners = memory.features[at], memory.features[memory.partners[at].clamp_min(0)]
-    if unrooted:
-        features, partners = unroot(features), unroot(partners)
     own = reference.places(labels, memory.positions[at])
     lone = rows >= loo.n_single
 
@@ -225,18 +192,9 @@ def _nearest_other(
         same = lone[part][:, None] & (labels[part][:, None] == reference.labels)
         return distances.masked_fill_(same, math.inf)
 
-    found = _nearest(features, others, hide)
+    found = _nearest(features, reference.features, hide)
     apart = (features - partners).norm(dim=1)
     return torch.where(lone, torch.minimum(found, apart), found)
-
-
-def _other_mean(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Tensor:
-    """Distance of left-out samples to the nearest remembered class mean without them (R,)."""
-    if reference.means is None:
-        return _infinite(len(rows))
-    at = loo.rows[rows]
-    features = unroot(loo.memory.features[at])
-    return reference.means.left_out(loo.memory, at, features, rows >= loo.n_single)
 
 
 def _thinned(rows: Tensor, reference: Reference) -> Tensor:
@@ -308,8 +266,6 @@ def _drawn(
         judged.mahalanobis,
         judged.relative,
         judged.knn,
-        judged.unrooted_mean,
-        judged.unrooted_knn,
         "parametric",
         0,
     )

@@ -11,7 +11,6 @@ from fastai.torch_core import to_device
 from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.embedding import body_is_nonnegative
 from learnkit.deploy.features import BATCH, feature_rows
 from learnkit.deploy.running import Network
 from learnkit.errors import ContinualUnsupportedError, DataError
@@ -85,9 +84,7 @@ def empty_head(
 ) -> ContinualClassifier:
     """A head for the features of the learner's body that has learnt nothing yet."""
     width = features_of(learn, []).shape[1]
-    size = tuple(preprocessing_of(learn.dls).size)
-    root = body_is_nonnegative(learn.model[0], size=size)
-    return kind(width, root=root, **settings)
+    return kind(width, **settings)
 
 
 def _of_batches(learn: Any, source: Source, show: bool, with_logits: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 import learnkit.continual.changes
 import learnkit.continual.derived
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.embedding import embed, unroot
+from learnkit.continual.embedding import embed
 from learnkit.continual.honest import Reference, collect_honest, judge
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import (
@@ -388,8 +388,7 @@ def test_validation_images_are_kept_without_a_memory_too():
     assert head.threshold.source == "validation"
 
 
-@pytest.mark.parametrize("taken_back", [False, True])
-def test_the_nearest_other_feature_is_found_as_by_a_slow_loop(taken_back):
+def test_the_nearest_other_feature_is_found_as_by_a_slow_loop():
     # a class of one image makes others play its part: known by their partner alone
     batch = (images(9)[0][:20], ["a"] * 9 + ["b"] * 9 + ["c", "d"])
     head = learned(batch, memory=5)
@@ -400,36 +399,20 @@ def test_the_nearest_other_feature_is_found_as_by_a_slow_loop(taken_back):
         stats,
         head.knowledge.validation.picked([0, 1, 2, 3]),
         derived.linear,
-        Reference.of(stats.memory, root=True),
+        Reference.of(stats.memory),
         "training",
     )
-    seen = unroot if taken_back else torch.Tensor.clone
-    found = honest.unrooted_knn if taken_back else honest.knn
     assert loo.n_single == 10
     assert len(honest) == len(loo.labels) > 10
-    for i, distance in enumerate(found.tolist()):
+    for i, distance in enumerate(honest.knn.tolist()):
         own, label = loo.memory.features[loo.rows[i]], loo.labels[i]
         partner = loo.memory.features[loo.memory.partners[loo.rows[i]]]
         expected = min(
-            (seen(own[None]) - seen(z[None])).norm().item()
+            (own - z).norm().item()
             for z, c in zip(features, labels, strict=True)
             if not torch.equal(own, z) and (i < 10 or c != label or torch.equal(z, partner))
         )
         assert distance == pytest.approx(expected, abs=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("settings", "parts"),
-    [
-        ({"root": True}, ["unrooted_mean", "relative", "unrooted_knn"]),
-        ({"root": False}, ["mahalanobis", "relative", "knn"]),
-        ({"root": True, "memory": 0}, ["mahalanobis", "relative"]),
-        ({"root": True, "score": "knn"}, ["knn"]),
-    ],
-)
-def test_the_default_score_looks_past_the_root_where_it_can(settings, parts):
-    derived = learned(images(6), **settings).knowledge.derived
-    assert [part for part, _, _ in derived.scorer.standards] == parts
 
 
 def test_honest_scores_are_those_of_a_classifier_that_never_saw_the_image():
@@ -444,8 +427,7 @@ def test_honest_scores_are_those_of_a_classifier_that_never_saw_the_image():
         less = fewer.knowledge.derived.scorer.reference
         judged = judge(derived.linear, embedded[i : i + 1], less)
         row = (derived.linear.loo.memory.features - embedded[i]).norm(dim=1).argmin()
-        assert honest.unrooted_knn[row] == pytest.approx(judged.unrooted_knn.item(), abs=1e-4)
-        assert honest.unrooted_mean[row] == pytest.approx(judged.unrooted_mean.item(), abs=0.01)
+        assert honest.knn[row] == pytest.approx(judged.knn.item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(("prior", "expected"), [("training", [0.6, 0.4]), ("uniform", [0.5, 0.5])])

@@ -7,9 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from learnkit.continual.embedding import GRID, body_is_nonnegative, embed, to_grid
+from learnkit.continual.embedding import GRID, embed, to_grid
 from learnkit.continual.statistics import LIMIT, ClassStatistics
 from learnkit.errors import DataError, StatisticsError
 
@@ -241,18 +240,6 @@ def test_the_grid_fits_16_bits_and_errs_by_half_a_step():
     assert to_grid(z).abs().max() == 32767
     z = embed(torch.randn(50, 9), root=False)
     assert (to_grid(z) / GRID - z).abs().max() <= 0.5 / GRID
-
-
-@pytest.mark.parametrize(("act", "positive"), [(nn.ReLU(), True), (nn.GELU(), False)])
-def test_a_body_that_ends_in_relu_is_found_out_without_a_trace(act, positive):
-    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), act)
-    body.train()
-    state = torch.random.get_rng_state()
-    running = body[1].running_mean.clone()
-    assert body_is_nonnegative(body) is positive
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(body[1].running_mean, running)
-    assert body.training
 
 
 # -- bad input ------------------------------------------------------------------------------------
