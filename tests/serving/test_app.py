@@ -1,27 +1,38 @@
 """The application as clients meet it: right answers, and a sentence for everything else."""
 
 import asyncio
+import copy
 import json
 import threading
 import time
 
 import numpy as np
 import pytest
+import torch
 from deploy_helpers import make_continual, make_predictor, shades, strange
 from serving_helpers import BEARER, TOKEN, bomb, form, png
 
 pytest.importorskip("fastapi")
 from starlette.testclient import TestClient
 
-from learnkit import load_learner
+from learnkit import Predictor, load_learner
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.serving.app import create_app
 from learnkit.serving.limits import Limits
 
 
-@pytest.fixture
-def predictor():
+@pytest.fixture(scope="module")
+def learned():
     return make_continual({"ok": 6, "<b>bad": 5})
+
+
+@pytest.fixture
+def predictor(learned):
+    """A predictor of its own over the network that all share."""
+    body, head = learned.model
+    model = torch.nn.Sequential(body, copy.deepcopy(head))
+    model.spec = learned.model.spec
+    return Predictor(model, learned.preprocessing, owns_model=True)
 
 
 @pytest.fixture
