@@ -23,21 +23,16 @@ def embed(features: Array, *, root: bool) -> Array:
     return np.where(blank, 0.0, x / np.where(blank, 1.0, length))
 
 
-def unroot(embedded: Array) -> Array:
-    """What `embed` without the root gives of features that were embedded with it, (N, D)."""
-    return embed(embedded * np.abs(embedded), root=False)
-
-
-def nearest(embedded: Array, reference: Array, debts: Array | float = 0.0) -> Array:
-    """Squared distance (N,) to the nearest of `reference` (K, D), less its debt."""
+def nearest(embedded: Array, reference: Array) -> Array:
+    """Distance (N,) to the nearest of `reference` (K, D)."""
     lengths = np.square(reference).sum(1)
     rows = max(1, _BLOCK // len(reference))
     parts = [np.zeros(0)]
     for start in range(0, len(embedded), rows):
         part = embedded[start : start + rows]
         squared = np.square(part).sum(1)[:, None] + lengths - 2 * part @ reference.T
-        parts.append((np.maximum(squared, 0) - debts).min(1))
-    return np.concatenate(parts)
+        parts.append(np.maximum(squared, 0).min(1))
+    return np.sqrt(np.concatenate(parts))
 
 
 def softmax(logits: Array) -> Array:

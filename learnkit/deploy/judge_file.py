@@ -21,8 +21,7 @@ from learnkit.uncertainty.threshold import Threshold
 
 FORMAT = 1
 _WITH_GEOMETRY = frozenset({"mahalanobis", "relative"})
-_WITH_REFERENCE = frozenset({"knn", "unrooted_knn"})
-_PARTS = _WITH_GEOMETRY | _WITH_REFERENCE | {"unrooted_mean", "msp", "energy"}
+_PARTS = _WITH_GEOMETRY | {"knn", "msp", "energy"}
 _SAME = 1e-13  # relative difference of two scales that only rounding can tell apart
 
 
@@ -32,9 +31,8 @@ def judge_tensors(head: ContinualClassifier, *, labels: bool = True) -> dict[str
     `facts` is JSON in UTF-8: which score there is, and the threshold. `weight (C,D)` and `bias
     (C,)` give calibrated logits of embedded features, where a class is `known (C,)`;
     `misfits (R,)` with their weights calibrate prediction sets; `threshold_scores (n,)` with theirs
-    give p-values. The parts of the score add what they need: see `_geometry_tensors`; `reference
-    (K,D)` int16, the remembered features; `means (M,D)` of remembered features without their root,
-    with the `debts (M,)` of their being means of few.
+    give p-values. The parts of the score add what they need: see `_geometry_tensors`, and
+    `reference (K,D)` int16, the remembered features.
 
     Args:
         head: of the continual state; or a `Detector` beside a trained head.
@@ -101,13 +99,8 @@ def _score_tensors(derived: Derived) -> dict[str, Tensor]:
         found |= _geometry_tensors(scorer.linear.geometry)
     if "mahalanobis" in parts:
         found |= _length_tensors(scorer.linear.geometry)
-    if parts & _WITH_REFERENCE:
+    if "knn" in parts:
         found["reference"] = (scorer.reference.features * GRID).round().to(torch.int16)
-    if "unrooted_mean" in parts:
-        remembered = scorer.reference.means
-        there = remembered.counts > 0
-        found["means"] = remembered.means[there]
-        found["debts"] = remembered.variance / remembered.counts[there]
     return found
 
 

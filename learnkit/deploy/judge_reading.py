@@ -16,8 +16,7 @@ from learnkit.errors import BundleCorruptError, BundleVersionError
 FORMAT = 1
 GRID = 2**15
 _WITH_GEOMETRY = frozenset({"mahalanobis", "relative"})
-_WITH_REFERENCE = frozenset({"knn", "unrooted_knn"})
-PARTS = _WITH_GEOMETRY | _WITH_REFERENCE | {"unrooted_mean", "msp", "energy"}
+PARTS = _WITH_GEOMETRY | {"knn", "msp", "energy"}
 _FACTS = {"format", "labels", "root", "temperature", "standards", "combined", "threshold"}
 _THRESHOLD = {"value", "source", "guarantee", "statement", "loc", "scale"}
 _SOURCES = ("validation", "leave-one-out", "parametric", "manual")
@@ -63,8 +62,7 @@ def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> J
         bias=np.where(known, file.get("bias", len(known)), -np.inf),
         misfits=file.weighted("misfits", "misfit_weights"),
         geometry=_geometry(file, parts, n_features),
-        reference=_reference(file, n_features) if parts & _WITH_REFERENCE else None,
-        means=_means(file, n_features) if "unrooted_mean" in parts else None,
+        reference=_reference(file, n_features) if "knn" in parts else None,
     )
 
 
@@ -155,8 +153,7 @@ class _File:
         if parts & _WITH_GEOMETRY:
             wanted |= {"center", "covectors", "offsets"}
         wanted |= {"base", "axes"} if "mahalanobis" in parts else set()
-        wanted |= {"reference"} if parts & _WITH_REFERENCE else set()
-        wanted |= {"means", "debts"} if "unrooted_mean" in parts else set()
+        wanted |= {"reference"} if "knn" in parts else set()
         if self.arrays.keys() != wanted:
             odd = sorted(self.arrays.keys() ^ wanted)
             raise self.corrupt(f"tensors missing or unexpected: {odd[:5]}")
@@ -212,8 +209,3 @@ def _geometry(file: _File, parts: set[str], n_features: int) -> Geometry | None:
 
 def _reference(file: _File, n_features: int) -> np.ndarray:
     return file.some("reference", None, n_features).astype(np.float64) / GRID
-
-
-def _means(file: _File, n_features: int) -> tuple[np.ndarray, np.ndarray]:
-    means = file.some("means", None, n_features)
-    return means, file.get("debts", len(means))

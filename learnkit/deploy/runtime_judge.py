@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from learnkit.deploy.arithmetic import embed, log_sum_exp, nearest, sigmoid, softmax, unroot
+from learnkit.deploy.arithmetic import embed, log_sum_exp, nearest, sigmoid, softmax
 from learnkit.deploy.bulk import Result
 from learnkit.deploy.prediction import not_finite, prediction_of
 from learnkit.deploy.tails import normal_tail, student_tail
@@ -89,8 +88,7 @@ class Judge:
 
     `standards` holds (part, mean, spread) of every part of the score. `labels` says whether
     `weight (C,D)` and `bias (C,)` give the labels, or the network itself. `misfits` are scores and
-    weights that calibrate prediction sets. `reference (K,D)` is remembered, `means` are class means
-    of it without the root (M,D), with debts (M,).
+    weights that calibrate prediction sets. `reference (K,D)` is remembered.
     """
 
     labels: bool
@@ -103,7 +101,6 @@ class Judge:
     misfits: tuple[Array, Array]
     geometry: Geometry | None = None
     reference: Array | None = None
-    means: tuple[Array, Array] | None = None
 
     def logits(self, features: Array) -> Array:
         """Calibrated logits float32 (N, C) of features (N, D)."""
@@ -149,10 +146,6 @@ class Judge:
         )
         return replace(self, limit=limit)
 
-    @cached_property
-    def _unrooted_reference(self) -> Array:
-        return unroot(self.reference)
-
     def _affine(self, embedded: Array) -> Array:
         return embedded @ self.weight.T + self.bias
 
@@ -163,12 +156,7 @@ class Judge:
         if part == "energy":
             return -self.temperature * log_sum_exp(self._affine(embedded))
         if part == "knn":
-            return np.sqrt(nearest(embedded, self.reference))
-        if part == "unrooted_knn":
-            return np.sqrt(nearest(unroot(embedded), self._unrooted_reference))
-        if part == "unrooted_mean":
-            means, debts = self.means
-            return nearest(unroot(embedded), means, debts)
+            return nearest(embedded, self.reference)
         relative = self.geometry.relative(embedded)
         if part == "relative":
             return relative
