@@ -7,7 +7,7 @@ import torch
 from deploy_helpers import make_continual
 from helpers import quiet, write_image_folder
 
-from learnkit import ImageDataset, cnn_learner, devices, load_learner
+from learnkit import Gates, ImageDataset, cnn_learner, devices, load_learner
 from learnkit.cli import main
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy import trials
@@ -78,7 +78,7 @@ def test_samples_come_from_the_training_images_and_the_test_is_the_validation(
 def test_a_learner_in_training_stays_as_it_is(learn, data):
     learn.model.train()
     modes, state, random = snapshot(learn)
-    faster, report = learn.optimize("bfloat16", gates=trials.gate.Gates(agreement=None), **QUIET)
+    faster, report = learn.optimize("bfloat16", gates=Gates(agreement=None), **QUIET)
     again = snapshot(learn)
     assert again[0] == modes
     assert all(torch.equal(state[name], again[1][name]) for name in state)

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from learnkit.deploy.bulk import watched
 from learnkit.deploy.probes import comparable
-from learnkit.deploy.report import ChangedClass, ChangedImage, Quality
+from learnkit.deploy.quality import ChangedClass, ChangedImage, Quality
 from learnkit.evaluation.measures import expected_calibration_error
 from learnkit.uncertainty.detection import auroc
 

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from learnkit.deploy.backends import BACKENDS, PRECISIONS, check_backend, why_not
 from learnkit.deploy.conversion import QUANTIZING
 from learnkit.deploy.gates import Gates
+from learnkit.deploy.gathering import Gathered, learned_images, optimism
 from learnkit.deploy.heads import check_tells
-from learnkit.deploy.labelled import Labelled, is_dataset, labelled_images
 from learnkit.deploy.measuring import BATCHES
 from learnkit.deploy.report import ConversionReport
-from learnkit.deploy.samples import (
-    FEW,
-    MAX_SAMPLES,
-    MAX_TEST,
-    PER_CLASS,
-    Pictures,
-    check_samples,
-    kept_apart,
-    no_pictures,
-    picture_name,
-    read_pictures,
-    set_apart,
-)
-from learnkit.deploy.trials import PROBES, Task, Trials
-from learnkit.errors import (
-    BackendUnavailableError,
-    ConversionRefusedError,
-    DataError,
-    OptimizeError,
-)
+from learnkit.deploy.reporting import report_of
+from learnkit.deploy.samples import Pictures
+from learnkit.deploy.trial import Task
+from learnkit.deploy.trials import Trials
+from learnkit.errors import BackendUnavailableError, ConversionRefusedError, OptimizeError
 
 if TYPE_CHECKING:
     from learnkit.deploy.optimized import OptimizedPredictor
@@ -65,8 +49,8 @@ def optimize(
     wanted = candidates(backend, precision, device, backend_params)
     if ood is not None:
         check_tells(predictor.ood)
-    pictures = _Pictures(predictor, precision, samples, test, ood, progress)
-    images = _learned(predictor, samples, learned)
+    pictures = Gathered(predictor, precision, samples, test, ood, progress)
+    images = learned_images(predictor, samples, learned)
     task = Task(
         predictor=predictor,
         samples=pictures.samples,
@@ -81,17 +65,17 @@ def optimize(
         params=backend_params
         if batch_size is None
         else {**backend_params, "batch_size": batch_size},
-        notes=(*pictures.notes, *_optimism(images, pictures.test)),
+        notes=(*pictures.notes, *optimism(images, pictures.test)),
         progress=progress,
     )
     trials = Trials(task)
-    found = trials.fastest_passing(wanted)
+    found = trials.fastest_passing(wanted, strict=len(wanted) == 1 and not fallback)
     if found is None and fallback:
         others = [pair for pair in _others(precision, backend, device) if pair not in wanted]
         found = trials.fastest_passing(_allowed(others, pictures.samples))
     if found is None and not force:
-        raise _refused(trials.report(trials.best(precision)))
-    report = trials.report(found or trials.best(precision), forced=found is None)
+        raise _refused(report_of(trials, trials.best(precision)))
+    report = report_of(trials, found or trials.best(precision), forced=found is None)
     chosen = trials.predictor(found or trials.best(precision))
     chosen.report = report
     return chosen, report
@@ -151,107 +135,6 @@ def _others(precision: str, backend: str, device: str) -> list[tuple[str, str]]:
 def _allowed(pairs: Sequence[tuple[str, str]], samples: Pictures | None) -> list[tuple[str, str]]:
     """Without int8 where there are no samples to take ranges from."""
     return [pair for pair in pairs if samples is not None or pair[1] != "int8"]
-
-
-class _Pictures:
-    """Samples and test images, kept apart, and what there is to say of them."""
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        precision: str,
-        samples: Any,
-        test: Any,
-        ood: Any,
-        progress: bool,
-    ):
-        self.predictor, self.progress = predictor, progress
-        self.notes: tuple[str, ...] = ()
-        self.samples = self._samples(samples, precision)
-        given = self._read(samples, "samples", MAX_TEST) if self._serves(samples, test) else None
-        self.test = given or no_pictures(predictor.preprocessing)
-        self.what = "images of `samples`, by which nothing is calibrated" if given else "images"
-        if test is not None:
-            self.test, self.what = self._read(test, "test", MAX_TEST), "images"
-        if self.samples is not None:
-            self._keep_apart(test)
-        elif test is None and given is None:
-            self._probes()
-        self.strange = None if ood is None else self._read(ood, "ood", MAX_TEST).pixels
-
-    def _samples(self, samples: Any, precision: str) -> Pictures | None:
-        if precision != "int8":
-            return None
-        if samples is None:
-            raise OptimizeError(
-                f"`samples` is missing: int8 takes its ranges from images; give {FEW} to "
-                f"{PER_CLASS} of each class, as they come in use (not those it is judged by)"
-            )
-        return check_samples(self._read(samples, "samples", MAX_SAMPLES), self.predictor.classes)
-
-    def _serves(self, samples: Any, test: Any) -> bool:
-        """Whether the samples are what to judge by: a cast takes nothing from them."""
-        return self.samples is None and samples is not None and test is None
-
-    def _keep_apart(self, test: Any) -> None:
-        assert self.samples is not None
-        if test is None:
-            self.samples, self.test = set_apart(self.samples)
-            self.what = "images, a third of the samples, set apart"
-            return
-        self.samples, self.test, said = kept_apart(self.samples, self.test)
-        self.notes += (said,) if said else ()
-
-    def _probes(self) -> None:
-        """Judge by the probe images where there is nothing else: numbers, no verdict."""
-        from learnkit.deploy.probes import default_probes
-
-        probes = self.predictor.probes
-        probes = default_probes(self.predictor.preprocessing) if probes is None else probes
-        names = tuple(f"probe {i}" for i in range(len(probes)))
-        self.test, self.what = Pictures(names, None, probes, names), PROBES
-
-    def _read(self, data: Any, what: str, limit: int) -> Pictures:
-        predictor = self.predictor
-        return read_pictures(
-            data,
-            predictor.preprocessing,
-            predictor.classes,
-            what=what,
-            limit=limit,
-            progress=self.progress,
-        )
-
-
-def _learned(predictor: Predictor, samples: Any, learned: Any) -> Labelled | None:
-    """The images the model has learned from, where they are at hand."""
-    if predictor.ood is None:
-        return None
-    if isinstance(learned, Labelled):
-        return learned
-    data = samples if learned is None else learned
-    is_folder = isinstance(data, str | os.PathLike) and os.path.isdir(data)
-    if learned is None and not is_dataset(data) and not is_folder:
-        return data if isinstance(data, Labelled) else None
-    try:
-        return labelled_images(data)
-    except DataError:
-        if learned is not None:
-            raise
-        return None
-
-
-def _optimism(learned: Labelled | None, test: Pictures) -> tuple[str, ...]:
-    """What to say where images decide threshold and temperature that judge them, too."""
-    if learned is None or learned.validation is None:
-        return ()
-    names = {picture_name(item, "") for item in learned.validation.items}
-    if not (n := len(names & set(test.names) - {""})):
-        return ()
-    return (
-        f"threshold and temperature are fitted on {n} of the test images: false alarms and "
-        "calibration error are optimistic, before and after alike",
-    )
 
 
 def _refused(report: ConversionReport) -> ConversionRefusedError:

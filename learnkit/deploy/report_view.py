@@ -8,7 +8,8 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from learnkit.deploy.report import ConversionReport, Images, Quality
+    from learnkit.deploy.quality import Quality
+    from learnkit.deploy.report import ConversionReport, Images
 
 _COLOURS = {True: "#1a7f37", False: "#cf222e", None: "#6e7781"}
 _SHOWN_IDS = 6

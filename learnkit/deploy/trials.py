@@ -2,97 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from learnkit._version import __version__
-from learnkit.deploy import gates as gate
 from learnkit.deploy.base_files import BaseFiles
 from learnkit.deploy.bundle import bundle_files
 from learnkit.deploy.comparing import answers, compare
 from learnkit.deploy.conversion import Converted, Converter
 from learnkit.deploy.knowledge import learned_again
-from learnkit.deploy.labelled import Labelled
-from learnkit.deploy.measuring import Times, measure, torch_threads, was_busy
+from learnkit.deploy.measuring import measure, torch_threads, was_busy
 from learnkit.deploy.optimized import OptimizedPredictor
 from learnkit.deploy.predictor import Predictor
-from learnkit.deploy.processor import processor_name, telling_flags
-from learnkit.deploy.report import Candidate, ConversionReport, Latency, Quality
 from learnkit.deploy.running import Network
-from learnkit.deploy.samples import Pictures
 from learnkit.deploy.session_network import SessionNetwork
+from learnkit.deploy.trial import EAGER, Task, Trial, verdicts_of
 from learnkit.deploy.variants import variant_name
 from learnkit.errors import ExportError, MissingExtraError, OptimizeError
 
-PROBES = "probe images: no test images were given"
-EAGER = "eager torch"
-_STORAGE = {("onnxruntime", "float16"), ("openvino", "float16")}
-_PACKAGES = ("torch", "timm", "numpy", "onnx", "onnxruntime", "openvino", "nncf")
-_BUSY = (
-    "others used the machine while it was timed: ratios may be off; optimise again when it is idle"
-)
 Run = Callable[[Tensor], object]
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What is to be converted, by which images, and what is asked of it; see `optimize`."""
-
-    predictor: Predictor
-    samples: Pictures | None
-    test: Pictures
-    what: str
-    strange: Tensor | None
-    learned: Labelled | None
-    device: str
-    threads: int | None
-    gates: gate.Gates
-    batches: tuple[int, ...]
-    params: Mapping[str, Any]
-    notes: tuple[str, ...]
-    progress: bool
-
-
-@dataclass(eq=False)
-class Trial:
-    """One variant: converted and timed; with a predictor and its quality once it is judged."""
-
-    converted: Converted
-    network: SessionNetwork
-    times: Mapping[int, Times] = field(default_factory=dict)
-    reference: Mapping[int, Times] = field(default_factory=dict)
-    eager: Mapping[int, Times] = field(default_factory=dict)
-    predictor: OptimizedPredictor | None = None
-    state: str = ""
-    quality: Quality | None = None
-    verdicts: tuple[gate.Verdict, ...] = ()
-
-    @property
-    def milliseconds(self) -> float:
-        """Geometric mean of the medians per image: what "fastest" means."""
-        logs = [math.log(times.median / batch) for batch, times in self.times.items()]
-        return math.exp(sum(logs) / len(logs))
-
-    @property
-    def passed(self) -> bool:
-        """Whether it is judged and no gate failed."""
-        return self.quality is not None and gate.passes(self.verdicts)
 
 
 class Trials:
     """All that is tried for one task; the predictor of the task is left as it is."""
 
     def __init__(self, task: Task):
-        self.task, self.converter = (
-            task,
-            Converter(task.predictor, task.samples, progress=task.progress),
-        )
+        self.task = task
+        self.converter = Converter(task.predictor, task.samples, progress=task.progress)
         self.before = answers(task.predictor, task.test.pixels, progress=task.progress)
         self.strange_before = self._scores(task.predictor)
         self.base = _base(task.predictor)
@@ -101,13 +38,16 @@ class Trials:
         self.busy = False
         self._references: dict[str, SessionNetwork] = {}
 
-    def fastest_passing(self, pairs: Sequence[tuple[str, str]]) -> Trial | None:
+    def fastest_passing(
+        self, pairs: Sequence[tuple[str, str]], *, strict: bool = False
+    ) -> Trial | None:
         """The fastest of these (backend, precision) that passes its gates; None if none does.
 
-        Raises:
-            LearnkitError: there is only one, and it cannot be had.
+        Args:
+            pairs: what to try.
+            strict: raise what prevents a conversion, rather than note it and try the others.
         """
-        new = [trial for pair in pairs if (trial := self._converted(*pair, alone=len(pairs) == 1))]
+        new = [trial for pair in pairs if (trial := self._converted(*pair, strict=strict))]
         self._time(new)
         for trial in sorted(new, key=lambda one: one.milliseconds):
             self._judge(trial)
@@ -133,42 +73,14 @@ class Trials:
         assert trial.predictor is not None
         return trial.predictor
 
-    def report(self, trial: Trial, *, forced: bool = False) -> ConversionReport:
-        """What is known of a trial that was judged, and of the others beside it."""
-        task, converted = self.task, trial.converted
-        assert trial.quality is not None
-        flags = " ".join(telling_flags())
-        full = self.base.n_weight_bytes
-        return ConversionReport(
-            variant=converted.name,
-            backend=converted.backend,
-            precision=converted.precision,
-            device=task.device,
-            threads=trial.network.session.threads,
-            params=dict(converted.params),
-            versions=_versions(),
-            processor={"name": processor_name(), "flags": flags},
-            samples=task.samples and task.samples.described("images"),
-            test=task.test.described(task.what),
-            n_bytes=converted.n_bytes or full,
-            n_bytes_float32=full,
-            latency=tuple(_latency(trial, batch) for batch in task.batches),
-            quality=trial.quality,
-            verdicts=trial.verdicts,
-            state=trial.state,
-            notes=(*task.notes, *converted.notes, *(_BUSY,) * self.busy),
-            candidates=self._candidates(trial) if len(self.found) + len(self.problems) > 1 else (),
-            forced=forced,
-        )
-
-    def _converted(self, backend: str, precision: str, *, alone: bool) -> Trial | None:
+    def _converted(self, backend: str, precision: str, *, strict: bool) -> Trial | None:
         """One variant ready to run; None, and a note of why, if it cannot be had."""
         name, task = variant_name(backend, precision), self.task
         try:
             converted = self.converter.convert(backend, precision, task.params, device=task.device)
             trial = Trial(converted, self._open(converted))
         except (ExportError, MissingExtraError, OptimizeError) as error:
-            if alone:
+            if strict:
                 raise
             self.problems[name] = str(error)
             return None
@@ -244,7 +156,7 @@ class Trials:
             threshold=source.threshold,
             strange=strange,
         )
-        trial.verdicts = self._verdicts(trial, trial.quality)
+        trial.verdicts = verdicts_of(trial, task)
 
     def _predictor(self, trial: Trial) -> tuple[OptimizedPredictor, str]:
         """(the predictor, what became of its knowledge)."""
@@ -272,46 +184,6 @@ class Trials:
         strange = self.task.strange
         return None if strange is None else answers(predictor, strange).scores
 
-    def _verdicts(self, trial: Trial, found: Quality) -> tuple[gate.Verdict, ...]:
-        gates, converted = self.task.gates, trial.converted
-        is_float32 = converted.precision == "float32"
-        reference = EAGER if is_float32 else f"float32 in {converted.backend}"
-        if (converted.backend, converted.precision) in _STORAGE:
-            reference = ""
-        times = trial.eager if is_float32 else trial.reference
-        ratios = {b: times[b].median / t.median for b, t in trial.times.items()}
-        n = 0 if self.task.what == PROBES else found.n
-        return (
-            gate.judge_finite(found.n_broken, found.n),
-            gate.judge_agreement(found.n_same if n else 0, n, gates),
-            gate.judge_accuracy(found.n_lost, found.n_gained, found.n_labelled, gates),
-            gate.judge_speed(ratios, reference, gates),
-        )
-
-    def _candidates(self, chosen: Trial) -> tuple[Candidate, ...]:
-        rows = [_candidate(name, trial, chosen) for name, trial in self.found.items()]
-        failed = [Candidate(name, {}, math.nan, why) for name, why in self.problems.items()]
-        return (*rows, *failed)
-
-
-def _candidate(name: str, trial: Trial, chosen: Trial) -> Candidate:
-    outcome = "taken" if trial is chosen else gate.failures(trial.verdicts)
-    if trial.quality is None:
-        outcome = "slower, not judged"
-    return Candidate(
-        name,
-        {str(batch): times.median for batch, times in trial.times.items()},
-        math.nan if trial.quality is None else trial.quality.agreement,
-        outcome or "passed",
-    )
-
-
-def _latency(trial: Trial, batch: int) -> Latency:
-    own = trial.times[batch]
-    return Latency(
-        batch, own.median, own.p95, trial.reference[batch].median, trial.eager[batch].median
-    )
-
 
 def _base(predictor: Predictor) -> BaseFiles:
     """The float32 model as files, as it is now; what prevents it is said when it is saved."""
@@ -320,9 +192,3 @@ def _base(predictor: Predictor) -> BaseFiles:
     except ExportError as error:
         return BaseFiles(problem=str(error))
     return BaseFiles.at_hand(files)
-
-
-def _versions() -> dict[str, str]:
-    """Versions of everything installed that decides the numbers."""
-    there = [name for name in _PACKAGES if find_spec(name) is not None]
-    return {"learnkit": __version__, **{name: importlib.metadata.version(name) for name in there}}

@@ -5,15 +5,8 @@ from dataclasses import replace
 import pytest
 
 from learnkit.deploy.gates import Verdict
-from learnkit.deploy.report import (
-    Candidate,
-    ChangedClass,
-    ChangedImage,
-    ConversionReport,
-    Images,
-    Latency,
-    Quality,
-)
+from learnkit.deploy.quality import ChangedClass, ChangedImage, Quality
+from learnkit.deploy.report import Candidate, ConversionReport, Images, Latency
 from learnkit.errors import BundleCorruptError
 
 EVIL = "<img src=x onerror=alert(1)>"

@@ -24,6 +24,7 @@ from learnkit.deploy.detector import Detector
 from learnkit.deploy.gates import Gates
 from learnkit.deploy.labelled import Labelled
 from learnkit.deploy.loading import load_learner
+from learnkit.deploy.measuring import Times
 from learnkit.deploy.optimized import OptimizedPredictor
 from learnkit.errors import (
     BundleCorruptError,
@@ -44,7 +45,7 @@ NAME = "onnxruntime-int8"
 @pytest.fixture(scope="module", autouse=True)
 def _no_waiting():
     times = lambda runs, pixels, *, batches, progress: {
-        name: dict.fromkeys(batches, trials.Times(1.0, 1.0)) for name in runs
+        name: dict.fromkeys(batches, Times(1.0, 1.0)) for name in runs
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "measure", times)
