@@ -18,6 +18,7 @@ from learnkit.deploy.measuring import Times
 from learnkit.errors import (
     BackendUnavailableError,
     ContinualNotInitializedError,
+    ContinualStateError,
     ConversionRefusedError,
     ExportError,
     OptimizedModelError,
@@ -179,6 +180,8 @@ def test_the_manual_threshold_stays(given_times):
     faster, _ = own.optimize("bfloat16", backend="torch", test=TEST, learned=LEARNED, **QUIET)
     assert faster.continual.threshold.value == 3.5
     assert faster.continual.threshold.source == "manual"
+    with pytest.raises(ContinualStateError, match="no change to undo"):
+        faster.undo()
 
 
 def test_a_variant_that_fails_is_refused_with_its_report(source, given_times, damaged):
