@@ -40,7 +40,7 @@ def quantize_openvino(
     *,
     judge: Judge | None = None,
     target: float = 0.99,
-    max_error: float = 0.1,
+    max_error: float = 0.095,
     keep: Sequence[str] | None = None,
     progress: bool = True,
 ) -> QuantizedOpenvino:

@@ -151,7 +151,7 @@ class TestCalibration:
     def test_ranges_and_means_are_those_of_every_image(self):
         found = FloatNetwork(uneven())
         seen = calibrate(found, SMALL_SAMPLES, bs=5)
-        name = found.heavy[1].input[0]
+        name = found.heavy[2].input[0]
         values = _activation(found, name)
         assert seen.ranges[name] == (values.min(), values.max())
         assert np.allclose(seen.means[name], values.mean(0, keepdims=True), rtol=1e-5)
