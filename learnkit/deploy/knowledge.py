@@ -12,6 +12,7 @@ from learnkit.deploy.features import BATCH, feature_rows
 from learnkit.deploy.labelled import Labelled
 from learnkit.deploy.running import Network
 
+CARRIED = "carried over from float32"
 Head = TypeVar("Head", bound=ContinualClassifier)
 
 
@@ -31,7 +32,7 @@ def learned_again(
     """
     kept = copy.deepcopy(head).eval()
     if problem := _problem(head, learned):
-        return kept, f"carried over from float32: {problem}"
+        return kept, f"{CARRIED}: {problem}"
     assert learned is not None
     new = type(head)(**head.settings.to_dict())
     features = _features(network, learned, progress)
@@ -40,7 +41,7 @@ def learned_again(
         validation = (_features(network, learned.validation, progress), learned.validation.labels)
     new.extend(features, learned.labels, class_names=list(head.classes), validation=validation)
     if new.n_images != head.n_images:
-        return kept, "carried over from float32: blank images are others for the converted network"
+        return kept, f"{CARRIED}: blank images are others for the converted network"
     _settle(new, head)
     what = f"{len(learned.labels)} images" + (
         f" and {len(validation[1])} of validation" if validation else ""

@@ -14,7 +14,7 @@ from torch import Tensor
 from learnkit.deploy.bulk import watched
 
 BATCHES = (1, 16)
-MIN_ROUNDS, MAX_ROUNDS = 5, 30
+MIN_ROUNDS, MAX_ROUNDS = 3, 30
 BLOCK = 3  # calls in a row that count; the one before them finds out what ran before it
 BUSY = 3.0  # times the median that the 95th percentile reaches only where others compute, too
 
@@ -31,7 +31,7 @@ def measure(
     pixels: Tensor,
     *,
     batches: Sequence[int] = BATCHES,
-    seconds: float = 2.0,
+    seconds: float = 3.0,
     clock: Callable[[], float] = time.perf_counter,
     progress: bool = False,
 ) -> dict[str, dict[int, Times]]:

@@ -11,7 +11,7 @@ from learnkit.deploy.base_files import BaseFiles
 from learnkit.deploy.bundle import bundle_files
 from learnkit.deploy.comparing import answers, compare
 from learnkit.deploy.conversion import Converted, Converter
-from learnkit.deploy.knowledge import learned_again
+from learnkit.deploy.knowledge import CARRIED, learned_again
 from learnkit.deploy.measuring import measure, torch_threads, was_busy
 from learnkit.deploy.optimized import OptimizedPredictor
 from learnkit.deploy.predictor import Predictor
@@ -156,6 +156,8 @@ class Trials:
             threshold=source.threshold,
             strange=strange,
         )
+        if trial.state.startswith(CARRIED):
+            trial.state += f"; mean cosine of the features {trial.quality.feature_cosine:.4f}"
         trial.verdicts = verdicts_of(trial, task)
 
     def _predictor(self, trial: Trial) -> tuple[OptimizedPredictor, str]:

@@ -3,7 +3,14 @@ import itertools
 import pytest
 import torch
 
-from learnkit.deploy.measuring import BLOCK, MAX_ROUNDS, measure, torch_threads, was_busy
+from learnkit.deploy.measuring import (
+    BLOCK,
+    MAX_ROUNDS,
+    MIN_ROUNDS,
+    measure,
+    torch_threads,
+    was_busy,
+)
 
 PIXELS = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1)
 
@@ -35,7 +42,7 @@ def test_median_and_95th_percentile_are_those_of_the_calls():
     times = measure(runs, PIXELS, batches=(1,), seconds=0.0, clock=clock)
     assert times["steady"][1] == pytest.approx((2.0, 2.0))
     # calls 1, 5, 9, ... begin a turn and do not count; call 0 warmed up
-    counted = [turn * (BLOCK + 1) + 2 + i for turn in range(5) for i in range(BLOCK)]
+    counted = [turn * (BLOCK + 1) + 2 + i for turn in range(MIN_ROUNDS) for i in range(BLOCK)]
     assert times["rising"][1].median == pytest.approx(sorted(counted)[len(counted) // 2])
 
 

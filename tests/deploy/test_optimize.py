@@ -169,6 +169,7 @@ def test_without_its_images_knowledge_is_carried_over_and_said(source, given_tim
     some = Labelled(*labelled({"a": 5, "b": 5, "c": 5}))
     faster, report = source.optimize("bfloat16", backend="torch", test=TEST, samples=some, **QUIET)
     assert report.state.startswith("carried over from float32: it has learned 33 images")
+    assert report.state.endswith(f"of the features {report.quality.feature_cosine:.4f}")
     assert faster.continual.statistics is source.continual.statistics
     faster.set(ood_threshold=7.0)
     assert source.continual.threshold.value != 7.0
