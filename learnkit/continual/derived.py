@@ -191,11 +191,13 @@ def _calibrated(linear: LinearClassifier, honest: Honest) -> Calibration:
 
 
 def _before_and_after(honest: Honest, temperature: float) -> list[float]:
-    both = [(honest.logits / t).softmax(1) for t in (1.0, temperature)]
+    """Log loss, squared error and calibration error, each before and after the temperature."""
     of = measures.log_loss, measures.brier_score, measures.expected_calibration_error
-    return [
-        measure(probs, honest.labels, weights=honest.weights) for measure in of for probs in both
-    ]
+    found = []
+    for t in (1.0, temperature):
+        probs = (honest.logits / t).softmax(1)
+        found.append([measure(probs, honest.labels, weights=honest.weights) for measure in of])
+    return [value for pair in zip(*found, strict=True) for value in pair]
 
 
 def _scorer(

@@ -136,7 +136,7 @@ class Geometry:
 def squared_distances(points: Tensor, means: Tensor) -> Tensor:
     """Squared distances (N,P) between rows, never negative."""
     lengths = points.square().sum(1)[:, None] + means.square().sum(1)
-    return (lengths - 2 * points @ means.T).clamp_min_(0)
+    return lengths.sub_(2 * points @ means.T).clamp_min_(0)
 
 
 def fit_spectrum(stats: ClassStatistics) -> Spectrum:
@@ -150,9 +150,9 @@ def fit_spectrum(stats: ClassStatistics) -> Spectrum:
         raise ContinualNotInitializedError(
             "no class has an image yet; learn some before a classifier is asked for"
         )
+    values, axes = torch.linalg.eigh(stats.scatter())
     means = stats.means()[classes]
     center = means.mean(0)
-    values, axes = torch.linalg.eigh(stats.scatter())
     return Spectrum(
         classes=classes,
         counts=stats.counts[classes].to(torch.float64),

@@ -34,7 +34,7 @@ def held_out_mahalanobis(linear: LinearClassifier) -> Tensor:
     labels = torch.searchsorted(spectrum.classes, loo.labels[:n])
     copies = loo.memory.copies[at].to(torch.float64)
     other, factor = _before(geometry)
-    left_out = leave_one_out(other, spectrum.turn(loo.memory.features[at]), labels, copies)
+    left_out = leave_one_out(other, spectrum.turn(loo.memory.embedded(at)), labels, copies)
     held = replace(left_out, distances=left_out.distances * factor)
     return torch.cat([held.mahalanobis_scores(geometry.d_eff), loo.mahalanobis[n:]])
 

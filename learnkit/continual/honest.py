@@ -7,6 +7,7 @@ class has neither, images are drawn from the fitted distribution, and the result
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from learnkit.continual.statistics import ClassStatistics
 _MAX_REFERENCE = 2**23
 _MAX_PRODUCTS = 6_000_000_000
 _MIN_ROWS = 256
-_BLOCK = 2**22  # distances held at once
+_BLOCK = 2**20  # numbers of a table held at once
 _N_DRAWN = 512
 # What can be said of an image; "logits" carry the scores that are made of them.
 PARTS = ("logits", "mahalanobis", "relative", "knn")
@@ -53,6 +54,12 @@ class Reference:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Squared length of each, (K,)."""
+        step = max(1, _BLOCK // self.features.shape[1])
+        return torch.cat([rows.square().sum(1) for rows in self.features.split(step)])
 
     def places(self, labels: Tensor, positions: Tensor) -> Tensor:
         """Rows (R,) of remembered features by class and position; -1 for those left aside."""
@@ -112,7 +119,7 @@ def collect_honest(
         [_spread(mass, fresh_labels), _loo_weights(mass, stats, loo, rows, single, covered)]
     )
     return Honest(
-        logits=torch.cat([judged.logits, loo.logits[rows]]),
+        logits=_followed(judged.logits, loo.logits, rows),
         labels=torch.cat([fresh_labels, loo.labels[rows]]),
         weights=weights / weights.sum(),
         mahalanobis=torch.cat([judged.mahalanobis, held_out_mahalanobis(linear)[rows]]),
@@ -121,6 +128,13 @@ def collect_honest(
         source="validation" if bool(covered.all()) else "leave-one-out",
         n_validated=int(covered.sum()),
     )
+
+
+def _followed(first: Tensor, second: Tensor, rows: Tensor) -> Tensor:
+    """`first` and these rows of `second`, which come as they are if they are all there is."""
+    if not len(first) and len(rows) == len(second):
+        return second
+    return torch.cat([first, second[rows]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +166,7 @@ def judge(
         linear.logits(features) if "logits" in parts else features[:, :0],
         geometry.mahalanobis_scores(features) if "mahalanobis" in parts else none,
         geometry.relative_scores(features) if "relative" in parts else none,
-        _nearest(features, reference.features) if "knn" in parts else none,
+        _nearest(features, reference) if "knn" in parts else none,
     )
 
 
@@ -160,19 +174,18 @@ def _infinite(n: int) -> Tensor:
     return torch.full((n,), math.inf, dtype=torch.float64)
 
 
-def _nearest(features: Tensor, others: Tensor, hide: Callable | None = None) -> Tensor:
-    """Distance (N,) to the nearest of others; infinite if there are none, or all are hidden.
+def _nearest(features: Tensor, reference: Reference, hide: Callable | None = None) -> Tensor:
+    """Distance (N,) to the nearest remembered; infinite if there are none, or all are hidden.
 
     `hide(distances, rows)` may set some squared distances to infinity.
     """
-    if not len(others) or not len(features):
+    if not len(reference) or not len(features):
         return _infinite(len(features))
     parts = []
-    lengths = others.square().sum(1)
-    for part in torch.arange(len(features)).split(max(1, _BLOCK // len(others))):
+    for part in torch.arange(len(features)).split(max(1, _BLOCK // len(reference))):
         rows = features[part]
-        distances = rows.square().sum(1)[:, None] + lengths - 2 * rows @ others.T
-        distances = distances.clamp_min_(0)
+        distances = rows.square().sum(1)[:, None] + reference.lengths
+        distances.sub_(2 * rows @ reference.features.T).clamp_min_(0)
         parts.append((distances if hide is None else hide(distances, part)).amin(1))
     return torch.cat(parts).sqrt()
 
@@ -182,7 +195,8 @@ def _nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Tens
     memory = loo.memory
     at = loo.rows[rows]
     labels = memory.labels[at]
-    features, partners = memory.features[at], memory.features[memory.partners[at].clamp_min(0)]
+    features = memory.embedded(at)
+    partners = memory.embedded(memory.partners[at].clamp_min(0))
     own = reference.places(labels, memory.positions[at])
     lone = rows >= loo.n_single
 
@@ -192,7 +206,7 @@ def _nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Tens
         same = lone[part][:, None] & (labels[part][:, None] == reference.labels)
         return distances.masked_fill_(same, math.inf)
 
-    found = _nearest(features, reference.features, hide)
+    found = _nearest(features, reference, hide)
     apart = (features - partners).norm(dim=1)
     return torch.where(lone, torch.minimum(found, apart), found)
 

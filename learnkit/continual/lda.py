@@ -8,16 +8,11 @@ shrinkage it is the nearest class mean.
 
 from __future__ import annotations
 
-from learnkit.continual.geometry import Geometry
+from learnkit.continual.discriminant import judge_trials, mean_debts
 from learnkit.continual.linear import Basis, LinearClassifier
-from learnkit.continual.selection import (
-    SHRINKAGES,
-    Prior,
-    Selection,
-    class_logits,
-    mean_debts,
-)
+from learnkit.continual.selection import SHRINKAGES, Selection
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.trials import Prior
 
 
 def fit_lda(
@@ -44,8 +39,7 @@ def fit_lda(
     """
     basis = Basis.of(stats, prior)
     selection = basis.select(debias, SHRINKAGES if shrinkage is None else (shrinkage,))
-    geometry = basis.spectrum.geometry(selection.shrinkage)
-    return _discriminant("lda", basis, selection, debias, scores=geometry)
+    return _discriminant("lda", basis, selection, debias)
 
 
 def fit_prototype(
@@ -57,24 +51,23 @@ def fit_prototype(
     many. Arguments and errors as for `fit_lda`.
     """
     basis = Basis.of(stats, prior)
-    scores = basis.spectrum.geometry(basis.select(1.0).shrinkage)
-    return _discriminant("prototype", basis, basis.select(debias, (1.0,)), debias, scores=scores)
+    scores = basis.select(1.0).shrinkage
+    return _discriminant("prototype", basis, basis.select(debias, (1.0,)), debias, scores)
 
 
 def _discriminant(
-    method: str, basis: Basis, selection: Selection, debias: float, *, scores: Geometry
+    method: str, basis: Basis, selection: Selection, debias: float, scores: float | None = None
 ) -> LinearClassifier:
     """Discriminant of the selected shrinkage, with the scores of another beside it."""
     geometry = basis.spectrum.geometry(selection.shrinkage)
-    left_out = basis.trials.left_out(geometry)
-    same = scores.shrinkage == geometry.shrinkage
+    verdicts = judge_trials(basis.trials, geometry, debias)
     lengths = geometry.means.square().sum(1)
     debts = mean_debts(lengths, geometry.counts, geometry.d_eff, debias)
     return basis.assemble(
         method,
-        selection,
+        basis.tempered(selection, verdicts.logits, geometry),
         geometry.unwhiten_covector(geometry.means),
         (debts - lengths) / 2,
-        class_logits(left_out, geometry.d_eff, debias),
-        (scores, left_out if same else basis.trials.left_out(scores)),
+        verdicts.logits,
+        basis.scored(geometry, verdicts, selection.shrinkage if scores is None else scores),
     )

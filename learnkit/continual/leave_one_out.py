@@ -15,75 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnkit.continual.embedding import GRID
 from learnkit.continual.geometry import Geometry
-from learnkit.continual.statistics import ClassStatistics
 
 # 1 - leverage is never negative; rounding and a ridge of nothing must not make it zero.
 _LEAST = 1e-12
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class MemoryRows:
-    """Remembered samples that can be left out, class after class in the order of their names.
-
-    `features (R,D)` embedded float64; `labels (R,)` places of their classes; `positions (R,)` where
-    `stats.memory.of(name)` keeps each; `copies (R,)` how many images of the class are this very
-    one; `partners (R,)` another row of the same class, -1 if none.
-    """
-
-    features: Tensor
-    labels: Tensor
-    positions: Tensor
-    copies: Tensor
-    partners: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def memory_rows(stats: ClassStatistics, limit: int | None = None) -> MemoryRows:
-    """Remembered samples of the classes that have other images too, at most about `limit`.
-
-    Equally many of each class, the first by hash, two at least: where the limit does not allow that
-    for every class, some classes, evenly spaced by name, stand for all. Which ones does not depend
-    on the order in which anything came.
-    """
-    places = [place for place in stats.places() if not is_alone(stats, place)]
-    if limit is not None and len(places) > limit // 2:
-        places = places[:: -(-len(places) // max(limit // 2, 1))]
-    cells = [stats.memory.cells[place] for place in places]
-    quota = _quota([len(cell.copies) for cell in cells], limit)
-    kept = [cell.features[:quota] for cell in cells]
-    sizes = torch.tensor([len(rows) for rows in kept], dtype=torch.int64)
-    size = sizes.repeat_interleave(sizes)
-    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    positions = torch.arange(len(size)) - first
-    nothing = torch.zeros(0, stats.n_features, dtype=torch.int16)
-    return MemoryRows(
-        features=torch.cat([nothing, *kept]).to(torch.float64) / GRID,
-        labels=torch.tensor(places, dtype=torch.int64).repeat_interleave(sizes),
-        positions=positions,
-        copies=torch.tensor([n for cell in cells for n in cell.copies[:quota]], dtype=torch.int64),
-        partners=torch.where(size > 1, first + (positions + 1) % size, -1),
-    )
-
-
-def is_alone(stats: ClassStatistics, place: int) -> bool:
-    """Whether a class is one image, or copies of one: without it, nothing of the class is left."""
-    n = int(stats.counts[place])
-    return n == 1 or n in stats.memory.cells[place].copies
-
-
-def _quota(sizes: list[int], limit: int | None) -> int:
-    """Largest number of rows per class that keeps the total within `limit`, at least two."""
-    most = max(sizes, default=0)
-    if limit is None:
-        return most
-    quota = 2
-    while quota < most and sum(min(n, quota + 1) for n in sizes) <= limit:
-        quota += 1
-    return quota
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,15 +34,6 @@ class LeftOut:
     background: Tensor
     lengths: Tensor
     counts: Tensor
-
-    def followed_by(self, other: LeftOut) -> LeftOut:
-        """Both, one after the other."""
-        return LeftOut(
-            torch.cat([self.distances, other.distances]),
-            torch.cat([self.background, other.background]),
-            torch.cat([self.lengths, other.lengths]),
-            torch.cat([self.counts, other.counts]),
-        )
 
     def debiased(self, d_eff: float) -> Tensor:
         """Squared distances less what the means are off by on average, (R,P)."""

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from learnkit.continual.discriminant import Verdicts, judge_trials
 from learnkit.continual.geometry import Geometry, Spectrum, fit_spectrum
-from learnkit.continual.leave_one_out import LeftOut, MemoryRows, memory_rows
-from learnkit.continual.selection import (
-    SHRINKAGES,
-    Prior,
-    Selection,
-    Trials,
-    class_masses,
-    make_trials,
-    select,
-)
+from learnkit.continual.memory_rows import MemoryRows, memory_rows
+from learnkit.continual.selection import SHRINKAGES, Selection, select, temper_trials
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.trials import Prior, Trials, class_masses, make_trials
 
 # Bounds on what one refit may cost: numbers in the features and in the logits of all trials, then
 # of those that take part in the search, and multiplications in it.
@@ -96,6 +90,14 @@ class LinearClassifier:
         return features.to(torch.float64) @ self.weight.T + self.bias
 
 
+class Scored(NamedTuple):
+    """A geometry with its honest scores of the trials, `mahalanobis (R,)` and `relative (R,)`."""
+
+    geometry: Geometry
+    mahalanobis: Tensor
+    relative: Tensor
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Basis:
     """Spectrum and samples to leave out, shared by all classifiers of the same statistics.
@@ -128,13 +130,23 @@ class Basis:
         return cls(stats, spectrum, log_prior, memory, trials, searched)
 
     def select(self, debias: float, shrinkages: tuple[float, ...] = SHRINKAGES) -> Selection:
-        """Shrinkage and temperature of the discriminant."""
+        """Shrinkage and temperature of the discriminant, by the trials that are searched."""
         asked = {"debias": debias, "log_prior": self.log_prior}
-        chosen = select(self.spectrum, self.searched, shrinkages=shrinkages, **asked)
-        if self.searched is self.trials:
-            return chosen
-        last = select(self.spectrum, self.trials, shrinkages=(chosen.shrinkage,), **asked)
-        return Selection(last.shrinkage, last.temperature, last.by, chosen.losses)
+        return select(self.spectrum, self.searched, shrinkages=shrinkages, **asked)
+
+    def tempered(self, selection: Selection, logits: Tensor, geometry: Geometry) -> Selection:
+        """The selection with the temperature that all trials tell, from their logits (R,P)."""
+        if self.searched is self.trials or logits.shape[1] == 1:
+            return selection
+        best = temper_trials(logits, self.trials, geometry, self.log_prior)
+        return replace(selection, temperature=best.temperature)
+
+    def scored(self, geometry: Geometry, verdicts: Verdicts, shrinkage: float) -> Scored:
+        """The scores of another shrinkage, or the same: then `verdicts` of it have them."""
+        other = self.spectrum.geometry(shrinkage)
+        if other.shrinkage != geometry.shrinkage:
+            geometry, verdicts = other, judge_trials(self.trials, other, 1.0)
+        return Scored(geometry, verdicts.mahalanobis, verdicts.relative)
 
     def assemble(
         self,
@@ -143,7 +155,7 @@ class Basis:
         covectors: Tensor,
         offset: Tensor | float,
         logits: Tensor,
-        scores: tuple[Geometry, LeftOut],
+        scores: Scored,
     ) -> LinearClassifier:
         """Return the classifier `covectors @ (features - center) + offset`, with its prior.
 
@@ -152,18 +164,17 @@ class Basis:
             selection: What it was chosen by.
             covectors: (P,D), for embedded features.
             offset: (P,).
-            logits: Honest logits of the trials (R,P), without the prior.
-            scores: The geometry for scores, and the trials left out of it.
+            logits: Honest logits of the trials (R,P), without the prior, which is added in place.
+            scores: The geometry for scores, and those of the trials.
         """
         prior = selection.temperature * self.log_prior
         bias = offset - covectors @ self.spectrum.center + prior
-        geometry, left_out = scores
         loo = LeaveOneOut(
-            logits=self._by_place(logits + prior, -math.inf, dim=1),
+            logits=self._by_place(logits.add_(prior), -math.inf, dim=1),
             labels=self.spectrum.classes[self.trials.labels],
             weights=self.trials.weights,
-            mahalanobis=left_out.mahalanobis_scores(geometry.d_eff),
-            relative=left_out.relative_scores(geometry.d_eff),
+            mahalanobis=scores.mahalanobis,
+            relative=scores.relative,
             rows=self.trials.rows,
             n_single=self.trials.n_single,
             memory=self.memory,
@@ -174,13 +185,15 @@ class Basis:
             method=method,
             shrinkage=selection.shrinkage,
             temperature=selection.temperature,
-            geometry=geometry,
+            geometry=scores.geometry,
             loo=loo,
             diagnostics=selection.to_dict(),
         )
 
     def _by_place(self, values: Tensor, fill: float, *, dim: int) -> Tensor:
         """Values by class name spread to the classes' places; the others get `fill`."""
+        if torch.equal(self.spectrum.classes, torch.arange(self.stats.n_classes)):
+            return values
         shape = list(values.shape)
         shape[dim] = self.stats.n_classes
         return values.new_full(shape, fill).index_copy_(dim, self.spectrum.classes, values)

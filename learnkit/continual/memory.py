@@ -85,7 +85,7 @@ class FeatureMemory:
             torch.arange(len(kept)), torch.tensor([len(rows) for rows in kept], dtype=torch.int64)
         )
         empty = torch.empty(0, self.n_features, dtype=torch.int16)
-        return torch.cat([empty, *kept]).to(torch.float64) / GRID, labels
+        return torch.cat([empty, *kept]).to(torch.float64).div_(GRID), labels
 
     def copies(self) -> Tensor:
         """How many images each row of `all()` stands for, int64 (M,)."""

@@ -19,18 +19,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from learnkit.continual.discriminant import judge_trials
 from learnkit.continual.geometry import Spectrum
-from learnkit.continual.linear import Basis, LinearClassifier
+from learnkit.continual.linear import Basis, LinearClassifier, Scored
 from learnkit.continual.selection import (
     GUESS_IS_TOO_HIGH,
-    Prior,
     Selection,
-    Trials,
     default_temperature,
     weigh_evidence,
 )
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.continual.temperature import Tempered, temper
+from learnkit.continual.trials import Prior, Trials
 
 # Penalties, in units of the mean eigenvalue that is not zero.
 PENALTIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -55,13 +55,14 @@ def fit_ridge(
     selection = _select(basis, PENALTIES if penalty is None else (penalty,))
     ridge = Ridge.fit(basis.spectrum, selection.shrinkage)
     scores = basis.spectrum.geometry(basis.select(1.0).shrinkage)
+    _, mahalanobis, relative = judge_trials(basis.trials, scores, 1.0)
     return basis.assemble(
         "ridge",
         selection,
         ridge.weight @ basis.spectrum.axes.T,
         0.0,
         ridge.leave_out(basis.trials),
-        (scores, basis.trials.left_out(scores)),
+        Scored(scores, mahalanobis, relative),
     )
 
 
@@ -126,16 +127,16 @@ class Ridge(NamedTuple):
 
         The penalty is held. A trial with a partner leaves alone, and the partner is the class mean.
         """
-        n = trials.n_single
-        single = self._inner(trials.points[:n], trials.labels[:n])
-        own = self._own_mean(single, trials.labels[:n], trials.copies[:n])
-        logits = self._logits(single, own, trials.labels[:n], trials.copies[:n])
-        if n == len(trials):
-            return logits
-        paired = self._inner(trials.points[n:], trials.labels[n:])
-        partner = self._partner(trials.points[n:], trials.points[trials.partners])
-        pairs = self._logits(paired, partner, trials.labels[n:], trials.copies[n:])
-        return torch.cat([logits, pairs])
+        logits = torch.empty(len(trials), len(self.offsets), dtype=torch.float64)
+        for block in trials.blocks(len(self.offsets)):
+            points, labels = trials.points[trials.rows[block]], trials.labels[block]
+            copies, inner = trials.copies[block], self._inner(points, labels)
+            if block.start < trials.n_single:
+                own = self._own_mean(inner, labels, copies)
+            else:
+                own = self._partner(points, trials.points[trials.partners_of(block)])
+            logits[block] = self._logits(inner, own, labels, copies)
+        return logits
 
     def _products(self, points: Tensor, others: Tensor, means: Tensor) -> Tensor:
         """Products (R,) of rows counted from the middle; `means (R,P)` are those of `others`."""

@@ -5,148 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from learnkit.continual.discriminant import judge_trials
 from learnkit.continual.geometry import Geometry, Spectrum
-from learnkit.continual.leave_one_out import (
-    LeftOut,
-    MemoryRows,
-    is_alone,
-    leave_one_out,
-    leave_pair_out,
-    log_det_left_out,
-)
-from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.leave_one_out import log_det_left_out
 from learnkit.continual.temperature import Tempered, temper
+from learnkit.continual.trials import Trials
 
-Prior = Literal["uniform", "empirical"]
 # The last one is the nearest class mean.
 SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.8, 0.9, 0.97, 0.99, 0.999, 1.0)
 # Squared distance of unit vectors that turns the odds by a factor of e, where nothing can be learnt
 # about it; on photographs with one image of each of ten classes .07 to .09 was best.
 _SOFTNESS = 0.1
 _GUESS_IS_WORTH = 20.0  # degrees of freedom
-# Share of the differences between the lengths of class means that is kept with many images; of one
-# image a class two thirds of it. On photographs and digits, 1 to 500 images a class, this was best
-# or near it: with 1 the accuracy is .3 to .5 points less, with 1 image a class 1 point.
-_TRUST = 0.75
 # The temperature guessed from the spread within classes is e**0.5 times the best, on average.
 GUESS_IS_TOO_HIGH = 1.65
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Trials:
-    """Remembered samples as honest test samples: each left out, some as the second of two ever.
-
-    `points (R,D)` are the samples turned into the axes of the spectrum, `labels (R,)` positions
-    among its classes, `copies (R,)` as in `MemoryRows`, `weights (R,)` sum to 1. `rows (R,)` says
-    which memory row each one is. The rows from `n_single` on leave together with the memory row
-    `partners (R - n_single,)`, which then is all that is known of the class.
-    """
-
-    points: Tensor
-    labels: Tensor
-    copies: Tensor
-    weights: Tensor
-    rows: Tensor
-    partners: Tensor
-    n_single: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def left_out(self, geometry: Geometry) -> LeftOut:
-        """Honest distances of every trial in the whitened space of one shrinkage."""
-        n = self.n_single
-        single = leave_one_out(geometry, self.points[:n], self.labels[:n], self.copies[:n])
-        if n == len(self):
-            return single
-        paired = leave_pair_out(
-            geometry,
-            self.points[n:],
-            self.labels[n:],
-            self.points[self.partners],
-            (self.copies[n:], self.copies[self.partners]),
-        )
-        return single.followed_by(paired)
-
-
-def class_masses(counts: Tensor, prior: Prior) -> Tensor:
-    """Share of each class among the images to come, float64 (P,), summing to 1."""
-    masses = torch.ones_like(counts) if prior == "uniform" else counts
-    return masses / masses.sum()
-
-
-def make_trials(
-    stats: ClassStatistics, spectrum: Spectrum, memory: MemoryRows, prior: Prior
-) -> Trials:
-    """Every memory row once and, while classes of one image exist, once more beside a partner.
-
-    A class weighs as much as its prior, whatever the number of its rows. Classes of one image
-    cannot be left out; rows that play their part (`leave_pair_out`) get their weight.
-    """
-    masses = class_masses(spectrum.counts, prior)
-    alone = torch.tensor([is_alone(stats, place) for place in spectrum.classes.tolist()])
-    lonely = float(masses[alone].sum())
-    position = torch.full((stats.n_classes,), -1, dtype=torch.int64)
-    position[spectrum.classes] = torch.arange(len(spectrum.classes))
-    labels = position[memory.labels]
-    pairs = pairable(memory, spectrum.counts[labels]) if lonely > 0 else labels[:0]
-    share = lonely if len(pairs) else 0.0
-    rows = torch.cat([torch.arange(len(labels)), pairs])
-    weights = [
-        (1 - share) * row_weights(labels, masses),
-        share * row_weights(labels[pairs], masses),
-    ]
-    return Trials(
-        points=spectrum.turn(memory.features)[rows],
-        labels=labels[rows],
-        copies=memory.copies[rows].to(torch.float64),
-        weights=torch.cat(weights),
-        rows=rows,
-        partners=memory.partners[pairs],
-        n_single=len(labels),
-    )
-
-
-def pairable(memory: MemoryRows, counts: Tensor) -> Tensor:
-    """Which rows have a partner and leave images of the class behind together with it, (K,)."""
-    together = memory.copies + memory.copies[memory.partners]
-    return ((memory.partners >= 0) & (counts > together)).nonzero()[:, 0]
-
-
-def row_weights(labels: Tensor, masses: Tensor) -> Tensor:
-    """Weights (R,) summing to 1, those of a class in proportion to its mass."""
-    if len(labels) == 0:
-        return masses[:0]
-    weights = (masses / torch.bincount(labels, minlength=len(masses)).clamp_min(1))[labels]
-    return weights / weights.sum()
-
-
-def class_logits(left_out: LeftOut, d_eff: float, debias: float) -> Tensor:
-    """Logits (R,P) of the discriminant, as the classifier without the sample would give them."""
-    debts = mean_debts(left_out.lengths, left_out.counts, d_eff, debias)
-    return 0.5 * (left_out.background[:, None] - left_out.distances + debts)
-
-
-def mean_debts(lengths: Tensor, counts: Tensor, d_eff: float, debias: float) -> Tensor:
-    """What to take off the squared lengths (..., P) of the class means before they count.
-
-    First the length that a mean of so many images has from noise alone, `d_eff / n`. What is left
-    still differs between classes mostly by chance, while the directions of the means can be
-    trusted: it is drawn towards its mean over the classes, the more, the fewer images there are.
-
-    Source: James and Stein, "Estimation with quadratic loss", 1961, for shrinking what is noisy
-    towards its mean; how far is measured.
-    """
-    noise = d_eff / counts
-    free = lengths - noise
-    trust = _TRUST * counts / (counts + 0.5)
-    common = (trust * free).sum(-1, keepdim=True) / trust.sum(-1, keepdim=True)
-    return debias * (noise + (1 - trust) * (free - common))
 
 
 @dataclass(frozen=True)
@@ -189,14 +65,22 @@ def select(
         if single:
             results[shrinkage] = Tempered(1.0, density_loss(geometry, trials))
         else:
-            logits = class_logits(trials.left_out(geometry), geometry.d_eff, debias)
-            guess = default_temperature(spectrum, geometry.means * geometry.scale, geometry.d_eff)
-            about = {"log_prior": log_prior, "expected": guess / GUESS_IS_TOO_HIGH}
-            results[shrinkage] = temper(logits, trials.labels, trials.weights, **about)
+            logits = judge_trials(trials, geometry, debias).logits
+            results[shrinkage] = temper_trials(logits, trials, geometry, log_prior)
     losses = {shrinkage: result.log_loss for shrinkage, result in results.items()}
     best = weigh_evidence(losses, default_shrinkage(spectrum), trials.weights, _log_odds)
     by = "leave-one-out density" if single else "leave-one-out log loss"
     return Selection(best, results[best].temperature, by, losses)
+
+
+def temper_trials(
+    logits: Tensor, trials: Trials, geometry: Geometry, log_prior: Tensor
+) -> Tempered:
+    """Temperature and honest log loss of the discriminant, from its logits of the trials."""
+    weight = geometry.means * geometry.scale
+    guess = default_temperature(geometry.spectrum, weight, geometry.d_eff)
+    about = {"log_prior": log_prior, "expected": guess / GUESS_IS_TOO_HIGH}
+    return temper(logits, trials.labels, trials.weights, **about)
 
 
 def weigh_evidence(
@@ -274,6 +158,7 @@ def density_loss(geometry: Geometry, trials: Trials) -> float:
 
     Source: Hoffbeck and Landgrebe, 1996, who choose the covariance by it.
     """
-    own = trials.left_out(geometry).distances.gather(1, trials.labels[:, None])[:, 0]
+    left_out = trials.left_out(geometry, slice(0, trials.n_single))  # a single class has no pairs
+    own = left_out.distances.gather(1, trials.labels[:, None])[:, 0]
     log_det = log_det_left_out(geometry, trials.points, trials.labels, trials.copies)
     return float(trials.weights @ (own + log_det)) / 2

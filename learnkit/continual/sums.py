@@ -173,7 +173,7 @@ class ClassSums:
 
         A mean of unit vectors that differ is shorter than 1.
         """
-        return self.sums / self.counts.clamp_min(1)[:, None] / GRID
+        return (self.sums / self.counts.clamp_min(1)[:, None]).div_(GRID)
 
     def scatter(self) -> Tensor:
         """Within-class scatter of the embedded features, float64 (D, D), symmetric.
@@ -184,9 +184,10 @@ class ClassSums:
         places = self.places()
         totals = [self.sums[places], *[one.total[None] for one in self.forgotten]]
         counts = [self.counts[places], torch.tensor([one.count for one in self.forgotten])]
-        root = torch.cat(totals) / torch.cat(counts).to(torch.float64).sqrt()[:, None]
+        root = torch.cat(totals).div_(torch.cat(counts).to(torch.float64).sqrt()[:, None])
         between = root.T @ root
-        return (self.gram - (between + between.T) / 2) / GRID**2
+        between = (between + between.T).div_(2)
+        return torch.sub(self.gram, between, out=between).div_(GRID**2)
 
     def equals(self, other: ClassSums) -> bool:
         """Whether both know the same to the bit, whatever the order in which classes arrived.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ BOUNDS = (1e-2, 1e4)
 # How far the logarithm of the temperature is from what is expected of it (standard deviation): on
 # photographs and digits, from 2 images a class on, .1 to .5 within a data set, .5 between them.
 _SPREAD = 0.6
+_BLOCK = 2**20  # numbers of a table held at once
 
 
 class Tempered(NamedTuple):
@@ -47,7 +49,7 @@ def temper(
         bounds: Least and largest temperature.
     """
     offset = torch.zeros(logits.shape[1], dtype=torch.float64) if log_prior is None else log_prior
-    logits = (logits - logits.amax(1, keepdim=True)).clamp_min(-1e30)
+    logits = (logits - logits.amax(1, keepdim=True)).clamp_min_(-1e30)
     truth, truth_offset = _softened(logits, offset, targets, weights)
     factor = best_factor(
         LogLoss(logits, truth, weights, offset),
@@ -56,7 +58,8 @@ def temper(
         start=_start(logits, weights),
         expected=Expected(1 / expected, _SPREAD, effective_number(weights)) if expected else None,
     )
-    total = torch.logsumexp(logits * factor + offset, 1) - truth * factor - truth_offset
+    sums = [torch.logsumexp((block * factor).add_(offset), 1) for block in _blocks(logits)]
+    total = torch.cat(sums) - truth * factor - truth_offset
     return Tempered(1 / factor, float(weights @ total))
 
 
@@ -65,9 +68,14 @@ def effective_number(weights: Tensor) -> float:
     return 1 / float(weights.square().sum())
 
 
+def _blocks(table: Tensor, n_columns: int | None = None) -> tuple[Tensor, ...]:
+    """Rows of a table (N,C), as many at a time as make small tables of so many columns."""
+    return table.split(max(1, _BLOCK // (n_columns or table.shape[1])))
+
+
 def _start(logits: Tensor, weights: Tensor) -> float:
     """Factor that leaves the logits a spread of about 1."""
-    spread = logits.clamp_min(-1e15).square().mean(1)
+    spread = torch.cat([block.clamp_min(-1e15).square_().mean(1) for block in _blocks(logits)])
     return 1 / max(float(weights @ spread) ** 0.5, 1e-15)
 
 
@@ -77,7 +85,11 @@ def _softened(
     """Logit and offset (N,) of the truth, mixed with the runner-up's by one sample's share."""
     share = 1 / (1 + effective_number(weights))
     own = targets[:, None]
-    rival = logits.scatter(1, own, float("-inf")).argmax(1, keepdim=True)
+    rivals = [
+        block.scatter(1, at, -math.inf).argmax(1, keepdim=True)
+        for block, at in zip(_blocks(logits), _blocks(own, logits.shape[1]), strict=True)
+    ]
+    rival = torch.cat(rivals)
 
     def mixed(values: Tensor) -> Tensor:
         pick = (1 - share) * values.gather(1, own) + share * values.gather(1, rival)

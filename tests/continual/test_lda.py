@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from learnkit.continual.discriminant import mean_debts
 from learnkit.continual.embedding import embed, to_grid
 from learnkit.continual.lda import fit_lda, fit_prototype
-from learnkit.continual.selection import mean_debts
 from learnkit.continual.statistics import GRID, ClassStatistics
 from learnkit.continual.temperature import temper
 from learnkit.errors import ContinualNotInitializedError

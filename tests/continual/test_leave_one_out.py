@@ -8,12 +8,11 @@ from helpers import SHARED
 from learnkit.continual.embedding import embed, to_grid
 from learnkit.continual.geometry import fit_spectrum
 from learnkit.continual.leave_one_out import (
-    is_alone,
     leave_one_out,
     leave_pair_out,
     log_det_left_out,
-    memory_rows,
 )
+from learnkit.continual.memory_rows import is_alone, memory_rows
 from learnkit.continual.statistics import GRID, ClassStatistics
 
 COUNTS = {"bolt": 14, "nut": 9, "screw": 5, "pin": 3, "cap": 2}

@@ -1,0 +1,57 @@
+"""Trials are judged some at a time, which no result shows."""
+
+import pytest
+import torch
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.linear import Basis
+from learnkit.continual.statistics import ClassStatistics
+
+COUNTS = {"a": 9, "b": 1, "c": 6, "d": 3}  # b is alone: others play its part, beside a partner
+BLOCKS = ("trials", "honest", "temperature")
+
+
+def draw(width=10):
+    generator = torch.Generator().manual_seed(0)
+    labels = [name for name, n in COUNTS.items() for _ in range(n)]
+    centers = {name: torch.randn(width, generator=generator) for name in COUNTS}
+    spread = torch.randn(len(labels), width, generator=generator)
+    return (torch.stack([centers[name] for name in labels]) + spread).double(), labels
+
+
+def learned(method):
+    features, labels = draw()
+    head = ContinualClassifier(10, classifier=method)
+    head.extend(features, labels)
+    return head
+
+
+@pytest.mark.parametrize("method", ["lda", "ridge", "prototype"])
+def test_judging_some_at_a_time_gives_what_judging_all_at_once_gives(method, monkeypatch):
+    whole = learned(method)
+    for module in BLOCKS:
+        monkeypatch.setattr(f"learnkit.continual.{module}._BLOCK", 13)
+    parts = learned(method)
+    one, other = (head.knowledge.derived for head in (whole, parts))
+    assert one.linear.loo.n_single < len(one.linear.loo_labels)  # there are pairs as well
+    for name in "logits", "mahalanobis", "relative":
+        torch.testing.assert_close(getattr(one.linear.loo, name), getattr(other.linear.loo, name))
+    assert parts.temperature == pytest.approx(whole.temperature)
+    torch.testing.assert_close(one.threshold.calibration_scores, other.threshold.calibration_scores)
+    fresh = draw()[0].flip(0)
+    torch.testing.assert_close(whole.ood_scores(fresh), parts.ood_scores(fresh))
+
+
+def test_a_block_is_small_and_never_mixes_both_kinds_of_trials(monkeypatch):
+    features, labels = draw()
+    stats = ClassStatistics.empty(10, root=False).update(features, labels)
+    trials = Basis.of(stats, "uniform").trials
+    monkeypatch.setattr("learnkit.continual.trials._BLOCK", 13)
+    blocks = [range(len(trials))[block] for block in trials.blocks(4)]
+    assert [row for block in blocks for row in block] == list(range(len(trials)))
+    assert max(map(len, blocks)) == 13 // 4
+    kinds = [{row < trials.n_single for row in block} for block in blocks]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert {True} in kinds
+    assert {False} in kinds
+    assert len(list(trials.blocks(10**6))) == len(trials)  # one at a time is the least
