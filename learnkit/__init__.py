@@ -51,8 +51,8 @@ PUBLIC_NAMES: dict[str, str] = {
     "load_learner": "learnkit.deploy.loading",
     "load_runtime": "learnkit.deploy.runtime",
     "devices": "learnkit.deploy.devices",
-    "ConversionReport": "learnkit.deploy.report",
     "Gates": "learnkit.deploy.gates",
+    "ConversionReport": "learnkit.deploy.report",
     # errors
     "LearnkitError": "learnkit.errors",
 }
