@@ -80,10 +80,9 @@ class FeatureMemory:
         return self._all[per_class]
 
     def _collect(self, per_class: int | None) -> tuple[Tensor, Tensor]:
-        kept = [cell.features[:per_class] for cell in self.cells]
-        labels = torch.repeat_interleave(
-            torch.arange(len(kept)), torch.tensor([len(rows) for rows in kept], dtype=torch.int64)
-        )
+        kept = [cell.features[:per_class] for cell in self.cells if cell.hashes]
+        sizes = torch.tensor([len(cell.hashes[:per_class]) for cell in self.cells])
+        labels = torch.arange(len(self.cells)).repeat_interleave(sizes.to(torch.int64))
         empty = torch.empty(0, self.n_features, dtype=torch.int16)
         return torch.cat([empty, *kept]).to(torch.float64).div_(GRID), labels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,8 @@ def memory_rows(stats: ClassStatistics, limit: int | None = None) -> MemoryRows:
     for every class, some classes, evenly spaced by name, stand for all. Which ones does not depend
     on the order in which anything came.
     """
-    places = [place for place in stats.places() if not is_alone(stats, place)]
+    every = stats.places()
+    places = [p for p, alone in zip(every, are_alone(stats, every), strict=True) if not alone]
     if limit is not None and len(places) > limit // 2:
         places = places[:: -(-len(places) // max(limit // 2, 1))]
     cells = [stats.memory.cells[place] for place in places]
@@ -66,10 +68,10 @@ def memory_rows(stats: ClassStatistics, limit: int | None = None) -> MemoryRows:
     )
 
 
-def is_alone(stats: ClassStatistics, place: int) -> bool:
-    """Whether a class is one image, or copies of one: without it, nothing of the class is left."""
-    n = int(stats.counts[place])
-    return n == 1 or n in stats.memory.cells[place].copies
+def are_alone(stats: ClassStatistics, places: Sequence[int]) -> list[bool]:
+    """Whether classes are one image, or copies of one: without it, nothing of them is left."""
+    counts, cells = stats.counts.tolist(), stats.memory.cells
+    return [counts[p] == 1 or counts[p] in cells[p].copies for p in places]
 
 
 def _quota(sizes: list[int], limit: int | None) -> int:

@@ -125,14 +125,15 @@ def read_memory(
     _check_shape(tensors, f"{prefix}_copies", (n_rows,))
     if (copies < 1).any() or (copies > LIMIT).any() or (rows == -GRID).any():
         raise StatisticsError(f"`{prefix}` holds what no feature gives; {_DAMAGED}")
-    cells = []
-    for part, n_copies in zip(
-        rows.split(sizes.tolist()), copies.split(sizes.tolist()), strict=True
-    ):
-        hashes = feature_hashes(part)
-        if any(a >= b for a, b in itertools.pairwise(hashes)):
+    hashes, stop = feature_hashes(rows), 0
+    cells = [FeatureMemory(size, n_features).empty_cell()] * len(names)
+    filled = torch.nonzero(sizes)[:, 0]
+    for place, n in zip(filled.tolist(), sizes[filled].tolist(), strict=True):
+        start, stop = stop, stop + n
+        if any(a >= b for a, b in itertools.pairwise(hashes[start:stop])):
             raise StatisticsError(f"`{prefix}` is not in the order of its hashes; {_DAMAGED}")
-        cells.append(Cell(part.clone(), hashes, tuple(n_copies.tolist())))
+        own = tuple(copies[start:stop].tolist())
+        cells[place] = Cell(rows[start:stop].clone(), hashes[start:stop], own)
     memory = FeatureMemory(size, n_features, names, tuple(cells))
     if counts is not None and any(
         cell.n_copies > n for cell, n in zip(cells, counts.tolist(), strict=True)

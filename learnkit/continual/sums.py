@@ -160,11 +160,12 @@ class ClassSums:
 
     def picked(self, places: Sequence[int]) -> Self:
         """These classes alone, in this order; meant for classes whose others have no images."""
+        as_it_is = places == list(range(self.n_classes))
         return replace(
             self,
             class_names=tuple(self.class_names[place] for place in places),
-            counts=self.counts[places],
-            sums=self.sums[places],
+            counts=self.counts if as_it_is else self.counts[places],
+            sums=self.sums if as_it_is else self.sums[places],
             memory=self.memory.picked(places),
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnkit.continual.geometry import Geometry, Spectrum
 from learnkit.continual.leave_one_out import LeftOut, leave_one_out, leave_pair_out
-from learnkit.continual.memory_rows import MemoryRows, is_alone
+from learnkit.continual.memory_rows import MemoryRows, are_alone
 from learnkit.continual.statistics import ClassStatistics
 
 Prior = Literal["uniform", "empirical"]
@@ -79,7 +79,7 @@ def make_trials(
     cannot be left out; rows that play their part (`leave_pair_out`) get their weight.
     """
     masses = class_masses(spectrum.counts, prior)
-    alone = torch.tensor([is_alone(stats, place) for place in spectrum.classes.tolist()])
+    alone = torch.tensor(are_alone(stats, spectrum.classes.tolist()))
     lonely = float(masses[alone].sum())
     position = torch.full((stats.n_classes,), -1, dtype=torch.int64)
     position[spectrum.classes] = torch.arange(len(spectrum.classes))

@@ -12,7 +12,7 @@ from learnkit.continual.leave_one_out import (
     leave_pair_out,
     log_det_left_out,
 )
-from learnkit.continual.memory_rows import is_alone, memory_rows
+from learnkit.continual.memory_rows import are_alone, memory_rows
 from learnkit.continual.statistics import GRID, ClassStatistics
 
 COUNTS = {"bolt": 14, "nut": 9, "screw": 5, "pin": 3, "cap": 2}
@@ -236,7 +236,7 @@ def test_the_only_image_of_a_class_cannot_be_left_out(copies):
     features = torch.cat([features, features[[alone] * (copies - 1)]])
     stats = gather(features, [*labels, *["b"] * (copies - 1)])
     place = stats.class_names.index("b")
-    assert is_alone(stats, place)
+    assert are_alone(stats, [place, 1 - place]) == [True, False]
     assert place not in memory_rows(stats).labels
 
 
