@@ -132,6 +132,10 @@ class BundleProbeError(BundleError):
     """The loaded network does not reproduce the logits recorded at export."""
 
 
+class NotPicklableError(LearnkitError, TypeError):
+    """A predictor pickles as the path of its bundle, and is in none, or is another by now."""
+
+
 class PredictionError(LearnkitError, ValueError):
     """A prediction cannot be made: wrong input, or the network's output is not finite."""
 

@@ -62,7 +62,10 @@ def _content_digest(predictor: Any) -> str:
         "preprocessing": predictor.preprocessing.to_dict(),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for part in ("model", "continual"):  # the network may be elsewhere than what it has learned
+    for name, data in sorted(getattr(predictor, "converted_files", {}).items()):
+        digest.update(f"\0{name} {len(data)}\0".encode() + data)
+    # the network may be elsewhere than what it has learned
+    for part in ("model", "continual", "detector"):
         module = getattr(predictor, part, None)
         for name, tensor in sorted(module.state_dict().items() if module is not None else ()):
             values = tensor.detach().cpu().contiguous()

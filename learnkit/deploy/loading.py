@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from learnkit.deploy.by_path import home_of
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.reading import read_bundle
@@ -64,4 +65,5 @@ def load_learner(
     bundle.check_probes(predictor)
     predictor.digest, predictor.probes = bundle.digest, bundle.probes.images
     predictor.measured = predictor.continual and predictor.continual.statistics
+    predictor._home = home_of(predictor, path, bundle.digest)
     return predictor

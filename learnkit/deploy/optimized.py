@@ -11,6 +11,7 @@ from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy.base_files import BaseFiles
+from learnkit.deploy.by_path import home_of
 from learnkit.deploy.conversion import Converted
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.predictor import Predictor
@@ -81,6 +82,11 @@ class OptimizedPredictor(Predictor):
         return self.network.session.threads
 
     @property
+    def converted_files(self) -> Mapping[str, bytes]:
+        """What the network is in its backend, by ending; none for torch."""
+        return self.converted.files
+
+    @property
     def has_learned(self) -> bool:
         """Whether it knows other things than the float32 weights' own head."""
         known = self.ood
@@ -144,7 +150,10 @@ class OptimizedPredictor(Predictor):
         from learnkit.deploy.bundle import write_bundle
         from learnkit.deploy.variant_writing import bundle_with_variants
 
-        return write_bundle(path, bundle_with_variants(self, others))
+        as_written = home_of(self, path, "")
+        digest = write_bundle(path, bundle_with_variants(self, others))
+        self._home = as_written._replace(digest=digest)
+        return digest
 
     def optimize(self, *_: Any, **__: Any) -> NoReturn:
         """Refused: what is optimised once cannot be again.

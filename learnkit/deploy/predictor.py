@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import Result
 from learnkit.deploy.bundle import save_bundle
+from learnkit.deploy.by_path import ByPath, home_of
 from learnkit.deploy.detector import Detector, checked_detector
 from learnkit.deploy.examining import Examining
 from learnkit.deploy.identity import Identified
@@ -26,13 +27,15 @@ from learnkit.deploy.running import Network
 from learnkit.errors import PredictionError
 
 
-class Predictor(ManyImages, Examining, Learning, Optimizing, Identified):
+class Predictor(ManyImages, Examining, Learning, Optimizing, Identified, ByPath):
     """A network with its preprocessing and class names: images in, predictions out.
 
     Predicting changes nothing, so threads may share a predictor. A model that belongs to the
     predictor alone (`owns_model`, as after `load_learner`) is put into eval mode once and runs
     without locks. A model shared with a learner may be in training mode: it is put into eval mode
     for each forward pass, one pass at a time, and left as it was found.
+
+    It pickles as the path of the bundle it was loaded from or saved to, see `ByPath`.
 
     Args:
         model: gives logits (N, C) for normalised float32 images (N, channels, H, W).
@@ -83,7 +86,9 @@ class Predictor(ManyImages, Examining, Learning, Optimizing, Identified):
     @property
     def state(self) -> tuple[Any, ...]:
         """What every change replaces, for `is_changed`: names and thresholds, what is learned."""
-        return (self._labelling, self.ood and self.ood.knowledge)
+        tells, beside = self.ood, self.detector
+        learned = tells and tells.knowledge
+        return (self._labelling, learned, beside, beside and beside.head_misfits)
 
     @property
     def threshold(self) -> float:
@@ -215,7 +220,10 @@ class Predictor(ManyImages, Examining, Learning, Optimizing, Identified):
             BundleWriteError: the folder could not be written; what stood there still does.
         """
         card = self._own_card() if card is None else card
-        return save_bundle(path, self, card=card, probes=self.probes if probes is None else probes)
+        probes, as_written = self.probes if probes is None else probes, home_of(self, path, "")
+        digest = save_bundle(path, self, card=card, probes=probes)
+        self._home = as_written._replace(digest=digest)
+        return digest
 
     def _own_card(self) -> dict[str, Any]:
         """The card it was loaded with, without what was measured on another state of knowledge."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import Result
+from learnkit.deploy.by_path import ByPath, home_of
 from learnkit.deploy.identity import Identified
 from learnkit.deploy.labelling import checked_threshold, renamed
 from learnkit.deploy.many import ManyImages, raised
@@ -75,14 +76,16 @@ def load_runtime(
         variant=described.name,
     )
     predictor.digest = found.digest
+    predictor._home = home_of(predictor, path, found.digest)
     return predictor
 
 
-class RuntimePredictor(ManyImages, Identified):
+class RuntimePredictor(ManyImages, Identified, ByPath):
     """A network in a backend of its own, with preprocessing and class names; needs no torch.
 
     Predicting changes nothing, so threads may share it. Probabilities are numpy arrays. Class names
-    and the threshold for unusual images can be `set`; nothing can be learned here.
+    and the threshold for unusual images can be `set`; nothing can be learned here. It pickles as
+    the path of its bundle, see `ByPath`.
 
     Args:
         session: the network.
@@ -95,6 +98,7 @@ class RuntimePredictor(ManyImages, Identified):
         variant: name of the variant it is, if any.
     """
 
+    _needs_torch = False
     continual = None  # no class statistics are kept here that could grow
 
     def __init__(

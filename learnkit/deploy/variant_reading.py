@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy.base_files import BaseFiles
+from learnkit.deploy.by_path import home_of
 from learnkit.deploy.conversion import Converted
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.files import MANIFEST, Folder, read_folder
@@ -83,6 +84,7 @@ def load_variant(
     _check_probes(predictor, variant, folder)
     predictor.report = _report(folder, name)
     predictor.digest = folder.digest
+    predictor._home = home_of(predictor, path, folder.digest)
     return predictor
 
 
