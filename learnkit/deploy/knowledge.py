@@ -7,25 +7,32 @@ from collections import Counter
 from typing import TypeVar
 
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.embedding import GRID, embed
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.features import BATCH, feature_rows
 from learnkit.deploy.labelled import Labelled
 from learnkit.deploy.running import Network
 
 CARRIED = "carried over from float32"
+UNMOVED = 0.5  # steps of the grid on which features of length 1 are kept
+N_COMPARED = 64
 Head = TypeVar("Head", bound=ContinualClassifier)
 
 
 def learned_again(
-    head: Head, network: Network, learned: Labelled | None, *, progress: bool
+    head: Head, was: Network, network: Network, learned: Labelled | None, *, progress: bool
 ) -> tuple[Head, str]:
     """(head, what became of it) for a converted `network`; the given head is left as it is.
 
     If `learned` are the images `head` has learned, all of them, the new head is to the bit what
-    learning them with the converted network gives. If not, it keeps its statistics as they are.
+    learning them with the converted network gives. If not, it keeps its statistics as they are. So
+    it does if the features are the same but for rounding, as of float32 in another backend: which
+    images are remembered is decided by the bytes of their features, and others would be for no
+    reason.
 
     Args:
         head: what knows classes in float32.
+        was: the network in float32.
         network: converted; gives other features.
         learned: images, labels and, set apart, those that decide threshold and temperature.
         progress: show a progress bar.
@@ -34,6 +41,12 @@ def learned_again(
     if problem := _problem(head, learned):
         return kept, f"{CARRIED}: {problem}"
     assert learned is not None
+    moved = _moved(was, network, learned, progress)
+    if moved < UNMOVED:
+        return kept, (
+            f"kept as it is: features moved by {moved:.1g} steps of the grid they are kept on, "
+            f"below {UNMOVED:g} (on {min(len(learned.items), N_COMPARED)} of its images)"
+        )
     new = type(head)(**head.settings.to_dict())
     features = _features(network, learned, progress)
     validation = None
@@ -69,6 +82,15 @@ def _problem(head: ContinualClassifier, learned: Labelled | None) -> str:
 def _may_be_blank(counts: Counter[str], wanted: dict[str, int]) -> bool:
     """Whether the few images too many can be blank ones, which are not learned."""
     return sum(counts.values()) - sum(wanted.values()) <= 0.1 * sum(wanted.values())
+
+
+def _moved(was: Network, network: Network, learned: Labelled, progress: bool) -> float:
+    """How far a number of the features of length 1 moves at most, in steps of the grid."""
+    n = len(learned.items)
+    places = range(n) if n <= N_COMPARED else [i * n // N_COMPARED for i in range(N_COMPARED)]
+    some = Labelled([learned.items[i] for i in places], [])
+    old, new = (embed(_features(one, some, progress), root=False) for one in (was, network))
+    return float((new - old).abs().max() * GRID) if n else 0.0
 
 
 def _features(network: Network, images: Labelled, progress: bool):

@@ -165,7 +165,9 @@ class Trials:
         task, source, tells = self.task, self.task.predictor, self.task.predictor.ood
         state = "the trained head is part of the network"
         if tells is not None:
-            tells, state = learned_again(tells, trial.network, task.learned, progress=task.progress)
+            tells, state = learned_again(
+                tells, source.network, trial.network, task.learned, progress=task.progress
+            )
         predictor = OptimizedPredictor(
             trial.converted,
             source.preprocessing,

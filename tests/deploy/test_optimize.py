@@ -1,6 +1,7 @@
 """Optimising end to end; speeds are given, so that no verdict depends on the machine."""
 
 import copy
+import re
 import threading
 import warnings
 
@@ -147,6 +148,22 @@ def test_what_was_learned_is_learned_again_to_the_bit(source, given_times):
     assert head.threshold.value == faster.continual.threshold.value
     assert head.temperature == faster.continual.temperature
     assert source.continual.knowledge.statistics is not again
+
+
+def test_what_moves_features_by_rounding_alone_leaves_knowledge_as_it_is(source, given_times):
+    """Other images would be remembered otherwise, and labels change, for no reason."""
+    _, report = source.optimize("bfloat16", backend="torch", test=TEST, learned=LEARNED, **QUIET)
+    assert report.state.startswith("learned again from 33 images")
+    faster, report = source.optimize(
+        "float32", backend="torch", test=TEST, learned=LEARNED, channels_last=True, **QUIET
+    )
+    moved = float(re.search(r"kept as it is: features moved by (\S+) steps", report.state)[1])
+    assert 0 <= moved < 0.1
+    assert report.state.endswith("below 0.5 (on 33 of its images)")
+    before, after = source.continual, faster.continual
+    assert after.statistics is before.statistics
+    assert torch.equal(after.statistics.memory.all()[0], before.statistics.memory.all()[0])
+    assert (after.temperature, after.threshold) == (before.temperature, before.threshold)
 
 
 def test_extending_gives_to_the_bit_what_initialising_with_all_gives(source, given_times):
