@@ -7,59 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnkit.continual.honest import Honest, Judged, Reference, collect_honest, judge
+from learnkit.continual.honest import Honest, collect_honest
 from learnkit.continual.lda import fit_lda, fit_prototype
 from learnkit.continual.linear import LinearClassifier
 from learnkit.continual.memory import FeatureMemory
+from learnkit.continual.nearest import Reference
+from learnkit.continual.notes import notes_on, warning_on
 from learnkit.continual.ridge import fit_ridge
+from learnkit.continual.scorer import Scorer, fit_scorer, fit_scorer_threshold
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.continual.temperature import temper
-from learnkit.errors import OodInternalError
 from learnkit.evaluation import measures
 from learnkit.uncertainty.calibration import Calibration
 from learnkit.uncertainty.conformal import lac_scores
-from learnkit.uncertainty.ood import (
-    combine,
-    energy_score,
-    location_scale,
-    max_softmax_score,
-    standardize,
-)
-from learnkit.uncertainty.threshold import Threshold, fit_threshold
-
-_ALIKE = "no class has two images that differ"
-_COMBINED = ("mahalanobis", "relative", "knn")  # what counts as unusual by default
-
-
-@dataclass(frozen=True, eq=False)
-class Scorer:
-    """The score that says how unusual an image is; higher = more unusual.
-
-    `standards` holds (part, mean, spread) of every part of a combined score; a score of one part
-    is taken as it is.
-    """
-
-    linear: LinearClassifier
-    reference: Reference
-    temperature: float
-    standards: tuple[tuple[str, float, float], ...]
-
-    def __call__(self, embedded: Tensor) -> Tensor:
-        """Scores float64 (N,) of embedded features (N, D)."""
-        parts = {part for part, _, _ in self.standards}
-        if parts & {"msp", "energy"}:
-            parts.add("logits")
-        return self.of(judge(self.linear, embedded, self.reference, parts))
-
-    def of(self, judged: Judged | Honest) -> Tensor:
-        """Scores (N,) of what has been judged already."""
-        return combine(
-            *(
-                standardize(_raw(part, judged, self.temperature), loc, scale)
-                for part, loc, scale in self.standards
-            )
-        )
+from learnkit.uncertainty.threshold import Threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +87,8 @@ def derive(
     fresh = validation.named(stats.class_names).picked(places)
     honest = collect_honest(sorted_stats, fresh, linear, reference, settings.prior)
     calibration = _calibrated(linear, honest)
-    scorer = _scorer(linear, honest, reference, calibration.temperature, settings.score)
-    threshold = _fit_threshold(scorer, honest, settings)
+    scorer = fit_scorer(linear, honest, reference, calibration.temperature, settings.score)
+    threshold = fit_scorer_threshold(scorer, honest, settings)
     weight, bias = _in_place(linear, places, stats.n_classes, calibration.temperature)
     is_real = honest.source != "parametric"
     probs = (honest.logits / calibration.temperature).softmax(1)
@@ -141,8 +103,8 @@ def derive(
         calibration=calibration,
         misfits=lac_scores(probs, honest.labels) if is_real else probs[:0, 0],
         misfit_weights=honest.weights if is_real else probs[:0, 0],
-        notes=_notes(sorted_stats, honest, threshold, scorer, settings),
-        warning=_warning(sorted_stats, honest, settings),
+        notes=notes_on(sorted_stats, honest, threshold, scorer, settings),
+        warning=warning_on(honest, settings),
     )
 
 
@@ -198,117 +160,3 @@ def _before_and_after(honest: Honest, temperature: float) -> list[float]:
         probs = (honest.logits / t).softmax(1)
         found.append([measure(probs, honest.labels, weights=honest.weights) for measure in of])
     return [value for pair in zip(*found, strict=True) for value in pair]
-
-
-def _scorer(
-    linear: LinearClassifier, honest: Honest, reference: Reference, temperature: float, score: str
-) -> Scorer:
-    """The score with its parts standardised; parts that cannot be had are left out."""
-    wanted = _wanted(honest, score)
-    as_it_is = wanted == (score,)
-    standards = [
-        (part, 0.0, 1.0) if as_it_is else (part, *_standard(part, honest, temperature))
-        for part in wanted
-    ]
-    return Scorer(linear, reference, temperature, tuple(standards))
-
-
-def _wanted(honest: Honest, score: str) -> tuple[str, ...]:
-    """The parts of a score, without those that cannot be had."""
-    wanted = _COMBINED if score == "combined" else (score,)
-    if "knn" in wanted and bool(honest.knn.isinf().any()):
-        wanted = ("mahalanobis",) if score == "knn" else ("mahalanobis", "relative")
-    if len(wanted) > 1 and honest.logits.shape[1] == 1:  # nothing to be relative to
-        wanted = tuple(part for part in wanted if part != "relative")
-    return wanted
-
-
-def _standard(part: str, honest: Honest, temperature: float) -> tuple[float, float]:
-    """Mean and spread of one part of several."""
-    scores = _raw(part, honest, temperature)
-    loc, spread = location_scale(scores, honest.weights)
-    return loc, spread if _differ(scores) else _guessed_spread(loc)
-
-
-def _raw(part: str, judged: Judged | Honest, temperature: float) -> Tensor:
-    if part == "msp":
-        return max_softmax_score(judged.logits / temperature)
-    if part == "energy":
-        return energy_score(judged.logits, temperature)
-    return getattr(judged, part)
-
-
-def _fit_threshold(scorer: Scorer, honest: Honest, settings: Settings) -> Threshold:
-    scores = scorer.of(honest)
-    if not bool(scores.isfinite().all()):
-        raise OodInternalError(
-            f"the {settings.score!r} score of {int((~scores.isfinite()).sum())} known images is "
-            "not finite although their features are; choose another `score`"
-        )
-    known = {"false_alarm_rate": settings.false_alarm_rate, "guarantee": settings.guarantee}
-    if honest.source == "parametric":
-        return fit_threshold([], model=location_scale(scores, honest.weights), **known)
-    return fit_threshold(
-        scores, weights=honest.weights, source=honest.source, model=_lone_model(scores), **known
-    )
-
-
-def _lone_model(scores: Tensor) -> tuple[float, float] | None:
-    """Mean and a spread to assume of scores that show none themselves: one, or two of a pair."""
-    loc = float(scores.mean())
-    return None if _differ(scores) else (loc, max(1.0, _guessed_spread(loc)))
-
-
-def _differ(scores: Tensor) -> bool:
-    return float(scores.amax() - scores.amin()) > 1e-9 * float(scores.abs().amax())
-
-
-def _guessed_spread(loc: float) -> float:
-    """A generous spread of scores around this mean; 1 around 0."""
-    return 0.3 * abs(loc) or 1.0
-
-
-def _notes(
-    stats: ClassStatistics,
-    honest: Honest,
-    threshold: Threshold,
-    scorer: Scorer,
-    settings: Settings,
-) -> tuple[str, ...]:
-    """What a person should know about how threshold and temperature came about."""
-    notes = []
-    alone = [
-        n for n, count in zip(stats.class_names, stats.counts.tolist(), strict=True) if count < 2
-    ]
-    if alone and honest.source != "validation":
-        notes.append(
-            f"one image each of {_some(alone)}: threshold and confidence for them are guessed "
-            "from the other classes; more images will help"
-        )
-    if 0 < honest.n_validated < stats.n_classes:
-        notes.append(
-            f"{honest.n_validated} of {stats.n_classes} classes have validation images; for the "
-            "others, remembered images were left out one by one"
-        )
-    parts = {part for part, _, _ in scorer.standards}
-    if settings.score in ("combined", "knn") and "knn" not in parts:
-        notes.append("too few remembered features: Mahalanobis distances alone make the score")
-    if threshold.source == "parametric":
-        notes.append(f"the threshold {threshold.statement}")
-    return tuple(notes)
-
-
-def _warning(stats: ClassStatistics, honest: Honest, settings: Settings) -> str:
-    if honest.source != "parametric":
-        return ""
-    forgetful = not settings.memory
-    why = "no features are remembered (memory=0)" if forgetful else _ALIKE
-    return (
-        f"{why}, and there are no validation images: the threshold and the temperature rest on an "
-        "assumed distribution, not on images; give validation images"
-        + ("" if forgetful else " or more images of a class")
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

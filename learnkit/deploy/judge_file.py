@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.derived import Derived, Scorer
+from learnkit.continual.derived import Derived
 from learnkit.continual.embedding import GRID
 from learnkit.continual.geometry import Geometry
+from learnkit.continual.scorer import Scorer
 from learnkit.deploy.formats import to_json
 from learnkit.errors import ExportError
 from learnkit.uncertainty.threshold import Threshold

@@ -17,7 +17,9 @@ import learnkit.continual.changes
 import learnkit.continual.derived
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed
-from learnkit.continual.honest import Reference, collect_honest, judge
+from learnkit.continual.honest import collect_honest
+from learnkit.continual.judged import judge
+from learnkit.continual.nearest import Reference
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import (
     ContinualPredictionError,
@@ -509,7 +511,7 @@ def test_guesses_come_with_one_warning_and_a_note():
 STEPS = [
     (learnkit.continual.changes, "derive"),
     (learnkit.continual.derived, "fit_classifier"),
-    (learnkit.continual.derived, "_fit_threshold"),
+    (learnkit.continual.derived, "fit_scorer_threshold"),
     (learnkit.continual.changes.Knowledge, "report"),
     (ClassStatistics, "update"),
 ]

@@ -8,7 +8,7 @@ from learnkit.continual.linear import Basis
 from learnkit.continual.statistics import ClassStatistics
 
 COUNTS = {"a": 9, "b": 1, "c": 6, "d": 3}  # b is alone: others play its part, beside a partner
-BLOCKS = ("trials", "honest", "temperature")
+BLOCKS = ("trials", "nearest", "temperature")
 
 
 def draw(width=10):
