@@ -21,7 +21,7 @@ from learnkit.deploy.labelling import checked_threshold, renamed
 from learnkit.deploy.many import ManyImages, raised
 from learnkit.deploy.prediction import Prediction
 from learnkit.deploy.runtime_judge import Judge, judged
-from learnkit.deploy.runtime_reading import read_runtime
+from learnkit.deploy.runtime_reading import read_runtime, read_session
 from learnkit.deploy.sessions import Session
 from learnkit.errors import OptimizedModelError, PredictionError
 
@@ -190,18 +190,26 @@ class RuntimePredictor(ManyImages, Identified, ByPath):
         class_names: Sequence[str] | Mapping[str, str] | None = None,
         ood_threshold: float | None = None,
         metadata: Mapping[str, Any] | None = None,
+        threads: int | None = None,
+        device: str | None = None,
     ) -> RuntimePredictor:
-        """This predictor, with other class names, threshold for unusual images, or metadata.
+        """This predictor with something set; predictions under way end as they began.
 
         Args:
             class_names: all of them, or `{old: new}`.
             ood_threshold: an image is flagged if its score is above it.
             metadata: takes the place of what there was.
+            threads: processor threads for one forward pass. The network is read again from its
+                bundle, as it is for `device`.
+            device: where it runs: "cpu", or "cuda" where the backend has it.
 
         Raises:
             PredictionError: another number of names, an unknown old name, a name twice; a threshold
                 for a model that cannot tell unusual images.
             UncertaintyError: a threshold that is no finite number.
+            BundleError: the bundle is gone, or another one by now.
+            BackendUnavailableError: the backend has nothing for `device`.
+            OptimizedModelError: `threads` or `device` of a network that came from no bundle.
         """
         classes, judge = self._now
         names = classes if class_names is None else renamed(classes, class_names)
@@ -212,9 +220,26 @@ class RuntimePredictor(ManyImages, Identified, ByPath):
                     "this one cannot"
                 )
             judge = judge.with_threshold(ood_threshold)
-        self._now = (names, judge)  # at once: no thread sees one without the other
+        if threads is not None or device is not None:
+            self.session = self._opened(threads, device)
+        if names != classes or judge is not self._now[1]:
+            self._now = (names, judge)  # at once: no thread sees one without the other
         self.metadata = self.metadata if metadata is None else dict(metadata)
         return self
+
+    def _opened(self, threads: int | None, device: str | None) -> Session:
+        if self._home is None or self.variant is None:
+            raise OptimizedModelError(
+                "`threads` and `device` are set by opening the network again, and this one came "
+                "from no bundle; give them when you open its session"
+            )
+        return read_session(
+            self._home.path,
+            self.variant,
+            self._home.digest,
+            threads=self.threads if threads is None else threads,
+            device=self.device if device is None else device,
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name in _NEEDS_TORCH:

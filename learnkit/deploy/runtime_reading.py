@@ -62,6 +62,20 @@ def read_runtime(
     return Runtime(session, described, judge, metadata, folder.digest)
 
 
+def read_session(
+    path: str | os.PathLike, variant: str, sha256: str, *, threads: int | None, device: str
+) -> Session:
+    """The network of `variant` in the bundle at `path`, opened anew.
+
+    Raises:
+        BundleError: the bundle is gone, or another one by now.
+        BackendUnavailableError: the backend has nothing for `device`.
+    """
+    _, _, folder = _files(path, variant, sha256)
+    described = Variant.from_bytes(_file(folder, path_of(variant, "json")), variant)
+    return _session(described, folder, threads, device)
+
+
 def chosen_variant(asked: str | None, default: str | None, files: Collection[str]) -> str:
     """The variant to run: the one asked for, the default one, or the only one.
 

@@ -17,7 +17,7 @@ from learnkit.serving.batching import Batcher
 from learnkit.serving.learned import Learned, labels_for
 from learnkit.serving.limits import Gate, Limits
 from learnkit.serving.refusals import Refusal, as_json
-from learnkit.serving.uploads import check_pixels, read_uploads
+from learnkit.serving.uploads import Upload, check_pixels, read_uploads
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -42,7 +42,7 @@ def create_app(
         predictor: any predictor of learnkit; it belongs to the application from now on.
         allow_extend: let whoever has the token teach the model new images.
         token: 16 characters or more that only those know.
-        save_to: bundle to write what was learned to when the application ends.
+        save_to: bundle to write what was learned to, before the client is told that it was.
         limits: of requests, and of all that wait.
         n_workers: decoding threads.
 
@@ -94,7 +94,7 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
-        """Save what was learned when the application ends."""
+        """When the application ends, save what an earlier attempt could not."""
         try:
             yield
         finally:
@@ -127,7 +127,11 @@ class Service:
         return 422, {"error": error, **content}
 
     async def extend(self, request: "Request") -> tuple[int, Any]:
-        """Status and answer: what changed. Nothing of the request is read without the token."""
+        """Status and answer: what changed. Nothing of the request is read without the token.
+
+        What was learned is on disk when the answer says `saved`: killing the process loses nothing
+        of it. Other requests are predicted meanwhile.
+        """
         if self._token is None:
             raise Refusal(
                 403, "this server does not learn; start it with --allow-extend and a token"
@@ -138,9 +142,15 @@ class Service:
             uploads, fields = await read_uploads(request, ticket, self.limits)
             given = fields.get("label") or request.query_params.getlist("label")
             labels = labels_for(len(uploads), given)
-            work = partial(self.learned.extend, uploads, labels)
-            change = await asyncio.get_running_loop().run_in_executor(self._learning, work)
-        return 200, {"model": self.learned.digest, "change": change}
+            work = partial(self._learn, uploads, labels)
+            answer = await asyncio.get_running_loop().run_in_executor(self._learning, work)
+        return 200, answer
+
+    def _learn(self, uploads: list[Upload], labels: list[str]) -> dict[str, Any]:
+        change = self.learned.extend(uploads, labels)
+        self.save()
+        saved = self.learned.n_unsaved == 0
+        return {"model": self.learned.digest, "change": change, "saved": saved}
 
     async def health(self, request: "Request") -> tuple[int, Any]:
         """Status and answer: how much is waiting, and what is not saved yet."""

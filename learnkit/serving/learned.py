@@ -1,4 +1,4 @@
-"""What a served model learns: one change at a time, whole or not at all, saved at the end."""
+"""What a served model learns: one change at a time, whole or not at all, and saved at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server for one model in one process: from its start to the saving of what it learned."""
+"""A server for one model in one process, from its start to its end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def serve(
 ) -> None:
     """Serve the model exported to `path` until SIGINT or SIGTERM.
 
-    Then requests under way are answered, and what was learned is saved.
+    Then requests under way are answered. What is learned is saved at each request for it, before
+    that is answered.
 
     Args:
         path: folder of an exported model.
@@ -50,7 +51,7 @@ def serve(
         limits: see there.
         variant: of the bundle, such as "onnxruntime-int8"; unless it may learn, it then runs
             without torch. Default the one the bundle was saved from.
-        threads: for the forward pass; default all.
+        threads: processor threads for the forward pass, whichever backend runs it; default all.
         n_workers: see there.
         say: is told in one line each what is served, and where it is ready.
 
@@ -114,7 +115,7 @@ def open_model(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return load_learner(path, **({} if variant is None else {"variant": variant}))
+    return load_learner(path, variant=variant, threads=threads)
 
 
 def _server(uvicorn: Any, config: Any, when_ready: Callable[[], object]) -> Any:

@@ -17,8 +17,9 @@ import learnkit
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.judging import judged, judged_beside
-from learnkit.deploy.runtime import load_runtime
+from learnkit.deploy.runtime import RuntimePredictor, load_runtime
 from learnkit.errors import (
+    BackendUnavailableError,
     BundleCorruptError,
     BundleError,
     BundleNotFoundError,
@@ -368,3 +369,29 @@ def test_newer_formats_and_other_bundles_are_refused(copied, continual):
     rewrite(copied, "config.json", needs)
     with pytest.raises(BundleVersionError, match="telepathy"):
         load_runtime(copied)
+
+
+def test_threads_can_be_set_and_answers_stay(continual):
+    path, digest, _ = continual
+    predictor, image = load_runtime(path, threads=1), shades("red", 1, size=SIZE)[0]
+    before, session = predictor.predict(image), predictor.session
+    assert predictor.set(threads=2) is predictor
+    assert (predictor.threads, predictor.device, predictor.digest) == (2, "cpu", digest)
+    assert predictor.session is not session
+    np.testing.assert_allclose(predictor.predict(image).probs, before.probs, rtol=1e-6)
+    assert not predictor.is_changed
+    session = predictor.session
+    with pytest.raises(BackendUnavailableError, match="nowhere"):
+        predictor.set(device="nowhere", class_names={"red": "rot"})
+    assert (predictor.session, predictor.classes[0]) == (session, "red")
+
+
+def test_threads_of_a_network_from_no_bundle_or_one_that_is_gone_are_refused(continual, copied):
+    predictor = load_runtime(copied, threads=1)
+    write_bundle(copied, variant_files(onnx=onnx_bytes(2)), default=NAME)
+    with pytest.raises(BundleCorruptError, match="not the pinned bundle"):
+        predictor.set(threads=2)
+    assert predictor.threads == 1
+    given = predictor.session, predictor.preprocessing, predictor.classes
+    with pytest.raises(OptimizedModelError, match="came from no bundle"):
+        RuntimePredictor(*given).set(threads=2)

@@ -259,7 +259,8 @@ def test_new_images_are_learned_as_the_predictor_itself_learns_them(serving, pre
     before.extend(images, "new", progress=False)
     ours, wanted = predictor.continual.state()[1], before.continual.state()[1]
     assert all(ours[name].equal(wanted[name]) for name in wanted)
-    assert client.get("/health").json()["unsaved_changes"] == 1
+    assert answer.json()["saved"] is True
+    assert client.get("/health").json()["unsaved_changes"] == 0
     facts = client.get("/model").json()
     assert facts["classes"] == ["ok", "<b>bad", "new"]
     assert facts["images_per_class"]["new"] == 4
@@ -272,13 +273,14 @@ def test_new_images_are_learned_as_the_predictor_itself_learns_them(serving, pre
     assert answer.json()["change"]["n_images"]["odd"] == 2
 
 
-def test_what_was_learned_is_saved_when_the_application_ends(predictor, tmp_path):
+def test_what_was_learned_is_on_disk_when_the_client_is_told(predictor, tmp_path):
+    """So that killing the server, which this one never ends by itself, loses nothing of it."""
     app = create_app(predictor, allow_extend=True, token=TOKEN, save_to=tmp_path / "saved")
     with TestClient(app) as client:
         image = png(shades("new", 1)[0])
-        assert client.post("/extend?label=new", content=image, headers=BEARER).is_success
-        assert not (tmp_path / "saved").exists()
-    saved = load_learner(tmp_path / "saved").continual
+        answer = client.post("/extend?label=new", content=image, headers=BEARER).json()
+        saved = load_learner(tmp_path / "saved", sha256=answer["model"]).continual
+        assert answer["saved"] is True
     assert saved.classes == ("ok", "<b>bad", "new")
     ours, wanted = saved.state()[1], predictor.continual.state()[1]
     assert all(ours[name].equal(wanted[name]) for name in wanted)
@@ -299,7 +301,9 @@ def test_a_failed_save_is_kept_for_whoever_runs_the_server(predictor, tmp_path):
     app = create_app(predictor, allow_extend=True, token=TOKEN, save_to=tmp_path / "saved")
     with TestClient(app) as client:
         image = png(shades("new", 1)[0])
-        assert client.post("/extend?label=new", content=image, headers=BEARER).is_success
+        answer = client.post("/extend?label=new", content=image, headers=BEARER)
+        assert (answer.status_code, answer.json()["saved"]) == (200, False)
+        assert client.get("/health").json()["unsaved_changes"] == 1
     assert "files that no bundle put there" in str(app.state.service.save_error)
     assert app.state.service.learned.n_unsaved == 1
 

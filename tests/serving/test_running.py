@@ -7,16 +7,22 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from deploy_helpers import make_continual, shades
 from serving_helpers import BEARER, TOKEN, form, png
 
 pytest.importorskip("uvicorn")
 import httpx
+from starlette.testclient import TestClient
 
 from learnkit import load_learner
 from learnkit.cli import main
+from learnkit.deploy.optimized import OptimizedPredictor
+from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.runtime import RuntimePredictor
 from learnkit.errors import ServingError
-from learnkit.serving.running import serve
+from learnkit.serving.app import create_app
+from learnkit.serving.running import open_model, serve
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,7 @@ def bundle(tmp_path_factory):
     return path
 
 
-def test_a_served_model_answers_learns_and_saves_when_it_is_told_to_stop(bundle, tmp_path):
+def test_a_served_model_answers_learns_and_stops_when_it_is_told_to(bundle, tmp_path):
     (tmp_path / "token").write_text(TOKEN)
     options = ["--port", "0", "--allow-extend", "--token-file", str(tmp_path / "token")]
     command = [sys.executable, "-m", "learnkit", "serve", str(bundle), *options]
@@ -48,20 +54,66 @@ def test_a_served_model_answers_learns_and_saves_when_it_is_told_to_stop(bundle,
                 "/extend", files=form(*images), data={"label": "new"}, headers=BEARER
             )
             assert learned.json()["change"]["classes_added"] == ["new"]
+            assert learned.json()["saved"] is True
+            saved = load_learner(tmp_path / "learned", sha256=learned.json()["model"])
             many = client.post("/predict", files=form(*images * 3))
             assert (many.status_code, "Too many files" in many.json()["error"]) == (400, True)
             assert client.post("/predict", content=b"x" * 33_000_000).status_code == 413
-            assert client.get("/health").json()["unsaved_changes"] == 1
-        assert not (tmp_path / "learned").exists()
+            assert client.get("/health").json()["unsaved_changes"] == 0
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (process.returncode, TOKEN in errors) == (0, False)
-    saved = load_learner(tmp_path / "learned")
     assert saved.classes == ("ok", "bad", "new")
     assert saved.predict(images[0]).label == "new"
     assert load_learner(bundle).classes == ("ok", "bad")
+
+
+@pytest.fixture(scope="module")
+def optimised(tmp_path_factory):
+    """A bundle saved from a variant in onnxruntime, as `optimize` makes it."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path_factory.mktemp("optimised") / "model"
+    source = make_continual({"ok": 6, "bad": 5})
+    settings = {"backend": "onnxruntime", "threads": 1, "force": True, "progress": False}
+    source.optimize(**settings)[0].save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("variant", "learning", "kind"),
+    [
+        ("onnxruntime-float32", False, RuntimePredictor),
+        ("onnxruntime-float32", True, OptimizedPredictor),
+        (None, False, OptimizedPredictor),
+        ("float32", True, Predictor),
+    ],
+)
+def test_threads_reach_whatever_runs_the_network(optimised, monkeypatch, variant, learning, kind):
+    given = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr("learnkit.deploy.backends.n_threads", lambda threads=None: threads or 2)
+    predictor = open_model(optimised, variant=variant, threads=1, learning=learning)
+    found = given[-1] if kind is Predictor else predictor.threads
+    assert (type(predictor), found) == (kind, 1)
+
+
+def test_a_variant_is_served_without_torch_as_it_predicts_with_it(optimised):
+    predictor = open_model(optimised, variant="onnxruntime-float32", threads=1)
+    images = shades("ok", 3, seed=4)
+    service = create_app(predictor)
+    with TestClient(service) as client:
+        answer = client.post("/predict", files=form(*map(png, images))).json()["predictions"]
+        refused = client.post("/extend?label=new", content=png(images[0]), headers=BEARER)
+        facts = client.get("/model").json()
+    wanted = load_learner(optimised, threads=1).predict_batch(images)
+    for entry, prediction in zip(answer, wanted, strict=True):
+        assert entry["label"] == prediction.label
+        assert list(entry["probs"].values()) == pytest.approx(prediction.probs.tolist(), abs=1e-5)
+        assert entry["ood_score"] == pytest.approx(prediction.ood_score, abs=1e-3)
+    assert (facts["classes"], facts["can_extend"]) == (["ok", "bad"], False)
+    assert refused.status_code == 403
 
 
 def test_an_address_in_use_is_told_in_a_sentence(bundle):
