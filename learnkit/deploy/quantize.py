@@ -144,7 +144,10 @@ def _spared(
     note = f"kept {{}} of {len(layers)} layers in float32, the most sensitive by measurement"
     if best is None:
         best = min(tried, key=lambda one: (-(one.score or 0.0), one.error))
-        note += "; more would not be enough either: the network is too fragile for 8 bits"
+        note += (
+            f"; features are off by {best.error:.2g} of their spread and more would not bring them "
+            f"within {max_error:.2g}: the network is fragile in 8 bits, let the gates decide"
+        )
     return Quantized(
         **{**vars(best), "damages": tuple(damages), "notes": (note.format(len(best.kept)),)}
     )

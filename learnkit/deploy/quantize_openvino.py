@@ -72,7 +72,10 @@ def quantize_openvino(
     best = second if passes(second, target, max_error) or second.error < first.error else first
     note = f"kept {len(best.kept)} of {found.n_layers} layers in float32, the most sensitive"
     if not passes(best, target, max_error):
-        note += "; that is not enough: the network is too fragile for 8 bits"
+        note += (
+            f"; features are off by {best.error:.2g} of their spread and more would not bring them "
+            f"within {max_error:.2g}: the network is fragile in 8 bits, let the gates decide"
+        )
     return replace(best, notes=(note,))
 
 

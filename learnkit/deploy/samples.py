@@ -164,7 +164,7 @@ def _check_labels(labels: Sequence[Hashable], classes: Sequence[str], what: str)
 
 
 def _pixels(items: Sequence[Any], recipe: Preprocessing, what: str, progress: bool) -> Tensor:
-    """uint8 (N, C, H, W); warns of images so small that enlarged they say little of others."""
+    """uint8 (N, C, H, W); warns of some so small that enlarged they say little of the others."""
 
     def load(item: Any) -> tuple[Tensor, int]:
         image = recipe.decode(item)
@@ -181,7 +181,8 @@ def _pixels(items: Sequence[Any], recipe: Preprocessing, what: str, progress: bo
     if failures:
         raise unreadable(failures, len(items))
     height, width = recipe.size
-    if small := sum(side < min(height, width) / 2 for side in sides):
+    small = sum(side < min(height, width) / 2 for side in sides)
+    if 0 < small < len(items):  # where all are small, that is how they come
         warn_user(
             f"{small} of {len(items)} images of `{what}` are less than half the network's "
             f"{height} x {width} pixels; give them as they come in use"

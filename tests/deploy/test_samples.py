@@ -92,6 +92,12 @@ def test_images_of_less_than_half_the_size_are_warned_of():
         read([*shades("a", 3, size=7), *shades("a", 2, size=16)])
 
 
+def test_images_that_are_all_small_come_so():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read(shades("a", 3, size=7))) == 3
+
+
 def test_more_images_than_the_limit_are_drawn_evenly_from_all_classes():
     found = read(Labelled(*labelled({"a": 30, "b": 10}, size=16)), limit=12)
     assert found.described("x").per_class == {"a": 6, "b": 6}
