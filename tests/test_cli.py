@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -20,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from learnkit import load_learner
+from learnkit.callback import checkpoint
 from learnkit.callback.checkpoint_file import read_checkpoint
 from learnkit.cli import main
 from learnkit.data.dataset import ImageDataset
@@ -329,44 +329,47 @@ def test_debug_shows_the_traceback():
 # -- interruptions ------------------------------------------------------------------------------
 
 
-def start_training(images, out, n_epochs):
-    """A training in a process of its own, once its first epoch is saved."""
-    command = [sys.executable, "-m", "learnkit", "train", str(images), *SMALL, "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "--epochs", str(n_epochs)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    checkpoint = out.with_name(f"{out.name}-training") / "checkpoint.ckpt"
-    for _ in range(6000):
-        if checkpoint.exists() or process.poll() is not None:
-            break
-        time.sleep(0.005)
-    return process, checkpoint
+_WAITING = """
+import sys, time
+from learnkit.callback import checkpoint
+from learnkit.cli import main
+write = checkpoint.write_checkpoint
+def write_and_wait(*args):
+    write(*args)
+    print("saved", flush=True)
+    time.sleep(600)
+checkpoint.write_checkpoint = write_and_wait
+main(sys.argv[1:])
+"""
 
 
 def test_a_killed_training_resumes_to_the_same_weights(images, tmp_path, capsys):
-    process, checkpoint = start_training(images, tmp_path / "killed", 8)
+    again = ["train", images, *SMALL, "--epochs", 4, "--out", tmp_path / "killed"]
+    file = tmp_path / "killed-training" / "checkpoint.ckpt"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WAITING, *map(str, again)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert "saved\n" in iter(process.stdout.readline, "")  # its first epoch is, and it waits
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert read_checkpoint(checkpoint)["epoch"] < 7
+    assert read_checkpoint(file)["epoch"] == 0
 
-    again = ["train", images, *SMALL, "--epochs", 8, "--out", tmp_path / "killed"]
     code, _, err = learnkit(capsys, *again)
     assert (code, "unfinished training stands in" in err) == (2, True)
-    code, _, err = learnkit(capsys, *again[:-3], "7", *again[-2:], "--resume")
-    assert (code, "number of epochs of fit 0 is '8' there and '7' here" in err) == (2, True)
+    code, _, err = learnkit(capsys, *again[:-3], "3", *again[-2:], "--resume")
+    assert (code, "number of epochs of fit 0 is '4' there and '3' here" in err) == (2, True)
     code, _, err = learnkit(capsys, *again, "--resume", "--lr", "0.5")
     assert (code, "lr is 'None' there and '0.5' here" in err) == (2, True)
     code, out, _ = learnkit(capsys, *again, "--resume")
     assert (code, "going on from" in out) == (0, True)
-    assert not checkpoint.exists()
+    assert not file.exists()
 
-    whole = ["train", images, *SMALL, "--epochs", 8, "--out", tmp_path / "whole"]
+    whole = ["train", images, *SMALL, "--epochs", 4, "--out", tmp_path / "whole"]
     assert learnkit(capsys, *whole)[0] == 0
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole")]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
@@ -376,17 +379,29 @@ def test_a_killed_training_resumes_to_the_same_weights(images, tmp_path, capsys)
     assert histories[0].drop(columns="seconds").equals(histories[1].drop(columns="seconds"))
 
 
-def test_ctrl_c_says_how_to_go_on(images, tmp_path):
-    process, checkpoint = start_training(images, tmp_path / "model", 30)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
+def test_ctrl_c_says_how_to_go_on(images, tmp_path, capsys, monkeypatch):
+    write = checkpoint.write_checkpoint
+
+    def write_and_interrupt(*args):
+        write(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write_and_interrupt)
+    argv = ["train", images, *SMALL, "--out", tmp_path / "model", "--epochs", 3]
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers may ignore it
+    try:
+        code, _, err = learnkit(capsys, *argv)
+    except KeyboardInterrupt:
+        pytest.fail("the command did not see to it")
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert code == 130
     last = err.strip().splitlines()[-1]
     assert last.startswith(
         f"learnkit: interrupted; go on with: learnkit train {images} --arch test_resnet"
     )
-    assert last.endswith("--epochs 30 --resume")
-    assert checkpoint.exists()
+    assert last.endswith("--epochs 3 --resume")
+    assert (tmp_path / "model-training" / "checkpoint.ckpt").exists()
 
 
 def test_a_command_that_needs_more_than_serving_says_what(capsys, monkeypatch, tmp_path):

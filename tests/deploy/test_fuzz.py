@@ -17,7 +17,7 @@ from learnkit.deploy.loading import load_learner
 from learnkit.errors import BundleError
 from learnkit.models.rebuilt import build_body, build_model
 
-N_MUTATIONS = {"plain": 1000, "continual": 200}
+N_MUTATIONS = {"plain": 500, "continual": 120}
 
 
 def flip_bits(data, rng):
