@@ -51,13 +51,17 @@ class LeftOut:
 class _Products:
     """Inner products, in the whitened space, of samples u, their class means m and all means."""
 
-    def __init__(self, geometry: Geometry, points: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self, geometry: Geometry, points: Tensor, labels: Tensor, m_means: Tensor | None = None
+    ) -> None:
         scaled = geometry.means * geometry.scale
         rows = torch.arange(len(points))
-        own, which = torch.unique(labels, return_inverse=True)
+        if m_means is None:
+            own, which = torch.unique(labels, return_inverse=True)
+            m_means = (geometry.means[own] @ geometry.means.T)[which]
         self.uu = points.square() @ geometry.scale.square()
         self.u_means = points @ scaled.T
-        self.m_means = (geometry.means[own] @ geometry.means.T)[which]
+        self.m_means = m_means
         self.means_means = geometry.means.square().sum(1)
         self.um, self.mm = self.u_means[rows, labels], self.m_means[rows, labels]
         self.rows, self.labels = rows, labels
@@ -141,7 +145,8 @@ def leave_pair_out(
     """
     n, unit = geometry.counts[labels], _unit(geometry)
     k, k2 = (_copies(c, labels) for c in (copies or (None, None)))
-    u, v = (_Products(geometry, rows, labels) for rows in (points, partners))
+    u = _Products(geometry, points, labels)
+    v = _Products(geometry, partners, labels, u.m_means)
     uv = (points * partners) @ geometry.scale.square()
     back = k / (n - k)
 
