@@ -1,15 +1,19 @@
 """A tiny network with random weights, the predictor over it, and ways to damage a bundle."""
 
+import contextlib
 import hashlib
 import json
 
 import numpy as np
+import pytest
 import safetensors.torch
 import torch
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy import trials
 from learnkit.deploy.files import read_folder
+from learnkit.deploy.measuring import Times
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import BundleNotFoundError
 from learnkit.models.spec import create_cnn_model
@@ -120,3 +124,15 @@ def labelled(counts, *, seed=0, size=32):
         image for name, n in counts.items() for image in shades(name, n, seed=seed, size=size)
     ]
     return images, [name for name, n in counts.items() for _ in range(n)]
+
+
+@contextlib.contextmanager
+def without_timing():
+    """Conversions are all as fast as each other, and none is run to find out."""
+    times = lambda runs, pixels, *, batches, progress: {
+        name: dict.fromkeys(batches, Times(1.0, 1.0)) for name in runs
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "measure", times)
+        patch.setattr("learnkit.deploy.backends.has_bfloat16", lambda: True)
+        yield

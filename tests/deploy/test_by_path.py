@@ -9,7 +9,14 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 import torch
-from deploy_helpers import labelled, make_continual, make_model, make_predictor, shades
+from deploy_helpers import (
+    labelled,
+    make_continual,
+    make_model,
+    make_predictor,
+    shades,
+    without_timing,
+)
 from runtime_helpers import NAME, SIZE, onnx_bytes, variant_files, write_bundle
 
 from learnkit.deploy.conversion import Converted
@@ -21,6 +28,7 @@ from learnkit.deploy.runtime import load_runtime
 from learnkit.errors import BundleCorruptError, LearnkitError, NotPicklableError
 
 COUNTS = {"ok": 5, "bad": 4}
+QUIET = {"threads": 1, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +42,10 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def optimised(tmp_path_factory):
     """A bundle with a variant in torch (no export), not to be changed."""
-    source = make_continual(COUNTS)
-    path = tmp_path_factory.mktemp("pickled") / "optimised"
-    source.optimize("bfloat16", backend="torch", force=True, threads=1, progress=False)[0].save(
-        path
-    )
+    source, path = make_continual(COUNTS), tmp_path_factory.mktemp("pickled") / "optimised"
+    with without_timing():
+        faster, _ = source.optimize("bfloat16", backend="torch", force=True, **QUIET)
+    faster.save(path)
     return path
 
 
