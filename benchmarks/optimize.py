@@ -23,7 +23,7 @@ from _bench import interleaved_times, median, ratio, report, spread, write_csv
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.demo import write_digits
-from learnkit.deploy.backends import BACKENDS, PRECISIONS, why_not
+from learnkit.deploy.backends.registry import BACKENDS, PRECISIONS, why_not
 from learnkit.deploy.bulk import chunks
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import LearnkitError

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset as ImageDataset
     from learnkit.deploy.loading import load_learner as load_learner
     from learnkit.deploy.predictor import Predictor as Predictor
-    from learnkit.deploy.runtime import load_runtime as load_runtime
+    from learnkit.deploy.runtime.predictor import load_runtime as load_runtime
     from learnkit.learner import ImageLearner as ImageLearner
     from learnkit.learner import cnn_learner as cnn_learner
 
@@ -49,10 +49,10 @@ PUBLIC_NAMES: dict[str, str] = {
     "Prediction": "learnkit.deploy.prediction",
     "Predictor": "learnkit.deploy.predictor",
     "load_learner": "learnkit.deploy.loading",
-    "load_runtime": "learnkit.deploy.runtime",
-    "devices": "learnkit.deploy.devices",
-    "Gates": "learnkit.deploy.gates",
-    "ConversionReport": "learnkit.deploy.report",
+    "load_runtime": "learnkit.deploy.runtime.predictor",
+    "devices": "learnkit.deploy.backends.devices",
+    "Gates": "learnkit.deploy.conversion.gates",
+    "ConversionReport": "learnkit.deploy.conversion.report",
     # errors
     "LearnkitError": "learnkit.errors",
 }

@@ -78,6 +78,6 @@ def optimize(
 
 def devices() -> None:
     """List what this machine can run: backends, precisions, processor, parameters, defaults."""
-    from learnkit.deploy.devices import devices as found
+    from learnkit.deploy.backends.devices import devices as found
 
     Report().console.print(repr(found()), markup=False)

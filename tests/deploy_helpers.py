@@ -11,9 +11,9 @@ import torch
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy import trials
+from learnkit.deploy.conversion import trials
+from learnkit.deploy.conversion.measuring import Times
 from learnkit.deploy.files import read_folder
-from learnkit.deploy.measuring import Times
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import BundleNotFoundError
 from learnkit.models.spec import create_cnn_model
@@ -134,5 +134,5 @@ def without_timing():
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "measure", times)
-        patch.setattr("learnkit.deploy.backends.has_bfloat16", lambda: True)
+        patch.setattr("learnkit.deploy.backends.registry.has_bfloat16", lambda: True)
         yield

@@ -7,7 +7,7 @@ from deploy_helpers import IMAGENET, make_model
 from torch import nn
 
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.onnx_export import export_onnx
+from learnkit.deploy.backends.onnx_export import export_onnx
 from learnkit.models.head import create_head
 
 RECIPE = Preprocessing(32, **IMAGENET)

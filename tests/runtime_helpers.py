@@ -8,13 +8,13 @@ from deploy_helpers import shades
 
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.atomic import write_folder
-from learnkit.deploy.backends import open_session
+from learnkit.deploy.backends.registry import open_session
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.formats import tensors_to_bytes, to_json
-from learnkit.deploy.judge_file import judge_tensors
+from learnkit.deploy.runtime.judge_file import judge_tensors
 from learnkit.deploy.schema import SCHEMA
-from learnkit.deploy.variant_probes import recorded
-from learnkit.deploy.variants import Variant, path_of
+from learnkit.deploy.variants.description import Variant, path_of
+from learnkit.deploy.variants.probes import recorded
 
 NAME = "onnxruntime-float32"
 SIZE, WIDTH = 16, 12

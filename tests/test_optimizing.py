@@ -10,8 +10,8 @@ from helpers import quiet, write_image_folder
 from learnkit import Gates, ImageDataset, cnn_learner, devices, load_learner
 from learnkit.cli import main
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy import trials
-from learnkit.deploy.measuring import Times
+from learnkit.deploy.conversion import trials
+from learnkit.deploy.conversion.measuring import Times
 from learnkit.verbs import optimizing
 
 QUIET = {"backend": "torch", "threads": 1, "progress": False}
@@ -27,7 +27,7 @@ def _given():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "measure", measure)
-        patch.setattr("learnkit.deploy.backends.has_bfloat16", lambda: True)
+        patch.setattr("learnkit.deploy.backends.registry.has_bfloat16", lambda: True)
         yield
 
 

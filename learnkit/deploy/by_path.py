@@ -112,11 +112,11 @@ def opened_again(
     """
     given: dict[str, Any] = {"sha256": digest, "threads": threads, "device": device}
     if not needs_torch:
-        from learnkit.deploy.runtime import load_runtime
+        from learnkit.deploy.runtime.predictor import load_runtime
 
         return load_runtime(path, variant=variant, **given)
     from learnkit.deploy.loading import load_learner
-    from learnkit.deploy.variants import FLOAT32
+    from learnkit.deploy.variants.description import FLOAT32
 
     return load_learner(path, variant=variant or FLOAT32, **given)
 

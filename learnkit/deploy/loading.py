@@ -10,8 +10,8 @@ from learnkit.deploy.by_path import home_of
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.reading import read_bundle
-from learnkit.deploy.variant_reading import load_variant, which_variant
-from learnkit.deploy.variants import FLOAT32
+from learnkit.deploy.variants.description import FLOAT32
+from learnkit.deploy.variants.reading import load_variant, which_variant
 
 
 def load_learner(

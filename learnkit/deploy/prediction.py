@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from learnkit.deploy.sets import conformal_quantile, inside
+from learnkit.deploy.runtime.sets import conformal_quantile, inside
 from learnkit.errors import PredictionError
 
 if TYPE_CHECKING:

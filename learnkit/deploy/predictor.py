@@ -14,6 +14,7 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import Result
 from learnkit.deploy.bundle import save_bundle
 from learnkit.deploy.by_path import ByPath, home_of
+from learnkit.deploy.conversion.optimizing import Optimizing
 from learnkit.deploy.detector import Detector, checked_detector
 from learnkit.deploy.examining import Examining
 from learnkit.deploy.identity import Identified
@@ -21,7 +22,6 @@ from learnkit.deploy.judging import judged, judged_beside
 from learnkit.deploy.labelling import checked_threshold, head_classes, renamed
 from learnkit.deploy.learning import Learning
 from learnkit.deploy.many import ManyImages, raised
-from learnkit.deploy.optimizing import Optimizing
 from learnkit.deploy.prediction import Prediction, not_finite, prediction_of
 from learnkit.deploy.running import Network
 from learnkit.errors import PredictionError

@@ -106,7 +106,7 @@ def open_model(
 ) -> Any:
     """The predictor exported to `path`; see `serve`. One that is `learning` has torch."""
     if not learning and (variant is not None or importlib.util.find_spec("torch") is None):
-        from learnkit.deploy.runtime import load_runtime
+        from learnkit.deploy.runtime.predictor import load_runtime
 
         return load_runtime(path, variant=variant, threads=threads)
     import torch

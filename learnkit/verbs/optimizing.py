@@ -6,12 +6,12 @@ from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
-from learnkit.deploy.apart import PER_CLASS
+from learnkit.deploy.conversion.apart import PER_CLASS
+from learnkit.deploy.conversion.optimize import optimize
+from learnkit.deploy.conversion.optimized import OptimizedPredictor
+from learnkit.deploy.conversion.report import ConversionReport
+from learnkit.deploy.conversion.samples import evenly
 from learnkit.deploy.labelled import Labelled
-from learnkit.deploy.optimize import optimize
-from learnkit.deploy.optimized import OptimizedPredictor
-from learnkit.deploy.report import ConversionReport
-from learnkit.deploy.samples import evenly
 from learnkit.verbs.adopt import spec_of
 from learnkit.verbs.export import predictor_of, probe_images
 from learnkit.verbs.training_data import own_data

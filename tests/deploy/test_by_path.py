@@ -19,12 +19,12 @@ from deploy_helpers import (
 )
 from runtime_helpers import NAME, SIZE, onnx_bytes, variant_files, write_bundle
 
-from learnkit.deploy.conversion import Converted
+from learnkit.deploy.conversion.converter import Converted
+from learnkit.deploy.conversion.optimized import OptimizedPredictor
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.identity import model_digest
 from learnkit.deploy.loading import load_learner
-from learnkit.deploy.optimized import OptimizedPredictor
-from learnkit.deploy.runtime import load_runtime
+from learnkit.deploy.runtime.predictor import load_runtime
 from learnkit.errors import BundleCorruptError, LearnkitError, NotPicklableError
 
 COUNTS = {"ok": 5, "bad": 4}

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from learnkit.deploy.comparing import Answers, compare
-from learnkit.deploy.samples import Pictures
+from learnkit.deploy.conversion.comparing import Answers, compare
+from learnkit.deploy.conversion.samples import Pictures
 
 CLASSES = ("a", "b", "c")
 EMPTY = torch.zeros(0, dtype=torch.float64)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from learnkit.deploy.gates import (
+from learnkit.deploy.conversion.gates import (
     Gates,
     failures,
     judge_accuracy,

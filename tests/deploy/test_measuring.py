@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from learnkit.deploy.measuring import (
+from learnkit.deploy.conversion.measuring import (
     BLOCK,
     MAX_ROUNDS,
     MIN_ROUNDS,

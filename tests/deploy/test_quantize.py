@@ -13,14 +13,14 @@ from onnx_helpers import RECIPE, channels_last, exported, network, noise
 from torch import nn
 
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.onnx_export import export_onnx
-from learnkit.deploy.onnx_file import check_onnx
-from learnkit.deploy.quantize import MAX_SAMPLES, outputs_of, quantize_onnx
-from learnkit.deploy.quantize_bias import correct_biases, with_biases
-from learnkit.deploy.quantize_graph import FloatNetwork, open_raw, to_int8
-from learnkit.deploy.quantize_ranges import calibrate
-from learnkit.deploy.sensitivity import relative_error
-from learnkit.deploy.sessions_ort import OrtSession
+from learnkit.deploy.backends.onnx_export import export_onnx
+from learnkit.deploy.backends.onnx_file import check_onnx
+from learnkit.deploy.backends.sessions_ort import OrtSession
+from learnkit.deploy.conversion.quantize import MAX_SAMPLES, outputs_of, quantize_onnx
+from learnkit.deploy.conversion.quantize_bias import correct_biases, with_biases
+from learnkit.deploy.conversion.quantize_graph import FloatNetwork, open_raw, to_int8
+from learnkit.deploy.conversion.quantize_ranges import calibrate
+from learnkit.deploy.conversion.sensitivity import relative_error
 from learnkit.errors import OptimizeError
 from learnkit.models.body import create_body
 

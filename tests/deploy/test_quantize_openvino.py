@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from onnx_helpers import channels_last, exported, noise
 
-from learnkit.deploy.backends import open_session
-from learnkit.deploy.quantize import outputs_of
-from learnkit.deploy.quantize_graph import FloatNetwork, open_raw
-from learnkit.deploy.quantize_openvino import quantize_openvino
-from learnkit.deploy.sensitivity import relative_error
+from learnkit.deploy.backends.registry import open_session
+from learnkit.deploy.conversion.quantize import outputs_of
+from learnkit.deploy.conversion.quantize_graph import FloatNetwork, open_raw
+from learnkit.deploy.conversion.quantize_openvino import quantize_openvino
+from learnkit.deploy.conversion.sensitivity import relative_error
 from learnkit.errors import OptimizeError
 
 pytest.importorskip("openvino")

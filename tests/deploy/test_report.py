@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from learnkit.deploy.gates import Verdict
-from learnkit.deploy.quality import ChangedClass, ChangedImage, Quality
-from learnkit.deploy.report import Candidate, ConversionReport, Images, Latency
+from learnkit.deploy.conversion.gates import Verdict
+from learnkit.deploy.conversion.quality import ChangedClass, ChangedImage, Quality
+from learnkit.deploy.conversion.report import Candidate, ConversionReport, Images, Latency
 from learnkit.errors import BundleCorruptError
 
 EVIL = "<img src=x onerror=alert(1)>"

@@ -17,7 +17,7 @@ import learnkit
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.judging import judged, judged_beside
-from learnkit.deploy.runtime import RuntimePredictor, load_runtime
+from learnkit.deploy.runtime.predictor import RuntimePredictor, load_runtime
 from learnkit.errors import (
     BackendUnavailableError,
     BundleCorruptError,

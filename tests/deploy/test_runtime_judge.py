@@ -13,15 +13,15 @@ from runtime_helpers import WIDTH, json_tensor
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed as torch_embed
 from learnkit.continual.settings import CLASSIFIERS, GUARANTEES, SCORES
-from learnkit.deploy import runtime_judge
-from learnkit.deploy.arithmetic import embed
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.formats import tensors_to_bytes
-from learnkit.deploy.judge_file import judge_tensors
-from learnkit.deploy.judge_reading import PARTS, read_judge
 from learnkit.deploy.judging import judged, judged_beside
-from learnkit.deploy.sets import conformal_quantile, inside
-from learnkit.deploy.tails import normal_tail, student_tail
+from learnkit.deploy.runtime import judge as runtime_judge
+from learnkit.deploy.runtime.arithmetic import embed
+from learnkit.deploy.runtime.judge_file import judge_tensors
+from learnkit.deploy.runtime.judge_reading import PARTS, read_judge
+from learnkit.deploy.runtime.sets import conformal_quantile, inside
+from learnkit.deploy.runtime.tails import normal_tail, student_tail
 from learnkit.errors import (
     BundleCorruptError,
     BundleVersionError,

@@ -10,9 +10,9 @@ from PIL import Image
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.apart import check_samples, kept_apart, set_apart
+from learnkit.deploy.conversion.apart import check_samples, kept_apart, set_apart
+from learnkit.deploy.conversion.samples import evenly, read_pictures
 from learnkit.deploy.labelled import Labelled
-from learnkit.deploy.samples import evenly, read_pictures
 from learnkit.errors import OptimizeError, UnreadableImagesError
 
 RECIPE = Preprocessing(16)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from learnkit.deploy.sensitivity import fewest, relative_error, sensitive_layers
+from learnkit.deploy.conversion.sensitivity import fewest, relative_error, sensitive_layers
 
 EXACT = np.array([[0.0, 2.0], [2.0, 0.0], [4.0, 4.0]])
 

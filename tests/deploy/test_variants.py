@@ -19,13 +19,13 @@ from deploy_helpers import (
 )
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy import trials
+from learnkit.deploy.conversion import trials
+from learnkit.deploy.conversion.gates import Gates
+from learnkit.deploy.conversion.measuring import Times
+from learnkit.deploy.conversion.optimized import OptimizedPredictor
 from learnkit.deploy.detector import Detector
-from learnkit.deploy.gates import Gates
 from learnkit.deploy.labelled import Labelled
 from learnkit.deploy.loading import load_learner
-from learnkit.deploy.measuring import Times
-from learnkit.deploy.optimized import OptimizedPredictor
 from learnkit.errors import (
     BundleCorruptError,
     BundleError,
@@ -49,7 +49,7 @@ def _no_waiting():
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "measure", times)
-        patch.setattr("learnkit.deploy.backends.has_bfloat16", lambda: True)
+        patch.setattr("learnkit.deploy.backends.registry.has_bfloat16", lambda: True)
         yield
 
 

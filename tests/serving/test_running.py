@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 
 from learnkit import load_learner
 from learnkit.cli import main
-from learnkit.deploy.optimized import OptimizedPredictor
+from learnkit.deploy.conversion.optimized import OptimizedPredictor
 from learnkit.deploy.predictor import Predictor
-from learnkit.deploy.runtime import RuntimePredictor
+from learnkit.deploy.runtime.predictor import RuntimePredictor
 from learnkit.errors import ServingError
 from learnkit.serving.app import create_app
 from learnkit.serving.running import open_model, serve
@@ -94,7 +94,9 @@ def optimised(tmp_path_factory):
 def test_threads_reach_whatever_runs_the_network(optimised, monkeypatch, variant, learning, kind):
     given = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
-    monkeypatch.setattr("learnkit.deploy.backends.n_threads", lambda threads=None: threads or 2)
+    monkeypatch.setattr(
+        "learnkit.deploy.backends.registry.n_threads", lambda threads=None: threads or 2
+    )
     predictor = open_model(optimised, variant=variant, threads=1, learning=learning)
     found = given[-1] if kind is Predictor else predictor.threads
     assert (type(predictor), found) == (kind, 1)

@@ -1,0 +1,1 @@
+"""Where networks run: onnxruntime, OpenVINO, torch; what each can do here, and the way there."""

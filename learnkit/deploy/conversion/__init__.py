@@ -1,0 +1,1 @@
+"""Making a predictor faster, and proving what that cost."""

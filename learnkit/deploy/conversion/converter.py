@@ -1,0 +1,197 @@
+"""From a live network to what a backend runs: exported once, then converted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from learnkit.deploy.backends.registry import BACKENDS, check_backend, open_session
+from learnkit.deploy.extras import extra
+from learnkit.deploy.heads import continual_head
+from learnkit.deploy.variants.description import variant_name
+
+if TYPE_CHECKING:
+    from learnkit.data.preprocess import Preprocessing
+    from learnkit.deploy.backends.session_network import SessionNetwork
+    from learnkit.deploy.conversion.samples import Pictures
+    from learnkit.deploy.predictor import Predictor
+
+
+QUANTIZING = ("target", "max_error", "keep")  # what `optimize` passes on for int8
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A network for one backend in one precision.
+
+    Attributes:
+        backend: what runs it.
+        precision: of its numbers.
+        params: settings of the backend.
+        files: by ending; none for torch.
+        model: the float32 network, for torch only, which casts it.
+        notes: what a person should know about how it came.
+    """
+
+    backend: str
+    precision: str
+    params: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    model: nn.Module | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the variant."""
+        return variant_name(self.backend, self.precision)
+
+    @property
+    def n_bytes(self) -> int:
+        """What its files take on disk."""
+        return sum(map(len, self.files.values()))
+
+    def open(
+        self, recipe: Preprocessing, *, threads: int | None = None, device: str = "cpu"
+    ) -> SessionNetwork:
+        """It, ready to run.
+
+        Raises:
+            BackendUnavailableError: it cannot run here.
+            BundleCorruptError: its files are damaged or refused.
+        """
+        from learnkit.deploy.backends.session_network import SessionNetwork
+
+        given = {"threads": threads, "device": device, **self.params}
+        if self.backend == "torch":
+            from learnkit.deploy.backends.sessions_torch import TorchSession
+
+            assert self.model is not None
+            is_open = continual_head(self.model) is not None
+            session = TorchSession(self.model, self.precision, recipe, continual=is_open, **given)
+        else:
+            session = open_session(self.backend, self.precision, self.files, **given)
+        return SessionNetwork(session, recipe)
+
+
+class Converter:
+    """Converts one predictor's network, which it leaves as it is.
+
+    Args:
+        predictor: in float32.
+        samples: what int8 takes its ranges from.
+        progress: show progress bars.
+    """
+
+    def __init__(self, predictor: Predictor, samples: Pictures | None, *, progress: bool):
+        self.predictor, self.samples, self.progress = predictor, samples, progress
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """A copy of the network as it is now, in eval mode on the CPU."""
+        return copy.deepcopy(self.predictor.model).cpu().eval().requires_grad_(False)
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The network as an ONNX file in float32."""
+        from learnkit.deploy.backends.onnx_export import export_onnx
+
+        recipe = self.predictor.preprocessing
+        return export_onnx(self.model, recipe, continual=self.predictor.continual is not None)
+
+    def convert(
+        self, backend: str, precision: str, params: Mapping[str, Any], *, device: str = "cpu"
+    ) -> Converted:
+        """The network for one backend in one precision.
+
+        Raises:
+            BackendUnavailableError: that is impossible here.
+            ExportError: the network has operators that ONNX has not.
+            MissingExtraError: a package is not installed.
+        """
+        known = BACKENDS[backend].parameters if backend in BACKENDS else {}
+        own = {**known, **{name: value for name, value in params.items() if name in known}}
+        check_backend(backend, precision, device, own)
+        for package in BACKENDS[backend].packages:
+            extra(package)
+        if backend == "torch":
+            return Converted(backend, precision, own, model=self.model)
+        if precision == "int8":
+            files, notes = self._quantized(backend, params)
+        else:
+            files, notes = {"onnx": self._onnx(backend, precision)}, ()
+        return Converted(backend, precision, own, self._labelled(files, precision), notes=notes)
+
+    def _onnx(self, backend: str, precision: str) -> bytes:
+        if precision == "float16":
+            from learnkit.deploy.backends.onnx_edit import stored_float16
+
+            return stored_float16(self.onnx)
+        return self.onnx
+
+    def _quantized(
+        self, backend: str, params: Mapping[str, Any]
+    ) -> tuple[dict[str, bytes], tuple[str, ...]]:
+        """The network in 8 bits, and what is to be said of it."""
+        assert self.samples is not None
+        images = self.samples.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        settings = {name: params[name] for name in QUANTIZING if name in params}
+        settings |= {"judge": self._judge(images), "progress": self.progress}
+        if backend == "openvino":
+            from learnkit.deploy.conversion.quantize_openvino import quantize_openvino
+
+            found = quantize_openvino(self.onnx, images, **settings)
+            return {"xml": found.xml, "bin": found.bin}, _notes(found)
+        from learnkit.deploy.conversion.quantize import quantize_onnx
+
+        found = quantize_onnx(self.onnx, images, **settings)
+        return {"onnx": found.onnx}, _notes(found)
+
+    def _judge(self, images: np.ndarray) -> Callable[..., float] | None:
+        """Share of samples that keep their label under a trained head.
+
+        A head in the continual state is learned again from what the converted network gives, so
+        that what it says before that is no measure.
+        """
+        if self.predictor.continual is not None:
+            return None
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        labels = np.concatenate(
+            [
+                self.predictor.network.outputs(batch, len(self.predictor.classes)).numpy()
+                for batch in pixels.split(16)
+            ]
+        )
+        kind = (lambda x: x > 0) if self.predictor.multi_label else (lambda x: x.argmax(1))
+
+        def judge(_: np.ndarray, logits: np.ndarray) -> float:
+            chosen = np.unique(np.linspace(0, len(labels) - 1, len(logits)).round().astype(int))
+            return float((kind(logits) == kind(labels[chosen])).mean())
+
+        return judge
+
+    def _labelled(self, files: Mapping[str, bytes], precision: str) -> dict[str, bytes]:
+        """The files, the ONNX one with class names and precision: quantising drops metadata."""
+        if "onnx" not in files:
+            return dict(files)
+        from learnkit._version import __version__
+        from learnkit.deploy.backends.onnx_edit import write_metadata
+
+        about = {
+            "learnkit": __version__,
+            "classes": list(self.predictor.classes),
+            "preprocessing": self.predictor.preprocessing.to_dict(),
+            "precision": precision,
+        }
+        return {**files, "onnx": write_metadata(files["onnx"], about)}
+
+
+def _notes(found: Any) -> tuple[str, ...]:
+    """What was said of a quantised network, and the layers left in float32 by name."""
+    return (*found.notes, *(f"in float32: {', '.join(found.kept)}" for _ in found.kept[:1]))

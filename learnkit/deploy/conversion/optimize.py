@@ -1,0 +1,146 @@
+"""A predictor made faster, and proof of what that cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from learnkit.deploy.backends.registry import BACKENDS, PRECISIONS, check_backend, why_not
+from learnkit.deploy.conversion.converter import QUANTIZING
+from learnkit.deploy.conversion.gates import Gates
+from learnkit.deploy.conversion.gathering import Gathered, learned_images, optimism
+from learnkit.deploy.conversion.measuring import BATCHES
+from learnkit.deploy.conversion.report import ConversionReport
+from learnkit.deploy.conversion.reporting import report_of
+from learnkit.deploy.conversion.samples import Pictures
+from learnkit.deploy.conversion.trial import Task
+from learnkit.deploy.conversion.trials import Trials
+from learnkit.deploy.heads import check_tells
+from learnkit.errors import BackendUnavailableError, ConversionRefusedError, OptimizeError
+
+if TYPE_CHECKING:
+    from learnkit.deploy.conversion.optimized import OptimizedPredictor
+    from learnkit.deploy.predictor import Predictor
+
+AUTO = "auto"
+_CHEAPER = ("int8", "bfloat16", "float32", "float16")  # in what order a fall-back is looked for
+
+
+def optimize(
+    predictor: Predictor,
+    precision: str = "float32",
+    samples: Any = None,
+    *,
+    backend: str = AUTO,
+    device: str = "cpu",
+    test: Any = None,
+    ood: Any = None,
+    learned: Any = None,
+    force: bool = False,
+    fallback: bool = False,
+    threads: int | None = None,
+    gates: Gates | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    **backend_params: Any,
+) -> tuple[OptimizedPredictor, ConversionReport]:
+    """(faster predictor, report); see `Predictor.optimize`."""
+    gates = Gates() if gates is None else gates
+    wanted = candidates(backend, precision, device, backend_params)
+    if ood is not None:
+        check_tells(predictor.ood)
+    pictures = Gathered(predictor, precision, samples, test, ood, progress)
+    images = learned_images(predictor, samples, learned)
+    task = Task(
+        predictor=predictor,
+        samples=pictures.samples,
+        test=pictures.test,
+        what=pictures.what,
+        strange=pictures.strange,
+        learned=images,
+        device=device,
+        threads=threads,
+        gates=gates,
+        batches=tuple(sorted({1, batch_size or BATCHES[-1]})),
+        params=backend_params
+        if batch_size is None
+        else {**backend_params, "batch_size": batch_size},
+        notes=(*pictures.notes, *optimism(images, pictures.test)),
+        progress=progress,
+    )
+    trials = Trials(task)
+    found = trials.fastest_passing(wanted, strict=len(wanted) == 1 and not fallback)
+    if found is None and fallback:
+        others = [pair for pair in _others(precision, backend, device) if pair not in wanted]
+        found = trials.fastest_passing(_allowed(others, pictures.samples))
+    if found is None and not force:
+        raise _refused(report_of(trials, trials.best(precision)))
+    report = report_of(trials, found or trials.best(precision), forced=found is None)
+    chosen = trials.predictor(found or trials.best(precision))
+    chosen.report = report
+    return chosen, report
+
+
+def candidates(
+    backend: str, precision: str, device: str, params: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """The pairs (backend, precision) that are meant and possible here.
+
+    Raises:
+        OptimizeError: no such precision, or parameters that no backend meant takes.
+        BackendUnavailableError: none is possible; the message names what is.
+        MissingExtraError: the one asked for is not installed.
+    """
+    if precision not in PRECISIONS:
+        raise OptimizeError(f"`precision` is {precision!r}; there are {', '.join(PRECISIONS)}")
+    own = {k: v for k, v in params.items() if precision != "int8" or k not in QUANTIZING}
+    if backend != AUTO:
+        check_backend(backend, precision, device, own)
+        return [(backend, precision)]
+    found = [
+        (one.name, precision)
+        for one in BACKENDS.values()
+        if why_not(one, precision, device) is None and not one.missing
+    ]
+    known = {name for one in BACKENDS.values() for name in one.parameters}
+    if unknown := sorted(own.keys() - known):
+        raise OptimizeError(
+            f"no backend has a parameter {', '.join(unknown)}; they have {sorted(known)}"
+        )
+    if not found:
+        reasons = [
+            f"{one.name}: {why_not(one, precision, device) or 'not installed'}"
+            for one in BACKENDS.values()
+        ]
+        raise BackendUnavailableError(
+            f"nothing here runs {precision!r} on {device!r} ({'; '.join(reasons)}); "
+            "learnkit.devices() lists what is possible"
+        )
+    return found
+
+
+def _others(precision: str, backend: str, device: str) -> list[tuple[str, str]]:
+    """What to fall back to: other precisions of the backend asked for."""
+    names = BACKENDS if backend == AUTO else (backend,)
+    return [
+        (name, other)
+        for other in _CHEAPER
+        for name in names
+        if other != precision
+        and why_not(BACKENDS[name], other, device) is None
+        and not BACKENDS[name].missing
+    ]
+
+
+def _allowed(pairs: Sequence[tuple[str, str]], samples: Pictures | None) -> list[tuple[str, str]]:
+    """Without int8 where there are no samples to take ranges from."""
+    return [pair for pair in pairs if samples is not None or pair[1] != "int8"]
+
+
+def _refused(report: ConversionReport) -> ConversionRefusedError:
+    error = ConversionRefusedError(
+        f"{report.variant} is refused: {report.failures}. The error's `report` has the details; "
+        "fallback=True takes the best variant that passes, force=True takes this one"
+    )
+    error.report = report
+    return error

@@ -1,0 +1,1 @@
+"""Predicting without torch: numpy and onnxruntime alone."""

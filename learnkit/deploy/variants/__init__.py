@@ -1,0 +1,1 @@
+"""Converted networks in a bundle, beside the float32 weights."""
