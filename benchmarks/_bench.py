@@ -23,18 +23,25 @@ _PACKAGES = ("learnkit", "torch", "torchvision", "timm", "fastai", "numpy", "pil
 
 
 def interleaved_times(
-    candidates: Mapping[str, Callable[[], object]], *, repeats: int = 15, warmup: int = 2
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 15,
+    warmup: int = 2,
+    settle: int = 0,
 ) -> dict[str, list[float]]:
     """Seconds of each call, `repeats` per candidate; one call of each per round.
 
     Rounds, not blocks, so that a slow minute of the machine meets every candidate alike; each round
-    starts with another candidate, so that none always runs on the other's warm caches.
+    starts with another candidate, so that none always runs on the other's warm caches. A candidate
+    whose threads must find out that the last one's are done is called `settle` times before.
     """
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(warmup + repeats):
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
+            for _ in range(settle):
+                candidates[name]()
             start = time.perf_counter()
             candidates[name]()
             elapsed = time.perf_counter() - start

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import learnkit._torchvision  # noqa: F401  # before fastai and timm
 
+import pandas as pd
 import torch
 from _bench import interleaved_times, median, ratio, report, spread, write_csv
 
@@ -31,7 +32,7 @@ from learnkit.learner import cnn_learner
 
 ARCHS = ("resnet18", "mobilenetv2_100", "convnext_atto", "vit_tiny_patch16_224")
 WITH_WEIGHTS = "mobilenetv2_100"
-EAGER, SIZE, BATCHES = "eager torch", 224, (1, 16)
+EAGER, SIZE, BATCHES, N_FEW = "eager torch", 224, (1, 16), 64
 PACKAGES = ("onnxruntime", "onnx", "openvino", "nncf")
 
 
@@ -48,12 +49,19 @@ def read_data(path: Path | None, scratch: Path) -> ImageDataset:
     return ImageDataset.from_folder(path)
 
 
+def few(data: ImageDataset) -> ImageDataset:
+    """Some of the images: of networks with random weights speed and size are told, little else."""
+    frames = [part.sample(N_FEW, seed=0).frame for part in (data.train, data.valid)]
+    return ImageDataset(pd.concat(frames), data.root)
+
+
 def build(arch: str, data: ImageDataset, weights: Path | None) -> Predictor:
     """A predictor in the continual state, with `weights` or random ones."""
     torch.manual_seed(0)
     more = {"pretrained": False}
     if weights is not None:
         more = {"weights": str(weights), "arch_kwargs": {"pad_type": "same"}}
+        more["normalize"] = ((0.5,) * 3, (0.5,) * 3)
     learn = cnn_learner(data.dataloaders(size=SIZE, bs=32), arch, **more)
     learn.init_continual(data.train)
     return learn.predictor()
@@ -112,7 +120,7 @@ def rows_of(arch: str, kind: str, predictor: Predictor, data: ImageDataset, roun
         calls = {EAGER: lambda images=images: predictor.network.features(images)}
         for name, (fast, *_) in found.items():
             calls[name] = lambda images=images, fast=fast: fast.network.features(images)
-        times = interleaved_times(calls, repeats=rounds)
+        times = interleaved_times(calls, repeats=rounds, settle=3)
         rows += [
             {
                 "network": arch,
@@ -152,7 +160,7 @@ def end_to_end(arch, kind, predictor, found, data, rounds: int) -> list:
         "forward": lambda: [fast.try_tensors(torch.stack(b)) for b in chunks(pixels, 64)],
         "files": lambda: fast.predict_files(paths, progress=False),
     }
-    times = interleaved_times(calls, repeats=rounds, warmup=1)
+    times = interleaved_times(calls, repeats=rounds, warmup=1, settle=1)
     slower = max(("decode", "forward"), key=lambda one: median(times, one))
     row = {
         "network": arch,
@@ -182,10 +190,11 @@ def main() -> None:
         for arch in options.archs:
             weights = options.weights if arch == WITH_WEIGHTS else None
             kind = "random" if weights is None else "ImageNet"
+            images = data if weights is not None else few(data)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of few samples, of missing extras
-                predictor = build(arch, data, weights)
-                rows += rows_of(arch, kind, predictor, data, options.rounds)
+                predictor = build(arch, images, weights)
+                rows += rows_of(arch, kind, predictor, images, options.rounds)
             print(report([row for row in rows if row["network"] == arch and len(row) > 8]))
     print(f"wrote {write_csv('optimize', rows, packages=PACKAGES)}")
 

@@ -22,8 +22,8 @@ class OrtSession(Session):
         files: `{"onnx": bytes}`.
         threads: processor threads one run may use.
         device: "cpu" or "cuda".
-        spinning: threads wait for the next piece of work in a loop: a little faster, and in the way
-            of whatever else the processor has to do.
+        spinning: within a run, threads wait for the next piece of work in a loop: faster, and in
+            the way of whatever else the processor has to do.
 
     Raises:
         BundleCorruptError: the file is no such network.
@@ -75,6 +75,7 @@ def _opened(ort: ModuleType, data: bytes, threads: int, device: str, spinning: b
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what goes wrong is raised
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs: be idle
     try:
         session = ort.InferenceSession(data, options, providers=[_PROVIDERS[device]])
     except _errors() as error:
