@@ -196,7 +196,8 @@ def main() -> None:
                 predictor = build(arch, images, weights)
                 rows += rows_of(arch, kind, predictor, images, options.rounds)
             print(report([row for row in rows if row["network"] == arch and len(row) > 8]))
-            print(f"wrote {write_csv('optimize', rows, packages=PACKAGES)}")  # it takes minutes each
+            path = write_csv("optimize", rows, packages=PACKAGES)  # a network takes minutes
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":
