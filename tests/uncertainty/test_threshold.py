@@ -126,6 +126,8 @@ def test_images_are_flagged_exactly_if_their_p_value_is_up_to_the_rate(scores, r
     weights = data.draw(st.lists(st.integers(1, 3), min_size=len(scores), max_size=len(scores)))
     threshold = fit_threshold(scores, false_alarm_rate=rate, guarantee=promise, weights=weights)
     new = torch.arange(-5, 6, 0.5).double()
+    if threshold.source == "parametric":  # on the line itself rounding decides what p is
+        new = new[(new - threshold.value).abs() > 1e-6]
     expected = threshold.p_value(new) <= rate + 1e-9
     assert torch.equal(threshold.is_ood(new), expected)
 
