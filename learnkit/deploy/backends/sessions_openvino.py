@@ -1,5 +1,6 @@
 """Networks in OpenVINO; needs no torch."""
 
+import functools
 import re
 import threading
 from collections.abc import Mapping
@@ -118,6 +119,12 @@ def _refused(reason: str) -> BundleCorruptError:
     return BundleCorruptError(f"the OpenVINO network is refused: {reason}; optimise it again")
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The one core of this process; its networks must not outlive it, so it lives for ever."""
+    return extra("openvino").Core()
+
+
 def _read(files: Mapping[str, bytes]) -> Any:
     if "onnx" in files:
         check_onnx(files["onnx"])
@@ -126,9 +133,9 @@ def _read(files: Mapping[str, bytes]) -> Any:
     openvino = extra("openvino")
     try:
         if "onnx" in files:
-            return openvino.Core().read_model(files["onnx"])
+            return openvino_core().read_model(files["onnx"])
         weights = openvino.Tensor(np.frombuffer(files["bin"], np.uint8).copy())
-        return openvino.Core().read_model(files["xml"], weights)
+        return openvino_core().read_model(files["xml"], weights)
     except RuntimeError as error:
         raise BundleCorruptError(f"openvino cannot read the network: {error}") from error
 
@@ -141,7 +148,7 @@ def _compiled(model: Any, threads: int, hint: str) -> Any:
         "ENABLE_CPU_PINNING": "NO",  # pinned threads stay where others of this process work
     }
     try:
-        return extra("openvino").Core().compile_model(model, "CPU", settings)
+        return openvino_core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise BundleCorruptError(f"openvino cannot compile the network: {error}") from error
 

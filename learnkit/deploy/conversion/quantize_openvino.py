@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from learnkit.deploy.backends.processor import n_threads
+from learnkit.deploy.backends.sessions_openvino import openvino_core
 from learnkit.deploy.conversion.quantize import (
     Judge,
     outputs_of,
@@ -90,7 +91,7 @@ def _quantized(
 ) -> Any:
     """NNCF's model with the layers of the body but `kept` in 8 bits."""
     nncf = _nncf()
-    model = extra("openvino").Core().read_model(onnx)
+    model = openvino_core().read_model(onnx)
     names = {operation.get_friendly_name() for operation in model.get_ordered_ops()}
     float32 = {*kept, *_beside(network)}
     ignored = sorted(names & {name + end for name in float32 for end in ("", "/WithoutBiases")})
@@ -111,7 +112,7 @@ def _beside(network: FloatNetwork) -> set[str]:
 
 def _run(xml: bytes, weights: bytes, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Features and logits of `images`."""
-    core = extra("openvino").Core()
+    core = openvino_core()
     settings = {"INFERENCE_NUM_THREADS": n_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     model = core.compile_model(core.read_model(xml, weights), "CPU", settings)
     rows = [list(model({"image": image[None]}).values()) for image in images]
