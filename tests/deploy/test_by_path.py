@@ -3,6 +3,8 @@
 import copy
 import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -65,6 +67,36 @@ def again(predictor):
 
 def refused(match):
     return pytest.raises(NotPicklableError, match=match)
+
+
+# a script of its own: a pool's processes start by running what started the pool once more
+_IN_A_POOL = """
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+
+if __name__ == "__main__":
+    from learnkit import load_learner, load_runtime
+
+    models = [load_learner(sys.argv[1]), load_runtime(sys.argv[2], threads=1)]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for model in models:
+            image = np.full((*model.preprocessing.size, 3), 90, np.uint8)
+            there, here = pool.submit(model.predict, image).result(), model.predict(image)
+            np.testing.assert_allclose(there.probs, here.probs, rtol=1e-5)
+            assert (there.label, there.ood_threshold) == (here.label, here.ood_threshold)
+            print("same")
+"""
+
+
+def test_a_worker_process_gets_the_model_from_its_bundle(written, runtime_bundle, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_IN_A_POOL)
+    command = [sys.executable, str(script), str(written), str(runtime_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["same", "same"]
 
 
 def test_what_was_loaded_pickles_as_a_path_and_comes_back_the_same(written, runtime_bundle):
