@@ -10,6 +10,14 @@ from learnkit.errors import ImageReadError
 METHODS = ("crop", "squish", "pad")
 _NUMPY_PAD = {"zeros": "constant", "border": "edge", "reflection": "reflect"}
 PAD_MODES = tuple(_NUMPY_PAD)
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 Box = tuple[int, int, int, int]
 

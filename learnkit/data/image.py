@@ -89,6 +89,11 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(path for path in _walk(folder, ()) if path.suffix.lower() in IMAGE_EXTENSIONS)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: dot files, and what macOS zips add."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 @contextmanager
 def naming_errors(name: str, source: Any) -> Iterator[None]:
     """Turn whatever Pillow raises on damaged data into an ImageReadError that names the image."""
@@ -134,7 +139,7 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if is_hidden(entry.name):
                 continue
             if not entry.is_dir():
                 yield Path(entry.path)

@@ -8,35 +8,19 @@ without torch, too.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from learnkit.data.geometry import METHODS, PAD_MODES, centred_box, check_padding, cut
-from learnkit.data.image import MAX_PIXELS, check_read_options, read_image
-from learnkit.errors import DataError, InputSizeError
+from learnkit.data.geometry import RESAMPLING, centred_box, check_padding, cut
+from learnkit.data.image import MAX_PIXELS, read_image
+from learnkit.data.preprocess_checks import check_batch, check_recipe, finite_floats
+from learnkit.errors import DataError
 
 if TYPE_CHECKING:
     import torch
-
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-_CHOICES = {
-    "method": METHODS,
-    "interpolation": tuple(_RESAMPLING),
-    "pad_mode": PAD_MODES,
-    "exif_transpose": (True, False),
-}
-_MAX_SIDE = 16_384
 
 
 @dataclass(frozen=True)
@@ -83,8 +67,8 @@ class Preprocessing:
         for name, value in [("size", _tuple(size)), ("background", _tuple(self.background))]:
             object.__setattr__(self, name, value)
         for name in ("mean", "std"):
-            object.__setattr__(self, name, _floats(name, getattr(self, name)))
-        self._check()
+            object.__setattr__(self, name, finite_floats(name, getattr(self, name)))
+        check_recipe(self)
 
     def read(self, source: Any) -> Image.Image:
         """PIL image of `size`, mode "RGB" or "L", of anything `read_image` takes."""
@@ -112,7 +96,7 @@ class Preprocessing:
         if self.method == "pad":
             check_padding(image.size, box, self.max_pixels)
         image = cut(image, box, self.pad_mode)
-        return image.resize((width, height), _RESAMPLING[self.interpolation])
+        return image.resize((width, height), RESAMPLING[self.interpolation])
 
     def pixels(self, source: Any) -> np.ndarray:
         """uint8 array (H, W, C), contiguous and its own memory, of anything `read_image` takes."""
@@ -135,7 +119,7 @@ class Preprocessing:
         """
         import torch
 
-        self._check_batch(batch)
+        check_batch(batch, self.channels)
         x = batch.as_subclass(torch.Tensor).to(torch.float32, copy=True)
         if batch.dtype == torch.uint8:
             x.div_(255)
@@ -175,57 +159,6 @@ class Preprocessing:
             )
         return cls(**fields)
 
-    def _check(self) -> None:
-        check_read_options(self.channels, self.bit_depth, self.background, self.max_pixels)
-        if not (
-            isinstance(self.size, tuple)
-            and len(self.size) == 2
-            and all(type(side) is int and 1 <= side <= _MAX_SIDE for side in self.size)
-        ):
-            raise DataError(
-                f"`size` is {self.size!r}; it must be (height, width) in 1..{_MAX_SIDE}"
-            )
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if type(value) is not type(allowed[0]) or value not in allowed:
-                raise DataError(f"`{name}` is {value!r}; it must be one of {allowed}")
-        if type(self.crop) not in (int, float) or not 0 < self.crop <= 1:
-            raise DataError(f"`crop` is {self.crop!r}; it must be a share in (0, 1]")
-        if self.method == "pad" and self.crop != 1:
-            raise DataError(
-                f"`crop` is {self.crop!r} with `method='pad'`, which cuts nothing; use 1"
-            )
-        self._check_statistics()
-
-    def _check_statistics(self) -> None:
-        if (self.mean is None) != (self.std is None):
-            raise DataError("`mean` and `std` go together; give both or neither")
-        for name, values in [("mean", self.mean), ("std", self.std)]:
-            if values is not None and len(values) != self.channels:
-                raise DataError(
-                    f"`{name}` has {len(values)} values for {self.channels} channels; give one each"
-                )
-        if self.std is not None and min(self.std) <= 0:
-            raise DataError(f"`std` is {self.std}; every value must be above 0")
-
-    def _check_batch(self, batch: torch.Tensor) -> None:
-        import torch
-
-        if batch.ndim not in (3, 4) or batch.shape[-3] != self.channels:
-            raise InputSizeError(
-                f"`batch` has shape {tuple(batch.shape)}; it must be (N, {self.channels}, H, W)"
-            )
-        if batch.dtype == torch.uint8 or batch.numel() == 0:
-            return
-        if not batch.is_floating_point():
-            raise DataError(f"`batch` is {batch.dtype}; it must be uint8 or floats in 0..1")
-        low, high = batch.detach().aminmax()
-        if not (low >= -1e-3 and high <= 1.001):
-            raise DataError(
-                f"`batch` has floats in {low:.4g}..{high:.4g}; they must lie in 0..1: divide by "
-                "255 or pass uint8"
-            )
-
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """uint8 tensor (C, H, W) of an 8-bit PIL image, contiguous and its own memory."""
@@ -238,16 +171,3 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
-
-
-def _floats(name: str, values: Any) -> tuple[float, ...] | None:
-    """`values` as a tuple of finite floats; one number is a tuple of one."""
-    if values is None:
-        return None
-    try:
-        numbers = np.asarray(values, dtype=np.float64).reshape(-1).tolist()
-    except (TypeError, ValueError) as error:
-        raise DataError(f"`{name}` is {values!r}; it must be one number per channel") from error
-    if not all(map(math.isfinite, numbers)):
-        raise DataError(f"`{name}` is {values!r}; every value must be finite")
-    return tuple(numbers)

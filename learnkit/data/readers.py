@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from learnkit.data.image import IMAGE_EXTENSIONS, find_images
+from learnkit.data.folders import (
+    SPLIT_FOLDERS,
+    are_all_splits,
+    empty_class_folders,
+    images_below,
+)
 from learnkit.data.labels import nfc
 from learnkit.data.table import (
     COLUMNS,
@@ -23,9 +28,6 @@ from learnkit.errors import DataError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid"}
-_SPLIT_FOLDERS |= {"test": "test"}
 
 
 class Readers:
@@ -54,8 +56,8 @@ class Readers:
             DataError: No folder, no images, images outside class folders, or an empty class folder.
         """
         root = Path(os.path.abspath(folder))
-        relative = [path.relative_to(root) for path in _images_below(root)]
-        named = splits and _all_splits(root)
+        relative = [path.relative_to(root) for path in images_below(root)]
+        named = splits and are_all_splits(root)
         depth = 2 if named else 1
         if loose := [path for path in relative if len(path.parts) <= depth]:
             raise DataError(
@@ -63,7 +65,7 @@ class Readers:
                 f"put each into a folder named after its class{' (or: `splits=False`)' * named}"
             )
         labels = [path.parent.name for path in relative]
-        empty = _empty_folders(root, relative, {nfc(label) for label in labels}, depth)
+        empty = empty_class_folders(root, relative, {nfc(label) for label in labels}, depth)
         if empty and not allow_empty:
             raise DataError(
                 f"{len(empty)} class folders hold no images: {empty[:10]}; fill or remove them, or "
@@ -71,7 +73,7 @@ class Readers:
             )
         frame = as_written({"path": [path.as_posix() for path in relative], "label": labels})
         if named:
-            frame["split"] = [_SPLIT_FOLDERS[path.parts[0].lower()] for path in relative]
+            frame["split"] = [SPLIT_FOLDERS[path.parts[0].lower()] for path in relative]
         return cls(frame, root, classes=sorted({*labels, *map(os.path.basename, empty)}))
 
     @classmethod
@@ -88,7 +90,7 @@ class Readers:
             DataError: No images, a pattern without such a group, or file names it does not match.
         """
         regex = _compiled(pattern)
-        paths = _images_below(Path(folder))
+        paths = images_below(Path(folder))
         found = [regex.search(path.name) for path in paths]
         if unmatched := [path.name for path, match in zip(paths, found, strict=True) if not match]:
             raise DataError(
@@ -192,46 +194,6 @@ class Readers:
             root = Path(os.path.abspath(folder))
             check_files_exist([root / path for path in clean_paths(table["path"].tolist(), root)])
         return cls(table, folder)
-
-
-def _images_below(root: Path) -> list[Path]:
-    images = find_images(root)
-    if not images:
-        raise DataError(
-            f"no images found under {str(root)!r}; looked at every depth for "
-            f"{', '.join(sorted(IMAGE_EXTENSIONS))}"
-        )
-    return images
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Visible folders directly in `folder`, without links back to one above it."""
-    here = folder.resolve()
-    found = [p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name)]
-    return sorted(p for p in found if not (p.is_symlink() and here.is_relative_to(p.resolve())))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _all_splits(root: Path) -> bool:
-    folders = _folders(root)
-    return bool(folders) and all(path.name.lower() in _SPLIT_FOLDERS for path in folders)
-
-
-def _empty_folders(root: Path, images: list[Path], labels: set[str], depth: int) -> list[str]:
-    """Topmost folders without an image at any depth, unless another of that name has some."""
-    filled = {parent for path in images for parent in path.parents}
-    empty, todo = [], _folders(root)
-    while todo:
-        folder = todo.pop(0)
-        relative = folder.relative_to(root)
-        if relative in filled:
-            todo += _folders(folder)
-        elif len(relative.parts) >= depth and nfc(folder.name) not in labels:
-            empty.append(relative.as_posix())
-    return empty
 
 
 def _compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
