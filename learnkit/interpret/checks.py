@@ -45,3 +45,35 @@ def check_answers(
             " classes; class numbers (N,) or, with a sigmoid loss, flags (N, C) are needed."
             " Regression and segmentation are not interpreted here"
         )
+
+
+def sum_to_one(probs: Tensor) -> bool:
+    """Whether the classes compete for each sample; rows that are not finite have no say."""
+    sums = _finite_sums(probs)
+    return bool(((sums - 1).abs() < 1e-3).all())
+
+
+def check_activation(probs: Tensor, competing: bool, *, flags: bool, loss: Any) -> None:
+    """Raise InterpretationError unless the loss's activation suits the kind of labels.
+
+    Args:
+        probs: what the activation made of the logits (N, C).
+        competing: what `sum_to_one` says of them.
+        flags: whether the targets are flags (N, C) instead of class numbers (N,).
+        loss: the learner's loss function, to be named.
+    """
+    if flags and competing and probs.shape[1] > 1:
+        raise InterpretationError(
+            "The targets are flags (N, C), but the loss makes the classes compete (softmax); train"
+            " with a sigmoid loss such as BCEWithLogitsLossFlat, or with class numbers (N,)"
+        )
+    if not flags and not competing:
+        raise InterpretationError(
+            f"Probabilities of a sample sum to {_finite_sums(probs)[0].item():.4g} instead of 1;"
+            f" give the loss ({type(loss).__name__}) an `activation` method that turns the"
+            " network's outputs into probabilities"
+        )
+
+
+def _finite_sums(probs: Tensor) -> Tensor:
+    return probs[probs.isfinite().all(1)].sum(1)

@@ -19,7 +19,13 @@ from torch import Tensor
 from learnkit.errors import InterpretationError
 from learnkit.evaluation.evaluate import Evaluation, evaluate
 from learnkit.evaluation.inputs import check_probs
-from learnkit.interpret.checks import check_answers, check_logits, plain
+from learnkit.interpret.checks import (
+    check_activation,
+    check_answers,
+    check_logits,
+    plain,
+    sum_to_one,
+)
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
 from learnkit.interpret.losses import activation_of, item_losses
 from learnkit.interpret.source import Source, class_names, split_batch
@@ -193,13 +199,14 @@ def collect_from(
                 target = source.targets[n_seen : n_seen + len(xb[0])]
             elif target is not None:
                 target = renumbered(plain(target), numbers, source.names)
-            rows.append(_answers(learn, xb, target))
+            row = _answers(learn, xb, target)
             pooled = features.pop() if features else None
             if detector is not None:
-                rows[-1]["ood_scores"] = detector.ood_scores(pooled).float()
+                row["ood_scores"] = detector.ood_scores(pooled).float()
             if with_features:
-                rows[-1]["features"] = pooled
-            n_seen += len(rows[-1]["logits"])
+                row["features"] = pooled
+            rows.append(row)
+            n_seen += len(row["logits"])
     if not rows:
         raise InterpretationError("There are no samples in the loader; nothing can be interpreted")
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -225,19 +232,9 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
     logits, targets = joined["logits"].float(), joined.get("targets")
     flags = targets is not None and targets.ndim == 2
     probs = plain(activation_of(loss_of(learn), multi_label=flags)(logits))
-    sums = probs[probs.isfinite().all(1)].sum(1)
-    competing = bool(((sums - 1).abs() < 1e-3).all())
-    if flags and competing and logits.shape[1] > 1:
-        raise InterpretationError(
-            "The targets are flags (N, C), but the loss makes the classes compete (softmax); train"
-            " with a sigmoid loss such as BCEWithLogitsLossFlat, or with class numbers (N,)"
-        )
-    if targets is not None and not flags and not competing:
-        raise InterpretationError(
-            f"Probabilities of a sample sum to {sums[0].item():.4g} instead of 1; give the loss"
-            f" ({type(learn.loss_func).__name__}) an `activation` method that turns the network's"
-            " outputs into probabilities"
-        )
+    competing = sum_to_one(probs)
+    if targets is not None:
+        check_activation(probs, competing, flags=flags, loss=learn.loss_func)
     return Outputs(
         logits=logits,
         probs=probs,
