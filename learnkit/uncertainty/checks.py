@@ -85,6 +85,13 @@ def check_rate(rate: float, *, name: str) -> float:
     return float(rate)
 
 
+def check_score(value: float, *, name: str) -> float:
+    """Return one finite number as a float, or raise UncertaintyError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UncertaintyError(f"`{name}` is {value!r}; give one finite score")
+    return float(value)
+
+
 def check_choice(value: str, choices: tuple[str, ...], *, name: str) -> str:
     """Return `value` if it is one of `choices`, or raise UncertaintyError listing them."""
     if value not in choices:
