@@ -1,7 +1,11 @@
+import io
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from learnkit.deploy.conversion.comparing import Answers, compare
 from learnkit.deploy.conversion.samples import Pictures
@@ -52,6 +56,18 @@ def test_the_worst_images_come_worst_first_and_those_alike_not_at_all():
     assert worst.confidence_before == pytest.approx(p)
     assert worst.change == pytest.approx(p - (1 - p) / 2)
     assert found.prob_max == worst.change
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_worst_images_come_with_a_small_picture_of_what_was_seen(channels):
+    shown = pictures(None, 4)
+    pixels = torch.full((4, channels, 40, 160), 30, dtype=torch.uint8)
+    pixels[3, 0] = 200
+    found = compare(BEFORE, AFTER, replace(shown, pixels=pixels), CLASSES).worst_images[0]
+    picture = Image.open(io.BytesIO(found.thumbnail))
+    assert picture.size == (64, 16)
+    colour = [200, 30, 30][:channels]
+    assert np.abs(np.asarray(picture).reshape(-1, channels) - colour).max() <= 4
 
 
 def test_ten_images_at_most_are_kept():

@@ -1,5 +1,8 @@
+import base64
 import json
 import math
+import re
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -7,7 +10,8 @@ import pytest
 from learnkit.deploy.conversion.gates import Verdict
 from learnkit.deploy.conversion.quality import ChangedClass, ChangedImage, Quality
 from learnkit.deploy.conversion.report import Candidate, ConversionReport, Images, Latency
-from learnkit.errors import BundleCorruptError
+from learnkit.deploy.conversion.report_speeds import speeds_of
+from learnkit.errors import BundleCorruptError, OptimizeError
 
 EVIL = "<img src=x onerror=alert(1)>"
 QUALITY = Quality(
@@ -106,26 +110,120 @@ def test_a_report_that_was_tampered_with_is_refused(change, message):
         ConversionReport.from_dict(values, "variants/x.report.json")
 
 
+TRIED = replace(
+    REPORT,
+    candidates=(
+        Candidate("openvino-int8", {"1": 3.0, "16": 14.0}, math.nan, "slower, not judged"),
+        Candidate("torch-int8", {}, math.nan, "the network has operators that ONNX has not"),
+        Candidate("onnxruntime-int8", {"1": 2.0, "16": 20.0}, 0.985, f"agreement: FAILED {EVIL}"),
+    ),
+)
+PASSED = replace(REPORT, verdicts=(Verdict("agreement", True, "99.50%", "at least 99.0%"),))
+
+
 def test_the_printed_report_says_what_is_asked_of_it():
     text = str(REPORT)
     for part in (
-        "onnxruntime-int8 fails its gates",
+        "onnxruntime-int8 is refused: agreement 98.50% (asked: at least 99.0%)",
         "FAILED     agreement",
-        "2.50 MB (25% of the float32 weights)",
+        "2.50 MB  25% of the float32 weights",
         "avx512_vnni",
         "onnxruntime 1.31",
         "-1.00 points",
         "40 images (20 a",
         "carried over",
+        "12.00 ms   2.00 ms  6.00x as fast, p95 2.50 ms; 2.00x of",
     ):
         assert part in text, part
     assert text.index("FAILED") < text.index("passed ")
 
 
-def test_html_escapes_every_name_from_outside():
+def test_the_first_line_is_the_verdict_and_what_speaks_for_it():
+    first = " ".join(str(PASSED).split("\n\n")[0].split())
+    assert first == (
+        "onnxruntime-int8 passes its gates: 6.0x / 7.0x as fast as eager torch (batch 1 / 16), "
+        "25% of the size, 98.50% of labels kept"
+    )
+    unjudged = replace(PASSED, verdicts=(Verdict("agreement", None, "no images", "nothing"),))
+    assert "25% of the size, labels not judged" in " ".join(str(unjudged).split())
+    forced = str(replace(REPORT, forced=True)).splitlines()[0]
+    assert forced.startswith("onnxruntime-int8 fails a gate and was made all the same: agreement")
+
+
+def test_the_printed_report_fits_a_terminal_and_does_not_steer_it():
+    name = "folder/\x1b[31m\x07red\n\n## heading\u2028.png"
+    images = (replace(QUALITY.worst_images[0], name=name),) * 3
+    text = str(replace(TRIED, quality=replace(QUALITY, worst_images=images), state="word " * 60))
+    assert max(map(len, text.splitlines())) <= 80
+    assert {c for c in text if unicodedata.category(c) in {"Cc", "Zl"}} == {"\n"}
+    assert "folder/?[31m?red??## heading?.png" in text
+
+
+def test_speeds_are_set_against_eager_torch_and_the_slowest_comes_first():
+    found = {one.name: one for one in speeds_of(TRIED)}
+    assert [*found] == [
+        "eager torch",
+        "onnxruntime-float32",
+        "openvino-int8",
+        "onnxruntime-int8",
+        "torch-int8",
+    ]
+    assert found["eager torch"].ratios == {1: 1.0, 16: 1.0}
+    assert found["onnxruntime-float32"].ratios == {1: 3.0, 16: 2.8}
+    assert found["openvino-int8"].ratios == {1: 4.0, 16: 10.0}
+    assert [one.is_chosen for one in found.values()] == [False, False, False, True, False]
+    assert (found["torch-int8"].ratios, found["torch-int8"].outcome) == ({}, "not possible")
+    assert found["onnxruntime-int8"].outcome == "failed"
+    alone = speeds_of(replace(REPORT, candidates=()))[-1]
+    assert (alone.name, alone.ratios, alone.outcome) == (
+        "onnxruntime-int8",
+        {1: 6.0, 16: 7.0},
+        "refused",
+    )
+
+
+def test_the_bars_of_the_plot_are_as_long_as_variants_are_fast():
+    from matplotlib.figure import Figure
+
+    ax = Figure().add_subplot()
+    assert TRIED.plot(ax) is ax
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths == [ratio for one in speeds_of(TRIED) for ratio in one.ratios.values()]
+    names = [label.get_text().splitlines()[0] for label in ax.get_yticklabels()]
+    assert names == ["eager torch", "onnxruntime-float32", "openvino-int8", "onnxruntime-int8"]
+    assert "98.5% kept, failed" in ax.get_yticklabels()[-1].get_text()
+    assert ax.get_title() == "onnxruntime-int8 refused"
+    with pytest.raises(OptimizeError, match="nothing was timed"):
+        replace(REPORT, latency=()).plot(ax)
+
+
+def test_html_begins_with_the_verdict_and_no_colour_stands_alone():
+    assert re.sub("<[^>]+>", "", PASSED._repr_html_()).startswith("✓ passed onnxruntime-int8: 6.0x")
     html = REPORT._repr_html_()
+    assert re.sub("<[^>]+>", "", html).startswith("✗ refused onnxruntime-int8: agreement")
+    said = re.findall(r"background:#[0-9a-f]{6};color[^>]*>(\S) (\w[^<]*)</span>", html)
+    assert said == [("✗", "refused"), ("✗", "FAILED"), ("✓", "passed"), ("✗", "now wrong")]
+
+
+def test_pictures_are_shown_and_never_written():
+    picture = replace(QUALITY.worst_images[0], thumbnail=b"a small picture")
+    report = replace(REPORT, quality=replace(QUALITY, worst_images=(picture,)))
+    data = base64.b64encode(b"a small picture").decode()
+    assert f'<img src="data:image/jpeg;base64,{data}"' in report._repr_html_()
+    text = json.dumps(report.to_dict())
+    assert "thumbnail" not in text
+    again = ConversionReport.from_dict(json.loads(text))
+    assert again.quality.worst_images[0] == picture
+    assert "<img" not in again._repr_html_()
+    text = text.replace('"change": 0.3', '"change": 0.3, "thumbnail": ""')
+    with pytest.raises(BundleCorruptError, match="has the fields"):
+        ConversionReport.from_dict(json.loads(text))
+
+
+def test_html_escapes_every_name_from_outside():
+    html = TRIED._repr_html_()
     assert "<img" not in html
-    assert html.count("&lt;img") >= 4
+    assert html.count("&lt;img") >= 5
     assert html.count("<table") == html.count("</table>")
 
 

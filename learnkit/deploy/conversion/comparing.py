@@ -218,6 +218,7 @@ def _worst_images(
             *(_text(labels[i]) for labels in named),
             *(top[i] for top in tops),
             change[i].item(),
+            pictures.thumbnail(i),
         )
         for i in order
         if change[i] >= _SEEN

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from learnkit.deploy.conversion.gates import paired_interval
+from learnkit.deploy.conversion.records import NOT_STORED
 from learnkit.evaluation.measures import wilson_interval
 
 
 @dataclass(frozen=True)
 class ChangedImage:
-    """One test image before and after; `change` is the largest change of a probability."""
+    """One test image before and after; `change` is the largest change of a probability.
+
+    `thumbnail` is a small JPEG of what the network saw. It is there as long as the report is in
+    memory, and never written: an image may be nobody else's business.
+    """
 
     name: str
     truth: str | None
@@ -20,6 +25,7 @@ class ChangedImage:
     confidence_before: float
     confidence_after: float
     change: float
+    thumbnail: bytes = field(default=b"", repr=False, compare=False, metadata=NOT_STORED)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Frozen dataclasses as JSON values and back, strictly: files come from strangers."""
+"""Frozen dataclasses as JSON values and back, strictly: files come from strangers.
+
+A field with `metadata=NOT_STORED` stays at home: it is not written, and read as its default.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from typing import Any, TypeVar
 from learnkit.errors import BundleCorruptError
 
 Record = TypeVar("Record")
+NOT_STORED = {"stored": False}
 
 
 def to_plain(value: Any) -> Any:
     """`value` as JSON knows it: records become objects, tuples lists, NaN and infinities null."""
     if dataclasses.is_dataclass(value):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {name: to_plain(getattr(value, name)) for name in _stored(type(value))}
     if isinstance(value, dict):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -38,13 +42,19 @@ def from_plain(kind: type[Record], values: Any, where: str) -> Record:
     Raises:
         BundleCorruptError: a field is missing, unknown or of another type.
     """
-    hints = typing.get_type_hints(kind)
+    types_of = typing.get_type_hints(kind)
+    hints = {name: types_of[name] for name in _stored(kind)}
     if not isinstance(values, dict) or values.keys() != hints.keys():
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
         raise BundleCorruptError(
             f"{where}: a {kind.__name__} has the fields {sorted(hints)}, not {found!s:.200}"
         )
     return kind(**{k: _read(hint, values[k], f"{where}: `{k}`") for k, hint in hints.items()})
+
+
+def _stored(kind: type) -> list[str]:
+    """The names of the fields that are written."""
+    return [f.name for f in dataclasses.fields(kind) if f.metadata.get("stored", True)]
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

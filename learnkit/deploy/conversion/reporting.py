@@ -46,22 +46,23 @@ def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> Conversi
         verdicts=trial.verdicts,
         state=trial.state,
         notes=(*task.notes, *converted.notes, *(_BUSY,) * trials.busy),
-        candidates=_candidates(trials, trial),
+        candidates=_candidates(trials, trial, forced),
         forced=forced,
     )
 
 
-def _candidates(trials: Trials, chosen: Trial) -> tuple[Candidate, ...]:
+def _candidates(trials: Trials, chosen: Trial, forced: bool) -> tuple[Candidate, ...]:
     """All that was tried, if there was a choice."""
     if len(trials.found) + len(trials.problems) < 2:
         return ()
-    rows = [_candidate(name, trial, chosen) for name, trial in trials.found.items()]
+    taken = chosen if forced or chosen.passed else None
+    rows = [_candidate(name, trial, taken) for name, trial in trials.found.items()]
     failed = [Candidate(name, {}, math.nan, why) for name, why in trials.problems.items()]
     return (*rows, *failed)
 
 
-def _candidate(name: str, trial: Trial, chosen: Trial) -> Candidate:
-    outcome = "taken" if trial is chosen else gate.failures(trial.verdicts)
+def _candidate(name: str, trial: Trial, taken: Trial | None) -> Candidate:
+    outcome = "taken" if trial is taken else gate.failures(trial.verdicts)
     if trial.quality is None:
         outcome = "slower, not judged"
     return Candidate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from learnkit.data.image import find_images
@@ -25,6 +27,7 @@ from learnkit.errors import OptimizeError
 
 MAX_SAMPLES = 1000
 MAX_TEST = 2000
+_THUMB = 64  # pixels of a thumbnail's longer side
 _SPLITS = {"samples": ("train",), "test": ("test", "valid"), "ood": ()}
 
 
@@ -65,6 +68,14 @@ class Pictures:
         """Each picture once."""
         first = {one: i for i, one in reversed(list(enumerate(self.digests)))}
         return self.picked(sorted(first.values()))
+
+    def thumbnail(self, i: int) -> bytes:
+        """A JPEG of at most 64 x 64 pixels of image `i`."""
+        pixels = self.pixels[i].permute(1, 2, 0).squeeze(2).numpy()
+        image, file = Image.fromarray(pixels), io.BytesIO()
+        image.thumbnail((_THUMB, _THUMB))
+        image.save(file, "JPEG", quality=80)
+        return file.getvalue()
 
     def described(self, what: str) -> Images:
         """What a report says of them."""
