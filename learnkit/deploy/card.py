@@ -141,7 +141,7 @@ def model_card(
         _section("What it has learned", _pairs(continual or {})),
         _section("How it tells unusual images", _pairs(ood or {})),
         _section("Measures", _pairs(card.get("measures", {}))),
-        _section("Measures per class", _table(card.get("per_class", []))),
+        _section("Measures per class", table(card.get("per_class", []))),
         _section("Data", _pairs(card.get("data", {}))),
         _section("Training", _pairs(card.get("training", {}))),
         _section("Made with", _pairs(versions)),
@@ -173,10 +173,10 @@ def _class_list(classes: Sequence[str]) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return _table([{"": key, "value": value} for key, value in values.items()])
+    return table([{"": key, "value": value} for key, value in values.items()])
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with the first row's keys as columns; empty if there are no rows."""
     if not rows:
         return ""

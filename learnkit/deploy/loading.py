@@ -11,6 +11,7 @@ from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.reading import read_bundle
 from learnkit.deploy.variants.description import FLOAT32
+from learnkit.deploy.variants.knowing import warn_behind
 from learnkit.deploy.variants.reading import load_variant, which_variant
 
 
@@ -32,7 +33,8 @@ def load_learner(
         allow_pickle: also open fastai's `export.pkl`. That RUNS whatever code its author put in;
             fastai is imported, and its Learner is returned.
         variant: what of the bundle to run, such as "onnxruntime-int8", or "float32" for the weights
-            as they were trained; default what it was saved from.
+            as they were trained; default what it was saved from. Each knows what it has learned
+            itself: a warning says if another one beside it has learned since.
         threads: processor threads one prediction of an optimised variant may use; default all this
             process may use.
 
@@ -47,6 +49,7 @@ def load_learner(
     if pickle_file := pickle_at(Path(path)):
         return load_pickle(pickle_file, sha256, device, allow_pickle)
     opened = which_variant(path, variant, sha256)
+    warn_behind(path, opened.section, opened.name)
     if opened.name != FLOAT32:
         return load_variant(path, opened, device=str(device), threads=threads)
     bundle = read_bundle(path, sha256=sha256)
@@ -66,4 +69,5 @@ def load_learner(
     predictor.digest, predictor.probes = bundle.digest, bundle.probes.images
     predictor.measured = predictor.continual and predictor.continual.statistics
     predictor._home = home_of(predictor, path, bundle.digest)
+    predictor._companions = bundle.companions
     return predictor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.bulk import Result
-from learnkit.deploy.bundle import save_bundle
-from learnkit.deploy.by_path import ByPath, home_of
+from learnkit.deploy.by_path import ByPath
 from learnkit.deploy.conversion.optimizing import Optimizing
 from learnkit.deploy.detector import Detector, checked_detector
 from learnkit.deploy.examining import Examining
@@ -24,10 +22,11 @@ from learnkit.deploy.learning import Learning
 from learnkit.deploy.many import ManyImages, raised
 from learnkit.deploy.prediction import Prediction, not_finite, prediction_of
 from learnkit.deploy.running import Network
+from learnkit.deploy.saving import Saving
 from learnkit.errors import PredictionError
 
 
-class Predictor(ManyImages, Examining, Learning, Optimizing, Identified, ByPath):
+class Predictor(ManyImages, Examining, Learning, Optimizing, Saving, Identified, ByPath):
     """A network with its preprocessing and class names: images in, predictions out.
 
     Predicting changes nothing, so threads may share a predictor. A model that belongs to the
@@ -198,39 +197,6 @@ class Predictor(ManyImages, Examining, Learning, Optimizing, Identified, ByPath)
         elif names != classes:
             self.rename({a: b for a, b in zip(classes, names, strict=True) if a != b})
         return self
-
-    def save(
-        self,
-        path: str | os.PathLike,
-        *,
-        card: Mapping[str, Any] | None = None,
-        probes: Tensor | None = None,
-    ) -> str:
-        """SHA-256 (hex) that pins the bundle written to `path`; see `load_learner(sha256=)`.
-
-        Args:
-            path: absent, an empty folder or an earlier bundle, which is replaced as a whole.
-            card: for the model card; default the one this predictor was loaded with.
-            probes: a few preprocessed images uint8 (n, channels, H, W) that travel with the bundle:
-                at load their logits must come out again. Default those it was loaded with, or
-                noise.
-
-        Raises:
-            ExportError: the network or the card cannot travel as data, or a weight is not finite.
-            BundleWriteError: the folder could not be written; what stood there still does.
-        """
-        card = self._own_card() if card is None else card
-        probes, as_written = self.probes if probes is None else probes, home_of(self, path, "")
-        digest = save_bundle(path, self, card=card, probes=probes)
-        self._home = as_written._replace(digest=digest)
-        return digest
-
-    def _own_card(self) -> dict[str, Any]:
-        """The card it was loaded with, without what was measured on another state of knowledge."""
-        card = dict(self.metadata.get("card", {}))
-        if self.continual is not None and self.continual.statistics is not self.measured:
-            card = {k: v for k, v in card.items() if k not in {"measures", "per_class"}}
-        return card
 
     def __repr__(self) -> str:
         spec = getattr(self.model, "spec", None)

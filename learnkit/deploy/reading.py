@@ -21,6 +21,7 @@ from learnkit.deploy.probes import PROBE, Probes, comparable, read_probes, toler
 from learnkit.deploy.rebuild import rebuild
 from learnkit.deploy.schema import CONFIG, Contents, check_schema
 from learnkit.deploy.timm_layout import from_files
+from learnkit.deploy.variants.companions import Companions, companions_at
 from learnkit.deploy.versions import listed, versions
 from learnkit.errors import BundleCorruptError, BundleError, BundleProbeError, LearnkitError
 from learnkit.models.spec import ModelSpec
@@ -35,6 +36,7 @@ class Bundle:
     probes: Probes
     digest: str
     detector: Detector | None = None
+    companions: Companions | None = None
 
     def check_probes(self, predictor: Predictor) -> None:
         """Raise BundleProbeError unless `predictor` answers the probes as it did at export.
@@ -105,7 +107,8 @@ def read_bundle(path: str | os.PathLike, *, sha256: str | None = None) -> Bundle
     if contents.ood is not None:
         tensors = parse_tensors(_file(folder, OOD), OOD)
         detector = read_detector(contents.ood, tensors, model[0].n_features)
-    return Bundle(contents, model, probes, folder.digest, detector)
+    beside = companions_at(path, folder)
+    return Bundle(contents, model, probes, folder.digest, detector, beside)
 
 
 def _file(folder: Folder, name: str) -> bytes:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SCHEMA = {"major": 1, "minor": 2}
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 16_000_000
-_SECTION = "learnkit"
+SECTION = "learnkit"
 _KNOWN = frozenset(
     {
         "schema",
@@ -43,6 +43,7 @@ _KNOWN = frozenset(
         "continual",
         "ood",
         "default_variant",
+        "learned_since",
     }
 )
 
@@ -90,7 +91,7 @@ class Contents:
             **own,
         }
         try:
-            return to_json({**timm_config, _SECTION: section})
+            return to_json({**timm_config, SECTION: section})
         except (TypeError, ValueError) as error:
             raise ExportError(f"`metadata`, `card` or a class name is no JSON: {error}") from error
 
@@ -132,7 +133,7 @@ def read_section(data: bytes) -> dict[str, Any]:
         raise BundleCorruptError(
             f"{CONFIG} has {len(data)} bytes; at most {MAX_CONFIG_BYTES} are read"
         )
-    section = _get(parse_json(data, CONFIG), _SECTION, dict)
+    section = _get(parse_json(data, CONFIG), SECTION, dict)
     check_schema(section, CONFIG)
     _check_critical(section)
     return section
@@ -141,33 +142,6 @@ def read_section(data: bytes) -> dict[str, Any]:
 def default_variant(section: Mapping[str, Any]) -> str | None:
     """The variant that `section` says runs unless another is asked for; None for the weights."""
     return _get(section, "default_variant", str) if "default_variant" in section else None
-
-
-def with_variant(
-    config: bytes, name: str, metadata: Mapping[str, Any], *, has_learned: bool
-) -> bytes:
-    """A config.json of which the variant `name` is the default.
-
-    Args:
-        config: without variants, or with another default.
-        name: of the variant.
-        metadata: takes the place of that in `config`, but for the model card's data.
-        has_learned: the variant knows what the weights beside it do not: readers who know no
-            variants refuse the bundle then.
-
-    Raises:
-        ExportError: `metadata` is no JSON.
-    """
-    whole = parse_json(config, CONFIG)
-    section = whole[_SECTION]
-    critical = [key for key in section["critical"] if key != "default_variant"]
-    section["critical"] = critical + ["default_variant"] * has_learned
-    section["default_variant"] = name
-    section["metadata"] = {**metadata, "card": section["metadata"].get("card", {})}
-    try:
-        return to_json(whole)
-    except (TypeError, ValueError) as error:
-        raise ExportError(f"`metadata` is no JSON: {error}") from error
 
 
 def check_schema(holder: Mapping[str, Any], where: str) -> None:

@@ -66,7 +66,7 @@ class OptimizedPredictor(Predictor):
         self._head, self.detector = head, detector
         known = self.ood
         self.measured: Any = known and known.statistics
-        self._has_learned = has_learned
+        self._has_learned, self._named = has_learned, tuple(classes)
         self._labelling = (tuple(classes), threshold)
         self.network = network or converted.open(preprocessing, threads=threads, device=device)
         self._ready = True
@@ -88,9 +88,10 @@ class OptimizedPredictor(Predictor):
 
     @property
     def has_learned(self) -> bool:
-        """Whether it knows other things than the float32 weights' own head."""
+        """Whether it knows other things, or other names, than the float32 weights' own head."""
         known = self.ood
-        return self._has_learned or (known is not None and known.statistics is not self.measured)
+        learned = known is not None and known.statistics is not self.measured
+        return self._has_learned or learned or self.classes != self._named
 
     def set(  # type: ignore[override]
         self,
@@ -131,16 +132,22 @@ class OptimizedPredictor(Predictor):
         return self
 
     def save(  # type: ignore[override]
-        self, path: str | os.PathLike, *, others: Sequence[OptimizedPredictor] = ()
+        self,
+        path: str | os.PathLike,
+        *,
+        others: Sequence[OptimizedPredictor] = (),
+        variants: bool = True,
     ) -> str:
         """SHA-256 (hex) that pins the bundle written to `path`: float32 weights and this variant.
 
         It opens as this variant; `load_learner(path, variant="float32")` gives the float32 model,
-        which knows what it knew when this one was made of it.
+        which knows what it knew when this one was made of it: if this one has learned since, a
+        warning says so there. Other variants of the bundle it came from go along as they are.
 
         Args:
             path: absent, an empty folder or an earlier bundle, which is replaced as a whole.
             others: further variants of the same model that go into the bundle.
+            variants: False leaves out those that were in the bundle it came from.
 
         Raises:
             ExportError: the float32 network cannot travel as data; others are of another model.
@@ -151,7 +158,8 @@ class OptimizedPredictor(Predictor):
         from learnkit.deploy.variants.writing import bundle_with_variants
 
         as_written = home_of(self, path, "")
-        digest = write_bundle(path, bundle_with_variants(self, others))
+        files = bundle_with_variants(self, others, variants=variants)
+        digest = write_bundle(path, files)
         self._home = as_written._replace(digest=digest)
         return digest
 

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from learnkit.deploy.backends.session_network import SessionNetwork
-from learnkit.deploy.bundle import bundle_files
 from learnkit.deploy.conversion.comparing import answers, compare
 from learnkit.deploy.conversion.converter import Converted, Converter
 from learnkit.deploy.conversion.knowledge import CARRIED, learned_again
@@ -192,7 +191,6 @@ class Trials:
 def _base(predictor: Predictor) -> BaseFiles:
     """The float32 model as files, as it is now; what prevents it is said when it is saved."""
     try:
-        files = bundle_files(predictor, card=predictor._own_card(), probes=predictor.probes)
+        return predictor._as_files()
     except ExportError as error:
         return BaseFiles(problem=str(error))
-    return BaseFiles.at_hand(files)

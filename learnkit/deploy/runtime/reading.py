@@ -22,6 +22,7 @@ from learnkit.deploy.variants.description import (
     path_of,
     variant_names,
 )
+from learnkit.deploy.variants.knowing import warn_behind
 from learnkit.deploy.variants.probes import check_recorded
 from learnkit.errors import BundleCorruptError, BundleError
 
@@ -50,6 +51,7 @@ def read_runtime(
 ) -> Runtime:
     """The variant of the bundle at `path`, ready to run; see `load_runtime`."""
     name, section, folder = _files(path, variant, sha256)
+    warn_behind(path, section, name)
     described = Variant.from_bytes(_file(folder, path_of(name, "json")), name)
     session = _session(described, folder, threads, device)
     judge = _judge(described, folder)

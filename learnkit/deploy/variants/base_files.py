@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from learnkit.deploy.files import Folder, read_folder
+from learnkit.data.labels import warn_user
+from learnkit.deploy.files import VARIANTS, Folder, read_folder
 from learnkit.deploy.schema import CONFIG, read_section
+from learnkit.deploy.variants.description import files_of, variant_names
+from learnkit.deploy.variants.knowing import learned_since
 from learnkit.errors import BundleCorruptError, BundleError, ExportError
 
 
@@ -23,12 +26,16 @@ class BaseFiles:
         hashes: SHA-256 (hex) of every file, also of those not at hand.
         folder: where the others are.
         problem: why there are none, if so.
+        stale: variants that do not go along: they are of the model as it was.
+        learned: the variants that know more than the float32 model, also of the stale ones.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
     problem: str = ""
+    stale: tuple[str, ...] = ()
+    learned: tuple[str, ...] = ()
 
     @classmethod
     def at_hand(cls, files: Mapping[str, bytes]) -> BaseFiles:
@@ -42,7 +49,8 @@ class BaseFiles:
         for name in without:
             hashes.pop(name, None)
         files = {name: data for name, data in found.files.items() if name in hashes}
-        return cls(files, hashes, Path(os.path.abspath(path)))
+        learned = learned_since(read_section(found.files[CONFIG]))
+        return cls(files, hashes, Path(os.path.abspath(path)), learned=learned)
 
     @property
     def weights(self) -> str:
@@ -55,8 +63,12 @@ class BaseFiles:
         names = read_section(self.files[CONFIG])["layout"] if CONFIG in self.files else ()
         return sum(len(self.files.get(name, b"")) for name in names)
 
-    def read(self) -> dict[str, bytes]:
-        """All files.
+    def read(self, *, variants: bool = True, anew: Collection[str] = ()) -> dict[str, bytes]:
+        """All files; a warning names the variants that ought to be among them and are left out.
+
+        Args:
+            variants: also those of variants.
+            anew: variants that are there anew, so that nobody misses what they were.
 
         Raises:
             ExportError: the network cannot travel as data.
@@ -64,22 +76,57 @@ class BaseFiles:
         """
         if self.problem:
             raise ExportError(self.problem)
-        missing = self.hashes.keys() - self.files.keys()
-        if not missing:
-            return dict(self.files)
+        beside = {name for name in self.hashes if name.startswith(f"{VARIANTS}/")}
         try:
-            found = read_folder(self.folder, wanted=missing).files
+            found = self._read(self.hashes.keys() - self.files.keys() - beside)
         except BundleError as error:
             raise BundleError(f"{self._remedy()}: {error}") from error
-        if changed := sorted(n for n in missing if _sha256(found.get(n, b"")) != self.hashes[n]):
-            raise BundleError(f"{self._remedy()}: {changed[0]} is another one, or gone")
-        return {**self.files, **found}
+        found = {**self.files, **found}
+        if not variants:
+            return found
+        if stale := [name for name in self.stale if name not in anew]:
+            warn_user(
+                f"variants of the model as it was are left out: {', '.join(stale)}. It has changed "
+                f"since they were made of it; make them anew with `optimize`{self._learned(stale)}"
+            )
+        return {**found, **self._variants(beside - {f for n in anew for f in files_of(n, beside)})}
+
+    def _variants(self, names: set[str]) -> dict[str, bytes]:
+        """The files of variants, or a warning that they are gone."""
+        try:
+            return self._read(names)
+        except BundleError as error:
+            lost = variant_names(names)
+            warn_user(
+                f"variants are left out: {', '.join(lost)}. They are not where the model was "
+                f"loaded from any more ({error}); put that bundle back and save again, or make "
+                f"them anew with `optimize`{self._learned(lost)}"
+            )
+            return {}
+
+    def _learned(self, names: Collection[str]) -> str:
+        """What making `names` anew does not bring back."""
+        more = [name for name in names if name in self.learned]
+        return f", which does not bring back what {', '.join(more)} had learned" if more else ""
+
+    def _read(self, names: set[str]) -> dict[str, bytes]:
+        """These files from the folder; BundleError unless they are what they were."""
+        if not names:
+            return {}
+        found = read_folder(self.folder, wanted=names).files
+        if changed := sorted(n for n in names if _sha256(found.get(n, b"")) != self.hashes[n]):
+            raise BundleError(f"{changed[0]} is another one, or gone")
+        return found
 
     def _remedy(self) -> str:
         return (
             f"the float32 weights are saved beside an optimised model, and {self.folder}, where it "
             "was loaded from, does not hold them any more; put that bundle back, then save again"
         )
+
+
+def _is_variant(name: str) -> bool:
+    return name.startswith(f"{VARIANTS}/")
 
 
 def weights_digest(files: Mapping[str, bytes], hashes: Mapping[str, Any]) -> str:

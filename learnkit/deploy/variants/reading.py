@@ -17,6 +17,7 @@ from learnkit.deploy.reading import read_bundle
 from learnkit.deploy.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.deploy.variants.base_files import BaseFiles
 from learnkit.deploy.variants.description import FLOAT32, Variant, check_variant, files_of, path_of
+from learnkit.deploy.variants.knowing import learned_since
 from learnkit.deploy.variants.probes import check_recorded
 from learnkit.errors import BundleCorruptError, LearnkitError
 
@@ -78,7 +79,7 @@ def load_variant(
         metadata=_metadata(opened.section),
         device=device,
         threads=threads,
-        has_learned="default_variant" in opened.section["critical"],
+        has_learned=name in learned_since(opened.section),
     )
     _check_fit(predictor, variant)
     _check_probes(predictor, variant, folder)

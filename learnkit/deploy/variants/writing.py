@@ -2,55 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from learnkit.data.labels import warn_user
 from learnkit.deploy.bundle import CARD
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.formats import parse_tensors, tensors_to_bytes, to_json
 from learnkit.deploy.probes import PROBE
 from learnkit.deploy.runtime.judge_file import judge_tensors
-from learnkit.deploy.schema import CONFIG, with_variant
-from learnkit.deploy.variants.description import Variant, files_of, path_of
+from learnkit.deploy.schema import CONFIG
+from learnkit.deploy.variants.description import Variant, path_of, variant_names
+from learnkit.deploy.variants.knowing import with_variants
+from learnkit.deploy.variants.listing import with_variants_listed
 from learnkit.deploy.variants.probes import backend_versions, recorded
-from learnkit.errors import ExportError
+from learnkit.errors import BundleCorruptError, BundleError, ExportError
 
 if TYPE_CHECKING:
     from learnkit.deploy.conversion.optimized import OptimizedPredictor
 
-_HEADING = "\n## Optimised: "
-
 
 def bundle_with_variants(
-    predictor: OptimizedPredictor, others: Sequence[OptimizedPredictor] = ()
+    predictor: OptimizedPredictor,
+    others: Sequence[OptimizedPredictor] = (),
+    *,
+    variants: bool = True,
 ) -> dict[str, bytes]:
     """All files of a bundle that opens as `predictor`, by name.
+
+    Args:
+        predictor: the variant that opens by default.
+        others: further ones.
+        variants: also those of the bundle that its float32 files are from.
 
     Raises:
         ExportError: the float32 network cannot travel as data; `others` are of another model, or
             of the same backend and precision.
         BundleError: the float32 files are not where they were.
     """
-    files = predictor.base.read()
-    for one in (*others, predictor):
-        if one.base.weights != predictor.base.weights:
+    base, given = predictor.base, (*others, predictor)
+    names = {one.variant for one in given}
+    base_files = base.read(variants=variants, anew=names)
+    files = dict(base_files)
+    for one in given:
+        if one.base.weights != base.weights:
             raise ExportError(
                 f"`others` has {one.variant!r} of another model; the variants of a bundle are all "
                 "made from its own float32 weights"
             )
-        files = {name: data for name, data in files.items() if name not in _own(one, files)}
-        files |= variant_files(one, files)
-    files[CONFIG] = with_variant(
-        files[CONFIG],
-        predictor.variant,
-        predictor.metadata,
-        has_learned=predictor.has_learned,
-    )
-    files[CARD] = _card(files[CARD], predictor)
-    return files
+        files |= variant_files(one, base_files)
+    learned = {one.variant for one in given if one.has_learned}
+    if lost := names.intersection(base.learned) - learned:
+        warn_user(
+            f"{', '.join(sorted(lost))} takes the place of a variant of this name that had learned "
+            "more since it was made; save it elsewhere if that is to be kept"
+        )
+    learned |= {*base.learned} - names
+    return finished(files, learned, default=predictor.variant, metadata=predictor.metadata)
+
+
+def finished(
+    files: Mapping[str, bytes],
+    learned: Collection[str],
+    *,
+    default: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> dict[str, bytes]:
+    """The files of a bundle, with what config.json and model card say of the variants among them.
+
+    Args:
+        files: of the float32 model, and of variants.
+        learned: variants that know more than the float32 model does.
+        default: the variant that opens; None for the float32 model.
+        metadata: see `knowing.with_variants`.
+
+    Raises:
+        BundleCorruptError: a variant is no sound one.
+    """
+    learned = set(variant_names(files)).intersection(learned)
+    config = with_variants(files[CONFIG], learned=learned, default=default, metadata=metadata)
+    files = {**files, CONFIG: config}
+    try:
+        card = with_variants_listed(files[CARD].decode(), files)
+    except BundleError as error:
+        raise BundleCorruptError(f"{error}; `save(path, variants=False)` leaves it out") from error
+    return {**files, CARD: card.encode()}
 
 
 def variant_files(predictor: OptimizedPredictor, base: dict[str, bytes]) -> dict[str, bytes]:
@@ -69,10 +108,6 @@ def variant_files(predictor: OptimizedPredictor, base: dict[str, bytes]) -> dict
     if predictor.report is not None:
         found["report.json"] = to_json(predictor.report.to_dict())
     return {path_of(name, ending): data for ending, data in found.items()}
-
-
-def _own(predictor: OptimizedPredictor, files: dict[str, bytes]) -> set[str]:
-    return files_of(predictor.variant, files)
 
 
 def _described(predictor: OptimizedPredictor, config: dict | None) -> Variant:
@@ -104,11 +139,3 @@ def _probes(predictor: OptimizedPredictor, base: dict[str, bytes]) -> dict[str, 
     moved = np.abs(now - before.numpy()).max() / max(float(before.abs().max()), 1e-6)
     tensors = recorded(session, images, float(moved))
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in tensors.items()}
-
-
-def _card(card: bytes, predictor: OptimizedPredictor) -> bytes:
-    """The model card with what the conversion cost at its end."""
-    text = card.decode().split(_HEADING)[0]
-    if predictor.report is None:
-        return text.encode()
-    return f"{text}{_HEADING}{predictor.variant}\n\n```text\n{predictor.report}\n```\n".encode()
