@@ -8,6 +8,7 @@ import io
 import zipfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path, PurePosixPath
+from tempfile import gettempdir
 from typing import NamedTuple
 
 import learnkit._torchvision  # noqa: F401  # before timm
@@ -36,7 +37,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--arch", default="mobilenetv2_100")
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--pad-type", default="same", help="timm's padding; '' for its default")
-    parser.add_argument("--cache", type=Path, default=Path("/tmp"), help="where features are kept")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(gettempdir()), help="where features are kept"
+    )
 
 
 def load(options: Namespace) -> dict[str, Split]:

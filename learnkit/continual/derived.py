@@ -18,8 +18,7 @@ from learnkit.continual.scorer import Scorer, fit_scorer, fit_scorer_threshold
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.continual.temperature import temper
-from learnkit.evaluation import measures
-from learnkit.uncertainty.calibration import Calibration
+from learnkit.uncertainty.calibration import Calibration, before_and_after
 from learnkit.uncertainty.conformal import lac_scores
 from learnkit.uncertainty.threshold import Threshold
 
@@ -90,8 +89,7 @@ def derive(
     scorer = fit_scorer(linear, honest, reference, calibration.temperature, settings.score)
     threshold = fit_scorer_threshold(scorer, honest, settings)
     weight, bias = _in_place(linear, places, stats.n_classes, calibration.temperature)
-    is_real = honest.source != "parametric"
-    probs = (honest.logits / calibration.temperature).softmax(1)
+    misfits, misfit_weights = _misfits(honest, calibration.temperature)
     return Derived(
         stats=sorted_stats,
         places=torch.tensor(places),
@@ -101,8 +99,8 @@ def derive(
         scorer=scorer,
         threshold=threshold,
         calibration=calibration,
-        misfits=lac_scores(probs, honest.labels) if is_real else probs[:0, 0],
-        misfit_weights=honest.weights if is_real else probs[:0, 0],
+        misfits=misfits,
+        misfit_weights=misfit_weights,
         notes=notes_on(sorted_stats, honest, threshold, scorer, settings),
         warning=warning_on(honest, settings),
     )
@@ -122,6 +120,14 @@ def _in_place(
     weight[places] = linear.weight / temperature
     bias[places] = linear.bias / temperature
     return weight, bias
+
+
+def _misfits(honest: Honest, temperature: float) -> tuple[Tensor, Tensor]:
+    """(misfits, weights) of the images judged, (R,) each; of images that were drawn, none."""
+    if honest.source == "parametric":
+        return honest.weights[:0], honest.weights[:0]
+    probs = (honest.logits / temperature).softmax(1)
+    return lac_scores(probs, honest.labels), honest.weights
 
 
 def _calibrated(linear: LinearClassifier, honest: Honest) -> Calibration:
@@ -147,16 +153,6 @@ def _calibrated(linear: LinearClassifier, honest: Honest) -> Calibration:
         temperature,
         honest.source,
         len(honest),
-        *_before_and_after(honest, temperature),
+        *before_and_after(honest.logits, honest.labels, honest.weights, temperature),
         reason=reason,
     )
-
-
-def _before_and_after(honest: Honest, temperature: float) -> list[float]:
-    """Log loss, squared error and calibration error, each before and after the temperature."""
-    of = measures.log_loss, measures.brier_score, measures.expected_calibration_error
-    found = []
-    for t in (1.0, temperature):
-        probs = (honest.logits / t).softmax(1)
-        found.append([measure(probs, honest.labels, weights=honest.weights) for measure in of])
-    return [value for pair in zip(*found, strict=True) for value in pair]

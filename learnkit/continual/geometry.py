@@ -41,7 +41,6 @@ class Spectrum:
     center: Tensor
     means: Tensor
     dof: float
-    n_all_classes: int
 
     @property
     def total(self) -> float:
@@ -111,26 +110,24 @@ class Geometry:
         """Vectors (N,D) to multiply embedded features with, equal to those of whitened ones."""
         return (vectors * self.scale) @ self.spectrum.axes.T
 
-    def squared_distances(self, features: Tensor) -> Tensor:
-        """Squared Mahalanobis distance of embedded features (N,D) to each class, float64 (N,P)."""
-        return squared_distances(self.whiten(features), self.means)
-
     def mahalanobis_scores(self, features: Tensor) -> Tensor:
         """Debiased squared distance to the nearest class, float64 (N,); higher = more unusual.
 
         The least over the classes of `D^2 - d_eff / n`: what the class mean is off by, on average,
         is taken away, so that classes of few images do not look far from everything.
         """
-        return (self.squared_distances(features) - self.d_eff / self.counts).amin(1)
+        return self._debiased_nearest(self.whiten(features))
 
     def relative_scores(self, features: Tensor) -> Tensor:
         """Mahalanobis score less the squared distance to the center, float64 (N,).
 
         Higher = more unusual; looks only where classes differ, good for what is nearly known.
         """
-        u = self.whiten(features)
-        debt = self.d_eff / self.counts
-        return (squared_distances(u, self.means) - debt).amin(1) - u.square().sum(1)
+        whitened = self.whiten(features)
+        return self._debiased_nearest(whitened) - whitened.square().sum(1)
+
+    def _debiased_nearest(self, whitened: Tensor) -> Tensor:
+        return (squared_distances(whitened, self.means) - self.d_eff / self.counts).amin(1)
 
 
 def squared_distances(points: Tensor, means: Tensor) -> Tensor:
@@ -161,5 +158,4 @@ def fit_spectrum(stats: ClassStatistics) -> Spectrum:
         center=center,
         means=(means - center) @ axes,
         dof=float(stats.dof),
-        n_all_classes=len(stats.class_names),
     )

@@ -16,6 +16,7 @@ from learnkit.continual.linear import LeaveOneOut, LinearClassifier
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.nearest import Reference, nearest_other, thinned
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.trials import Prior, prior_weights, spread_evenly
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ def collect_honest(
     validation: FeatureMemory,
     linear: LinearClassifier,
     reference: Reference,
-    prior: str,
+    prior: Prior,
 ) -> Honest:
     """Honest judgements: of validation images where a class has them, else by leave-one-out.
 
@@ -65,9 +66,9 @@ def collect_honest(
     judged = judge(linear, fresh, reference)
     loo = linear.loo
     single = rows < loo.n_single
-    mass = _masses(stats, prior)
+    mass = prior_weights(stats.counts.to(torch.float64), prior)
     weights = torch.cat(
-        [_spread(mass, fresh_labels), _loo_weights(mass, stats, loo, rows, single, covered)]
+        [spread_evenly(mass, fresh_labels), _loo_weights(mass, stats, loo, rows, single, covered)]
     )
     return Honest(
         logits=_followed(judged.logits, loo.logits, rows),
@@ -88,17 +89,6 @@ def _followed(first: Tensor, second: Tensor, rows: Tensor) -> Tensor:
     return torch.cat([first, second[rows]])
 
 
-def _masses(stats: ClassStatistics, prior: str) -> Tensor:
-    """What each class weighs (P,)."""
-    counts = stats.counts.to(torch.float64)
-    return torch.ones_like(counts) if prior == "uniform" else counts
-
-
-def _spread(mass: Tensor, labels: Tensor) -> Tensor:
-    """The mass of each class spread evenly over its rows (R,)."""
-    return (mass / torch.bincount(labels, minlength=len(mass)).clamp_min(1))[labels]
-
-
 def _loo_weights(
     mass: Tensor,
     stats: ClassStatistics,
@@ -110,18 +100,18 @@ def _loo_weights(
     """Weights of leave-one-out rows; rows that play a class of one image carry those classes."""
     labels = loo.labels[rows]
     weights = torch.zeros(len(rows), dtype=torch.float64)
-    weights[single] = _spread(mass, labels[single])
+    weights[single] = spread_evenly(mass, labels[single])
     if not bool(single.all()):
         left_out = torch.zeros(stats.n_classes, dtype=torch.bool)
         left_out[loo.labels[: loo.n_single]] = True
         alone = float(mass[~left_out & ~covered].sum())
-        share = _spread(torch.ones_like(mass), labels[~single])
+        share = spread_evenly(torch.ones_like(mass), labels[~single])
         weights[~single] = max(alone, 1e-9) * share / share.sum()
     return weights
 
 
 def _drawn(
-    stats: ClassStatistics, linear: LinearClassifier, reference: Reference, prior: str
+    stats: ClassStatistics, linear: LinearClassifier, reference: Reference, prior: Prior
 ) -> Honest:
     """Judgements of images drawn from the fitted distribution."""
     features, places = draw_images(linear.geometry)
@@ -129,7 +119,7 @@ def _drawn(
     return Honest(
         judged.logits,
         places,
-        _spread(_masses(stats, prior), places),
+        spread_evenly(prior_weights(stats.counts.to(torch.float64), prior), places),
         judged.mahalanobis,
         judged.relative,
         judged.knn,

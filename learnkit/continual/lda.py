@@ -29,7 +29,7 @@ def fit_lda(
 
     Args:
         stats: What is known of the classes.
-        prior: Whether classes count alike, or as often as they came ("empirical").
+        prior: Whether classes count alike, or as often as they came ("training").
         debias: How much of the penalty for few images to take back, in 0..1. With 0 this is
             textbook linear discriminant analysis.
         shrinkage: Weight of the round covariance, above 0 and at most 1; default: chosen.

@@ -11,6 +11,7 @@ training data", 1996, for the covariance; the class means of the left-out sample
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +75,29 @@ class _Products:
     def squared_distances(self) -> Tensor:
         """Squared distances of the samples to all means, (R,P)."""
         return (self.uu[:, None] + self.means_means).sub_(self.u_means, alpha=2)
+
+
+class _BothLeft(NamedTuple):
+    """What the inverse covariance gains along two residuals (R,) as both leave.
+
+    `cross` is the product of the two before either has left.
+    """
+
+    gain1: Tensor
+    gain2: Tensor
+    cross: Tensor
+
+    def lengths(self, along1: Tensor, along2: Tensor, squared: Tensor) -> Tensor:
+        """Squared lengths (R,) or (R,P) afterwards.
+
+        Args:
+            along1: Products with the first residual before.
+            along2: Products with the second.
+            squared: Squared lengths before.
+        """
+        g1, g2, cross = (one.view(-1, *[1] * (along1.dim() - 1)) for one in self)
+        moved = along2 + g1 * cross * along1
+        return squared + g1 * along1.square() + g2 * moved.square()
 
 
 def leave_one_out(
@@ -159,13 +183,8 @@ def leave_pair_out(
     gain1 = _gain(k * n / (n - k) * unit, u.residual)
     second = v.residual + 2 * back * (first_v - first_m) + back.square() * u.residual
     gain2 = _gain(k2 * (n - k) / (n - k - k2) * unit, second + gain1 * both.square())
+    lengths = _BothLeft(gain1, gain2, both).lengths
     fewer = _fewer(geometry, k + k2)
-
-    def lengths(along1: Tensor, along2: Tensor, squared: Tensor) -> Tensor:
-        """Squared lengths after both have left, from products with first and second."""
-        g1, g2, cross = (gain.view(-1, *[1] * (along1.dim() - 1)) for gain in (gain1, gain2, both))
-        moved = along2 + g1 * cross * along1
-        return squared + g1 * along1.square() + g2 * moved.square()
 
     first_means = u.u_means - u.m_means
     second_means = v.u_means - u.m_means + back[:, None] * first_means

@@ -70,21 +70,6 @@ class LinearClassifier:
             f"shrinkage={self.shrinkage:g}, temperature={self.temperature:.4g})"
         )
 
-    @property
-    def loo_logits(self) -> Tensor:
-        """Logits (M,C) of remembered samples by the classifier without them."""
-        return self.loo.logits
-
-    @property
-    def loo_labels(self) -> Tensor:
-        """Their classes, (M,)."""
-        return self.loo.labels
-
-    @property
-    def loo_weights(self) -> Tensor:
-        """Their weights (M,), summing to 1."""
-        return self.loo.weights
-
     def logits(self, features: Tensor) -> Tensor:
         """Logits float64 (N,C) of embedded features (N,D), before the temperature."""
         return features.to(torch.float64) @ self.weight.T + self.bias

@@ -36,7 +36,7 @@ def fit_ridge(
 
     Args:
         stats: What is known of the classes.
-        prior: Whether classes count alike, or as often as they came ("empirical").
+        prior: Whether classes count alike, or as often as they came ("training").
         penalty: In units of the mean non-zero eigenvalue of the total scatter, above 0; default:
             chosen.
 

@@ -17,6 +17,12 @@ _CHOICES = {
 }
 
 
+def check_whole(name: str, value: Any, *, least: int) -> None:
+    """Raise StatisticsError unless `value` is a whole number of `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise StatisticsError(f"`{name}` is {value!r}; give a whole number of {least} or more")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings of a `ContinualClassifier`; see there. They are checked when made.
@@ -41,12 +47,8 @@ class Settings:
                 raise StatisticsError(
                     f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
                 )
-        for name, least in ("n_features", 1), ("memory", 0):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise StatisticsError(
-                    f"`{name}` is {value!r}; give a whole number of {least} or more"
-                )
+        check_whole("n_features", self.n_features, least=1)
+        check_whole("memory", self.memory, least=0)
         if not isinstance(self.root, bool):
             raise StatisticsError(f"`root` is {self.root!r}; give True or False")
         rate = self.false_alarm_rate

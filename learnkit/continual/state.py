@@ -9,7 +9,8 @@ from torch import Tensor
 from learnkit.continual.changes import VALIDATION_SIZE, Knowledge
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.continual.stored import MEMORY_TYPES, check_types, memory_tensors, read_memory
+from learnkit.continual.stored import MEMORY_TYPES, memory_tensors, read_memory
+from learnkit.continual.stored_checks import check_types
 from learnkit.errors import OodInsufficientDataError, StatisticsError
 
 FORMAT = 1
@@ -36,6 +37,23 @@ def unpack(config: Any, tensors: Mapping[str, Tensor]) -> Knowledge:
     Raises:
         StatisticsError: Keys, shapes, types or values cannot have come from `pack`.
     """
+    _check_config(config)
+    if missing := sorted(set(_VALIDATION) - set(tensors)):
+        raise StatisticsError(f"tensors missing: {missing}; the state is damaged")
+    check_types(tensors, _VALIDATION)
+    settings = _read_settings(config["settings"])
+    statistics = _read_statistics(config, tensors, settings)
+    validation = read_memory(
+        tensors,
+        statistics.class_names,
+        settings.n_features,
+        VALIDATION_SIZE,
+        prefix="validation",
+    )
+    return Knowledge(settings, statistics, validation, _read_threshold(config["threshold"]))
+
+
+def _check_config(config: Any) -> None:
     if not isinstance(config, Mapping) or set(config) != _KEYS:
         seen = sorted(map(str, config)) if isinstance(config, Mapping) else type(config).__name__
         raise StatisticsError(f"the configuration has {seen}; it must have {sorted(_KEYS)}")
@@ -44,14 +62,18 @@ def unpack(config: Any, tensors: Mapping[str, Tensor]) -> Knowledge:
             f"the state is of format {config['format']!r}; this learnkit reads {FORMAT}: use a "
             "newer learnkit"
         )
+
+
+def _read_settings(values: Any) -> Settings:
     try:
-        settings = Settings.from_dict(config["settings"])
+        return Settings.from_dict(values)
     except OodInsufficientDataError as error:
         raise StatisticsError(str(error)) from error
-    missing = sorted(set(_VALIDATION) - set(tensors))
-    if missing:
-        raise StatisticsError(f"tensors missing: {missing}; the state is damaged")
-    check_types(tensors, _VALIDATION)
+
+
+def _read_statistics(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], settings: Settings
+) -> ClassStatistics:
     statistics = ClassStatistics.from_tensors(
         {name: tensor for name, tensor in tensors.items() if name not in _VALIDATION},
         config["class_names"],
@@ -64,14 +86,7 @@ def unpack(config: Any, tensors: Mapping[str, Tensor]) -> Knowledge:
             f"`gram` is {statistics.n_features} wide and the settings say {settings.n_features}; "
             "the state is damaged"
         )
-    validation = read_memory(
-        tensors,
-        statistics.class_names,
-        settings.n_features,
-        VALIDATION_SIZE,
-        prefix="validation",
-    )
-    return Knowledge(settings, statistics, validation, _read_threshold(config["threshold"]))
+    return statistics
 
 
 def _read_threshold(value: Any) -> float | None:

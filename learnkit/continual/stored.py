@@ -1,16 +1,24 @@
 """Class statistics as named tensors, and back: strict, because files come from strangers."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from learnkit.continual.embedding import GRID, LARGEST
+from learnkit.continual.embedding import GRID
 from learnkit.continual.memory import Cell, FeatureMemory, feature_hashes
 from learnkit.continual.names import check_distinct, clean_name
 from learnkit.continual.statistics import LIMIT, ClassStatistics
+from learnkit.continual.stored_checks import (
+    DAMAGED,
+    check_counts,
+    check_gram,
+    check_keys,
+    check_shapes,
+    check_sums,
+    width_of,
+)
 from learnkit.continual.sums import Forgotten, in_order
 from learnkit.errors import DataError, StatisticsError
 
@@ -69,35 +77,38 @@ def from_tensors(
         StatisticsError: Names, shapes, types or values cannot be those of class statistics.
     """
     names, forgotten_names = read_names(class_names), _read_list(forgotten_names)
-    _check_keys(tensors, {**_TYPES, **MEMORY_TYPES})
-    n_classes, n_features = len(names), _width(tensors["gram"])
-    n_left = len(forgotten_names)
-    _check_shape(tensors, "counts", (n_classes,))
-    _check_shape(tensors, "sums", (n_classes, n_features))
-    _check_shape(tensors, "gram", (n_features, n_features))
-    _check_shape(tensors, "forgotten_counts", (n_left,))
-    _check_shape(tensors, "forgotten_sums", (n_left, n_features))
-    counts = tensors["counts"]
-    left = tensors["forgotten_counts"]
-    _check_counts(counts, left)
+    check_keys(tensors, {**_TYPES, **MEMORY_TYPES})
+    counts, sums, gram = (tensors[name] for name in ("counts", "sums", "gram"))
+    n_features = width_of(gram)
+    shapes = {
+        "counts": (len(names),),
+        "sums": (len(names), n_features),
+        "gram": (n_features, n_features),
+        "forgotten_counts": (len(forgotten_names),),
+        "forgotten_sums": (len(forgotten_names), n_features),
+    }
+    check_shapes(tensors, shapes)
+    check_counts(counts, tensors["forgotten_counts"])
     memory = read_memory(tensors, names, n_features, memory_size, counts)
-    _check_sums("sums", tensors["sums"], counts)
-    _check_sums("forgotten_sums", tensors["forgotten_sums"], left)
-    _check_gram(tensors["gram"], int(counts.sum() + left.sum()))
-    forgotten = [
-        Forgotten(_read_name(name), count, total.clone())
-        for name, count, total in zip(
-            forgotten_names, left.tolist(), tensors["forgotten_sums"], strict=True
-        )
-    ]
+    check_sums("sums", sums, counts)
+    check_sums("forgotten_sums", tensors["forgotten_sums"], tensors["forgotten_counts"])
+    check_gram(gram, int(counts.sum() + tensors["forgotten_counts"].sum()))
     return ClassStatistics(
         names,
         counts.clone(),
-        tensors["sums"].clone(),
-        tensors["gram"].clone(),
+        sums.clone(),
+        gram.clone(),
         memory,
         _flag(root),
-        in_order(forgotten),
+        _read_forgotten(tensors, forgotten_names),
+    )
+
+
+def _read_forgotten(tensors: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Forgotten, ...]:
+    numbers, totals = tensors["forgotten_counts"].tolist(), tensors["forgotten_sums"]
+    return in_order(
+        Forgotten(_read_name(name), n, total.clone())
+        for name, n, total in zip(names, numbers, totals, strict=True)
     )
 
 
@@ -117,29 +128,34 @@ def read_memory(
     rows, sizes, copies = (tensors[f"{prefix}{end}"] for end in ("", "_sizes", "_copies"))
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= LIMIT:
         raise StatisticsError(f"`memory_size` is {size!r}; it is a whole number of 0 or more")
-    _check_shape(tensors, f"{prefix}_sizes", (len(names),))
+    check_shapes(tensors, {f"{prefix}_sizes": (len(names),)})
     if (sizes < 0).any() or (sizes > size).any():
-        raise StatisticsError(f"`{prefix}_sizes` are not all from 0 to {size}; {_DAMAGED}")
+        raise StatisticsError(f"`{prefix}_sizes` are not all from 0 to {size}; {DAMAGED}")
     n_rows = int(sizes.sum())
-    _check_shape(tensors, prefix, (n_rows, n_features))
-    _check_shape(tensors, f"{prefix}_copies", (n_rows,))
+    check_shapes(tensors, {prefix: (n_rows, n_features), f"{prefix}_copies": (n_rows,)})
     if (copies < 1).any() or (copies > LIMIT).any() or (rows == -GRID).any():
-        raise StatisticsError(f"`{prefix}` holds what no feature gives; {_DAMAGED}")
-    hashes, stop = feature_hashes(rows), 0
-    cells = [FeatureMemory(size, n_features).empty_cell()] * len(names)
-    filled = torch.nonzero(sizes)[:, 0]
-    for place, n in zip(filled.tolist(), sizes[filled].tolist(), strict=True):
-        start, stop = stop, stop + n
-        if any(a >= b for a, b in itertools.pairwise(hashes[start:stop])):
-            raise StatisticsError(f"`{prefix}` is not in the order of its hashes; {_DAMAGED}")
-        own = tuple(copies[start:stop].tolist())
-        cells[place] = Cell(rows[start:stop].clone(), hashes[start:stop], own)
-    memory = FeatureMemory(size, n_features, names, tuple(cells))
+        raise StatisticsError(f"`{prefix}` holds what no feature gives; {DAMAGED}")
+    cells = _read_cells(rows, sizes.tolist(), copies, prefix)
     if counts is not None and any(
         cell.n_copies > n for cell, n in zip(cells, counts.tolist(), strict=True)
     ):
-        raise StatisticsError(f"`{prefix}` remembers more images than there are; {_DAMAGED}")
-    return memory
+        raise StatisticsError(f"`{prefix}` remembers more images than there are; {DAMAGED}")
+    return FeatureMemory(size, n_features, names, tuple(cells))
+
+
+def _read_cells(rows: Tensor, sizes: list[int], copies: Tensor, prefix: str) -> list[Cell]:
+    hashes, empty = feature_hashes(rows), Cell(rows[:0].clone())
+    cells, stop = [], 0
+    for n in sizes:
+        start, stop = stop, stop + n
+        if not n:
+            cells.append(empty)
+            continue
+        if any(a >= b for a, b in itertools.pairwise(hashes[start:stop])):
+            raise StatisticsError(f"`{prefix}` is not in the order of its hashes; {DAMAGED}")
+        own = tuple(copies[start:stop].tolist())
+        cells.append(Cell(rows[start:stop].clone(), hashes[start:stop], own))
+    return cells
 
 
 def read_names(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -156,16 +172,13 @@ def read_names(class_names: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-_DAMAGED = "the statistics are damaged: read them from another copy"
-
-
 def _read_name(name: str) -> str:
     try:
         clean = clean_name(name)
     except DataError as error:
         raise StatisticsError(str(error)) from error
     if clean != name:
-        raise StatisticsError(f"class name {name!a} is not in composed form; {_DAMAGED}")
+        raise StatisticsError(f"class name {name!a} is not in composed form; {DAMAGED}")
     return clean
 
 
@@ -179,68 +192,3 @@ def _flag(root: bool) -> bool:
     if not isinstance(root, bool):
         raise StatisticsError(f"`root` is {root!r}; it is true or false")
     return root
-
-
-def _check_keys(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
-    if set(tensors) != set(types):
-        missing, extra = sorted(set(types) - set(tensors)), sorted(set(tensors) - set(types))
-        raise StatisticsError(f"tensors missing: {missing}, unexpected: {extra}; {_DAMAGED}")
-    check_types(tensors, types)
-
-
-def check_types(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
-    """Refuse what is no tensor of its type, or not finite.
-
-    Raises:
-        StatisticsError: The message names the tensor.
-    """
-    for name, dtype in types.items():
-        tensor = tensors[name]
-        if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
-            seen = getattr(tensor, "dtype", type(tensor).__name__)
-            raise StatisticsError(f"`{name}` is {seen} and not {dtype}; {_DAMAGED}")
-        if dtype.is_floating_point and not torch.isfinite(tensor).all():
-            raise StatisticsError(f"`{name}` holds NaN or infinity; {_DAMAGED}")
-
-
-def _check_shape(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
-    if tuple(tensors[name].shape) != shape:
-        raise StatisticsError(
-            f"`{name}` has shape {tuple(tensors[name].shape)} and not {shape}; {_DAMAGED}"
-        )
-
-
-def _width(gram: Tensor) -> int:
-    if gram.dim() != 2 or not gram.shape[0]:
-        raise StatisticsError(f"`gram` has shape {tuple(gram.shape)}; it is a square; {_DAMAGED}")
-    return gram.shape[0]
-
-
-def _check_counts(*counts: Tensor) -> None:
-    if any((n < 0).any() or (n > LIMIT).any() for n in counts):
-        raise StatisticsError(f"`counts` are not all from 0 to {LIMIT:,}; {_DAMAGED}")
-    if sum(int(n.sum()) for n in counts) > LIMIT:
-        raise StatisticsError(f"`counts` add up to more than {LIMIT:,}; {_DAMAGED}")
-
-
-def _check_sums(name: str, sums: Tensor, counts: Tensor) -> None:
-    """Whole numbers, and no sum longer than that many vectors of length 1 (and their rounding)."""
-    longest = counts.to(torch.float64) * (GRID + math.sqrt(sums.shape[1]))
-    if (sums != sums.round()).any() or (sums.norm(dim=1) > longest).any():
-        raise StatisticsError(f"`{name}` are not sums of that many features; {_DAMAGED}")
-
-
-def _check_gram(gram: Tensor, n: int) -> None:
-    """Whole numbers, symmetric, within Cauchy-Schwarz, and no larger in all than n lengths of 1."""
-    diagonal = gram.diagonal()
-    largest = n * (GRID + math.sqrt(len(gram))) ** 2
-    wrong = (
-        (gram != gram.round()).any()
-        or not torch.equal(gram, gram.T)
-        or (diagonal < 0).any()
-        or (diagonal > n * float(LARGEST) ** 2).any()
-        or diagonal.sum() > largest
-    )
-    root = diagonal.clamp_min(0).sqrt()
-    if wrong or (gram.abs() > torch.outer(root, root) * (1 + 1e-9)).any():
-        raise StatisticsError(f"`gram` is no sum of products of {n} features; {_DAMAGED}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from learnkit.continual.embedding import GRID
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import check_distinct, clean_name, new_names
-from learnkit.errors import StatisticsError
+from learnkit.continual.settings import check_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -80,11 +80,8 @@ class ClassSums:
         Raises:
             StatisticsError: A number is not a whole one, or out of range.
         """
-        for name, value, least in ("n_features", n_features, 1), ("memory_size", memory_size, 0):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise StatisticsError(
-                    f"`{name}` is {value!r}; give a whole number of {least} or more"
-                )
+        check_whole("n_features", n_features, least=1)
+        check_whole("memory_size", memory_size, least=0)
         return cls(
             (),
             torch.zeros(0, dtype=torch.int64),

@@ -14,7 +14,7 @@ from learnkit.continual.leave_one_out import LeftOut, leave_one_out, leave_pair_
 from learnkit.continual.memory_rows import MemoryRows, are_alone
 from learnkit.continual.statistics import ClassStatistics
 
-Prior = Literal["uniform", "empirical"]
+Prior = Literal["uniform", "training"]
 _BLOCK = 2**20  # numbers in a table of trials by classes, of which some lie about at once
 
 
@@ -64,10 +64,15 @@ class Trials:
         return leave_pair_out(geometry, points, labels, self.points[partners], copies)
 
 
+def prior_weights(counts: Tensor, prior: Prior) -> Tensor:
+    """What each class weighs, float64 (P,): as many as it has images, or all alike."""
+    return torch.ones_like(counts) if prior == "uniform" else counts
+
+
 def class_masses(counts: Tensor, prior: Prior) -> Tensor:
     """Share of each class among the images to come, float64 (P,), summing to 1."""
-    masses = torch.ones_like(counts) if prior == "uniform" else counts
-    return masses / masses.sum()
+    weights = prior_weights(counts, prior)
+    return weights / weights.sum()
 
 
 def make_trials(
@@ -116,9 +121,12 @@ def pairable(memory: MemoryRows, counts: Tensor) -> Tensor:
     return ((memory.partners >= 0) & (counts > together)).nonzero()[:, 0]
 
 
+def spread_evenly(masses: Tensor, labels: Tensor) -> Tensor:
+    """The mass of each class divided among its rows (R,)."""
+    return (masses / torch.bincount(labels, minlength=len(masses)).clamp_min(1))[labels]
+
+
 def row_weights(labels: Tensor, masses: Tensor) -> Tensor:
     """Weights (R,) summing to 1, those of a class in proportion to its mass."""
-    if len(labels) == 0:
-        return masses[:0]
-    weights = (masses / torch.bincount(labels, minlength=len(masses)).clamp_min(1))[labels]
+    weights = spread_evenly(masses, labels)
     return weights / weights.sum()

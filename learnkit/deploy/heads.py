@@ -32,23 +32,25 @@ def continual_head(model: nn.Module) -> ContinualClassifier | None:
 
 def check_continual(head: ContinualClassifier | None) -> ContinualClassifier:
     """`head`, unless it is None: then the error says how to get one."""
-    if head is None:
-        raise ContinualNotInitializedError(
-            "this model is not in the continual state: it keeps no class statistics that could "
-            "grow, and cannot tell unusual images. Call learn.init_continual(data) before "
-            "learn.export(...), and load that"
-        )
-    return head
+    return _not_none(
+        head,
+        "this model is not in the continual state: it keeps no class statistics that could grow, "
+        "and cannot tell unusual images. Call learn.init_continual(data)",
+    )
 
 
 def check_tells(head: ContinualClassifier | None) -> ContinualClassifier:
     """`head`, unless it is None: then the error says how unusual images can be told."""
+    return _not_none(
+        head,
+        "this model is not in the continual state, and has no detector beside its trained head: "
+        "it cannot tell unusual images. Call learn.fit_ood() or learn.init_continual(data)",
+    )
+
+
+def _not_none(head: ContinualClassifier | None, what_to_do: str) -> ContinualClassifier:
     if head is None:
-        raise ContinualNotInitializedError(
-            "this model is not in the continual state, and has no detector beside its trained "
-            "head: it cannot tell unusual images. Call learn.fit_ood() or "
-            "learn.init_continual(data) before learn.export(...), and load that"
-        )
+        raise ContinualNotInitializedError(f"{what_to_do} before learn.export(...), and load that")
     return head
 
 

@@ -140,7 +140,7 @@ def fit_temperature(
         temperature,
         source,
         len(logits),
-        *_before_and_after(logits, targets, weights, temperature),
+        *before_and_after(logits, targets, weights, temperature),
         reason=_at_bound(temperature, low, high),
     )
 
@@ -223,10 +223,14 @@ def _why_not(logits: Tensor, targets: Tensor) -> str:
     return ""
 
 
-def _before_and_after(
+def before_and_after(
     logits: Tensor, targets: Tensor, weights: Tensor, temperature: float
 ) -> list[float]:
-    """Return log loss, Brier score and ECE, each before and after."""
+    """Return log loss, Brier score and ECE, each before and after the temperature.
+
+    In the order of the fields of `Calibration`. Targets of two dimensions are flags, as for
+    `fit_temperature`.
+    """
     as_probs = (lambda x: x.sigmoid()) if targets.ndim == 2 else (lambda x: x.softmax(1))
     both = [as_probs(logits), as_probs(logits / temperature)]
     names = measures.log_loss, measures.brier_score, measures.expected_calibration_error

@@ -104,7 +104,7 @@ def test_leave_one_out_logits_are_those_of_the_classifier_without_the_sample(fit
         d_eff = spectrum.geometry(rho).d_eff
         bias = -lengths_that_count((weight * centered).sum(1), less.counts.double(), d_eff) / 2
         wanted = weight @ (sample - spectrum.center) + bias - math.log(3) * classifier.temperature
-        torch.testing.assert_close(classifier.loo_logits[row], wanted, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(classifier.loo.logits[row], wanted, rtol=1e-8, atol=1e-8)
 
 
 @both
@@ -156,7 +156,7 @@ def test_a_shrinkage_that_is_as_good_as_any_is_the_expected_one():
 
 
 @both
-@pytest.mark.parametrize("prior", ["uniform", "empirical"])
+@pytest.mark.parametrize("prior", ["uniform", "training"])
 def test_does_not_depend_on_the_order_of_arrival(fit, prior):
     features, labels = draw({"a": 9, "b": 1, "c": 5, "d": 2})
     stats = gather(features, labels)
@@ -170,16 +170,16 @@ def test_does_not_depend_on_the_order_of_arrival(fit, prior):
         places = [other_stats.class_names.index(name) for name in stats.class_names]
         assert torch.equal(other.weight[places], base.weight)
         assert torch.equal(other.bias[places], base.bias)
-        assert torch.equal(other.loo_logits[:, places], base.loo_logits)
+        assert torch.equal(other.loo.logits[:, places], base.loo.logits)
         assert torch.equal(other.loo.mahalanobis, base.loo.mahalanobis)
-        assert torch.equal(other.loo_weights, base.loo_weights)
+        assert torch.equal(other.loo.weights, base.loo.weights)
         assert (other.temperature, other.shrinkage) == (base.temperature, base.shrinkage)
 
 
 @both
-def test_an_empirical_prior_adds_its_logarithm_to_the_tempered_logits(fit):
+def test_the_prior_of_training_adds_its_logarithm_to_the_tempered_logits(fit):
     stats = gather(*draw({"a": 30, "b": 6, "c": 2}))
-    classifier = fit(stats, prior="empirical", debias=1.0)
+    classifier = fit(stats, prior="training", debias=1.0)
     same = fit(stats, debias=1.0) if fit is fit_prototype else None
     shrinkage = {} if same else {"shrinkage": classifier.shrinkage}
     same = same or fit(stats, debias=1.0, **shrinkage)
@@ -293,7 +293,7 @@ def test_without_a_memory_defaults_are_taken_and_said(fit):
     classifier = fit(stats)
     assert is_usable(classifier, stats, features)
     assert classifier.diagnostics["chosen_by"].startswith("default")
-    assert classifier.loo_logits.shape == (0, 3)
+    assert classifier.loo.logits.shape == (0, 3)
     assert accuracy(classifier, stats, features, labels) > 0.8
 
 
@@ -301,7 +301,7 @@ def test_without_a_memory_defaults_are_taken_and_said(fit):
 def test_a_memory_of_one_leaves_it_out(fit):
     stats = gather(*draw({"a": 5, "b": 5, "c": 1}), memory_size=1)
     classifier = fit(stats)
-    assert len(classifier.loo_labels) == 2
+    assert len(classifier.loo.labels) == 2
     assert classifier.loo.n_single == 2  # no partner to play a class of one image with
 
 
@@ -314,7 +314,7 @@ def test_forgotten_classes_never_win(fit):
     assert classifier.bias[1] == -math.inf
     assert (classifier.weight[1] == 0).all()
     assert 1 not in classifier.logits(embed(features, root=False)).argmax(1)
-    assert (classifier.loo_logits[:, 1] == -math.inf).all()
+    assert (classifier.loo.logits[:, 1] == -math.inf).all()
 
 
 def test_nothing_known_is_refused():
@@ -329,8 +329,8 @@ def test_many_classes_take_a_bounded_number_of_trials(monkeypatch):
     features, labels = draw({f"class {i:02}": 5 for i in range(12)})
     stats = gather(features, labels)
     classifier = fit_lda(stats)
-    assert len(classifier.loo_labels) <= 40
-    assert set(classifier.loo_labels.tolist()) == set(range(12))
+    assert len(classifier.loo.labels) <= 40
+    assert set(classifier.loo.labels.tolist()) == set(range(12))
     assert is_usable(classifier, stats, features)
 
 

@@ -151,7 +151,7 @@ def test_the_penalty_stays_off_zero_with_fewer_images_than_features():
     features, labels = draw({"a": 10, "b": 10}, width=100)
     classifier = fit_ridge(gather(features, labels))
     assert classifier.shrinkage in PENALTIES
-    right = classifier.loo_logits.argmax(1) == classifier.loo_labels
+    right = classifier.loo.logits.argmax(1) == classifier.loo.labels
     assert right.double().mean() > 0.9
 
 
@@ -174,7 +174,7 @@ def test_does_not_depend_on_the_order_of_arrival():
     one, other = fit_ridge(stats), fit_ridge(other_stats)
     assert torch.equal(one.weight, other.weight[places])
     assert torch.equal(one.bias, other.bias[places])
-    assert torch.equal(one.loo_logits, other.loo_logits[:, places])
+    assert torch.equal(one.loo.logits, other.loo.logits[:, places])
     assert one.temperature == other.temperature
 
 
@@ -196,7 +196,7 @@ def test_edges_give_a_usable_classifier(counts, memory_size, copies):
     assert 0 < classifier.temperature < math.inf
     names = [stats.class_names[i] for i in logits.argmax(1)]
     assert names == labels
-    assert torch.isfinite(classifier.loo_logits[:, :-1]).all()
+    assert torch.isfinite(classifier.loo.logits[:, :-1]).all()
 
 
 def test_without_a_memory_cross_validation_chooses():

@@ -33,7 +33,7 @@ def test_judging_some_at_a_time_gives_what_judging_all_at_once_gives(method, mon
         monkeypatch.setattr(f"learnkit.continual.{module}._BLOCK", 13)
     parts = learned(method)
     one, other = (head.knowledge.derived for head in (whole, parts))
-    assert one.linear.loo.n_single < len(one.linear.loo_labels)  # there are pairs as well
+    assert one.linear.loo.n_single < len(one.linear.loo.labels)  # there are pairs as well
     for name in "logits", "mahalanobis", "relative":
         torch.testing.assert_close(getattr(one.linear.loo, name), getattr(other.linear.loo, name))
     assert parts.temperature == pytest.approx(whole.temperature)
