@@ -364,6 +364,20 @@ class TestDevices:
         assert "avx512_bf16" in rows["openvino"]["why_not"]["bfloat16"]
         assert "flags unknown" in repr(devices())
 
+    def test_fits_a_terminal_and_names_only_what_could_run_elsewhere(self, monkeypatch):
+        monkeypatch.setattr(processor, "processor_flags", lambda: frozenset({"fma", "avx2"}))
+        lines = repr(devices()).splitlines()
+        assert max(map(len, lines)) <= 80
+        header, *table = (line.split() for line in lines if " cpu " in line or "float32" in line)
+        assert header[-4:] == list(backends.PRECISIONS)
+        marks = {row[0]: dict(zip(header, row, strict=True)) for row in table[:3]}
+        assert marks["torch"]["int8"] == marks["onnxruntime"]["bfloat16"] == "-"
+        assert marks["openvino"]["bfloat16"] == "-"
+        assert marks["onnxruntime"]["int8"] == marks["torch"]["float32"] == "yes"
+        said = " ".join(" ".join(lines).split())
+        assert "openvino on cpu, bfloat16: the processor has neither" in said
+        assert "torch on cpu, int8" not in said
+
     def test_is_shown_as_a_table_with_everything_escaped(self, monkeypatch):
         row = backends.Backend("<b>", ("json",), None, ("float32",), MappingProxyType({}))
         monkeypatch.setattr(

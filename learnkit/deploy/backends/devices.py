@@ -1,13 +1,17 @@
 """What this machine can run, as a table."""
 
 import importlib.metadata
+import textwrap
 from html import escape
 from typing import Any
 
 from learnkit.deploy.backends.processor import n_threads, processor_name, telling_flags
 from learnkit.deploy.backends.registry import BACKENDS, PRECISIONS, Backend, why_not
 
-_COLUMNS = ("backend", "device", "version", "precisions", "parameters", "why_not")
+_HEADER = ("backend", "device", "version", *PRECISIONS)
+_LEFT = "text-align:left;padding:.25em 1em .25em .3em"
+_QUOTED = f'"{_LEFT}"'
+_WIDTH = 80
 
 
 class Devices(list):
@@ -20,20 +24,27 @@ class Devices(list):
         return f"{processor_name()}, {n_threads()} threads ({flags})"
 
     def __repr__(self) -> str:
-        cells = [_COLUMNS, *([_shown(row[name]) for name in _COLUMNS] for row in self)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-        return "\n".join([self.processor, *lines])
+        rows = [_HEADER, *(_cells(row, "yes", "-") for row in self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        notes = (f"{name}: {said}" for row in self for name, said in _notes(row))
+        return "\n".join([_wrapped(self.processor), "", *table, "", *map(_wrapped, notes)])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+        head = "".join(f'<th style="{_LEFT}">{name}</th>' for name in _HEADER)
         rows = "".join(
-            "<tr>" + "".join(f"<td>{escape(_shown(row[name]))}</td>" for name in _COLUMNS) + "</tr>"
+            f"<tr>{''.join(f'<td style={_QUOTED}>{escape(cell)}</td>' for cell in cells)}</tr>"
+            for cells in (_cells(row, "✓", "–") for row in self)
+        )
+        notes = "".join(
+            f"<div><small><i>{escape(name)}</i>: {escape(said)}</small></div>"
             for row in self
+            for name, said in _notes(row)
         )
         return (
-            f"<p>{escape(self.processor)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            f"<div>{escape(self.processor)}</div>"
+            f'<table style="margin:.4em 0"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{rows}</tbody></table>{notes}"
         )
 
 
@@ -77,8 +88,24 @@ def _has_cuda(backend: Backend) -> bool:
     return False
 
 
-def _shown(value: Any) -> str:
-    """A cell's text: dictionaries and tuples as people write them."""
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {_shown(item)}" for name, item in value.items())
-    return ", ".join(value) if isinstance(value, tuple) else "-" if value is None else str(value)
+def _cells(row: dict[str, Any], yes: str, no: str) -> tuple[str, ...]:
+    """A backend and what it runs, a cell per precision."""
+    marks = (yes if name in row["precisions"] else no for name in PRECISIONS)
+    return row["backend"], row["device"], row["version"] or "not installed", *marks
+
+
+def _notes(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what it is about, what there is to say): parameters, and why something cannot be run."""
+    given = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
+    found = [(row["backend"], f"takes {given}")] if given else []
+    reasons: dict[str, list[str]] = {}
+    for precision, reason in row["why_not"].items():
+        if precision in BACKENDS[row["backend"]].precisions:  # it has none elsewhere either
+            reasons.setdefault(reason, []).append(precision)
+    where = f"{row['backend']} on {row['device']}"
+    return found + [(f"{where}, {', '.join(names)}", why) for why, names in reasons.items()]
+
+
+def _wrapped(text: str) -> str:
+    """`text` in lines of at most 80 columns."""
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
