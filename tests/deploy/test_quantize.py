@@ -16,6 +16,7 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.backends.onnx_export import export_onnx
 from learnkit.deploy.backends.onnx_file import check_onnx
 from learnkit.deploy.backends.sessions_ort import OrtSession
+from learnkit.deploy.conversion.limits import Limits
 from learnkit.deploy.conversion.quantize import MAX_SAMPLES, outputs_of, quantize_onnx
 from learnkit.deploy.conversion.quantize_bias import correct_biases, with_biases
 from learnkit.deploy.conversion.quantize_graph import FloatNetwork, open_raw, to_int8
@@ -67,7 +68,7 @@ def positive():
 
 @cache
 def quantized():
-    return quantize_onnx(exported(), SAMPLES, max_error=1.0, progress=False)
+    return quantize_onnx(exported(), SAMPLES, Limits(max_error=1.0), progress=False)
 
 
 def graph_of(data):
@@ -120,7 +121,7 @@ class TestTheNetwork:
         assert quantized().kept == ()
 
     def test_the_same_samples_give_the_same_bytes(self):
-        again = quantize_onnx(exported(), SAMPLES.copy(), max_error=1.0, progress=False)
+        again = quantize_onnx(exported(), SAMPLES.copy(), Limits(max_error=1.0), progress=False)
         assert again.onnx == quantized().onnx
 
     def test_products_of_two_activations_and_sums_beside_them_stay_float32(self):
@@ -134,7 +135,7 @@ class TestTheNetwork:
                 mixed = (tokens @ tokens.transpose(1, 2)).softmax(-1) @ tokens
                 return (tokens + self.out(mixed)).transpose(1, 2).reshape(-1, 8, 2, 2)
 
-        data = quantize_onnx(export(Attention), SMALL_SAMPLES, keep=(), progress=False).onnx
+        data = quantize_onnx(export(Attention), SMALL_SAMPLES, Limits(keep=()), progress=False).onnx
         graph = graph_of(data)
         made = {name: node.op_type for node in graph.node for name in node.output}
         moving = [n for n in graph.node if n.op_type == "MatMul" and n.input[1] in made]
@@ -172,8 +173,7 @@ class TestCalibration:
         quantize_onnx(
             positive(),
             samples,
-            keep=(),
-            judge=lambda f, _: seen.append(len(f)) or 1,
+            Limits(keep=(), judge=lambda f, _: seen.append(len(f)) or 1),
             progress=False,
         )
         assert seen == [MAX_SAMPLES]
@@ -197,7 +197,7 @@ class TestBiases:
     def test_corrected_network_is_nearer(self):
         found = FloatNetwork(positive())
         plain = to_int8(found, found.copy(), calibrate(found, SMALL_SAMPLES).ranges)
-        better = quantize_onnx(positive(), SMALL_SAMPLES, keep=(), progress=False)
+        better = quantize_onnx(positive(), SMALL_SAMPLES, Limits(keep=()), progress=False)
         assert better.error < 0.7 * errors(positive(), plain, SMALL_SAMPLES)
 
     @pytest.mark.parametrize("bias", [True, False])
@@ -233,8 +233,8 @@ class TestBiases:
 
 class TestSparing:
     def test_the_layers_around_a_fragile_activation_stay_float32(self):
-        everything = quantize_onnx(uneven(), SMALL_SAMPLES, keep=(), progress=False)
-        spared = quantize_onnx(uneven(), SMALL_SAMPLES, max_error=0.2, progress=False)
+        everything = quantize_onnx(uneven(), SMALL_SAMPLES, Limits(keep=()), progress=False)
+        spared = quantize_onnx(uneven(), SMALL_SAMPLES, Limits(max_error=0.2), progress=False)
         layers = FloatNetwork(uneven()).layers
         assert everything.error > 0.3
         assert spared.kept == tuple(layers[1:3])
@@ -251,24 +251,26 @@ class TestSparing:
             assert logits is None
             return float(relative_error(features, exact) < 0.2)
 
-        spared = quantize_onnx(uneven(), SMALL_SAMPLES, judge=judge, max_error=10.0, progress=False)
+        spared = quantize_onnx(
+            uneven(), SMALL_SAMPLES, Limits(max_error=10.0, judge=judge), progress=False
+        )
         assert spared.score == 1.0
         assert spared.kept
 
     def test_a_network_beyond_help_comes_with_a_note(self):
-        hopeless = quantize_onnx(uneven(), SMALL_SAMPLES, max_error=1e-9, progress=False)
+        hopeless = quantize_onnx(uneven(), SMALL_SAMPLES, Limits(max_error=1e-9), progress=False)
         assert "is fragile in 8 bits" in hopeless.notes[0]
         assert hopeless.error > 1e-9
         assert len(hopeless.kept) <= 2
 
     def test_what_was_asked_for_is_kept_and_nothing_searched(self):
         layers = FloatNetwork(uneven()).layers
-        asked = quantize_onnx(uneven(), SMALL_SAMPLES, keep=layers[:1], progress=False)
+        asked = quantize_onnx(uneven(), SMALL_SAMPLES, Limits(keep=layers[:1]), progress=False)
         assert asked.kept == tuple(layers[:1])
         assert not asked.damages
 
     def test_bars_count_images_and_layers(self, capsys):
-        quantize_onnx(uneven(), SMALL_SAMPLES, max_error=0.2)
+        quantize_onnx(uneven(), SMALL_SAMPLES, Limits(max_error=0.2))
         shown = capsys.readouterr().err
         assert "calibrate: 100%" in shown
         assert "16/16" in shown
@@ -298,7 +300,7 @@ class TestRefusals:
 
     def test_unknown_layers_cannot_be_kept(self):
         with pytest.raises(OptimizeError, match=r"`keep` names \['stem'\]"):
-            quantize_onnx(uneven(), SMALL_SAMPLES, keep=["stem"], progress=False)
+            quantize_onnx(uneven(), SMALL_SAMPLES, Limits(keep=["stem"]), progress=False)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="real weights and images are not here")
@@ -313,7 +315,7 @@ def test_a_real_network_keeps_its_features():
     data = export_onnx(nn.Sequential(body, nn.Identity()), recipe, continual=True)
     found = FloatNetwork(data)
     plain = to_int8(found, found.copy(), calibrate(found, images).ranges)
-    low = quantize_onnx(data, images[::2], keep=(), progress=False)
+    low = quantize_onnx(data, images[::2], Limits(keep=()), progress=False)
     others = images[1::2]
     assert errors(data, low.onnx, others) < 0.17
     assert errors(data, low.onnx, others) < 0.7 * errors(data, plain, others)

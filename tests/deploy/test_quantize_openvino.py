@@ -8,6 +8,7 @@ import pytest
 from onnx_helpers import channels_last, exported, noise
 
 from learnkit.deploy.backends.registry import open_session
+from learnkit.deploy.conversion.limits import Limits
 from learnkit.deploy.conversion.quantize import outputs_of
 from learnkit.deploy.conversion.quantize_graph import FloatNetwork, open_raw
 from learnkit.deploy.conversion.quantize_openvino import quantize_openvino
@@ -21,7 +22,7 @@ SAMPLES = channels_last(noise(8))
 
 @cache
 def quantized():
-    return quantize_openvino(exported(), SAMPLES, keep=(), progress=False)
+    return quantize_openvino(exported(), SAMPLES, Limits(keep=()), progress=False)
 
 
 def n_int8(data):
@@ -38,7 +39,7 @@ def test_session_gives_features_and_logits_near_the_network_s():
 
 def test_layers_that_are_kept_and_the_head_stay_float32():
     layers = FloatNetwork(exported()).layers
-    kept = quantize_openvino(exported(), SAMPLES, keep=layers[:3], progress=False)
+    kept = quantize_openvino(exported(), SAMPLES, Limits(keep=layers[:3]), progress=False)
     # NNCF itself leaves the two layers of squeeze-and-excitation alone
     assert len(layers) - 2 <= n_int8(quantized()) <= len(layers)
     assert n_int8(kept) == n_int8(quantized()) - 3
@@ -46,7 +47,7 @@ def test_layers_that_are_kept_and_the_head_stay_float32():
 
 
 def test_layers_are_spared_where_the_error_is_too_large():
-    found = quantize_openvino(exported(), SAMPLES, max_error=0.1, progress=False)
+    found = quantize_openvino(exported(), SAMPLES, Limits(max_error=0.1), progress=False)
     assert found.kept
     assert found.error < quantized().error
     assert "in float32" in found.notes[0]
@@ -54,7 +55,7 @@ def test_layers_are_spared_where_the_error_is_too_large():
 
 def test_is_quiet_and_leaves_the_environment_alone(capfd):
     before = dict(os.environ)
-    quantize_openvino(exported(), SAMPLES, keep=(), progress=False)
+    quantize_openvino(exported(), SAMPLES, Limits(keep=()), progress=False)
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
     assert dict(os.environ) == before

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from learnkit.deploy.backends.registry import BACKENDS, check_backend, open_session
+from learnkit.deploy.conversion.limits import Judge, Limits
 from learnkit.deploy.extras import extra
 from learnkit.deploy.heads import continual_head
 from learnkit.deploy.variants.description import variant_name
@@ -20,6 +21,7 @@ from learnkit.deploy.variants.description import variant_name
 if TYPE_CHECKING:
     from learnkit.data.preprocess import Preprocessing
     from learnkit.deploy.backends.session_network import SessionNetwork
+    from learnkit.deploy.conversion.quantize import Quantized
     from learnkit.deploy.conversion.samples import Pictures
     from learnkit.deploy.predictor import Predictor
 
@@ -91,6 +93,7 @@ class Converter:
 
     def __init__(self, predictor: Predictor, samples: Pictures | None, *, progress: bool):
         self.predictor, self.samples, self.progress = predictor, samples, progress
+        self._made: dict[Limits, Quantized] = {}
 
     @cached_property
     def model(self) -> nn.Module:
@@ -139,42 +142,52 @@ class Converter:
         self, backend: str, params: Mapping[str, Any]
     ) -> tuple[dict[str, bytes], tuple[str, ...]]:
         """The network in 8 bits, and what is to be said of it."""
-        assert self.samples is not None
-        images = self.samples.pixels.permute(0, 2, 3, 1).contiguous().numpy()
         settings = {name: params[name] for name in QUANTIZING if name in params}
-        settings |= {"judge": self._judge(images), "progress": self.progress}
-        if backend == "openvino":
-            from learnkit.deploy.conversion.quantize_openvino import quantize_openvino
+        if settings.get("keep") is not None:
+            settings["keep"] = tuple(settings["keep"])
+        limits = Limits(**settings, judge=self._judge)
+        if backend != "openvino":
+            found = self._int8(limits)
+            return {"onnx": found.onnx}, _notes(found)
+        from learnkit.deploy.conversion.quantize_openvino import quantize_openvino
 
-            found = quantize_openvino(self.onnx, images, **settings)
-            return {"xml": found.xml, "bin": found.bin}, _notes(found)
+        spared = partial(self._int8, limits)
+        own = quantize_openvino(
+            self.onnx, self._images, limits, spared=spared, progress=self.progress
+        )
+        return {"xml": own.xml, "bin": own.bin}, _notes(own)
+
+    def _int8(self, limits: Limits) -> Quantized:
+        """The network in 8 bits for onnxruntime; made once, for OpenVINO asks for it, too."""
         from learnkit.deploy.conversion.quantize import quantize_onnx
 
-        found = quantize_onnx(self.onnx, images, **settings)
-        return {"onnx": found.onnx}, _notes(found)
+        if limits not in self._made:
+            self._made[limits] = quantize_onnx(
+                self.onnx, self._images, limits, progress=self.progress
+            )
+        return self._made[limits]
 
-    def _judge(self, images: np.ndarray) -> Callable[..., float] | None:
+    @cached_property
+    def _images(self) -> np.ndarray:
+        """The samples as networks take them, uint8 (n, H, W, C)."""
+        assert self.samples is not None
+        return self.samples.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+    @cached_property
+    def _judge(self) -> Judge | None:
         """Share of samples that keep their label under a trained head.
 
         A head in the continual state is learned again from what the converted network gives, so
         that what it says before that is no measure.
         """
-        if self.predictor.continual is not None:
+        predictor = self.predictor
+        if predictor.continual is not None:
             return None
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        labels = np.concatenate(
-            [
-                self.predictor.network.outputs(batch, len(self.predictor.classes)).numpy()
-                for batch in pixels.split(16)
-            ]
-        )
-        kind = (lambda x: x > 0) if self.predictor.multi_label else (lambda x: x.argmax(1))
-
-        def judge(_: np.ndarray, logits: np.ndarray) -> float:
-            chosen = np.unique(np.linspace(0, len(labels) - 1, len(logits)).round().astype(int))
-            return float((kind(logits) == kind(labels[chosen])).mean())
-
-        return judge
+        n_classes = len(predictor.classes)
+        batches = self.samples.pixels.split(16)
+        labels = torch.cat([predictor.network.outputs(one, n_classes).cpu() for one in batches])
+        kind = (lambda x: x > 0) if predictor.multi_label else (lambda x: x.argmax(1))
+        return lambda _, logits: _share_kept(kind(labels.numpy()), kind(logits))
 
     def _labelled(self, files: Mapping[str, bytes], precision: str) -> dict[str, bytes]:
         """The files, the ONNX one with class names and precision: quantising drops metadata."""
@@ -195,3 +208,10 @@ class Converter:
 def _notes(found: Any) -> tuple[str, ...]:
     """What was said of a quantised network, and the layers left in float32 by name."""
     return (*found.notes, *(f"in float32: {', '.join(found.kept)}" for _ in found.kept[:1]))
+
+
+def _share_kept(labels: np.ndarray, found: np.ndarray) -> float:
+    """Share of the labels that are the same, of those samples that were used."""
+    from learnkit.deploy.conversion.quantize import spread
+
+    return float((found == labels[spread(len(labels), len(found))]).mean())

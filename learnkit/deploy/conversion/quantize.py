@@ -9,18 +9,17 @@ ranges than from smallest to largest value, and evening out ranges of channels a
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from learnkit.deploy.conversion.limits import Limits
 from learnkit.deploy.conversion.quantize_bias import correct_biases, with_biases
 from learnkit.deploy.conversion.quantize_graph import FloatNetwork, open_raw, to_int8
 from learnkit.deploy.conversion.quantize_ranges import Calibration, calibrate
 from learnkit.deploy.conversion.sensitivity import fewest, relative_error, sensitive_layers
 from learnkit.errors import OptimizeError
-
-Judge = Callable[[np.ndarray, np.ndarray | None], float]
 
 MAX_SAMPLES = 256
 _N_RANKING = 8  # images on which layers are ranked
@@ -52,29 +51,18 @@ class Quantized:
 
 
 def quantize_onnx(
-    onnx: bytes,
-    samples: np.ndarray,
-    *,
-    judge: Judge | None = None,
-    target: float = 0.99,
-    max_error: float = 0.095,
-    keep: Sequence[str] | None = None,
-    progress: bool = True,
+    onnx: bytes, samples: np.ndarray, limits: Limits | None = None, *, progress: bool = True
 ) -> Quantized:
     """The network with 8-bit activations and weights; layers that suffer too much are spared.
 
-    If the whole network in 8 bits misses `target` or `max_error`, every layer is measured alone and
-    the fewest that help are kept in float32, at most half of them; if that does not suffice either,
-    what comes nearest is returned, and its notes say so. The same samples give the same bytes.
+    If the whole network in 8 bits misses a limit, every layer is measured alone and the fewest that
+    help are kept in float32, at most half of them; if that does not suffice either, what comes
+    nearest is returned, and its notes say so. The same samples give the same bytes.
 
     Args:
         onnx: float32 network, `image` uint8 (N, H, W, C) in, `features` and perhaps `logits` out.
         samples: images it will see, uint8 (n, H, W, C); of more than 256 every so many-th is used.
-        judge: how good these features (n, D) and logits (n, C) or None of the samples used are,
-            in 0..1, for instance the share of images whose class stays.
-        target: what the judge must say.
-        max_error: what `relative_error` of the features may be.
-        keep: keep just these layers in float32 and search for none.
+        limits: what is asked of it on the samples.
         progress: show bars.
 
     Raises:
@@ -82,24 +70,22 @@ def quantize_onnx(
             nothing to quantise; its activations are not finite; `keep` names no layer of it.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
+    limits = Limits() if limits is None else limits
     network = FloatNetwork(onnx)
     images = used_samples(network, samples)
-    if unknown := set(keep or ()) - set(network.layers):
-        raise OptimizeError(f"`keep` names {sorted(unknown)}; layers are {network.layers}")
+    check_kept(network, limits.keep)
     with _bar(progress, "calibrate", len(images)) as update:
         calibration = calibrate(network, images, progress=update)
-    search = _Search(network, images, calibration, judge)
-    first = search.attempt(keep or ())
-    if keep is not None or passes(first, target, max_error):
-        return first
-    return _spared(search, first, target, max_error, progress)
+    search = _Search(network, images, calibration, limits)
+    first = search.attempt(limits.keep or ())
+    return first if limits.settle(first) else _spared(search, first, progress)
 
 
 class _Search:
     """Attempts at one network, with what they share measured once."""
 
-    def __init__(self, network, images, calibration: Calibration, judge: Judge | None):
-        self.network, self.images, self.judge = network, images, judge
+    def __init__(self, network, images, calibration: Calibration, limits: Limits):
+        self.network, self.images, self.limits = network, images, limits
         self.calibration = calibration
         plain = to_int8(network, network.copy(), calibration.ranges)
         self.shifts = correct_biases(network, plain, calibration.means)
@@ -111,7 +97,7 @@ class _Search:
         data = to_int8(self.network, model, self.calibration.ranges, keep=keep)
         features, logits = outputs_of(open_raw(data), self.images)
         error = relative_error(features, self.calibration.features)
-        score = None if self.judge is None else float(self.judge(features, logits))
+        score = self.limits.score(features, logits)
         return Quantized(data, tuple(keep), len(self.network.heavy), error, score)
 
     def with_one(self, name: str, images: np.ndarray) -> np.ndarray:
@@ -122,12 +108,10 @@ class _Search:
         return outputs_of(open_raw(data), images)[0]
 
 
-def _spared(
-    search: _Search, first: Quantized, target: float, max_error: float, progress: bool
-) -> Quantized:
+def _spared(search: _Search, first: Quantized, progress: bool) -> Quantized:
     """The first attempt that passes as more and more of the worst layers are kept in float32."""
-    layers = search.network.layers
-    chosen = _spread(len(search.images), _N_RANKING)
+    layers, limits = search.network.layers, search.limits
+    chosen = spread(len(search.images), _N_RANKING)
     images, exact = search.images[chosen], search.calibration.features[chosen]
     with _bar(progress, "sensitivity", len(layers)) as update:
         damages = sensitive_layers(
@@ -140,29 +124,10 @@ def _spared(
         tried.append(search.attempt([name for name in layers if name in kept]))
         return tried[-1]
 
-    best = fewest(len(layers) // 2, attempt, lambda one: passes(one, target, max_error))
-    note = f"kept {{}} of {len(layers)} layers in float32, the most sensitive by measurement"
+    best = fewest(len(layers) // 2, attempt, limits.met_by)
     if best is None:
         best = min(tried, key=lambda one: (-(one.score or 0.0), one.error))
-        note += (
-            f"; features are off by {best.error:.2g} of their spread and more would not bring them "
-            f"within {max_error:.2g}: the network is fragile in 8 bits, let the gates decide"
-        )
-    return Quantized(
-        **{**vars(best), "damages": tuple(damages), "notes": (note.format(len(best.kept)),)}
-    )
-
-
-class Measured(Protocol):
-    """What is known of an attempt."""
-
-    error: float
-    score: float | None
-
-
-def passes(attempt: Measured, target: float, max_error: float) -> bool:
-    """True if both limits are met; an error that is not a number meets none."""
-    return attempt.error <= max_error and (attempt.score is None or attempt.score >= target)
+    return replace(best, damages=tuple(damages), notes=(limits.note(best, len(layers)),))
 
 
 def outputs_of(
@@ -195,10 +160,16 @@ def used_samples(network: FloatNetwork, samples: np.ndarray) -> np.ndarray:
         raise OptimizeError(
             f"`samples` has {len(samples)} images, all alike; give 10 to 20 different ones a class"
         )
-    return np.ascontiguousarray(samples[_spread(len(samples), MAX_SAMPLES)])
+    return np.ascontiguousarray(samples[spread(len(samples), MAX_SAMPLES)])
 
 
-def _spread(n: int, most: int) -> np.ndarray:
+def check_kept(network: FloatNetwork, keep: Sequence[str] | None) -> None:
+    """Raise OptimizeError unless all names in `keep` are layers of the network."""
+    if unknown := set(keep or ()) - set(network.layers):
+        raise OptimizeError(f"`keep` names {sorted(unknown)}; layers are {network.layers}")
+
+
+def spread(n: int, most: int) -> np.ndarray:
     """Indices of at most `most` of `n`, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 

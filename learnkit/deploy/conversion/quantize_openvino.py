@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +15,11 @@ import numpy as np
 
 from learnkit.deploy.backends.processor import n_threads
 from learnkit.deploy.backends.sessions_openvino import openvino_core
+from learnkit.deploy.conversion.limits import Limits
 from learnkit.deploy.conversion.quantize import (
-    Judge,
+    Quantized,
+    check_kept,
     outputs_of,
-    passes,
     quantize_onnx,
     used_samples,
 )
@@ -44,46 +45,46 @@ class QuantizedOpenvino:
 def quantize_openvino(
     onnx: bytes,
     samples: np.ndarray,
+    limits: Limits | None = None,
     *,
-    judge: Judge | None = None,
-    target: float = 0.99,
-    max_error: float = 0.095,
-    keep: Sequence[str] | None = None,
+    spared: Callable[[], Quantized] | None = None,
     progress: bool = True,
 ) -> QuantizedOpenvino:
     """The network with 8-bit activations and weights; layers that suffer too much are spared.
 
     Which these are is measured as for onnxruntime, if the whole network in 8 bits misses a limit.
-    Arguments and errors as for `quantize_onnx`.
+    Errors as for `quantize_onnx`.
+
+    Args:
+        onnx: float32 network, as for `quantize_onnx`.
+        samples: images it will see, as there.
+        limits: what is asked of it on the samples.
+        spared: gives the network in 8 bits for onnxruntime, whose layers in float32 are then tried
+            here; by default that is made anew.
+        progress: show bars.
 
     Raises:
         MissingExtraError: openvino or nncf is not installed.
     """
+    limits = Limits() if limits is None else limits
     network = FloatNetwork(onnx)
     images = used_samples(network, samples)
+    check_kept(network, limits.keep)
     exact, _ = outputs_of(open_raw(onnx), images)
 
     def attempt(kept: Sequence[str]) -> QuantizedOpenvino:
         xml, weights = _files(_quantized(network, onnx, images, kept, progress))
         features, logits = _run(xml, weights, images)
-        score = None if judge is None else float(judge(features, logits))
         error = relative_error(features, exact)
-        return QuantizedOpenvino(xml, weights, tuple(kept), error, score)
+        return QuantizedOpenvino(xml, weights, tuple(kept), error, limits.score(features, logits))
 
-    first = attempt(keep or ())
-    if keep is not None or passes(first, target, max_error):
+    first = attempt(limits.keep or ())
+    if limits.settle(first):
         return first
-    limits = {"judge": judge, "target": target, "max_error": max_error}
-    found = quantize_onnx(onnx, samples, **limits, progress=progress)
+    found = quantize_onnx(onnx, samples, limits, progress=progress) if spared is None else spared()
     second = attempt(found.kept) if found.kept else first
-    best = second if passes(second, target, max_error) or second.error < first.error else first
-    note = f"kept {len(best.kept)} of {found.n_layers} layers in float32, the most sensitive"
-    if not passes(best, target, max_error):
-        note += (
-            f"; features are off by {best.error:.2g} of their spread and more would not bring them "
-            f"within {max_error:.2g}: the network is fragile in 8 bits, let the gates decide"
-        )
-    return replace(best, notes=(note,))
+    best = second if limits.met_by(second) or second.error < first.error else first
+    return replace(best, notes=(limits.note(best, found.n_layers),))
 
 
 def _quantized(
