@@ -26,6 +26,7 @@ from learnkit.deploy.conversion.optimized import OptimizedPredictor
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.labelled import Labelled
 from learnkit.deploy.loading import load_learner
+from learnkit.deploy.runtime.predictor import load_runtime
 from learnkit.errors import (
     BundleCorruptError,
     BundleError,
@@ -159,6 +160,23 @@ def test_a_model_that_learned_on_replaces_itself(bundle):
     assert found.classes == (*COUNTS, "newer")
     assert found.metadata["line"] == 7
     assert found.report.variant == NAME
+
+
+def test_what_is_learned_while_a_variant_is_saved_is_no_part_of_it(bundle, tmp_path, monkeypatch):
+    model, state = load(bundle), ContinualClassifier.state
+
+    def learned_meanwhile(head):
+        found = state(head)
+        model.set(class_names={model.classes[0]: "renamed"})
+        model.extend(*labelled({f"new {len(model.classes)}": 2}), progress=False)
+        return found
+
+    monkeypatch.setattr(ContinualClassifier, "state", learned_meanwhile)
+    model.save(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert again.classes == load_runtime(tmp_path / "saved", threads=1).classes == tuple(COUNTS)
+    assert not again.has_learned
+    assert model.classes == ("renamed", "ß/<b>", "new 2")
 
 
 def test_several_variants_share_a_bundle(source, int8, written, tmp_path):

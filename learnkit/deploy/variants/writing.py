@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def bundle_with_variants(
             of the same backend and precision.
         BundleError: the float32 files are not where they were.
     """
-    base, given = predictor.base, (*others, predictor)
+    base, given = predictor.base, [*map(_as_it_is, (*others, predictor))]
     names = {one.variant for one in given}
     base_files = base.read(variants=variants, anew=names)
     files = dict(base_files)
@@ -61,7 +62,7 @@ def bundle_with_variants(
             "more since it was made; save it elsewhere if that is to be kept"
         )
     learned |= {*base.learned} - names
-    return finished(files, learned, default=predictor.variant, metadata=predictor.metadata)
+    return finished(files, learned, default=predictor.variant, metadata=given[-1].metadata)
 
 
 def finished(
@@ -90,6 +91,15 @@ def finished(
     except BundleError as error:
         raise BundleCorruptError(f"{error}; `save(path, variants=False)` leaves it out") from error
     return {**files, CARD: card.encode()}
+
+
+def _as_it_is(predictor: OptimizedPredictor) -> OptimizedPredictor:
+    """A predictor that knows what this one knows now, whoever changes this one meanwhile."""
+    frozen = copy.copy(predictor)
+    vars(frozen).update(
+        _head=copy.deepcopy(predictor.continual), detector=copy.deepcopy(predictor.detector)
+    )
+    return frozen
 
 
 def variant_files(predictor: OptimizedPredictor, base: dict[str, bytes]) -> dict[str, bytes]:
