@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 _BAR = "background:#4c72b0;height:.8em"
+_NAME = "text-align:left;overflow-wrap:anywhere;max-width:24em"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -161,18 +162,19 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{escape(name)}</td><td>{prob:.1%}</td>"
+            f'<tr><td style="{_NAME}">{escape(name)}</td><td>{prob:.1%}</td>'
             f'<td><div style="{_BAR};width:{100 * prob:.0f}px"></div></td></tr>'
             for name, prob in self.ranking[:_SHOWN]
         )
         label = self.label if isinstance(self.label, str) else ", ".join(self.label) or "no label"
-        return f"<b>{escape(label)}</b>{self._ood_html()}<table>{rows}</table>"
+        table = f'<table style="margin:.2em 0">{rows}</table>'
+        return f"<b>{escape(label)}</b>{self._ood_html()}{table}"
 
     def _ood_html(self) -> str:
         """One line on how unusual the image is, where the model can tell."""
         if self.ood_score is None:
             return ""
-        verdict = "unlike the images it knows" if self.is_ood else "of a known kind"
+        verdict = "<b>⚠ unlike the images it knows</b>" if self.is_ood else "of a known kind"
         p_value = "" if self.p_value is None else f", p {self.p_value:.2g}"
         return (
             f"<br><small>{verdict} (score {self.ood_score:.3g}, threshold "

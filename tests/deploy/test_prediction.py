@@ -100,7 +100,7 @@ def test_what_is_known_of_ood_travels_in_dictionaries_and_html():
     assert (found["ood_score"], found["ood_threshold"], found["p_value"]) == (2.0, 1.5, 0.01)
     result = judged().to_halcon()
     assert [result[key] for key in ("ood_score", "ood_threshold", "ood_p_value")] == [2, 1.5, 0.01]
-    assert "unlike the images it knows" in judged()._repr_html_()
+    assert "<b>⚠ unlike the images it knows</b>" in judged()._repr_html_()
     assert "of a known kind" in judged(1.0)._repr_html_()
     assert "out of distribution" in repr(judged())
     assert "out of distribution" not in repr(judged(1.0))
