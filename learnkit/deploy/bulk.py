@@ -101,13 +101,7 @@ def prediction_table(
     Raises:
         MissingExtraError: pandas is not installed.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise MissingExtraError(
-            "a table in memory is a DataFrame, and pandas is not installed: `pip install pandas`, "
-            "or write the rows to a file with `out=`"
-        ) from error
+    pd = _pandas()
     kinds = {"path": object, "label": object, "confidence": "float64", "error": object}
     kinds |= {"is_ood": "boolean", "ood_score": "float64", "p_value": "float64"} if ood else {}
     rows, values = [], []
@@ -125,6 +119,17 @@ def prediction_table(
     values = [row + [float("nan")] * (len(classes) - len(row)) for row in values]
     columns = [f"p({name})" for name in classes]
     return table.join(pd.DataFrame(values, columns=columns, index=table.index, dtype="float32"))
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtraError(
+            "a table in memory is a DataFrame, and pandas is not installed: `pip install pandas`, "
+            "or write the rows to a file with `out=`"
+        ) from error
+    return pandas
 
 
 def watched(

@@ -88,35 +88,14 @@ def plot_reliability(
     ax = ax or new_axes((4.2, 4.0))
     filled = bins.n > 0
     share = bins.n[filled] / max(1, bins.n.sum())
-    edges = np.arange(len(bins.n)) / len(bins.n)
-    ax.bar(
-        edges[filled],
-        bins.accuracy[filled],
-        width=1 / len(bins.n),
-        align="edge",
-        color=BLUE,
-        edgecolor="white",
-        label="accuracy",
-        alpha=0.35,
-    )
+    accuracy, edges = bins.accuracy[filled], np.flatnonzero(filled) / len(bins.n)
+    bars = {"width": 1 / len(bins.n), "align": "edge", "edgecolor": "white", "alpha": 0.35}
+    ax.bar(edges, accuracy, color=BLUE, label="accuracy", **bars)
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="ideal")
-    sizes = 20 + 180 * np.sqrt(share)
-    ax.scatter(
-        bins.confidence[filled],
-        bins.accuracy[filled],
-        s=sizes,
-        color=BLUE,
-        zorder=3,
-        label="bin (area: samples)",
-    )
-    ax.set(
-        title=title,
-        xlabel="Confidence",
-        ylabel="Accuracy",
-        xlim=(0, 1),
-        ylim=(0, 1.03),
-        aspect="equal",
-    )
+    points = {"s": 20 + 180 * np.sqrt(share), "label": "bin (area: samples)", "zorder": 3}
+    ax.scatter(bins.confidence[filled], accuracy, color=BLUE, **points)
+    ax.set(title=title, xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1.03))
+    ax.set_aspect("equal")
     ax.legend(frameon=False, loc="upper left", fontsize=8, markerscale=0.6)
     lighten(ax)
     return ax

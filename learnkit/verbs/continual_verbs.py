@@ -11,7 +11,7 @@ from learnkit.interpret.state import detector_of
 from learnkit.uncertainty.calibration import Calibration
 from learnkit.uncertainty.threshold import Threshold
 from learnkit.verbs import confidence, continue_learning
-from learnkit.verbs.continue_learning import Notes
+from learnkit.verbs.learner_notes import Notes
 from learnkit.verbs.refit import refit
 
 if TYPE_CHECKING:

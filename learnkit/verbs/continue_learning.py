@@ -8,13 +8,13 @@ files were learnt. The caller's data and loaders are never changed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from learnkit.continual.changes import Knowledge
 from learnkit.continual.classifier import ContinualClassifier
@@ -26,6 +26,7 @@ from learnkit.errors import ContinualAlreadyInitializedError, ContinualStateErro
 from learnkit.interpret.source import names_of
 from learnkit.verbs.extend_data import labelled_data
 from learnkit.verbs.feature_pass import check_supported, empty_head, features_of
+from learnkit.verbs.learner_notes import Notes, notes_of
 from learnkit.verbs.trained_head import untrained_head
 from learnkit.verbs.training_data import (
     check_no_class_lost,
@@ -34,25 +35,6 @@ from learnkit.verbs.training_data import (
     warn_if_not_training_data,
     without_files,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Notes:
-    """What a learner in the continual state keeps beside its head; replaced as a whole.
-
-    Attributes:
-        trained_head: the head before, None where it is not known.
-        former_names: what a class was called -> what it is called now.
-        learnt: files learnt from.
-        validated: files that decide threshold and temperature.
-        earlier: the notes before the last change.
-    """
-
-    trained_head: nn.Module | None = None
-    former_names: Mapping[str, str] = field(default_factory=dict)
-    learnt: frozenset[str] = frozenset()
-    validated: frozenset[str] = frozenset()
-    earlier: Notes | None = None
 
 
 def init_continual(
@@ -73,27 +55,43 @@ def init_continual(
     head, report, validation = empty_head(learn, **settings), None, None
     if found is not None:
         validation = _validation_of(learn, found, own=not reset_class_information)
-        order = [name for name in names if name in set(found.labels)]
-        order += sorted(set(found.labels) - set(names))
-        change = head.extend(
-            features_of(learn, found.items),
-            found.labels,
-            class_names=order,
-            validation=_features_and_labels(learn, validation),
-        )
-        notes = (*change.notes, *_origin(learn, validation))
-        report = _reported(replace(change, what="init_continual", notes=notes), None, head, started)
+        change = _first_images(learn, head, found, validation, names)
+        report = _reported(change, None, head, started)
     learnt = Notes(learn.model[1], {}, files_of(found), files_of(validation))
     learn.model[1], learn.continual_notes, learn.ood_detector = head, learnt, None
     return report
 
 
+def _head(learn: Any) -> ContinualClassifier:
+    return check_continual(continual_head(learn.model))
+
+
+def _first_images(
+    learn: Any,
+    head: ContinualClassifier,
+    found: Labelled,
+    validation: Labelled | None,
+    names: Sequence[str],
+) -> ChangeReport:
+    """Let an empty head learn; the learner's own classes keep their order, others come after."""
+    order = [name for name in names if name in set(found.labels)]
+    order += sorted(set(found.labels) - set(names))
+    change = head.extend(
+        features_of(learn, found.items),
+        found.labels,
+        class_names=order,
+        validation=_features_and_labels(learn, validation),
+    )
+    notes = (*change.notes, *_origin(learn, validation))
+    return replace(change, what="init_continual", notes=notes)
+
+
 def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
     """Learn new classes, or more of the known ones; see `ImageLearner.extend`."""
-    head, notes = check_continual(continual_head(learn.model)), _notes(learn)
+    head, notes = _head(learn), notes_of(learn)
     found = labelled_data(data, labels, classes=head.classes)
     files = files_of(found)
-    _warn_of_repetition(notes, files, len(found.labels))
+    notes.warn_of_repetition(files, len(found.labels))
     validation = found.validation and without_files(found.validation, files | notes.learnt)
     features = features_of(learn, found.items)
     held_out = _features_and_labels(learn, validation)
@@ -105,7 +103,7 @@ def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
 
 def subtract(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
     """Unlearn images as if they had never been there; see `ImageLearner.subtract`."""
-    head, notes = check_continual(continual_head(learn.model)), _notes(learn)
+    head, notes = _head(learn), notes_of(learn)
     found = labelled_data(data, labels, classes=head.classes)
     features = features_of(learn, found.items)
     new = replace(notes, learnt=notes.learnt - files_of(found))
@@ -114,26 +112,26 @@ def subtract(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
 
 def forget(learn: Any, name: str) -> ChangeReport:
     """Drop a class; see `ImageLearner.forget`."""
-    head = check_continual(continual_head(learn.model))
-    return _changed(learn, _notes(learn), lambda: head.forget(name))
+    head = _head(learn)
+    return _changed(learn, notes_of(learn), lambda: head.forget(name))
 
 
 def rename(learn: Any, names: Mapping[str, str]) -> ChangeReport:
     """Call classes otherwise; see `ImageLearner.rename`."""
-    head = check_continual(continual_head(learn.model))
-    return _changed(learn, _renamed(_notes(learn), names), lambda: head.rename(names))
+    head = _head(learn)
+    return _changed(learn, notes_of(learn).renamed(names), lambda: head.rename(names))
 
 
 def merge_classes(learn: Any, names: Sequence[str], into: str) -> ChangeReport:
     """Make one class of several; see `ImageLearner.merge_classes`."""
-    head, names = check_continual(continual_head(learn.model)), list(names)
-    new = _renamed(_notes(learn), {name: into for name in names if name != into})
+    head, names = _head(learn), list(names)
+    new = notes_of(learn).renamed({name: into for name in names if name != into})
     return _changed(learn, new, lambda: head.merge_classes(names, into))
 
 
 def undo(learn: Any) -> ChangeReport:
     """Take back the last change; see `ImageLearner.undo`."""
-    head, notes = check_continual(continual_head(learn.model)), _notes(learn)
+    head, notes = _head(learn), notes_of(learn)
     if notes.earlier is None:
         raise ContinualStateError(
             "there is no change to take back since the continual state began or was loaded; to "
@@ -144,8 +142,8 @@ def undo(learn: Any) -> ChangeReport:
 
 def drop_continual(learn: Any) -> Any:
     """Leave the continual state; see `ImageLearner.drop_continual`."""
-    check_continual(continual_head(learn.model))
-    head = _notes(learn).trained_head
+    _head(learn)  # raises where there is none
+    head = notes_of(learn).trained_head
     if head is None:
         head = untrained_head(learn, len(names_of(learn.dls) or ()))
         warn_user(
@@ -160,7 +158,7 @@ def _changed(
     learn: Any, notes: Notes, change: Callable[[], ChangeReport], *, undone: bool = False
 ) -> ChangeReport:
     """Make one change of the head and, only if it succeeds, of the notes; the report."""
-    started, old = time.perf_counter(), _notes(learn)
+    started, old = time.perf_counter(), notes_of(learn)
     before = learn.model[1].knowledge
     report = change()
     learn.continual_notes = notes if undone else replace(notes, earlier=old)
@@ -191,10 +189,6 @@ def _accuracy(knowledge: Knowledge | None, images: Knowledge) -> dict[str, float
     return {name: sum(found) / len(found) for name, found in hits.items() if name in known}
 
 
-def _notes(learn: Any) -> Notes:
-    return getattr(learn, "continual_notes", None) or Notes()
-
-
 def _validation_of(learn: Any, found: Labelled, *, own: bool) -> Labelled | None:
     """Validation images of the data, else the learner's own, as far as nothing learns from them."""
     images = found.validation
@@ -207,22 +201,6 @@ def _features_and_labels(
     learn: Any, images: Labelled | None
 ) -> tuple[Tensor, Sequence[str]] | None:
     return (features_of(learn, images.items), images.labels) if images else None
-
-
-def _renamed(notes: Notes, names: Mapping[str, str]) -> Notes:
-    former = {old: names.get(now, now) for old, now in notes.former_names.items()}
-    return replace(notes, former_names=dict(names) | former)
-
-
-def _warn_of_repetition(notes: Notes, files: Iterable[str], n: int) -> None:
-    files = set(files)
-    if again := len(files & notes.learnt):
-        warn_user(f"{again} of the {n} images were learnt before and count once more now")
-    if twice := len(files & notes.validated):
-        warn_user(
-            f"{twice} of the {n} images decide threshold and temperature as validation images; "
-            "learning from them as well makes both optimistic"
-        )
 
 
 def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:

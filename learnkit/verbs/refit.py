@@ -18,8 +18,9 @@ from learnkit.errors import DataError
 from learnkit.interpret.source import names_of
 from learnkit.loaders import is_normalized, with_normalization
 from learnkit.transforms import preprocessing_of
-from learnkit.verbs.continue_learning import Notes, init_continual
+from learnkit.verbs.continue_learning import init_continual
 from learnkit.verbs.extend_data import data_of_training, labelled_data
+from learnkit.verbs.learner_notes import notes_of
 from learnkit.verbs.trained_head import untrained_head
 from learnkit.verbs.training_data import shown
 
@@ -73,7 +74,7 @@ def _check_nothing_lost(head: Any, labels: Any) -> None:
 
 def _begin(learn: Any, dls: DataLoaders) -> None:
     """Loaders and a trained head for the classes of `dls`, and an optimizer for both."""
-    notes, names = learn.continual_notes or Notes(), names_of(dls) or []
+    notes, names = notes_of(learn), names_of(dls) or []
     same = names == names_of(learn.dls) and notes.trained_head is not None
     new = copy.deepcopy(notes.trained_head) if same else untrained_head(learn, len(names))
     spec = getattr(learn.model, "spec", None)

@@ -24,7 +24,7 @@ from learnkit.deploy.detector import Detector
 from learnkit.deploy.heads import continual_head
 from learnkit.errors import WeightsError
 from learnkit.interpret.source import names_of
-from learnkit.verbs.continue_learning import Notes
+from learnkit.verbs.learner_notes import Notes
 from learnkit.verbs.trained_head import untrained_head
 
 _BESIDE = ".learnkit.safetensors"
