@@ -111,7 +111,7 @@ class Predictor(ManyImages, Examining, Learning, Optimizing, Saving, Identified,
             ImageReadError: the image cannot be read; the message names it.
             PredictionError: the network's output is not finite.
         """
-        (result,) = self.try_tensors(self.preprocessing.load(source)[None])
+        (result,) = self.try_loaded([self.load(source)])
         return raised(result)
 
     __call__ = predict

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.deploy.bulk import Result
 from learnkit.deploy.by_path import home_of
 from learnkit.deploy.conversion.converter import Converted
 from learnkit.deploy.conversion.report import ConversionReport
@@ -92,6 +93,15 @@ class OptimizedPredictor(Predictor):
         known = self.ood
         learned = known is not None and known.statistics is not self.measured
         return self._has_learned or learned or self.classes != self._named
+
+    def load(self, source: Any) -> Tensor:
+        """As `Predictor.load`, in memory laid out as backends read it: channels last."""
+        return torch.from_numpy(self.preprocessing.pixels(source)).permute(2, 0, 1)
+
+    def try_loaded(self, images: Sequence[Tensor]) -> list[Result]:
+        """As `Predictor.try_loaded`; images that `load` gave are moved in one piece each."""
+        channels_last = torch.stack([image.permute(1, 2, 0) for image in images])
+        return self.try_tensors(channels_last.permute(0, 3, 1, 2))
 
     def set(  # type: ignore[override]
         self,
