@@ -10,6 +10,8 @@ in the last bit, on the order in which the classes arrived.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from learnkit.errors import ContinualNotInitializedError
 DEFAULT_VARIANCE = 0.5
 # Copies of one image still differ by the rounding to the grid, which is no variance.
 _NO_VARIANCE = 1e-6
+_SAME = 1e-13  # relative difference of two scales that only rounding can tell apart
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,30 +113,63 @@ class Geometry:
         """Vectors (N,D) to multiply embedded features with, equal to those of whitened ones."""
         return (vectors * self.scale) @ self.spectrum.axes.T
 
+    @cached_property
+    def covectors(self) -> Tensor:
+        """Vectors (P,D) whose products with centered features are those with the whitened means."""
+        return self.unwhiten_covector(self.means)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Squared lengths of the means, less what their being means of few images adds, (P,)."""
+        return self.means.square().sum(1) - self.d_eff / self.counts
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        """How squared lengths in the whitened space are had from the features themselves."""
+        base = self.scale.amax().square()
+        n_own = int((self.scale < self.scale.amax() * (1 - _SAME)).sum())
+        if 2 * n_own > len(self.scale):
+            return Lengths(torch.zeros_like(base), self.spectrum.axes, self.scale.square())
+        first = len(self.scale) - n_own  # scatter grows along the axes, the scale falls
+        own = self.scale[first:].square() - base
+        return Lengths(base, self.spectrum.axes[:, first:], own)
+
     def mahalanobis_scores(self, features: Tensor) -> Tensor:
         """Debiased squared distance to the nearest class, float64 (N,); higher = more unusual.
 
         The least over the classes of `D^2 - d_eff / n`: what the class mean is off by, on average,
         is taken away, so that classes of few images do not look far from everything.
         """
-        return self._debiased_nearest(self.whiten(features))
+        return self.relative_scores(features) + self.squared_lengths(features)
 
     def relative_scores(self, features: Tensor) -> Tensor:
         """Mahalanobis score less the squared distance to the center, float64 (N,).
 
         Higher = more unusual; looks only where classes differ, good for what is nearly known.
         """
-        whitened = self.whiten(features)
-        return self._debiased_nearest(whitened) - whitened.square().sum(1)
+        return (self.offsets - 2 * self._centered(features) @ self.covectors.T).amin(1)
 
-    def _debiased_nearest(self, whitened: Tensor) -> Tensor:
-        return (squared_distances(whitened, self.means) - self.d_eff / self.counts).amin(1)
+    def squared_lengths(self, features: Tensor) -> Tensor:
+        """Squared distance to the center in the whitened space, float64 (N,)."""
+        base, axes, own = self.lengths
+        centered = self._centered(features)
+        return base * centered.square().sum(1) + (centered @ axes).square() @ own
+
+    def _centered(self, features: Tensor) -> Tensor:
+        return features.to(torch.float64) - self.spectrum.center
 
 
-def squared_distances(points: Tensor, means: Tensor) -> Tensor:
-    """Squared distances (N,P) between rows, never negative."""
-    lengths = points.square().sum(1)[:, None] + means.square().sum(1)
-    return lengths.sub_(2 * points @ means.T).clamp_min_(0)
+class Lengths(NamedTuple):
+    """Squared lengths of whitened features: `base |y|^2 + (y @ axes)^2 @ own`, y from the center.
+
+    With fewer images than dimensions most axes have no scatter and share one scale; it is in
+    `base`, and what the few other `axes (D,r)` have beyond it in `own (r,)`, which is negative.
+    Otherwise all axes are there and `base` is 0.
+    """
+
+    base: Tensor
+    axes: Tensor
+    own: Tensor
 
 
 def fit_spectrum(stats: ClassStatistics) -> Spectrum:

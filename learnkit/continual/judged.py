@@ -39,9 +39,14 @@ def judge(
     Only the `parts` asked for are computed; the others are infinite, or have no columns.
     """
     geometry, none = linear.geometry, torch.full((len(features),), math.inf, dtype=torch.float64)
+    relative, away = none, none
+    if not {"mahalanobis", "relative"}.isdisjoint(parts):
+        relative = geometry.relative_scores(features)
+    if "mahalanobis" in parts:
+        away = relative + geometry.squared_lengths(features)
     return Judged(
         linear.logits(features) if "logits" in parts else features[:, :0],
-        geometry.mahalanobis_scores(features) if "mahalanobis" in parts else none,
-        geometry.relative_scores(features) if "relative" in parts else none,
+        away,
+        relative if "relative" in parts else none,
         nearest(features, reference) if "knn" in parts else none,
     )

@@ -66,7 +66,7 @@ def _discriminant(
     return basis.assemble(
         method,
         basis.tempered(selection, verdicts.logits, geometry),
-        geometry.unwhiten_covector(geometry.means),
+        geometry.covectors,
         (debts - lengths) / 2,
         verdicts.logits,
         basis.scored(geometry, verdicts, selection.shrinkage if scores is None else scores),

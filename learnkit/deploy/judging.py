@@ -21,7 +21,7 @@ def judged(head: ContinualClassifier, features: Tensor) -> list[Result]:
     Raises:
         ContinualPredictionError: the head knows no class, or features of another width.
     """
-    head = copy.deepcopy(head)  # shares what it knows, which never changes
+    head = copy.copy(head)  # shares what it knows, which never changes
     sound = features.isfinite().all(1)
     with torch.no_grad():
         probs = head(features[sound]).softmax(1)
@@ -34,7 +34,7 @@ def judged_beside(
     detector: Detector, logits: Tensor, features: Tensor, classes: tuple[str, ...]
 ) -> list[Result]:
     """As `judged`, the classes being told by a trained head that gave `logits` (N, C)."""
-    detector = copy.deepcopy(detector)
+    detector = copy.copy(detector)
     sound = logits.isfinite().all(1) & features.isfinite().all(1)
     said = _said(detector, features[sound], detector.misfits)
     return _rows(logits[sound].softmax(1), sound, classes, said)

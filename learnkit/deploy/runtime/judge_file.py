@@ -23,7 +23,6 @@ from learnkit.uncertainty.threshold import Threshold
 FORMAT = 1
 _WITH_GEOMETRY = frozenset({"mahalanobis", "relative"})
 _PARTS = _WITH_GEOMETRY | {"knn", "msp", "energy"}
-_SAME = 1e-13  # relative difference of two scales that only rounding can tell apart
 
 
 def judge_tensors(head: ContinualClassifier, *, labels: bool = True) -> dict[str, Tensor]:
@@ -111,24 +110,18 @@ def _geometry_tensors(geometry: Geometry) -> dict[str, Tensor]:
     `center (D,)`, `covectors (P,D)`; `offsets (P,)` hold the squared length of a mean in the
     whitened space, less what its being a mean of few images adds on average.
     """
-    lengths = geometry.means.square().sum(1)
     return {
         "center": geometry.spectrum.center,
-        "covectors": geometry.unwhiten_covector(geometry.means),
-        "offsets": lengths - geometry.d_eff / geometry.counts,
+        "covectors": geometry.covectors,
+        "offsets": geometry.offsets,
     }
 
 
 def _length_tensors(geometry: Geometry) -> dict[str, Tensor]:
     """What the squared length in the whitened space needs: |u|^2 = base |y|^2 - |y @ axes|^2.
 
-    y is the feature, counted from the center. With fewer images than dimensions most axes share one
-    scale, so that `axes (D,r)` are few. Else `base` is 0, and |u|^2 = |y @ axes|^2.
+    y is the feature, counted from the center. If all axes are needed, `base` is 0, and |u|^2 =
+    |y @ axes|^2.
     """
-    axes, scale = geometry.spectrum.axes, geometry.scale
-    base = scale.amax()
-    differs = scale < base * (1 - _SAME)
-    if 2 * int(differs.sum()) > len(scale):
-        return {"base": torch.zeros_like(base), "axes": axes * scale}
-    less = (base.square() - scale[differs].square()).sqrt()
-    return {"base": base.square(), "axes": axes[:, differs] * less}
+    base, axes, own = geometry.lengths
+    return {"base": base, "axes": axes * own.abs().sqrt()}
