@@ -1,10 +1,12 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from learnkit.deploy.card import checked_card, escape, model_card
+from learnkit.deploy.variants.listing import with_variants_listed
 from learnkit.errors import ExportError
 
 HOSTILE = [
@@ -108,3 +110,29 @@ def test_unknown_keys_and_wrong_types_are_named():
         checked_card({"acuracy": 1})
     with pytest.raises(ExportError, match=r"'measures'.*no mapping"):
         checked_card({"measures": [1]})
+
+
+def test_variants_are_listed_with_what_they_cost_and_how_to_open_each():
+    root = Path(__file__).parent / "golden" / "v1.2-variants"
+    files = {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+    text = with_variants_listed(files["README.md"].decode(), files).split("## Variants")[1]
+    report = json.loads(files["variants/onnxruntime-float16.report.json"])
+    first = report["latency"][0]
+    ratio = first["eager_median"] / first["median"]
+    lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("|")}
+    assert f"| {first['median']:.3g} ({ratio:.1f}x) |" in lines["| onnxruntime-float16"]
+    assert "| 100.00% | 100.00% | passed | opens by default" in lines["| onnxruntime-float16"]
+    assert "| forced |" in lines["| torch-bfloat16"]
+    assert len({line.count(" | ") for line in lines.values()}) == 1
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert re.findall(r'(\w+)\("path/to/this/folder"(?:, variant="(\S+)")?\)', code) == [
+        ("load_learner", ""),
+        ("load_learner", "float32"),
+        ("load_learner", "torch-bfloat16"),
+        ("load_runtime", "onnxruntime-float16"),
+    ]

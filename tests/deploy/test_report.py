@@ -159,6 +159,26 @@ def test_the_printed_report_fits_a_terminal_and_does_not_steer_it():
     assert "folder/?[31m?red??## heading?.png" in text
 
 
+@pytest.mark.parametrize(
+    ("truth", "before", "after", "said"),
+    [
+        ("a", "a", "a", "still right: a 0.60 -> 0.55"),
+        ("a", "a", "b", "now wrong: a 0.60 -> b 0.55"),
+        ("b", "a", "b", "now right: a 0.60 -> b 0.55"),
+        ("c", "a", "b", "still wrong: a 0.60 -> b 0.55; it is c"),
+        (None, "a", "b", "label changed: a 0.60 -> b 0.55"),
+        (None, "a", "a", "label kept: a 0.60 -> 0.55"),
+    ],
+)
+def test_what_became_of_an_image_is_said_in_words(truth, before, after, said):
+    one = ChangedImage("x.png", truth, before, after, 0.6, 0.55, 0.3)
+    report = replace(REPORT, quality=replace(QUALITY, worst_images=(one,)))
+    assert f"  x.png  {said}\n" in str(report)
+    fate, told = said.replace(" -> ", " → ").replace("; ", "").split(": ")
+    shown = re.sub("<[^>]+>", "", report._repr_html_())
+    assert f"{fate}{told}x.png" in shown
+
+
 def test_speeds_are_set_against_eager_torch_and_the_slowest_comes_first():
     found = {one.name: one for one in speeds_of(TRIED)}
     assert [*found] == [

@@ -101,8 +101,12 @@ def judge_agreement(n_same: int, n: int, gates: Gates) -> Verdict:
     passed = n_same / n >= gates.agreement
     note = ""
     if passed and low < gates.agreement:
-        note = f"{n} images cannot prove it: give {PROVING} or more"
+        note = f"{n} images cannot prove it: give {_more(n)}"
     return Verdict("agreement", passed, found, rule, note)
+
+
+def _more(n: int) -> str:
+    return f"{PROVING} or more" if n < PROVING else "more"
 
 
 def judge_accuracy(n_lost: int, n_gained: int, n: int, gates: Gates) -> Verdict:

@@ -117,11 +117,12 @@ def _card(one: ChangedImage) -> str:
         data = base64.b64encode(one.thumbnail).decode()
         picture = f'<img src="data:image/jpeg;base64,{data}" alt="" style="height:64px"><br>'
     fate = rows.fate(one)
-    truth = "" if one.truth is None else f"<br>it is {_short(one.truth)}"
+    truth = f"<br>it is {_short(one.truth)}" if fate == rows.STILL_WRONG else ""
+    after = "" if one.before == one.after else f"{_short(one.after)} "
     return (
         f'<div style="width:10em;font-size:.85em;overflow-wrap:anywhere">{picture}'
         f"{_badge(_FATES.get(fate), fate)}<br>{_short(one.before)} {one.confidence_before:.2f} → "
-        f"{_short(one.after)} {one.confidence_after:.2f}{truth}"
+        f"{after}{one.confidence_after:.2f}{truth}"
         f'<br><span style="opacity:.75">{_short(one.name)}</span></div>'
     )
 

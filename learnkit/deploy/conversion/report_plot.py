@@ -31,11 +31,15 @@ def plot_speeds(report: ConversionReport, ax: Axes | None = None) -> Axes:
             y = i + (j - (len(batches) - 1) / 2) * height
             colour = (_CHOSEN if one.is_chosen else _OTHER)[min(j, 1)]
             bars = ax.barh(y, one.ratios[batch], height * 0.92, color=colour)
-            label = f"{one.ratios[batch]:.1f}x  {one.medians[batch]:.3g} ms, batch {batch}"
+            label = f"{one.ratios[batch]:.1f}x  {_digits(one.medians[batch])} ms, batch {batch}"
             ax.bar_label(bars, [label], padding=4, fontsize="small")
     ax.set_yticks(range(len(speeds)), [_label(one) for one in speeds], parse_math=False)
     ax.invert_yaxis()
     return _dressed(ax, report, speeds)
+
+
+def _digits(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def _label(one: Speed) -> str:

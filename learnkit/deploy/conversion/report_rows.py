@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from learnkit.deploy.conversion.quality import ChangedImage, Quality
     from learnkit.deploy.conversion.report import ConversionReport, Images
 
-EAGER = "eager torch"
+EAGER, STILL_WRONG = "eager torch", "still wrong"
 _SHOWN_CLASSES = 6
 
 
@@ -120,7 +120,7 @@ def fate(image: ChangedImage) -> str:
         (True, True): "still right",
         (True, False): "now wrong",
         (False, True): "now right",
-        (False, False): "still wrong",
+        (False, False): STILL_WRONG,
     }[was, now]
 
 

@@ -85,9 +85,11 @@ def _images(images: Sequence[ChangedImage]) -> list[str]:
     """A line per image, or two if they do not fit: its name, and what became of it."""
     lines = []
     for i, one in enumerate(images, 1):
-        truth = "" if one.truth is None else f"; it is {one.truth}"
-        answers = f"{one.before} {one.confidence_before:.2f} -> {one.after}"
-        said = f"{rows.fate(one)}: {answers} {one.confidence_after:.2f}{truth}"
+        fate = rows.fate(one)
+        truth = f"; it is {one.truth}" if fate == rows.STILL_WRONG else ""
+        after = "" if one.before == one.after else f"{one.after} "
+        answers = f"{one.before} {one.confidence_before:.2f} -> {after}{one.confidence_after:.2f}"
+        said = f"{fate}: {answers}{truth}"
         name, said = (_printable(text) for text in (f"  {i:>2}  {one.name}", said))
         fits = len(name) + len(said) + 2 <= WIDTH
         lines += [f"{name}  {said}"] if fits else [name, *_wrapped(said, " " * 6, " " * 6)]

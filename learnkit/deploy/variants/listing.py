@@ -6,11 +6,13 @@ This module needs no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from learnkit.deploy.card import table
 from learnkit.deploy.conversion.report import ConversionReport
+from learnkit.deploy.conversion.report_rows import percent, word
 from learnkit.deploy.formats import parse_arrays, parse_json
 from learnkit.deploy.schema import CONFIG, default_variant, read_section
 from learnkit.deploy.variants.description import (
@@ -24,6 +26,12 @@ from learnkit.deploy.variants.knowing import learned_since
 
 _HEADING = "\n## Variants\n"
 _COST = "\n## Optimised: "
+_ABOUT = (
+    "The same network in other forms, beside the float32 weights. Milliseconds were measured where "
+    "each was made (see below), those of float32 in torch; in brackets, how many times as fast."
+)
+_PATH = "path/to/this/folder"
+_FREE_OF_TORCH = ("onnxruntime", "openvino")
 _STATES = ("state.safetensors", "ood.safetensors")
 
 
@@ -92,29 +100,70 @@ def listing(files: Mapping[str, bytes]) -> list[Listed]:
 
 
 def with_variants_listed(card: str, files: Mapping[str, bytes]) -> str:
-    """A model card that ends in a table of the variants and what each conversion cost."""
+    """A model card that ends in a table of the variants, how to open them, and what each cost."""
     text = card.split(_HEADING)[0].split(_COST)[0]
     found = listing(files)
     if len(found) == 1:
         return text
-    rows = [
-        {
-            "variant": one.name,
-            "classes": len(one.classes),
-            "images learned": one.n_images,
-            "MB": f"{one.n_bytes / 1e6:.2f}",
-            "": one.remark,
-        }
-        for one in found
-    ]
-    text += f"{_HEADING}\n{table(rows)}\n"
+    reports = [one.report for one in found if one.report is not None]
+    beside = reports[-1] if reports else None
+    text += f"{_HEADING}\n{_ABOUT}\n\n{table([_row(one, beside) for one in found])}\n"
     if any(one.has_learned for one in found):
         text += (
             "\nA variant that has learned since it was made knows what float32 and the others do "
             "not; `load_learner(path, variant=NAME)` opens each of them as it is.\n"
         )
-    reports = [one for one in found if one.report is not None]
-    return text + "".join(f"{_COST}{one.name}\n\n{_fenced(str(one.report))}" for one in reports)
+    text += f"\n{_how_to_open(found)}"
+    costs = [one for one in found if one.report is not None]
+    return text + "".join(f"{_COST}{one.name}\n\n{_fenced(str(one.report))}" for one in costs)
+
+
+def _row(one: Listed, beside: ConversionReport | None) -> dict[str, Any]:
+    """What the card's table says of one; `beside` is a report that measured float32, too."""
+    row = {
+        "variant": one.name,
+        "classes": len(one.classes),
+        "images learned": one.n_images,
+        "MB": f"{one.n_bytes / 1e6:.2f}",
+    }
+    if beside is not None:
+        row |= _base_costs(beside) if one.name == FLOAT32 else _costs(one.report, beside)
+    return {**row, "": one.remark}
+
+
+def _base_costs(beside: ConversionReport) -> dict[str, str | None]:
+    times = {f"ms, batch {one.batch}": f"{one.eager_median:.3g}" for one in beside.latency}
+    right = percent(beside.quality.accuracy_before)
+    return {**times, "labels kept": None, "accuracy": right, "gates": None}
+
+
+def _costs(report: ConversionReport | None, beside: ConversionReport) -> dict[str, str | None]:
+    """What a conversion cost, in the columns of `beside`; None where nothing is known."""
+    found = dict.fromkeys(_base_costs(beside))
+    if report is None:
+        return found
+    for one in report.latency:
+        if (name := f"ms, batch {one.batch}") in found:
+            found[name] = f"{one.median:.3g} ({one.vs_eager:.1f}x)"
+    return found | {
+        "labels kept": percent(report.quality.agreement),
+        "accuracy": percent(report.quality.accuracy),
+        "gates": word(report),
+    }
+
+
+def _how_to_open(found: Sequence[Listed]) -> str:
+    """Code that opens each of them."""
+    default = next(one.name for one in found if one.opens)
+    others = [one.name for one in found if not one.opens]
+    bare = [one.name for one in found if one.name.startswith(_FREE_OF_TORCH)]
+    lines = [
+        "from learnkit import load_learner, load_runtime\n",
+        f'model = load_learner("{_PATH}")  # {default}',
+        *(f'model = load_learner("{_PATH}", variant="{name}")' for name in others),
+        *(f'model = load_runtime("{_PATH}", variant="{name}")  # without torch' for name in bare),
+    ]
+    return "```python\n" + "\n".join(lines) + "\n```\n"
 
 
 def _n_images(files: Mapping[str, bytes], name: str) -> int | None:
