@@ -1,4 +1,4 @@
-"""Every backend and precision beside torch as it is: speed, size, agreement; then files end to end.
+"""Every backend and precision beside torch as it is: speed, size, agreement.
 
 Each network's body carries a classifier in the continual state, learned in one pass over the
 training images, so labels are real even where weights are random ("weights" in the table says
@@ -13,7 +13,6 @@ import tempfile
 import time
 import warnings
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import learnkit._torchvision  # noqa: F401  # before fastai and timm
@@ -25,7 +24,6 @@ from _bench import interleaved_times, median, ratio, report, spread, write_csv
 from learnkit.data.dataset import ImageDataset
 from learnkit.demo import write_digits
 from learnkit.deploy.backends.registry import BACKENDS, PRECISIONS, why_not
-from learnkit.deploy.bulk import chunks
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import LearnkitError
 from learnkit.learner import cnn_learner
@@ -141,39 +139,7 @@ def rows_of(arch: str, kind: str, predictor: Predictor, data: ImageDataset, roun
             }
             for name, (fast, about, seconds) in found.items()
         ]
-    return rows + end_to_end(arch, kind, predictor, found, data, max(3, rounds // 5))
-
-
-def end_to_end(arch, kind, predictor, found, data, rounds: int) -> list:
-    """`predict_files` from JPEG against decoding alone and the network alone, of the fastest."""
-    name = min(found, key=lambda one: found[one][1].latency[-1].median)
-    fast, paths = found[name][0], data.valid.paths
-    pixels = torch.stack([predictor.preprocessing.load(p) for p in paths])
-
-    def decode() -> None:
-        with ThreadPoolExecutor(2) as pool:
-            for _ in pool.map(predictor.preprocessing.load, paths):
-                pass
-
-    calls = {
-        "decode": decode,
-        "forward": lambda: [fast.try_tensors(torch.stack(b)) for b in chunks(pixels, 64)],
-        "files": lambda: fast.predict_files(paths, progress=False),
-    }
-    times = interleaved_times(calls, repeats=rounds, warmup=1, settle=1)
-    slower = max(("decode", "forward"), key=lambda one: median(times, one))
-    row = {
-        "network": arch,
-        "weights": kind,
-        "variant": f"{name}: {len(paths)} JPEG files against {slower} alone",
-        "batch": 64,
-        "median_ms": round(1e3 * median(times, "files"), 1),
-        "eager_ms": round(1e3 * median(times, slower), 1),
-        "times_as_fast": round(1 / ratio(times, "files", slower), 3),
-        "spread": round(spread(times, "files"), 3),
-    }
-    print(report([row]))
-    return [row]
+    return rows
 
 
 def main() -> None:
@@ -195,7 +161,7 @@ def main() -> None:
                 warnings.simplefilter("ignore", UserWarning)  # of few samples, of missing extras
                 predictor = build(arch, images, weights)
                 rows += rows_of(arch, kind, predictor, images, options.rounds)
-            print(report([row for row in rows if row["network"] == arch and len(row) > 8]))
+            print(report([row for row in rows if row["network"] == arch]))
             path = write_csv("optimize", rows, packages=PACKAGES)  # a network takes minutes
             print(f"wrote {path}")
 
