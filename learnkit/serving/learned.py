@@ -21,6 +21,7 @@ from learnkit.serving.uploads import Upload
 
 _CANNOT = (ContinualNotInitializedError, ContinualUnsupportedError, OptimizedModelError)
 _SHOWN = 20
+_LONGEST_LABEL = 200  # every later answer has all of them
 
 
 class Learned:
@@ -104,7 +105,7 @@ def labels_for(n: int, given: Sequence[str]) -> list[str]:
     """One label for each of `n` images: `given`, or the only one there is for all.
 
     Raises:
-        Refusal: 400 none, or another number.
+        Refusal: 400 none, or another number; 422 one that is endless, or cannot be shown.
     """
     if len(given) not in (1, n):
         raise Refusal(
@@ -112,4 +113,11 @@ def labels_for(n: int, given: Sequence[str]) -> list[str]:
             f"the request has {len(given)} labels for {n} images; send the field `label` once, or "
             "once for each image, in their order",
         )
+    for label in given:
+        if len(label) > _LONGEST_LABEL or not label.isprintable():
+            raise Refusal(
+                422,
+                f"the label {label[:20]!a} has {len(label)} characters; a class name has "
+                f"{_LONGEST_LABEL} at most, all of which can be printed",
+            )
     return list(given) * (n if len(given) == 1 else 1)

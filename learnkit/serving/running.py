@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import logging
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ from learnkit.deploy.atomic import check_target
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.serving.access import check_exposure, is_loopback
 from learnkit.serving.app import create_app
+from learnkit.serving.connections import impatient, quiet
 from learnkit.serving.limits import Limits
 
 _GRACE_SECONDS = 30  # for requests under way when the server is told to stop
@@ -79,16 +79,17 @@ def serve(
         say(f"serving {len(predictor.classes)} classes from {os.fspath(path)}")
         if not is_loopback(host):
             say("anyone who reaches this address can predict; put a proxy with TLS before it")
+        limits = limits or Limits()
         config = uvicorn.Config(
             app,
+            http=impatient(limits.seconds),
             log_level="warning",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
             limit_concurrency=_MOST_CONNECTIONS,
         )
-        # whoever sends broken forms is answered, and does not fill the log
-        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+        quiet()
         address = _url(host, listener.getsockname()[1])
         _server(uvicorn, config, lambda: say(f"ready at {address}")).run(sockets=[listener])
     service = app.state.service

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import re
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 200
 _MOST_FIELDS = 100
+_READ_ON = 4  # times the size allowed that is read, to be answered after it
+_READ_ON_SECONDS = 5.0
 
 
 class Upload(io.BytesIO):
@@ -39,14 +42,17 @@ async def read_uploads(
     other body is one image.
 
     Raises:
-        Refusal: 413 too large, said before it is read where the client declares its size; 408 too
-            slow; 400 no images, no form, or broken off; 503 no room for it now.
+        Refusal: 413 too large; 408 too slow; 400 no images, no form, or broken off; 503 no room for
+            it now.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit():
-        check_size(int(declared), limits)
+    body = _Body(request, ticket, limits)
     try:
-        uploads, found = await asyncio.wait_for(_read(request, ticket, limits), limits.seconds)
+        check_size(body.declared, limits)
+        uploads, found = await asyncio.wait_for(_read(request, body, limits), limits.seconds)
+    except Refusal as refusal:
+        if refusal.status == 413:
+            await body.read_on()
+        raise
     except asyncio.TimeoutError:
         raise Refusal(
             408,
@@ -75,19 +81,50 @@ def plain_name(name: str | None) -> str:
     return re.split(r"[/\\]", name or "")[-1][:_LONGEST_NAME] or "image"
 
 
+class _Body:
+    """A request's body, counted while it arrives."""
+
+    def __init__(self, request: Request, ticket: Ticket, limits: Limits):
+        self._request, self._ticket, self._limits = request, ticket, limits
+        declared = request.headers.get("content-length", "")
+        self.declared, self._ended = int(declared) if declared.isdigit() else 0, False
+
+    async def receive(self) -> Mapping[str, Any]:
+        """The next message; Refusal if that is too much."""
+        message = await self._next()
+        self._ticket.take_bytes(len(message.get("body", b"")))
+        return message
+
+    async def read_on(self) -> None:
+        """Forget the rest, within reason: who sends all of it first reads the answer then.
+
+        Not if it is far too large, or if the client waits for leave to send it.
+        """
+        left = _READ_ON * self._limits.request_bytes
+        if self.declared > left or "expect" in self._request.headers:
+            return
+        with contextlib.suppress(asyncio.TimeoutError):
+            seconds = min(_READ_ON_SECONDS, self._limits.seconds)
+            await asyncio.wait_for(self._forget(left), seconds)
+
+    async def _forget(self, left: int) -> None:
+        while left > 0 and not self._ended:
+            left -= len((await self._next()).get("body", b""))
+
+    async def _next(self) -> Mapping[str, Any]:
+        message = await self._request.receive()
+        self._ended = not message.get("more_body")
+        return message
+
+
 async def _read(
-    request: Request, ticket: Ticket, limits: Limits
+    request: Request, body: _Body, limits: Limits
 ) -> tuple[list[Upload], dict[str, list[str]]]:
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
     from starlette.requests import Request as Counted
 
-    async def receive() -> Mapping[str, Any]:
-        message = await request.receive()
-        ticket.take_bytes(len(message.get("body", b"")))
-        return message
-
-    counted = Counted(request.scope, receive)
+    counted = Counted(request.scope, body.receive)
     try:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             return [Upload(await counted.body(), "image")], {}
