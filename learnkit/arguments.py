@@ -3,11 +3,30 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from learnkit.errors import UsageError
 
 DEBUG = "--debug"
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Images in one folder per class.")
+]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder of an exported model.")
+]
+PathsArgument = Annotated[
+    list[Path], typer.Argument(metavar="PATHS", help="Image files, and folders of them.")
+]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C on the way; the same command with `--resume` goes on, if `kept` is there."""
+
+    def __init__(self, kept: Path, nothing: str):
+        super().__init__()
+        self.kept, self.nothing = kept, nothing
 
 
 def tidy_arguments(argv: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `learnkit train`, `extend`, `evaluate` and `predict` do, said step by step as they do it."""
+"""What `learnkit extend`, `evaluate` and `predict` do, and say."""
 
 from __future__ import annotations
 
@@ -10,97 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from learnkit import workflow
 from learnkit.console import Report, change_lines, change_table, evaluation_tables, frame_table
-from learnkit.deploy.atomic import check_target
 from learnkit.deploy.heads import check_continual
 from learnkit.deploy.loading import load_learner
-from learnkit.errors import UsageError
+from learnkit.deploy.resumable import parts_of
+from learnkit.deploy.targets import check_target
+from learnkit.errors import PredictionError, UsageError
 from learnkit.evaluation.evaluate import plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN_ROWS = 20
-
-
-def training_folder(out: Path) -> Path:
-    """Where everything about the training of the model `out` is kept.
-
-    >>> training_folder(Path("models/parts")).as_posix()
-    'models/parts-training'
-    """
-    return out.with_name(f"{out.name}-training")
-
-
-def checkpoint_file(out: Path) -> Path:
-    """The checkpoint of the training of the model `out`."""
-    return training_folder(out) / "checkpoint.ckpt"
-
-
-def train_folder(
-    folder: Path,
-    out: Path,
-    plan: workflow.TrainingPlan,
-    *,
-    resume: bool,
-    continual: bool = False,
-) -> None:
-    """Train on the images below `folder`, judge the model, export it to `out`.
-
-    With `continual` the model ends in the state in which `extend` can add classes.
-
-    Raises:
-        LearnkitError: the folder, an option or the target will not do; said before any training.
-    """
-    report, beside = Report(n_steps=5 + continual), training_folder(out)
-    check_target(out)
-    checkpoint = workflow.checkpoint_of(checkpoint_file(out), plan, resume=resume)
-    report.step(f"Read the images in {folder}")
-    data = workflow.read_dataset(folder, seed=plan.seed)
-    report.table(frame_table(data.counts().reset_index(), max_rows=_SHOWN_ROWS))
-    what = f"the head of {plan.arch}" if plan.head_only else plan.arch
-    report.step(f"Train {what}{_origin(plan)} at {plan.size} x {plan.size} pixels")
-    learn = workflow.build_learner(data, plan)
-    if checkpoint.progress:
-        report.say(f"going on from {checkpoint.file}")
-    workflow.train(learn, plan, cbs=[*workflow.watch(learn, plan, report.say), checkpoint])
-    if continual:
-        report.step("Make it a continual learner: one pass over the images, no training")
-        for line in change_lines(learn.init_continual(data)):
-            report.say(line)
-    name, images = workflow.held_out(data)
-    report.step(f"Evaluate on the {name} images")
-    interp = workflow.interpret(learn, images)
-    for table in evaluation_tables(interp.evaluation, f"{len(images)} {name} images"):
-        report.table(table)
-    report.step(f"Draw pictures into {beside}")
-    pictures = workflow.save_pictures(interp, beside)
-    data.frame.to_csv(beside / "split.csv", index=False, errors="surrogateescape")
-    learn.history.to_csv(beside / "history.csv", index=False)
-    report.step(f"Export to {out}")
-    learn.export(out)
-    checkpoint.file.unlink(missing_ok=True)  # the training is complete, its result is safe
-    _say_what_is_there(report, out, [*pictures, beside / "split.csv", beside / "history.csv"])
-    report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
-
-
-def _origin(plan: workflow.TrainingPlan) -> str:
-    """Where the network's first weights come from, in words."""
-    if plan.pretrained is False:
-        return " from random weights"
-    return " from its published weights" if plan.pretrained is True else f" from {plan.pretrained}"
-
-
-def _say_what_is_there(report: Report, out: Path, files: Sequence[Path]) -> None:
-    what = {
-        "confusion_matrix.png": "how often each class was taken for which",
-        "top_losses.png": "the worst mistakes and where the network looked",
-        "training_curve.png": "loss, error and accuracy per epoch",
-        "split.csv": "which image was used for what",
-        "history.csv": "the numbers of every epoch",
-    }
-    rows = [(path, what[path.name]) for path in files]
-    report.say()
-    report.files("Written", [(out, "the exported model; open its README.md"), *rows])
+_TABLES = (".csv", ".jsonl", ".parquet")
 
 
 def extend_model(model: Path, folder: Path, out: Path, *, false_alarm_rate: float | None) -> None:
@@ -149,6 +70,60 @@ def evaluate_folder(model: Path, folder: Path, ood: Path | None = None) -> None:
         report.table(table)
 
 
+def check_targets(
+    csv: Path | None, to_json: Path | None, out: Path | None, *, resume: bool
+) -> None:
+    """Raise UsageError unless predictions can be written to these together.
+
+    A target such as `--json photo.jpg` would be overwritten.
+    """
+    for option, path, suffix in (("--csv", csv, ".csv"), ("--json", to_json, ".json")):
+        if path is not None and str(path) != "-" and path.suffix.lower() != suffix:
+            raise UsageError(f"{option} is {str(path)!r}; name a file that ends in {suffix}")
+    if out is None:
+        if resume:
+            raise UsageError("--resume goes on with the file of --out; name that")
+        return
+    if csv is not None or to_json is not None:
+        raise UsageError("--out takes the place of --csv and --json; leave those out")
+    if out.suffix.lower() not in _TABLES:
+        raise UsageError(f"--out is {str(out)!r}; name a file that ends in {', '.join(_TABLES)}")
+    if not resume and parts_folder(out).exists():
+        raise UsageError(
+            f"unfinished predictions stand in {str(parts_folder(out))!r}; go on with --resume, or "
+            "remove them to start anew"
+        )
+    if not resume and out.exists():
+        raise UsageError(f"{str(out)!r} is there already; name another file, or remove it first")
+
+
+def parts_folder(out: Path) -> Path:
+    """Where predictions are kept until they become the table `out`."""
+    return parts_of(out).folder
+
+
+def predict_into(model: Path, paths: Sequence[Path], out: Path, *, resume: bool) -> int:
+    """Number of images that could not be read, after predicting all the others into `out`.
+
+    Args:
+        model: folder of an exported model.
+        paths: image files, and folders of them.
+        out: a table that ends in .csv, .jsonl or .parquet; it appears, whole, at the end.
+        resume: go on where an interrupted call was.
+
+    Raises:
+        LearnkitError: no such model, file or folder; what stands there is of other work.
+    """
+    files = workflow.images_at(paths)
+    predictor, progress = load_learner(model), sys.stderr.isatty()
+    try:
+        found = predictor.predict_files(files, out=out, resume=resume, progress=progress)
+    except PredictionError as error:
+        raise UsageError(f"{error}. Here: remove it, or name another --out") from error
+    Report().say(str(found))
+    return found.n_failed
+
+
 def predict_paths(
     model: Path, paths: Sequence[Path], csv: Path | None, to_json: Path | None
 ) -> int:
@@ -161,10 +136,8 @@ def predict_paths(
         to_json: write a list of objects there; `-` for standard output.
 
     Raises:
-        LearnkitError: no such model, file or folder, or a target that is no CSV or JSON file.
+        LearnkitError: no such model, file or folder.
     """
-    _check_suffix("--csv", csv, ".csv")
-    _check_suffix("--json", to_json, ".json")
     files = workflow.images_at(paths)
     table = load_learner(model).predict_files(files, progress=sys.stderr.isatty())
     if csv is not None:
@@ -176,12 +149,6 @@ def predict_paths(
     if csv is None and to_json is None:
         Report().table(frame_table(_short(table), max_rows=_SHOWN_ROWS))
     return int(table["error"].notna().sum())
-
-
-def _check_suffix(option: str, path: Path | None, suffix: str) -> None:
-    """Raise for a target such as `--json photo.jpg`, which would be overwritten."""
-    if path is not None and str(path) != "-" and path.suffix.lower() != suffix:
-        raise UsageError(f"{option} is {str(path)!r}; name a file that ends in {suffix}")
 
 
 def _short(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from deploy_helpers import make_continual, strange
+from deploy_helpers import make_continual, rewrite, strange
 from helpers import write_image_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,6 +24,8 @@ from learnkit.callback import checkpoint
 from learnkit.callback.checkpoint_file import read_checkpoint
 from learnkit.cli import main
 from learnkit.data.dataset import ImageDataset
+from learnkit.deploy.resumable import predict_to_file
+from learnkit.deploy.shards import Shards
 
 _RUN = """
 import sys
@@ -30,6 +33,8 @@ from learnkit.cli import main
 try: main(sys.argv[1:])
 except SystemExit: pass
 """
+GOLDEN = Path(__file__).parent / "deploy" / "golden" / "v1.2-variants"
+SMALL_SHARDS = {**predict_to_file.__kwdefaults__, "shard": 8}
 SMALL = ["--arch", "test_resnet", "--no-pretrained", "--size", "32", "--bs", "8"]
 
 
@@ -266,6 +271,83 @@ def test_predict_flags_unknown_images(known, images, unknown, tmp_path, capsys):
     (unknown / "broken.png").unlink()
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_predict_out_goes_on_after_ctrl_c_and_gives_the_same_file(
+    run, images, tmp_path, capsys, monkeypatch, kind
+):
+    whole, out = tmp_path / f"whole.{kind}", tmp_path / f"p.{kind}"
+    (tmp_path / "broken.png").write_bytes(b"x")
+    argv = ["predict", run[2], images, images, tmp_path / "broken.png", "--out"]
+    code, said, err = learnkit(capsys, *argv, whole)
+    assert (code, f"{whole}: 73 files; 1 could not be read" in said) == (1, True)
+    assert err.endswith("1 images could not be read; their rows say why\n")
+    monkeypatch.setattr(predict_to_file, "__kwdefaults__", SMALL_SHARDS)
+    add = Shards.add
+
+    def add_and_interrupt(self, number, rows):
+        add(self, number, rows)
+        if number == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Shards, "add", add_and_interrupt)
+    code, _, err = learnkit(capsys, *argv, out)
+    monkeypatch.setattr(Shards, "add", add)
+    assert (code, out.exists()) == (130, False)
+    assert re.search(rf"interrupted; go on with: learnkit predict .*--out {out} --resume\n", err)
+    code, _, err = learnkit(capsys, *argv, out)
+    assert (code, "unfinished predictions stand in" in err) == (2, True)
+    code, said, _ = learnkit(capsys, *argv, out, "--resume")
+    assert (code, "64 of them from an earlier call" in said) == (1, True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not out.with_name(f"{out.name}.parts").exists()
+    assert learnkit(capsys, *argv, out, "--resume")[0] == 1  # it is all there
+    code, _, err = learnkit(capsys, "predict", run[2], images / "odd", "--out", out, "--resume")
+    assert (code, "predictions of other files" in err) == (2, True)
+    assert "Here: remove it, or name another --out" in err
+    code, _, err = learnkit(capsys, *argv, out)
+    assert (code, "is there already" in err) == (2, True)
+
+
+def test_report_says_what_a_model_is_and_what_its_variants_cost(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    page = tmp_path / "model.html"
+    code, out, err = learnkit(capsys, "report", GOLDEN, "--html", page)
+    assert (code, err) == (0, "")
+    predictor = load_learner(GOLDEN, threads=1)
+    assert predictor.continual.n_images == {
+        name: int(n) for name, n in re.findall(r"│ ([^│]+?) +│ +(\d+) │\n", out)
+    }
+    assert re.search(r"onnxruntime-float16 │ +5 │ +59 │ 0\.13 │ opens by default, has learned", out)
+    assert re.search(r"float32 +│ +4 │ +52 │", out)
+    assert str(predictor.report) in out
+    text = page.read_text()
+    assert predictor.report._repr_html_() in text
+    assert "Golden parts, learned" in text
+    assert predictor.digest in text
+
+
+def test_report_reads_descriptions_only_and_shows_names_as_text(known, tmp_path, capsys):
+    model = shutil.copytree(known, tmp_path / "model")
+    load_learner(model).set(class_names=["[red]x", "<b>"]).save(model, card={"name": "<i>"})
+    (model / "model.safetensors").unlink()
+    page = tmp_path / "model.html"
+    code, out, _ = learnkit(capsys, "report", model, "--html", page)
+    assert (code, "│ [red]x │" in out) == (0, True)
+    assert "<td>&lt;b&gt;</td><td>14</td>" in page.read_text()
+    assert "<i>" not in page.read_text()
+    rewrite(model, "config.json", lambda data: data.replace(b'"arch"', b'"crah"'))
+    code, _, err = learnkit(capsys, "report", model)
+    assert (code, "is no description of a model" in err) == (2, True)
+
+
+def test_report_needs_neither_torch_nor_pandas():
+    code = _RUN + "print({'torch', 'pandas', 'fastai'} & set(sys.modules))"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "report", GOLDEN], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip().endswith("set()")
+
+
 # -- mistakes -----------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -296,6 +378,14 @@ MISTAKES = {
     "predict {model} {images} --json a.png": "--json is 'a.png'; name a file that ends in .json",
     "predict {model} {images} --csv a.jpg": "--csv is 'a.jpg'; name a file that ends in .csv",
     "predict {model} {images} --csv {tmp}/no/a.csv": "non-existent directory",
+    "predict {model} {images} --out a.txt": "--out is 'a.txt'; name a file that ends in .csv, .js",
+    "predict {model} {images} --out a.csv --json": "--out takes the place of --csv and --json",
+    "predict {model} {images} --resume": "--resume goes on with the file of --out",
+    "predict {model} {images} --out {tmp}/no/a.csv": "there is no folder '.*no' to write to",
+    "report nomodel": "there is no bundle at nomodel",
+    "report {images}": "is not a bundle: it has no manifest.json",
+    "report {model} --html a.png": "--html is 'a.png'; name a file that ends in .html",
+    "report {model} --html {tmp}/no/a.html": "No such file or directory",
     "demo --out {images}": "is not empty and was not made by the demo",
 }
 

@@ -26,7 +26,16 @@ FLOORS = [
     ("learner",),
     ("all",),
     ("workflow", "console", "arguments"),
-    ("commands", "demo", "demo_images", "cli_deploy"),
+    (
+        "commands",
+        "commands_train",
+        "commands_report",
+        "demo",
+        "demo_images",
+        "cli_train",
+        "cli_use",
+        "cli_deploy",
+    ),
     ("halcon", "cli"),
     ("__main__",),
 ]

@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import secrets
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,20 +19,19 @@ from learnkit.deploy.files import (
     MANIFEST,
     VARIANTS,
     is_plain_name,
-    read_manifest,
     set_aside,
     siblings,
 )
 from learnkit.deploy.filesystem import FileSystem, sync_folder, write_file
 from learnkit.deploy.formats import to_json
-from learnkit.errors import BundleError, BundleWriteError
+from learnkit.deploy.targets import check_outside, check_target
+from learnkit.errors import BundleWriteError
 
 try:
     import fcntl
 except ImportError:  # Windows: folders have no locks
     fcntl = None  # type: ignore[assignment]
 
-_DESKTOP_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 LOCK_SECONDS = 60
 _DEAD_SECONDS = 86_400  # where there are no locks, nobody writes one bundle for a day
 _SLACK_BYTES = 1 << 16  # folders, and rounding to blocks
@@ -61,6 +59,7 @@ def write_folder(
     """
     fs, target = fs or FileSystem(), Path(os.path.abspath(path))
     manifest = to_json({**(about or {}), "files": _entries(files)})
+    check_outside(target)
     try:
         _make_parents(target.parent, fs)
         with _only_writer(target.parent) as alone:
@@ -97,36 +96,6 @@ def _make_parents(folder: Path, fs: FileSystem) -> None:
         if not parent.exists():
             with contextlib.suppress(FileExistsError):  # another writer was faster
                 fs.mkdir(parent)
-
-
-def check_target(target: Path) -> None:
-    """Raise unless `target` is absent, an empty folder, or a bundle without foreign files."""
-    if not os.path.lexists(target):
-        return
-    mode = target.lstat().st_mode
-    if not stat.S_ISDIR(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else "a file" if stat.S_ISREG(mode) else "a device"
-        raise BundleWriteError(
-            f"{target} is {kind}; a bundle replaces nothing but a bundle: choose another path"
-        )
-    if foreign := _foreign_files(target):
-        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise BundleWriteError(
-            f"{target} is a folder with files that no bundle put there ({shown}); a bundle "
-            "replaces nothing but a bundle: choose another path, or move them away first"
-        )
-
-
-def _foreign_files(folder: Path) -> list[str]:
-    """What is in `folder` and not in its manifest; everything, if it has no sound manifest."""
-    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*")}
-    try:
-        known = {MANIFEST, VARIANTS, *read_manifest(folder, None)[0]["files"]}
-    except BundleError:
-        known = set()
-    return sorted(
-        name for name, p in found.items() if name not in known and p.name not in _DESKTOP_LITTER
-    )
 
 
 def _check_space(target: Path, n_bytes: int, fs: FileSystem) -> None:

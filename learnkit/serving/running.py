@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from learnkit.deploy.atomic import check_target
+from learnkit.deploy.targets import check_target
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.serving.access import check_exposure, is_loopback
 from learnkit.serving.app import create_app

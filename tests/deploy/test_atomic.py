@@ -300,6 +300,19 @@ def test_nothing_but_a_bundle_is_replaced(tmp_path):
     assert sorted(leftovers(tmp_path / "x")) == ["file", "link", "model", "other", "photos", "pipe"]
 
 
+def test_nothing_is_written_into_a_bundle(tmp_path):
+    about = {"schema": {"major": 1, "minor": 0}}
+    write_folder(tmp_path / "model", NEW, about=about)
+    for inside in ("inner", "variants", "variants/deep/er"):
+        with pytest.raises(BundleWriteError, match="is inside the bundle"):
+            write_folder(tmp_path / "model" / inside, OLD)
+    assert content(tmp_path / "model") == NEW
+    assert sorted(p.name for p in (tmp_path / "model" / "variants").iterdir()) == ["m.onnx"]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "manifest.json").write_text('{"files": {}}')  # of something else
+    write_folder(tmp_path / "site" / "model", OLD)
+
+
 def test_an_empty_folder_and_desktop_litter_may_be_replaced(tmp_path):
     (tmp_path / "model").mkdir()
     write_folder(tmp_path / "model", OLD)

@@ -6,13 +6,14 @@ This module needs no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from learnkit.deploy.card import table
 from learnkit.deploy.conversion.report import ConversionReport
 from learnkit.deploy.conversion.report_rows import percent, word
+from learnkit.deploy.files import VARIANTS
 from learnkit.deploy.formats import parse_arrays, parse_json
 from learnkit.deploy.schema import CONFIG, default_variant, read_section
 from learnkit.deploy.variants.description import (
@@ -23,6 +24,7 @@ from learnkit.deploy.variants.description import (
     variant_names,
 )
 from learnkit.deploy.variants.knowing import learned_since
+from learnkit.errors import BundleCorruptError
 
 _HEADING = "\n## Variants\n"
 _COST = "\n## Optimised: "
@@ -42,8 +44,8 @@ class Listed:
     Attributes:
         name: "float32", or of the variant.
         classes: it knows.
-        n_images: it has learned; None where nothing counts them.
-        n_bytes: of its files.
+        images: how many it has learned of each class; None where nothing counts them.
+        n_bytes: of its files on disk.
         opens: whether it is what opens by default.
         has_learned: whether it knows more than the float32 model beside it.
         report: what its conversion cost.
@@ -51,11 +53,16 @@ class Listed:
 
     name: str
     classes: tuple[str, ...]
-    n_images: int | None
+    images: dict[str, int] | None
     n_bytes: int
     opens: bool
     has_learned: bool = False
     report: ConversionReport | None = None
+
+    @property
+    def n_images(self) -> int | None:
+        """Images it has learned."""
+        return None if self.images is None else sum(self.images.values())
 
     @property
     def remark(self) -> str:
@@ -64,45 +71,63 @@ class Listed:
         return ", ".join(told + ["has learned since it was made"] * self.has_learned)
 
 
-def listing(files: Mapping[str, bytes]) -> list[Listed]:
-    """What a bundle with these files can be run as; the float32 model comes first.
+def is_listed_from(name: str) -> bool:
+    """Whether `listing` looks into the file of this name; of the others it wants the size.
+
+    >>> [is_listed_from(name) for name in ("config.json", "variants/a-b.json", "variants/a-b.onnx")]
+    [True, True, False]
+    """
+    return name == CONFIG or name.endswith((*_STATES, *(".json",) * name.startswith(VARIANTS)))
+
+
+def listing(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[Listed]:
+    """What a bundle can be run as; the float32 model comes first.
+
+    Args:
+        files: those that `is_listed_from` names.
+        sizes: of all files, in bytes.
 
     Raises:
         BundleCorruptError: a file is no sound one.
     """
-    section, names = read_section(files[CONFIG]), variant_names(files)
+    section = read_section(files[CONFIG])
     default, since = default_variant(section) or FLOAT32, learned_since(section)
-    own = [*section["layout"], *_STATES]
     state = next((name for name in _STATES if name in files), "")
-    found = [
-        Listed(
-            FLOAT32,
-            tuple(section["classes"]),
-            _n_images(files, state),
-            sum(len(files.get(name, b"")) for name in own),
-            default == FLOAT32,
-        )
-    ]
-    for name in names:
-        variant = Variant.from_bytes(files[path_of(name, "json")], name)
-        found.append(
-            Listed(
-                name,
-                variant.classes,
-                _n_images(files, path_of(name, "state.safetensors")),
-                sum(len(files[file]) for file in files_of(name, files)),
-                default == name,
-                name in since,
-                _report(files, path_of(name, "report.json")),
-            )
-        )
-    return found
+    classes = tuple(section["classes"])
+    plain = Listed(
+        FLOAT32,
+        classes,
+        _images(files, state, section.get("continual") or section.get("ood")),
+        sum(sizes.get(name, 0) for name in (*section["layout"], *_STATES)),
+        default == FLOAT32,
+    )
+    return [plain, *(_variant(name, files, sizes, default, since) for name in variant_names(sizes))]
+
+
+def _variant(
+    name: str,
+    files: Mapping[str, bytes],
+    sizes: Mapping[str, int],
+    default: str,
+    since: Collection[str],
+) -> Listed:
+    variant = Variant.from_bytes(files[path_of(name, "json")], name)
+    state = path_of(name, "state.safetensors")
+    return Listed(
+        name,
+        variant.classes,
+        _images(files, state, variant.continual or variant.ood),
+        sum(sizes[file] for file in files_of(name, sizes)),
+        default == name,
+        name in since,
+        _report(files, path_of(name, "report.json")),
+    )
 
 
 def with_variants_listed(card: str, files: Mapping[str, bytes]) -> str:
     """A model card that ends in a table of the variants, how to open them, and what each cost."""
     text = card.split(_HEADING)[0].split(_COST)[0]
-    found = listing(files)
+    found = listing(files, {name: len(data) for name, data in files.items()})
     if len(found) == 1:
         return text
     reports = [one.report for one in found if one.report is not None]
@@ -166,11 +191,16 @@ def _how_to_open(found: Sequence[Listed]) -> str:
     return "```python\n" + "\n".join(lines) + "\n```\n"
 
 
-def _n_images(files: Mapping[str, bytes], name: str) -> int | None:
-    if name not in files:
+def _images(
+    files: Mapping[str, bytes], name: str, config: Mapping[str, Any] | None
+) -> dict[str, int] | None:
+    """Images learned by class, as the state in the file `name` counts them."""
+    if name not in files or config is None:
         return None
-    counts = parse_arrays(files[name], name).get("counts")
-    return None if counts is None else int(counts.sum())
+    names, counts = config.get("class_names"), parse_arrays(files[name], name).get("counts")
+    if not isinstance(names, list) or counts is None or counts.shape != (len(names),):
+        raise BundleCorruptError(f"{name} does not count the images of its classes")
+    return {str(one): int(n) for one, n in zip(names, counts, strict=True)}
 
 
 def _report(files: Mapping[str, bytes], name: str) -> ConversionReport | None:
