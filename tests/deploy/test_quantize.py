@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx_helpers import RECIPE, channels_last, exported, network, noise
@@ -243,6 +244,21 @@ class TestSparing:
         assert spared.notes == ("kept 2 of 4 layers in float32, the most sensitive by measurement",)
         kept = [types_of(spared.onnx)[name] == onnx.TensorProto.FLOAT for name in layers]
         assert kept == [False, True, True, False]
+
+    def test_a_layer_in_float32_is_left_so_by_sessions(self):
+        # onnxruntime takes weights between activations in 8 bits to 8 bits, too, one scale for all
+        middle = convolution(8, 8, 1)
+        with torch.no_grad():
+            middle.weight[0] *= 50
+        network = export(convolution(3, 8, 3, 2), nn.ReLU(), middle, convolution(8, 8, 1))
+        limits = Limits(keep=FloatNetwork(network).layers[1:2])
+        data = quantize_onnx(network, SMALL_SAMPLES, limits, progress=False).onnx
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        exact, _ = outputs_of(onnxruntime.InferenceSession(data, options), SMALL_SAMPLES)
+        session = OrtSession("int8", {"onnx": data}, threads=1)
+        assert relative_error(session.run(SMALL_SAMPLES)[0], exact) < 0.01
+        assert relative_error(outputs_of(open_raw(data), SMALL_SAMPLES)[0], exact) < 0.01
 
     def test_the_judge_decides_beside_the_error(self):
         exact, _ = outputs_of(open_raw(uneven()), SMALL_SAMPLES)

@@ -11,6 +11,9 @@ from learnkit.deploy.backends.sessions import Outputs, Session, signature
 from learnkit.deploy.extras import extra
 from learnkit.errors import BackendUnavailableError, BundleCorruptError, PredictionError
 
+#: optimisations of onnxruntime that change what a network says: this one takes weights left in
+#: float32 among layers in 8 bits to 8 bits as well, with one scale for all channels
+CHANGING = ["WeightBiasQuantization"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -77,7 +80,9 @@ def _opened(ort: ModuleType, data: bytes, threads: int, device: str, spinning: b
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs: be idle
     try:
-        session = ort.InferenceSession(data, options, providers=[_PROVIDERS[device]])
+        session = ort.InferenceSession(
+            data, options, providers=[_PROVIDERS[device]], disabled_optimizers=CHANGING
+        )
     except _errors() as error:
         raise BundleCorruptError(f"onnxruntime cannot read the network: {error}") from error
     if _PROVIDERS[device] not in session.get_providers():  # it takes the processor instead

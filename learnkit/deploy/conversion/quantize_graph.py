@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from learnkit.deploy.backends.processor import n_threads
+from learnkit.deploy.backends.sessions_ort import CHANGING
 from learnkit.deploy.extras import extra
 
 Range = tuple[float, float]
@@ -142,7 +143,9 @@ def open_raw(data: bytes, *, optimized_to: str | None = None) -> Any:
     if optimized_to is not None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = optimized_to
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        data, options, providers=["CPUExecutionProvider"], disabled_optimizers=CHANGING
+    )
 
 
 @contextmanager
