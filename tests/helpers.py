@@ -67,6 +67,19 @@ def tiny_cnn(n_out, *, stride=2):
     return nn.Sequential(body, nn.Sequential(*head))
 
 
+def tiny_learner(data, **kwargs):
+    """A silent learner over an `ImageDataset`, with the same random weights every time."""
+    import torch
+
+    from learnkit.learner import cnn_learner
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        learn = cnn_learner(data.dataloaders(size=32, bs=6), "test_resnet", False, **kwargs)
+    learn.logger = lambda *_: None
+    return quiet(learn)
+
+
 def quiet(learn):
     """Return the learner without its progress bars."""
     if hasattr(learn, "progress"):

@@ -9,8 +9,7 @@ import torch
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageDataLoaders
 from fastai.vision.learner import vision_learner
-from helpers import quiet as silent
-from helpers import write_image_folder
+from helpers import quiet, tiny_learner, write_image_folder
 from PIL import Image
 from torch import nn
 
@@ -56,18 +55,9 @@ def new(everything):
     return only(everything, NEW)
 
 
-def make(data, **kwargs):
-    """A learner over `data` with the same random weights every time."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        learn = cnn_learner(data.dataloaders(size=32, bs=6), "test_resnet", False, **kwargs)
-    learn.logger = lambda *_: None
-    return silent(learn)
-
-
 @pytest.fixture
 def plain(old):
-    return make(old)
+    return tiny_learner(old)
 
 
 @pytest.fixture
@@ -92,13 +82,13 @@ def same_knowledge(a, b):
 
 class TestExactness:
     def test_one_pass_over_all_equals_init_and_extend(self, everything, old, new, learn):
-        together = make(old)
+        together = tiny_learner(old)
         together.init_continual(everything, reset_class_information=True)
         learn.extend(new)
         assert same_knowledge(together, learn)
 
     def test_the_order_of_arrival_does_not_matter(self, old, new):
-        first, second = make(old), make(old)
+        first, second = tiny_learner(old), tiny_learner(old)
         for data, learn in ((old, first), (new, second)):
             learn.init_continual(data, reset_class_information=True)
         first.extend(new)
@@ -106,7 +96,7 @@ class TestExactness:
         assert same_knowledge(first, second)
 
     def test_init_without_data_then_extend_is_init_with_data(self, old, learn):
-        empty = make(old)
+        empty = tiny_learner(old)
         assert empty.init_continual(reset_class_information=True) is None
         empty.extend(old)
         assert same_knowledge(empty, learn)
@@ -118,7 +108,7 @@ class TestExactness:
         assert before.equals(learn.continual.statistics)
 
     def test_features_do_not_depend_on_the_batch_size_of_the_loaders(self, old, learn):
-        other = silent(cnn_learner(old.dataloaders(size=32, bs=4), "test_resnet", False))
+        other = quiet(cnn_learner(old.dataloaders(size=32, bs=4), "test_resnet", False))
         other.model[0].load_state_dict(learn.model[0].state_dict())
         other.init_continual(old)
         assert same_knowledge(other, learn)
@@ -162,7 +152,7 @@ class TestInit:
 
     def test_several_labels_per_image_are_refused(self, old):
         several = ImageDataset(old.frame.assign(label=[(x, "all") for x in old.labels]), old.root)
-        learn = make(several)
+        learn = tiny_learner(several)
         with pytest.raises(ContinualUnsupportedError, match="exactly one label"):
             learn.init_continual(several)
 
@@ -179,7 +169,7 @@ class TestInit:
 class TestExtend:
     @pytest.fixture
     def expected(self, old, new):
-        learn = make(old)
+        learn = tiny_learner(old)
         learn.init_continual(old)
         learn.extend(new.train.paths, new.train.labels)
         return learn
@@ -471,7 +461,7 @@ class TestForeignData:
             item_tfms=Resize(32), batch_tfms=aug_transforms(), bs=6, num_workers=0,
         )  # fmt: skip
         learn = vision_learner(loaders, "test_resnet", pretrained=False, normalize=False)
-        return silent(ImageLearner.from_learner(learn))
+        return quiet(ImageLearner.from_learner(learn))
 
     def test_what_fastais_factories_built_learns_on_and_ships(self, adopted, new, tmp_path):
         adopted.init_continual(adopted.dls)
@@ -497,7 +487,7 @@ class TestSavedState:
         learn.rename({"a": "apple"})
         learn.path = tmp_path
         learn.save("m")
-        other = make(old, path=tmp_path)
+        other = tiny_learner(old, path=tmp_path)
         other.load("m")
         assert same_knowledge(other, learn)
         assert other.evaluate().summary.equals(learn.evaluate().summary)
@@ -512,7 +502,7 @@ class TestSavedState:
         assert plain.continual is None
 
     def test_a_failed_load_changes_nothing(self, learn, old, tmp_path):
-        other = make(old, lin_ftrs=[16], path=tmp_path)
+        other = tiny_learner(old, lin_ftrs=[16], path=tmp_path)
         other.save("m")
         learn.path, before = tmp_path, learn.continual.knowledge
         with pytest.raises(ValueError, match="does not fit"):
@@ -552,7 +542,7 @@ class TestTrainedHead:
         ids=["y_range", "custom_head"],
     )
     def test_a_head_that_cannot_take_it_up_is_left_alone(self, old, head):
-        learn = make(old, **head)
+        learn = tiny_learner(old, **head)
         before = copy.deepcopy(learn.model[1].state_dict())
         outputs = Outputs.from_probs([[0.9, 0.05, 0.05]] * 4, [0, 0, 0, 1], classes=OLD)
         with pytest.raises(UncertaintyError, match="cannot be put into this head"):
@@ -579,7 +569,7 @@ class TestTrainedHead:
         plain.path = tmp_path
         plain.fit_ood(score="mahalanobis")
         plain.save("m")
-        other = make(old, path=tmp_path)
+        other = tiny_learner(old, path=tmp_path)
         other.load("m")
         assert other.ood.statistics.equals(plain.ood.statistics)
         assert other.ood.threshold.value == plain.ood.threshold.value

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from helpers import quiet, write_image_folder
+from helpers import tiny_learner, write_image_folder
 
 from learnkit.callback.calibration import Calibration
 from learnkit.data.dataset import ImageDataset
-from learnkit.learner import cnn_learner
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +18,8 @@ def data(tmp_path_factory):
     return ImageDataset(data.frame.assign(label=labels), root)
 
 
-def make(data, cbs):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        learn = quiet(cnn_learner(data.dataloaders(size=32, bs=6), "test_resnet", False, cbs=cbs))
-    learn.logger = lambda *_: None
-    return learn
-
-
 def test_divides_the_logits_of_the_trained_head_and_changes_no_answer(data):
-    one, two = make(data, Calibration()), make(data, None)
+    one, two = tiny_learner(data, cbs=Calibration()), tiny_learner(data, cbs=None)
     for learn in (one, two):
         torch.manual_seed(1)
         learn.fit_one_cycle(3, 1e-2)
@@ -42,7 +33,7 @@ def test_divides_the_logits_of_the_trained_head_and_changes_no_answer(data):
 
 
 def test_lr_find_leaves_confidences_alone(data, tmp_path):
-    learn = make(data, Calibration())
+    learn = tiny_learner(data, cbs=Calibration())
     learn.path = tmp_path
     before = learn.outputs().logits
     learn.lr_find(num_it=3, show_plot=False, suggest_funcs=None)

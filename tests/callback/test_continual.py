@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from fastai.learner import Learner
-from helpers import quiet, write_image_folder
+from helpers import tiny_learner, write_image_folder
 
 from learnkit.callback.after_fit import AfterFit
 from learnkit.callback.calibration import Calibration
@@ -15,22 +15,12 @@ from learnkit.callback.continual import ContinualLearning
 from learnkit.callback.ood import OutOfDistribution
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import ContinualStateError
-from learnkit.learner import cnn_learner
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = write_image_folder(tmp_path_factory.mktemp("images"), dict.fromkeys("abc", 12))
     return ImageDataset.from_folder(root).split(0.5, 0.25, seed=0)
-
-
-def make(data, cbs, **kwargs):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        dls = data.dataloaders(size=32, bs=6)
-        learn = quiet(cnn_learner(dls, "test_resnet", False, cbs=cbs, **kwargs))
-    learn.logger = lambda *_: None
-    return learn
 
 
 def weights(learn):
@@ -42,7 +32,7 @@ def equal(a, b):
 
 
 def test_a_fit_ends_in_the_state_the_verb_makes(data):
-    learn = make(data, ContinualLearning(memory=8, classifier="prototype"))
+    learn = tiny_learner(data, cbs=ContinualLearning(memory=8, classifier="prototype"))
     learn.fit(1)
     found = learn.continual
     learn.drop_continual().init_continual(data, memory=8, classifier="prototype")
@@ -52,7 +42,7 @@ def test_a_fit_ends_in_the_state_the_verb_makes(data):
 
 
 def test_the_network_is_trained_as_without_it(data):
-    one, two = make(data, ContinualLearning()), make(data, None)
+    one, two = tiny_learner(data, cbs=ContinualLearning()), tiny_learner(data, cbs=None)
     for learn in (one, two):
         torch.manual_seed(1)
         learn.fit_one_cycle(1)
@@ -61,7 +51,7 @@ def test_the_network_is_trained_as_without_it(data):
 
 
 def test_fine_tune_trains_twice_and_begins_once(data, monkeypatch):
-    learn = make(data, ContinualLearning())
+    learn = tiny_learner(data, cbs=ContinualLearning())
     calls = count(monkeypatch, "learnkit.verbs.continue_learning.features_of")
     learn.fine_tune(1)
     assert len(learn.history) == 2
@@ -70,7 +60,7 @@ def test_fine_tune_trains_twice_and_begins_once(data, monkeypatch):
 
 
 def test_training_goes_on_from_the_trained_head(data):
-    learn = make(data, ContinualLearning())
+    learn = tiny_learner(data, cbs=ContinualLearning())
     learn.fit(1)
     trained, before = learn.continual_notes.trained_head, learn.continual.statistics
     learn.fit(1)
@@ -79,7 +69,7 @@ def test_training_goes_on_from_the_trained_head(data):
 
 
 def test_a_learner_that_was_extended_is_not_trained_on(data):
-    learn = make(data, ContinualLearning())
+    learn = tiny_learner(data, cbs=ContinualLearning())
     learn.fit(1)
     learn.extend(data.test)
     before = learn.continual.statistics
@@ -89,7 +79,7 @@ def test_a_learner_that_was_extended_is_not_trained_on(data):
 
 
 def test_lr_find_and_inference_neither_begin_nor_end_the_state(data, tmp_path):
-    learn = make(data, ContinualLearning(), path=tmp_path)
+    learn = tiny_learner(data, cbs=ContinualLearning(), path=tmp_path)
     learn.lr_find(num_it=3, show_plot=False, suggest_funcs=None)
     learn.validate()
     learn.get_preds()
@@ -102,7 +92,7 @@ def test_lr_find_and_inference_neither_begin_nor_end_the_state(data, tmp_path):
 
 
 def test_given_to_one_fit_it_leaves_the_state_behind(data):
-    learn = make(data, None)
+    learn = tiny_learner(data, cbs=None)
     learn.fine_tune(1, cbs=ContinualLearning())
     assert learn.continual is not None
     with pytest.raises(ContinualStateError):
@@ -110,7 +100,7 @@ def test_given_to_one_fit_it_leaves_the_state_behind(data):
 
 
 def test_a_training_that_breaks_off_leaves_the_trained_head(data, monkeypatch):
-    learn = make(data, ContinualLearning())
+    learn = tiny_learner(data, cbs=ContinualLearning())
     learn.fit(1)
     monkeypatch.setattr(Learner, "one_batch", interrupt)
     body = weights(learn)
@@ -132,7 +122,7 @@ def test_the_order_of_the_callbacks_does_not_matter(data, order):
     learners = []
     for places in ((0, 1, 2), order):
         cbs = kinds()
-        learners.append(make(data, [cbs[i] for i in places]))
+        learners.append(tiny_learner(data, cbs=[cbs[i] for i in places]))
         torch.manual_seed(1)
         learners[-1].fit(1)
     one, two = (learn.continual for learn in learners)
@@ -143,10 +133,10 @@ def test_the_order_of_the_callbacks_does_not_matter(data, order):
 
 
 def test_the_state_survives_save_and_load(data, tmp_path):
-    learn = make(data, ContinualLearning(), path=tmp_path)
+    learn = tiny_learner(data, cbs=ContinualLearning(), path=tmp_path)
     learn.fit(1)
     learn.save("m")
-    other = make(data, ContinualLearning(), path=tmp_path)
+    other = tiny_learner(data, cbs=ContinualLearning(), path=tmp_path)
     other.load("m")
     assert other.continual.statistics.equals(learn.continual.statistics)
     with pytest.raises(ContinualStateError):  # what the file holds is not this callback's to renew

@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
-from helpers import quiet, write_image_folder
+from helpers import tiny_learner, write_image_folder
 
 from learnkit.callback.calibration import Calibration
 from learnkit.callback.ood import OutOfDistribution
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import OodLockedError
-from learnkit.learner import cnn_learner
 
 
 @pytest.fixture(scope="module")
@@ -18,16 +16,8 @@ def data(tmp_path_factory):
     return ImageDataset.from_folder(root).split(0.5, 0.25, seed=0)
 
 
-def make(data, cbs):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        learn = quiet(cnn_learner(data.dataloaders(size=32, bs=6), "test_resnet", False, cbs=cbs))
-    learn.logger = lambda *_: None
-    return learn
-
-
 def test_does_what_the_verb_does(data):
-    learn = make(data, OutOfDistribution(score="mahalanobis", false_alarm_rate=0.1))
+    learn = tiny_learner(data, cbs=OutOfDistribution(score="mahalanobis", false_alarm_rate=0.1))
     learn.fit(1)
     found = learn.ood.threshold
     assert learn.out_of_distribution.report == found
@@ -38,7 +28,7 @@ def test_does_what_the_verb_does(data):
 
 
 def test_training_on_renews_it(data):
-    learn = make(data, OutOfDistribution())
+    learn = tiny_learner(data, cbs=OutOfDistribution())
     learn.fit(1)
     before = learn.ood.statistics
     learn.fit(1)
@@ -55,7 +45,7 @@ def test_with_calibration_one_pass_over_the_training_images_is_enough(data, monk
     monkeypatch.setattr(
         home, "features_of", lambda learn, x: passes.append(len(x)) or original(learn, x)
     )
-    learn = make(data, [Calibration(), OutOfDistribution()])
+    learn = tiny_learner(data, cbs=[Calibration(), OutOfDistribution()])
     learn.fit(1)
     assert passes == [len(data.train)]
     assert learn.ood.threshold.n == len(data.valid)

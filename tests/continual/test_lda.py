@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from continual_helpers import draw, gather
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from learnkit.continual.discriminant import mean_debts
@@ -14,21 +15,6 @@ from learnkit.errors import ContinualNotInitializedError
 
 FITS = [fit_lda, fit_prototype]
 both = pytest.mark.parametrize("fit", FITS)
-
-
-def draw(counts, *, width=12, seed=0, noise=0.7, center_seed=0):
-    generator = torch.Generator().manual_seed(center_seed)
-    centers = {name: torch.randn(width, generator=generator) + 1 for name in sorted(counts)}
-    generator.manual_seed(100 + seed)
-    labels = [name for name, n in counts.items() for _ in range(n)]
-    spread = noise * torch.randn(len(labels), width, generator=generator)
-    return (torch.stack([centers[label] for label in labels]) + spread).double(), labels
-
-
-def gather(features, labels, *, memory_size=64):
-    return ClassStatistics.empty(features.shape[1], root=False, memory_size=memory_size).update(
-        features, labels
-    )
 
 
 def accuracy(classifier, stats, features, labels):

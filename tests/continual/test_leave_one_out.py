@@ -3,9 +3,9 @@ import sys
 
 import pytest
 import torch
+from continual_helpers import gather, on_grid
 from helpers import SHARED
 
-from learnkit.continual.embedding import embed, to_grid
 from learnkit.continual.geometry import fit_spectrum
 from learnkit.continual.leave_one_out import (
     leave_one_out,
@@ -13,7 +13,6 @@ from learnkit.continual.leave_one_out import (
     log_det_left_out,
 )
 from learnkit.continual.memory_rows import are_alone, memory_rows
-from learnkit.continual.statistics import GRID, ClassStatistics
 
 COUNTS = {"bolt": 14, "nut": 9, "screw": 5, "pin": 3, "cap": 2}
 SHRINKAGES = (0.003, 0.3, 0.97, 1.0)
@@ -28,16 +27,6 @@ def draw(counts=COUNTS, *, width=12, seed=0):
     order = torch.randperm(len(labels), generator=generator).tolist()
     features = torch.stack([centers[label] for label in labels]) + 0.7 * noise + 1
     return features[order].double(), [labels[i] for i in order]
-
-
-def gather(features, labels, *, memory_size=64):
-    return ClassStatistics.empty(features.shape[1], root=False, memory_size=memory_size).update(
-        features, labels
-    )
-
-
-def on_grid(features):
-    return to_grid(embed(features, root=False)) / GRID
 
 
 class Refit:

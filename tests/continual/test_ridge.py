@@ -3,33 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from continual_helpers import draw, gather, on_grid
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from learnkit.continual.embedding import embed, to_grid
+from learnkit.continual.embedding import embed
 from learnkit.continual.linear import Basis
 from learnkit.continual.ridge import PENALTIES, Ridge, fit_ridge
-from learnkit.continual.statistics import GRID, ClassStatistics
 
 WIDTH = 12
 COUNTS = {"a": 8, "b": 5, "c": 3, "d": 2}
-
-
-def draw(counts, *, width=WIDTH, seed=0, noise=0.7):
-    generator = torch.Generator().manual_seed(seed)
-    centers = {name: torch.randn(width, generator=generator) + 1 for name in counts}
-    labels = [name for name, n in counts.items() for _ in range(n)]
-    spread = noise * torch.randn(len(labels), width, generator=generator)
-    return (torch.stack([centers[label] for label in labels]) + spread).double(), labels
-
-
-def gather(features, labels, *, memory_size=64):
-    return ClassStatistics.empty(features.shape[1], root=False, memory_size=memory_size).update(
-        features, labels
-    )
-
-
-def on_grid(features):
-    return to_grid(embed(features, root=False)) / GRID
 
 
 def by_definition(z, labels, means, penalty):

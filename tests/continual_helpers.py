@@ -1,0 +1,27 @@
+"""Features of classes drawn around centres, and the statistics of them."""
+
+import torch
+
+from learnkit.continual.embedding import GRID, embed, to_grid
+from learnkit.continual.statistics import ClassStatistics
+
+
+def draw(counts, *, width=12, seed=0, noise=0.7, center_seed=0):
+    """Features (N, D) and labels: `counts[name]` of each class around a centre of its own."""
+    generator = torch.Generator().manual_seed(center_seed)
+    centers = {name: torch.randn(width, generator=generator) + 1 for name in sorted(counts)}
+    generator.manual_seed(100 + seed)
+    labels = [name for name, n in counts.items() for _ in range(n)]
+    spread = noise * torch.randn(len(labels), width, generator=generator)
+    return (torch.stack([centers[label] for label in labels]) + spread).double(), labels
+
+
+def gather(features, labels, *, memory_size=64):
+    """The statistics of these features, without the square root."""
+    empty = ClassStatistics.empty(features.shape[1], root=False, memory_size=memory_size)
+    return empty.update(features, labels)
+
+
+def on_grid(features):
+    """What the statistics hold of each feature: embedded and rounded."""
+    return to_grid(embed(features, root=False)) / GRID
