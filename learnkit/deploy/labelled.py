@@ -67,13 +67,24 @@ def image_paths(data: Any) -> list[Any]:
 
 
 def files_or_images(data: Any) -> list[Any]:
-    """The files below a folder, or a list of images; a single image becomes a list of one."""
+    """The files below a folder, or a list of images; a single image becomes a list of one.
+
+    Raises:
+        DataError: it is none of these.
+    """
     if isinstance(data, str | os.PathLike) and os.path.isdir(data):
         return find_images(data)
     if isinstance(data, np.ndarray) or is_tensor(data):
         return [data] if data.ndim < 4 else list(data)
     single = isinstance(data, str | os.PathLike | bytes | Image.Image) or hasattr(data, "read")
-    return [data] if single else list(data)
+    try:
+        items = iter([data] if single else data)
+    except TypeError:
+        raise DataError(
+            f"{data!r:.100} is of type {type(data).__name__}; give a dataset, a folder, files or "
+            "images"
+        ) from None
+    return list(items)
 
 
 def _of_dataset(data: ImageDataset, labels: Any) -> Labelled:

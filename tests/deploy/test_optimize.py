@@ -1,6 +1,7 @@
 """Optimising end to end; speeds are given, so that no verdict depends on the machine."""
 
 import copy
+import math
 import re
 import threading
 import warnings
@@ -277,6 +278,11 @@ def test_networks_that_cannot_be_exported_are_named_and_torch_still_runs_them(
         ({"backend": "torch", "compyle": True}, OptimizeError, "no parameter compyle"),
         ({"compyle": True}, OptimizeError, "no backend has a parameter compyle"),
         ({"precision": "bfloat16", "device": "tpu"}, BackendUnavailableError, "nothing here runs"),
+        ({"gates": 0.99}, OptimizeError, "`gates` is 0.99; give learnkit's Gates"),
+        ({"batch_size": 0}, OptimizeError, "`batch_size` is 0; a batch has at least one"),
+        ({"batch_size": True}, OptimizeError, "`batch_size` is True"),
+        ({"precision": "int8", "target": 1.5}, OptimizeError, "`target` is 1.5; .* at most 1"),
+        ({"precision": "int8", "max_error": math.nan}, OptimizeError, "`max_error` is nan"),
     ],
 )
 def test_impossible_wishes_name_what_is_possible(source, arguments, error, message):
@@ -293,6 +299,16 @@ def test_bfloat16_is_refused_where_the_processor_has_none(source, monkeypatch):
 def test_unusual_images_need_a_model_that_can_tell_them():
     with pytest.raises(ContinualNotInitializedError, match="cannot tell unusual images"):
         make_predictor().optimize(backend="torch", ood=strange(2), **QUIET)
+
+
+def test_images_the_model_knows_are_no_unusual_ones(source, given_times):
+    known = Labelled(list(TEST.items)[:4], [])
+    with pytest.raises(OptimizeError, match="the 4 images of `ood` are all in `samples` or `test`"):
+        source.optimize(backend="torch", test=TEST, ood=known.items, **QUIET)
+    ood = [*known.items, *strange(3)]
+    _, report = source.optimize("bfloat16", backend="torch", test=TEST, ood=ood, **QUIET)
+    assert report.quality.n_strange == 3
+    assert "4 images of `ood` are in `samples` or `test`, too, and left out" in report.notes
 
 
 def test_a_cast_needs_no_images_and_is_then_judged_by_speed_alone(source, given_times):

@@ -11,9 +11,10 @@ from PIL import Image
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.conversion.apart import check_samples, kept_apart, set_apart
+from learnkit.deploy.conversion.gathering import optimism
 from learnkit.deploy.conversion.samples import evenly, read_pictures
 from learnkit.deploy.labelled import Labelled
-from learnkit.errors import OptimizeError, UnreadableImagesError
+from learnkit.errors import DataError, OptimizeError, UnreadableImagesError
 
 RECIPE = Preprocessing(16)
 CLASSES = ("a", "b")
@@ -150,6 +151,38 @@ def test_a_third_of_every_class_is_set_apart_whatever_the_order():
     assert not set(samples.digests) & set(test.digests)
     order = np.random.default_rng(0).permutation(len(pool)).tolist()
     assert set(set_apart(pool.picked(order))[1].digests) == set(test.digests)
-    assert len(set_apart(pool.picked(range(2)))[1]) == 1
-    with pytest.raises(OptimizeError, match="has 1 image"):
-        set_apart(pool.picked([0]))
+    assert [len(part) for part in set_apart(pool.picked(range(3)))] == [2, 1]
+    with pytest.raises(OptimizeError, match="has 2 of the 3 images that are the least"):
+        set_apart(pool.picked([0, 1]))
+
+
+def test_labels_are_one_name_or_several_as_the_model_gives_them():
+    images = shades("a", 3, size=16)
+
+    def labels(*given, multi_label):
+        data, how = Labelled(images, list(given)), {"what": "test", "limit": 9}
+        return read_pictures(data, RECIPE, CLASSES, multi_label=multi_label, **how).labels
+
+    assert labels("a", ("b",), ["a"], multi_label=False) == ("a", "b", "a")
+    assert labels("a", ("a", "b"), (), multi_label=True) == (("a",), ("a", "b"), ())
+    with pytest.raises(OptimizeError, match=r"an image with 2 labels, .'a', 'b'.*exactly one"):
+        labels("a", ("a", "b"), "b", multi_label=False)
+    for wrong in (3, None, {"a": 1}, ("a", ["b"])):
+        with pytest.raises(OptimizeError, match="a label is a name"):
+            labels("a", "b", wrong, multi_label=True)
+
+
+@pytest.mark.parametrize("data", [5, None, 1.5])
+def test_what_holds_no_images_is_named(data):
+    with pytest.raises(DataError, match=f"{data} is of type .*; give a dataset, a folder"):
+        read(data)
+
+
+def test_a_report_says_where_it_is_judged_by_images_that_were_learned(folder):
+    test, files = read(folder / "a"), sorted((folder / "a").glob("*.png"))
+    elsewhere = [folder.parent / "other" / "a" / file.name for file in files]  # of the same names
+    assert optimism(Labelled(elsewhere, [], Labelled(elsewhere, [])), test) == ()
+    (learned,) = optimism(Labelled(files[:2], [], Labelled(elsewhere, [])), test)
+    assert learned.startswith("the model has learned 2 of the test images")
+    (fitted,) = optimism(Labelled(elsewhere, [], Labelled(files, [])), test.picked([0, 2, 3]))
+    assert fitted.startswith("threshold and temperature are fitted on 3 of the test images")

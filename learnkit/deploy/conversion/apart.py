@@ -66,12 +66,12 @@ def set_apart(samples: Pictures) -> tuple[Pictures, Pictures]:
     """(two thirds, one third) of the images, of every class; digests choose, so always the same.
 
     Raises:
-        OptimizeError: fewer than two images.
+        OptimizeError: fewer than three images.
     """
-    if len(samples) < 2:
+    if len(samples) < 3:
         raise OptimizeError(
-            f"`samples` has {len(samples)} image; one to convert by and another to judge by are "
-            f"the least, {FEW} to {PER_CLASS} of each class are sound"
+            f"`samples` has {len(samples)} of the 3 images that are the least: two to convert by "
+            f"and another to judge by; {FEW} to {PER_CLASS} of each class are sound"
         )
     by_class: dict[Hashable, list[int]] = defaultdict(list)
     for i in sorted(range(len(samples)), key=samples.digests.__getitem__):

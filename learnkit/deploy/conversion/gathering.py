@@ -10,8 +10,8 @@ from learnkit.deploy.conversion.samples import (
     MAX_SAMPLES,
     MAX_TEST,
     Pictures,
+    file_of,
     no_pictures,
-    picture_name,
     read_pictures,
 )
 from learnkit.deploy.conversion.trial import PROBES
@@ -19,6 +19,8 @@ from learnkit.deploy.labelled import Labelled, is_dataset, labelled_images
 from learnkit.errors import DataError, OptimizeError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from learnkit.deploy.predictor import Predictor
 
 
@@ -46,7 +48,7 @@ class Gathered:
             self._keep_apart(test)
         elif test is None and given is None:
             self._probes()
-        self.strange = None if ood is None else self._read(ood, "ood", MAX_TEST).pixels
+        self.strange = None if ood is None else self._strange(ood)
 
     def _samples(self, samples: Any, precision: str) -> Pictures | None:
         if precision != "int8":
@@ -88,8 +90,24 @@ class Gathered:
             predictor.classes,
             what=what,
             limit=limit,
+            multi_label=predictor.multi_label,
             progress=self.progress,
         )
+
+    def _strange(self, ood: Any) -> Tensor:
+        """Images of no known class: what is among the known ones says nothing of those."""
+        found, known = self._read(ood, "ood", MAX_TEST), {*self.test.digests}
+        if self.samples is not None:
+            known.update(self.samples.digests)
+        left = found.without(known)
+        if not left:
+            raise OptimizeError(
+                f"the {len(found)} images of `ood` are all in `samples` or `test`, too; give "
+                "images of no class the model knows"
+            )
+        if n := len(found) - len(left):
+            self.notes += (f"{n} images of `ood` are in `samples` or `test`, too, and left out",)
+        return left.pixels
 
 
 def learned_images(predictor: Predictor, samples: Any, learned: Any) -> Labelled | None:
@@ -111,13 +129,20 @@ def learned_images(predictor: Predictor, samples: Any, learned: Any) -> Labelled
 
 
 def optimism(learned: Labelled | None, test: Pictures) -> tuple[str, ...]:
-    """What to say where images decide threshold and temperature that judge them, too."""
-    if learned is None or learned.validation is None:
+    """What to say where images that were learned, or decide a threshold, are judged by, too."""
+    files = {*test.files} - {""}
+    if learned is None or not files:
         return ()
-    names = {picture_name(item, "") for item in learned.validation.items}
-    if not (n := len(names & set(test.names) - {""})):
-        return ()
-    return (
-        f"threshold and temperature are fitted on {n} of the test images: false alarms and "
-        "calibration error are optimistic, before and after alike",
-    )
+    said = []
+    if n := len(files.intersection(map(file_of, learned.items))):
+        said.append(
+            f"the model has learned {n} of the test images: accuracy and calibration error are "
+            "optimistic, before and after alike"
+        )
+    own = () if learned.validation is None else learned.validation.items
+    if n := len(files.intersection(map(file_of, own))):
+        said.append(
+            f"threshold and temperature are fitted on {n} of the test images: false alarms and "
+            "calibration error are optimistic, before and after alike"
+        )
+    return tuple(said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def optimize(
 ) -> tuple[OptimizedPredictor, ConversionReport]:
     """(faster predictor, report); see `Predictor.optimize`."""
     gates = Gates() if gates is None else gates
+    _check_numbers(gates, batch_size, backend_params)
     wanted = candidates(backend, precision, device, backend_params)
     if ood is not None:
         check_tells(predictor.ood)
@@ -117,6 +119,19 @@ def candidates(
             "learnkit.devices() lists what is possible"
         )
     return found
+
+
+def _check_numbers(gates: Any, batch_size: Any, params: Mapping[str, Any]) -> None:
+    """Raise OptimizeError for what would only be noticed after minutes, or never."""
+    if not isinstance(gates, Gates):
+        raise OptimizeError(f"`gates` is {gates!r:.100}; give learnkit's Gates, or leave it out")
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise OptimizeError(f"`batch_size` is {batch_size!r}; a batch has at least one image")
+    for name, most in (("target", 1.0), ("max_error", math.inf)):
+        value = params.get(name, 1.0)
+        if type(value) not in (int, float) or not 0 < value <= most:
+            rule = "a share above 0, at most 1" if most == 1 else "a number above 0"
+            raise OptimizeError(f"`{name}` is {value!r:.100}; it must be {rule}")
 
 
 def _others(precision: str, backend: str, device: str) -> list[tuple[str, str]]:

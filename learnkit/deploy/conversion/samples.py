@@ -40,12 +40,14 @@ class Pictures:
         labels: one per image, or None where they are not known.
         pixels: uint8 (N, C, H, W).
         digests: SHA-256 (hex) of each.
+        files: where each was read from; "" for one that was in no file, none if nobody noted it.
     """
 
     names: tuple[str, ...]
     labels: tuple[Hashable, ...] | None
     pixels: Tensor
     digests: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,6 +60,7 @@ class Pictures:
             None if self.labels is None else tuple(self.labels[i] for i in places),
             self.pixels[places],
             tuple(self.digests[i] for i in places),
+            tuple(self.files[i] for i in places) if self.files else (),
         )
 
     def without(self, digests: Collection[str]) -> Pictures:
@@ -100,6 +103,7 @@ def read_pictures(
     *,
     what: str,
     limit: int,
+    multi_label: bool = False,
     progress: bool = False,
 ) -> Pictures:
     """The images meant by `data`, evenly drawn from its classes if there are more than `limit`.
@@ -111,23 +115,27 @@ def read_pictures(
         classes: names the model knows.
         what: "samples", "test" or "ood" (whose labels are no matter), the name of the argument.
         limit: how many to read at most.
+        multi_label: an image may have several labels, or none: each is a tuple then.
         progress: show a progress bar.
 
     Raises:
-        OptimizeError: no images, or labels that the model does not know.
+        OptimizeError: no images, labels that the model does not know, or several for an image of a
+            model that gives one.
         UnreadableImagesError: images cannot be read; all of them are named.
     """
     items, labels = _listed(data, what)
     if not items:
         raise OptimizeError(f"`{what}` holds no images; give files, a folder or a dataset")
     if labels is not None:
-        _check_labels(labels, classes, what)
+        labels = [_checked_label(label, what, multi_label) for label in labels]
+        _check_known(labels, classes, what)
     chosen = _drawn(labels or [None] * len(items), limit)
     items = [items[i] for i in chosen]
     labels = None if labels is None else tuple(labels[i] for i in chosen)
     pixels = _pixels(items, recipe, what, progress)
     digests = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in pixels)
-    return Pictures(tuple(map(picture_name, items, digests)), labels, pixels, digests)
+    names = tuple(map(picture_name, items, digests))
+    return Pictures(names, labels, pixels, digests, tuple(map(file_of, items)))
 
 
 def evenly(labels: Sequence[Hashable], n: int) -> list[int]:
@@ -165,7 +173,22 @@ def _listed(data: Any, what: str) -> tuple[list[Any], list[Hashable] | None]:
     return list(data.paths), None if what == "ood" else list(data.labels)
 
 
-def _check_labels(labels: Sequence[Hashable], classes: Sequence[str], what: str) -> None:
+def _checked_label(label: Any, what: str, multi_label: bool) -> str | tuple[str, ...]:
+    """A name, or, if `multi_label`, a tuple of names."""
+    names = (label,) if isinstance(label, str) else label
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise OptimizeError(f"`{what}` has the label {label!r:.100}; a label is a name, as text")
+    if multi_label:
+        return tuple(names)
+    if len(names) != 1:
+        raise OptimizeError(
+            f"`{what}` has an image with {len(names)} labels, {list(names)[:5]}, and this model "
+            "gives each exactly one; give such images, or the files as a list, without labels"
+        )
+    return names[0]
+
+
+def _check_known(labels: Sequence[Hashable], classes: Sequence[str], what: str) -> None:
     found = {name for one in labels for name in (one if isinstance(one, tuple) else (one,))}
     if unknown := sorted(found - set(classes), key=str):
         raise OptimizeError(
@@ -199,6 +222,11 @@ def _pixels(items: Sequence[Any], recipe: Preprocessing, what: str, progress: bo
             f"{height} x {width} pixels; give them as they come in use"
         )
     return torch.stack(images)
+
+
+def file_of(item: Any) -> str:
+    """The file an image is in, as an absolute path; "" for one that is in none."""
+    return os.path.abspath(os.fsdecode(item)) if isinstance(item, str | os.PathLike) else ""
 
 
 def picture_name(item: Any, digest: str) -> str:
