@@ -221,7 +221,7 @@ def refit_table(rounds: int) -> list[dict[str, object]]:
         row = dict(zip(("classes", "features", "images_per_class"), shape, strict=True))
         for name in found[0]:
             values = [one[name] for one in found]
-            row[name] = max(values) if name.endswith("mb") else float(np.median(values))
+            row[name] = max(values) if name.endswith("mb") else round(float(np.median(values)), 3)
         rows.append(row)
         print(row, flush=True)
     return rows
