@@ -207,8 +207,11 @@ def test_the_bars_of_the_plot_are_as_long_as_variants_are_fast():
 
     ax = Figure().add_subplot()
     assert TRIED.plot(ax) is ax
-    widths = [bar.get_width() for bar in ax.patches]
-    assert widths == [ratio for one in speeds_of(TRIED) for ratio in one.ratios.values()]
+    bars = sorted(ax.patches, key=lambda bar: bar.get_y())  # as they stand, from the top down
+    found = speeds_of(TRIED)
+    assert [bar.get_width() for bar in bars] == [r for one in found for r in one.ratios.values()]
+    colours = [len({bar.get_facecolor() for bar in bars[i:j]}) for i, j in ((0, 6), (6, 8), (0, 8))]
+    assert colours == [2, 2, 4]
     names = [label.get_text().splitlines()[0] for label in ax.get_yticklabels()]
     assert names == ["eager torch", "onnxruntime-float32", "openvino-int8", "onnxruntime-int8"]
     assert "98.5% kept, failed" in ax.get_yticklabels()[-1].get_text()

@@ -135,9 +135,9 @@ class ConversionReport:
         Raises:
             OptimizeError: nothing was timed.
         """
-        from learnkit.deploy.conversion.report_plot import plot_speeds
+        from learnkit.deploy.conversion.report_plot import plot_report
 
-        return plot_speeds(self, ax)
+        return plot_report(self, ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values but pictures; what was not measured is null."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from learnkit.deploy.conversion.report_rows import EAGER, word
@@ -18,24 +19,50 @@ _CHOSEN, _OTHER = ("#0072B2", "#80b8d8"), ("#767676", "#bdbdbd")  # first batch 
 _HEIGHT = 0.8  # of the bars of one variant together; 1 is the way to the next
 
 
-def plot_speeds(report: ConversionReport, ax: Axes | None = None) -> Axes:
-    """Axes with a bar per variant and batch size: times as fast as eager torch."""
-    speeds = [one for one in speeds_of(report) if one.ratios]
+def plot_report(report: ConversionReport, ax: Axes | None = None) -> Axes:
+    """Axes with a bar per variant and batch size: times as fast as eager torch.
+
+    Raises:
+        OptimizeError: nothing was timed.
+    """
+    return plot_speeds(speeds_of(report), f"{report.variant} {word(report)}", ax)
+
+
+def plot_speeds(speeds: Sequence[Speed], title: str, ax: Axes | None = None) -> Axes:
+    """Axes with a bar per batch size for each of `speeds`, the first on top.
+
+    Raises:
+        OptimizeError: nothing was timed.
+    """
+    speeds = [one for one in speeds if one.ratios]
     if not speeds:
         raise OptimizeError("the report has no times to plot: nothing was timed")
     batches = list(speeds[0].ratios)
     ax = _new_axes(len(speeds), len(batches)) if ax is None else ax
-    height = _HEIGHT / len(batches)
-    for i, one in enumerate(speeds):
-        for j, batch in enumerate(batches):
-            y = i + (j - (len(batches) - 1) / 2) * height
-            colour = (_CHOSEN if one.is_chosen else _OTHER)[min(j, 1)]
-            bars = ax.barh(y, one.ratios[batch], height * 0.92, color=colour)
-            label = f"{one.ratios[batch]:.1f}x  {_digits(one.medians[batch])} ms, batch {batch}"
-            ax.bar_label(bars, [label], padding=4, fontsize="small")
+    for i, batch in enumerate(batches):
+        _bars(ax, speeds, batch, (i + 0.5) / len(batches) - 0.5, _HEIGHT / len(batches), i)
     ax.set_yticks(range(len(speeds)), [_label(one) for one in speeds], parse_math=False)
     ax.invert_yaxis()
-    return _dressed(ax, report, speeds)
+    ax.set_xlim(0, 1.45 * max(ratio for one in speeds for ratio in one.ratios.values()))
+    ax.axvline(1, color="#767676", linewidth=0.8, linestyle=":")
+    ax.set_xlabel(f"times as fast as {EAGER}")
+    ax.set_title(title, parse_math=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _bars(
+    ax: Axes, speeds: Sequence[Speed], batch: int, shift: float, height: float, shade: int
+) -> None:
+    """The bars of one batch size, `shift` beside the middle."""
+    places = [i + _HEIGHT * shift for i in range(len(speeds))]
+    colours = [(_CHOSEN if one.is_chosen else _OTHER)[min(shade, 1)] for one in speeds]
+    bars = ax.barh(places, [one.ratios[batch] for one in speeds], 0.92 * height, color=colours)
+    labels = [
+        f"{one.ratios[batch]:.1f}x  {_digits(one.medians[batch])} ms, batch {batch}"
+        for one in speeds
+    ]
+    ax.bar_label(bars, labels, padding=4, fontsize="small")
 
 
 def _digits(ms: float) -> str:
@@ -52,13 +79,3 @@ def _new_axes(n: int, n_batches: int) -> Axes:
 
     size = (7.5, 0.9 + n * max(0.45, 0.24 * n_batches))
     return plt.subplots(figsize=size, layout="constrained")[1]
-
-
-def _dressed(ax: Axes, report: ConversionReport, speeds: list[Speed]) -> Axes:
-    top = max(ratio for one in speeds for ratio in one.ratios.values())
-    ax.set_xlim(0, 1.45 * top)
-    ax.axvline(1, color="#767676", linewidth=0.8, linestyle=":")
-    ax.set_xlabel(f"times as fast as {EAGER}")
-    ax.set_title(f"{report.variant} {word(report)}", parse_math=False)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
