@@ -18,7 +18,7 @@ import typer
 from learnkit import cli_deploy, cli_train, cli_use
 from learnkit.arguments import DEBUG, Interrupted, tidy_arguments
 from learnkit.console import fail
-from learnkit.errors import LearnkitError, WeightsUnavailableError
+from learnkit.errors import ConversionRefusedError, LearnkitError, WeightsUnavailableError
 
 app = typer.Typer(
     name="learnkit",
@@ -29,6 +29,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # paragraphs of the docstrings are wrapped anew
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_HINTS: dict[type, str] = {
+    WeightsUnavailableError: " Here: --weights FILE, or --no-pretrained.",
+    ConversionRefusedError: " Here: --fallback, or --force.",
+}
 _state: dict[str, Any] = {"debug": False, "argv": []}
 
 
@@ -83,8 +87,8 @@ def _sentence(error: Exception) -> str:
         )
     if not isinstance(error, LearnkitError) and getattr(error, "filename", None):
         return f"{error.filename}: {error.strerror}"
-    hint = " Here: --weights FILE, or --no-pretrained."
-    return _one_line(error) + hint * isinstance(error, WeightsUnavailableError)
+    hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), "")
+    return _one_line(error) + hint
 
 
 def _how_to_go_on(stop: KeyboardInterrupt) -> str:

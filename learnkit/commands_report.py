@@ -17,6 +17,7 @@ from rich.text import Text
 from learnkit.console import Report
 from learnkit.deploy.files import MANIFEST, read_folder
 from learnkit.deploy.schema import CONFIG, check_schema, read_section
+from learnkit.deploy.variants.description import FLOAT32
 from learnkit.deploy.variants.listing import Listed, is_listed_from, listing
 from learnkit.errors import BundleCorruptError, UsageError
 
@@ -61,7 +62,7 @@ class Overview:
         header, classes = _class_rows(self.opened)
         return [
             (self.title, [], [list(pair) for pair in self.facts.items()]),
-            ("Measures on its card", [], [list(pair) for pair in self.measures.items()]),
+            (f"Measures of {FLOAT32}", [], [list(pair) for pair in self.measures.items()]),
             (f"Classes of {self.opened.name}", header, classes),
             (
                 "What it can be run as",

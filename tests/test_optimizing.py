@@ -154,6 +154,7 @@ def test_a_refused_conversion_shows_its_report_and_writes_nothing(model, folder,
     assert code == 2
     assert "FAILED     speed" in said
     assert "torch-float32 is refused: speed: FAILED" in error
+    assert error.endswith("Here: --fallback, or --force.\n")
     assert not out.exists()
     code, said, _ = run(capsys, *arguments, "--force")
     assert code == 0
@@ -161,6 +162,8 @@ def test_a_refused_conversion_shows_its_report_and_writes_nothing(model, folder,
     code, _, error = run(capsys, "optimize", model, "--out", out, "--precision", "int8")
     assert (code, out.exists()) == (2, True)
     assert "`samples` is missing" in error
+    code, _, error = run(capsys, *arguments, "--samples", tmp_path / "no")
+    assert (code, "--samples is" in error, "which is no folder" in error) == (2, True, True)
 
 
 def test_devices_are_listed_with_precisions_and_parameters(capsys):

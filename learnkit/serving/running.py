@@ -19,6 +19,7 @@ from learnkit.serving.connections import impatient, quiet
 from learnkit.serving.limits import Limits
 
 _GRACE_SECONDS = 30  # for requests under way when the server is told to stop
+_FREE_OF_TORCH = ("onnxruntime-", "openvino-")
 _MOST_CONNECTIONS = 1000
 
 
@@ -49,8 +50,8 @@ def serve(
         token: see there.
         save_to: bundle for what was learned; default `path`, whose content is replaced.
         limits: see there.
-        variant: of the bundle, such as "onnxruntime-int8"; unless it may learn, it then runs
-            without torch. Default the one the bundle was saved from.
+        variant: of the bundle, such as "onnxruntime-int8", which runs without torch unless it may
+            learn; or "float32". Default the one the bundle was saved from.
         threads: processor threads for the forward pass, whichever backend runs it; default all.
         n_workers: see there.
         say: is told in one line each what is served, and where it is ready.
@@ -106,7 +107,8 @@ def open_model(
     learning: bool = False,
 ) -> Any:
     """The predictor exported to `path`; see `serve`. One that is `learning` has torch."""
-    if not learning and (variant is not None or importlib.util.find_spec("torch") is None):
+    bare = variant is not None and variant.startswith(_FREE_OF_TORCH)
+    if not learning and (bare or importlib.util.find_spec("torch") is None):
         from learnkit.deploy.runtime.predictor import load_runtime
 
         return load_runtime(path, variant=variant, threads=threads)

@@ -89,6 +89,7 @@ def optimised(tmp_path_factory):
         ("onnxruntime-float32", True, OptimizedPredictor),
         (None, False, OptimizedPredictor),
         ("float32", True, Predictor),
+        ("float32", False, Predictor),
     ],
 )
 def test_threads_reach_whatever_runs_the_network(optimised, monkeypatch, variant, learning, kind):
