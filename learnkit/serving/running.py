@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from learnkit.deploy.targets import check_target
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.serving.access import check_exposure, is_loopback
@@ -68,7 +70,9 @@ def serve(
         check_target(Path(save_to))
     listener = _listener(host, port)
     with contextlib.closing(listener):
+        limits = limits or Limits()
         predictor = open_model(path, variant=variant, threads=threads, learning=allow_extend)
+        warm_up(predictor, limits.batch)
         app = create_app(
             predictor,
             allow_extend=allow_extend,
@@ -80,7 +84,6 @@ def serve(
         say(f"serving {len(predictor.classes)} classes from {os.fspath(path)}")
         if not is_loopback(host):
             say("anyone who reaches this address can predict; put a proxy with TLS before it")
-        limits = limits or Limits()
         config = uvicorn.Config(
             app,
             http=impatient(limits.seconds),
@@ -119,6 +122,16 @@ def open_model(
     if threads is not None:
         torch.set_num_threads(threads)
     return load_learner(path, variant=variant, threads=threads)
+
+
+def warm_up(predictor: Any, batch: int) -> None:
+    """Predict a full batch, so that what a model takes is known before anybody relies on it.
+
+    Networks keep the memory of their largest batch, and are slow at their first.
+    """
+    size = predictor.preprocessing.size
+    image = predictor.load(np.zeros((*size, 3), np.uint8))
+    predictor.try_loaded([image] * batch)
 
 
 def _server(uvicorn: Any, config: Any, when_ready: Callable[[], object]) -> Any:

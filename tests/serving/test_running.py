@@ -22,7 +22,7 @@ from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.runtime.predictor import RuntimePredictor
 from learnkit.errors import ServingError
 from learnkit.serving.app import create_app
-from learnkit.serving.running import open_model, serve
+from learnkit.serving.running import open_model, serve, warm_up
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,16 @@ def test_threads_reach_whatever_runs_the_network(optimised, monkeypatch, variant
     predictor = open_model(optimised, variant=variant, threads=1, learning=learning)
     found = given[-1] if kind is Predictor else predictor.threads
     assert (type(predictor), found) == (kind, 1)
+
+
+def test_a_model_has_run_its_largest_batch_before_it_is_ready(optimised, monkeypatch):
+    model, sizes = open_model(optimised, variant="onnxruntime-float32", threads=1), []
+    run = model.session.run
+    monkeypatch.setattr(
+        model.session, "run", lambda images: sizes.append(len(images)) or run(images)
+    )
+    warm_up(model, 7)
+    assert sizes == [7]
 
 
 def test_a_variant_is_served_without_torch_as_it_predicts_with_it(optimised):

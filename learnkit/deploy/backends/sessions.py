@@ -11,6 +11,7 @@ from learnkit.errors import BundleCorruptError, PredictionError
 Shape = tuple[int, int, int]
 Value = tuple[str, bool, Sequence[Any]]  # its name, if it is of the right type, and its shape
 Outputs = tuple[np.ndarray, np.ndarray | None]
+_LONGEST = 300  # characters of what a backend complains of
 
 
 class Session(ABC):
@@ -70,6 +71,16 @@ class Session(ABC):
             f"<{self.backend} {self.precision} session, {self.n_features} features, "
             f"{self.threads} threads on {self.device}>"
         )
+
+
+def brief(error: BaseException) -> str:
+    r"""What a backend complains of, on one line that ends somewhere.
+
+    >>> brief(RuntimeError("Exception from core.cpp:105:\n\n  Check 'n == 4' failed\n"))
+    "Exception from core.cpp:105: Check 'n == 4' failed"
+    """
+    said = " ".join(str(error).split())
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
 
 
 def signature(inputs: Sequence[Value], outputs: Sequence[Value]) -> dict[str, Any]:

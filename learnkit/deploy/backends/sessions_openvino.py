@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from learnkit.deploy.backends.onnx_file import check_onnx
-from learnkit.deploy.backends.sessions import Outputs, Session, signature
+from learnkit.deploy.backends.sessions import Outputs, Session, brief, signature
 from learnkit.deploy.extras import extra
 from learnkit.errors import BundleCorruptError, OptimizeError, PredictionError
 
@@ -63,7 +63,7 @@ class OpenvinoSession(Session):
         try:
             features, *logits = self._fixed.get(len(images), self._any_number).run(images)
         except RuntimeError as error:
-            raise PredictionError(f"openvino cannot run the network: {error}") from error
+            raise PredictionError(f"openvino cannot run the network: {brief(error)}") from error
         return features, logits[0] if logits else None
 
 
@@ -137,7 +137,7 @@ def _read(files: Mapping[str, bytes]) -> Any:
         weights = openvino.Tensor(np.frombuffer(files["bin"], np.uint8).copy())
         return openvino_core().read_model(files["xml"], weights)
     except RuntimeError as error:
-        raise BundleCorruptError(f"openvino cannot read the network: {error}") from error
+        raise BundleCorruptError(f"openvino cannot read the network: {brief(error)}") from error
 
 
 def _compiled(model: Any, threads: int, hint: str) -> Any:
@@ -150,7 +150,7 @@ def _compiled(model: Any, threads: int, hint: str) -> Any:
     try:
         return openvino_core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise BundleCorruptError(f"openvino cannot compile the network: {error}") from error
+        raise BundleCorruptError(f"openvino cannot compile the network: {brief(error)}") from error
 
 
 def _value(port: Any, kind: str) -> tuple[str, bool, list[Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from learnkit.deploy.backends.onnx_file import check_onnx
-from learnkit.deploy.backends.sessions import Outputs, Session, signature
+from learnkit.deploy.backends.sessions import Outputs, Session, brief, signature
 from learnkit.deploy.extras import extra
 from learnkit.errors import BackendUnavailableError, BundleCorruptError, PredictionError
 
@@ -58,7 +58,7 @@ class OrtSession(Session):
         try:
             features, *logits = self._session.run(None, {"image": images})
         except _errors() as error:
-            raise PredictionError(f"onnxruntime cannot run the network: {error}") from error
+            raise PredictionError(f"onnxruntime cannot run the network: {brief(error)}") from error
         return features, logits[0] if logits else None
 
 
@@ -84,7 +84,7 @@ def _opened(ort: ModuleType, data: bytes, threads: int, device: str, spinning: b
             data, options, providers=[_PROVIDERS[device]], disabled_optimizers=CHANGING
         )
     except _errors() as error:
-        raise BundleCorruptError(f"onnxruntime cannot read the network: {error}") from error
+        raise BundleCorruptError(f"onnxruntime cannot read the network: {brief(error)}") from error
     if _PROVIDERS[device] not in session.get_providers():  # it takes the processor instead
         raise BackendUnavailableError(f"`device`={device!r}; onnxruntime cannot start it here")
     return session

@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.backends.processor import n_threads
 from learnkit.deploy.backends.registry import check_backend
-from learnkit.deploy.backends.sessions import Outputs, Session
+from learnkit.deploy.backends.sessions import Outputs, Session, brief
 from learnkit.errors import BackendUnavailableError, ExportError
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -102,7 +102,7 @@ class TorchSession(Session):
             if not self.compiled:
                 raise
             raise BackendUnavailableError(
-                f"torch cannot compile the network ({str(error).strip():.300}); it needs a C++ "
+                f"torch cannot compile the network ({brief(error)}); it needs a C++ "
                 "compiler. Use compile=False"
             ) from error
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from learnkit._version import __version__
-from learnkit.deploy.backends.sessions import Session
+from learnkit.deploy.backends.sessions import Session, brief
 from learnkit.errors import BundleCorruptError, BundleProbeError, LearnkitError
 
 _PACKAGES = {
@@ -70,7 +70,7 @@ def check_recorded(
     except LearnkitError:
         raise
     except Exception as error:  # backends raise whatever they have
-        raise BundleProbeError(f"the network does not run here: {error}") from error
+        raise BundleProbeError(f"the network does not run here: {brief(error)}") from error
     for name in _OUTPUTS:
         if outputs[name] is not None:
             _compare(name, outputs[name], probes[name], share, session.backend, versions)
