@@ -4,16 +4,32 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "nbs").glob("*.ipynb"))
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """One process for all notebooks: its imports take longer than many a section."""
+    manager = KernelManager()
+    yield manager
+    if manager.has_kernel:
+        manager.shutdown_kernel(now=True)
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path, tmp_path):
+def test_notebook_runs(path, tmp_path, kernel):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=150, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    clean = f"%reset -f\nimport os\nos.chdir({str(tmp_path)!r})\ndel os"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(clean))
+    client = NotebookClient(notebook, km=kernel, timeout=150)
+    try:
+        client.execute()
+    finally:
+        client.kc.stop_channels()
 
 
 def test_there_are_notebooks():
