@@ -31,7 +31,7 @@ from learnkit.learner import cnn_learner
 ARCHS = ("resnet18", "mobilenetv2_100", "convnext_atto", "vit_tiny_patch16_224")
 WITH_WEIGHTS = "mobilenetv2_100"
 EAGER, SIZE, BATCHES, N_FEW = "eager torch", 224, (1, 16), 64
-PACKAGES = ("onnxruntime", "onnx", "openvino", "nncf")
+PACKAGES = ("onnxruntime", "onnx", "openvino")
 
 
 def read_data(path: Path | None, scratch: Path) -> ImageDataset:

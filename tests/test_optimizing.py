@@ -12,7 +12,7 @@ from learnkit.cli import main
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy.conversion import trials
 from learnkit.deploy.conversion.measuring import Times
-from learnkit.verbs import optimizing
+from learnkit.deploy.predictor import Predictor
 
 QUIET = {"backend": "torch", "threads": 1, "progress": False}
 
@@ -59,7 +59,7 @@ def test_samples_come_from_the_training_images_and_the_test_is_the_validation(
 ):
     given = {}
     monkeypatch.setattr(
-        optimizing,
+        Predictor,
         "optimize",
         lambda predictor, precision, samples, **kw: given.update(kw, samples=samples),
     )

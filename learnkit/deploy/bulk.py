@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from learnkit.deploy.prediction import Prediction
@@ -141,3 +142,24 @@ def watched(
     from tqdm.auto import tqdm
 
     return tqdm(stream, total=n, desc=what, unit=unit)
+
+
+@contextmanager
+def counted(
+    what: str, n: int | None, progress: bool, unit: str = "img"
+) -> Iterator[Callable[[int], object]]:
+    """Something to call with how many more are done, which moves a bar if wanted.
+
+    Args:
+        what: what is done, the bar's label.
+        n: how many there are; None if nobody knows.
+        progress: show the bar.
+        unit: what is counted.
+    """
+    if not progress:
+        yield lambda _: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=n, desc=what, unit=unit) as bar:
+        yield bar.update

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from learnkit.errors import MissingExtraError
 
-_EXTRAS = {"openvino": "openvino", "nncf": "openvino"}  # all others come with "onnx"
+_EXTRAS = {"openvino": "openvino"}  # all others come with "onnx"
 
 
 def extra(name: str) -> ModuleType:

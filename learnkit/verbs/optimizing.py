@@ -7,7 +7,6 @@ from typing import Any
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from learnkit.deploy.conversion.apart import PER_CLASS
-from learnkit.deploy.conversion.optimize import optimize
 from learnkit.deploy.conversion.optimized import OptimizedPredictor
 from learnkit.deploy.conversion.report import ConversionReport
 from learnkit.deploy.conversion.samples import evenly
@@ -70,7 +69,7 @@ def optimize_learner(
     samples = _drawn(train) if samples is None and precision == "int8" else samples
     test = valid if test is None else test
     learned = train._replace(validation=valid) if learned is None and train else learned
-    return optimize(predictor, precision, samples, test=test, learned=learned, **settings)
+    return predictor.optimize(precision, samples, test=test, learned=learned, **settings)
 
 
 def _of_training(learn: Any) -> tuple[Labelled | None, Labelled | None]:

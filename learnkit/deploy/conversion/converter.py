@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from learnkit.deploy.backends.registry import BACKENDS, check_backend, open_session
+from learnkit.deploy.bulk import counted
 from learnkit.deploy.conversion.limits import Judge, Limits
 from learnkit.deploy.extras import extra
 from learnkit.deploy.heads import continual_head
@@ -105,8 +106,11 @@ class Converter:
         """The network as an ONNX file in float32."""
         from learnkit.deploy.backends.onnx_export import export_onnx
 
-        recipe = self.predictor.preprocessing
-        return export_onnx(self.model, recipe, continual=self.predictor.continual is not None)
+        recipe, is_open = self.predictor.preprocessing, self.predictor.continual is not None
+        with counted("export to ONNX", 1, self.progress, "network") as update:
+            data = export_onnx(self.model, recipe, continual=is_open)
+            update(1)
+        return data
 
     def convert(
         self, backend: str, precision: str, params: Mapping[str, Any], *, device: str = "cpu"
@@ -145,20 +149,15 @@ class Converter:
         settings = {name: params[name] for name in QUANTIZING if name in params}
         if settings.get("keep") is not None:
             settings["keep"] = tuple(settings["keep"])
-        limits = Limits(**settings, judge=self._judge)
+        found = self._int8(Limits(**settings, judge=self._judge))
         if backend != "openvino":
-            found = self._int8(limits)
             return {"onnx": found.onnx}, _notes(found)
-        from learnkit.deploy.conversion.quantize_openvino import quantize_openvino
+        from learnkit.deploy.conversion.quantize_openvino import openvino_files
 
-        spared = partial(self._int8, limits)
-        own = quantize_openvino(
-            self.onnx, self._images, limits, spared=spared, progress=self.progress
-        )
-        return {"xml": own.xml, "bin": own.bin}, _notes(own)
+        return openvino_files(found.onnx), _notes(found)
 
     def _int8(self, limits: Limits) -> Quantized:
-        """The network in 8 bits for onnxruntime; made once, for OpenVINO asks for it, too."""
+        """The network in 8 bits; made once for all backends."""
         from learnkit.deploy.conversion.quantize import quantize_onnx
 
         if limits not in self._made:
@@ -177,8 +176,12 @@ class Converter:
     def _judge(self) -> Judge | None:
         """Share of samples that keep their label under a trained head.
 
-        A head in the continual state is learned again from what the converted network gives, so
-        that what it says before that is no measure.
+        For a head in the continual state, which is learned again from what the converted network
+        gives, there is none. Labels of samples left out in turn, under heads learned from the
+        samples alone, are no measure: with 20 images a class of two classes all of them stayed in
+        a network that kept 98.0 % of test labels, and in ten classes 89 to 95 % of them stayed
+        whatever was spared, while of test labels it was 93 to 98 %. The error of the features
+        tells more.
         """
         predictor = self.predictor
         if predictor.continual is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from learnkit.deploy.backends.registry import BACKENDS, PRECISIONS, check_backend, why_not
 from learnkit.deploy.conversion.converter import QUANTIZING
@@ -27,54 +27,70 @@ AUTO = "auto"
 _CHEAPER = ("int8", "bfloat16", "float32", "float16")  # in what order a fall-back is looked for
 
 
-def optimize(
+class Given(NamedTuple):
+    """The images that `Predictor.optimize` is given, as they are given."""
+
+    samples: Any
+    test: Any
+    ood: Any
+    learned: Any
+
+
+def task_of(
     predictor: Predictor,
-    precision: str = "float32",
-    samples: Any = None,
+    precision: str,
+    given: Given,
     *,
-    backend: str = AUTO,
-    device: str = "cpu",
-    test: Any = None,
-    ood: Any = None,
-    learned: Any = None,
-    force: bool = False,
-    fallback: bool = False,
-    threads: int | None = None,
-    gates: Gates | None = None,
-    batch_size: int | None = None,
-    progress: bool = True,
-    **backend_params: Any,
-) -> tuple[OptimizedPredictor, ConversionReport]:
-    """(faster predictor, report); see `Predictor.optimize`."""
+    gates: Gates | None,
+    batch_size: int | None,
+    params: Mapping[str, Any],
+    progress: bool,
+    **place: Any,
+) -> Task:
+    """What is to be done, all images read; `place` says where: what else a `Task` takes."""
     gates = Gates() if gates is None else gates
-    _check_numbers(gates, batch_size, backend_params)
-    wanted = candidates(backend, precision, device, backend_params)
-    if ood is not None:
+    _check_numbers(gates, batch_size, params)
+    if given.ood is not None:
         check_tells(predictor.ood)
-    pictures = Gathered(predictor, precision, samples, test, ood, progress)
-    images = learned_images(predictor, samples, learned)
-    task = Task(
+    pictures = Gathered(predictor, precision, given.samples, given.test, given.ood, progress)
+    images = learned_images(predictor, given.samples, given.learned)
+    return Task(
         predictor=predictor,
         samples=pictures.samples,
         test=pictures.test,
         what=pictures.what,
         strange=pictures.strange,
         learned=images,
-        device=device,
-        threads=threads,
         gates=gates,
         batches=tuple(sorted({1, batch_size or BATCHES[-1]})),
-        params=backend_params
-        if batch_size is None
-        else {**backend_params, "batch_size": batch_size},
+        params=params if batch_size is None else {**params, "batch_size": batch_size},
         notes=(*pictures.notes, *optimism(images, pictures.test)),
         progress=progress,
+        **place,
     )
+
+
+def fastest(
+    task: Task,
+    wanted: Sequence[tuple[str, str]],
+    instead: Sequence[tuple[str, str]] | None,
+    *,
+    force: bool,
+) -> tuple[OptimizedPredictor, ConversionReport]:
+    """(predictor, report) of the fastest variant that passes its gates.
+
+    Args:
+        task: what is to be done.
+        wanted: (backend, precision) to try, of one precision.
+        instead: what to try if none of these passes; None to fall back to nothing.
+        force: take the best of those that fail.
+    """
+    precision = wanted[0][1]
     trials = Trials(task)
-    found = trials.fastest_passing(wanted, strict=len(wanted) == 1 and not fallback)
-    if found is None and fallback:
-        others = [pair for pair in _others(precision, backend, device) if pair not in wanted]
-        found = trials.fastest_passing(_allowed(others, pictures.samples))
+    found = trials.fastest_passing(wanted, strict=len(wanted) == 1 and instead is None)
+    if found is None and instead is not None:
+        others = [pair for pair in instead if pair not in wanted]
+        found = trials.fastest_passing(_allowed(others, task.samples))
     if found is None and not force:
         raise _refused(report_of(trials, trials.best(precision)))
     report = report_of(trials, found or trials.best(precision), forced=found is None)
@@ -134,7 +150,7 @@ def _check_numbers(gates: Any, batch_size: Any, params: Mapping[str, Any]) -> No
             raise OptimizeError(f"`{name}` is {value!r:.100}; it must be {rule}")
 
 
-def _others(precision: str, backend: str, device: str) -> list[tuple[str, str]]:
+def cheaper(precision: str, backend: str, device: str) -> list[tuple[str, str]]:
     """What to fall back to: other precisions of the backend asked for."""
     names = BACKENDS if backend == AUTO else (backend,)
     return [

@@ -75,22 +75,19 @@ class Optimizing:
             ExportError: the network has operators that ONNX has not, or no body.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        from learnkit.deploy.conversion.optimize import optimize
+        from learnkit.deploy.conversion.optimize import Given, candidates, cheaper, fastest, task_of
 
-        return optimize(
+        wanted = candidates(backend, precision, device, backend_params)
+        task = task_of(
             self,
             precision,
-            samples,
-            backend=backend,
-            device=device,
-            test=test,
-            ood=ood,
-            learned=learned,
-            force=force,
-            fallback=fallback,
-            threads=threads,
+            Given(samples, test, ood, learned),
             gates=gates,
             batch_size=batch_size,
+            params=backend_params,
             progress=progress,
-            **backend_params,
+            device=device,
+            threads=threads,
         )
+        instead = cheaper(precision, backend, device) if fallback else None
+        return fastest(task, wanted, instead, force=force)

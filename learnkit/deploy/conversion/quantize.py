@@ -1,4 +1,4 @@
-"""Networks in 8 bits for onnxruntime: calibrated on sample images, corrected, and measured.
+"""Networks in 8 bits: calibrated on sample images, corrected, and measured in onnxruntime.
 
 What is done, by what it brought on a MobileNetV2 with real weights (error of the features relative
 to their spread over images; images of 153 whose class changed, under a discriminant fitted on the
@@ -7,13 +7,13 @@ sensitive of 52 layers in float32 .09 and 0 to 1. What did not help is in no fil
 ranges than from smallest to largest value, and evening out ranges of channels across layers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from learnkit.deploy.bulk import counted
 from learnkit.deploy.conversion.limits import Limits
 from learnkit.deploy.conversion.quantize_bias import correct_biases, with_biases
 from learnkit.deploy.conversion.quantize_graph import FloatNetwork, open_raw, to_int8
@@ -24,6 +24,7 @@ from learnkit.errors import OptimizeError
 MAX_SAMPLES = 256
 _N_RANKING = 8  # images on which layers are ranked
 _MIN_SAMPLES = 2
+_LABEL = "int8"
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,13 @@ def quantize_onnx(
     network = FloatNetwork(onnx)
     images = used_samples(network, samples)
     check_kept(network, limits.keep)
-    with _bar(progress, "calibrate", len(images)) as update:
+    with counted(f"{_LABEL}: calibrate", len(images), progress) as update:
         calibration = calibrate(network, images, progress=update)
-    search = _Search(network, images, calibration, limits)
-    first = search.attempt(limits.keep or ())
+    with counted(f"{_LABEL}: convert", 2, progress, "step") as update:
+        search = _Search(network, images, calibration, limits)
+        update(1)
+        first = search.attempt(limits.keep or ())
+        update(1)
     return first if limits.settle(first) else _spared(search, first, progress)
 
 
@@ -113,7 +117,7 @@ def _spared(search: _Search, first: Quantized, progress: bool) -> Quantized:
     layers, limits = search.network.layers, search.limits
     chosen = spread(len(search.images), _N_RANKING)
     images, exact = search.images[chosen], search.calibration.features[chosen]
-    with _bar(progress, "sensitivity", len(layers)) as update:
+    with counted(f"{_LABEL}: try each layer", len(layers), progress, "layer") as update:
         damages = sensitive_layers(
             layers, lambda name: search.with_one(name, images), exact, update
         )
@@ -122,9 +126,11 @@ def _spared(search: _Search, first: Quantized, progress: bool) -> Quantized:
     def attempt(n: int) -> Quantized:
         kept = {name for name, _ in damages[:n]}
         tried.append(search.attempt([name for name in layers if name in kept]))
+        update(1)
         return tried[-1]
 
-    best = fewest(len(layers) // 2, attempt, limits.met_by)
+    with counted(f"{_LABEL}: spare layers", None, progress, " tries") as update:
+        best = fewest(len(layers) // 2, attempt, limits.met_by)
     if best is None:
         best = min(tried, key=lambda one: (-(one.score or 0.0), one.error))
     return replace(best, damages=tuple(damages), notes=(limits.note(best, len(layers)),))
@@ -172,15 +178,3 @@ def check_kept(network: FloatNetwork, keep: Sequence[str] | None) -> None:
 def spread(n: int, most: int) -> np.ndarray:
     """Indices of at most `most` of `n`, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
-
-
-@contextmanager
-def _bar(shown: bool, what: str, total: int) -> Iterator[Callable[[int], object] | None]:
-    """A progress bar's `update`, or None."""
-    if not shown:
-        yield None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=what) as bar:
-        yield bar.update

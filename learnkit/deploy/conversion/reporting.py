@@ -16,7 +16,7 @@ from learnkit.deploy.conversion.trial import Trial
 if TYPE_CHECKING:
     from learnkit.deploy.conversion.trials import Trials
 
-_PACKAGES = ("torch", "timm", "numpy", "onnx", "onnxruntime", "openvino", "nncf")
+_PACKAGES = ("torch", "timm", "numpy", "onnx", "onnxruntime", "openvino")
 _BUSY = (
     "others used the machine while it was timed: ratios may be off; optimise again when it is idle"
 )
