@@ -1,6 +1,7 @@
-"""Features of classes drawn around centres, and the statistics of them."""
+"""Features of classes drawn around centres, the statistics of them, and how often to try."""
 
 import torch
+from hypothesis import HealthCheck, settings
 
 from learnkit.continual.embedding import GRID, embed, to_grid
 from learnkit.continual.statistics import ClassStatistics
@@ -25,3 +26,9 @@ def gather(features, labels, *, memory_size=64):
 def on_grid(features):
     """What the statistics hold of each feature: embedded and rounded."""
     return to_grid(embed(features, root=False)) / GRID
+
+
+def examples(n):
+    """Settings of a property tried on `n` examples, the same ones every time."""
+    slow_is_fine = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+    return settings(max_examples=n, derandomize=True, **slow_is_fine)

@@ -4,14 +4,15 @@ import hashlib
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from continual_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learnkit.continual.memory import FeatureMemory
 from learnkit.errors import DataError, StatisticsError
 
 D = 3
-few = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+few = examples(40)
 # few values, so that copies are frequent
 rows = st.lists(st.tuples(*[st.integers(-2, 2)] * D), min_size=1, max_size=30)
 

@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from continual_helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learnkit.continual.embedding import GRID, embed, to_grid
@@ -14,7 +15,7 @@ from learnkit.errors import DataError, StatisticsError
 
 D = 6
 NAMES = ["ant", "bee", "cat", "dog"]
-few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+few = examples(25)
 
 
 def images(seed, n=24, d=D):
