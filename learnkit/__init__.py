@@ -67,6 +67,15 @@ def __getattr__(name: str) -> Any:
     gc.disable()
     try:
         value = getattr(importlib.import_module(PUBLIC_NAMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from learnkit.errors import MissingExtraError
+
+        raise MissingExtraError(
+            f"learnkit.{name} needs torch, which is not installed: `pip install learnkit` brings "
+            "it; `load_runtime` predicts without it"
+        ) from error
     finally:
         if collecting:
             gc.enable()

@@ -55,3 +55,17 @@ class TestEveryCallback:
     def test_pickles(self, callback, tmp_path):
         made = callback(tmp_path) if callback.__name__ == "Checkpoint" else callback()
         assert isinstance(pickle.loads(pickle.dumps(made)), callback)
+
+
+def test_a_name_that_needs_torch_says_so_where_there_is_none(monkeypatch):
+    def without_torch(name):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.delitem(vars(learnkit), "load_learner", raising=False)
+    monkeypatch.setattr(learnkit.importlib, "import_module", without_torch)
+    missing = "torch"
+    with pytest.raises(ImportError, match=r"learnkit\.load_learner needs torch, .* `load_runtime`"):
+        _ = learnkit.load_learner
+    missing = "timm"
+    with pytest.raises(ModuleNotFoundError, match="No module named 'timm'"):
+        _ = learnkit.load_learner

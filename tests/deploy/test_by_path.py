@@ -195,6 +195,22 @@ def test_copies_are_made_as_ever_and_a_deep_one_is_in_no_bundle(bundle):
         pickle.dumps(copy.deepcopy(predictor))
 
 
+def test_a_deep_copy_shares_what_a_backend_has_compiled_and_nothing_else(runtime_bundle, optimised):
+    model = load_runtime(runtime_bundle, threads=1)
+    deep = copy.deepcopy(model).set(class_names=["x", "y"])
+    assert deep.session is model.session
+    assert (model.classes, deep.predict(shades("a", 1, size=16)[0]).classes) == (
+        ("a", "b"),
+        ("x", "y"),
+    )
+    faster = load_learner(optimised, threads=1)
+    copied = copy.deepcopy(faster)
+    copied.extend(*labelled({"new": 3}), progress=False)
+    assert (faster.classes, copied.classes) == (tuple(COUNTS), (*COUNTS, "new"))
+    # what a person sees of either holds no weights
+    assert all(len(repr(one)) < 300 for one in (faster.network, faster.converted, faster.base))
+
+
 def with_detector():
     model = make_model()
     detector = Detector(model[0].n_features)

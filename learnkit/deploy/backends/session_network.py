@@ -60,6 +60,9 @@ class SessionNetwork:
         recipe = self.preprocessing
         return torch.zeros(0, recipe.channels, *recipe.size, dtype=torch.uint8)
 
+    def __repr__(self) -> str:
+        return f"SessionNetwork({self.session!r})"
+
     def _run(self, images: Tensor) -> Outputs:
         channels_last = images.detach().cpu().permute(0, 2, 3, 1).contiguous()
         return self.session.run(channels_last.numpy())

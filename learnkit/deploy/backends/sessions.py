@@ -66,6 +66,10 @@ class Session(ABC):
     def _run(self, images: np.ndarray) -> Outputs:
         """`run` for at least one image, contiguous."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
+        """Itself: nothing of it changes, and backends cannot copy what they have compiled."""
+        return self
+
     def __repr__(self) -> str:
         return (
             f"<{self.backend} {self.precision} session, {self.n_features} features, "

@@ -46,8 +46,8 @@ class Converted:
     backend: str
     precision: str
     params: Mapping[str, Any]
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    model: nn.Module | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    model: nn.Module | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
     @property

@@ -30,8 +30,8 @@ class BaseFiles:
         learned: the variants that know more than the float32 model, also of the stale ones.
     """
 
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    hashes: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
     folder: Path | None = None
     problem: str = ""
     stale: tuple[str, ...] = ()
