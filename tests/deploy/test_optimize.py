@@ -234,6 +234,10 @@ def test_fallback_takes_another_precision_that_passes(source, given_times, damag
     outcomes = {one.variant: one.outcome for one in report.candidates}
     assert outcomes["torch-float32"] == "taken"
     assert outcomes["torch-bfloat16"].startswith("agreement: FAILED")
+    damaged.add("torch-float32")
+    with pytest.raises(ConversionRefusedError) as caught:
+        source.optimize("bfloat16", backend="torch", test=TEST, fallback=True, **QUIET)
+    assert "taken" not in {one.outcome for one in caught.value.report.candidates}
 
 
 def test_auto_takes_the_fastest_that_passes(source, given_times, damaged):

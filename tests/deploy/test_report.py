@@ -159,6 +159,14 @@ def test_the_printed_report_fits_a_terminal_and_does_not_steer_it():
     assert "folder/?[31m?red??## heading?.png" in text
 
 
+def test_long_times_and_outcomes_wrap_in_the_printed_table():
+    slow = {"1": 123456.78, "16": 1234567.89}
+    tried = tuple(Candidate(f"openvino-{name}", slow, 0.99, "slower, not judged") for name in "ab")
+    text = str(replace(TRIED, candidates=(*tried, *TRIED.candidates)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert " ".join(text.split()).count(" slower ") == 3
+
+
 @pytest.mark.parametrize(
     ("truth", "before", "after", "said"),
     [
@@ -247,6 +255,12 @@ def test_html_escapes_every_name_from_outside():
     html = TRIED._repr_html_()
     assert "<img" not in html
     assert html.count("&lt;img") >= 5
+    for name in ('"><b>x', '"><b>' + 30 * "x"):  # short, and so long that it is cut
+        one = ChangedImage(name, name, name, f"{name}y", 0.6, 0.5, 0.1)
+        images = (one, replace(one, truth="other"))
+        html = replace(REPORT, quality=replace(QUALITY, worst_images=images))._repr_html_()
+        assert '"><b>x' not in html
+        assert "&quot;&gt;&lt;b&gt;x" in html
     assert html.count("<table") == html.count("</table>")
 
 

@@ -60,13 +60,13 @@ def _tried(report: ConversionReport) -> list[str]:
     batches = [one.batch for one in report.latency]
     header = ("", *(f"batch {batch}" for batch in batches), "kept", "")
     cells = [
-        (one.name, *(_time(one, batch) for batch in batches), _kept(one), one.outcome)
+        (one.name, *(_time(one, batch) for batch in batches), _kept(one), one.outcome.split(",")[0])
         for one in speeds
     ]
-    first, *lines = _table([header, *cells])
-    found = [first]
-    for one, line in zip(speeds, lines, strict=True):
-        found += [line, *(_wrapped(_printable(one.why), " " * 6, " " * 6) if one.why else [])]
+    first, *blocks = _blocks([header, *cells])
+    found = first
+    for one, block in zip(speeds, blocks, strict=True):
+        found += [*block, *(_wrapped(_printable(one.why), " " * 6, " " * 6) if one.why else [])]
     return found
 
 
@@ -97,19 +97,24 @@ def _images(images: Sequence[ChangedImage]) -> list[str]:
 
 
 def _table(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Columns: the first to the left, numbers to the right, the last wrapped where it ends."""
+    """Lines of all rows."""
+    return [line for block in _blocks(cells) for line in block]
+
+
+def _blocks(cells: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Lines per row: the first cell to the left, numbers to the right, the last one wrapped."""
     cells = [[_printable(cell) for cell in row] for row in cells]
     if not cells:
         return []
     *widths, _ = (max(len(row[i]) for row in cells) for i in range(len(cells[0])))
-    lines = []
+    blocks = []
     for row in cells:
         start = "  ".join(
             cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=False))
         )
-        lines += _wrapped(row[-1], f"  {start}  ", " " * (len(start) + 4))
-    return lines
+        blocks.append(_wrapped(row[-1], f"  {start}  ", " " * (len(start) + 4)))
+    return blocks
 
 
 def _wrapped(text: str, start: str, after: str) -> list[str]:

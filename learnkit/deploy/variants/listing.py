@@ -30,7 +30,7 @@ _HEADING = "\n## Variants\n"
 _COST = "\n## Optimised: "
 _ABOUT = (
     "The same network in other forms, beside the float32 weights. Milliseconds were measured where "
-    "each was made (see below), those of float32 in torch; in brackets, how many times as fast."
+    "each was made (see below), those of float32 in torch; in brackets, times as fast as that."
 )
 _PATH = "path/to/this/folder"
 _FREE_OF_TORCH = ("onnxruntime", "openvino")
