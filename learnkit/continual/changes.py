@@ -25,7 +25,7 @@ from learnkit.uncertainty.threshold import manual_threshold
 Validation = tuple[Tensor, Sequence[Any]]
 Change = tuple["Knowledge", tuple[str, ...]]
 VALIDATION_SIZE = 64
-_SMALL = 2**20  # numbers in a matrix that may lie about twice
+_SMALL = 2**20  # numbers so few that a former state keeps what can be derived again
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ class Knowledge:
     validation: FeatureMemory
     manual_threshold: float | None = None
     derived: Derived | None = None
+    # weights by device, made when first asked for: what `derived` says, so that nothing changes
     _affine: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod

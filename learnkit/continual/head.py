@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from learnkit.continual.changes import Knowledge
 from learnkit.continual.derived import Derived
 from learnkit.continual.embedding import embed
-from learnkit.continual.rows import check_features
+from learnkit.continual.rows import check_features, what_is_not_finite
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import ContinualPredictionError, DataError
@@ -98,7 +98,7 @@ class KnowingHead(nn.Module):
                 not finite.
         """
         knowledge = self.knowledge
-        _derived(knowledge)
+        _derived(knowledge)  # raises where no class is known
         features = self.pooled(x)
         _check_finite(features)
         weight, bias = knowledge.affine_on(features.device)
@@ -185,10 +185,5 @@ def _checked(knowledge: Knowledge, features: Tensor) -> Tensor:
 
 
 def _check_finite(features: Tensor) -> None:
-    if features.is_meta or bool(torch.isfinite(features).all()):
-        return
-    rows = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten().tolist()
-    raise ContinualPredictionError(
-        f"features of {len(rows)} of {len(features)} images are NaN or infinite (rows "
-        f"{', '.join(map(str, rows[:10]))}): no class can be told"
-    )
+    if not features.is_meta and (found := what_is_not_finite(features)):
+        raise ContinualPredictionError(f"{found}: no class can be told")

@@ -33,14 +33,14 @@ def held_out_mahalanobis(linear: LinearClassifier) -> Tensor:
     at = loo.rows[:n]
     labels = torch.searchsorted(spectrum.classes, loo.labels[:n])
     copies = loo.memory.copies[at].to(torch.float64)
-    other, factor = _before(geometry)
+    other, factor = _counterweight(geometry)
     left_out = leave_one_out(other, spectrum.turn(loo.memory.embedded(at)), labels, copies)
     held = replace(left_out, distances=left_out.distances * factor)
     return torch.cat([held.mahalanobis_scores(geometry.d_eff), loo.mahalanobis[n:]])
 
 
-def _before(geometry: Geometry) -> tuple[Geometry, float]:
-    """(geometry, factor on squared distances) that leaving one out turns into the wanted ones."""
+def _counterweight(geometry: Geometry) -> tuple[Geometry, float]:
+    """(geometry, factor on squared distances) whose round part will have grown to the wanted one."""
     share, dof = geometry.shrinkage, geometry.spectrum.dof
     if dof < 2:  # no scatter is left, the round part alone
         return geometry.spectrum.geometry(1.0), 1 / share

@@ -1,4 +1,8 @@
-"""What every closed-form classifier is made of, and what it is: weights with honest judgements."""
+"""What every fit in closed form begins with and ends in.
+
+It begins with a `Basis`, shared by all classifiers of the same statistics, and ends in a
+`LinearClassifier`: weights, and what they say of remembered samples they have not seen.
+"""
 
 from __future__ import annotations
 

@@ -51,6 +51,7 @@ class FeatureMemory:
     n_features: int
     class_names: tuple[str, ...] = ()
     cells: tuple[Cell, ...] = ()
+    # what `all` gave, by its argument: every refit asks for it
     _all: dict[int | None, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

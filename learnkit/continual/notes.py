@@ -8,8 +8,6 @@ from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.uncertainty.threshold import Threshold
 
-_ALIKE = "no class has two images that differ"
-
 
 def notes_on(
     stats: ClassStatistics,
@@ -45,12 +43,13 @@ def warning_on(honest: Honest, settings: Settings) -> str:
     """The one thing a person must know, or ""."""
     if honest.source != "parametric":
         return ""
-    forgetful = not settings.memory
-    why = "no features are remembered (memory=0)" if forgetful else _ALIKE
+    if settings.memory:
+        why, remedy = "no class has two images that differ", " or more images of a class"
+    else:
+        why, remedy = "no features are remembered (memory=0)", ""
     return (
         f"{why}, and there are no validation images: the threshold and the temperature rest on an "
-        "assumed distribution, not on images; give validation images"
-        + ("" if forgetful else " or more images of a class")
+        f"assumed distribution, not on images; give validation images{remedy}"
     )
 
 

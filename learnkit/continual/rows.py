@@ -29,14 +29,21 @@ def check_features(features: Any, n_features: int) -> Tensor:
         )
     # also away from subclasses such as fastai's
     table = table.detach().as_subclass(Tensor).to("cpu", torch.float64).contiguous()
-    if not torch.isfinite(table).all():
-        rows = torch.nonzero(~torch.isfinite(table).all(dim=1)).flatten().tolist()
-        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    if found := what_is_not_finite(table):
         raise DataError(
-            f"features of {len(rows)} of {len(table)} images are NaN or infinite (rows {shown}); "
-            "leave these images out, or look for what the network makes of them"
+            f"{found}; leave these images out, or look for what the network makes of them"
         )
     return table
+
+
+def what_is_not_finite(features: Tensor) -> str:
+    """Which rows of (N, D) hold NaN or infinity, as the beginning of a message; "" if none does."""
+    finite = torch.isfinite(features)
+    if finite.all():
+        return ""
+    rows = torch.nonzero(~finite.all(dim=1)).flatten().tolist()
+    shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    return f"features of {len(rows)} of {len(features)} images are NaN or infinite (rows {shown})"
 
 
 def check_images(

@@ -57,9 +57,9 @@ class ClassStatistics(RelabelledSums):
         """
         grid, labels = self._checked(features, labels, class_names)
         self._check_room(len(grid))
-        wanted = [*map(clean_name, class_names or ()), *labels]
-        check_distinct(list(map(clean_name, class_names or ())))
-        grown = self.with_classes(wanted)
+        in_this_order = list(map(clean_name, class_names or ()))
+        check_distinct(in_this_order)
+        grown = self.with_classes([*in_this_order, *labels])
         index = index_tensor(grown.class_names, labels)
         return replace(
             grown,

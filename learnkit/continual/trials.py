@@ -20,7 +20,7 @@ _BLOCK = 2**20  # numbers in a table of trials by classes, of which some lie abo
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trials:
-    """Remembered samples as honest test samples: each left out, some as the second of two ever.
+    """Remembered samples as honest test samples: each left out, some once more beside a partner.
 
     `points (M,D)` are the memory rows turned into the axes of the spectrum; `rows (R,)` says which
     one each trial is, the first `n_single` each once. `labels (R,)` are positions among the classes

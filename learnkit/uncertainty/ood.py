@@ -21,6 +21,8 @@ from learnkit.uncertainty.checks import (
     check_weights,
     refuse,
 )
+
+# Scores and how good they are, at one address for those who call them.
 from learnkit.uncertainty.detection import auroc as auroc
 from learnkit.uncertainty.detection import evaluate_ood as evaluate_ood
 from learnkit.uncertainty.detection import fpr_at_tpr as fpr_at_tpr
