@@ -134,6 +134,7 @@ def test_variants_of_a_model_that_has_changed_are_left_out_with_one_warning(bund
 
 
 CHANGES = {
+    "more": lambda p: p.extend(*labelled({"ok": 2}, seed=8), progress=False),
     "forget": lambda p: p.forget("bad"),
     "rename": lambda p: p.set(class_names={"bad": "worse"}),
     "unusual": lambda p: p.set(ood_threshold=3.5),

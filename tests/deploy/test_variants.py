@@ -146,7 +146,8 @@ def test_extending_int8_gives_to_the_bit_what_initialising_with_all_gives(writte
     assert grown.classes == (*COUNTS, "new")
     assert grown.has_learned
     assert torch.equal(probs(grown), probs(again))
-    assert load_learner(tmp_path / "model", variant="float32").classes == tuple(COUNTS)
+    with pytest.warns(UserWarning, match="'onnxruntime-int8' beside it has learned more"):
+        assert load_learner(tmp_path / "model", variant="float32").classes == tuple(COUNTS)
     config = json.loads((tmp_path / "model" / "config.json").read_text())["learnkit"]
     assert config["critical"] == ["continual", "default_variant"]
 
@@ -204,7 +205,8 @@ def test_a_trained_head_and_its_names_travel(tmp_path):
     assert (again.multi_label, again.threshold) == (True, 0.3)
     assert again.predict(TEST.items[0]).label == faster.predict(TEST.items[0]).label
     assert report.state == "the trained head is part of the network"
-    assert load(tmp_path / "model", variant="float32").classes == ("ok", "NO", "ß/<b>")
+    with pytest.warns(UserWarning, match="beside it has learned more, or other names"):
+        assert load(tmp_path / "model", variant="float32").classes == ("ok", "NO", "ß/<b>")
 
 
 def test_a_detector_beside_a_trained_head_goes_along(tmp_path):
