@@ -188,6 +188,8 @@ def test_several_variants_share_a_bundle(source, int8, written, tmp_path):
     assert torch.equal(probs(found), probs(int8))
     found.save(tmp_path / "model")
     assert torch.equal(probs(load(tmp_path / "model", variant="torch-bfloat16")), probs(other))
+    with pytest.raises(BundleError, match="no variant ''; it has"):
+        load(tmp_path / "model", variant="")
     with pytest.raises(BundleError, match="no variant 'x-y'; it has 'onnxruntime-int8', 'torch-bf"):
         load(tmp_path / "model", variant="x-y")
     stranger, _ = make_continual(COUNTS, seed=4).optimize("bfloat16", backend="torch", **QUIET)
@@ -307,6 +309,7 @@ TAMPERED = {
     "odd type": (described(lambda d: d.update(threshold="0.5")), "`threshold` is '0.5'"),
     "unknown key": (described(lambda d: d.update(run="rm")), "has the fields"),
     "odd recipe": (described(lambda d: d["preprocessing"].update(size=0)), "size"),
+    "another size": (described(lambda d: d["preprocessing"].update(size=[48, 32])), "not fit toge"),
     "weights outside": (network(outside), "weights in another file"),
     "no network": (("onnx", lambda data: b"\x08\x07" + data[:50]), "."),
     "no images": (probes(lambda t: t.update(images=t["images"][:0])), "preprocessed images"),

@@ -19,7 +19,7 @@ from learnkit.deploy.variants.base_files import BaseFiles
 from learnkit.deploy.variants.description import FLOAT32, Variant, check_variant, files_of, path_of
 from learnkit.deploy.variants.knowing import learned_since
 from learnkit.deploy.variants.probes import check_recorded
-from learnkit.errors import BundleCorruptError, LearnkitError
+from learnkit.errors import BundleCorruptError, LearnkitError, PredictionError
 
 
 class Opened(NamedTuple):
@@ -39,7 +39,7 @@ def which_variant(path: str | os.PathLike, asked: str | None, sha256: str | None
     folder = read_folder(path, sha256=sha256, wanted=(CONFIG,))
     check_schema(folder.manifest, MANIFEST)
     section = read_section(_file(folder, CONFIG))
-    name = asked or default_variant(section) or FLOAT32
+    name = (default_variant(section) or FLOAT32) if asked is None else asked
     if name != FLOAT32:
         check_variant(name, folder.manifest["files"])
     return Opened(folder, section, name)
@@ -67,20 +67,23 @@ def load_variant(
         )
     head = _head(variant, folder)
     is_detector = isinstance(head, Detector)
-    predictor = OptimizedPredictor(
-        _converted(variant, folder, path),
-        variant.recipe(),
-        variant.classes,
-        head=None if is_detector else head,
-        detector=head if is_detector else None,
-        multi_label=variant.multi_label,
-        threshold=variant.threshold,
-        base=base,
-        metadata=_metadata(opened.section),
-        device=device,
-        threads=threads,
-        has_learned=name in learned_since(opened.section),
-    )
+    try:
+        predictor = OptimizedPredictor(
+            _converted(variant, folder, path),
+            variant.recipe(),
+            variant.classes,
+            head=None if is_detector else head,
+            detector=head if is_detector else None,
+            multi_label=variant.multi_label,
+            threshold=variant.threshold,
+            base=base,
+            metadata=_metadata(opened.section),
+            device=device,
+            threads=threads,
+            has_learned=name in learned_since(opened.section),
+        )
+    except PredictionError as error:  # a network for images of another size
+        raise BundleCorruptError(f"the variant {name!r} does not fit together: {error}") from error
     _check_fit(predictor, variant)
     _check_probes(predictor, variant, folder)
     predictor.report = _report(folder, name)
