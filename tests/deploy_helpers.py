@@ -83,6 +83,11 @@ def edit_tensors(path, change, name="model.safetensors"):
     rewrite(path, name, edited)
 
 
+def section(path):
+    """What config.json says under `learnkit`."""
+    return json.loads((path / "config.json").read_text())["learnkit"]
+
+
 def content(path):
     """What a reader finds: the files' bytes, or None where there is no bundle."""
     try:

@@ -40,7 +40,7 @@ def held_out_mahalanobis(linear: LinearClassifier) -> Tensor:
 
 
 def _counterweight(geometry: Geometry) -> tuple[Geometry, float]:
-    """(geometry, factor on squared distances) whose round part will have grown to the wanted one."""
+    """(geometry, factor on squared distances) whose round part grows to the one that is wanted."""
     share, dof = geometry.shrinkage, geometry.spectrum.dof
     if dof < 2:  # no scatter is left, the round part alone
         return geometry.spectrum.geometry(1.0), 1 / share

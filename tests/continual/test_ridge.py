@@ -30,6 +30,14 @@ def class_means(z, labels):
     }
 
 
+def said_by_the_rest(sample, z, labels, keep, penalty):
+    """Logits (C,) of a sample by the regression fitted to the rows `keep` alone."""
+    rest = [labels[i] for i in keep]
+    means = class_means(z[keep], rest)
+    weight = by_definition(z[keep], rest, means, penalty)
+    return weight @ (sample - torch.stack(list(means.values())).mean(0))
+
+
 @pytest.mark.parametrize("penalty", [0.01, 1.0])
 def test_is_ridge_regression_on_balanced_targets(penalty):
     features, labels = draw(COUNTS)
@@ -69,10 +77,7 @@ def test_leave_one_out_is_refitting_without_the_sample(penalty, width):
     for row, sample in enumerate(basis.memory.features):
         gone = int((z - sample).abs().sum(1).argmin())
         keep = [i for i in range(len(labels)) if i != gone]
-        rest = [labels[i] for i in keep]
-        means = class_means(z[keep], rest)
-        weight = by_definition(z[keep], rest, means, ridge.penalty)
-        wanted = weight @ (sample - torch.stack(list(means.values())).mean(0))
+        wanted = said_by_the_rest(sample, z, labels, keep, ridge.penalty)
         torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -85,10 +90,7 @@ def test_copies_leave_together():
     assert basis.memory.copies.max() == 3
     for row, sample in enumerate(basis.memory.features):
         keep = ((z - sample).abs().sum(1) > 1e-6).nonzero()[:, 0].tolist()
-        rest = [labels[i] for i in keep]
-        means = class_means(z[keep], rest)
-        weight = by_definition(z[keep], rest, means, ridge.penalty)
-        wanted = weight @ (sample - torch.stack(list(means.values())).mean(0))
+        wanted = said_by_the_rest(sample, z, labels, keep, ridge.penalty)
         torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
 
 

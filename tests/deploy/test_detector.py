@@ -1,8 +1,5 @@
 """A detector of unusual images beside a trained head, from `Predictor` into bundles and back."""
 
-import json
-import shutil
-
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +11,7 @@ from deploy_helpers import (
     make_continual,
     make_model,
     make_predictor,
+    section,
     shades,
     strange,
 )
@@ -58,15 +56,6 @@ def bundle(predictor, tmp_path_factory):
     path = tmp_path_factory.mktemp("bundle") / "model"
     predictor.save(path)
     return path
-
-
-@pytest.fixture
-def copy(bundle, tmp_path):
-    return shutil.copytree(bundle, tmp_path / "model")
-
-
-def section(path):
-    return json.loads((path / "config.json").read_text())["learnkit"]
 
 
 def test_the_head_tells_the_classes_and_the_detector_what_is_unusual(predictor):

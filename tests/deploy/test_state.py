@@ -2,7 +2,6 @@
 
 import copy as copying
 import json
-import shutil
 
 import pytest
 import safetensors.torch
@@ -17,6 +16,7 @@ from deploy_helpers import (
     make_model,
     make_predictor,
     rewrite,
+    section,
     shades,
 )
 from torch import nn
@@ -40,15 +40,6 @@ def bundle(tmp_path_factory):
     path = tmp_path_factory.mktemp("bundle") / "model"
     make_continual(COUNTS).save(path)
     return path
-
-
-@pytest.fixture
-def copy(bundle, tmp_path):
-    return shutil.copytree(bundle, tmp_path / "model")
-
-
-def section(path):
-    return json.loads((path / "config.json").read_text())["learnkit"]
 
 
 def files(path):
