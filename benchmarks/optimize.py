@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import learnkit._torchvision  # noqa: F401  # before fastai and timm
@@ -24,6 +25,7 @@ from _bench import interleaved_times, median, ratio, report, spread, write_csv
 from learnkit.data.dataset import ImageDataset
 from learnkit.demo import write_digits
 from learnkit.deploy.backends.registry import BACKENDS, PRECISIONS, why_not
+from learnkit.deploy.backends.session_network import LAYOUT
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import LearnkitError
 from learnkit.learner import cnn_learner
@@ -115,9 +117,10 @@ def rows_of(arch: str, kind: str, predictor: Predictor, data: ImageDataset, roun
     rows = []
     for batch in BATCHES:
         images = pixels[:batch].contiguous()
-        calls = {EAGER: lambda images=images: predictor.network.features(images)}
+        calls = {EAGER: partial(predictor.network.features, images)}
+        images = images.contiguous(memory_format=LAYOUT)  # each as images are read for it
         for name, (fast, *_) in found.items():
-            calls[name] = lambda images=images, fast=fast: fast.network.features(images)
+            calls[name] = partial(fast.network.features, images)
         times = interleaved_times(calls, repeats=rounds, settle=3)
         rows += [
             {

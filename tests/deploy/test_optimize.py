@@ -47,7 +47,7 @@ def given_times(monkeypatch):
     """Milliseconds by variant; those not named take 10."""
     times = {trials.EAGER: 20.0, "torch-bfloat16": 5.0}
 
-    def measure(runs, pixels, *, batches, progress):
+    def measure(runs, pixels, *, layouts, batches, progress):
         for run in runs.values():
             run(pixels[:1])
         return {
@@ -338,7 +338,7 @@ def faster(source):
         patch.setattr(
             trials,
             "measure",
-            lambda runs, pixels, *, batches, progress: {
+            lambda runs, pixels, *, layouts, batches, progress: {
                 name: dict.fromkeys(batches, times.get(name, slow)) for name in runs
             },
         )

@@ -45,7 +45,7 @@ NAME = "onnxruntime-int8"
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_waiting():
-    times = lambda runs, pixels, *, batches, progress: {
+    times = lambda runs, pixels, *, layouts, batches, progress: {
         name: dict.fromkeys(batches, Times(1.0, 1.0)) for name in runs
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -7,6 +7,8 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.backends.sessions import Outputs, Session
 from learnkit.errors import PredictionError
 
+LAYOUT = torch.channels_last  # of images in memory that need not be moved for a session
+
 
 class SessionNetwork:
     """The forward passes of a session, in the shape of `Network`: no locks, any number of threads.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ def measure(
     runs: Mapping[str, Callable[[Tensor], object]],
     pixels: Tensor,
     *,
+    layouts: Mapping[str, torch.memory_format] = MappingProxyType({}),
     batches: Sequence[int] = BATCHES,
     seconds: float = 3.0,
     clock: Callable[[], float] = time.perf_counter,
@@ -44,6 +47,8 @@ def measure(
     Args:
         runs: each takes uint8 images (N, C, H, W).
         pixels: images to run on, repeated to fill a batch.
+        layouts: how a run's images lie in memory, as they do where they are read for it; by
+            default channels come first.
         batches: batch sizes.
         seconds: about how long to go on at every batch size, for all runs together.
         clock: seconds that go by.
@@ -52,31 +57,30 @@ def measure(
     found: dict[str, dict[int, Times]] = {name: {} for name in runs}
     for batch in watched(batches, len(batches), progress, "time", unit="batch size"):
         images = pixels[torch.arange(batch) % len(pixels)].contiguous()
-        for name, values in _turns(runs, images, seconds, clock).items():
+        given = {name: images.contiguous(memory_format=how) for name, how in layouts.items()}
+        calls = {name: partial(run, given.get(name, images)) for name, run in runs.items()}
+        for name, values in _turns(calls, seconds, clock).items():
             median, p95 = np.quantile(values, (0.5, 0.95))
             found[name][batch] = Times(1000 * float(median), 1000 * float(p95))
     return found
 
 
 def _turns(
-    runs: Mapping[str, Callable[[Tensor], object]],
-    images: Tensor,
-    seconds: float,
-    clock: Callable[[], float],
+    calls: Mapping[str, Callable[[], object]], seconds: float, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
     """Seconds of every call that counts."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run(images)  # whatever is made at the first call
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()  # whatever is made at the first one
     end = clock() + seconds
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and clock() > end:
             break
-        for name, run in runs.items():
-            run(images)
+        for name, call in calls.items():
+            call()
             for _ in range(BLOCK):
                 started = clock()
-                run(images)
+                call()
                 times[name].append(clock() - started)
     return times
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from learnkit.deploy.backends.session_network import SessionNetwork
+from learnkit.deploy.backends.session_network import LAYOUT, SessionNetwork
 from learnkit.deploy.conversion.comparing import answers, compare
 from learnkit.deploy.conversion.converter import Converted, Converter
 from learnkit.deploy.conversion.knowledge import CARRIED, learned_again
@@ -107,6 +107,7 @@ class Trials:
             times = measure(
                 runs,
                 self.task.test.pixels,
+                layouts={name: LAYOUT for name in runs if name != EAGER},
                 batches=self.task.batches,
                 progress=self.task.progress,
             )
