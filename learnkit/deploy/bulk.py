@@ -137,7 +137,7 @@ def watched(
     stream: Iterable[Any], n: int, progress: bool, what: str = "predict", unit: str = "img"
 ) -> Iterable[Any]:
     """`stream` of `n` items behind a progress bar, if wanted."""
-    if not progress:
+    if not progress or not n:
         return stream
     from tqdm.auto import tqdm
 

@@ -92,6 +92,11 @@ def errors(data, low, images):
 
 
 class TestTheNetwork:
+    def test_the_numbers_a_layer_passes_are_those_of_one_image(self):
+        first, *others = FloatNetwork(uneven()).n_passed.values()
+        assert first == 3 * 16 * 16 + 8 * 7 * 7
+        assert others == [2 * 8 * 7 * 7] * 3
+
     def test_convolutions_are_int8_and_the_head_is_float32(self):
         types = types_of(quantized().onnx)
         head = {name for name in types if name.startswith("head")}
@@ -245,7 +250,7 @@ class TestSparing:
         assert spared.kept == tuple(layers[1:3])
         assert spared.error < 0.2
         assert {name for name, _ in spared.damages[:2]} == set(layers[1:3])
-        assert spared.notes == ("kept 2 of 4 layers in float32, the most sensitive by measurement",)
+        assert spared.notes == ("kept 2 of 4 layers in float32, chosen by measurement",)
         kept = [types_of(spared.onnx)[name] == onnx.TensorProto.FLOAT for name in layers]
         assert kept == [False, True, True, False]
 

@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from learnkit.deploy.conversion.sensitivity import fewest, relative_error, sensitive_layers
+from learnkit.deploy.conversion.sensitivity import (
+    by_worth,
+    fewest,
+    relative_error,
+    sensitive_layers,
+)
 
 EXACT = np.array([[0.0, 2.0], [2.0, 0.0], [4.0, 4.0]])
 
@@ -39,6 +44,21 @@ class TestSensitiveLayers:
         counted = []
         sensitive_layers("abc", lambda _: EXACT, EXACT, counted.append)
         assert counted == [1, 1, 1]
+
+
+class TestByWorth:
+    def test_of_equal_cost_the_most_damaging_comes_first(self):
+        damages = [("a", 0.1), ("b", 0.3), ("c", 0.2)]
+        assert by_worth(damages, dict.fromkeys("abc", 7)) == ["b", "c", "a"]
+
+    def test_of_equal_damage_the_narrowest_comes_first_and_equals_keep_their_order(self):
+        damages = [(name, 0.5) for name in "abcd"]
+        assert by_worth(damages, {"a": 9, "b": 4, "c": 9, "d": 1}) == ["d", "b", "a", "c"]
+
+    def test_twice_the_damage_pays_for_sixteen_times_the_numbers_and_no_more(self):
+        damages = [("wide", 0.2), ("narrow", 0.1)]
+        assert by_worth(damages, {"wide": 1599, "narrow": 100})[0] == "wide"
+        assert by_worth(damages, {"wide": 1601, "narrow": 100})[0] == "narrow"
 
 
 class TestFewest:

@@ -55,12 +55,12 @@ class Limits:
 
     def note(self, attempt: Attempt, n_layers: int) -> str:
         """What a report should say of layers that were searched for."""
-        said = f"kept {len(attempt.kept)} of {n_layers} layers in float32, the most sensitive"
+        said = f"kept {len(attempt.kept)} of {n_layers} layers in float32"
         if not (short := self._short_of(attempt)):
-            return f"{said} by measurement"
+            return f"{said}, chosen by measurement"
         return (
-            f"{said} by measurement; {' and '.join(short)}, and more would not help: the network "
-            "is fragile in 8 bits, let the gates decide"
+            f"{said}, chosen by measurement; {' and '.join(short)}, and more would not help: the "
+            "network is fragile in 8 bits, let the gates decide"
         )
 
     def _short_of(self, attempt: Attempt) -> list[str]:

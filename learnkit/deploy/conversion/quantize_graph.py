@@ -9,6 +9,7 @@ wrong, and OpenVINO computes it wrongly (features off by .27 of their spread ins
 """
 
 import logging
+import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,16 @@ class FloatNetwork:
     def layers(self) -> list[str]:
         """Names of the heavy layers in the order they run."""
         return [node.name for node in self.heavy]
+
+    @property
+    def n_passed(self) -> dict[str, int]:
+        """How many numbers go into each heavy layer and come out of it, for one image."""
+        graph = self.model.graph
+        sizes = {
+            one.name: math.prod(d.dim_value or 1 for d in one.type.tensor_type.shape.dim)
+            for one in (*graph.value_info, *graph.input, *graph.output)
+        }
+        return {n.name: sizes.get(n.input[0], 1) + sizes.get(n.output[0], 1) for n in self.heavy}
 
     @property
     def activations(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Which layers suffer most from 8 bits, measured, and the fewest that must be spared."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -41,6 +42,26 @@ def sensitive_layers(
             progress(1)
     order = {name: index for index, name in enumerate(layers)}
     return sorted(damages, key=lambda damage: (-damage[1], order[damage[0]]))
+
+
+def by_worth(damages: Sequence[tuple[str, float]], n_passed: Mapping[str, int]) -> list[str]:
+    """Names of layers in the order in which to spare them: most brought for what it costs first.
+
+    What sparing a layer brings is its damage squared, since errors of layers add up in squares.
+    What it costs grows with the numbers that go in and come out, which must be brought from 8 bits
+    to float32 and back; their square root is taken for it. Going by damage alone, the fourth layer
+    of a MobileNetV2 doubles the time of a batch; going so, the first six cost nothing, for as small
+    an error.
+
+    Args:
+        damages: relative error by layer if it alone is quantised.
+        n_passed: numbers that go in and come out of each layer for one image.
+
+    >>> by_worth([("wide", 0.4), ("narrow", 0.3)], {"wide": 1_000_000, "narrow": 10_000})
+    ['narrow', 'wide']
+    """
+    worth = {name: damage**2 / math.sqrt(n_passed[name]) for name, damage in damages}
+    return sorted(worth, key=worth.__getitem__, reverse=True)
 
 
 def fewest(
