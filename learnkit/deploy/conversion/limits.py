@@ -30,7 +30,7 @@ class Limits:
     """
 
     target: float = 0.99
-    max_error: float = 0.095
+    max_error: float = 0.12
     keep: Sequence[str] | None = None
     judge: Judge | None = None
 

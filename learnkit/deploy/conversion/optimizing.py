@@ -62,7 +62,7 @@ class Optimizing:
                 can be made for one size of batch, it is made for the one given.
             progress: show progress bars.
             **backend_params: the backend's own, see `learnkit.devices()`; for int8 also `max_error`
-                (0.095: how far features may move, relative to their spread over the samples),
+                (0.12: how far features may move, relative to their spread over the samples),
                 `target` (0.99: labels of samples that stay, under a trained head) and `keep` (names
                 of layers that stay in float32, instead of a search for them).
 
