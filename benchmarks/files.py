@@ -26,7 +26,6 @@ from learnkit.deploy.predictor import Predictor
 
 BATCH = 64
 VARIANTS = (
-    ("torch", "float32"),
     ("onnxruntime", "float32"),
     ("onnxruntime", "int8"),
     ("openvino", "bfloat16"),
@@ -71,7 +70,7 @@ def row(about: dict, times: dict[str, list[float]], n: int) -> dict:
 
 def rows_of(predictor: Predictor, data, rounds: int) -> list[dict]:
     """Rows of every variant that runs here, with cores of their own and with the same ones."""
-    paths, n_cores, rows = [*data.train.paths, *data.valid.paths], len(os.sched_getaffinity(0)), []
+    paths, n_cores, rows = data.valid.paths, len(os.sched_getaffinity(0)), []
     shares = {"own cores": (max(1, n_cores - 1), 1), "same cores": (n_cores, n_cores)}
     for backend, precision in VARIANTS:
         if why_not(BACKENDS[backend], precision) is not None or BACKENDS[backend].missing:
@@ -83,6 +82,7 @@ def rows_of(predictor: Predictor, data, rounds: int) -> list[dict]:
             torch.set_num_threads(threads)
             times = measured(fast, paths, n_workers, rounds)
             rows.append(row({"variant": about.variant, "cores": cores}, times, len(paths)))
+            print(rows[-1], flush=True)
     return rows
 
 

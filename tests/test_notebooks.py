@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom; its own assertions check what its prose claims."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -48,6 +49,14 @@ def test_every_section_ends_in_an_assertion(path):
     code = [section[-1] for section in sections if section]
     assert code
     assert all("assert " in last for last in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_learnkit_is_imported_before_what_it_mends(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    found = re.findall(r"^\s*(?:from|import) (learnkit|fastai|timm|torchvision)\b", code, re.M)
+    assert found[0] == "learnkit"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
