@@ -39,11 +39,18 @@ def test_median_and_95th_percentile_are_those_of_the_calls():
         "steady": clock.run(itertools.repeat(0.002)),
         "rising": clock.run(itertools.count(0.0, 0.001)),
     }
-    times = measure(runs, PIXELS, batches=(1,), seconds=0.0, clock=clock)
+    times = measure(runs, PIXELS, batches=(1,), seconds=0.0, settled=0.0, clock=clock)
     assert times["steady"][1] == pytest.approx((2.0, 2.0))
     # calls 1, 5, 9, ... begin a turn and do not count; call 0 warmed up
     counted = [turn * (BLOCK + 1) + 2 + i for turn in range(MIN_ROUNDS) for i in range(BLOCK)]
     assert times["rising"][1].median == pytest.approx(sorted(counted)[len(counted) // 2])
+
+
+def test_calls_count_when_those_before_them_have_gone_on_for_long_enough():
+    clock, turns = Clock(), itertools.cycle([0.5, 0.5, 0.5, 0.25, 0.25, 0.25])
+    run = {"slow at first": clock.run(itertools.chain([9.0], turns))}
+    times = measure(run, PIXELS, batches=(1,), seconds=0.0, settled=1.5, clock=clock)
+    assert times["slow at first"][1] == pytest.approx((250.0, 250.0))
 
 
 def test_runs_take_turns_on_whole_batches_of_the_images():
@@ -76,7 +83,7 @@ def test_measuring_goes_on_for_the_time_given_and_no_longer_than_needed():
     assert 4.0 < clock.now < 5.0
     clock, calls = Clock(), []
     run = {"a": clock.run(itertools.repeat(1e-6), calls)}
-    measure(run, PIXELS, batches=(1,), seconds=4.0, clock=clock)
+    measure(run, PIXELS, batches=(1,), seconds=4.0, settled=0.0, clock=clock)
     assert len(calls) == 1 + MAX_ROUNDS * (BLOCK + 1)
 
 

@@ -17,7 +17,8 @@ from learnkit.deploy.bulk import watched
 
 BATCHES = (1, 16)
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
-BLOCK = 3  # calls in a row that count; the one before them finds out what ran before it
+BLOCK = 3  # calls in a row that count
+SETTLED = 0.02  # seconds of calls before them, in which threads of the run before come to rest
 BUSY = 3.0  # times the median that the 95th percentile reaches only where others compute, too
 
 
@@ -35,13 +36,14 @@ def measure(
     layouts: Mapping[str, torch.memory_format] = MappingProxyType({}),
     batches: Sequence[int] = BATCHES,
     seconds: float = 3.0,
+    settled: float = SETTLED,
     clock: Callable[[], float] = time.perf_counter,
     progress: bool = False,
 ) -> dict[str, dict[int, Times]]:
     """The times of every run by name and batch size.
 
     The runs take turns, a few calls each, so that whatever else the machine does meanwhile hits all
-    of them alike. The first call of a turn does not count: the threads of the run before may still
+    of them alike. The first calls of a turn do not count: the threads of the run before may still
     be waiting for work in a loop.
 
     Args:
@@ -51,6 +53,7 @@ def measure(
             default channels come first.
         batches: batch sizes.
         seconds: about how long to go on at every batch size, for all runs together.
+        settled: seconds after which calls of a turn count; the first one never does.
         clock: seconds that go by.
         progress: show a progress bar.
     """
@@ -59,14 +62,17 @@ def measure(
         images = pixels[torch.arange(batch) % len(pixels)].contiguous()
         given = {name: images.contiguous(memory_format=how) for name, how in layouts.items()}
         calls = {name: partial(run, given.get(name, images)) for name, run in runs.items()}
-        for name, values in _turns(calls, seconds, clock).items():
+        for name, values in _turns(calls, seconds, settled, clock).items():
             median, p95 = np.quantile(values, (0.5, 0.95))
             found[name][batch] = Times(1000 * float(median), 1000 * float(p95))
     return found
 
 
 def _turns(
-    calls: Mapping[str, Callable[[], object]], seconds: float, clock: Callable[[], float]
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    settled: float,
+    clock: Callable[[], float],
 ) -> dict[str, list[float]]:
     """Seconds of every call that counts."""
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -77,7 +83,10 @@ def _turns(
         if done >= MIN_ROUNDS and clock() > end:
             break
         for name, call in calls.items():
+            begun = clock()
             call()
+            while clock() - begun < settled:
+                call()
             for _ in range(BLOCK):
                 started = clock()
                 call()
