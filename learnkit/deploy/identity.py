@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from html import escape
 from typing import Any
 
 
@@ -26,6 +27,10 @@ class Identified:
     def is_changed(self) -> bool:
         """Whether it has learned, or was set otherwise, since `digest` was noted."""
         return self._digest is not None and not same_state(self, self._as_loaded)
+
+    def _repr_html_(self) -> str:
+        digest = f"<br><small>sha256 {self.digest}</small>" if self.digest else ""
+        return f"<code>{escape(repr(self))}</code>{digest}"
 
 
 def model_digest(predictor: Any) -> str:

@@ -1,4 +1,4 @@
-"""A predictor's verbs for many images: batches, folders, tables; with torch or without."""
+"""A predictor's verbs: one image, batches, folders, tables; with torch or without."""
 
 from __future__ import annotations
 
@@ -16,8 +16,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class ManyImages:
-    """What a predictor does with more than one image; see `bulk.Predicts` for what it needs."""
+class Predicting:
+    """What a predictor says of images, one or many; see `bulk.Predicts` for what it needs."""
+
+    def predict(self, source: Any) -> Prediction:
+        """The prediction for one image: path, bytes, PIL image, array (H, W[, C]).
+
+        Where there is torch, a tensor (C, H, W) will do, too.
+
+        Raises:
+            ImageReadError: the image cannot be read; the message names it.
+            PredictionError: the network's output is not finite.
+        """
+        (result,) = self.try_loaded([self.load(source)])
+        return raised(result)
+
+    __call__ = predict
 
     def predict_batch(
         self, items: Iterable[Any], bs: int = 64, *, n_workers: int = 2
@@ -96,6 +110,13 @@ class ManyImages:
             probs=probs,
             ood=self.tells_unusual,
         )
+
+    def _about(self) -> str:
+        """Size of images and class names, for `repr`."""
+        height, width = self.preprocessing.size
+        names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
+        kind = "labels" if self.multi_label else "classes"
+        return f"{height}x{width} px, {len(self.classes)} {kind}: {names}"
 
 
 def raised(result: Result) -> Prediction:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import torch
@@ -19,14 +18,14 @@ from learnkit.deploy.identity import Identified
 from learnkit.deploy.judging import judged, judged_beside
 from learnkit.deploy.labelling import checked_threshold, head_classes, renamed
 from learnkit.deploy.learning import Learning
-from learnkit.deploy.many import ManyImages, raised
-from learnkit.deploy.prediction import Prediction, not_finite, prediction_of
+from learnkit.deploy.many import Predicting
+from learnkit.deploy.prediction import not_finite, prediction_of
 from learnkit.deploy.running import Network
 from learnkit.deploy.saving import Saving
 from learnkit.errors import PredictionError
 
 
-class Predictor(ManyImages, Examining, Learning, Optimizing, Saving, Identified, ByPath):
+class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified, ByPath):
     """A network with its preprocessing and class names: images in, predictions out.
 
     Predicting changes nothing, so threads may share a predictor. A model that belongs to the
@@ -103,18 +102,6 @@ class Predictor(ManyImages, Examining, Learning, Optimizing, Saving, Identified,
     def device(self) -> torch.device:
         """Where the network runs."""
         return self.network.device
-
-    def predict(self, source: Any) -> Prediction:
-        """The prediction for one image: path, bytes, PIL image, array (H,W[,C]) or tensor (C,H,W).
-
-        Raises:
-            ImageReadError: the image cannot be read; the message names it.
-            PredictionError: the network's output is not finite.
-        """
-        (result,) = self.try_loaded([self.load(source)])
-        return raised(result)
-
-    __call__ = predict
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's outputs float32 (N, C), before softmax or sigmoid.
@@ -201,11 +188,4 @@ class Predictor(ManyImages, Examining, Learning, Optimizing, Saving, Identified,
     def __repr__(self) -> str:
         spec = getattr(self.model, "spec", None)
         arch = type(self.model).__name__ if spec is None else spec.arch
-        height, width = self.preprocessing.size
-        names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
-        kind = "labels" if self.multi_label else "classes"
-        return f"Predictor({arch}, {height}x{width} px, {len(self.classes)} {kind}: {names})"
-
-    def _repr_html_(self) -> str:
-        digest = f"<br><small>sha256 {self.digest}</small>" if self.digest else ""
-        return f"<code>{escape(repr(self))}</code>{digest}"
+        return f"Predictor({arch}, {self._about()})"

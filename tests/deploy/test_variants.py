@@ -16,12 +16,11 @@ from deploy_helpers import (
     make_predictor,
     rewrite,
     strange,
+    without_timing,
 )
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy.conversion import trials
 from learnkit.deploy.conversion.gates import Gates
-from learnkit.deploy.conversion.measuring import Times
 from learnkit.deploy.conversion.optimized import OptimizedPredictor
 from learnkit.deploy.detector import Detector
 from learnkit.deploy.labelled import Labelled
@@ -45,12 +44,7 @@ NAME = "onnxruntime-int8"
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_waiting():
-    times = lambda runs, pixels, *, layouts, batches, progress: {
-        name: dict.fromkeys(batches, Times(1.0, 1.0)) for name in runs
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "measure", times)
-        patch.setattr("learnkit.deploy.backends.registry.has_bfloat16", lambda: True)
+    with without_timing():
         yield
 
 

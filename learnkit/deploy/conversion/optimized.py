@@ -198,13 +198,7 @@ class OptimizedPredictor(Predictor):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
-        height, width = self.preprocessing.size
-        names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
-        kind = "labels" if self.multi_label else "classes"
-        return (
-            f"OptimizedPredictor({self.variant}, {height}x{width} px, {len(self.classes)} {kind}: "
-            f"{names})"
-        )
+        return f"OptimizedPredictor({self.variant}, {self._about()})"
 
 
 def _refuse(what: str) -> NoReturn:

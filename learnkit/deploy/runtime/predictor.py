@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,7 @@ from learnkit.deploy.bulk import Result
 from learnkit.deploy.by_path import ByPath, home_of
 from learnkit.deploy.identity import Identified
 from learnkit.deploy.labelling import checked_threshold, renamed
-from learnkit.deploy.many import ManyImages, raised
-from learnkit.deploy.prediction import Prediction
+from learnkit.deploy.many import Predicting
 from learnkit.deploy.runtime.judge import Judge, judged
 from learnkit.deploy.runtime.reading import read_runtime, read_session
 from learnkit.errors import OptimizedModelError, PredictionError
@@ -80,7 +78,7 @@ def load_runtime(
     return predictor
 
 
-class RuntimePredictor(ManyImages, Identified, ByPath):
+class RuntimePredictor(Predicting, Identified, ByPath):
     """A network in a backend of its own, with preprocessing and class names; needs no torch.
 
     Predicting changes nothing, so threads may share it. Probabilities are numpy arrays. Class names
@@ -156,18 +154,6 @@ class RuntimePredictor(ManyImages, Identified, ByPath):
             ImageReadError: the image cannot be read; the message names it.
         """
         return self.preprocessing.pixels(source)
-
-    def predict(self, source: Any) -> Prediction:
-        """The prediction for one image: path, bytes, PIL image or array (H, W[, C]).
-
-        Raises:
-            ImageReadError: the image cannot be read; the message names it.
-            PredictionError: the network's output is not finite.
-        """
-        (result,) = self.try_loaded([self.load(source)])
-        return raised(result)
-
-    __call__ = predict
 
     def try_loaded(self, images: Sequence[np.ndarray]) -> list[Result]:
         """For each image that `load` gave its prediction, or a PredictionError."""
@@ -253,12 +239,5 @@ class RuntimePredictor(ManyImages, Identified, ByPath):
         return [name for name in super().__dir__() if name not in _NEEDS_TORCH]
 
     def __repr__(self) -> str:
-        height, width = self.preprocessing.size
-        names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
-        kind = "labels" if self.multi_label else "classes"
         what = self.variant or f"{self.session.backend}-{self.session.precision}"
-        return f"RuntimePredictor({what}, {height}x{width} px, {len(self.classes)} {kind}: {names})"
-
-    def _repr_html_(self) -> str:
-        digest = f"<br><small>sha256 {self.digest}</small>" if self.digest else ""
-        return f"<code>{escape(repr(self))}</code>{digest}"
+        return f"RuntimePredictor({what}, {self._about()})"
