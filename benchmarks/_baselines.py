@@ -14,9 +14,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
+from learnkit.continual.closed_form.ridge import fit_ridge
 from learnkit.continual.embedding import embed
-from learnkit.continual.lda import fit_lda, fit_prototype
-from learnkit.continual.ridge import fit_ridge
 from learnkit.continual.statistics import ClassStatistics
 
 Predict = Callable[[Tensor], Tensor]

@@ -21,7 +21,7 @@ from _digits import load_or_digits
 from _features import Split, add_arguments
 from tqdm.auto import tqdm
 
-from learnkit.continual.lda import fit_lda
+from learnkit.continual.closed_form.lda import fit_lda
 from learnkit.continual.statistics import ClassStatistics
 
 # Draws by number of images of a class; None: all there are. The fewer, the more they differ.

@@ -30,13 +30,13 @@ from _baselines import streaming_lda
 from _bench import interleaved_times, report, timing_row, write_csv
 from frozen_features import write_digits
 
-from learnkit.continual.changes import Knowledge
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.knowledge import Knowledge
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
-from learnkit.learner import ImageLearner, cnn_learner
+from learnkit.learner.learner import ImageLearner, cnn_learner
 
 PER_CLASS = 64
 # classes, features, images of a class

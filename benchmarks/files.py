@@ -20,9 +20,9 @@ import torch
 from _bench import interleaved_times, median, ratio, report, spread, write_csv
 from optimize import PACKAGES, WITH_WEIGHTS, build, read_data
 
-from learnkit.deploy.backends.registry import BACKENDS, why_not
-from learnkit.deploy.bulk import chunks
+from learnkit.backends.registry import BACKENDS, why_not
 from learnkit.deploy.predictor import Predictor
+from learnkit.inference.batch import chunks
 
 BATCH = 64
 VARIANTS = (

@@ -39,10 +39,10 @@ from pytorch_ood.detector import (
 )
 from sklearn.linear_model import LogisticRegression
 
-from learnkit.continual.changes import Knowledge
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.derived import derive
 from learnkit.continual.embedding import embed
+from learnkit.continual.knowledge import Knowledge
 from learnkit.uncertainty.ood import auroc, fpr_at_tpr, nearest_neighbor_score
 
 SCORES = ("combined", "mahalanobis", "relative", "knn", "msp", "energy")

@@ -22,13 +22,13 @@ import pandas as pd
 import torch
 from _bench import interleaved_times, median, ratio, report, spread, write_csv
 
+from learnkit.backends.registry import BACKENDS, PRECISIONS, why_not
+from learnkit.backends.session_network import LAYOUT
+from learnkit.cli.demo import write_digits
 from learnkit.data.dataset import ImageDataset
-from learnkit.demo import write_digits
-from learnkit.deploy.backends.registry import BACKENDS, PRECISIONS, why_not
-from learnkit.deploy.backends.session_network import LAYOUT
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import LearnkitError
-from learnkit.learner import cnn_learner
+from learnkit.learner.learner import cnn_learner
 
 ARCHS = ("resnet18", "mobilenetv2_100", "convnext_atto", "vit_tiny_patch16_224")
 WITH_WEIGHTS = "mobilenetv2_100"

@@ -14,7 +14,7 @@ import sys
 import litserve as ls
 
 from learnkit import LearnkitError, load_learner
-from learnkit.deploy.bulk import predict_stream
+from learnkit.inference.batch import predict_stream
 
 
 class Classifier(ls.LitAPI):

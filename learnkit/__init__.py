@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset as ImageDataset
     from learnkit.deploy.loading import load_learner as load_learner
     from learnkit.deploy.predictor import Predictor as Predictor
-    from learnkit.deploy.runtime.predictor import load_runtime as load_runtime
-    from learnkit.learner import ImageLearner as ImageLearner
-    from learnkit.learner import cnn_learner as cnn_learner
+    from learnkit.deploy.runtime_predictor import load_runtime as load_runtime
+    from learnkit.learner.learner import ImageLearner as ImageLearner
+    from learnkit.learner.learner import cnn_learner as cnn_learner
 
 # Public name -> the module it lives in. `learnkit.all` exports the same names.
 PUBLIC_NAMES: dict[str, str] = {
@@ -29,12 +29,12 @@ PUBLIC_NAMES: dict[str, str] = {
     "create_head": "learnkit.models.head",
     "model_meta": "learnkit.models.meta",
     # learner
-    "ImageLearner": "learnkit.learner",
-    "cnn_learner": "learnkit.learner",
+    "ImageLearner": "learnkit.learner.learner",
+    "cnn_learner": "learnkit.learner.learner",
     # callbacks
     "FrozenFeatures": "learnkit.callback.frozen_features",
     "TrainingHistory": "learnkit.callback.history",
-    "StopOnNonFinite": "learnkit.callback.guard",
+    "StopOnNonFinite": "learnkit.callback.stop_on_non_finite",
     "Checkpoint": "learnkit.callback.checkpoint",
     "ContinualLearning": "learnkit.callback.continual",
     "OutOfDistribution": "learnkit.callback.ood",
@@ -46,13 +46,13 @@ PUBLIC_NAMES: dict[str, str] = {
     "ClassificationInterpretation": "learnkit.interpret.classification",
     "grad_cam": "learnkit.interpret.gradcam",
     # deployment
-    "Prediction": "learnkit.deploy.prediction",
+    "Prediction": "learnkit.inference.prediction",
     "Predictor": "learnkit.deploy.predictor",
     "load_learner": "learnkit.deploy.loading",
-    "load_runtime": "learnkit.deploy.runtime.predictor",
-    "devices": "learnkit.deploy.backends.devices",
-    "Gates": "learnkit.deploy.conversion.gates",
-    "ConversionReport": "learnkit.deploy.conversion.report",
+    "load_runtime": "learnkit.deploy.runtime_predictor",
+    "devices": "learnkit.backends.devices",
+    "Gates": "learnkit.optimize.gates",
+    "ConversionReport": "learnkit.optimize.conversion_report",
     # errors
     "LearnkitError": "learnkit.errors",
 }

@@ -2,7 +2,7 @@
 
 import sys
 
-from learnkit.cli import main
+from learnkit.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

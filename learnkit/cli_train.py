@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from learnkit.arguments import FolderArgument, Interrupted, check_start, named_value, numbers
+from learnkit.cli.arguments import FolderArgument, Interrupted, check_start, named_value, numbers
 from learnkit.errors import UsageError
 
 
@@ -21,7 +21,7 @@ def demo(
     from dataclasses import replace
 
     _quiet_plots()
-    from learnkit.demo import PLAN, run_demo
+    from learnkit.cli.demo import PLAN, run_demo
 
     run_demo(out, plan=replace(PLAN, epochs=epochs))
 
@@ -62,8 +62,8 @@ def train(
     --resume goes on from, the split, and the pictures.
     """
     _quiet_plots()
-    from learnkit.commands_train import checkpoint_file, train_folder
-    from learnkit.workflow import TrainingPlan
+    from learnkit.cli.train import checkpoint_file, train_folder
+    from learnkit.cli.workflow import TrainingPlan
 
     check_start(pretrained, weights, lr, head_only)
     if (mean is None) != (std is None):

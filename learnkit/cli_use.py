@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from learnkit.arguments import FolderArgument, Interrupted, ModelArgument, PathsArgument
-from learnkit.console import fail
+from learnkit.cli.arguments import FolderArgument, Interrupted, ModelArgument, PathsArgument
+from learnkit.cli.console import fail
 from learnkit.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def extend(
     images are learned, and the validation images decide when an image counts as unknown. The model
     must be in the continual state.
     """
-    from learnkit.commands import extend_model
+    from learnkit.cli.use import extend_model
 
     if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
         raise UsageError(f"--false-alarm-rate is {false_alarm_rate}; between 0 and 1, such as 0.05")
@@ -46,7 +46,7 @@ def evaluate(
 
     Of a FOLDER split into train/, valid/ and test/ the test images are taken, else the valid ones.
     """
-    from learnkit.commands import evaluate_folder
+    from learnkit.cli.use import evaluate_folder
 
     evaluate_folder(model, folder, ood)
 
@@ -72,7 +72,7 @@ def predict(
     Images that cannot be read are listed with the reason, and the exit code is then 1. With --out
     rows are kept on disk as they are predicted, in FILE.parts, and become FILE at the end.
     """
-    from learnkit.commands import check_targets, parts_folder, predict_into, predict_paths
+    from learnkit.cli.use import check_targets, parts_folder, predict_into, predict_paths
 
     check_targets(csv, to_json, out, resume=resume)
     if out is None:
@@ -95,6 +95,6 @@ def report(
     ] = None,
 ) -> None:
     """Say what an exported model is: its classes, its variants, and what optimising cost."""
-    from learnkit.commands_report import report_model
+    from learnkit.cli.report import report_model
 
     report_model(model, html)

@@ -11,12 +11,12 @@ import torch
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.conversion import trials
-from learnkit.deploy.conversion.measuring import Times
-from learnkit.deploy.files import read_folder
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import BundleNotFoundError
 from learnkit.models.spec import create_cnn_model
+from learnkit.optimize import trials
+from learnkit.optimize.timing import Times
+from learnkit.storage.read_folder import read_folder
 
 CLASSES = ["ok", "NO", "ß/<b>"]
 PLAIN_HEAD = {"lin_ftrs": [], "ps": 0.0, "concat_pool": False, "first_bn": False}
@@ -139,5 +139,5 @@ def without_timing():
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "measure", times)
-        patch.setattr("learnkit.deploy.backends.registry.has_bfloat16", lambda: True)
+        patch.setattr("learnkit.backends.registry.has_bfloat16", lambda: True)
         yield

@@ -6,8 +6,8 @@ import torch
 from deploy_helpers import IMAGENET, make_model
 from torch import nn
 
+from learnkit.backends.onnx_export import export_onnx
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.backends.onnx_export import export_onnx
 from learnkit.models.head import create_head
 
 RECIPE = Preprocessing(32, **IMAGENET)

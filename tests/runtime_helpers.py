@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from deploy_helpers import shades
 
+from learnkit.backends.registry import open_session
+from learnkit.bundle.schema import SCHEMA
+from learnkit.bundle.scoring_file import judge_tensors
+from learnkit.bundle.variant import Variant, path_of
+from learnkit.bundle.variants.probes import recorded
+from learnkit.continual.ood_detector import Detector
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.atomic import write_folder
-from learnkit.deploy.backends.registry import open_session
-from learnkit.deploy.detector import Detector
-from learnkit.deploy.formats import tensors_to_bytes, to_json
-from learnkit.deploy.runtime.judge_file import judge_tensors
-from learnkit.deploy.schema import SCHEMA
-from learnkit.deploy.variants.description import Variant, path_of
-from learnkit.deploy.variants.probes import recorded
+from learnkit.storage.formats import tensors_to_bytes, to_json
+from learnkit.storage.write_folder import write_folder
 
 NAME = "onnxruntime-float32"
 SIZE, WIDTH = 16, 12

@@ -22,14 +22,14 @@ from safetensors.torch import load_file
 from learnkit import load_learner
 from learnkit.callback import checkpoint
 from learnkit.callback.checkpoint_file import read_checkpoint
-from learnkit.cli import main
+from learnkit.cli.app import main
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.resumable import predict_to_file
-from learnkit.deploy.shards import Shards
+from learnkit.inference.shards import Shards
 
 _RUN = """
 import sys
-from learnkit.cli import main
+from learnkit.cli.app import main
 try: main(sys.argv[1:])
 except SystemExit: pass
 """
@@ -421,7 +421,7 @@ def test_debug_shows_the_traceback():
 _WAITING = """
 import sys, time
 from learnkit.callback import checkpoint
-from learnkit.cli import main
+from learnkit.cli.app import main
 write = checkpoint.write_checkpoint
 def write_and_wait(*args):
     write(*args)
@@ -494,7 +494,7 @@ def test_ctrl_c_says_how_to_go_on(images, tmp_path, capsys, monkeypatch):
 
 
 def test_a_command_that_needs_more_than_serving_says_what(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "learnkit.commands", None)
+    monkeypatch.setitem(sys.modules, "learnkit.cli.use", None)
     code, out, err = learnkit(capsys, "predict", tmp_path, tmp_path)
     assert (code, out) == (2, "")
-    assert "needs learnkit.commands, which is not installed: `pip install learnkit`" in err
+    assert "needs learnkit.cli.use, which is not installed: `pip install learnkit`" in err

@@ -29,8 +29,8 @@ from learnkit.errors import (
     UnreadableImagesError,
 )
 from learnkit.interpret.outputs import Outputs
-from learnkit.learner import ImageLearner, cnn_learner
-from learnkit.loaders import with_normalization
+from learnkit.learner.dataloaders import with_normalization
+from learnkit.learner.learner import ImageLearner, cnn_learner
 
 OLD, NEW = ["a", "b", "c"], ["d", "e"]
 
@@ -247,7 +247,7 @@ class TestExtend:
 
     def test_an_interrupt_in_the_middle_changes_nothing(self, learn, new, monkeypatch):
         before = learn.continual.knowledge, learn.continual_notes
-        monkeypatch.setattr("learnkit.continual.changes.derive", interrupt)
+        monkeypatch.setattr("learnkit.continual.knowledge.derive", interrupt)
         with pytest.raises(KeyboardInterrupt):
             learn.extend(new)
         assert (learn.continual.knowledge, learn.continual_notes) == before
@@ -359,7 +359,7 @@ class TestTraining:
     def test_a_refit_that_fails_leaves_the_learner_as_it_was(self, learn, everything, monkeypatch):
         before, dls = learn.continual.knowledge, learn.dls
         body = copy.deepcopy(learn.model[0].state_dict())
-        monkeypatch.setattr("learnkit.verbs.refit.init_continual", interrupt)
+        monkeypatch.setattr("learnkit.learner.refit.init_continual", interrupt)
         with pytest.raises(KeyboardInterrupt), learn.no_logging():
             learn.refit(everything)
         assert learn.continual.knowledge is before

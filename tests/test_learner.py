@@ -34,7 +34,7 @@ from learnkit.errors import (
     WeightsUnavailableError,
     WorkerError,
 )
-from learnkit.learner import ImageLearner, cnn_learner
+from learnkit.learner.learner import ImageLearner, cnn_learner
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from PIL import Image
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, ExportError, SplitError
-from learnkit.loaders import image_dataloaders, with_normalization
-from learnkit.transforms import preprocessing_of
+from learnkit.learner.dataloaders import image_dataloaders, with_normalization
+from learnkit.learner.transforms import preprocessing_of
 
 STATS = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 

@@ -8,11 +8,11 @@ from deploy_helpers import make_continual
 from helpers import quiet, write_image_folder
 
 from learnkit import Gates, ImageDataset, cnn_learner, devices, load_learner
-from learnkit.cli import main
+from learnkit.cli.app import main
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy.conversion import trials
-from learnkit.deploy.conversion.measuring import Times
 from learnkit.deploy.predictor import Predictor
+from learnkit.optimize import trials
+from learnkit.optimize.timing import Times
 
 QUIET = {"backend": "torch", "threads": 1, "progress": False}
 
@@ -27,7 +27,7 @@ def _given():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "measure", measure)
-        patch.setattr("learnkit.deploy.backends.registry.has_bfloat16", lambda: True)
+        patch.setattr("learnkit.backends.registry.has_bfloat16", lambda: True)
         yield
 
 

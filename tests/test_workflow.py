@@ -7,7 +7,7 @@ from fastai.basics import Callback
 from helpers import write_image_folder
 from safetensors.torch import save_model
 
-from learnkit import workflow
+from learnkit.cli import workflow
 from learnkit.errors import CheckpointError, DataError, NonFiniteLossError
 
 PLAN = workflow.TrainingPlan("test_resnet", pretrained=False, size=32, epochs=2, bs=8)

@@ -11,7 +11,7 @@ from typing import Any
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from learnkit.callback.base import TrainingCallback
-from learnkit.callback.guard import StopOnNonFinite
+from learnkit.callback.stop_on_non_finite import StopOnNonFinite
 
 
 class AfterFit(TrainingCallback):

@@ -18,7 +18,7 @@ from fastai.vision.augment import RandTransform, Resize, ResizeMethod
 from torch import Tensor, nn
 
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.models.modes import evaluating
+from learnkit.models.eval_mode import evaluating
 
 # These have code for `before_batch`, but leave the values of the images alone.
 _HARMLESS = (ParamScheduler, CastToTensor)

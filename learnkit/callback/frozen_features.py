@@ -36,7 +36,7 @@ from learnkit.callback.stored_features import (
     unskip,
 )
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.models.modes import evaluating
+from learnkit.models.eval_mode import evaluating
 
 
 class FrozenFeatures(TrainingCallback):

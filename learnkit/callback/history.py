@@ -20,7 +20,7 @@ from fastai.torch_core import to_device
 from learnkit.callback.base import TrainingCallback
 from learnkit.errors import DataError
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.models.modes import evaluating
+from learnkit.models.eval_mode import evaluating
 
 
 class TrainingHistory(TrainingCallback):

@@ -14,7 +14,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from learnkit.callback.cacheable import transforms_of
-from learnkit.models.modes import evaluating
+from learnkit.models.eval_mode import evaluating
 
 Layer = tuple[nn.Module, str]  # a layer by its place: parent and name
 

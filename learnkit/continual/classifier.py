@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from learnkit.continual.changes import Knowledge, Validation
+from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.head import KnowingHead
 from learnkit.continual.kept import KeptHead
-from learnkit.continual.report import ChangeReport
+from learnkit.continual.knowledge import Knowledge, Validation
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.labels import warn_user

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnkit.continual.honest import Honest, collect_honest
-from learnkit.continual.lda import fit_lda, fit_prototype
-from learnkit.continual.linear import LinearClassifier
+from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
+from learnkit.continual.closed_form.linear import LinearClassifier
+from learnkit.continual.closed_form.ridge import fit_ridge
+from learnkit.continual.closed_form.temperature import temper
+from learnkit.continual.held_out import Honest, collect_honest
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.nearest import Reference
 from learnkit.continual.notes import notes_on, warning_on
-from learnkit.continual.ridge import fit_ridge
+from learnkit.continual.score_parts import Reference
 from learnkit.continual.scorer import Scorer, fit_scorer, fit_scorer_threshold
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.continual.temperature import temper
 from learnkit.uncertainty.calibration import Calibration, before_and_after
 from learnkit.uncertainty.conformal import lac_scores
 from learnkit.uncertainty.threshold import Threshold

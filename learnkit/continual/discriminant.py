@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learnkit.continual.geometry import Geometry
-from learnkit.continual.leave_one_out import LeftOut
-from learnkit.continual.trials import Trials
+from learnkit.continual.closed_form.leave_one_out import LeftOut
+from learnkit.continual.closed_form.loo_samples import Trials
+from learnkit.continual.closed_form.whitening import Geometry
 
 # Share of the differences between the lengths of class means that is kept with many images; of one
 # image a class two thirds of it. On photographs and digits, 1 to 500 images a class, this was best

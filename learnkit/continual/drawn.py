@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from learnkit.continual.geometry import Geometry
+from learnkit.continual.closed_form.whitening import Geometry
 
 _N_DRAWN = 512
 # Spread of the squared distance of real images around its mean, beyond that of a normal one.

@@ -5,10 +5,10 @@ import threading
 import torch
 from torch import Tensor, nn
 
-from learnkit.continual.changes import Knowledge
+from learnkit.continual.checks import check_features, what_is_not_finite
 from learnkit.continual.derived import Derived
 from learnkit.continual.embedding import embed
-from learnkit.continual.rows import check_features, what_is_not_finite
+from learnkit.continual.knowledge import Knowledge
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import ContinualPredictionError, DataError

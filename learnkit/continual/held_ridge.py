@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from learnkit.continual.geometry import Geometry
-from learnkit.continual.leave_one_out import leave_one_out
-from learnkit.continual.linear import LinearClassifier
+from learnkit.continual.closed_form.leave_one_out import leave_one_out
+from learnkit.continual.closed_form.linear import LinearClassifier
+from learnkit.continual.closed_form.whitening import Geometry
 
 _MANY = 200  # degrees of freedom from which on it makes no difference
 

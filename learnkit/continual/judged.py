@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learnkit.continual.linear import LinearClassifier
-from learnkit.continual.nearest import Reference, nearest
+from learnkit.continual.closed_form.linear import LinearClassifier
+from learnkit.continual.score_parts import Reference, nearest
 
 # What can be said of an image; "logits" carry the scores that are made of them.
 PARTS = ("logits", "mahalanobis", "relative", "knn")

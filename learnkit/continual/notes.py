@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from learnkit.continual.honest import Honest
+from learnkit.continual.held_out import Honest
 from learnkit.continual.scorer import Scorer
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learnkit.continual.geometry import Spectrum
-from learnkit.continual.trials import Trials
+from learnkit.continual.closed_form.loo_samples import Trials
+from learnkit.continual.closed_form.whitening import Spectrum
 
 _ZERO = 1e-10
 

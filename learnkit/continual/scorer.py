@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from learnkit.continual.honest import Honest
+from learnkit.continual.closed_form.linear import LinearClassifier
+from learnkit.continual.held_out import Honest
 from learnkit.continual.judged import Judged, judge
-from learnkit.continual.linear import LinearClassifier
-from learnkit.continual.nearest import Reference
+from learnkit.continual.score_parts import Reference
 from learnkit.continual.settings import Settings
 from learnkit.errors import OodInternalError
 from learnkit.uncertainty.ood import (

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnkit.continual.checks import check_images
 from learnkit.continual.embedding import GRID, embed, largest_count, to_grid
 from learnkit.continual.names import (
     check_distinct,
@@ -19,8 +20,7 @@ from learnkit.continual.names import (
     clean_name,
     index_tensor,
 )
-from learnkit.continual.relabelled import RelabelledSums
-from learnkit.continual.rows import check_images
+from learnkit.continual.relabel import RelabelledSums
 from learnkit.continual.sums import in_order
 from learnkit.errors import StatisticsError
 
@@ -118,8 +118,8 @@ class ClassStatistics(RelabelledSums):
         return less
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All numbers as named tensors; see `learnkit.continual.stored`."""
-        from learnkit.continual.stored import to_tensors
+        """All numbers as named tensors; see `learnkit.continual.serialization`."""
+        from learnkit.continual.serialization import to_tensors
 
         return to_tensors(self)
 
@@ -138,7 +138,7 @@ class ClassStatistics(RelabelledSums):
         Raises:
             StatisticsError: Names, shapes, types or values cannot be those of class statistics.
         """
-        from learnkit.continual.stored import from_tensors
+        from learnkit.continual.serialization import from_tensors
 
         return from_tensors(tensors, class_names, root, memory_size, forgotten_names)
 

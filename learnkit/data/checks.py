@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from learnkit.data.image import FORMATS, naming_errors, read_image
-from learnkit.data.near import near_duplicate_groups
+from learnkit.data.near_duplicates import near_duplicate_groups
 from learnkit.errors import ImageReadError
 
 if TYPE_CHECKING:

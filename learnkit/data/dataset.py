@@ -172,8 +172,8 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def dataloaders(self, size: Any = 224, bs: int = 64, *, augment: Any = None, **kwargs) -> Any:
-        """Fastai DataLoaders of the splits: see `learnkit.loaders.image_dataloaders`."""
-        from learnkit.loaders import image_dataloaders
+        """Fastai DataLoaders of the splits, see `learner.dataloaders.image_dataloaders`."""
+        from learnkit.learner.dataloaders import image_dataloaders
 
         return image_dataloaders(self, size=size, bs=bs, augment=augment, **kwargs)
 

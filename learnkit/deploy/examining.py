@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from learnkit.deploy.bulk import predict_stream, watched
-from learnkit.deploy.features import BATCH, feature_rows
-from learnkit.deploy.heads import check_tells
-from learnkit.deploy.labelled import files_or_images, image_paths, is_dataset
-from learnkit.deploy.labelling import encoded_labels
+from learnkit.bundle.state import check_tells
+from learnkit.data.labelled_images import files_or_images, image_paths, is_dataset
 from learnkit.deploy.many import raised
-from learnkit.deploy.prediction import Prediction
+from learnkit.inference.batch import predict_stream, watched
+from learnkit.inference.class_names import encoded_labels
+from learnkit.inference.features import BATCH, feature_rows
+from learnkit.inference.prediction import Prediction
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset

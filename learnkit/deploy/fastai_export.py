@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from learnkit.deploy.files import MANIFEST
 from learnkit.errors import BundleCorruptError, BundleError
+from learnkit.storage.read_folder import MANIFEST
 
 
 def pickle_at(path: Path) -> Path | None:

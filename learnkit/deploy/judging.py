@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy.bulk import Result
-from learnkit.deploy.detector import Detector
-from learnkit.deploy.prediction import not_finite, prediction_of
+from learnkit.continual.ood_detector import Detector
+from learnkit.inference.batch import Result
+from learnkit.inference.prediction import not_finite, prediction_of
 
 
 def judged(head: ContinualClassifier, features: Tensor) -> list[Result]:

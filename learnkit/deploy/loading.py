@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from learnkit.deploy.by_path import home_of
+from learnkit.bundle.read import read_bundle
+from learnkit.bundle.variant import FLOAT32
+from learnkit.bundle.variants.knowing import warn_behind
+from learnkit.bundle.variants.read_variant import load_variant, which_variant
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
+from learnkit.deploy.pickling import home_of
 from learnkit.deploy.predictor import Predictor
-from learnkit.deploy.reading import read_bundle
-from learnkit.deploy.variants.description import FLOAT32
-from learnkit.deploy.variants.knowing import warn_behind
-from learnkit.deploy.variants.reading import load_variant, which_variant
 
 
 def load_learner(

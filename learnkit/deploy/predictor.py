@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learnkit.backends.network import Network
+from learnkit.continual.ood_detector import Detector, checked_detector
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.bulk import Result
-from learnkit.deploy.by_path import ByPath
-from learnkit.deploy.conversion.optimizing import Optimizing
-from learnkit.deploy.detector import Detector, checked_detector
 from learnkit.deploy.examining import Examining
-from learnkit.deploy.identity import Identified
 from learnkit.deploy.judging import judged, judged_beside
-from learnkit.deploy.labelling import checked_threshold, head_classes, renamed
 from learnkit.deploy.learning import Learning
 from learnkit.deploy.many import Predicting
-from learnkit.deploy.prediction import not_finite, prediction_of
-from learnkit.deploy.running import Network
+from learnkit.deploy.pickling import ByPath
 from learnkit.deploy.saving import Saving
 from learnkit.errors import PredictionError
+from learnkit.inference.batch import Result
+from learnkit.inference.class_names import checked_threshold, head_classes, renamed
+from learnkit.inference.digest import Identified
+from learnkit.inference.prediction import not_finite, prediction_of
+from learnkit.optimize.optimizing import Optimizing
 
 
 class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified, ByPath):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from learnkit.errors import BundleCorruptError, ModelSpecError
-from learnkit.models.rebuilt import build_body, build_model
+from learnkit.models.rebuild import build_body, build_model
 from learnkit.models.spec import ModelSpec
 
 

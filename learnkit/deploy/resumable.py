@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from learnkit.deploy.files_work import FilesReport, Work
-from learnkit.deploy.shards import Shards
-from learnkit.deploy.tables import table_kind
 from learnkit.errors import LearnkitError, PredictionError, PredictionFileError
+from learnkit.inference.files import FilesReport, Work
+from learnkit.inference.prediction_table import table_kind
+from learnkit.inference.shards import Shards
 
 SHARD = 512  # files; a kill costs at most the work on one shard
 

@@ -6,15 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from learnkit.deploy.bundle import bundle_files, write_bundle
-from learnkit.deploy.by_path import Home, home_of
+from learnkit.bundle.write import bundle_files, write_bundle
+from learnkit.deploy.pickling import Home, home_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learnkit.bundle.siblings import BaseFiles
+    from learnkit.bundle.variants.companions import Companions
     from learnkit.continual.classifier import ContinualClassifier
-    from learnkit.deploy.variants.base_files import BaseFiles
-    from learnkit.deploy.variants.companions import Companions
 
 
 class Saving:
@@ -54,8 +54,8 @@ class Saving:
             ExportError: the network or the card cannot travel as data, or a weight is not finite.
             BundleWriteError: the folder could not be written; what stood there still does.
         """
-        from learnkit.deploy.variants.companions import companions_in
-        from learnkit.deploy.variants.writing import finished
+        from learnkit.bundle.variants.companions import companions_in
+        from learnkit.bundle.variants.write_variant import finished
 
         base, as_written = self._as_files(card=card, probes=probes), home_of(self, path, "")
         files = base.read(variants=variants)
@@ -74,7 +74,7 @@ class Saving:
         Raises:
             ExportError: see `save`.
         """
-        from learnkit.deploy.variants.companions import with_companions
+        from learnkit.bundle.variants.companions import with_companions
 
         card = self._own_card() if card is None else card
         probes = self.probes if probes is None else probes

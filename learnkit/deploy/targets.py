@@ -4,8 +4,8 @@ import os
 import stat
 from pathlib import Path
 
-from learnkit.deploy.files import MANIFEST, VARIANTS, read_manifest
 from learnkit.errors import BundleError, BundleWriteError
+from learnkit.storage.read_folder import MANIFEST, VARIANTS, read_manifest
 
 _DESKTOP_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 

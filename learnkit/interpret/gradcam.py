@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learnkit.errors import InterpretationError
-from learnkit.models.modes import evaluating
+from learnkit.models.eval_mode import evaluating
 
 _CHANNELS_FIRST = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 _NOT_BODY_AND_HEAD = (

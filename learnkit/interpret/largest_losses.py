@@ -14,14 +14,14 @@ from torch import Tensor
 
 from learnkit.errors import InterpretationError
 from learnkit.interpret import plots
-from learnkit.interpret.outputs import Outputs
-from learnkit.interpret.pictures import (
+from learnkit.interpret.heatmaps import (
     SUPTITLE,
     evidence,
     explained_classes,
     loss_title,
     to_pil,
 )
+from learnkit.interpret.outputs import Outputs
 from learnkit.interpret.source import Source
 
 if TYPE_CHECKING:

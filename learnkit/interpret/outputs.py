@@ -27,10 +27,10 @@ from learnkit.interpret.checks import (
     sum_to_one,
 )
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
+from learnkit.interpret.continual import detector_of, loss_of, renumbered, renumbering
 from learnkit.interpret.losses import activation_of, item_losses
 from learnkit.interpret.source import Source, class_names, split_batch
-from learnkit.interpret.state import detector_of, loss_of, renumbered, renumbering
-from learnkit.models.modes import evaluating
+from learnkit.models.eval_mode import evaluating
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,11 @@ import torch
 from fastai.data.load import DataLoader
 from torch import Tensor
 
-from learnkit.deploy.heads import continual_head
+from learnkit.bundle.state import continual_head
 from learnkit.errors import InterpretationError
 from learnkit.interpret.checks import plain
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.interpret.state import class_numbers
+from learnkit.interpret.continual import class_numbers
 
 
 class ValidationView:

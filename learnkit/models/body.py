@@ -13,9 +13,9 @@ from learnkit.errors import (
 )
 from learnkit.models.arch import Arch, resolve_arch
 from learnkit.models.cut import check_cut
+from learnkit.models.dry_run import probe
 from learnkit.models.meta import default_meta, family_meta, registered_cut
 from learnkit.models.networks import Network, Request, whole_network
-from learnkit.models.probe import probe
 from learnkit.models.timm_body import is_timm, timm_body
 from learnkit.models.torchvision_body import children_body
 from learnkit.models.weights import Wanted, wanted_weights

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from learnkit.errors import CutError
-from learnkit.models.probe import Probe, probe
+from learnkit.models.dry_run import Probe, probe
 
 MIN_STRIDE, MAX_STRIDE = 8, 128
 MIN_SHARE = 0.5

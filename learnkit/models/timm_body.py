@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from learnkit.models.cut import cut_network, require_map, require_untruncated
-from learnkit.models.probe import Probe, drop_unused, probe
+from learnkit.models.dry_run import Probe, drop_unused, probe
 
 
 class TimmBody(nn.Module):

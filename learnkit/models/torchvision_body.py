@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learnkit.errors import InputSizeError
 from learnkit.models.cut import automatic_cut, cut_network, require_map, require_untruncated
-from learnkit.models.probe import Removed, drop_unused
+from learnkit.models.dry_run import Removed, drop_unused
 
 _COPIED = ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 

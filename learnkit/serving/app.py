@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from learnkit.deploy.prediction import Prediction
 from learnkit.errors import LearnkitError, MissingExtraError
-from learnkit.serving.about import FORM, model_facts
-from learnkit.serving.access import check_bearer, check_exposure, checked_token
+from learnkit.inference.prediction import Prediction
+from learnkit.serving.auth import check_bearer, check_exposure, checked_token
 from learnkit.serving.batching import Batcher
-from learnkit.serving.learned import Learned, labels_for
+from learnkit.serving.http_errors import Refusal, as_json
+from learnkit.serving.learning import Learned, labels_for
 from learnkit.serving.limits import Gate, Limits
-from learnkit.serving.refusals import Refusal, as_json
+from learnkit.serving.model_info import FORM, model_facts
 from learnkit.serving.uploads import Upload, check_pixels, read_uploads
 
 if TYPE_CHECKING:

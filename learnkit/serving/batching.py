@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from learnkit.deploy.bulk import Predicts, Result
 from learnkit.errors import LearnkitError
+from learnkit.inference.batch import Predicts, Result
 
 _PATIENCE = 0.005  # seconds a forward pass waits for images that are being decoded
 

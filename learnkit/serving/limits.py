@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from learnkit.errors import ServingError
-from learnkit.serving.refusals import Refusal
+from learnkit.serving.http_errors import Refusal
 
 _RETRY_SECONDS = "1"
 

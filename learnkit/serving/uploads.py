@@ -13,8 +13,8 @@ from PIL import Image
 
 from learnkit.data.image import FORMATS, naming_errors, source_name
 from learnkit.data.pixels import check_pixel_count
+from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Limits, Ticket, check_size
-from learnkit.serving.refusals import Refusal
 
 if TYPE_CHECKING:
     from starlette.requests import Request

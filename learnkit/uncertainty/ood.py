@@ -23,9 +23,9 @@ from learnkit.uncertainty.checks import (
 )
 
 # Scores and how good they are, at one address for those who call them.
-from learnkit.uncertainty.detection import auroc as auroc
-from learnkit.uncertainty.detection import evaluate_ood as evaluate_ood
-from learnkit.uncertainty.detection import fpr_at_tpr as fpr_at_tpr
+from learnkit.uncertainty.ood_measures import auroc as auroc
+from learnkit.uncertainty.ood_measures import evaluate_ood as evaluate_ood
+from learnkit.uncertainty.ood_measures import fpr_at_tpr as fpr_at_tpr
 from learnkit.uncertainty.quantiles import sorted_together
 
 # Above every score of an image that shows something, yet finite in single precision and in JSON.

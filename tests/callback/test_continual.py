@@ -52,7 +52,7 @@ def test_the_network_is_trained_as_without_it(data):
 
 def test_fine_tune_trains_twice_and_begins_once(data, monkeypatch):
     learn = tiny_learner(data, cbs=ContinualLearning())
-    calls = count(monkeypatch, "learnkit.verbs.continue_learning.features_of")
+    calls = count(monkeypatch, "learnkit.learner.continual.features_of")
     learn.fine_tune(1)
     assert len(learn.history) == 2
     assert learn.continual is not None

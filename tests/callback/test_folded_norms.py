@@ -9,8 +9,8 @@ from torch import nn
 
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
 from learnkit.data.dataset import ImageDataset
-from learnkit.learner import cnn_learner
-from learnkit.models.modes import evaluating
+from learnkit.learner.learner import cnn_learner
+from learnkit.models.eval_mode import evaluating
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from fastai.vision.all import (
 from torch import nn
 
 from learnkit.callback.frozen_features import FrozenFeatures
-from learnkit.callback.guard import StopOnNonFinite
+from learnkit.callback.stop_on_non_finite import StopOnNonFinite
 from learnkit.errors import NonFiniteLossError
 from learnkit.models.head import create_head
 

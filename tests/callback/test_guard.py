@@ -5,7 +5,7 @@ import torch
 from fastai.basics import Callback, CancelFitException
 from helpers import toy_learner
 
-from learnkit.callback.guard import StopOnNonFinite, first_non_finite
+from learnkit.callback.stop_on_non_finite import StopOnNonFinite, first_non_finite
 from learnkit.errors import DataError, NonFiniteLossError
 
 

@@ -39,7 +39,7 @@ def test_training_on_renews_it(data):
 
 
 def test_with_calibration_one_pass_over_the_training_images_is_enough(data, monkeypatch):
-    import learnkit.verbs.confidence as home
+    import learnkit.learner.uncertainty as home
 
     passes, original = [], home.features_of
     monkeypatch.setattr(

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import learnkit.continual.changes
 import learnkit.continual.derived
+import learnkit.continual.knowledge
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed
-from learnkit.continual.honest import collect_honest
+from learnkit.continual.held_out import collect_honest
 from learnkit.continual.judged import judge
-from learnkit.continual.nearest import Reference
+from learnkit.continual.score_parts import Reference
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import (
     ContinualPredictionError,
@@ -510,10 +510,10 @@ def test_guesses_come_with_one_warning_and_a_note():
 # -- all or nothing -------------------------------------------------------------------------------
 
 STEPS = [
-    (learnkit.continual.changes, "derive"),
+    (learnkit.continual.knowledge, "derive"),
     (learnkit.continual.derived, "fit_classifier"),
     (learnkit.continual.derived, "fit_scorer_threshold"),
-    (learnkit.continual.changes.Knowledge, "report"),
+    (learnkit.continual.knowledge.Knowledge, "report"),
     (ClassStatistics, "update"),
 ]
 
@@ -586,7 +586,7 @@ def test_undo_goes_back_step_by_step():
 
 
 def test_undo_of_large_statistics_derives_them_again(monkeypatch):
-    monkeypatch.setattr(learnkit.continual.changes, "_SMALL", 0)
+    monkeypatch.setattr(learnkit.continual.knowledge, "_SMALL", 0)
     head = learned(images(4))
     first = essence(head)
     head.extend(*images(2, seed=1))

@@ -6,11 +6,11 @@ import torch
 from continual_helpers import draw, gather
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
+from learnkit.continual.closed_form.temperature import temper
 from learnkit.continual.discriminant import mean_debts
 from learnkit.continual.embedding import embed, to_grid
-from learnkit.continual.lda import fit_lda, fit_prototype
 from learnkit.continual.statistics import GRID, ClassStatistics
-from learnkit.continual.temperature import temper
 from learnkit.errors import ContinualNotInitializedError
 
 FITS = [fit_lda, fit_prototype]
@@ -310,8 +310,8 @@ def test_nothing_known_is_refused():
 
 
 def test_many_classes_take_a_bounded_number_of_trials(monkeypatch):
-    monkeypatch.setattr("learnkit.continual.linear._MAX_FEATURES", 40 * 12)
-    monkeypatch.setattr("learnkit.continual.linear._MAX_PRODUCTS", 12 * 12 * 6)
+    monkeypatch.setattr("learnkit.continual.closed_form.linear._MAX_FEATURES", 40 * 12)
+    monkeypatch.setattr("learnkit.continual.closed_form.linear._MAX_PRODUCTS", 12 * 12 * 6)
     features, labels = draw({f"class {i:02}": 5 for i in range(12)})
     stats = gather(features, labels)
     classifier = fit_lda(stats)

@@ -6,12 +6,12 @@ import torch
 from continual_helpers import gather, on_grid
 from helpers import SHARED
 
-from learnkit.continual.geometry import fit_spectrum
-from learnkit.continual.leave_one_out import (
+from learnkit.continual.closed_form.leave_one_out import (
     leave_one_out,
     leave_pair_out,
     log_det_left_out,
 )
+from learnkit.continual.closed_form.whitening import fit_spectrum
 from learnkit.continual.memory_rows import are_alone, memory_rows
 
 COUNTS = {"bolt": 14, "nut": 9, "screw": 5, "pin": 3, "cap": 2}

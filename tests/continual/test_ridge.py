@@ -6,9 +6,9 @@ import torch
 from continual_helpers import draw, gather, on_grid
 from sklearn.linear_model import Ridge as SklearnRidge
 
+from learnkit.continual.closed_form.linear import Basis
+from learnkit.continual.closed_form.ridge import PENALTIES, Ridge, fit_ridge
 from learnkit.continual.embedding import embed
-from learnkit.continual.linear import Basis
-from learnkit.continual.ridge import PENALTIES, Ridge, fit_ridge
 
 WIDTH = 12
 COUNTS = {"a": 8, "b": 5, "c": 3, "d": 2}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.suspicions import _at_least
+from learnkit.continual.label_issues import _at_least
 
 
 def images(center, n, seed):

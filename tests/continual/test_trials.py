@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.linear import Basis
+from learnkit.continual.closed_form.linear import Basis
 from learnkit.continual.statistics import ClassStatistics
 
 COUNTS = {"a": 9, "b": 1, "c": 6, "d": 3}  # b is alone: others play its part, beside a partner
@@ -46,7 +46,7 @@ def test_a_block_is_small_and_never_mixes_both_kinds_of_trials(monkeypatch):
     features, labels = draw()
     stats = ClassStatistics.empty(10, root=False).update(features, labels)
     trials = Basis.of(stats, "uniform").trials
-    monkeypatch.setattr("learnkit.continual.trials._BLOCK", 13)
+    monkeypatch.setattr("learnkit.continual.closed_form.loo_samples._BLOCK", 13)
     blocks = [range(len(trials))[block] for block in trials.blocks(4)]
     assert [row for block in blocks for row in block] == list(range(len(trials)))
     assert max(map(len, blocks)) == 13 // 4

@@ -9,7 +9,7 @@ from helpers import write_image_folder
 from PIL import Image
 
 from learnkit.data.dataset import ImageDataset
-from learnkit.data.near import near_duplicate_groups
+from learnkit.data.near_duplicates import near_duplicate_groups
 from learnkit.errors import DataError
 
 

@@ -261,9 +261,9 @@ def test_check_split_refuses_one_class_and_missing_parts():
 
 
 def test_dataloaders_hands_everything_to_the_loaders_module(monkeypatch):
-    module = types.ModuleType("learnkit.loaders")
+    module = types.ModuleType("learnkit.learner.dataloaders")
     module.image_dataloaders = lambda data, **options: (data, options)
-    monkeypatch.setitem(sys.modules, "learnkit.loaders", module)
+    monkeypatch.setitem(sys.modules, "learnkit.learner.dataloaders", module)
     data = dataset(["a", "b"])
     got, options = data.dataloaders(64, 8, augment="none", seed=1)
     assert got is data

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from deploy_helpers import NEW, OLD, content
 
-from learnkit.deploy.atomic import write_folder
-from learnkit.deploy.files import MANIFEST, read_folder
-from learnkit.deploy.filesystem import FileSystem
 from learnkit.errors import BundleError, BundleWriteError, LearnkitError
+from learnkit.storage.filesystem import FileSystem
+from learnkit.storage.read_folder import MANIFEST, read_folder
+from learnkit.storage.write_folder import write_folder
 
 
 class Unsynced(FileSystem):
@@ -150,14 +150,14 @@ def test_a_second_writer_waits_for_the_first_and_names_it_after_a_while(tmp_path
                 write_folder(tmp_path / "model", OLD)
             super().rename(old, new)
 
-    monkeypatch.setattr("learnkit.deploy.atomic.LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("learnkit.storage.write_folder.LOCK_SECONDS", 0.05)
     write_folder(tmp_path / "model", NEW, fs=Nested())
     assert content(tmp_path / "model") == NEW
     assert leftovers(tmp_path / "model") == []
 
 
 def test_without_locks_only_old_leftovers_are_swept(tmp_path, monkeypatch):
-    monkeypatch.setattr("learnkit.deploy.atomic.fcntl", None)
+    monkeypatch.setattr("learnkit.storage.write_folder.fcntl", None)
     for token, age in [("a" * 12, 0), ("b" * 12, 100_000)]:
         (tmp_path / f".model.new-{token}").mkdir()
         os.utime(tmp_path / f".model.new-{token}", (time.time() - age,) * 2)

@@ -23,16 +23,16 @@ from onnx_helpers import (
 )
 from torch import nn
 
-from learnkit.deploy.backends import processor
-from learnkit.deploy.backends import registry as backends
-from learnkit.deploy.backends.devices import devices
-from learnkit.deploy.backends.onnx_edit import stored_float16
-from learnkit.deploy.backends.processor import has_bfloat16, n_threads, processor_flags
-from learnkit.deploy.backends.registry import open_session
-from learnkit.deploy.backends.session_network import SessionNetwork
-from learnkit.deploy.backends.sessions_openvino import check_ir
-from learnkit.deploy.backends.sessions_torch import TorchSession
-from learnkit.deploy.running import Network
+from learnkit.backends import processor
+from learnkit.backends import registry as backends
+from learnkit.backends.devices import devices
+from learnkit.backends.network import Network
+from learnkit.backends.onnx_edit import stored_float16
+from learnkit.backends.openvino_session import check_ir
+from learnkit.backends.processor import has_bfloat16, n_threads, processor_flags
+from learnkit.backends.registry import open_session
+from learnkit.backends.session_network import SessionNetwork
+from learnkit.backends.torch_session import TorchSession
 from learnkit.errors import (
     BackendUnavailableError,
     BundleCorruptError,
@@ -153,7 +153,7 @@ def test_files_run_where_there_is_no_torch(backend, tmp_path):
         import numpy as np
         for name in ("torch", "fastai", "pandas", "matplotlib", "onnx", "timm"):
             sys.modules[name] = None
-        from learnkit.deploy.backends.registry import open_session
+        from learnkit.backends.registry import open_session
         data = open({str(tmp_path / "net.onnx")!r}, "rb").read()
         session = open_session({backend!r}, "float32", {{"onnx": data}}, threads=1)
         print(session.run(np.zeros((2, 24, 40, 1), np.uint8))[0].shape)
@@ -381,9 +381,9 @@ class TestDevices:
     def test_is_shown_as_a_table_with_everything_escaped(self, monkeypatch):
         row = backends.Backend("<b>", ("json",), None, ("float32",), MappingProxyType({}))
         monkeypatch.setattr(
-            "learnkit.deploy.backends.devices.importlib.metadata.version", lambda name: "<i>1"
+            "learnkit.backends.devices.importlib.metadata.version", lambda name: "<i>1"
         )
-        monkeypatch.setattr("learnkit.deploy.backends.devices.BACKENDS", {"<b>": row})
+        monkeypatch.setattr("learnkit.backends.devices.BACKENDS", {"<b>": row})
         shown = devices()._repr_html_()
         assert "&lt;b&gt;" in shown
         assert "<b>" not in shown

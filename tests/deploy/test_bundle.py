@@ -17,8 +17,8 @@ from deploy_helpers import (
     rewrite,
 )
 
+from learnkit.bundle import read as reading
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy import reading
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import (

@@ -18,13 +18,13 @@ from deploy_helpers import (
 )
 from runtime_helpers import NAME, onnx_bytes, variant_files, write_bundle
 
-from learnkit.deploy.conversion.converter import Converted
-from learnkit.deploy.conversion.optimized import OptimizedPredictor
-from learnkit.deploy.detector import Detector
-from learnkit.deploy.identity import model_digest
+from learnkit.continual.ood_detector import Detector
 from learnkit.deploy.loading import load_learner
-from learnkit.deploy.runtime.predictor import load_runtime
+from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import BundleCorruptError, LearnkitError, NotPicklableError
+from learnkit.inference.digest import model_digest
+from learnkit.optimize.convert import Converted
+from learnkit.optimize.optimized import OptimizedPredictor
 
 COUNTS = {"ok": 5, "bad": 4}
 QUIET = {"threads": 1, "progress": False}

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learnkit.deploy.card import checked_card, escape, model_card
-from learnkit.deploy.variants.listing import with_variants_listed
+from learnkit.bundle.card import checked_card, escape, model_card
+from learnkit.bundle.variants.overview import with_variants_listed
 from learnkit.errors import ExportError
 
 HOSTILE = [

@@ -17,12 +17,12 @@ from deploy_helpers import (
     without_timing,
 )
 
-from learnkit.deploy.conversion.gates import Gates
-from learnkit.deploy.labelled import Labelled
+from learnkit.bundle.variants.companions import companions_in, with_companions
+from learnkit.data.labelled_images import Labelled
 from learnkit.deploy.loading import load_learner
-from learnkit.deploy.runtime.predictor import load_runtime
-from learnkit.deploy.variants.companions import companions_in, with_companions
+from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import BundleCorruptError
+from learnkit.optimize.gates import Gates
 
 COUNTS = {"ok": 12, "bad": 12}
 LEARNED = Labelled(*labelled(COUNTS))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from learnkit.deploy.conversion.comparing import Answers, compare
-from learnkit.deploy.conversion.samples import Pictures
+from learnkit.optimize.compare import Answers, compare
+from learnkit.optimize.samples import Pictures
 
 CLASSES = ("a", "b", "c")
 EMPTY = torch.zeros(0, dtype=torch.float64)

@@ -16,9 +16,9 @@ from deploy_helpers import (
     strange,
 )
 
+from learnkit.bundle import schema
+from learnkit.continual.ood_detector import OOD, Detector
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy import schema
-from learnkit.deploy.detector import OOD, Detector
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import (

@@ -5,9 +5,9 @@ import os
 import pytest
 from deploy_helpers import NEW, OLD, content
 
-from learnkit.deploy.atomic import write_folder
-from learnkit.deploy.files import MANIFEST, MAX_MANIFEST_BYTES, read_folder
 from learnkit.errors import BundleCorruptError, BundleError, BundleWriteError
+from learnkit.storage.read_folder import MANIFEST, MAX_MANIFEST_BYTES, read_folder
+from learnkit.storage.write_folder import write_folder
 
 
 @pytest.mark.parametrize(

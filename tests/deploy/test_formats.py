@@ -5,7 +5,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from learnkit.deploy.formats import (
+from learnkit.errors import BundleCorruptError, ExportError
+from learnkit.storage.formats import (
     MAX_DEPTH,
     MAX_HEADER_BYTES,
     parse_json,
@@ -13,7 +14,6 @@ from learnkit.deploy.formats import (
     tensors_to_bytes,
     to_json,
 )
-from learnkit.errors import BundleCorruptError, ExportError
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_hostile_tensor_files_are_refused_by_name(case):
 
 
 def test_too_many_tensors_are_refused_before_the_library_sees_them(monkeypatch):
-    monkeypatch.setattr("learnkit.deploy.formats.MAX_TENSORS", 2)
+    monkeypatch.setattr("learnkit.storage.formats.MAX_TENSORS", 2)
     monkeypatch.setattr(safetensors.torch, "load", lambda data: pytest.fail("was parsed"))
     header = {name: _entry(i * 4, i * 4 + 4) for i, name in enumerate("abc")}
     with pytest.raises(BundleCorruptError, match="lists 3 tensors; at most 2"):

@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 from deploy_helpers import make_continual, rewrite
 
+from learnkit.bundle.state import STATE
 from learnkit.deploy import rebuild
-from learnkit.deploy.heads import STATE
 from learnkit.deploy.loading import load_learner
 from learnkit.errors import BundleError
-from learnkit.models.rebuilt import build_body, build_model
+from learnkit.models.rebuild import build_body, build_model
 
 N_MUTATIONS = {"plain": 500, "continual": 120}
 

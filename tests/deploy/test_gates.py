@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from learnkit.deploy.conversion.gates import (
+from learnkit.errors import OptimizeError
+from learnkit.optimize.gates import (
     Gates,
     failures,
     judge_accuracy,
@@ -12,7 +13,6 @@ from learnkit.deploy.conversion.gates import (
     paired_interval,
     passes,
 )
-from learnkit.errors import OptimizeError
 
 GATES = Gates()
 

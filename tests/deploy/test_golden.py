@@ -16,7 +16,7 @@ import torch
 from deploy_helpers import shades, strange
 
 from learnkit.deploy.loading import load_learner
-from learnkit.deploy.runtime.predictor import load_runtime
+from learnkit.deploy.runtime_predictor import load_runtime
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 LEARNING, DETECTING = GOLDEN.with_name("v1.1"), GOLDEN.with_name("v1.2")

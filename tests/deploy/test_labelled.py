@@ -4,7 +4,7 @@ import torch
 from helpers import write_image_folder
 
 from learnkit.data.dataset import ImageDataset
-from learnkit.deploy.labelled import image_paths, labelled_images
+from learnkit.data.labelled_images import image_paths, labelled_images
 from learnkit.errors import DataError
 
 

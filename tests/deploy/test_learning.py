@@ -13,7 +13,7 @@ from deploy_helpers import labelled, make_continual, make_model, make_predictor,
 from helpers import write_image_folder
 from PIL import Image
 
-from learnkit.continual import changes
+from learnkit.continual import knowledge as changes
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
@@ -25,7 +25,7 @@ from learnkit.errors import (
     PredictionError,
     UnreadableImagesError,
 )
-from learnkit.uncertainty.detection import evaluate_ood
+from learnkit.uncertainty.ood_measures import evaluate_ood
 
 QUIET = {"progress": False}
 OLD, NEW = {"ok": 7, "scratch": 6}, {"dent": 5, "ok": 2}
@@ -322,7 +322,7 @@ def test_a_table_made_while_a_class_is_added_has_all_columns(predictor):
     class Growing(list):
         __iter__ = lambda self: items()
 
-    from learnkit.deploy.bulk import predict_stream, prediction_table
+    from learnkit.inference.batch import predict_stream, prediction_table
 
     stream = predict_stream(predictor, Growing(), bs=2, n_workers=0)
     table = prediction_table(stream, predictor.classes, ood=True)

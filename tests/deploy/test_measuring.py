@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from learnkit.deploy.conversion.measuring import (
+from learnkit.optimize.timing import (
     BLOCK,
     MAX_ROUNDS,
     MIN_ROUNDS,

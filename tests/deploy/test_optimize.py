@@ -12,11 +12,7 @@ import torch
 from deploy_helpers import PLAIN_HEAD, labelled, make_continual, make_model, make_predictor, strange
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy.conversion import trials
-from learnkit.deploy.conversion.converter import Converted, Converter
-from learnkit.deploy.conversion.gates import Gates
-from learnkit.deploy.conversion.measuring import Times
-from learnkit.deploy.labelled import Labelled
+from learnkit.data.labelled_images import Labelled
 from learnkit.errors import (
     BackendUnavailableError,
     ContinualNotInitializedError,
@@ -27,6 +23,10 @@ from learnkit.errors import (
     OptimizeError,
     PredictionError,
 )
+from learnkit.optimize import trials
+from learnkit.optimize.convert import Converted, Converter
+from learnkit.optimize.gates import Gates
+from learnkit.optimize.timing import Times
 
 COUNTS = {"a": 12, "b": 11, "c": 10}
 TEST = Labelled(*labelled({"a": 8, "b": 8, "c": 8}, seed=5))
@@ -38,7 +38,7 @@ QUIET = {"progress": False, "threads": 1}
 def _bfloat16():
     """Torch computes in bfloat16 anywhere, if not fast."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("learnkit.deploy.backends.registry.has_bfloat16", lambda: True)
+        patch.setattr("learnkit.backends.registry.has_bfloat16", lambda: True)
         yield
 
 
@@ -295,7 +295,7 @@ def test_impossible_wishes_name_what_is_possible(source, arguments, error, messa
 
 
 def test_bfloat16_is_refused_where_the_processor_has_none(source, monkeypatch):
-    monkeypatch.setattr("learnkit.deploy.backends.registry.has_bfloat16", lambda: False)
+    monkeypatch.setattr("learnkit.backends.registry.has_bfloat16", lambda: False)
     with pytest.raises(BackendUnavailableError, match="neither avx512_bf16 nor amx_bf16"):
         source.optimize("bfloat16", backend="torch", test=TEST, **QUIET)
 

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from learnkit.deploy.prediction import prediction_of
 from learnkit.errors import PredictionError, UncertaintyError
+from learnkit.inference.prediction import prediction_of
 
 CLASSES = ("ant", "bee", "<i>wasp</i>")
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.bulk import load_ahead
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, ImageReadError, InputSizeError, PredictionError
+from learnkit.inference.batch import load_ahead
 
 
 def picture(seed=0, size=(48, 40)):

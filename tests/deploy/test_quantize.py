@@ -14,18 +14,18 @@ import torch
 from onnx_helpers import RECIPE, channels_last, exported, network, noise
 from torch import nn
 
+from learnkit.backends.onnx_export import export_onnx
+from learnkit.backends.onnx_file import check_onnx
+from learnkit.backends.ort_session import OrtSession
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.backends.onnx_export import export_onnx
-from learnkit.deploy.backends.onnx_file import check_onnx
-from learnkit.deploy.backends.sessions_ort import OrtSession
-from learnkit.deploy.conversion.limits import Limits
-from learnkit.deploy.conversion.quantize import MAX_SAMPLES, outputs_of, quantize_onnx
-from learnkit.deploy.conversion.quantize_bias import correct_biases, with_biases
-from learnkit.deploy.conversion.quantize_graph import FloatNetwork, open_raw, to_int8
-from learnkit.deploy.conversion.quantize_ranges import calibrate
-from learnkit.deploy.conversion.sensitivity import relative_error
 from learnkit.errors import OptimizeError
 from learnkit.models.body import create_body
+from learnkit.optimize.limits import Limits
+from learnkit.optimize.quantize.bias import correct_biases, with_biases
+from learnkit.optimize.quantize.graph import FloatNetwork, open_raw, to_int8
+from learnkit.optimize.quantize.quantize import MAX_SAMPLES, outputs_of, quantize_onnx
+from learnkit.optimize.quantize.ranges import calibrate
+from learnkit.optimize.quantize.sensitivity import relative_error
 
 SHARED = Path(__file__).parents[3] / "shared"
 SMALL = Preprocessing(16)

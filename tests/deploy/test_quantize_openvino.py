@@ -5,12 +5,12 @@ from functools import cache
 import pytest
 from onnx_helpers import channels_last, exported, noise
 
-from learnkit.deploy.backends.registry import open_session
-from learnkit.deploy.conversion.limits import Limits
-from learnkit.deploy.conversion.quantize import outputs_of, quantize_onnx
-from learnkit.deploy.conversion.quantize_graph import FloatNetwork, open_raw
-from learnkit.deploy.conversion.quantize_openvino import openvino_files
-from learnkit.deploy.conversion.sensitivity import relative_error
+from learnkit.backends.registry import open_session
+from learnkit.optimize.limits import Limits
+from learnkit.optimize.quantize.graph import FloatNetwork, open_raw
+from learnkit.optimize.quantize.openvino import openvino_files
+from learnkit.optimize.quantize.quantize import outputs_of, quantize_onnx
+from learnkit.optimize.quantize.sensitivity import relative_error
 
 pytest.importorskip("openvino")
 SAMPLES = channels_last(noise(8))

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from learnkit.deploy.conversion.gates import Verdict
-from learnkit.deploy.conversion.quality import ChangedClass, ChangedImage, Quality
-from learnkit.deploy.conversion.report import Candidate, ConversionReport, Images, Latency
-from learnkit.deploy.conversion.report_speeds import speeds_of
 from learnkit.errors import BundleCorruptError, OptimizeError
+from learnkit.optimize.conversion_report import Candidate, ConversionReport, Images, Latency
+from learnkit.optimize.gates import Verdict
+from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
+from learnkit.optimize.report_speeds import speeds_of
 
 EVIL = "<img src=x onerror=alert(1)>"
 QUALITY = Quality(

@@ -15,16 +15,16 @@ import pytest
 from deploy_helpers import make_continual, make_predictor, shades, strange
 from PIL import Image
 
-from learnkit.deploy.identity import model_digest
-from learnkit.deploy.prediction import prediction_of
 from learnkit.deploy.resumable import FilesReport, predict_to_file
-from learnkit.deploy.shards import Shards
 from learnkit.errors import (
     ImageReadError,
     MissingExtraError,
     PredictionError,
     PredictionFileError,
 )
+from learnkit.inference.digest import model_digest
+from learnkit.inference.prediction import prediction_of
+from learnkit.inference.shards import Shards
 
 KINDS = ["csv", "jsonl", "parquet"]
 
@@ -123,7 +123,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from learnkit.deploy.resumable import predict_to_file
 import numpy as np
-from learnkit.deploy.prediction import prediction_of
+from learnkit.inference.prediction import prediction_of
 class Slow:
     digest, classes, multi_label = "d" * 64, ("a", "b"), False
     def load(self, source):

@@ -15,9 +15,9 @@ from runtime_helpers import NAME, SIZE, WIDTH, features_of, onnx_bytes, variant_
 
 import learnkit
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy.detector import Detector
+from learnkit.continual.ood_detector import Detector
 from learnkit.deploy.judging import judged, judged_beside
-from learnkit.deploy.runtime.predictor import RuntimePredictor, load_runtime
+from learnkit.deploy.runtime_predictor import RuntimePredictor, load_runtime
 from learnkit.errors import (
     BackendUnavailableError,
     BundleCorruptError,

@@ -10,18 +10,12 @@ import safetensors.torch
 import torch
 from runtime_helpers import WIDTH, json_tensor
 
+from learnkit.bundle.scoring_file import judge_tensors
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed as torch_embed
+from learnkit.continual.ood_detector import Detector
 from learnkit.continual.settings import CLASSIFIERS, GUARANTEES, SCORES
-from learnkit.deploy.detector import Detector
-from learnkit.deploy.formats import tensors_to_bytes
 from learnkit.deploy.judging import judged, judged_beside
-from learnkit.deploy.runtime import judge as runtime_judge
-from learnkit.deploy.runtime.arithmetic import embed
-from learnkit.deploy.runtime.judge_file import judge_tensors
-from learnkit.deploy.runtime.judge_reading import PARTS, read_judge
-from learnkit.deploy.runtime.sets import conformal_quantile, inside
-from learnkit.deploy.runtime.tails import normal_tail, student_tail
 from learnkit.errors import (
     BundleCorruptError,
     BundleVersionError,
@@ -29,6 +23,12 @@ from learnkit.errors import (
     PredictionError,
     UncertaintyError,
 )
+from learnkit.inference import scoring as runtime_judge
+from learnkit.inference.arithmetic import embed
+from learnkit.inference.judge_reading import PARTS, read_judge
+from learnkit.inference.sets import conformal_quantile, inside
+from learnkit.inference.tails import normal_tail, student_tail
+from learnkit.storage.formats import tensors_to_bytes
 from learnkit.uncertainty import conformal
 from learnkit.uncertainty.threshold import fit_threshold
 

@@ -9,12 +9,12 @@ from helpers import write_image_folder
 from PIL import Image
 
 from learnkit.data.dataset import ImageDataset
+from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.conversion.apart import check_samples, kept_apart, set_apart
-from learnkit.deploy.conversion.gathering import optimism
-from learnkit.deploy.conversion.samples import evenly, read_pictures
-from learnkit.deploy.labelled import Labelled
 from learnkit.errors import DataError, OptimizeError, UnreadableImagesError
+from learnkit.optimize.apart import check_samples, kept_apart, set_apart
+from learnkit.optimize.job import optimism
+from learnkit.optimize.samples import evenly, read_pictures
 
 RECIPE = Preprocessing(16)
 CLASSES = ("a", "b")

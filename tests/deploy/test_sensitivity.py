@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from learnkit.deploy.conversion.sensitivity import (
+from learnkit.optimize.quantize.sensitivity import (
     by_worth,
     fewest,
     relative_error,

@@ -21,14 +21,14 @@ from deploy_helpers import (
 )
 from torch import nn
 
+from learnkit.backends.network import Network
+from learnkit.bundle import schema
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy import rebuild as rebuild_module
-from learnkit.deploy import schema
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
-from learnkit.deploy.running import Network
 from learnkit.errors import BundleCorruptError, BundleProbeError, BundleVersionError, ExportError
-from learnkit.models.rebuilt import build_model
+from learnkit.models.rebuild import build_model
 
 COUNTS = {"ok": 5, "Kratzer <b>": 4, "dent": 3}
 STATE = "state.safetensors"

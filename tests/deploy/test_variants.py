@@ -20,12 +20,10 @@ from deploy_helpers import (
 )
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy.conversion.gates import Gates
-from learnkit.deploy.conversion.optimized import OptimizedPredictor
-from learnkit.deploy.detector import Detector
-from learnkit.deploy.labelled import Labelled
+from learnkit.continual.ood_detector import Detector
+from learnkit.data.labelled_images import Labelled
 from learnkit.deploy.loading import load_learner
-from learnkit.deploy.runtime.predictor import load_runtime
+from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import (
     BundleCorruptError,
     BundleError,
@@ -33,6 +31,8 @@ from learnkit.errors import (
     ExportError,
     LearnkitError,
 )
+from learnkit.optimize.gates import Gates
+from learnkit.optimize.optimized import OptimizedPredictor
 
 COUNTS = {"ok": 12, "ß/<b>": 12}
 LEARNED = Labelled(*labelled(COUNTS))

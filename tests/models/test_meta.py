@@ -6,7 +6,7 @@ from torch import nn
 from learnkit.errors import SplitterError
 from learnkit.models.body import create_body
 from learnkit.models.meta import as_splitter, boundary_at, model_meta, param_groups
-from learnkit.models.rebuilt import build_model
+from learnkit.models.rebuild import build_model
 from learnkit.models.spec import create_cnn_model
 
 

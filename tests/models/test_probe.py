@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from learnkit.models.probe import Removed, drop_unused, meta_copy, probe
+from learnkit.models.dry_run import Removed, drop_unused, meta_copy, probe
 
 
 class Partly(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 
 from learnkit.errors import LearnkitError, ModelSpecError
 from learnkit.models import head_kinds
-from learnkit.models.rebuilt import build_body, build_model
+from learnkit.models.rebuild import build_body, build_model
 from learnkit.models.spec import ModelSpec, create_cnn_model
 
 

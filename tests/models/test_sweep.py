@@ -10,9 +10,9 @@ import timm
 import torch
 from torch import nn
 
+from learnkit.models.dry_run import _reached
 from learnkit.models.meta import param_groups
-from learnkit.models.probe import _reached
-from learnkit.models.rebuilt import build_model
+from learnkit.models.rebuild import build_model
 from learnkit.models.spec import ModelSpec, create_cnn_model
 from learnkit.models.timm_body import TimmBody
 

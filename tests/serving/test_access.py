@@ -3,9 +3,9 @@
 import pytest
 
 from learnkit.errors import ServingError
-from learnkit.serving.access import check_bearer, check_exposure, is_loopback, read_token
+from learnkit.serving.auth import check_bearer, check_exposure, is_loopback, read_token
+from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Limits
-from learnkit.serving.refusals import Refusal
 
 TOKEN = "0123456789abcdef"
 

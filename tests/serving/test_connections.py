@@ -9,7 +9,7 @@ pytest.importorskip("uvicorn")
 import uvicorn
 from uvicorn.server import ServerState
 
-from learnkit.serving.connections import impatient, quiet
+from learnkit.serving.timeouts import impatient, quiet
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n"
 

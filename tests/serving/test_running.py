@@ -16,13 +16,13 @@ import httpx
 from starlette.testclient import TestClient
 
 from learnkit import load_learner
-from learnkit.cli import main
-from learnkit.deploy.conversion.optimized import OptimizedPredictor
+from learnkit.cli.app import main
 from learnkit.deploy.predictor import Predictor
-from learnkit.deploy.runtime.predictor import RuntimePredictor
+from learnkit.deploy.runtime_predictor import RuntimePredictor
 from learnkit.errors import ServingError
+from learnkit.optimize.optimized import OptimizedPredictor
 from learnkit.serving.app import create_app
-from learnkit.serving.running import open_model, serve, warm_up
+from learnkit.serving.server import open_model, serve, warm_up
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,7 @@ def optimised(tmp_path_factory):
 def test_threads_reach_whatever_runs_the_network(optimised, monkeypatch, variant, learning, kind):
     given = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
-    monkeypatch.setattr(
-        "learnkit.deploy.backends.registry.n_threads", lambda threads=None: threads or 2
-    )
+    monkeypatch.setattr("learnkit.backends.registry.n_threads", lambda threads=None: threads or 2)
     predictor = open_model(optimised, variant=variant, threads=1, learning=learning)
     found = given[-1] if kind is Predictor else predictor.threads
     assert (type(predictor), found) == (kind, 1)

@@ -1,0 +1,111 @@
+"""What this machine can run, as a table."""
+
+import importlib.metadata
+import textwrap
+from html import escape
+from typing import Any
+
+from learnkit.backends.processor import n_threads, processor_name, telling_flags
+from learnkit.backends.registry import BACKENDS, PRECISIONS, Backend, why_not
+
+_HEADER = ("backend", "device", "version", *PRECISIONS)
+_LEFT = "text-align:left;padding:.25em 1em .25em .3em"
+_QUOTED = f'"{_LEFT}"'
+_WIDTH = 80
+
+
+class Devices(list):
+    """One dictionary per backend and device; shown as a table."""
+
+    @property
+    def processor(self) -> str:
+        """The processor, the threads this process has, and the flags that matter for speed."""
+        flags = " ".join(telling_flags()) or "flags unknown"
+        return f"{processor_name()}, {n_threads()} threads ({flags})"
+
+    def __repr__(self) -> str:
+        rows = [_HEADER, *(_cells(row, "yes", "-") for row in self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        notes = (f"{name}: {said}" for row in self for name, said in _notes(row))
+        return "\n".join([_wrapped(self.processor), "", *table, "", *map(_wrapped, notes)])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th style="{_LEFT}">{name}</th>' for name in _HEADER)
+        rows = "".join(
+            f"<tr>{''.join(f'<td style={_QUOTED}>{escape(cell)}</td>' for cell in cells)}</tr>"
+            for cells in (_cells(row, "✓", "–") for row in self)
+        )
+        notes = "".join(
+            f"<div><small><i>{escape(name)}</i>: {escape(said)}</small></div>"
+            for row in self
+            for name, said in _notes(row)
+        )
+        return (
+            f"<div>{escape(self.processor)}</div>"
+            f'<table style="margin:.4em 0"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{rows}</tbody></table>{notes}"
+        )
+
+
+def devices() -> Devices:
+    """What `optimize` can be asked for on this machine, one row per backend and device.
+
+    A row is a dictionary: `backend`, `device`, `version` (None if not installed), `precisions` that
+    can be run here, `parameters` of `optimize` with their defaults, and `why_not`, the reason by
+    precision for those that cannot.
+    """
+    rows = [_row(backend, "cpu") for backend in BACKENDS.values()]
+    rows += [_row(b, "cuda") for b in BACKENDS.values() if not b.missing and _has_cuda(b)]
+    return Devices(rows)
+
+
+def _row(backend: Backend, device: str) -> dict[str, Any]:
+    reasons = {precision: why_not(backend, precision, device) for precision in PRECISIONS}
+    if backend.missing:
+        absent = ", ".join(backend.missing)
+        remedy = f'{absent} not installed: pip install "learnkit[{backend.extra}]"'
+        reasons = {precision: reason or remedy for precision, reason in reasons.items()}
+    return {
+        "backend": backend.name,
+        "device": device,
+        "version": None if backend.missing else importlib.metadata.version(backend.packages[0]),
+        "precisions": tuple(name for name, reason in reasons.items() if reason is None),
+        "parameters": dict(backend.parameters),
+        "why_not": {name: reason for name, reason in reasons.items() if reason is not None},
+    }
+
+
+def _has_cuda(backend: Backend) -> bool:
+    if backend.name == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    if backend.name == "onnxruntime":
+        import onnxruntime
+
+        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return False
+
+
+def _cells(row: dict[str, Any], yes: str, no: str) -> tuple[str, ...]:
+    """A backend and what it runs, a cell per precision."""
+    marks = (yes if name in row["precisions"] else no for name in PRECISIONS)
+    return row["backend"], row["device"], row["version"] or "not installed", *marks
+
+
+def _notes(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what it is about, what there is to say): parameters, and why something cannot be run."""
+    given = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
+    found = [(row["backend"], f"takes {given}")] if given else []
+    reasons: dict[str, list[str]] = {}
+    for precision, reason in row["why_not"].items():
+        if precision in BACKENDS[row["backend"]].precisions:  # it has none elsewhere either
+            reasons.setdefault(reason, []).append(precision)
+    where = f"{row['backend']} on {row['device']}"
+    return found + [(f"{where}, {', '.join(names)}", why) for why, names in reasons.items()]
+
+
+def _wrapped(text: str) -> str:
+    """`text` in lines of at most 80 columns."""
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)

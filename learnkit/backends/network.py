@@ -1,0 +1,124 @@
+"""A network that runs for any number of threads and is left as it was found."""
+
+import threading
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from learnkit.data.preprocess import Preprocessing
+from learnkit.errors import PredictionError
+from learnkit.models.eval_mode import evaluating
+
+_LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+class Network:
+    """The forward passes of a model: images in, outputs or pooled features out.
+
+    A model that belongs to its predictor alone is put into eval mode once and runs without locks. A
+    shared one may be in training mode: it is put into eval mode for each pass, one pass at a time,
+    and left as it was found.
+
+    Args:
+        model: gives outputs for normalised float32 images (N, channels, H, W).
+        preprocessing: says how images are normalised.
+        owned: nobody else uses `model`.
+    """
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, *, owned: bool):
+        self.model, self.preprocessing = model, preprocessing
+        self._lock = None if owned else _lock_of(model)
+        if owned:
+            model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def outputs(self, images: Tensor, n_classes: int) -> Tensor:
+        """The model's outputs float32 (N, n_classes) for `images` uint8 (N, channels, H, W).
+
+        Raises:
+            PredictionError: the model gives another shape.
+        """
+        x = self._normalized(images)
+        outputs = self._run(self.model, x) if len(x) else x.new_empty(0, n_classes)
+        return _checked(outputs, len(x), n_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The body's feature map averaged over space, float32 (N, D), for `images` uint8.
+
+        Raises:
+            PredictionError: the model is no `Sequential(body, head)` with a feature map.
+        """
+        self._check_body()
+        x = self._normalized(images)
+        feature_map = self._run(self.model[0], x if len(x) else x.new_zeros(1, *x.shape[1:]))
+        return _pooled(feature_map)[: len(x)]
+
+    def outputs_and_features(self, images: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+        """What `outputs` and `features` give, of one pass. Raises like both."""
+        self._check_body()
+        if not len(images):
+            return self.outputs(images, n_classes), self.features(images)
+        x, kept = self._normalized(images), []
+
+        def both(x: Tensor) -> Tensor:
+            kept.append(self.model[0](x))
+            return self.model[1](kept[0])
+
+        return _checked(self._run(both, x), len(x), n_classes), _pooled(kept[0])
+
+    def _check_body(self) -> None:
+        if not isinstance(self.model, nn.Sequential) or len(self.model) != 2:
+            raise PredictionError(
+                f"the network is a {type(self.model).__name__} without a body to read features "
+                "from; build it with cnn_learner or create_cnn_model"
+            )
+
+    def no_images(self) -> Tensor:
+        """An empty batch uint8 (0, channels, H, W)."""
+        recipe = self.preprocessing
+        return torch.zeros(0, recipe.channels, *recipe.size, dtype=torch.uint8)
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return self.preprocessing.normalize(images.to(self.device))
+
+    def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`module(x)` in eval mode, without gradients; the model's modes are left as found."""
+        if self._lock is None:
+            with torch.inference_mode():
+                return module(x)
+        # no_grad: tensors a shared network caches in inference mode could not be trained with later
+        with self._lock, evaluating(self.model), torch.no_grad():
+            return module(x)
+
+
+def _checked(outputs: Tensor, n: int, n_classes: int) -> Tensor:
+    """`outputs` float32 (n, n_classes), if that is their shape."""
+    if outputs.shape != (n, n_classes):
+        raise PredictionError(
+            f"the network gives outputs of shape {tuple(outputs.shape)} for {n} images and "
+            f"{n_classes} classes; it must give ({n}, {n_classes})"
+        )
+    return outputs.to("cpu", torch.float32, copy=True)
+
+
+def _pooled(feature_map: Tensor) -> Tensor:
+    """A feature map averaged over space, float32 (N, D)."""
+    if feature_map.ndim != 4:
+        raise PredictionError(
+            f"the body gives {tuple(feature_map.shape)}; features are read off a map (N,D,H,W)"
+        )
+    return adaptive_avg_pool2d(feature_map, 1).flatten(1).to("cpu", torch.float32, copy=True)
+
+
+def _lock_of(model: nn.Module) -> threading.Lock:
+    """The one lock of a shared model, whichever predictor asks."""
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(model, threading.Lock())

@@ -1,0 +1,97 @@
+"""Networks in onnxruntime; needs no torch."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from learnkit.backends.extras import extra
+from learnkit.backends.onnx_file import check_onnx
+from learnkit.backends.session import Outputs, Session, brief, signature
+from learnkit.errors import BackendUnavailableError, BundleCorruptError, PredictionError
+
+#: optimisations of onnxruntime that change what a network says: this one takes weights left in
+#: float32 among layers in 8 bits to 8 bits as well, with one scale for all channels
+CHANGING = ["WeightBiasQuantization"]
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OrtSession(Session):
+    """An ONNX file in onnxruntime.
+
+    Args:
+        precision: what the file's weights are.
+        files: `{"onnx": bytes}`.
+        threads: processor threads one run may use.
+        device: "cpu" or "cuda".
+        spinning: within a run, threads wait for the next piece of work in a loop: faster, and in
+            the way of whatever else the processor has to do.
+
+    Raises:
+        BundleCorruptError: the file is no such network.
+        BackendUnavailableError: this onnxruntime has nothing for `device`.
+        MissingExtraError: onnxruntime is not installed.
+    """
+
+    def __init__(
+        self,
+        precision: str,
+        files: Mapping[str, bytes],
+        *,
+        threads: int,
+        device: str = "cpu",
+        spinning: bool = True,
+    ):
+        ort = extra("onnxruntime")
+        check_onnx(files["onnx"])
+        check_provider(ort, device)
+        self._session = _opened(ort, files["onnx"], threads, device, spinning)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        sizes = signature(
+            [(one.name, one.type == "tensor(uint8)", one.shape) for one in inputs],
+            [(one.name, one.type == "tensor(float)", one.shape) for one in outputs],
+        )
+        super().__init__("onnxruntime", precision, **sizes, threads=threads, device=device)
+
+    def _run(self, images: np.ndarray) -> Outputs:
+        try:
+            features, *logits = self._session.run(None, {"image": images})
+        except _errors() as error:
+            raise PredictionError(f"onnxruntime cannot run the network: {brief(error)}") from error
+        return features, logits[0] if logits else None
+
+
+def check_provider(ort: ModuleType, device: str) -> None:
+    """Raise BackendUnavailableError if this onnxruntime cannot run on `device`."""
+    provider = _PROVIDERS.get(device)
+    if provider not in ort.get_available_providers():
+        possible = [n for n, p in _PROVIDERS.items() if p in ort.get_available_providers()]
+        raise BackendUnavailableError(
+            f"`device`={device!r}; this onnxruntime {ort.__version__} runs on {possible}"
+        )
+
+
+def _opened(ort: ModuleType, data: bytes, threads: int, device: str, spinning: bool) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4  # what goes wrong is raised
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs: be idle
+    try:
+        session = ort.InferenceSession(
+            data, options, providers=[_PROVIDERS[device]], disabled_optimizers=CHANGING
+        )
+    except _errors() as error:
+        raise BundleCorruptError(f"onnxruntime cannot read the network: {brief(error)}") from error
+    if _PROVIDERS[device] not in session.get_providers():  # it takes the processor instead
+        raise BackendUnavailableError(f"`device`={device!r}; onnxruntime cannot start it here")
+    return session
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """Every exception of onnxruntime: they have no base of their own."""
+    state = extra("onnxruntime.capi.onnxruntime_pybind11_state")
+    found = (value for value in vars(state).values() if isinstance(value, type))
+    return (RuntimeError, *(value for value in found if issubclass(value, Exception)))

@@ -1,0 +1,103 @@
+"""Probe images: they travel with a network, and it must still answer them as it did at export.
+
+Of a model in the continual state the body's features are recorded beside the logits: they must come
+out again for ever, while a later version may derive another classifier from the same statistics.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from learnkit.backends.network import Network
+from learnkit.bundle.state import continual_head
+from learnkit.data.preprocess import Preprocessing
+from learnkit.errors import BundleCorruptError, ExportError
+
+PROBE = "probe.safetensors"
+MAX_PROBES = 16
+_RELATIVE_TOLERANCE = 1e-3  # another CPU or thread count moves logits by 1e-5 of the largest
+_FEATURE_NOISE = 1e-4
+
+
+class Probes(NamedTuple):
+    """Images, the logits they must give, how far those may be off, and features (continual)."""
+
+    images: Tensor
+    logits: Tensor
+    tolerance: float
+    features: Tensor | None
+
+
+def default_probes(preprocessing: Preprocessing, n: int = 2) -> Tensor:
+    """Noise uint8 (n, channels, H, W), the same every time: probes where no images are at hand."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (n, preprocessing.channels, *preprocessing.size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+
+def check_probes(images: Tensor, preprocessing: Preprocessing, error: type = ExportError) -> None:
+    """Raise `error` unless `images` are a few preprocessed ones."""
+    shape = (preprocessing.channels, *preprocessing.size)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+        raise error(
+            f"the probe images are {images.dtype} {tuple(images.shape)}; preprocessed images are "
+            f"uint8 (n, {', '.join(map(str, shape))})"
+        )
+    if not 1 <= len(images) <= MAX_PROBES:
+        raise error(f"there are {len(images)} probe images; 1 to {MAX_PROBES} are needed")
+
+
+def tolerance_of(values: Tensor) -> float:
+    """How far `values` may be off elsewhere."""
+    return _RELATIVE_TOLERANCE * max(1.0, values.abs().max().item())
+
+
+def comparable(logits: Tensor) -> Tensor:
+    """`logits` with 0 for the -inf of classes that can never win: files hold finite numbers."""
+    return torch.where(logits.isneginf(), 0.0, logits)
+
+
+def probe_tensors(model: nn.Module, probes: Tensor, recipe: Preprocessing) -> dict[str, Tensor]:
+    """The file's tensors: images, the logits of `model` for them, and how far those may be off.
+
+    Of a model in the continual state also `features`.
+    """
+    head = continual_head(model)
+    with torch.no_grad():
+        logits = comparable(model(recipe.normalize(probes)))
+    tolerance, features = tolerance_of(logits), None
+    if head is not None:
+        features = Network(model, recipe, owned=True).features(probes)
+        tolerance = max(tolerance, _response(head, features))
+    found = {"images": probes, "logits": logits, "tolerance": torch.tensor(tolerance)}
+    return found if features is None else {**found, "features": features}
+
+
+def _response(head: nn.Module, features: Tensor) -> float:
+    """How far logits move when features do in their last digits, as on another machine."""
+    signs = 1 - 2 * (torch.arange(features.numel()).view_as(features) % 2)
+    with torch.no_grad():
+        moved = head(features * (1 + _FEATURE_NOISE * signs))
+        return (comparable(moved) - comparable(head(features))).abs().max().item()
+
+
+def read_probes(
+    probe: Mapping[str, Tensor], preprocessing: Preprocessing, n_classes: int, *, continual: bool
+) -> Probes:
+    """What the file of probes says.
+
+    Raises:
+        BundleCorruptError: a tensor is missing or of another shape or type.
+    """
+    wanted = {"images", "logits", "tolerance"} | ({"features"} if continual else set())
+    if missing := wanted - probe.keys():
+        raise BundleCorruptError(f"{PROBE} lacks {sorted(missing)}")
+    images, logits, tolerance = probe["images"], probe["logits"], probe["tolerance"]
+    check_probes(images, preprocessing, BundleCorruptError)
+    if logits.dtype != torch.float32 or logits.shape != (len(images), n_classes):
+        raise BundleCorruptError(f"{PROBE}: `logits` is {logits.dtype} {tuple(logits.shape)}")
+    if tolerance.shape != () or not tolerance.item() >= 0:
+        raise BundleCorruptError(f"{PROBE}: `tolerance` is not one number of at least 0")
+    return Probes(images, logits, tolerance.item(), probe["features"] if continual else None)

@@ -1,0 +1,237 @@
+"""What config.json says: the fields timm reads, and under `learnkit` all that a predictor is.
+
+The format has a version: the same major one is read for ever; unknown keys are ignored unless the
+writer lists them under `critical`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from learnkit._version import __version__
+from learnkit.data.preprocess import Preprocessing
+from learnkit.errors import (
+    BundleCorruptError,
+    BundleError,
+    BundleVersionError,
+    ExportError,
+    LearnkitError,
+)
+from learnkit.storage.formats import parse_json, to_json
+
+if TYPE_CHECKING:
+    from learnkit.models.spec import ModelSpec
+
+SCHEMA = {"major": 1, "minor": 2}
+CONFIG = "config.json"
+MAX_CONFIG_BYTES = 16_000_000
+SECTION = "learnkit"
+_KNOWN = frozenset(
+    {
+        "schema",
+        "critical",
+        "model",
+        "layout",
+        "preprocessing",
+        "classes",
+        "multi_label",
+        "threshold",
+        "versions",
+        "metadata",
+        "continual",
+        "ood",
+        "default_variant",
+        "learned_since",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A predictor without its weights; `layout` says which file holds which of them.
+
+    `continual` describes the head's state in the continual state, None otherwise; `ood` what tells
+    unusual images beside a trained head. `default_variant` names what runs unless another is asked
+    for; None means the weights themselves.
+    """
+
+    spec: ModelSpec
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    multi_label: bool
+    threshold: float
+    layout: Mapping[str, Mapping[str, str]]
+    versions: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    continual: Mapping[str, Any] | None = None
+    ood: Mapping[str, Any] | None = None
+    default_variant: str | None = None
+
+    def to_bytes(self, timm_config: Mapping[str, Any]) -> bytes:
+        """config.json, with timm's own fields.
+
+        Raises:
+            ExportError: something in it is no JSON.
+        """
+        own = {"continual": self.continual, "ood": self.ood}
+        own = {name: value for name, value in own.items() if value is not None}
+        section = {
+            "schema": SCHEMA,
+            "critical": list(own),  # older readers refuse what they would get wrong
+            "model": self.spec.to_dict(),
+            "layout": self.layout,
+            "preprocessing": self.preprocessing.to_dict(),
+            "classes": list(self.classes),
+            "multi_label": self.multi_label,
+            "threshold": self.threshold,
+            "versions": self.versions,
+            "metadata": self.metadata,
+            **own,
+        }
+        try:
+            return to_json({**timm_config, SECTION: section})
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"`metadata`, `card` or a class name is no JSON: {error}") from error
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Contents:
+        """What a config.json says.
+
+        Raises:
+            BundleCorruptError: a key is missing, of another type, or breaks a rule.
+            BundleVersionError: the format is newer than this learnkit reads.
+        """
+        section = read_section(data)
+        spec, preprocessing = _described(section)
+        return cls(
+            spec=spec,
+            preprocessing=preprocessing,
+            classes=_classes(section, spec),
+            multi_label=_get(section, "multi_label", bool),
+            threshold=_threshold(section),
+            layout=_layout(section),
+            versions=_get(section, "versions", dict),
+            metadata=_get(section, "metadata", dict),
+            continual=_continual(section, spec),
+            default_variant=default_variant(section),
+            ood=_ood(section),
+        )
+
+
+def read_section(data: bytes) -> dict[str, Any]:
+    """What a config.json says under `learnkit`, if this learnkit reads its format.
+
+    No torch is needed: what describes the network is not looked at.
+
+    Raises:
+        BundleCorruptError: no strict JSON, or without that section.
+        BundleVersionError: the format is newer than this learnkit reads.
+    """
+    if len(data) > MAX_CONFIG_BYTES:
+        raise BundleCorruptError(
+            f"{CONFIG} has {len(data)} bytes; at most {MAX_CONFIG_BYTES} are read"
+        )
+    section = _get(parse_json(data, CONFIG), SECTION, dict)
+    check_schema(section, CONFIG)
+    _check_critical(section)
+    return section
+
+
+def default_variant(section: Mapping[str, Any]) -> str | None:
+    """The variant that `section` says runs unless another is asked for; None for the weights."""
+    return _get(section, "default_variant", str) if "default_variant" in section else None
+
+
+def check_schema(holder: Mapping[str, Any], where: str) -> None:
+    """Raise unless this learnkit reads the format `holder` (of the file `where`) is written in."""
+    schema = _get(holder, "schema", dict, where)
+    major, minor = _get(schema, "major", int, where), _get(schema, "minor", int, where)
+    if major > SCHEMA["major"]:
+        raise BundleVersionError(
+            f"{where} is in format {major}.{minor}; learnkit {__version__} reads up to "
+            f"{SCHEMA['major']}.x: upgrade learnkit, or export the model again with this version"
+        )
+    if major < 1 or minor < 0:
+        raise BundleCorruptError(f"{where} claims to be in format {major}.{minor}; 1.0 was first")
+
+
+def _check_critical(section: Mapping[str, Any]) -> None:
+    if unknown := [key for key in _get(section, "critical", list) if key not in _KNOWN]:
+        raise BundleVersionError(
+            f"the bundle needs {unknown}, which learnkit {__version__} does not know: upgrade "
+            "learnkit"
+        )
+
+
+def _get(holder: Mapping[str, Any], key: str, kind: type, where: str = CONFIG) -> Any:
+    """`holder[key]`, if it is of exactly this JSON type."""
+    value = holder.get(key)
+    if type(value) is not kind:
+        found = "missing" if key not in holder else f"a {type(value).__name__}"
+        raise BundleCorruptError(f"{where}: `{key}` is {found}; it must be a {kind.__name__}")
+    return value
+
+
+def _described(section: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing]:
+    from learnkit.models.spec import ModelSpec  # here, because it brings torch
+
+    try:
+        spec = ModelSpec.from_dict(_get(section, "model", dict))
+        preprocessing = Preprocessing.from_dict(_get(section, "preprocessing", dict))
+    except BundleError:
+        raise
+    except (LearnkitError, TypeError) as error:
+        if section["schema"]["minor"] > SCHEMA["minor"]:
+            raise BundleVersionError(
+                f"{CONFIG} was written by a newer learnkit and needs it: {error}. Upgrade learnkit"
+            ) from error
+        raise BundleCorruptError(f"{CONFIG}: {error}") from error
+    return spec, preprocessing
+
+
+def _classes(section: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
+    classes = _get(section, "classes", list)
+    if not all(isinstance(name, str) and name for name in classes):
+        raise BundleCorruptError(f"{CONFIG}: `classes` holds something that is no name")
+    if len(classes) != spec.n_out or len(set(classes)) != spec.n_out:
+        raise BundleCorruptError(
+            f"{CONFIG}: {len(set(classes))} different `classes` for {spec.n_out} outputs"
+        )
+    return tuple(classes)
+
+
+def _continual(section: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any] | None:
+    """What describes the head's state; there exactly if the head is of the kind that has one."""
+    if (spec.head.get("kind") == "continual") != ("continual" in section):
+        raise BundleCorruptError(f"{CONFIG}: `model` and `continual` disagree about the head")
+    if "continual" not in section:
+        return None
+    if section["multi_label"]:
+        raise BundleCorruptError(f"{CONFIG}: a head with class statistics gives one label")
+    return _get(section, "continual", dict)
+
+
+def _ood(section: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What describes the detector beside a trained head, if there is one."""
+    if "ood" not in section:
+        return None
+    if section["multi_label"] or "continual" in section:
+        raise BundleCorruptError(f"{CONFIG}: `ood` goes with a trained head that gives one label")
+    return _get(section, "ood", dict)
+
+
+def _threshold(section: Mapping[str, Any]) -> float:
+    threshold = _get(section, "threshold", float)
+    if not 0 < threshold < 1:
+        raise BundleCorruptError(f"{CONFIG}: `threshold` is {threshold}, not between 0 and 1")
+    return threshold
+
+
+def _layout(section: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    layout = _get(section, "layout", dict)
+    for names in layout.values():
+        if not isinstance(names, dict) or not all(isinstance(own, str) for own in names.values()):
+            raise BundleCorruptError(f"{CONFIG}: `layout` does not map prefixes to prefixes")
+    return layout

@@ -1,0 +1,145 @@
+"""The float32 files that stay beside an optimised model: at hand, or where it was loaded from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from learnkit.bundle.schema import CONFIG, read_section
+from learnkit.bundle.variant import files_of, variant_names
+from learnkit.bundle.variants.knowing import learned_since
+from learnkit.data.labels import warn_user
+from learnkit.errors import BundleCorruptError, BundleError, ExportError
+from learnkit.storage.read_folder import VARIANTS, Folder, read_folder
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """Files by name, at hand or to be read again, each exactly as it was.
+
+    Attributes:
+        files: those at hand.
+        hashes: SHA-256 (hex) of every file, also of those not at hand.
+        folder: where the others are.
+        problem: why there are none, if so.
+        stale: variants that do not go along: they are of the model as it was.
+        learned: the variants that know more than the float32 model, also of the stale ones.
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
+    folder: Path | None = None
+    problem: str = ""
+    stale: tuple[str, ...] = ()
+    learned: tuple[str, ...] = ()
+
+    @classmethod
+    def at_hand(cls, files: Mapping[str, bytes]) -> BaseFiles:
+        """All of them."""
+        return cls(files, {name: _sha256(data) for name, data in files.items()})
+
+    @classmethod
+    def left_at(cls, path: str | os.PathLike, found: Folder, without: Iterable[str]) -> BaseFiles:
+        """Those of the bundle at `path` that `found` lists, but for `without`."""
+        hashes = {name: entry["sha256"] for name, entry in found.manifest["files"].items()}
+        for name in without:
+            hashes.pop(name, None)
+        files = {name: data for name, data in found.files.items() if name in hashes}
+        learned = learned_since(read_section(found.files[CONFIG]))
+        return cls(files, hashes, Path(os.path.abspath(path)), learned=learned)
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 (hex) over the float32 weights; empty if they cannot travel."""
+        return "" if self.problem else weights_digest(self.files, self.hashes)
+
+    @property
+    def n_weight_bytes(self) -> int:
+        """What the float32 weights take on disk, as far as they are at hand."""
+        names = read_section(self.files[CONFIG])["layout"] if CONFIG in self.files else ()
+        return sum(len(self.files.get(name, b"")) for name in names)
+
+    def read(self, *, variants: bool = True, anew: Collection[str] = ()) -> dict[str, bytes]:
+        """All files; a warning names the variants that ought to be among them and are left out.
+
+        Args:
+            variants: also those of variants.
+            anew: variants that are there anew, so that nobody misses what they were.
+
+        Raises:
+            ExportError: the network cannot travel as data.
+            BundleError: the folder they were in is gone, or holds another model by now.
+        """
+        if self.problem:
+            raise ExportError(self.problem)
+        beside = {name for name in self.hashes if name.startswith(f"{VARIANTS}/")}
+        try:
+            found = self._read(self.hashes.keys() - self.files.keys() - beside)
+        except BundleError as error:
+            raise BundleError(f"{self._remedy()}: {error}") from error
+        found = {**self.files, **found}
+        if not variants:
+            return found
+        if stale := [name for name in self.stale if name not in anew]:
+            warn_user(
+                f"variants of the model as it was are left out: {', '.join(stale)}. It has changed "
+                f"since they were made of it; make them anew with `optimize`{self._learned(stale)}"
+            )
+        return {**found, **self._variants(beside - {f for n in anew for f in files_of(n, beside)})}
+
+    def _variants(self, names: set[str]) -> dict[str, bytes]:
+        """The files of variants, or a warning that they are gone."""
+        try:
+            return self._read(names)
+        except BundleError as error:
+            lost = variant_names(names)
+            warn_user(
+                f"variants are left out: {', '.join(lost)}. They are not where the model was "
+                f"loaded from any more ({error}); put that bundle back and save again, or make "
+                f"them anew with `optimize`{self._learned(lost)}"
+            )
+            return {}
+
+    def _learned(self, names: Collection[str]) -> str:
+        """What making `names` anew does not bring back."""
+        more = [name for name in names if name in self.learned]
+        return f", which does not bring back what {', '.join(more)} had learned" if more else ""
+
+    def _read(self, names: set[str]) -> dict[str, bytes]:
+        """These files from the folder; BundleError unless they are what they were."""
+        if not names:
+            return {}
+        found = read_folder(self.folder, wanted=names).files
+        if changed := sorted(n for n in names if _sha256(found.get(n, b"")) != self.hashes[n]):
+            raise BundleError(f"{changed[0]} is another one, or gone")
+        return found
+
+    def _remedy(self) -> str:
+        return (
+            f"the float32 weights are saved beside an optimised model, and {self.folder}, where it "
+            "was loaded from, does not hold them any more; put that bundle back, then save again"
+        )
+
+
+def _is_variant(name: str) -> bool:
+    return name.startswith(f"{VARIANTS}/")
+
+
+def weights_digest(files: Mapping[str, bytes], hashes: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over the weights that the config.json among `files` lists.
+
+    Raises:
+        BundleCorruptError: one of them is not there.
+    """
+    names = sorted(read_section(files[CONFIG]).get("layout", {}))
+    if missing := [name for name in names if name not in hashes]:
+        raise BundleCorruptError(f"the bundle has no {missing[0]}")
+    return _sha256("\n".join(f"{name} {hashes[name]}" for name in names).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,215 @@
+"""What a bundle can be run as: its float32 weights and its variants, in a few numbers each.
+
+This module needs no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from learnkit.bundle.card import table
+from learnkit.bundle.schema import CONFIG, default_variant, read_section
+from learnkit.bundle.variant import (
+    FLOAT32,
+    Variant,
+    files_of,
+    path_of,
+    variant_names,
+)
+from learnkit.bundle.variants.knowing import learned_since
+from learnkit.errors import BundleCorruptError
+from learnkit.optimize.conversion_report import ConversionReport
+from learnkit.optimize.report_rows import percent, word
+from learnkit.storage.formats import parse_arrays, parse_json
+from learnkit.storage.read_folder import VARIANTS
+
+_HEADING = "\n## Variants\n"
+_COST = "\n## Optimised: "
+_ABOUT = (
+    "The same network in other forms, beside the float32 weights. Milliseconds were measured where "
+    "each was made (see below), those of float32 in torch; in brackets, times as fast as that."
+)
+_PATH = "path/to/this/folder"
+_FREE_OF_TORCH = ("onnxruntime", "openvino")
+_STATES = ("state.safetensors", "ood.safetensors")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One way to run a bundle's model.
+
+    Attributes:
+        name: "float32", or of the variant.
+        classes: it knows.
+        images: how many it has learned of each class; None where nothing counts them.
+        n_bytes: of its files on disk.
+        opens: whether it is what opens by default.
+        has_learned: whether it knows more than the float32 model beside it.
+        report: what its conversion cost.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    images: dict[str, int] | None
+    n_bytes: int
+    opens: bool
+    has_learned: bool = False
+    report: ConversionReport | None = None
+
+    @property
+    def n_images(self) -> int | None:
+        """Images it has learned."""
+        return None if self.images is None else sum(self.images.values())
+
+    @property
+    def remark(self) -> str:
+        """What there is to know beside the numbers."""
+        told = ["opens by default"] * self.opens
+        return ", ".join(told + ["has learned since it was made"] * self.has_learned)
+
+
+def is_listed_from(name: str) -> bool:
+    """Whether `listing` looks into the file of this name; of the others it wants the size.
+
+    >>> [is_listed_from(name) for name in ("config.json", "variants/a-b.json", "variants/a-b.onnx")]
+    [True, True, False]
+    """
+    return name == CONFIG or name.endswith((*_STATES, *(".json",) * name.startswith(VARIANTS)))
+
+
+def listing(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[Listed]:
+    """What a bundle can be run as; the float32 model comes first.
+
+    Args:
+        files: those that `is_listed_from` names.
+        sizes: of all files, in bytes.
+
+    Raises:
+        BundleCorruptError: a file is no sound one.
+    """
+    section = read_section(files[CONFIG])
+    default, since = default_variant(section) or FLOAT32, learned_since(section)
+    state = next((name for name in _STATES if name in files), "")
+    classes = tuple(section["classes"])
+    plain = Listed(
+        FLOAT32,
+        classes,
+        _images(files, state, section.get("continual") or section.get("ood")),
+        sum(sizes.get(name, 0) for name in (*section["layout"], *_STATES)),
+        default == FLOAT32,
+    )
+    return [plain, *(_variant(name, files, sizes, default, since) for name in variant_names(sizes))]
+
+
+def _variant(
+    name: str,
+    files: Mapping[str, bytes],
+    sizes: Mapping[str, int],
+    default: str,
+    since: Collection[str],
+) -> Listed:
+    variant = Variant.from_bytes(files[path_of(name, "json")], name)
+    state = path_of(name, "state.safetensors")
+    return Listed(
+        name,
+        variant.classes,
+        _images(files, state, variant.continual or variant.ood),
+        sum(sizes[file] for file in files_of(name, sizes)),
+        default == name,
+        name in since,
+        _report(files, path_of(name, "report.json")),
+    )
+
+
+def with_variants_listed(card: str, files: Mapping[str, bytes]) -> str:
+    """A model card that ends in a table of the variants, how to open them, and what each cost."""
+    text = card.split(_HEADING)[0].split(_COST)[0]
+    found = listing(files, {name: len(data) for name, data in files.items()})
+    if len(found) == 1:
+        return text
+    reports = [one.report for one in found if one.report is not None]
+    beside = reports[-1] if reports else None
+    text += f"{_HEADING}\n{_ABOUT}\n\n{table([_row(one, beside) for one in found])}\n"
+    if any(one.has_learned for one in found):
+        text += (
+            "\nA variant that has learned since it was made knows what float32 and the others do "
+            "not; `load_learner(path, variant=NAME)` opens each of them as it is.\n"
+        )
+    text += f"\n{_how_to_open(found)}"
+    costs = [one for one in found if one.report is not None]
+    return text + "".join(f"{_COST}{one.name}\n\n{_fenced(str(one.report))}" for one in costs)
+
+
+def _row(one: Listed, beside: ConversionReport | None) -> dict[str, Any]:
+    """What the card's table says of one; `beside` is a report that measured float32, too."""
+    row = {
+        "variant": one.name,
+        "classes": len(one.classes),
+        "images learned": one.n_images,
+        "MB": f"{one.n_bytes / 1e6:.2f}",
+    }
+    if beside is not None:
+        row |= _base_costs(beside) if one.name == FLOAT32 else _costs(one.report, beside)
+    return {**row, "": one.remark}
+
+
+def _base_costs(beside: ConversionReport) -> dict[str, str | None]:
+    times = {f"ms, batch {one.batch}": f"{one.eager_median:.3g}" for one in beside.latency}
+    right = percent(beside.quality.accuracy_before)
+    return {**times, "labels kept": None, "accuracy": right, "gates": None}
+
+
+def _costs(report: ConversionReport | None, beside: ConversionReport) -> dict[str, str | None]:
+    """What a conversion cost, in the columns of `beside`; None where nothing is known."""
+    found = dict.fromkeys(_base_costs(beside))
+    if report is None:
+        return found
+    for one in report.latency:
+        if (name := f"ms, batch {one.batch}") in found:
+            found[name] = f"{one.median:.3g} ({one.vs_eager:.1f}x)"
+    return found | {
+        "labels kept": percent(report.quality.agreement),
+        "accuracy": percent(report.quality.accuracy),
+        "gates": word(report),
+    }
+
+
+def _how_to_open(found: Sequence[Listed]) -> str:
+    """Code that opens each of them."""
+    default = next(one.name for one in found if one.opens)
+    others = [one.name for one in found if not one.opens]
+    bare = [one.name for one in found if one.name.startswith(_FREE_OF_TORCH)]
+    lines = [
+        "from learnkit import load_learner, load_runtime\n",
+        f'model = load_learner("{_PATH}")  # {default}',
+        *(f'model = load_learner("{_PATH}", variant="{name}")' for name in others),
+        *(f'model = load_runtime("{_PATH}", variant="{name}")  # without torch' for name in bare),
+    ]
+    return "```python\n" + "\n".join(lines) + "\n```\n"
+
+
+def _images(
+    files: Mapping[str, bytes], name: str, config: Mapping[str, Any] | None
+) -> dict[str, int] | None:
+    """Images learned by class, as the state in the file `name` counts them."""
+    if name not in files or config is None:
+        return None
+    names, counts = config.get("class_names"), parse_arrays(files[name], name).get("counts")
+    if not isinstance(names, list) or counts is None or counts.shape != (len(names),):
+        raise BundleCorruptError(f"{name} does not count the images of its classes")
+    return {str(one): int(n) for one, n in zip(names, counts, strict=True)}
+
+
+def _report(files: Mapping[str, bytes], name: str) -> ConversionReport | None:
+    return (
+        ConversionReport.from_dict(parse_json(files[name], name), name) if name in files else None
+    )
+
+
+def _fenced(text: str) -> str:
+    """Markdown that shows `text` as it is, whatever is in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}\n"

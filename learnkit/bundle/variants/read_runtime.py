@@ -1,0 +1,162 @@
+"""A variant's files as a session and all that belongs to it, without torch and without trust."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from learnkit.backends.registry import open_session
+from learnkit.backends.session import Session
+from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
+from learnkit.bundle.variant import (
+    FLOAT32,
+    Variant,
+    check_variant,
+    files_of,
+    path_of,
+    variant_names,
+)
+from learnkit.bundle.variants.knowing import warn_behind
+from learnkit.bundle.variants.probes import check_recorded
+from learnkit.errors import BundleCorruptError, BundleError
+from learnkit.inference.judge_reading import read_judge
+from learnkit.inference.scoring import Judge
+from learnkit.storage.formats import parse_arrays
+from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
+
+_TORCH = "torch-"
+_FOR_LEARNING = ("state.safetensors", "report.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Runtime:
+    """What a process without torch needs of a bundle, read and checked."""
+
+    session: Session
+    variant: Variant
+    judge: Judge | None
+    metadata: Mapping[str, Any]
+    digest: str
+
+
+def read_runtime(
+    path: str | os.PathLike,
+    *,
+    variant: str | None,
+    sha256: str | None,
+    threads: int | None,
+    device: str,
+) -> Runtime:
+    """The variant of the bundle at `path`, ready to run; see `load_runtime`."""
+    name, section, folder = _files(path, variant, sha256)
+    warn_behind(path, section, name)
+    described = Variant.from_bytes(_file(folder, path_of(name, "json")), name)
+    session = _session(described, folder, threads, device)
+    judge = _judge(described, folder)
+    _check_fit(session, described, judge)
+    where = path_of(name, "probe.safetensors")
+    check_recorded(session, parse_arrays(_file(folder, where), where), where, described.versions)
+    metadata = section.get("metadata")
+    if not isinstance(metadata, dict):
+        raise BundleCorruptError(f"{CONFIG}: `metadata` is {metadata!r:.100}; it must be a dict")
+    return Runtime(session, described, judge, metadata, folder.digest)
+
+
+def read_session(
+    path: str | os.PathLike, variant: str, sha256: str, *, threads: int | None, device: str
+) -> Session:
+    """The network of `variant` in the bundle at `path`, opened anew.
+
+    Raises:
+        BundleError: the bundle is gone, or another one by now.
+        BackendUnavailableError: the backend has nothing for `device`.
+    """
+    _, _, folder = _files(path, variant, sha256)
+    described = Variant.from_bytes(_file(folder, path_of(variant, "json")), variant)
+    return _session(described, folder, threads, device)
+
+
+def chosen_variant(asked: str | None, default: str | None, files: Collection[str]) -> str:
+    """The variant to run: the one asked for, the default one, or the only one.
+
+    Raises:
+        BundleError: there is none such that runs without torch, or the choice is not clear.
+    """
+    if asked is not None and asked != FLOAT32:
+        check_variant(asked, files)
+    runnable = [name for name in variant_names(files) if not name.startswith(_TORCH)]
+    if not runnable or (asked is not None and asked not in runnable):
+        what = "the bundle has nothing" if asked is None else f"`variant`={asked!r} is nothing"
+        there = f" (there are {', '.join(map(repr, runnable))})" if runnable else ""
+        raise BundleError(
+            f"{what} that runs without torch{there}: open it with load_learner, which needs torch, "
+            "or add a variant with optimize(backend='onnxruntime') and save"
+        )
+    if (name := asked or default) in runnable:
+        return name
+    if len(runnable) > 1:
+        raise BundleError(f"`variant` is missing: choose one of {', '.join(map(repr, runnable))}")
+    return runnable[0]
+
+
+def _files(
+    path: str | os.PathLike, variant: str | None, sha256: str | None
+) -> tuple[str, dict[str, Any], Folder]:
+    """(name of the variant, what config.json says, the variant's files), all of one bundle."""
+    while True:
+        config = read_folder(path, sha256=sha256, wanted=(CONFIG,))
+        check_schema(config.manifest, MANIFEST)
+        section, listed = read_section(_file(config, CONFIG)), config.manifest["files"]
+        name = chosen_variant(variant, default_variant(section), listed)
+        wanted = files_of(name, listed) - {path_of(name, ending) for ending in _FOR_LEARNING}
+        try:
+            return name, section, read_folder(path, sha256=config.digest, wanted=wanted)
+        except BundleCorruptError:
+            if sha256 is not None or read_folder(path, wanted=()).digest == config.digest:
+                raise  # otherwise a writer replaced the bundle under our eyes: read the new one
+
+
+def _file(folder: Folder, name: str) -> bytes:
+    if name not in folder.files:
+        raise BundleCorruptError(f"{MANIFEST} does not list {name}")
+    return folder.files[name]
+
+
+def _session(variant: Variant, folder: Folder, threads: int | None, device: str) -> Session:
+    files = variant.network_files(folder.files)
+    given = {"threads": threads, "device": device, **variant.params}
+    return open_session(variant.backend, variant.precision, files, **given)
+
+
+def _judge(variant: Variant, folder: Folder) -> Judge | None:
+    name = path_of(variant.name, "judge.safetensors")
+    if variant.continual is None and variant.ood is None:
+        return None
+    judge = read_judge(
+        _file(folder, name),
+        name,
+        n_classes=len(variant.classes),
+        n_features=variant.n_features,
+    )
+    if judge.labels != (variant.continual is not None):
+        raise BundleCorruptError(f"{name} and the description disagree about the head")
+    return judge
+
+
+def _check_fit(session: Session, variant: Variant, judge: Judge | None) -> None:
+    """Raise unless network, description and judge are about the same images and classes."""
+    recipe, n_classes = variant.recipe(), len(variant.classes)
+    pairs = {
+        "images": (session.shape, (*recipe.size, recipe.channels)),
+        "features": (session.n_features, variant.n_features),
+    }
+    if judge is None or not judge.labels:
+        pairs["classes"] = (session.n_outputs, n_classes)
+    for what, (found, expected) in pairs.items():
+        if found != expected:
+            raise BundleCorruptError(
+                f"the network of variant {variant.name!r} has {what} {found}, and its description "
+                f"{expected}"
+            )

@@ -1,0 +1,162 @@
+"""A variant of a bundle as a predictor that learns on; its files are not trusted."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from learnkit.bundle.read import read_bundle
+from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
+from learnkit.bundle.siblings import BaseFiles
+from learnkit.bundle.variant import FLOAT32, Variant, check_variant, files_of, path_of
+from learnkit.bundle.variants.knowing import learned_since
+from learnkit.bundle.variants.probes import check_recorded
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.ood_detector import Detector
+from learnkit.deploy.pickling import home_of
+from learnkit.errors import BundleCorruptError, LearnkitError, PredictionError
+from learnkit.optimize.conversion_report import ConversionReport
+from learnkit.optimize.convert import Converted
+from learnkit.optimize.optimized import OptimizedPredictor
+from learnkit.storage.formats import parse_arrays, parse_json, parse_tensors
+from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
+
+
+class Opened(NamedTuple):
+    """A bundle's configuration, and which variant of it is meant."""
+
+    folder: Folder
+    section: dict[str, Any]
+    name: str
+
+
+def which_variant(path: str | os.PathLike, asked: str | None, sha256: str | None) -> Opened:
+    """The bundle's configuration and the variant meant: `asked`, its default, or "float32".
+
+    Raises:
+        BundleError: there is no such variant; the message lists those there are.
+    """
+    folder = read_folder(path, sha256=sha256, wanted=(CONFIG,))
+    check_schema(folder.manifest, MANIFEST)
+    section = read_section(_file(folder, CONFIG))
+    name = (default_variant(section) or FLOAT32) if asked is None else asked
+    if name != FLOAT32:
+        check_variant(name, folder.manifest["files"])
+    return Opened(folder, section, name)
+
+
+def load_variant(
+    path: str | os.PathLike, opened: Opened, *, device: str, threads: int | None
+) -> OptimizedPredictor:
+    """The variant `which_variant` found in the bundle at `path`, checked before use.
+
+    Raises:
+        BundleCorruptError: damaged, altered, or made from other weights than those beside it.
+        BundleProbeError: its backend gives other numbers here; both versions are named.
+        BackendUnavailableError: its backend cannot run it here.
+        MissingExtraError: its backend is not installed.
+    """
+    name, listed = opened.name, opened.folder.manifest["files"]
+    own = files_of(name, listed)
+    folder = read_folder(path, sha256=opened.folder.digest, wanted={CONFIG, *own})
+    variant = Variant.from_bytes(_file(folder, path_of(name, "json")), name)
+    base = BaseFiles.left_at(path, folder, without=own)
+    if variant.weights != base.weights:
+        raise BundleCorruptError(
+            f"the variant {name!r} was made from other float32 weights than those beside it"
+        )
+    head = _head(variant, folder)
+    is_detector = isinstance(head, Detector)
+    try:
+        predictor = OptimizedPredictor(
+            _converted(variant, folder, path),
+            variant.recipe(),
+            variant.classes,
+            head=None if is_detector else head,
+            detector=head if is_detector else None,
+            multi_label=variant.multi_label,
+            threshold=variant.threshold,
+            base=base,
+            metadata=_metadata(opened.section),
+            device=device,
+            threads=threads,
+            has_learned=name in learned_since(opened.section),
+        )
+    except PredictionError as error:  # a network for images of another size
+        raise BundleCorruptError(f"the variant {name!r} does not fit together: {error}") from error
+    _check_fit(predictor, variant)
+    _check_probes(predictor, variant, folder)
+    predictor.report = _report(folder, name)
+    predictor.digest = folder.digest
+    predictor._home = home_of(predictor, path, folder.digest)
+    return predictor
+
+
+def _file(folder: Folder, name: str) -> bytes:
+    if name not in folder.files:
+        raise BundleCorruptError(f"{MANIFEST} does not list {name}")
+    return folder.files[name]
+
+
+def _metadata(section: dict[str, Any]) -> dict[str, Any]:
+    metadata = section.get("metadata")
+    if not isinstance(metadata, dict):
+        raise BundleCorruptError(f"{CONFIG}: `metadata` is {metadata!r:.100}; it must be a dict")
+    return metadata
+
+
+def _converted(variant: Variant, folder: Folder, path: str | os.PathLike) -> Converted:
+    model = None
+    if variant.backend == "torch":
+        model = read_bundle(path, sha256=folder.digest).model
+    files = variant.network_files(folder.files)
+    return Converted(variant.backend, variant.precision, variant.params, files, model)
+
+
+def _head(variant: Variant, folder: Folder) -> ContinualClassifier | None:
+    """The head, or the detector beside a trained one, on the variant's own features."""
+    config = variant.ood if variant.continual is None else variant.continual
+    if config is None:
+        return None
+    where = path_of(variant.name, "state.safetensors")
+    tensors = parse_tensors(_file(folder, where), where)
+    kind = Detector if variant.continual is None else ContinualClassifier
+    try:
+        head = kind.from_state(config, tensors)
+    except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        # numbers that no images give can make the solvers raise whatever they have
+        raise BundleCorruptError(f"{where} is no sound state: {error}") from error
+    if head.n_features != variant.n_features or head.knowledge.derived is None:
+        raise BundleCorruptError(
+            f"{where} is of {head.n_features} features and {len(head.classes)} classes; the "
+            f"variant has {variant.n_features} features"
+        )
+    if kind is ContinualClassifier and head.classes != variant.classes:
+        raise BundleCorruptError(f"{where} is of other classes than its description")
+    return head.eval()
+
+
+def _check_fit(predictor: OptimizedPredictor, variant: Variant) -> None:
+    session = predictor.network.session
+    pairs = {"features": (session.n_features, variant.n_features)}
+    if variant.continual is None:
+        pairs["outputs"] = (session.n_outputs, len(variant.classes))
+    for what, (found, expected) in pairs.items():
+        if found != expected:
+            raise BundleCorruptError(
+                f"the network of variant {variant.name!r} has {found} {what}, and its description "
+                f"{expected}"
+            )
+
+
+def _check_probes(predictor: OptimizedPredictor, variant: Variant, folder: Folder) -> None:
+    where = path_of(variant.name, "probe.safetensors")
+    arrays = parse_arrays(_file(folder, where), where)
+    check_recorded(predictor.network.session, arrays, where, variant.versions)
+
+
+def _report(folder: Folder, name: str) -> ConversionReport | None:
+    where = path_of(name, "report.json")
+    if where not in folder.files:
+        return None
+    return ConversionReport.from_dict(parse_json(folder.files[where], where), where)

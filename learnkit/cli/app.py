@@ -1,0 +1,120 @@
+"""The command `learnkit`: demo, train, extend, evaluate, predict, report, serve, optimize, devices.
+
+Exit codes: 0 done, 1 done but some images could not be read, 2 a mistake of the user in one
+sentence, 130 interrupted. Whatever is slow to import is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from learnkit import cli_train, cli_use
+from learnkit.cli import deploy as cli_deploy
+from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
+from learnkit.cli.console import fail
+from learnkit.errors import ConversionRefusedError, LearnkitError, WeightsUnavailableError
+
+app = typer.Typer(
+    name="learnkit",
+    help="Image classifiers from the command line: train, extend, evaluate, predict, serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # paragraphs of the docstrings are wrapped anew
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_HINTS: dict[type, str] = {
+    WeightsUnavailableError: " Here: --weights FILE, or --no-pretrained.",
+    ConversionRefusedError: " Here: --fallback, or --force.",
+}
+_state: dict[str, Any] = {"debug": False, "argv": []}
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    _state["argv"] = sys.argv[1:] if argv is None else list(argv)
+    with warnings.catch_warnings():
+        if DEBUG not in _state["argv"]:
+            _soften_warnings()
+        app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
+
+
+def _soften_warnings() -> None:
+    """Say warnings meant for the user in a line, keep those for programmers to --debug."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("default", UserWarning)
+    warnings.showwarning = lambda message, *_: fail(f"note: {_one_line(message)}")
+
+
+def _command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn the errors a user can mend into one sentence and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            fail(_how_to_go_on(stop))
+            raise typer.Exit(130) from None
+        except (LearnkitError, OSError, ModuleNotFoundError) as error:
+            if _state["debug"]:
+                raise
+            fail(_sentence(error))
+            raise typer.Exit(2) from None
+
+    return app.command()(run)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, in one line."""
+    if not isinstance(error, LearnkitError) and isinstance(error, ModuleNotFoundError):
+        return (
+            f"this command needs {error.name}, which is not installed: `pip install learnkit` "
+            "brings it, where only what serving needs was installed"
+        )
+    if not isinstance(error, LearnkitError) and getattr(error, "filename", None):
+        return f"{error.filename}: {error.strerror}"
+    hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), "")
+    return _one_line(error) + hint
+
+
+def _how_to_go_on(stop: KeyboardInterrupt) -> str:
+    """What to do after Ctrl-C."""
+    if not isinstance(stop, Interrupted):
+        return "interrupted"
+    if not stop.kept.exists():
+        return f"interrupted {stop.nothing}"
+    arguments = [arg for arg in _state["argv"] if arg != "--resume"]
+    return f"interrupted; go on with: {shlex.join(['learnkit', *arguments, '--resume'])}"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+for _function in (
+    cli_train.demo,
+    cli_train.train,
+    cli_use.extend,
+    cli_use.evaluate,
+    cli_use.predict,
+    cli_use.report,
+    cli_deploy.serve,
+    cli_deploy.optimize,
+    cli_deploy.devices,
+):
+    _command(_function)

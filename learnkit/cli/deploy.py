@@ -1,0 +1,150 @@
+"""The commands for where a model is used: serve, optimize, devices."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from learnkit.cli.arguments import ModelArgument
+from learnkit.cli.console import Report
+from learnkit.errors import ConversionRefusedError, UsageError
+
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Images as they come in use, 10 to 20 of each class."),
+]
+TestOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Images to judge by, 500 or more, in class folders."),
+]
+OodOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Images of none of the classes: still noticed?"),
+]
+
+
+def serve(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address; others than this reach beyond here.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    allow_extend: Annotated[
+        bool, typer.Option("--allow-extend", help="Learn images of whoever has the token.")
+    ] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the token; else $LEARNKIT_TOKEN does."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what was learned; MODEL itself if left out.")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Such as onnxruntime-int8.")
+    ] = None,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Images that may wait; beyond that requests get a 503.")
+    ] = 256,
+    max_images: Annotated[int, typer.Option(min=1, help="Images in one request.")] = 64,
+    max_mb: Annotated[int, typer.Option(min=1, help="Megabytes of one request.")] = 32,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of one image.")] = 50_000_000,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of a forward pass; all cores if left out.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 2,
+) -> None:
+    """Answer over HTTP what an exported model says of images: /predict, /model, /health.
+
+    Send one image as the body, or several as a form: `curl -F image=@a.jpg URL/predict`. With
+    --allow-extend, `/extend` learns new images; Ctrl-C or SIGTERM ends the server and saves that.
+    """
+    from learnkit.serving.auth import read_token
+    from learnkit.serving.limits import Limits
+    from learnkit.serving.server import serve as run_server
+
+    limits = Limits(
+        request_bytes=max_mb * 1_000_000,
+        images=min(max_images, max_queue),
+        pixels=max_pixels,
+        queue=max_queue,
+        queue_bytes=8 * max_mb * 1_000_000,
+        batch=batch,
+    )
+    run_server(
+        model,
+        host=host,
+        port=port,
+        allow_extend=allow_extend,
+        token=read_token(token_file) if allow_extend else None,
+        save_to=out,
+        limits=limits,
+        variant=variant,
+        threads=threads,
+        n_workers=workers,
+        say=lambda line: print(line, flush=True),  # noqa: T201  # it is what the command says
+    )
+
+
+def optimize(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the faster model; may be MODEL itself.")],
+    precision: Annotated[str, typer.Option(help="float32, float16, bfloat16 or int8.")] = "float32",
+    samples: ImagesOption = None,
+    test: TestOption = None,
+    ood: OodOption = None,
+    backend: Annotated[
+        str, typer.Option(help="onnxruntime, openvino or torch; auto takes the fastest.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of a prediction; all cores if left out.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Take it whatever it fails.")] = False,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Take the best other precision if it fails a gate.")
+    ] = False,
+) -> None:
+    """Make an exported model faster, and prove what that costs.
+
+    int8 needs --samples. The faster model is held against MODEL on the images of --test, or on a
+    third of the samples, and is refused if labels change, accuracy drops, or it is no faster. OUT
+    holds MODEL's float32 weights, too, and opens as the faster model; it learns on like MODEL.
+    """
+    from learnkit.deploy.loading import load_learner
+    from learnkit.deploy.targets import check_target
+
+    for option, folder in (("--samples", samples), ("--test", test), ("--ood", ood)):
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"{option} is {str(folder)!r}, which is no folder; check the spelling")
+    report = Report()
+    check_target(out)
+    predictor = load_learner(model, variant="float32")
+    try:
+        faster, found = predictor.optimize(
+            precision,
+            samples,
+            backend=backend,
+            test=test,
+            ood=ood,
+            threads=threads,
+            force=force,
+            fallback=fallback,
+            progress=sys.stderr.isatty(),
+        )
+    except ConversionRefusedError as error:
+        report.console.print(str(error.report), markup=False)
+        raise
+    report.console.print(str(found), markup=False)
+    faster.save(out)
+    report.files("Written", [(out, f"opens as {found.variant}; learnkit.load_learner reads it")])
+    report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
+
+
+def devices() -> None:
+    """List what this machine can run: backends, precisions, processor, parameters, defaults."""
+    from learnkit.backends.devices import devices as found
+
+    Report().console.print(repr(found()), markup=False)

@@ -1,0 +1,202 @@
+"""The steps from a folder of images to a model that predicts, shared by the commands.
+
+Plain functions over the parts: each takes what the one before returned. Nothing here prints, and
+fastai is imported by the functions that train, so that predicting goes without it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learnkit.data.dataset import ImageDataset
+from learnkit.data.image import find_images
+from learnkit.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from learnkit.callback.checkpoint import Checkpoint
+    from learnkit.interpret.classification import ClassificationInterpretation
+    from learnkit.learner.learner import ImageLearner
+
+_MOST_WATCHED = 200  # training images whose error is measured each epoch; a pass of its own
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything that decides what a training on given images results in.
+
+    Attributes:
+        arch: name of the architecture.
+        pretrained: True for published weights, False for random ones, or a weights file.
+        size: height and width of the images in pixels.
+        epochs: over the whole network; pretrained ones train the head alone for one epoch before.
+        head_only: leave a pretrained body as it is, norm layers included, and train the head.
+        bs: images per batch.
+        lr: highest learning rate; None for 0.002 (pretrained) or 0.01.
+        seed: of everything random.
+        channels: 3 for colour, 1 for grey.
+        augment: vary the training images as fastai does by default.
+        arch_kwargs: further arguments of the architecture.
+        mean: normalisation of the images, one value per channel; None for that of the weights.
+        std: see `mean`.
+    """
+
+    arch: str = "resnet18"
+    pretrained: bool | str = True
+    size: int = 224
+    epochs: int = 3
+    head_only: bool = False
+    bs: int = 64
+    lr: float | None = None
+    seed: int = 42
+    channels: int = 3
+    augment: bool = False
+    arch_kwargs: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def max_lr(self) -> float:
+        """The highest learning rate, decided."""
+        return self.lr or (0.002 if self.pretrained else 0.01)
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs in all, that of the head alone included."""
+        return self.epochs + (bool(self.pretrained) and not self.head_only)
+
+
+def read_dataset(folder: str | Path, *, seed: int = 42) -> ImageDataset:
+    """The images below `folder`, split as its folders say, else 70/15/15 by class.
+
+    Raises:
+        DataError: no such folder, no images, or nothing to validate on.
+    """
+    data = ImageDataset.from_folder(folder)
+    return data if data.splits else data.split(0.7, 0.15, 0.15, seed=seed)
+
+
+def held_out(data: ImageDataset) -> tuple[str, ImageDataset]:
+    """Name and images of what a model is judged by: the test images, else the validation images."""
+    if not data.splits:
+        return "all", data
+    name = next((name for name in ("test", "valid") if name in data.splits), data.splits[0])
+    return name, getattr(data, name)
+
+
+def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
+    """An untrained learner; the same plan and images give the same weights."""
+    import learnkit._torchvision  # noqa: F401  # before fastai
+
+    import torch
+    from fastai.metrics import accuracy, accuracy_multi
+
+    from learnkit.callback.frozen_features import FrozenFeatures
+    from learnkit.callback.history import TrainingHistory
+    from learnkit.learner.learner import cnn_learner
+
+    n_watched = max(20, min(_MOST_WATCHED, len(data.train) // 5))
+    history = TrainingHistory(None if plan.head_only else n_watched, seed=plan.seed)
+    random.seed(plan.seed)
+    np.random.seed(plan.seed % 2**32)  # noqa: NPY002  # fastai draws from the global state
+    torch.manual_seed(plan.seed)
+    dls = data.dataloaders(
+        size=plan.size, bs=plan.bs, augment=plan.augment, channels=plan.channels, seed=plan.seed
+    )
+    return cnn_learner(
+        dls,
+        plan.arch,
+        plan.pretrained,
+        normalize=True if plan.mean is None else (plan.mean, plan.std),
+        arch_kwargs=dict(plan.arch_kwargs),
+        metrics=accuracy_multi if data.multi_label else accuracy,
+        train_bn=not plan.head_only,
+        cbs=[history, FrozenFeatures()] if plan.head_only else history,
+    )
+
+
+def checkpoint_of(file: Path, plan: TrainingPlan, *, resume: bool) -> Checkpoint:
+    """A checkpoint in `file`: of a new training, or the one to go on from.
+
+    Raises:
+        CheckpointError: nothing to resume, or another training stands there unfinished.
+    """
+    from learnkit.callback.checkpoint import Checkpoint
+
+    config = {name: value for name, value in asdict(plan).items() if name != "epochs"}
+    if resume:
+        return Checkpoint.resume(file, config=config)
+    if file.exists():
+        raise CheckpointError(
+            f"an unfinished training stands in {str(file)!r}; go on with it by --resume, or remove "
+            "the file to start anew"
+        )
+    return Checkpoint(file, seed=plan.seed, config=config)
+
+
+def train(learn: ImageLearner, plan: TrainingPlan, *, cbs: Any = None) -> None:
+    """Train by `plan`: pretrained networks are fine-tuned, others trained whole in one cycle."""
+    if plan.pretrained and not plan.head_only:
+        learn.fine_tune(plan.epochs, plan.max_lr, cbs=cbs)
+    else:
+        learn.fit_one_cycle(plan.epochs, plan.max_lr, cbs=cbs)
+
+
+def watch(learn: ImageLearner, plan: TrainingPlan, write: Callable[[str], None]) -> list[Any]:
+    """Callbacks that report each epoch of the plan as a line to `write`."""
+    from learnkit.callback.epoch_lines import watch_epochs
+
+    return [watch_epochs(learn, write, plan.n_epochs)]
+
+
+def interpret(learn: ImageLearner, images: ImageDataset) -> ClassificationInterpretation:
+    """What the learner answers to `images`, after one pass; terminals see a bar."""
+    from learnkit.interpret.classification import ClassificationInterpretation
+
+    show = sys.stdout.isatty()
+    return ClassificationInterpretation.from_learner(learn, data=images, progress=show)
+
+
+def save_pictures(interp: ClassificationInterpretation, folder: Path) -> list[Path]:
+    """Files written: confusion_matrix.png, top_losses.png (Grad-CAM), training_curve.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "confusion_matrix.png": interp.plot_confusion_matrix(),
+        "top_losses.png": interp.plot_top_losses(9, heatmap=True, alpha=0.45),
+        "training_curve.png": interp.learn.plot_history(),
+    }
+    return [save_figure(axes, folder / name) for name, axes in pictures.items()]
+
+
+def images_at(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """The files meant by `paths`: files as they are, folders by the images below them.
+
+    Raises:
+        DataError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"there is no file or folder {str(path)!r}; check the spelling")
+        below = find_images(path) if path.is_dir() else [path]
+        if not below:
+            raise DataError(f"the folder {str(path)!r} holds no images; choose another")
+        found += below
+    return found
+
+
+def save_figure(axes: Any, path: Path) -> Path:
+    """The file written with the figure that `axes` are part of; the figure is closed."""
+    import matplotlib.pyplot as plt
+
+    figure = np.ravel(axes)[0].figure
+    figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+    return path

@@ -1,0 +1,1 @@
+"""Closed-form classifiers over class statistics, and their exact leave-one-out."""

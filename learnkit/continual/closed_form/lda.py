@@ -1,0 +1,73 @@
+"""Classifiers in closed form from class statistics: shrunk discriminant and nearest mean.
+
+The discriminant is linear discriminant analysis with three repairs: the covariance is shrunk as far
+as leave-one-out log loss says, each class is relieved of the length its mean has from noise alone
+(few images make long means, and long means lose), and the temperature comes with it. With full
+shrinkage it is the nearest class mean.
+"""
+
+from __future__ import annotations
+
+from learnkit.continual.closed_form.linear import Basis, LinearClassifier
+from learnkit.continual.closed_form.loo_samples import Prior
+from learnkit.continual.closed_form.shrinkage import SHRINKAGES, Selection
+from learnkit.continual.discriminant import judge_trials, mean_debts
+from learnkit.continual.statistics import ClassStatistics
+
+
+def fit_lda(
+    stats: ClassStatistics,
+    *,
+    prior: Prior = "uniform",
+    debias: float = 1.0,
+    shrinkage: float | None = None,
+) -> LinearClassifier:
+    """Shrunk linear discriminant; shrinkage and temperature by leave-one-out log loss.
+
+    Without a sample to leave out (no memory, or one image a class) both are defaults that depend on
+    the statistics alone; `diagnostics["chosen_by"]` says so.
+
+    Args:
+        stats: What is known of the classes.
+        prior: Whether classes count alike, or as often as they came ("training").
+        debias: How much of the penalty for few images to take back, in 0..1. With 0 this is
+            textbook linear discriminant analysis.
+        shrinkage: Weight of the round covariance, above 0 and at most 1; default: chosen.
+
+    Raises:
+        ContinualNotInitializedError: No class has an image.
+    """
+    basis = Basis.of(stats, prior)
+    selection = basis.select(debias, SHRINKAGES if shrinkage is None else (shrinkage,))
+    return _discriminant("lda", basis, selection, debias)
+
+
+def fit_prototype(
+    stats: ClassStatistics, *, prior: Prior = "uniform", debias: float = 1.0
+) -> LinearClassifier:
+    """Nearest class mean in Euclidean distance, its temperature by leave-one-out log loss.
+
+    With `debias=0` the plain nearest mean, which fails classes of few images beside classes of
+    many. Arguments and errors as for `fit_lda`.
+    """
+    basis = Basis.of(stats, prior)
+    scores = basis.select(1.0).shrinkage
+    return _discriminant("prototype", basis, basis.select(debias, (1.0,)), debias, scores)
+
+
+def _discriminant(
+    method: str, basis: Basis, selection: Selection, debias: float, scores: float | None = None
+) -> LinearClassifier:
+    """Discriminant of the selected shrinkage, with the scores of another beside it."""
+    geometry = basis.spectrum.geometry(selection.shrinkage)
+    verdicts = judge_trials(basis.trials, geometry, debias)
+    lengths = geometry.means.square().sum(1)
+    debts = mean_debts(lengths, geometry.counts, geometry.d_eff, debias)
+    return basis.assemble(
+        method,
+        basis.tempered(selection, verdicts.logits, geometry),
+        geometry.covectors,
+        (debts - lengths) / 2,
+        verdicts.logits,
+        basis.scored(geometry, verdicts, selection.shrinkage if scores is None else scores),
+    )

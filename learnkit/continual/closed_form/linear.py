@@ -1,0 +1,188 @@
+"""What every fit in closed form begins with and ends in.
+
+It begins with a `Basis`, shared by all classifiers of the same statistics, and ends in a
+`LinearClassifier`: weights, and what they say of remembered samples they have not seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from learnkit.continual.closed_form.loo_samples import Prior, Trials, class_masses, make_trials
+from learnkit.continual.closed_form.shrinkage import SHRINKAGES, Selection, select, temper_trials
+from learnkit.continual.closed_form.whitening import Geometry, Spectrum, fit_spectrum
+from learnkit.continual.discriminant import Verdicts, judge_trials
+from learnkit.continual.memory_rows import MemoryRows, memory_rows
+from learnkit.continual.statistics import ClassStatistics
+
+# Bounds on what one refit may cost: numbers in the features and in the logits of all trials, then
+# of those that take part in the search, and multiplications in it.
+_MAX_FEATURES, _MAX_LOGITS = 8_000_000, 4_000_000
+_MAX_SEARCHED, _MAX_SEARCHED_LOGITS = 4_000_000, 1_000_000
+_MAX_PRODUCTS = 2_000_000_000
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LeaveOneOut:
+    """What a classifier would have said of remembered samples, had it not seen them.
+
+    `logits (M,C)` before the temperature, `labels (M,)` places of the classes, `weights (M,)`
+    summing to 1, each class weighing as much as the prior says. `rows (M,)` says which row of
+    `memory` each is; from `n_single` on, a row plays a class of one image, known by its partner
+    `memory.partners` alone. `mahalanobis (M,)` and `relative (M,)` are honest scores of the
+    geometry.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor
+    mahalanobis: Tensor
+    relative: Tensor
+    rows: Tensor
+    n_single: int
+    memory: MemoryRows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearClassifier:
+    """A linear classifier on embedded features: `logits = features @ weight.T + bias`.
+
+    `weight (C,D)` and `bias (C,)` are float64 by class; a class without images has weight 0 and
+    bias -inf. `softmax(logits / temperature)` are the probabilities. `shrinkage` is what was chosen
+    for it (of a ridge regression the penalty). `geometry` is the whitened space for scores: that of
+    the discriminant, whatever the method.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    method: str
+    shrinkage: float
+    temperature: float
+    geometry: Geometry
+    loo: LeaveOneOut
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        n_classes, n_features = self.weight.shape
+        return (
+            f"LinearClassifier({self.method!r}, {n_classes} classes, {n_features} features, "
+            f"shrinkage={self.shrinkage:g}, temperature={self.temperature:.4g})"
+        )
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits float64 (N,C) of embedded features (N,D), before the temperature."""
+        return features.to(torch.float64) @ self.weight.T + self.bias
+
+
+class Scored(NamedTuple):
+    """A geometry with its honest scores of the trials, `mahalanobis (R,)` and `relative (R,)`."""
+
+    geometry: Geometry
+    mahalanobis: Tensor
+    relative: Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Basis:
+    """Spectrum and samples to leave out, shared by all classifiers of the same statistics.
+
+    `searched` are the trials that decide among candidates: all, or a part if there are many.
+    """
+
+    stats: ClassStatistics
+    spectrum: Spectrum
+    log_prior: Tensor
+    memory: MemoryRows
+    trials: Trials
+    searched: Trials
+
+    @classmethod
+    def of(cls, stats: ClassStatistics, prior: Prior) -> Basis:
+        """Return the basis of these statistics; the one eigendecomposition happens here."""
+        spectrum = fit_spectrum(stats)
+        n_classes, n_features = len(spectrum.classes), stats.n_features
+        memory = memory_rows(stats, min(_MAX_FEATURES // n_features, _MAX_LOGITS // n_classes))
+        trials = make_trials(stats, spectrum, memory, prior)
+        limit = min(
+            _MAX_SEARCHED // n_features,
+            _MAX_SEARCHED_LOGITS // n_classes,
+            _MAX_PRODUCTS // n_features // n_classes,
+        )
+        few = memory_rows(stats, max(limit, 2)) if len(memory) > limit else None
+        searched = make_trials(stats, spectrum, few, prior) if few else trials
+        log_prior = class_masses(spectrum.counts, prior).log()
+        return cls(stats, spectrum, log_prior, memory, trials, searched)
+
+    def select(self, debias: float, shrinkages: tuple[float, ...] = SHRINKAGES) -> Selection:
+        """Shrinkage and temperature of the discriminant, by the trials that are searched."""
+        asked = {"debias": debias, "log_prior": self.log_prior}
+        return select(self.spectrum, self.searched, shrinkages=shrinkages, **asked)
+
+    def tempered(self, selection: Selection, logits: Tensor, geometry: Geometry) -> Selection:
+        """The selection with the temperature that all trials tell, from their logits (R,P)."""
+        if self.searched is self.trials or logits.shape[1] == 1:
+            return selection
+        best = temper_trials(logits, self.trials, geometry, self.log_prior)
+        return replace(selection, temperature=best.temperature)
+
+    def scored(self, geometry: Geometry, verdicts: Verdicts, shrinkage: float) -> Scored:
+        """The scores of another shrinkage, or the same: then `verdicts` of it have them."""
+        other = self.spectrum.geometry(shrinkage)
+        if other.shrinkage != geometry.shrinkage:
+            geometry, verdicts = other, judge_trials(self.trials, other, 1.0)
+        return Scored(geometry, verdicts.mahalanobis, verdicts.relative)
+
+    def assemble(
+        self,
+        method: str,
+        selection: Selection,
+        covectors: Tensor,
+        offset: Tensor | float,
+        logits: Tensor,
+        scores: Scored,
+    ) -> LinearClassifier:
+        """Return the classifier `covectors @ (features - center) + offset`, with its prior.
+
+        Args:
+            method: Its name.
+            selection: What it was chosen by.
+            covectors: (P,D), for embedded features.
+            offset: (P,).
+            logits: Honest logits of the trials (R,P), without the prior, which is added in place.
+            scores: The geometry for scores, and those of the trials.
+        """
+        prior = selection.temperature * self.log_prior
+        bias = offset - covectors @ self.spectrum.center + prior
+        loo = LeaveOneOut(
+            logits=self._by_place(logits.add_(prior), -math.inf, dim=1),
+            labels=self.spectrum.classes[self.trials.labels],
+            weights=self.trials.weights,
+            mahalanobis=scores.mahalanobis,
+            relative=scores.relative,
+            rows=self.trials.rows,
+            n_single=self.trials.n_single,
+            memory=self.memory,
+        )
+        return LinearClassifier(
+            weight=self._by_place(covectors, 0.0, dim=0),
+            bias=self._by_place(bias, -math.inf, dim=0),
+            method=method,
+            shrinkage=selection.shrinkage,
+            temperature=selection.temperature,
+            geometry=scores.geometry,
+            loo=loo,
+            diagnostics=selection.to_dict(),
+        )
+
+    def _by_place(self, values: Tensor, fill: float, *, dim: int) -> Tensor:
+        """Values by class name spread to the classes' places; the others get `fill`."""
+        if torch.equal(self.spectrum.classes, torch.arange(self.stats.n_classes)):
+            return values
+        shape = list(values.shape)
+        shape[dim] = self.stats.n_classes
+        return values.new_full(shape, fill).index_copy_(dim, self.spectrum.classes, values)

@@ -1,0 +1,236 @@
+"""The whole state of a continual classifier as one unchanging value, and its changes."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnkit.continual.change_report import ChangeReport
+from learnkit.continual.checks import check_images
+from learnkit.continual.derived import Derived, derive
+from learnkit.continual.embedding import embed, to_grid
+from learnkit.continual.label_issues import suspicions
+from learnkit.continual.memory import FeatureMemory
+from learnkit.continual.names import check_known, clean_name, index_tensor
+from learnkit.continual.settings import Settings
+from learnkit.continual.statistics import ClassStatistics
+from learnkit.errors import DataError, InsufficientDiversityError
+from learnkit.uncertainty.ood import is_blank
+from learnkit.uncertainty.threshold import manual_threshold
+
+Validation = tuple[Tensor, Sequence[Any]]
+Change = tuple["Knowledge", tuple[str, ...]]
+VALIDATION_SIZE = 64
+_SMALL = 2**20  # numbers so few that a former state keeps what can be derived again
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """Statistics, validation features, settings, and what follows from them.
+
+    Every change returns (new knowledge, notes) and derives nothing: `derive` does.
+    """
+
+    settings: Settings
+    statistics: ClassStatistics
+    validation: FeatureMemory
+    manual_threshold: float | None = None
+    derived: Derived | None = None
+    # weights by device, made when first asked for: what `derived` says, so that nothing changes
+    _affine: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def empty(cls, settings: Settings) -> "Knowledge":
+        """Knowledge of no class."""
+        statistics = ClassStatistics.empty(
+            settings.n_features, root=settings.root, memory_size=settings.memory
+        )
+        return cls(settings, statistics, FeatureMemory(VALIDATION_SIZE, settings.n_features))
+
+    @property
+    def n_images(self) -> dict[str, int]:
+        """Images per class."""
+        stats = self.statistics
+        return dict(zip(stats.class_names, stats.counts.tolist(), strict=True))
+
+    def affine_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(weight (C, D), bias (C,)) of the calibrated classifier on a device, float64."""
+        if device not in self._affine:
+            assert self.derived is not None
+            self._affine[device] = (
+                self.derived.weight.to(device),
+                self.derived.bias.to(device),
+            )
+        return self._affine[device]
+
+    def derive(self, before: "Knowledge | None") -> "Knowledge":
+        """With everything that follows; what follows from the same statistics is not done again."""
+        same = (
+            before is not None
+            and before.statistics is self.statistics
+            and before.settings.classifier == self.settings.classifier
+        )
+        if same and before.settings == self.settings and before.validation is self.validation:
+            return replace(self, derived=before.derived, _affine=before._affine)
+        reused = before.derived if same else None
+        derived = derive(self.statistics, self.validation, self.settings, reused)
+        return replace(self, derived=derived, _affine={})
+
+    def lightened(self) -> "Knowledge":
+        """The same to go back to: what is large and can be derived again is let go."""
+        stats = self.statistics
+        if (stats.n_classes + stats.n_features) * stats.n_features < _SMALL:
+            return self
+        return replace(self, derived=None, _affine={})
+
+    def extend(
+        self,
+        features: Tensor,
+        labels: Sequence[Any],
+        class_names: Sequence[str] | None,
+        validation: Validation | None,
+    ) -> Change:
+        """With more images; blank ones are left out."""
+        features, labels, notes = self._shown(features, labels, class_names)
+        if self.derived is not None:
+            notes += suspicions(self.derived, self.statistics, features, labels)
+        grown = self.statistics.update(
+            features, labels, None if class_names is None else list(map(clean_name, class_names))
+        )
+        new = self._with(grown)
+        if validation is None:
+            return new, notes
+        new, more = new.validate(validation, class_names)
+        return new, (*notes, *more)
+
+    def validate(self, validation: Validation, class_names: Sequence[str] | None = None) -> Change:
+        """With more validation images; blank ones are left out."""
+        features, labels = validation
+        features, labels, blank = _without_blank(
+            *check_images(features, labels, class_names, self.settings.n_features)
+        )
+        for name in dict.fromkeys(labels):
+            check_known(name, self.statistics.class_names)
+        if not labels:
+            raise DataError("all images of `validation` are blank; leave it out, or give others")
+        grid = to_grid(embed(features, root=self.settings.root))
+        index = index_tensor(self.statistics.class_names, labels)
+        notes = (f"{len(blank)} blank validation images were left out",) if blank else ()
+        return replace(self, validation=self.validation.add(grid, index)), notes
+
+    def subtract(self, features: Tensor, labels: Sequence[Any]) -> Change:
+        """Without these images; blank ones never came in."""
+        features, labels, notes = self._shown(features, labels, None)
+        return self._with(self.statistics.subtract(features, labels)), notes
+
+    def forget(self, name: str) -> Change:
+        """Without a class."""
+        less = self._with(self.statistics.forget(name))
+        place = less.statistics.class_names.index(clean_name(name))
+        return replace(less, validation=less.validation.emptied([place])), ()
+
+    def rename(self, names: Mapping[str, str]) -> Change:
+        """With classes called otherwise."""
+        return self._with(self.statistics.rename(names)), ()
+
+    def merge_classes(self, names: Sequence[str], into: str) -> Change:
+        """With classes joined."""
+        before = self.statistics
+        joined = before.merge_classes(names, into)
+        target = joined.class_names.index(clean_name(into))
+        places = sorted({before.class_names.index(clean_name(name)) for name in names} - {target})
+        new = self._with(joined)
+        return replace(new, validation=new.validation.joined(places, target)), ()
+
+    def merge(self, other: ClassStatistics) -> Change:
+        """With other statistics added."""
+        return self._with(self.statistics.merge(other)), ()
+
+    def with_threshold(
+        self, value: float | None, false_alarm_rate: float | None, guarantee: str | None
+    ) -> Change:
+        """With another threshold."""
+        wanted = {"false_alarm_rate": false_alarm_rate, "guarantee": guarantee}
+        settings = replace(
+            self.settings, **{name: to for name, to in wanted.items() if to is not None}
+        )
+        if value is not None:
+            value = manual_threshold(value).value
+        return replace(self, settings=settings, manual_threshold=value), ()
+
+    def report(
+        self, what: str, before: "Knowledge", notes: Sequence[str], started: float
+    ) -> ChangeReport:
+        """What this knowledge has that `before` had not."""
+        was, now = before.n_images, self.n_images
+        derived_notes = self.derived.notes if self.derived else ()
+        kept = ()
+        if self.manual_threshold is not None and what != "set_threshold":
+            kept = ("the threshold stays as it was set by hand",)
+        return ChangeReport(
+            what=what,
+            classes_added=tuple(name for name, n in now.items() if n and name not in was),
+            images={
+                name: now.get(name, 0) - was.get(name, 0)
+                for name in {**was, **now}
+                if now.get(name, 0) != was.get(name, 0)
+            },
+            n_images=now,
+            n_classes=sum(n > 0 for n in now.values()),
+            threshold=(before._threshold(), self._threshold()),
+            temperature=(before._temperature(), self._temperature()),
+            seconds=time.perf_counter() - started,
+            notes=(*notes, *derived_notes, *kept),
+        )
+
+    def _threshold(self) -> float | None:
+        if self.derived is None:
+            return None
+        manual = self.manual_threshold
+        return self.derived.threshold.value if manual is None else manual
+
+    def _temperature(self) -> float | None:
+        return self.derived.calibration.temperature if self.derived else None
+
+    def _with(self, statistics: ClassStatistics) -> "Knowledge":
+        """With other statistics, the validation features under the same names."""
+        validation = self.validation
+        if validation.class_names != statistics.class_names:
+            validation = validation.named(statistics.class_names)
+        return replace(self, statistics=statistics, validation=validation, derived=None, _affine={})
+
+    def _shown(
+        self, features: Tensor, labels: Sequence[Any], class_names: Sequence[str] | None
+    ) -> tuple[Tensor, list[str], tuple[str, ...]]:
+        """(features, labels, notes) of the images that show something.
+
+        Raises:
+            InsufficientDiversityError: A class not known yet has none.
+        """
+        shown, kept, blank = _without_blank(
+            *check_images(features, labels, class_names, self.settings.n_features)
+        )
+        if not blank:
+            return shown, kept, ()
+        known = {name for name, n in self.n_images.items() if n}
+        nothing = sorted(set(blank) - set(kept) - known)
+        if nothing or not kept:
+            raise InsufficientDiversityError(
+                f"all images of {nothing[:5] or sorted(set(blank))[:5]} are blank (features of "
+                "length 0): there is nothing to learn from; look at the images and the camera"
+            )
+        counts = ", ".join(f"{n} of {name}" for name, n in sorted(Counter(blank).items()))
+        return shown, kept, (f"blank images were left out: {counts}",)
+
+
+def _without_blank(features: Tensor, labels: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:
+    """(features, labels, labels of blank images) with the blank ones taken out."""
+    blank = is_blank(features)
+    flags = blank.tolist()
+    kept = [label for label, out in zip(labels, flags, strict=True) if not out]
+    left = [label for label, out in zip(labels, flags, strict=True) if out]
+    return features[~blank], kept, left

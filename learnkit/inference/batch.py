@@ -1,0 +1,165 @@
+"""Many images: decoding in threads while the network works, a table with a row for every file."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from learnkit.errors import ImageReadError, LearnkitError, MissingExtraError, PredictionError
+from learnkit.inference.prediction import Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Result = Prediction | LearnkitError
+
+
+class Predicts(Protocol):
+    """What can predict many images: a `Predictor`, with torch or without."""
+
+    classes: tuple[str, ...]
+    tells_unusual: bool
+
+    def load(self, source: Any) -> Any:
+        """One image ready for the network, or an ImageReadError."""
+
+    def try_loaded(self, images: Sequence[Any]) -> list[Result]:
+        """For each image that `load` gave its prediction, or the error in its place."""
+
+
+def predict_stream(
+    predictor: Predicts, items: Iterable[Any], *, bs: int, n_workers: int
+) -> Iterator[tuple[Any, Result]]:
+    """Each item with its prediction, or with the error that prevented one, in the order of `items`.
+
+    While one batch is in the network the images of the next two are being decoded.
+    """
+    if bs < 1:
+        raise PredictionError(f"`bs`={bs}; a batch has at least one image")
+    loaded = load_ahead(predictor.load, items, n_ahead=2 * bs, n_workers=n_workers)
+    for batch in chunks(loaded, bs):
+        images = [image for _, image in batch if not isinstance(image, LearnkitError)]
+        results = iter(predictor.try_loaded(images) if images else ())
+        for item, image in batch:
+            yield item, image if isinstance(image, LearnkitError) else next(results)
+
+
+def load_ahead(
+    load: Callable[[Any], Any], items: Iterable[Any], *, n_ahead: int, n_workers: int
+) -> Iterator[tuple[Any, Any]]:
+    """Each item with `load(item)` or the ImageReadError it raised, at most `n_ahead` waiting."""
+
+    def load_or_error(item: Any) -> Any:
+        try:
+            return load(item)
+        except ImageReadError as error:
+            return error
+
+    if n_workers < 1:
+        yield from ((item, load_or_error(item)) for item in items)
+        return
+    pool = ThreadPoolExecutor(n_workers, "learnkit-decode")
+    waiting: deque = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(load_or_error, item)))
+            if len(waiting) >= n_ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for item, future in waiting:
+            yield item, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items, the last one shorter."""
+    chunk = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def prediction_table(
+    results: Iterable[tuple[Any, Result]],
+    classes: Sequence[str],
+    *,
+    probs: bool = True,
+    ood: bool = False,
+) -> pd.DataFrame:
+    """One row per item: path, label, confidence, error, and `p(NAME)` per class if `probs`.
+
+    With `ood` the columns is_ood (boolean), ood_score and p_value follow `error`. Rows with an
+    error have no label, and NaN for numbers.
+
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    pd = _pandas()
+    kinds = {"path": object, "label": object, "confidence": "float64", "error": object}
+    kinds |= {"is_ood": "boolean", "ood_score": "float64", "p_value": "float64"} if ood else {}
+    rows, values = [], []
+    for item, result in results:
+        failed = isinstance(result, LearnkitError)
+        own = {"error": str(result)} if failed else {k: getattr(result, k, None) for k in kinds}
+        rows.append({**own, "path": str(item)})
+        if probs:
+            values.append([] if failed else result.probs.tolist())
+            # who extends the model meanwhile adds columns; earlier rows have NaN there
+            classes = classes if failed else max(classes, result.classes, key=len)
+    table = pd.DataFrame(rows, columns=list(kinds), dtype=object).astype(kinds)
+    if not probs:
+        return table
+    values = [row + [float("nan")] * (len(classes) - len(row)) for row in values]
+    columns = [f"p({name})" for name in classes]
+    return table.join(pd.DataFrame(values, columns=columns, index=table.index, dtype="float32"))
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtraError(
+            "a table in memory is a DataFrame, and pandas is not installed: `pip install pandas`, "
+            "or write the rows to a file with `out=`"
+        ) from error
+    return pandas
+
+
+def watched(
+    stream: Iterable[Any], n: int, progress: bool, what: str = "predict", unit: str = "img"
+) -> Iterable[Any]:
+    """`stream` of `n` items behind a progress bar, if wanted."""
+    if not progress or not n:
+        return stream
+    from tqdm.auto import tqdm
+
+    return tqdm(stream, total=n, desc=what, unit=unit)
+
+
+@contextmanager
+def counted(
+    what: str, n: int | None, progress: bool, unit: str = "img"
+) -> Iterator[Callable[[int], object]]:
+    """Something to call with how many more are done, which moves a bar if wanted.
+
+    Args:
+        what: what is done, the bar's label.
+        n: how many there are; None if nobody knows.
+        progress: show the bar.
+        unit: what is counted.
+    """
+    if not progress:
+        yield lambda _: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=n, desc=what, unit=unit) as bar:
+        yield bar.update

@@ -1,0 +1,211 @@
+"""A file of judgements (see `judge_file`) as a `Judge`, without trusting it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from learnkit._version import __version__
+from learnkit.errors import BundleCorruptError, BundleVersionError
+from learnkit.inference.scoring import Geometry, Judge, Limit
+from learnkit.storage.formats import parse_arrays, parse_json
+
+FORMAT = 1
+GRID = 2**15
+_WITH_GEOMETRY = frozenset({"mahalanobis", "relative"})
+PARTS = _WITH_GEOMETRY | {"knn", "msp", "energy"}
+_FACTS = {"format", "labels", "root", "temperature", "standards", "combined", "threshold"}
+_THRESHOLD = {"value", "source", "guarantee", "statement", "loc", "scale"}
+_SOURCES = ("validation", "leave-one-out", "parametric", "manual")
+_GUARANTEES = ("loo", "split", "pac", "none")
+_TYPES = {"facts": np.uint8, "known": np.bool_, "reference": np.int16}
+_ALWAYS = {
+    *("facts", "weight", "bias", "known", "misfits", "misfit_weights"),
+    *("threshold_scores", "threshold_weights"),
+}
+
+
+def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> Judge:
+    """The judge in `data`, the content of the file `where`.
+
+    Args:
+        data: the file's content.
+        where: its name, for messages.
+        n_classes: of the model.
+        n_features: of its network.
+
+    Raises:
+        BundleCorruptError: a tensor or a fact is missing, unknown, of another shape or type, or
+            breaks a rule; or it is of other classes or features.
+        BundleVersionError: a newer learnkit wrote it, with a score this one does not know.
+    """
+    arrays = parse_arrays(data, where)
+    file = _File(arrays, where)
+    facts = file.facts()
+    standards = file.standards(facts["standards"])
+    parts = {part for part, _, _ in standards}
+    file.check_names(parts)
+    labels = file.value(facts, "labels", bool)
+    known = file.get("known", n_classes if labels else None)  # a detector has classes of its own
+    if not known.any():
+        raise file.corrupt("no class is `known`")
+    return Judge(
+        labels=labels,
+        root=file.value(facts, "root", bool),
+        temperature=file.above_zero(facts, "temperature"),
+        standards=standards,
+        limit=_limit(file, file.record(facts, "threshold", _THRESHOLD)),
+        weight=file.get("weight", len(known), n_features),
+        bias=np.where(known, file.get("bias", len(known)), -np.inf),
+        misfits=file.weighted("misfits", "misfit_weights"),
+        geometry=_geometry(file, parts, n_features),
+        reference=_reference(file, n_features) if "knn" in parts else None,
+    )
+
+
+class _File:
+    """The tensors of one file, and how it complains."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], where: str):
+        self.arrays, self.where = arrays, where
+
+    def corrupt(self, what: str) -> BundleCorruptError:
+        return BundleCorruptError(f"{self.where}: {what}")
+
+    def newer(self, what: str) -> BundleVersionError:
+        return BundleVersionError(
+            f"{self.where} has {what}, which learnkit {__version__} does not know: upgrade learnkit"
+        )
+
+    def get(self, name: str, *shape: int | None) -> np.ndarray:
+        """A tensor, if it is of its type and of this shape; None stands for any length."""
+        if name not in self.arrays:
+            raise self.corrupt(f"`{name}` is missing")
+        array, dtype = self.arrays[name], _TYPES.get(name, np.float64)
+        fits = len(shape) == array.ndim and all(
+            want in (None, have) for want, have in zip(shape, array.shape, strict=True)
+        )
+        if array.dtype != dtype or not fits:
+            wanted = tuple("any" if want is None else want for want in shape)
+            raise self.corrupt(
+                f"`{name}` is {array.dtype} {array.shape}; it must be {np.dtype(dtype)} {wanted}"
+            )
+        return array
+
+    def some(self, name: str, *shape: int | None) -> np.ndarray:
+        """The same, with one row at least."""
+        array = self.get(name, *shape)
+        if not len(array):
+            raise self.corrupt(f"`{name}` is empty; there is nothing to be far from")
+        return array
+
+    def facts(self) -> dict[str, Any]:
+        facts = parse_json(self.get("facts", None).tobytes(), f"`facts` of {self.where}")
+        version = self.value(facts, "format", int)
+        if version > FORMAT:
+            raise self.newer(f"format {version}")
+        if version < 1:
+            raise self.corrupt(f"`format` is {version}; 1 was first")
+        if facts.get("combined") != "mean":
+            raise self.newer(f"a score combined by {facts.get('combined')!r}")
+        return self.record({"facts": facts}, "facts", _FACTS)
+
+    def record(self, holder: Mapping[str, Any], key: str, names: set[str]) -> dict[str, Any]:
+        found = self.value(holder, key, dict)
+        if found.keys() != names:
+            raise self.corrupt(f"`{key}` has the keys {sorted(found)}, not {sorted(names)}")
+        return found
+
+    def value(self, holder: Mapping[str, Any], key: str, kind: type) -> Any:
+        value = holder.get(key)
+        if type(value) is not kind:
+            raise self.corrupt(f"`{key}` is {value!r:.100}; it must be a {kind.__name__}")
+        return value
+
+    def above_zero(self, holder: Mapping[str, Any], key: str) -> float:
+        value = self.value(holder, key, float)
+        if value <= 0:
+            raise self.corrupt(f"`{key}` is {value}; it is above 0")
+        return value
+
+    def standards(self, values: Any) -> tuple[tuple[str, float, float], ...]:
+        """(part, mean, spread) of every part of the score."""
+        if not isinstance(values, list) or not values:
+            raise self.corrupt(f"`standards` is {values!r:.100}; a score has a part at least")
+        for value in values:
+            if not isinstance(value, list) or [type(v) for v in value] != [str, float, float]:
+                raise self.corrupt(f"`standards` holds {value!r:.100}, not [part, mean, spread]")
+            if value[0] not in PARTS:
+                raise self.newer(f"the score {value[0]!r:.100}")
+            if value[2] <= 0:
+                raise self.corrupt(f"the spread of {value[0]!r} is {value[2]}; it is above 0")
+        found = tuple((part, loc, spread) for part, loc, spread in values)
+        if len({part for part, _, _ in found}) < len(found):
+            raise self.corrupt("`standards` has a part twice")
+        return found
+
+    def check_names(self, parts: set[str]) -> None:
+        """Raise unless the file holds the tensors these parts need, and no others."""
+        wanted = set(_ALWAYS)
+        if parts & _WITH_GEOMETRY:
+            wanted |= {"center", "covectors", "offsets"}
+        wanted |= {"base", "axes"} if "mahalanobis" in parts else set()
+        wanted |= {"reference"} if "knn" in parts else set()
+        if self.arrays.keys() != wanted:
+            odd = sorted(self.arrays.keys() ^ wanted)
+            raise self.corrupt(f"tensors missing or unexpected: {odd[:5]}")
+
+    def weighted(self, name: str, weights: str) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and their weights, which are above 0."""
+        values = self.get(name, None)
+        found = self.get(weights, len(values))
+        if (found <= 0).any() or not math.isfinite(found.sum()):
+            raise self.corrupt(f"`{weights}` are not all above 0")
+        return values, found
+
+
+def _limit(file: _File, facts: dict[str, Any]) -> Limit:
+    scores, weights = file.weighted("threshold_scores", "threshold_weights")
+    for name, choices in ("source", _SOURCES), ("guarantee", _GUARANTEES):
+        if facts[name] not in choices:
+            raise file.corrupt(f"`{name}` of the threshold is {facts[name]!r:.100}")
+    if (np.diff(scores) < 0).any():
+        raise file.corrupt("`threshold_scores` are not in ascending order")
+    loc, scale = 0.0, 1.0
+    if facts["source"] == "parametric":
+        loc, scale = file.value(facts, "loc", float), file.above_zero(facts, "scale")
+    return Limit(
+        value=file.value(facts, "value", float),
+        source=facts["source"],
+        guarantee=facts["guarantee"],
+        statement=file.value(facts, "statement", str),
+        loc=loc,
+        scale=scale,
+        scores=scores,
+        weights=weights,
+    )
+
+
+def _geometry(file: _File, parts: set[str], n_features: int) -> Geometry | None:
+    if not parts & _WITH_GEOMETRY:
+        return None
+    offsets = file.some("offsets", None)
+    base, axes = 0.0, None
+    if "mahalanobis" in parts:
+        base, axes = float(file.get("base")), file.get("axes", n_features, None)
+        if base < 0:
+            raise file.corrupt(f"`base` is {base}; it is a square")
+    return Geometry(
+        center=file.get("center", n_features),
+        covectors=file.get("covectors", len(offsets), n_features),
+        offsets=offsets,
+        base=base,
+        axes=axes,
+    )
+
+
+def _reference(file: _File, n_features: int) -> np.ndarray:
+    return file.some("reference", None, n_features).astype(np.float64) / GRID

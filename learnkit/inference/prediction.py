@@ -1,0 +1,219 @@
+"""What a network says about one image, in torch's numbers or numpy's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from learnkit.errors import PredictionError
+from learnkit.inference.sets import conformal_quantile, inside
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    Values = Tensor | np.ndarray
+
+_SHOWN = 5
+_BAR = "background:#4c72b0;height:.8em"
+_NAME = "text-align:left;overflow-wrap:anywhere;max-width:24em"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The label of one image and the probabilities behind it; unpacks as (label, index, probs).
+
+    A model that judges whether an image is of a kind it knows fills in the fields from `ood_score`
+    on; they are None otherwise.
+
+    Attributes:
+        label: name of the likeliest class; of a multi-label model the names above the threshold.
+        index: its number in `classes`; of a multi-label model a tuple of numbers.
+        probs: probabilities float32 (C,) in the order of `classes`; they sum to 1, unless the model
+            is multi-label. A tensor, or an array where there is no torch (`load_runtime`).
+        classes: the C class names.
+        ood_score: how unusual the image is; higher is more unusual.
+        ood_threshold: the image is flagged if its score is above this.
+        p_value: share of known images at least as unusual as this one, in (0, 1]; None too where
+            there were no scores to count.
+        misfits: one minus the probability of the true class, of images the model has not learned,
+            and their weights, both (M,): what prediction sets are calibrated by.
+
+    >>> import torch
+    >>> label, index, probs = prediction_of(torch.tensor([.1, .7, .2]), ("ant", "bee", "wasp"))
+    >>> label, index
+    ('bee', 1)
+    """
+
+    label: str | tuple[str, ...]
+    index: int | tuple[int, ...]
+    probs: Values
+    classes: tuple[str, ...]
+    ood_score: float | None = field(default=None, kw_only=True)
+    ood_threshold: float | None = field(default=None, kw_only=True)
+    p_value: float | None = field(default=None, kw_only=True)
+    misfits: tuple[Values, Values] | None = field(default=None, kw_only=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.label, self.index, self.probs))
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int | slice) -> Any:
+        return (self.label, self.index, self.probs)[i]
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the likeliest class, in [0, 1]."""
+        return float(self.probs.max())
+
+    @property
+    def ranking(self) -> list[tuple[str, float]]:
+        """(class name, probability) of all classes, likeliest first; equals in class order."""
+        probs = self.probs.tolist()
+        return [(self.classes[i], probs[i]) for i in self._order()]
+
+    def _order(self) -> list[int]:
+        """Class numbers, likeliest first; equals in class order."""
+        probs = self.probs.tolist()
+        return sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
+
+    @property
+    def is_ood(self) -> bool | None:
+        """Whether the image is flagged as unlike those the model knows; None if it cannot tell."""
+        if self.ood_score is None:
+            return None
+        return not self.ood_score <= self.ood_threshold  # so written that NaN is flagged
+
+    def prediction_set(self, alpha: float = 0.1) -> tuple[str, ...]:
+        """The classes that cannot be ruled out, likeliest first; the likeliest is always there.
+
+        For a share of at least 1 - `alpha` of images like those the model was calibrated on, the
+        true class is among them. Of too few such images for `alpha` all classes are left.
+
+        Args:
+            alpha: share of images for which the true class may be missing, in (0, 1).
+
+        Raises:
+            PredictionError: the model has nothing to calibrate sets by.
+            UncertaintyError: `alpha` outside (0, 1).
+        """
+        if self.misfits is None or not len(self.misfits[0]):
+            raise PredictionError(
+                "this model has nothing to calibrate prediction sets by; it needs the continual "
+                "state or fit_ood, and images it remembers or validation images"
+            )
+        found = inside(self.probs, conformal_quantile(*self.misfits, alpha))
+        kept = dict(zip(self.classes, found.tolist(), strict=True))
+        return tuple(name for name, prob in self.ranking if kept[name] and prob > 0)
+
+    def to_dict(self, *, alpha: float | None = None) -> dict[str, Any]:
+        """label, index, confidence and probs by class name, all as JSON types.
+
+        Models that can tell unusual images add is_ood, ood_score, ood_threshold and p_value (an
+        infinite score or threshold is None); with `alpha` there is the prediction_set, too.
+        """
+        plain = lambda x: list(x) if isinstance(x, tuple) else x
+        found = {
+            "label": plain(self.label),
+            "index": plain(self.index),
+            "confidence": self.confidence,
+            "probs": dict(zip(self.classes, self.probs.tolist(), strict=True)),
+        }
+        if self.ood_score is not None:
+            found["is_ood"] = self.is_ood
+            for name in ("ood_score", "ood_threshold", "p_value"):
+                found[name] = finite_or_none(getattr(self, name))
+        if alpha is not None:
+            found["prediction_set"] = list(self.prediction_set(alpha))
+        return found
+
+    def to_halcon(self) -> dict[str, Any]:
+        """HALCON's classification result: ids, names and confidences, likeliest first.
+
+        Models that can tell unusual images add ood_result (1 or 0), ood_score, ood_threshold as
+        HALCON has them, and ood_p_value.
+        """
+        ranking = self.ranking
+        result: dict[str, Any] = {
+            "classification_class_ids": tuple(self._order()),
+            "classification_class_names": tuple(name for name, _ in ranking),
+            "classification_confidences": tuple(prob for _, prob in ranking),
+        }
+        if self.ood_score is not None:
+            result |= {
+                "ood_result": int(bool(self.is_ood)),
+                "ood_score": self.ood_score,
+                "ood_threshold": self.ood_threshold,
+            }
+        if self.p_value is not None:
+            result["ood_p_value"] = self.p_value
+        return result
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}: {prob:.4f}" for name, prob in self.ranking[:_SHOWN])
+        more = ", ..." if len(self.classes) > _SHOWN else ""
+        flag = ", out of distribution" if self.is_ood else ""
+        return f"Prediction({self.label!r}, {{{shown}{more}}}{flag})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><td style="{_NAME}">{escape(name)}</td><td>{prob:.1%}</td>'
+            f'<td><div style="{_BAR};width:{100 * prob:.0f}px"></div></td></tr>'
+            for name, prob in self.ranking[:_SHOWN]
+        )
+        label = self.label if isinstance(self.label, str) else ", ".join(self.label) or "no label"
+        table = f'<table style="margin:.2em 0">{rows}</table>'
+        return f"<b>{escape(label)}</b>{self._ood_html()}{table}"
+
+    def _ood_html(self) -> str:
+        """One line on how unusual the image is, where the model can tell."""
+        if self.ood_score is None:
+            return ""
+        verdict = "<b>⚠ unlike the images it knows</b>" if self.is_ood else "of a known kind"
+        p_value = "" if self.p_value is None else f", p {self.p_value:.2g}"
+        return (
+            f"<br><small>{verdict} (score {self.ood_score:.3g}, threshold "
+            f"{self.ood_threshold:.3g}{p_value})</small>"
+        )
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """`value` as JSON knows it: infinities and NaN become None."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def prediction_of(
+    probs: Values,
+    classes: tuple[str, ...],
+    *,
+    multi_label: bool = False,
+    threshold: float = 0.5,
+    **ood: Any,
+) -> Prediction:
+    """The prediction for one row of probabilities (C,); `threshold` counts if `multi_label`.
+
+    Args:
+        probs: probabilities float32 (C,).
+        classes: C names.
+        multi_label: several labels, or none, are possible.
+        threshold: a label counts above it.
+        **ood: fields of `Prediction` from `ood_score` on.
+    """
+    if multi_label:
+        found = tuple(i for i, p in enumerate(probs.tolist()) if p > threshold)
+        return Prediction(tuple(classes[i] for i in found), found, probs, classes, **ood)
+    index = int(probs.argmax())
+    return Prediction(classes[index], index, probs, classes, **ood)
+
+
+def not_finite() -> PredictionError:
+    """The error that stands in for a prediction whose numbers are not finite."""
+    return PredictionError(
+        "the network's output for this image is not finite, so any label would be a guess; check "
+        "the weights for NaN, and the image for values far outside those of training"
+    )

@@ -1,0 +1,120 @@
+"""What `cnn_learner` puts together: a network that fits the data, data that fits the network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+from fastai.callback.training import BnFreeze
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import get_c
+from fastai.learner import Learner
+from fastcore.basics import listify
+from torch import nn
+
+from learnkit.callback.folded_norms import FoldedNorms, folded_norms
+from learnkit.callback.history import TrainingHistory
+from learnkit.callback.stop_on_non_finite import StopOnNonFinite
+from learnkit.errors import DataError, InputSizeError
+from learnkit.learner.dataloaders import is_normalized, with_normalization
+from learnkit.models.spec import create_cnn_model
+
+
+def assemble(
+    dls: DataLoaders,
+    arch: Any,
+    *,
+    pretrained: Any,
+    normalize: bool | tuple[Sequence[float], Sequence[float]],
+    n_in: int | None,
+    n_out: int | None,
+    **model_args: Any,
+) -> tuple[nn.Module, DataLoaders]:
+    """Return a network for the classes, size and channels of `dls`, and `dls` normalised for it.
+
+    Raises:
+        TypeError: `dls` or `arch` is missing.
+        DataError: The number of classes cannot be told.
+        InputSizeError: `n_in` is not the number of channels of the images.
+    """
+    if dls is None or arch is None:
+        raise TypeError("cnn_learner needs `dls` and `arch`, as in cnn_learner(dls, 'resnet18')")
+    channels, *size = _image_shape(dls)
+    if n_in not in (None, channels):
+        raise InputSizeError(
+            f"`n_in` is {n_in}, but the images have {channels} channels; leave `n_in` out, or make "
+            f"the loaders with dataloaders(channels={n_in})"
+        )
+    mean, std = (None, None) if isinstance(normalize, bool) else normalize
+    model = create_cnn_model(
+        arch,
+        n_out or _n_classes(dls),
+        pretrained=pretrained,
+        n_in=channels,
+        img_size=tuple(size),
+        mean=mean,
+        std=std,
+        **model_args,
+    )
+    return model, dls if normalize is False else _normalized(dls, model[0], channels)
+
+
+def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images, without reading one where `dls` knows."""
+    recipe = getattr(dls, "preprocessing", None)
+    if recipe is not None:
+        return (recipe.channels, *recipe.size)
+    channels, height, width = dls.valid.one_batch()[0].shape[1:]
+    return channels, height, width
+
+
+def _n_classes(dls: DataLoaders) -> int:
+    """Return the number of classes of `dls`."""
+    n_classes = get_c(dls)
+    if not n_classes:
+        raise DataError("`dls` does not tell its number of classes; pass `n_out` or set `dls.c`")
+    return n_classes
+
+
+def _normalized(dls: DataLoaders, body: nn.Module, channels: int) -> DataLoaders:
+    """Return `dls` normalised for the body, never twice; the given loaders stay as they are."""
+    if body.mean is None or is_normalized(dls):
+        return dls
+    mean, std = list(body.mean), list(body.std)
+    if channels == 1 and len(mean) == len(std) == 3:  # a colour network that was given grey images
+        mean, std = [sum(mean) / 3], [sum(std) / 3]
+    if len(mean) != channels or len(std) != channels:
+        raise InputSizeError(
+            f"`normalize` has {len(mean)} means and {len(std)} standard deviations, but the images "
+            f"have {channels} channels; pass normalize=(mean, std) with one of each per channel"
+        )
+    return with_normalization(dls, mean, std)
+
+
+def default_callbacks(cbs: Any, *, train_bn: bool | str) -> list:
+    """Return `cbs` and the callbacks every ImageLearner has, unless `cbs` brings its own."""
+    given = [cb() if isinstance(cb, type) else cb for cb in listify(cbs)]
+    wanted = [TrainingHistory, StopOnNonFinite, *([] if train_bn else [BnFreeze])]
+    return given + [kind() for kind in wanted if not any(isinstance(cb, kind) for cb in given)]
+
+
+def callbacks_for(model: nn.Module, pretrained: Any) -> list:
+    """Return the callbacks that the network's weights call for."""
+    return [FoldedNorms()] if pretrained and folded_norms(model[0]) else []
+
+
+def frozen_norm_state(learn: Learner) -> list[dict]:
+    """Return the optimizer states of the batch norms: what trains in frozen groups by default."""
+    norms = (m for m in learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return [learn.opt.state[p] for norm in norms for p in norm.parameters()]
+
+
+def forget_frozen_gradients(model: nn.Module) -> None:
+    """Drop what frozen parameters keep of an earlier fit.
+
+    fastai zeroes gradients and leaves them in place; with a gradient of zero, weight decay and
+    momentum go on moving a parameter that is meant to be frozen.
+    """
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.grad = None

@@ -1,0 +1,219 @@
+"""The continual state of a learner: how it begins, grows, shrinks and ends.
+
+The head becomes a `ContinualClassifier`; it alone knows classes and statistics. The learner adds
+what only it has: the head that was trained, what the classes were called in training, and which
+files were learnt. The caller's data and loaders are never changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+from torch import Tensor
+
+from learnkit.bundle.state import check_continual, continual_head
+from learnkit.continual.change_report import ChangeReport
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.knowledge import Knowledge
+from learnkit.data.labelled_images import Labelled
+from learnkit.data.labels import warn_user
+from learnkit.errors import ContinualAlreadyInitializedError, ContinualStateError
+from learnkit.interpret.source import names_of
+from learnkit.learner.extend_data import labelled_data
+from learnkit.learner.feature_pass import check_supported, empty_head, features_of
+from learnkit.learner.learner_notes import Notes, notes_of
+from learnkit.learner.trained_head import untrained_head
+from learnkit.learner.training_data import (
+    check_no_class_lost,
+    files_of,
+    own_data,
+    warn_if_not_training_data,
+    without_files,
+)
+
+
+def init_continual(
+    learn: Any, data: Any = None, *, reset_class_information: bool = False, **settings: Any
+) -> ChangeReport | None:
+    """Put the learner into the continual state; see `ImageLearner.init_continual`."""
+    check_supported(learn)
+    if continual_head(learn.model) is not None:
+        raise ContinualAlreadyInitializedError(
+            "the learner is in the continual state already; `extend` it, or leave that state with "
+            "drop_continual() first"
+        )
+    started, names = time.perf_counter(), names_of(learn.dls) or []
+    found = None if data is None else labelled_data(data, classes=names)
+    if not reset_class_information:
+        check_no_class_lost(names, found.labels if found else ())
+        warn_if_not_training_data(learn, data, found)
+    head, report, validation = empty_head(learn, **settings), None, None
+    if found is not None:
+        validation = _validation_of(learn, found, own=not reset_class_information)
+        change = _first_images(learn, head, found, validation, names)
+        report = _reported(change, None, head, started)
+    learnt = Notes(learn.model[1], {}, files_of(found), files_of(validation))
+    learn.model[1], learn.continual_notes, learn.ood_detector = head, learnt, None
+    return report
+
+
+def _head(learn: Any) -> ContinualClassifier:
+    return check_continual(continual_head(learn.model))
+
+
+def _first_images(
+    learn: Any,
+    head: ContinualClassifier,
+    found: Labelled,
+    validation: Labelled | None,
+    names: Sequence[str],
+) -> ChangeReport:
+    """Let an empty head learn; the learner's own classes keep their order, others come after."""
+    order = [name for name in names if name in set(found.labels)]
+    order += sorted(set(found.labels) - set(names))
+    change = head.extend(
+        features_of(learn, found.items),
+        found.labels,
+        class_names=order,
+        validation=_features_and_labels(learn, validation),
+    )
+    notes = (*change.notes, *_origin(learn, validation))
+    return replace(change, what="init_continual", notes=notes)
+
+
+def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
+    """Learn new classes, or more of the known ones; see `ImageLearner.extend`."""
+    head, notes = _head(learn), notes_of(learn)
+    found = labelled_data(data, labels, classes=head.classes)
+    files = files_of(found)
+    notes.warn_of_repetition(files, len(found.labels))
+    validation = found.validation and without_files(found.validation, files | notes.learnt)
+    features = features_of(learn, found.items)
+    held_out = _features_and_labels(learn, validation)
+    new = replace(
+        notes, learnt=notes.learnt | files, validated=notes.validated | files_of(validation)
+    )
+    return _changed(learn, new, lambda: head.extend(features, found.labels, validation=held_out))
+
+
+def subtract(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
+    """Unlearn images as if they had never been there; see `ImageLearner.subtract`."""
+    head, notes = _head(learn), notes_of(learn)
+    found = labelled_data(data, labels, classes=head.classes)
+    features = features_of(learn, found.items)
+    new = replace(notes, learnt=notes.learnt - files_of(found))
+    return _changed(learn, new, lambda: head.subtract(features, found.labels))
+
+
+def forget(learn: Any, name: str) -> ChangeReport:
+    """Drop a class; see `ImageLearner.forget`."""
+    head = _head(learn)
+    return _changed(learn, notes_of(learn), lambda: head.forget(name))
+
+
+def rename(learn: Any, names: Mapping[str, str]) -> ChangeReport:
+    """Call classes otherwise; see `ImageLearner.rename`."""
+    head = _head(learn)
+    return _changed(learn, notes_of(learn).renamed(names), lambda: head.rename(names))
+
+
+def merge_classes(learn: Any, names: Sequence[str], into: str) -> ChangeReport:
+    """Make one class of several; see `ImageLearner.merge_classes`."""
+    head, names = _head(learn), list(names)
+    new = notes_of(learn).renamed({name: into for name in names if name != into})
+    return _changed(learn, new, lambda: head.merge_classes(names, into))
+
+
+def undo(learn: Any) -> ChangeReport:
+    """Take back the last change; see `ImageLearner.undo`."""
+    head, notes = _head(learn), notes_of(learn)
+    if notes.earlier is None:
+        raise ContinualStateError(
+            "there is no change to take back since the continual state began or was loaded; to "
+            "leave that state, call drop_continual()"
+        )
+    return _changed(learn, notes.earlier, head.undo, undone=True)
+
+
+def drop_continual(learn: Any) -> Any:
+    """Leave the continual state; see `ImageLearner.drop_continual`."""
+    _head(learn)  # raises where there is none
+    head = notes_of(learn).trained_head
+    if head is None:
+        head = untrained_head(learn, len(names_of(learn.dls) or ()))
+        warn_user(
+            "the head that was trained before is not known here (the learner was loaded in the "
+            "continual state); the new one has random weights: train it"
+        )
+    learn.model[1], learn.continual_notes = head, None
+    return learn
+
+
+def _changed(
+    learn: Any, notes: Notes, change: Callable[[], ChangeReport], *, undone: bool = False
+) -> ChangeReport:
+    """Make one change of the head and, only if it succeeds, of the notes; the report."""
+    started, old = time.perf_counter(), notes_of(learn)
+    before = learn.model[1].knowledge
+    report = change()
+    learn.continual_notes = notes if undone else replace(notes, earlier=old)
+    return _reported(report, before, learn.model[1], started)
+
+
+def _reported(
+    report: ChangeReport, before: Knowledge | None, head: ContinualClassifier, started: float
+) -> ChangeReport:
+    """The head's report, with accuracies and all the time it took."""
+    was, now = _accuracy(before, head.knowledge), _accuracy(head.knowledge, head.knowledge)
+    accuracy = {name: (was.get(name), share) for name, share in now.items()}
+    return replace(report, accuracy=accuracy or None, seconds=time.perf_counter() - started)
+
+
+def _accuracy(knowledge: Knowledge | None, images: Knowledge) -> dict[str, float]:
+    """Share of the validation images of each class that `knowledge` recognises."""
+    if knowledge is None or knowledge.derived is None or images.derived is None:
+        return {}
+    embedded, labels = images.validation.all()
+    logits = embedded @ knowledge.derived.weight.T + knowledge.derived.bias
+    names = knowledge.statistics.class_names
+    hits: dict[str, list[bool]] = {}
+    for place, label in zip(logits.argmax(1).tolist(), labels.tolist(), strict=True):
+        name = images.validation.class_names[label]
+        hits.setdefault(name, []).append(names[place] == name)
+    known = {name for name, n in images.n_images.items() if n}
+    return {name: sum(found) / len(found) for name, found in hits.items() if name in known}
+
+
+def _validation_of(learn: Any, found: Labelled, *, own: bool) -> Labelled | None:
+    """Validation images of the data, else the learner's own, as far as nothing learns from them."""
+    images = found.validation
+    if images is None and own and (trained := own_data(learn)) is not None:
+        images = trained.validation
+    return images and without_files(images, files_of(found), names=set(found.labels))
+
+
+def _features_and_labels(
+    learn: Any, images: Labelled | None
+) -> tuple[Tensor, Sequence[str]] | None:
+    return (features_of(learn, images.items), images.labels) if images else None
+
+
+def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
+    """What threshold and temperature rest on where the network knows the images it remembers."""
+    history = getattr(learn, "training_history", None)
+    if history is None or history.frame.empty:
+        return ()
+    if validation is not None:
+        return (
+            f"threshold and temperature come from {len(validation.labels)} validation images: of "
+            "those the network was trained on they would be optimistic",
+        )
+    return (
+        "threshold and temperature are optimistic: without validation images they come from the "
+        "very images the network was trained on",
+    )

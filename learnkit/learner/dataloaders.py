@@ -1,0 +1,172 @@
+"""From an `ImageDataset` to the fastai DataLoaders a learner trains on."""
+
+import copy
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.transforms import (
+    Categorize,
+    EncodedMultiCategorize,
+    IntToFloatTensor,
+    MultiCategorize,
+    Normalize,
+    OneHotEncode,
+    ToTensor,
+)
+from fastai.vision.augment import aug_transforms
+from fasttransform import Pipeline, Transform
+
+from learnkit.data.dataset import ImageDataset
+from learnkit.data.preprocess import Preprocessing
+from learnkit.errors import DataError
+from learnkit.learner.transforms import LabelOf, ReadImage, ResizeLikeRecipe
+
+_SPLITS = ("train", "valid", "test")
+
+
+def image_dataloaders(
+    dataset: ImageDataset,
+    *,
+    size: int | tuple[int, int] = 224,
+    bs: int = 64,
+    augment: bool | Iterable | None = None,
+    item_tfms: Iterable | None = None,
+    channels: int = 3,
+    method: str = "crop",
+    preprocessing: Preprocessing | None = None,
+    seed: int = 42,
+    num_workers: int = 0,
+    device: Any = None,
+    **recipe: Any,
+) -> DataLoaders:
+    """Return fastai DataLoaders: train (shuffled), valid, and test when the dataset has one.
+
+    All three read files through one `Preprocessing`, kept as `dls.preprocessing`; its mean and std
+    are filled in by `cnn_learner` from the network. The dataset is kept as `dls.image_dataset`.
+
+    Args:
+        dataset: Split, with at least two training images and one validation image.
+        size: Height and width in pixels; an int means a square.
+        bs: Images per batch; lowered to the number of training images if that is smaller.
+        augment: Batch transforms for training; True means fastai's `aug_transforms()`.
+        item_tfms: Transforms of single training images in their original size, before the resize.
+        channels: 3 (RGB) or 1 (grey).
+        method: "crop", "squish" or "pad"; see `Preprocessing`.
+        preprocessing: The whole recipe instead of `size`, `channels`, `method` and `recipe`.
+        seed: Seeds the order of the training images.
+        num_workers: Reading processes; 0 is fastest for small images.
+        device: As in fastai; its default device when None.
+        **recipe: Further fields of `Preprocessing`, such as `crop` or `bit_depth`.
+
+    Raises:
+        DataError: Too few images, or a label of valid or test does not occur in train.
+        SplitError: The dataset is not split.
+    """
+    dataset.check_split()
+    fields = {"size": size, "channels": channels, "method": method, **recipe}
+    preprocessing = preprocessing or Preprocessing(**fields)
+    splits = [[i for i, s in enumerate(dataset.frame["split"]) if s == name] for name in _SPLITS]
+    datasets = _datasets(dataset, preprocessing, [s for s in splits if s], resize=not item_tfms)
+    n_train = len(datasets.train)
+    bs = min(bs, n_train)
+    dls = datasets.dataloaders(
+        bs=bs,
+        # A last batch of one image would break batch norm; every other image is used each epoch.
+        drop_last=n_train % bs == 1,
+        after_item=[*_item_transforms(item_tfms, preprocessing), ToTensor()],
+        after_batch=[IntToFloatTensor(), *_batch_transforms(augment, preprocessing.size)],
+        # Not the training pipeline: fastai's affine transforms resample validation images too.
+        dl_kwargs=[{}] + [{"after_batch": [IntToFloatTensor()]}] * (datasets.n_subsets - 1),
+        num_workers=num_workers,
+        device=device,
+    )
+    for offset, dl in enumerate(dls.loaders):
+        dl.rng = random.Random(seed + offset)
+    dls.preprocessing, dls.image_dataset = preprocessing, dataset
+    return dls
+
+
+def _datasets(
+    dataset: ImageDataset, preprocessing: Preprocessing, splits: list[list[int]], *, resize: bool
+) -> Datasets:
+    """Return fastai Datasets of (image, encoded label) with one subset per split."""
+    paths = list(dataset.paths)
+    labels = dict(zip(paths, dataset.labels, strict=True))
+    if len(labels) < len(paths):
+        raise DataError(
+            f"{len(paths) - len(labels)} files occur more than once in the dataset; a file has one "
+            "label and one split: drop the repeated rows"
+        )
+    encoders = (
+        [MultiCategorize(vocab=dataset.classes), OneHotEncode()]
+        if dataset.multi_label
+        else [Categorize(vocab=dataset.classes, sort=False)]
+    )
+    pipelines = [[ReadImage(preprocessing, resize=resize)], [LabelOf(labels), *encoders]]
+    return Datasets(paths, pipelines, splits=splits, n_inp=1)
+
+
+def _item_transforms(item_tfms: Iterable | None, preprocessing: Preprocessing) -> list[Transform]:
+    """Return the training-only item transforms followed by the recipe's resize, or nothing."""
+    if not item_tfms:
+        return []
+    transforms = [copy.copy(tfm) for tfm in item_tfms]
+    for tfm in transforms:
+        tfm.split_idx = 0
+    return [*transforms, ResizeLikeRecipe(preprocessing)]
+
+
+def _batch_transforms(augment: bool | Iterable | None, size: tuple[int, int]) -> list[Transform]:
+    """Return the training-only batch transforms that `augment` stands for."""
+    transforms = aug_transforms() if augment is True else list(augment or [])
+    for tfm in transforms:
+        resized = getattr(tfm, "cp_size", None)
+        if resized not in (None, size):
+            raise DataError(
+                f"`augment` resizes training images to {resized}, but `size` is {size}; leave "
+                "`size` out of aug_transforms(), or give both the same"
+            )
+    return transforms
+
+
+def is_multi_label(dls: DataLoaders) -> bool:
+    """Return True if a target is one 0 or 1 per class."""
+    return any(
+        isinstance(tfm, MultiCategorize | EncodedMultiCategorize | OneHotEncode)
+        for tfm in dls.valid.dataset.tls[-1].tfms.fs
+    )
+
+
+def is_normalized(dls: DataLoaders) -> bool:
+    """Return True if a `Normalize` already runs on the validation batches."""
+    return any(isinstance(tfm, Normalize) for tfm in dls.valid.after_batch.fs)
+
+
+def with_normalization(
+    dls: DataLoaders, mean: Iterable[float], std: Iterable[float]
+) -> DataLoaders:
+    """Return DataLoaders that also normalise batches; the given ones stay as they are.
+
+    Args:
+        dls: DataLoaders without `Normalize`.
+        mean: One value per channel, of pixels in 0..1.
+        std: One value per channel.
+    """
+    new = copy.copy(dls)
+    new.loaders = [_normalized(dl, tuple(mean), tuple(std)) for dl in dls.loaders]
+    return new
+
+
+def _normalized(dl: TfmdDL, mean: tuple, std: tuple) -> TfmdDL:
+    """Return a copy of one loader, with its own place in the shuffling, that normalises."""
+    state = random.getstate()  # a new loader draws its seed from the caller's generator
+    normalize = Normalize.from_stats(mean, std, cuda=False)
+    new = dl.new(after_batch=Pipeline([*dl.after_batch.fs, normalize]))
+    random.setstate(state)
+    new.rng.setstate(dl.rng.getstate())
+    new.device = dl.device
+    return new

@@ -1,0 +1,112 @@
+"""Saving and loading a learner whose head may be another one than it was built with.
+
+fastai's file holds the state of the model, which in the continual state is all the head knows. What
+stands beside the model goes into a second file of the same name: a detector from `fit_ood`, and
+what renamed classes were called in training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from learnkit.bundle.state import continual_head
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.ood_detector import Detector
+from learnkit.errors import WeightsError
+from learnkit.interpret.source import names_of
+from learnkit.learner.learner_notes import Notes
+from learnkit.learner.trained_head import untrained_head
+
+_BESIDE = ".learnkit.safetensors"
+_CONFIG = "1.config"  # what only the state of a continual head has
+
+
+def save_with_state(learn: Any, file: Any, save: Callable[..., Path], **kwargs: Any) -> Path:
+    """The file that `save` wrote; what the learner keeps beside its model is written beside it."""
+    path = Path(save(file, **kwargs))
+    detector, notes = learn.ood_detector, learn.continual_notes
+    beside = path.with_suffix(_BESIDE)
+    if detector is None and not (notes and notes.former_names):
+        beside.unlink(missing_ok=True)
+        return path
+    config, tensors = (None, {}) if detector is None else detector.state()
+    about = {"ood": config, "former_names": dict(notes.former_names) if notes else {}}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, beside, metadata={"learnkit": json.dumps(about)})
+    return path
+
+
+def load_with_state(learn: Any, file: Any, load: Callable[..., Any], **kwargs: Any) -> Any:
+    """The learner, after `load`, with the kind of head and the detector it was saved with."""
+    name = Path(str(file)).with_suffix(_BESIDE) if Path(str(file)).suffix == ".pth" else None
+    beside = learn.path / learn.model_dir / (name or f"{file}{_BESIDE}")
+    about, tensors = _read_beside(beside)
+    detector = about["ood"] and Detector.from_state(about["ood"], tensors)
+    with _fitting_head(learn):
+        load(file, **kwargs)
+    learn.ood_detector = detector or None
+    is_continual = continual_head(learn.model) is not None
+    learn.continual_notes = Notes(former_names=about["former_names"]) if is_continual else None
+    return learn
+
+
+@contextmanager
+def _fitting_head(learn: Any) -> Iterator[None]:
+    """Exchange the head, while a state is loaded, for one of the kind the state is of."""
+    model, head = learn.model, learn.model[1] if _is_pair(learn.model) else None
+    if head is None:
+        yield
+        return
+
+    def exchange(module: Any, state: Mapping[str, Tensor], *_: Any) -> None:
+        if (_CONFIG in state) != (continual_head(model) is not None):
+            model[1] = _head_for(learn, state)
+
+    handle = model.register_load_state_dict_pre_hook(exchange)
+    try:
+        yield
+    except BaseException:
+        model[1] = head
+        raise
+    finally:
+        handle.remove()
+
+
+def _head_for(learn: Any, state: Mapping[str, Tensor]) -> Any:
+    """An empty head that takes this state."""
+    if _CONFIG not in state:
+        notes = learn.continual_notes
+        known = notes and notes.trained_head
+        return known or untrained_head(learn, len(names_of(learn.dls) or ()))
+    try:
+        settings = json.loads(bytes(state[_CONFIG].tolist()).decode())["settings"]
+        return ContinualClassifier(**settings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"the state of the continual head cannot be read: {error}") from error
+
+
+def _is_pair(model: Any) -> bool:
+    return hasattr(model, "__len__") and len(model) == 2
+
+
+def _read_beside(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What was written beside a state, and tensors; empty if nothing was."""
+    empty: dict[str, Any] = {"ood": None, "former_names": {}}
+    if not path.is_file():
+        return empty, {}
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            return empty | json.loads((file.metadata() or {})["learnkit"]), tensors
+        except (KeyError, ValueError) as error:
+            raise WeightsError(f"{str(path)!r} is damaged: {error}") from error

@@ -1,0 +1,70 @@
+"""The trained head of a learner: made anew for other classes, and made to mean what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+import torch
+from torch import Tensor, nn
+
+from learnkit.errors import ContinualUnsupportedError, UncertaintyError
+from learnkit.models.eval_mode import evaluating
+from learnkit.models.head import create_head, init_head
+
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Flatten)
+
+
+def untrained_head(learn: Any, n_out: int) -> nn.Module:
+    """A head as `cnn_learner` gave this network, for `n_out` classes, with random weights.
+
+    Raises:
+        ContinualUnsupportedError: The network does not say what its head looked like.
+    """
+    spec = getattr(learn.model, "spec", None)
+    if spec is None or "kind" in spec.head:
+        raise ContinualUnsupportedError(
+            "the network does not say what its trained head looked like (it was not built by "
+            "cnn_learner from an architecture's name); build a new learner and load its body"
+        )
+    head = create_head(learn.model[0].n_features, n_out=n_out, **spec.head)
+    init_head(head, nn.init.kaiming_normal_)
+    return head.to(next((p.device for p in learn.model[0].parameters()), torch.device("cpu")))
+
+
+def divide_logits(model: nn.Module, temperature: float, images: Tensor) -> None:
+    """Divide the logits of `nn.Sequential(body, head)` by a temperature, for good, in its weights.
+
+    Raises:
+        UncertaintyError: The head does not end in a layer that could take it up; nothing changed.
+    """
+    layer = _last_layer(model[1])
+    parameters = [] if layer is None else [layer.weight, layer.bias]
+    parameters = [p for p in parameters if p is not None]
+    kept = [p.detach().clone() for p in parameters]
+    wanted = _logits(model, images) / temperature
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.div_(temperature)
+    if layer is None or not torch.allclose(_logits(model, images), wanted, rtol=1e-3, atol=1e-4):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+        raise UncertaintyError(
+            f"the temperature {temperature:.4g} cannot be put into this head: it must end in a "
+            "linear or batch-norm layer, as the heads of cnn_learner without `y_range` do"
+        )
+
+
+def _last_layer(head: nn.Module) -> nn.Module | None:
+    """The layer whose weights scale the logits, None if the last one does not."""
+    leaves = [m for m in head.modules() if not list(m.children())]
+    leaves = [m for m in leaves if not isinstance(m, _IDENTITIES)]
+    scales = leaves and isinstance(leaves[-1], nn.Linear | nn.modules.batchnorm._BatchNorm)
+    return leaves[-1] if scales and leaves[-1].weight is not None else None
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    with evaluating(model), torch.no_grad():
+        return model(images)

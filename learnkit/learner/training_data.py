@@ -1,0 +1,138 @@
+"""What the learner was trained on, held against what it is given: lost classes, other files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+from fastai.data.core import DataLoaders
+
+from learnkit.data.labelled_images import Labelled
+from learnkit.data.labels import warn_user
+from learnkit.errors import DataError, ExportError
+from learnkit.interpret.source import names_of
+from learnkit.learner.extend_data import labelled_data
+from learnkit.learner.transforms import preprocessing_of
+
+_SHOWN = 5
+
+
+def own_data(learn: Any) -> Labelled | None:
+    """The images the learner's loaders train and validate on; None if they do not tell."""
+    try:
+        return labelled_data(learn.dls, classes=names_of(learn.dls) or ())
+    except DataError:
+        return None
+
+
+def check_no_class_lost(known: Sequence[str], labels: Iterable[str]) -> None:
+    """Refuse to forget what the learner can tell apart now.
+
+    Raises:
+        DataError: Classes of the learner have no image among `labels`.
+    """
+    given = set(labels)
+    if lost := [name for name in known if name not in given]:
+        seen = f"has no images of {shown(lost)}" if given else "is missing"
+        raise DataError(
+            f"`data` {seen}: the learner would no longer know {len(lost)} of its {len(known)} "
+            f"classes ({shown(lost)}). Give training images of every class, as in "
+            "init_continual(data), or drop them on purpose with reset_class_information=True"
+        )
+
+
+def warn_if_not_training_data(learn: Any, data: Any, found: Labelled) -> None:
+    """Warn where `data` differs from the training data: in its files, labels, split or reading."""
+    if reason := _other_reading(learn, data):
+        warn_user(reason)
+    own = own_data(learn)
+    if own is None or not (differences := _differences(own, found)):
+        return
+    warn_user(
+        f"`data` is not what the learner was trained on: {'; '.join(differences)}. Leave-one-out "
+        "scores of images the network was trained on and of others do not compare; pass the "
+        "training data with its split, or ignore this if the network was not trained on them"
+    )
+
+
+def _differences(own: Labelled, found: Labelled) -> list[str]:
+    """What is missing, new, labelled otherwise or in another split, in words; empty if nothing."""
+    trained, given = _by_file(own), _by_file(found)
+    if not trained or not given:
+        return []
+    validated = _by_file(own.validation) if own.validation else {}
+    counts = {
+        "training images are missing": len(trained.keys() - given.keys()),
+        "images are new": len(given.keys() - trained.keys() - validated.keys()),
+        "images are labelled otherwise": sum(given.get(f, n) != n for f, n in trained.items()),
+        "validation images are to be learnt from": len(given.keys() & validated.keys()),
+    }
+    return [f"{n} {what}" for what, n in counts.items() if n]
+
+
+def _by_file(images: Labelled) -> dict[str, str]:
+    """Label by absolute file name, of the images that are files."""
+    keys = file_keys(images.items)
+    return {key: name for key, name in zip(keys, images.labels, strict=True) if key is not None}
+
+
+def file_keys(items: Any) -> list[str | None]:
+    """The absolute file name of each item, None for pictures at hand."""
+    if not isinstance(items, Sequence):
+        return [None] * len(items.indices or ())
+    paths = [isinstance(item, str | Path) for item in items]
+    return [str(Path(i).absolute()) if p else None for i, p in zip(items, paths, strict=True)]
+
+
+def files_of(images: Labelled | None) -> frozenset[str]:
+    """Those of the images that are files, by absolute name."""
+    return frozenset(file_keys(images.items)) - {None} if images else frozenset()
+
+
+def without_files(
+    images: Labelled, files: Collection[str], *, names: Collection[str] | None = None
+) -> Labelled | None:
+    """The images that are none of these files (and of these classes), None if none is left."""
+    keys = file_keys(images.items)
+    keep = [
+        i
+        for i, (key, label) in enumerate(zip(keys, images.labels, strict=True))
+        if (key is None or key not in files) and (names is None or label in names)
+    ]
+    if len(keep) == len(images.labels):
+        return images
+    if not keep or not isinstance(images.items, list):
+        return None
+    return Labelled([images.items[i] for i in keep], [images.labels[i] for i in keep])
+
+
+def _other_reading(learn: Any, data: Any) -> str | None:
+    """What to say if loaders read their images in another way than the learner's do."""
+    if not isinstance(data, DataLoaders) or data is learn.dls:
+        return None
+    try:
+        ours, theirs = preprocessing_of(learn.dls), preprocessing_of(data)
+    except ExportError:
+        return None
+    theirs = theirs.replace(mean=theirs.mean or ours.mean, std=theirs.std or ours.std)
+    if ours == theirs:
+        return None
+    fields = ours.to_dict()
+    names = [name for name, value in theirs.to_dict().items() if fields[name] != value]
+    return (
+        f"`data` reads its images in another way than the learner ({', '.join(names)} differ); "
+        "its files are read in the learner's way"
+    )
+
+
+def shown(names: Sequence[Any]) -> str:
+    """The first few names, quoted, and how many more there are.
+
+    >>> shown(["a", "b"])
+    "'a', 'b'"
+    """
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(repr(str(name)) for name in names[:_SHOWN]) + rest

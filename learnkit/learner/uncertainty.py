@@ -1,0 +1,197 @@
+"""How sure a learner is, and of what it knows nothing: calibration and unusual images.
+
+In the continual state both belong to the head. A trained head takes its temperature into its
+weights; what tells unusual images stands beside it, derived from the features of the same body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from learnkit.bundle.state import continual_head
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.ood_detector import Detector
+from learnkit.data.dataset import ImageDataset
+from learnkit.data.labelled_images import Labelled
+from learnkit.errors import OodLockedError, OodUnsupportedError
+from learnkit.evaluation.evaluate import Evaluation
+from learnkit.interpret.checks import plain
+from learnkit.interpret.contexts import randomness_kept
+from learnkit.interpret.continual import detector_of
+from learnkit.interpret.outputs import Outputs, collect_outputs
+from learnkit.interpret.source import class_names, names_of
+from learnkit.interpret.uncertainty_plots import plot_ood as plot_scores
+from learnkit.learner.extend_data import data_of_training, images_only, labelled_data
+from learnkit.learner.feature_pass import (
+    check_supported,
+    empty_head,
+    features_and_logits,
+    features_of,
+)
+from learnkit.learner.trained_head import divide_logits
+from learnkit.learner.training_data import files_of, own_data, without_files
+from learnkit.uncertainty.calibration import Calibration, fit_temperature
+from learnkit.uncertainty.ood_measures import evaluate_ood
+from learnkit.uncertainty.threshold import Threshold
+
+
+class _HeldOut(NamedTuple):
+    """Pooled features (N, D) of images, their labels, and the trained head's logits (N, C)."""
+
+    features: Tensor
+    labels: list[str]
+    logits: Tensor
+
+
+def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> Calibration:
+    """Make the confidences of the learner mean what they say; see `ImageLearner.calibrate`."""
+    head = continual_head(learn.model)
+    outputs = _outputs(learn, dl, ds_idx, with_features=head is not None)
+    if head is not None:
+        head.validate(*_features_and_labels(outputs))
+        return head.calibration
+    fitted = fit_temperature(outputs.logits, outputs.require_targets(), source="validation")
+    if fitted.is_fitted:
+        with randomness_kept():
+            images = plain(learn.dls.valid.one_batch()[0])[:2]
+        device = next(learn.model.parameters()).device
+        divide_logits(learn.model, fitted.temperature, images.to(device))
+    detector = getattr(learn, "ood_detector", None)
+    if detector is not None:  # its prediction sets were calibrated by the former probabilities
+        names = outputs.classes or class_names(learn)
+        labels = [names[i] for i in outputs.require_targets().tolist()]
+        _calibrate_sets(learn, detector, outputs.logits / fitted.temperature, labels)
+    return fitted
+
+
+def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings: Any) -> Threshold:
+    """Learn what is usual; see `ImageLearner.fit_ood`."""
+    head = continual_head(learn.model)
+    if head is not None:
+        return _fit_threshold(learn, head, data, validation, settings)
+    check_supported(learn)
+    own = data is None
+    found = labelled_data(
+        data_of_training(learn) if own else data, classes=names_of(learn.dls) or ()
+    )
+    if isinstance(validation, Outputs):
+        held_out = _HeldOut(*_features_and_labels(validation), validation.logits)
+    else:
+        held_out = _validation(learn, found, validation, own=own)
+    detector = empty_head(learn, Detector, **settings)
+    features = features_of(learn, found.items)
+    detector.extend(features, found.labels, validation=held_out and held_out[:2])
+    if held_out is not None:
+        _calibrate_sets(learn, detector, held_out.logits, held_out.labels)
+    learn.ood_detector = detector
+    return detector.threshold
+
+
+def _fit_threshold(
+    learn: Any, head: ContinualClassifier, data: Any, validation: Any, settings: dict[str, Any]
+) -> Threshold:
+    """The threshold of the continual state, fitted anew."""
+    fixed = sorted(set(settings) - {"false_alarm_rate", "guarantee"})
+    if data is not None or fixed:
+        raise OodLockedError(
+            f"{'`data`' if data is not None else fixed} cannot be given in the continual state, "
+            "which tells unusual images by its own statistics; give `validation`, "
+            "`false_alarm_rate` or `guarantee`, or begin that state anew with other settings"
+        )
+    if validation is not None:
+        head.validate(*_features_and_labels(_outputs(learn, validation, 1, with_features=True)))
+    head.set_threshold(None, **settings)
+    return head.threshold
+
+
+def clear_ood(learn: Any) -> Any:
+    """Remove what `fit_ood` made."""
+    learn.ood_detector = None
+    return learn
+
+
+def plot_ood(
+    learn: Any, ood: Any = None, *, dl: Any = None, ds_idx: int = 1, ax: Any = None
+) -> Any:
+    """Axes with the scores of known and unusual images; see `ImageLearner.plot_ood`."""
+    detector = _required(learn)
+    known = _outputs(learn, dl, ds_idx).ood_scores
+    if ood is None:
+        return plot_scores(known, detector.threshold, ax=ax)
+    strange = ood_scores(learn, ood)
+    found = evaluate_ood(known, strange)
+    title = f"AUROC {found.auroc:.3f}, {found.fpr_at_95_tpr:.1%} false alarms at 95 % found"
+    return plot_scores(known, detector.threshold, strange, ax=ax, title=title)
+
+
+def ood_scores(learn: Any, images: Any) -> Tensor:
+    """How unusual images are, float64 (N,), higher = more unusual; labels are not needed."""
+    return _required(learn).ood_scores(features_of(learn, images_only(images)))
+
+
+def with_ood_measures(learn: Any, evaluation: Evaluation, outputs: Outputs, ood: Any) -> Evaluation:
+    """`evaluation`, its summary also saying how well unusual images are told.
+
+    `false_alarm_rate` of the evaluated images are flagged; given images of no known class (`ood`),
+    `detection_rate` of them are, and `auroc` and `fpr_at_95_tpr` measure the score itself.
+    """
+    if ood is None and outputs.ood_scores is None:
+        return evaluation
+    detector = _required(learn)
+    strange = torch.empty(0) if ood is None else ood_scores(learn, ood)
+    found = evaluate_ood(outputs.ood_scores, strange, detector.threshold.value)
+    names = ["false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr"]
+    values = {name: getattr(found, name) for name in (names[:1] if ood is None else names)}
+    summary = pd.concat([evaluation.summary, pd.Series(values, dtype=float)])
+    return replace(evaluation, summary=summary.rename(evaluation.summary.name))
+
+
+def _required(learn: Any) -> ContinualClassifier:
+    detector = detector_of(learn)
+    if detector is None:
+        raise OodUnsupportedError(
+            "the learner cannot tell unusual images yet; call learn.fit_ood() for the trained "
+            "head, or learn.init_continual(data)"
+        )
+    return detector
+
+
+def _outputs(learn: Any, dl: Any, ds_idx: int, *, with_features: bool = False) -> Outputs:
+    """Outputs as they are, or of a pass over a loader, a dataset or a split of the learner."""
+    if isinstance(dl, Outputs):
+        return dl
+    given = {"data": dl} if isinstance(dl, ImageDataset) else {"dl": dl}
+    return collect_outputs(learn, **given, ds_idx=ds_idx, with_features=with_features)
+
+
+def _calibrate_sets(learn: Any, detector: Detector, logits: Tensor, labels: Sequence[str]) -> None:
+    """Calibrate prediction sets of the trained head by what it says of images it has not seen."""
+    numbers = {name: i for i, name in enumerate(class_names(learn))}
+    targets = torch.tensor([numbers.get(label, -1) for label in labels], dtype=torch.int64)
+    detector.fit_sets(logits.cpu().float().softmax(1), targets)
+
+
+def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> _HeldOut | None:
+    """What is seen of validation images: given, else of the data, else the learner's own."""
+    images = found.validation
+    if given is not None:
+        images = labelled_data(given, classes=names_of(learn.dls) or ())
+    elif images is None and own and (trained := own_data(learn)) is not None:
+        images = trained.validation
+    images = images and without_files(images, files_of(found), names=set(found.labels))
+    if not images:
+        return None
+    features, logits = features_and_logits(learn, images.items, len(class_names(learn)))
+    return _HeldOut(features, images.labels, logits)
+
+
+def _features_and_labels(outputs: Outputs) -> tuple[Tensor, list[str]]:
+    return outputs.features, [outputs.classes[i] for i in outputs.require_targets().tolist()]

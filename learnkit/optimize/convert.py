@@ -1,0 +1,220 @@
+"""From a live network to what a backend runs: exported once, then converted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from learnkit.backends.extras import extra
+from learnkit.backends.registry import BACKENDS, check_backend, open_session
+from learnkit.bundle.state import continual_head
+from learnkit.bundle.variant import variant_name
+from learnkit.inference.batch import counted
+from learnkit.optimize.limits import Judge, Limits
+
+if TYPE_CHECKING:
+    from learnkit.backends.session_network import SessionNetwork
+    from learnkit.data.preprocess import Preprocessing
+    from learnkit.deploy.predictor import Predictor
+    from learnkit.optimize.quantize.quantize import Quantized
+    from learnkit.optimize.samples import Pictures
+
+
+QUANTIZING = ("target", "max_error", "keep")  # what `optimize` passes on for int8
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A network for one backend in one precision.
+
+    Attributes:
+        backend: what runs it.
+        precision: of its numbers.
+        params: settings of the backend.
+        files: by ending; none for torch.
+        model: the float32 network, for torch only, which casts it.
+        notes: what a person should know about how it came.
+    """
+
+    backend: str
+    precision: str
+    params: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    model: nn.Module | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the variant."""
+        return variant_name(self.backend, self.precision)
+
+    @property
+    def n_bytes(self) -> int:
+        """What its files take on disk."""
+        return sum(map(len, self.files.values()))
+
+    def open(
+        self, recipe: Preprocessing, *, threads: int | None = None, device: str = "cpu"
+    ) -> SessionNetwork:
+        """It, ready to run.
+
+        Raises:
+            BackendUnavailableError: it cannot run here.
+            BundleCorruptError: its files are damaged or refused.
+        """
+        from learnkit.backends.session_network import SessionNetwork
+
+        given = {"threads": threads, "device": device, **self.params}
+        if self.backend == "torch":
+            from learnkit.backends.torch_session import TorchSession
+
+            assert self.model is not None
+            is_open = continual_head(self.model) is not None
+            session = TorchSession(self.model, self.precision, recipe, continual=is_open, **given)
+        else:
+            session = open_session(self.backend, self.precision, self.files, **given)
+        return SessionNetwork(session, recipe)
+
+
+class Converter:
+    """Converts one predictor's network, which it leaves as it is.
+
+    Args:
+        predictor: in float32.
+        samples: what int8 takes its ranges from.
+        progress: show progress bars.
+    """
+
+    def __init__(self, predictor: Predictor, samples: Pictures | None, *, progress: bool):
+        self.predictor, self.samples, self.progress = predictor, samples, progress
+        self._made: dict[Limits, Quantized] = {}
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """A copy of the network as it is now, in eval mode on the CPU."""
+        return copy.deepcopy(self.predictor.model).cpu().eval().requires_grad_(False)
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The network as an ONNX file in float32."""
+        from learnkit.backends.onnx_export import export_onnx
+
+        recipe, is_open = self.predictor.preprocessing, self.predictor.continual is not None
+        with counted("export to ONNX", 1, self.progress, "network") as update:
+            data = export_onnx(self.model, recipe, continual=is_open)
+            update(1)
+        return data
+
+    def convert(
+        self, backend: str, precision: str, params: Mapping[str, Any], *, device: str = "cpu"
+    ) -> Converted:
+        """The network for one backend in one precision.
+
+        Raises:
+            BackendUnavailableError: that is impossible here.
+            ExportError: the network has operators that ONNX has not.
+            MissingExtraError: a package is not installed.
+        """
+        known = BACKENDS[backend].parameters if backend in BACKENDS else {}
+        own = {**known, **{name: value for name, value in params.items() if name in known}}
+        check_backend(backend, precision, device, own)
+        for package in BACKENDS[backend].packages:
+            extra(package)
+        if backend == "torch":
+            return Converted(backend, precision, own, model=self.model)
+        if precision == "int8":
+            files, notes = self._quantized(backend, params)
+        else:
+            files, notes = {"onnx": self._onnx(backend, precision)}, ()
+        return Converted(backend, precision, own, self._labelled(files, precision), notes=notes)
+
+    def _onnx(self, backend: str, precision: str) -> bytes:
+        if precision == "float16":
+            from learnkit.backends.onnx_edit import stored_float16
+
+            return stored_float16(self.onnx)
+        return self.onnx
+
+    def _quantized(
+        self, backend: str, params: Mapping[str, Any]
+    ) -> tuple[dict[str, bytes], tuple[str, ...]]:
+        """The network in 8 bits, and what is to be said of it."""
+        settings = {name: params[name] for name in QUANTIZING if name in params}
+        if settings.get("keep") is not None:
+            settings["keep"] = tuple(settings["keep"])
+        found = self._int8(Limits(**settings, judge=self._judge))
+        if backend != "openvino":
+            return {"onnx": found.onnx}, _notes(found)
+        from learnkit.optimize.quantize.openvino import openvino_files
+
+        return openvino_files(found.onnx), _notes(found)
+
+    def _int8(self, limits: Limits) -> Quantized:
+        """The network in 8 bits; made once for all backends."""
+        from learnkit.optimize.quantize.quantize import quantize_onnx
+
+        if limits not in self._made:
+            self._made[limits] = quantize_onnx(
+                self.onnx, self._images, limits, progress=self.progress
+            )
+        return self._made[limits]
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        """The samples as networks take them, uint8 (n, H, W, C)."""
+        assert self.samples is not None
+        return self.samples.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+    @cached_property
+    def _judge(self) -> Judge | None:
+        """Share of samples that keep their label under a trained head.
+
+        For a head in the continual state, which is learned again from what the converted network
+        gives, there is none. Labels of samples left out in turn, under heads learned from the
+        samples alone, are no measure: with 20 images a class of two classes all of them stayed in
+        a network that kept 98.0 % of test labels, and in ten classes 89 to 95 % of them stayed
+        whatever was spared, while of test labels it was 93 to 98 %. The error of the features
+        tells more.
+        """
+        predictor = self.predictor
+        if predictor.continual is not None:
+            return None
+        n_classes = len(predictor.classes)
+        batches = self.samples.pixels.split(16)
+        labels = torch.cat([predictor.network.outputs(one, n_classes).cpu() for one in batches])
+        kind = (lambda x: x > 0) if predictor.multi_label else (lambda x: x.argmax(1))
+        return lambda _, logits: _share_kept(kind(labels.numpy()), kind(logits))
+
+    def _labelled(self, files: Mapping[str, bytes], precision: str) -> dict[str, bytes]:
+        """The files, the ONNX one with class names and precision: quantising drops metadata."""
+        if "onnx" not in files:
+            return dict(files)
+        from learnkit._version import __version__
+        from learnkit.backends.onnx_edit import write_metadata
+
+        about = {
+            "learnkit": __version__,
+            "classes": list(self.predictor.classes),
+            "preprocessing": self.predictor.preprocessing.to_dict(),
+            "precision": precision,
+        }
+        return {**files, "onnx": write_metadata(files["onnx"], about)}
+
+
+def _notes(found: Any) -> tuple[str, ...]:
+    """What was said of a quantised network, and the layers left in float32 by name."""
+    return (*found.notes, *(f"in float32: {', '.join(found.kept)}" for _ in found.kept[:1]))
+
+
+def _share_kept(labels: np.ndarray, found: np.ndarray) -> float:
+    """Share of the labels that are the same, of those samples that were used."""
+    from learnkit.optimize.quantize.quantize import spread
+
+    return float((found == labels[spread(len(labels), len(found))]).mean())

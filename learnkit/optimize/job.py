@@ -1,0 +1,148 @@
+"""The images a conversion rests on, of whatever was given: samples, test, what was learned."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from learnkit.data.labelled_images import Labelled, is_dataset, labelled_images
+from learnkit.errors import DataError, OptimizeError
+from learnkit.optimize.apart import FEW, PER_CLASS, check_samples, kept_apart, set_apart
+from learnkit.optimize.samples import (
+    MAX_SAMPLES,
+    MAX_TEST,
+    Pictures,
+    file_of,
+    no_pictures,
+    read_pictures,
+)
+from learnkit.optimize.trial import PROBES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learnkit.deploy.predictor import Predictor
+
+
+class Gathered:
+    """Samples and test images, kept apart, and what there is to say of them."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        precision: str,
+        samples: Any,
+        test: Any,
+        ood: Any,
+        progress: bool,
+    ):
+        self.predictor, self.progress = predictor, progress
+        self.notes: tuple[str, ...] = ()
+        self.samples = self._samples(samples, precision)
+        given = self._read(samples, "samples", MAX_TEST) if self._serves(samples, test) else None
+        self.test = given or no_pictures(predictor.preprocessing)
+        self.what = "images of `samples`, by which nothing is calibrated" if given else "images"
+        if test is not None:
+            self.test, self.what = self._read(test, "test", MAX_TEST), "images"
+        if self.samples is not None:
+            self._keep_apart(test)
+        elif test is None and given is None:
+            self._probes()
+        self.strange = None if ood is None else self._strange(ood)
+
+    def _samples(self, samples: Any, precision: str) -> Pictures | None:
+        if precision != "int8":
+            return None
+        if samples is None:
+            raise OptimizeError(
+                f"`samples` is missing: int8 takes its ranges from images; give {FEW} to "
+                f"{PER_CLASS} of each class, as they come in use (not those it is judged by)"
+            )
+        return check_samples(self._read(samples, "samples", MAX_SAMPLES), self.predictor.classes)
+
+    def _serves(self, samples: Any, test: Any) -> bool:
+        """Whether the samples are what to judge by: a cast takes nothing from them."""
+        return self.samples is None and samples is not None and test is None
+
+    def _keep_apart(self, test: Any) -> None:
+        assert self.samples is not None
+        if test is None:
+            self.samples, self.test = set_apart(self.samples)
+            self.what = "images, a third of the samples, set apart"
+            return
+        self.samples, self.test, said = kept_apart(self.samples, self.test)
+        self.notes += (said,) if said else ()
+
+    def _probes(self) -> None:
+        """Judge by the probe images where there is nothing else: numbers, no verdict."""
+        from learnkit.bundle.probes import default_probes
+
+        probes = self.predictor.probes
+        probes = default_probes(self.predictor.preprocessing) if probes is None else probes
+        names = tuple(f"probe {i}" for i in range(len(probes)))
+        self.test, self.what = Pictures(names, None, probes, names), PROBES
+
+    def _read(self, data: Any, what: str, limit: int) -> Pictures:
+        predictor = self.predictor
+        return read_pictures(
+            data,
+            predictor.preprocessing,
+            predictor.classes,
+            what=what,
+            limit=limit,
+            multi_label=predictor.multi_label,
+            progress=self.progress,
+        )
+
+    def _strange(self, ood: Any) -> Tensor:
+        """Images of no known class: what is among the known ones says nothing of those."""
+        found, known = self._read(ood, "ood", MAX_TEST), {*self.test.digests}
+        if self.samples is not None:
+            known.update(self.samples.digests)
+        left = found.without(known)
+        if not left:
+            raise OptimizeError(
+                f"the {len(found)} images of `ood` are all in `samples` or `test`, too; give "
+                "images of no class the model knows"
+            )
+        if n := len(found) - len(left):
+            self.notes += (f"{n} images of `ood` are in `samples` or `test`, too, and left out",)
+        return left.pixels
+
+
+def learned_images(predictor: Predictor, samples: Any, learned: Any) -> Labelled | None:
+    """The images the model has learned from, where they are at hand."""
+    if predictor.ood is None:
+        return None
+    if isinstance(learned, Labelled):
+        return learned
+    data = samples if learned is None else learned
+    is_folder = isinstance(data, str | os.PathLike) and os.path.isdir(data)
+    if learned is None and not is_dataset(data) and not is_folder:
+        return data if isinstance(data, Labelled) else None
+    try:
+        return labelled_images(data)
+    except DataError:
+        if learned is not None:
+            raise
+        return None
+
+
+def optimism(learned: Labelled | None, test: Pictures) -> tuple[str, ...]:
+    """What to say where images that were learned, or decide a threshold, are judged by, too."""
+    files = {*test.files} - {""}
+    if learned is None or not files:
+        return ()
+    said = []
+    if n := len(files.intersection(map(file_of, learned.items))):
+        said.append(
+            f"the model has learned {n} of the test images: accuracy and calibration error are "
+            "optimistic, before and after alike"
+        )
+    own = () if learned.validation is None else learned.validation.items
+    if n := len(files.intersection(map(file_of, own))):
+        said.append(
+            f"threshold and temperature are fitted on {n} of the test images: false alarms and "
+            "calibration error are optimistic, before and after alike"
+        )
+    return tuple(said)

@@ -1,0 +1,177 @@
+"""A predictor made faster, and proof of what that cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from learnkit.backends.registry import BACKENDS, PRECISIONS, check_backend, why_not
+from learnkit.bundle.state import check_tells
+from learnkit.errors import BackendUnavailableError, ConversionRefusedError, OptimizeError
+from learnkit.optimize.conversion_report import ConversionReport
+from learnkit.optimize.convert import QUANTIZING
+from learnkit.optimize.gates import Gates
+from learnkit.optimize.job import Gathered, learned_images, optimism
+from learnkit.optimize.reporting import report_of
+from learnkit.optimize.samples import Pictures
+from learnkit.optimize.timing import BATCHES
+from learnkit.optimize.trial import Task
+from learnkit.optimize.trials import Trials
+
+if TYPE_CHECKING:
+    from learnkit.deploy.predictor import Predictor
+    from learnkit.optimize.optimized import OptimizedPredictor
+
+AUTO = "auto"
+_CHEAPER = ("int8", "bfloat16", "float32", "float16")  # in what order a fall-back is looked for
+
+
+class Given(NamedTuple):
+    """The images that `Predictor.optimize` is given, as they are given."""
+
+    samples: Any
+    test: Any
+    ood: Any
+    learned: Any
+
+
+def task_of(
+    predictor: Predictor,
+    precision: str,
+    given: Given,
+    *,
+    gates: Gates | None,
+    batch_size: int | None,
+    params: Mapping[str, Any],
+    progress: bool,
+    **place: Any,
+) -> Task:
+    """What is to be done, all images read; `place` says where: what else a `Task` takes."""
+    gates = Gates() if gates is None else gates
+    _check_numbers(gates, batch_size, params)
+    if given.ood is not None:
+        check_tells(predictor.ood)
+    pictures = Gathered(predictor, precision, given.samples, given.test, given.ood, progress)
+    images = learned_images(predictor, given.samples, given.learned)
+    return Task(
+        predictor=predictor,
+        samples=pictures.samples,
+        test=pictures.test,
+        what=pictures.what,
+        strange=pictures.strange,
+        learned=images,
+        gates=gates,
+        batches=tuple(sorted({1, batch_size or BATCHES[-1]})),
+        params=params if batch_size is None else {**params, "batch_size": batch_size},
+        notes=(*pictures.notes, *optimism(images, pictures.test)),
+        progress=progress,
+        **place,
+    )
+
+
+def fastest(
+    task: Task,
+    wanted: Sequence[tuple[str, str]],
+    instead: Sequence[tuple[str, str]] | None,
+    *,
+    force: bool,
+) -> tuple[OptimizedPredictor, ConversionReport]:
+    """(predictor, report) of the fastest variant that passes its gates.
+
+    Args:
+        task: what is to be done.
+        wanted: (backend, precision) to try, of one precision.
+        instead: what to try if none of these passes; None to fall back to nothing.
+        force: take the best of those that fail.
+    """
+    precision = wanted[0][1]
+    trials = Trials(task)
+    found = trials.fastest_passing(wanted, strict=len(wanted) == 1 and instead is None)
+    if found is None and instead is not None:
+        others = [pair for pair in instead if pair not in wanted]
+        found = trials.fastest_passing(_allowed(others, task.samples))
+    if found is None and not force:
+        raise _refused(report_of(trials, trials.best(precision)))
+    report = report_of(trials, found or trials.best(precision), forced=found is None)
+    chosen = trials.predictor(found or trials.best(precision))
+    chosen.report = report
+    return chosen, report
+
+
+def candidates(
+    backend: str, precision: str, device: str, params: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """The pairs (backend, precision) that are meant and possible here.
+
+    Raises:
+        OptimizeError: no such precision, or parameters that no backend meant takes.
+        BackendUnavailableError: none is possible; the message names what is.
+        MissingExtraError: the one asked for is not installed.
+    """
+    if precision not in PRECISIONS:
+        raise OptimizeError(f"`precision` is {precision!r}; there are {', '.join(PRECISIONS)}")
+    own = {k: v for k, v in params.items() if precision != "int8" or k not in QUANTIZING}
+    if backend != AUTO:
+        check_backend(backend, precision, device, own)
+        return [(backend, precision)]
+    found = [
+        (one.name, precision)
+        for one in BACKENDS.values()
+        if why_not(one, precision, device) is None and not one.missing
+    ]
+    known = {name for one in BACKENDS.values() for name in one.parameters}
+    if unknown := sorted(own.keys() - known):
+        raise OptimizeError(
+            f"no backend has a parameter {', '.join(unknown)}; they have {sorted(known)}"
+        )
+    if not found:
+        reasons = [
+            f"{one.name}: {why_not(one, precision, device) or 'not installed'}"
+            for one in BACKENDS.values()
+        ]
+        raise BackendUnavailableError(
+            f"nothing here runs {precision!r} on {device!r} ({'; '.join(reasons)}); "
+            "learnkit.devices() lists what is possible"
+        )
+    return found
+
+
+def _check_numbers(gates: Any, batch_size: Any, params: Mapping[str, Any]) -> None:
+    """Raise OptimizeError for what would only be noticed after minutes, or never."""
+    if not isinstance(gates, Gates):
+        raise OptimizeError(f"`gates` is {gates!r:.100}; give learnkit's Gates, or leave it out")
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise OptimizeError(f"`batch_size` is {batch_size!r}; a batch has at least one image")
+    for name, most in (("target", 1.0), ("max_error", math.inf)):
+        value = params.get(name, 1.0)
+        if type(value) not in (int, float) or not 0 < value <= most:
+            rule = "a share above 0, at most 1" if most == 1 else "a number above 0"
+            raise OptimizeError(f"`{name}` is {value!r:.100}; it must be {rule}")
+
+
+def cheaper(precision: str, backend: str, device: str) -> list[tuple[str, str]]:
+    """What to fall back to: other precisions of the backend asked for."""
+    names = BACKENDS if backend == AUTO else (backend,)
+    return [
+        (name, other)
+        for other in _CHEAPER
+        for name in names
+        if other != precision
+        and why_not(BACKENDS[name], other, device) is None
+        and not BACKENDS[name].missing
+    ]
+
+
+def _allowed(pairs: Sequence[tuple[str, str]], samples: Pictures | None) -> list[tuple[str, str]]:
+    """Without int8 where there are no samples to take ranges from."""
+    return [pair for pair in pairs if samples is not None or pair[1] != "int8"]
+
+
+def _refused(report: ConversionReport) -> ConversionRefusedError:
+    error = ConversionRefusedError(
+        f"{report.variant} is refused: {report.failures}. The error's `report` has the details; "
+        "fallback=True takes the best variant that passes, force=True takes this one"
+    )
+    error.report = report
+    return error

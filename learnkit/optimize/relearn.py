@@ -1,0 +1,106 @@
+"""What a head knows, learned again from the features of a converted network where it can be."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import TypeVar
+
+from learnkit.backends.network import Network
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.embedding import GRID, embed
+from learnkit.continual.ood_detector import Detector
+from learnkit.data.labelled_images import Labelled
+from learnkit.inference.features import BATCH, feature_rows
+
+CARRIED = "carried over from float32"
+UNMOVED = 0.5  # steps of the grid on which features of length 1 are kept
+N_COMPARED = 64
+Head = TypeVar("Head", bound=ContinualClassifier)
+
+
+def learned_again(
+    head: Head, was: Network, network: Network, learned: Labelled | None, *, progress: bool
+) -> tuple[Head, str]:
+    """(head, what became of it) for a converted `network`; the given head is left as it is.
+
+    If `learned` are the images `head` has learned, all of them, the new head is to the bit what
+    learning them with the converted network gives. If not, it keeps its statistics as they are. So
+    it does if the features are the same but for rounding, as of float32 in another backend: which
+    images are remembered is decided by the bytes of their features, and others would be for no
+    reason.
+
+    Args:
+        head: what knows classes in float32.
+        was: the network in float32.
+        network: converted; gives other features.
+        learned: images, labels and, set apart, those that decide threshold and temperature.
+        progress: show a progress bar.
+    """
+    kept = copy.deepcopy(head).eval()
+    if problem := _problem(head, learned):
+        return kept, f"{CARRIED}: {problem}"
+    assert learned is not None
+    moved = _moved(was, network, learned, progress)
+    if moved < UNMOVED:
+        return kept, (
+            f"kept as it is: features moved by {moved:.1g} steps of the grid they are kept on, "
+            f"below {UNMOVED:g} (on {min(len(learned.items), N_COMPARED)} of its images)"
+        )
+    new = type(head)(**head.settings.to_dict())
+    features = _features(network, learned, progress)
+    validation = None
+    if learned.validation is not None and len(head.knowledge.validation):
+        validation = (_features(network, learned.validation, progress), learned.validation.labels)
+    new.extend(features, learned.labels, class_names=list(head.classes), validation=validation)
+    if new.n_images != head.n_images:
+        return kept, f"{CARRIED}: blank images are others for the converted network"
+    _settle(new, head)
+    what = f"{len(learned.labels)} images" + (
+        f" and {len(validation[1])} of validation" if validation else ""
+    )
+    return new.eval(), f"learned again from {what}: class statistics, threshold and temperature"
+
+
+def _problem(head: ContinualClassifier, learned: Labelled | None) -> str:
+    """Why `learned` are not the images `head` has learned; empty if they are."""
+    if learned is None:
+        return "the images it was learned from are not at hand"
+    counts, wanted = Counter(learned.labels), {n: k for n, k in head.n_images.items() if k}
+    if counts.keys() != wanted.keys() or any(counts[name] < k for name, k in wanted.items()):
+        return (
+            f"it has learned {sum(wanted.values())} images of {len(wanted)} classes, and those at "
+            f"hand are {sum(counts.values())} of {len(counts)}"
+        )
+    if any(counts[name] != k for name, k in wanted.items()) and not _may_be_blank(counts, wanted):
+        return "more images are at hand than it has learned"
+    if len(head.knowledge.validation) and learned.validation is None:
+        return "the validation images that decide its threshold are not at hand"
+    return ""
+
+
+def _may_be_blank(counts: Counter[str], wanted: dict[str, int]) -> bool:
+    """Whether the few images too many can be blank ones, which are not learned."""
+    return sum(counts.values()) - sum(wanted.values()) <= 0.1 * sum(wanted.values())
+
+
+def _moved(was: Network, network: Network, learned: Labelled, progress: bool) -> float:
+    """How far a number of the features of length 1 moves at most, in steps of the grid."""
+    n = len(learned.items)
+    places = range(n) if n <= N_COMPARED else [i * n // N_COMPARED for i in range(N_COMPARED)]
+    some = Labelled([learned.items[i] for i in places], [])
+    old, new = (embed(_features(one, some, progress), root=False) for one in (was, network))
+    return float((new - old).abs().max() * GRID) if n else 0.0
+
+
+def _features(network: Network, images: Labelled, progress: bool):
+    return feature_rows(network, images.items, bs=BATCH, n_workers=2, progress=progress)
+
+
+def _settle(new: ContinualClassifier, head: ContinualClassifier) -> None:
+    """Give `new` what `head` has that images do not decide; nothing is left to undo."""
+    if head.knowledge.manual_threshold is not None:
+        new.set_threshold(head.knowledge.manual_threshold)
+    if isinstance(new, Detector):
+        new.head_misfits = head.head_misfits
+    new._states = new._states[:1]

@@ -1,0 +1,236 @@
+"""Images to convert by and images to judge by: read once, told apart by what they show."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from learnkit.data.image import find_images
+from learnkit.data.labelled_images import Labelled, files_or_images, is_dataset
+from learnkit.data.labels import warn_user
+from learnkit.data.preprocess import Preprocessing, to_tensor
+from learnkit.errors import OptimizeError
+from learnkit.inference.batch import load_ahead, watched
+from learnkit.inference.features import unreadable
+from learnkit.optimize.conversion_report import Images
+
+MAX_SAMPLES = 1000
+MAX_TEST = 2000
+_THUMB = 64  # pixels of a thumbnail's longer side
+_SPLITS = {"samples": ("train",), "test": ("test", "valid"), "ood": ()}
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images as the network sees them, each with the digest of what it shows.
+
+    Attributes:
+        names: what to call each.
+        labels: one per image, or None where they are not known.
+        pixels: uint8 (N, C, H, W).
+        digests: SHA-256 (hex) of each.
+        files: where each was read from; "" for one that was in no file, none if nobody noted it.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[Hashable, ...] | None
+    pixels: Tensor
+    digests: tuple[str, ...]
+    files: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def picked(self, places: Iterable[int]) -> Pictures:
+        """Those at these places, in order."""
+        places = list(places)
+        return Pictures(
+            tuple(self.names[i] for i in places),
+            None if self.labels is None else tuple(self.labels[i] for i in places),
+            self.pixels[places],
+            tuple(self.digests[i] for i in places),
+            tuple(self.files[i] for i in places) if self.files else (),
+        )
+
+    def without(self, digests: Collection[str]) -> Pictures:
+        """Those that show nothing with one of these digests."""
+        return self.picked(i for i, one in enumerate(self.digests) if one not in digests)
+
+    def distinct(self) -> Pictures:
+        """Each picture once."""
+        first = {one: i for i, one in reversed(list(enumerate(self.digests)))}
+        return self.picked(sorted(first.values()))
+
+    def thumbnail(self, i: int) -> bytes:
+        """A JPEG of at most 64 x 64 pixels of image `i`."""
+        pixels = self.pixels[i].permute(1, 2, 0).squeeze(2).numpy()
+        image, file = Image.fromarray(pixels), io.BytesIO()
+        image.thumbnail((_THUMB, _THUMB))
+        image.save(file, "JPEG", quality=80)
+        return file.getvalue()
+
+    def described(self, what: str) -> Images:
+        """What a report says of them."""
+        labels = [] if self.labels is None else self.labels
+        counts = Counter(
+            name for label in labels for name in (label if isinstance(label, tuple) else (label,))
+        )
+        together = hashlib.sha256("".join(sorted(self.digests)).encode()).hexdigest()
+        return Images(what, len(self), dict(sorted(counts.items())), self.names, together)
+
+
+def no_pictures(recipe: Preprocessing) -> Pictures:
+    """No images at all."""
+    empty = torch.zeros(0, recipe.channels, *recipe.size, dtype=torch.uint8)
+    return Pictures((), None, empty, ())
+
+
+def read_pictures(
+    data: Any,
+    recipe: Preprocessing,
+    classes: Sequence[str],
+    *,
+    what: str,
+    limit: int,
+    multi_label: bool = False,
+    progress: bool = False,
+) -> Pictures:
+    """The images meant by `data`, evenly drawn from its classes if there are more than `limit`.
+
+    Args:
+        data: a dataset, of which `what` says the split; a folder with one folder per class, or with
+            images and no folders; or images of any kind `predict` takes.
+        recipe: how they are read.
+        classes: names the model knows.
+        what: "samples", "test" or "ood" (whose labels are no matter), the name of the argument.
+        limit: how many to read at most.
+        multi_label: an image may have several labels, or none: each is a tuple then.
+        progress: show a progress bar.
+
+    Raises:
+        OptimizeError: no images, labels that the model does not know, or several for an image of a
+            model that gives one.
+        UnreadableImagesError: images cannot be read; all of them are named.
+    """
+    items, labels = _listed(data, what)
+    if not items:
+        raise OptimizeError(f"`{what}` holds no images; give files, a folder or a dataset")
+    if labels is not None:
+        labels = [_checked_label(label, what, multi_label) for label in labels]
+        _check_known(labels, classes, what)
+    chosen = _drawn(labels or [None] * len(items), limit)
+    items = [items[i] for i in chosen]
+    labels = None if labels is None else tuple(labels[i] for i in chosen)
+    pixels = _pixels(items, recipe, what, progress)
+    digests = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in pixels)
+    names = tuple(map(picture_name, items, digests))
+    return Pictures(names, labels, pixels, digests, tuple(map(file_of, items)))
+
+
+def evenly(labels: Sequence[Hashable], n: int) -> list[int]:
+    """Places of at most `n` of each label, spread over those there are, in order."""
+    by_class: dict[Hashable, list[int]] = defaultdict(list)
+    for i, label in enumerate(labels):
+        by_class[label].append(i)
+    spread = (np.linspace(0, len(all_) - 1, min(n, len(all_))) for all_ in by_class.values())
+    return sorted(
+        all_[round(k)] for all_, where in zip(by_class.values(), spread, strict=True) for k in where
+    )
+
+
+def _drawn(labels: Sequence[Hashable], limit: int) -> list[int]:
+    if len(labels) <= limit:
+        return list(range(len(labels)))
+    return evenly(labels, max(1, limit // len(set(labels))))[:limit]
+
+
+def _listed(data: Any, what: str) -> tuple[list[Any], list[Hashable] | None]:
+    """(images, labels or None)."""
+    if isinstance(data, Labelled):
+        return list(data.items), list(data.labels)
+    if isinstance(data, str | os.PathLike) and os.path.isdir(data) and what != "ood":
+        if any(path.parent == Path(data) for path in find_images(data)):
+            return find_images(data), None
+        from learnkit.data.dataset import ImageDataset
+
+        data = ImageDataset.from_folder(data)
+    if not is_dataset(data):
+        return files_or_images(data), None
+    splits = getattr(data, "splits", ())
+    name = next((name for name in _SPLITS[what] if name in splits), None)
+    data = data if name is None else getattr(data, name)
+    return list(data.paths), None if what == "ood" else list(data.labels)
+
+
+def _checked_label(label: Any, what: str, multi_label: bool) -> str | tuple[str, ...]:
+    """A name, or, if `multi_label`, a tuple of names."""
+    names = (label,) if isinstance(label, str) else label
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise OptimizeError(f"`{what}` has the label {label!r:.100}; a label is a name, as text")
+    if multi_label:
+        return tuple(names)
+    if len(names) != 1:
+        raise OptimizeError(
+            f"`{what}` has an image with {len(names)} labels, {list(names)[:5]}, and this model "
+            "gives each exactly one; give such images, or the files as a list, without labels"
+        )
+    return names[0]
+
+
+def _check_known(labels: Sequence[Hashable], classes: Sequence[str], what: str) -> None:
+    found = {name for one in labels for name in (one if isinstance(one, tuple) else (one,))}
+    if unknown := sorted(found - set(classes), key=str):
+        raise OptimizeError(
+            f"`{what}` has images of {unknown[:5]}, which this model does not know; its classes "
+            f"are {list(classes)[:10]}: leave them out, or give the files as a list, without labels"
+        )
+
+
+def _pixels(items: Sequence[Any], recipe: Preprocessing, what: str, progress: bool) -> Tensor:
+    """uint8 (N, C, H, W); warns of some so small that enlarged they say little of the others."""
+
+    def load(item: Any) -> tuple[Tensor, int]:
+        image = recipe.decode(item)
+        return to_tensor(recipe.resize(image)), min(image.size)
+
+    loaded = load_ahead(load, items, n_ahead=32, n_workers=2)
+    images, sides, failures = [], [], {}
+    for i, (item, found) in enumerate(watched(loaded, len(items), progress, f"read {what}")):
+        if isinstance(found, Exception):
+            failures[picture_name(item, str(i))] = str(found)
+        else:
+            images.append(found[0])
+            sides.append(found[1])
+    if failures:
+        raise unreadable(failures, len(items))
+    height, width = recipe.size
+    small = sum(side < min(height, width) / 2 for side in sides)
+    if 0 < small < len(items):  # where all are small, that is how they come
+        warn_user(
+            f"{small} of {len(items)} images of `{what}` are less than half the network's "
+            f"{height} x {width} pixels; give them as they come in use"
+        )
+    return torch.stack(images)
+
+
+def file_of(item: Any) -> str:
+    """The file an image is in, as an absolute path; "" for one that is in none."""
+    return os.path.abspath(os.fsdecode(item)) if isinstance(item, str | os.PathLike) else ""
+
+
+def picture_name(item: Any, digest: str) -> str:
+    """The last folder and name of a file; of a picture the start of its digest."""
+    if isinstance(item, str | os.PathLike):
+        return "/".join(Path(os.fsdecode(item)).parts[-2:])
+    return digest[:12]

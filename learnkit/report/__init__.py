@@ -1,0 +1,1 @@
+"""Documents for terminals, notebooks and model cards; knows no model."""

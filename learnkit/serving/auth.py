@@ -1,0 +1,79 @@
+"""Who may do what: addresses only this machine reaches, and the token that allows to extend."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from learnkit.errors import ServingError
+from learnkit.serving.http_errors import Refusal
+
+TOKEN_VARIABLE = "LEARNKIT_TOKEN"
+_SHORTEST = 16
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach `host`.
+
+    >>> [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "", "example.org")]
+    [True, True, True, False, False, False]
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(path: Path | None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The token in the file at `path`, else that in the environment, if any.
+
+    Raises:
+        ServingError: it is shorter than 16 characters, or no plain ASCII.
+    """
+    if path is not None:
+        try:
+            token, origin = path.read_text(encoding="utf-8").strip(), f"the token in {path}"
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise ServingError(f"the token in {path} cannot be read: {why}") from None
+    elif TOKEN_VARIABLE in environ:
+        token, origin = environ[TOKEN_VARIABLE].strip(), f"the token in ${TOKEN_VARIABLE}"
+    else:
+        return None
+    return checked_token(token, origin)
+
+
+def checked_token(token: str, origin: str = "`token`") -> str:
+    """`token` itself; ServingError, which does not show it, if it is easily guessed."""
+    if len(token) < _SHORTEST or not (token.isascii() and token.isprintable() and " " not in token):
+        raise ServingError(
+            f"{origin} has {len(token)} characters; it must have {_SHORTEST} or more, letters, "
+            "digits and signs without spaces, for example from `openssl rand -hex 32`"
+        )
+    return token
+
+
+def check_exposure(host: str, allow_extend: bool, token: str | None) -> None:
+    """Raise ServingError if whoever reaches `host` could change the model without a token."""
+    if allow_extend and token is None:
+        reach = "" if is_loopback(host) else f", and {host!r} can be reached from other machines"
+        raise ServingError(
+            f"extending is allowed and there is no token{reach}; put one into a file and name it "
+            f"with --token-file, or into ${TOKEN_VARIABLE}"
+        )
+
+
+def check_bearer(header: str | None, token: str) -> None:
+    """Raise Refusal 401 unless `header` is `Bearer TOKEN`; takes the same time for any other."""
+    given = (header or "").encode("utf-8", "replace")
+    if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+        raise Refusal(
+            401,
+            "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`",
+            {"WWW-Authenticate": "Bearer"},
+        )

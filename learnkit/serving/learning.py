@@ -1,0 +1,123 @@
+"""What a served model learns: one change at a time, whole or not at all, and saved at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from learnkit.errors import (
+    ContinualNotInitializedError,
+    ContinualUnsupportedError,
+    ImageReadError,
+    LearnkitError,
+    OptimizedModelError,
+)
+from learnkit.inference.digest import model_digest
+from learnkit.serving.http_errors import Refusal
+from learnkit.serving.uploads import Upload
+
+_CANNOT = (ContinualNotInitializedError, ContinualUnsupportedError, OptimizedModelError)
+_SHOWN = 20
+_LONGEST_LABEL = 200  # every later answer has all of them
+
+
+class Learned:
+    """A predictor that may learn while it is served.
+
+    Args:
+        predictor: the model.
+        save_to: where what was learned is saved; None for nowhere.
+        check: raises ImageReadError for images that are not to be decoded.
+    """
+
+    def __init__(
+        self,
+        predictor: Any,
+        save_to: str | os.PathLike | None,
+        *,
+        check: Callable[[Upload], None] = lambda image: None,
+    ):
+        self._predictor, self._check, self._lock = predictor, check, threading.Lock()
+        self.save_to = None if save_to is None else Path(save_to)
+        self.n_unsaved, self.digest = 0, model_digest(predictor)
+
+    @property
+    def can_extend(self) -> bool:
+        """Whether the model is in the continual state, in a process that can change it."""
+        able = callable(getattr(self._predictor, "extend", None))
+        return able and getattr(self._predictor, "continual", None) is not None
+
+    def check_can_extend(self) -> None:
+        """Raise Refusal 501 unless the model can learn."""
+        if not self.can_extend:
+            raise Refusal(
+                501,
+                "this model cannot learn: it is not in the continual state, or is served without "
+                "what that takes; serve one from `learnkit train --continual`, with torch",
+            )
+
+    def extend(self, images: Sequence[Upload], labels: Sequence[str]) -> dict[str, Any]:
+        """Learn `images`; what changed, as JSON types.
+
+        Raises:
+            Refusal: 422 images or labels that cannot be learned, 501 a model that cannot learn;
+                nothing is changed then.
+        """
+        with self._lock:
+            try:
+                self._check_all(images)
+                report = self._predictor.extend(list(images), list(labels), progress=False)
+            except _CANNOT as error:
+                raise Refusal(501, str(error)) from error
+            except LearnkitError as error:
+                raise Refusal(422, str(error)) from error
+            self.n_unsaved += 1
+            self.digest = model_digest(self._predictor)
+            return report.to_dict()
+
+    def save(self) -> None:
+        """Write what was learned since the last time, if anything, and if there is a place for it.
+
+        Raises:
+            LearnkitError: it could not be written.
+        """
+        with self._lock:
+            if self.n_unsaved and self.save_to is not None:
+                self._predictor.digest = self._predictor.save(self.save_to)
+                self.n_unsaved, self.digest = 0, model_digest(self._predictor)
+
+    def _check_all(self, images: Sequence[Upload]) -> None:
+        if failures := [reason for reason in map(self._refused, images) if reason]:
+            raise ImageReadError("; ".join(failures[:_SHOWN]))
+
+    def _refused(self, image: Upload) -> str | None:
+        try:
+            self._check(image)
+        except ImageReadError as error:
+            return str(error)
+        return None
+
+
+def labels_for(n: int, given: Sequence[str]) -> list[str]:
+    """One label for each of `n` images: `given`, or the only one there is for all.
+
+    Raises:
+        Refusal: 400 none, or another number; 422 one that is endless, or cannot be shown.
+    """
+    if len(given) not in (1, n):
+        raise Refusal(
+            400,
+            f"the request has {len(given)} labels for {n} images; send the field `label` once, or "
+            "once for each image, in their order",
+        )
+    for label in given:
+        if len(label) > _LONGEST_LABEL or not label.isprintable():
+            raise Refusal(
+                422,
+                f"the label {label[:20]!a} has {len(label)} characters; a class name has "
+                f"{_LONGEST_LABEL} at most, all of which can be printed",
+            )
+    return list(given) * (n if len(given) == 1 else 1)

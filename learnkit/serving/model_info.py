@@ -1,0 +1,60 @@
+"""What a served model is, as JSON types."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from learnkit._version import __version__
+from learnkit.inference.prediction import finite_or_none
+
+_PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "pillow", "fastapi", "uvicorn")
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+# What /predict and /extend take, for /openapi.json.
+FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "images": {"type": "array", "items": _BINARY["schema"]},
+                    "label": {"type": "array", "items": {"type": "string"}},
+                },
+            }
+        },
+        "application/octet-stream": _BINARY,
+    },
+}
+
+
+def model_facts(predictor: Any) -> dict[str, Any]:
+    """Classes, what they rest on, thresholds, input and versions."""
+    recipe = predictor.preprocessing
+    head = getattr(predictor, "continual", None)
+    multi_label = bool(getattr(predictor, "multi_label", False))
+    threshold = getattr(getattr(head, "threshold", None), "value", None)
+    threshold = getattr(predictor, "ood_threshold", threshold)
+    return {
+        "classes": list(predictor.classes),
+        "multi_label": multi_label,
+        "threshold": predictor.threshold if multi_label else None,
+        "ood_threshold": finite_or_none(threshold),
+        "images_per_class": getattr(head, "n_images", None),
+        "size": list(recipe.size),
+        "channels": recipe.channels,
+        "versions": installed_versions(),
+    }
+
+
+def installed_versions() -> dict[str, str]:
+    """Version by package, of those that are installed."""
+    found = {name: _version(name) for name in _PACKAGES}
+    return {"learnkit": __version__, **{k: v for k, v in found.items() if v is not None}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

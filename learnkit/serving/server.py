@@ -1,0 +1,195 @@
+"""A server for one model in one process, from its start to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learnkit.deploy.targets import check_target
+from learnkit.errors import MissingExtraError, ServingError
+from learnkit.serving.app import create_app
+from learnkit.serving.auth import check_exposure, is_loopback
+from learnkit.serving.limits import Limits
+from learnkit.serving.timeouts import impatient, quiet
+
+_GRACE_SECONDS = 30  # for requests under way when the server is told to stop
+_FREE_OF_TORCH = ("onnxruntime-", "openvino-")
+_MOST_CONNECTIONS = 1000
+
+
+def serve(
+    path: str | os.PathLike,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    allow_extend: bool = False,
+    token: str | None = None,
+    save_to: str | os.PathLike | None = None,
+    limits: Limits | None = None,
+    variant: str | None = None,
+    threads: int | None = None,
+    n_workers: int = 2,
+    say: Callable[[str], object] = print,
+) -> None:
+    """Serve the model exported to `path` until SIGINT or SIGTERM.
+
+    Then requests under way are answered. What is learned is saved at each request for it, before
+    that is answered.
+
+    Args:
+        path: folder of an exported model.
+        host: address to listen at; the default is reached from this machine only.
+        port: 0 for any that is free.
+        allow_extend: see `create_app`, as for `token`, `limits` and `n_workers`.
+        token: see there.
+        save_to: bundle for what was learned; default `path`, whose content is replaced.
+        limits: see there.
+        variant: of the bundle, such as "onnxruntime-int8", which runs without torch unless it may
+            learn; or "float32". Default the one the bundle was saved from.
+        threads: processor threads for the forward pass, whichever backend runs it; default all.
+        n_workers: see there.
+        say: is told in one line each what is served, and where it is ready.
+
+    Raises:
+        ServingError: an address that cannot be used, or that exposes `extend` without a token.
+        BundleError: no sound model at `path`.
+        BundleWriteError: what was learned could not be saved.
+    """
+    uvicorn = _uvicorn()
+    check_exposure(host, allow_extend, token)
+    save_to = path if save_to is None else save_to
+    if allow_extend:
+        check_target(Path(save_to))
+    listener = _listener(host, port)
+    with contextlib.closing(listener):
+        limits = limits or Limits()
+        predictor = open_model(path, variant=variant, threads=threads, learning=allow_extend)
+        warm_up(predictor, limits.batch)
+        app = create_app(
+            predictor,
+            allow_extend=allow_extend,
+            token=token,
+            save_to=save_to,
+            limits=limits,
+            n_workers=n_workers,
+        )
+        say(f"serving {len(predictor.classes)} classes from {os.fspath(path)}")
+        if not is_loopback(host):
+            say("anyone who reaches this address can predict; put a proxy with TLS before it")
+        config = uvicorn.Config(
+            app,
+            http=impatient(limits.seconds),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+            limit_concurrency=_MOST_CONNECTIONS,
+        )
+        quiet()
+        address = _url(host, listener.getsockname()[1])
+        _server(uvicorn, config, lambda: say(f"ready at {address}")).run(sockets=[listener])
+    service = app.state.service
+    service.save()  # if the end was forced, nobody has yet
+    if service.save_error is not None:
+        raise service.save_error
+
+
+def open_model(
+    path: str | os.PathLike,
+    *,
+    variant: str | None = None,
+    threads: int | None = None,
+    learning: bool = False,
+) -> Any:
+    """The predictor exported to `path`; see `serve`. One that is `learning` has torch."""
+    bare = variant is not None and variant.startswith(_FREE_OF_TORCH)
+    if not learning and (bare or importlib.util.find_spec("torch") is None):
+        from learnkit.deploy.runtime_predictor import load_runtime
+
+        return load_runtime(path, variant=variant, threads=threads)
+    import torch
+
+    from learnkit.deploy.loading import load_learner
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return load_learner(path, variant=variant, threads=threads)
+
+
+def warm_up(predictor: Any, batch: int) -> None:
+    """Predict a full batch, so that what a model takes is known before anybody relies on it.
+
+    Networks keep the memory of their largest batch, and are slow at their first.
+    """
+    size = predictor.preprocessing.size
+    image = predictor.load(np.zeros((*size, 3), np.uint8))
+    predictor.try_loaded([image] * batch)
+
+
+def _server(uvicorn: Any, config: Any, when_ready: Callable[[], object]) -> Any:
+    """Uvicorn's server, which says when it is ready and ends quietly when it is told to."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started and not self.should_exit:
+                when_ready()
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # uvicorn's own raises the signals again afterwards: a stop asked for is no failure
+            signals = (signal.SIGINT, signal.SIGTERM)
+            former = {number: signal.signal(number, self.handle_exit) for number in signals}
+            try:
+                yield
+            finally:
+                for number, handler in former.items():
+                    signal.signal(number, handler)
+
+    return Server(config)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket bound to the address."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with contextlib.ExitStack() as unless_bound:
+            listener = unless_bound.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            unless_bound.pop_all()
+            return listener
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ServingError(
+            f"the address {host}:{port} cannot be used ({why}); choose another --host or --port"
+        ) from error
+
+
+def _url(host: str, port: int) -> str:
+    """The address of a server, for a browser.
+
+    >>> _url("::1", 8000)
+    'http://[::1]:8000'
+    """
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _uvicorn() -> Any:
+    try:
+        import python_multipart  # noqa: F401  # what Starlette reads forms with
+        import uvicorn
+    except ImportError as error:
+        raise MissingExtraError(
+            f'serving needs {error.name}, which is not installed: `pip install "learnkit[serve]"`'
+        ) from error
+    return uvicorn

@@ -1,0 +1,214 @@
+"""A folder of files takes another's place as a whole or not at all.
+
+A temporary sibling is filled and synced, `manifest.json` last, and then takes the target's place in
+one rename. Whatever call fails, and whenever the process dies, the target is the old folder or the
+new one. What dead writers left behind is swept by the next.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from learnkit.deploy.targets import check_outside, check_target
+from learnkit.errors import BundleWriteError
+from learnkit.storage.filesystem import FileSystem, sync_folder, write_file
+from learnkit.storage.formats import to_json
+from learnkit.storage.read_folder import (
+    MANIFEST,
+    VARIANTS,
+    is_plain_name,
+    set_aside,
+    siblings,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: folders have no locks
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_SECONDS = 60
+_DEAD_SECONDS = 86_400  # where there are no locks, nobody writes one bundle for a day
+_SLACK_BYTES = 1 << 16  # folders, and rounding to blocks
+
+
+def write_folder(
+    path: str | os.PathLike,
+    files: Mapping[str, bytes],
+    *,
+    about: Mapping[str, Any] | None = None,
+    fs: FileSystem | None = None,
+) -> str:
+    """SHA-256 (hex) of the manifest of the folder now at `path`.
+
+    Args:
+        path: absent, an empty folder, or a folder written by this function to which nothing was
+            added. Missing parents are created.
+        files: content of every file by its name; names are plain, or plain ones under `variants/`.
+        about: further entries of the manifest.
+        fs: the calls to the system.
+
+    Raises:
+        BundleWriteError: the target is something else, or the disk refused. The old folder still
+            stands, unless the message says that the new one does.
+    """
+    fs, target = fs or FileSystem(), Path(os.path.abspath(path))
+    manifest = to_json({**(about or {}), "files": _entries(files)})
+    check_outside(target)
+    try:
+        _make_parents(target.parent, fs)
+        with _only_writer(target.parent) as alone:
+            _clean_up(target, alone, fs)
+            check_target(target)
+            _check_space(target, sum(map(len, files.values())) + len(manifest), fs)
+            _replace(target, {**files, MANIFEST: manifest}, fs)
+    except BundleWriteError:
+        raise
+    except OSError as error:
+        raise BundleWriteError(
+            f"the bundle could not be written to {target}: {error.strerror or error}. What stood "
+            "there is unchanged; free space or choose a folder you may write to, then save again"
+        ) from error
+    _sync_parent(target, fs)
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def _entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file; refuses names the reader would refuse."""
+    for name in files:
+        if not is_plain_name(name) or name == MANIFEST:
+            raise BundleWriteError(
+                f"{name!r} cannot name a file in a bundle: use letters, digits, _ . -"
+            )
+    return {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in sorted(files.items())
+    }
+
+
+def _make_parents(folder: Path, fs: FileSystem) -> None:
+    for parent in reversed([folder, *folder.parents]):
+        if not parent.exists():
+            with contextlib.suppress(FileExistsError):  # another writer was faster
+                fs.mkdir(parent)
+
+
+def _check_space(target: Path, n_bytes: int, fs: FileSystem) -> None:
+    free = fs.free_bytes(target.parent)
+    if free < n_bytes + _SLACK_BYTES:
+        raise BundleWriteError(
+            f"no space left for the bundle: {target} needs {n_bytes / 1e6:.1f} MB, "
+            f"{free / 1e6:.1f} MB are free. What stood there is unchanged; free space or choose "
+            "another disk"
+        )
+
+
+def _fill(folder: Path, files: Mapping[str, bytes], fs: FileSystem) -> None:
+    """Write and sync `files` in their order (the manifest comes last)."""
+    variants = folder / VARIANTS
+    if any(name.startswith(f"{VARIANTS}/") for name in files):
+        fs.mkdir(variants)
+    for name, data in files.items():
+        write_file(folder / name, data, fs)
+    if variants.exists():
+        sync_folder(variants, fs)
+    sync_folder(folder, fs)
+
+
+def _sync_parent(target: Path, fs: FileSystem) -> None:
+    try:
+        sync_folder(target.parent, fs)
+    except OSError as error:
+        raise BundleWriteError(
+            f"the new bundle stands at {target} and is complete, but the disk did not confirm it "
+            f"({error.strerror}): save again before you rely on it after a power failure"
+        ) from error
+
+
+@contextlib.contextmanager
+def _only_writer(parent: Path) -> Iterator[bool]:
+    """True while no other process writes bundles in `parent`; False where folders have no locks."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _wait_for_lock(descriptor, parent)
+    finally:
+        os.close(descriptor)  # gives the lock back; so does the death of the process
+
+
+def _wait_for_lock(descriptor: int, parent: Path) -> bool:
+    """True once this process holds the lock, False where there are none."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while (held := _try_lock(descriptor)) is None:
+        if time.monotonic() > deadline:
+            raise BundleWriteError(
+                f"another process has been writing a bundle in {parent} for {LOCK_SECONDS} s; "
+                "wait for it, or choose another folder"
+            )
+        time.sleep(0.01)
+    return held
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """True if locked, None if another process holds it, False on a disk without locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return False
+    return True
+
+
+def _replace(target: Path, files: Mapping[str, bytes], fs: FileSystem) -> None:
+    """Fill a temporary sibling, swap it in, and remove what stood at `target`."""
+    folder = target.with_name(f".{target.name}.new-{secrets.token_hex(6)}")
+    fs.mkdir(folder)
+    try:
+        _fill(folder, files, fs)
+        _swap(folder, target, fs)
+    finally:
+        with contextlib.suppress(OSError):  # what cannot be removed now is swept by the next writer
+            fs.remove_tree(folder)
+
+
+def _swap(folder: Path, target: Path, fs: FileSystem) -> None:
+    """Put `folder` at `target`; afterwards `folder` is gone, or holds what stood at `target`."""
+    try:
+        fs.rename(folder, target)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        if not fs.exchange(folder, target):
+            _swap_by_renames(folder, target, fs)
+
+
+def _swap_by_renames(folder: Path, target: Path, fs: FileSystem) -> None:
+    """Between the two renames nothing stands at `target`; readers then use what was set aside."""
+    aside = target.with_name(f".{target.name}.old-{secrets.token_hex(6)}")
+    fs.rename(target, aside)
+    try:
+        fs.rename(folder, target)
+    except OSError:
+        os.rename(aside, target)
+        raise
+    with contextlib.suppress(OSError):
+        fs.remove_tree(aside)
+
+
+def _clean_up(target: Path, alone: bool, fs: FileSystem) -> None:
+    """Undo and remove what dead writers left beside `target`."""
+    if aside := set_aside(target):
+        fs.rename(aside, target)
+    left = siblings(target, "old") + siblings(target, "new")
+    for folder in left:
+        with contextlib.suppress(OSError):
+            if alone or time.time() - folder.stat().st_mtime > _DEAD_SECONDS:
+                fs.remove_tree(folder)
