@@ -36,7 +36,8 @@ from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
-from learnkit.learner.learner import ImageLearner, cnn_learner
+from learnkit.learner.factory import cnn_learner
+from learnkit.learner.learner import ImageLearner
 
 PER_CLASS = 64
 # classes, features, images of a class

@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 
 from learnkit.callback.frozen_features import FrozenFeatures
 from learnkit.data.dataset import ImageDataset
-from learnkit.learner.learner import ImageLearner, cnn_learner
+from learnkit.learner.factory import cnn_learner
+from learnkit.learner.learner import ImageLearner
 
 N_EPOCHS, N_IMAGES = 5, 320
 CASES = (("mobilenetv3_small_050", 224), ("resnet18", 224), ("resnet18", 64))

@@ -28,7 +28,7 @@ from learnkit.cli.demo import write_digits
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import LearnkitError
-from learnkit.learner.learner import cnn_learner
+from learnkit.learner.factory import cnn_learner
 
 ARCHS = ("resnet18", "mobilenetv2_100", "convnext_atto", "vit_tiny_patch16_224")
 WITH_WEIGHTS = "mobilenetv2_100"

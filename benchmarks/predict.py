@@ -23,7 +23,7 @@ from PIL import Image
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
-from learnkit.models.spec import create_cnn_model
+from learnkit.models.create import create_cnn_model
 
 ARCH, SIZE, N_FILES = "mobilenetv3_small_050", 224, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from learnkit.deploy.loading import load_learner as load_learner
     from learnkit.deploy.predictor import Predictor as Predictor
     from learnkit.deploy.runtime_predictor import load_runtime as load_runtime
+    from learnkit.learner.factory import cnn_learner as cnn_learner
     from learnkit.learner.learner import ImageLearner as ImageLearner
-    from learnkit.learner.learner import cnn_learner as cnn_learner
 
 # Public name -> the module it lives in. `learnkit.all` exports the same names.
 PUBLIC_NAMES: dict[str, str] = {
@@ -30,7 +30,7 @@ PUBLIC_NAMES: dict[str, str] = {
     "model_meta": "learnkit.models.meta",
     # learner
     "ImageLearner": "learnkit.learner.learner",
-    "cnn_learner": "learnkit.learner.learner",
+    "cnn_learner": "learnkit.learner.factory",
     # callbacks
     "FrozenFeatures": "learnkit.callback.frozen_features",
     "TrainingHistory": "learnkit.callback.history",

@@ -5,6 +5,9 @@ Each derives from `LearnkitError` and from the built-in a caller would expect, s
 names the argument, the value seen, the rule and the remedy. After one, nothing is half done.
 """
 
+import sys
+import warnings
+
 
 class LearnkitError(Exception):
     """Base of all errors learnkit raises on purpose."""
@@ -243,3 +246,11 @@ class OptimizedModelError(LearnkitError, AttributeError):
 
 class ServingError(LearnkitError, ValueError):
     """A model cannot be served like this: an address, a token or a limit breaks its rule."""
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the first caller outside learnkit."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("learnkit."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)

@@ -13,7 +13,7 @@ from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import BundleNotFoundError
-from learnkit.models.spec import create_cnn_model
+from learnkit.models.create import create_cnn_model
 from learnkit.optimize import trials
 from learnkit.optimize.timing import Times
 from learnkit.storage.read_folder import read_folder

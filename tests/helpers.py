@@ -71,7 +71,7 @@ def tiny_learner(data, **kwargs):
     """A silent learner over an `ImageDataset`, with the same random weights every time."""
     import torch
 
-    from learnkit.learner.learner import cnn_learner
+    from learnkit.learner.factory import cnn_learner
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

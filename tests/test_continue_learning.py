@@ -30,7 +30,8 @@ from learnkit.errors import (
 )
 from learnkit.interpret.outputs import Outputs
 from learnkit.learner.dataloaders import with_normalization
-from learnkit.learner.learner import ImageLearner, cnn_learner
+from learnkit.learner.factory import cnn_learner
+from learnkit.learner.learner import ImageLearner
 
 OLD, NEW = ["a", "b", "c"], ["d", "e"]
 

@@ -34,7 +34,8 @@ from learnkit.errors import (
     WeightsUnavailableError,
     WorkerError,
 )
-from learnkit.learner.learner import ImageLearner, cnn_learner
+from learnkit.learner.factory import cnn_learner
+from learnkit.learner.learner import ImageLearner
 
 
 @pytest.fixture(scope="module")

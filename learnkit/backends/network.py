@@ -122,3 +122,23 @@ def _lock_of(model: nn.Module) -> threading.Lock:
     """The one lock of a shared model, whichever predictor asks."""
     with _LOCKS_GUARD:
         return _LOCKS.setdefault(model, threading.Lock())
+
+
+_RELATIVE_TOLERANCE = 1e-3  # another CPU or thread count moves logits by 1e-5 of the largest
+
+
+def default_probes(preprocessing: Preprocessing, n: int = 2) -> Tensor:
+    """Noise uint8 (n, channels, H, W), the same every time: probes where no images are at hand."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (n, preprocessing.channels, *preprocessing.size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+
+def tolerance_of(values: Tensor) -> float:
+    """How far `values` may be off elsewhere."""
+    return _RELATIVE_TOLERANCE * max(1.0, values.abs().max().item())
+
+
+def comparable(logits: Tensor) -> Tensor:
+    """`logits` with 0 for the -inf of classes that can never win: files hold finite numbers."""
+    return torch.where(logits.isneginf(), 0.0, logits)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from learnkit._version import __version__
 from learnkit.backends.extras import extra
+from learnkit.backends.network import default_probes
 from learnkit.backends.onnx_edit import tidied, write_metadata
 from learnkit.backends.registry import BACKENDS, open_session
-from learnkit.bundle.probes import default_probes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import ExportError, PredictionError
 

@@ -1,5 +1,7 @@
 """The backends a network can run in: what each offers here, and a session in one of them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -163,3 +165,12 @@ def why_not(backend: Backend, precision: str, device: str = "cpu") -> str | None
     if device not in {"cpu", "cuda"}:
         return "a device is 'cpu' or 'cuda'"
     return None
+
+
+def variant_name(backend: str, precision: str) -> str:
+    """The name of a variant.
+
+    >>> variant_name("onnxruntime", "int8")
+    'onnxruntime-int8'
+    """
+    return f"{backend}-{precision}"

@@ -4,15 +4,13 @@ Everything in it that came from outside (class names, file names, free text) is 
 name can add a link, a picture, a table cell or HTML to the page.
 """
 
-import html
 import json
 import math
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from learnkit.errors import ExportError
+from learnkit.report.markdown import escape, table
 
 KEYS = (
     "name",
@@ -24,10 +22,6 @@ KEYS = (
     "training",
     "measures",
     "per_class",
-)
-# Emphasis, code, links, pictures, tables; links that need no brackets; a heading, list or rule.
-_SPECIAL = re.compile(
-    r"[\\`*_\[\]{}|~@]|:(?=//)|(?<=www)\.|^[#+=-]|(?<=^\d)[.)](?=\s)", re.IGNORECASE
 )
 _MAX_CLASSES = 1000
 _USE = (
@@ -63,16 +57,6 @@ _OPENED_BY_TIMM = {
     ),
     "own": "timm cannot open this network; learnkit can.",
 }
-
-
-def escape(text: Any) -> str:
-    r"""`text` as it is to be read, inert in Markdown and HTML, on one line.
-
-    >>> print(escape("<b>[cat](http://x) | dog"))
-    &lt;b&gt;\[cat\](http\://x) \| dog
-    """
-    line = "".join(" " if unicodedata.category(c) in {"Cc", "Zl", "Zp"} else c for c in str(text))
-    return html.escape(_SPECIAL.sub(r"\\\g<0>", line.strip()), quote=False)
 
 
 def checked_card(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,22 +158,6 @@ def _class_list(classes: Sequence[str]) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return table([{"": key, "value": value} for key, value in values.items()])
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table with the first row's keys as columns; empty if there are no rows."""
-    if not rows:
-        return ""
-    columns = list(rows[0])
-    lines = [[escape(column) for column in columns], ["---"] * len(columns)]
-    lines += [[_cell(row.get(column)) for column in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        value = f"{value:.4g}"
-    return "–" if value is None else escape(value)
 
 
 def _how_to_load(opened_by_timm: str, continual: bool) -> str:

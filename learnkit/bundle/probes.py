@@ -10,14 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from learnkit.backends.network import Network
-from learnkit.bundle.state import continual_head
+from learnkit.backends.network import Network, comparable, tolerance_of
+from learnkit.continual.classifier import continual_head
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BundleCorruptError, ExportError
 
 PROBE = "probe.safetensors"
 MAX_PROBES = 16
-_RELATIVE_TOLERANCE = 1e-3  # another CPU or thread count moves logits by 1e-5 of the largest
 _FEATURE_NOISE = 1e-4
 
 
@@ -30,13 +29,6 @@ class Probes(NamedTuple):
     features: Tensor | None
 
 
-def default_probes(preprocessing: Preprocessing, n: int = 2) -> Tensor:
-    """Noise uint8 (n, channels, H, W), the same every time: probes where no images are at hand."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (n, preprocessing.channels, *preprocessing.size)
-    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-
-
 def check_probes(images: Tensor, preprocessing: Preprocessing, error: type = ExportError) -> None:
     """Raise `error` unless `images` are a few preprocessed ones."""
     shape = (preprocessing.channels, *preprocessing.size)
@@ -47,16 +39,6 @@ def check_probes(images: Tensor, preprocessing: Preprocessing, error: type = Exp
         )
     if not 1 <= len(images) <= MAX_PROBES:
         raise error(f"there are {len(images)} probe images; 1 to {MAX_PROBES} are needed")
-
-
-def tolerance_of(values: Tensor) -> float:
-    """How far `values` may be off elsewhere."""
-    return _RELATIVE_TOLERANCE * max(1.0, values.abs().max().item())
-
-
-def comparable(logits: Tensor) -> Tensor:
-    """`logits` with 0 for the -inf of classes that can never win: files hold finite numbers."""
-    return torch.where(logits.isneginf(), 0.0, logits)
 
 
 def probe_tensors(model: nn.Module, probes: Tensor, recipe: Preprocessing) -> dict[str, Tensor]:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from learnkit._version import __version__
-from learnkit.bundle.probes import PROBE, Probes, comparable, read_probes, tolerance_of
+from learnkit.backends.network import comparable, tolerance_of
+from learnkit.bundle.probes import PROBE, Probes, read_probes
 from learnkit.bundle.schema import CONFIG, Contents, check_schema
-from learnkit.bundle.state import STATE, read_head
+from learnkit.bundle.state import OOD, STATE, read_detector, read_head
 from learnkit.bundle.timm_layout import from_files
 from learnkit.bundle.variants.companions import Companions, companions_at
 from learnkit.bundle.versions import listed, versions
-from learnkit.continual.ood_detector import OOD, Detector, read_detector
+from learnkit.continual.ood_detector import Detector
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.rebuild import rebuild
 from learnkit.errors import BundleCorruptError, BundleError, BundleProbeError, LearnkitError

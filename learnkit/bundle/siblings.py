@@ -12,8 +12,7 @@ from typing import Any
 from learnkit.bundle.schema import CONFIG, read_section
 from learnkit.bundle.variant import files_of, variant_names
 from learnkit.bundle.variants.knowing import learned_since
-from learnkit.data.labels import warn_user
-from learnkit.errors import BundleCorruptError, BundleError, ExportError
+from learnkit.errors import BundleCorruptError, BundleError, ExportError, warn_user
 from learnkit.storage.read_folder import VARIANTS, Folder, read_folder
 
 

@@ -1,6 +1,7 @@
 """The head that keeps class statistics: how to find one, describe it, write it and read it."""
 
-import copy
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.ood_detector import Detector
 from learnkit.errors import (
     BundleCorruptError,
-    ContinualNotInitializedError,
     ExportError,
     LearnkitError,
 )
@@ -22,42 +23,6 @@ STATE = "state.safetensors"
 KIND = "continual"
 
 register_head(KIND, ContinualClassifier)
-
-
-def continual_head(model: nn.Module) -> ContinualClassifier | None:
-    """The head of `Sequential(body, ContinualClassifier)`, None for any other model."""
-    is_pair = isinstance(model, nn.Sequential) and len(model) == 2
-    return model[1] if is_pair and isinstance(model[1], ContinualClassifier) else None
-
-
-def check_continual(head: ContinualClassifier | None) -> ContinualClassifier:
-    """`head`, unless it is None: then the error says how to get one."""
-    return _not_none(
-        head,
-        "this model is not in the continual state: it keeps no class statistics that could grow, "
-        "and cannot tell unusual images. Call learn.init_continual(data)",
-    )
-
-
-def check_tells(head: ContinualClassifier | None) -> ContinualClassifier:
-    """`head`, unless it is None: then the error says how unusual images can be told."""
-    return _not_none(
-        head,
-        "this model is not in the continual state, and has no detector beside its trained head: "
-        "it cannot tell unusual images. Call learn.fit_ood() or learn.init_continual(data)",
-    )
-
-
-def _not_none(head: ContinualClassifier | None, what_to_do: str) -> ContinualClassifier:
-    if head is None:
-        raise ContinualNotInitializedError(f"{what_to_do} before learn.export(...), and load that")
-    return head
-
-
-def frozen_head(model: nn.Module) -> ContinualClassifier | None:
-    """A copy of the model's head as it is now, whoever changes the model's meanwhile."""
-    head = continual_head(model)
-    return None if head is None else copy.deepcopy(head).eval()
 
 
 def described(model: nn.Module, head: ContinualClassifier | None, n_in: int) -> ModelSpec:
@@ -129,3 +94,38 @@ def head_facts(head: ContinualClassifier) -> dict[str, Any]:
         "temperature": head.temperature,
         "expected calibration error": finite_or_none(calibration.ece_after),
     }
+
+
+OOD = "ood.safetensors"
+
+
+def detector_facts(detector: Detector) -> dict[str, Any]:
+    """What the model card says of a detector: images, threshold, and how it came."""
+    facts = head_facts(detector)
+    told = [name for name in facts if name.startswith(("flagged", "threshold", "what that"))]
+    return {
+        "images it takes for usual": sum(detector.n_images.values()),
+        **{name: facts[name] for name in told},
+        "images behind prediction sets": len(detector.head_misfits),
+    }
+
+
+def read_detector(config: Mapping[str, Any], tensors: Mapping[str, Tensor], width: int) -> Detector:
+    """The detector written as `config` and `tensors`, for a body that gives `width` features.
+
+    Raises:
+        BundleCorruptError: they are not a detector's, or not of this network.
+    """
+    try:
+        detector = Detector.from_state(config, tensors)
+    except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        # numbers that no images give can make the solvers raise whatever they have
+        raise BundleCorruptError(
+            f"{OOD} and its description are no sound state: {error}"
+        ) from error
+    if detector.n_features != width or detector.knowledge.derived is None:
+        raise BundleCorruptError(
+            f"{OOD} is of {detector.n_features} features and {len(detector.classes)} classes; the "
+            f"network has {width} features"
+        )
+    return detector.eval()

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from learnkit.backends.registry import BACKENDS, PRECISIONS
+from learnkit.backends.registry import BACKENDS, PRECISIONS, variant_name
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BundleCorruptError, BundleError, DataError
 from learnkit.storage.formats import parse_json, to_json
@@ -105,15 +105,6 @@ class Variant:
         if missing := [name for name in names.values() if name not in files]:
             raise BundleCorruptError(f"the variant {self.name!r} lacks its file {missing[0]}")
         return {ending: files[name] for ending, name in names.items()}
-
-
-def variant_name(backend: str, precision: str) -> str:
-    """The name of a variant.
-
-    >>> variant_name("onnxruntime", "int8")
-    'onnxruntime-int8'
-    """
-    return f"{backend}-{precision}"
 
 
 def path_of(name: str, ending: str) -> str:

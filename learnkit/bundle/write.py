@@ -18,21 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from learnkit.backends.network import Network
+from learnkit.backends.network import Network, default_probes, tolerance_of
 from learnkit.bundle.card import checked_card, model_card
-from learnkit.bundle.probes import (
-    PROBE,
-    check_probes,
-    default_probes,
-    probe_tensors,
-    tolerance_of,
-)
+from learnkit.bundle.probes import PROBE, check_probes, probe_tensors
 from learnkit.bundle.schema import CONFIG, SCHEMA, Contents
-from learnkit.bundle.state import STATE, described, frozen_head, head_facts
+from learnkit.bundle.state import OOD, STATE, described, detector_facts, head_facts
 from learnkit.bundle.timm_layout import pack
 from learnkit.bundle.versions import versions
-from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.ood_detector import OOD, Detector, detector_facts
+from learnkit.continual.classifier import ContinualClassifier, frozen_head
+from learnkit.continual.ood_detector import Detector
 from learnkit.deploy.rebuild import rebuild
 from learnkit.errors import BundleCorruptError, ExportError
 from learnkit.models.spec import ModelSpec

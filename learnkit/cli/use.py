@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learnkit.bundle.state import check_continual
 from learnkit.cli import workflow
 from learnkit.cli.console import Report, change_lines, change_table, evaluation_tables, frame_table
+from learnkit.continual.classifier import check_continual
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.resumable import parts_of
 from learnkit.deploy.targets import check_target

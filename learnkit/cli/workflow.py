@@ -100,7 +100,7 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
 
     from learnkit.callback.frozen_features import FrozenFeatures
     from learnkit.callback.history import TrainingHistory
-    from learnkit.learner.learner import cnn_learner
+    from learnkit.learner.factory import cnn_learner
 
     n_watched = max(20, min(_MOST_WATCHED, len(data.train) // 5))
     history = TrainingHistory(None if plan.head_only else n_watched, seed=plan.seed)

@@ -1,10 +1,13 @@
 """The head of a network that goes on learning: an `nn.Module` over class statistics."""
 
+from __future__ import annotations
+
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.head import KnowingHead
@@ -12,8 +15,7 @@ from learnkit.continual.kept import KeptHead
 from learnkit.continual.knowledge import Knowledge, Validation
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.data.labels import warn_user
-from learnkit.errors import ContinualStateError
+from learnkit.errors import ContinualNotInitializedError, ContinualStateError, warn_user
 
 _UNDO_LEVELS = 3
 
@@ -205,3 +207,39 @@ def _warn(new: Knowledge, before: Knowledge) -> None:
     warning = new.derived.warning if new.derived else ""
     if warning and not (before.derived and before.derived.warning):
         warn_user(warning)
+
+
+def continual_head(model: nn.Module) -> ContinualClassifier | None:
+    """The head of `Sequential(body, ContinualClassifier)`, None for any other model."""
+    is_pair = isinstance(model, nn.Sequential) and len(model) == 2
+    return model[1] if is_pair and isinstance(model[1], ContinualClassifier) else None
+
+
+def check_continual(head: ContinualClassifier | None) -> ContinualClassifier:
+    """`head`, unless it is None: then the error says how to get one."""
+    return _not_none(
+        head,
+        "this model is not in the continual state: it keeps no class statistics that could grow, "
+        "and cannot tell unusual images. Call learn.init_continual(data)",
+    )
+
+
+def check_tells(head: ContinualClassifier | None) -> ContinualClassifier:
+    """`head`, unless it is None: then the error says how unusual images can be told."""
+    return _not_none(
+        head,
+        "this model is not in the continual state, and has no detector beside its trained head: "
+        "it cannot tell unusual images. Call learn.fit_ood() or learn.init_continual(data)",
+    )
+
+
+def _not_none(head: ContinualClassifier | None, what_to_do: str) -> ContinualClassifier:
+    if head is None:
+        raise ContinualNotInitializedError(f"{what_to_do} before learn.export(...), and load that")
+    return head
+
+
+def frozen_head(model: nn.Module) -> ContinualClassifier | None:
+    """A copy of the model's head as it is now, whoever changes the model's meanwhile."""
+    head = continual_head(model)
+    return None if head is None else copy.deepcopy(head).eval()

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from learnkit.bundle.state import head_facts
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.errors import BundleCorruptError, LearnkitError, PredictionError, StatisticsError
+from learnkit.errors import PredictionError, StatisticsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-OOD = "ood.safetensors"
 _MISFITS = "misfits"
 Misfits = tuple[Tensor, Tensor]
 
@@ -76,17 +74,6 @@ class Detector(ContinualClassifier):
         return new
 
 
-def detector_facts(detector: Detector) -> dict[str, Any]:
-    """What the model card says of a detector: images, threshold, and how it came."""
-    facts = head_facts(detector)
-    told = [name for name in facts if name.startswith(("flagged", "threshold", "what that"))]
-    return {
-        "images it takes for usual": sum(detector.n_images.values()),
-        **{name: facts[name] for name in told},
-        "images behind prediction sets": len(detector.head_misfits),
-    }
-
-
 def checked_detector(
     detector: Detector | None, head: ContinualClassifier | None, multi_label: bool
 ) -> Detector | None:
@@ -95,24 +82,3 @@ def checked_detector(
         why = "an image may have several labels" if head is None else "the head tells them itself"
         raise PredictionError(f"`detector` tells unusual images of a trained head; here {why}")
     return detector
-
-
-def read_detector(config: Mapping[str, Any], tensors: Mapping[str, Tensor], width: int) -> Detector:
-    """The detector written as `config` and `tensors`, for a body that gives `width` features.
-
-    Raises:
-        BundleCorruptError: they are not a detector's, or not of this network.
-    """
-    try:
-        detector = Detector.from_state(config, tensors)
-    except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        # numbers that no images give can make the solvers raise whatever they have
-        raise BundleCorruptError(
-            f"{OOD} and its description are no sound state: {error}"
-        ) from error
-    if detector.n_features != width or detector.knowledge.derived is None:
-        raise BundleCorruptError(
-            f"{OOD} is of {detector.n_features} features and {len(detector.classes)} classes; the "
-            f"network has {width} features"
-        )
-    return detector.eval()

@@ -1,15 +1,13 @@
 """Class names: made comparable, checked for twins, never used as paths."""
 
-import sys
 import unicodedata
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from learnkit.errors import DataError
+from learnkit.errors import DataError, warn_user
 
 Label = str | tuple[str, ...]
 
@@ -88,14 +86,6 @@ def warn_similar(classes: Iterable[str]) -> None:
     for twins in groups.values():
         if len(twins) > 1:
             warn_user(f"classes {twins} differ only in case or spaces; are they meant to be one?")
-
-
-def warn_user(message: str) -> None:
-    """Warn at the line of the first caller outside learnkit."""
-    level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("learnkit."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _is_multi(label: Any) -> bool:

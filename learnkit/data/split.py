@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from learnkit.data.labels import warn_user
-from learnkit.errors import SplitError
+from learnkit.errors import SplitError, warn_user
 
 SPLITS = ("train", "valid", "test")
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from learnkit.bundle.state import check_tells
+from learnkit.continual.classifier import check_tells
 from learnkit.data.labelled_images import files_or_images, image_paths, is_dataset
 from learnkit.deploy.many import raised
 from learnkit.inference.batch import predict_stream, watched
-from learnkit.inference.class_names import encoded_labels
+from learnkit.inference.evaluation import encoded_labels, with_ood_measures
 from learnkit.inference.features import BATCH, feature_rows
 from learnkit.inference.prediction import Prediction
 
@@ -100,20 +99,3 @@ class Examining:
     ) -> list[Prediction]:
         stream = predict_stream(self, paths, bs=bs, n_workers=n_workers)
         return [raised(result) for _, result in watched(stream, len(paths), progress)]
-
-
-def with_ood_measures(
-    evaluation: Evaluation, known: Sequence[Prediction], strange: Sequence[Prediction]
-) -> Evaluation:
-    """`evaluation` with what the scores of known and strange images say in its summary."""
-    import pandas as pd
-
-    from learnkit.uncertainty.ood import evaluate_ood
-
-    scores = [[prediction.ood_score for prediction in side] for side in (known, strange)]
-    threshold = next((p.ood_threshold for p in [*known, *strange]), None)
-    found = evaluate_ood(*scores, threshold).to_dict()
-    names = ("false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr")
-    values = {name: found[name] for name in (names if strange else names[:1])}
-    summary = pd.concat([evaluation.summary, pd.Series(values, dtype=float)])
-    return replace(evaluation, summary=summary.rename(evaluation.summary.name))

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from learnkit.bundle.probes import default_probes, tolerance_of
-from learnkit.bundle.state import check_continual, check_tells, continual_head
+from learnkit.backends.network import default_probes, tolerance_of
 from learnkit.continual.change_report import ChangeReport
-from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.classifier import (
+    ContinualClassifier,
+    check_continual,
+    check_tells,
+    continual_head,
+)
 from learnkit.continual.ood_detector import Detector
 from learnkit.data.labelled_images import labelled_images
 from learnkit.errors import PredictionError

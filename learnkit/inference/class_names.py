@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from learnkit.errors import DataError, PredictionError
+from learnkit.errors import PredictionError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from learnkit.continual.classifier import ContinualClassifier
-    from learnkit.data.dataset import ImageDataset
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -65,23 +62,3 @@ def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) 
             "{old: new}"
         )
     return checked_classes(names)
-
-
-def encoded_labels(dataset: ImageDataset, classes: tuple[str, ...], multi_label: bool) -> Tensor:
-    """Class numbers (N,), or zeros and ones (N, C) if `multi_label`."""
-    import torch
-
-    number = {name: i for i, name in enumerate(classes)}
-    labels = [label if isinstance(label, tuple) else (label,) for label in dataset.labels]
-    found = {name for names in labels for name in names}
-    if unknown := sorted(found - set(classes), key=str):
-        raise DataError(
-            f"the dataset has labels {unknown[:5]} that this model does not know; its classes are "
-            f"{list(classes)}: filter those images out, or rename with set(class_names=)"
-        )
-    if not multi_label:
-        return torch.tensor([number[names[0]] for names in labels], dtype=torch.int64)
-    targets = torch.zeros(len(labels), len(classes), dtype=torch.int64)
-    for row, names in zip(targets, labels, strict=True):
-        row[[number[name] for name in names]] = 1
-    return targets

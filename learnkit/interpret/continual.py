@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from learnkit.bundle.state import continual_head
+from learnkit.continual.classifier import continual_head
 from learnkit.errors import InterpretationError
 
 if TYPE_CHECKING:

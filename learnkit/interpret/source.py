@@ -17,7 +17,7 @@ import torch
 from fastai.data.load import DataLoader
 from torch import Tensor
 
-from learnkit.bundle.state import continual_head
+from learnkit.continual.classifier import continual_head
 from learnkit.errors import InterpretationError
 from learnkit.interpret.checks import plain
 from learnkit.interpret.contexts import randomness_kept

@@ -17,7 +17,7 @@ from learnkit.callback.history import TrainingHistory
 from learnkit.callback.stop_on_non_finite import StopOnNonFinite
 from learnkit.errors import DataError, InputSizeError
 from learnkit.learner.dataloaders import is_normalized, with_normalization
-from learnkit.models.spec import create_cnn_model
+from learnkit.models.create import create_cnn_model
 
 
 def assemble(

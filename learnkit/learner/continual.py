@@ -16,13 +16,11 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 
 from torch import Tensor
 
-from learnkit.bundle.state import check_continual, continual_head
 from learnkit.continual.change_report import ChangeReport
-from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
 from learnkit.continual.knowledge import Knowledge
 from learnkit.data.labelled_images import Labelled
-from learnkit.data.labels import warn_user
-from learnkit.errors import ContinualAlreadyInitializedError, ContinualStateError
+from learnkit.errors import ContinualAlreadyInitializedError, ContinualStateError, warn_user
 from learnkit.interpret.source import names_of
 from learnkit.learner.extend_data import labelled_data
 from learnkit.learner.feature_pass import check_supported, empty_head, features_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from learnkit.bundle.state import continual_head
-from learnkit.continual.classifier import ChangeReport, ContinualClassifier
+from learnkit.continual.classifier import ChangeReport, ContinualClassifier, continual_head
 from learnkit.interpret.continual import detector_of
 from learnkit.learner import continual as continue_learning
 from learnkit.learner import uncertainty as confidence

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from fastai.learner import Learner
 
-from learnkit.bundle.state import continual_head
 from learnkit.bundle.write import save_bundle
+from learnkit.continual.classifier import continual_head
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
 from learnkit.inference.prediction import Prediction

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from learnkit.data.labels import warn_user
+from learnkit.errors import warn_user
 
 
 @dataclass(frozen=True, eq=False)

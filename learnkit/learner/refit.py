@@ -10,9 +10,9 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.data.core import DataLoaders
 
-from learnkit.bundle.state import check_continual, continual_head
 from learnkit.callback.after_fit import AfterFit
 from learnkit.continual.change_report import ChangeReport
+from learnkit.continual.classifier import check_continual, continual_head
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import DataError
 from learnkit.interpret.source import names_of

@@ -19,8 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from learnkit.bundle.state import continual_head
-from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.ood_detector import Detector
 from learnkit.errors import WeightsError
 from learnkit.interpret.source import names_of

@@ -11,8 +11,7 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 from fastai.data.core import DataLoaders
 
 from learnkit.data.labelled_images import Labelled
-from learnkit.data.labels import warn_user
-from learnkit.errors import DataError, ExportError
+from learnkit.errors import DataError, ExportError, warn_user
 from learnkit.interpret.source import names_of
 from learnkit.learner.extend_data import labelled_data
 from learnkit.learner.transforms import preprocessing_of

@@ -11,9 +11,9 @@ from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
-from learnkit.bundle.state import continual_head
 from learnkit.callback.after_fit import AfterFit
 from learnkit.callback.stored_features import checksums_of
+from learnkit.continual.classifier import continual_head
 from learnkit.errors import ContinualStateError, OodLockedError
 
 

@@ -16,8 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from learnkit.bundle.state import continual_head
-from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.ood_detector import Detector
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled

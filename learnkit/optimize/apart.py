@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
-from learnkit.data.labels import warn_user
-from learnkit.errors import OptimizeError
+from learnkit.errors import OptimizeError, warn_user
 from learnkit.optimize.samples import Pictures
 
 FEW = 10  # images of a class below which ranges are a guess

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from learnkit.bundle.probes import comparable
+from learnkit.backends.network import comparable
 from learnkit.evaluation.measures import expected_calibration_error
 from learnkit.inference.batch import watched
 from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality

@@ -6,66 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from learnkit.optimize.gates import Verdict, failures, passes
-from learnkit.optimize.quality import Quality
+from learnkit.optimize.quality import Candidate, Images, Latency, Quality
 from learnkit.report.html import as_html
 from learnkit.report.text import as_text
 from learnkit.storage.records import from_plain, to_plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds per call at one batch size; `float32` is the same backend's, `eager` torch's.
-
-    The calls of the three take turns, so that whatever else the machine does hits them alike.
-    """
-
-    batch: int
-    median: float
-    p95: float
-    float32_median: float
-    eager_median: float
-
-    @property
-    def vs_float32(self) -> float:
-        """Times as fast as float32 of the same backend."""
-        return self.float32_median / self.median
-
-    @property
-    def vs_eager(self) -> float:
-        """Times as fast as torch as it is."""
-        return self.eager_median / self.median
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images something rests on: how many, which, and a digest of what they show.
-
-    Attributes:
-        what: where they come from, in words.
-        n: how many.
-        per_class: how many of each class, where labels are known.
-        ids: a name or, for images without one, the start of the digest of what it shows.
-        digest: SHA-256 (hex) over what all of them show, whatever their order.
-    """
-
-    what: str
-    n: int
-    per_class: dict[str, int]
-    ids: tuple[str, ...]
-    digest: str
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A variant that was tried: median milliseconds by batch size, and what became of it."""
-
-    variant: str
-    medians: dict[str, float]
-    agreement: float
-    outcome: str
 
 
 @dataclass(frozen=True, eq=False)

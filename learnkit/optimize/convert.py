@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from learnkit.backends.extras import extra
-from learnkit.backends.registry import BACKENDS, check_backend, open_session
-from learnkit.bundle.state import continual_head
-from learnkit.bundle.variant import variant_name
+from learnkit.backends.registry import BACKENDS, check_backend, open_session, variant_name
+from learnkit.continual.classifier import continual_head
 from learnkit.inference.batch import counted
 from learnkit.optimize.limits import Judge, Limits
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import Tensor
+
+from learnkit.continual.classifier import check_tells
 from learnkit.data.labelled_images import Labelled, is_dataset, labelled_images
+from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, OptimizeError
+from learnkit.optimize import gates as gate
 from learnkit.optimize.apart import FEW, PER_CLASS, check_samples, kept_apart, set_apart
+from learnkit.optimize.gates import Gates
 from learnkit.optimize.samples import (
     MAX_SAMPLES,
     MAX_TEST,
@@ -16,7 +25,7 @@ from learnkit.optimize.samples import (
     no_pictures,
     read_pictures,
 )
-from learnkit.optimize.trial import PROBES
+from learnkit.optimize.timing import BATCHES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +84,7 @@ class Gathered:
 
     def _probes(self) -> None:
         """Judge by the probe images where there is nothing else: numbers, no verdict."""
-        from learnkit.bundle.probes import default_probes
+        from learnkit.backends.network import default_probes
 
         probes = self.predictor.probes
         probes = default_probes(self.predictor.preprocessing) if probes is None else probes
@@ -146,3 +155,81 @@ def optimism(learned: Labelled | None, test: Pictures) -> tuple[str, ...]:
             "calibration error are optimistic, before and after alike"
         )
     return tuple(said)
+
+
+class Given(NamedTuple):
+    """The images that `Predictor.optimize` is given, as they are given."""
+
+    samples: Any
+    test: Any
+    ood: Any
+    learned: Any
+
+
+def task_of(
+    predictor: Predictor,
+    precision: str,
+    given: Given,
+    *,
+    gates: Gates | None,
+    batch_size: int | None,
+    params: Mapping[str, Any],
+    progress: bool,
+    **place: Any,
+) -> Task:
+    """What is to be done, all images read; `place` says where: what else a `Task` takes."""
+    gates = Gates() if gates is None else gates
+    _check_numbers(gates, batch_size, params)
+    if given.ood is not None:
+        check_tells(predictor.ood)
+    pictures = Gathered(predictor, precision, given.samples, given.test, given.ood, progress)
+    images = learned_images(predictor, given.samples, given.learned)
+    return Task(
+        predictor=predictor,
+        samples=pictures.samples,
+        test=pictures.test,
+        what=pictures.what,
+        strange=pictures.strange,
+        learned=images,
+        gates=gates,
+        batches=tuple(sorted({1, batch_size or BATCHES[-1]})),
+        params=params if batch_size is None else {**params, "batch_size": batch_size},
+        notes=(*pictures.notes, *optimism(images, pictures.test)),
+        progress=progress,
+        **place,
+    )
+
+
+def _check_numbers(gates: Any, batch_size: Any, params: Mapping[str, Any]) -> None:
+    """Raise OptimizeError for what would only be noticed after minutes, or never."""
+    if not isinstance(gates, Gates):
+        raise OptimizeError(f"`gates` is {gates!r:.100}; give learnkit's Gates, or leave it out")
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise OptimizeError(f"`batch_size` is {batch_size!r}; a batch has at least one image")
+    for name, most in (("target", 1.0), ("max_error", math.inf)):
+        value = params.get(name, 1.0)
+        if type(value) not in (int, float) or not 0 < value <= most:
+            rule = "a share above 0, at most 1" if most == 1 else "a number above 0"
+            raise OptimizeError(f"`{name}` is {value!r:.100}; it must be {rule}")
+
+
+PROBES = "probe images: no test images were given"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be converted, by which images, and what is asked of it; see `optimize`."""
+
+    predictor: Predictor
+    samples: Pictures | None
+    test: Pictures
+    what: str
+    strange: Tensor | None
+    learned: Labelled | None
+    device: str
+    threads: int | None
+    gates: gate.Gates
+    batches: tuple[int, ...]
+    params: Mapping[str, Any]
+    notes: tuple[str, ...]
+    progress: bool

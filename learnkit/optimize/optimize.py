@@ -2,72 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from learnkit.backends.registry import BACKENDS, PRECISIONS, check_backend, why_not
-from learnkit.bundle.state import check_tells
 from learnkit.errors import BackendUnavailableError, ConversionRefusedError, OptimizeError
 from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.convert import QUANTIZING
-from learnkit.optimize.gates import Gates
-from learnkit.optimize.job import Gathered, learned_images, optimism
+from learnkit.optimize.job import Task
 from learnkit.optimize.reporting import report_of
 from learnkit.optimize.samples import Pictures
-from learnkit.optimize.timing import BATCHES
-from learnkit.optimize.trial import Task
 from learnkit.optimize.trials import Trials
 
 if TYPE_CHECKING:
-    from learnkit.deploy.predictor import Predictor
     from learnkit.optimize.optimized import OptimizedPredictor
 
 AUTO = "auto"
 _CHEAPER = ("int8", "bfloat16", "float32", "float16")  # in what order a fall-back is looked for
-
-
-class Given(NamedTuple):
-    """The images that `Predictor.optimize` is given, as they are given."""
-
-    samples: Any
-    test: Any
-    ood: Any
-    learned: Any
-
-
-def task_of(
-    predictor: Predictor,
-    precision: str,
-    given: Given,
-    *,
-    gates: Gates | None,
-    batch_size: int | None,
-    params: Mapping[str, Any],
-    progress: bool,
-    **place: Any,
-) -> Task:
-    """What is to be done, all images read; `place` says where: what else a `Task` takes."""
-    gates = Gates() if gates is None else gates
-    _check_numbers(gates, batch_size, params)
-    if given.ood is not None:
-        check_tells(predictor.ood)
-    pictures = Gathered(predictor, precision, given.samples, given.test, given.ood, progress)
-    images = learned_images(predictor, given.samples, given.learned)
-    return Task(
-        predictor=predictor,
-        samples=pictures.samples,
-        test=pictures.test,
-        what=pictures.what,
-        strange=pictures.strange,
-        learned=images,
-        gates=gates,
-        batches=tuple(sorted({1, batch_size or BATCHES[-1]})),
-        params=params if batch_size is None else {**params, "batch_size": batch_size},
-        notes=(*pictures.notes, *optimism(images, pictures.test)),
-        progress=progress,
-        **place,
-    )
 
 
 def fastest(
@@ -135,19 +86,6 @@ def candidates(
             "learnkit.devices() lists what is possible"
         )
     return found
-
-
-def _check_numbers(gates: Any, batch_size: Any, params: Mapping[str, Any]) -> None:
-    """Raise OptimizeError for what would only be noticed after minutes, or never."""
-    if not isinstance(gates, Gates):
-        raise OptimizeError(f"`gates` is {gates!r:.100}; give learnkit's Gates, or leave it out")
-    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-        raise OptimizeError(f"`batch_size` is {batch_size!r}; a batch has at least one image")
-    for name, most in (("target", 1.0), ("max_error", math.inf)):
-        value = params.get(name, 1.0)
-        if type(value) not in (int, float) or not 0 < value <= most:
-            rule = "a share above 0, at most 1" if most == 1 else "a number above 0"
-            raise OptimizeError(f"`{name}` is {value!r:.100}; it must be {rule}")
 
 
 def cheaper(precision: str, backend: str, device: str) -> list[tuple[str, str]]:

@@ -75,7 +75,8 @@ class Optimizing:
             ExportError: the network has operators that ONNX has not, or no body.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        from learnkit.optimize.optimize import Given, candidates, cheaper, fastest, task_of
+        from learnkit.optimize.job import Given, task_of
+        from learnkit.optimize.optimize import candidates, cheaper, fastest
 
         wanted = candidates(backend, precision, device, backend_params)
         task = task_of(

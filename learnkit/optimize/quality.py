@@ -122,3 +122,56 @@ class Quality:
     def accuracy_interval(self) -> tuple[float, float]:
         """The 95 % interval of the change."""
         return paired_interval(self.n_lost, self.n_gained, self.n_labelled)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per call at one batch size; `float32` is the same backend's, `eager` torch's.
+
+    The calls of the three take turns, so that whatever else the machine does hits them alike.
+    """
+
+    batch: int
+    median: float
+    p95: float
+    float32_median: float
+    eager_median: float
+
+    @property
+    def vs_float32(self) -> float:
+        """Times as fast as float32 of the same backend."""
+        return self.float32_median / self.median
+
+    @property
+    def vs_eager(self) -> float:
+        """Times as fast as torch as it is."""
+        return self.eager_median / self.median
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images something rests on: how many, which, and a digest of what they show.
+
+    Attributes:
+        what: where they come from, in words.
+        n: how many.
+        per_class: how many of each class, where labels are known.
+        ids: a name or, for images without one, the start of the digest of what it shows.
+        digest: SHA-256 (hex) over what all of them show, whatever their order.
+    """
+
+    what: str
+    n: int
+    per_class: dict[str, int]
+    ids: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant that was tried: median milliseconds by batch size, and what became of it."""
+
+    variant: str
+    medians: dict[str, float]
+    agreement: float
+    outcome: str

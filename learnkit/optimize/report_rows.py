@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from learnkit.optimize.conversion_report import ConversionReport, Images
+    from learnkit.optimize.conversion_report import ConversionReport
     from learnkit.optimize.gates import Verdict
-    from learnkit.optimize.quality import ChangedImage, Quality
+    from learnkit.optimize.quality import ChangedImage, Images, Quality
 
 EAGER, STILL_WRONG = "eager torch", "still wrong"
 _SHOWN_CLASSES = 6

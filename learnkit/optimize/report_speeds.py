@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from learnkit.optimize.report_rows import EAGER, word
 
 if TYPE_CHECKING:
-    from learnkit.optimize.conversion_report import Candidate, ConversionReport
+    from learnkit.optimize.conversion_report import ConversionReport
+    from learnkit.optimize.quality import Candidate
 
 _BRIEF = 24  # characters of an outcome that says it all
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from learnkit._version import __version__
 from learnkit.backends.processor import processor_name, telling_flags
 from learnkit.optimize import gates as gate
-from learnkit.optimize.conversion_report import Candidate, ConversionReport, Latency
+from learnkit.optimize.conversion_report import ConversionReport
+from learnkit.optimize.quality import Candidate, Latency
 from learnkit.optimize.trial import Trial
 
 if TYPE_CHECKING:

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from learnkit.data.image import find_images
 from learnkit.data.labelled_images import Labelled, files_or_images, is_dataset
-from learnkit.data.labels import warn_user
 from learnkit.data.preprocess import Preprocessing, to_tensor
-from learnkit.errors import OptimizeError
+from learnkit.errors import OptimizeError, warn_user
 from learnkit.inference.batch import load_ahead, watched
 from learnkit.inference.features import unreadable
-from learnkit.optimize.conversion_report import Images
+from learnkit.optimize.quality import Images
 
 MAX_SAMPLES = 1000
 MAX_TEST = 2000

@@ -5,42 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
 
 from learnkit.backends.session_network import SessionNetwork
-from learnkit.data.labelled_images import Labelled
-from learnkit.deploy.predictor import Predictor
 from learnkit.optimize import gates as gate
 from learnkit.optimize.convert import Converted
+from learnkit.optimize.job import PROBES, Task
 from learnkit.optimize.optimized import OptimizedPredictor
 from learnkit.optimize.quality import Quality
-from learnkit.optimize.samples import Pictures
 from learnkit.optimize.timing import Times
 
-PROBES = "probe images: no test images were given"
 EAGER = "eager torch"
 _STORAGE = {("onnxruntime", "float16"), ("openvino", "float16")}
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What is to be converted, by which images, and what is asked of it; see `optimize`."""
-
-    predictor: Predictor
-    samples: Pictures | None
-    test: Pictures
-    what: str
-    strange: Tensor | None
-    learned: Labelled | None
-    device: str
-    threads: int | None
-    gates: gate.Gates
-    batches: tuple[int, ...]
-    params: Mapping[str, Any]
-    notes: tuple[str, ...]
-    progress: bool
 
 
 @dataclass(eq=False)

@@ -8,17 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from learnkit.backends.network import Network
+from learnkit.backends.registry import variant_name
 from learnkit.backends.session_network import LAYOUT, SessionNetwork
 from learnkit.bundle.siblings import BaseFiles
-from learnkit.bundle.variant import variant_name
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import ExportError, MissingExtraError, OptimizeError
 from learnkit.optimize.compare import answers, compare
 from learnkit.optimize.convert import Converted, Converter
+from learnkit.optimize.job import Task
 from learnkit.optimize.optimized import OptimizedPredictor
 from learnkit.optimize.relearn import CARRIED, learned_again
 from learnkit.optimize.timing import measure, torch_threads, was_busy
-from learnkit.optimize.trial import EAGER, Task, Trial, verdicts_of
+from learnkit.optimize.trial import EAGER, Trial, verdicts_of
 
 Run = Callable[[Tensor], object]
 

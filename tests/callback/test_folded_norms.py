@@ -9,7 +9,7 @@ from torch import nn
 
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
 from learnkit.data.dataset import ImageDataset
-from learnkit.learner.learner import cnn_learner
+from learnkit.learner.factory import cnn_learner
 from learnkit.models.eval_mode import evaluating
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learnkit.bundle.card import checked_card, escape, model_card
+from learnkit.bundle.card import checked_card, model_card
 from learnkit.bundle.variants.overview import with_variants_listed
 from learnkit.errors import ExportError
+from learnkit.report.markdown import escape
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -17,7 +17,8 @@ from deploy_helpers import (
 )
 
 from learnkit.bundle import schema
-from learnkit.continual.ood_detector import OOD, Detector
+from learnkit.bundle.state import OOD
+from learnkit.continual.ood_detector import Detector
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor

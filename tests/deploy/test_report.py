@@ -8,9 +8,16 @@ from dataclasses import replace
 import pytest
 
 from learnkit.errors import BundleCorruptError, OptimizeError
-from learnkit.optimize.conversion_report import Candidate, ConversionReport, Images, Latency
+from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.gates import Verdict
-from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
+from learnkit.optimize.quality import (
+    Candidate,
+    ChangedClass,
+    ChangedImage,
+    Images,
+    Latency,
+    Quality,
+)
 from learnkit.optimize.report_speeds import speeds_of
 
 EVIL = "<img src=x onerror=alert(1)>"

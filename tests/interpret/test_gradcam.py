@@ -9,7 +9,7 @@ from torch import nn
 
 from learnkit.errors import InterpretationError
 from learnkit.interpret.gradcam import grad_cam, upscale
-from learnkit.models.spec import create_cnn_model
+from learnkit.models.create import create_cnn_model
 
 
 def small_model(*, n_out=3, head=()):

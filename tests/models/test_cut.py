@@ -5,8 +5,8 @@ from torch import nn
 
 from learnkit.errors import CutError
 from learnkit.models.body import create_body
+from learnkit.models.create import create_cnn_model
 from learnkit.models.cut import automatic_cut, has_pool_type
-from learnkit.models.spec import create_cnn_model
 from learnkit.models.torchvision_body import children_body
 
 

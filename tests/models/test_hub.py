@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from learnkit.errors import WeightsUnavailableError
 from learnkit.models import hub, timm_network
 from learnkit.models.body import create_body
-from learnkit.models.spec import create_cnn_model
+from learnkit.models.create import create_cnn_model
 
 WAYS_OUT = (r'pretrained="file\.safetensors"', "HF_ENDPOINT", "local-dir:", "pretrained=False")
 

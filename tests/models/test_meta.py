@@ -5,9 +5,10 @@ from torch import nn
 
 from learnkit.errors import SplitterError
 from learnkit.models.body import create_body
-from learnkit.models.meta import as_splitter, boundary_at, model_meta, param_groups
+from learnkit.models.create import create_cnn_model
+from learnkit.models.meta import boundary_at, model_meta
+from learnkit.models.param_groups import as_splitter, param_groups
 from learnkit.models.rebuild import build_model
-from learnkit.models.spec import create_cnn_model
 
 
 def meta_model(arch, **options):

@@ -8,8 +8,9 @@ from torch import nn
 
 from learnkit.errors import LearnkitError, ModelSpecError
 from learnkit.models import head_kinds
+from learnkit.models.create import create_cnn_model
 from learnkit.models.rebuild import build_body, build_model
-from learnkit.models.spec import ModelSpec, create_cnn_model
+from learnkit.models.spec import ModelSpec
 
 
 def meta_model(arch, n_out=3, **options):

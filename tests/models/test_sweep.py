@@ -10,10 +10,11 @@ import timm
 import torch
 from torch import nn
 
+from learnkit.models.create import create_cnn_model
 from learnkit.models.dry_run import _reached
-from learnkit.models.meta import param_groups
+from learnkit.models.param_groups import param_groups
 from learnkit.models.rebuild import build_model
-from learnkit.models.spec import ModelSpec, create_cnn_model
+from learnkit.models.spec import ModelSpec
 from learnkit.models.timm_body import TimmBody
 
 # The smallest network of each timm module, found by building all of them without data.

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from learnkit.errors import WeightsError, WeightsUnavailableError
 from learnkit.models.body import create_body
+from learnkit.models.create import create_cnn_model
 from learnkit.models.rebuild import build_model
-from learnkit.models.spec import create_cnn_model
 
 MOBILENET = helpers.SHARED / "weights" / "mobilenetv2_100.tf_in1k.safetensors"
 

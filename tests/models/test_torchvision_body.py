@@ -5,8 +5,8 @@ from torch import nn
 
 from learnkit.errors import InputSizeError
 from learnkit.models.body import create_body
-from learnkit.models.meta import param_groups
-from learnkit.models.spec import create_cnn_model
+from learnkit.models.create import create_cnn_model
+from learnkit.models.param_groups import param_groups
 from learnkit.models.torchvision_body import convert_input
 
 # One network of every torchvision family, with the width of its feature map.

@@ -16,10 +16,9 @@ from typing import Any
 
 from learnkit.bundle.schema import CONFIG, read_section
 from learnkit.bundle.siblings import BaseFiles, weights_digest
-from learnkit.bundle.state import STATE
+from learnkit.bundle.state import OOD, STATE
 from learnkit.bundle.variant import files_of, variant_names
 from learnkit.bundle.variants.knowing import learned_since
-from learnkit.continual.ood_detector import OOD
 from learnkit.storage.read_folder import Folder
 
 _RESTS_ON = (

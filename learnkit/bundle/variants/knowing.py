@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from learnkit.bundle.schema import CONFIG, SECTION, default_variant
-from learnkit.data.labels import warn_user
-from learnkit.errors import BundleCorruptError, ExportError
+from learnkit.errors import BundleCorruptError, ExportError, warn_user
 from learnkit.storage.formats import parse_json, to_json
 
 _DEFAULT, _SINCE = "default_variant", "learned_since"

@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learnkit.bundle.card import table
 from learnkit.bundle.schema import CONFIG, default_variant, read_section
 from learnkit.bundle.variant import (
     FLOAT32,
@@ -23,6 +22,7 @@ from learnkit.bundle.variants.knowing import learned_since
 from learnkit.errors import BundleCorruptError
 from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.report_rows import percent, word
+from learnkit.report.markdown import table
 from learnkit.storage.formats import parse_arrays, parse_json
 from learnkit.storage.read_folder import VARIANTS
 

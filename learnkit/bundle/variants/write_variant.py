@@ -18,8 +18,7 @@ from learnkit.bundle.variants.overview import with_variants_listed
 from learnkit.bundle.variants.probes import backend_versions, recorded
 from learnkit.bundle.write import CARD
 from learnkit.continual.ood_detector import Detector
-from learnkit.data.labels import warn_user
-from learnkit.errors import BundleCorruptError, BundleError, ExportError
+from learnkit.errors import BundleCorruptError, BundleError, ExportError, warn_user
 from learnkit.storage.formats import parse_tensors, tensors_to_bytes, to_json
 
 if TYPE_CHECKING:

@@ -1,0 +1,53 @@
+"""Evaluation of a deployed model: labels encoded, out-of-distribution measures added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from learnkit.errors import DataError
+from learnkit.inference.prediction import Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learnkit.data.dataset import ImageDataset
+    from learnkit.evaluation.evaluate import Evaluation
+
+
+def with_ood_measures(
+    evaluation: Evaluation, known: Sequence[Prediction], strange: Sequence[Prediction]
+) -> Evaluation:
+    """`evaluation` with what the scores of known and strange images say in its summary."""
+    import pandas as pd
+
+    from learnkit.uncertainty.ood import evaluate_ood
+
+    scores = [[prediction.ood_score for prediction in side] for side in (known, strange)]
+    threshold = next((p.ood_threshold for p in [*known, *strange]), None)
+    found = evaluate_ood(*scores, threshold).to_dict()
+    names = ("false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr")
+    values = {name: found[name] for name in (names if strange else names[:1])}
+    summary = pd.concat([evaluation.summary, pd.Series(values, dtype=float)])
+    return replace(evaluation, summary=summary.rename(evaluation.summary.name))
+
+
+def encoded_labels(dataset: ImageDataset, classes: tuple[str, ...], multi_label: bool) -> Tensor:
+    """Class numbers (N,), or zeros and ones (N, C) if `multi_label`."""
+    import torch
+
+    number = {name: i for i, name in enumerate(classes)}
+    labels = [label if isinstance(label, tuple) else (label,) for label in dataset.labels]
+    found = {name for names in labels for name in names}
+    if unknown := sorted(found - set(classes), key=str):
+        raise DataError(
+            f"the dataset has labels {unknown[:5]} that this model does not know; its classes are "
+            f"{list(classes)}: filter those images out, or rename with set(class_names=)"
+        )
+    if not multi_label:
+        return torch.tensor([number[names[0]] for names in labels], dtype=torch.int64)
+    targets = torch.zeros(len(labels), len(classes), dtype=torch.int64)
+    for row, names in zip(targets, labels, strict=True):
+        row[[number[name] for name in names]] = 1
+    return targets

@@ -1,0 +1,107 @@
+"""The factory of learners: `cnn_learner` cuts a backbone and puts a head on it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastai.data.core import DataLoaders
+from torch import nn
+
+from learnkit.learner.build import assemble, callbacks_for
+from learnkit.learner.learner import ImageLearner
+from learnkit.models.param_groups import as_splitter, param_groups
+
+
+def cnn_learner(
+    dls: DataLoaders | None = None,
+    arch: str | Callable | nn.Module | None = None,
+    pretrained: bool | str | Path = True,
+    cut: int | Callable | None = None,
+    split_on: Any = None,
+    *,
+    splitter: Callable | None = None,
+    custom_head: nn.Module | Callable | None = None,
+    lin_ftrs: Sequence[int] | None = None,
+    ps: float | Sequence[float] = 0.5,
+    concat_pool: bool = True,
+    bn_final: bool = False,
+    first_bn: bool = True,
+    lin_first: bool = False,
+    y_range: tuple[float, float] | None = None,
+    init: Callable | None = nn.init.kaiming_normal_,
+    n_in: int | None = None,
+    n_out: int | None = None,
+    normalize: bool | tuple[Sequence[float], Sequence[float]] = True,
+    train_bn: bool | str = True,
+    weights: Any = None,
+    arch_kwargs: dict[str, Any] | None = None,
+    data: DataLoaders | None = None,
+    base_arch: Any = None,
+    **learner_kwargs: Any,
+) -> ImageLearner:
+    """An ImageLearner: the body of `arch`, cut before its classifier, under a new head.
+
+    With pretrained weights the body starts frozen. fastai v1's names (`data`, `base_arch`,
+    `split_on`) work too. The given DataLoaders are not changed.
+
+    Args:
+        dls: Image DataLoaders; classes, image size and channels are read off them.
+        arch: A timm or torchvision name, a constructor, or a module.
+        pretrained: True for the hub's weights, False for random ones, or a weights file
+            (safetensors, or a state dict that loads with `weights_only=True`).
+        cut: Where to cut the body: children()[:cut], or a function of the network.
+        split_on: Parameter groups in any of the shapes of fastai v1 and v2; see `as_splitter`.
+        splitter: fastai v2's name for `split_on`.
+        custom_head: A module, or a function of (n_features, n_out) that makes one.
+        lin_ftrs: Widths of the head's hidden layers; default one of 512.
+        ps: Dropout of the head: one probability, or one per layer.
+        concat_pool: Pool by mean and maximum together rather than by mean alone.
+        bn_final: A last batch norm after the last linear layer.
+        first_bn: A batch norm before the first linear layer.
+        lin_first: Linear layers before their batch norm and dropout.
+        y_range: Squash the outputs into this interval.
+        init: Initialises the head's weights; None keeps torch's.
+        n_in: Input channels; default those of `dls`.
+        n_out: Outputs; default the number of classes of `dls`.
+        normalize: True normalises with the statistics the weights were trained with, False not at
+            all, a pair (mean, std) with these.
+        train_bn: See `ImageLearner`.
+        weights: torchvision's weights enum or name, when not the default ones.
+        arch_kwargs: Further arguments of the constructor, such as `{"pad_type": "same"}`.
+        data: fastai v1's name for `dls`.
+        base_arch: fastai v1's name for `arch`.
+        **learner_kwargs: For fastai's Learner: `metrics`, `loss_func`, `cbs`, `path`, ...
+
+    Raises:
+        UnknownArchitectureError: No such name; the nearest are suggested.
+        CutError: `cut` truncates the network or leaves no feature map.
+        WeightsUnavailableError: The hub cannot be reached; raised before any training.
+        InputSizeError: The images do not fit the network.
+    """
+    model, dls = assemble(
+        dls if dls is not None else data,
+        arch if arch is not None else base_arch,
+        pretrained=pretrained,
+        normalize=normalize,
+        n_in=n_in,
+        n_out=n_out,
+        cut=cut,
+        custom_head=custom_head,
+        lin_ftrs=lin_ftrs,
+        ps=ps,
+        concat_pool=concat_pool,
+        bn_final=bn_final,
+        first_bn=first_bn,
+        lin_first=lin_first,
+        y_range=y_range,
+        init=init,
+        weights=weights,
+        arch_kwargs=arch_kwargs,
+    )
+    groups = split_on if split_on is not None else splitter
+    splitter = param_groups if groups is None else as_splitter(groups)
+    learn = ImageLearner(dls, model, splitter=splitter, train_bn=train_bn, **learner_kwargs)
+    learn.add_cbs(callbacks_for(model, pretrained))
+    if pretrained:
+        learn.freeze()
+    return learn
