@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 from _bench import interleaved_times, median, ratio, report, spread, write_csv
 
+from learnkit.backends.network import LAYOUT
 from learnkit.backends.registry import BACKENDS, PRECISIONS, why_not
-from learnkit.backends.session_network import LAYOUT
 from learnkit.cli.demo import write_digits
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor

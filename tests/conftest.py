@@ -1,5 +1,7 @@
 """Fixtures every test shares: seeds, threads, a silent matplotlib, and small real images."""
 
+import shutil
+
 import learnkit._torchvision  # noqa: F401  # before anything imports torchvision
 
 import matplotlib as mpl
@@ -19,3 +21,26 @@ def _seeded():
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+@pytest.fixture
+def predictor():
+    """The tiny predictor."""
+    from deploy_helpers import make_predictor
+
+    return make_predictor()
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """(path, digest) of a bundle of the tiny predictor; not to be changed."""
+    from deploy_helpers import make_predictor
+
+    path = tmp_path_factory.mktemp("bundle") / "model"
+    return path, make_predictor(metadata={"note": "x"}).save(path, card={"name": "Parts"})
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    """A copy of the module's `bundle`, to be damaged."""
+    return shutil.copytree(bundle, tmp_path / "model")

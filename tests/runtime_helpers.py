@@ -10,7 +10,7 @@ from learnkit.backends.registry import open_session
 from learnkit.bundle.schema import SCHEMA
 from learnkit.bundle.scoring_file import judge_tensors
 from learnkit.bundle.variant import Variant, path_of
-from learnkit.bundle.variants.probes import recorded
+from learnkit.bundle.variants.recorded import recorded
 from learnkit.continual.ood_detector import Detector
 from learnkit.data.preprocess import Preprocessing
 from learnkit.storage.formats import tensors_to_bytes, to_json

@@ -4,6 +4,8 @@ Of a model in the continual state the body's features are recorded beside the lo
 out again for ever, while a later version may derive another classifier from the same statistics.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import NamedTuple
 

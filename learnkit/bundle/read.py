@@ -15,14 +15,14 @@ from learnkit._version import __version__
 from learnkit.backends.network import comparable, tolerance_of
 from learnkit.bundle.probes import PROBE, Probes, read_probes
 from learnkit.bundle.schema import CONFIG, Contents, check_schema
+from learnkit.bundle.siblings import Companions, companions_at
 from learnkit.bundle.state import OOD, STATE, read_detector, read_head
 from learnkit.bundle.timm_layout import from_files
-from learnkit.bundle.variants.companions import Companions, companions_at
 from learnkit.bundle.versions import listed, versions
 from learnkit.continual.ood_detector import Detector
 from learnkit.deploy.predictor import Predictor
-from learnkit.deploy.rebuild import rebuild
 from learnkit.errors import BundleCorruptError, BundleError, BundleProbeError, LearnkitError
+from learnkit.models.rebuild import rebuild
 from learnkit.models.spec import ModelSpec
 from learnkit.storage.formats import parse_tensors
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder

@@ -16,7 +16,7 @@ from learnkit.errors import (
     LearnkitError,
 )
 from learnkit.inference.prediction import finite_or_none
-from learnkit.models.head_kinds import build_head, register_head
+from learnkit.models.head import build_head, register_head
 from learnkit.models.spec import ModelSpec, describe_body
 
 STATE = "state.safetensors"

@@ -27,8 +27,8 @@ from learnkit.bundle.timm_layout import pack
 from learnkit.bundle.versions import versions
 from learnkit.continual.classifier import ContinualClassifier, frozen_head
 from learnkit.continual.ood_detector import Detector
-from learnkit.deploy.rebuild import rebuild
 from learnkit.errors import BundleCorruptError, ExportError
+from learnkit.models.rebuild import rebuild
 from learnkit.models.spec import ModelSpec
 from learnkit.storage.formats import parse_json, tensors_to_bytes, to_json
 from learnkit.storage.write_folder import write_folder

@@ -114,7 +114,7 @@ def optimize(
     holds MODEL's float32 weights, too, and opens as the faster model; it learns on like MODEL.
     """
     from learnkit.deploy.loading import load_learner
-    from learnkit.deploy.targets import check_target
+    from learnkit.storage.write_folder import check_target
 
     for option, folder in (("--samples", samples), ("--test", test), ("--ood", ood)):
         if folder is not None and not folder.is_dir():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from learnkit.cli import workflow
 from learnkit.cli.console import Report, change_lines, evaluation_tables, frame_table
-from learnkit.deploy.targets import check_target
+from learnkit.storage.write_folder import check_target
 
 _SHOWN_ROWS = 20
 

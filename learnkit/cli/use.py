@@ -12,10 +12,10 @@ from learnkit.cli import workflow
 from learnkit.cli.console import Report, change_lines, change_table, evaluation_tables, frame_table
 from learnkit.continual.classifier import check_continual
 from learnkit.deploy.loading import load_learner
-from learnkit.deploy.resumable import parts_of
-from learnkit.deploy.targets import check_target
 from learnkit.errors import PredictionError, UsageError
 from learnkit.evaluation.evaluate import plain
+from learnkit.inference.files import parts_of
+from learnkit.storage.write_folder import check_target
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from learnkit.continual.closed_form.linear import LinearClassifier
 from learnkit.continual.held_out import Honest
-from learnkit.continual.judged import Judged, judge
-from learnkit.continual.score_parts import Reference
+from learnkit.continual.score_parts import Judged, Reference, judge
 from learnkit.continual.settings import Settings
 from learnkit.errors import OodInternalError
 from learnkit.uncertainty.ood import (

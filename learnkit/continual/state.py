@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from learnkit.continual.knowledge import VALIDATION_SIZE, Knowledge
-from learnkit.continual.serialization import MEMORY_TYPES, memory_tensors, read_memory
+from learnkit.continual.serialization import MEMORY_TYPES, check_types, memory_tensors, read_memory
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.continual.stored_checks import check_types
 from learnkit.errors import OodInsufficientDataError, StatisticsError
 
 FORMAT = 1

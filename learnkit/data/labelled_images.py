@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from learnkit.data.image import find_images
-from learnkit.data.pixels import is_tensor
+from learnkit.data.image import find_images, is_tensor
 from learnkit.errors import DataError
 
 if TYPE_CHECKING:

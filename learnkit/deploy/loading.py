@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from learnkit.bundle.read import read_bundle
-from learnkit.bundle.variant import FLOAT32
-from learnkit.bundle.variants.knowing import warn_behind
+from learnkit.bundle.variant import FLOAT32, warn_behind
 from learnkit.bundle.variants.read_variant import load_variant, which_variant
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.pickling import home_of

@@ -12,8 +12,7 @@ from learnkit.deploy.pickling import Home, home_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learnkit.bundle.siblings import BaseFiles
-    from learnkit.bundle.variants.companions import Companions
+    from learnkit.bundle.siblings import BaseFiles, Companions
     from learnkit.continual.classifier import ContinualClassifier
 
 
@@ -54,7 +53,7 @@ class Saving:
             ExportError: the network or the card cannot travel as data, or a weight is not finite.
             BundleWriteError: the folder could not be written; what stood there still does.
         """
-        from learnkit.bundle.variants.companions import companions_in
+        from learnkit.bundle.siblings import companions_in
         from learnkit.bundle.variants.write_variant import finished
 
         base, as_written = self._as_files(card=card, probes=probes), home_of(self, path, "")
@@ -74,7 +73,7 @@ class Saving:
         Raises:
             ExportError: see `save`.
         """
-        from learnkit.bundle.variants.companions import with_companions
+        from learnkit.bundle.siblings import with_companions
 
         card = self._own_card() if card is None else card
         probes = self.probes if probes is None else probes

@@ -7,32 +7,45 @@ files were learnt. The caller's data and loaders are never changed.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
-from torch import Tensor
+from fastai.data.core import DataLoaders
+from torch import Tensor, nn
 
+from learnkit.callback.after_fit import AfterFit
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
 from learnkit.continual.knowledge import Knowledge
+from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled
-from learnkit.errors import ContinualAlreadyInitializedError, ContinualStateError, warn_user
+from learnkit.errors import (
+    ContinualAlreadyInitializedError,
+    ContinualStateError,
+    DataError,
+    warn_user,
+)
 from learnkit.interpret.source import names_of
-from learnkit.learner.extend_data import labelled_data
+from learnkit.learner.dataloaders import is_normalized, with_normalization
 from learnkit.learner.feature_pass import check_supported, empty_head, features_of
-from learnkit.learner.learner_notes import Notes, notes_of
 from learnkit.learner.trained_head import untrained_head
 from learnkit.learner.training_data import (
     check_no_class_lost,
+    data_of_training,
     files_of,
+    labelled_data,
     own_data,
+    shown,
     warn_if_not_training_data,
     without_files,
 )
+from learnkit.learner.transforms import preprocessing_of
 
 
 def init_continual(
@@ -215,3 +228,116 @@ def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
         "threshold and temperature are optimistic: without validation images they come from the "
         "very images the network was trained on",
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Notes:
+    """What only the learner can know of its continual state; replaced as a whole.
+
+    Attributes:
+        trained_head: the head before, None where it is not known.
+        former_names: what a class was called -> what it is called now.
+        learnt: files learnt from.
+        validated: files that decide threshold and temperature.
+        earlier: the notes before the last change.
+    """
+
+    trained_head: nn.Module | None = None
+    former_names: Mapping[str, str] = field(default_factory=dict)
+    learnt: frozenset[str] = frozenset()
+    validated: frozenset[str] = frozenset()
+    earlier: Notes | None = None
+
+    def renamed(self, names: Mapping[str, str]) -> Notes:
+        """With classes called otherwise, `{old: new}`; names before that lead there, too."""
+        former = {old: names.get(now, now) for old, now in self.former_names.items()}
+        return replace(self, former_names=dict(names) | former)
+
+    def warn_of_repetition(self, files: Iterable[str], n: int) -> None:
+        """Warn if some of the files of `n` new images have had a part in the head before."""
+        files = set(files)
+        if again := len(files & self.learnt):
+            warn_user(f"{again} of the {n} images were learnt before and count once more now")
+        if twice := len(files & self.validated):
+            warn_user(
+                f"{twice} of the {n} images decide threshold and temperature as validation images; "
+                "learning from them as well makes both optimistic"
+            )
+
+
+def notes_of(learn: Any) -> Notes:
+    """The notes of a learner; empty ones if it has none."""
+    return getattr(learn, "continual_notes", None) or Notes()
+
+
+_SETTINGS = ("memory", "classifier", "score", "false_alarm_rate", "guarantee", "prior")
+
+
+def refit(learn: Any, data: Any, epochs: int, **training: Any) -> ChangeReport:
+    """Fine-tune on images of all classes, then `init_continual`; see `ContinualVerbs.refit`."""
+    head = check_continual(continual_head(learn.model))
+    dls = _loaders(learn, data)
+    _check_nothing_lost(head, labelled_data(dls, classes=names_of(dls) or ()).labels)
+    settings = {name: getattr(head.settings, name) for name in _SETTINGS}
+    kept = _kept(learn)
+    try:
+        _begin(learn, dls)
+        learn.fine_tune(epochs, **training)
+        done = [cb for cb in learn.cbs if isinstance(cb, AfterFit) and cb.task == "continual"]
+        if done and continual_head(learn.model) is not None:
+            return done[0].report
+        return init_continual(learn, data_of_training(learn), **settings)
+    except BaseException:  # also after Ctrl-C the learner is what it was
+        _restore(learn, *kept)
+        raise
+
+
+def _loaders(learn: Any, data: Any) -> DataLoaders:
+    """Loaders over `data` that read and normalise as the learner's do."""
+    if isinstance(data, ImageDataset):
+        recipe = preprocessing_of(learn.dls).replace(mean=None, std=None)
+        data = data.dataloaders(preprocessing=recipe, bs=learn.dls.bs)
+        data.to(learn.dls.device) if learn.dls.device is not None else None
+    if not isinstance(data, DataLoaders):
+        raise DataError(
+            f"`data` is a {type(data).__name__}; refit trains, so give a split ImageDataset, or "
+            "DataLoaders"
+        )
+    recipe = preprocessing_of(learn.dls)
+    if recipe.mean is None or is_normalized(data):
+        return data
+    return with_normalization(data, recipe.mean, recipe.std)
+
+
+def _check_nothing_lost(head: Any, labels: Any) -> None:
+    known = {name for name, n in head.n_images.items() if n}
+    if lost := sorted(known - set(labels)):
+        raise DataError(
+            f"`data` has no training images of {shown(lost)}, which the learner knows; refit needs "
+            "images of all classes: add some, or forget those classes first"
+        )
+
+
+def _begin(learn: Any, dls: DataLoaders) -> None:
+    """Loaders and a trained head for the classes of `dls`, and an optimizer for both."""
+    notes, names = notes_of(learn), names_of(dls) or []
+    same = names == names_of(learn.dls) and notes.trained_head is not None
+    new = copy.deepcopy(notes.trained_head) if same else untrained_head(learn, len(names))
+    spec = getattr(learn.model, "spec", None)
+    if spec is not None:
+        learn.model.spec = dataclasses.replace(spec, n_out=len(names))
+    learn.model[1], learn.continual_notes = new, None
+    learn.dls, learn.opt = dls, None
+
+
+def _kept(learn: Any) -> tuple[Any, ...]:
+    """What `_restore` puts back."""
+    state = copy.deepcopy(learn.model[0].state_dict())
+    spec = getattr(learn.model, "spec", None)
+    return learn.model[1], learn.continual_notes, learn.dls, learn.opt, spec, state
+
+
+def _restore(learn: Any, head: Any, notes: Any, dls: Any, opt: Any, spec: Any, body: Any) -> None:
+    learn.model[1], learn.continual_notes = head, notes
+    learn.dls, learn.opt, learn.model.spec = dls, opt, spec
+    learn.model[0].load_state_dict(body)

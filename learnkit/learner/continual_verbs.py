@@ -9,8 +9,7 @@ from learnkit.continual.classifier import ChangeReport, ContinualClassifier, con
 from learnkit.interpret.continual import detector_of
 from learnkit.learner import continual as continue_learning
 from learnkit.learner import uncertainty as confidence
-from learnkit.learner.learner_notes import Notes
-from learnkit.learner.refit import refit
+from learnkit.learner.continual import Notes, refit
 from learnkit.uncertainty.calibration import Calibration
 from learnkit.uncertainty.threshold import Threshold
 

@@ -10,10 +10,9 @@ from learnkit.data.labelled_images import Labelled
 from learnkit.learner.adopt import spec_of
 from learnkit.learner.export import predictor_of, probe_images
 from learnkit.learner.training_data import own_data
-from learnkit.optimize.apart import PER_CLASS
 from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.optimized import OptimizedPredictor
-from learnkit.optimize.samples import evenly
+from learnkit.optimize.samples import PER_CLASS, evenly
 
 
 class OptimizingVerb:

@@ -8,6 +8,7 @@ what renamed classes were called in training.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,13 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.ood_detector import Detector
-from learnkit.errors import WeightsError
+from learnkit.errors import WeightsError, WorkerError
 from learnkit.interpret.source import names_of
-from learnkit.learner.learner_notes import Notes
+from learnkit.learner.continual import Notes
 from learnkit.learner.trained_head import untrained_head
 
 _BESIDE = ".learnkit.safetensors"
@@ -109,3 +110,34 @@ def _read_beside(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return empty | json.loads((file.metadata() or {})["learnkit"]), tensors
         except (KeyError, ValueError) as error:
             raise WeightsError(f"{str(path)!r} is damaged: {error}") from error
+
+
+@contextmanager
+def explained_workers(learn: Any) -> Iterator[None]:
+    """Raise WorkerError, naming the ways out, when a reading process has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", str(error)):
+            raise
+        raise WorkerError(
+            f"a reading process died in a pass of {len(learn.dl)} batches: {error}. Usually "
+            "memory ran out, or the shared memory in /dev/shm: use a smaller `bs` or fewer "
+            "`num_workers`; with num_workers=0 an unreadable image is named"
+        ) from error
+
+
+@contextmanager
+def explained_mismatch(model: nn.Module, file: Any) -> Iterator[None]:
+    """Raise WeightsError with the first difference when a state dict does not fit `model`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise WeightsError(
+            f"{str(file)!r} does not fit this network ({len(lines)} kinds of differences, first: "
+            f"{lines[0][:200]}); build the learner with the architecture, head and number of "
+            "classes that were saved"
+        ) from error

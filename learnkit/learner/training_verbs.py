@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnkit.learner.build import forget_frozen_gradients, frozen_norm_state
-from learnkit.learner.failures import explained_mismatch, explained_workers
-from learnkit.learner.saving import load_with_state, save_with_state
-from learnkit.learner.training_guard import training
+from learnkit.learner.saving import (
+    explained_mismatch,
+    explained_workers,
+    load_with_state,
+    save_with_state,
+)
+from learnkit.learner.trained_head import training
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -28,7 +28,6 @@ from learnkit.interpret.continual import detector_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.source import class_names, names_of
 from learnkit.interpret.uncertainty_plots import plot_ood as plot_scores
-from learnkit.learner.extend_data import data_of_training, images_only, labelled_data
 from learnkit.learner.feature_pass import (
     check_supported,
     empty_head,
@@ -36,7 +35,14 @@ from learnkit.learner.feature_pass import (
     features_of,
 )
 from learnkit.learner.trained_head import divide_logits
-from learnkit.learner.training_data import files_of, own_data, without_files
+from learnkit.learner.training_data import (
+    data_of_training,
+    files_of,
+    images_only,
+    labelled_data,
+    own_data,
+    without_files,
+)
 from learnkit.uncertainty.calibration import Calibration, fit_temperature
 from learnkit.uncertainty.ood_measures import evaluate_ood
 from learnkit.uncertainty.threshold import Threshold

@@ -5,11 +5,14 @@ to the last layer: pool, flatten, then (batch norm, dropout, linear, ReLU) per h
 (batch norm, dropout, linear) at the end.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from learnkit.errors import ModelSpecError
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 NORMS += (nn.LayerNorm, nn.GroupNorm)
@@ -165,3 +168,33 @@ def _linear_first(sizes: list[int], dropouts: list[float], first_bn: bool, bias:
         layers += [nn.BatchNorm1d(n_out)] if i or first_bn else []
         layers += [nn.Dropout(p)] if p else []
     return [*layers, nn.Linear(sizes[-2], sizes[-1], bias=bias)]
+
+
+# Number of features and the options of a spec -> a head without any knowledge, to be filled.
+HeadBuilder = Callable[..., nn.Module]
+
+
+_BUILDERS: dict[str, HeadBuilder] = {}
+
+
+def register_head(kind: str, build: HeadBuilder) -> None:
+    """Let specs name heads of this kind; `build(n_features, **options)` makes an empty one."""
+    _BUILDERS[kind] = build
+
+
+def build_head(n_features: int, n_out: int, head: Mapping[str, Any]) -> nn.Module:
+    """Return the head that the field `head` of a spec describes.
+
+    Raises:
+        ModelSpecError: Its kind is not registered.
+    """
+    if "kind" not in head:
+        return create_head(n_features, n_out=n_out, **head)
+    options = dict(head)
+    kind = options.pop("kind")
+    if kind not in _BUILDERS:
+        raise ModelSpecError(
+            f"`head['kind']`={kind!r}: registered are {sorted(_BUILDERS)}; import the module that"
+            " defines such heads first"
+        )
+    return _BUILDERS[kind](n_features, **options)

@@ -1,14 +1,15 @@
 """A network from its description, with random weights, whoever wrote the description."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from learnkit.errors import LearnkitError, ModelSpecError
+from learnkit.errors import BundleCorruptError, LearnkitError, ModelSpecError
 from learnkit.models.arch import resolve_arch
 from learnkit.models.body import assemble_body
-from learnkit.models.head_kinds import build_head
+from learnkit.models.head import build_head
 from learnkit.models.spec import ModelSpec
 from learnkit.models.weights import Wanted
 
@@ -56,3 +57,69 @@ def _named(spec: ModelSpec) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelSpecError(f"{spec.source}:{spec.arch} cannot be built: {error}") from error
+
+
+def rebuild(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of `spec` with the weights `state`, in eval mode, on the CPU.
+
+    Of a network with a head of another kind than layers it is `Sequential(body)`: such a head is
+    read from a state of its own, and appended.
+
+    It is first built without memory (torch's meta device), so that a description that does not fit
+    the weights is refused before anything of its size is allocated.
+
+    Raises:
+        BundleCorruptError: a name, shape or type differs.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = _skeleton(spec)
+        if model is not None:
+            _check_state(model, state)
+            model = None if _has_hidden_buffers(model) else model.to_empty(device="cpu")
+        if model is None:
+            model = _built(spec)
+            _check_state(model, state)
+    model.load_state_dict(state)
+    model.spec, model.spec_problem = spec, None
+    return model.eval()
+
+
+def _built(spec: ModelSpec) -> nn.Module:
+    return nn.Sequential(build_body(spec)) if "kind" in spec.head else build_model(spec)
+
+
+def _skeleton(spec: ModelSpec) -> nn.Module | None:
+    """The network without memory; None for the few that compute while they are built."""
+    try:
+        with torch.device("meta"):
+            return _built(spec)
+    except ModelSpecError:
+        return None
+
+
+def _has_hidden_buffers(model: nn.Module) -> bool:
+    """Whether buffers exist that are computed, not stored (position indices, masks)."""
+    stored = model.state_dict().keys()
+    return any(name not in stored for name, _ in model.named_buffers())
+
+
+def _check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    expected = model.state_dict()
+    if missing := sorted(expected.keys() - state.keys()):
+        raise BundleCorruptError(f"the weights lack {_some(missing)}, which the network has")
+    if extra := sorted(state.keys() - expected.keys()):
+        raise BundleCorruptError(
+            f"the weights hold {_some(extra)}, which the network does not have"
+        )
+    for name, tensor in expected.items():
+        found = state[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise BundleCorruptError(
+                f"the weight {name!r} is {found.dtype} {tuple(found.shape)}; the network has "
+                f"{tensor.dtype} {tuple(tensor.shape)}"
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more

@@ -16,10 +16,10 @@ from learnkit.backends.extras import extra
 from learnkit.backends.registry import BACKENDS, check_backend, open_session, variant_name
 from learnkit.continual.classifier import continual_head
 from learnkit.inference.batch import counted
-from learnkit.optimize.limits import Judge, Limits
+from learnkit.optimize.quantize.sensitivity import Judge, Limits
 
 if TYPE_CHECKING:
-    from learnkit.backends.session_network import SessionNetwork
+    from learnkit.backends.network import SessionNetwork
     from learnkit.data.preprocess import Preprocessing
     from learnkit.deploy.predictor import Predictor
     from learnkit.optimize.quantize.quantize import Quantized
@@ -68,7 +68,7 @@ class Converted:
             BackendUnavailableError: it cannot run here.
             BundleCorruptError: its files are damaged or refused.
         """
-        from learnkit.backends.session_network import SessionNetwork
+        from learnkit.backends.network import SessionNetwork
 
         given = {"threads": threads, "device": device, **self.params}
         if self.backend == "torch":

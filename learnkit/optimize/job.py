@@ -15,15 +15,19 @@ from learnkit.data.labelled_images import Labelled, is_dataset, labelled_images
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, OptimizeError
 from learnkit.optimize import gates as gate
-from learnkit.optimize.apart import FEW, PER_CLASS, check_samples, kept_apart, set_apart
 from learnkit.optimize.gates import Gates
 from learnkit.optimize.samples import (
+    FEW,
     MAX_SAMPLES,
     MAX_TEST,
+    PER_CLASS,
     Pictures,
+    check_samples,
     file_of,
+    kept_apart,
     no_pictures,
     read_pictures,
+    set_apart,
 )
 from learnkit.optimize.timing import BATCHES
 

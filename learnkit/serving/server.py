@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from learnkit.deploy.targets import check_target
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.serving.app import create_app
 from learnkit.serving.auth import check_exposure, is_loopback
 from learnkit.serving.limits import Limits
 from learnkit.serving.timeouts import impatient, quiet
+from learnkit.storage.write_folder import check_target
 
 _GRACE_SECONDS = 30  # for requests under way when the server is told to stop
 _FREE_OF_TORCH = ("onnxruntime-", "openvino-")

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from learnkit.data.image import FORMATS, naming_errors, source_name
-from learnkit.data.pixels import check_pixel_count
+from learnkit.data.image import FORMATS, check_pixel_count, naming_errors, source_name
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Limits, Ticket, check_size
 

@@ -10,19 +10,20 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from learnkit.deploy.targets import check_outside, check_target
-from learnkit.errors import BundleWriteError
+from learnkit.errors import BundleError, BundleWriteError
 from learnkit.storage.filesystem import FileSystem, sync_folder, write_file
 from learnkit.storage.formats import to_json
 from learnkit.storage.read_folder import (
     MANIFEST,
     VARIANTS,
     is_plain_name,
+    read_manifest,
     set_aside,
     siblings,
 )
@@ -212,3 +213,56 @@ def _clean_up(target: Path, alone: bool, fs: FileSystem) -> None:
         with contextlib.suppress(OSError):
             if alone or time.time() - folder.stat().st_mtime > _DEAD_SECONDS:
                 fs.remove_tree(folder)
+
+
+_DESKTOP_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+
+
+def check_target(target: Path) -> None:
+    """Raise unless `target` is absent, an empty folder, or a bundle without foreign files."""
+    check_outside(target)
+    if not os.path.lexists(target):
+        return
+    mode = target.lstat().st_mode
+    if not stat.S_ISDIR(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "a file" if stat.S_ISREG(mode) else "a device"
+        raise BundleWriteError(
+            f"{target} is {kind}; a bundle replaces nothing but a bundle: choose another path"
+        )
+    if foreign := _foreign_files(target):
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise BundleWriteError(
+            f"{target} is a folder with files that no bundle put there ({shown}); a bundle "
+            "replaces nothing but a bundle: choose another path, or move them away first"
+        )
+
+
+def check_outside(target: Path) -> None:
+    """Raise if `target` is inside a bundle, which would not be one any more."""
+    if around := next(filter(_is_bundle, Path(os.path.abspath(target)).parents), None):
+        raise BundleWriteError(
+            f"{target} is inside the bundle {around}; a bundle holds nothing but what it lists: "
+            "choose another path"
+        )
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether there is a bundle's manifest; others may have files of that name, too."""
+    if not os.path.isfile(folder / MANIFEST):
+        return False
+    try:
+        return "schema" in read_manifest(folder, None)[0]
+    except BundleError:
+        return False
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """What is in `folder` and not in its manifest; everything, if it has no sound manifest."""
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*")}
+    try:
+        known = {MANIFEST, VARIANTS, *read_manifest(folder, None)[0]["files"]}
+    except BundleError:
+        known = set()
+    return sorted(
+        name for name, p in found.items() if name not in known and p.name not in _DESKTOP_LITTER
+    )

@@ -19,8 +19,7 @@ import learnkit.continual.knowledge
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed
 from learnkit.continual.held_out import collect_honest
-from learnkit.continual.judged import judge
-from learnkit.continual.score_parts import Reference
+from learnkit.continual.score_parts import Reference, judge
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import (
     ContinualPredictionError,

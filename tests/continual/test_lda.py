@@ -7,8 +7,8 @@ from continual_helpers import draw, gather
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
+from learnkit.continual.closed_form.loo_samples import mean_debts
 from learnkit.continual.closed_form.temperature import temper
-from learnkit.continual.discriminant import mean_debts
 from learnkit.continual.embedding import embed, to_grid
 from learnkit.continual.statistics import GRID, ClassStatistics
 from learnkit.errors import ContinualNotInitializedError

@@ -11,8 +11,8 @@ from learnkit.continual.closed_form.leave_one_out import (
     leave_pair_out,
     log_det_left_out,
 )
+from learnkit.continual.closed_form.loo_samples import are_alone, memory_rows
 from learnkit.continual.closed_form.whitening import fit_spectrum
-from learnkit.continual.memory_rows import are_alone, memory_rows
 
 COUNTS = {"bolt": 14, "nut": 9, "screw": 5, "pin": 3, "cap": 2}
 SHRINKAGES = (0.003, 0.3, 0.97, 1.0)

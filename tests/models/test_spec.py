@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from learnkit.errors import LearnkitError, ModelSpecError
-from learnkit.models import head_kinds
+from learnkit.models import head as heads
 from learnkit.models.create import create_cnn_model
 from learnkit.models.rebuild import build_body, build_model
 from learnkit.models.spec import ModelSpec
@@ -243,10 +243,10 @@ def test_a_spec_for_more_classes_is_a_replacement():
 def test_other_kinds_of_heads_are_built_by_who_registered_them(monkeypatch):
     spec = ModelSpec.from_dict(GOOD | {"head": {"kind": "continual", "memory": 3, "root": True}})
     assert ModelSpec.from_dict(spec.to_dict()) == spec
-    monkeypatch.setattr(head_kinds, "_BUILDERS", {})
+    monkeypatch.setattr(heads, "_BUILDERS", {})
     with pytest.raises(ModelSpecError, match=r"'continual': registered are \[\]"):
         build_model(spec)
-    head_kinds.register_head("continual", lambda n, memory, root: nn.Linear(n, memory, bias=root))
+    heads.register_head("continual", lambda n, memory, root: nn.Linear(n, memory, bias=root))
     head = build_model(spec)[1]
     assert (head.in_features, head.out_features) == (build_body(spec).n_features, 3)
     with pytest.raises(ModelSpecError, match="cannot be built"):

@@ -15,10 +15,10 @@ from learnkit.bundle.variant import (
     FLOAT32,
     Variant,
     files_of,
+    learned_since,
     path_of,
     variant_names,
 )
-from learnkit.bundle.variants.knowing import learned_since
 from learnkit.errors import BundleCorruptError
 from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.report_rows import percent, word

@@ -17,9 +17,9 @@ from learnkit.bundle.variant import (
     files_of,
     path_of,
     variant_names,
+    warn_behind,
 )
-from learnkit.bundle.variants.knowing import warn_behind
-from learnkit.bundle.variants.probes import check_recorded
+from learnkit.bundle.variants.recorded import check_recorded
 from learnkit.errors import BundleCorruptError, BundleError
 from learnkit.inference.judge_reading import read_judge
 from learnkit.inference.scoring import Judge

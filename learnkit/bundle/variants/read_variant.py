@@ -8,9 +8,15 @@ from typing import Any, NamedTuple
 from learnkit.bundle.read import read_bundle
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.bundle.siblings import BaseFiles
-from learnkit.bundle.variant import FLOAT32, Variant, check_variant, files_of, path_of
-from learnkit.bundle.variants.knowing import learned_since
-from learnkit.bundle.variants.probes import check_recorded
+from learnkit.bundle.variant import (
+    FLOAT32,
+    Variant,
+    check_variant,
+    files_of,
+    learned_since,
+    path_of,
+)
+from learnkit.bundle.variants.recorded import check_recorded
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import Detector
 from learnkit.deploy.pickling import home_of

@@ -12,10 +12,9 @@ import torch
 from learnkit.bundle.probes import PROBE
 from learnkit.bundle.schema import CONFIG
 from learnkit.bundle.scoring_file import judge_tensors
-from learnkit.bundle.variant import Variant, path_of, variant_names
-from learnkit.bundle.variants.knowing import with_variants
+from learnkit.bundle.variant import Variant, path_of, variant_names, with_variants
 from learnkit.bundle.variants.overview import with_variants_listed
-from learnkit.bundle.variants.probes import backend_versions, recorded
+from learnkit.bundle.variants.recorded import backend_versions, recorded
 from learnkit.bundle.write import CARD
 from learnkit.continual.ood_detector import Detector
 from learnkit.errors import BundleCorruptError, BundleError, ExportError, warn_user

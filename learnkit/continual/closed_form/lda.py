@@ -9,9 +9,8 @@ shrinkage it is the nearest class mean.
 from __future__ import annotations
 
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier
-from learnkit.continual.closed_form.loo_samples import Prior
+from learnkit.continual.closed_form.loo_samples import Prior, judge_trials, mean_debts
 from learnkit.continual.closed_form.shrinkage import SHRINKAGES, Selection
-from learnkit.continual.discriminant import judge_trials, mean_debts
 from learnkit.continual.statistics import ClassStatistics
 
 

@@ -13,11 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from learnkit.continual.closed_form.loo_samples import Prior, Trials, class_masses, make_trials
+from learnkit.continual.closed_form.loo_samples import (
+    MemoryRows,
+    Prior,
+    Trials,
+    Verdicts,
+    class_masses,
+    judge_trials,
+    make_trials,
+    memory_rows,
+)
 from learnkit.continual.closed_form.shrinkage import SHRINKAGES, Selection, select, temper_trials
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum, fit_spectrum
-from learnkit.continual.discriminant import Verdicts, judge_trials
-from learnkit.continual.memory_rows import MemoryRows, memory_rows
 from learnkit.continual.statistics import ClassStatistics
 
 # Bounds on what one refit may cost: numbers in the features and in the logits of all trials, then

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from learnkit.continual.closed_form.leave_one_out import LeftOut, leave_one_out, leave_pair_out
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
-from learnkit.continual.memory_rows import MemoryRows, are_alone
+from learnkit.continual.embedding import GRID
 from learnkit.continual.statistics import ClassStatistics
 
 Prior = Literal["uniform", "training"]
@@ -130,3 +130,130 @@ def row_weights(labels: Tensor, masses: Tensor) -> Tensor:
     """Weights (R,) summing to 1, those of a class in proportion to its mass."""
     weights = spread_evenly(masses, labels)
     return weights / weights.sum()
+
+
+# Share of the differences between the lengths of class means that is kept with many images; of one
+# image a class two thirds of it. On photographs and digits, 1 to 500 images a class, this was best
+# or near it: with 1 the accuracy is .3 to .5 points less, with 1 image a class 1 point.
+_TRUST = 0.75
+
+
+class Verdicts(NamedTuple):
+    """What the discriminant says of trials it has not seen.
+
+    `logits (R,P)` without the prior and before the temperature; the Mahalanobis scores
+    `mahalanobis (R,)` and `relative (R,)`.
+    """
+
+    logits: Tensor
+    mahalanobis: Tensor
+    relative: Tensor
+
+
+def judge_trials(trials: Trials, geometry: Geometry, debias: float) -> Verdicts:
+    """Verdicts on all trials by the discriminant of one shrinkage, each without the trial."""
+    n, n_classes = len(trials), len(geometry.counts)
+    logits = torch.empty(n, n_classes, dtype=torch.float64)
+    mahalanobis, relative = logits.new_empty(n), logits.new_empty(n)
+    for block in trials.blocks(n_classes):
+        left_out = trials.left_out(geometry, block)
+        logits[block] = class_logits(left_out, geometry.d_eff, debias)
+        mahalanobis[block] = left_out.mahalanobis_scores(geometry.d_eff)
+        relative[block] = mahalanobis[block] - left_out.background
+    return Verdicts(logits, mahalanobis, relative)
+
+
+def class_logits(left_out: LeftOut, d_eff: float, debias: float) -> Tensor:
+    """Logits (R,P) of the discriminant, as the classifier without the sample would give them."""
+    debts = mean_debts(left_out.lengths, left_out.counts, d_eff, debias)
+    return 0.5 * (left_out.background[:, None] - left_out.distances + debts)
+
+
+def mean_debts(lengths: Tensor, counts: Tensor, d_eff: float, debias: float) -> Tensor:
+    """What to take off the squared lengths (..., P) of the class means before they count.
+
+    First the length that a mean of so many images has from noise alone, `d_eff / n`. What is left
+    still differs between classes mostly by chance, while the directions of the means can be
+    trusted: it is drawn towards its mean over the classes, the more, the fewer images there are.
+
+    Source: James and Stein, "Estimation with quadratic loss", 1961, for shrinking what is noisy
+    towards its mean; how far is measured.
+    """
+    noise = d_eff / counts
+    free = lengths - noise
+    trust = _TRUST * counts / (counts + 0.5)
+    common = (trust * free).sum(-1, keepdim=True) / trust.sum(-1, keepdim=True)
+    return debias * (noise + (1 - trust) * (free - common))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MemoryRows:
+    """Remembered samples that can be left out, class after class in the order of their names.
+
+    `grid (R,D)` int16 on the integer grid; `labels (R,)` places of their classes; `positions (R,)`
+    where `stats.memory.of(name)` keeps each; `copies (R,)` how many images of the class are this
+    very one; `partners (R,)` another row of the same class, -1 if none.
+    """
+
+    grid: Tensor
+    labels: Tensor
+    positions: Tensor
+    copies: Tensor
+    partners: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def features(self) -> Tensor:
+        """All of them embedded, float64 (R,D)."""
+        return self.embedded(slice(None))
+
+    def embedded(self, rows: Tensor | slice) -> Tensor:
+        """Some of them embedded, float64 (K,D), made anew at each call."""
+        return self.grid[rows].to(torch.float64).div_(GRID)
+
+
+def memory_rows(stats: ClassStatistics, limit: int | None = None) -> MemoryRows:
+    """Remembered samples of the classes that have other images too, at most about `limit`.
+
+    Equally many of each class, the first by hash, two at least: where the limit does not allow that
+    for every class, some classes, evenly spaced by name, stand for all. Which ones does not depend
+    on the order in which anything came.
+    """
+    every = stats.places()
+    places = [p for p, alone in zip(every, are_alone(stats, every), strict=True) if not alone]
+    if limit is not None and len(places) > limit // 2:
+        places = places[:: -(-len(places) // max(limit // 2, 1))]
+    cells = [stats.memory.cells[place] for place in places]
+    quota = _quota([len(cell.copies) for cell in cells], limit)
+    kept = [cell.features[:quota] for cell in cells]
+    sizes = torch.tensor([len(rows) for rows in kept], dtype=torch.int64)
+    size = sizes.repeat_interleave(sizes)
+    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    positions = torch.arange(len(size)) - first
+    nothing = torch.zeros(0, stats.n_features, dtype=torch.int16)
+    return MemoryRows(
+        grid=torch.cat([nothing, *kept]),
+        labels=torch.tensor(places, dtype=torch.int64).repeat_interleave(sizes),
+        positions=positions,
+        copies=torch.tensor([n for cell in cells for n in cell.copies[:quota]], dtype=torch.int64),
+        partners=torch.where(size > 1, first + (positions + 1) % size, -1),
+    )
+
+
+def are_alone(stats: ClassStatistics, places: Sequence[int]) -> list[bool]:
+    """Whether classes are one image, or copies of one: without it, nothing of them is left."""
+    counts, cells = stats.counts.tolist(), stats.memory.cells
+    return [counts[p] == 1 or counts[p] in cells[p].copies for p in places]
+
+
+def _quota(sizes: list[int], limit: int | None) -> int:
+    """Largest number of rows per class that keeps the total within `limit`, at least two."""
+    most = max(sizes, default=0)
+    if limit is None:
+        return most
+    quota = 2
+    while quota < most and sum(min(n, quota + 1) for n in sizes) <= limit:
+        quota += 1
+    return quota

@@ -11,9 +11,13 @@ its confidences.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier, Scored
-from learnkit.continual.closed_form.loo_samples import Prior, Trials
+from learnkit.continual.closed_form.loo_samples import Prior, Trials, judge_trials
 from learnkit.continual.closed_form.shrinkage import (
     GUESS_IS_TOO_HIGH,
     Selection,
@@ -21,8 +25,7 @@ from learnkit.continual.closed_form.shrinkage import (
     weigh_evidence,
 )
 from learnkit.continual.closed_form.temperature import Tempered, temper
-from learnkit.continual.discriminant import judge_trials
-from learnkit.continual.regression import Ridge
+from learnkit.continual.closed_form.whitening import Spectrum
 from learnkit.continual.statistics import ClassStatistics
 
 # Penalties, in units of the mean eigenvalue that is not zero.
@@ -90,3 +93,161 @@ def _default_temperature(ridge: Ridge) -> float:
     spectrum, per_class = ridge.spectrum, ridge.n_images / len(ridge.offsets)
     debt = (spectrum.values / (spectrum.values + ridge.penalty)).sum() / max(spectrum.dof, 1)
     return default_temperature(spectrum, ridge.weight, per_class * float(debt))
+
+
+_ZERO = 1e-10
+
+
+class Ridge(NamedTuple):
+    """The regression of one penalty, in the axes of the spectrum.
+
+    `offsets (P,D)` are the class means less the mean `middle (D,)` of all images, `solved (P,D)`
+    the same divided by total scatter plus `penalty`. `roots (P,P)` is the Cholesky factor of what
+    the means add to the scatter within classes.
+    """
+
+    spectrum: Spectrum
+    penalty: float
+    middle: Tensor
+    offsets: Tensor
+    solved: Tensor
+    roots: Tensor
+
+    @classmethod
+    def fit(cls, spectrum: Spectrum, penalty: float) -> Ridge:
+        """Return the regression with `penalty`, in units of the mean non-zero eigenvalue."""
+        counts = spectrum.counts
+        middle = counts @ spectrum.means / counts.sum()
+        offsets = spectrum.means - middle
+        penalty = penalty * _mean_eigenvalue(spectrum, offsets)
+        within = offsets / (spectrum.values + penalty)
+        root = counts.sqrt()
+        gram = root[:, None] * (within @ offsets.T) * root
+        roots = torch.linalg.cholesky(gram + torch.eye(len(gram), dtype=gram.dtype))
+        # (A + B B')^-1 B = A^-1 B (I + B' A^-1 B)^-1, with the root of the counts in B
+        solved = torch.cholesky_solve(root[:, None] * within, roots) / root[:, None]
+        return cls(spectrum, penalty, middle, offsets, solved, roots)
+
+    @property
+    def n_images(self) -> float:
+        """Images of all classes."""
+        return float(self.spectrum.counts.sum())
+
+    @property
+    def weight(self) -> Tensor:
+        """Weights (P,D) for samples turned into the axes of the spectrum."""
+        return self.solved * (self.n_images / len(self.offsets))
+
+    def generalised_cross_validation(self) -> float:
+        """Mean squared error to expect on fresh samples, from the statistics alone.
+
+        Source: Golub, Heath and Wahba, "Generalized cross-validation", 1979.
+        """
+        spectrum, n, n_classes = self.spectrum, self.n_images, len(self.offsets)
+        inverse = 1 / (spectrum.values + self.penalty)
+        low_rank = spectrum.counts.sqrt()[:, None] * self.offsets * inverse
+        removed = torch.linalg.solve_triangular(self.roots, low_rank, upper=False)
+        trace = float(inverse.sum() - removed.square().sum())
+        dof = len(inverse) - self.penalty * trace + 1
+        size = float((n / n_classes) ** 2 * (1 / spectrum.counts).sum()) - n / n_classes
+        fitted = float((self.weight * self.offsets).sum()) * n / n_classes
+        rest = size - fitted - self.penalty * float(self.weight.square().sum())
+        return n * max(rest, 0.0) / max(n - dof, _ZERO) ** 2
+
+    def leave_out(self, trials: Trials) -> Tensor:
+        """Logits (R,P) as the regression without each trial would give them; exact.
+
+        The penalty is held. A trial with a partner leaves alone, and the partner is the class mean.
+        """
+        logits = torch.empty(len(trials), len(self.offsets), dtype=torch.float64)
+        for block in trials.blocks(len(self.offsets)):
+            points, labels = trials.points[trials.rows[block]], trials.labels[block]
+            copies, inner = trials.copies[block], self._inner(points, labels)
+            if block.start < trials.n_single:
+                own = self._own_mean(inner, labels, copies)
+            else:
+                own = self._partner(points, trials.points[trials.partners_of(block)])
+            logits[block] = self._logits(inner, own, labels, copies)
+        return logits
+
+    def _products(self, points: Tensor, others: Tensor, means: Tensor) -> Tensor:
+        """Products (R,) of rows counted from the middle; `means (R,P)` are those of `others`."""
+        inverse = 1 / (self.spectrum.values + self.penalty)
+        within = points @ (self.offsets * inverse).T
+        return (points * others) @ inverse - (within * means) @ self.spectrum.counts
+
+    def _inner(self, points: Tensor, labels: Tensor) -> _Inner:
+        """What the samples have to do with themselves and with the class means."""
+        a = points - self.middle
+        means, own_means = a @ self.solved.T, self.offsets @ self.solved.T
+        return _Inner(self._products(a, a, means), means, own_means[labels])
+
+    def _own_mean(self, inner: _Inner, labels: Tensor, copies: Tensor) -> _Own:
+        """The class mean without the sample: (1 + b) mean - b sample, all from the middle."""
+        b = (copies / (self.spectrum.counts[labels] - copies))[:, None]
+        mean_a = inner.a_means.gather(1, labels[:, None])
+        mean_mean = inner.own_means.gather(1, labels[:, None])
+        aa = inner.aa[:, None]
+        return _Own(
+            ((1 + b) * mean_a - b * aa)[:, 0],
+            (1 + b) * inner.own_means - b * inner.a_means,
+            ((1 + b).square() * mean_mean - 2 * (1 + b) * b * mean_a + b.square() * aa)[:, 0],
+        )
+
+    def _partner(self, points: Tensor, partners: Tensor) -> _Own:
+        """The partner as class mean."""
+        a, v = points - self.middle, partners - self.middle
+        means = v @ self.solved.T
+        return _Own(self._products(a, v, means), means, self._products(v, v, means))
+
+    def _logits(self, inner: _Inner, own: _Own, labels: Tensor, copies: Tensor) -> Tensor:
+        """Logits (R,P) of the samples a without them, the class mean of each being `own`."""
+        n_images, n_classes = self.n_images, len(self.offsets)
+        share = copies * n_images / (n_images - copies)
+        gain = share / (1 - share * inner.aa).clamp_min(1e-12)
+        at = labels[:, None]
+        mean_a, mean_own = (rows.gather(1, at)[:, 0] for rows in (inner.a_means, own.means))
+
+        # right is the sample counted from the mean of the class means, which moves with its class
+        right_means = inner.a_means - (own.means - inner.own_means) / n_classes
+        right_means = right_means - self._center_means()
+        right_a = inner.aa - inner.a_means.mean(1) - (own.a - mean_a) / n_classes
+        right_own = own.a - own.means.mean(1) - (own.own - mean_own) / n_classes
+
+        # left is each class mean counted from the mean of all images, which moves as well
+        left_right = right_means.scatter(1, at, right_own[:, None])
+        left_a = inner.a_means.scatter(1, at, own.a[:, None])
+        moved = (copies / (n_images - copies))[:, None]
+        left_right = left_right + moved * right_a[:, None]
+        left_a = left_a + moved * inner.aa[:, None]
+        logits = left_right + (gain * right_a)[:, None] * left_a
+        return logits * ((n_images - copies) / n_classes)[:, None]
+
+    def _center_means(self) -> Tensor:
+        """Products (P,) of the mean of the class means with each of them."""
+        return self.offsets.mean(0) @ self.solved.T
+
+
+class _Inner(NamedTuple):
+    """Products of samples a with themselves (R,) and the means (R,P), of own means with means."""
+
+    aa: Tensor
+    a_means: Tensor
+    own_means: Tensor
+
+
+class _Own(NamedTuple):
+    """Products of the own mean, moved, with the sample (R,), the means (R,P) and itself (R,)."""
+
+    a: Tensor
+    means: Tensor
+    own: Tensor
+
+
+def _mean_eigenvalue(spectrum: Spectrum, offsets: Tensor) -> float:
+    """Mean of the eigenvalues of the total scatter that are not zero; 1 if all are."""
+    largest = float(spectrum.values.max())
+    rank = int((spectrum.values > _ZERO * largest).sum()) if largest > 0 else 0
+    rank = min(rank + len(offsets) - 1, len(spectrum.values))
+    total = spectrum.total + float(spectrum.counts @ offsets.square().sum(1))
+    return total / rank if rank and total > _ZERO else 1.0

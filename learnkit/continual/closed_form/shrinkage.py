@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from learnkit.continual.closed_form.leave_one_out import log_det_left_out
-from learnkit.continual.closed_form.loo_samples import Trials
+from learnkit.continual.closed_form.loo_samples import Trials, judge_trials
 from learnkit.continual.closed_form.temperature import Tempered, temper
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
-from learnkit.continual.discriminant import judge_trials
 
 # The last one is the nearest class mean.
 SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.8, 0.9, 0.97, 0.99, 0.999, 1.0)

@@ -21,11 +21,11 @@ import numpy as np
 
 from learnkit.errors import OptimizeError
 from learnkit.inference.batch import counted
-from learnkit.optimize.limits import Limits
 from learnkit.optimize.quantize.bias import correct_biases, with_biases
 from learnkit.optimize.quantize.graph import FloatNetwork, open_raw, to_int8
 from learnkit.optimize.quantize.ranges import Calibration, calibrate
 from learnkit.optimize.quantize.sensitivity import (
+    Limits,
     by_worth,
     fewest,
     relative_error,

@@ -6,11 +6,10 @@ import pytest
 from onnx_helpers import channels_last, exported, noise
 
 from learnkit.backends.registry import open_session
-from learnkit.optimize.limits import Limits
 from learnkit.optimize.quantize.graph import FloatNetwork, open_raw
 from learnkit.optimize.quantize.openvino import openvino_files
 from learnkit.optimize.quantize.quantize import outputs_of, quantize_onnx
-from learnkit.optimize.quantize.sensitivity import relative_error
+from learnkit.optimize.quantize.sensitivity import Limits, relative_error
 
 pytest.importorskip("openvino")
 SAMPLES = channels_last(noise(8))

@@ -20,12 +20,11 @@ from learnkit.backends.ort_session import OrtSession
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import OptimizeError
 from learnkit.models.body import create_body
-from learnkit.optimize.limits import Limits
 from learnkit.optimize.quantize.bias import correct_biases, with_biases
 from learnkit.optimize.quantize.graph import FloatNetwork, open_raw, to_int8
 from learnkit.optimize.quantize.quantize import MAX_SAMPLES, outputs_of, quantize_onnx
 from learnkit.optimize.quantize.ranges import calibrate
-from learnkit.optimize.quantize.sensitivity import relative_error
+from learnkit.optimize.quantize.sensitivity import Limits, relative_error
 
 SHARED = Path(__file__).parents[3] / "shared"
 SMALL = Preprocessing(16)

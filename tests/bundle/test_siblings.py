@@ -17,7 +17,7 @@ from deploy_helpers import (
     without_timing,
 )
 
-from learnkit.bundle.variants.companions import companions_in, with_companions
+from learnkit.bundle.siblings import companions_in, with_companions
 from learnkit.data.labelled_images import Labelled
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.runtime_predictor import load_runtime

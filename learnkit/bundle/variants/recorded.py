@@ -1,7 +1,4 @@
-"""Probe images of a variant: its backend must still make of them what it made when it was saved.
-
-This module needs no torch.
-"""
+"""Probes of a variant: its backend must give what it gave when it was saved; needs no torch."""
 
 from __future__ import annotations
 
@@ -18,8 +15,12 @@ _PACKAGES = {
     "openvino": ("openvino",),
     "torch": ("torch", "timm"),
 }
+
+
 # what another processor or version may change, as a share of the largest value
 _NOISE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 2e-2, "int8": 1e-2}
+
+
 _OUTPUTS = ("features", "logits")
 
 

@@ -6,9 +6,15 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from learnkit.cli.demo import MARKER, PLAN, prepare_folder, run_demo
+from learnkit.cli.demo import (
+    MARKER,
+    PLAN,
+    prepare_folder,
+    run_demo,
+    write_digits,
+    write_photographs,
+)
 from learnkit.data.image import read_image
-from learnkit.demo_images import write_digits, write_photographs
 from learnkit.deploy.loading import load_learner
 from learnkit.errors import DataError
 

@@ -24,7 +24,7 @@ from learnkit.callback import checkpoint
 from learnkit.callback.checkpoint_file import read_checkpoint
 from learnkit.cli.app import main
 from learnkit.data.dataset import ImageDataset
-from learnkit.deploy.resumable import predict_to_file
+from learnkit.inference.files import predict_to_file
 from learnkit.inference.shards import Shards
 
 _RUN = """
@@ -33,7 +33,7 @@ from learnkit.cli.app import main
 try: main(sys.argv[1:])
 except SystemExit: pass
 """
-GOLDEN = Path(__file__).parent / "deploy" / "golden" / "v1.2-variants"
+GOLDEN = Path(__file__).parents[1] / "bundle" / "golden" / "v1.2-variants"
 SMALL_SHARDS = {**predict_to_file.__kwdefaults__, "shard": 8}
 SMALL = ["--arch", "test_resnet", "--no-pretrained", "--size", "32", "--bs", "8"]
 

@@ -131,7 +131,7 @@ def test_a_killed_subprocess_leaves_the_old_bundle_and_the_next_save_sweeps(tmp_
     write_folder(tmp_path / "model", OLD)
     code = (
         "import os, sys\n"
-        "from learnkit.deploy import atomic\n"
+        "from learnkit.storage import write_folder as atomic\n"
         "atomic._swap = lambda *args: os._exit(9)\n"
         "atomic.write_folder(sys.argv[1], {'config.json': b'x'})\n"
     )

@@ -24,10 +24,10 @@ from torch import nn
 from learnkit.backends.network import Network
 from learnkit.bundle import schema
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy import rebuild as rebuild_module
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import BundleCorruptError, BundleProbeError, BundleVersionError, ExportError
+from learnkit.models import rebuild as rebuild_module
 from learnkit.models.rebuild import build_model
 
 COUNTS = {"ok": 5, "Kratzer <b>": 4, "dent": 3}

@@ -15,7 +15,6 @@ import pytest
 from deploy_helpers import make_continual, make_predictor, shades, strange
 from PIL import Image
 
-from learnkit.deploy.resumable import FilesReport, predict_to_file
 from learnkit.errors import (
     ImageReadError,
     MissingExtraError,
@@ -23,6 +22,7 @@ from learnkit.errors import (
     PredictionFileError,
 )
 from learnkit.inference.digest import model_digest
+from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.prediction import prediction_of
 from learnkit.inference.shards import Shards
 
@@ -121,7 +121,7 @@ def test_an_interrupted_call_is_gone_on_with_and_gives_the_same_bytes(tmp_path, 
 _KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from learnkit.deploy.resumable import predict_to_file
+from learnkit.inference.files import predict_to_file
 import numpy as np
 from learnkit.inference.prediction import prediction_of
 class Slow:

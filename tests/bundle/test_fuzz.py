@@ -12,9 +12,9 @@ import torch
 from deploy_helpers import make_continual, rewrite
 
 from learnkit.bundle.state import STATE
-from learnkit.deploy import rebuild
 from learnkit.deploy.loading import load_learner
 from learnkit.errors import BundleError
+from learnkit.models import rebuild
 from learnkit.models.rebuild import build_body, build_model
 
 N_MUTATIONS = {"plain": 500, "continual": 120}

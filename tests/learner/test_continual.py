@@ -360,7 +360,7 @@ class TestTraining:
     def test_a_refit_that_fails_leaves_the_learner_as_it_was(self, learn, everything, monkeypatch):
         before, dls = learn.continual.knowledge, learn.dls
         body = copy.deepcopy(learn.model[0].state_dict())
-        monkeypatch.setattr("learnkit.learner.refit.init_continual", interrupt)
+        monkeypatch.setattr("learnkit.learner.continual.init_continual", interrupt)
         with pytest.raises(KeyboardInterrupt), learn.no_logging():
             learn.refit(everything)
         assert learn.continual.knowledge is before

@@ -12,9 +12,8 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, OptimizeError, UnreadableImagesError
-from learnkit.optimize.apart import check_samples, kept_apart, set_apart
 from learnkit.optimize.job import optimism
-from learnkit.optimize.samples import evenly, read_pictures
+from learnkit.optimize.samples import check_samples, evenly, kept_apart, read_pictures, set_apart
 
 RECIPE = Preprocessing(16)
 CLASSES = ("a", "b")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learnkit.continual.closed_form.lda import fit_lda
-from learnkit.continual.held_ridge import held_out_mahalanobis
+from learnkit.continual.held_out import held_out_mahalanobis
 from learnkit.continual.statistics import ClassStatistics
 
 D = 7
