@@ -11,7 +11,7 @@ from learnkit.bundle.schema import SCHEMA
 from learnkit.bundle.scoring_file import judge_tensors
 from learnkit.bundle.variant import Variant, path_of
 from learnkit.bundle.variants.recorded import recorded
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.preprocess import Preprocessing
 from learnkit.storage.formats import tensors_to_bytes, to_json
 from learnkit.storage.write_folder import write_folder
@@ -64,7 +64,7 @@ def features_of(data, images):
 
 def variant_files(name=NAME, *, onnx, head=None, classes=("a", "b"), probe=None, **changes):
     """The files of a variant; those of `head`, where there is one."""
-    is_detector = isinstance(head, Detector)
+    is_detector = isinstance(head, OodDetector)
     own = () if head is None or is_detector else head.classes
     backend, precision = name.split("-")
     described = {

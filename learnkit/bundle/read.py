@@ -19,7 +19,7 @@ from learnkit.bundle.siblings import Companions, companions_at
 from learnkit.bundle.state import OOD, STATE, read_detector, read_head
 from learnkit.bundle.timm_layout import from_files
 from learnkit.bundle.versions import listed, versions
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import BundleCorruptError, BundleError, BundleProbeError, LearnkitError
 from learnkit.models.rebuild import rebuild
@@ -36,7 +36,7 @@ class Bundle:
     model: nn.Module
     probes: Probes
     digest: str
-    detector: Detector | None = None
+    detector: OodDetector | None = None
     companions: Companions | None = None
 
     def check_probes(self, predictor: Predictor) -> None:

@@ -30,12 +30,12 @@ def judge_tensors(head: ContinualClassifier, *, labels: bool = True) -> dict[str
 
     `facts` is JSON in UTF-8: which score there is, and the threshold. `weight (C,D)` and `bias
     (C,)` give calibrated logits of embedded features, where a class is `known (C,)`;
-    `misfits (R,)` with their weights calibrate prediction sets; `threshold_scores (n,)` with theirs
-    give p-values. The parts of the score add what they need: see `_geometry_tensors`, and
-    `reference (K,D)` int16, the remembered features.
+    `misfits (R,)` with their weights are the nonconformity scores of prediction sets;
+    `threshold_scores (n,)` with theirs give p-values. The parts of the score add what
+    they need: see `_geometry_tensors`, and `reference (K,D)` int16, the remembered features.
 
     Args:
-        head: of the continual state; or a `Detector` beside a trained head.
+        head: of the continual state; or a `OodDetector` beside a trained head.
         labels: whether its logits give the labels; False if those of the network do.
 
     Raises:
@@ -46,16 +46,16 @@ def judge_tensors(head: ContinualClassifier, *, labels: bool = True) -> dict[str
     if derived is None:
         raise ExportError("the model knows no class yet; extend it before it is exported")
     known, threshold = derived.bias.isfinite(), head.threshold
-    misfits = (derived.misfits, derived.misfit_weights)
+    nonconformity = (derived.nonconformity, derived.nonconformity_weights)
     if not labels:
-        misfits = getattr(head, "misfits", None) or (derived.misfits[:0],) * 2
+        nonconformity = getattr(head, "nonconformity", None) or (derived.nonconformity[:0],) * 2
     return {
         "facts": _as_bytes(_facts(derived.scorer, threshold, knowledge.settings.root, labels)),
         "weight": derived.weight,
         "bias": torch.where(known, derived.bias, 0.0),
         "known": known,
-        "misfits": misfits[0].to(torch.float64),
-        "misfit_weights": misfits[1].to(torch.float64),
+        "misfits": nonconformity[0].to(torch.float64),
+        "misfit_weights": nonconformity[1].to(torch.float64),
         "threshold_scores": threshold.calibration_scores,
         "threshold_weights": threshold.calibration_weights,
         **_score_tensors(derived),

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import (
     BundleCorruptError,
     ExportError,
@@ -99,25 +99,27 @@ def head_facts(head: ContinualClassifier) -> dict[str, Any]:
 OOD = "ood.safetensors"
 
 
-def detector_facts(detector: Detector) -> dict[str, Any]:
+def detector_facts(detector: OodDetector) -> dict[str, Any]:
     """What the model card says of a detector: images, threshold, and how it came."""
     facts = head_facts(detector)
     told = [name for name in facts if name.startswith(("flagged", "threshold", "what that"))]
     return {
         "images it takes for usual": sum(detector.n_images.values()),
         **{name: facts[name] for name in told},
-        "images behind prediction sets": len(detector.head_misfits),
+        "images behind prediction sets": len(detector.head_nonconformity),
     }
 
 
-def read_detector(config: Mapping[str, Any], tensors: Mapping[str, Tensor], width: int) -> Detector:
+def read_detector(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], width: int
+) -> OodDetector:
     """The detector written as `config` and `tensors`, for a body that gives `width` features.
 
     Raises:
         BundleCorruptError: they are not a detector's, or not of this network.
     """
     try:
-        detector = Detector.from_state(config, tensors)
+        detector = OodDetector.from_state(config, tensors)
     except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         # numbers that no images give can make the solvers raise whatever they have
         raise BundleCorruptError(

@@ -26,7 +26,7 @@ from learnkit.bundle.state import OOD, STATE, described, detector_facts, head_fa
 from learnkit.bundle.timm_layout import pack
 from learnkit.bundle.versions import versions
 from learnkit.continual.classifier import ContinualClassifier, frozen_head
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import BundleCorruptError, ExportError
 from learnkit.models.rebuild import rebuild
 from learnkit.models.spec import ModelSpec
@@ -152,7 +152,7 @@ def _card(
     kind: str,
     card: Mapping[str, Any],
     head: ContinualClassifier | None,
-    detector: Detector | None,
+    detector: OodDetector | None,
 ) -> str:
     preprocessing = contents.preprocessing
     height, width = preprocessing.size

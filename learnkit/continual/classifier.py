@@ -224,7 +224,7 @@ def check_continual(head: ContinualClassifier | None) -> ContinualClassifier:
     )
 
 
-def check_tells(head: ContinualClassifier | None) -> ContinualClassifier:
+def check_detects_ood(head: ContinualClassifier | None) -> ContinualClassifier:
     """`head`, unless it is None: then the error says how unusual images can be told."""
     return _not_none(
         head,

@@ -35,8 +35,8 @@ class Derived:
         scorer: The score of unusual images.
         threshold: As fitted, whatever may be set by hand.
         calibration: The temperature and what it was fitted on.
-        misfits: One minus the probability of the truth, of the images it was fitted on, (R,).
-        misfit_weights: Their weights, (R,).
+        nonconformity: One minus the probability of the truth, of the images it was fitted on, (R,).
+        nonconformity_weights: Their weights, (R,).
         notes: What a person should know.
         warning: The one thing a person must know, or "".
     """
@@ -49,8 +49,8 @@ class Derived:
     scorer: Scorer
     threshold: Threshold
     calibration: Calibration
-    misfits: Tensor
-    misfit_weights: Tensor
+    nonconformity: Tensor
+    nonconformity_weights: Tensor
     notes: tuple[str, ...]
     warning: str
 
@@ -88,7 +88,7 @@ def derive(
     scorer = fit_scorer(linear, honest, reference, calibration.temperature, settings.score)
     threshold = fit_scorer_threshold(scorer, honest, settings)
     weight, bias = _in_place(linear, places, stats.n_classes, calibration.temperature)
-    misfits, misfit_weights = _misfits(honest, calibration.temperature)
+    nonconformity, nonconformity_weights = _nonconformity(honest, calibration.temperature)
     return Derived(
         stats=sorted_stats,
         places=torch.tensor(places),
@@ -98,8 +98,8 @@ def derive(
         scorer=scorer,
         threshold=threshold,
         calibration=calibration,
-        misfits=misfits,
-        misfit_weights=misfit_weights,
+        nonconformity=nonconformity,
+        nonconformity_weights=nonconformity_weights,
         notes=notes_on(sorted_stats, honest, threshold, scorer, settings),
         warning=warning_on(honest, settings),
     )
@@ -121,8 +121,8 @@ def _in_place(
     return weight, bias
 
 
-def _misfits(honest: Honest, temperature: float) -> tuple[Tensor, Tensor]:
-    """(misfits, weights) of the images judged, (R,) each; of images that were drawn, none."""
+def _nonconformity(honest: Honest, temperature: float) -> tuple[Tensor, Tensor]:
+    """(nonconformity, weights) of the images judged, (R,) each; of images that were drawn, none."""
     if honest.source == "parametric":
         return honest.weights[:0], honest.weights[:0]
     probs = (honest.logits / temperature).softmax(1)

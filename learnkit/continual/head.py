@@ -147,7 +147,9 @@ class KnowingHead(nn.Module):
         """
         knowledge = self.knowledge
         derived = _derived(knowledge)
-        quantile = conformal_quantile(derived.misfits, alpha, weights=derived.misfit_weights)
+        quantile = conformal_quantile(
+            derived.nonconformity, alpha, weights=derived.nonconformity_weights
+        )
         embedded = _embedded(knowledge, features)
         probs = (embedded @ derived.weight.T + derived.bias).softmax(1)
         return prediction_sets(probs, quantile) & derived.bias.isfinite()

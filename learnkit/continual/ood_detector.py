@@ -14,21 +14,21 @@ from learnkit.errors import PredictionError, StatisticsError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_MISFITS = "misfits"
+_NONCONFORMITY = "misfits"
 Misfits = tuple[Tensor, Tensor]
 
 
-class Detector(ContinualClassifier):
+class OodDetector(ContinualClassifier):
     """Class statistics that say what is usual, for a network whose trained head stays.
 
     Attributes:
-        head_misfits: one minus the probability the trained head gave to the true class of images
-            it was not trained on, float32 (M,); prediction sets are calibrated by them.
+        head_nonconformity: nonconformity scores: one minus the probability the trained head gave to
+            the true class of images it was not trained on, float32 (M,).
     """
 
     def __init__(self, n_features: int, **settings: Any) -> None:
         super().__init__(n_features, **settings)
-        self.head_misfits = torch.zeros(0)
+        self.head_nonconformity = torch.zeros(0)
 
     def fit_sets(self, probs: Tensor, targets: Tensor) -> None:
         """Calibrate prediction sets by what the trained head said of images it does not know.
@@ -39,23 +39,25 @@ class Detector(ContinualClassifier):
         """
         known = targets >= 0
         truth = probs[known].gather(1, targets[known, None])[:, 0]
-        self.head_misfits = (1 - truth).to(torch.float32)
+        self.head_nonconformity = (1 - truth).to(torch.float32)
 
     @property
-    def misfits(self) -> Misfits | None:
-        """`head_misfits` and their weights, None without any."""
-        found = self.head_misfits
+    def nonconformity(self) -> Misfits | None:
+        """`head_nonconformity` and their weights, None without any."""
+        found = self.head_nonconformity
         return (found, torch.ones_like(found)) if len(found) else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = super().__deepcopy__(memo)
-        new.head_misfits = self.head_misfits  # replaced as a whole, never changed: shared
+        new.head_nonconformity = (
+            self.head_nonconformity
+        )  # replaced as a whole, never changed: shared
         return new
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(configuration for JSON, tensors): everything there is to keep."""
         config, tensors = super().state()
-        return config, {**tensors, _MISFITS: self.head_misfits}
+        return config, {**tensors, _NONCONFORMITY: self.head_nonconformity}
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -64,19 +66,19 @@ class Detector(ContinualClassifier):
         Raises:
             StatisticsError: Something cannot have come from `state`.
         """
-        rest = {name: tensor for name, tensor in tensors.items() if name != _MISFITS}
+        rest = {name: tensor for name, tensor in tensors.items() if name != _NONCONFORMITY}
         new = super().from_state(config, rest)
-        found = tensors.get(_MISFITS, torch.zeros(0))
+        found = tensors.get(_NONCONFORMITY, torch.zeros(0))
         sound = found.dtype == torch.float32 and found.ndim == 1
         if not sound or not bool(((found >= 0) & (found <= 1)).all()):
-            raise StatisticsError(f"`{_MISFITS}` are no shares in 0..1; the state is damaged")
-        new.head_misfits = found
+            raise StatisticsError(f"`{_NONCONFORMITY}` are no shares in 0..1; the state is damaged")
+        new.head_nonconformity = found
         return new
 
 
 def checked_detector(
-    detector: Detector | None, head: ContinualClassifier | None, multi_label: bool
-) -> Detector | None:
+    detector: OodDetector | None, head: ContinualClassifier | None, multi_label: bool
+) -> OodDetector | None:
     """`detector`, if it may stand beside this head; PredictionError otherwise."""
     if detector is not None and (head is not None or multi_label):
         why = "an image may have several labels" if head is None else "the head tells them itself"

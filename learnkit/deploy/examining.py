@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from learnkit.continual.classifier import check_tells
+from learnkit.continual.classifier import check_detects_ood
 from learnkit.data.labelled_images import files_or_images, image_paths, is_dataset
 from learnkit.deploy.many import raised
 from learnkit.inference.batch import predict_stream, watched
@@ -79,7 +79,7 @@ class Examining:
         targets = encoded_labels(dataset, self.classes, self.multi_label)
         strange = [] if ood is None else image_paths(ood)
         if ood is not None:
-            check_tells(self.ood)
+            check_detects_ood(self.ood)
         run = {"bs": bs, "n_workers": n_workers, "progress": progress}
         found = self._predicted(dataset.paths, **run)
         rows = [prediction.probs for prediction in found]
@@ -90,7 +90,7 @@ class Examining:
             multi_label=self.multi_label,
             threshold=self.threshold,
         )
-        if not self.tells_unusual:
+        if not self.detects_ood:
             return evaluation
         return with_ood_measures(evaluation, found, self._predicted(strange, **run))
 

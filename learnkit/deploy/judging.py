@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.inference.batch import Result
 from learnkit.inference.prediction import not_finite, prediction_of
 
@@ -26,22 +26,22 @@ def judged(head: ContinualClassifier, features: Tensor) -> list[Result]:
     with torch.no_grad():
         probs = head(features[sound]).softmax(1)
     derived = head.knowledge.derived
-    misfits = (derived.misfits, derived.misfit_weights)
-    return _rows(probs, sound, head.classes, _said(head, features[sound], misfits))
+    nonconformity = (derived.nonconformity, derived.nonconformity_weights)
+    return _rows(probs, sound, head.classes, _said(head, features[sound], nonconformity))
 
 
 def judged_beside(
-    detector: Detector, logits: Tensor, features: Tensor, classes: tuple[str, ...]
+    detector: OodDetector, logits: Tensor, features: Tensor, classes: tuple[str, ...]
 ) -> list[Result]:
     """As `judged`, the classes being told by a trained head that gave `logits` (N, C)."""
     detector = copy.copy(detector)
     sound = logits.isfinite().all(1) & features.isfinite().all(1)
-    said = _said(detector, features[sound], detector.misfits)
+    said = _said(detector, features[sound], detector.nonconformity)
     return _rows(logits[sound].softmax(1), sound, classes, said)
 
 
 def _said(
-    head: ContinualClassifier, features: Tensor, misfits: tuple[Tensor, Tensor] | None
+    head: ContinualClassifier, features: Tensor, nonconformity: tuple[Tensor, Tensor] | None
 ) -> list[dict[str, Any]]:
     """Fields of `Prediction` from `ood_score` on, for each row of finite features."""
     threshold, scores = head.threshold, head.ood_scores(features)
@@ -50,7 +50,7 @@ def _said(
             "ood_score": score,
             "ood_threshold": threshold.value,
             "p_value": None if math.isnan(p_value) else p_value,
-            "misfits": misfits,
+            "nonconformity": nonconformity,
         }
         for score, p_value in zip(scores.tolist(), threshold.p_value(scores).tolist(), strict=True)
     ]

@@ -10,10 +10,10 @@ from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import (
     ContinualClassifier,
     check_continual,
-    check_tells,
+    check_detects_ood,
     continual_head,
 )
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import labelled_images
 from learnkit.errors import PredictionError
 
@@ -26,7 +26,7 @@ class Learning:
     may make changes, one takes place after the other.
     """
 
-    detector: Detector | None = None
+    detector: OodDetector | None = None
 
     @property
     def continual(self) -> ContinualClassifier | None:
@@ -116,9 +116,9 @@ class Learning:
                 "when an image is flagged; give one of them"
             )
         if threshold is not None:
-            check_tells(self.ood).set_threshold(threshold)
+            check_detects_ood(self.ood).set_threshold(threshold)
         if false_alarm_rate is not None:
-            check_tells(self.ood).set_threshold(false_alarm_rate=false_alarm_rate)
+            check_detects_ood(self.ood).set_threshold(false_alarm_rate=false_alarm_rate)
 
 
 def check_same_features(one: Any, other: Any) -> None:

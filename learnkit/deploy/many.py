@@ -108,7 +108,7 @@ class Predicting:
             watched(stream, len(paths), progress),
             self.classes,
             probs=probs,
-            ood=self.tells_unusual,
+            ood=self.detects_ood,
         )
 
     def _about(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learnkit.backends.network import Network
-from learnkit.continual.ood_detector import Detector, checked_detector
+from learnkit.continual.ood_detector import OodDetector, checked_detector
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.examining import Examining
 from learnkit.deploy.judging import judged, judged_beside
@@ -62,7 +62,7 @@ class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified,
         device: str | torch.device | None = None,
         metadata: Mapping[str, Any] | None = None,
         owns_model: bool = False,
-        detector: Detector | None = None,
+        detector: OodDetector | None = None,
     ):
         self.model = model if device is None else model.to(device)
         self.preprocessing = preprocessing
@@ -86,7 +86,7 @@ class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified,
         """What every change replaces, for `is_changed`: names and thresholds, what is learned."""
         tells, beside = self.ood, self.detector
         learned = tells and tells.knowledge
-        return (self._labelling, learned, beside, beside and beside.head_misfits)
+        return (self._labelling, learned, beside, beside and beside.head_nonconformity)
 
     @property
     def threshold(self) -> float:
@@ -94,7 +94,7 @@ class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified,
         return self._labelling[1]
 
     @property
-    def tells_unusual(self) -> bool:
+    def detects_ood(self) -> bool:
         """Whether predictions say how unusual an image is."""
         return self.ood is not None
 
@@ -161,7 +161,7 @@ class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified,
             class_names: the new names.
             threshold: a label of a multi-label model counts above it.
             ood_threshold: an image is flagged if its score is above it; it stays through later
-                changes. Only where `tells_unusual`, as is the next.
+                changes. Only where `detects_ood`, as is the next.
             false_alarm_rate: wanted share of known images flagged; the threshold is fitted to it
                 from what the model knows, now and after every change.
 

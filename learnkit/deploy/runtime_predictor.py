@@ -122,7 +122,7 @@ class RuntimePredictor(Predicting, Identified, ByPath):
         return self._now[0]
 
     @property
-    def tells_unusual(self) -> bool:
+    def detects_ood(self) -> bool:
         """Whether predictions say how unusual an image is."""
         return self._now[1] is not None
 

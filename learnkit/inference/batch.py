@@ -21,7 +21,7 @@ class Predicts(Protocol):
     """What can predict many images: a `Predictor`, with torch or without."""
 
     classes: tuple[str, ...]
-    tells_unusual: bool
+    detects_ood: bool
 
     def load(self, source: Any) -> Any:
         """One image ready for the network, or an ImageReadError."""

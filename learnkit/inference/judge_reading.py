@@ -60,7 +60,7 @@ def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> J
         limit=_limit(file, file.record(facts, "threshold", _THRESHOLD)),
         weight=file.get("weight", len(known), n_features),
         bias=np.where(known, file.get("bias", len(known)), -np.inf),
-        misfits=file.weighted("misfits", "misfit_weights"),
+        nonconformity=file.weighted("misfits", "misfit_weights"),
         geometry=_geometry(file, parts, n_features),
         reference=_reference(file, n_features) if "knn" in parts else None,
     )

@@ -39,8 +39,8 @@ class Prediction:
         ood_threshold: the image is flagged if its score is above this.
         p_value: share of known images at least as unusual as this one, in (0, 1]; None too where
             there were no scores to count.
-        misfits: one minus the probability of the true class, of images the model has not learned,
-            and their weights, both (M,): what prediction sets are calibrated by.
+        nonconformity: nonconformity scores, one minus the probability of the true class, of images
+            the model has not learned, and their weights, both (M,): for prediction sets.
 
     >>> import torch
     >>> label, index, probs = prediction_of(torch.tensor([.1, .7, .2]), ("ant", "bee", "wasp"))
@@ -55,7 +55,7 @@ class Prediction:
     ood_score: float | None = field(default=None, kw_only=True)
     ood_threshold: float | None = field(default=None, kw_only=True)
     p_value: float | None = field(default=None, kw_only=True)
-    misfits: tuple[Values, Values] | None = field(default=None, kw_only=True)
+    nonconformity: tuple[Values, Values] | None = field(default=None, kw_only=True)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.label, self.index, self.probs))
@@ -102,12 +102,12 @@ class Prediction:
             PredictionError: the model has nothing to calibrate sets by.
             UncertaintyError: `alpha` outside (0, 1).
         """
-        if self.misfits is None or not len(self.misfits[0]):
+        if self.nonconformity is None or not len(self.nonconformity[0]):
             raise PredictionError(
                 "this model has nothing to calibrate prediction sets by; it needs the continual "
                 "state or fit_ood, and images it remembers or validation images"
             )
-        found = inside(self.probs, conformal_quantile(*self.misfits, alpha))
+        found = inside(self.probs, conformal_quantile(*self.nonconformity, alpha))
         kept = dict(zip(self.classes, found.tolist(), strict=True))
         return tuple(name for name, prob in self.ranking if kept[name] and prob > 0)
 

@@ -87,8 +87,8 @@ class Judge:
     """Labels and scores of pooled features.
 
     `standards` holds (part, mean, spread) of every part of the score. `labels` says whether
-    `weight (C,D)` and `bias (C,)` give the labels, or the network itself. `misfits` are scores and
-    weights that calibrate prediction sets. `reference (K,D)` is remembered.
+    `weight (C,D)` and `bias (C,)` give the labels, or the network itself. `nonconformity` are
+    scores and weights for prediction sets. `reference (K,D)` is remembered.
     """
 
     labels: bool
@@ -98,7 +98,7 @@ class Judge:
     limit: Limit
     weight: Array
     bias: Array
-    misfits: tuple[Array, Array]
+    nonconformity: tuple[Array, Array]
     geometry: Geometry | None = None
     reference: Array | None = None
 
@@ -124,7 +124,7 @@ class Judge:
                 "ood_score": score,
                 "ood_threshold": self.limit.value,
                 "p_value": None if math.isnan(p_value) else p_value,
-                "misfits": self.misfits,
+                "nonconformity": self.nonconformity,
             }
             for score, p_value in zip(scores.tolist(), p_values, strict=True)
         ]

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import WeightsError, WorkerError
 from learnkit.interpret.source import names_of
 from learnkit.learner.continual import Notes
@@ -51,7 +51,7 @@ def load_with_state(learn: Any, file: Any, load: Callable[..., Any], **kwargs: A
     name = Path(str(file)).with_suffix(_BESIDE) if Path(str(file)).suffix == ".pth" else None
     beside = learn.path / learn.model_dir / (name or f"{file}{_BESIDE}")
     about, tensors = _read_beside(beside)
-    detector = about["ood"] and Detector.from_state(about["ood"], tensors)
+    detector = about["ood"] and OodDetector.from_state(about["ood"], tensors)
     with _fitting_head(learn):
         load(file, **kwargs)
     learn.ood_detector = detector or None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled
 from learnkit.errors import OodLockedError, OodUnsupportedError
@@ -91,7 +91,7 @@ def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings:
         held_out = _HeldOut(*_features_and_labels(validation), validation.logits)
     else:
         held_out = _validation(learn, found, validation, own=own)
-    detector = empty_head(learn, Detector, **settings)
+    detector = empty_head(learn, OodDetector, **settings)
     features = features_of(learn, found.items)
     detector.extend(features, found.labels, validation=held_out and held_out[:2])
     if held_out is not None:
@@ -177,7 +177,9 @@ def _outputs(learn: Any, dl: Any, ds_idx: int, *, with_features: bool = False) -
     return collect_outputs(learn, **given, ds_idx=ds_idx, with_features=with_features)
 
 
-def _calibrate_sets(learn: Any, detector: Detector, logits: Tensor, labels: Sequence[str]) -> None:
+def _calibrate_sets(
+    learn: Any, detector: OodDetector, logits: Tensor, labels: Sequence[str]
+) -> None:
     """Calibrate prediction sets of the trained head by what it says of images it has not seen."""
     numbers = {name: i for i, name in enumerate(class_names(learn))}
     targets = torch.tensor([numbers.get(label, -1) for label in labels], dtype=torch.int64)

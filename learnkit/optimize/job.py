@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from learnkit.continual.classifier import check_tells
+from learnkit.continual.classifier import check_detects_ood
 from learnkit.data.labelled_images import Labelled, is_dataset, labelled_images
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, OptimizeError
@@ -185,7 +185,7 @@ def task_of(
     gates = Gates() if gates is None else gates
     _check_numbers(gates, batch_size, params)
     if given.ood is not None:
-        check_tells(predictor.ood)
+        check_detects_ood(predictor.ood)
     pictures = Gathered(predictor, precision, given.samples, given.test, given.ood, progress)
     images = learned_images(predictor, given.samples, given.learned)
     return Task(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnkit.bundle.siblings import BaseFiles
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.pickling import home_of
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import OptimizedModelError, OptimizeError
@@ -48,7 +48,7 @@ class OptimizedPredictor(Predictor):
         classes: Sequence[str],
         *,
         head: ContinualClassifier | None,
-        detector: Detector | None,
+        detector: OodDetector | None,
         multi_label: bool,
         threshold: float,
         base: BaseFiles,

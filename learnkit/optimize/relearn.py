@@ -9,7 +9,7 @@ from typing import TypeVar
 from learnkit.backends.network import Network
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import GRID, embed
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
 from learnkit.inference.features import BATCH, feature_rows
 
@@ -101,6 +101,6 @@ def _settle(new: ContinualClassifier, head: ContinualClassifier) -> None:
     """Give `new` what `head` has that images do not decide; nothing is left to undo."""
     if head.knowledge.manual_threshold is not None:
         new.set_threshold(head.knowledge.manual_threshold)
-    if isinstance(new, Detector):
-        new.head_misfits = head.head_misfits
+    if isinstance(new, OodDetector):
+        new.head_nonconformity = head.head_nonconformity
     new._states = new._states[:1]

@@ -99,7 +99,7 @@ def test_the_golden_bundle_with_a_detector_still_tells_unusual_images(tmp_path):
     assert predictor.continual is None
     assert detector.n_images == {"ok": 20, "Kratzer (groß)": 20, "裂纹": 20}
     assert (detector.settings.root, detector.settings.memory, detector.n_features) == (True, 6, 32)
-    assert len(detector.head_misfits) == 24
+    assert len(detector.head_nonconformity) == 24
     for name in predictor.classes:
         for image in shades(name, 2, seed=7):
             prediction = predictor.predict(image)

@@ -18,7 +18,7 @@ from deploy_helpers import (
 
 from learnkit.bundle import schema
 from learnkit.bundle.state import OOD
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
@@ -37,7 +37,7 @@ def make_detecting(**settings):
     plain = make_predictor()
     images, labels = labelled(COUNTS)
     features = plain.features(images, progress=False)
-    detector = Detector(features.shape[1], memory=8, **settings)
+    detector = OodDetector(features.shape[1], memory=8, **settings)
     detector.extend(features, labels)
     predictor = make_predictor(plain.model, detector=detector, owns_model=True)
     pixels = torch.stack([plain.preprocessing.load(image) for image in images])
@@ -75,10 +75,10 @@ def test_the_head_tells_the_classes_and_the_detector_what_is_unusual(predictor):
 
 
 def test_prediction_sets_are_calibrated_by_the_trained_head(predictor):
-    misfits = predictor.detector.head_misfits
-    assert len(misfits) == 36
+    nonconformity = predictor.detector.head_nonconformity
+    assert len(nonconformity) == 36
     (prediction,) = predictor.predict_batch(shades("ok", 1, seed=5))
-    quantile = misfits.sort().values[-1]  # of 36 images for one in 37
+    quantile = nonconformity.sort().values[-1]  # of 36 images for one in 37
     kept = [name for name, prob in prediction.ranking if 1 - prob <= quantile]
     assert prediction.prediction_set(1 / 37) == tuple(kept)
     assert prediction.prediction_set(0.01) == tuple(name for name, _ in prediction.ranking)
@@ -162,7 +162,7 @@ def test_a_damaged_description_is_refused(copy, value):
 
 
 def test_a_detector_of_another_network_is_refused(copy):
-    other = Detector(5)
+    other = OodDetector(5)
     features = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
     other.extend(features, ["a"] * 4 + ["b"] * 4)
     config, tensors = other.state()

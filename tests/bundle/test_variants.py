@@ -20,7 +20,7 @@ from deploy_helpers import (
 )
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
@@ -207,7 +207,7 @@ def test_a_trained_head_and_its_names_travel(tmp_path):
 
 def test_a_detector_beside_a_trained_head_goes_along(tmp_path):
     predictor = make_predictor()
-    detector = Detector(predictor.network.features(predictor.network.no_images()).shape[1])
+    detector = OodDetector(predictor.network.features(predictor.network.no_images()).shape[1])
     detector.extend(predictor.features(LEARNED.items, progress=False), LEARNED.labels)
     predictor.detector = detector
     faster, report = predictor.optimize(
@@ -215,7 +215,7 @@ def test_a_detector_beside_a_trained_head_goes_along(tmp_path):
     )
     assert report.state.startswith("learned again from 24 images")
     assert not math.isnan(report.quality.auroc)
-    again = Detector(detector.n_features)
+    again = OodDetector(detector.n_features)
     again.extend(faster.features(LEARNED.items, progress=False), LEARNED.labels)
     assert torch.equal(again.statistics.gram, faster.detector.statistics.gram)
     faster.save(tmp_path / "model")

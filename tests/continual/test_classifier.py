@@ -77,7 +77,7 @@ def essence(head):
         head.threshold.to_dict(),
         str(head.calibration),
         derived.scorer.standards,
-        derived.misfits.tolist(),
+        derived.nonconformity.tolist(),
     )
 
 
@@ -438,7 +438,7 @@ def test_classes_weigh_as_the_prior_says(prior, expected):
     derived = learned(batch, prior=prior).knowledge.derived
     threshold = derived.threshold
     assert threshold.calibration_weights.sum() == pytest.approx(1)
-    weights = derived.misfit_weights
+    weights = derived.nonconformity_weights
     labels = derived.linear.loo.labels
     assert [weights[labels == c].sum().item() for c in (0, 1)] == pytest.approx(expected)
 

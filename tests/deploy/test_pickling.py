@@ -18,7 +18,7 @@ from deploy_helpers import (
 )
 from runtime_helpers import NAME, onnx_bytes, variant_files, write_bundle
 
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import BundleCorruptError, LearnkitError, NotPicklableError
@@ -213,7 +213,7 @@ def test_a_deep_copy_shares_what_a_backend_has_compiled_and_nothing_else(runtime
 
 def with_detector():
     model = make_model()
-    detector = Detector(model[0].n_features)
+    detector = OodDetector(model[0].n_features)
     detector.extend(torch.rand(12, model[0].n_features), ["a", "b"] * 6)
     return make_predictor(model, detector=detector)
 

@@ -15,7 +15,7 @@ from runtime_helpers import NAME, SIZE, WIDTH, features_of, onnx_bytes, variant_
 
 import learnkit
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.judging import judged, judged_beside
 from learnkit.deploy.runtime_predictor import RuntimePredictor, load_runtime
 from learnkit.errors import (
@@ -157,7 +157,7 @@ def test_predictions_are_those_of_the_head_with_torch(continual):
 
 
 def test_a_trained_head_predicts_and_its_detector_flags(tmp_path):
-    onnx, detector, images = onnx_bytes(2), learned(Detector), queries()
+    onnx, detector, images = onnx_bytes(2), learned(OodDetector), queries()
     write_bundle(tmp_path / "m", variant_files(onnx=onnx, head=detector))
     write_bundle(tmp_path / "n", variant_files(onnx=onnx))
     features = features_of(onnx, images)

@@ -114,7 +114,7 @@ def test_dictionaries_hold_no_infinity_and_no_p_value_where_there_is_none():
 
 def test_prediction_sets_follow_the_calibration_images():
     scores = torch.arange(1, 10, dtype=torch.float64) / 10  # nine: alpha .1 asks for the largest
-    prediction = judged(misfits=(scores, torch.ones(9)))
+    prediction = judged(nonconformity=(scores, torch.ones(9)))
     assert prediction.prediction_set(0.1) == ("<i>wasp</i>", "bee", "ant")  # 1 - p up to .9
     assert prediction.prediction_set(0.2) == ("<i>wasp</i>", "bee")  # up to .8
     assert prediction.prediction_set(0.5) == ("<i>wasp</i>",)  # up to .5
@@ -128,8 +128,12 @@ def test_prediction_sets_keep_their_promise_on_fresh_images():
     classes = tuple("abcde")
     probs = (torch.randn(4000, 5) * 2).softmax(1)
     truth = probs.multinomial(1)[:, 0]  # perfectly calibrated
-    misfits = 1 - probs.gather(1, truth[:, None])[:2000, 0].double()
-    fields = {"misfits": (misfits, torch.ones(2000)), "ood_score": 0.0, "ood_threshold": 1.0}
+    nonconformity = 1 - probs.gather(1, truth[:, None])[:2000, 0].double()
+    fields = {
+        "nonconformity": (nonconformity, torch.ones(2000)),
+        "ood_score": 0.0,
+        "ood_threshold": 1.0,
+    }
     for alpha in (0.05, 0.2):
         held = [
             classes[t] in prediction_of(row, classes, **fields).prediction_set(alpha)
@@ -141,12 +145,12 @@ def test_prediction_sets_keep_their_promise_on_fresh_images():
 def test_a_class_that_can_never_win_is_in_no_set():
     probs = torch.tensor([0.6, 0.4, 0.0])
     few = (torch.tensor([0.5]), torch.ones(1))
-    assert prediction_of(probs, CLASSES, misfits=few).prediction_set(0.1) == ("ant", "bee")
+    assert prediction_of(probs, CLASSES, nonconformity=few).prediction_set(0.1) == ("ant", "bee")
 
 
 def test_prediction_sets_need_a_share_and_images_to_calibrate_by():
     for alpha in (0, 1, -0.1, math.nan):
         with pytest.raises(UncertaintyError, match="`alpha` is"):
-            judged(misfits=(torch.ones(3), torch.ones(3))).prediction_set(alpha)
+            judged(nonconformity=(torch.ones(3), torch.ones(3))).prediction_set(alpha)
     with pytest.raises(PredictionError, match="nothing to calibrate"):
-        judged(misfits=(torch.ones(0), torch.ones(0))).prediction_set(0.1)
+        judged(nonconformity=(torch.ones(0), torch.ones(0))).prediction_set(0.1)

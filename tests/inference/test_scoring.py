@@ -13,7 +13,7 @@ from runtime_helpers import WIDTH, json_tensor
 from learnkit.bundle.scoring_file import judge_tensors
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed as torch_embed
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.continual.settings import CLASSIFIERS, GUARANTEES, SCORES
 from learnkit.deploy.judging import judged, judged_beside
 from learnkit.errors import (
@@ -51,7 +51,7 @@ def make_head(n=45, *, width=WIDTH, kind=ContinualClassifier, **settings):
 
 def read(head, **changes):
     """The judge that a file of `head` gives; `changes` replace tensors in it."""
-    tensors = {**judge_tensors(head, labels=not isinstance(head, Detector)), **changes}
+    tensors = {**judge_tensors(head, labels=not isinstance(head, OodDetector)), **changes}
     data = tensors_to_bytes({name: t for name, t in tensors.items() if t is not None})
     return read_judge(data, "j", n_classes=len(head.classes), n_features=head.n_features)
 
@@ -170,7 +170,7 @@ def test_a_forgotten_class_keeps_its_number_and_never_wins():
 
 
 def test_a_detector_leaves_the_labels_to_the_network():
-    detector = make_head(kind=Detector)
+    detector = make_head(kind=OodDetector)
     detector.fit_sets(torch.tensor([[0.6, 0.4], [0.2, 0.8]]).repeat(9, 1), torch.tensor([0, 1] * 9))
     x, logits = queries(), torch.linspace(-3, 3, 40).reshape(20, 2)
     found = runtime_judge.judged(read(detector), x.numpy(), logits.numpy(), ("u", "v"))

@@ -18,7 +18,7 @@ from learnkit.bundle.variant import (
 )
 from learnkit.bundle.variants.recorded import check_recorded
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.pickling import home_of
 from learnkit.errors import BundleCorruptError, LearnkitError, PredictionError
 from learnkit.optimize.conversion_report import ConversionReport
@@ -72,7 +72,7 @@ def load_variant(
             f"the variant {name!r} was made from other float32 weights than those beside it"
         )
     head = _head(variant, folder)
-    is_detector = isinstance(head, Detector)
+    is_detector = isinstance(head, OodDetector)
     try:
         predictor = OptimizedPredictor(
             _converted(variant, folder, path),
@@ -126,7 +126,7 @@ def _head(variant: Variant, folder: Folder) -> ContinualClassifier | None:
         return None
     where = path_of(variant.name, "state.safetensors")
     tensors = parse_tensors(_file(folder, where), where)
-    kind = Detector if variant.continual is None else ContinualClassifier
+    kind = OodDetector if variant.continual is None else ContinualClassifier
     try:
         head = kind.from_state(config, tensors)
     except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:

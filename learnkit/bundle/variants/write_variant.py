@@ -16,7 +16,7 @@ from learnkit.bundle.variant import Variant, path_of, variant_names, with_varian
 from learnkit.bundle.variants.overview import with_variants_listed
 from learnkit.bundle.variants.recorded import backend_versions, recorded
 from learnkit.bundle.write import CARD
-from learnkit.continual.ood_detector import Detector
+from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import BundleCorruptError, BundleError, ExportError, warn_user
 from learnkit.storage.formats import parse_tensors, tensors_to_bytes, to_json
 
@@ -119,7 +119,7 @@ def variant_files(predictor: OptimizedPredictor, base: dict[str, bytes]) -> dict
 
 
 def _described(predictor: OptimizedPredictor, config: dict | None) -> Variant:
-    converted, is_detector = predictor.converted, isinstance(predictor.ood, Detector)
+    converted, is_detector = predictor.converted, isinstance(predictor.ood, OodDetector)
     return Variant(
         backend=converted.backend,
         precision=converted.precision,
