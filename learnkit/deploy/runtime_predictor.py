@@ -21,7 +21,8 @@ from learnkit.errors import OptimizedModelError, PredictionError
 from learnkit.inference.batch import Result
 from learnkit.inference.class_names import checked_threshold, renamed
 from learnkit.inference.digest import Identified
-from learnkit.inference.scoring import Judge, judged
+from learnkit.inference.scoring import judged
+from learnkit.uncertainty.scoring import Scoring
 
 _NEEDS_TORCH = frozenset(
     {
@@ -105,7 +106,7 @@ class RuntimePredictor(Predicting, Identified, ByPath):
         preprocessing: Preprocessing,
         classes: Sequence[str],
         *,
-        judge: Judge | None = None,
+        judge: Scoring | None = None,
         multi_label: bool = False,
         threshold: float = 0.5,
         metadata: Mapping[str, Any] | None = None,
@@ -130,7 +131,7 @@ class RuntimePredictor(Predicting, Identified, ByPath):
     def ood_threshold(self) -> float | None:
         """Score above which an image is flagged; None if the model cannot tell."""
         judge = self._now[1]
-        return None if judge is None else judge.limit.value
+        return None if judge is None else judge.threshold.value
 
     @property
     def threads(self) -> int:

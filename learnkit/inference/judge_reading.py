@@ -1,4 +1,4 @@
-"""A file of judgements (see `judge_file`) as a `Judge`, without trusting it."""
+"""A file of judgements (see `judge_file`) as a `Scoring`, without trusting it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from learnkit._version import __version__
 from learnkit.errors import BundleCorruptError, BundleVersionError
-from learnkit.inference.scoring import Geometry, Judge, Limit
 from learnkit.storage.formats import parse_arrays, parse_json
+from learnkit.uncertainty.scoring import ClassDistances, Limit, Scoring
 
 FORMAT = 1
 GRID = 2**15
@@ -28,7 +28,7 @@ _ALWAYS = {
 }
 
 
-def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> Judge:
+def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> Scoring:
     """The judge in `data`, the content of the file `where`.
 
     Args:
@@ -52,16 +52,16 @@ def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> J
     known = file.get("known", n_classes if labels else None)  # a detector has classes of its own
     if not known.any():
         raise file.corrupt("no class is `known`")
-    return Judge(
+    return Scoring(
         labels=labels,
         root=file.value(facts, "root", bool),
         temperature=file.above_zero(facts, "temperature"),
         standards=standards,
-        limit=_limit(file, file.record(facts, "threshold", _THRESHOLD)),
+        threshold=_limit(file, file.record(facts, "threshold", _THRESHOLD)),
         weight=file.get("weight", len(known), n_features),
         bias=np.where(known, file.get("bias", len(known)), -np.inf),
         nonconformity=file.weighted("misfits", "misfit_weights"),
-        geometry=_geometry(file, parts, n_features),
+        distances=_geometry(file, parts, n_features),
         reference=_reference(file, n_features) if "knn" in parts else None,
     )
 
@@ -184,12 +184,12 @@ def _limit(file: _File, facts: dict[str, Any]) -> Limit:
         statement=file.value(facts, "statement", str),
         loc=loc,
         scale=scale,
-        scores=scores,
-        weights=weights,
+        calibration_scores=scores,
+        calibration_weights=weights,
     )
 
 
-def _geometry(file: _File, parts: set[str], n_features: int) -> Geometry | None:
+def _geometry(file: _File, parts: set[str], n_features: int) -> ClassDistances | None:
     if not parts & _WITH_GEOMETRY:
         return None
     offsets = file.some("offsets", None)
@@ -198,7 +198,7 @@ def _geometry(file: _File, parts: set[str], n_features: int) -> Geometry | None:
         base, axes = float(file.get("base")), file.get("axes", n_features, None)
         if base < 0:
             raise file.corrupt(f"`base` is {base}; it is a square")
-    return Geometry(
+    return ClassDistances(
         center=file.get("center", n_features),
         covectors=file.get("covectors", len(offsets), n_features),
         offsets=offsets,

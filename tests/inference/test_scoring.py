@@ -24,12 +24,12 @@ from learnkit.errors import (
     UncertaintyError,
 )
 from learnkit.inference import scoring as runtime_judge
-from learnkit.inference.arithmetic import embed
 from learnkit.inference.judge_reading import PARTS, read_judge
 from learnkit.inference.sets import conformal_quantile, inside
-from learnkit.inference.tails import normal_tail, student_tail
 from learnkit.storage.formats import tensors_to_bytes
 from learnkit.uncertainty import conformal
+from learnkit.uncertainty.scoring import Limit, unit_rows
+from learnkit.uncertainty.tails import normal_tail, student_tail
 from learnkit.uncertainty.threshold import fit_threshold
 
 NAMES = ("c0", "c1", "c2")
@@ -114,7 +114,7 @@ def test_every_source_of_a_threshold_travels():
     with pytest.warns(UserWarning, match="assumed distribution"):
         heads["drawn"] = make_head(memory=0)
     for source, head in heads.items():
-        limit = read(head).limit
+        limit = read(head).threshold
         assert limit.source == head.threshold.source == source.replace("drawn", "parametric")
         assert limit.value == head.threshold.value
         scores = torch.linspace(-5, 30, 36, dtype=torch.float64)
@@ -127,15 +127,15 @@ def test_p_values_of_an_assumed_distribution_are_those_of_torch(n):
     known = torch.linspace(1, 2, n, dtype=torch.float64)
     threshold = fit_threshold(known, model=(1.0, 0.5), weights=torch.arange(1.0, n + 1))
     assert threshold.source == "parametric"
-    limit = runtime_judge.Limit(
+    limit = Limit(
         value=threshold.value,
         source=threshold.source,
         guarantee=threshold.guarantee,
         statement=threshold.statement,
         loc=threshold.loc,
         scale=threshold.scale,
-        scores=threshold.calibration_scores.numpy(),
-        weights=threshold.calibration_weights.numpy(),
+        calibration_scores=threshold.calibration_scores.numpy(),
+        calibration_weights=threshold.calibration_weights.numpy(),
     )
     scores = torch.linspace(0, 4, 17, dtype=torch.float64)
     np.testing.assert_allclose(limit.p_values(scores.numpy()), threshold.p_value(scores), rtol=1e-9)
@@ -144,7 +144,7 @@ def test_p_values_of_an_assumed_distribution_are_those_of_torch(n):
 def test_features_of_any_size_are_embedded_as_with_torch():
     x = torch.tensor([[3.0, -4.0], [3e38, 1e-38], [1e-11, 0.0], [1e-12, 0.0], [0.0, 0.0]])
     for root in (False, True):
-        found = embed(x.numpy(), root=root)
+        found = unit_rows(x.numpy(), root=root)
         np.testing.assert_allclose(found, torch_embed(x, root=root), rtol=1e-14)
 
 
@@ -155,7 +155,7 @@ def test_few_images_of_many_dimensions_take_few_axes(score):
     assert tensors["axes"].shape[1] <= 24
     assert tensors["base"] > 0
     x = queries(60)[:-1]
-    found = read(head).scores(x.numpy())
+    found = read(head).ood_scores(x.numpy())
     np.testing.assert_allclose(found, head.ood_scores(x), rtol=1e-9, atol=1e-9)
 
 
@@ -201,7 +201,7 @@ def test_a_threshold_set_by_hand_keeps_the_ranks():
     by_hand = read(head).with_threshold(-4)
     head.threshold = -4.0
     x = queries()[:-1]
-    for ours, theirs in zip(by_hand.unusual(x.numpy()), judged(head, x), strict=True):
+    for ours, theirs in zip(by_hand.ood_fields(x.numpy()), judged(head, x), strict=True):
         assert ours["ood_threshold"] == -4
         assert ours["p_value"] == pytest.approx(theirs.p_value, rel=1e-9)
     with pytest.raises(UncertaintyError, match="finite"):

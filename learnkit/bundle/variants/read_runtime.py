@@ -22,9 +22,9 @@ from learnkit.bundle.variant import (
 from learnkit.bundle.variants.recorded import check_recorded
 from learnkit.errors import BundleCorruptError, BundleError
 from learnkit.inference.judge_reading import read_judge
-from learnkit.inference.scoring import Judge
 from learnkit.storage.formats import parse_arrays
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
+from learnkit.uncertainty.scoring import Scoring
 
 _TORCH = "torch-"
 _FOR_LEARNING = ("state.safetensors", "report.json")
@@ -36,7 +36,7 @@ class Runtime:
 
     session: Session
     variant: Variant
-    judge: Judge | None
+    judge: Scoring | None
     metadata: Mapping[str, Any]
     digest: str
 
@@ -130,7 +130,7 @@ def _session(variant: Variant, folder: Folder, threads: int | None, device: str)
     return open_session(variant.backend, variant.precision, files, **given)
 
 
-def _judge(variant: Variant, folder: Folder) -> Judge | None:
+def _judge(variant: Variant, folder: Folder) -> Scoring | None:
     name = path_of(variant.name, "judge.safetensors")
     if variant.continual is None and variant.ood is None:
         return None
@@ -145,7 +145,7 @@ def _judge(variant: Variant, folder: Folder) -> Judge | None:
     return judge
 
 
-def _check_fit(session: Session, variant: Variant, judge: Judge | None) -> None:
+def _check_fit(session: Session, variant: Variant, judge: Scoring | None) -> None:
     """Raise unless network, description and judge are about the same images and classes."""
     recipe, n_classes = variant.recipe(), len(variant.classes)
     pairs = {
