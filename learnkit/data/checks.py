@@ -1,4 +1,4 @@
-"""What is wrong, or odd, with a dataset's files, classes and splits: one table of findings.
+"""Checks of a dataset's files, classes and splits: one table of findings.
 
 Every image is read once; the rest is arithmetic on what was seen. Near duplicates are images whose
 16 x 16 grey thumbnails agree, found by comparing blocks of thumbnails of similar mean brightness.
@@ -7,11 +7,11 @@ Every image is read once; the rest is arithmetic on what was seen. Near duplicat
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,8 @@ from tqdm.auto import tqdm
 
 from learnkit.data.image import FORMATS, naming_errors, read_image
 from learnkit.data.near_duplicates import near_duplicate_groups
-from learnkit.errors import ImageReadError
-
-if TYPE_CHECKING:
-    from learnkit.data.dataset import ImageDataset
+from learnkit.data.split import split_counts
+from learnkit.errors import DataError, ImageReadError
 
 COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
 THUMBNAIL = 16
@@ -46,30 +44,36 @@ class _Seen:
     thumbnail: np.ndarray | None = None
 
 
-def check_images(
-    dataset: "ImageDataset", fast: bool = False, *, min_images: int = 10, progress: bool = True
+def find_problems(
+    frame: pd.DataFrame,
+    root: Path,
+    classes: Sequence[str],
+    *,
+    fast: bool,
+    min_images: int,
+    progress: bool,
 ) -> pd.DataFrame:
-    """Findings, worst first: finding, severity, path, class, split, detail, paths.
-
-    `path` is the image to drop, if one is ("" otherwise); `paths` are all that are meant. Severity
-    is "error" (training fails or its numbers lie), "warning" or "info".
-
-    Args:
-        dataset: Left unchanged.
-        fast: Read headers and bytes only: damage inside a file, near duplicates and unused bits are
-            not looked for.
-        min_images: Classes with fewer are reported, and counted in train if there is a split.
-        progress: Show a bar.
-    """
-    frame = dataset.frame
-    seen = _look(dataset.paths, fast, progress)
+    """Findings about the images of a dataset's table, worst first: see `ImageDataset.check`."""
+    seen = _look([root / path for path in frame["path"]], fast, progress)
     table = _Table(frame, seen, progress)
     checks = (_unreadable, _copies, _near_copies, _deep, _shape, _mixed("size"), _mixed("mode"))
     findings = [row for check in checks for row in check(table)]
-    findings += _few(dataset, min_images)
+    findings += _few(split_counts(frame, classes), min_images)
     order = {"error": 0, "warning": 1, "info": 2}
     findings.sort(key=lambda row: (order[row["severity"]], row["finding"], row["path"]))
     return pd.DataFrame(findings, columns=list(COLUMNS), dtype=object)
+
+
+def not_in_findings(frame: pd.DataFrame, findings: pd.DataFrame) -> np.ndarray:
+    """Whether each row of `frame` is the image in `path` of no finding, bool (N,).
+
+    Raises:
+        DataError: A finding is about a file that is not in `frame`.
+    """
+    unwanted = set(findings["path"]) - {""}
+    if unknown := sorted(unwanted - set(frame["path"])):
+        raise DataError(f"`findings` name files that are not in the dataset: {unknown[:3]}")
+    return ~frame["path"].isin(unwanted).to_numpy(dtype=bool)
 
 
 class _Table:
@@ -235,9 +239,8 @@ def _mixed(what: str) -> Callable[[_Table], Iterator[dict]]:
     return check
 
 
-def _few(dataset: "ImageDataset", min_images: int) -> Iterator[dict]:
+def _few(counts: pd.DataFrame, min_images: int) -> Iterator[dict]:
     """Classes with fewer than `min_images` to learn from."""
-    counts = dataset.counts()
     where = "train" if "train" in counts else "all"
     column = counts["train"] if "train" in counts else counts.sum(axis=1)
     for name, n in column.items():

@@ -1,31 +1,42 @@
 """`ImageDataset`: which images there are, what is on them, and what each is used for.
 
 A thin immutable object over one table; every method returns a new dataset and none touches a file.
-What it can read lives in `readers.py` and `halcon.py`, how it is divided in `splitting.py`.
+The work is done by functions over tables: `readers`, `halcon`, `split`, `checks`, `display`.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from learnkit.data.display import Display
-from learnkit.data.halcon import HalconDictionaries
-from learnkit.data.labels import Label
-from learnkit.data.readers import Readers
-from learnkit.data.splitting import Splitting
+from learnkit.data.display import counts_html, show_images
+from learnkit.data.halcon import dictionary_table, halcon_dictionary
+from learnkit.data.labels import Label, nfc
+from learnkit.data.readers import csv_table, df_table, folder_table, names_table
+from learnkit.data.split import (
+    check_shares,
+    check_training_splits,
+    in_split,
+    split_column,
+    split_counts,
+    splits_in,
+)
 from learnkit.data.table import clean_table
-from learnkit.errors import DataError, ImageReadError
+from learnkit.errors import DataError, ImageReadError, SplitError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
+class ImageDataset:
     """A table of labelled images below one folder.
 
     Args:
@@ -58,6 +69,163 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
                 f"`class_ids` numbers {sorted(self._class_ids)[:10]}; it must number every class: "
                 f"{self._classes[:10]}"
             )
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        splits: bool = True,
+        allow_empty: bool = False,
+    ) -> "Self":
+        """Dataset of every image below `folder`, labelled with the name of the folder it lies in.
+
+        If every top-level folder is called train, valid, val, validation or test, those are the
+        splits and the folders below them the classes. One class alone is fine here (new images for
+        a trained classifier, say); `check_split` refuses to train on it.
+
+        Args:
+            folder: The folder that holds the class folders, at any depth.
+            splits: False takes such top-level folders for classes.
+            allow_empty: Accept folders without images, as classes without images.
+
+        Raises:
+            DataError: No folder, no images, images outside class folders, or an empty class folder.
+        """
+        frame, classes = folder_table(folder, splits=splits, allow_empty=allow_empty)
+        return cls(frame, folder, classes=classes)
+
+    @classmethod
+    def from_names(cls, folder: str | os.PathLike[str], pattern: str | re.Pattern[str]) -> "Self":
+        r"""Dataset of every image below `folder`, labelled by a pattern found in its file name.
+
+        Args:
+            folder: Searched at every depth.
+            pattern: Regular expression whose group `label`, or only group, is the label. Other
+                named groups become columns: `r"(?P<label>\w+?)_(?P<serial>\d+)"` allows
+                `split(group="serial")`.
+
+        Raises:
+            DataError: No images, a pattern without such a group, or file names it does not match.
+        """
+        return cls(names_table(folder, pattern), folder)
+
+    @classmethod
+    def from_csv(
+        cls,
+        csv: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        path_col: str = "path",
+        label_col: str = "label",
+        split_col: str | None = None,
+        label_delim: str | None = None,
+        sep: str = ",",
+        check_files: bool = True,
+    ) -> "Self":
+        """Dataset of a CSV file with one row per image; see `from_df` for the columns.
+
+        Everything is read as text, so that classes called NA, 007 or None keep their names.
+
+        Args:
+            csv: The file; its first line names the columns.
+            folder: What paths are relative to; None is the folder of the file.
+            path_col: As in `from_df`.
+            label_col: As in `from_df`.
+            split_col: As in `from_df`.
+            label_delim: As in `from_df`.
+            sep: Between the columns.
+            check_files: As in `from_df`.
+
+        Raises:
+            DataError: The file is missing or no table, or as in `from_df`.
+        """
+        return cls.from_df(
+            csv_table(csv, sep),
+            Path(csv).parent if folder is None else folder,
+            path_col=path_col,
+            label_col=label_col,
+            split_col=split_col,
+            label_delim=label_delim,
+            check_files=check_files,
+        )
+
+    @classmethod
+    def from_df(
+        cls,
+        frame: pd.DataFrame,
+        folder: str | os.PathLike[str],
+        *,
+        path_col: str = "path",
+        label_col: str = "label",
+        split_col: str | None = None,
+        label_delim: str | None = None,
+        check_files: bool = True,
+    ) -> "Self":
+        """Dataset of a table with one row per image; further columns are kept.
+
+        Args:
+            frame: The table; left unchanged.
+            folder: What paths are relative to.
+            path_col: Column of paths, below `folder` or absolute.
+            label_col: Column of class names (text or integers), or of lists of them.
+            split_col: Column of "train", "valid" (or "val", "validation"), "test" or nothing; None
+                takes a column called `split` if there is one.
+            label_delim: What separates several labels in one cell; makes the data multi-label.
+            check_files: Look whether every file is there.
+
+        Raises:
+            DataError: A column is missing or there twice, a label is missing, a path climbs out
+                of `folder`, is listed twice or does not exist.
+        """
+        table = df_table(
+            frame,
+            folder,
+            path_col=path_col,
+            label_col=label_col,
+            split_col=split_col,
+            label_delim=label_delim,
+            check_files=check_files,
+        )
+        return cls(table, folder)
+
+    @classmethod
+    def from_halcon(
+        cls,
+        dataset: Mapping[str, Any],
+        image_dir: str | os.PathLike[str] | None = None,
+        *,
+        check_files: bool = True,
+    ) -> "Self":
+        """Dataset of a DLDataset dictionary for classification; further keys of samples are kept.
+
+        Class ids need not be contiguous; `class_ids` and `to_halcon` give them back.
+
+        Args:
+            dataset: Has `class_names`, `class_ids` and `samples`, each with `image_file_name`,
+                `image_label_id` and perhaps `image_id` and `split`; left unchanged.
+            image_dir: Where the images are now; None takes the dictionary's own `image_dir`.
+            check_files: Look whether every file is there.
+
+        Raises:
+            DataError: A key is missing, ids and names do not fit each other, a sample has no label
+                or an unknown one, or a file name is absolute, climbs with ".." or does not exist.
+        """
+        frame, root, names = dictionary_table(dataset, image_dir, check_files=check_files)
+        class_ids = {nfc(name): class_id for class_id, name in names.items()}
+        return cls(frame, root, classes=list(names.values()), class_ids=class_ids)
+
+    def to_halcon(self) -> dict[str, Any]:
+        """DLDataset dictionary of JSON types; `from_halcon` reads it back to an equal dataset.
+
+        Extra columns become keys of the samples where they hold JSON types.
+
+        Raises:
+            DataError: The data are multi-label, or an image lies outside the root.
+        """
+        if self._multi_label:
+            raise DataError("a DLDataset has one class per image; these data are multi-label")
+        return halcon_dictionary(self._frame, self._root, self._class_ids)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -116,12 +284,14 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
     def __repr__(self) -> str:
         sizes = Counter(self._frame["split"])
         parts = [f"{name} {sizes[name]}" for name in self.splits]
-        shown = ", ".join(parts + [f"unassigned {sizes['']}"] * bool(sizes[""])) or "empty"
+        if sizes[""]:
+            parts.append(f"unassigned {sizes['']}")
+        shown = ", ".join(parts) or "empty"
         return f"ImageDataset({len(self)} images, {self.n_classes} classes; {shown}; {self._root})"
 
     def filter(
         self, keep: Sequence[bool] | np.ndarray | pd.Series | Callable[[pd.DataFrame], Any]
-    ) -> "ImageDataset":
+    ) -> "Self":
         """The rows for which `keep` is true; a callable gets the table. Classes stay as they are.
 
         Raises:
@@ -135,27 +305,128 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
             )
         return self._with(self._frame[mask].reset_index(drop=True))
 
-    def sample(self, n: int, seed: int = 42) -> "ImageDataset":
+    def sample(self, n: int, seed: int = 42) -> "Self":
         """`n` images drawn without replacement, in the order they stand here."""
         if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= len(self):
             raise DataError(f"`n` is {n!r}; it must be an integer from 0 to {len(self)}")
         rows = np.random.default_rng(seed).permutation(len(self))[:n]
         return self.filter(np.isin(np.arange(len(self)), rows))
 
+    @property
+    def splits(self) -> list[str]:
+        """The splits that hold images, in the order train, valid, test."""
+        return splits_in(self._frame)
+
+    @property
+    def train(self) -> "Self":
+        """The training images. SplitError if there are none."""
+        return self.filter(in_split(self._frame, "train"))
+
+    @property
+    def valid(self) -> "Self":
+        """The validation images. SplitError if there are none."""
+        return self.filter(in_split(self._frame, "valid"))
+
+    @property
+    def test(self) -> "Self":
+        """The test images. SplitError if there are none."""
+        return self.filter(in_split(self._frame, "test"))
+
+    def split(
+        self,
+        train: float = 0.7,
+        valid: float = 0.15,
+        test: float | None = None,
+        *,
+        seed: int = 42,
+        stratify: bool = True,
+        group: str | Sequence[object] | None = None,
+        overwrite: bool = False,
+    ) -> "Self":
+        """The same images, each assigned to train, valid or test.
+
+        The result depends on the set of images, not on the order of rows. Multi-label images are
+        stratified by the rarest of their labels.
+
+        Args:
+            train: Share in 0..1.
+            valid: Share in 0..1.
+            test: Share in 0..1; None is the rest.
+            seed: Of the shuffle.
+            stratify: Give every class these shares; False gives them to the whole only.
+            group: Column, or one value per row: images of one group stay together (one part seen
+                from several sides, one patient).
+            overwrite: Replace a split there already is.
+
+        Raises:
+            SplitError: A share is wrong, there is a split already, or one asked for stays empty.
+        """
+        shares = check_shares(train, valid, test)
+        if self.splits and not overwrite:
+            raise SplitError(
+                f"the dataset is split already ({self!r}); pass `overwrite=True` to split it anew"
+            )
+        column = split_column(self._frame, shares, seed=seed, stratify=stratify, group=group)
+        return self._with(self._frame.assign(split=column))
+
+    def check_split(self) -> None:
+        """Return if a classifier can be trained on this split and judged by it.
+
+        Raises:
+            SplitError: There is no train or no valid.
+            DataError: Train has one class only, or another split has a label train lacks.
+        """
+        check_training_splits(self._frame, multi_label=self._multi_label)
+
+    def counts(self) -> pd.DataFrame:
+        """Number of images, classes x splits (`unassigned` for none); zeros included."""
+        return split_counts(self._frame, self._classes)
+
+    def show(
+        self, n: int = 9, *, seed: int | None = 42, axes: Any = None, side: float = 2.0
+    ) -> np.ndarray:
+        """Array of matplotlib axes with `n` images and their labels; unreadable ones say so.
+
+        Args:
+            n: Number of images, at most; fewer when the dataset is smaller.
+            seed: Of the drawing by lot; None takes the first `n`.
+            axes: Axes to draw on, one per image; None makes a figure.
+            side: Inches per image in that figure.
+        """
+        if not isinstance(n, int) or n < 1:
+            raise DataError(f"`n` is {n!r}; it must be a positive integer")
+        n = min(n, len(self))
+        shown = self.filter(np.arange(len(self)) < n) if seed is None else self.sample(n, seed)
+        return show_images(shown.paths, shown.labels, axes=axes, side=side)
+
+    def _repr_html_(self) -> str:
+        """HTML table of images per class and split, for notebooks."""
+        return counts_html(self.counts(), len(self), self._root)
+
     def check(
         self, fast: bool = False, *, min_images: int = 10, progress: bool = True
     ) -> pd.DataFrame:
-        """Findings about files, duplicates, classes and splits: see `checks.check_images`."""
-        from learnkit.data.checks import check_images
+        """Findings, worst first: finding, severity, path, class, split, detail, paths.
 
-        return check_images(self, fast, min_images=min_images, progress=progress)
+        `path` is the image to drop, if one is ("" otherwise); `paths` are all that are meant.
+        Severity is "error" (training fails or its numbers lie), "warning" or "info".
 
-    def drop(self, findings: pd.DataFrame) -> "ImageDataset":
+        Args:
+            fast: Read headers and bytes only: damage inside a file, near duplicates and unused bits
+                are not looked for.
+            min_images: Classes with fewer are reported, and counted in train if there is a split.
+            progress: Show a bar.
+        """
+        from learnkit.data.checks import find_problems  # here: it imports scipy
+
+        options = {"fast": fast, "min_images": min_images, "progress": progress}
+        return find_problems(self._frame, self._root, self._classes, **options)
+
+    def drop(self, findings: pd.DataFrame) -> "Self":
         """Without the image in `path` of each finding; select the rows of `check()` you mean."""
-        unwanted = set(findings["path"]) - {""}
-        if unknown := sorted(unwanted - set(self._frame["path"])):
-            raise DataError(f"`findings` name files that are not in the dataset: {unknown[:3]}")
-        return self.filter(~self._frame["path"].isin(unwanted).to_numpy(dtype=bool))
+        from learnkit.data.checks import not_in_findings
+
+        return self.filter(not_in_findings(self._frame, findings))
 
     def fingerprint(self, *, content: bool = False, progress: bool = True) -> str:
         """sha256 in hex of classes, paths, labels and splits, whatever the row order and root.
@@ -177,7 +448,7 @@ class ImageDataset(Readers, HalconDictionaries, Splitting, Display):
 
         return image_dataloaders(self, size=size, bs=bs, augment=augment, **kwargs)
 
-    def _with(self, frame: pd.DataFrame) -> "ImageDataset":
+    def _with(self, frame: pd.DataFrame) -> "Self":
         """Another table of the same kind; it was checked when this one was made."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, _frame=frame)

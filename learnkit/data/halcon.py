@@ -1,7 +1,6 @@
 """DLDataset dictionaries, as HALCON's deep learning tools read and write them, in plain JSON types.
 
-`HalconDictionaries` is a base of `ImageDataset`. Only classification has a meaning here: one class
-per image, in `image_label_id`.
+Only classification has a meaning here: one class per image, in `image_label_id`.
 """
 
 import json
@@ -9,88 +8,64 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from learnkit.data.labels import nfc
 from learnkit.data.table import COLUMNS, check_files_exist, clean_paths
 from learnkit.errors import DataError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _MAX_CLASS_ID = 65_534
 _OWN_KEYS = {"image_file_name", "image_id", "image_label_id", "split"}
 _TO_HALCON = {"train": "train", "valid": "validation", "test": "test"}
 
 
-class HalconDictionaries:
-    """`from_halcon` and `to_halcon` of `ImageDataset`."""
+def dictionary_table(
+    dataset: Mapping[str, Any],
+    image_dir: str | os.PathLike[str] | None,
+    *,
+    check_files: bool,
+) -> tuple[pd.DataFrame, Path, dict[int, str]]:
+    """(table, absolute root, class name of each id): see `ImageDataset.from_halcon`.
 
-    @classmethod
-    def from_halcon(
-        cls,
-        dataset: Mapping[str, Any],
-        image_dir: str | os.PathLike[str] | None = None,
-        *,
-        check_files: bool = True,
-    ) -> "Self":
-        """Dataset of a DLDataset dictionary for classification; further keys of samples are kept.
+    Raises:
+        DataError: A key is missing, ids and names do not fit each other, a sample has no label
+            or an unknown one, or a file name is absolute, climbs with ".." or does not exist.
+    """
+    for key in ("class_names", "class_ids", "samples"):
+        if key not in dataset:
+            raise DataError(f"the dictionary has no {key!r}; it has {sorted(map(str, dataset))}")
+    folder = dataset.get("image_dir") if image_dir is None else image_dir
+    if folder is None:
+        raise DataError("the dictionary has no 'image_dir'; pass `image_dir=`")
+    names = _names_of_ids(dataset["class_names"], dataset["class_ids"])
+    rows = [_row(number, sample, names) for number, sample in enumerate(dataset["samples"])]
+    frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS), dtype=object)
+    root = Path(os.path.abspath(folder))
+    if check_files:
+        check_files_exist([root / path for path in clean_paths(frame["path"].tolist(), root)])
+    return frame, root, names
 
-        Class ids need not be contiguous; `class_ids` and `to_halcon` give them back.
 
-        Args:
-            dataset: Has `class_names`, `class_ids` and `samples`, each with `image_file_name`,
-                `image_label_id` and perhaps `image_id` and `split`; left unchanged.
-            image_dir: Where the images are now; None takes the dictionary's own `image_dir`.
-            check_files: Look whether every file is there.
+def halcon_dictionary(frame: pd.DataFrame, root: Path, ids: Mapping[str, int]) -> dict[str, Any]:
+    """DLDataset dictionary of JSON types: see `ImageDataset.to_halcon`.
 
-        Raises:
-            DataError: A key is missing, ids and names do not fit each other, a sample has no label
-                or an unknown one, or a file name is absolute, climbs with ".." or does not exist.
-        """
-        for key in ("class_names", "class_ids", "samples"):
-            if key not in dataset:
-                raise DataError(
-                    f"the dictionary has no {key!r}; it has {sorted(map(str, dataset))}"
-                )
-        folder = dataset.get("image_dir") if image_dir is None else image_dir
-        if folder is None:
-            raise DataError("the dictionary has no 'image_dir'; pass `image_dir=`")
-        names = _names_of_ids(dataset["class_names"], dataset["class_ids"])
-        rows = [_row(number, sample, names) for number, sample in enumerate(dataset["samples"])]
-        frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS), dtype=object)
-        root = Path(os.path.abspath(folder))
-        if check_files:
-            check_files_exist([root / path for path in clean_paths(frame["path"].tolist(), root)])
-        class_ids = {nfc(name): class_id for class_id, name in names.items()}
-        return cls(frame, root, classes=list(names.values()), class_ids=class_ids)
-
-    def to_halcon(self) -> dict[str, Any]:
-        """DLDataset dictionary of JSON types; `from_halcon` reads it back to an equal dataset.
-
-        Extra columns become keys of the samples where they hold JSON types.
-
-        Raises:
-            DataError: The data are multi-label, or an image lies outside the root.
-        """
-        if self.multi_label:
-            raise DataError("a DLDataset has one class per image; these data are multi-label")
-        if outside := [path for path in self.frame["path"] if Path(path).is_absolute()]:
-            raise DataError(
-                f"{len(outside)} images lie outside the root, such as {outside[0]!r}; "
-                "'image_file_name' is relative to 'image_dir'"
-            )
-        ids = dict(zip(self.classes, self.class_ids, strict=True))
-        ordered = sorted(ids, key=ids.get)
-        return {
-            "image_dir": str(self.root),
-            "class_names": ordered,
-            "class_ids": [ids[name] for name in ordered],
-            "samples": [_sample(row, ids) for row in self.frame.to_dict("records")],
-        }
+    Raises:
+        DataError: An image lies outside the root.
+    """
+    if outside := [path for path in frame["path"] if Path(path).is_absolute()]:
+        raise DataError(
+            f"{len(outside)} images lie outside the root, such as {outside[0]!r}; "
+            "'image_file_name' is relative to 'image_dir'"
+        )
+    ordered = sorted(ids, key=ids.get)
+    return {
+        "image_dir": str(root),
+        "class_names": ordered,
+        "class_ids": [ids[name] for name in ordered],
+        "samples": [_sample(row, ids) for row in frame.to_dict("records")],
+    }
 
 
 def _names_of_ids(names: Sequence[Any], ids: Sequence[Any]) -> dict[int, str]:

@@ -12,7 +12,7 @@ from learnkit.errors import DataError, warn_user
 Label = str | tuple[str, ...]
 
 
-def clean_labels(raw: Sequence[Any], names: Sequence[str]) -> tuple[list[Label], bool]:
+def canonical_labels(raw: Sequence[Any], names: Sequence[str]) -> tuple[list[Label], bool]:
     """(labels in NFC form, whether they are multi-label tuples) of what a reader found.
 
     A list, tuple or set of names is a multi-label, kept sorted and without repetition.
@@ -39,7 +39,7 @@ def clean_labels(raw: Sequence[Any], names: Sequence[str]) -> tuple[list[Label],
     return [spellings[label] for label in raw], False
 
 
-def clean_classes(names: Iterable[Any], labels: Iterable[str]) -> list[str]:
+def canonical_classes(names: Iterable[Any], labels: Iterable[str]) -> list[str]:
     """Sorted class names in NFC form: the given ones, which must cover every label.
 
     Raises:
@@ -57,6 +57,11 @@ def clean_classes(names: Iterable[Any], labels: Iterable[str]) -> list[str]:
         )
     warn_similar(classes)
     return classes
+
+
+def names_in(labels: Iterable[Label]) -> list[str]:
+    """Every class name in `labels`, multi-labels unrolled."""
+    return [name for label in labels for name in ((label,) if isinstance(label, str) else label)]
 
 
 def nfc(name: str) -> str:

@@ -1,10 +1,13 @@
-"""Dividing a dataset into train, valid and test: by class, by group, the same for any row order."""
+"""Train, valid and test: dividing a table by class or by group, the same for any row order."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
-from learnkit.errors import SplitError, warn_user
+from learnkit.data.labels import names_in
+from learnkit.errors import DataError, SplitError, warn_user
 
 SPLITS = ("train", "valid", "test")
 
@@ -137,3 +140,114 @@ def _codes(groups: Sequence[object]) -> np.ndarray:
 def _shown(names: Sequence[str], limit: int = 10) -> str:
     shown = ", ".join(repr(str(name)) for name in names[:limit])
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def split_column(
+    frame: pd.DataFrame,
+    shares: np.ndarray,
+    *,
+    seed: int,
+    stratify: bool,
+    group: str | Sequence[object] | None,
+) -> pd.Series:
+    """The split of every row, as `ImageDataset.split` says: "train", "valid" or "test".
+
+    Raises:
+        SplitError: `group` does not give one value per row, or a split asked for stays empty.
+    """
+    # By path, so that the same images are divided alike however their rows are sorted.
+    order = np.argsort(frame["path"].to_numpy(dtype=object), kind="stable")
+    strata = np.array(_strata(frame) if stratify else [""] * len(frame), dtype=object)
+    groups = None
+    if group is not None:
+        values = _groups(frame, group)
+        groups = [values[i] for i in order]
+    assigned = np.empty(len(frame), dtype=np.int64)
+    assigned[order] = assign_splits(strata[order], shares, seed=seed, groups=groups)
+    for name, share, n in zip(SPLITS, shares, np.bincount(assigned, minlength=3), strict=True):
+        if share > 0 and n == 0:
+            raise SplitError(
+                f"no image falls to {name!r}: its share of {len(frame)} images is {share:.3g}; "
+                "raise the share, or set it to 0"
+            )
+    return pd.Series([SPLITS[i] for i in assigned], dtype=object)
+
+
+def splits_in(frame: pd.DataFrame) -> list[str]:
+    """The splits that hold images, in the order train, valid, test."""
+    present = set(frame["split"])
+    return [name for name in SPLITS if name in present]
+
+
+def in_split(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """Whether each row belongs to split `name`, bool (N,); a SplitError if none does."""
+    splits = splits_in(frame)
+    if name not in splits:
+        raise SplitError(
+            f"the dataset has no {name!r} images (it has {splits or 'no split'}); "
+            "make them with `split(train, valid, test)`"
+        )
+    return (frame["split"] == name).to_numpy(dtype=bool)
+
+
+def check_training_splits(frame: pd.DataFrame, *, multi_label: bool) -> None:
+    """Return if a classifier can be trained and judged by the splits of `frame`.
+
+    Raises:
+        SplitError: There is no train or no valid.
+        DataError: Train has one class only, or another split has a label train lacks.
+    """
+    train = frame[in_split(frame, "train")]
+    learned = set(names_in(train["label"]))
+    if len(learned) < 2 and not multi_label:
+        raise DataError(
+            f"all {len(train)} training images are {next(iter(learned))!r}; telling "
+            "classes apart needs at least two. Add images of another class"
+        )
+    for name in [split for split in splits_in(frame) if split != "train"] or ["valid"]:
+        seen = Counter(names_in(frame["label"][in_split(frame, name)]))
+        if unknown := {label: n for label, n in sorted(seen.items()) if label not in learned}:
+            shown = ", ".join(f"{label!r} ({n} images)" for label, n in unknown.items())
+            raise DataError(
+                f"{name!r} has classes that 'train' lacks: {shown}; move some of their images "
+                "to train, or drop them with `filter`"
+            )
+    in_split(frame, "valid")
+
+
+def split_counts(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Number of images, classes x splits (`unassigned` for none); zeros included."""
+    named = frame["split"].replace("", "unassigned")
+    columns = [name for name in (*SPLITS, "unassigned") if (named == name).any()]
+    table = pd.DataFrame(0, index=pd.Index(classes, name="class"), columns=columns)
+    pairs = Counter(
+        (name, split)
+        for label, split in zip(frame["label"], named, strict=True)
+        for name in names_in([label])
+    )
+    for (name, split), n in pairs.items():
+        table.loc[name, split] = n
+    return table
+
+
+def _strata(frame: pd.DataFrame) -> list[str]:
+    """The label of each image, or the rarest of its labels ("" if it has none)."""
+    labels = frame["label"].tolist()
+    frequency = Counter(names_in(labels))
+    return [
+        label if isinstance(label, str) else min(label, key=lambda n: (frequency[n], n), default="")
+        for label in labels
+    ]
+
+
+def _groups(frame: pd.DataFrame, group: str | Sequence[object]) -> list[object]:
+    """The group of each row: a column's values, or the values given."""
+    if isinstance(group, str) and group not in frame:
+        raise SplitError(f"`group` is {group!r}; columns are {list(frame)}")
+    values = frame[group].tolist() if isinstance(group, str) else list(group)
+    if len(values) != len(frame) or pd.isna(pd.Series(values, dtype=object)).any():
+        raise SplitError(
+            f"`group` has {len(values)} values for {len(frame)} images, or some are missing; "
+            "give one per image"
+        )
+    return values

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from learnkit.data.labels import clean_classes, clean_labels
+from learnkit.data.labels import canonical_classes, canonical_labels
 from learnkit.data.split import SPLITS
 from learnkit.errors import DataError
 
@@ -17,7 +17,9 @@ COLUMNS = ("image_id", "path", "label", "split")
 _SPLIT_NAMES = {name: name for name in (*SPLITS, "")} | {"val": "valid", "validation": "valid"}
 
 
-def as_written(columns: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def object_table(
+    columns: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+) -> pd.DataFrame:
     """Table of Python objects as they are: pandas' own text refuses undecodable file names."""
     return pd.DataFrame(columns, dtype=object)
 
@@ -34,9 +36,9 @@ def clean_table(
     if not len(frame):
         raise DataError(f"the table has no rows: no images found for {str(root)!r}")
     paths = clean_paths(frame["path"].tolist(), root)
-    labels, multi_label = clean_labels(frame["label"].tolist(), paths)
+    labels, multi_label = canonical_labels(frame["label"].tolist(), paths)
     flat = [name for label in labels for name in label] if multi_label else labels
-    names = clean_classes(dict.fromkeys(flat) if classes is None else classes, flat)
+    names = canonical_classes(dict.fromkeys(flat) if classes is None else classes, flat)
     ids = frame["image_id"].tolist() if "image_id" in frame else range(len(frame))
     table = {
         "image_id": clean_ids(ids),
