@@ -3,15 +3,16 @@
 import os
 import textwrap
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from learnkit.errors import CheckpointError
+from learnkit.storage.filesystem import write_file
 
 FORMAT = 1
 ENTRIES = frozenset(
@@ -96,26 +97,6 @@ def check_writable(path: Path) -> None:
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be written ({_reason(error)}); choose another folder"
         ) from error
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a temporary sibling, sync it, and rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def check_same_run(path: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from learnkit.callback.base import TrainingCallback
 from learnkit.errors import DataError, LearnkitError, NonFiniteLossError
+from learnkit.storage.formats import first_non_finite
 
 _SHOWN = 5
 
@@ -46,7 +47,7 @@ class StopOnNonFinite(TrainingCallback):
         if len(self.dls.train) == 0:
             self._stop(DataError(_no_batches(self.dls.train)))
         if self._good is None:
-            if (name := first_non_finite(self.model)) is not None:
+            if (name := first_non_finite(self.model.state_dict())) is not None:
                 self._stop(NonFiniteLossError(_bad_start(name)))
             self._keep("the start of the fit")
 
@@ -63,12 +64,12 @@ class StopOnNonFinite(TrainingCallback):
         """Look at the weights the step has made."""
         weights = [p.detach() for p in self.model.parameters() if p.requires_grad]
         if not torch.isfinite(nn.utils.get_total_norm(weights, norm_type=math.inf)):
-            name = first_non_finite(self.model)
+            name = first_non_finite(self.model.state_dict())
             self._give_up(f"the step made the weight {name!r} non-finite")
 
     def after_train(self) -> None:
         """Look at what no step changes: the running statistics of norm layers."""
-        if (name := first_non_finite(self.model)) is not None:
+        if (name := first_non_finite(self.model.state_dict())) is not None:
             self._give_up(f"the buffer {name!r} became non-finite")
 
     def after_epoch(self) -> None:
@@ -90,7 +91,7 @@ class StopOnNonFinite(TrainingCallback):
 
     def _keep(self, when: str) -> None:
         """Copy the weights, unless something in them is not finite."""
-        if first_non_finite(self.model) is not None:
+        if first_non_finite(self.model.state_dict()) is not None:
             return
         state = self.model.state_dict()
         if self._good is None:
@@ -122,14 +123,6 @@ class StopOnNonFinite(TrainingCallback):
     def _stop(self, error: LearnkitError) -> None:
         self._error = error
         raise CancelFitException
-
-
-def first_non_finite(model: nn.Module) -> str | None:
-    """Name of the first weight or buffer that is not all finite, None if there is none."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            return name
-    return None
 
 
 def _items_of_batch(dl: Any, batch: int) -> list[Any]:

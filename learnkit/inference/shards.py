@@ -86,11 +86,7 @@ class Shards:
             os.close(descriptor)  # gives the lock back; so does the death of the process
 
     def _write(self, name: str, text: str) -> None:
-        new = self.folder / f"{name}.new"
-        new.unlink(missing_ok=True)
-        write_file(new, text.encode("ascii"), self._fs)
-        os.replace(new, self.folder / name)
-        sync_folder(self.folder, self._fs)
+        write_file(self.folder / name, lambda file: file.write(text.encode("ascii")))
 
 
 def _name(number: int) -> str:

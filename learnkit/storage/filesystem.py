@@ -1,4 +1,4 @@
-"""The calls by which a folder reaches the disk, behind one small class.
+"""Writing to the disk: a file that is whole or not there, and the calls a folder is written by.
 
 Tests pass a `FileSystem` that fails, or ends the process, at its N-th call.
 """
@@ -8,7 +8,9 @@ import errno
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 
 class FileSystem:
@@ -72,16 +74,23 @@ def _renameat2_exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
-def write_file(path: Path, data: bytes, fs: FileSystem) -> None:
-    """Write a new file and wait until the disk has it."""
-    descriptor = fs.open(path)
+def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Replace the file at `path` by what `write` puts into the one it is given.
+
+    A temporary sibling is filled and synced, and takes the place of `path` in one rename. Whatever
+    `write` or the disk raises comes through, and `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[fs.write(descriptor, rest) :]
-        fs.fsync(descriptor)
-    finally:
-        fs.close(descriptor)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent, FileSystem())
 
 
 def sync_folder(folder: Path, fs: FileSystem) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from learnkit.errors import BundleError, BundleWriteError
-from learnkit.storage.filesystem import FileSystem, sync_folder, write_file
+from learnkit.storage.filesystem import FileSystem, sync_folder
 from learnkit.storage.formats import to_json
 from learnkit.storage.read_folder import (
     MANIFEST,
@@ -115,10 +115,22 @@ def _fill(folder: Path, files: Mapping[str, bytes], fs: FileSystem) -> None:
     if any(name.startswith(f"{VARIANTS}/") for name in files):
         fs.mkdir(variants)
     for name, data in files.items():
-        write_file(folder / name, data, fs)
+        _write_new(folder / name, data, fs)
     if variants.exists():
         sync_folder(variants, fs)
     sync_folder(folder, fs)
+
+
+def _write_new(path: Path, data: bytes, fs: FileSystem) -> None:
+    """Write a file that is not there yet, and wait until the disk has it."""
+    descriptor = fs.open(path)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[fs.write(descriptor, rest) :]
+        fs.fsync(descriptor)
+    finally:
+        fs.close(descriptor)
 
 
 def _sync_parent(target: Path, fs: FileSystem) -> None:

@@ -5,8 +5,9 @@ import torch
 from fastai.basics import Callback, CancelFitException
 from helpers import toy_learner
 
-from learnkit.callback.stop_on_non_finite import StopOnNonFinite, first_non_finite
+from learnkit.callback.stop_on_non_finite import StopOnNonFinite
 from learnkit.errors import DataError, NonFiniteLossError
+from learnkit.storage.formats import first_non_finite
 
 
 class At(Callback):
@@ -129,7 +130,7 @@ def test_a_broken_running_statistic_is_found_at_the_end_of_the_epoch():
         NonFiniteLossError, match=r"buffer '0\.1\.running_mean' became non-finite in epoch 1"
     ):
         learn.fit(3)
-    assert first_non_finite(learn.model) is None
+    assert first_non_finite(learn.model.state_dict()) is None
 
 
 def test_weights_are_also_kept_within_an_epoch():
@@ -157,7 +158,7 @@ def test_the_learner_can_be_trained_on_after_a_stop():
     assert all(p.grad is None for p in learn.model.parameters())
     learn.fit_one_cycle(2, 1e-3)
     assert len(learn.snapshots.states) == 2
-    assert first_non_finite(learn.model) is None
+    assert first_non_finite(learn.model.state_dict()) is None
 
 
 def test_other_callbacks_end_the_fit_before_the_error_is_raised():
@@ -186,7 +187,7 @@ def test_lr_find_may_diverge(tmp_path):
     learn = toy_learner(StopOnNonFinite(), path=tmp_path)
     suggestion = learn.lr_find(end_lr=1e30, num_it=30, stop_div=False, show_plot=False)
     assert 0 < suggestion.valley < 1e30
-    assert first_non_finite(learn.model) is None
+    assert first_non_finite(learn.model.state_dict()) is None
 
 
 def test_a_cancelled_fit_is_no_error():
