@@ -4,11 +4,13 @@ import pickle
 import subprocess
 import sys
 
+import numpy
 import pytest
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
 import learnkit
+from learnkit._version import listed, versions
 
 CALLBACKS = [
     getattr(learnkit, name)
@@ -69,3 +71,11 @@ def test_a_name_that_needs_torch_says_so_where_there_is_none(monkeypatch):
     missing = "timm"
     with pytest.raises(ModuleNotFoundError, match="No module named 'timm'"):
         _ = learnkit.load_learner
+
+
+def test_versions_of_what_is_installed_are_told_and_learnkits_first():
+    found = versions("numpy", "no-such-package")
+    assert list(found) == ["learnkit", "numpy"]
+    assert listed(found, "numpy", "no-such-package") == (
+        f"learnkit {learnkit.__version__}, numpy {numpy.__version__}, no-such-package unknown"
+    )

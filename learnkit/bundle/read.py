@@ -11,21 +11,25 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from learnkit._version import __version__
+from learnkit._version import __version__, listed, versions
 from learnkit.backends.network import comparable, tolerance_of
 from learnkit.bundle.probes import PROBE, Probes, read_probes
 from learnkit.bundle.schema import CONFIG, Contents, check_schema
 from learnkit.bundle.siblings import Companions, companions_at
 from learnkit.bundle.state import OOD, STATE, read_detector, read_head
 from learnkit.bundle.timm_layout import from_files
-from learnkit.bundle.versions import listed, versions
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import BundleCorruptError, BundleError, BundleProbeError, LearnkitError
 from learnkit.models.rebuild import rebuild
 from learnkit.models.spec import ModelSpec
-from learnkit.storage.formats import parse_tensors
-from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
+from learnkit.storage.read_folder import MANIFEST, read_folder
+
+_TELLING = ("torch", "timm")
+
+
+def _versions_here() -> str:
+    return listed(versions(*_TELLING), *_TELLING)
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ class Bundle:
             raise BundleProbeError(
                 f"the network gives other {what} here than where it was exported: they differ by "
                 f"{difference:.3g}, {tolerance:.3g} is allowed. Exported with "
-                f"{listed(self.contents.versions)}; here {listed(versions())}: install those "
-                "versions, or export the model again with these"
+                f"{listed(self.contents.versions, *_TELLING)}; here {_versions_here()}: install "
+                "those versions, or export the model again with these"
             )
 
 
@@ -90,32 +94,25 @@ def read_bundle(path: str | os.PathLike, *, sha256: str | None = None) -> Bundle
     """
     folder = read_folder(path, sha256=sha256)
     check_schema(folder.manifest, MANIFEST)
-    contents = Contents.from_bytes(_file(folder, CONFIG))
+    contents = Contents.from_bytes(folder.bytes(CONFIG))
     continual = contents.continual is not None
     probes = read_probes(
-        parse_tensors(_file(folder, PROBE), PROBE),
+        folder.tensors(PROBE),
         contents.preprocessing,
         len(contents.classes),
         continual=continual,
     )
-    files = {name: parse_tensors(_file(folder, name), name) for name in contents.layout}
+    files = {name: folder.tensors(name) for name in contents.layout}
     model = _model(contents.spec, from_files(files, contents.layout))
     if continual:
-        tensors = parse_tensors(_file(folder, STATE), STATE)
+        tensors = folder.tensors(STATE)
         width, classes = model[0].n_features, contents.classes
         model.append(read_head(contents.continual, tensors, contents.spec, width, classes))
     detector = None
     if contents.ood is not None:
-        tensors = parse_tensors(_file(folder, OOD), OOD)
-        detector = read_detector(contents.ood, tensors, model[0].n_features)
+        detector = read_detector(contents.ood, folder.tensors(OOD), model[0].n_features)
     beside = companions_at(path, folder)
     return Bundle(contents, model, probes, folder.digest, detector, beside)
-
-
-def _file(folder: Folder, name: str) -> bytes:
-    if name not in folder.files:
-        raise BundleCorruptError(f"{MANIFEST} does not list {name}")
-    return folder.files[name]
 
 
 def _model(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
@@ -125,5 +122,5 @@ def _model(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
         raise
     except Exception as error:  # the libraries raise nearly anything for arguments they do not take
         raise BundleError(
-            f"{spec.source}:{spec.arch} cannot be built here ({listed(versions())}): {error}"
+            f"{spec.source}:{spec.arch} cannot be built here ({_versions_here()}): {error}"
         ) from error

@@ -20,12 +20,14 @@ from learnkit.errors import (
     LearnkitError,
 )
 from learnkit.storage.formats import parse_json, to_json
+from learnkit.storage.records import of_type, read_field
 
 if TYPE_CHECKING:
     from learnkit.models.spec import ModelSpec
 
 SCHEMA = {"major": 1, "minor": 2}
 CONFIG = "config.json"
+PACKAGES = ("torch", "timm", "torchvision", "pillow", "safetensors")  # whose versions it tells
 MAX_CONFIG_BYTES = 16_000_000
 SECTION = "learnkit"
 _KNOWN = frozenset(
@@ -111,7 +113,7 @@ class Contents:
             classes=_classes(section, spec),
             multi_label=_get(section, "multi_label", bool),
             threshold=_threshold(section),
-            layout=_layout(section),
+            layout=_get(section, "layout", dict[str, dict[str, str]]),
             versions=_get(section, "versions", dict),
             metadata=_get(section, "metadata", dict),
             continual=_continual(section, spec),
@@ -165,13 +167,8 @@ def _check_critical(section: Mapping[str, Any]) -> None:
         )
 
 
-def _get(holder: Mapping[str, Any], key: str, kind: type, where: str = CONFIG) -> Any:
-    """`holder[key]`, if it is of exactly this JSON type."""
-    value = holder.get(key)
-    if type(value) is not kind:
-        found = "missing" if key not in holder else f"a {type(value).__name__}"
-        raise BundleCorruptError(f"{where}: `{key}` is {found}; it must be a {kind.__name__}")
-    return value
+def _get(holder: Mapping[str, Any], key: str, kind: Any, where: str = CONFIG) -> Any:
+    return read_field(holder, key, kind, where, shown=of_type)
 
 
 def _described(section: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing]:
@@ -227,11 +224,3 @@ def _threshold(section: Mapping[str, Any]) -> float:
     if not 0 < threshold < 1:
         raise BundleCorruptError(f"{CONFIG}: `threshold` is {threshold}, not between 0 and 1")
     return threshold
-
-
-def _layout(section: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    layout = _get(section, "layout", dict)
-    for names in layout.values():
-        if not isinstance(names, dict) or not all(isinstance(own, str) for own in names.values()):
-            raise BundleCorruptError(f"{CONFIG}: `layout` does not map prefixes to prefixes")
-    return layout

@@ -25,7 +25,7 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BundleCorruptError, BundleError, DataError, ExportError, warn_user
 from learnkit.storage.formats import parse_json, to_json
 from learnkit.storage.read_folder import VARIANTS
-from learnkit.storage.records import from_plain, to_plain
+from learnkit.storage.records import from_plain, read_field, to_plain
 
 FLOAT32 = "float32"  # the bundle's own weights, which are no variant
 NETWORK_FILES = {"onnxruntime": ({"onnx"},), "openvino": ({"onnx"}, {"xml", "bin"}), "torch": ((),)}
@@ -185,10 +185,7 @@ def learned_since(section: Mapping[str, Any]) -> tuple[str, ...]:
     if _SINCE not in section:  # so written before variants travelled
         default = default_variant(section)
         return (default,) if default is not None and _DEFAULT in section["critical"] else ()
-    names = section[_SINCE]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BundleCorruptError(f"{CONFIG}: `{_SINCE}` is {names!r:.100}; it must list variants")
-    return tuple(names)
+    return read_field(section, _SINCE, tuple[str, ...], CONFIG)
 
 
 def with_variants(

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from learnkit._version import versions
 from learnkit.backends.network import Network, default_probes, tolerance_of
 from learnkit.bundle.card import checked_card, model_card
 from learnkit.bundle.probes import PROBE, check_probes, probe_tensors
-from learnkit.bundle.schema import CONFIG, SCHEMA, Contents
+from learnkit.bundle.schema import CONFIG, PACKAGES, SCHEMA, Contents
 from learnkit.bundle.state import OOD, STATE, described, detector_facts, head_facts
 from learnkit.bundle.timm_layout import pack
-from learnkit.bundle.versions import versions
 from learnkit.continual.classifier import ContinualClassifier, frozen_head
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import BundleCorruptError, ExportError
@@ -67,7 +67,8 @@ def save_bundle(
 
 def write_bundle(path: str | os.PathLike, files: Mapping[str, bytes]) -> str:
     """SHA-256 (hex) of the manifest of the bundle of these files, written to `path`."""
-    return write_folder(path, files, about={"schema": SCHEMA, "versions": versions()})
+    about = {"schema": SCHEMA, "versions": versions(*PACKAGES)}
+    return write_folder(path, files, about=about)
 
 
 def bundle_files(
@@ -94,7 +95,7 @@ def bundle_files(
         multi_label=predictor.multi_label,
         threshold=predictor.threshold,
         layout=packed.layout,
-        versions=versions(),
+        versions=versions(*PACKAGES),
         metadata={**predictor.metadata, "card": card},
         continual=config,
         ood=ood,

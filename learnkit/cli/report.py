@@ -81,9 +81,7 @@ def read_overview(path: Path) -> Overview:
     manifest = read_folder(path, wanted=()).manifest
     found = read_folder(path, wanted=[*filter(is_listed_from, manifest["files"])])
     check_schema(found.manifest, MANIFEST)
-    if CONFIG not in found.files:
-        raise BundleCorruptError(f"{MANIFEST} does not list {CONFIG}")
-    section = read_section(found.files[CONFIG])
+    section = read_section(found.bytes(CONFIG))
     sizes = {name: entry["size"] for name, entry in found.manifest["files"].items()}
     try:
         variants = listing(found.files, sizes)

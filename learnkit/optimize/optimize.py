@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from learnkit._version import __version__
+from learnkit._version import versions
 from learnkit.backends.processor import processor_name, telling_flags
 from learnkit.backends.registry import BACKENDS, PRECISIONS, check_backend, why_not
 from learnkit.errors import BackendUnavailableError, ConversionRefusedError, OptimizeError
@@ -142,7 +140,7 @@ def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> Conversi
         device=task.device,
         threads=trial.network.session.threads,
         params=dict(converted.params),
-        versions=_versions(),
+        versions=versions(*_PACKAGES),
         processor={"name": processor_name(), "flags": flags},
         samples=task.samples and task.samples.described("images"),
         test=task.test.described(task.what),
@@ -185,9 +183,3 @@ def _latency(trial: Trial, batch: int) -> Latency:
     return Latency(
         batch, own.median, own.p95, trial.reference[batch].median, trial.eager[batch].median
     )
-
-
-def _versions() -> dict[str, str]:
-    """Versions of everything installed that decides the numbers."""
-    there = [name for name in _PACKAGES if find_spec(name) is not None]
-    return {"learnkit": __version__, **{name: importlib.metadata.version(name) for name in there}}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
-from learnkit._version import __version__
+from learnkit._version import versions
 from learnkit.inference.prediction import finite_or_none
 
 _PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "pillow", "fastapi", "uvicorn")
@@ -43,18 +42,5 @@ def model_facts(predictor: Any) -> dict[str, Any]:
         "images_per_class": getattr(head, "n_images", None),
         "size": list(recipe.size),
         "channels": recipe.channels,
-        "versions": installed_versions(),
+        "versions": versions(*_PACKAGES),
     }
-
-
-def installed_versions() -> dict[str, str]:
-    """Version by package, of those that are installed."""
-    found = {name: _version(name) for name in _PACKAGES}
-    return {"learnkit": __version__, **{k: v for k, v in found.items() if v is not None}}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -1,9 +1,11 @@
 """A folder of files, read only if it is what was written.
 
 `manifest.json` lists size and SHA-256 of every file. Each is read once into memory, from a regular
-file that is no link, and compared with the manifest before anyone parses it. `atomic` writes such
-folders. This module knows nothing of models.
+file that is no link, and compared with the manifest before anyone parses it. `write_folder` writes
+such folders. This module knows nothing of models.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -12,10 +14,14 @@ import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import BundleCorruptError, BundleError, BundleNotFoundError
-from learnkit.storage.formats import parse_json
+from learnkit.storage.formats import parse_arrays, parse_json, parse_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 VARIANTS = "variants"
@@ -27,11 +33,32 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Folder:
-    """Files whose bytes are those written; `digest` is the SHA-256 (hex) of the manifest."""
+    """Files whose bytes are those written; `digest` is the SHA-256 (hex) of the manifest.
+
+    The methods raise BundleCorruptError, naming the file, at what is missing or not sound.
+    """
 
     files: dict[str, bytes]
     manifest: dict[str, Any]
     digest: str
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file; see `parse_json`."""
+        return parse_json(self.bytes(name), name)
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The numpy arrays in a safetensors file, by name; torch is not imported."""
+        return parse_arrays(self.bytes(name), name)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The torch tensors in a safetensors file, by name."""
+        return parse_tensors(self.bytes(name), name)
+
+    def bytes(self, name: str) -> bytes:
+        """The content of a file."""
+        if name not in self.files:
+            raise BundleCorruptError(f"{MANIFEST} does not list {name}")
+        return self.files[name]
 
 
 def is_plain_name(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON values and back, strictly: files come from strangers.
+"""Records from JSON and back: frozen dataclasses, read strictly, for files come from strangers.
 
 A field with `metadata=NOT_STORED` stays at home: it is not written, and read as its default.
 """
@@ -9,6 +9,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from learnkit.errors import BundleCorruptError
@@ -49,7 +50,43 @@ def from_plain(kind: type[Record], values: Any, where: str) -> Record:
         raise BundleCorruptError(
             f"{where}: a {kind.__name__} has the fields {sorted(hints)}, not {found!s:.200}"
         )
-    return kind(**{k: _read(hint, values[k], f"{where}: `{k}`") for k, hint in hints.items()})
+    return kind(**{name: read_field(values, name, hint, where) for name, hint in hints.items()})
+
+
+def of_value(value: Any) -> str:
+    """How a message shows a value."""
+    return f"{value!r:.100}"
+
+
+def of_type(value: Any) -> str:
+    """How a message shows a value that may be long: by its type."""
+    return f"a {type(value).__name__}"
+
+
+def read_field(
+    values: Mapping[str, Any],
+    name: str,
+    kind: Any,
+    where: str,
+    *,
+    shown: Callable[[Any], str] = of_value,
+) -> Any:
+    """The value of one field of a JSON object, if it is of this type.
+
+    Args:
+        values: the object.
+        name: of the field.
+        kind: its type: `int`, `str`, `bool`, `float` (also of a whole number; null is NaN), `list`,
+            `dict`, `tuple[str, ...]`, `dict[str, int]`, a dataclass, any of these `| None`, or Any.
+        where: the file, for the message.
+        shown: what the message says of another value.
+
+    Raises:
+        BundleCorruptError: it is missing, or of another type.
+    """
+    if name not in values:
+        raise BundleCorruptError(f"{where}: `{name}` is missing; it must be a {_name(kind)}")
+    return _read(kind, values[name], f"{where}: `{name}`", shown)
 
 
 def _stored(kind: type) -> list[str]:
@@ -57,24 +94,28 @@ def _stored(kind: type) -> list[str]:
     return [f.name for f in dataclasses.fields(kind) if f.metadata.get("stored", True)]
 
 
-def _read(hint: Any, value: Any, where: str) -> Any:
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
+def _read(hint: Any, value: Any, where: str, shown: Callable[[Any], str]) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if origin in (types.UnionType, typing.Union):
         if value is None and types.NoneType in inner:
             return None
-        return _read(next(kind for kind in inner if kind is not types.NoneType), value, where)
+        hint = next(kind for kind in inner if kind is not types.NoneType)
+        return _read(hint, value, where, shown)
     if dataclasses.is_dataclass(hint):
         return from_plain(hint, value, where)
     if origin is tuple and isinstance(value, list):
-        return tuple(_read(inner[0], one, where) for one in value)
+        return tuple(_read(inner[0], one, where, shown) for one in value)
     if origin is dict and isinstance(value, dict):
-        return {k: _read(inner[1], one, where) for k, one in value.items()}
+        return {k: _read(inner[1], one, where, shown) for k, one in value.items()}
     if hint is float:
         value = math.nan if value is None else value
         value = float(value) if type(value) is int else value
     if type(value) is not hint:
-        name = getattr(hint, "__name__", str(hint))
-        raise BundleCorruptError(f"{where} is {value!r:.100}; it must be a {name}")
+        raise BundleCorruptError(f"{where} is {shown(value)}; it must be a {_name(hint)}")
     return value

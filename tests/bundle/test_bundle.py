@@ -494,7 +494,9 @@ def test_a_newer_minor_format_with_unknown_keys_is_read(copy, saved):
 def test_other_logits_name_the_versions_of_both_sides(copy, monkeypatch):
     edit_config(copy, lambda s: s["versions"].update(torch="1.0", timm="0.1", learnkit="0.0.9"))
     edit_tensors(copy, lambda t: t["logits"].add_(0.5), "probe.safetensors")
-    monkeypatch.setattr(reading, "versions", lambda: {"learnkit": "7", "torch": "8", "timm": "9"})
+    monkeypatch.setattr(
+        reading, "versions", lambda *_: {"learnkit": "7", "torch": "8", "timm": "9"}
+    )
     with pytest.raises(BundleProbeError) as caught:
         load_learner(copy)
     message = str(caught.value)

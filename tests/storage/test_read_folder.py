@@ -3,9 +3,11 @@ import json
 import os
 
 import pytest
+import torch
 from deploy_helpers import NEW, OLD, content
 
 from learnkit.errors import BundleCorruptError, BundleError, BundleWriteError
+from learnkit.storage.formats import tensors_to_bytes
 from learnkit.storage.read_folder import MANIFEST, MAX_MANIFEST_BYTES, read_folder
 from learnkit.storage.write_folder import write_folder
 
@@ -126,3 +128,27 @@ def test_a_bundle_may_be_opened_through_a_link_to_its_folder(tmp_path):
     write_folder(tmp_path / "v2", OLD)
     (tmp_path / "current").symlink_to(tmp_path / "v2")
     assert content(tmp_path / "current") == OLD
+
+
+def test_files_are_fetched_parsed_and_checked_in_one_call(tmp_path):
+    tensors = {"w": torch.arange(3.0)}
+    files = {
+        "a.json": b'{"x": 1}',
+        "a.safetensors": tensors_to_bytes(tensors),
+        "b.json": b'{"x": NaN}',
+        "b.safetensors": b"\xff" * 9,
+    }
+    write_folder(tmp_path / "model", files)
+    folder = read_folder(tmp_path / "model")
+    assert folder.bytes("a.json") == files["a.json"]
+    assert folder.json("a.json") == {"x": 1}
+    assert folder.arrays("a.safetensors")["w"].tolist() == [0, 1, 2]
+    assert torch.equal(folder.tensors("a.safetensors")["w"], tensors["w"])
+    for read in (folder.bytes, folder.json, folder.arrays, folder.tensors):
+        with pytest.raises(BundleCorruptError, match=r"^manifest.json does not list c.json$"):
+            read("c.json")
+    with pytest.raises(BundleCorruptError, match=r"^b.json is not strict JSON"):
+        folder.json("b.json")
+    for read in (folder.arrays, folder.tensors):
+        with pytest.raises(BundleCorruptError, match=r"^b.safetensors announces a header"):
+            read("b.safetensors")

@@ -22,8 +22,8 @@ from learnkit.bundle.variant import (
 from learnkit.bundle.variants.recorded import check_recorded
 from learnkit.errors import BundleCorruptError, BundleError
 from learnkit.inference.judge_reading import read_judge
-from learnkit.storage.formats import parse_arrays
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
+from learnkit.storage.records import read_field
 from learnkit.uncertainty.scoring import Scoring
 
 _TORCH = "torch-"
@@ -52,15 +52,13 @@ def read_runtime(
     """The variant of the bundle at `path`, ready to run; see `load_runtime`."""
     name, section, folder = _files(path, variant, sha256)
     warn_behind(path, section, name)
-    described = Variant.from_bytes(_file(folder, path_of(name, "json")), name)
+    described = Variant.from_bytes(folder.bytes(path_of(name, "json")), name)
     session = _session(described, folder, threads, device)
     judge = _judge(described, folder)
     _check_fit(session, described, judge)
     where = path_of(name, "probe.safetensors")
-    check_recorded(session, parse_arrays(_file(folder, where), where), where, described.versions)
-    metadata = section.get("metadata")
-    if not isinstance(metadata, dict):
-        raise BundleCorruptError(f"{CONFIG}: `metadata` is {metadata!r:.100}; it must be a dict")
+    check_recorded(session, folder.arrays(where), where, described.versions)
+    metadata = read_field(section, "metadata", dict, CONFIG)
     return Runtime(session, described, judge, metadata, folder.digest)
 
 
@@ -74,7 +72,7 @@ def read_session(
         BackendUnavailableError: the backend has nothing for `device`.
     """
     _, _, folder = _files(path, variant, sha256)
-    described = Variant.from_bytes(_file(folder, path_of(variant, "json")), variant)
+    described = Variant.from_bytes(folder.bytes(path_of(variant, "json")), variant)
     return _session(described, folder, threads, device)
 
 
@@ -108,7 +106,7 @@ def _files(
     while True:
         config = read_folder(path, sha256=sha256, wanted=(CONFIG,))
         check_schema(config.manifest, MANIFEST)
-        section, listed = read_section(_file(config, CONFIG)), config.manifest["files"]
+        section, listed = read_section(config.bytes(CONFIG)), config.manifest["files"]
         name = chosen_variant(variant, default_variant(section), listed)
         wanted = files_of(name, listed) - {path_of(name, ending) for ending in _FOR_LEARNING}
         try:
@@ -116,12 +114,6 @@ def _files(
         except BundleCorruptError:
             if sha256 is not None or read_folder(path, wanted=()).digest == config.digest:
                 raise  # otherwise a writer replaced the bundle under our eyes: read the new one
-
-
-def _file(folder: Folder, name: str) -> bytes:
-    if name not in folder.files:
-        raise BundleCorruptError(f"{MANIFEST} does not list {name}")
-    return folder.files[name]
 
 
 def _session(variant: Variant, folder: Folder, threads: int | None, device: str) -> Session:
@@ -135,7 +127,7 @@ def _judge(variant: Variant, folder: Folder) -> Scoring | None:
     if variant.continual is None and variant.ood is None:
         return None
     judge = read_judge(
-        _file(folder, name),
+        folder.bytes(name),
         name,
         n_classes=len(variant.classes),
         n_features=variant.n_features,

@@ -24,8 +24,8 @@ from learnkit.errors import BundleCorruptError, LearnkitError, PredictionError
 from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.convert import Converted
 from learnkit.optimize.optimized import OptimizedPredictor
-from learnkit.storage.formats import parse_arrays, parse_json, parse_tensors
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
+from learnkit.storage.records import read_field
 
 
 class Opened(NamedTuple):
@@ -44,7 +44,7 @@ def which_variant(path: str | os.PathLike, asked: str | None, sha256: str | None
     """
     folder = read_folder(path, sha256=sha256, wanted=(CONFIG,))
     check_schema(folder.manifest, MANIFEST)
-    section = read_section(_file(folder, CONFIG))
+    section = read_section(folder.bytes(CONFIG))
     name = (default_variant(section) or FLOAT32) if asked is None else asked
     if name != FLOAT32:
         check_variant(name, folder.manifest["files"])
@@ -65,7 +65,7 @@ def load_variant(
     name, listed = opened.name, opened.folder.manifest["files"]
     own = files_of(name, listed)
     folder = read_folder(path, sha256=opened.folder.digest, wanted={CONFIG, *own})
-    variant = Variant.from_bytes(_file(folder, path_of(name, "json")), name)
+    variant = Variant.from_bytes(folder.bytes(path_of(name, "json")), name)
     base = BaseFiles.left_at(path, folder, without=own)
     if variant.weights != base.weights:
         raise BundleCorruptError(
@@ -83,7 +83,7 @@ def load_variant(
             multi_label=variant.multi_label,
             threshold=variant.threshold,
             base=base,
-            metadata=_metadata(opened.section),
+            metadata=read_field(opened.section, "metadata", dict, CONFIG),
             device=device,
             threads=threads,
             has_learned=name in learned_since(opened.section),
@@ -96,19 +96,6 @@ def load_variant(
     predictor.digest = folder.digest
     predictor._home = home_of(predictor, path, folder.digest)
     return predictor
-
-
-def _file(folder: Folder, name: str) -> bytes:
-    if name not in folder.files:
-        raise BundleCorruptError(f"{MANIFEST} does not list {name}")
-    return folder.files[name]
-
-
-def _metadata(section: dict[str, Any]) -> dict[str, Any]:
-    metadata = section.get("metadata")
-    if not isinstance(metadata, dict):
-        raise BundleCorruptError(f"{CONFIG}: `metadata` is {metadata!r:.100}; it must be a dict")
-    return metadata
 
 
 def _converted(variant: Variant, folder: Folder, path: str | os.PathLike) -> Converted:
@@ -125,7 +112,7 @@ def _head(variant: Variant, folder: Folder) -> ContinualClassifier | None:
     if config is None:
         return None
     where = path_of(variant.name, "state.safetensors")
-    tensors = parse_tensors(_file(folder, where), where)
+    tensors = folder.tensors(where)
     kind = OodDetector if variant.continual is None else ContinualClassifier
     try:
         head = kind.from_state(config, tensors)
@@ -157,12 +144,11 @@ def _check_fit(predictor: OptimizedPredictor, variant: Variant) -> None:
 
 def _check_probes(predictor: OptimizedPredictor, variant: Variant, folder: Folder) -> None:
     where = path_of(variant.name, "probe.safetensors")
-    arrays = parse_arrays(_file(folder, where), where)
-    check_recorded(predictor.network.session, arrays, where, variant.versions)
+    check_recorded(predictor.network.session, folder.arrays(where), where, variant.versions)
 
 
 def _report(folder: Folder, name: str) -> ConversionReport | None:
     where = path_of(name, "report.json")
     if where not in folder.files:
         return None
-    return ConversionReport.from_dict(parse_json(folder.files[where], where), where)
+    return ConversionReport.from_dict(folder.json(where), where)

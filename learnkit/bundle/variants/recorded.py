@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from learnkit._version import __version__
+from learnkit._version import listed, versions
 from learnkit.backends.session import Session, brief
 from learnkit.errors import BundleCorruptError, BundleProbeError, LearnkitError
 
-_PACKAGES = {
+PACKAGES = {  # whose versions decide what a backend computes
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
     "torch": ("torch", "timm"),
@@ -22,14 +22,6 @@ _NOISE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 2e-2, "int8": 1e-2}
 
 
 _OUTPUTS = ("features", "logits")
-
-
-def backend_versions(backend: str) -> dict[str, str]:
-    """Versions of learnkit and of the packages that decide what a backend computes."""
-    from importlib import metadata  # here, because it takes a tenth of the time to load a model
-
-    packages = _PACKAGES.get(backend, ())
-    return {"learnkit": __version__, **{name: metadata.version(name) for name in packages}}
 
 
 def recorded(
@@ -51,7 +43,7 @@ def recorded(
 
 
 def check_recorded(
-    session: Session, probes: Mapping[str, np.ndarray], where: str, versions: Mapping[str, str]
+    session: Session, probes: Mapping[str, np.ndarray], where: str, made_with: Mapping[str, str]
 ) -> None:
     """Raise unless `session` gives what was recorded.
 
@@ -59,7 +51,7 @@ def check_recorded(
         session: the variant as it runs here.
         probes: as from `recorded`.
         where: the file they are from.
-        versions: of the packages it was made with.
+        made_with: versions of the packages it was made with.
 
     Raises:
         BundleProbeError: it gives something else; both versions are named.
@@ -74,7 +66,7 @@ def check_recorded(
         raise BundleProbeError(f"the network does not run here: {brief(error)}") from error
     for name in _OUTPUTS:
         if outputs[name] is not None:
-            _compare(name, outputs[name], probes[name], share, session.backend, versions)
+            _compare(name, outputs[name], probes[name], share, session.backend, made_with)
 
 
 def _checked(session: Session, probes: Mapping[str, np.ndarray], where: str) -> float:
@@ -102,20 +94,16 @@ def _compare(
     expected: np.ndarray,
     share: float,
     backend: str,
-    versions: Mapping[str, str],
+    made_with: Mapping[str, str],
 ) -> None:
     allowed = share * max(float(np.abs(expected).max()), 1e-6)
     difference = float(np.abs(found - expected).max())
     if difference <= allowed:  # so written that NaN fails
         return
-    here = backend_versions(backend)
-    then = {package: versions.get(package, "unknown") for package in here}
+    packages = PACKAGES.get(backend, ())
     raise BundleProbeError(
         f"the network gives other {name} here than where it was saved: they differ by "
-        f"{difference:.3g}, {allowed:.3g} is allowed. Saved with {_listed(then)}; here "
-        f"{_listed(here)}: install those versions, or optimise the model again with these"
+        f"{difference:.3g}, {allowed:.3g} is allowed. Saved with {listed(made_with, *packages)}; "
+        f"here {listed(versions(*packages), *packages)}: install those versions, or optimise the "
+        "model again with these"
     )
-
-
-def _listed(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from learnkit._version import versions
 from learnkit.bundle.probes import PROBE
 from learnkit.bundle.schema import CONFIG
 from learnkit.bundle.scoring_file import judge_tensors
 from learnkit.bundle.variant import Variant, path_of, variant_names, with_variants
 from learnkit.bundle.variants.overview import with_variants_listed
-from learnkit.bundle.variants.recorded import backend_versions, recorded
+from learnkit.bundle.variants.recorded import PACKAGES, recorded
 from learnkit.bundle.write import CARD
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import BundleCorruptError, BundleError, ExportError, warn_user
@@ -131,7 +132,7 @@ def _described(predictor: OptimizedPredictor, config: dict | None) -> Variant:
         n_features=predictor.network.session.n_features,
         weights=predictor.base.weights,
         preprocessing=predictor.preprocessing.to_dict(),
-        versions=backend_versions(converted.backend),
+        versions=versions(*PACKAGES.get(converted.backend, ())),
         continual=None if is_detector else config,
         ood=config if is_detector else None,
     )
