@@ -4,11 +4,12 @@ Every image is read once; the rest is arithmetic on what was seen. Near duplicat
 16 x 16 grey thumbnails agree, found by comparing blocks of thumbnails of similar mean brightness.
 """
 
+import functools
 import hashlib
 import io
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
 
 from learnkit.data.image import FORMATS, naming_errors, read_image
 from learnkit.data.near_duplicates import near_duplicate_groups
+from learnkit.data.read_images import load_ahead, watched
 from learnkit.data.split import split_counts
 from learnkit.errors import DataError, ImageReadError
 
 COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
 THUMBNAIL = 16
+_N_WORKERS = min(32, (os.cpu_count() or 1) + 4)  # the standard library's own choice
 _MAX_ASPECT = 20
 _MIN_SIDE = 8
 # Of copies the one that judges stays: dropping it from train costs least.
@@ -54,7 +56,10 @@ def find_problems(
     progress: bool,
 ) -> pd.DataFrame:
     """Findings about the images of a dataset's table, worst first: see `ImageDataset.check`."""
-    seen = _look([root / path for path in frame["path"]], fast, progress)
+    paths = [root / path for path in frame["path"]]
+    look = functools.partial(_look_at, fast=fast)
+    looks = load_ahead(look, paths, n_ahead=4 * _N_WORKERS, n_workers=_N_WORKERS)
+    seen = [found for _, found in watched(looks, len(paths), progress, "checking images")]
     table = _Table(frame, seen, progress)
     checks = (_unreadable, _copies, _near_copies, _deep, _shape, _mixed("size"), _mixed("mode"))
     findings = [row for check in checks for row in check(table)]
@@ -98,12 +103,6 @@ class _Table:
 def _about_all(finding: str, severity: str, detail: str, paths: Any = (), name: str = "") -> dict:
     """Finding about no image in particular."""
     return dict(zip(COLUMNS, (finding, severity, "", name, "", detail, tuple(paths)), strict=True))
-
-
-def _look(paths: list[Path], fast: bool, progress: bool) -> list[_Seen]:
-    with ThreadPoolExecutor() as pool:
-        looks = pool.map(lambda path: _look_at(path, fast), paths)
-        return list(tqdm(looks, total=len(paths), desc="checking images", disable=not progress))
 
 
 def _look_at(path: Path, fast: bool) -> _Seen:

@@ -1,9 +1,11 @@
-"""Images to learn from, with their labels, from whatever a caller has: lists, folders, datasets."""
+"""Images with their labels from whatever a caller has: lists, tables, folders, datasets."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,8 +31,8 @@ def labelled_images(data: Any, labels: Any = None) -> Labelled:
 
     Args:
         data: an ImageDataset, of which the training images (all, if it is not split) are learned
-            from and the validation images set apart; a folder with one folder per class; or images
-            of any kind `predict` takes.
+            from and the validation images set apart; a folder with one folder per class; a
+            DataFrame with the columns path and label; or images of any kind `predict` takes.
         labels: one label per image, or one for all of them; also for a folder whose images are all
             of one class. A dataset has its own.
 
@@ -38,40 +40,68 @@ def labelled_images(data: Any, labels: Any = None) -> Labelled:
         DataError: labels missing, given twice, of another number or no names; several labels per
             image; no images.
     """
+    if isinstance(data, Labelled) and labels is None:
+        return data
+    if labels is None:
+        data = _dataset_of(data)
     if is_dataset(data):
         return _of_dataset(data, labels)
-    if isinstance(data, str | os.PathLike) and labels is None:
-        from learnkit.data.dataset import ImageDataset
-
-        return _of_dataset(ImageDataset.from_folder(data), None)
     items = files_or_images(data)
     return Labelled(items, _checked_labels(labels, items))
 
 
-def is_dataset(data: Any) -> bool:
-    """Whether `data` is an ImageDataset, or behaves like one; pandas is not imported to ask."""
-    return hasattr(data, "paths") and hasattr(data, "labels")
+def images_of_split(data: Any, splits: Sequence[str]) -> tuple[list[Any], list[Hashable] | None]:
+    """(images, their labels or None) meant by `data`; of a dataset the first of `splits` it has.
+
+    A dataset with none of `splits` is taken whole. A folder is labelled by its class folders,
+    unless images lie in it directly; a list of images has no labels.
+
+    Raises:
+        DataError: `data` is no kind of images.
+    """
+    if isinstance(data, Labelled):
+        return list(data.items), list(data.labels)
+    if _is_folder(data):
+        files = find_images(data)
+        if any(path.parent == Path(data) for path in files):
+            return files, None
+    if _is_folder(data) or _is_table(data):
+        data = _dataset_of(data)
+    if not is_dataset(data):
+        return files_or_images(data), None
+    name = next((name for name in splits if name in getattr(data, "splits", ())), None)
+    data = data if name is None else getattr(data, name)
+    return list(data.paths), list(data.labels)
 
 
 def image_paths(data: Any) -> list[Any]:
-    """The images meant by `data` without labels: a dataset's, those below a folder, or a list.
+    """`files_or_images` of `data`, of which there must be some.
 
     Raises:
         DataError: there are none.
     """
-    items = list(data.paths) if is_dataset(data) else files_or_images(data)
+    items = files_or_images(data)
     if not items:
         raise DataError(f"{str(data)!r} holds no images; choose another folder, or give files")
     return items
 
 
 def files_or_images(data: Any) -> list[Any]:
-    """The files below a folder, or a list of images; a single image becomes a list of one.
+    """The images meant by `data`, labels aside; a single image becomes a list of one.
+
+    Args:
+        data: a dataset, a table with a column path, a folder, files, or images at hand.
 
     Raises:
         DataError: it is none of these.
     """
-    if isinstance(data, str | os.PathLike) and os.path.isdir(data):
+    if isinstance(data, Labelled):
+        return list(data.items)
+    if is_dataset(data):
+        return list(data.paths)
+    if _is_table(data):
+        return list(map(Path, data["path"]))
+    if _is_folder(data):
         return find_images(data)
     if isinstance(data, np.ndarray) or is_tensor(data):
         return [data] if data.ndim < 4 else list(data)
@@ -84,6 +114,36 @@ def files_or_images(data: Any) -> list[Any]:
             "images"
         ) from None
     return list(items)
+
+
+def is_dataset(data: Any) -> bool:
+    """Whether `data` is an ImageDataset, or behaves like one; pandas is not imported to ask."""
+    return hasattr(data, "paths") and hasattr(data, "labels")
+
+
+def has_labels(data: Any) -> bool:
+    """Whether `data` brings labels of its own: a dataset, a table, or a folder."""
+    return isinstance(data, Labelled) or is_dataset(data) or _is_table(data) or _is_folder(data)
+
+
+def _is_folder(data: Any) -> bool:
+    return isinstance(data, str | os.PathLike) and os.path.isdir(data)
+
+
+def _is_table(data: Any) -> bool:
+    """Whether `data` is a DataFrame; pandas is not imported to ask."""
+    return isinstance(data, getattr(sys.modules.get("pandas"), "DataFrame", ()))
+
+
+def _dataset_of(data: Any) -> Any:
+    """The dataset that a folder of class folders or a table is; anything else as it is."""
+    is_path = isinstance(data, str | os.PathLike)
+    if not is_path and not _is_table(data):
+        return data
+    # Here, not above: it imports pandas, which those who give lists of images may lack.
+    from learnkit.data.dataset import ImageDataset
+
+    return ImageDataset.from_folder(data) if is_path else ImageDataset.from_df(data, Path.cwd())
 
 
 def _of_dataset(data: ImageDataset, labels: Any) -> Labelled:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import check_detects_ood
-from learnkit.data.labelled_images import files_or_images, image_paths, is_dataset
+from learnkit.data.labelled_images import files_or_images, image_paths
+from learnkit.data.read_images import watched
 from learnkit.deploy.many import raised
-from learnkit.inference.batch import predict_stream, watched
+from learnkit.inference.batch import predict_stream
 from learnkit.inference.evaluation import encoded_labels, with_ood_measures
 from learnkit.inference.features import BATCH, feature_rows
 from learnkit.inference.prediction import Prediction
@@ -42,7 +43,7 @@ class Examining:
             UnreadableImagesError: images cannot be read; all of them are named.
             PredictionError: the network has no feature map, or gives features that are not finite.
         """
-        items = list(items.paths) if is_dataset(items) else files_or_images(items)
+        items = files_or_images(items)
         return feature_rows(self.network, items, bs=bs, n_workers=n_workers, progress=progress)
 
     def evaluate(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnkit.data.image import find_images
-from learnkit.inference.batch import Result, predict_stream, prediction_table, watched
+from learnkit.data.read_images import watched
+from learnkit.inference.batch import Result, predict_stream, prediction_table
 from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.prediction import Prediction
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from learnkit.errors import ImageReadError, LearnkitError, MissingExtraError, PredictionError
+from learnkit.data.read_images import load_ahead
+from learnkit.errors import LearnkitError, MissingExtraError, PredictionError
 from learnkit.inference.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -45,34 +44,6 @@ def predict_stream(
         results = iter(predictor.try_loaded(images) if images else ())
         for item, image in batch:
             yield item, image if isinstance(image, LearnkitError) else next(results)
-
-
-def load_ahead(
-    load: Callable[[Any], Any], items: Iterable[Any], *, n_ahead: int, n_workers: int
-) -> Iterator[tuple[Any, Any]]:
-    """Each item with `load(item)` or the ImageReadError it raised, at most `n_ahead` waiting."""
-
-    def load_or_error(item: Any) -> Any:
-        try:
-            return load(item)
-        except ImageReadError as error:
-            return error
-
-    if n_workers < 1:
-        yield from ((item, load_or_error(item)) for item in items)
-        return
-    pool = ThreadPoolExecutor(n_workers, "learnkit-decode")
-    waiting: deque = deque()
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(load_or_error, item)))
-            if len(waiting) >= n_ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for item, future in waiting:
-            yield item, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -131,17 +102,6 @@ def _pandas() -> Any:
             "or write the rows to a file with `out=`"
         ) from error
     return pandas
-
-
-def watched(
-    stream: Iterable[Any], n: int, progress: bool, what: str = "predict", unit: str = "img"
-) -> Iterable[Any]:
-    """`stream` of `n` items behind a progress bar, if wanted."""
-    if not progress or not n:
-        return stream
-    from tqdm.auto import tqdm
-
-    return tqdm(stream, total=n, desc=what, unit=unit)
 
 
 @contextmanager

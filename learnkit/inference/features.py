@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from learnkit.backends.network import Network
-from learnkit.errors import PredictionError, UnreadableImagesError
-from learnkit.inference.batch import chunks, load_ahead, watched
+from learnkit.data.read_images import image_name, read_images
+from learnkit.errors import PredictionError
+from learnkit.inference.batch import chunks
 
 BATCH = 16  # small enough that filling up the last batch costs little
-_LISTED = 100  # images a message names; the error keeps them all
 
 
 def feature_rows(
@@ -40,18 +39,17 @@ def feature_rows(
     if bs < 1:
         raise PredictionError(f"`bs`={bs}; a batch has at least one image")
     read = read or network.features
-    loaded = load_ahead(network.preprocessing.load, items, n_ahead=2 * bs, n_workers=n_workers)
-    rows, failures, n_seen = [], {}, 0
-    for batch in chunks(watched(loaded, len(items), progress, "features"), bs):
-        for item, image in batch:
-            if not isinstance(image, Tensor):
-                failures[item_name(item, n_seen)] = str(image)
-            n_seen += 1
-        if not failures:
-            images = torch.stack([image for _, image in batch])
-            rows.append(read(_filled_up(images, bs))[: len(images)])
-    if failures:
-        raise unreadable(failures, len(items))
+    loaded = read_images(
+        network.preprocessing.load,
+        items,
+        n_ahead=2 * bs,
+        n_workers=n_workers,
+        progress=progress,
+        what="features",
+    )
+    rows = [
+        read(_filled_up(torch.stack(images), bs))[: len(images)] for images in chunks(loaded, bs)
+    ]
     if not rows:
         return read(network.no_images())
     features = torch.cat(rows)
@@ -67,26 +65,10 @@ def _filled_up(images: Tensor, n: int) -> Tensor:
 def _check_finite(features: Tensor, items: Sequence[Any]) -> None:
     """Raise PredictionError naming the images whose features are not finite."""
     if wrong := (~features.isfinite().all(1)).nonzero().flatten().tolist():
-        shown = ", ".join(item_name(items[i], i) for i in wrong[:5]) + ", ..." * (len(wrong) > 5)
+        shown = ", ".join(image_name(items[i], i) for i in wrong[:5])
+        shown += ", ..." if len(wrong) > 5 else ""
         raise PredictionError(
             f"the network's features are not finite for {shown} ({len(wrong)} of {len(items)} "
             "images); check its weights for NaN, and the images for values far outside those of "
             "training"
         )
-
-
-def item_name(item: Any, number: int) -> str:
-    """What to call an image in a message: its path, else its number."""
-    return str(item) if isinstance(item, str | os.PathLike) else f"image {number}"
-
-
-def unreadable(failures: Mapping[str, str], n: int) -> UnreadableImagesError:
-    """The error that lists `failures` (of `n` images), and keeps them."""
-    listed = list(failures.values())
-    more = f"; and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    error = UnreadableImagesError(
-        f"{len(listed)} of {n} images cannot be read, and nothing was changed: "
-        f"{'; '.join(listed[:_LISTED])}{more}. Leave them out, or mend them, and call again"
-    )
-    error.failures = dict(failures)
-    return error

@@ -1,20 +1,18 @@
-"""What the learner was trained on, held against what it is given: lost classes, other files."""
+"""Training data of a learner: what it was trained on, held against what it is given now."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
-import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 from torch import Tensor
 
-from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled, image_paths, labelled_images
+from learnkit.data.read_images import file_of
 from learnkit.errors import DataError, ExportError, warn_user
 from learnkit.interpret.source import Source, names_of
 from learnkit.learner.transforms import preprocessing_of
@@ -85,8 +83,7 @@ def file_keys(items: Any) -> list[str | None]:
     """The absolute file name of each item, None for pictures at hand."""
     if not isinstance(items, Sequence):
         return [None] * len(items.indices or ())
-    paths = [isinstance(item, str | Path) for item in items]
-    return [str(Path(i).absolute()) if p else None for i, p in zip(items, paths, strict=True)]
+    return [file_of(item) or None for item in items]
 
 
 def files_of(images: Labelled | None) -> frozenset[str]:
@@ -156,20 +153,16 @@ def labelled_data(data: Any, labels: Any = None, *, classes: Sequence[str] = ())
     Raises:
         DataError: no images, labels missing or not one per image.
     """
-    if labels is not None:
-        return labelled_images(_files_of(data), labels)
-    if isinstance(data, DataLoaders):
+    if labels is None and isinstance(data, DataLoaders):
         return _of_loaders(data, classes)
-    if isinstance(data, pd.DataFrame):
-        data = ImageDataset.from_df(data, Path.cwd())
-    if _is_loader(data):
+    if labels is None and _is_loader(data):
         return _of_loader(data, classes)
-    if data is None:
+    if data is None and labels is None:
         raise DataError(
             "`data` is missing; give an ImageDataset, DataLoaders, a DataLoader, a folder of class "
             "folders, a DataFrame with the columns path and label, or images with `labels`"
         )
-    return labelled_images(data)
+    return labelled_images(data, labels)
 
 
 def images_only(data: Any) -> list[Any] | Source:
@@ -179,17 +172,12 @@ def images_only(data: Any) -> list[Any] | Source:
     if _is_loader(data):
         source = Source(data)
         return source.items or source
-    return image_paths(_files_of(data))
+    return image_paths(data)
 
 
 def data_of_training(learn: Any) -> Any:
     """What the learner was built on: its ImageDataset if it has one, else its loaders."""
     return getattr(learn.dls, "image_dataset", None) or learn.dls
-
-
-def _files_of(data: Any) -> Any:
-    """The files a table lists; anything else as it is."""
-    return list(map(Path, data["path"])) if isinstance(data, pd.DataFrame) else data
 
 
 def _is_loader(data: Any) -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from learnkit.backends.network import comparable
+from learnkit.data.read_images import watched
 from learnkit.evaluation.measures import expected_calibration_error
-from learnkit.inference.batch import watched
 from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
 from learnkit.uncertainty.ood_measures import auroc
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from learnkit.continual.classifier import check_detects_ood
-from learnkit.data.labelled_images import Labelled, is_dataset, labelled_images
+from learnkit.data.labelled_images import Labelled, has_labels, labelled_images
+from learnkit.data.read_images import file_of
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, OptimizeError
 from learnkit.optimize import gates as gate
@@ -23,7 +23,6 @@ from learnkit.optimize.samples import (
     PER_CLASS,
     Pictures,
     check_samples,
-    file_of,
     kept_apart,
     no_pictures,
     read_pictures,
@@ -127,12 +126,9 @@ def learned_images(predictor: Predictor, samples: Any, learned: Any) -> Labelled
     """The images the model has learned from, where they are at hand."""
     if predictor.ood is None:
         return None
-    if isinstance(learned, Labelled):
-        return learned
     data = samples if learned is None else learned
-    is_folder = isinstance(data, str | os.PathLike) and os.path.isdir(data)
-    if learned is None and not is_dataset(data) and not is_folder:
-        return data if isinstance(data, Labelled) else None
+    if learned is None and not has_labels(data):
+        return None
     try:
         return labelled_images(data)
     except DataError:

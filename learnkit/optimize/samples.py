@@ -16,18 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from learnkit.data.image import find_images
-from learnkit.data.labelled_images import Labelled, files_or_images, is_dataset
+from learnkit.data.labelled_images import files_or_images, images_of_split
 from learnkit.data.preprocess import Preprocessing, to_tensor
+from learnkit.data.read_images import file_of, read_images
 from learnkit.errors import OptimizeError, warn_user
-from learnkit.inference.batch import load_ahead, watched
-from learnkit.inference.features import unreadable
 from learnkit.optimize.quality import Images
 
 MAX_SAMPLES = 1000
 MAX_TEST = 2000
 _THUMB = 64  # pixels of a thumbnail's longer side
-_SPLITS = {"samples": ("train",), "test": ("test", "valid"), "ood": ()}
+_SPLITS = {"samples": ("train",), "test": ("test", "valid")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +120,9 @@ def read_pictures(
             model that gives one.
         UnreadableImagesError: images cannot be read; all of them are named.
     """
-    items, labels = _listed(data, what)
+    items, labels = (
+        (files_or_images(data), None) if what == "ood" else images_of_split(data, _SPLITS[what])
+    )
     if not items:
         raise OptimizeError(f"`{what}` holds no images; give files, a folder or a dataset")
     if labels is not None:
@@ -152,24 +152,6 @@ def _drawn(labels: Sequence[Hashable], limit: int) -> list[int]:
     if len(labels) <= limit:
         return list(range(len(labels)))
     return evenly(labels, max(1, limit // len(set(labels))))[:limit]
-
-
-def _listed(data: Any, what: str) -> tuple[list[Any], list[Hashable] | None]:
-    """(images, labels or None)."""
-    if isinstance(data, Labelled):
-        return list(data.items), list(data.labels)
-    if isinstance(data, str | os.PathLike) and os.path.isdir(data) and what != "ood":
-        if any(path.parent == Path(data) for path in find_images(data)):
-            return find_images(data), None
-        from learnkit.data.dataset import ImageDataset
-
-        data = ImageDataset.from_folder(data)
-    if not is_dataset(data):
-        return files_or_images(data), None
-    splits = getattr(data, "splits", ())
-    name = next((name for name in _SPLITS[what] if name in splits), None)
-    data = data if name is None else getattr(data, name)
-    return list(data.paths), None if what == "ood" else list(data.labels)
 
 
 def _checked_label(label: Any, what: str, multi_label: bool) -> str | tuple[str, ...]:
@@ -203,16 +185,8 @@ def _pixels(items: Sequence[Any], recipe: Preprocessing, what: str, progress: bo
         image = recipe.decode(item)
         return to_tensor(recipe.resize(image)), min(image.size)
 
-    loaded = load_ahead(load, items, n_ahead=32, n_workers=2)
-    images, sides, failures = [], [], {}
-    for i, (item, found) in enumerate(watched(loaded, len(items), progress, f"read {what}")):
-        if isinstance(found, Exception):
-            failures[picture_name(item, str(i))] = str(found)
-        else:
-            images.append(found[0])
-            sides.append(found[1])
-    if failures:
-        raise unreadable(failures, len(items))
+    loaded = read_images(load, items, n_ahead=32, progress=progress, what=f"read {what}")
+    images, sides = zip(*loaded, strict=True)
     height, width = recipe.size
     small = sum(side < min(height, width) / 2 for side in sides)
     if 0 < small < len(items):  # where all are small, that is how they come
@@ -221,11 +195,6 @@ def _pixels(items: Sequence[Any], recipe: Preprocessing, what: str, progress: bo
             f"{height} x {width} pixels; give them as they come in use"
         )
     return torch.stack(images)
-
-
-def file_of(item: Any) -> str:
-    """The file an image is in, as an absolute path; "" for one that is in none."""
-    return os.path.abspath(os.fsdecode(item)) if isinstance(item, str | os.PathLike) else ""
 
 
 def picture_name(item: Any, digest: str) -> str:

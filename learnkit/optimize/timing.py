@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.inference.batch import watched
+from learnkit.data.read_images import watched
 
 BATCHES = (1, 16)
 MIN_ROUNDS, MAX_ROUNDS = 3, 30

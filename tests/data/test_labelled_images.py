@@ -4,7 +4,13 @@ import torch
 from helpers import write_image_folder
 
 from learnkit.data.dataset import ImageDataset
-from learnkit.data.labelled_images import image_paths, labelled_images
+from learnkit.data.labelled_images import (
+    Labelled,
+    files_or_images,
+    image_paths,
+    images_of_split,
+    labelled_images,
+)
 from learnkit.errors import DataError
 
 
@@ -76,3 +82,39 @@ def test_images_without_labels_come_from_folders_lists_and_datasets(folder):
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         image_paths(folder / "empty")
+
+
+def test_a_table_is_a_dataset_of_files_below_the_working_folder(folder, monkeypatch):
+    data = ImageDataset.from_folder(folder).split(0.5, 0.5, 0, seed=1)
+    monkeypatch.chdir(folder)
+    found = labelled_images(data.frame)
+    assert (found.items, found.labels) == (data.train.paths, data.train.labels)
+    assert found.validation.items == data.valid.paths
+    assert images_of_split(data.frame, ["valid"]) == (data.valid.paths, data.valid.labels)
+    assert [path.resolve() for path in image_paths(data.frame)] == data.paths
+    assert set(labelled_images(data.frame, "damage").labels) == {"damage"}
+
+
+def test_what_is_labelled_already_stays_as_it_is():
+    found = Labelled(["x.png", "y.png"], ["a", "b"], Labelled(["z.png"], ["a"]))
+    assert labelled_images(found) is found
+    assert images_of_split(found, ["valid"]) == (["x.png", "y.png"], ["a", "b"])
+    assert files_or_images(found) == ["x.png", "y.png"]
+
+
+def test_of_a_dataset_the_first_split_it_has_is_taken_and_all_of_it_without_one(folder):
+    data = ImageDataset.from_folder(folder)
+    assert images_of_split(data, ["test", "valid"]) == (data.paths, data.labels)
+    valid = data.split(0.5, 0.5, 0, seed=1).valid
+    split = data.split(0.5, 0.5, 0, seed=1)
+    assert images_of_split(split, ["test", "valid"]) == (valid.paths, valid.labels)
+
+
+def test_a_folder_is_labelled_by_its_folders_unless_images_lie_in_it(folder):
+    data = ImageDataset.from_folder(folder)
+    assert images_of_split(folder, ["train"]) == (data.paths, data.labels)
+    assert images_of_split(folder / "dent", ["train"]) == (
+        [path for path in data.paths if path.parent.name == "dent"],
+        None,
+    )
+    assert images_of_split(["x.png"], ["train"]) == (["x.png"], None)

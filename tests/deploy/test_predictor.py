@@ -1,7 +1,5 @@
 import io
 import os
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +15,6 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.loading import load_learner
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, ImageReadError, InputSizeError, PredictionError
-from learnkit.inference.batch import load_ahead
 
 
 def picture(seed=0, size=(48, 40)):
@@ -126,36 +123,6 @@ def test_a_folder_of_unreadable_files_only_is_a_table_of_errors(predictor, tmp_p
         (tmp_path / f"{i}.png").write_bytes(b"x")
     table = predictor.predict_folder(tmp_path, bs=2, progress=False)
     assert table["error"].notna().all()
-
-
-def test_decoding_runs_ahead_but_never_by_more_than_asked():
-    lock, started, taken, worst = threading.Lock(), [], [], []
-
-    def load(i):
-        with lock:
-            started.append(i)
-            worst.append(len(started) - len(taken))
-        return torch.tensor(i)
-
-    for item, value in load_ahead(load, iter(range(50)), n_ahead=6, n_workers=3):
-        taken.append(item)
-        assert item == value
-    assert taken == list(range(50))
-    assert max(worst) <= 6
-
-
-def test_a_broken_off_stream_stops_decoding():
-    loaded = []
-
-    def load(i):
-        time.sleep(0.002)
-        loaded.append(i)
-
-    stream = load_ahead(load, range(1000), n_ahead=200, n_workers=2)
-    next(stream)
-    stream.close()
-    assert len(loaded) < 200
-    assert not [t for t in threading.enumerate() if t.name.startswith("learnkit-decode")]
 
 
 @pytest.mark.parametrize("training", [False, True])

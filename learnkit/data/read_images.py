@@ -1,0 +1,108 @@
+"""Reading many images: decoding ahead of their use, and the failures of a whole pass."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from learnkit.errors import ImageReadError, UnreadableImagesError
+
+_LISTED = 100  # images a message names; the error keeps them all
+
+
+def read_images(
+    load: Callable[[Any], Any],
+    items: Sequence[Any],
+    *,
+    n_ahead: int,
+    n_workers: int = 2,
+    progress: bool = False,
+    what: str = "read",
+) -> Iterator[Any]:
+    """`load(item)` of each item, in order; after a failure the rest is read for its errors alone.
+
+    Args:
+        load: Reads one image, or raises ImageReadError.
+        items: Paths, or images of any kind `load` takes.
+        n_ahead: How many images, at most, wait in memory for their use.
+        n_workers: Decoding threads; 0 decodes between the uses.
+        progress: Show a bar.
+        what: The bar's label.
+
+    Raises:
+        UnreadableImagesError: Images cannot be read; all of them are named. Raised when all were
+            tried, so a caller who changes nothing before has changed nothing.
+    """
+    loaded = load_ahead(load, items, n_ahead=n_ahead, n_workers=n_workers)
+    failures = {}
+    for number, (item, found) in enumerate(watched(loaded, len(items), progress, what)):
+        if isinstance(found, ImageReadError):
+            failures[image_name(item, number)] = str(found)
+        elif not failures:
+            yield found
+    if failures:
+        raise _unreadable(failures, len(items))
+
+
+def load_ahead(
+    load: Callable[[Any], Any], items: Iterable[Any], *, n_ahead: int, n_workers: int
+) -> Iterator[tuple[Any, Any]]:
+    """Each item with `load(item)` or the ImageReadError it raised, at most `n_ahead` waiting."""
+
+    def load_or_error(item: Any) -> Any:
+        try:
+            return load(item)
+        except ImageReadError as error:
+            return error
+
+    if n_workers < 1:
+        yield from ((item, load_or_error(item)) for item in items)
+        return
+    pool = ThreadPoolExecutor(n_workers, "learnkit-decode")
+    waiting: deque = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(load_or_error, item)))
+            if len(waiting) >= n_ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for item, future in waiting:
+            yield item, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def watched(
+    stream: Iterable[Any], n: int, progress: bool, what: str = "predict", unit: str = "img"
+) -> Iterable[Any]:
+    """`stream` of `n` items behind a progress bar, if wanted."""
+    if not progress or not n:
+        return stream
+    from tqdm.auto import tqdm
+
+    return tqdm(stream, total=n, desc=what, unit=unit)
+
+
+def image_name(item: Any, number: int) -> str:
+    """What to call an image in a message: its path, else its number."""
+    return str(item) if isinstance(item, str | os.PathLike) else f"image {number}"
+
+
+def file_of(item: Any) -> str:
+    """The file an image is in, as an absolute path; "" for one that is in none."""
+    return os.path.abspath(os.fsdecode(item)) if isinstance(item, str | os.PathLike) else ""
+
+
+def _unreadable(failures: Mapping[str, str], n: int) -> UnreadableImagesError:
+    """The error that lists `failures` (of `n` images), and keeps them."""
+    listed = list(failures.values())
+    more = f"; and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    error = UnreadableImagesError(
+        f"{len(listed)} of {n} images cannot be read, and nothing was changed: "
+        f"{'; '.join(listed[:_LISTED])}{more}. Leave them out, or mend them, and call again"
+    )
+    error.failures = dict(failures)
+    return error
