@@ -7,6 +7,7 @@ sentence, 130 interrupted. Whatever is slow to import is imported inside the com
 from __future__ import annotations
 
 import functools
+import io
 import shlex
 import sys
 import warnings
@@ -47,6 +48,9 @@ def _options(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     _state["argv"] = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text of its encoding
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         if DEBUG not in _state["argv"]:
             _soften_warnings()

@@ -1,4 +1,4 @@
-"""What the commands say: steps, tables, paths. Plain lines where the output is no terminal."""
+"""Standard output of the commands: steps, tables, paths. Plain lines where it is no terminal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from learnkit.cli.table import FittedTable
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from learnkit.continual.change_report import ChangeReport
     from learnkit.evaluation.evaluate import Evaluation
+
+
+_PIPE = 10_000  # columns of what is no terminal: nothing is folded or cut for `grep`
 
 
 class Report:
@@ -29,6 +33,8 @@ class Report:
 
     def __init__(self, n_steps: int | None = None):
         self.console = Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = _PIPE
         self.n_steps, self.n_done = n_steps, 0
 
     def step(self, text: str) -> None:
@@ -41,45 +47,62 @@ class Report:
         """Write an indented line; nothing in it is taken for markup."""
         self.console.print(Text(f"    {text}" if text else ""))
 
-    def table(self, table: Table) -> None:
-        """Write a table."""
+    def table(self, table: FittedTable, title: str = "", *, n_left_out: int = 0) -> None:
+        """Write a table, below its title, and say how many rows are left out of it."""
+        if title:
+            self.console.print(Text(title, style="bold"))
         self.console.print(table)
+        if n_left_out > 0:
+            self.console.print(Text(f"and {n_left_out} more", style="dim italic"))
+
+    def frame(self, frame: pd.DataFrame, *, max_rows: int = 60) -> None:
+        """Write the first rows of a data frame; numbers to the right."""
+        rows = [
+            [_shown(str(name), value) for name, value in zip(frame.columns, row, strict=True)]
+            for row in frame.head(max_rows).itertuples(index=False)
+        ]
+        numeric = [str(name) for name in frame.columns if frame[name].dtype.kind in "iuf"]
+        table = FittedTable([str(name) for name in frame.columns], rows, frozenset(numeric))
+        self.table(table, n_left_out=len(frame) - max_rows)
+
+    def evaluation(self, evaluation: Evaluation, title: str) -> None:
+        """Write the measures over all images, and those of each class."""
+        rows = [
+            [name.replace("_", " "), _shown(name, value)]
+            for name, value in evaluation.summary.items()
+        ]
+        header = ["measure", "value"]
+        self.table(FittedTable(header, rows, frozenset({"value"}), show_header=False), title)
+        self.frame(evaluation.per_class.rename_axis("class").reset_index())
+
+    def change(self, change: ChangeReport) -> None:
+        """Write what was learned, class by class."""
+        rows = [
+            [
+                f"{name} (new)" if name in change.classes_added else name,
+                f"{n:+d}",
+                str(change.n_images[name]),
+            ]
+            for name, n in (change.images or {}).items()
+        ]
+        header = ["class", "added", "images"]
+        table = FittedTable(header, rows, frozenset({"added", "images"}))
+        self.table(table, f"{change.n_classes} classes")
 
     def files(self, title: str, paths: Iterable[tuple[Path, str]]) -> None:
         """Write a list of (path, what it is)."""
         rows = [(str(path), what) for path, what in paths]
         width = max(len(path) for path, _ in rows)
+        fits = width + max(len(what) for _, what in rows) + 7 <= self.console.width
         self.console.print(Text(title, style="bold"))
         for path, what in rows:
-            self.say(f"{path:<{width}}   {what}")
+            self.say(f"{path:<{width}}   {what}" if fits else f"{path}\n        {what}")
 
     def command(self, title: str, *commands: str) -> None:
         """Write commands to try next."""
         self.console.print(Text(title, style="bold"))
         for line in commands:
             self.console.print(Text(f"    {line}", style="green"))
-
-
-def evaluation_tables(evaluation: Evaluation, title: str) -> list[Table]:
-    """The measures over all images, and those of each class."""
-    summary = Table(title=title, title_justify="left", title_style="bold", show_header=False)
-    summary.add_column("measure")
-    summary.add_column("value", justify="right")
-    for name, value in evaluation.summary.items():
-        summary.add_row(name.replace("_", " "), _shown(name, value))
-    return [summary, frame_table(evaluation.per_class.rename_axis("class").reset_index())]
-
-
-def change_table(change: ChangeReport) -> Table:
-    """Images learned per class, and what followed from them."""
-    table = Table(title=f"{change.n_classes} classes", title_justify="left", title_style="bold")
-    table.add_column("class", overflow="fold")
-    for name in ("added", "images"):
-        table.add_column(name, justify="right")
-    for name, n in (change.images or {}).items():
-        new = " (new)" if name in change.classes_added else ""
-        table.add_row(Text(f"{name}{new}"), f"{n:+d}", str(change.n_images[name]))
-    return table
 
 
 def change_lines(change: ChangeReport) -> list[str]:
@@ -93,22 +116,6 @@ def change_lines(change: ChangeReport) -> list[str]:
     return [*lines, *change.notes]
 
 
-def frame_table(frame: pd.DataFrame, *, max_rows: int = 60) -> Table:
-    """The first rows of a table; numbers to the right."""
-    table = Table(caption=_rest(len(frame) - max_rows), caption_justify="left")
-    for name in frame.columns:
-        numeric = frame[name].dtype.kind in "iuf"
-        table.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
-    for row in frame.head(max_rows).itertuples(index=False):
-        cells = zip(frame.columns, row, strict=True)
-        table.add_row(*(Text(_shown(str(name), value)) for name, value in cells))
-    return table
-
-
-def _rest(n: int) -> str | None:
-    return f"and {n} more" if n > 0 else None
-
-
 def _shown(name: str, value: Any) -> str:
     """A number for reading: counts whole, measures to four places.
 
@@ -117,6 +124,8 @@ def _shown(name: str, value: Any) -> str:
     """
     if isinstance(value, str):
         return value
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.0f}" if name == "n" or isinstance(value, Integral) else f"{value:.4f}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from learnkit.cli import workflow
-from learnkit.cli.console import Report, change_lines, evaluation_tables, frame_table
+from learnkit.cli.console import Report, change_lines
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import DataError
 
@@ -132,8 +132,7 @@ def _learn_on(
     for line in change_lines(change):
         report.say(line)
     evaluation = workflow.interpret(learn, data.test).evaluation
-    for table in evaluation_tables(evaluation, f"all {len(data.test)} test images"):
-        report.table(table)
+    report.evaluation(evaluation, f"all {len(data.test)} test images")
     recall = evaluation.per_class["recall"]
     report.say(
         f"{evaluation.summary['accuracy']:.1%} right over all ten digits, "
@@ -157,7 +156,7 @@ def _show_confidence(learn: ImageLearner, report: Report) -> None:
     """Show what the temperature, fitted without any training, did to the confidences."""
     report.step("See what calibration did to the confidences")
     table = learn.continual.calibration.table()
-    report.table(frame_table(table.rename_axis("measure").reset_index()))
+    report.frame(table.rename_axis("measure").reset_index())
 
 
 def prepare_folder(out: Path) -> None:

@@ -11,17 +11,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from learnkit.bundle.schema import CONFIG, check_schema, read_section
 from learnkit.bundle.variant import FLOAT32
 from learnkit.bundle.variants.overview import Listed, is_listed_from, listing
 from learnkit.cli.console import Report
+from learnkit.cli.table import FittedTable
 from learnkit.errors import BundleCorruptError, UsageError
 from learnkit.storage.read_folder import MANIFEST, read_folder
 
 _SHOWN_CLASSES = 40
+_NUMBERS = frozenset({"classes", "images", "images learned", "MB"})
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -101,7 +100,8 @@ def report_model(model: Path, html: Path | None) -> None:
     found, report = read_overview(model), Report()
     for title, header, rows in found.tables():
         if rows:
-            report.table(_table(title, header, rows))
+            names = header or [""] * len(rows[0])
+            report.table(FittedTable(names, rows, _NUMBERS, show_header=bool(header)), title)
     for one in found.variants:
         if one.report is not None:
             report.console.print(f"\n{one.report}", markup=False)
@@ -169,18 +169,6 @@ def _shown(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(
-        title=Text(title), title_justify="left", title_style="bold", show_header=bool(header)
-    )
-    for name in header or [""] * len(rows[0]):
-        numeric = name in ("classes", "images", "images learned", "MB")
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
 
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

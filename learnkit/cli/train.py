@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learnkit.cli import workflow
-from learnkit.cli.console import Report, change_lines, evaluation_tables, frame_table
+from learnkit.cli.console import Report, change_lines
 from learnkit.storage.write_folder import check_target
 
 _SHOWN_ROWS = 20
@@ -46,7 +46,7 @@ def train_folder(
     checkpoint = workflow.checkpoint_of(checkpoint_file(out), plan, resume=resume)
     report.step(f"Read the images in {folder}")
     data = workflow.read_dataset(folder, seed=plan.seed)
-    report.table(frame_table(data.counts().reset_index(), max_rows=_SHOWN_ROWS))
+    report.frame(data.counts().reset_index(), max_rows=_SHOWN_ROWS)
     what = f"the head of {plan.arch}" if plan.head_only else plan.arch
     report.step(f"Train {what}{_origin(plan)} at {plan.size} x {plan.size} pixels")
     learn = workflow.build_learner(data, plan)
@@ -60,8 +60,7 @@ def train_folder(
     name, images = workflow.held_out(data)
     report.step(f"Evaluate on the {name} images")
     interp = workflow.interpret(learn, images)
-    for table in evaluation_tables(interp.evaluation, f"{len(images)} {name} images"):
-        report.table(table)
+    report.evaluation(interp.evaluation, f"{len(images)} {name} images")
     report.step(f"Draw pictures into {beside}")
     pictures = workflow.save_pictures(interp, beside)
     data.frame.to_csv(beside / "split.csv", index=False, errors="surrogateescape")

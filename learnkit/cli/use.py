@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnkit.cli import workflow
-from learnkit.cli.console import Report, change_lines, change_table, evaluation_tables, frame_table
+from learnkit.cli.console import Report, change_lines
 from learnkit.continual.classifier import check_continual
 from learnkit.deploy.loading import load_learner
 from learnkit.errors import PredictionError, UsageError
@@ -39,7 +39,7 @@ def extend_model(model: Path, folder: Path, out: Path, *, false_alarm_rate: floa
         predictor.set(false_alarm_rate=false_alarm_rate)
     change = predictor.extend(folder, progress=sys.stderr.isatty())
     predictor.save(out)
-    report.table(change_table(change))
+    report.change(change)
     for line in change_lines(change):
         report.say(line)
     report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])
@@ -66,8 +66,7 @@ def evaluate_folder(model: Path, folder: Path, ood: Path | None = None) -> None:
     evaluation = predictor.evaluate(images, ood=strange, progress=sys.stderr.isatty())
     title = f"{len(images)} images of {folder} ({name})"
     title += "" if strange is None else f", {len(strange)} unknown ones of {ood}"
-    for table in evaluation_tables(evaluation, title):
-        report.table(table)
+    report.evaluation(evaluation, title)
 
 
 def check_targets(
@@ -147,17 +146,23 @@ def predict_paths(
         text = text.encode("utf-8", "backslashreplace").decode()  # names that are no text
         sys.stdout.write(text) if str(to_json) == "-" else to_json.write_text(text, "utf-8")
     if csv is None and to_json is None:
-        Report().table(frame_table(_short(table), max_rows=_SHOWN_ROWS))
+        _show(table)
     return int(table["error"].notna().sum())
 
 
-def _short(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns worth a look in a terminal."""
-    columns = ["path", "label", "confidence"]
+def _show(table: pd.DataFrame) -> None:
+    """Write the columns worth a look in a terminal, then what is wrong with unreadable images."""
+    report, columns = Report(), ["path", "label", "confidence"]
+    read, failed = table[table["error"].isna()], table["error"].dropna()
     if "is_ood" in table:
-        table = table.assign(unknown=table["is_ood"].map({True: "yes", False: ""}).astype(object))
+        read = read.assign(unknown=read["is_ood"].map({True: "yes", False: ""}).astype(object))
         columns += ["unknown", "ood_score"]
-    return table[columns + ["error"] * bool(table["error"].notna().any())]
+    if len(read):
+        report.frame(read[columns], max_rows=_SHOWN_ROWS)
+    for error in failed.head(_SHOWN_ROWS):
+        report.say(error)
+    if len(failed) > _SHOWN_ROWS:
+        report.say(f"and {len(failed) - _SHOWN_ROWS} more")
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

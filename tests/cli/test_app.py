@@ -135,6 +135,30 @@ def test_predict_shows_a_table(run, images, capsys):
     assert f"{prediction.confidence:.4f}" in out
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_predict_shows_file_names_that_the_screen_cannot(run, images, tmp_path, encoding):
+    path = shutil.copy(
+        images / "odd" / "000.png", tmp_path / os.fsdecode("\N{SNOWMAN}.png".encode())
+    )
+    command = [sys.executable, "-m", "learnkit", "predict", str(run[2]), str(path)]
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, env=env, check=True)
+    name = {"utf-8": "\N{SNOWMAN}", "ascii": r"\u2603"}[encoding]
+    assert f"{name}.png" in done.stdout.decode(encoding)
+
+
+def test_predict_lists_every_image_it_could_not_read(run, images, tmp_path, capsys):
+    shutil.copy(images / "odd" / "000.png", tmp_path / "whole.png")
+    for i in range(22):
+        (tmp_path / f"{i:02d}.png").write_bytes(b"x")
+    code, out, _ = learnkit(capsys, "predict", run[2], tmp_path)
+    assert code == 1
+    table, after = out.split("└")
+    assert table.count(".png") == 1
+    assert f"    image '{tmp_path / '19.png'}' cannot be read: " in after
+    assert (after.count("cannot be read"), "    and 2 more\n" in after) == (20, True)
+
+
 def test_predict_writes_csv_and_json(run, images, tmp_path, capsys):
     targets = ["--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json"]
     assert learnkit(capsys, "predict", run[2], images / "bad", *targets)[0] == 0
@@ -307,8 +331,7 @@ def test_predict_out_goes_on_after_ctrl_c_and_gives_the_same_file(
     assert (code, "is there already" in err) == (2, True)
 
 
-def test_report_says_what_a_model_is_and_what_its_variants_cost(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_report_says_what_a_model_is_and_what_its_variants_cost(tmp_path, capsys):
     page = tmp_path / "model.html"
     code, out, err = learnkit(capsys, "report", GOLDEN, "--html", page)
     assert (code, err) == (0, "")
