@@ -1,4 +1,4 @@
-"""What a classifier gets right and wrong: numbers first, and a picture of each."""
+"""ClassificationInterpretation: confusions, errors and largest losses, as numbers and pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from learnkit.errors import InterpretationError
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.interpret import plots
-from learnkit.interpret.largest_losses import LargestLosses
+from learnkit.interpret.heatmaps import (
+    SUPTITLE,
+    evidence,
+    explained_classes,
+    loss_title,
+    to_pil,
+)
 from learnkit.interpret.outputs import Outputs, collect_from
 from learnkit.interpret.source import Source, class_names
 from learnkit.interpret.tables import errors_table, mistakes_of, report_text
@@ -22,9 +28,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+_NO_LOSSES = "There are no losses to sort by; pass `losses`, or make the pass over labelled samples"
 
 
-class ClassificationInterpretation(LargestLosses):
+class ClassificationInterpretation:
     """Confusion, losses and heatmaps of one set of predictions.
 
     The model runs once, when the object is made; images are read again only to be drawn.
@@ -159,6 +168,94 @@ class ClassificationInterpretation(LargestLosses):
         """
         return errors_table(self.outputs)
 
+    def top_losses(
+        self, k: int | None = None, largest: bool = True, items: bool = False
+    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, list]:
+        """The `k` largest (or smallest) losses and their positions; all of them if `k` is None.
+
+        With `items` also the files, None where they are not known.
+        """
+        if self.outputs.losses is None:
+            raise InterpretationError(_NO_LOSSES)
+        n = len(self.outputs)
+        if k is not None and k < 1:
+            raise InterpretationError(f"`k` is {k}; ask for at least one loss, or None for all")
+        losses, positions = self.outputs.losses.topk(n if k is None else min(k, n), largest=largest)
+        if not items:
+            return losses, positions
+        files = self.outputs.items
+        return losses, positions, [files[i] if files else None for i in positions.tolist()]
+
+    def plot_top_losses(
+        self,
+        k: int | Sequence[int],
+        largest: bool = True,
+        figsize: tuple[float, float] | None = None,
+        heatmap: bool = False,
+        heatmap_thresh: int = 16,
+        alpha: float = 0.6,
+        cmap: str = "magma",
+        show_text: bool = True,
+        return_fig: bool | None = None,
+        *,
+        explain: str = "predicted",
+    ) -> np.ndarray | Figure:
+        """Draw the images with the largest (or smallest) losses.
+
+        Over each image: prediction / actual, and below loss / probability of the actual class.
+
+        Args:
+            k: how many, or which ranks (a list or range, 0 the first).
+            largest: begin with the largest loss.
+            figsize: in inches.
+            heatmap: lay the Grad-CAM evidence over each image.
+            heatmap_thresh: fewest cells of a feature map worth drawing; below, a warning says so.
+            alpha: opacity of the heatmaps.
+            cmap: their colours.
+            show_text: write the titles.
+            return_fig: return the Figure instead of the Axes.
+            explain: "predicted" or "actual" (as in fastai v1): whose evidence the heatmaps
+                show. The actual class of a bad mistake often has none, and then no map.
+
+        Returns:
+            The Axes (k,).
+        """
+        order = self.top_losses(None, largest)[1].tolist()
+        positions = order[: max(1, k)] if isinstance(k, int) else [order[i] for i in k]
+        inputs, images = self._source.read(positions)
+        heatmaps = None
+        if heatmap:
+            classes = explained_classes(self.outputs, positions, explain)
+            heatmaps = evidence(self.learn.model, inputs, classes, min_cells=heatmap_thresh)
+        titles = [loss_title(self.outputs, i) for i in positions] if show_text else None
+        options = {"heatmaps": heatmaps, "alpha": alpha, "cmap": cmap, "figsize": figsize}
+        suptitle = SUPTITLE if show_text else None
+        axes = plots.plot_image_grid(images, titles, suptitle=suptitle, **options)
+        return axes[0].figure if return_fig else axes
+
+    def plot_multi_top_losses(
+        self,
+        samples: int = 3,
+        figsize: tuple[float, float] | None = None,
+        save_misclassified: bool = False,
+    ) -> np.ndarray | list[Image]:
+        """Draw the misclassified images with the largest losses.
+
+        An image is misclassified if its predicted set of labels is not exactly the true one; its
+        loss is the mean over the classes.
+
+        Returns:
+            The Axes, at most `samples`; with `save_misclassified` instead the pictures of *all*
+            misclassified images, largest loss first.
+        """
+        order = self.top_losses()[1]
+        wrong = order[~self.outputs.correct[order]].tolist()
+        drawn = wrong if save_misclassified else wrong[:samples]
+        images = self._source.read(drawn)[1] if drawn else []
+        titles = [loss_title(self.outputs, i) for i in wrong[:samples]]
+        axes = plots.plot_image_grid(images[:samples], titles, suptitle=SUPTITLE, figsize=figsize)
+        return [to_pil(image) for image in images] if save_misclassified else axes
+
     def print_classification_report(self) -> None:
         """Print scikit-learn's report; classes without samples count as zeros there."""
         print(report_text(self.outputs))  # noqa: T201  # printing is what it is for
@@ -179,3 +276,14 @@ class ClassificationInterpretation(LargestLosses):
             table = pd.DataFrame(mistakes, columns=["actual", "predicted", "n"])
             parts.append(f"<h4>Most confused</h4>{table.to_html(index=False)}")
         return "\n".join(parts)
+
+    @cached_property
+    def _source(self) -> Source:
+        """Where the images are read from, checked against the number of predictions."""
+        if self.learn is None:
+            raise InterpretationError("`learn` is None, so there are no images to draw")
+        source = self._images_from
+        if not isinstance(source, Source):
+            source = Source.of(self.learn, source)
+        source.check_length(len(self.outputs))
+        return source

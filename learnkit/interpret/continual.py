@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from learnkit.continual.classifier import continual_head
 from learnkit.errors import InterpretationError
+from learnkit.interpret.learner_state import state_of
 
 if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def detector_of(learn: Any) -> ContinualClassifier | None:
     """What tells unusual images for this learner: its continual head, or what `fit_ood` made."""
     head = continual_head(learn.model)
-    return getattr(learn, "ood_detector", None) if head is None else head
+    return state_of(learn).ood_detector if head is None else head
 
 
 def class_numbers(
@@ -39,11 +40,11 @@ def class_numbers(
             now.
     """
     numbers = {name: i for i, name in enumerate(classes)}
-    head, notes = continual_head(learn.model), getattr(learn, "continual_notes", None)
-    if head is None or notes is None:
+    head, record = continual_head(learn.model), state_of(learn).record
+    if head is None or record is None:
         return numbers
     live = {name for name, n in head.n_images.items() if n and not in_training}
-    former = {old: now for old, now in notes.former_names.items() if old not in live}
+    former = {old: now for old, now in record.former_names.items() if old not in live}
     return numbers | {old: numbers[now] for old, now in former.items() if now in numbers}
 
 

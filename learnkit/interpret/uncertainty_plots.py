@@ -10,6 +10,7 @@ from learnkit.errors import InterpretationError
 from learnkit.interpret.canvas import BLUE, GREY, VERMILION, lighten, new_axes
 from learnkit.uncertainty.checks import check_scores
 from learnkit.uncertainty.ood import BLANK_SCORE
+from learnkit.uncertainty.ood_measures import evaluate_ood
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ def plot_ood(
     scores_out: Any = None,
     *,
     ax: Axes | None = None,
-    title: str = "Out-of-distribution scores",
+    title: str | None = None,
 ) -> Axes:
     """Draw the scores of known (and strange) images beside the threshold; return the Axes.
 
@@ -38,7 +39,7 @@ def plot_ood(
         threshold: a `Threshold`, or the score above which images are flagged.
         scores_out: scores of out-of-distribution images (M,), if there are any.
         ax: where to draw; a new figure if None.
-        title: of the Axes.
+        title: of the Axes; by default how well the scores tell both kinds apart.
 
     Raises:
         InterpretationError: there is no score at all.
@@ -58,7 +59,8 @@ def plot_ood(
             style = {"color": color, "alpha": 0.45, "edgecolor": "white", "linewidth": 0.4}
             ax.hist(inside, edges, density=True, label=label, **style)
     ax.axvline(cut, color="black", linewidth=1.2, linestyle="--", label=_name(threshold, cut))
-    ax.set(title=title, xlabel="score (higher = more unusual)", ylabel="density")
+    ax.set(xlabel="score (higher = more unusual)", ylabel="density")
+    ax.set_title(_separation(known, strange) if title is None else title)
     ax.set_xlim(edges[0], edges[-1])
     ax.set_yticks([])
     ax.margins(y=0.12)
@@ -105,6 +107,14 @@ def plot_calibration(
         handle.set_sizes([30])
     lighten(ax)
     return ax
+
+
+def _separation(known: np.ndarray, strange: np.ndarray) -> str:
+    """Return a title: the measures of the score itself, where there are images of both kinds."""
+    if not len(known) or not len(strange):
+        return "Out-of-distribution scores"
+    found = evaluate_ood(known, strange)
+    return f"AUROC {found.auroc:.3f}, {found.fpr_at_95_tpr:.1%} false alarms at 95 % found"
 
 
 def _edges(known: np.ndarray, strange: np.ndarray, cut: float) -> np.ndarray:

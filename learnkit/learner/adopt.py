@@ -11,6 +11,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from learnkit.errors import ExportError, LearnkitError
+from learnkit.interpret.learner_state import state_of
 from learnkit.models.eval_mode import evaluating
 from learnkit.models.rebuild import build_model
 from learnkit.models.spec import ModelSpec
@@ -76,12 +77,9 @@ def spec_of(learn: Learner) -> ModelSpec:
 
 
 def _with_trained_head(learn: Learner) -> nn.Module:
-    """Return the network as it was trained, also where another head has taken the place of its own.
-
-    The continual state keeps the trained head in the learner's notes.
-    """
-    notes = getattr(learn, "continual_notes", None)
-    return learn.model if notes is None else nn.Sequential(learn.model[0], notes.trained_head)
+    """Return the network as it was trained, also where the continual head has taken its place."""
+    record = state_of(learn).record
+    return learn.model if record is None else nn.Sequential(learn.model[0], record.trained_head)
 
 
 def _guessed_spec(learn: Learner, head: nn.Module) -> ModelSpec:

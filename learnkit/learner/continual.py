@@ -8,16 +8,16 @@ files were learnt. The caller's data and loaders are never changed.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.data.core import DataLoaders
-from torch import Tensor, nn
+from torch import Tensor
 
 from learnkit.callback.after_fit import AfterFit
 from learnkit.continual.change_report import ChangeReport
@@ -31,6 +31,7 @@ from learnkit.errors import (
     DataError,
     warn_user,
 )
+from learnkit.interpret.learner_state import ContinualRecord
 from learnkit.interpret.source import names_of
 from learnkit.learner.dataloaders import is_normalized, with_normalization
 from learnkit.learner.feature_pass import check_supported, empty_head, features_of
@@ -51,7 +52,7 @@ from learnkit.learner.transforms import preprocessing_of
 def init_continual(
     learn: Any, data: Any = None, *, reset_class_information: bool = False, **settings: Any
 ) -> ChangeReport | None:
-    """Put the learner into the continual state; see `ImageLearner.init_continual`."""
+    """What putting the learner into the continual state did; see `ImageLearner.init_continual`."""
     check_supported(learn)
     if continual_head(learn.model) is not None:
         raise ContinualAlreadyInitializedError(
@@ -66,15 +67,12 @@ def init_continual(
     head, report, validation = empty_head(learn, **settings), None, None
     if found is not None:
         validation = _validation_of(learn, found, own=not reset_class_information)
-        change = _first_images(learn, head, found, validation, names)
-        report = _reported(change, None, head, started)
-    learnt = Notes(learn.model[1], {}, files_of(found), files_of(validation))
-    learn.model[1], learn.continual_notes, learn.ood_detector = head, learnt, None
+        first = _first_images(learn, head, found, validation, names)
+        report = _reported(first, None, head, started)
+    record = ContinualRecord(learn.model[1], {}, files_of(found), files_of(validation))
+    learn.model[1] = head
+    learn.state = replace(learn.state, record=record, ood_detector=None)
     return report
-
-
-def _head(learn: Any) -> ContinualClassifier:
-    return check_continual(continual_head(learn.model))
 
 
 def _first_images(
@@ -87,93 +85,98 @@ def _first_images(
     """Let an empty head learn; the learner's own classes keep their order, others come after."""
     order = [name for name in names if name in set(found.labels)]
     order += sorted(set(found.labels) - set(names))
-    change = head.extend(
+    report = head.extend(
         features_of(learn, found.items),
         found.labels,
         class_names=order,
         validation=_features_and_labels(learn, validation),
     )
-    notes = (*change.notes, *_origin(learn, validation))
-    return replace(change, what="init_continual", notes=notes)
+    notes = (*report.notes, *_origin(learn, validation))
+    return replace(report, what="init_continual", notes=notes)
 
 
 def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
-    """Learn new classes, or more of the known ones; see `ImageLearner.extend`."""
-    head, notes = _head(learn), notes_of(learn)
+    """What learning new classes, or more of the known ones, did; see `ImageLearner.extend`."""
+    head, record = check_continual(continual_head(learn.model)), _record(learn)
     found = labelled_data(data, labels, classes=head.classes)
     files = files_of(found)
-    notes.warn_of_repetition(files, len(found.labels))
-    validation = found.validation and without_files(found.validation, files | notes.learnt)
+    _warn_of_repetition(record, files, len(found.labels))
+    validation = found.validation and without_files(found.validation, files | record.learned)
     features = features_of(learn, found.items)
     held_out = _features_and_labels(learn, validation)
-    new = replace(
-        notes, learnt=notes.learnt | files, validated=notes.validated | files_of(validation)
+    return change(
+        learn,
+        lambda head: head.extend(features, found.labels, validation=held_out),
+        learned=record.learned | files,
+        validated=record.validated | files_of(validation),
     )
-    return _changed(learn, new, lambda: head.extend(features, found.labels, validation=held_out))
 
 
 def subtract(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
-    """Unlearn images as if they had never been there; see `ImageLearner.subtract`."""
-    head, notes = _head(learn), notes_of(learn)
+    """What unlearning images did; see `ImageLearner.subtract`."""
+    head = check_continual(continual_head(learn.model))
     found = labelled_data(data, labels, classes=head.classes)
     features = features_of(learn, found.items)
-    new = replace(notes, learnt=notes.learnt - files_of(found))
-    return _changed(learn, new, lambda: head.subtract(features, found.labels))
+    learned = _record(learn).learned - files_of(found)
+    return change(learn, lambda head: head.subtract(features, found.labels), learned=learned)
 
 
-def forget(learn: Any, name: str) -> ChangeReport:
-    """Drop a class; see `ImageLearner.forget`."""
-    head = _head(learn)
-    return _changed(learn, notes_of(learn), lambda: head.forget(name))
+def change(
+    learn: Any,
+    step: Callable[[ContinualClassifier], ChangeReport],
+    *,
+    renamed: Mapping[str, str] | None = None,
+    **noted: Any,
+) -> ChangeReport:
+    """The report of one change of the head; the learner notes it only if it succeeds.
 
-
-def rename(learn: Any, names: Mapping[str, str]) -> ChangeReport:
-    """Call classes otherwise; see `ImageLearner.rename`."""
-    head = _head(learn)
-    return _changed(learn, notes_of(learn).renamed(names), lambda: head.rename(names))
-
-
-def merge_classes(learn: Any, names: Sequence[str], into: str) -> ChangeReport:
-    """Make one class of several; see `ImageLearner.merge_classes`."""
-    head, names = _head(learn), list(names)
-    new = notes_of(learn).renamed({name: into for name in names if name != into})
-    return _changed(learn, new, lambda: head.merge_classes(names, into))
+    Args:
+        learn: in the continual state.
+        step: makes the change.
+        renamed: classes called otherwise by it, `{old: new}`; names before that lead there, too.
+        **noted: fields of `ContinualRecord` that are others afterwards.
+    """
+    started, record = time.perf_counter(), _record(learn)
+    head = check_continual(continual_head(learn.model))
+    if renamed is not None:
+        former = {old: renamed.get(now, now) for old, now in record.former_names.items()}
+        noted["former_names"] = dict(renamed) | former
+    before = head.knowledge
+    report = step(head)
+    learn.state = replace(learn.state, record=replace(record, **{"earlier": record, **noted}))
+    return _reported(report, before, head, started)
 
 
 def undo(learn: Any) -> ChangeReport:
-    """Take back the last change; see `ImageLearner.undo`."""
-    head, notes = _head(learn), notes_of(learn)
-    if notes.earlier is None:
+    """What taking back the last change did; see `ImageLearner.undo`."""
+    check_continual(continual_head(learn.model))
+    earlier = _record(learn).earlier
+    if earlier is None:
         raise ContinualStateError(
             "there is no change to take back since the continual state began or was loaded; to "
             "leave that state, call drop_continual()"
         )
-    return _changed(learn, notes.earlier, head.undo, undone=True)
+    return change(learn, ContinualClassifier.undo, **vars(earlier))
 
 
 def drop_continual(learn: Any) -> Any:
-    """Leave the continual state; see `ImageLearner.drop_continual`."""
-    _head(learn)  # raises where there is none
-    head = notes_of(learn).trained_head
+    """The learner, out of the continual state; see `ImageLearner.drop_continual`."""
+    check_continual(continual_head(learn.model))
+    head = _record(learn).trained_head
     if head is None:
         head = untrained_head(learn, len(names_of(learn.dls) or ()))
         warn_user(
             "the head that was trained before is not known here (the learner was loaded in the "
             "continual state); the new one has random weights: train it"
         )
-    learn.model[1], learn.continual_notes = head, None
+    learn.model[1] = head
+    learn.state = replace(learn.state, record=None)
     return learn
 
 
-def _changed(
-    learn: Any, notes: Notes, change: Callable[[], ChangeReport], *, undone: bool = False
-) -> ChangeReport:
-    """Make one change of the head and, only if it succeeds, of the notes; the report."""
-    started, old = time.perf_counter(), notes_of(learn)
-    before = learn.model[1].knowledge
-    report = change()
-    learn.continual_notes = notes if undone else replace(notes, earlier=old)
-    return _reported(report, before, learn.model[1], started)
+def _record(learn: Any) -> ContinualRecord:
+    """What the learner noted of its continual state; an empty record where it noted nothing."""
+    return learn.state.record or ContinualRecord()
 
 
 def _reported(
@@ -230,66 +233,33 @@ def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Notes:
-    """What only the learner can know of its continual state; replaced as a whole.
-
-    Attributes:
-        trained_head: the head before, None where it is not known.
-        former_names: what a class was called -> what it is called now.
-        learnt: files learnt from.
-        validated: files that decide threshold and temperature.
-        earlier: the notes before the last change.
-    """
-
-    trained_head: nn.Module | None = None
-    former_names: Mapping[str, str] = field(default_factory=dict)
-    learnt: frozenset[str] = frozenset()
-    validated: frozenset[str] = frozenset()
-    earlier: Notes | None = None
-
-    def renamed(self, names: Mapping[str, str]) -> Notes:
-        """With classes called otherwise, `{old: new}`; names before that lead there, too."""
-        former = {old: names.get(now, now) for old, now in self.former_names.items()}
-        return replace(self, former_names=dict(names) | former)
-
-    def warn_of_repetition(self, files: Iterable[str], n: int) -> None:
-        """Warn if some of the files of `n` new images have had a part in the head before."""
-        files = set(files)
-        if again := len(files & self.learnt):
-            warn_user(f"{again} of the {n} images were learnt before and count once more now")
-        if twice := len(files & self.validated):
-            warn_user(
-                f"{twice} of the {n} images decide threshold and temperature as validation images; "
-                "learning from them as well makes both optimistic"
-            )
-
-
-def notes_of(learn: Any) -> Notes:
-    """The notes of a learner; empty ones if it has none."""
-    return getattr(learn, "continual_notes", None) or Notes()
+def _warn_of_repetition(record: ContinualRecord, files: Collection[str], n: int) -> None:
+    """Warn if some of the files of `n` new images have had a part in the head before."""
+    if again := len(files & record.learned):
+        warn_user(f"{again} of the {n} images were learnt before and count once more now")
+    if twice := len(files & record.validated):
+        warn_user(
+            f"{twice} of the {n} images decide threshold and temperature as validation images; "
+            "learning from them as well makes both optimistic"
+        )
 
 
 _SETTINGS = ("memory", "classifier", "score", "false_alarm_rate", "guarantee", "prior")
 
 
 def refit(learn: Any, data: Any, epochs: int, **training: Any) -> ChangeReport:
-    """Fine-tune on images of all classes, then `init_continual`; see `ContinualVerbs.refit`."""
+    """What beginning anew after training on images of all classes did; see `ImageLearner.refit`."""
     head = check_continual(continual_head(learn.model))
     dls = _loaders(learn, data)
     _check_nothing_lost(head, labelled_data(dls, classes=names_of(dls) or ()).labels)
     settings = {name: getattr(head.settings, name) for name in _SETTINGS}
-    kept = _kept(learn)
-    try:
+    with _restored_after_failure(learn):
         _begin(learn, dls)
         learn.fine_tune(epochs, **training)
         done = [cb for cb in learn.cbs if isinstance(cb, AfterFit) and cb.task == "continual"]
         if done and continual_head(learn.model) is not None:
             return done[0].report
         return init_continual(learn, data_of_training(learn), **settings)
-    except BaseException:  # also after Ctrl-C the learner is what it was
-        _restore(learn, *kept)
-        raise
 
 
 def _loaders(learn: Any, data: Any) -> DataLoaders:
@@ -320,24 +290,26 @@ def _check_nothing_lost(head: Any, labels: Any) -> None:
 
 def _begin(learn: Any, dls: DataLoaders) -> None:
     """Loaders and a trained head for the classes of `dls`, and an optimizer for both."""
-    notes, names = notes_of(learn), names_of(dls) or []
-    same = names == names_of(learn.dls) and notes.trained_head is not None
-    new = copy.deepcopy(notes.trained_head) if same else untrained_head(learn, len(names))
+    trained, names = _record(learn).trained_head, names_of(dls) or []
+    same = names == names_of(learn.dls) and trained is not None
+    new = copy.deepcopy(trained) if same else untrained_head(learn, len(names))
     spec = getattr(learn.model, "spec", None)
     if spec is not None:
-        learn.model.spec = dataclasses.replace(spec, n_out=len(names))
-    learn.model[1], learn.continual_notes = new, None
-    learn.dls, learn.opt = dls, None
+        learn.model.spec = replace(spec, n_out=len(names))
+    learn.model[1], learn.dls, learn.opt = new, dls, None
+    learn.state = replace(learn.state, record=None)
 
 
-def _kept(learn: Any) -> tuple[Any, ...]:
-    """What `_restore` puts back."""
-    state = copy.deepcopy(learn.model[0].state_dict())
-    spec = getattr(learn.model, "spec", None)
-    return learn.model[1], learn.continual_notes, learn.dls, learn.opt, spec, state
-
-
-def _restore(learn: Any, head: Any, notes: Any, dls: Any, opt: Any, spec: Any, body: Any) -> None:
-    learn.model[1], learn.continual_notes = head, notes
-    learn.dls, learn.opt, learn.model.spec = dls, opt, spec
-    learn.model[0].load_state_dict(body)
+@contextmanager
+def _restored_after_failure(learn: Any) -> Iterator[None]:
+    """Leave the learner as it was if the block raises, also by Ctrl-C."""
+    model, body = learn.model, copy.deepcopy(learn.model[0].state_dict())
+    head, state, dls, opt = model[1], learn.state, learn.dls, learn.opt
+    spec = getattr(model, "spec", None)
+    try:
+        yield
+    except BaseException:
+        model[1], model.spec = head, spec
+        learn.state, learn.dls, learn.opt = state, dls, opt
+        model[0].load_state_dict(body)
+        raise

@@ -1,8 +1,12 @@
-"""A learner's way out: the Predictor over its model, and the bundle with its card and probes."""
+"""Ways out of a learner: the predictor over its model, the bundle, a faster predictor."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
 
 import numpy as np
 import torch
@@ -10,14 +14,21 @@ from fastai.learner import Learner
 
 from learnkit.bundle.write import save_bundle
 from learnkit.continual.classifier import continual_head
+from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
-from learnkit.inference.prediction import Prediction
+from learnkit.interpret.learner_state import state_of
 from learnkit.interpret.outputs import collect_outputs
 from learnkit.interpret.source import class_names
 from learnkit.learner.adopt import spec_of
 from learnkit.learner.dataloaders import is_multi_label
+from learnkit.learner.training_data import own_data
 from learnkit.learner.transforms import preprocessing_of
+from learnkit.optimize.samples import PER_CLASS, evenly
+
+if TYPE_CHECKING:
+    from learnkit.optimize.conversion_report import ConversionReport
+    from learnkit.optimize.optimized import OptimizedPredictor
 
 N_PROBES = 4
 
@@ -36,20 +47,8 @@ def predictor_of(learn: Learner) -> Predictor:
         recipe,
         classes,
         multi_label=is_multi_label(learn.dls),
-        detector=None if continual else getattr(learn, "ood_detector", None),
+        detector=None if continual else state_of(learn).ood_detector,
     )
-
-
-def predict_one(learn: Learner, item: Any, *, with_input: bool = False) -> Any:
-    """Return the Prediction of one item; with `with_input`, (input image, label, index, probs)."""
-    predictor = predictor_of(learn)
-    prediction = predictor.predict(item)
-    return (predictor.preprocessing.read(item), *prediction) if with_input else prediction
-
-
-def predict_items(learn: Learner, items: Iterable[Any], *, bs: int = 64) -> list[Prediction]:
-    """Return one Prediction per item, in order."""
-    return predictor_of(learn).predict_batch(items, bs=bs)
 
 
 def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -> Path:
@@ -101,3 +100,61 @@ def _training_facts(learn: Learner) -> dict[str, Any]:
         return {"epochs": 0}
     last = history.iloc[-1]
     return {"epochs": len(history), **{f"last {k}": last[k] for k in ("train_loss", "valid_loss")}}
+
+
+def optimize_learner(
+    learn: Any,
+    precision: str = "float32",
+    samples: Any = None,
+    *,
+    test: Any = None,
+    learned: Any = None,
+    **settings: Any,
+) -> tuple[OptimizedPredictor, ConversionReport]:
+    """Return (faster predictor, report); see `ImageLearner.optimize`."""
+    predictor = predictor_of(learn)
+    learn.model.spec = spec_of(learn)
+    predictor.probes = probe_images(learn, predictor.preprocessing)
+    if predictor.multi_label:
+        train, valid = _multi_label(learn)
+    else:
+        train, valid = _of_training(learn)
+    samples = _drawn(train) if samples is None and precision == "int8" else samples
+    test = valid if test is None else test
+    learned = train._replace(validation=valid) if learned is None and train else learned
+    return predictor.optimize(precision, samples, test=test, learned=learned, **settings)
+
+
+def _of_training(learn: Any) -> tuple[Labelled | None, Labelled | None]:
+    """(training images, validation images) by the names the learner has for their classes now."""
+    own = own_data(learn)
+    if own is None or not isinstance(own.items, list):
+        return None, None
+    record = state_of(learn).record
+    former = {} if record is None else record.former_names
+    train, valid = own._replace(validation=None), own.validation
+    if valid is None or not isinstance(valid.items, list):
+        return _renamed(train, former), None
+    return _renamed(train, former), _renamed(valid, former)
+
+
+def _multi_label(learn: Any) -> tuple[Labelled | None, Labelled | None]:
+    """The same where an image has several labels, as far as the dataset tells."""
+    data = getattr(learn.dls, "image_dataset", None)
+    if data is None or "train" not in data.splits:
+        return None, None
+    pairs = [data.train, data.valid if "valid" in data.splits else None]
+    train, valid = (part and Labelled(part.paths, part.labels) for part in pairs)
+    return train, valid
+
+
+def _renamed(images: Labelled, names: Mapping[str, str]) -> Labelled:
+    return images._replace(labels=[names.get(label, label) for label in images.labels])
+
+
+def _drawn(images: Labelled | None) -> Labelled | None:
+    """The same few images of each class every time."""
+    if images is None:
+        return None
+    places = evenly(images.labels, PER_CLASS)
+    return Labelled([images.items[i] for i in places], [images.labels[i] for i in places])

@@ -1,8 +1,11 @@
-"""ImageLearner and its factory: learnkit's verbs on a fastai Learner, each a line to its home."""
+"""ImageLearner: a fastai Learner with learnkit's verbs, each documented here, done in its home."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
@@ -11,23 +14,40 @@ from fastai.data.core import DataLoaders
 from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attached to it
 from torch import nn
 
+from learnkit.continual.change_report import ChangeReport
+from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.prediction import Prediction
 from learnkit.interpret.classification import ClassificationInterpretation
+from learnkit.interpret.continual import detector_of
+from learnkit.interpret.learner_state import LearnerState
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.plots import plot_history
+from learnkit.interpret.uncertainty_plots import plot_ood
+from learnkit.learner import continual, uncertainty
 from learnkit.learner.adopt import adopted_arguments, go_on_from
-from learnkit.learner.build import default_callbacks
-from learnkit.learner.continual_verbs import ContinualVerbs
-from learnkit.learner.export import export_learner, predict_items, predict_one, predictor_of
-from learnkit.learner.optimizing import OptimizingVerb
-from learnkit.learner.training_verbs import TrainingVerbs
-from learnkit.learner.uncertainty import with_ood_measures
+from learnkit.learner.build import default_callbacks, forget_frozen_gradients, frozen_norm_state
+from learnkit.learner.export import export_learner, optimize_learner, predictor_of
+from learnkit.learner.saving import (
+    explained_mismatch,
+    explained_workers,
+    load_with_state,
+    save_with_state,
+)
+from learnkit.learner.trained_head import training
+from learnkit.uncertainty.calibration import Calibration
+from learnkit.uncertainty.threshold import Threshold
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from learnkit.optimize.conversion_report import ConversionReport
+    from learnkit.optimize.optimized import OptimizedPredictor
 
 
-class ImageLearner(TrainingVerbs, ContinualVerbs, OptimizingVerb, Learner):
+class ImageLearner(Learner):
     """A fastai Learner that also interprets, evaluates, exports and predicts.
 
     Everything of fastai's Learner works as before. Two callbacks come with it: `TrainingHistory`
@@ -41,7 +61,13 @@ class ImageLearner(TrainingVerbs, ContinualVerbs, OptimizingVerb, Learner):
             kind of norm (as in fastai v2), False nothing, and running statistics stay as they are.
         cbs: Callbacks, as for fastai's Learner.
         **kwargs: As for fastai's Learner.
+
+    Attributes:
+        state: All it keeps beside fastai's Learner, one unchanging `LearnerState` at a time; also
+            of a learner that was copied, unpickled, or made without `__init__`.
     """
+
+    state = LearnerState()
 
     def __init__(
         self,
@@ -56,9 +82,57 @@ class ImageLearner(TrainingVerbs, ContinualVerbs, OptimizingVerb, Learner):
         super().__init__(dls, model, *args, train_bn=train_bn, cbs=cbs, **kwargs)
 
     @classmethod
-    def from_learner(cls, learn: Learner) -> "ImageLearner":
+    def from_learner(cls, learn: Learner) -> ImageLearner:
         """An ImageLearner over the same data, model and optimizer; `learn` stays usable."""
         return go_on_from(learn, cls(**adopted_arguments(learn)))
+
+    def _bn_bias_state(self, with_bias: bool) -> Sequence[dict]:
+        """Optimizer states of the norms: fastai asks here which of them train though frozen."""
+        everything = with_bias or self.train_bn == "all"
+        return super()._bn_bias_state(with_bias) if everything else frozen_norm_state(self)
+
+    def freeze_to(self, n: int) -> None:
+        """Freeze parameter groups up to `n` for good: no step moves any of them."""
+        super().freeze_to(n)
+        forget_frozen_gradients(self.model)
+
+    def all_batches(self) -> None:
+        """Run the batches of the current loader."""
+        with explained_workers(self):
+            super().all_batches()
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Train, as in fastai.
+
+        Raises:
+            ContinualStateError: The learner is in the continual state; the message names ways out.
+            OodLockedError: `fit_ood` has derived something from the network as it is.
+        """
+        with training(self):
+            super().fit(*args, **kwargs)
+
+    def fine_tune(self, *args: Any, **kwargs: Any) -> None:
+        """Train the head, then everything, as in fastai. Raises like `fit`."""
+        with training(self, n_fits=2):
+            super().fine_tune(*args, **kwargs)
+
+    def save(self, file: Any, **kwargs: Any) -> Path:
+        """The file written: weights, optimizer state, and in the continual state what was learnt.
+
+        What `fit_ood` made stands beside it, in a file of the same name.
+        """
+        return save_with_state(self, file, super().save, **kwargs)
+
+    def load(self, file: Any, device: Any = None, **kwargs: Any) -> Self:
+        """This learner with the weights (and optimizer state) that `save` wrote to `file`.
+
+        It is then in the state in which it was saved, the continual one included.
+
+        Raises:
+            WeightsError: They belong to another network.
+        """
+        with explained_mismatch(self.model, file):
+            return load_with_state(self, file, super().load, device=device, **kwargs)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -101,7 +175,7 @@ class ImageLearner(TrainingVerbs, ContinualVerbs, OptimizingVerb, Learner):
         `auroc` and `fpr_at_95_tpr`, the unusual images being the positive class.
         """
         interp = self.interpret(ds_idx, dl=dl, data=data)
-        return with_ood_measures(self, interp.evaluation, interp.outputs, ood)
+        return uncertainty.with_ood_measures(self, interp.evaluation, interp.outputs, ood)
 
     def predictor(self) -> Predictor:
         """A Predictor that shares this learner's model and reads images as validation does."""
@@ -109,11 +183,13 @@ class ImageLearner(TrainingVerbs, ContinualVerbs, OptimizingVerb, Learner):
 
     def predict(self, item: Any, rm_type_tfms: Any = None, with_input: bool = False) -> Any:
         """A Prediction, which unpacks as (label, index, probs), of a path, picture, array..."""
-        return predict_one(self, item, with_input=with_input)
+        predictor = predictor_of(self)
+        prediction = predictor.predict(item)
+        return (predictor.preprocessing.read(item), *prediction) if with_input else prediction
 
     def predict_batch(self, items: Iterable[Any], bs: int = 64) -> list[Prediction]:
         """One Prediction per item, computed `bs` at a time."""
-        return predict_items(self, items, bs=bs)
+        return predictor_of(self).predict_batch(items, bs=bs)
 
     def export(self, path: str | Path = "model", *, evaluate: bool = True) -> Path:
         """The folder of the bundle written: data only, loads with `load_learner`.
@@ -127,3 +203,180 @@ class ImageLearner(TrainingVerbs, ContinualVerbs, OptimizingVerb, Learner):
             BundleWriteError: The folder could not be written; what stood there still does.
         """
         return export_learner(self, path, evaluate=evaluate)
+
+    def optimize(
+        self,
+        precision: str = "float32",
+        samples: Any = None,
+        *,
+        backend: str = "auto",
+        test: Any = None,
+        **settings: Any,
+    ) -> tuple[OptimizedPredictor, ConversionReport]:
+        """(a faster predictor, the report that proves what it cost); this learner goes on as is.
+
+        What it knows of its classes is learned again, by all its training images, from the features
+        of the converted network.
+
+        Args:
+            precision: "float32", "float16", "bfloat16" or "int8".
+            samples: images that int8 takes its ranges from; default 20 training images per class.
+            backend: "onnxruntime", "openvino", "torch", or "auto" for the fastest that passes.
+            test: images to judge it by; default the validation images.
+            **settings: All else `Predictor.optimize` takes: `device`, `ood`, `force`, `fallback`,
+                `threads`, `gates`, ...
+
+        Raises:
+            ConversionRefusedError: It fails a gate; the error's `report` has the details.
+            OptimizeError: It cannot be converted with these samples or settings.
+            ExportError: The network has operators that ONNX has not, or no body.
+        """
+        return optimize_learner(self, precision, samples, backend=backend, test=test, **settings)
+
+    @property
+    def continual(self) -> ContinualClassifier | None:
+        """The head in the continual state, with `.classes`, `.n_images`, `.prototypes`; or None."""
+        return continual_head(self.model)
+
+    @property
+    def ood(self) -> ContinualClassifier | None:
+        """What tells unusual images, with a settable `.threshold`; None if nothing does."""
+        return detector_of(self)
+
+    def init_continual(
+        self, data: Any = None, *, reset_class_information: bool = False, **settings: Any
+    ) -> ChangeReport | None:
+        """Put the learner into the continual state: what it did, or None without data.
+
+        One pass over the images, no training. The head becomes a classifier in closed form over
+        class statistics, and detection of unusual images and calibrated confidences come with it.
+        From here on `extend` learns new classes from new images alone. Classes the learner knows
+        keep their numbers.
+
+        Args:
+            data: the training data, as for `extend`; its validation split (else the learner's own
+                validation images) decides threshold and temperature. Without data nothing is known
+                until the first `extend`.
+            reset_class_information: allow classes the learner knows now to be dropped.
+            **settings: `memory` (features remembered of each class, 64), `classifier` ("lda",
+                "ridge" or "prototype"), `false_alarm_rate` (0.05), `score` ("combined",
+                "mahalanobis", "relative", "knn", "msp" or "energy"), `guarantee` ("loo", "split"
+                or "pac"), `prior` ("training" or "uniform").
+
+        Raises:
+            ContinualUnsupportedError: No nn.Sequential(body, head), or several labels per image.
+            ContinualAlreadyInitializedError: It is in that state already.
+            DataError: Classes would be lost; the message names them.
+            UnreadableImagesError: Images cannot be read; all of them are named.
+        """
+        return continual.init_continual(
+            self, data, reset_class_information=reset_class_information, **settings
+        )
+
+    def extend(self, data: Any, labels: Any = None) -> ChangeReport:
+        """Learn new classes, or more of the known ones, from new images alone: what that did.
+
+        The result is the same to the bit as if all images had been there from the beginning. After
+        an exception, whichever, nothing has changed.
+
+        Args:
+            data: an ImageDataset (of a split one the training images are learnt from, the
+                validation images set aside for threshold and temperature), DataLoaders, a
+                DataLoader, a folder with a folder per class, a DataFrame with the columns path and
+                label; or images: files, a folder of them, PIL images, arrays, tensors.
+            labels: for images: a name for each, or one for all.
+
+        Raises:
+            ContinualNotInitializedError: Call `init_continual` first.
+            DataError: No images, or labels missing.
+            UnreadableImagesError: Images cannot be read; all of them are named.
+        """
+        return continual.extend(self, data, labels)
+
+    def subtract(self, data: Any, labels: Any = None) -> ChangeReport:
+        """Unlearn images as if they had never been there; arguments as for `extend`."""
+        return continual.subtract(self, data, labels)
+
+    def forget(self, name: str) -> ChangeReport:
+        """Drop a class: it keeps its number, can never win, and may be learnt again."""
+        return continual.change(self, lambda head: head.forget(name))
+
+    def rename(self, names: Mapping[str, str]) -> ChangeReport:
+        """Call classes otherwise, `{old: new}`; data labelled in the old way stay understood."""
+        return continual.change(self, lambda head: head.rename(names), renamed=names)
+
+    def merge_classes(self, names: Sequence[str], into: str) -> ChangeReport:
+        """Make one class of several; data labelled with any of them stay understood."""
+        names = list(names)
+        renamed = {name: into for name in names if name != into}
+        return continual.change(self, lambda head: head.merge_classes(names, into), renamed=renamed)
+
+    def undo(self) -> ChangeReport:
+        """Take back the last change of the continual state."""
+        return continual.undo(self)
+
+    def drop_continual(self) -> Self:
+        """Leave the continual state: the trained head is back, what was learnt since is gone."""
+        return continual.drop_continual(self)
+
+    def refit(self, data: Any, epochs: int = 1, **training: Any) -> ChangeReport:
+        """Fine-tune on images of all classes and begin the continual state anew with them.
+
+        Args:
+            data: a split ImageDataset, or DataLoaders: old and new images together.
+            epochs: for `fine_tune`, as is `training`.
+            **training: further arguments of `fine_tune`.
+
+        Raises:
+            DataError: Classes known now have no training images in `data`.
+        """
+        return continual.refit(self, data, epochs, **training)
+
+    def calibrate(self, dl: Any = None, *, ds_idx: int = 1) -> Calibration:
+        """Fit the temperature on images the network was not trained on: what it changed.
+
+        The ranking of the classes never changes. A trained head takes the temperature into its last
+        layer, so that it holds wherever probabilities come out, also after `save` or `export`.
+
+        Args:
+            dl: a loader, an ImageDataset or an `Outputs`; the validation images by default.
+            ds_idx: which of the learner's loaders, without `dl`.
+
+        Raises:
+            UncertaintyError: The head does not end in a layer that could take it up.
+        """
+        return uncertainty.calibrate(self, dl, ds_idx=ds_idx)
+
+    def fit_ood(self, data: Any = None, *, validation: Any = None, **settings: Any) -> Threshold:
+        """Learn what is usual from training images, for a trained head: the threshold fitted.
+
+        Predictions then carry `.is_ood`, `.ood_score` and `.p_value`. Fitting anew replaces it;
+        training is refused until `clear_ood`.
+
+        Args:
+            data: the training data, as for `extend`; those of the learner by default.
+            validation: images the network was not trained on, with labels; by default the
+                validation split of `data`, or of the learner.
+            **settings: `score`, `false_alarm_rate`, `guarantee`, `memory`; see `init_continual`.
+
+        Raises:
+            OodLockedError: In the continual state, which tells unusual images itself.
+        """
+        return uncertainty.fit_ood(self, data, validation=validation, **settings)
+
+    def clear_ood(self) -> Self:
+        """Remove what `fit_ood` made; training is allowed again."""
+        self.state = replace(self.state, ood_detector=None)
+        return self
+
+    def plot_ood(self, ood: Any = None, *, dl: Any = None, ds_idx: int = 1, ax: Any = None) -> Any:
+        """Axes with the scores of known images, the threshold, and the scores of unusual images.
+
+        Args:
+            ood: images of no known class, if there are any: a loader, a folder, files.
+            dl: known images: a loader, an ImageDataset or an `Outputs`.
+            ds_idx: which of the learner's loaders, without `dl`.
+            ax: where to draw.
+        """
+        known, threshold, unknown = uncertainty.scores_beside(self, ood, dl=dl, ds_idx=ds_idx)
+        return plot_ood(known, threshold, unknown, ax=ax)

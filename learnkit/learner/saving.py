@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import WeightsError, WorkerError
+from learnkit.interpret.learner_state import ContinualRecord
 from learnkit.interpret.source import names_of
-from learnkit.learner.continual import Notes
 from learnkit.learner.trained_head import untrained_head
 
 _BESIDE = ".learnkit.safetensors"
@@ -34,13 +35,14 @@ _CONFIG = "1.config"  # what only the state of a continual head has
 def save_with_state(learn: Any, file: Any, save: Callable[..., Path], **kwargs: Any) -> Path:
     """The file that `save` wrote; what the learner keeps beside its model is written beside it."""
     path = Path(save(file, **kwargs))
-    detector, notes = learn.ood_detector, learn.continual_notes
+    detector, record = learn.state.ood_detector, learn.state.record
     beside = path.with_suffix(_BESIDE)
-    if detector is None and not (notes and notes.former_names):
+    former_names = {} if record is None else dict(record.former_names)
+    if detector is None and not former_names:
         beside.unlink(missing_ok=True)
         return path
     config, tensors = (None, {}) if detector is None else detector.state()
-    about = {"ood": config, "former_names": dict(notes.former_names) if notes else {}}
+    about = {"ood": config, "former_names": former_names}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, beside, metadata={"learnkit": json.dumps(about)})
     return path
@@ -51,12 +53,12 @@ def load_with_state(learn: Any, file: Any, load: Callable[..., Any], **kwargs: A
     name = Path(str(file)).with_suffix(_BESIDE) if Path(str(file)).suffix == ".pth" else None
     beside = learn.path / learn.model_dir / (name or f"{file}{_BESIDE}")
     about, tensors = _read_beside(beside)
-    detector = about["ood"] and OodDetector.from_state(about["ood"], tensors)
+    detector = OodDetector.from_state(about["ood"], tensors) if about["ood"] else None
     with _fitting_head(learn):
         load(file, **kwargs)
-    learn.ood_detector = detector or None
     is_continual = continual_head(learn.model) is not None
-    learn.continual_notes = Notes(former_names=about["former_names"]) if is_continual else None
+    record = ContinualRecord(former_names=about["former_names"]) if is_continual else None
+    learn.state = replace(learn.state, record=record, ood_detector=detector)
     return learn
 
 
@@ -85,8 +87,7 @@ def _fitting_head(learn: Any) -> Iterator[None]:
 def _head_for(learn: Any, state: Mapping[str, Tensor]) -> Any:
     """An empty head that takes this state."""
     if _CONFIG not in state:
-        notes = learn.continual_notes
-        known = notes and notes.trained_head
+        known = None if learn.state.record is None else learn.state.record.trained_head
         return known or untrained_head(learn, len(names_of(learn.dls) or ()))
     try:
         settings = json.loads(bytes(state[_CONFIG].tolist()).decode())["settings"]

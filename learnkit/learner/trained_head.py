@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
@@ -20,6 +21,7 @@ from learnkit.errors import (
     OodLockedError,
     UncertaintyError,
 )
+from learnkit.interpret.learner_state import LearnerState
 from learnkit.models.eval_mode import evaluating
 from learnkit.models.head import create_head, init_head
 
@@ -92,18 +94,20 @@ def training(learn: Any, *, n_fits: int = 0) -> Iterator[None]:
         OodLockedError: The same of a detector from `fit_ood`.
     """
     check_trainable(learn)
-    state = _put_aside(learn)
-    learn.fits_to_come = max(getattr(learn, "fits_to_come", 0) - 1, 0) or n_fits
+    aside = _put_aside(learn)
+    left = max(learn.state.fits_to_come - 1, 0) or n_fits
+    learn.state = replace(learn.state, fits_to_come=left)
     try:
         yield
     finally:
-        learn.fits_to_come = 0 if n_fits else learn.fits_to_come
-        _put_back(learn, state)
+        if n_fits:
+            learn.state = replace(learn.state, fits_to_come=0)
+        _put_back(learn, aside)
 
 
 def check_trainable(learn: Any) -> None:
     """Raise ContinualStateError or OodLockedError unless the network may be trained."""
-    head, detector = continual_head(learn.model), getattr(learn, "ood_detector", None)
+    head, detector = continual_head(learn.model), learn.state.ood_detector
     renewed = [cb.made for cb in learn.cbs if isinstance(cb, AfterFit) and cb.made is not None]
     if head is not None and not any(made is head.statistics for made in renewed):
         raise ContinualStateError(
@@ -119,24 +123,31 @@ def check_trainable(learn: Any) -> None:
         )
 
 
-def _put_aside(learn: Any) -> tuple[Any, ...] | None:
-    """Take the learner back to its trained head without a detector; what it was, None if that."""
-    head, detector = continual_head(learn.model), getattr(learn, "ood_detector", None)
-    if head is None and detector is None:
+class _Aside(NamedTuple):
+    """A learner's continual head, its state, and checksums of the body both were made with."""
+
+    head: nn.Module | None
+    state: LearnerState
+    checksums: list[int]
+
+
+def _put_aside(learn: Any) -> _Aside | None:
+    """Take the learner back to its trained head without a detector; None if that is what it has."""
+    head, state = continual_head(learn.model), learn.state
+    if head is None and state.ood_detector is None:
         return None
-    notes = getattr(learn, "continual_notes", None)
-    state = head, notes, detector, checksums_of(learn.model[0])
     if head is not None:
-        learn.model[1], learn.continual_notes = notes.trained_head, None
-    learn.ood_detector = None
-    return state
+        learn.model[1] = state.record.trained_head
+    learn.state = replace(state, record=None, ood_detector=None)
+    return _Aside(head, state, checksums_of(learn.model[0]))
 
 
-def _put_back(learn: Any, state: tuple[Any, ...] | None) -> None:
-    if state is None or continual_head(learn.model) or getattr(learn, "ood_detector", None):
+def _put_back(learn: Any, aside: _Aside | None) -> None:
+    """Undo `_put_aside` where the body is the same and nothing was derived from it anew."""
+    renewed = continual_head(learn.model) is not None or learn.state.ood_detector is not None
+    if aside is None or renewed or checksums_of(learn.model[0]) != aside.checksums:
         return
-    head, notes, detector, checksums = state
-    if checksums_of(learn.model[0]) == checksums:
-        if head is not None:
-            learn.model[1], learn.continual_notes = head, notes
-        learn.ood_detector = detector
+    if aside.head is not None:
+        learn.model[1] = aside.head
+    record, detector = aside.state.record, aside.state.ood_detector
+    learn.state = replace(learn.state, record=record, ood_detector=detector)

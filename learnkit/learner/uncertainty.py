@@ -27,7 +27,6 @@ from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.continual import detector_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.source import class_names, names_of
-from learnkit.interpret.uncertainty_plots import plot_ood as plot_scores
 from learnkit.learner.feature_pass import (
     check_supported,
     empty_head,
@@ -69,7 +68,7 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> Calibration:
             images = plain(learn.dls.valid.one_batch()[0])[:2]
         device = next(learn.model.parameters()).device
         divide_logits(learn.model, fitted.temperature, images.to(device))
-    detector = getattr(learn, "ood_detector", None)
+    detector = learn.state.ood_detector
     if detector is not None:  # its prediction sets were calibrated by the former probabilities
         names = outputs.classes or class_names(learn)
         labels = [names[i] for i in outputs.require_targets().tolist()]
@@ -96,7 +95,7 @@ def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings:
     detector.extend(features, found.labels, validation=held_out and held_out[:2])
     if held_out is not None:
         _calibrate_sets(learn, detector, held_out.logits, held_out.labels)
-    learn.ood_detector = detector
+    learn.state = replace(learn.state, ood_detector=detector)
     return detector.threshold
 
 
@@ -117,24 +116,13 @@ def _fit_threshold(
     return head.threshold
 
 
-def clear_ood(learn: Any) -> Any:
-    """Remove what `fit_ood` made."""
-    learn.ood_detector = None
-    return learn
-
-
-def plot_ood(
-    learn: Any, ood: Any = None, *, dl: Any = None, ds_idx: int = 1, ax: Any = None
-) -> Any:
-    """Axes with the scores of known and unusual images; see `ImageLearner.plot_ood`."""
+def scores_beside(
+    learn: Any, ood: Any = None, *, dl: Any = None, ds_idx: int = 1
+) -> tuple[Tensor, Threshold, Tensor | None]:
+    """(scores of known images, threshold, scores of `ood` if given): what `plot_ood` draws."""
     detector = _required(learn)
     known = _outputs(learn, dl, ds_idx).ood_scores
-    if ood is None:
-        return plot_scores(known, detector.threshold, ax=ax)
-    strange = ood_scores(learn, ood)
-    found = evaluate_ood(known, strange)
-    title = f"AUROC {found.auroc:.3f}, {found.fpr_at_95_tpr:.1%} false alarms at 95 % found"
-    return plot_scores(known, detector.threshold, strange, ax=ax, title=title)
+    return known, detector.threshold, None if ood is None else ood_scores(learn, ood)
 
 
 def ood_scores(learn: Any, images: Any) -> Tensor:

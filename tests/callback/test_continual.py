@@ -62,9 +62,9 @@ def test_fine_tune_trains_twice_and_begins_once(data, monkeypatch):
 def test_training_goes_on_from_the_trained_head(data):
     learn = tiny_learner(data, cbs=ContinualLearning())
     learn.fit(1)
-    trained, before = learn.continual_notes.trained_head, learn.continual.statistics
+    trained, before = learn.state.record.trained_head, learn.continual.statistics
     learn.fit(1)
-    assert learn.continual_notes.trained_head is trained
+    assert learn.state.record.trained_head is trained
     assert not learn.continual.statistics.equals(before)  # of the network as it is now
 
 

@@ -240,18 +240,18 @@ class TestExtend:
         broken = [tmp_path / f"{i}.png" for i in range(2)]
         for path in broken:
             path.write_bytes(b"no picture")
-        before = learn.continual.knowledge, learn.continual_notes
+        before = learn.continual.knowledge, learn.state.record
         with pytest.raises(UnreadableImagesError) as error:
             learn.extend([*new.paths[:2], *broken], "d")
         assert all(str(path) in str(error.value) for path in broken)
-        assert (learn.continual.knowledge, learn.continual_notes) == before
+        assert (learn.continual.knowledge, learn.state.record) == before
 
     def test_an_interrupt_in_the_middle_changes_nothing(self, learn, new, monkeypatch):
-        before = learn.continual.knowledge, learn.continual_notes
+        before = learn.continual.knowledge, learn.state.record
         monkeypatch.setattr("learnkit.continual.knowledge.derive", interrupt)
         with pytest.raises(KeyboardInterrupt):
             learn.extend(new)
-        assert (learn.continual.knowledge, learn.continual_notes) == before
+        assert (learn.continual.knowledge, learn.state.record) == before
 
     def test_images_learnt_before_are_reported(self, learn, old):
         with pytest.warns(UserWarning, match="3 of the 3 images were learnt before"):
@@ -277,7 +277,7 @@ class TestChanges:
         learn.undo()
         learn.undo()
         assert learn.continual.knowledge is before
-        assert learn.continual_notes.former_names == {}
+        assert learn.state.record.former_names == {}
         with pytest.raises(ContinualStateError, match="drop_continual"):
             learn.undo()
 

@@ -2,8 +2,10 @@
 
 import copy
 import os
+import pickle
 import signal
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -34,6 +36,7 @@ from learnkit.errors import (
     WeightsUnavailableError,
     WorkerError,
 )
+from learnkit.interpret.learner_state import state_of
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 
@@ -363,6 +366,47 @@ class TestAdopting:
         learn = ImageLearner(dls, model)
         with pytest.raises(ExportError, match="cannot travel as data"):
             learn.export(tmp_path / "bundle", evaluate=False)
+
+
+class TestState:
+    """What a learner keeps beside fastai's Learner, however the learner came to be."""
+
+    def test_a_copy_goes_its_own_way(self, dls):
+        learn = make(dls)
+        learn.state = replace(learn.state, fits_to_come=2)
+        other = copy.copy(learn)
+        other.state = replace(other.state, fits_to_come=0)
+        assert (learn.state.fits_to_come, other.state.fits_to_come) == (2, 0)
+
+    def test_it_travels_with_pickles_and_deep_copies(self, data):
+        learn = make(data.dataloaders(size=32, bs=6))
+        with learn.no_bar():
+            learn.init_continual(data)
+        learn.rename({"a": "apple"})
+        for other in (pickle.loads(pickle.dumps(learn)), copy.deepcopy(learn)):
+            assert other.state.record.former_names == {"a": "apple"}
+            assert other.continual.classes == learn.continual.classes
+            other.undo()
+            assert other.continual.classes == ("a", "b", "c")
+
+    def test_a_learner_made_without_init_has_an_empty_one(self):
+        learn = ImageLearner.__new__(ImageLearner)
+        learn.model = nn.Sequential(nn.Identity(), nn.Identity())
+        assert (learn.state.record, learn.ood, learn.continual) == (None, None, None)
+
+    def test_one_of_fastais_own_learners_has_an_empty_one_too(self, dls):
+        model = nn.Sequential(nn.Identity(), nn.Identity())
+        model.state = "of the model, where fastai's Learner looks"
+        assert state_of(Learner(dls, model)).ood_detector is None
+
+
+def test_the_room_offers_learner_and_factory_by_name():
+    from learnkit import learner
+
+    assert learner.ImageLearner is ImageLearner
+    assert learner.cnn_learner is cnn_learner
+    with pytest.raises(AttributeError, match="no attribute 'unet'"):
+        learner.unet  # noqa: B018
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="real weights and photographs are not here")
