@@ -28,11 +28,11 @@ from learnkit.callback.stored_features import (
     StoredLoader,
     checksums_of,
     collect,
-    features_of,
     same_sources,
     skip_once,
     sources_of,
     stored_layers,
+    stored_output,
     unskip,
 )
 from learnkit.interpret.contexts import randomness_kept
@@ -173,7 +173,7 @@ class FrozenFeatures(TrainingCallback):
     def _size_reason(self, images: Tensor, *, n_images: int) -> str | None:
         """Ask that the features of all images fit into the memory allowed."""
         with evaluating(self.learn.model) as model, torch.no_grad():
-            needed = n_images * features_of(model, images[:1]).nbytes
+            needed = n_images * stored_output(model, images[:1]).nbytes
         if needed <= self.max_bytes:
             return None
         return (

@@ -79,7 +79,7 @@ def stored_layers(model: nn.Sequential) -> list[Layer]:
     return layers
 
 
-def features_of(model: nn.Sequential, images: Tensor) -> Tensor:
+def stored_output(model: nn.Sequential, images: Tensor) -> Tensor:
     """What is stored for these images, a plain tensor: the output of the last of those layers."""
     images = images.as_subclass(Tensor)
     for parent, name in stored_layers(model):
@@ -95,7 +95,7 @@ def collect(learn: Any, dl: DataLoader) -> StoredSplit | None:
     with evaluating(learn.model), torch.no_grad():
         for batch in _with_progress(learn, loader):
             images, *y = to_device(batch, next(learn.model.parameters()).device)
-            features = features_of(learn.model, images)
+            features = stored_output(learn.model, images)
             if store is None:
                 store = torch.empty((dl.n, *features.shape[1:]), dtype=features.dtype)
                 kinds = tuple(map(type, y))

@@ -13,12 +13,12 @@ _ONE_ANSWER = "interpretation of classifiers needs logits (N, C), one row per im
 _NO_MASKS = "Segmentation, with one answer per pixel, is not interpreted here"
 
 
-def plain(tensor: Tensor) -> Tensor:
+def detached(tensor: Tensor) -> Tensor:
     """Return a tensor as plain `torch.Tensor`, without a graph."""
     return tensor.detach().as_subclass(Tensor)
 
 
-def check_logits(logits: Any) -> None:
+def check_class_logits(logits: Any) -> None:
     """Raise InterpretationError unless a network's output is one row of logits per image."""
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         is_tensor = isinstance(logits, Tensor)
@@ -30,7 +30,7 @@ def check_answers(
     probs: Tensor, targets: Tensor | None, classes: Sequence[str], *, multi_label: bool
 ) -> None:
     """Raise InterpretationError unless probabilities, labels and class names fit together."""
-    check_logits(probs)
+    check_class_logits(probs)
     if classes and probs.shape[1] != len(classes):
         raise InterpretationError(
             f"The network has {probs.shape[1]} outputs for {len(classes)} classes; {_ONE_ANSWER}"

@@ -13,7 +13,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from learnkit.errors import InterpretationError
-from learnkit.interpret.checks import plain
+from learnkit.interpret.checks import detached
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def pooled_features(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
         pooled = output.mean((2, 3)) if output.ndim == 4 else output.flatten(1)
-        seen.append(plain(pooled).float().cpu())
+        seen.append(detached(pooled).float().cpu())
 
     handle = model[0].register_forward_hook(keep)
     try:

@@ -22,8 +22,8 @@ from learnkit.evaluation.inputs import check_probs
 from learnkit.interpret.checks import (
     check_activation,
     check_answers,
-    check_logits,
-    plain,
+    check_class_logits,
+    detached,
     sum_to_one,
 )
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
@@ -91,7 +91,7 @@ class Outputs:
             EvaluationError: `probs` are no probabilities.
             InterpretationError: one row per pixel instead of one per sample, or lengths differ.
         """
-        probs, targets = (plain(torch.as_tensor(t)).cpu() for t in (probs, targets))
+        probs, targets = (detached(torch.as_tensor(t)).cpu() for t in (probs, targets))
         flags = targets.ndim == 2 and probs.ndim == 2
         probs = probs.float()
         check_answers(probs, targets, classes or (), multi_label=flags)
@@ -101,7 +101,7 @@ class Outputs:
             logits=probs.logit(eps=1e-7) if flags else probs.clamp_min(tiny).log(),
             probs=probs,
             targets=targets.float() if flags else targets.long(),
-            losses=None if losses is None else plain(torch.as_tensor(losses)).float().cpu(),
+            losses=None if losses is None else detached(torch.as_tensor(losses)).float().cpu(),
             classes=tuple(classes or map(str, range(probs.shape[1]))),
             multi_label=flags,
             threshold=threshold,
@@ -198,7 +198,7 @@ def collect_from(
             if source.targets is not None:
                 target = source.targets[n_seen : n_seen + len(xb[0])]
             elif target is not None:
-                target = renumbered(plain(target), numbers, source.names)
+                target = renumbered(detached(target), numbers, source.names)
             row = _answers(learn, xb, target)
             pooled = features.pop() if features else None
             if detector is not None:
@@ -217,10 +217,10 @@ def _answers(learn: Any, xb: Sequence[Tensor], target: Tensor | None) -> dict[st
     """Return logits and, with labels, targets and losses of one batch, on the CPU."""
     device = next((p.device for p in learn.model.parameters()), torch.device("cpu"))
     logits = learn.model(*to_device(xb, device))
-    check_logits(logits)
-    row = {"logits": plain(logits)}
+    check_class_logits(logits)
+    row = {"logits": detached(logits)}
     if target is not None:
-        target = plain(to_device(target, device))
+        target = detached(to_device(target, device))
         check_answers(row["logits"], target, (), multi_label=target.ndim == 2)
         losses = item_losses(loss_of(learn), row["logits"], target)
         row |= {"targets": target, "losses": losses}
@@ -231,7 +231,7 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
     """Return the whole pass as `Outputs`: activation applied, names and files attached."""
     logits, targets = joined["logits"].float(), joined.get("targets")
     flags = targets is not None and targets.ndim == 2
-    probs = plain(activation_of(loss_of(learn), multi_label=flags)(logits))
+    probs = detached(activation_of(loss_of(learn), multi_label=flags)(logits))
     competing = sum_to_one(probs)
     if targets is not None:
         check_activation(probs, competing, flags=flags, loss=learn.loss_func)

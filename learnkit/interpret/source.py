@@ -19,7 +19,7 @@ from torch import Tensor
 
 from learnkit.continual.classifier import continual_head
 from learnkit.errors import InterpretationError
-from learnkit.interpret.checks import plain
+from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.continual import class_numbers
 
@@ -98,8 +98,8 @@ class Source:
             loader = self._loader([self.indices[i] for i in positions], num_workers=0)
             for batch in loader:
                 shown = loader.decode(batch) if hasattr(loader, "decode") else batch
-                inputs.append(plain(batch[0]))
-                pictures += [to_picture(plain(image)) for image in shown[0]]
+                inputs.append(detached(batch[0]))
+                pictures += [to_picture(detached(image)) for image in shown[0]]
         return torch.cat(inputs), pictures
 
     def check_length(self, n: int) -> None:

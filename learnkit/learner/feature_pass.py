@@ -14,7 +14,7 @@ from learnkit.backends.network import Network
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.errors import ContinualUnsupportedError, DataError
 from learnkit.inference.features import BATCH, feature_rows
-from learnkit.interpret.checks import plain
+from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import progress_over, randomness_kept
 from learnkit.interpret.source import Source
 from learnkit.learner.dataloaders import is_multi_label
@@ -99,7 +99,7 @@ def _of_batches(learn: Any, source: Source, show: bool, with_logits: bool = Fals
     ):
         for batch in batches:
             images = batch[0] if isinstance(batch, list | tuple) else batch
-            feature_map = learn.model[0](to_device(plain(images), device))
+            feature_map = learn.model[0](to_device(detached(images), device))
             found = [
                 feature_map.to(torch.float32).mean((2, 3)),
                 *([learn.model[1](feature_map)] * with_logits),

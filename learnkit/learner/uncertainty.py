@@ -22,7 +22,7 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled
 from learnkit.errors import OodLockedError, OodUnsupportedError
 from learnkit.evaluation.evaluate import Evaluation
-from learnkit.interpret.checks import plain
+from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.continual import detector_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
@@ -65,7 +65,7 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> Calibration:
     fitted = fit_temperature(outputs.logits, outputs.require_targets(), source="validation")
     if fitted.is_fitted:
         with randomness_kept():
-            images = plain(learn.dls.valid.one_batch()[0])[:2]
+            images = detached(learn.dls.valid.one_batch()[0])[:2]
         device = next(learn.model.parameters()).device
         divide_logits(learn.model, fitted.temperature, images.to(device))
     detector = learn.state.ood_detector
