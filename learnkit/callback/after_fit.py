@@ -12,7 +12,7 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 
 from learnkit.callback.base import TrainingCallback
 from learnkit.callback.stop_on_non_finite import StopOnNonFinite
-from learnkit.interpret.learner_state import state_of
+from learnkit.interpret.learner_state import learner_state
 
 
 class AfterFit(TrainingCallback):
@@ -38,7 +38,7 @@ class AfterFit(TrainingCallback):
     def after_fit(self) -> None:
         """Do the work of all callbacks of this kind, if this is the first of them."""
         kin = {cb.task: cb for cb in self.learn.cbs if isinstance(cb, AfterFit)}
-        if next(iter(kin.values())) is self and not state_of(self.learn).fits_to_come:
+        if next(iter(kin.values())) is self and not learner_state(self.learn).fits_to_come:
             finish_training(self.learn, kin)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from learnkit.continual.classifier import continual_head
 from learnkit.errors import InterpretationError
-from learnkit.interpret.learner_state import state_of
+from learnkit.interpret.learner_state import learner_state
 
 if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def detector_of(learn: Any) -> ContinualClassifier | None:
     """What tells unusual images for this learner: its continual head, or what `fit_ood` made."""
     head = continual_head(learn.model)
-    return state_of(learn).ood_detector if head is None else head
+    return learner_state(learn).ood_detector if head is None else head
 
 
 def class_numbers(
@@ -40,7 +40,7 @@ def class_numbers(
             now.
     """
     numbers = {name: i for i, name in enumerate(classes)}
-    head, record = continual_head(learn.model), state_of(learn).record
+    head, record = continual_head(learn.model), learner_state(learn).record
     if head is None or record is None:
         return numbers
     live = {name for name, n in head.n_images.items() if n and not in_training}

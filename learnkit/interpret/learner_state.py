@@ -50,7 +50,7 @@ class LearnerState:
     fits_to_come: int = 0
 
 
-def state_of(learn: Any) -> LearnerState:
+def learner_state(learn: Any) -> LearnerState:
     """The state of a learner; an empty one for a Learner of fastai's own."""
     # Not by getattr alone: fastai's Learner looks up in its model what it has not itself.
     state = getattr(learn, "state", None)

@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from learnkit.errors import ExportError, LearnkitError
-from learnkit.interpret.learner_state import state_of
+from learnkit.interpret.learner_state import learner_state
 from learnkit.models.eval_mode import evaluating
 from learnkit.models.rebuild import build_model
 from learnkit.models.spec import ModelSpec
@@ -78,7 +78,7 @@ def spec_of(learn: Learner) -> ModelSpec:
 
 def _with_trained_head(learn: Learner) -> nn.Module:
     """Return the network as it was trained, also where the continual head has taken its place."""
-    record = state_of(learn).record
+    record = learner_state(learn).record
     return learn.model if record is None else nn.Sequential(learn.model[0], record.trained_head)
 
 

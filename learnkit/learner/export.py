@@ -17,7 +17,7 @@ from learnkit.continual.classifier import continual_head
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
-from learnkit.interpret.learner_state import state_of
+from learnkit.interpret.learner_state import learner_state
 from learnkit.interpret.outputs import collect_outputs
 from learnkit.interpret.source import class_names
 from learnkit.learner.adopt import spec_of
@@ -47,7 +47,7 @@ def predictor_of(learn: Learner) -> Predictor:
         recipe,
         classes,
         multi_label=is_multi_label(learn.dls),
-        detector=None if continual else state_of(learn).ood_detector,
+        detector=None if continual else learner_state(learn).ood_detector,
     )
 
 
@@ -130,7 +130,7 @@ def _of_training(learn: Any) -> tuple[Labelled | None, Labelled | None]:
     own = own_data(learn)
     if own is None or not isinstance(own.items, list):
         return None, None
-    record = state_of(learn).record
+    record = learner_state(learn).record
     former = {} if record is None else record.former_names
     train, valid = own._replace(validation=None), own.validation
     if valid is None or not isinstance(valid.items, list):

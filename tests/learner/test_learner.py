@@ -36,7 +36,7 @@ from learnkit.errors import (
     WeightsUnavailableError,
     WorkerError,
 )
-from learnkit.interpret.learner_state import state_of
+from learnkit.interpret.learner_state import learner_state
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 
@@ -397,7 +397,7 @@ class TestState:
     def test_one_of_fastais_own_learners_has_an_empty_one_too(self, dls):
         model = nn.Sequential(nn.Identity(), nn.Identity())
         model.state = "of the model, where fastai's Learner looks"
-        assert state_of(Learner(dls, model)).ood_detector is None
+        assert learner_state(Learner(dls, model)).ood_detector is None
 
 
 def test_the_room_offers_learner_and_factory_by_name():
