@@ -16,7 +16,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from timm import create_model
 from torch import nn
 
-from learnkit.interpret.gradcam import grad_cam, upscale
+from learnkit.interpret.gradcam import grad_cam
 
 ARCHS = ("resnet18", "mobilenetv3_small_050", "efficientnet_b0")
 SIZE, N_CLASSES = 224, 10
@@ -48,7 +48,8 @@ def compare(arch: str, batch: int, repeats: int) -> dict[str, object]:
     published = GradCAM(model, [model[0]])
 
     def ours():
-        return upscale(grad_cam(model, x, classes), SIZE)
+        maps = grad_cam(model, x, classes)
+        return torch.nn.functional.interpolate(maps[None], SIZE, mode="bilinear")[0]
 
     def theirs():
         return torch.from_numpy(published(x, [ClassifierOutputTarget(c) for c in classes]))

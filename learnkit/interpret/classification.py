@@ -12,6 +12,7 @@ from torch import Tensor
 from learnkit.errors import InterpretationError
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.evaluate import Evaluation
+from learnkit.evaluation.measures import CalibrationBins, calibration_bins
 from learnkit.interpret import plots
 from learnkit.interpret.heatmaps import (
     SUPTITLE,
@@ -23,6 +24,7 @@ from learnkit.interpret.heatmaps import (
 from learnkit.interpret.outputs import Outputs, collect_from
 from learnkit.interpret.source import Source, class_names
 from learnkit.interpret.tables import errors_table, mistakes_of, report_text
+from learnkit.interpret.uncertainty_plots import plot_calibration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,6 +162,26 @@ class ClassificationInterpretation:
         axes = plots.plot_label_confusions(matrix, self.classes, **options)
         return axes[0].figure if return_fig else axes
 
+    def plot_reliability(
+        self,
+        *,
+        before: ClassificationInterpretation | None = None,
+        n_bins: int = 15,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Axes of accuracy over confidence per bin: how far confidences mean what they say.
+
+        Args:
+            before: the same images interpreted earlier, as before `learn.calibrate()`; both are
+                drawn, each with its calibration error.
+            n_bins: bins of confidence, of equal width.
+            ax: where to draw; a new figure if None.
+        """
+        bins = self._calibration_bins(n_bins)
+        if before is None:
+            return plots.plot_reliability(bins, ax=ax)
+        return plot_calibration(before._calibration_bins(n_bins), bins, ax=ax)
+
     def errors(self) -> pd.DataFrame:
         """Table of the misclassified samples, largest loss first, indexed by position.
 
@@ -276,6 +298,9 @@ class ClassificationInterpretation:
             table = pd.DataFrame(mistakes, columns=["actual", "predicted", "n"])
             parts.append(f"<h4>Most confused</h4>{table.to_html(index=False)}")
         return "\n".join(parts)
+
+    def _calibration_bins(self, n_bins: int) -> CalibrationBins:
+        return calibration_bins(self.outputs.probs, self.outputs.targets, n_bins=n_bins)
 
     @cached_property
     def _source(self) -> Source:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from learnkit.errors import InterpretationError
@@ -46,6 +45,8 @@ def progress_over(batches: Any, show: bool) -> Iterator[Any]:
     if not show or not hasattr(batches, "__len__"):
         yield batches
         return
+    from fastprogress.fastprogress import progress_bar  # comes with fastai
+
     bar = progress_bar(batches, leave=False)
     try:
         yield bar

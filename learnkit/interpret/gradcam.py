@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learnkit.errors import InterpretationError
@@ -80,16 +79,6 @@ def grad_cam(
     weights = gradient.float().mean((2, 3))
     cam = torch.einsum("nk,nkhw->nhw", weights, feature_map.float())
     return cam.relu() if relu else cam
-
-
-def upscale(cam: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """The maps (N, H, W) interpolated bilinearly to (N, *size), to lie over the images.
-
-    >>> upscale(torch.tensor([[[0.0, 1.0]]]), (1, 4))
-    tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
-    """
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    return F.interpolate(cam[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _through_head(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fastai.losses import BaseLoss
 from torch import Tensor
 
 # Losses that say nothing about the activation their inputs still need.
@@ -29,6 +28,8 @@ def activation_of(loss_func: Any, *, multi_label: bool = False) -> Callable[[Ten
     The loss's own `activation` if it has one, else what torch's losses imply, else softmax (sigmoid
     where a sample may have several labels).
     """
+    from fastai.losses import BaseLoss  # here: numbers of a deployed model need no fastai
+
     own = getattr(loss_func, "activation", None)
     inherited = getattr(type(loss_func), "activation", None) is BaseLoss.activation  # does nothing
     if callable(own) and not inherited:

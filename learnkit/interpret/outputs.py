@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastai.torch_core import to_device
 from torch import Tensor
 
 from learnkit.errors import InterpretationError
@@ -44,7 +43,8 @@ class Outputs:
             for samples without labels.
         losses: float32 (N,); None for samples without labels.
         features: pooled feature maps of the body, float32 (N, D), if asked for.
-        ood_scores: float32 (N,), higher = more unusual, if the model gives any.
+        ood_scores: float64 (N,), higher = more unusual, if the model gives any; as predictors have
+            them, so that one above the threshold here is above it there.
         items: the files, if known.
         classes: C names.
         multi_label: whether a sample may have several labels.
@@ -202,7 +202,7 @@ def collect_from(
             row = _answers(learn, xb, target)
             pooled = features.pop() if features else None
             if detector is not None:
-                row["ood_scores"] = detector.ood_scores(pooled).float()
+                row["ood_scores"] = detector.ood_scores(pooled)
             if with_features:
                 row["features"] = pooled
             rows.append(row)
@@ -215,6 +215,8 @@ def collect_from(
 
 def _answers(learn: Any, xb: Sequence[Tensor], target: Tensor | None) -> dict[str, Tensor]:
     """Return logits and, with labels, targets and losses of one batch, on the CPU."""
+    from fastai.torch_core import to_device  # here: Outputs of a deployed model need no fastai
+
     device = next((p.device for p in learn.model.parameters()), torch.device("cpu"))
     logits = learn.model(*to_device(xb, device))
     check_class_logits(logits)

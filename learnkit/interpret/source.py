@@ -7,6 +7,7 @@ in dataset order, that treats every item as validation does. The given loader st
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastai.data.load import DataLoader
 from torch import Tensor
 
 from learnkit.continual.classifier import continual_head
@@ -75,7 +75,7 @@ class Source:
             raise InterpretationError(
                 f"`ds_idx` is {ds_idx}; the learner has {len(loaders)} loaders: 0 is train, 1 valid"
             )
-        alike = len(loaders) > 1 and isinstance(loaders[1], DataLoader)
+        alike = len(loaders) > 1 and _is_fastai(loaders[1])
         return cls(loaders[ds_idx], template=loaders[1] if alike else None)
 
     def batches(self) -> Any:
@@ -112,7 +112,7 @@ class Source:
 
     def _loader(self, indices: Sequence[int], **options: Any) -> Any:
         view = ValidationView(self.dataset, indices)
-        if isinstance(self.template, DataLoader):
+        if _is_fastai(self.template):
             order = partial(list, range(len(view)))
             options |= {"shuffle": False, "drop_last": False, "n": len(view), "get_idxs": order}
             return self.template.new(dataset=view, **options)
@@ -166,12 +166,18 @@ def names_of(loaders: Any) -> list[str] | None:
     return [str(name) for name in vocab]
 
 
+def _is_fastai(dl: Any) -> bool:
+    """Whether a loader is one of fastai's; fastai is loaded by whoever made one, not here."""
+    fastai = sys.modules.get("fastai.data.load")
+    return fastai is not None and isinstance(dl, fastai.DataLoader)
+
+
 def _dataset_order(dl: Any) -> list[int] | None:
     """Return the dataset indices a loader runs over, unshuffled; None if it has no indices."""
     dataset = getattr(dl, "dataset", None)
     if dataset is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         return None
-    if isinstance(dl, DataLoader):
+    if _is_fastai(dl):
         if not dl.indexed or dl.bs is None:
             return None
         return list(range(dl.n)) if dl.shuffle else list(dl.get_idxs())

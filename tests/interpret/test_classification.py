@@ -373,3 +373,13 @@ def test_grey_images_are_drawn_grey(tmp_path):
     learn = quiet(Learner(block.dataloaders(root, bs=4, num_workers=0), model))
     axes = ClassificationInterpretation.from_learner(learn).plot_top_losses(2)
     assert axes[0].images[0].get_array().shape == (16, 16)
+
+
+def test_reliability_shows_confidence_and_accuracy_and_what_calibration_did():
+    sure = by_hand(["a", "b"], [0, 0, 1, 0], [[0.9, 0.1]] * 4)
+    meek = by_hand(["a", "b"], [0, 0, 1, 0], [[0.75, 0.25]] * 4)
+    ax = sure.plot_reliability(n_bins=10)
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), [[0.9, 0.75]])
+    both = meek.plot_reliability(before=sure)
+    texts = [text.get_text() for text in both.get_legend().get_texts()]
+    assert texts == ["ideal", "before: ECE 0.150", "after: ECE 0.000"]

@@ -15,6 +15,7 @@ from fastai.vision.core import PILImage
 from helpers import quiet, tiny_cnn, write_image_folder
 from torch import nn
 
+from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import EvaluationError, InterpretationError
 from learnkit.interpret.outputs import Outputs, collect_outputs
@@ -275,3 +276,13 @@ def test_pictures_lie_in_0_to_1_whatever_the_tensor():
     stretched = to_picture(torch.tensor([[[-2.0, 6.0]]]))
     assert stretched.tolist() == [[0.0, 1.0]]
     assert to_picture(torch.full((1, 2, 2), 0.25)).tolist() == [[0.25, 0.25]] * 2
+
+
+def test_scores_are_those_of_the_head_to_the_last_bit(learn):
+    """In float32 a score just above the threshold could come out below it."""
+    learn.model[1] = ContinualClassifier(8)
+    labels = ["ant", "bee", "cat"] * 8
+    learn.model[1].extend(torch.rand(24, 8, generator=torch.Generator().manual_seed(0)), labels)
+    outputs = collect_outputs(learn, with_features=True)
+    scores = torch.as_tensor(learn.model[1].ood_scores(outputs.features))
+    assert torch.equal(outputs.ood_scores, scores.double())
