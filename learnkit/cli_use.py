@@ -72,7 +72,8 @@ def predict(
     Images that cannot be read are listed with the reason, and the exit code is then 1. With --out
     rows are kept on disk as they are predicted, in FILE.parts, and become FILE at the end.
     """
-    from learnkit.cli.use import check_targets, parts_folder, predict_into, predict_paths
+    from learnkit.cli.use import check_targets, predict_into, predict_paths
+    from learnkit.inference.files import log_path
 
     check_targets(csv, to_json, out, resume=resume)
     if out is None:
@@ -82,7 +83,7 @@ def predict(
             n_failed = predict_into(model, paths, out, resume=resume)
         except KeyboardInterrupt:
             nothing = "before anything was predicted; start again"
-            raise Interrupted(parts_folder(out), nothing) from None
+            raise Interrupted(log_path(out), nothing) from None
     if n_failed:
         fail(f"{n_failed} images could not be read; their rows say why")
         raise typer.Exit(1)

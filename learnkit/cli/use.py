@@ -14,7 +14,7 @@ from learnkit.continual.classifier import check_continual
 from learnkit.deploy.loading import load_learner
 from learnkit.errors import PredictionError, UsageError
 from learnkit.evaluation.evaluate import plain
-from learnkit.inference.files import parts_of
+from learnkit.inference.files import log_path
 from learnkit.storage.write_folder import check_target
 
 if TYPE_CHECKING:
@@ -87,18 +87,13 @@ def check_targets(
         raise UsageError("--out takes the place of --csv and --json; leave those out")
     if out.suffix.lower() not in _TABLES:
         raise UsageError(f"--out is {str(out)!r}; name a file that ends in {', '.join(_TABLES)}")
-    if not resume and parts_folder(out).exists():
+    if not resume and log_path(out).exists():
         raise UsageError(
-            f"unfinished predictions stand in {str(parts_folder(out))!r}; go on with --resume, or "
+            f"unfinished predictions stand in {str(log_path(out))!r}; go on with --resume, or "
             "remove them to start anew"
         )
     if not resume and out.exists():
         raise UsageError(f"{str(out)!r} is there already; name another file, or remove it first")
-
-
-def parts_folder(out: Path) -> Path:
-    """Where predictions are kept until they become the table `out`."""
-    return parts_of(out).folder
 
 
 def predict_into(model: Path, paths: Sequence[Path], out: Path, *, resume: bool) -> int:

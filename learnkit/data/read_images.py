@@ -76,14 +76,19 @@ def load_ahead(
 
 
 def watched(
-    stream: Iterable[Any], n: int, progress: bool, what: str = "predict", unit: str = "img"
+    stream: Iterable[Any],
+    n: int,
+    progress: bool,
+    what: str = "predict",
+    unit: str = "img",
+    n_before: int = 0,
 ) -> Iterable[Any]:
-    """`stream` of `n` items behind a progress bar, if wanted."""
+    """`stream`, of `n` items with `n_before` that are done, behind a progress bar if wanted."""
     if not progress or not n:
         return stream
     from tqdm.auto import tqdm
 
-    return tqdm(stream, total=n, desc=what, unit=unit)
+    return tqdm(stream, total=n, initial=n_before, desc=what, unit=unit)
 
 
 def image_name(item: Any, number: int) -> str:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from learnkit.errors import LearnkitError, MissingExtraError, PredictionError
+from learnkit.inference.batch import chunks
 from learnkit.inference.prediction import finite_or_none
 
 OWN_COLUMNS = ("path", "label", "confidence", "error", "is_ood", "ood_score", "p_value", "model")
 _MEASURES = ("confidence", "ood_score", "p_value")
+_MARKS = ["path", "model", "error"]
+_ROW_GROUP = 512  # rows of Parquet in memory at a time
 Row = dict[str, Any]
 
 
@@ -64,9 +69,9 @@ def table_kind(path: Path) -> str:
     return kind
 
 
-def write_table(path: Path, kind: str, layout: Layout, groups: Iterable[Sequence[Row]]) -> None:
-    """Write `groups` of rows one after the other into a new file at `path`."""
-    _WRITERS[kind](path, layout, groups)
+def write_table(file: BinaryIO, kind: str, layout: Layout, rows: Iterable[Row]) -> None:
+    """Write `rows` as a table into an empty file."""
+    _WRITERS[kind](file, layout, rows)
 
 
 def read_marks(path: Path, kind: str) -> Iterator[tuple[str, str, bool]]:
@@ -76,7 +81,10 @@ def read_marks(path: Path, kind: str) -> Iterator[tuple[str, str, bool]]:
         PredictionError: the file is something else, or damaged.
     """
     try:
-        yield from _READERS[kind](path)
+        with path.open("rb") as file:
+            for row in _READERS[kind](file):
+                found, model, error = (row[name] for name in _MARKS)
+                yield found, model, error not in (None, "")
     except (KeyError, ValueError, TypeError, csv.Error) as error:  # pyarrow's are ValueErrors, too
         raise PredictionError(
             f"{str(path)!r} is no table of predictions that could be gone on with ({error}); "
@@ -84,31 +92,33 @@ def read_marks(path: Path, kind: str) -> Iterator[tuple[str, str, bool]]:
         ) from error
 
 
+def as_written(path: str) -> str:
+    """How a file's path stands in a table: what UTF-8 cannot hold is written as an escape."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _text(value: Any) -> Any:
-    """Text as UTF-8 can hold it: what else is in file names is written as an escape."""
+    """`as_written` of text and lists of text, anything else as it is."""
     if isinstance(value, list):
         return [_text(v) for v in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    return value
+    return as_written(value) if isinstance(value, str) else value
 
 
-def _write_jsonl(path: Path, layout: Layout, groups: Iterable[Sequence[Row]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in (row for rows in groups for row in rows):
-            line = {k: _text(row[k]) for k in OWN_COLUMNS[:-1]} | {"model": layout.model}
-            line |= {k: finite_or_none(row[k]) for k in _MEASURES}
-            if layout.classes:
-                values = row["probs"]
-                line["probs"] = values and dict(zip(layout.classes, values, strict=True))
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+def _write_jsonl(file: BinaryIO, layout: Layout, rows: Iterable[Row]) -> None:
+    for row in rows:
+        line = {k: _text(row[k]) for k in OWN_COLUMNS[:-1]} | {"model": layout.model}
+        line |= {k: finite_or_none(row[k]) for k in _MEASURES}
+        if layout.classes:
+            values = row["probs"]
+            line["probs"] = values and dict(zip(layout.classes, values, strict=True))
+        file.write((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def _write_csv(path: Path, layout: Layout, groups: Iterable[Sequence[Row]]) -> None:
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+def _write_csv(file: BinaryIO, layout: Layout, rows: Iterable[Row]) -> None:
+    with _as_text(file, errors="backslashreplace") as text:
+        writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*OWN_COLUMNS, *(f"p({name})" for name in layout.classes)])
-        for row in (row for rows in groups for row in rows):
+        for row in rows:
             label = row["label"]
             if isinstance(label, list):
                 label = json.dumps(label, ensure_ascii=False)
@@ -116,7 +126,7 @@ def _write_csv(path: Path, layout: Layout, groups: Iterable[Sequence[Row]]) -> N
             writer.writerow(own + (row["probs"] or [None] * len(layout.classes)))
 
 
-def _write_parquet(path: Path, layout: Layout, groups: Iterable[Sequence[Row]]) -> None:
+def _write_parquet(file: BinaryIO, layout: Layout, rows: Iterable[Row]) -> None:
     pa, parquet = _pyarrow()
     text = pa.string()
     kinds = {"path": text, "label": pa.list_(text) if layout.multi_label else text}
@@ -124,12 +134,12 @@ def _write_parquet(path: Path, layout: Layout, groups: Iterable[Sequence[Row]]) 
     kinds |= {"ood_score": pa.float64(), "p_value": pa.float64(), "model": text}
     names = [f"p({name})" for name in layout.classes]
     schema = pa.schema([*kinds.items(), *((name, pa.float32()) for name in names)])
-    with parquet.ParquetWriter(path, schema) as writer:
-        for rows in groups:
-            columns = [[_text(row[k]) for row in rows] for k in OWN_COLUMNS[:-1]]
-            columns.append([layout.model] * len(rows))
-            blank = [None] * len(names)
-            columns += zip(*(row["probs"] or blank for row in rows), strict=True)
+    blank = [None] * len(names)
+    with parquet.ParquetWriter(file, schema) as writer:
+        for group in chunks(rows, _ROW_GROUP):
+            columns = [[_text(row[k]) for row in group] for k in OWN_COLUMNS[:-1]]
+            columns.append([layout.model] * len(group))
+            columns += zip(*(row["probs"] or blank for row in group), strict=True)
             arrays = [
                 pa.array(values, type=field.type)
                 for values, field in zip(columns, schema, strict=True)
@@ -137,32 +147,23 @@ def _write_parquet(path: Path, layout: Layout, groups: Iterable[Sequence[Row]]) 
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, str, bool]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            yield row["path"], row["model"], row["error"] is not None
+def _read_csv(file: BinaryIO) -> Iterator[Row]:
+    with _as_text(file) as text:
+        yield from csv.DictReader(text)
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, str, bool]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            yield row["path"], row["model"], bool(row["error"])
+def _read_parquet(file: BinaryIO) -> Iterator[Row]:
+    for batch in _pyarrow()[1].ParquetFile(file).iter_batches(columns=_MARKS):
+        yield from batch.to_pylist()
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, str, bool]]:
-    _, parquet = _pyarrow()
-    with parquet.ParquetFile(path) as file:
-        names = ["path", "model", "error"]
-        for batch in file.iter_batches(columns=names):
-            paths, models, errors = (batch.column(name).to_pylist() for name in names)
-            failed = (error is not None for error in errors)
-            yield from zip(paths, models, failed, strict=True)
-
-
-def as_written(path: str) -> str:
-    """How a file's path stands in a table; see `_text`."""
-    return _text(path)
+@contextmanager
+def _as_text(file: BinaryIO, errors: str = "strict") -> Iterator[TextIO]:
+    text = TextIOWrapper(file, "utf-8", errors, newline="")
+    try:
+        yield text
+    finally:
+        text.detach()  # else the file would be closed with it
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -177,13 +178,13 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-_WRITERS: dict[str, Callable[[Path, Layout, Iterable[Sequence[Row]]], None]] = {
+_WRITERS: dict[str, Callable[[BinaryIO, Layout, Iterable[Row]], None]] = {
     "csv": _write_csv,
     "jsonl": _write_jsonl,
     "parquet": _write_parquet,
 }
-_READERS: dict[str, Callable[[Path], Iterator[tuple[str, str]]]] = {
+_READERS: dict[str, Callable[[BinaryIO], Iterator[Row]]] = {
     "csv": _read_csv,
-    "jsonl": _read_jsonl,
+    "jsonl": lambda file: map(json.loads, file),
     "parquet": _read_parquet,
 }

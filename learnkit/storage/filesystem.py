@@ -12,6 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 class FileSystem:
     """The calls by which a folder reaches the disk, one method each."""
@@ -91,6 +96,19 @@ def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent, FileSystem())
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """True if this process has the lock now, None if another has, False where there are none."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError:  # a disk without locks
+        return False
+    return True
 
 
 def sync_folder(folder: Path, fs: FileSystem) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from learnkit.errors import BundleError, BundleWriteError
-from learnkit.storage.filesystem import FileSystem, sync_folder
+from learnkit.storage.filesystem import FileSystem, sync_folder, try_lock
 from learnkit.storage.formats import to_json
 from learnkit.storage.read_folder import (
     MANIFEST,
@@ -27,11 +27,6 @@ from learnkit.storage.read_folder import (
     set_aside,
     siblings,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows: folders have no locks
-    fcntl = None  # type: ignore[assignment]
 
 LOCK_SECONDS = 60
 _DEAD_SECONDS = 86_400  # where there are no locks, nobody writes one bundle for a day
@@ -146,10 +141,10 @@ def _sync_parent(target: Path, fs: FileSystem) -> None:
 @contextlib.contextmanager
 def _only_writer(parent: Path) -> Iterator[bool]:
     """True while no other process writes bundles in `parent`; False where folders have no locks."""
-    if fcntl is None:
+    descriptor = FileSystem().open_folder(parent)
+    if descriptor is None:
         yield False
         return
-    descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield _wait_for_lock(descriptor, parent)
     finally:
@@ -159,7 +154,7 @@ def _only_writer(parent: Path) -> Iterator[bool]:
 def _wait_for_lock(descriptor: int, parent: Path) -> bool:
     """True once this process holds the lock, False where there are none."""
     deadline = time.monotonic() + LOCK_SECONDS
-    while (held := _try_lock(descriptor)) is None:
+    while (held := try_lock(descriptor)) is None:
         if time.monotonic() > deadline:
             raise BundleWriteError(
                 f"another process has been writing a bundle in {parent} for {LOCK_SECONDS} s; "
@@ -167,17 +162,6 @@ def _wait_for_lock(descriptor: int, parent: Path) -> bool:
             )
         time.sleep(0.01)
     return held
-
-
-def _try_lock(descriptor: int) -> bool | None:
-    """True if locked, None if another process holds it, False on a disk without locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return False
-    return True
 
 
 def _replace(target: Path, files: Mapping[str, bytes], fs: FileSystem) -> None:

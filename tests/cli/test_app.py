@@ -24,8 +24,7 @@ from learnkit.callback import checkpoint
 from learnkit.callback.checkpoint_file import read_checkpoint
 from learnkit.cli.app import main
 from learnkit.data.dataset import ImageDataset
-from learnkit.inference.files import predict_to_file
-from learnkit.inference.shards import Shards
+from learnkit.inference.prediction_log import PredictionLog
 
 _RUN = """
 import sys
@@ -34,7 +33,6 @@ try: main(sys.argv[1:])
 except SystemExit: pass
 """
 GOLDEN = Path(__file__).parents[1] / "bundle" / "golden" / "v1.2-variants"
-SMALL_SHARDS = {**predict_to_file.__kwdefaults__, "shard": 8}
 SMALL = ["--arch", "test_resnet", "--no-pretrained", "--size", "32", "--bs", "8"]
 
 
@@ -304,17 +302,16 @@ def test_predict_out_goes_on_after_ctrl_c_and_gives_the_same_file(
     code, said, err = learnkit(capsys, *argv, whole)
     assert (code, f"{whole}: 73 files; 1 could not be read" in said) == (1, True)
     assert err.endswith("1 images could not be read; their rows say why\n")
-    monkeypatch.setattr(predict_to_file, "__kwdefaults__", SMALL_SHARDS)
-    add = Shards.add
+    append = PredictionLog.append
 
-    def add_and_interrupt(self, number, rows):
-        add(self, number, rows)
-        if number == 0:
+    def append_and_interrupt(self, first, rows):
+        append(self, first, rows)
+        if first == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Shards, "add", add_and_interrupt)
+    monkeypatch.setattr(PredictionLog, "append", append_and_interrupt)
     code, _, err = learnkit(capsys, *argv, out)
-    monkeypatch.setattr(Shards, "add", add)
+    monkeypatch.setattr(PredictionLog, "append", append)
     assert (code, out.exists()) == (130, False)
     assert re.search(rf"interrupted; go on with: learnkit predict .*--out {out} --resume\n", err)
     code, _, err = learnkit(capsys, *argv, out)

@@ -24,7 +24,7 @@ from learnkit.errors import (
 from learnkit.inference.digest import model_digest
 from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.prediction import prediction_of
-from learnkit.inference.shards import Shards
+from learnkit.inference.prediction_log import PredictionLog, opened_log
 
 KINDS = ["csv", "jsonl", "parquet"]
 
@@ -50,7 +50,12 @@ class Counting:
 
 
 NAMES = [f"dir/{i}{'-broken' * (i % 7 == 3)}.png" for i in range(30)]
-RUN = {"bs": 4, "shard": 4, "progress": False, "n_workers": 0}
+RUN = {"bs": 4, "progress": False, "n_workers": 0}
+
+
+def lines(log):
+    """The lines of a log: its header, then a record for every batch."""
+    return log.read_bytes().splitlines(keepends=True) if log.exists() else []
 
 
 def rows(path):
@@ -131,17 +136,17 @@ class Slow:
         return np.float32(sum(source.encode()) % 97 / 97)
     def try_loaded(self, images):
         return [prediction_of(np.array([1 - x, x]), self.classes) for x in images]
-predict_to_file(Slow(), {names!r}, {out!r}, bs=4, shard=4, progress=False, n_workers=0)
+predict_to_file(Slow(), {names!r}, {out!r}, bs=4, progress=False, n_workers=0)
 """
 
 
-def test_a_killed_process_leaves_whole_shards_and_no_table(tmp_path):
+def test_a_killed_process_leaves_whole_batches_and_no_table(tmp_path):
     names, out = [name for name in NAMES if "broken" not in name] * 20, tmp_path / "p.csv"
     code = _KILLED.format(tests=os.path.dirname(__file__), names=names, out=str(out))
     process = subprocess.Popen([sys.executable, "-c", code])
-    parts = Shards(tmp_path / "p.csv.parts")
+    log = tmp_path / "p.csv.parts"
     for _ in range(4000):
-        if (parts.folder / "000001.jsonl").exists() or process.poll() is not None:
+        if len(lines(log)) > 2 or process.poll() is not None:
             break
         time.sleep(0.005)
     with pytest.raises(PredictionFileError, match="another process is at work"):
@@ -149,8 +154,9 @@ def test_a_killed_process_leaves_whole_shards_and_no_table(tmp_path):
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
-    assert [len(parts.rows(i)) for i in range(2)] == [4, 4]
-    done = sum(parts.rows(i) is not None for i in range(len(names) // 4))
+    records = [line for line in lines(log)[1:] if line.endswith(b"\n")]
+    assert [line.split()[:2] for line in records[:2]] == [[b"0", b"4"], [b"4", b"4"]]
+    done = len(records)
     again = Counting()
     report = predict_to_file(again, names, out, **RUN)
     assert (report.n_resumed, len(again.seen)) == (4 * done, len(names) - 4 * done)
@@ -158,15 +164,148 @@ def test_a_killed_process_leaves_whole_shards_and_no_table(tmp_path):
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_a_damaged_shard_is_predicted_again(tmp_path):
-    out, parts = tmp_path / "p.jsonl", tmp_path / "p.jsonl.parts"
+def interrupted(out, stop_after=16):
+    """The log of a call that was interrupted, after four batches by default."""
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(Counting(stop_after=16), NAMES, out, **RUN)
-    (parts / "000001.jsonl").write_text('{"path": "dir/4')
-    (parts / "000002.jsonl.new").write_text("half")
+        predict_to_file(Counting(stop_after=stop_after), NAMES, out, **RUN)
+    return out.with_name(f"{out.name}.parts")
+
+
+def test_a_damaged_record_is_predicted_again(tmp_path):
+    out = tmp_path / "p.jsonl"
+    log = interrupted(out)
+    found = lines(log)
+    found[2] = b'4 4 0 [{"path": "dir/4\n'
+    log.write_bytes(b"".join(found) + b"half")
     report = predict_to_file(Counting(), NAMES, out, **RUN)
     assert report.n_resumed == 12
     assert [row["path"] for row in rows(out)] == NAMES
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bytes of the table of `NAMES`."""
+    out = tmp_path_factory.mktemp("whole") / "p.jsonl"
+    predict_to_file(Counting(), NAMES, out, **RUN)
+    return out.read_bytes()
+
+
+def test_wherever_a_log_is_torn_the_table_comes_out_the_same(tmp_path, whole):
+    out = tmp_path / "p.jsonl"
+    content = interrupted(out).read_bytes()
+    header = content.index(b"\n") + 1
+    ends = [i + 1 for i in range(len(content)) if content[i : i + 1] == b"\n"][1:]
+    for n in [0, 1, header - 1, header, header + 1, *ends, *(end + 9 for end in ends), ends[1] - 1]:
+        out.unlink(missing_ok=True)
+        out.with_name("p.jsonl.parts").write_bytes(content[:n])
+        report = predict_to_file(Counting(), NAMES, out, **RUN)
+        assert out.read_bytes() == whole
+        assert report.n_resumed == 4 * sum(end <= n for end in ends)
+
+
+def test_a_flipped_byte_costs_its_batch_and_nothing_else(tmp_path, whole):
+    out = tmp_path / "p.jsonl"
+    content = interrupted(out).read_bytes()
+    for place in np.linspace(content.index(b"\n") + 1, len(content) - 1, 25).astype(int):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        out.unlink(missing_ok=True)
+        out.with_name("p.jsonl.parts").write_bytes(damaged)
+        report = predict_to_file(Counting(), NAMES, out, **RUN)
+        assert out.read_bytes() == whole
+        assert report.n_resumed in (8, 12)  # the end of a line takes the next one with it
+        assert report.n_failed == 4
+
+
+def test_a_process_killed_while_the_table_is_written_leaves_none(tmp_path, monkeypatch, whole):
+    def killed(file, *_):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    out = tmp_path / "p.jsonl"
+    monkeypatch.setattr("learnkit.inference.files.write_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(Counting(), NAMES, out, **RUN)
+    monkeypatch.undo()
+    (tmp_path / ".p.jsonl.tmp").write_text("half")  # what SIGKILL would have left
+    assert not out.exists()
+    for _ in "ab":
+        again = Counting()
+        assert predict_to_file(again, NAMES, out, **RUN).n_resumed == 30
+        assert (again.seen, out.read_bytes()) == ([], whole)
+    assert os.listdir(tmp_path) == ["p.jsonl"]
+
+
+def test_a_process_killed_before_the_log_is_removed_loses_nothing(tmp_path, monkeypatch, whole):
+    out = tmp_path / "p.jsonl"
+    monkeypatch.setattr(PredictionLog, "remove", lambda self: None)
+    predict_to_file(Counting(), NAMES, out, **RUN)
+    monkeypatch.undo()
+    again = Counting()
+    report = predict_to_file(again, NAMES, out, **RUN)
+    assert (again.seen, report.n_resumed, report.n_failed) == ([], 30, 4)
+    assert (os.listdir(tmp_path), out.read_bytes()) == (["p.jsonl"], whole)
+
+
+def test_one_process_writes_at_a_time(tmp_path, whole):
+    out = tmp_path / "p.jsonl"
+    log = out.with_name("p.jsonl.parts")
+    with opened_log(log), pytest.raises(PredictionFileError, match="another process is at work"):
+        predict_to_file(Counting(), NAMES, out, resume=False, **RUN)
+    code = _KILLED.format(tests=os.path.dirname(__file__), names=NAMES[:1] * 8, out=str(out))
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)
+    ]
+    said = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert 0 in codes
+    for code, err in zip(codes, said, strict=True):
+        assert code == 0 or b"another process is at work" in err
+    assert [row["path"] for row in rows(out)] == NAMES[:1] * 8
+    assert os.listdir(tmp_path) == ["p.jsonl"]
+
+
+def test_a_log_that_was_removed_while_one_waited_for_it_is_not_written_to(tmp_path, monkeypatch):
+    from learnkit.inference import prediction_log
+
+    path, turns = tmp_path / "p.csv.parts", itertools.count()
+
+    def lock(descriptor):
+        if next(turns) == 0:
+            path.unlink()  # by the process that held the lock, and has finished
+        return True
+
+    monkeypatch.setattr(prediction_log, "try_lock", lock)
+    with opened_log(path) as log:
+        log.begin({}, resume=True)
+        assert path.read_bytes().startswith(b'{"learnkit predictions": 2}')
+    assert next(turns) == 2
+
+
+def test_what_is_no_log_is_neither_read_nor_replaced(tmp_path):
+    out, place = tmp_path / "p.csv", tmp_path / "p.csv.parts"
+    place.write_text("my notes")
+    for resume in (True, False):
+        with pytest.raises(PredictionFileError, match="holds something else than predictions; mov"):
+            predict_to_file(Counting(), NAMES, out, resume=resume, **RUN)
+    assert place.read_text() == "my notes"
+    place.unlink()
+    place.mkdir()
+    (place / "job.json").write_text("{}")
+    for resume in (True, False):
+        with pytest.raises(PredictionFileError, match=r"earlier versions .* remove it to start"):
+            predict_to_file(Counting(), NAMES, out, resume=resume, **RUN)
+    assert os.listdir(place) == ["job.json"]
+
+
+def test_a_log_damaged_while_it_is_read_is_told(tmp_path):
+    path = tmp_path / "log"
+    with opened_log(path) as log:
+        log.begin({}, resume=True)
+        log.append(0, [{"path": "a", "error": None}])
+        path.write_bytes(path.read_bytes().replace(b'"a"', b'"b"'))
+        with pytest.raises(PredictionFileError, match="was damaged while it was in use; call"):
+            list(log.rows())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,7 +337,8 @@ def test_unfinished_work_is_gone_on_with_by_the_same_model_on_the_same_files_onl
         predict_to_file(Counting(), NAMES[:9], out, **RUN)
     with pytest.raises(PredictionError, match="with other columns"):
         predict_to_file(Counting(), NAMES, out, probs=False, **RUN)
-    (tmp_path / "p.csv.parts" / "job.json").write_text("[")
+    log = tmp_path / "p.csv.parts"
+    log.write_bytes(log.read_bytes().replace(b": 2,", b": 3,"))
     with pytest.raises(PredictionError, match="of another version"):
         predict_to_file(Counting(), NAMES, out, **RUN)
     anew = Counting()
@@ -219,8 +359,7 @@ def test_rows_are_never_of_two_models(photos, tmp_path):
     many = [*photos] * 4
     with pytest.raises(PredictionError, match="the model was changed while it predicted"):
         predict_to_file(predictor, many, tmp_path / "p.csv", **RUN)
-    parts = Shards(tmp_path / "p.csv.parts")
-    assert [parts.rows(i) is not None for i in range(5)] == [True, False, False, False, False]
+    assert [line.split()[:2] for line in lines(tmp_path / "p.csv.parts")[1:]] == [[b"0", b"4"]]
     with pytest.raises(PredictionError, match="of another model"):
         predict_to_file(predictor, many, tmp_path / "p.csv", **RUN)
 
@@ -296,13 +435,13 @@ def test_what_cannot_be_written_is_refused_before_anything_is_predicted(tmp_path
 
 
 def test_a_full_disk_is_told_and_what_was_predicted_is_kept(tmp_path, monkeypatch):
-    def full(self, number, found):
-        if number == 2:
+    def full(self, first, found):
+        if first == 8:
             raise OSError(28, "No space left on device")
-        return add(self, number, found)
+        return append(self, first, found)
 
-    add, out = Shards.add, tmp_path / "p.csv"
-    monkeypatch.setattr(Shards, "add", full)
+    append, out = PredictionLog.append, tmp_path / "p.csv"
+    monkeypatch.setattr(PredictionLog, "append", full)
     with pytest.raises(PredictionFileError, match=r"No space left on device\. What was predicted"):
         predict_to_file(Counting(), NAMES, out, **RUN)
     monkeypatch.undo()

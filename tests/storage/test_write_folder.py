@@ -157,7 +157,7 @@ def test_a_second_writer_waits_for_the_first_and_names_it_after_a_while(tmp_path
 
 
 def test_without_locks_only_old_leftovers_are_swept(tmp_path, monkeypatch):
-    monkeypatch.setattr("learnkit.storage.write_folder.fcntl", None)
+    monkeypatch.setattr("learnkit.storage.filesystem.fcntl", None)
     for token, age in [("a" * 12, 0), ("b" * 12, 100_000)]:
         (tmp_path / f".model.new-{token}").mkdir()
         os.utime(tmp_path / f".model.new-{token}", (time.time() - age,) * 2)
