@@ -13,7 +13,7 @@ from learnkit.cli.console import Report, change_lines
 from learnkit.continual.classifier import check_continual
 from learnkit.deploy.loading import load_learner
 from learnkit.errors import PredictionError, UsageError
-from learnkit.evaluation.evaluate import plain
+from learnkit.evaluation.evaluate import json_value
 from learnkit.inference.files import log_path
 from learnkit.storage.write_folder import check_target
 
@@ -174,5 +174,5 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
             found.append({"path": row["path"], "error": row["error"]})
             continue
         probs = {name[2:-1]: row[name] for name in names}
-        found.append({k: plain(row[k]) for k in own} | {"probs": probs})
+        found.append({k: json_value(row[k]) for k in own} | {"probs": probs})
     return found

@@ -29,7 +29,7 @@ THUMBNAIL = 16
 _N_WORKERS = min(32, (os.cpu_count() or 1) + 4)  # the standard library's own choice
 _MAX_ASPECT = 20
 _MIN_SIDE = 8
-# Of copies the one that judges stays: dropping it from train costs least.
+# Of copies the one in the test or validation images stays: dropping one from train costs least.
 _KEEP_FIRST = {"test": 0, "valid": 1, "train": 2, "": 3}
 
 

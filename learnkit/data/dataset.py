@@ -370,7 +370,7 @@ class ImageDataset:
         return self._with(self._frame.assign(split=column))
 
     def check_split(self) -> None:
-        """Return if a classifier can be trained on this split and judged by it.
+        """Return if a classifier can be trained and evaluated by this split.
 
         Raises:
             SplitError: There is no train or no valid.

@@ -44,7 +44,10 @@ def counts_html(counts: pd.DataFrame, n_images: int, root: Path) -> str:
     """HTML table of images per class and split, for notebooks."""
     head = "".join(f"<th>{name}</th>" for name in counts.columns)
     rows = zip(counts.index[:_MAX_ROWS], counts.to_numpy(), strict=False)
-    body = "".join(_html_row(name, numbers) for name, numbers in rows)
+    body = ""
+    for name, numbers in rows:
+        cells = "".join(f"<td>{number}</td>" for number in numbers)
+        body += f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
     if len(counts) > _MAX_ROWS:
         body += f"<tr><td>and {len(counts) - _MAX_ROWS} more classes</td></tr>"
     return (
@@ -52,11 +55,6 @@ def counts_html(counts: pd.DataFrame, n_images: int, root: Path) -> str:
         f"<code>{html.escape(str(root))}</code>"
         f"<table><tr><th>class</th>{head}</tr>{body}</table></div>"
     )
-
-
-def _html_row(name: str, numbers: np.ndarray) -> str:
-    cells = "".join(f"<td>{number}</td>" for number in numbers)
-    return f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
 
 
 def _grid(n: int, side: float) -> np.ndarray:

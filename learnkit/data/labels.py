@@ -10,6 +10,7 @@ import numpy as np
 from learnkit.errors import DataError, warn_user
 
 Label = str | tuple[str, ...]
+_SEVERAL = (list, tuple, set, frozenset, np.ndarray)  # what holds the names of one image
 
 
 def canonical_labels(raw: Sequence[Any], names: Sequence[str]) -> tuple[list[Label], bool]:
@@ -25,7 +26,7 @@ def canonical_labels(raw: Sequence[Any], names: Sequence[str]) -> tuple[list[Lab
         DataError: A label is missing, empty or no name; single and multi-labels are mixed; or two
             spellings look the same.
     """
-    kinds = {_is_multi(label) for label in raw}
+    kinds = {isinstance(label, _SEVERAL) for label in raw}
     if len(kinds) > 1:
         raise DataError(
             "labels mix single names and lists of names; make every label a list, or none"
@@ -91,10 +92,6 @@ def warn_similar(classes: Iterable[str]) -> None:
     for twins in groups.values():
         if len(twins) > 1:
             warn_user(f"classes {twins} differ only in case or spaces; are they meant to be one?")
-
-
-def _is_multi(label: Any) -> bool:
-    return isinstance(label, list | tuple | set | frozenset | np.ndarray)
 
 
 def _unique(values: list[Any]) -> list[Any]:

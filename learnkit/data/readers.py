@@ -37,7 +37,8 @@ def folder_table(
     """
     root = Path(os.path.abspath(folder))
     relative = [path.relative_to(root) for path in _images_below(root)]
-    named = splits and _are_all_splits(root)
+    top = _folders(root)
+    named = splits and bool(top) and all(path.name.lower() in SPLIT_FOLDERS for path in top)
     depth = 2 if named else 1
     if loose := [path for path in relative if len(path.parts) <= depth]:
         remedy = "put each into a folder named after its class"
@@ -154,12 +155,6 @@ def _images_below(root: Path) -> list[Path]:
             f"{', '.join(sorted(IMAGE_EXTENSIONS))}"
         )
     return images
-
-
-def _are_all_splits(root: Path) -> bool:
-    """Whether every folder directly in `root` is named like a split, in whatever case."""
-    folders = _folders(root)
-    return bool(folders) and all(path.name.lower() in SPLIT_FOLDERS for path in folders)
 
 
 def _empty_class_folders(root: Path, images: list[Path], labels: set[str], depth: int) -> list[str]:

@@ -60,7 +60,9 @@ def assign_splits(
     names, codes = np.unique(np.asarray(strata, dtype=object), return_inverse=True)
     rng = np.random.default_rng(seed)
     if groups is not None:
-        return _assign_groups(names, codes, _codes(groups), shares, rng)
+        numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+        numbered = np.array([numbers[group] for group in groups], dtype=np.int64)
+        return _assign_groups(names, codes, numbered, shares, rng)
     singles = names[np.bincount(codes, minlength=len(names)) == 1]
     if len(names) > 1 and len(singles):
         warn_user(
@@ -131,12 +133,6 @@ def _give_train_every_class(
             assigned[smallest] = 0
 
 
-def _codes(groups: Sequence[object]) -> np.ndarray:
-    """int64 (N,): groups numbered by first appearance."""
-    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    return np.array([numbers[group] for group in groups], dtype=np.int64)
-
-
 def _shown(names: Sequence[str], limit: int = 10) -> str:
     shown = ", ".join(repr(str(name)) for name in names[:limit])
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
@@ -191,7 +187,7 @@ def in_split(frame: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def check_training_splits(frame: pd.DataFrame, *, multi_label: bool) -> None:
-    """Return if a classifier can be trained and judged by the splits of `frame`.
+    """Return if a classifier can be trained and evaluated by the splits of `frame`.
 
     Raises:
         SplitError: There is no train or no valid.

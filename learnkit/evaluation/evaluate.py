@@ -46,15 +46,18 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, NaN as None: `json.dumps` takes it as it is."""
-        summary = {name: plain(value) for name, value in self.summary.items()}
+        summary = {name: json_value(value) for name, value in self.summary.items()}
         rows = self.per_class.to_dict("records")
-        per_class = [{"class": name, **row} for name, row in zip(self.classes, rows, strict=True)]
+        per_class = [
+            {"class": name} | {key: json_value(value) for key, value in row.items()}
+            for name, row in zip(self.classes, rows, strict=True)
+        ]
         return {
             "classes": self.classes,
             "multi_label": self.multi_label,
             "threshold": self.threshold,
             "summary": summary | {"n": int(self.summary["n"])},
-            "per_class": [{key: plain(value) for key, value in row.items()} for row in per_class],
+            "per_class": per_class,
             "confusion": self.confusion.to_numpy().tolist(),
         }
 
@@ -202,7 +205,7 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Return a numpy or Python scalar as what JSON knows; NaN becomes None."""
     value = value.item() if hasattr(value, "item") else value
     return None if _is_nan(value) else value

@@ -1,4 +1,4 @@
-"""What the measures accept: numpy or torch arrays, checked once, in one wording."""
+"""Inputs of the measures: numpy or torch arrays, checked once, in one wording."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def check_flags(flags: Any, n_classes: int, *, name: str = "targets") -> np.ndar
             f"`{name}` has shape {array.shape}; several labels per sample are zeros and ones of"
             f" shape (N, {n_classes})"
         )
-    strange = (array != 0) & (array != 1)
-    if strange.any():
-        seen = first_where(array, strange)
+    others = (array != 0) & (array != 1)
+    if others.any():
+        seen = first_where(array, others)
         raise EvaluationError(f"`{name}` holds {seen}; flags are 0 (absent) or 1 (there)")
     return array.astype(bool)
 

@@ -1,5 +1,6 @@
 """Bodies: what turns images (N,C,H,W) into a feature map (N,D,H',W'), whatever the architecture."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,9 @@ from learnkit.errors import (
 )
 from learnkit.models.arch import Arch, resolve_arch
 from learnkit.models.cut import check_cut
-from learnkit.models.dry_run import probe
+from learnkit.models.dry_run import dry_run
 from learnkit.models.meta import default_meta, family_meta, registered_cut
-from learnkit.models.networks import Network, Request, whole_network
+from learnkit.models.networks import Request, WholeNetwork, whole_network
 from learnkit.models.timm_body import is_timm, timm_body
 from learnkit.models.torchvision_body import children_body
 from learnkit.models.weights import Wanted, wanted_weights
@@ -132,7 +133,7 @@ def check_n_in(n_in: int) -> int:
     return n_in
 
 
-def _build(arch: Arch, request: Request, cut: Any) -> tuple[Network, nn.Module, Tensor]:
+def _build(arch: Arch, request: Request, cut: Any) -> tuple[WholeNetwork, nn.Module, Tensor]:
     """Return the network's record, its body, and the (empty) map of a dry run."""
     try:
         return _build_at(arch, request, cut)
@@ -149,7 +150,7 @@ def _build(arch: Arch, request: Request, cut: Any) -> tuple[Network, nn.Module, 
         ) from error
 
 
-def _build_at(arch: Arch, request: Request, cut: Any) -> tuple[Network, nn.Module, Tensor]:
+def _build_at(arch: Arch, request: Request, cut: Any) -> tuple[WholeNetwork, nn.Module, Tensor]:
     """Build, cut and try out the network at the size of the request."""
     network = whole_network(arch, request)
     shape = (1, network.n_in, *network.size)
@@ -164,14 +165,16 @@ def _native_if_it_works(arch: Arch, request: Request, cut: Any) -> Size | None:
     """Return the size the architecture is made for, if another was asked for and this one works."""
     if request.img_size is None or arch.source == "custom":
         return None
+    # Random weights will do to find out, and need no hub.
+    native = dataclasses.replace(request, img_size=None, wanted=Wanted())
     try:
-        network, *_ = _build_at(arch, request.at_native_size(), cut)
+        network, *_ = _build_at(arch, native, cut)
     except Exception:  # noqa: BLE001  # then the size is not to blame, and the first error stands
         return None
     return network.size if network.size != request.img_size else None
 
 
-def _reduction(body: nn.Module, feature_map: Tensor, network: Network) -> int | None:
+def _reduction(body: nn.Module, feature_map: Tensor, network: WholeNetwork) -> int | None:
     """Return how many input pixels one row of the map spans, None for features without a map."""
     if feature_map.ndim != 4:
         return None
@@ -179,5 +182,5 @@ def _reduction(body: nn.Module, feature_map: Tensor, network: Network) -> int | 
     if rows < _MIN_MAP and not network.fixed_size:
         height = network.native_size[0]
         shape = (1, network.n_in, *network.native_size)
-        rows = probe(body, lambda net, x: net(x), shape).output.shape[2]
+        rows = dry_run(body, lambda net, x: net(x), shape).output.shape[2]
     return max(1, round(height / rows))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from learnkit.errors import CutError
 from learnkit.models.body import create_body
 from learnkit.models.head import create_head, init_head
-from learnkit.models.spec import ModelSpec, describe_body
+from learnkit.models.spec import describe_body
 
 
 def create_cnn_model(
@@ -99,7 +99,11 @@ def create_cnn_model(
         )
     head = _head(body.n_features, n_out, custom_head, head_kwargs)
     model = nn.Sequential(body, init_head(head, init))
-    model.spec, model.spec_problem = _spec(body, n_in, n_out, custom_head, head_kwargs)
+    if custom_head is None:
+        model.spec, model.spec_problem = describe_body(body, n_in, n_out, head_kwargs)
+    else:
+        problem = "`custom_head` is code: only heads of `create_head` can be rebuilt from data"
+        model.spec, model.spec_problem = None, problem
     return model
 
 
@@ -108,12 +112,3 @@ def _head(n_features: int, n_out: int, custom_head: Any, options: dict[str, Any]
     if custom_head is None:
         return create_head(n_features, n_out=n_out, **options)
     return custom_head if isinstance(custom_head, nn.Module) else custom_head(n_features, n_out)
-
-
-def _spec(
-    body: nn.Module, n_in: int, n_out: int, custom_head: Any, head_kwargs: dict[str, Any]
-) -> tuple[ModelSpec | None, str | None]:
-    """Return the spec of a network, or None and why it has none."""
-    if custom_head is not None:
-        return None, "`custom_head` is code: only heads of `create_head` can be rebuilt from data"
-    return describe_body(body, n_in, n_out, head_kwargs)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from learnkit.errors import CutError
-from learnkit.models.dry_run import Probe, probe
+from learnkit.models.dry_run import DryRun, dry_run
 
 MIN_STRIDE, MAX_STRIDE = 8, 128
 MIN_SHARE = 0.5
@@ -63,7 +63,7 @@ def has_pool_type(module: nn.Module) -> bool:
     return any(re.search(r"Pool[123]d$", type(m).__name__) for m in module.modules())
 
 
-def require_map(model: nn.Module, trunk: nn.Module, cut: Any, shape: tuple[int, ...]) -> Probe:
+def require_map(model: nn.Module, trunk: nn.Module, cut: Any, shape: tuple[int, ...]) -> DryRun:
     """Return a dry run of `trunk`, the part of `model` that `cut` leaves.
 
     A function as cut is trusted: what it returns may also give features (N,D), for a head that does
@@ -73,7 +73,7 @@ def require_map(model: nn.Module, trunk: nn.Module, cut: Any, shape: tuple[int, 
         CutError: The trunk fails, or returns anything but a feature map.
     """
     try:
-        seen = probe(trunk, lambda net, x: net(x), shape)
+        seen = dry_run(trunk, lambda net, x: net(x), shape)
     except Exception as error:  # whatever a wrongly cut network raises
         raise CutError(
             f"what `cut`={_name(cut)} leaves of {type(model).__name__} fails on an input of"

@@ -26,7 +26,7 @@ class Removed(nn.Module):
 
 
 @dataclass(frozen=True)
-class Probe:
+class DryRun:
     """What one dry run showed: the output, the parameters it depends on, the modules called."""
 
     output: Tensor
@@ -34,7 +34,7 @@ class Probe:
     called: frozenset[str]
 
 
-def probe(model: nn.Module, run: Run, shape: tuple[int, ...]) -> Probe:
+def dry_run(model: nn.Module, run: Run, shape: tuple[int, ...]) -> DryRun:
     """Return what `run(model, images)` does with images of `shape`; the model is left as found.
 
     Raises:
@@ -44,7 +44,7 @@ def probe(model: nn.Module, run: Run, shape: tuple[int, ...]) -> Probe:
     try:
         return _run(shadow, run, torch.empty(shape, device="meta"))
     except Exception as error:  # any failure may be the meta device's own
-        if _on_meta(model):
+        if any(p.device.type == "meta" for p in model.parameters()):
             raise
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
@@ -64,8 +64,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def drop_unused(model: nn.Module, seen: Probe) -> list[str]:
-    """Remove what the probed output does not depend on; return the names removed, in place.
+def drop_unused(model: nn.Module, seen: DryRun) -> list[str]:
+    """Remove what the output of a dry run does not depend on; return the names removed, in place.
 
     Modules that were never called and hold only parameters without influence become `Removed`
     (classifiers, convolutions after the pool). A remaining parameter without influence, such as a
@@ -80,7 +80,7 @@ def drop_unused(model: nn.Module, seen: Probe) -> list[str]:
     return dropped
 
 
-def _drop_modules(module: nn.Module, prefix: str, seen: Probe, dropped: list[str]) -> None:
+def _drop_modules(module: nn.Module, prefix: str, seen: DryRun, dropped: list[str]) -> None:
     """Replace the unused children of `module`, descending into those that are used."""
     for name, child in list(module.named_children()):
         path = f"{prefix}{name}"
@@ -102,11 +102,7 @@ def _freeze_into_buffer(model: nn.Module, name: str) -> None:
     owner.register_buffer(leaf, value.detach())
 
 
-def _on_meta(model: nn.Module) -> bool:
-    return any(p.device.type == "meta" for p in model.parameters())
-
-
-def _run(model: nn.Module, run: Run, images: Tensor) -> Probe:
+def _run(model: nn.Module, run: Run, images: Tensor) -> DryRun:
     """Run once in eval mode with gradients on, noting calls and following the graph back."""
     called: set[str] = set()
     with _observed(model, called), torch.enable_grad():
@@ -117,7 +113,7 @@ def _run(model: nn.Module, run: Run, images: Tensor) -> Probe:
     # a real run leaves no trace of frozen parameters: they get the benefit of the doubt
     names |= {n for n, p in model.named_parameters() if not p.requires_grad}
     output = output.detach() if isinstance(output, Tensor) else output
-    return Probe(output, frozenset(names), frozenset(called))
+    return DryRun(output, frozenset(names), frozenset(called))
 
 
 @contextmanager

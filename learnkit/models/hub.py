@@ -24,7 +24,7 @@ SECONDS = 5.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def answers(url: str, seconds: float = SECONDS) -> bool:
+def server_answers(url: str, seconds: float = SECONDS) -> bool:
     """True if the server of `url` answers anything within the time limit."""
     answered: list[bool] = []
 
@@ -61,14 +61,14 @@ def require_hub(label: str) -> None:
     endpoint = huggingface_hub.constants.ENDPOINT
     if huggingface_hub.constants.is_offline_mode():
         raise unavailable(label, "HF_HUB_OFFLINE is set")
-    if not answers(endpoint):
+    if not server_answers(endpoint):
         raise unavailable(label, f"{endpoint} does not answer")
 
 
 def require_url(label: str, url: str) -> None:
     """Raise WeightsUnavailableError unless `url` is in torch's cache or its server answers."""
     cached = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlsplit(url).path))
-    if not cached.is_file() and not answers(url):
+    if not cached.is_file() and not server_answers(url):
         server = urlsplit(url)
         raise unavailable(label, f"{server.scheme}://{server.netloc} does not answer")
 

@@ -1,4 +1,4 @@
-"""What is known about architectures beforehand: where to cut, where to split, how to normalise.
+"""Facts about architectures: where to cut, where to split, how to normalise.
 
 `model_meta` is fastai's dictionary of that name and may be extended:
 
@@ -9,7 +9,7 @@ A key is a function that builds a network, or a name. An entry may hold `cut` (i
 and std per channel). timm networks need no entry: timm itself knows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torchvision.models as tv
@@ -88,8 +88,9 @@ model_meta: dict[Any, dict[str, Any]] = {key: dict(meta) for key, meta in _DEFAU
 
 def meta_of(arch: Arch) -> dict[str, Any]:
     """Return a copy of the entry for `arch`, `split_on` renamed to `split`; empty if none."""
-    keys = [arch.given, arch.label, arch.name, arch.build, type(arch.build)]
-    meta = dict(next((model_meta[k] for k in keys if _hashable(k) and k in model_meta), {}))
+    given = [arch.given, arch.label, arch.name, arch.build, type(arch.build)]
+    keys = [key for key in given if isinstance(key, Hashable)]
+    meta = dict(next((model_meta[key] for key in keys if key in model_meta), {}))
     if "split_on" in meta:
         meta.setdefault("split", meta.pop("split_on"))
     return meta
@@ -110,11 +111,6 @@ def registered_cut(arch: Arch) -> Any:
     """Return the cut that a user entered into `model_meta` for `arch`, None if there is none."""
     cut = meta_of(arch).get("cut")
     return None if cut == default_meta(arch).get("cut") else cut
-
-
-def _hashable(key: Any) -> bool:
-    """True if `key` may be looked up in a dictionary."""
-    return getattr(type(key), "__hash__", None) is not None
 
 
 Groups = list[list[nn.Parameter]]

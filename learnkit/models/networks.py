@@ -1,7 +1,6 @@
 """Whole networks, classifier included, with the weights asked for; `body` cuts them afterwards."""
 
 import copy
-import dataclasses
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -35,13 +34,9 @@ class Request:
     img_size: Size | None
     options: dict[str, Any]
 
-    def at_native_size(self) -> "Request":
-        """Return the same request with random weights at the size the network is made for."""
-        return dataclasses.replace(self, img_size=None, wanted=Wanted())
-
 
 @dataclass(frozen=True)
-class Network:
+class WholeNetwork:
     """A whole network and what is known about it.
 
     Attributes:
@@ -69,13 +64,13 @@ class Network:
     built_for: Size | None = None
 
 
-def whole_network(arch: Arch, request: Request) -> Network:
+def whole_network(arch: Arch, request: Request) -> WholeNetwork:
     """Return the network of an architecture as its library builds it."""
     build = {"timm": _timm, "torchvision": _torchvision, "custom": _custom}[arch.source]
     return build(arch, request)
 
 
-def _timm(arch: Arch, request: Request) -> Network:
+def _timm(arch: Arch, request: Request) -> WholeNetwork:
     """Build a timm network, for the requested size where it is made for one size."""
     config = timm_config(arch.name, request.wanted.tag)
     native, fixed = tuple(config.fields["input_size"][-2:]), config.fields.get("fixed_input_size")
@@ -88,10 +83,10 @@ def _timm(arch: Arch, request: Request) -> Network:
     module = timm_module(config, request.wanted, extra)
     stats = tuple(config.fields["mean"]), tuple(config.fields["std"])
     known = (module, config.name, options, size, native, bool(fixed), request.n_in)
-    return Network(*known, *stats, built_for=size if fixed else None)
+    return WholeNetwork(*known, *stats, built_for=size if fixed else None)
 
 
-def _torchvision(arch: Arch, request: Request) -> Network:
+def _torchvision(arch: Arch, request: Request) -> WholeNetwork:
     """Build a torchvision network without its auxiliary classifiers."""
     wanted, extra = request.wanted, dict(request.options)
     native = (299, 299) if arch.name.startswith("inception") else DEFAULT_SIZE
@@ -106,7 +101,7 @@ def _torchvision(arch: Arch, request: Request) -> Network:
     convert_input(module, request.n_in, pretrained=wanted.pretrained)
     mean, std = meta_of(arch).get("stats", IMAGENET_STATS)
     known = (module, arch.name, request.options, size, native, argument is not None, request.n_in)
-    return Network(*known, tuple(mean), tuple(std), built_for=size if argument else None)
+    return WholeNetwork(*known, tuple(mean), tuple(std), built_for=size if argument else None)
 
 
 def _torchvision_module(arch: Arch, wanted: Wanted, extra: dict[str, Any]) -> nn.Module:
@@ -134,7 +129,7 @@ def _torchvision_weights(arch: Arch, tag: Any) -> tv.WeightsEnum:
     return entries[name]
 
 
-def _custom(arch: Arch, request: Request) -> Network:
+def _custom(arch: Arch, request: Request) -> WholeNetwork:
     """Take a module as it is, or build one; load a weights file if there is one."""
     wanted = request.wanted
     is_module = isinstance(arch.build, nn.Module)
@@ -149,7 +144,7 @@ def _custom(arch: Arch, request: Request) -> Network:
     n_in = request.n_in if first is None else first.in_channels
     native, stats = _known_of(arch, module)
     size = request.img_size or native
-    return Network(module, arch.name, request.options, size, native, True, n_in, *stats)
+    return WholeNetwork(module, arch.name, request.options, size, native, True, n_in, *stats)
 
 
 def _known_of(arch: Arch, module: nn.Module) -> tuple[Size, tuple]:

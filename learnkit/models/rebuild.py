@@ -1,4 +1,4 @@
-"""A network from its description, with random weights, whoever wrote the description."""
+"""Networks from their descriptions, checked before anything is allocated."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,7 +50,7 @@ def build_body(spec: ModelSpec) -> nn.Module:
 
 @contextmanager
 def _named(spec: ModelSpec) -> Iterator[None]:
-    """Turn whatever a stranger's arguments make a constructor raise into ModelSpecError."""
+    """Turn whatever a description's arguments make a constructor raise into ModelSpecError."""
     try:
         yield
     except LearnkitError:
@@ -75,7 +75,10 @@ def rebuild(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
         model = _skeleton(spec)
         if model is not None:
             _check_state(model, state)
-            model = None if _has_hidden_buffers(model) else model.to_empty(device="cpu")
+            # Buffers that are computed, not stored (position indices, masks), would stay empty.
+            stored = model.state_dict().keys()
+            computed = any(name not in stored for name, _ in model.named_buffers())
+            model = None if computed else model.to_empty(device="cpu")
         if model is None:
             model = _built(spec)
             _check_state(model, state)
@@ -95,12 +98,6 @@ def _skeleton(spec: ModelSpec) -> nn.Module | None:
             return _built(spec)
     except ModelSpecError:
         return None
-
-
-def _has_hidden_buffers(model: nn.Module) -> bool:
-    """Whether buffers exist that are computed, not stored (position indices, masks)."""
-    stored = model.state_dict().keys()
-    return any(name not in stored for name, _ in model.named_buffers())
 
 
 def _check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

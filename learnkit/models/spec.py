@@ -1,4 +1,4 @@
-"""A classifier's network as data: what names and numbers it is built from. `rebuilt` builds it."""
+"""`ModelSpec`: a classifier's network as data, names and numbers it is rebuilt from."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ class ModelSpec:
     """What rebuilds a network `Sequential(body, head)`, weights aside; plain JSON values only.
 
     The fields are checked when a spec is made, whatever it is made from, so that one read from a
-    stranger's file can name registered architectures and nothing else.
+    file of unknown origin can name registered architectures and nothing else.
 
     Attributes:
         source: "timm" or "torchvision".
@@ -140,17 +140,9 @@ FORBIDDEN = frozenset(
 
 
 HEAD_KEYS = ("lin_ftrs", "ps", "concat_pool", "pool", "first_bn", "bn_final", "lin_first")
-
-
 HEAD_KEYS += ("y_range", "lin_bias")
-
-
 HEAD_KINDS = ("continual",)
-
-
 _LIMITS = {"n_in": 1024, "n_out": 1_000_000}
-
-
 _MAX_SIDE, _MAX_WIDTH, _MAX_LAYERS = 16_384, 65_536, 16
 
 

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from learnkit.models.cut import cut_network, require_map, require_untruncated
-from learnkit.models.dry_run import Probe, drop_unused, probe
+from learnkit.models.dry_run import DryRun, drop_unused, dry_run
 
 
 class TimmBody(nn.Module):
@@ -117,10 +117,12 @@ def _cut_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmB
     return body, feature_map
 
 
-def _layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, Probe]:
+def _layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, DryRun]:
     """Find out by a dry run which wrapper gives an NCHW map, and what it sees."""
-    seen = probe(model, lambda net, x: net.forward_features(x), shape)
-    if isinstance(seen.output, Tensor) and seen.output.ndim == 3 and _is_plain_vit(model):
+    seen = dry_run(model, lambda net, x: net.forward_features(x), shape)
+    # Tokens are some prefix and then one per patch of a fixed grid, row by row.
+    is_plain_vit = isinstance(model, VisionTransformer) and not model.dynamic_img_size
+    if is_plain_vit and isinstance(seen.output, Tensor) and seen.output.ndim == 3:
         body = TimmTokenBody(model, model.num_prefix_tokens, model.patch_embed.grid_size)
         return body, dataclasses.replace(seen, output=body.to_map(seen.output))
     if not isinstance(seen.output, Tensor) or seen.output.ndim != 4:
@@ -131,17 +133,12 @@ def _layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, Probe]:
     return TimmBody(model), seen
 
 
-def _is_plain_vit(model: nn.Module) -> bool:
-    """True if tokens are some prefix and then one per patch of a fixed grid, row by row."""
-    return isinstance(model, VisionTransformer) and not model.dynamic_img_size
-
-
-def _token_layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, Probe]:
+def _token_layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, DryRun]:
     """Return the wrapper of a token network; a few cannot apply their norm to a map (Hiera)."""
     try:
-        return TimmMapBody(model), probe(model, lambda net, x: _last_map(net, x, True), shape)
+        return TimmMapBody(model), dry_run(model, lambda net, x: _last_map(net, x, True), shape)
     except AssertionError:
-        seen = probe(model, lambda net, x: _last_map(net, x, False), shape)
+        seen = dry_run(model, lambda net, x: _last_map(net, x, False), shape)
         return TimmMapBody(model, norm=False), seen
 
 

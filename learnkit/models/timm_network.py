@@ -14,7 +14,13 @@ from torch import nn
 from learnkit.errors import WeightsUnavailableError
 from learnkit.models.arch import LOCATED
 from learnkit.models.hub import cached_on_hub, fetching, require_hub, unavailable
-from learnkit.models.weights import Wanted, load_into, load_weights_file, misfit, require_fit
+from learnkit.models.weights import (
+    Wanted,
+    load_into,
+    load_weights_file,
+    require_fit,
+    weight_mismatch,
+)
 
 # Saved arguments that learnkit sets itself.
 _ARGUMENTS = ("num_classes", "in_chans", "img_size", "global_pool")
@@ -104,31 +110,22 @@ def _from_file(config: TimmConfig, path: Path, extra: dict[str, Any]) -> nn.Modu
     are, once it is known to fit the network as published.
     """
     given = load_weights_file(path)
-    heads = _classifiers(config.fields)
+    names = config.fields.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
     module = timm.create_model(config.name, **extra)
-    found = misfit(module, given, heads)
+    found = weight_mismatch(module, given, heads)
     if found:
-        published = _as_published(config, extra)
-        as_published = misfit(published, given, heads)
+        # What the file was made for: three channels at the published size; only shapes are needed.
+        own = {k: v for k, v in extra.items() if k not in ("in_chans", "img_size")}
+        with torch.device("meta"):
+            published = timm.create_model(config.name, **own)
+        as_published = weight_mismatch(published, given, heads)
         require_fit(path, config.name, min(found, as_published, key=len))
         module = _adapted(config, given, extra)
     else:
         load_into(module, given)
     _mention_classifier(config, path, given, heads)
     return module
-
-
-def _classifiers(fields: dict[str, Any]) -> tuple[str, ...]:
-    """Return the prefixes of the classifier's parameters."""
-    names = fields.get("classifier") or ()
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-
-
-def _as_published(config: TimmConfig, extra: dict[str, Any]) -> nn.Module:
-    """Return the network for three channels at its own image size, without data."""
-    with torch.device("meta"):
-        own = {k: v for k, v in extra.items() if k not in ("in_chans", "img_size")}
-        return timm.create_model(config.name, **own)
 
 
 def _adapted(config: TimmConfig, given: dict[str, Any], extra: dict[str, Any]) -> nn.Module:

@@ -45,8 +45,8 @@ def children_body(
         cut: The caller's cut, or None.
         default_cut: The cut known for this architecture, or None to look for the last pool.
         shape: Shape of the dry run's images.
-        library: Whether the network is torchvision's: its strides are then judged, and what the map
-            does not depend on is removed. Home-made networks are left as they are.
+        library: Whether the network is torchvision's: its strides are then checked, and what the
+            map does not depend on is removed. Home-made networks are left as they are.
 
     Raises:
         CutError: The cut finds no pool, leaves no feature map, or truncates the network.
@@ -81,7 +81,7 @@ def convert_input(model: nn.Module, n_in: int, *, pretrained: bool) -> None:
     by zeros for more than three: on grey, and on three channels, the response stays the same.
 
     Raises:
-        InputSizeError: The network's first convolution is missing or of an unusual kind.
+        InputSizeError: The network's first convolution is missing or grouped.
     """
     name = next((n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
     old = model.get_submodule(name)

@@ -48,13 +48,12 @@ def wanted_weights(pretrained: Any, weights: Any = None) -> Wanted:
         raise WeightsError(f"`weights`={weights!r} with `pretrained=False`: leave one of them out")
     if isinstance(pretrained, str | Path):
         return Wanted(file=Path(pretrained).expanduser())
-    if isinstance(weights, Path) or (isinstance(weights, str) and _looks_like_file(weights)):
-        return Wanted(file=Path(weights).expanduser())
+    # No tag of timm's and no name of torchvision's weights looks like a file.
+    if isinstance(weights, str) and (weights.endswith(_SUFFIXES) or {*weights} & {"/", "\\"}):
+        weights = Path(weights)
+    if isinstance(weights, Path):
+        return Wanted(file=weights.expanduser())
     return Wanted(hub=bool(pretrained) or weights is not None, tag=weights)
-
-
-def _looks_like_file(text: str) -> bool:
-    return text.endswith(_SUFFIXES) or "/" in text or "\\" in text
 
 
 def load_weights_file(path: str | Path) -> dict[str, Tensor]:
@@ -126,7 +125,7 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Misfit:
+class WeightMismatch:
     """How given weights differ from a network: names missing, unexpected, and of another shape."""
 
     missing: list[str]
@@ -141,7 +140,9 @@ class Misfit:
         return "; ".join(f"{len(v)} {kind} ({_listed(v)})" for kind, v in kinds.items() if v)
 
 
-def misfit(module: nn.Module, given: Mapping[str, Tensor], optional: Iterable[str] = ()) -> Misfit:
+def weight_mismatch(
+    module: nn.Module, given: Mapping[str, Tensor], optional: Iterable[str] = ()
+) -> WeightMismatch:
     """Return how `given` differs from the state of `module`, `optional` prefixes left out.
 
     The counters of batch norms (`num_batches_tracked`) may be missing: they affect nothing.
@@ -155,10 +156,10 @@ def misfit(module: nn.Module, given: Mapping[str, Tensor], optional: Iterable[st
         for n in counted
         if n in given and given[n].shape != state[n].shape
     ]
-    return Misfit(missing, unexpected, wrong)
+    return WeightMismatch(missing, unexpected, wrong)
 
 
-def require_fit(path: Path, label: str, found: Misfit) -> None:
+def require_fit(path: Path, label: str, found: WeightMismatch) -> None:
     """Raise WeightsError if weights do not fit the network `label`."""
     if found:
         raise WeightsError(
@@ -179,7 +180,7 @@ def load_file_into(
 ) -> None:
     """Load a weights file into `module`, strict both ways but for `optional` prefixes."""
     given = load_weights_file(path)
-    require_fit(path, label, misfit(module, given, optional))
+    require_fit(path, label, weight_mismatch(module, given, optional))
     load_into(module, given)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from learnkit.models.dry_run import Removed, drop_unused, meta_copy, probe
+from learnkit.models.dry_run import Removed, drop_unused, dry_run, meta_copy
 
 
 class Partly(nn.Module):
@@ -42,7 +42,7 @@ def forward(net, x):
 def test_probe_tells_shape_calls_and_influence_without_touching_the_network():
     model = Partly().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    seen = probe(model, forward, (1, 3, 5, 6))
+    seen = dry_run(model, forward, (1, 3, 5, 6))
     assert seen.output.shape == (1, 4, 5, 6)
     assert seen.reached == {"first.weight", "first.bias", "scale"}
     assert seen.called == {"", "first", "idle"}
@@ -56,7 +56,7 @@ def test_unused_modules_go_and_unused_parameters_become_buffers_of_the_same_name
     model = Partly()
     x = torch.rand(1, 3, 2, 2)
     before = model(x)
-    dropped = drop_unused(model, probe(model, forward, (1, 3, 2, 2)))
+    dropped = drop_unused(model, dry_run(model, forward, (1, 3, 2, 2)))
     assert sorted(dropped) == ["idle.bias", "idle.weight", "last", "token"]
     assert isinstance(model.last, Removed)
     assert {n for n, _ in model.named_parameters()} == {"first.weight", "first.bias", "scale"}
@@ -66,7 +66,7 @@ def test_unused_modules_go_and_unused_parameters_become_buffers_of_the_same_name
 
 def test_networks_that_read_values_are_run_for_real_and_left_without_hooks():
     model = NeedsValues()
-    seen = probe(model, forward, (1, 3, 4, 4))
+    seen = dry_run(model, forward, (1, 3, 4, 4))
     assert seen.output.shape == (1, 2, 4, 4)
     assert seen.reached == {"layer.weight", "layer.bias"}
     assert not any(m._forward_pre_hooks for m in model.modules())
@@ -75,19 +75,19 @@ def test_networks_that_read_values_are_run_for_real_and_left_without_hooks():
 
 def test_the_networks_own_error_comes_out():
     with pytest.raises(RuntimeError, match=r"expected input.*to have 3 channels"):
-        probe(nn.Conv2d(3, 2, 1), forward, (1, 4, 4, 4))
+        dry_run(nn.Conv2d(3, 2, 1), forward, (1, 4, 4, 4))
 
 
 def test_frozen_parameters_are_kept():
     model = nn.Sequential(nn.Conv2d(3, 2, 1).requires_grad_(False), nn.Conv2d(2, 2, 1))
-    assert drop_unused(model, probe(model, forward, (1, 3, 4, 4))) == []
+    assert drop_unused(model, dry_run(model, forward, (1, 3, 4, 4))) == []
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
 
 
 def test_frozen_parameters_without_influence_become_buffers_too():
     model = Partly()
     model.token.requires_grad_(False)
-    assert "token" in drop_unused(model, probe(model, forward, (1, 3, 2, 2)))
+    assert "token" in drop_unused(model, dry_run(model, forward, (1, 3, 2, 2)))
 
 
 def test_a_meta_copy_holds_no_data_and_shares_none():

@@ -30,7 +30,7 @@ class Refusing(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """No server answers, all caches are empty; returns the hub's cache folder."""
-    monkeypatch.setattr(hub, "answers", lambda *_: False)
+    monkeypatch.setattr(hub, "server_answers", lambda *_: False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     before = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path / "torch"))
@@ -63,7 +63,7 @@ def test_unreachable_weights_give_one_error_naming_the_ways_out(offline, arch):
 
 
 def test_the_hubs_offline_switch_is_obeyed(offline, monkeypatch):
-    monkeypatch.setattr(hub, "answers", lambda *_: True)
+    monkeypatch.setattr(hub, "server_answers", lambda *_: True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsUnavailableError, match="HF_HUB_OFFLINE is set"):
         create_body("resnet18")
@@ -92,7 +92,7 @@ def test_a_download_that_fails_halfway_is_explained_too(offline, monkeypatch):
     def broken(*_, **__):
         raise ConnectionResetError("reset by peer\nmore")
 
-    monkeypatch.setattr(hub, "answers", lambda *_: True)
+    monkeypatch.setattr(hub, "server_answers", lambda *_: True)
     monkeypatch.setattr(timm_network.timm, "create_model", broken)
     with pytest.raises(WeightsUnavailableError, match=r"reset by peer\. Ways out"):
         create_body("resnet18")
@@ -120,10 +120,10 @@ def test_unknown_published_weights_are_refused_with_the_known_ones(offline, arch
 def test_a_refusal_is_an_answer_and_silence_is_not():
     server = http.server.HTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    assert hub.answers(f"http://127.0.0.1:{server.server_port}/x/y")
+    assert hub.server_answers(f"http://127.0.0.1:{server.server_port}/x/y")
     server.shutdown()
     server.server_close()
-    assert not hub.answers(f"http://127.0.0.1:{server.server_port}/", seconds=2)
+    assert not hub.server_answers(f"http://127.0.0.1:{server.server_port}/", seconds=2)
 
 
 def test_a_name_server_that_hangs_beyond_the_sockets_limit_is_not_waited_for(monkeypatch):
@@ -135,7 +135,7 @@ def test_a_name_server_that_hangs_beyond_the_sockets_limit_is_not_waited_for(mon
 
     monkeypatch.setattr(hub.urllib.request, "urlopen", hang)
     started = time.monotonic()
-    assert not hub.answers("http://127.0.0.1:9/", seconds=0.2)
+    assert not hub.server_answers("http://127.0.0.1:9/", seconds=0.2)
     assert time.monotonic() - started < 10
     release.set()
 
@@ -145,11 +145,11 @@ def test_a_server_that_talks_nonsense_is_no_hub(monkeypatch):
         raise http.client.BadStatusLine("?")
 
     monkeypatch.setattr(hub.urllib.request, "urlopen", nonsense)
-    assert not hub.answers("http://127.0.0.1:9/")
+    assert not hub.server_answers("http://127.0.0.1:9/")
 
 
 def test_a_server_that_never_answers_costs_no_more_than_the_time_limit():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
-        assert not hub.answers(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.3)
+        assert not hub.server_answers(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.3)
         assert time.monotonic() - started < 5

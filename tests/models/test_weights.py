@@ -8,7 +8,12 @@ from torch import nn
 
 from learnkit.errors import WeightsError, WeightsUnavailableError
 from learnkit.models.body import create_body
-from learnkit.models.weights import load_file_into, load_weights_file, misfit, wanted_weights
+from learnkit.models.weights import (
+    load_file_into,
+    load_weights_file,
+    wanted_weights,
+    weight_mismatch,
+)
 
 
 def net():
@@ -95,7 +100,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         create_body("test_resnet", pretrained=str(tmp_path / "none.pth"))
 
 
-def test_misfits_are_counted_by_kind_and_the_first_named(tmp_path, state):
+def test_mismatches_are_counted_by_kind_and_the_first_named(tmp_path, state):
     state["extra"] = torch.ones(1)
     state["0.weight"] = torch.ones(5, 3, 3, 3)
     del state["1.weight"], state["1.running_mean"], state["1.num_batches_tracked"]
@@ -104,21 +109,21 @@ def test_misfits_are_counted_by_kind_and_the_first_named(tmp_path, state):
         "2 missing (1.weight, 1.running_mean); 1 unexpected (extra);"
         " 1 wrong shape (0.weight (5, 3, 3, 3) instead of (4, 3, 3, 3))"
     )
-    assert str(misfit(net(), state)) == expected
+    assert str(weight_mismatch(net(), state)) == expected
     with pytest.raises(WeightsError, match=re.escape(f"does not fit my net: {expected}")):
         load_file_into(net(), tmp_path / "w.safetensors", "my net")
 
 
 def test_long_lists_are_shortened():
     given = {f"x{i}": torch.ones(1) for i in range(9)}
-    assert "9 unexpected (x0, x1, x2, and 6 more)" in str(misfit(net(), given))
+    assert "9 unexpected (x0, x1, x2, and 6 more)" in str(weight_mismatch(net(), given))
 
 
 def test_optional_prefixes_may_be_missing_unexpected_or_of_another_shape(state):
     state["2.weight"] = torch.ones(1)
     state["1.weight"] = torch.ones(9)
     del state["1.bias"]
-    assert not misfit(net(), state, ("1.", "2."))
+    assert not weight_mismatch(net(), state, ("1.", "2."))
 
 
 def test_nothing_is_loaded_from_a_file_that_does_not_fit(tmp_path, state):
