@@ -127,6 +127,7 @@ def _decoded(data: bytes, image: Image.Image) -> dict[str, Any]:
     if not image.mode.startswith("I"):
         return {"thumbnail": _thumbnail(picture)}
     highest = int(np.asarray(image).max())
+    # By the bits in use, or 12-bit images in 16 bits would all be dark and look the same.
     picture = read_image(image, bit_depth=max(8, highest.bit_length()))
     return {"thumbnail": _thumbnail(picture), "highest": highest}
 
@@ -145,7 +146,7 @@ def _unreadable(table: _Table) -> Iterator[dict]:
 
 
 def _copies(table: _Table) -> Iterator[dict]:
-    """Files with the same bytes; with another label, every one of them is suspect."""
+    """Files with the same bytes."""
     groups = defaultdict(list)
     for i, seen in enumerate(table.seen):
         if seen.n_bytes:
@@ -153,6 +154,7 @@ def _copies(table: _Table) -> Iterator[dict]:
     for group in groups.values():
         if len(group) > 1 and len({table.labels[i] for i in group}) > 1:
             labels = " and ".join(sorted({table.labels[i] for i in group}))
+            # Nobody knows which label is right: all of them are to be looked at.
             for i in group:
                 yield table.row("conflicting labels", "error", i, f"same file as {labels}", group)
         elif len(group) > 1:
@@ -161,7 +163,7 @@ def _copies(table: _Table) -> Iterator[dict]:
 
 def _near_copies(table: _Table) -> Iterator[dict]:
     """Images that look the same without being the same file; other labels are only mentioned."""
-    first = {}
+    first = {}  # of the same bytes one: the others are copies, found already
     for i, seen in enumerate(table.seen):
         if seen.thumbnail is not None:
             first.setdefault(seen.digest, i)

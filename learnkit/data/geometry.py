@@ -1,4 +1,4 @@
-"""Which part of an image is resized, and what lies beyond its edge: fastai's arithmetic."""
+"""Geometry of a resize: the part of an image that is kept, what lies beyond its edge; as fastai."""
 
 import math
 

@@ -16,7 +16,7 @@ import pandas as pd
 from learnkit.data.table import COLUMNS, check_files_exist, clean_paths
 from learnkit.errors import DataError
 
-_MAX_CLASS_ID = 65_534
+_MAX_CLASS_ID = 65_534  # HALCON's own limit
 _OWN_KEYS = {"image_file_name", "image_id", "image_label_id", "split"}
 _TO_HALCON = {"train": "train", "valid": "validation", "test": "test"}
 

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     import torch
 
 
+# Pillow is told these by name, so that none of its rarer decoders ever sees a file.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 IMAGE_EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 )
 MAX_PIXELS = 50_000_000
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 def read_image(
@@ -182,6 +183,7 @@ def _open(file: IO[bytes], name: str) -> Image.Image:
 
 def _loaded(image: Image.Image, name: str, bit_depth: int | None, max_pixels: int) -> Image.Image:
     """The same image, decoded after its header was found acceptable."""
+    # Before `load`: a file of a few kB may claim, and take, gigabytes.
     check_pixel_count(*image.size, name, max_pixels)
     if bit_depth not in (None, 16) and _is_wide_colour(image):
         raise ImageReadError(
@@ -277,6 +279,7 @@ def _scale(values: np.ndarray, bits: int, name: str) -> np.ndarray:
             f"image {name} has values {low}..{high}, outside the 0..{top} of `bit_depth={bits}`; "
             "declare the bits it really uses"
         )
+    # 65535 * 255 fits 32 bits, more bits do not; adding half the divisor rounds to nearest.
     wide = values.astype(np.uint32 if bits <= 16 else np.uint64)
     return ((wide * 255 + top // 2) // top).astype(np.uint8)
 

@@ -67,6 +67,7 @@ def names_in(labels: Iterable[Label]) -> list[str]:
 
 def nfc(name: str) -> str:
     """`name` in Unicode's composed form: one spelling of what looks the same."""
+    # macOS decomposes file names and others compose them: one folder, copied, would be two classes.
     return unicodedata.normalize("NFC", name)
 
 
@@ -118,6 +119,7 @@ def _clean(name: Any, raw: Sequence[Any], names: Sequence[str], multi_label: boo
 
 def _text(name: str) -> str:
     """`name`, unless it came from a file system that writes names in another encoding."""
+    # Python stands in surrogates for bytes that are no UTF-8; JSON and safetensors refuse them.
     try:
         return name.encode().decode()
     except UnicodeEncodeError as error:

@@ -42,11 +42,7 @@ def near_duplicate_groups(thumbnails: np.ndarray, *, progress: bool = False) -> 
 
 
 def _pairs(x: np.ndarray) -> Iterator[np.ndarray]:
-    """int64 (2, P) per block: pairs within their tolerance.
-
-    The difference of two means is never more than the root mean square difference, so that rows
-    sorted by mean need comparing only with the rows that follow within the largest tolerance.
-    """
+    """int64 (2, P) per block: pairs within their tolerance."""
     order = np.argsort(x.mean(1), kind="stable")
     x = x[order]
     means, tolerance = x.mean(1), np.maximum(_ABSOLUTE, _OF_CONTRAST * x.std(1))
@@ -54,6 +50,8 @@ def _pairs(x: np.ndarray) -> Iterator[np.ndarray]:
     squares = (centred**2).mean(1)
     for start in range(0, len(x), _BLOCK):
         rows = slice(start, min(start + _BLOCK, len(x)))
+        # The difference of two means is never more than the root mean square difference, so rows
+        # sorted by mean need comparing only with those that follow within the largest tolerance.
         reach = means[rows.stop - 1] + tolerance[rows].max() + 1e-3
         columns = slice(start, int(np.searchsorted(means, reach, side="right")))
         cross = centred[rows] @ centred[columns].T / x.shape[1]

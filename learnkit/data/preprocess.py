@@ -1,8 +1,8 @@
-"""The one recipe from an image to the network's input, shared by training, cache and deployment.
+"""`Preprocessing`: the one recipe from an image to the network's input, wherever it is read.
 
-`Preprocessing` is data: it compares equal, travels as JSON and holds no callable. Its geometry is
-fastai's `Resize` on the validation split, pixel for pixel, without fastai. Up to the pixels it does
-without torch, too.
+It is data: it compares equal, travels as JSON and holds no callable. Its geometry is fastai's
+`Resize` on the validation split, pixel for pixel, without fastai. Up to the pixels it does without
+torch, too.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ class Preprocessing:
         import torch
 
         check_batch(batch, self.channels)
+        # fastai's TensorImage would come out as one, and cost a dispatch at every operation.
         x = batch.as_subclass(torch.Tensor).to(torch.float32, copy=True)
         if batch.dtype == torch.uint8:
             x.div_(255)

@@ -88,6 +88,8 @@ def csv_table(csv: str | os.PathLike[str], sep: str) -> pd.DataFrame:
     Raises:
         DataError: The file is missing or no table.
     """
+    # As text, so that classes called NA, 007 or None keep their names; without a header, because
+    # pandas renames a column that is there twice, which `check_columns` is to refuse.
     try:
         lines = pd.read_csv(csv, sep=sep, dtype=str, header=None, keep_default_na=False)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors

@@ -46,10 +46,9 @@ def assign_splits(
 ) -> np.ndarray:
     """Split number of every image, int64 (N,): 0 train, 1 valid, 2 test.
 
-    Every stratum (class) is divided by `shares`, each part rounded up or down; what rounding takes
-    from a part in one stratum it gives back in the next, so that the totals come out right too. A
-    stratum of two or more has an image in train, and in valid when its share is half an image or
-    more. Groups stay whole and then come as near to the shares as they can.
+    Every stratum (class) is divided by `shares`, each part rounded up or down so that the totals
+    come out right too. A stratum of two or more has an image in train, and in valid when its share
+    is half an image or more. Groups stay whole and then come as near to the shares as they can.
 
     Args:
         strata: One name per image, in an order that does not depend on the caller's rows.
@@ -74,6 +73,8 @@ def assign_splits(
     for code in range(len(names)):
         members = rng.permutation(np.flatnonzero(codes == code))
         counts = _stratum_counts(len(members), shares, carry)
+        # What rounding took from a part here it gets back in the next class, so that the totals
+        # of many small classes come out right.
         carry += len(members) * shares - counts
         assigned[members] = np.repeat(np.arange(len(SPLITS)), counts)
     return assigned
@@ -84,7 +85,7 @@ def _stratum_counts(n: int, shares: np.ndarray, carry: np.ndarray) -> np.ndarray
     if n == 1:
         return np.array([1, 0, 0])
     quotas = n * shares
-    counts = np.floor(quotas + 1e-9).astype(np.int64)
+    counts = np.floor(quotas + 1e-9).astype(np.int64)  # 100 * 0.29 is 28.999...
     counts[0] = max(counts[0], 1)
     if quotas[1] >= 0.5 and counts.sum() < n:
         counts[1] = max(counts[1], 1)

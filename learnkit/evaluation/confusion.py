@@ -12,8 +12,6 @@ from learnkit.evaluation.inputs import check_flags, check_labels, check_same_len
 def confusion_matrix(targets: Any, pred_labels: Any, n_classes: int) -> np.ndarray:
     """Counts as int64 (C, C): entry [i, j] is how many samples of class i were called class j.
 
-    One pass over the samples and memory for the result alone, whatever the number of samples.
-
     Args:
         targets: true class numbers (N,).
         pred_labels: predicted class numbers (N,).
@@ -30,6 +28,7 @@ def confusion_matrix(targets: Any, pred_labels: Any, n_classes: int) -> np.ndarr
     targets = check_labels(targets, n_classes)
     pred_labels = check_labels(pred_labels, n_classes, name="pred_labels")
     check_same_length(targets=targets, pred_labels=pred_labels)
+    # One pass, and memory for the result alone, whatever the number of samples.
     cells = np.bincount(targets * n_classes + pred_labels, minlength=n_classes**2)
     return cells.astype(np.int64, copy=False).reshape(n_classes, n_classes)
 

@@ -1,4 +1,4 @@
-"""Probabilities and truth in, one `Evaluation` out: everything a report needs, computed once."""
+"""`Evaluation`: every measure of a classifier's predictions, computed once."""
 
 from __future__ import annotations
 

@@ -41,13 +41,12 @@ def accuracy(confusion: np.ndarray) -> float:
 def wilson_interval(n_right: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
     """Bounds in 0..1 that hold the true share with 95 % confidence, given `n_right` of `n`.
 
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
-
     >>> wilson_interval(10, 10)
     (0.722, 1.0)
     """
     if n == 0:
         return float("nan"), float("nan")
+    # Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
     share, spread = n_right / n, z**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = z * np.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
@@ -128,10 +127,9 @@ def brier_score(probs: Any, targets: Any, *, weights: Any = None) -> float:
 
     Between 0 and 2 with one label per sample (Brier's own definition; twice the one-column form
     that is common for two classes), between 0 and C with several.
-
-    Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
     """
     probs, targets = _checked(probs, targets)
+    # Brier, "Verification of forecasts expressed in terms of probability", 1950.
     squares = np.einsum("ij,ij->i", probs, probs, dtype=np.float64)
     if targets.ndim == 1:  # the sum without an (N, C) array of differences
         truth = np.take_along_axis(probs, targets[:, None], axis=1)[:, 0].astype(np.float64)
@@ -184,11 +182,10 @@ def expected_calibration_error(
 
     Lower is better. Bins as in `calibration_bins`: equal width, closed on the right.
 
-    Source: Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning", 2015.
-
     >>> expected_calibration_error([[.9, .1]] * 10, [0] * 7 + [1] * 3)  # right 7 times in 10
     0.2
     """
+    # Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning", 2015.
     n, confidence, share = calibration_bins(probs, targets, n_bins=n_bins, weights=weights)
     return ratio((n * np.nan_to_num(np.abs(confidence - share))).sum(), n.sum())
 

@@ -39,7 +39,7 @@ from learnkit.learner.trained_head import untrained_head
 from learnkit.learner.training_data import (
     check_no_class_lost,
     data_of_training,
-    files_of,
+    files_among,
     labelled_data,
     own_data,
     shown,
@@ -69,7 +69,7 @@ def init_continual(
         validation = _validation_of(learn, found, own=not reset_class_information)
         first = _first_images(learn, head, found, validation, names)
         report = _reported(first, None, head, started)
-    record = ContinualRecord(learn.model[1], {}, files_of(found), files_of(validation))
+    record = ContinualRecord(learn.model[1], {}, files_among(found), files_among(validation))
     learn.model[1] = head
     learn.state = replace(learn.state, record=record, ood_detector=None)
     return report
@@ -99,7 +99,7 @@ def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
     """What learning new classes, or more of the known ones, did; see `ImageLearner.extend`."""
     head, record = check_continual(continual_head(learn.model)), _record(learn)
     found = labelled_data(data, labels, classes=head.classes)
-    files = files_of(found)
+    files = files_among(found)
     _warn_of_repetition(record, files, len(found.labels))
     validation = found.validation and without_files(found.validation, files | record.learned)
     features = features_of(learn, found.items)
@@ -108,7 +108,7 @@ def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
         learn,
         lambda head: head.extend(features, found.labels, validation=held_out),
         learned=record.learned | files,
-        validated=record.validated | files_of(validation),
+        validated=record.validated | files_among(validation),
     )
 
 
@@ -117,7 +117,7 @@ def subtract(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
     head = check_continual(continual_head(learn.model))
     found = labelled_data(data, labels, classes=head.classes)
     features = features_of(learn, found.items)
-    learned = _record(learn).learned - files_of(found)
+    learned = _record(learn).learned - files_among(found)
     return change(learn, lambda head: head.subtract(features, found.labels), learned=learned)
 
 
@@ -208,7 +208,7 @@ def _validation_of(learn: Any, found: Labelled, *, own: bool) -> Labelled | None
     images = found.validation
     if images is None and own and (trained := own_data(learn)) is not None:
         images = trained.validation
-    return images and without_files(images, files_of(found), names=set(found.labels))
+    return images and without_files(images, files_among(found), names=set(found.labels))
 
 
 def _features_and_labels(

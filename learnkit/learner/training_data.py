@@ -86,7 +86,7 @@ def file_keys(items: Any) -> list[str | None]:
     return [file_of(item) or None for item in items]
 
 
-def files_of(images: Labelled | None) -> frozenset[str]:
+def files_among(images: Labelled | None) -> frozenset[str]:
     """Those of the images that are files, by absolute name."""
     return frozenset(file_keys(images.items)) - {None} if images else frozenset()
 

@@ -36,7 +36,7 @@ from learnkit.learner.feature_pass import (
 from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (
     data_of_training,
-    files_of,
+    files_among,
     images_only,
     labelled_data,
     own_data,
@@ -181,7 +181,7 @@ def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> _HeldO
         images = labelled_data(given, classes=names_of(learn.dls) or ())
     elif images is None and own and (trained := own_data(learn)) is not None:
         images = trained.validation
-    images = images and without_files(images, files_of(found), names=set(found.labels))
+    images = images and without_files(images, files_among(found), names=set(found.labels))
     if not images:
         return None
     features, logits = features_and_logits(learn, images.items, len(class_names(learn)))

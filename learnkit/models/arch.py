@@ -1,4 +1,4 @@
-"""From what a caller passes to the network meant: a name, a function or a module."""
+"""Architectures: the network meant by a name, a function or a module."""
 
 import difflib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Where a body ends: cutting a network's children, and refusing cuts that leave no feature map."""
+"""Cuts: where a body ends, and refusing what leaves no feature map of the network."""
 
 import re
 from collections import OrderedDict
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from learnkit.errors import CutError
 from learnkit.models.dry_run import DryRun, dry_run
 
+# fastai's rule, the last pool layer, cuts networks that end in a mean near their start: ShuffleNet
+# keeps its first convolution. Such cuts end at a small stride or lack most of the weights.
 MIN_STRIDE, MAX_STRIDE = 8, 128
 MIN_SHARE = 0.5
 

@@ -1,4 +1,4 @@
-"""Put a network into eval mode for a while and leave it exactly as it was found."""
+"""Eval mode for a while, and every module's own former mode afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,7 @@ from torch import nn
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Yield `model` in eval mode; afterwards every module has its own former mode again.
 
-    Per module, because a trained network may hold layers in eval mode on purpose (frozen norms);
-    also after an exception.
+    Also after an exception.
 
     >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
     >>> with evaluating(model):
@@ -20,6 +19,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     >>> [m.training for m in model]
     [True, False]
     """
+    # Per module: a trained network may hold layers in eval mode on purpose (frozen norms).
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

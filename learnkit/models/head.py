@@ -154,7 +154,7 @@ def _norm_first(sizes: list[int], dropouts: list[float], first_bn: bool, bias: b
     layers: list[nn.Module] = []
     for i, (n_in, n_out, p) in enumerate(zip(sizes[:-1], sizes[1:], dropouts, strict=True)):
         layers += [nn.BatchNorm1d(n_in)] if i or first_bn else []
-        layers += [nn.Dropout(p)] if p else []
+        layers += [nn.Dropout(p)] if p else []  # as in v1: none for 0, which shifts the indices
         layers += [nn.Linear(n_in, n_out, bias=bias)]
         layers += [nn.ReLU(inplace=True)] if i < len(dropouts) - 1 else []
     return layers

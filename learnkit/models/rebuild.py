@@ -65,13 +65,12 @@ def rebuild(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
     Of a network with a head of another kind than layers it is `Sequential(body)`: such a head is
     read from a state of its own, and appended.
 
-    It is first built without memory (torch's meta device), so that a description that does not fit
-    the weights is refused before anything of its size is allocated.
-
     Raises:
         BundleCorruptError: a name, shape or type differs.
     """
     with torch.random.fork_rng(devices=[]):
+        # Without memory first: a description that does not fit the weights is refused before
+        # anything of the size it names is allocated.
         model = _skeleton(spec)
         if model is not None:
             _check_state(model, state)

@@ -134,10 +134,10 @@ def _layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, DryRun]
 
 
 def _token_layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, DryRun]:
-    """Return the wrapper of a token network; a few cannot apply their norm to a map (Hiera)."""
+    """Return the wrapper of a token network."""
     try:
         return TimmMapBody(model), dry_run(model, lambda net, x: _last_map(net, x, True), shape)
-    except AssertionError:
+    except AssertionError:  # a few cannot apply their norm to a map (Hiera)
         seen = dry_run(model, lambda net, x: _last_map(net, x, False), shape)
         return TimmMapBody(model, norm=False), seen
 
@@ -159,8 +159,8 @@ def _stem_names(model: nn.Module) -> list[str]:
 
 
 def _matcher(model: nn.Module) -> Any:
-    """Return timm's rule for grouping parameters, by stage where it has one (RDNet has none)."""
+    """Return timm's rule for grouping parameters, by stage where it has one."""
     try:
         return model.group_matcher(coarse=True)
-    except AssertionError:
+    except AssertionError:  # RDNet has no stages
         return model.group_matcher(coarse=False)

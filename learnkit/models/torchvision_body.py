@@ -77,9 +77,6 @@ def _without_heads(model: tv.VisionTransformer) -> tv.VisionTransformer:
 def convert_input(model: nn.Module, n_in: int, *, pretrained: bool) -> None:
     """Give the first convolution `n_in` input channels, in place, keeping its bias.
 
-    Pretrained filters are summed for one channel, the first two scaled by 1.5 for two, and extended
-    by zeros for more than three: on grey, and on three channels, the response stays the same.
-
     Raises:
         InputSizeError: The network's first convolution is missing or grouped.
     """
@@ -104,6 +101,8 @@ def convert_input(model: nn.Module, n_in: int, *, pretrained: bool) -> None:
 @torch.no_grad()
 def _carry_filters(old: nn.Conv2d, new: nn.Conv2d) -> None:
     """Copy filters and bias from `old` into `new`, which has another number of channels."""
+    # Summed for one channel, two scaled by 1.5, zeros beyond three: grey images, and the first
+    # three channels, give the response they gave.
     n_in, shared = new.in_channels, min(new.in_channels, old.in_channels)
     if n_in == 1:
         new.weight.copy_(old.weight.sum(dim=1, keepdim=True))

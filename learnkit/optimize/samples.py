@@ -1,4 +1,4 @@
-"""Images to convert by and images to judge by: read once, told apart by what they show."""
+"""Samples and test images of a conversion: read once, told apart by what they show."""
 
 from __future__ import annotations
 
