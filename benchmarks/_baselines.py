@@ -36,7 +36,7 @@ def learnkit_method(fit: Callable) -> Fit:
         stats = ClassStatistics.empty(features.shape[1], root=False).with_classes(names)
         for task in tasks:
             stats = stats.update(features[task], [names[c] for c in labels[task].tolist()])
-        classifier = fit(stats)
+        classifier = fit(stats.moments())
         return lambda x: classifier.logits(embed(x, root=False)).argmax(1)
 
     return run

@@ -40,10 +40,9 @@ from pytorch_ood.detector import (
 from sklearn.linear_model import LogisticRegression
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.derived import derive
-from learnkit.continual.embedding import embed
+from learnkit.continual.derivation import derive
 from learnkit.continual.knowledge import Knowledge
-from learnkit.uncertainty.ood import auroc, fpr_at_tpr, nearest_neighbor_score
+from learnkit.uncertainty.ood import Neighbors, auroc, fpr_at_tpr
 
 SCORES = ("combined", "mahalanobis", "relative", "knn", "msp", "energy")
 PER_CLASS = (2, 5, 20, 100, None)
@@ -105,10 +104,10 @@ def our_scores(setting: Setting) -> Iterator[tuple[str, list[torch.Tensor], floa
             settings = replace(knowledge.settings, score=score)
             known = knowledge.statistics, knowledge.validation, settings, knowledge.derived
             derived = derive(*known)  # the costly part is there already
-            scores = [derived.scorer(embed(x, root=root)) for x in setting[2:]]
-            flagged = derived.threshold.is_ood(scores[0])
+            scores = [derived.scoring.ood_scores(x) for x in setting[2:]]
+            flagged = derived.scoring.threshold.is_ood(scores[0])
             name = f"learnkit {score}" + (", square root" if root else "")
-            yield name, scores, flagged.double().mean().item()
+            yield name, scores, float(flagged.mean())
 
 
 def learned(train: Split, *, root: bool = False) -> Knowledge:
@@ -132,12 +131,10 @@ def false_alarms(name: str, data: dict[str, Split], draws: int) -> Iterator[dict
                 rows = [rng.permutation(np.flatnonzero(labels == one)) for one in known]
                 taken = np.concatenate([some[:k] for some in rows])
                 fresh = np.concatenate([some[k : k + MOST_FRESH] for some in rows])
-                derived = learned(Split(features[taken], labels[taken])).derived
-                flagged = derived.threshold.is_ood(
-                    derived.scorer(embed(features[fresh], root=False))
-                )
+                scoring = learned(Split(features[taken], labels[taken])).scoring
+                flagged = scoring.threshold.is_ood(scoring.ood_scores(features[fresh]))
                 setting = f"{name}, same source, {len(known)} classes, {k}"
-                found.setdefault(setting, []).append(flagged.double().mean().item())
+                found.setdefault(setting, []).append(float(flagged.mean()))
     for setting, rates in found.items():
         row = {"setting": setting, "detector": "learnkit combined"}
         spread = round(float(np.std(rates)), 4)
@@ -207,8 +204,8 @@ def check_same(setting: Setting) -> None:
     """Assert that one detector both sides have gives the same scores."""
     x, test = _unit(setting.train.features), _unit(setting.far)
     theirs = KNN(None, k=1).fit_features(x, _numbered(setting)[0]).predict_features(test)
-    ours = nearest_neighbor_score(test, x)
-    difference = (ours - theirs.double().flatten()).abs().max().item()
+    ours = Neighbors(x.double().numpy()).nearest(test.double().numpy())
+    difference = float(np.abs(ours - theirs.double().flatten().numpy()).max())
     assert difference < 1e-3, f"nearest neighbours differ by {difference}"
 
 

@@ -3,8 +3,9 @@
 import torch
 from hypothesis import HealthCheck, settings
 
-from learnkit.continual.embedding import GRID, embed, to_grid
+from learnkit.continual.embedding import to_grid
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.uncertainty.embedding import GRID, unit_rows
 
 
 def draw(counts, *, width=12, seed=0, noise=0.7, center_seed=0):
@@ -23,9 +24,14 @@ def gather(features, labels, *, memory_size=64):
     return empty.update(features, labels)
 
 
+def embedded(features, *, root=False):
+    """The features as statistics and scores take them, float64 (N, D)."""
+    return torch.from_numpy(unit_rows(features, root=root))
+
+
 def on_grid(features):
     """What the statistics hold of each feature: embedded and rounded."""
-    return to_grid(embed(features, root=False)) / GRID
+    return to_grid(embedded(features)) / GRID
 
 
 def examples(n):

@@ -1,4 +1,4 @@
-"""What a change to a continual classifier did, for people and for files."""
+"""The report of a change to a continual classifier, for people and for files."""
 
 import html
 from dataclasses import asdict, dataclass

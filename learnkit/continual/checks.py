@@ -1,4 +1,4 @@
-"""Rows of features as a caller gives them: checked before anything is done with them."""
+"""Checks of features and labels as a caller gives them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnkit.continual.names import clean_labels
+from learnkit.continual.names import label_names
 from learnkit.errors import DataError
 
 
@@ -46,7 +46,7 @@ def what_is_not_finite(features: Tensor) -> str:
     return f"features of {len(rows)} of {len(features)} images are NaN or infinite (rows {shown})"
 
 
-def check_images(
+def check_labelled_features(
     features: Any, labels: Sequence[Any], class_names: Sequence[str] | None, n_features: int
 ) -> tuple[Tensor, list[str]]:
     """(features as `check_features` gives them, one clean class name per row); at least one row.
@@ -57,7 +57,7 @@ def check_images(
     features = check_features(features, n_features)
     if isinstance(labels, str):
         raise DataError(f"`labels` is the text {labels!r}; give one class name per image")
-    labels = clean_labels(labels, class_names)
+    labels = label_names(labels, class_names)
     if len(labels) != len(features):
         raise DataError(
             f"{len(features)} rows of features come with {len(labels)} labels; "

@@ -1,26 +1,45 @@
-"""The head of a network that goes on learning: an `nn.Module` over class statistics."""
+"""The continual classifier: the head of a network that goes on learning, over class statistics."""
 
 from __future__ import annotations
 
 import copy
+import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from learnkit.continual.change_report import ChangeReport
-from learnkit.continual.head import KnowingHead
-from learnkit.continual.kept import KeptHead
+from learnkit.continual.checks import check_features, what_is_not_finite
+from learnkit.continual.embedding import embed
 from learnkit.continual.knowledge import Knowledge, Validation
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.errors import ContinualNotInitializedError, ContinualStateError, warn_user
+from learnkit.errors import (
+    ContinualNotInitializedError,
+    ContinualPredictionError,
+    ContinualStateError,
+    DataError,
+    LearnkitError,
+    warn_user,
+)
+from learnkit.uncertainty.calibration import TemperatureFit
+from learnkit.uncertainty.checks import Array
+from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
+from learnkit.uncertainty.scoring import Scoring
+from learnkit.uncertainty.threshold import Threshold
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _UNDO_LEVELS = 3
 
 
-class ContinualClassifier(KeptHead):
+class ContinualClassifier(nn.Module):
     """Turns feature maps or pooled features into logits, and learns in one step without gradients.
 
     What it knows are `statistics`; all else follows from them. A change builds the new state
@@ -36,9 +55,9 @@ class ContinualClassifier(KeptHead):
         root: Whether to take square roots of the features first: for those never below zero.
         memory: Features remembered of each class; 0 for none.
         classifier: "lda", "ridge" or "prototype".
-        score: What makes an image unusual: "combined", "mahalanobis", "relative", "knn", "msp" or
-            "energy".
-        false_alarm_rate: Wanted share of images of known classes flagged as unusual.
+        score: How out-of-distribution (OOD) images are detected: "combined", "mahalanobis",
+            "relative", "knn", "msp" or "energy".
+        false_alarm_rate: Wanted share of images of known classes flagged as out of distribution.
         guarantee: What the threshold promises: "loo", "split" or "pac".
         prior: How classes weigh for the threshold: by their images in "training", or "uniform".
 
@@ -59,11 +78,150 @@ class ContinualClassifier(KeptHead):
         guarantee: str = "loo",
         prior: str = "training",
     ) -> None:
-        super().__init__(
-            Settings(
-                n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior
-            )
+        super().__init__()
+        settings = Settings(
+            n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior
         )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self._lock = threading.RLock()
+        # the state now and those before it, in one object so that one assignment changes both
+        self._states: tuple[Knowledge, ...] = (Knowledge.empty(settings),)
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """Everything known at this moment, as one unchanging object."""
+        return self._states[0]
+
+    @property
+    def settings(self) -> Settings:
+        """What it is set to."""
+        return self.knowledge.settings
+
+    @property
+    def n_features(self) -> int:
+        """Width D of the pooled features."""
+        return self.settings.n_features
+
+    @property
+    def statistics(self) -> ClassStatistics:
+        """What is remembered of every class."""
+        return self.knowledge.statistics
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by column of the logits; forgotten ones keep theirs."""
+        return self.statistics.class_names
+
+    @property
+    def n_images(self) -> dict[str, int]:
+        """Images learned per class; 0 for a forgotten class."""
+        return self.knowledge.n_images
+
+    @property
+    def prototypes(self) -> Tensor:
+        """Mean of the embedded features of each class, float64 (C, D)."""
+        return self.statistics.means()
+
+    @property
+    def temperature(self) -> float:
+        """What the logits have been divided by; 1 while no class is known."""
+        return self.calibration.temperature
+
+    @property
+    def calibration(self) -> TemperatureFit:
+        """The temperature, what it was fitted on, and what it did."""
+        derived = self.knowledge.derived
+        return derived.calibration if derived else TemperatureFit(reason="no class is known")
+
+    @property
+    def scoring(self) -> Scoring:
+        """Logits and OOD scores of pooled features in numpy, as they are at this moment.
+
+        Raises:
+            ContinualPredictionError: No class is known.
+        """
+        return self.knowledge.scoring
+
+    @property
+    def threshold(self) -> Threshold:
+        """The score above which an image is flagged as out of distribution (OOD).
+
+        Set it to a number, or to None for the fitted one.
+
+        Raises:
+            ContinualPredictionError: No class is known.
+        """
+        return self.scoring.threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        """See `set_threshold`."""
+        self.set_threshold(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits float32 (N, C) of feature maps (N, D, H, W) or pooled features (N, D).
+
+        They are divided by the temperature already: their softmax are the probabilities. The
+        column of a class without images is -inf. Differentiable in `x`.
+
+        Raises:
+            ContinualPredictionError: No class is known, or the features are of another width or
+                not finite.
+        """
+        knowledge = self.knowledge
+        weight, bias = knowledge.affine_on(x.device)
+        features = self.pooled(x)
+        _check_finite(features)
+        embedded = embed(features, root=knowledge.settings.root)
+        return (embedded @ weight.T + bias).to(torch.float32)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Pooled features (N, D) of feature maps (N, D, H, W); pooled ones come back as they are.
+
+        Raises:
+            ContinualPredictionError: Another shape.
+        """
+        if x.dim() not in (2, 4) or x.shape[1] != self.n_features:
+            raise ContinualPredictionError(
+                f"the classifier received features of shape {tuple(x.shape)}; it takes "
+                f"(N, {self.n_features}) or (N, {self.n_features}, H, W), from the network it has "
+                "learned with"
+            )
+        return self.pool(x).flatten(1) if x.dim() == 4 else x
+
+    def ood_scores(self, features: Tensor) -> Tensor:
+        """OOD scores float64 (N,), higher = further out of distribution, of pooled features (N, D).
+
+        A blank image, whose features are all but zero, scores above every threshold.
+
+        Raises:
+            ContinualPredictionError: No class is known, or the features are of another width or
+                not finite.
+        """
+        return torch.from_numpy(self.scoring.ood_scores(self._rows(features)))
+
+    def p_values(self, features: Tensor) -> Tensor:
+        """Probability that an image of the known classes scores at least as high, float64 (N,)."""
+        scoring = self.scoring
+        scores = scoring.ood_scores(self._rows(features))
+        return torch.from_numpy(scoring.threshold.p_values(scores))
+
+    def is_ood(self, features: Tensor) -> Tensor:
+        """Which images are out of distribution: score above the threshold, bool (N,)."""
+        scoring = self.scoring
+        scores = scoring.ood_scores(self._rows(features))
+        return torch.from_numpy(scoring.threshold.is_ood(scores))
+
+    def prediction_sets(self, features: Tensor, alpha: float = 0.1) -> Tensor:
+        """Classes that hold the truth with probability `1 - alpha`, bool (N, C).
+
+        All classes, where too few images allow no less.
+        """
+        scoring = self.knowledge.scoring
+        scores, weights = scoring.nonconformity
+        quantile = conformal_quantile(scores, alpha, weights=weights)
+        found = prediction_sets(scoring.probs(self._rows(features)), quantile)
+        return torch.from_numpy(found & np.isfinite(scoring.bias))
 
     def extend(
         self,
@@ -145,11 +303,6 @@ class ContinualClassifier(KeptHead):
         """
         return self._change("merge", lambda now: now.merge(other))
 
-    @KnowingHead.threshold.setter
-    def threshold(self, value: float | None) -> None:
-        """See `set_threshold`."""
-        self.set_threshold(value)
-
     def set_threshold(
         self,
         value: float | None = None,
@@ -189,6 +342,90 @@ class ContinualClassifier(KeptHead):
             self._states = (former, *older)
             return report
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(configuration for JSON, tensors): everything there is to keep."""
+        return self.knowledge.to_state()
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The classifier `state` was taken from; what follows from the statistics is made anew.
+
+        Raises:
+            StatisticsError: Something cannot have come from `state`.
+        """
+        knowledge = Knowledge.from_state(config, tensors)
+        new = cls(**knowledge.settings.to_dict())
+        new._states = (knowledge.derive(None),)
+        return new
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        images = [n for n in self.n_images.values() if n]
+        about = f"{self.n_features} features, {len(images)} classes, {sum(images)} images"
+        return f"{about}, classifier={self.settings.classifier!r}"
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        config, tensors = self.state()
+        text = json.dumps(config, sort_keys=True).encode()
+        destination[f"{prefix}config"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        destination.update({f"{prefix}{name}": tensor for name, tensor in tensors.items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = {k[len(prefix) :]: v.cpu() for k, v in state_dict.items() if k.startswith(prefix)}
+        if "config" not in found:
+            missing_keys.append(f"{prefix}config")
+            return
+        try:
+            knowledge = Knowledge.from_state(_read_config(found.pop("config")), found)
+            self._check_same_network(knowledge.settings)
+            with self._lock:
+                self._states = (knowledge.derive(None),)
+        except LearnkitError as error:
+            error_msgs.append(f"{prefix or 'ContinualClassifier'}: {error}")
+
+    def _check_same_network(self, settings: Settings) -> None:
+        for name in "n_features", "root":
+            if getattr(settings, name) != getattr(self.settings, name):
+                raise ContinualStateError(
+                    f"`{name}` is {getattr(self.settings, name)} here and "
+                    f"{getattr(settings, name)} in the state: it belongs to another network"
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = type(self)(**self.settings.to_dict())
+        new._states = self._states  # unchanging: shared
+        new.train(self.training)
+        new.__dict__.update(
+            {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in new.__dict__}
+        )
+        memo[id(self)] = new
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = threading.RLock()
+
+    def _rows(self, features: Tensor) -> Array:
+        """Pooled features (N, D) as float64, finite."""
+        try:
+            return check_features(features, self.n_features).numpy()
+        except DataError as error:
+            raise ContinualPredictionError(str(error)) from error
+
     def _change(self, what: str, make: Any) -> ChangeReport:
         """Build the next state beside this one and put it in place, or raise and leave all be."""
         with self._lock:
@@ -200,6 +437,19 @@ class ContinualClassifier(KeptHead):
             self._states = (new, now.lightened(), *self._states[1:_UNDO_LEVELS])
         _warn(new, now)
         return report
+
+
+def _read_config(packed: Any) -> Any:
+    """The configuration from its bytes in a state dict."""
+    try:
+        return json.loads(bytes(packed.to(torch.uint8).flatten().tolist()).decode())
+    except (AttributeError, ValueError, TypeError) as error:
+        raise ContinualStateError(f"`config` cannot be read: {error}") from error
+
+
+def _check_finite(features: Tensor) -> None:
+    if not features.is_meta and (found := what_is_not_finite(features)):
+        raise ContinualPredictionError(f"{found}: no class can be told")
 
 
 def _warn(new: Knowledge, before: Knowledge) -> None:
@@ -220,16 +470,17 @@ def check_continual(head: ContinualClassifier | None) -> ContinualClassifier:
     return _not_none(
         head,
         "this model is not in the continual state: it keeps no class statistics that could grow, "
-        "and cannot tell unusual images. Call learn.init_continual(data)",
+        "and cannot detect out-of-distribution images. Call learn.init_continual(data)",
     )
 
 
 def check_detects_ood(head: ContinualClassifier | None) -> ContinualClassifier:
-    """`head`, unless it is None: then the error says how unusual images can be told."""
+    """`head`, unless it is None: then the error says how to detect OOD images."""
     return _not_none(
         head,
         "this model is not in the continual state, and has no detector beside its trained head: "
-        "it cannot tell unusual images. Call learn.fit_ood() or learn.init_continual(data)",
+        "it cannot detect out-of-distribution images. Call learn.fit_ood() or "
+        "learn.init_continual(data)",
     )
 
 

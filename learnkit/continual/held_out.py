@@ -1,4 +1,4 @@
-"""What the classifier says of images it has not learned: the ground for thresholds and confidence.
+"""Held-out logits and scores: of images not learned, to fit thresholds and temperatures on.
 
 Validation images are such; of remembered images, the closed-form leave-one-out values are. Where a
 class has neither, images are drawn from the fitted distribution, and the result says so.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,26 +17,28 @@ from learnkit.continual.closed_form.linear import LeaveOneOut, LinearClassifier
 from learnkit.continual.closed_form.loo_samples import Prior, prior_weights, spread_evenly
 from learnkit.continual.closed_form.whitening import Geometry
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.score_parts import Reference, judge, nearest_other, thinned
+from learnkit.continual.reference import Reference, nearest_other, thinned
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.uncertainty.checks import Array
 
 
 @dataclass(frozen=True, eq=False)
-class Honest:
-    """Honest judgements of R images: none of them has taught what judges it.
+class HeldOut:
+    """Logits and scores of R images by a classifier that none of them has taught.
 
     `logits (R,P)` before the temperature, `labels (R,)` places of their classes, `weights (R,)`
-    summing to 1, and the raw scores (R,) of `Judged` (those of what is remembered infinite where
-    nothing else is). `source` is "validation", "leave-one-out" or "parametric".
-    `n_validated` counts the classes judged by validation images.
+    summing to 1, and the parts of an OOD score (R,): `mahalanobis` and `relative` distances, and
+    `knn`, the distance to the nearest remembered feature, infinite where no other is remembered.
+    `source` is "validation", "leave-one-out" or "parametric". `n_validated` counts the classes that
+    have validation images.
     """
 
-    logits: Tensor
-    labels: Tensor
-    weights: Tensor
-    mahalanobis: Tensor
-    relative: Tensor
-    knn: Tensor
+    logits: Array
+    labels: Array
+    weights: Array
+    mahalanobis: Array
+    relative: Array
+    knn: Array
     source: str
     n_validated: int
 
@@ -43,14 +46,14 @@ class Honest:
         return len(self.labels)
 
 
-def collect_honest(
+def collect_held_out(
     stats: ClassStatistics,
     validation: FeatureMemory,
     linear: LinearClassifier,
     reference: Reference,
     prior: Prior,
-) -> Honest:
-    """Honest judgements: of validation images where a class has them, else by leave-one-out.
+) -> HeldOut:
+    """Logits and scores of validation images where a class has them, else by leave-one-out.
 
     Args:
         stats: The statistics, in the order of names and without empty classes.
@@ -59,74 +62,82 @@ def collect_honest(
         reference: Remembered features.
         prior: "training" weighs classes by their images, "uniform" all alike.
     """
-    fresh, fresh_labels = validation.all()
-    covered = torch.bincount(fresh_labels, minlength=stats.n_classes) > 0
-    rows = thinned(torch.nonzero(~covered[linear.loo.labels])[:, 0], reference)
+    fresh, labels = validation.all()
+    covered = torch.bincount(labels, minlength=stats.n_classes) > 0
+    loo, mass = linear.loo, prior_weights(stats.counts.to(torch.float64), prior)
+    rows = thinned(torch.nonzero(~covered[loo.labels])[:, 0], reference)
     if not len(fresh) and not len(rows):
-        return _drawn(stats, linear, reference, prior)
-    judged = judge(linear, fresh, reference)
+        fresh, labels = draw_images(linear.geometry)
+        return _of_fresh(linear, reference, fresh, labels, spread_evenly(mass, labels))
+    seen = _of_fresh(linear, reference, fresh, labels, spread_evenly(mass, labels))
+    left_out = _of_left_out(linear, reference, rows, _loo_weights(mass, loo, rows, covered))
+    both = {
+        name: _followed(getattr(seen, name), getattr(left_out, name))
+        for name in ("logits", "labels", "weights", "mahalanobis", "relative", "knn")
+    }
+    both["weights"] = both["weights"] / both["weights"].sum()
+    source = "validation" if bool(covered.all()) else "leave-one-out"
+    return HeldOut(**both, source=source, n_validated=int(covered.sum()))
+
+
+def _of_fresh(
+    linear: LinearClassifier,
+    reference: Reference,
+    features: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+) -> HeldOut:
+    """Of embedded features (N,D) that the classifier has not learned."""
+    embedded, distances = features.numpy(), linear.geometry.distances
+    relative = distances.relative(embedded)
+    return HeldOut(
+        logits=linear.logits(features).numpy(),
+        labels=labels.numpy(),
+        weights=weights.numpy(),
+        mahalanobis=relative + distances.from_center(embedded),
+        relative=relative,
+        knn=reference.neighbors.nearest(embedded),
+        source="parametric",
+        n_validated=0,
+    )
+
+
+def _of_left_out(
+    linear: LinearClassifier, reference: Reference, rows: Tensor, weights: Tensor
+) -> HeldOut:
+    """Of these rows of the remembered samples, each left out."""
     loo = linear.loo
-    single = rows < loo.n_single
-    mass = prior_weights(stats.counts.to(torch.float64), prior)
-    weights = torch.cat(
-        [spread_evenly(mass, fresh_labels), _loo_weights(mass, stats, loo, rows, single, covered)]
-    )
-    return Honest(
-        logits=_followed(judged.logits, loo.logits, rows),
-        labels=torch.cat([fresh_labels, loo.labels[rows]]),
-        weights=weights / weights.sum(),
-        mahalanobis=torch.cat([judged.mahalanobis, held_out_mahalanobis(linear)[rows]]),
-        relative=torch.cat([judged.relative, loo.relative[rows]]),
-        knn=torch.cat([judged.knn, nearest_other(loo, rows, reference)]),
-        source="validation" if bool(covered.all()) else "leave-one-out",
-        n_validated=int(covered.sum()),
+    # all of them are taken as they are: the table of logits is the largest thing there is
+    logits = loo.logits if len(rows) == len(loo.logits) else loo.logits[rows]
+    return HeldOut(
+        logits=logits.numpy(),
+        labels=loo.labels[rows].numpy(),
+        weights=weights.numpy(),
+        mahalanobis=held_out_mahalanobis(linear)[rows].numpy(),
+        relative=loo.relative[rows].numpy(),
+        knn=nearest_other(loo, rows, reference),
+        source="leave-one-out",
+        n_validated=0,
     )
 
 
-def _followed(first: Tensor, second: Tensor, rows: Tensor) -> Tensor:
-    """`first` and these rows of `second`, which come as they are if they are all there is."""
-    if not len(first) and len(rows) == len(second):
-        return second
-    return torch.cat([first, second[rows]])
+def _followed(first: Array, second: Array) -> Array:
+    """`first` and `second`, which comes as it is if it is all there is."""
+    return np.concatenate([first, second]) if len(first) else second
 
 
-def _loo_weights(
-    mass: Tensor,
-    stats: ClassStatistics,
-    loo: LeaveOneOut,
-    rows: Tensor,
-    single: Tensor,
-    covered: Tensor,
-) -> Tensor:
+def _loo_weights(mass: Tensor, loo: LeaveOneOut, rows: Tensor, covered: Tensor) -> Tensor:
     """Weights of leave-one-out rows; rows that play a class of one image carry those classes."""
-    labels = loo.labels[rows]
+    labels, single = loo.labels[rows], rows < loo.n_single
     weights = torch.zeros(len(rows), dtype=torch.float64)
     weights[single] = spread_evenly(mass, labels[single])
     if not bool(single.all()):
-        left_out = torch.zeros(stats.n_classes, dtype=torch.bool)
+        left_out = torch.zeros(len(mass), dtype=torch.bool)
         left_out[loo.labels[: loo.n_single]] = True
         alone = float(mass[~left_out & ~covered].sum())
         share = spread_evenly(torch.ones_like(mass), labels[~single])
         weights[~single] = max(alone, 1e-9) * share / share.sum()
     return weights
-
-
-def _drawn(
-    stats: ClassStatistics, linear: LinearClassifier, reference: Reference, prior: Prior
-) -> Honest:
-    """Judgements of images drawn from the fitted distribution."""
-    features, places = draw_images(linear.geometry)
-    judged = judge(linear, features, reference)
-    return Honest(
-        judged.logits,
-        places,
-        spread_evenly(prior_weights(stats.counts.to(torch.float64), prior), places),
-        judged.mahalanobis,
-        judged.relative,
-        judged.knn,
-        "parametric",
-        0,
-    )
 
 
 _N_DRAWN = 512

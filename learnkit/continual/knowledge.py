@@ -1,4 +1,4 @@
-"""The whole state of a continual classifier as one unchanging value, and its changes."""
+"""The knowledge of a continual classifier: its whole state as one unchanging value."""
 
 import time
 from collections import Counter
@@ -10,16 +10,28 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.change_report import ChangeReport
-from learnkit.continual.checks import check_images
-from learnkit.continual.derived import Derived, derive
-from learnkit.continual.embedding import embed, to_grid
-from learnkit.continual.label_issues import suspicions
+from learnkit.continual.checks import check_labelled_features
+from learnkit.continual.derivation import Derived, derive
+from learnkit.continual.embedding import to_grid
+from learnkit.continual.label_issues import label_issues
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import check_known, clean_name, index_tensor
+from learnkit.continual.serialization import (
+    FORMAT,
+    check_config,
+    check_width,
+    memory_tensors,
+    parted_tensors,
+    read_memory,
+    read_settings,
+    read_threshold,
+)
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.errors import DataError, InsufficientDiversityError
+from learnkit.errors import ContinualPredictionError, DataError, InsufficientDiversityError
+from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.ood import is_blank
+from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import manual_threshold
 
 Validation = tuple[Tensor, Sequence[Any]]
@@ -40,7 +52,7 @@ class Knowledge:
     validation: FeatureMemory
     manual_threshold: float | None = None
     derived: Derived | None = None
-    # weights by device, made when first asked for: what `derived` says, so that nothing changes
+    # weights by device, made when first asked for; they follow from `derived`, so nothing changes
     _affine: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -57,15 +69,69 @@ class Knowledge:
         stats = self.statistics
         return dict(zip(stats.class_names, stats.counts.tolist(), strict=True))
 
+    @property
+    def scoring(self) -> Scoring:
+        """Logits and OOD scores of features, with the threshold in force.
+
+        Raises:
+            ContinualPredictionError: No class is known.
+        """
+        scoring, manual = self._derived().scoring, self.manual_threshold
+        return scoring if manual is None else scoring.with_threshold(manual)
+
+    def to_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(configuration for JSON, tensors) of what cannot be derived."""
+        config = {
+            "format": FORMAT,
+            "settings": self.settings.to_dict(),
+            "class_names": list(self.statistics.class_names),
+            "forgotten_names": [one.name for one in self.statistics.forgotten],
+            "threshold": self.manual_threshold,
+        }
+        return config, {
+            **self.statistics.to_tensors(),
+            **memory_tensors(self.validation, "validation"),
+        }
+
+    @classmethod
+    def from_state(cls, config: Any, tensors: Mapping[str, Tensor]) -> "Knowledge":
+        """The knowledge `to_state` was asked of, nothing derived yet.
+
+        Raises:
+            StatisticsError: Keys, shapes, types or values cannot have come from `to_state`.
+        """
+        check_config(config)
+        own, validation = parted_tensors(tensors)
+        settings = read_settings(config["settings"])
+        statistics = ClassStatistics.from_tensors(
+            own,
+            config["class_names"],
+            root=settings.root,
+            memory_size=settings.memory,
+            forgotten_names=config["forgotten_names"],
+        )
+        check_width(statistics.n_features, settings)
+        names, width = statistics.class_names, settings.n_features
+        kept = read_memory(validation, names, width, VALIDATION_SIZE, prefix="validation")
+        return cls(settings, statistics, kept, read_threshold(config["threshold"]))
+
     def affine_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(weight (C, D), bias (C,)) of the calibrated classifier on a device, float64."""
+        """(weight (C, D), bias (C,)) of the calibrated classifier on a device, float64.
+
+        Raises:
+            ContinualPredictionError: No class is known.
+        """
         if device not in self._affine:
-            assert self.derived is not None
-            self._affine[device] = (
-                self.derived.weight.to(device),
-                self.derived.bias.to(device),
-            )
+            derived = self._derived()
+            self._affine[device] = derived.weight.to(device), derived.bias.to(device)
         return self._affine[device]
+
+    def _derived(self) -> Derived:
+        if self.derived is None:
+            raise ContinualPredictionError(
+                "the classifier knows no class yet; `extend` it with images and labels"
+            )
+        return self.derived
 
     def derive(self, before: "Knowledge | None") -> "Knowledge":
         """With everything that follows; what follows from the same statistics is not done again."""
@@ -97,7 +163,8 @@ class Knowledge:
         """With more images; blank ones are left out."""
         features, labels, notes = self._shown(features, labels, class_names)
         if self.derived is not None:
-            notes += suspicions(self.derived, self.statistics, features, labels)
+            scoring = self.derived.scoring
+            notes += label_issues(scoring, self.statistics, features, labels)
         grown = self.statistics.update(
             features, labels, None if class_names is None else list(map(clean_name, class_names))
         )
@@ -111,13 +178,13 @@ class Knowledge:
         """With more validation images; blank ones are left out."""
         features, labels = validation
         features, labels, blank = _without_blank(
-            *check_images(features, labels, class_names, self.settings.n_features)
+            *check_labelled_features(features, labels, class_names, self.settings.n_features)
         )
         for name in dict.fromkeys(labels):
             check_known(name, self.statistics.class_names)
         if not labels:
             raise DataError("all images of `validation` are blank; leave it out, or give others")
-        grid = to_grid(embed(features, root=self.settings.root))
+        grid = to_grid(unit_rows(features, root=self.settings.root))
         index = index_tensor(self.statistics.class_names, labels)
         notes = (f"{len(blank)} blank validation images were left out",) if blank else ()
         return replace(self, validation=self.validation.add(grid, index)), notes
@@ -191,7 +258,7 @@ class Knowledge:
         if self.derived is None:
             return None
         manual = self.manual_threshold
-        return self.derived.threshold.value if manual is None else manual
+        return self.derived.scoring.threshold.value if manual is None else manual
 
     def _temperature(self) -> float | None:
         return self.derived.calibration.temperature if self.derived else None
@@ -212,7 +279,7 @@ class Knowledge:
             InsufficientDiversityError: A class not known yet has none.
         """
         shown, kept, blank = _without_blank(
-            *check_images(features, labels, class_names, self.settings.n_features)
+            *check_labelled_features(features, labels, class_names, self.settings.n_features)
         )
         if not blank:
             return shown, kept, ()
@@ -229,7 +296,7 @@ class Knowledge:
 
 def _without_blank(features: Tensor, labels: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:
     """(features, labels, labels of blank images) with the blank ones taken out."""
-    blank = is_blank(features)
+    blank = torch.from_numpy(is_blank(features))
     flags = blank.tolist()
     kept = [label for label, out in zip(labels, flags, strict=True) if not out]
     left = [label for label, out in zip(labels, flags, strict=True) if out]

@@ -1,7 +1,7 @@
-"""What new images look like to a classifier that has not learned them yet: grounds for a question.
+"""Label issues: what is odd about new images to a classifier that has not learned them yet.
 
-Many images of known classes that look unusual mean that something has changed: the camera, the
-light, the labels. A new class that looks like a known one may be that class under another name.
+Many images of known classes that are flagged as OOD mean that something has changed: the camera,
+the light, the labels. A new class that looks like a known one may be that class under another name.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from learnkit.continual.embedding import embed
+from learnkit.uncertainty.scoring import Scoring
+from learnkit.uncertainty.threshold import Threshold
 
 if TYPE_CHECKING:
-    from learnkit.continual.derived import Derived
-    from learnkit.continual.sums import ClassSums
+    from learnkit.continual.statistics import ClassStatistics
 
 _LOOKED, _PER_CLASS = 512, 32  # images looked at, in all and of a class
 _LEAST_FLAGGED = 0.25  # share flagged that is worth a word, however many images there are
@@ -26,29 +26,29 @@ _CHANCE = 1e-3
 _LEAST_IMAGES, _ALIKE, _SURE = 3, 0.8, 0.8  # of a new class; share and confidence that count
 
 
-def suspicions(
-    derived: Derived, stats: ClassSums, features: Tensor, labels: Sequence[str]
+def label_issues(
+    scoring: Scoring, stats: ClassStatistics, features: Tensor, labels: Sequence[str]
 ) -> tuple[str, ...]:
     """Notes on new images, as the classifier saw them before it learned them; mostly none.
 
     Args:
-        derived: What followed from the statistics so far.
+        scoring: What follows from the statistics so far, the threshold as fitted.
         stats: These statistics.
         features: Pooled features of the new images (N, D), none of them blank.
         labels: A class name per image.
     """
     rows = _spread(labels)
     labels = [labels[row] for row in rows]
-    embedded = embed(features[rows], root=stats.root)
-    flagged = (derived.scorer(embedded) > derived.threshold.value).tolist()
+    seen = features[rows].numpy()
+    flagged = scoring.threshold.is_ood(scoring.ood_scores(seen)).tolist()
     known = {name for name, n in zip(stats.class_names, stats.counts.tolist(), strict=True) if n}
-    probs, taken = (embedded @ derived.weight.T + derived.bias).softmax(1).max(1)
+    probs = scoring.probs(seen)
     likeness = [
         stats.class_names[place] if prob >= _SURE and not out else None
-        for place, prob, out in zip(taken.tolist(), probs.tolist(), flagged, strict=True)
+        for place, prob, out in zip(probs.argmax(1), probs.max(1), flagged, strict=True)
     ]
-    drift = _drift(derived, [f for f, name in zip(flagged, labels, strict=True) if name in known])
-    return (*drift, *_twins(labels, likeness, known))
+    of_known = [out for out, name in zip(flagged, labels, strict=True) if name in known]
+    return (*_drift(scoring.threshold, of_known), *_twins(labels, likeness, known))
 
 
 def _spread(labels: Sequence[str]) -> list[int]:
@@ -61,17 +61,18 @@ def _spread(labels: Sequence[str]) -> list[int]:
     return chosen[:: -(-len(chosen) // _LOOKED)]
 
 
-def _drift(derived: Derived, flagged: list[bool]) -> tuple[str, ...]:
+def _drift(threshold: Threshold, flagged: list[bool]) -> tuple[str, ...]:
     """A note if more images of known classes are flagged than the threshold lets one expect."""
-    threshold, n, k = derived.threshold, len(flagged), sum(flagged)
+    n, k = len(flagged), sum(flagged)
     rate = threshold.false_alarm_rate
     if not n or rate is None or threshold.n < _LEAST_SCORES or k < _LEAST_FLAGGED * n:
         return ()
     if _at_least(k, n, rate) > _CHANCE:
         return ()
     return (
-        f"{k} of {n} new images of known classes looked unusual before they were learned, where "
-        f"{rate:.0%} would be expected: have camera, light or parts changed, or are labels wrong?",
+        f"{k} of {n} new images of known classes were flagged as out-of-distribution before they "
+        f"were learned, where {rate:.0%} would be expected: have camera, light or parts changed, "
+        "or are labels wrong?",
     )
 
 
@@ -86,7 +87,8 @@ def _twins(
         if other is not None and len(seen) >= _LEAST_IMAGES and n >= _ALIKE * len(seen):
             notes.append(
                 f"{n} of {len(seen)} images of the new class {name!r} were taken for {other!r}, "
-                "and none of these looked unusual: if both are one, join them with merge_classes"
+                "and none of these was flagged as out-of-distribution: if both are one, join them "
+                "with merge_classes"
             )
     return tuple(notes)
 

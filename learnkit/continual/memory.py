@@ -7,16 +7,17 @@ copies; both are functions of the multiset of features seen.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.continual.embedding import GRID
 from learnkit.continual.names import check_known
 from learnkit.errors import StatisticsError
+from learnkit.uncertainty.embedding import GRID
 
 _KEY = b"learnkit feature memory"
 
@@ -219,3 +220,30 @@ def _by_class(grid: Tensor, index: Tensor) -> Iterable[tuple[int, np.ndarray]]:
     found, starts = np.unique(places[order], return_index=True)
     for place, chosen in zip(found, np.split(order, starts[1:]), strict=True):
         yield int(place), rows[chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class Forgotten:
+    """Number and sum of the images of a class forgotten without its images: (n,), (D,) integers.
+
+    Their products stay in the Gram matrix; with these two their share of it stays a within-class
+    one.
+    """
+
+    name: str
+    count: int
+    total: Tensor
+
+    def key(self) -> tuple[Any, ...]:
+        """What to sort by, so that the order of forgetting leaves no trace."""
+        return self.name, self.count, tuple(self.total.tolist())
+
+
+def in_order(forgotten: Iterable[Forgotten]) -> tuple[Forgotten, ...]:
+    """Sorted, so that the order of forgetting leaves no trace."""
+    return tuple(sorted(forgotten, key=Forgotten.key))
+
+
+def renamed(forgotten: Sequence[Forgotten], names: Mapping[str, str]) -> tuple[Forgotten, ...]:
+    """The same, of classes that are called otherwise now."""
+    return in_order([replace(one, name=names.get(one.name, one.name)) for one in forgotten])

@@ -28,7 +28,7 @@ def clean_name(name: Any) -> str:
     return unicodedata.normalize("NFC", str(name))
 
 
-def clean_labels(labels: Iterable[Any], class_names: Sequence[str] | None) -> list[str]:
+def label_names(labels: Iterable[Any], class_names: Sequence[str] | None) -> list[str]:
     """One clean name per image; whole numbers are places in `class_names` when that is given.
 
     Raises:

@@ -1,25 +1,27 @@
-"""What tells unusual images beside a trained head, which goes on telling the classes."""
+"""The out-of-distribution (OOD) detector beside a trained head, which goes on giving the labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.errors import PredictionError, StatisticsError
+from learnkit.uncertainty.scoring import Scoring
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_NONCONFORMITY = "misfits"
-Misfits = tuple[Tensor, Tensor]
+_NONCONFORMITY = "misfits"  # the name it has in files
 
 
 class OodDetector(ContinualClassifier):
-    """Class statistics that say what is usual, for a network whose trained head stays.
+    """Class statistics that detect OOD images, for a network whose trained head stays.
 
     Attributes:
         head_nonconformity: nonconformity scores: one minus the probability the trained head gave to
@@ -31,7 +33,7 @@ class OodDetector(ContinualClassifier):
         self.head_nonconformity = torch.zeros(0)
 
     def fit_sets(self, probs: Tensor, targets: Tensor) -> None:
-        """Calibrate prediction sets by what the trained head said of images it does not know.
+        """Calibrate prediction sets by the trained head's probabilities of images it does not know.
 
         Args:
             probs: its probabilities (N, C).
@@ -42,16 +44,25 @@ class OodDetector(ContinualClassifier):
         self.head_nonconformity = (1 - truth).to(torch.float32)
 
     @property
-    def nonconformity(self) -> Misfits | None:
+    def nonconformity(self) -> tuple[Tensor, Tensor] | None:
         """`head_nonconformity` and their weights, None without any."""
         found = self.head_nonconformity
         return (found, torch.ones_like(found)) if len(found) else None
 
+    @property
+    def scoring(self) -> Scoring:
+        """OOD scores of pooled features in numpy; the labels are those of the trained head.
+
+        Raises:
+            ContinualPredictionError: No class is known.
+        """
+        scores = self.head_nonconformity.to(torch.float64).numpy()
+        sets = (scores, np.ones_like(scores))
+        return replace(super().scoring, labels=False, nonconformity=sets)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = super().__deepcopy__(memo)
-        new.head_nonconformity = (
-            self.head_nonconformity
-        )  # replaced as a whole, never changed: shared
+        new.head_nonconformity = self.head_nonconformity  # never changed in place: shared
         return new
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -81,6 +92,8 @@ def checked_detector(
 ) -> OodDetector | None:
     """`detector`, if it may stand beside this head; PredictionError otherwise."""
     if detector is not None and (head is not None or multi_label):
-        why = "an image may have several labels" if head is None else "the head tells them itself"
-        raise PredictionError(f"`detector` tells unusual images of a trained head; here {why}")
+        why = "an image may have several labels" if head is None else "the head detects them itself"
+        raise PredictionError(
+            f"`detector` detects out-of-distribution images of a trained head; here {why}"
+        )
     return detector

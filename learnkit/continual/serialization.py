@@ -1,18 +1,19 @@
-"""Class statistics as named tensors, and back: strict, because files come from strangers."""
+"""Serialization of class statistics and settings: strict, because files are not to be trusted."""
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from learnkit.continual.embedding import GRID, LARGEST
-from learnkit.continual.memory import Cell, FeatureMemory, feature_hashes
+from learnkit.continual.embedding import LARGEST, LIMIT
+from learnkit.continual.memory import Cell, FeatureMemory, Forgotten, feature_hashes, in_order
 from learnkit.continual.names import check_distinct, clean_name
-from learnkit.continual.statistics import LIMIT, ClassStatistics
-from learnkit.continual.sums import Forgotten, in_order
-from learnkit.errors import DataError, StatisticsError
+from learnkit.continual.settings import Settings
+from learnkit.errors import DataError, OodInsufficientDataError, StatisticsError
+from learnkit.uncertainty.embedding import GRID
 
 _TYPES = {
     "counts": torch.int64,
@@ -28,20 +29,26 @@ MEMORY_TYPES = {
 }
 
 
-def to_tensors(stats: ClassStatistics) -> dict[str, Tensor]:
-    """All numbers of `stats`, each tensor with memory of its own kind and none shared.
+def statistics_tensors(
+    counts: Tensor,
+    sums: Tensor,
+    gram: Tensor,
+    forgotten: Sequence[Forgotten],
+    memory: FeatureMemory,
+) -> dict[str, Tensor]:
+    """All numbers of class statistics, each tensor with memory of its own kind and none shared.
 
     `counts (C,)`, `sums (C,D)`, `gram (D,D)`, `forgotten_counts (F,)`, `forgotten_sums (F,D)`, and
-    `memory_tensors` of its memory.
+    `memory_tensors` of the memory.
     """
-    left = [one.total[None] for one in stats.forgotten]
+    left = [one.total[None] for one in forgotten]
     return {
-        "counts": stats.counts,
-        "sums": stats.sums,
-        "gram": stats.gram,
-        "forgotten_counts": torch.tensor([one.count for one in stats.forgotten], dtype=torch.int64),
-        "forgotten_sums": torch.cat([stats.sums[:0], *left]),
-        **memory_tensors(stats.memory),
+        "counts": counts,
+        "sums": sums,
+        "gram": gram,
+        "forgotten_counts": torch.tensor([one.count for one in forgotten], dtype=torch.int64),
+        "forgotten_sums": torch.cat([sums[:0], *left]),
+        **memory_tensors(memory),
     }
 
 
@@ -56,14 +63,14 @@ def memory_tensors(memory: FeatureMemory, prefix: str = "memory") -> dict[str, T
     }
 
 
-def from_tensors(
+def read_statistics(
     tensors: Mapping[str, Tensor],
     class_names: Sequence[str],
     root: bool,
     memory_size: int,
     forgotten_names: Sequence[str] = (),
-) -> ClassStatistics:
-    """The statistics these tensors were made from.
+) -> dict[str, Any]:
+    """The fields of the class statistics these tensors were made from.
 
     Raises:
         StatisticsError: Names, shapes, types or values cannot be those of class statistics.
@@ -85,15 +92,15 @@ def from_tensors(
     check_sums("sums", sums, counts)
     check_sums("forgotten_sums", tensors["forgotten_sums"], tensors["forgotten_counts"])
     check_gram(gram, int(counts.sum() + tensors["forgotten_counts"].sum()))
-    return ClassStatistics(
-        names,
-        counts.clone(),
-        sums.clone(),
-        gram.clone(),
-        memory,
-        _flag(root),
-        _read_forgotten(tensors, forgotten_names),
-    )
+    return {
+        "class_names": names,
+        "counts": counts.clone(),
+        "sums": sums.clone(),
+        "gram": gram.clone(),
+        "memory": memory,
+        "root": _flag(root),
+        "forgotten": _read_forgotten(tensors, forgotten_names),
+    }
 
 
 def _read_forgotten(tensors: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Forgotten, ...]:
@@ -260,3 +267,61 @@ def check_gram(gram: Tensor, n: int) -> None:
     root = diagonal.clamp_min(0).sqrt()
     if wrong or (gram.abs() > torch.outer(root, root) * (1 + 1e-9)).any():
         raise StatisticsError(f"`gram` is no sum of products of {n} features; {DAMAGED}")
+
+
+FORMAT = 1  # of the state of a whole classifier
+_CONFIG = {"format", "settings", "class_names", "forgotten_names", "threshold"}
+
+
+def parted_tensors(
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(tensors of the statistics, those of the validation memory) of a state.
+
+    Raises:
+        StatisticsError: Tensors of the validation memory are missing, or of another type.
+    """
+    types = {name.replace("memory", "validation"): kind for name, kind in MEMORY_TYPES.items()}
+    if missing := sorted(set(types) - set(tensors)):
+        raise StatisticsError(f"tensors missing: {missing}; the state is damaged")
+    check_types(tensors, types)
+    own = {name: tensor for name, tensor in tensors.items() if name not in types}
+    return own, {name: tensors[name] for name in types}
+
+
+def check_width(n_features: int, settings: Settings) -> None:
+    """Raise StatisticsError unless statistics of this width belong to the settings."""
+    if n_features != settings.n_features:
+        raise StatisticsError(
+            f"`gram` is {n_features} wide and the settings say {settings.n_features}; "
+            "the state is damaged"
+        )
+
+
+def check_config(config: Any) -> None:
+    """Raise StatisticsError unless this is the configuration of a state, of this format."""
+    if not isinstance(config, Mapping) or set(config) != _CONFIG:
+        seen = sorted(map(str, config)) if isinstance(config, Mapping) else type(config).__name__
+        raise StatisticsError(f"the configuration has {seen}; it must have {sorted(_CONFIG)}")
+    if config["format"] != FORMAT or isinstance(config["format"], bool):
+        raise StatisticsError(
+            f"the state is of format {config['format']!r}; this learnkit reads {FORMAT}: use a "
+            "newer learnkit"
+        )
+
+
+def read_settings(values: Any) -> Settings:
+    """Settings as stored, or StatisticsError."""
+    try:
+        return Settings.from_dict(values)
+    except OodInsufficientDataError as error:
+        raise StatisticsError(str(error)) from error
+
+
+def read_threshold(value: Any) -> float | None:
+    """A threshold set by hand as stored, or StatisticsError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise StatisticsError(f"`threshold` is {value!r}; it is a finite number or null")
+    return float(value)

@@ -1,4 +1,4 @@
-"""What a continual classifier is set to: everything about it that no image can teach."""
+"""Settings of a continual classifier: everything about it that no image can teach."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any

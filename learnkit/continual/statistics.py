@@ -1,9 +1,12 @@
-"""What is remembered of every class: numbers that add up exactly.
+"""Class statistics: counts, sums and products of features that add up exactly.
 
-Counts, sums and products of features on an integer grid, held in float64, where sums of integers
-are exact. Two sets of statistics from disjoint images therefore merge, in any order, to the very
-bits that one pass over all images gives, and subtracting images leaves no trace of them.
+They are taken of features on an integer grid and held in float64, where sums of integers are exact.
+Two sets of statistics from disjoint images therefore merge, in any order, to the very bits that one
+pass over all images gives, and subtracting images leaves no trace of them. What is read off them
+runs over the classes in the order of their names: the order in which they arrived shows nowhere.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,36 +15,206 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnkit.continual.checks import check_images
-from learnkit.continual.embedding import GRID, embed, largest_count, to_grid
+from learnkit.continual.checks import check_labelled_features
+from learnkit.continual.closed_form.moments import Moments
+from learnkit.continual.embedding import LIMIT, to_grid
+from learnkit.continual.memory import FeatureMemory, Forgotten, in_order, renamed
 from learnkit.continual.names import (
     check_distinct,
     check_known,
     clean_name,
     index_tensor,
+    new_names,
 )
-from learnkit.continual.relabel import RelabelledSums
-from learnkit.continual.sums import in_order
-from learnkit.errors import StatisticsError
+from learnkit.continual.serialization import read_statistics, statistics_tensors
+from learnkit.continual.settings import check_whole
+from learnkit.errors import DataError, StatisticsError
+from learnkit.uncertainty.embedding import GRID, unit_rows
 
-LIMIT = largest_count()
 _BLOCK = 8192  # rows whose float64 grid is held at once
 
 
 @dataclass(frozen=True, eq=False)
-class ClassStatistics(RelabelledSums):
+class ClassStatistics:
     """Additive statistics of classes; every operation returns new ones and changes nothing.
 
-    `ClassStatistics.empty(n_features, root=...)` is where to begin; what is held is described at
-    `ClassSums`.
+    `ClassStatistics.empty(n_features, root=...)` is where to begin.
+
+    Attributes:
+        class_names: In order of arrival. A place is never given to another class: one that is
+            forgotten keeps its place with count 0, and may come back to it.
+        counts: Images per class, int64 (C,).
+        sums: Sum of the features of each class on the grid, float64 integers (C, D).
+        gram: Sum of outer products of all features on the grid, float64 integers (D, D).
+        memory: Some features of every class.
+        root: Whether features are square-rooted before they are scaled to length 1.
+        forgotten: What forgotten classes leave behind in `gram`.
     """
+
+    class_names: tuple[str, ...]
+    counts: Tensor
+    sums: Tensor
+    gram: Tensor
+    memory: FeatureMemory
+    root: bool
+    forgotten: tuple[Forgotten, ...] = ()
+
+    @classmethod
+    def empty(cls, n_features: int, *, root: bool, memory_size: int = 64) -> ClassStatistics:
+        """Statistics of no image.
+
+        Args:
+            n_features: Width D of the features.
+            root: Whether to take square roots first: for features that are never negative.
+            memory_size: Features remembered of each class; 0 for none.
+
+        Raises:
+            StatisticsError: A number is not a whole one, or out of range.
+        """
+        check_whole("n_features", n_features, least=1)
+        check_whole("memory_size", memory_size, least=0)
+        return cls(
+            (),
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros(0, n_features, dtype=torch.float64),
+            torch.zeros(n_features, n_features, dtype=torch.float64),
+            FeatureMemory(memory_size, n_features),
+            bool(root),
+        )
+
+    @property
+    def n_classes(self) -> int:
+        """Places of classes C, those without images included."""
+        return len(self.class_names)
+
+    @property
+    def n_features(self) -> int:
+        """Width D of the features."""
+        return len(self.gram)
+
+    @property
+    def n_images(self) -> int:
+        """Images in the Gram matrix: those of known classes and of forgotten ones."""
+        return int(self.counts.sum()) + sum(one.count for one in self.forgotten)
+
+    @property
+    def n_groups(self) -> int:
+        """Groups with a mean of their own: classes with images, and forgotten ones."""
+        return int((self.counts > 0).sum()) + len(self.forgotten)
+
+    @property
+    def dof(self) -> int:
+        """Of the within-class scatter: images less groups."""
+        return self.n_images - self.n_groups
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all numbers held."""
+        left = sum(one.total.nbytes + 8 for one in self.forgotten)
+        return (
+            sum(t.nbytes for t in (self.counts, self.sums, self.gram)) + left + self.memory.nbytes
+        )
+
+    def with_classes(self, names: Sequence[str]) -> ClassStatistics:
+        """With places for those of `names` that have none yet, without images.
+
+        Raises:
+            DataError: Two names look alike.
+        """
+        new = new_names(self.class_names, map(clean_name, names))
+        if not new:
+            return self
+        class_names = (*self.class_names, *new)
+        check_distinct(class_names)
+        return replace(
+            self,
+            class_names=class_names,
+            counts=torch.cat([self.counts, self.counts.new_zeros(len(new))]),
+            sums=torch.cat([self.sums, self.sums.new_zeros(len(new), self.n_features)]),
+            memory=self.memory.named(class_names),
+        )
+
+    def canonical(self) -> ClassStatistics:
+        """The same knowledge with the classes that have images in order of their names.
+
+        What is derived from it does not depend on the order in which classes arrived.
+        """
+        return self.picked(self.places())
+
+    def places(self) -> list[int]:
+        """Places of the classes with images, in order of their names."""
+        alive = [i for i, n in enumerate(self.counts.tolist()) if n]
+        return sorted(alive, key=lambda place: self.class_names[place])
+
+    def picked(self, places: Sequence[int]) -> ClassStatistics:
+        """These classes alone, in this order; meant for classes whose others have no images."""
+        as_it_is = places == list(range(self.n_classes))
+        return replace(
+            self,
+            class_names=tuple(self.class_names[place] for place in places),
+            counts=self.counts if as_it_is else self.counts[places],
+            sums=self.sums if as_it_is else self.sums[places],
+            memory=self.memory.picked(places),
+        )
+
+    def means(self) -> Tensor:
+        """Class means of the embedded features, float64 (C, D); zeros for a class without images.
+
+        A mean of unit vectors that differ is shorter than 1.
+        """
+        return (self.sums / self.counts.clamp_min(1)[:, None]).div_(GRID)
+
+    def scatter(self) -> Tensor:
+        """Within-class scatter of the embedded features, float64 (D, D), symmetric.
+
+        The sum over images of (z - class mean)(z - class mean)^T, forgotten classes included;
+        the same to the bit whatever the order in which classes arrived.
+        """
+        places = self.places()
+        totals = [self.sums[places], *[one.total[None] for one in self.forgotten]]
+        counts = [self.counts[places], torch.tensor([one.count for one in self.forgotten])]
+        root = torch.cat(totals).div_(torch.cat(counts).to(torch.float64).sqrt()[:, None])
+        between = root.T @ root
+        between = (between + between.T).div_(2)
+        return torch.sub(self.gram, between, out=between).div_(GRID**2)
+
+    def moments(self) -> Moments:
+        """What the fits in closed form take; classes without images are left out."""
+        places = torch.tensor(self.places(), dtype=torch.int64)
+        cells = [self.memory.cells[place] for place in places.tolist()]
+        return Moments(
+            places=places,
+            n_classes=self.n_classes,
+            counts=self.counts[places].to(torch.float64),
+            means=self.means()[places],
+            scatter=self.scatter(),
+            dof=float(self.dof),
+            samples=tuple(cell.features for cell in cells),
+            copies=tuple(cell.copies for cell in cells),
+        )
+
+    def equals(self, other: ClassStatistics) -> bool:
+        """Whether both know the same to the bit, whatever the order in which classes arrived.
+
+        Classes without images do not count.
+        """
+        mine, its = self.canonical(), other.canonical()
+        return (
+            (mine.class_names, mine.root, mine.memory.size)
+            == (its.class_names, its.root, its.memory.size)
+            and [one.key() for one in mine.forgotten] == [one.key() for one in its.forgotten]
+            and torch.equal(mine.counts, its.counts)
+            and torch.equal(mine.sums, its.sums)
+            and torch.equal(mine.gram, its.gram)
+            and all(a.equals(b) for a, b in zip(mine.memory.cells, its.memory.cells, strict=True))
+        )
 
     def update(
         self,
         features: Tensor,
         labels: Sequence[Any],
         class_names: Sequence[str] | None = None,
-    ) -> "ClassStatistics":
+    ) -> ClassStatistics:
         """With the images of `features` (N, D) added, known and new classes mixed.
 
         Args:
@@ -69,7 +242,7 @@ class ClassStatistics(RelabelledSums):
             memory=grown.memory.add(grid, index),
         )
 
-    def merge(self, other: "ClassStatistics") -> "ClassStatistics":
+    def merge(self, other: ClassStatistics) -> ClassStatistics:
         """With all images of `other` added, as if they had come here.
 
         Raises:
@@ -91,7 +264,7 @@ class ClassStatistics(RelabelledSums):
             forgotten=in_order([*self.forgotten, *other.forgotten]),
         )
 
-    def subtract(self, features: Tensor, labels: Sequence[Any]) -> "ClassStatistics":
+    def subtract(self, features: Tensor, labels: Sequence[Any]) -> ClassStatistics:
         """Without these images: counts, sums and products as if they had never been added.
 
         Features pushed out of the memory by them do not come back: as long as no class ever had
@@ -119,9 +292,7 @@ class ClassStatistics(RelabelledSums):
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All numbers as named tensors; see `learnkit.continual.serialization`."""
-        from learnkit.continual.serialization import to_tensors
-
-        return to_tensors(self)
+        return statistics_tensors(self.counts, self.sums, self.gram, self.forgotten, self.memory)
 
     @classmethod
     def from_tensors(
@@ -132,22 +303,20 @@ class ClassStatistics(RelabelledSums):
         root: bool,
         memory_size: int,
         forgotten_names: Sequence[str] = (),
-    ) -> "ClassStatistics":
+    ) -> ClassStatistics:
         """Statistics from what `to_tensors` gave.
 
         Raises:
             StatisticsError: Names, shapes, types or values cannot be those of class statistics.
         """
-        from learnkit.continual.serialization import from_tensors
-
-        return from_tensors(tensors, class_names, root, memory_size, forgotten_names)
+        return cls(**read_statistics(tensors, class_names, root, memory_size, forgotten_names))
 
     def _checked(
         self, features: Tensor, labels: Sequence[Any], class_names: Sequence[str] | None
     ) -> tuple[Tensor, list[str]]:
         """(features on the grid, clean labels) of what a caller gave."""
-        features, labels = check_images(features, labels, class_names, self.n_features)
-        return to_grid(embed(features, root=self.root)), labels
+        features, labels = check_labelled_features(features, labels, class_names, self.n_features)
+        return to_grid(unit_rows(features, root=self.root)), labels
 
     def _check_room(self, n_new: int) -> None:
         total = self.n_images + n_new
@@ -157,7 +326,7 @@ class ClassStatistics(RelabelledSums):
                 "sums of products stay below 2^53); leave images out"
             )
 
-    def _check_subtracted(self, before: "ClassStatistics") -> None:
+    def _check_subtracted(self, before: ClassStatistics) -> None:
         """Refuse a result that no set of images could have."""
         for place in torch.nonzero(self.counts < 0).flatten().tolist():
             raise StatisticsError(
@@ -173,6 +342,84 @@ class ClassStatistics(RelabelledSums):
                 f"the features subtracted{f' from {names[:5]}' if names else ''} are not those "
                 "that were added; subtract the same images, read by the same network"
             )
+
+    def forget(self, name: str) -> ClassStatistics:
+        """With class `name` unknown again: no count, no mean, no memory, but its place kept.
+
+        The spread of its images stays in the pooled scatter, which one class more or less hardly
+        changes and which cannot be taken apart without the images; `subtract` them for that.
+
+        Raises:
+            DataError: There is no such class, or it has no images.
+        """
+        name = check_known(name, self.class_names)
+        place = self.class_names.index(name)
+        if not self.counts[place]:
+            raise DataError(f"class {name!r} has no images: there is nothing to forget")
+        left = Forgotten(name, int(self.counts[place]), self.sums[place].clone())
+        at = torch.tensor([place])
+        return replace(
+            self,
+            counts=self.counts.index_fill(0, at, 0),
+            sums=self.sums.index_fill(0, at, 0.0),
+            memory=self.memory.emptied([place]),
+            forgotten=in_order([*self.forgotten, left]),
+        )
+
+    def rename(self, names: Mapping[str, str]) -> ClassStatistics:
+        """With classes called otherwise, `{old: new}`; names may be swapped.
+
+        Raises:
+            DataError: There is no such class, or a new name looks like another class's.
+        """
+        new = {check_known(old, self.class_names): clean_name(to) for old, to in names.items()}
+        class_names = tuple(new.get(name, name) for name in self.class_names)
+        check_distinct(class_names)
+        return replace(
+            self,
+            class_names=class_names,
+            memory=self.memory.named(class_names),
+            forgotten=renamed(self.forgotten, new),
+        )
+
+    def merge_classes(self, names: Sequence[str], into: str) -> ClassStatistics:
+        """With all images of `names` counted to class `into`, as if they had been labelled so.
+
+        `into` may be one of them, another class, or a new name, which then takes the place of the
+        first of them. The other names keep their places, without images.
+
+        Raises:
+            DataError: There is no such class, fewer than two are merged, or names look alike.
+        """
+        if isinstance(names, str):
+            raise DataError(f"`names` is the text {names!r}; give a list of class names")
+        names = list(dict.fromkeys(check_known(name, self.class_names) for name in names))
+        into = clean_name(into)
+        if len({*names, into} & set(self.class_names)) < 2:
+            raise DataError(
+                f"merging {names} into {into!r} joins fewer than two classes; to call a class "
+                "otherwise, use `rename`"
+            )
+        known = self if into in self.class_names else self.rename({names[0]: into})
+        return known._joined(
+            [into if name not in known.class_names else name for name in names], into
+        )
+
+    def _joined(self, names: Sequence[str], into: str) -> ClassStatistics:
+        """All images of `names` and `into`, classes that exist, in `into`."""
+        target = self.class_names.index(into)
+        places = sorted({self.class_names.index(name) for name in names} - {target})
+        at = torch.tensor(places, dtype=torch.int64)
+        counts, sums = self.counts.index_fill(0, at, 0), self.sums.index_fill(0, at, 0.0)
+        counts[target] += self.counts[at].sum()
+        sums[target] += self.sums[at].sum(0)
+        return replace(
+            self,
+            counts=counts,
+            sums=sums,
+            memory=self.memory.joined(places, target),
+            forgotten=renamed(self.forgotten, dict.fromkeys(names, into)),
+        )
 
 
 def _products(grid: Tensor) -> Tensor:

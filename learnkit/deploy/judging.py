@@ -25,8 +25,7 @@ def judged(head: ContinualClassifier, features: Tensor) -> list[Result]:
     sound = features.isfinite().all(1)
     with torch.no_grad():
         probs = head(features[sound]).softmax(1)
-    derived = head.knowledge.derived
-    nonconformity = (derived.nonconformity, derived.nonconformity_weights)
+    nonconformity = head.scoring.nonconformity
     return _rows(probs, sound, head.classes, _said(head, features[sound], nonconformity))
 
 
@@ -52,7 +51,7 @@ def _said(
             "p_value": None if math.isnan(p_value) else p_value,
             "nonconformity": nonconformity,
         }
-        for score, p_value in zip(scores.tolist(), threshold.p_value(scores).tolist(), strict=True)
+        for score, p_value in zip(scores.tolist(), threshold.p_values(scores).tolist(), strict=True)
     ]
 
 

@@ -11,16 +11,14 @@ import numpy as np
 from learnkit._version import __version__
 from learnkit.errors import BundleCorruptError, BundleVersionError
 from learnkit.storage.formats import parse_arrays, parse_json
-from learnkit.uncertainty.scoring import ClassDistances, Limit, Scoring
+from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.ood import ClassDistances, Neighbors
+from learnkit.uncertainty.scoring import OF_CLASSES, PARTS, Scoring
+from learnkit.uncertainty.threshold import GUARANTEES, SOURCES, Threshold
 
 FORMAT = 1
-GRID = 2**15
-_WITH_GEOMETRY = frozenset({"mahalanobis", "relative"})
-PARTS = _WITH_GEOMETRY | {"knn", "msp", "energy"}
 _FACTS = {"format", "labels", "root", "temperature", "standards", "combined", "threshold"}
 _THRESHOLD = {"value", "source", "guarantee", "statement", "loc", "scale"}
-_SOURCES = ("validation", "leave-one-out", "parametric", "manual")
-_GUARANTEES = ("loo", "split", "pac", "none")
 _TYPES = {"facts": np.uint8, "known": np.bool_, "reference": np.int16}
 _ALWAYS = {
     *("facts", "weight", "bias", "known", "misfits", "misfit_weights"),
@@ -57,12 +55,12 @@ def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> S
         root=file.value(facts, "root", bool),
         temperature=file.above_zero(facts, "temperature"),
         standards=standards,
-        threshold=_limit(file, file.record(facts, "threshold", _THRESHOLD)),
+        threshold=_threshold(file, file.record(facts, "threshold", _THRESHOLD)),
         weight=file.get("weight", len(known), n_features),
         bias=np.where(known, file.get("bias", len(known)), -np.inf),
         nonconformity=file.weighted("misfits", "misfit_weights"),
         distances=_geometry(file, parts, n_features),
-        reference=_reference(file, n_features) if "knn" in parts else None,
+        neighbors=_neighbors(file, n_features) if "knn" in parts else None,
     )
 
 
@@ -150,7 +148,7 @@ class _File:
     def check_names(self, parts: set[str]) -> None:
         """Raise unless the file holds the tensors these parts need, and no others."""
         wanted = set(_ALWAYS)
-        if parts & _WITH_GEOMETRY:
+        if parts & OF_CLASSES:
             wanted |= {"center", "covectors", "offsets"}
         wanted |= {"base", "axes"} if "mahalanobis" in parts else set()
         wanted |= {"reference"} if "knn" in parts else set()
@@ -167,9 +165,9 @@ class _File:
         return values, found
 
 
-def _limit(file: _File, facts: dict[str, Any]) -> Limit:
+def _threshold(file: _File, facts: dict[str, Any]) -> Threshold:
     scores, weights = file.weighted("threshold_scores", "threshold_weights")
-    for name, choices in ("source", _SOURCES), ("guarantee", _GUARANTEES):
+    for name, choices in ("source", SOURCES), ("guarantee", GUARANTEES):
         if facts[name] not in choices:
             raise file.corrupt(f"`{name}` of the threshold is {facts[name]!r:.100}")
     if (np.diff(scores) < 0).any():
@@ -177,9 +175,10 @@ def _limit(file: _File, facts: dict[str, Any]) -> Limit:
     loc, scale = 0.0, 1.0
     if facts["source"] == "parametric":
         loc, scale = file.value(facts, "loc", float), file.above_zero(facts, "scale")
-    return Limit(
+    return Threshold(
         value=file.value(facts, "value", float),
         source=facts["source"],
+        n=len(scores),
         guarantee=facts["guarantee"],
         statement=file.value(facts, "statement", str),
         loc=loc,
@@ -190,7 +189,7 @@ def _limit(file: _File, facts: dict[str, Any]) -> Limit:
 
 
 def _geometry(file: _File, parts: set[str], n_features: int) -> ClassDistances | None:
-    if not parts & _WITH_GEOMETRY:
+    if not parts & OF_CLASSES:
         return None
     offsets = file.some("offsets", None)
     base, axes = 0.0, None
@@ -207,5 +206,5 @@ def _geometry(file: _File, parts: set[str], n_features: int) -> ClassDistances |
     )
 
 
-def _reference(file: _File, n_features: int) -> np.ndarray:
-    return file.some("reference", None, n_features).astype(np.float64) / GRID
+def _neighbors(file: _File, n_features: int) -> Neighbors:
+    return Neighbors(file.some("reference", None, n_features).astype(np.float64) / GRID)

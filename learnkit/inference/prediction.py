@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import PredictionError
-from learnkit.inference.sets import conformal_quantile, inside
+from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,8 +107,10 @@ class Prediction:
                 "this model has nothing to calibrate prediction sets by; it needs the continual "
                 "state or fit_ood, and images it remembers or validation images"
             )
-        found = inside(self.probs, conformal_quantile(*self.nonconformity, alpha))
-        kept = dict(zip(self.classes, found.tolist(), strict=True))
+        scores, weights = self.nonconformity
+        quantile = conformal_quantile(scores, alpha, weights=weights)
+        (found,) = prediction_sets(self.probs[None], quantile).tolist()
+        kept = dict(zip(self.classes, found, strict=True))
         return tuple(name for name, prob in self.ranking if kept[name] and prob > 0)
 
     def to_dict(self, *, alpha: float | None = None) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import numpy as np
 
 from learnkit.inference.batch import Result
 from learnkit.inference.prediction import not_finite, prediction_of
-from learnkit.uncertainty.scoring import Scoring, sigmoid, softmax
+from learnkit.uncertainty.ood import sigmoid, softmax
+from learnkit.uncertainty.scoring import Scoring
 
 Array = np.ndarray
 

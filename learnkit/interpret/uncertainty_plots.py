@@ -46,8 +46,8 @@ def plot_ood(
         UncertaintyError: scores that are not finite numbers.
     """
     cut = float(threshold)
-    known = check_scores(scores_in, name="scores_in").numpy()
-    strange = check_scores([] if scores_out is None else scores_out, name="scores_out").numpy()
+    known = check_scores(scores_in, name="scores_in")
+    strange = check_scores([] if scores_out is None else scores_out, name="scores_out")
     if not len(known) + len(strange):
         raise InterpretationError("`scores_in` and `scores_out` are empty; give scores to draw")
     ax = ax or new_axes((5.4, 3.4))

@@ -37,7 +37,7 @@ from learnkit.learner.saving import (
     save_with_state,
 )
 from learnkit.learner.trained_head import training
-from learnkit.uncertainty.calibration import Calibration
+from learnkit.uncertainty.calibration import TemperatureFit
 from learnkit.uncertainty.threshold import Threshold
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ class ImageLearner(Learner):
         """
         return continual.refit(self, data, epochs, **training)
 
-    def calibrate(self, dl: Any = None, *, ds_idx: int = 1) -> Calibration:
+    def calibrate(self, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
         """Fit the temperature on images the network was not trained on: what it changed.
 
         The ranking of the classes never changes. A trained head takes the temperature into its last

@@ -42,7 +42,7 @@ from learnkit.learner.training_data import (
     own_data,
     without_files,
 )
-from learnkit.uncertainty.calibration import Calibration, fit_temperature
+from learnkit.uncertainty.calibration import TemperatureFit, fit_temperature
 from learnkit.uncertainty.ood_measures import evaluate_ood
 from learnkit.uncertainty.threshold import Threshold
 
@@ -55,7 +55,7 @@ class _HeldOut(NamedTuple):
     logits: Tensor
 
 
-def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> Calibration:
+def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
     """Make the confidences of the learner mean what they say; see `ImageLearner.calibrate`."""
     head = continual_head(learn.model)
     outputs = _outputs(learn, dl, ds_idx, with_features=head is not None)

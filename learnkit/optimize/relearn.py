@@ -8,10 +8,11 @@ from typing import TypeVar
 
 from learnkit.backends.network import Network
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.embedding import GRID, embed
+from learnkit.continual.embedding import embed
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
 from learnkit.inference.features import BATCH, feature_rows
+from learnkit.uncertainty.embedding import GRID
 
 CARRIED = "carried over from float32"
 UNMOVED = 0.5  # steps of the grid on which features of length 1 are kept

@@ -1,4 +1,4 @@
-"""HOW SURE: scores of unusual images, thresholds, temperatures, prediction sets.
+"""HOW SURE: out-of-distribution scores, thresholds, temperatures, prediction sets.
 
-Arrays in, arrays out, float64 throughout; knows neither networks nor files. Imports no fastai.
+Arrays in, arrays out, float64 throughout, numpy alone; knows neither networks nor files.
 """

@@ -1,4 +1,4 @@
-"""One number that makes confidences mean what they say: the temperature that divides the logits."""
+"""Temperature scaling: one number divides the logits, so that confidences mean what they say."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from learnkit.errors import UncertaintyError
 from learnkit.evaluation import measures
-from learnkit.evaluation.inputs import check_flags, check_labels, check_same_length
-from learnkit.uncertainty.checks import check_choice, check_logits, check_weights, refuse
+from learnkit.evaluation.inputs import as_array, check_flags, check_labels, check_same_length
+from learnkit.uncertainty.checks import (
+    Array,
+    check_choice,
+    check_logits,
+    check_weights,
+    refuse,
+)
 from learnkit.uncertainty.newton import LogLoss, best_factor
+from learnkit.uncertainty.ood import sigmoid, softmax
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +29,7 @@ N_BINS = 15
 
 
 @dataclass(frozen=True)
-class Calibration:
+class TemperatureFit:
     """A temperature, what it was fitted on and what it changed.
 
     Attributes:
@@ -78,7 +84,7 @@ class Calibration:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Calibration:
+    def from_dict(cls, values: dict[str, Any]) -> TemperatureFit:
         """Return the calibration `to_dict` described.
 
         Raises:
@@ -88,7 +94,7 @@ class Calibration:
         if not isinstance(values, dict) or set(values) != names:
             odd = sorted(names ^ set(values)) if isinstance(values, dict) else type(values).__name__
             raise UncertaintyError(f"a calibration needs exactly its own keys; look at {odd}")
-        check_temperature(values["temperature"])
+        _check_temperature(values["temperature"])
         check_choice(values["source"], SOURCES, name="source")
         for name, value in values.items():
             _check_value(name, value)
@@ -102,7 +108,7 @@ def fit_temperature(
     weights: Any = None,
     bounds: tuple[float, float] = (0.05, 20.0),
     source: str = "validation",
-) -> Calibration:
+) -> TemperatureFit:
     """Temperature with the smallest mean log loss on these images, the only minimum there is.
 
     Where no temperature can be learned nothing is fitted: the result has temperature 1, source
@@ -128,15 +134,15 @@ def fit_temperature(
     1.8205
     """
     check_choice(source, SOURCES[:2], name="source")
-    low, high = check_bounds(bounds)
+    low, high = _check_bounds(bounds)
     logits, targets = _check_pair(logits, targets)
     weights = check_weights(weights, len(logits))
     cases = _as_cases(logits, targets, weights)
     reason = _why_not(*cases[:2])
     if reason:
-        return Calibration(n=len(logits), reason=reason)
+        return TemperatureFit(n=len(logits), reason=reason)
     temperature = 1 / best_factor(_loss(*cases), 1 / high, 1 / low)
-    return Calibration(
+    return TemperatureFit(
         temperature,
         source,
         len(logits),
@@ -145,12 +151,7 @@ def fit_temperature(
     )
 
 
-def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Return `logits / temperature`: other confidences, the same ranking of the classes."""
-    return logits / check_temperature(temperature)
-
-
-def check_temperature(temperature: float) -> float:
+def _check_temperature(temperature: float) -> float:
     """Return a finite number above 0 as a float, or raise UncertaintyError."""
     number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
     if not number or not 0 < temperature < math.inf:
@@ -158,9 +159,9 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+def _check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
     """Return (smallest, largest) temperature, or raise UncertaintyError."""
-    low, high = map(check_temperature, bounds)
+    low, high = map(_check_temperature, bounds)
     if low >= high:
         raise UncertaintyError(f"`bounds` are {bounds}; give (smallest, largest) temperature")
     return low, high
@@ -178,37 +179,41 @@ def _check_value(name: str, value: Any) -> None:
         raise UncertaintyError(f"`{name}` is {value!r}, which no calibration has")
 
 
-def _check_pair(logits: Any, targets: Any) -> tuple[Tensor, Tensor]:
+def _check_pair(logits: Any, targets: Any) -> tuple[Array, Array]:
     logits = check_logits(logits)
-    multi_label = torch.as_tensor(targets).ndim == 2
+    multi_label = as_array(targets).ndim == 2
     check = check_flags if multi_label else check_labels
-    targets = torch.from_numpy(check(targets, logits.shape[1]))
+    targets = check(targets, logits.shape[1])
     check_same_length(logits=logits, targets=targets)
     return logits, targets
 
 
-def _as_cases(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _as_cases(logits: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
     """Return (logits, class numbers, weights) with one truth a row; each row's largest logit is 0.
 
     A label that may be there or not is a case of two classes with the logits (0, l).
     """
     if targets.ndim == 2:
-        weights = weights.repeat_interleave(logits.shape[1])
-        logits = torch.stack([torch.zeros_like(logits), logits], dim=2).flatten(0, 1)
-        targets = targets.long().flatten()
-    logits = logits - logits.amax(1, keepdim=True) if len(logits) else logits
-    truth = logits.gather(1, targets[:, None])[:, 0]
+        weights = np.repeat(weights, logits.shape[1])
+        logits = np.stack([np.zeros_like(logits), logits], axis=2).reshape(-1, 2)
+        targets = targets.astype(np.int64).ravel()
+    logits = logits - logits.max(1, keepdims=True) if len(logits) else logits
+    truth = _of_targets(logits, targets)
     rule = "a class without images cannot be the truth: leave those images out"
-    refuse(truth, truth.isneginf(), "logits", f"{rule} (the logit of the truth)")
+    refuse(truth, np.isneginf(truth), "logits", f"{rule} (the logit of the truth)")
     return logits, targets, weights
 
 
-def _loss(logits: Tensor, targets: Tensor, weights: Tensor) -> LogLoss:
+def _of_targets(logits: Array, targets: Array) -> Array:
+    return np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+
+
+def _loss(logits: Array, targets: Array, weights: Array) -> LogLoss:
     """Return the mean log loss as a function of the inverse temperature."""
-    return LogLoss(logits, logits.gather(1, targets[:, None])[:, 0], weights)
+    return LogLoss(logits, _of_targets(logits, targets), weights)
 
 
-def _why_not(logits: Tensor, targets: Tensor) -> str:
+def _why_not(logits: Array, targets: Array) -> str:
     """Return why no temperature can be learned, or ""."""
     if not len(logits):
         return "no images to calibrate on"
@@ -224,14 +229,14 @@ def _why_not(logits: Tensor, targets: Tensor) -> str:
 
 
 def before_and_after(
-    logits: Tensor, targets: Tensor, weights: Tensor, temperature: float
+    logits: Array, targets: Array, weights: Array, temperature: float
 ) -> list[float]:
     """Return log loss, Brier score and ECE, each before and after the temperature.
 
-    In the order of the fields of `Calibration`. Targets of two dimensions are flags, as for
+    In the order of the fields of `TemperatureFit`. Targets of two dimensions are flags, as for
     `fit_temperature`.
     """
-    as_probs = (lambda x: x.sigmoid()) if targets.ndim == 2 else (lambda x: x.softmax(1))
+    as_probs = sigmoid if targets.ndim == 2 else softmax
     both = [as_probs(logits), as_probs(logits / temperature)]
     names = measures.log_loss, measures.brier_score, measures.expected_calibration_error
     return [measure(probs, targets, weights=weights) for measure in names for probs in both]

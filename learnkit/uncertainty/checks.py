@@ -1,79 +1,82 @@
-"""What the uncertainty floor accepts: numpy or torch, checked once, in one wording."""
+"""Checks of what the uncertainty floor accepts: any arrays, checked once, in one wording."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from learnkit.errors import UncertaintyError
+from learnkit.evaluation.inputs import as_array
+
+Array = np.ndarray
 
 
-def as_tensor(values: Any, *, name: str = "scores") -> Tensor:
-    """Return `values` as a plain float64 tensor on the CPU, cut off from any graph.
+def as_floats(values: Any, *, name: str = "scores") -> Array:
+    """Return `values` as a float64 array; a tensor is cut off from any graph.
 
     Raises:
         UncertaintyError: they are no numbers.
     """
     try:
-        # Lists of floats would become float32 without a word.
-        dtype = None if isinstance(values, Tensor) else torch.float64
-        tensor = torch.as_tensor(values, dtype=dtype)
-    except (TypeError, ValueError, RuntimeError) as error:  # torch raises each of them
+        array = as_array(values)
+    except ValueError as error:  # rows of different lengths
         raise UncertaintyError(f"`{name}` holds what is no array of numbers: {error}") from error
-    return tensor.detach().as_subclass(Tensor).to("cpu", torch.float64)
+    if array.dtype.kind not in "biuf":
+        raise UncertaintyError(f"`{name}` holds what is no array of numbers, but {array.dtype}")
+    return array.astype(np.float64, copy=False)
 
 
-def check_scores(scores: Any, *, name: str = "scores") -> Tensor:
+def check_scores(scores: Any, *, name: str = "scores") -> Array:
     """Return one finite number per image as float64 (N,).
 
     Raises:
         UncertaintyError: another shape, or NaN or infinity; the message names the first rows.
     """
-    tensor = as_tensor(scores, name=name)
-    if tensor.ndim != 1:
+    array = as_floats(scores, name=name)
+    if array.ndim != 1:
         raise UncertaintyError(
-            f"`{name}` has shape {tuple(tensor.shape)}; give one number per image, shape (N,)"
+            f"`{name}` has shape {array.shape}; give one number per image, shape (N,)"
         )
-    refuse(tensor, ~tensor.isfinite(), name, "every value must be finite: look at those images")
-    return tensor
+    refuse(array, ~np.isfinite(array), name, "every value must be finite: look at those images")
+    return array
 
 
-def check_logits(logits: Any, *, name: str = "logits") -> Tensor:
+def check_logits(logits: Any, *, name: str = "logits") -> Array:
     """Return logits as float64 (N, C); -inf, a class that cannot win, may stand beside finite ones.
 
     Raises:
         UncertaintyError: another shape, NaN or +inf, or a row without any finite value.
     """
-    tensor = as_tensor(logits, name=name)
-    if tensor.ndim != 2:
+    array = as_floats(logits, name=name)
+    if array.ndim != 2:
         raise UncertaintyError(
-            f"`{name}` has shape {tuple(tensor.shape)}; give one row per image and one column per"
-            " class, shape (N, C)"
+            f"`{name}` has shape {array.shape}; give one row per image and one column per class,"
+            " shape (N, C)"
         )
-    wrong = (tensor.isnan() | (tensor == math.inf)).any(1)
-    rule = "logits are finite, or -inf for a class without images"
-    refuse(tensor.amax(1) if tensor.numel() else tensor, wrong, name, rule)
-    empty = tensor.isneginf().all(1)
-    refuse(tensor.amax(1) if tensor.numel() else tensor, empty, name, "no class has any images")
-    return tensor
+    if not array.size:
+        return array
+    largest = array.max(1)  # NaN if there is one
+    wrong = np.isnan(largest) | (largest == math.inf)
+    refuse(largest, wrong, name, "logits are finite, or -inf for a class without images")
+    refuse(largest, np.isneginf(largest), name, "no class has any images")
+    return array
 
 
-def check_weights(weights: Any, n: int) -> Tensor:
+def check_weights(weights: Any, n: int) -> Array:
     """Return one weight above 0 per row as float64 (n,); ones if None.
 
     Raises:
         UncertaintyError: another length, or weights that are not finite and above 0.
     """
     if weights is None:
-        return torch.ones(n, dtype=torch.float64)
-    tensor = check_scores(weights, name="weights")
-    if len(tensor) != n:
-        raise UncertaintyError(f"`weights` has {len(tensor)} values for {n} rows; give one per row")
-    refuse(tensor, tensor <= 0, "weights", "weights are above 0: leave out the rows of weight 0")
-    return tensor
+        return np.ones(n)
+    array = check_scores(weights, name="weights")
+    if len(array) != n:
+        raise UncertaintyError(f"`weights` has {len(array)} values for {n} rows; give one per row")
+    refuse(array, array <= 0, "weights", "weights are above 0: leave out the rows of weight 0")
+    return array
 
 
 def check_rate(rate: float, *, name: str) -> float:
@@ -99,12 +102,10 @@ def check_choice(value: str, choices: tuple[str, ...], *, name: str) -> str:
     return value
 
 
-def refuse(values: Tensor, wrong: Tensor, name: str, rule: str) -> None:
+def refuse(values: Array, wrong: Array, name: str, rule: str) -> None:
     """Raise UncertaintyError naming up to five of the rows where `wrong` (N,) holds."""
-    rows = wrong.nonzero().flatten().tolist()
+    rows = np.flatnonzero(wrong).tolist()
     if rows:
         some = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         plural = "s" if len(rows) > 1 else ""
-        raise UncertaintyError(
-            f"`{name}` holds {values[rows[0]].item():g} in row{plural} {some}; {rule}"
-        )
+        raise UncertaintyError(f"`{name}` holds {values[rows[0]]:g} in row{plural} {some}; {rule}")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from torch import Tensor
+import numpy as np
 
-_CHUNK = 2**21  # logits worked on at once
+from learnkit.uncertainty.checks import Array
+from learnkit.uncertainty.ood import softmax
+
+_CHUNK = 2**18  # logits worked on at once
 _IMPOSSIBLE = -1e30  # for -inf: of probability 0 as well, but 0 times it is 0
 _PRECISE = 1e-8  # Newton's last step: the next would be of its square
 
@@ -19,29 +22,29 @@ class LogLoss(NamedTuple):
     of the right class; `weights (N,)`; `offset (C,)`, which b does not touch.
     """
 
-    logits: Tensor
-    truth: Tensor
-    weights: Tensor
-    offset: Tensor | float = 0.0
+    logits: Array
+    truth: Array
+    weights: Array
+    offset: Array | float = 0.0
 
     def slope(self, factor: float) -> tuple[float, float]:
         """First and second derivative at `factor`."""
         slope = curvature = 0.0
-        rows = max(1, _CHUNK // self.logits.shape[1])
-        parts = (values.split(rows) for values in (self.logits, self.truth, self.weights))
-        for logits, truth, weights in zip(*parts, strict=True):
-            l = logits.clamp_min(_IMPOSSIBLE)
-            moments = (factor * l).add_(self.offset).softmax(1).mul_(l)
-            mean = moments.sum(1)
-            square = moments.mul_(l).sum(1)
-            slope += float(weights @ (mean - truth))
-            curvature += float(weights @ (square - mean.square()))
+        step = max(1, _CHUNK // self.logits.shape[1])
+        for start in range(0, len(self.logits), step):
+            part = slice(start, start + step)
+            l = np.maximum(self.logits[part], _IMPOSSIBLE)
+            moments = softmax(factor * l + self.offset)
+            moments *= l
+            mean, square = moments.sum(1), np.einsum("ij,ij->i", moments, l)
+            slope += float(self.weights[part] @ (mean - self.truth[part]))
+            curvature += float(self.weights[part] @ (square - mean * mean))
         total = float(self.weights.sum())
         return slope / total, curvature / total
 
 
 class Expected(NamedTuple):
-    """What the factor is before any sample is seen: about `factor`, off by `spread` in its log.
+    """The factor before any sample is seen: about `factor`, off by `spread` in its log.
 
     `n` is how many samples the log loss is the mean of; the more, the less this counts.
     """

@@ -1,4 +1,4 @@
-"""How well a score tells strange images from known ones; strange is the positive class."""
+"""Measures of out-of-distribution (OOD) detection; the OOD images are the positive class."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from learnkit.uncertainty.checks import check_rate, check_scores
+from learnkit.uncertainty.checks import Array, check_rate, check_scores
 
 
 def auroc(scores_in: Any, scores_out: Any) -> float:
-    """Probability in 0..1 that a strange image scores higher than a known one, ties counting half.
+    """Probability in 0..1 that an OOD image scores higher than a known one, ties counting half.
 
     The area under the ROC curve with the out-of-distribution images as the positive class; .5 is
     chance. NaN if either side is empty.
@@ -21,45 +20,44 @@ def auroc(scores_in: Any, scores_out: Any) -> float:
     >>> auroc([0.1, 0.2, 0.3], [0.25, 0.9])
     0.8333333333333334
     """
-    known, strange = _both_sides(scores_in, scores_out)
-    if not len(known) or not len(strange):
+    known, ood = _both_sides(scores_in, scores_out)
+    if not len(known) or not len(ood):
         return math.nan
-    known = known.sort().values
-    below = torch.searchsorted(known, strange)
-    up_to = torch.searchsorted(known, strange, right=True)
-    return ((below + up_to).double().mean() / (2 * len(known))).item()
+    known = np.sort(known)
+    below, up_to = np.searchsorted(known, ood), np.searchsorted(known, ood, side="right")
+    return float((below + up_to).mean() / (2 * len(known)))
 
 
 def fpr_at_tpr(scores_in: Any, scores_out: Any, *, tpr: float = 0.95) -> float:
-    """Share of known images flagged when at least `tpr` of the strange ones are; lower is better.
+    """Share of known images flagged when at least `tpr` of the OOD ones are; lower is better.
 
     The out-of-distribution images are the positive class. (Part of the literature swaps the
-    classes and reports the strange images passed when 95 % of the known ones pass.) NaN if either
+    classes and reports the OOD images passed when 95 % of the known ones pass.) NaN if either
     side is empty.
 
     >>> fpr_at_tpr([0.1, 0.2, 0.3, 0.4], [0.25, 0.9])
     0.5
     """
-    known, strange = _both_sides(scores_in, scores_out)
+    known, ood = _both_sides(scores_in, scores_out)
     tpr = 1.0 if tpr == 1 else check_rate(tpr, name="tpr")
-    if not len(known) or not len(strange):
+    if not len(known) or not len(ood):
         return math.nan
-    n_caught = math.ceil(tpr * len(strange) - 1e-9)
-    cut = strange.sort(descending=True).values[n_caught - 1]
-    return (known >= cut).double().mean().item()
+    n_caught = math.ceil(tpr * len(ood) - 1e-9)
+    cut = np.sort(ood)[len(ood) - n_caught]
+    return float((known >= cut).mean())
 
 
 @dataclass(frozen=True)
 class OodEvaluation:
-    """How well scores and a threshold tell strange images from known ones.
+    """OOD detection by scores and a threshold, measured.
 
     Attributes:
-        auroc: area under the ROC curve, strange images positive.
-        fpr_at_95_tpr: share of known images flagged when 95 % of the strange ones are.
+        auroc: area under the ROC curve, OOD images positive.
+        fpr_at_95_tpr: share of known images flagged when 95 % of the OOD ones are.
         false_alarm_rate: share of known images above the threshold.
-        detection_rate: share of strange images above the threshold.
+        detection_rate: share of OOD images above the threshold.
         n_in: number of known images.
-        n_out: number of strange images.
+        n_out: number of OOD images.
         reason: why some of the numbers are NaN; empty if none is.
     """
 
@@ -82,23 +80,23 @@ def evaluate_ood(scores_in: Any, scores_out: Any, threshold: float | None = None
 
     One-sided input is no error: what has no answer is NaN, and `reason` says why.
     """
-    known, strange = _both_sides(scores_in, scores_out)
-    sides = {"known": known, "out-of-distribution": strange}
+    known, ood = _both_sides(scores_in, scores_out)
+    sides = {"known": known, "out-of-distribution": ood}
     missing = [f"no {name} images" for name, scores in sides.items() if not len(scores)]
     missing += ["no threshold"] if threshold is None else []
     cut = math.nan if threshold is None else float(threshold)
-    rates = [_share_above(scores, cut) for scores in (known, strange)]
-    sizes = len(known), len(strange)
-    measured = auroc(known, strange), fpr_at_tpr(known, strange)
+    rates = [_share_above(scores, cut) for scores in (known, ood)]
+    sizes = len(known), len(ood)
+    measured = auroc(known, ood), fpr_at_tpr(known, ood)
     return OodEvaluation(*measured, *rates, *sizes, reason=", ".join(missing))
 
 
-def _share_above(scores: Tensor, threshold: float) -> float:
+def _share_above(scores: Array, threshold: float) -> float:
     """Return the share of scores above the threshold, NaN without scores or threshold."""
     if not len(scores) or math.isnan(threshold):
         return math.nan
-    return (scores > threshold).double().mean().item()
+    return float((scores > threshold).mean())
 
 
-def _both_sides(scores_in: Any, scores_out: Any) -> tuple[Tensor, Tensor]:
+def _both_sides(scores_in: Any, scores_out: Any) -> tuple[Array, Array]:
     return check_scores(scores_in, name="scores_in"), check_scores(scores_out, name="scores_out")

@@ -1,17 +1,19 @@
-"""The score above which an image counts as strange: found from scores, or set by hand."""
+"""The threshold above which an image counts as out of distribution: fitted, or set by hand."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from learnkit.errors import UncertaintyError
 from learnkit.uncertainty.checks import (
-    as_tensor,
+    Array,
+    as_floats,
     check_choice,
     check_rate,
     check_score,
@@ -47,7 +49,7 @@ def fit_threshold(
     leave-one-out scores. In-sample scores flag nearly every fresh image.
 
     Args:
-        scores: finite scores (n,), higher = more unusual.
+        scores: finite scores (n,), higher = further out of distribution.
         false_alarm_rate: wanted share of known images flagged.
         guarantee: "split": at most that share on average over draws of the scores, exact for
             images drawn alike; "loo": the same quantile of leave-one-out scores, close to it but
@@ -117,7 +119,7 @@ def manual_threshold(value: float, before: Threshold | None = None) -> Threshold
 
 
 def _parametric(
-    scores: Tensor, weights: Tensor, rate: float, model: tuple[float, float] | None
+    scores: Array, weights: Array, rate: float, model: tuple[float, float] | None
 ) -> Threshold:
     """Return the threshold of a normal distribution of the sorted scores that are not blank."""
     shown = scores < BLANK_SCORE
@@ -141,7 +143,7 @@ def _parametric(
 
 
 def _normal(
-    scores: Tensor, weights: Tensor, model: tuple[float, float] | None
+    scores: Array, weights: Array, model: tuple[float, float] | None
 ) -> tuple[float, float, int]:
     """Return mean, standard deviation, and of how many sorted scores: 0 if it is the model."""
     if len(scores) < 2:
@@ -152,7 +154,7 @@ def _normal(
             )
         return *model, 0
     loc, scale = location_scale(scores, weights)
-    alike = scores[-1] - scores[0] <= _ALIKE * scores.abs().amax()
+    alike = scores[-1] - scores[0] <= _ALIKE * np.abs(scores).max()
     if alike and model is not None:
         scale = model[1]
     return loc, scale, len(scores)
@@ -174,12 +176,12 @@ SOURCES = ("validation", "leave-one-out", "parametric", "manual")
 GUARANTEES = ("loo", "split", "pac", "none")
 
 
-_NO_SCORES = torch.zeros(0, dtype=torch.float64)
+_nothing = partial(np.zeros, 0)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where known ends and strange begins.
+    """The score above which an image is flagged as out of distribution (OOD).
 
     Attributes:
         value: an image is flagged if its score is above this.
@@ -203,40 +205,49 @@ class Threshold:
     guarantee: str = "none"
     delta: float | None = None
     statement: str = ""
-    calibration_scores: Tensor = field(default=_NO_SCORES, repr=False, compare=False)
-    calibration_weights: Tensor = field(default=_NO_SCORES, repr=False, compare=False)
+    calibration_scores: Array = field(
+        default_factory=lambda: np.zeros(0), repr=False, compare=False
+    )
+    calibration_weights: Array = field(
+        default_factory=lambda: np.zeros(0), repr=False, compare=False
+    )
     loc: float | None = None
     scale: float | None = None
 
     def __float__(self) -> float:
         return self.value
 
-    def is_ood(self, scores: Any) -> Tensor:
+    def is_ood(self, scores: Any) -> Array:
         """Whether each score is above the threshold, bool of the same shape."""
-        return as_tensor(scores) > self.value
+        return as_floats(scores) > self.value
 
-    def p_value(self, scores: Any) -> Tensor:
-        """Probability, float64 in 0..1, that a known image scores at least this; small = strange.
+    def p_values(self, scores: Any) -> Array:
+        """Probability, float64 in 0..1, that a known image scores at least this; small = OOD.
 
         The rank among the calibration scores, the new image counted with them. A parametric
         threshold adds the tail of its distribution beyond them; a manual one without calibration
         scores knows nothing: NaN.
         """
-        scores = as_tensor(scores)
+        scores = as_floats(scores)
         if self.source != "parametric":
-            return self._rank(scores) if self.n else torch.full_like(scores, math.nan)
+            return self._rank(scores) if self.n else np.full_like(scores, math.nan)
         tail = upper_tail((scores - self.loc) / self.scale, self.n if self.n > 1 else 0)
         if not self.n:
             return tail
         seen = scores <= self.calibration_scores[-1]
-        return torch.where(seen, torch.maximum(tail, self._rank(scores)), tail)
+        return np.where(seen, np.maximum(tail, self._rank(scores)), tail)
 
-    def _rank(self, scores: Tensor) -> Tensor:
+    def p_value(self, scores: Any) -> Array:
+        """The former name of `p_values`."""
+        warnings.warn("`p_value` is now called `p_values`", DeprecationWarning, stacklevel=2)
+        return self.p_values(scores)
+
+    def _rank(self, scores: Array) -> Array:
         """Return the share of weight at or above each score, the new image's own counted in."""
         weights = self.calibration_weights
-        below = torch.cat([weights.new_zeros(1), weights.cumsum(0)])
-        rank = torch.searchsorted(self.calibration_scores, scores.contiguous())
+        below = np.concatenate([[0.0], weights.cumsum()])
         own = weight_of_next(weights, self.guarantee)
+        rank = np.searchsorted(self.calibration_scores, scores)
         return (below[-1] - below[rank] + own) / (below[-1] + own)
 
     def to_dict(self) -> dict[str, Any]:
@@ -271,7 +282,7 @@ def _checked(threshold: Threshold) -> Threshold:
         check_rate(threshold.false_alarm_rate, name="false_alarm_rate")
     scores = check_scores(threshold.calibration_scores, name="calibration_scores")
     weights = check_weights(threshold.calibration_weights, len(scores))
-    if threshold.n != len(scores) or (scores.diff() < 0).any():
+    if threshold.n != len(scores) or (np.diff(scores) < 0).any():
         raise UncertaintyError(
             f"`calibration_scores` must be the {threshold.n!r} sorted scores the threshold counts"
         )

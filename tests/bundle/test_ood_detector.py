@@ -131,7 +131,7 @@ def test_who_has_no_detector_is_told_where_to_get_one():
 
 def test_it_stands_beside_trained_heads_of_one_label_only(predictor):
     learning = make_continual({"ok": 3, "NO": 3})
-    with pytest.raises(PredictionError, match="head tells them itself"):
+    with pytest.raises(PredictionError, match="head detects them itself"):
         Predictor(learning.model, Preprocessing(32), detector=predictor.detector)
     model = make_model(**PLAIN_HEAD)
     with pytest.raises(PredictionError, match="several labels"):

@@ -9,17 +9,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from continual_helpers import examples
+from continual_helpers import embedded, examples
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import learnkit.continual.derived
+import learnkit.continual.derivation
 import learnkit.continual.knowledge
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.embedding import embed
-from learnkit.continual.held_out import collect_honest
-from learnkit.continual.score_parts import Reference, judge
+from learnkit.continual.held_out import collect_held_out
+from learnkit.continual.reference import Reference
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import (
     ContinualPredictionError,
@@ -76,8 +75,8 @@ def essence(head):
         rows,
         head.threshold.to_dict(),
         str(head.calibration),
-        derived.scorer.standards,
-        derived.nonconformity.tolist(),
+        derived.scoring.standards,
+        derived.scoring.nonconformity[0].tolist(),
     )
 
 
@@ -197,7 +196,7 @@ def test_probabilities_are_those_of_the_classifier_at_its_temperature():
     head = learned(images(8, spread=0.6))
     linear = head.knowledge.derived.linear
     features = images(3, seed=1)[0]
-    logits = linear.logits(embed(features, root=True)) / head.temperature
+    logits = linear.logits(embedded(features, root=True)) / head.temperature
     by_name = torch.softmax(logits, 1)[:, [sorted(NAMES).index(name) for name in head.classes]]
     torch.testing.assert_close(head(features).softmax(1), by_name.float())
 
@@ -369,7 +368,7 @@ def test_validation_images_decide_on_the_threshold():
     assert head.threshold.source == "validation"
     assert head.threshold.n == 60
     expected = head.ood_scores(fresh[0]).sort().values
-    torch.testing.assert_close(head.threshold.calibration_scores, expected, atol=0.02, rtol=0)
+    np.testing.assert_allclose(head.threshold.calibration_scores, expected, atol=0.02, rtol=0)
     assert head.calibration.source == "validation"
 
 
@@ -397,7 +396,7 @@ def test_the_nearest_other_feature_is_found_as_by_a_slow_loop():
     derived = head.knowledge.derived
     loo, stats = derived.linear.loo, derived.stats
     features, labels = stats.memory.all()
-    honest = collect_honest(
+    held_out = collect_held_out(
         stats,
         head.knowledge.validation.picked([0, 1, 2, 3]),
         derived.linear,
@@ -405,8 +404,8 @@ def test_the_nearest_other_feature_is_found_as_by_a_slow_loop():
         "training",
     )
     assert loo.n_single == 10
-    assert len(honest) == len(loo.labels) > 10
-    for i, distance in enumerate(honest.knn.tolist()):
+    assert len(held_out) == len(loo.labels) > 10
+    for i, distance in enumerate(held_out.knn.tolist()):
         own, label = loo.memory.features[loo.rows[i]], loo.labels[i]
         partner = loo.memory.features[loo.memory.partners[loo.rows[i]]]
         expected = min(
@@ -417,28 +416,28 @@ def test_the_nearest_other_feature_is_found_as_by_a_slow_loop():
         assert distance == pytest.approx(expected, abs=1e-7)
 
 
-def test_honest_scores_are_those_of_a_classifier_that_never_saw_the_image():
+def test_held_out_scores_are_those_of_a_classifier_that_never_saw_the_image():
     x, labels = images(5)
     head = learned((x, labels), memory=64)
-    derived, embedded = head.knowledge.derived, embed(x, root=True)
-    reference, none = derived.scorer.reference, head.knowledge.validation.picked(range(5))
-    honest = collect_honest(derived.stats, none, derived.linear, reference, "training")
+    derived, rows = head.knowledge.derived, embedded(x, root=True)
+    reference = Reference.of(derived.stats.memory)
+    none = head.knowledge.validation.picked(range(5))
+    held_out = collect_held_out(derived.stats, none, derived.linear, reference, "training")
     for i in range(0, len(x), 7):
         fewer = learned((x, labels), memory=64)
         fewer.subtract(x[i : i + 1], labels[i : i + 1])
-        less = fewer.knowledge.derived.scorer.reference
-        judged = judge(derived.linear, embedded[i : i + 1], less)
-        row = (derived.linear.loo.memory.features - embedded[i]).norm(dim=1).argmin()
-        assert honest.knn[row] == pytest.approx(judged.knn.item(), abs=1e-4)
+        found = fewer.scoring.neighbors.nearest(rows[i : i + 1].numpy())
+        row = (derived.linear.loo.memory.features - rows[i]).norm(dim=1).argmin()
+        assert held_out.knn[row] == pytest.approx(found.item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(("prior", "expected"), [("training", [0.6, 0.4]), ("uniform", [0.5, 0.5])])
 def test_classes_weigh_as_the_prior_says(prior, expected):
     batch = (images(12)[0][:30], ["a"] * 18 + ["b"] * 12)
     derived = learned(batch, prior=prior).knowledge.derived
-    threshold = derived.threshold
+    threshold = derived.scoring.threshold
     assert threshold.calibration_weights.sum() == pytest.approx(1)
-    weights = derived.nonconformity_weights
+    weights = derived.scoring.nonconformity[1]
     labels = derived.linear.loo.labels
     assert [weights[labels == c].sum().item() for c in (0, 1)] == pytest.approx(expected)
 
@@ -510,8 +509,8 @@ def test_guesses_come_with_one_warning_and_a_note():
 
 STEPS = [
     (learnkit.continual.knowledge, "derive"),
-    (learnkit.continual.derived, "fit_classifier"),
-    (learnkit.continual.derived, "fit_scorer_threshold"),
+    (learnkit.continual.derivation, "fit_classifier"),
+    (learnkit.continual.derivation, "fit_score_threshold"),
     (learnkit.continual.knowledge.Knowledge, "report"),
     (ClassStatistics, "update"),
 ]
@@ -595,9 +594,9 @@ def test_undo_of_large_statistics_derives_them_again(monkeypatch):
 
 def test_only_new_images_make_it_fit_again(monkeypatch):
     head, fits = learned(images(4)), []
-    fit = learnkit.continual.derived.fit_classifier
+    fit = learnkit.continual.derivation.fit_classifier
     monkeypatch.setattr(
-        learnkit.continual.derived, "fit_classifier", lambda *a: fits.append(1) or fit(*a)
+        learnkit.continual.derivation, "fit_classifier", lambda *a: fits.append(1) or fit(*a)
     )
     head.set_threshold(2.0)
     head.set_threshold(false_alarm_rate=0.1)
@@ -755,7 +754,7 @@ def test_the_head_shows_what_it_knows():
     assert "16 features, 5 classes, 15 images, classifier='lda'" in repr(learned(images(3)))
     torch.testing.assert_close(
         learned((images(3)[0][:3], ["x"] * 3)).prototypes[0],
-        embed(images(3)[0][:3], root=True).mean(0),
+        embedded(images(3)[0][:3], root=True).mean(0),
         atol=1e-4,
         rtol=0,
     )

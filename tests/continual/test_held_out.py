@@ -18,7 +18,7 @@ def fitted(n, *, n_classes=2, shrinkage):
     x = torch.from_numpy(rng.gamma(0.8, size=(n * n_classes, D)))
     labels = [name for name in "abc"[:n_classes] for _ in range(n)]
     stats = ClassStatistics.empty(D, root=True, memory_size=64).update(x, labels).canonical()
-    return fit_lda(stats, shrinkage=shrinkage)
+    return fit_lda(stats.moments(), shrinkage=shrinkage)
 
 
 def slow_score(linear, row):

@@ -27,10 +27,10 @@ def asked(report, word):
 
 def test_more_of_the_same_raises_no_question(head):
     report = head.extend(torch.cat([images(0, 20, 3), images(1, 20, 4)]), ["a"] * 20 + ["b"] * 20)
-    assert not asked(report, "unusual")
+    assert not asked(report, "out-of-distribution")
 
 
-def test_known_classes_that_look_unusual_are_asked_about(head):
+def test_known_classes_that_are_flagged_are_asked_about(head):
     report = head.extend(torch.cat([images(0, 20, 3), images(5, 20, 4)]), ["a"] * 20 + ["b"] * 20)
     (note,) = asked(report, "have camera, light or parts changed")
     assert "of 40 new images of known classes" in note
@@ -38,7 +38,7 @@ def test_known_classes_that_look_unusual_are_asked_about(head):
 
 
 def test_a_new_class_far_from_all_raises_no_question(head):
-    assert not asked(head.extend(images(5, 20, 3), ["c"] * 20), "unusual")
+    assert not asked(head.extend(images(5, 20, 3), ["c"] * 20), "out-of-distribution")
 
 
 def test_a_known_class_under_another_name_is_asked_about(head):

@@ -3,22 +3,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from continual_helpers import draw, gather
+from continual_helpers import draw, embedded, gather
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.loo_samples import mean_debts
 from learnkit.continual.closed_form.temperature import temper
-from learnkit.continual.embedding import embed, to_grid
-from learnkit.continual.statistics import GRID, ClassStatistics
+from learnkit.continual.embedding import to_grid
+from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import ContinualNotInitializedError
+from learnkit.uncertainty.embedding import GRID
 
 FITS = [fit_lda, fit_prototype]
 both = pytest.mark.parametrize("fit", FITS)
 
 
 def accuracy(classifier, stats, features, labels):
-    predicted = classifier.logits(embed(features, root=False)).argmax(1)
+    predicted = classifier.logits(embedded(features)).argmax(1)
     return np.mean(
         [stats.class_names[i] == label for i, label in zip(predicted, labels, strict=True)]
     )
@@ -26,13 +27,13 @@ def accuracy(classifier, stats, features, labels):
 
 def is_usable(classifier, stats, features):
     """Finite logits for known classes, -inf for others, finite scores and temperature."""
-    logits = classifier.logits(embed(features, root=False))
+    logits = classifier.logits(embedded(features))
     known = stats.counts > 0
     assert torch.isfinite(logits[:, known]).all()
     assert (logits[:, ~known] == -math.inf).all()
     assert 0 < classifier.temperature < math.inf
-    scores = classifier.geometry.mahalanobis_scores(embed(features, root=False))
-    assert torch.isfinite(scores).all()
+    scores = classifier.geometry.distances.mahalanobis(embedded(features).numpy())
+    assert np.isfinite(scores).all()
     for values in (classifier.loo.mahalanobis, classifier.loo.relative):
         assert torch.isfinite(values).all()
     return True
@@ -43,11 +44,11 @@ def is_usable(classifier, stats, features):
 def test_without_debiasing_it_is_scikit_learns(shrinkage, counts):
     features, labels = draw(counts)
     stats = gather(features, labels)
-    z = (to_grid(embed(features, root=False)) / GRID).numpy()
+    z = (to_grid(embedded(features)) / GRID).numpy()
     priors = [n / len(labels) for n in counts.values()]
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=priors)
     theirs.fit(z, labels)
-    ours = fit_lda(stats, debias=0, shrinkage=shrinkage)
+    ours = fit_lda(stats.moments(), debias=0, shrinkage=shrinkage)
     # theirs divides the scatter by the images, ours by the degrees of freedom
     factor = len(labels) / stats.dof
     wanted = theirs.decision_function(z) - np.log(priors)
@@ -69,10 +70,10 @@ def lengths_that_count(lengths, counts, d_eff):
 def test_leave_one_out_logits_are_those_of_the_classifier_without_the_sample(fit):
     features, labels = draw({"a": 6, "b": 5, "c": 3})
     stats = gather(features, labels)
-    classifier = fit(stats)
+    classifier = fit(stats.moments())
     geometry, rho = classifier.geometry, classifier.shrinkage
     spectrum = geometry.spectrum
-    z = to_grid(embed(features, root=False)) / GRID
+    z = to_grid(embedded(features)) / GRID
     for row in range(len(labels)):
         sample = classifier.loo.memory.features[classifier.loo.rows[row]]
         gone = int((z - sample).abs().sum(1).argmin())
@@ -94,8 +95,8 @@ def test_leave_one_out_logits_are_those_of_the_classifier_without_the_sample(fit
 
 
 @both
-def test_the_shrinkage_has_about_the_least_honest_log_loss(fit):
-    classifier = fit(gather(*draw({"a": 20, "b": 12, "c": 4})))
+def test_the_shrinkage_has_about_the_least_held_out_log_loss(fit):
+    classifier = fit(gather(*draw({"a": 20, "b": 12, "c": 4})).moments())
     losses = classifier.diagnostics["losses"]
     assert losses[classifier.shrinkage] < min(losses.values()) + 0.01
     assert classifier.diagnostics["chosen_by"] == "leave-one-out log loss"
@@ -105,25 +106,25 @@ def test_the_shrinkage_has_about_the_least_honest_log_loss(fit):
 
 
 def test_shrinks_much_with_few_images_and_little_with_many():
-    few = fit_lda(gather(*draw({"a": 4, "b": 4, "c": 4}, width=40, noise=1.5)))
+    few = fit_lda(gather(*draw({"a": 4, "b": 4, "c": 4}, width=40, noise=1.5)).moments())
     features, labels = draw({"a": 200, "b": 200, "c": 200}, width=10)
     features[:, 0] *= 4  # far from round
-    many = fit_lda(gather(features, labels))
+    many = fit_lda(gather(features, labels).moments())
     assert many.shrinkage < 0.5 < few.shrinkage
 
 
-def test_classes_weigh_alike_in_the_honest_loss():
-    loo = fit_lda(gather(*draw({"a": 30, "b": 6, "c": 2}))).loo
+def test_classes_weigh_alike_in_the_held_out_loss():
+    loo = fit_lda(gather(*draw({"a": 30, "b": 6, "c": 2})).moments()).loo
     masses = torch.zeros(3, dtype=torch.float64).index_add_(0, loo.labels, loo.weights)
     torch.testing.assert_close(masses, torch.full_like(masses, 1 / 3))
 
 
 def test_classes_of_one_image_are_played_by_others():
     stats = gather(*draw({"a": 8, "b": 8, "c": 1, "d": 1}))
-    loo = fit_lda(stats).loo
+    loo = fit_lda(stats.moments()).loo
     assert float(loo.weights[loo.n_single :].sum()) == pytest.approx(0.5)
     assert len(loo.labels) == 2 * loo.n_single == 32
-    assert fit_lda(gather(*draw({"a": 8, "b": 8, "c": 2}))).loo.n_single == 18
+    assert fit_lda(gather(*draw({"a": 8, "b": 8, "c": 2})).moments()).loo.n_single == 18
 
 
 @both
@@ -132,13 +133,13 @@ def test_a_class_of_two_images_is_found_beside_classes_of_hundreds(fit):
     features, labels = draw({**counts, "new": 102}, width=200, noise=3.5)
     stats = gather(features[:602], labels[:602])
     fresh, truth = features[602:], labels[602:]
-    assert accuracy(fit(stats, debias=0), stats, fresh, truth) < 0.1
-    assert accuracy(fit(stats), stats, fresh, truth) > 0.5
+    assert accuracy(fit(stats.moments(), debias=0), stats, fresh, truth) < 0.1
+    assert accuracy(fit(stats.moments()), stats, fresh, truth) > 0.5
 
 
 def test_a_shrinkage_that_is_as_good_as_any_is_the_expected_one():
     easy = gather(*draw({"a": 6, "b": 6}, width=200, noise=0.2))
-    assert fit_lda(easy).shrinkage > 0.9
+    assert fit_lda(easy.moments()).shrinkage > 0.9
 
 
 @both
@@ -146,13 +147,13 @@ def test_a_shrinkage_that_is_as_good_as_any_is_the_expected_one():
 def test_does_not_depend_on_the_order_of_arrival(fit, prior):
     features, labels = draw({"a": 9, "b": 1, "c": 5, "d": 2})
     stats = gather(features, labels)
-    base = fit(stats, prior=prior)
+    base = fit(stats.moments(), prior=prior)
     for seed in range(4):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
         other_stats = ClassStatistics.empty(12, root=False)
         for part in (order[:5], order[5:6], order[6:]):
             other_stats = other_stats.update(features[part], [labels[i] for i in part])
-        other = fit(other_stats, prior=prior)
+        other = fit(other_stats.moments(), prior=prior)
         places = [other_stats.class_names.index(name) for name in stats.class_names]
         assert torch.equal(other.weight[places], base.weight)
         assert torch.equal(other.bias[places], base.bias)
@@ -165,10 +166,10 @@ def test_does_not_depend_on_the_order_of_arrival(fit, prior):
 @both
 def test_the_prior_of_training_adds_its_logarithm_to_the_tempered_logits(fit):
     stats = gather(*draw({"a": 30, "b": 6, "c": 2}))
-    classifier = fit(stats, prior="training", debias=1.0)
-    same = fit(stats, debias=1.0) if fit is fit_prototype else None
+    classifier = fit(stats.moments(), prior="training", debias=1.0)
+    same = fit(stats.moments(), debias=1.0) if fit is fit_prototype else None
     shrinkage = {} if same else {"shrinkage": classifier.shrinkage}
-    same = same or fit(stats, debias=1.0, **shrinkage)
+    same = same or fit(stats.moments(), debias=1.0, **shrinkage)
     t = classifier.temperature
     gap = classifier.bias / t - (same.bias / t + math.log(3) * same.temperature / t)
     wanted = (stats.counts / stats.counts.sum()).log().double()
@@ -182,7 +183,7 @@ def test_the_prior_of_training_adds_its_logarithm_to_the_tempered_logits(fit):
 def test_one_class_alone_always_wins(fit):
     features, labels = draw({"only": 6})
     stats = gather(features, labels)
-    classifier = fit(stats)
+    classifier = fit(stats.moments())
     assert is_usable(classifier, stats, features)
     assert (classifier.logits(features).softmax(1) == 1).all()
     assert classifier.temperature == 1
@@ -193,19 +194,19 @@ def test_one_class_gets_the_shrinkage_of_the_likeliest_covariance():
     narrow, labels = draw({"only": 60}, width=6, noise=0.01)
     generator = torch.Generator().manual_seed(5)
     narrow[:, :2] += 0.3 * torch.randn(60, 2, generator=generator)
-    assert fit_lda(gather(narrow, labels)).shrinkage < 0.1
+    assert fit_lda(gather(narrow, labels).moments()).shrinkage < 0.1
 
 
 @both
 def test_one_image_of_each_class_gives_the_nearest_image(fit):
     features, labels = draw({"a": 1, "b": 1, "c": 1}, center_seed=4)
     stats = gather(features, labels)
-    classifier = fit(stats)
+    classifier = fit(stats.moments())
     assert is_usable(classifier, stats, features)
     assert classifier.diagnostics["chosen_by"].startswith("default")
-    z = embed(draw({"a": 50, "b": 50, "c": 50}, seed=3)[0], root=False)
+    z = embedded(draw({"a": 50, "b": 50, "c": 50}, seed=3)[0], root=False)
     nearest = torch.cdist(z, stats.means()).argmin(1)
-    plain = fit(stats, debias=0).logits(z)
+    plain = fit(stats.moments(), debias=0).logits(z)
     assert torch.equal(plain.argmax(1), nearest)
     # half of what the lengths differ by is taken for chance
     offsets = stats.means() - stats.means().mean(0)
@@ -221,7 +222,7 @@ def test_one_image_of_each_class_gives_the_nearest_image(fit):
 def test_one_image_of_one_class(fit):
     features, labels = draw({"a": 1})
     stats = gather(features, labels)
-    assert is_usable(fit(stats), stats, features)
+    assert is_usable(fit(stats.moments()), stats, features)
 
 
 @both
@@ -229,7 +230,7 @@ def test_one_image_of_one_class(fit):
 def test_copies_of_one_image_a_class(fit, copies):
     features, labels = draw({"a": 1, "b": 1})
     stats = gather(features.repeat(copies, 1), labels * copies)
-    classifier = fit(stats)
+    classifier = fit(stats.moments())
     assert is_usable(classifier, stats, features)
     assert accuracy(classifier, stats, features, labels) == 1
     assert classifier.diagnostics["chosen_by"].startswith("default")
@@ -241,7 +242,7 @@ def test_copies_beside_a_class_that_varies(fit):
     features = torch.cat([features, features[-1:]])
     labels = [*labels, "b"]
     stats = gather(features, labels)
-    classifier = fit(stats)
+    classifier = fit(stats.moments())
     assert is_usable(classifier, stats, features)
     assert accuracy(classifier, stats, features, labels) == 1
 
@@ -251,14 +252,14 @@ def test_features_that_never_vary(fit):
     features, labels = draw({"a": 8, "b": 5})
     features[:, 3:] = 0
     stats = gather(features, labels)
-    assert is_usable(fit(stats), stats, features)
+    assert is_usable(fit(stats.moments()), stats, features)
 
 
 @both
 def test_far_fewer_images_than_features(fit):
     features, labels = draw({"a": 2, "b": 3}, width=300)
     stats = gather(features, labels)
-    classifier = fit(stats)
+    classifier = fit(stats.moments())
     assert is_usable(classifier, stats, features)
     fresh, truth = draw({"a": 20, "b": 20}, width=300, seed=9)
     assert accuracy(classifier, stats, fresh, truth) == 1
@@ -269,14 +270,14 @@ def test_blank_images_among_the_others(fit):
     features, labels = draw({"a": 5, "b": 5})
     features[0] = 0
     stats = gather(features, labels)
-    assert is_usable(fit(stats), stats, features)
+    assert is_usable(fit(stats.moments()), stats, features)
 
 
 @both
 def test_without_a_memory_defaults_are_taken_and_said(fit):
     features, labels = draw({"a": 30, "b": 30, "c": 30})
     stats = gather(features, labels, memory_size=0)
-    classifier = fit(stats)
+    classifier = fit(stats.moments())
     assert is_usable(classifier, stats, features)
     assert classifier.diagnostics["chosen_by"].startswith("default")
     assert classifier.loo.logits.shape == (0, 3)
@@ -286,7 +287,7 @@ def test_without_a_memory_defaults_are_taken_and_said(fit):
 @both
 def test_a_memory_of_one_leaves_it_out(fit):
     stats = gather(*draw({"a": 5, "b": 5, "c": 1}), memory_size=1)
-    classifier = fit(stats)
+    classifier = fit(stats.moments())
     assert len(classifier.loo.labels) == 2
     assert classifier.loo.n_single == 2  # no partner to play a class of one image with
 
@@ -295,26 +296,26 @@ def test_a_memory_of_one_leaves_it_out(fit):
 def test_forgotten_classes_never_win(fit):
     features, labels = draw({"a": 8, "b": 8, "c": 8})
     stats = gather(features, labels).forget("b")
-    classifier = fit(stats)
+    classifier = fit(stats.moments())
     assert is_usable(classifier, stats, features)
     assert classifier.bias[1] == -math.inf
     assert (classifier.weight[1] == 0).all()
-    assert 1 not in classifier.logits(embed(features, root=False)).argmax(1)
+    assert 1 not in classifier.logits(embedded(features)).argmax(1)
     assert (classifier.loo.logits[:, 1] == -math.inf).all()
 
 
 def test_nothing_known_is_refused():
     stats = ClassStatistics.empty(4, root=False)
     with pytest.raises(ContinualNotInitializedError, match="no class has an image yet"):
-        fit_lda(stats)
+        fit_lda(stats.moments())
 
 
-def test_many_classes_take_a_bounded_number_of_trials(monkeypatch):
+def test_many_classes_take_a_bounded_number_of_samples(monkeypatch):
     monkeypatch.setattr("learnkit.continual.closed_form.linear._MAX_FEATURES", 40 * 12)
     monkeypatch.setattr("learnkit.continual.closed_form.linear._MAX_PRODUCTS", 12 * 12 * 6)
     features, labels = draw({f"class {i:02}": 5 for i in range(12)})
     stats = gather(features, labels)
-    classifier = fit_lda(stats)
+    classifier = fit_lda(stats.moments())
     assert len(classifier.loo.labels) <= 40
     assert set(classifier.loo.labels.tolist()) == set(range(12))
     assert is_usable(classifier, stats, features)
@@ -408,7 +409,7 @@ def test_lengths_of_means_are_relieved_of_noise_and_drawn_together():
 @both
 def test_few_samples_mostly_wrong_once_left_out_do_not_drown_all_confidence(fit):
     features, _ = draw({"a": 10}, width=60, noise=1.5, seed=6)  # nothing to tell apart
-    loo = (classifier := fit(gather(features, ["a"] * 5 + ["b"] * 5))).loo
+    loo = (classifier := fit(gather(features, ["a"] * 5 + ["b"] * 5).moments())).loo
     assert (loo.logits.argmax(1) == loo.labels).double().mean() < 0.5
     assert temper(loo.logits, loo.labels, loo.weights).temperature > 5000
     assert classifier.temperature < 50

@@ -11,7 +11,7 @@ from learnkit.continual.closed_form.leave_one_out import (
     leave_pair_out,
     log_det_left_out,
 )
-from learnkit.continual.closed_form.loo_samples import are_alone, memory_rows
+from learnkit.continual.closed_form.loo_samples import memory_rows
 from learnkit.continual.closed_form.whitening import fit_spectrum
 
 COUNTS = {"bolt": 14, "nut": 9, "screw": 5, "pin": 3, "cap": 2}
@@ -57,7 +57,7 @@ class Refit:
 def data():
     features, labels = draw()
     stats = gather(features, labels)
-    return features, labels, stats, fit_spectrum(stats), memory_rows(stats)
+    return features, labels, stats, fit_spectrum(stats.moments()), memory_rows(stats.moments())
 
 
 def position_of(features, row):
@@ -117,7 +117,7 @@ def test_copies_of_an_image_leave_together():
     features = torch.cat([features, features[:1], features[:1], features[1:2]])
     labels = [*labels, labels[0], labels[0], labels[1]]
     stats = gather(features, labels)
-    spectrum, memory = fit_spectrum(stats), memory_rows(stats)
+    spectrum, memory = fit_spectrum(stats.moments()), memory_rows(stats.moments())
     assert sorted(memory.copies.tolist()) == [1] * 11 + [2, 3]
     geometry = spectrum.geometry(0.3)
     left_out = leave_one_out(
@@ -135,7 +135,7 @@ def test_copies_of_a_pair_leave_together():
     features, labels = draw({"a": 6, "b": 7}, width=8)
     features, labels = torch.cat([features, features[:4]]), [*labels, *labels[:4]]
     stats = gather(features, labels)
-    spectrum, memory = fit_spectrum(stats), memory_rows(stats)
+    spectrum, memory = fit_spectrum(stats.moments()), memory_rows(stats.moments())
     own, geometry = _own(spectrum, memory), spectrum.geometry(0.3)
     partners = memory.partners
     left_out = leave_pair_out(
@@ -179,20 +179,22 @@ def test_scores_agree_with_slow_distances(data):
     assert geometry.d_eff == pytest.approx(float((inverse @ stats.scatter()).trace() / stats.dof))
     z = torch.randn(3, 12, dtype=torch.float64)
     debt = geometry.d_eff / stats.counts
-    for row, score in enumerate(geometry.mahalanobis_scores(z)):
+    scores = torch.from_numpy(geometry.distances.mahalanobis(z.numpy()))
+    for row, score in enumerate(scores):
         away = z[row] - stats.means()
         wanted = ((away @ inverse * away).sum(1) - debt).min()
         torch.testing.assert_close(score, wanted)
     away = z - spectrum.center
-    relative = geometry.mahalanobis_scores(z) - (away @ inverse * away).sum(1)
-    torch.testing.assert_close(geometry.relative_scores(z), relative)
+    relative = scores - (away @ inverse * away).sum(1)
+    found = torch.from_numpy(geometry.distances.relative(z.numpy()))
+    torch.testing.assert_close(found, relative)
 
 
 def test_rows_are_the_same_whatever_the_order_of_arrival():
     features, labels = draw()
     back = [len(labels) - 1 - i for i in range(len(labels))]
-    one = memory_rows(gather(features, labels), 12)
-    other = memory_rows(gather(features[back], [labels[i] for i in back]), 12)
+    one = memory_rows(gather(features, labels).moments(), 12)
+    other = memory_rows(gather(features[back], [labels[i] for i in back]).moments(), 12)
     assert torch.equal(one.features, other.features)
     assert torch.equal(one.positions, other.positions)
     assert torch.equal(one.partners, other.partners)
@@ -200,14 +202,14 @@ def test_rows_are_the_same_whatever_the_order_of_arrival():
 
 def test_a_limit_takes_as_many_of_each_class():
     stats = gather(*draw({"a": 20, "b": 20, "c": 2}))
-    memory = memory_rows(stats, 13)
+    memory = memory_rows(stats.moments(), 13)
     assert torch.bincount(memory.labels[: len(memory)]).sort().values.tolist() == [2, 5, 5]
-    assert torch.equal(memory_rows(stats).positions[:3], torch.arange(3))
+    assert torch.equal(memory_rows(stats.moments()).positions[:3], torch.arange(3))
 
 
 def test_a_limit_below_two_a_class_takes_some_classes():
     stats = gather(*draw({f"class {i}": 3 for i in range(10)}))
-    memory = memory_rows(stats, 8)
+    memory = memory_rows(stats.moments(), 8)
     assert len(memory) <= 8
     assert torch.bincount(memory.labels).max() == 2
 
@@ -225,12 +227,12 @@ def test_the_only_image_of_a_class_cannot_be_left_out(copies):
     features = torch.cat([features, features[[alone] * (copies - 1)]])
     stats = gather(features, [*labels, *["b"] * (copies - 1)])
     place = stats.class_names.index("b")
-    assert are_alone(stats, [place, 1 - place]) == [True, False]
-    assert place not in memory_rows(stats).labels
+    assert stats.moments().is_alone == [False, True]  # by name: a, b
+    assert place not in memory_rows(stats.moments()).labels
 
 
 def test_without_a_memory_there_are_no_rows():
-    memory = memory_rows(gather(*draw(), memory_size=0))
+    memory = memory_rows(gather(*draw(), memory_size=0).moments())
     assert len(memory) == 0
     assert memory.features.shape == (0, 12)
 

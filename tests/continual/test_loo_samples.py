@@ -1,5 +1,6 @@
-"""Trials are judged some at a time, which no result shows."""
+"""Left-out samples are scored some at a time, which no result shows."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +9,8 @@ from learnkit.continual.closed_form.linear import Basis
 from learnkit.continual.statistics import ClassStatistics
 
 COUNTS = {"a": 9, "b": 1, "c": 6, "d": 3}  # b is alone: others play its part, beside a partner
-BLOCKS = ("trials", "nearest", "temperature")
+CLOSED_FORM = "continual.closed_form"
+BLOCKS = (f"{CLOSED_FORM}.loo_samples", f"{CLOSED_FORM}.temperature", "uncertainty.ood")
 
 
 def draw(width=10):
@@ -27,31 +29,32 @@ def learned(method):
 
 
 @pytest.mark.parametrize("method", ["lda", "ridge", "prototype"])
-def test_judging_some_at_a_time_gives_what_judging_all_at_once_gives(method, monkeypatch):
+def test_scoring_some_at_a_time_gives_what_scoring_all_at_once_gives(method, monkeypatch):
     whole = learned(method)
     for module in BLOCKS:
-        monkeypatch.setattr(f"learnkit.continual.{module}._BLOCK", 13)
+        monkeypatch.setattr(f"learnkit.{module}._BLOCK", 13)
     parts = learned(method)
     one, other = (head.knowledge.derived for head in (whole, parts))
     assert one.linear.loo.n_single < len(one.linear.loo.labels)  # there are pairs as well
     for name in "logits", "mahalanobis", "relative":
         torch.testing.assert_close(getattr(one.linear.loo, name), getattr(other.linear.loo, name))
     assert parts.temperature == pytest.approx(whole.temperature)
-    torch.testing.assert_close(one.threshold.calibration_scores, other.threshold.calibration_scores)
+    thresholds = [derived.scoring.threshold.calibration_scores for derived in (one, other)]
+    np.testing.assert_allclose(*thresholds, rtol=1e-7, atol=1e-5)
     fresh = draw()[0].flip(0)
     torch.testing.assert_close(whole.ood_scores(fresh), parts.ood_scores(fresh))
 
 
-def test_a_block_is_small_and_never_mixes_both_kinds_of_trials(monkeypatch):
+def test_a_block_is_small_and_never_mixes_both_kinds_of_samples(monkeypatch):
     features, labels = draw()
     stats = ClassStatistics.empty(10, root=False).update(features, labels)
-    trials = Basis.of(stats, "uniform").trials
+    samples = Basis.of(stats.moments(), "uniform").samples
     monkeypatch.setattr("learnkit.continual.closed_form.loo_samples._BLOCK", 13)
-    blocks = [range(len(trials))[block] for block in trials.blocks(4)]
-    assert [row for block in blocks for row in block] == list(range(len(trials)))
+    blocks = [range(len(samples))[block] for block in samples.blocks(4)]
+    assert [row for block in blocks for row in block] == list(range(len(samples)))
     assert max(map(len, blocks)) == 13 // 4
-    kinds = [{row < trials.n_single for row in block} for block in blocks]
+    kinds = [{row < samples.n_single for row in block} for block in blocks]
     assert all(len(kind) == 1 for kind in kinds)
     assert {True} in kinds
     assert {False} in kinds
-    assert len(list(trials.blocks(10**6))) == len(trials)  # one at a time is the least
+    assert len(list(samples.blocks(10**6))) == len(samples)  # one at a time is the least

@@ -3,12 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from continual_helpers import draw, gather, on_grid
+from continual_helpers import draw, embedded, gather, on_grid
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from learnkit.continual.closed_form.linear import Basis
 from learnkit.continual.closed_form.ridge import PENALTIES, Ridge, fit_ridge
-from learnkit.continual.embedding import embed
 
 WIDTH = 12
 COUNTS = {"a": 8, "b": 5, "c": 3, "d": 2}
@@ -43,8 +42,8 @@ def test_is_ridge_regression_on_balanced_targets(penalty):
     features, labels = draw(COUNTS)
     z = on_grid(features).numpy()
     stats = gather(features, labels)
-    classifier = fit_ridge(stats, penalty=penalty)
-    basis = Basis.of(stats, "uniform")
+    classifier = fit_ridge(stats.moments(), penalty=penalty)
+    basis = Basis.of(stats.moments(), "uniform")
     absolute = Ridge.fit(basis.spectrum, penalty).penalty
     targets = np.zeros((len(labels), 4))
     for row, label in enumerate(labels):
@@ -61,7 +60,7 @@ def test_the_penalty_is_in_units_of_the_mean_non_zero_eigenvalue():
     z = on_grid(features)
     values = torch.linalg.eigvalsh((z - z.mean(0)).T @ (z - z.mean(0)))
     wanted = values[values > 1e-9].mean()
-    spectrum = Basis.of(gather(features, labels), "uniform").spectrum
+    spectrum = Basis.of(gather(features, labels).moments(), "uniform").spectrum
     assert Ridge.fit(spectrum, 0.5).penalty == pytest.approx(0.5 * float(wanted))
 
 
@@ -69,9 +68,9 @@ def test_the_penalty_is_in_units_of_the_mean_non_zero_eigenvalue():
 @pytest.mark.parametrize("penalty", [0.01, 1.0])
 def test_leave_one_out_is_refitting_without_the_sample(penalty, width):
     features, labels = draw(COUNTS, width=width)
-    basis = Basis.of(gather(features, labels), "uniform")
+    basis = Basis.of(gather(features, labels).moments(), "uniform")
     ridge = Ridge.fit(basis.spectrum, penalty)
-    logits = ridge.leave_out(basis.trials)
+    logits = ridge.leave_out(basis.samples)
     z = on_grid(features)
     assert len(logits) == len(labels)
     for row, sample in enumerate(basis.memory.features):
@@ -84,9 +83,9 @@ def test_leave_one_out_is_refitting_without_the_sample(penalty, width):
 def test_copies_leave_together():
     features, labels = draw({"a": 5, "b": 6})
     features, labels = torch.cat([features, features[:3], features[:1]]), [*labels, *"aaaa"]
-    basis = Basis.of(gather(features, labels), "uniform")
+    basis = Basis.of(gather(features, labels).moments(), "uniform")
     ridge = Ridge.fit(basis.spectrum, 0.1)
-    logits, z = ridge.leave_out(basis.trials), on_grid(features)
+    logits, z = ridge.leave_out(basis.samples), on_grid(features)
     assert basis.memory.copies.max() == 3
     for row, sample in enumerate(basis.memory.features):
         keep = ((z - sample).abs().sum(1) > 1e-6).nonzero()[:, 0].tolist()
@@ -96,14 +95,14 @@ def test_copies_leave_together():
 
 def test_a_class_of_one_image_is_played_by_a_partner():
     features, labels = draw({"a": 6, "b": 5, "one": 1})
-    basis = Basis.of(gather(features, labels), "uniform")
-    ridge, trials = Ridge.fit(basis.spectrum, 0.1), basis.trials
-    logits, z = ridge.leave_out(trials), on_grid(features)
-    assert len(trials) == 2 * trials.n_single == 22
-    for row in range(trials.n_single, len(trials)):
-        memory_row = int(trials.rows[row])
+    basis = Basis.of(gather(features, labels).moments(), "uniform")
+    ridge, samples = Ridge.fit(basis.spectrum, 0.1), basis.samples
+    logits, z = ridge.leave_out(samples), on_grid(features)
+    assert len(samples) == 2 * samples.n_single == 22
+    for row in range(samples.n_single, len(samples)):
+        memory_row = int(samples.rows[row])
         sample = basis.memory.features[memory_row]
-        partner = basis.memory.features[trials.partners[row - trials.n_single]]
+        partner = basis.memory.features[samples.partners[row - samples.n_single]]
         gone = int((z - sample).abs().sum(1).argmin())
         keep = [i for i in range(len(labels)) if i != gone]
         means = class_means(z[keep], [labels[i] for i in keep])
@@ -117,7 +116,7 @@ def test_a_class_of_one_image_is_played_by_a_partner():
 def test_generalised_cross_validation_follows_its_formula(penalty):
     features, labels = draw(COUNTS)
     z, n = on_grid(features), len(labels)
-    ridge = Ridge.fit(Basis.of(gather(features, labels), "uniform").spectrum, penalty)
+    ridge = Ridge.fit(Basis.of(gather(features, labels).moments(), "uniform").spectrum, penalty)
     targets = torch.zeros(n, 4, dtype=torch.float64)
     for row, label in enumerate(labels):
         targets[row, "abcd".index(label)] = n / 4 / COUNTS[label]
@@ -133,7 +132,7 @@ def test_generalised_cross_validation_follows_its_formula(penalty):
 
 def test_the_penalty_stays_off_zero_with_fewer_images_than_features():
     features, labels = draw({"a": 10, "b": 10}, width=100)
-    classifier = fit_ridge(gather(features, labels))
+    classifier = fit_ridge(gather(features, labels).moments())
     assert classifier.shrinkage in PENALTIES
     right = classifier.loo.logits.argmax(1) == classifier.loo.labels
     assert right.double().mean() > 0.9
@@ -142,8 +141,8 @@ def test_the_penalty_stays_off_zero_with_fewer_images_than_features():
 def test_a_class_of_two_images_is_found_where_plain_ridge_never_finds_it():
     features, labels = draw({"a": 200, "b": 200, "c": 200, "new": 102}, width=200, noise=3.5)
     stats = gather(features[:602], labels[:602])
-    classifier = fit_ridge(stats)
-    fresh = embed(features[602:], root=False)
+    classifier = fit_ridge(stats.moments())
+    fresh = embedded(features[602:])
     one_hot = np.eye(4)[[stats.class_names.index(label) for label in labels[:602]]]
     plain = SklearnRidge(alpha=1.0).fit(on_grid(features[:602]).numpy(), one_hot)
     assert (plain.predict(fresh.numpy()).argmax(1) == 3).mean() == 0
@@ -155,7 +154,7 @@ def test_does_not_depend_on_the_order_of_arrival():
     stats, back = gather(features, labels), list(range(len(labels)))[::-1]
     other_stats = gather(features[back], [labels[i] for i in back])
     places = [other_stats.class_names.index(name) for name in stats.class_names]
-    one, other = fit_ridge(stats), fit_ridge(other_stats)
+    one, other = fit_ridge(stats.moments()), fit_ridge(other_stats.moments())
     assert torch.equal(one.weight, other.weight[places])
     assert torch.equal(one.bias, other.bias[places])
     assert torch.equal(one.loo.logits, other.loo.logits[:, places])
@@ -173,8 +172,8 @@ def test_edges_give_a_usable_classifier(counts, memory_size, copies):
     features, labels = draw(counts, width=30)
     features, labels = features.repeat(copies, 1), labels * copies
     stats = gather(features, labels, memory_size=memory_size).with_classes(["empty"])
-    classifier = fit_ridge(stats)
-    logits = classifier.logits(embed(features, root=False))
+    classifier = fit_ridge(stats.moments())
+    logits = classifier.logits(embedded(features))
     assert torch.isfinite(logits[:, :-1]).all()
     assert (logits[:, -1] == -math.inf).all()
     assert 0 < classifier.temperature < math.inf
@@ -185,7 +184,7 @@ def test_edges_give_a_usable_classifier(counts, memory_size, copies):
 
 def test_without_a_memory_cross_validation_chooses():
     features, labels = draw({"a": 30, "b": 30})
-    classifier = fit_ridge(gather(features, labels, memory_size=0))
+    classifier = fit_ridge(gather(features, labels, memory_size=0).moments())
     assert classifier.diagnostics["chosen_by"] == "generalised cross-validation"
     losses = classifier.diagnostics["losses"]
     assert losses[classifier.shrinkage] == min(losses.values())
@@ -194,9 +193,9 @@ def test_without_a_memory_cross_validation_chooses():
 def test_forgotten_classes_keep_their_spread_but_lose_their_pull():
     features, labels = draw({"a": 8, "b": 7, "c": 6})
     stats = gather(features, labels).forget("c")
-    classifier = fit_ridge(stats)
+    classifier = fit_ridge(stats.moments())
     assert classifier.bias[2] == -math.inf
-    basis = Basis.of(stats, "uniform")
+    basis = Basis.of(stats.moments(), "uniform")
     z = on_grid(features)
     keep = [i for i, label in enumerate(labels) if label != "c"]
     middle = z[keep].mean(0)

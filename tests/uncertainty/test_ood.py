@@ -1,60 +1,92 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from learnkit.errors import UncertaintyError
 from learnkit.uncertainty import ood
+from learnkit.uncertainty.embedding import unit_rows
+from learnkit.uncertainty.ood import ClassDistances, Neighbors
+from learnkit.uncertainty.scoring import Scoring
+from learnkit.uncertainty.threshold import manual_threshold
 
 BLANK = ood.BLANK_SCORE
 
 
 def normal(*shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+    return np.random.default_rng(seed).normal(size=shape)
 
 
-def unit(rows):
-    return rows / rows.norm(dim=1, keepdim=True)
+def distances(means, n, d_eff, center=None):
+    """Distances where the covariance is the identity, to the means of classes of n images."""
+    means, n = np.asarray(means, float), np.asarray(n, float)
+    center = np.zeros(means.shape[1]) if center is None else center
+    away = means - center
+    offsets = np.square(away).sum(1) - d_eff / n
+    return ClassDistances(center, away, offsets, 1.0, np.zeros((len(center), 0)))
 
 
-SCORES = {
-    "msp": lambda x: ood.max_softmax_score(x @ W),
-    "energy": lambda x: ood.energy_score(x @ W),
-    "knn": lambda x: ood.nearest_neighbor_score(unit(x), unit(KNOWN)),
-    "mahalanobis": lambda x: ood.mahalanobis_score(x, MEANS, [40, 40], 4.0),
-    "relative": lambda x: ood.relative_mahalanobis_score(x, MEANS, [40, 40], 4.0, [0.0] * 4),
-}
-W = torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0]]).double().T
-MEANS = torch.tensor([[6.0, 0, 0, 0], [0, 6.0, 0, 0]]).double()
-KNOWN = normal(80, 4) + MEANS.repeat(40, 1)
-STRANGE = normal(80, 4, seed=1) - torch.tensor([3.0, 3.0, 0, 0])
+W = 2 * np.eye(4)[:2]
+MEANS = 6 * np.eye(4)[:2]
+KNOWN = normal(80, 4) + np.tile(MEANS, (40, 1))
+STRANGE = normal(80, 4, seed=1) - np.array([3.0, 3.0, 0, 0])
+PARTS = ["msp", "energy", "knn", "mahalanobis", "relative"]
 
 
-@pytest.mark.parametrize("name", SCORES)
-def test_every_score_is_plain_double_one_per_image_and_higher_for_the_strange(name):
-    known, strange = SCORES[name](KNOWN), SCORES[name](STRANGE)
-    assert type(known) is torch.Tensor
-    assert known.dtype == torch.float64
+def scoring(*parts):
+    """Of classes around the means, the standards of the score's parts being those of the known."""
+    plain = Scoring(
+        labels=True,
+        root=False,
+        temperature=1.0,
+        standards=(),
+        threshold=manual_threshold(0.0),
+        weight=W,
+        bias=np.zeros(2),
+        nonconformity=(np.zeros(0), np.zeros(0)),
+        distances=distances(unit_rows(MEANS, root=False), [40, 40], 0.1),
+        neighbors=Neighbors(unit_rows(KNOWN, root=False)),
+    )
+    if len(parts) == 1:
+        return replace(plain, standards=((parts[0], 0.0, 1.0),))
+    single = {part: replace(plain, standards=((part, 0.0, 1.0),)) for part in parts}
+    standards = ((p, *ood.location_scale(s.ood_scores(KNOWN))) for p, s in single.items())
+    return replace(plain, standards=tuple(standards))
+
+
+@pytest.mark.parametrize("parts", [*[(part,) for part in PARTS], tuple(PARTS)])
+def test_every_score_is_double_one_per_image_and_higher_for_the_strange(parts):
+    known, strange = (scoring(*parts).ood_scores(x) for x in (KNOWN, STRANGE))
+    assert known.dtype == np.float64
     assert known.shape == (80,)
-    assert known.isfinite().all()
+    assert np.isfinite(known).all()
     assert strange.mean() > known.mean()
 
 
-@pytest.mark.parametrize("name", SCORES)
-def test_no_images_give_no_scores(name):
-    assert SCORES[name](KNOWN[:0]).shape == (0,)
+@pytest.mark.parametrize("part", PARTS)
+def test_no_images_give_no_scores(part):
+    assert scoring(part).ood_scores(KNOWN[:0]).shape == (0,)
 
 
-@pytest.mark.parametrize("name", SCORES)
+def test_several_parts_are_combined_as_each_is_standardised():
+    several = scoring("mahalanobis", "relative", "knn")
+    single = {part: scoring(part).ood_scores(STRANGE) for part, _, _ in several.standards}
+    expected = ood.combine(
+        *((single[part] - loc) / spread for part, loc, spread in several.standards)
+    )
+    np.testing.assert_allclose(several.ood_scores(STRANGE), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("score", [ood.max_softmax_score, ood.energy_score])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_is_refused_with_its_row(name, bad):
-    x = KNOWN.clone()
-    x[3, 0] = bad
+def test_a_value_that_is_not_finite_is_refused_with_its_row(score, bad):
+    logits = KNOWN @ W.T
+    logits[3, 0] = bad
     with pytest.raises(UncertaintyError, match="row 3; "):
-        SCORES[name](x)
+        score(logits)
 
 
 def test_energy_is_the_free_energy():
@@ -65,57 +97,55 @@ def test_energy_is_the_free_energy():
 
 def test_classes_without_images_change_no_score_of_logits():
     logits = normal(20, 5)
-    padded = torch.cat([logits, torch.full((20, 2), -math.inf)], 1)
+    padded = np.concatenate([logits, np.full((20, 2), -math.inf)], axis=1)
     for score in (ood.max_softmax_score, ood.energy_score):
-        torch.testing.assert_close(score(padded), score(logits))
+        np.testing.assert_allclose(score(padded), score(logits))
     with pytest.raises(UncertaintyError, match="row 1; no class has any images"):
         ood.energy_score([[0.0, 1.0], [-math.inf, -math.inf]])
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_the_nearest_neighbour_equals_a_slow_loop(k, monkeypatch):
+def test_the_nearest_neighbour_equals_a_slow_loop(monkeypatch):
     x, memory = normal(17, 6), normal(11, 6, seed=1)
-    expected = [sorted((row - other).norm().item() for other in memory)[k - 1] for row in x]
-    assert ood.nearest_neighbor_score(x, memory, k).tolist() == pytest.approx(expected)
-    monkeypatch.setattr(ood, "_CHUNK", 30)  # two rows at a time
-    assert ood.nearest_neighbor_score(x, memory, k).tolist() == pytest.approx(expected)
+    expected = [min(np.linalg.norm(row - other) for other in memory) for row in x]
+    assert Neighbors(memory).nearest(x).tolist() == pytest.approx(expected)
+    monkeypatch.setattr(ood, "_BLOCK", 30)  # two rows at a time
+    assert Neighbors(memory).nearest(x).tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("k", [1, 2])
-def test_looking_past_oneself_is_leaving_one_out(k):
+def test_looking_past_oneself_is_leaving_one_out():
     memory = normal(9, 3)
     expected = [
-        ood.nearest_neighbor_score(memory[i : i + 1], memory[torch.arange(9) != i], k).item()
-        for i in range(9)
+        Neighbors(np.delete(memory, i, axis=0)).nearest(memory[i : i + 1]).item() for i in range(9)
     ]
-    own = ood.nearest_neighbor_score(memory, memory, k, own=range(9))
-    assert own.tolist() == pytest.approx(expected)
-    assert ood.nearest_neighbor_score(memory, memory).amax() < 1e-7
+
+    def hide(table, part):
+        table[np.arange(len(table)), np.arange(9)[part]] = math.inf
+
+    assert Neighbors(memory).nearest(memory, hide).tolist() == pytest.approx(expected)
+    assert Neighbors(memory).nearest(memory).max() < 1e-7
 
 
-def test_too_little_memory_is_refused():
-    with pytest.raises(UncertaintyError, match="`k` is 1 and there are 0 remembered vectors"):
-        ood.nearest_neighbor_score(normal(2, 3), normal(1, 3), own=[0, 0])
-    with pytest.raises(UncertaintyError, match="`k` is 3 and there are 2"):
-        ood.nearest_neighbor_score(normal(2, 3), normal(2, 3), 3)
-    with pytest.raises(UncertaintyError, match="`embedded` is 3 wide, `memory` 4"):
-        ood.nearest_neighbor_score(normal(2, 3), normal(2, 4))
+def test_without_memory_everything_is_infinitely_far():
+    assert Neighbors(np.zeros((0, 3))).nearest(normal(2, 3)).tolist() == [math.inf] * 2
 
 
-def test_mahalanobis_equals_a_slow_loop_and_empty_classes_never_are_the_nearest():
-    x, means, n = normal(7, 3), normal(4, 3, seed=1), torch.tensor([5, 0, 1, 9])
-    x[0] = means[1]
-    expected = [
-        min(((row - means[c]) ** 2).sum().item() - 2.5 / n[c].item() for c in (0, 2, 3))
-        for row in x
-    ]
-    assert ood.mahalanobis_score(x, means, n, 2.5).tolist() == pytest.approx(expected)
+def test_distances_equal_a_slow_loop():
+    x, means, n = normal(7, 3), normal(3, 3, seed=1), [5, 1, 9]
+    expected = [min(((row - means[c]) ** 2).sum() - 2.5 / n[c] for c in range(3)) for row in x]
     center = normal(3, seed=2)
-    relative = ood.relative_mahalanobis_score(x, means, n, 2.5, center)
+    found = distances(means, n, 2.5, center)
+    assert found.mahalanobis(x).tolist() == pytest.approx(expected)
     background = ((x - center) ** 2).sum(1)
-    torch.testing.assert_close(relative, torch.tensor(expected).double() - background)
-    with pytest.raises(UncertaintyError, match="counts no image of any class"):
-        ood.mahalanobis_score(x, means, [0] * 4, 2.5)
+    np.testing.assert_allclose(found.relative(x), expected - background)
+    np.testing.assert_allclose(found.from_center(x), background)
+
+
+def test_lengths_by_few_axes_are_those_by_all():
+    x, scale = normal(7, 3), np.array([0.5, 2.0, 2.0])  # of the axes
+    few = replace(distances(MEANS[:, :3], [4, 4], 1.0), base=4.0, axes=np.eye(3)[:, :1] * 3.75**0.5)
+    every = replace(few, base=0.0, axes=np.eye(3) * scale)
+    np.testing.assert_allclose(few.from_center(x), np.square(x * scale).sum(1))
+    np.testing.assert_allclose(every.from_center(x), few.from_center(x))
 
 
 def test_debiasing_makes_small_and_large_classes_equally_usual():
@@ -125,9 +155,9 @@ def test_debiasing_makes_small_and_large_classes_equally_usual():
     scores = {
         n: np.mean(
             [
-                ood.mahalanobis_score(
-                    z[i : i + 1], z[i + 1 : i + 1 + n].mean(0)[None], [n], d
-                ).item()
+                distances(z[i + 1 : i + 1 + n].mean(0)[None], [n], d)
+                .mahalanobis(z[i : i + 1])
+                .item()
                 for i in range(0, 3900, 5)
             ]
         )
@@ -138,7 +168,7 @@ def test_debiasing_makes_small_and_large_classes_equally_usual():
 
 
 def test_standardised_scores_have_mean_zero_and_spread_one_under_the_weights():
-    scores, weights = normal(30) * 7 + 40, torch.arange(1, 31)
+    scores, weights = normal(30) * 7 + 40, np.arange(1, 31)
     loc, scale = ood.location_scale(scores, weights)
     expected = np.average(scores, weights=weights)
     assert loc == pytest.approx(expected)
@@ -158,7 +188,7 @@ def test_scores_all_alike_have_a_spread_to_divide_by(scores):
 
 
 def test_a_blank_frame_stays_above_everything_and_spoils_no_average():
-    features = torch.cat([normal(3, 8), torch.zeros(1, 8), torch.full((1, 8), 1e-9)])
+    features = np.concatenate([normal(3, 8), np.zeros((1, 8)), np.full((1, 8), 1e-9)])
     assert ood.is_blank(features).tolist() == [False, False, False, True, True]
     marked = ood.mark_blank([1.0, 2.0, 3.0, math.nan, -9.0], features)
     assert marked.tolist() == [1.0, 2.0, 3.0, BLANK, BLANK]
@@ -166,8 +196,8 @@ def test_a_blank_frame_stays_above_everything_and_spoils_no_average():
     z = ood.standardize(marked, 2.0, 1e-3)
     assert z.tolist() == [-1000.0, 0.0, 1000.0, BLANK, BLANK]
     assert ood.combine(z, z).tolist() == [-1.0, 0.0, 1000.0, BLANK, BLANK]
-    assert ood.combine(z, torch.zeros(5))[3:].tolist() == [BLANK, BLANK]
-    assert torch.tensor(BLANK, dtype=torch.float32).isfinite()
+    assert ood.combine(z, np.zeros(5))[3:].tolist() == [BLANK, BLANK]
+    assert np.isfinite(np.float32(BLANK))
     with pytest.raises(UncertaintyError, match="none of an image that shows something"):
         ood.location_scale([BLANK, BLANK])
 
@@ -175,14 +205,10 @@ def test_a_blank_frame_stays_above_everything_and_spoils_no_average():
 def test_no_score_of_several_says_less_than_one_spread_below_the_mean():
     assert ood.combine([-7.0, -7.0], [4.0, -1.0]).tolist() == [1.5, -1.0]
     assert ood.combine([-7.0, 2.0]).tolist() == [-7.0, 2.0]
-    assert ood.combine([-7.0], [-9.0], method="max").tolist() == [-7.0]
 
 
-def test_combining_takes_the_mean_or_the_larger():
-    assert ood.combine([1.0, 5.0], [3.0, 1.0], method="max").tolist() == [3.0, 5.0]
+def test_combining_takes_the_mean():
     assert ood.combine([1.0, 5.0], [3.0, 1.0]).tolist() == [2.0, 3.0]
-    with pytest.raises(UncertaintyError, match="`method` is 'sum'; choose from mean, max"):
-        ood.combine([1.0], method="sum")
     with pytest.raises(UncertaintyError, match="`standardized` is empty"):
         ood.combine()
 
@@ -194,7 +220,7 @@ def test_the_area_under_the_curve_equals_scikit_learns(decimals):
         (normal(43, seed=1) + 1).round(decimals=decimals),
     )
     positive = np.r_[np.zeros(57), np.ones(43)]
-    both = torch.cat([known, strange])
+    both = np.concatenate([known, strange])
     assert ood.auroc(known, strange) == pytest.approx(roc_auc_score(positive, both))
     fpr, tpr, _ = roc_curve(positive, both, drop_intermediate=False)
     for wanted in (0.5, 0.95, 1.0):

@@ -9,13 +9,13 @@ shrinkage it is the nearest class mean.
 from __future__ import annotations
 
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier
-from learnkit.continual.closed_form.loo_samples import Prior, judge_trials, mean_debts
+from learnkit.continual.closed_form.loo_samples import Prior, mean_debts, score_left_out
+from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.shrinkage import SHRINKAGES, Selection
-from learnkit.continual.statistics import ClassStatistics
 
 
 def fit_lda(
-    stats: ClassStatistics,
+    moments: Moments,
     *,
     prior: Prior = "uniform",
     debias: float = 1.0,
@@ -24,10 +24,10 @@ def fit_lda(
     """Shrunk linear discriminant; shrinkage and temperature by leave-one-out log loss.
 
     Without a sample to leave out (no memory, or one image a class) both are defaults that depend on
-    the statistics alone; `diagnostics["chosen_by"]` says so.
+    the moments alone; `diagnostics["chosen_by"]` says so.
 
     Args:
-        stats: What is known of the classes.
+        moments: Of the classes.
         prior: Whether classes count alike, or as often as they came ("training").
         debias: How much of the penalty for few images to take back, in 0..1. With 0 this is
             textbook linear discriminant analysis.
@@ -36,20 +36,20 @@ def fit_lda(
     Raises:
         ContinualNotInitializedError: No class has an image.
     """
-    basis = Basis.of(stats, prior)
+    basis = Basis.of(moments, prior)
     selection = basis.select(debias, SHRINKAGES if shrinkage is None else (shrinkage,))
     return _discriminant("lda", basis, selection, debias)
 
 
 def fit_prototype(
-    stats: ClassStatistics, *, prior: Prior = "uniform", debias: float = 1.0
+    moments: Moments, *, prior: Prior = "uniform", debias: float = 1.0
 ) -> LinearClassifier:
     """Nearest class mean in Euclidean distance, its temperature by leave-one-out log loss.
 
     With `debias=0` the plain nearest mean, which fails classes of few images beside classes of
     many. Arguments and errors as for `fit_lda`.
     """
-    basis = Basis.of(stats, prior)
+    basis = Basis.of(moments, prior)
     scores = basis.select(1.0).shrinkage
     return _discriminant("prototype", basis, basis.select(debias, (1.0,)), debias, scores)
 
@@ -59,14 +59,14 @@ def _discriminant(
 ) -> LinearClassifier:
     """Discriminant of the selected shrinkage, with the scores of another beside it."""
     geometry = basis.spectrum.geometry(selection.shrinkage)
-    verdicts = judge_trials(basis.trials, geometry, debias)
+    left_out = score_left_out(basis.samples, geometry, debias)
     lengths = geometry.means.square().sum(1)
     debts = mean_debts(lengths, geometry.counts, geometry.d_eff, debias)
     return basis.assemble(
         method,
-        basis.tempered(selection, verdicts.logits, geometry),
+        basis.tempered(selection, left_out.logits, geometry),
         geometry.covectors,
         (debts - lengths) / 2,
-        verdicts.logits,
-        basis.scored(geometry, verdicts, selection.shrinkage if scores is None else scores),
+        left_out.logits,
+        basis.scored(geometry, left_out, selection.shrinkage if scores is None else scores),
     )

@@ -1,6 +1,6 @@
-"""What the classifier would have said of a remembered image had it never seen it, in closed form.
+"""Leave-one-out in closed form: distances of a remembered image as if it had never been seen.
 
-Leaving a sample out changes the scatter by a rank-one term, so that its honest distances follow
+Leaving a sample out changes the scatter by a rank-one term, so that its held-out distances follow
 from the whitened space of all samples (Sherman-Morrison), at the price of a prediction. The ridge,
 the center and the effective dimension are held at their values for all samples.
 
@@ -41,11 +41,11 @@ class LeftOut:
         return self.distances - d_eff / self.counts
 
     def mahalanobis_scores(self, d_eff: float) -> Tensor:
-        """Honest `Geometry.mahalanobis_scores`, (R,)."""
+        """Mahalanobis scores (R,), see `ClassDistances`."""
         return self.debiased(d_eff).amin(1)
 
     def relative_scores(self, d_eff: float) -> Tensor:
-        """Honest `Geometry.relative_scores`, (R,)."""
+        """The same less the squared distances to the center, (R,)."""
         return self.mahalanobis_scores(d_eff) - self.background
 
 

@@ -1,7 +1,7 @@
-"""What every fit in closed form begins with and ends in.
+"""Linear classifiers in closed form, and the basis that all fits share.
 
-It begins with a `Basis`, shared by all classifiers of the same statistics, and ends in a
-`LinearClassifier`: weights, and what they say of remembered samples they have not seen.
+A fit begins with a `Basis`, shared by all classifiers of the same statistics, and ends in a
+`LinearClassifier`: weights, and their scores of remembered samples they have not seen.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.closed_form.loo_samples import (
+    LooSamples,
+    LooScores,
     MemoryRows,
     Prior,
-    Trials,
-    Verdicts,
     class_masses,
-    judge_trials,
-    make_trials,
+    make_loo_samples,
     memory_rows,
+    score_left_out,
 )
-from learnkit.continual.closed_form.shrinkage import SHRINKAGES, Selection, select, temper_trials
+from learnkit.continual.closed_form.moments import Moments
+from learnkit.continual.closed_form.shrinkage import SHRINKAGES, Selection, select, temper_samples
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum, fit_spectrum
-from learnkit.continual.statistics import ClassStatistics
 
-# Bounds on what one refit may cost: numbers in the features and in the logits of all trials, then
+# Bounds on what one refit may cost: numbers in the features and in the logits of all samples, then
 # of those that take part in the search, and multiplications in it.
 _MAX_FEATURES, _MAX_LOGITS = 8_000_000, 4_000_000
 _MAX_SEARCHED, _MAX_SEARCHED_LOGITS = 4_000_000, 1_000_000
@@ -36,12 +36,12 @@ _MAX_PRODUCTS = 2_000_000_000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LeaveOneOut:
-    """What a classifier would have said of remembered samples, had it not seen them.
+    """Logits and scores of remembered samples by a classifier that has not seen them.
 
     `logits (M,C)` before the temperature, `labels (M,)` places of the classes, `weights (M,)`
     summing to 1, each class weighing as much as the prior says. `rows (M,)` says which row of
     `memory` each is; from `n_single` on, a row plays a class of one image, known by its partner
-    `memory.partners` alone. `mahalanobis (M,)` and `relative (M,)` are honest scores of the
+    `memory.partners` alone. `mahalanobis (M,)` and `relative (M,)` are held-out scores of the
     geometry.
     """
 
@@ -87,7 +87,7 @@ class LinearClassifier:
 
 
 class Scored(NamedTuple):
-    """A geometry with its honest scores of the trials, `mahalanobis (R,)` and `relative (R,)`."""
+    """A geometry with held-out scores of the samples: `mahalanobis (R,)` and `relative (R,)`."""
 
     geometry: Geometry
     mahalanobis: Tensor
@@ -98,51 +98,51 @@ class Scored(NamedTuple):
 class Basis:
     """Spectrum and samples to leave out, shared by all classifiers of the same statistics.
 
-    `searched` are the trials that decide among candidates: all, or a part if there are many.
+    `searched` are the samples that decide among candidates: all, or a part if there are many.
     """
 
-    stats: ClassStatistics
+    n_classes: int
     spectrum: Spectrum
     log_prior: Tensor
     memory: MemoryRows
-    trials: Trials
-    searched: Trials
+    samples: LooSamples
+    searched: LooSamples
 
     @classmethod
-    def of(cls, stats: ClassStatistics, prior: Prior) -> Basis:
+    def of(cls, moments: Moments, prior: Prior) -> Basis:
         """Return the basis of these statistics; the one eigendecomposition happens here."""
-        spectrum = fit_spectrum(stats)
-        n_classes, n_features = len(spectrum.classes), stats.n_features
-        memory = memory_rows(stats, min(_MAX_FEATURES // n_features, _MAX_LOGITS // n_classes))
-        trials = make_trials(stats, spectrum, memory, prior)
+        spectrum = fit_spectrum(moments)
+        n_classes, n_features = len(spectrum.classes), moments.n_features
+        memory = memory_rows(moments, min(_MAX_FEATURES // n_features, _MAX_LOGITS // n_classes))
+        samples = make_loo_samples(moments, spectrum, memory, prior)
         limit = min(
             _MAX_SEARCHED // n_features,
             _MAX_SEARCHED_LOGITS // n_classes,
             _MAX_PRODUCTS // n_features // n_classes,
         )
-        few = memory_rows(stats, max(limit, 2)) if len(memory) > limit else None
-        searched = make_trials(stats, spectrum, few, prior) if few else trials
+        few = memory_rows(moments, max(limit, 2)) if len(memory) > limit else None
+        searched = make_loo_samples(moments, spectrum, few, prior) if few else samples
         log_prior = class_masses(spectrum.counts, prior).log()
-        return cls(stats, spectrum, log_prior, memory, trials, searched)
+        return cls(moments.n_classes, spectrum, log_prior, memory, samples, searched)
 
     def select(self, debias: float, shrinkages: tuple[float, ...] = SHRINKAGES) -> Selection:
-        """Shrinkage and temperature of the discriminant, by the trials that are searched."""
+        """Shrinkage and temperature of the discriminant, by the samples that are searched."""
         asked = {"debias": debias, "log_prior": self.log_prior}
         return select(self.spectrum, self.searched, shrinkages=shrinkages, **asked)
 
     def tempered(self, selection: Selection, logits: Tensor, geometry: Geometry) -> Selection:
-        """The selection with the temperature that all trials tell, from their logits (R,P)."""
-        if self.searched is self.trials or logits.shape[1] == 1:
+        """The selection with the temperature that all samples tell, from their logits (R,P)."""
+        if self.searched is self.samples or logits.shape[1] == 1:
             return selection
-        best = temper_trials(logits, self.trials, geometry, self.log_prior)
+        best = temper_samples(logits, self.samples, geometry, self.log_prior)
         return replace(selection, temperature=best.temperature)
 
-    def scored(self, geometry: Geometry, verdicts: Verdicts, shrinkage: float) -> Scored:
-        """The scores of another shrinkage, or the same: then `verdicts` of it have them."""
+    def scored(self, geometry: Geometry, scores: LooScores, shrinkage: float) -> Scored:
+        """The scores of another shrinkage, or the same: then `scores` are of it."""
         other = self.spectrum.geometry(shrinkage)
         if other.shrinkage != geometry.shrinkage:
-            geometry, verdicts = other, judge_trials(self.trials, other, 1.0)
-        return Scored(geometry, verdicts.mahalanobis, verdicts.relative)
+            geometry, scores = other, score_left_out(self.samples, other, 1.0)
+        return Scored(geometry, scores.mahalanobis, scores.relative)
 
     def assemble(
         self,
@@ -160,19 +160,19 @@ class Basis:
             selection: What it was chosen by.
             covectors: (P,D), for embedded features.
             offset: (P,).
-            logits: Honest logits of the trials (R,P), without the prior, which is added in place.
-            scores: The geometry for scores, and those of the trials.
+            logits: Held-out ones of the samples (R,P), without the prior, which is added in place.
+            scores: The geometry for scores, and those of the samples.
         """
         prior = selection.temperature * self.log_prior
         bias = offset - covectors @ self.spectrum.center + prior
         loo = LeaveOneOut(
             logits=self._by_place(logits.add_(prior), -math.inf, dim=1),
-            labels=self.spectrum.classes[self.trials.labels],
-            weights=self.trials.weights,
+            labels=self.spectrum.classes[self.samples.labels],
+            weights=self.samples.weights,
             mahalanobis=scores.mahalanobis,
             relative=scores.relative,
-            rows=self.trials.rows,
-            n_single=self.trials.n_single,
+            rows=self.samples.rows,
+            n_single=self.samples.n_single,
             memory=self.memory,
         )
         return LinearClassifier(
@@ -188,8 +188,8 @@ class Basis:
 
     def _by_place(self, values: Tensor, fill: float, *, dim: int) -> Tensor:
         """Values by class name spread to the classes' places; the others get `fill`."""
-        if torch.equal(self.spectrum.classes, torch.arange(self.stats.n_classes)):
+        if torch.equal(self.spectrum.classes, torch.arange(self.n_classes)):
             return values
         shape = list(values.shape)
-        shape[dim] = self.stats.n_classes
+        shape[dim] = self.n_classes
         return values.new_full(shape, fill).index_copy_(dim, self.spectrum.classes, values)

@@ -1,8 +1,8 @@
-"""Remembered samples as honest test samples: each left out of what judges it."""
+"""Leave-one-out samples: remembered features as test samples, each left out of what scores it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.closed_form.leave_one_out import LeftOut, leave_one_out, leave_pair_out
+from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
-from learnkit.continual.embedding import GRID
-from learnkit.continual.statistics import ClassStatistics
+from learnkit.uncertainty.embedding import GRID
 
 Prior = Literal["uniform", "training"]
-_BLOCK = 2**20  # numbers in a table of trials by classes, of which some lie about at once
+_BLOCK = 2**20  # numbers in a table of samples by classes, of which some lie about at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trials:
-    """Remembered samples as honest test samples: each left out, some once more beside a partner.
+class LooSamples:
+    """Remembered features as held-out samples: each left out, some once more beside a partner.
 
     `points (M,D)` are the memory rows turned into the axes of the spectrum; `rows (R,)` says which
-    one each trial is, the first `n_single` each once. `labels (R,)` are positions among the classes
-    of the spectrum, `copies (R,)` as in `MemoryRows`, `weights (R,)` sum to 1. The trials from
-    `n_single` on leave together with the memory row `partners (R - n_single,)`, which then is all
-    that is known of the class.
+    one each sample is, the first `n_single` each once. `labels (R,)` are positions among the
+    classes of the spectrum, `copies (R,)` as in `MemoryRows`, `weights (R,)` sum to 1. The samples
+    from `n_single` on leave together with the memory row `partners (R - n_single,)`, which then is
+    all that is known of the class.
     """
 
     points: Tensor
@@ -41,9 +41,9 @@ class Trials:
         return len(self.labels)
 
     def blocks(self, n_columns: int) -> Iterator[slice]:
-        """All trials, some at a time: as many as make tables of so many columns small.
+        """All samples, some at a time: as many as make tables of so many columns small.
 
-        Trials that leave alone and those that leave with a partner are never in one block.
+        LooSamples that leave alone and those that leave with a partner are never in one block.
         """
         step = max(1, _BLOCK // n_columns)
         for first, last in (0, self.n_single), (self.n_single, len(self)):
@@ -51,11 +51,11 @@ class Trials:
                 yield slice(start, min(start + step, last))
 
     def partners_of(self, block: slice) -> Tensor:
-        """Memory rows that leave with the trials of a block of such, (K,)."""
+        """Memory rows that leave with the samples of a block of such, (K,)."""
         return self.partners[block.start - self.n_single : block.stop - self.n_single]
 
     def left_out(self, geometry: Geometry, block: slice) -> LeftOut:
-        """Honest distances of a block of trials in the whitened space of one shrinkage."""
+        """Held-out distances of a block of samples in the whitened space of one shrinkage."""
         points, labels = self.points[self.rows[block]], self.labels[block]
         if block.start < self.n_single:
             return leave_one_out(geometry, points, labels, self.copies[block])
@@ -75,18 +75,18 @@ def class_masses(counts: Tensor, prior: Prior) -> Tensor:
     return weights / weights.sum()
 
 
-def make_trials(
-    stats: ClassStatistics, spectrum: Spectrum, memory: MemoryRows, prior: Prior
-) -> Trials:
+def make_loo_samples(
+    moments: Moments, spectrum: Spectrum, memory: MemoryRows, prior: Prior
+) -> LooSamples:
     """Every memory row once and, while classes of one image exist, once more beside a partner.
 
     A class weighs as much as its prior, whatever the number of its rows. Classes of one image
     cannot be left out; rows that play their part (`leave_pair_out`) get their weight.
     """
     masses = class_masses(spectrum.counts, prior)
-    alone = torch.tensor(are_alone(stats, spectrum.classes.tolist()))
+    alone = torch.tensor(moments.is_alone)
     lonely = float(masses[alone].sum())
-    position = torch.full((stats.n_classes,), -1, dtype=torch.int64)
+    position = torch.full((moments.n_classes,), -1, dtype=torch.int64)
     position[spectrum.classes] = torch.arange(len(spectrum.classes))
     labels = position[memory.labels]
     pairs = pairable(memory, spectrum.counts[labels]) if lonely > 0 else labels[:0]
@@ -96,7 +96,7 @@ def make_trials(
         (1 - share) * row_weights(labels, masses),
         share * row_weights(labels[pairs], masses),
     ]
-    return Trials(
+    return LooSamples(
         points=_turned(spectrum, memory),
         labels=labels[rows],
         copies=memory.copies[rows].to(torch.float64),
@@ -138,8 +138,8 @@ def row_weights(labels: Tensor, masses: Tensor) -> Tensor:
 _TRUST = 0.75
 
 
-class Verdicts(NamedTuple):
-    """What the discriminant says of trials it has not seen.
+class LooScores(NamedTuple):
+    """Scores by the discriminant of samples it has not seen.
 
     `logits (R,P)` without the prior and before the temperature; the Mahalanobis scores
     `mahalanobis (R,)` and `relative (R,)`.
@@ -150,17 +150,17 @@ class Verdicts(NamedTuple):
     relative: Tensor
 
 
-def judge_trials(trials: Trials, geometry: Geometry, debias: float) -> Verdicts:
-    """Verdicts on all trials by the discriminant of one shrinkage, each without the trial."""
-    n, n_classes = len(trials), len(geometry.counts)
+def score_left_out(samples: LooSamples, geometry: Geometry, debias: float) -> LooScores:
+    """Scores of all samples by the discriminant of one shrinkage, each without the sample."""
+    n, n_classes = len(samples), len(geometry.counts)
     logits = torch.empty(n, n_classes, dtype=torch.float64)
     mahalanobis, relative = logits.new_empty(n), logits.new_empty(n)
-    for block in trials.blocks(n_classes):
-        left_out = trials.left_out(geometry, block)
+    for block in samples.blocks(n_classes):
+        left_out = samples.left_out(geometry, block)
         logits[block] = class_logits(left_out, geometry.d_eff, debias)
         mahalanobis[block] = left_out.mahalanobis_scores(geometry.d_eff)
         relative[block] = mahalanobis[block] - left_out.background
-    return Verdicts(logits, mahalanobis, relative)
+    return LooScores(logits, mahalanobis, relative)
 
 
 def class_logits(left_out: LeftOut, d_eff: float, debias: float) -> Tensor:
@@ -191,7 +191,7 @@ class MemoryRows:
     """Remembered samples that can be left out, class after class in the order of their names.
 
     `grid (R,D)` int16 on the integer grid; `labels (R,)` places of their classes; `positions (R,)`
-    where `stats.memory.of(name)` keeps each; `copies (R,)` how many images of the class are this
+    where the memory of the class keeps each; `copies (R,)` how many images of the class are this
     very one; `partners (R,)` another row of the same class, -1 if none.
     """
 
@@ -214,38 +214,31 @@ class MemoryRows:
         return self.grid[rows].to(torch.float64).div_(GRID)
 
 
-def memory_rows(stats: ClassStatistics, limit: int | None = None) -> MemoryRows:
+def memory_rows(moments: Moments, limit: int | None = None) -> MemoryRows:
     """Remembered samples of the classes that have other images too, at most about `limit`.
 
     Equally many of each class, the first by hash, two at least: where the limit does not allow that
     for every class, some classes, evenly spaced by name, stand for all. Which ones does not depend
     on the order in which anything came.
     """
-    every = stats.places()
-    places = [p for p, alone in zip(every, are_alone(stats, every), strict=True) if not alone]
-    if limit is not None and len(places) > limit // 2:
-        places = places[:: -(-len(places) // max(limit // 2, 1))]
-    cells = [stats.memory.cells[place] for place in places]
-    quota = _quota([len(cell.copies) for cell in cells], limit)
-    kept = [cell.features[:quota] for cell in cells]
+    chosen = [i for i, alone in enumerate(moments.is_alone) if not alone]
+    if limit is not None and len(chosen) > limit // 2:
+        chosen = chosen[:: -(-len(chosen) // max(limit // 2, 1))]
+    copies = [moments.copies[i] for i in chosen]
+    quota = _quota([len(own) for own in copies], limit)
+    kept = [moments.samples[i][:quota] for i in chosen]
     sizes = torch.tensor([len(rows) for rows in kept], dtype=torch.int64)
     size = sizes.repeat_interleave(sizes)
     first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     positions = torch.arange(len(size)) - first
-    nothing = torch.zeros(0, stats.n_features, dtype=torch.int16)
+    nothing = torch.zeros(0, moments.n_features, dtype=torch.int16)
     return MemoryRows(
         grid=torch.cat([nothing, *kept]),
-        labels=torch.tensor(places, dtype=torch.int64).repeat_interleave(sizes),
+        labels=moments.places[chosen].repeat_interleave(sizes),
         positions=positions,
-        copies=torch.tensor([n for cell in cells for n in cell.copies[:quota]], dtype=torch.int64),
+        copies=torch.tensor([n for own in copies for n in own[:quota]], dtype=torch.int64),
         partners=torch.where(size > 1, first + (positions + 1) % size, -1),
     )
-
-
-def are_alone(stats: ClassStatistics, places: Sequence[int]) -> list[bool]:
-    """Whether classes are one image, or copies of one: without it, nothing of them is left."""
-    counts, cells = stats.counts.tolist(), stats.memory.cells
-    return [counts[p] == 1 or counts[p] in cells[p].copies for p in places]
 
 
 def _quota(sizes: list[int], limit: int | None) -> int:

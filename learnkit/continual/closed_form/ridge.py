@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier, Scored
-from learnkit.continual.closed_form.loo_samples import Prior, Trials, judge_trials
+from learnkit.continual.closed_form.loo_samples import LooSamples, Prior, score_left_out
+from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.shrinkage import (
     GUESS_IS_TOO_HIGH,
     Selection,
@@ -26,19 +27,18 @@ from learnkit.continual.closed_form.shrinkage import (
 )
 from learnkit.continual.closed_form.temperature import Tempered, temper
 from learnkit.continual.closed_form.whitening import Spectrum
-from learnkit.continual.statistics import ClassStatistics
 
 # Penalties, in units of the mean eigenvalue that is not zero.
 PENALTIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 def fit_ridge(
-    stats: ClassStatistics, *, prior: Prior = "uniform", penalty: float | None = None
+    moments: Moments, *, prior: Prior = "uniform", penalty: float | None = None
 ) -> LinearClassifier:
     """Class-balanced ridge classifier; penalty and temperature by leave-one-out log loss.
 
     Args:
-        stats: What is known of the classes.
+        moments: Of the classes.
         prior: Whether classes count alike, or as often as they came ("training").
         penalty: In units of the mean non-zero eigenvalue of the total scatter, above 0; default:
             chosen.
@@ -46,46 +46,46 @@ def fit_ridge(
     Raises:
         ContinualNotInitializedError: No class has an image.
     """
-    basis = Basis.of(stats, prior)
+    basis = Basis.of(moments, prior)
     selection = _select(basis, PENALTIES if penalty is None else (penalty,))
     ridge = Ridge.fit(basis.spectrum, selection.shrinkage)
     scores = basis.spectrum.geometry(basis.select(1.0).shrinkage)
-    _, mahalanobis, relative = judge_trials(basis.trials, scores, 1.0)
+    _, mahalanobis, relative = score_left_out(basis.samples, scores, 1.0)
     return basis.assemble(
         "ridge",
         selection,
         ridge.weight @ basis.spectrum.axes.T,
         0.0,
-        ridge.leave_out(basis.trials),
+        ridge.leave_out(basis.samples),
         Scored(scores, mahalanobis, relative),
     )
 
 
 def _select(basis: Basis, penalties: tuple[float, ...]) -> Selection:
     """Penalty (in the place of the shrinkage) and temperature."""
-    trials = basis.searched
-    alone = not len(trials) or len(basis.spectrum.classes) == 1
+    samples = basis.searched
+    alone = not len(samples) or len(basis.spectrum.classes) == 1
     errors, losses = {}, {}
     for penalty in penalties:
         ridge = Ridge.fit(basis.spectrum, penalty)
         errors[penalty] = ridge.generalised_cross_validation()
         if not alone:
-            losses[penalty] = _temper(basis, ridge, trials).log_loss
+            losses[penalty] = _temper(basis, ridge, samples).log_loss
     expected = min(errors, key=errors.__getitem__)
     if alone:
         temperature = _default_temperature(Ridge.fit(basis.spectrum, expected))
         return Selection(expected, temperature, "generalised cross-validation", errors)
-    best = weigh_evidence(losses, expected, trials.weights, math.log)
-    temperature = _temper(basis, Ridge.fit(basis.spectrum, best), basis.trials).temperature
+    best = weigh_evidence(losses, expected, samples.weights, math.log)
+    temperature = _temper(basis, Ridge.fit(basis.spectrum, best), basis.samples).temperature
     return Selection(best, temperature, "leave-one-out log loss", losses)
 
 
-def _temper(basis: Basis, ridge: Ridge, trials: Trials) -> Tempered:
-    """Temperature and honest log loss of one regression."""
-    logits = ridge.leave_out(trials)
+def _temper(basis: Basis, ridge: Ridge, samples: LooSamples) -> Tempered:
+    """Temperature and held-out log loss of one regression."""
+    logits = ridge.leave_out(samples)
     expected = _default_temperature(ridge) / GUESS_IS_TOO_HIGH
     about = {"log_prior": basis.log_prior, "expected": expected}
-    return temper(logits, trials.labels, trials.weights, **about)
+    return temper(logits, samples.labels, samples.weights, **about)
 
 
 def _default_temperature(ridge: Ridge) -> float:
@@ -154,19 +154,19 @@ class Ridge(NamedTuple):
         rest = size - fitted - self.penalty * float(self.weight.square().sum())
         return n * max(rest, 0.0) / max(n - dof, _ZERO) ** 2
 
-    def leave_out(self, trials: Trials) -> Tensor:
-        """Logits (R,P) as the regression without each trial would give them; exact.
+    def leave_out(self, samples: LooSamples) -> Tensor:
+        """Logits (R,P) as the regression without each sample would give them; exact.
 
-        The penalty is held. A trial with a partner leaves alone, and the partner is the class mean.
+        The penalty is held. A sample with a partner leaves alone, and that is the class mean.
         """
-        logits = torch.empty(len(trials), len(self.offsets), dtype=torch.float64)
-        for block in trials.blocks(len(self.offsets)):
-            points, labels = trials.points[trials.rows[block]], trials.labels[block]
-            copies, inner = trials.copies[block], self._inner(points, labels)
-            if block.start < trials.n_single:
+        logits = torch.empty(len(samples), len(self.offsets), dtype=torch.float64)
+        for block in samples.blocks(len(self.offsets)):
+            points, labels = samples.points[samples.rows[block]], samples.labels[block]
+            copies, inner = samples.copies[block], self._inner(points, labels)
+            if block.start < samples.n_single:
                 own = self._own_mean(inner, labels, copies)
             else:
-                own = self._partner(points, trials.points[trials.partners_of(block)])
+                own = self._partner(points, samples.points[samples.partners_of(block)])
             logits[block] = self._logits(inner, own, labels, copies)
         return logits
 

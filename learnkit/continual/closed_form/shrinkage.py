@@ -1,4 +1,4 @@
-"""Shrinkage and temperature, chosen by what leaving remembered samples out tells."""
+"""Selection of shrinkage and temperature by leaving remembered samples out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from learnkit.continual.closed_form.leave_one_out import log_det_left_out
-from learnkit.continual.closed_form.loo_samples import Trials, judge_trials
+from learnkit.continual.closed_form.loo_samples import LooSamples, score_left_out
 from learnkit.continual.closed_form.temperature import Tempered, temper
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
 
@@ -45,7 +45,7 @@ class Selection:
 
 def select(
     spectrum: Spectrum,
-    trials: Trials,
+    samples: LooSamples,
     *,
     debias: float,
     log_prior: Tensor,
@@ -56,30 +56,30 @@ def select(
     A single class has no log loss: there it is the negative log density of the sample left out.
     Without a sample both numbers are defaults.
     """
-    if not len(trials):
+    if not len(samples):
         return default_selection(spectrum, shrinkages)
     single, results = len(spectrum.classes) == 1, {}
     for shrinkage in shrinkages:
         geometry = spectrum.geometry(shrinkage)
         if single:
-            results[shrinkage] = Tempered(1.0, density_loss(geometry, trials))
+            results[shrinkage] = Tempered(1.0, density_loss(geometry, samples))
         else:
-            logits = judge_trials(trials, geometry, debias).logits
-            results[shrinkage] = temper_trials(logits, trials, geometry, log_prior)
+            logits = score_left_out(samples, geometry, debias).logits
+            results[shrinkage] = temper_samples(logits, samples, geometry, log_prior)
     losses = {shrinkage: result.log_loss for shrinkage, result in results.items()}
-    best = weigh_evidence(losses, default_shrinkage(spectrum), trials.weights, _log_odds)
+    best = weigh_evidence(losses, default_shrinkage(spectrum), samples.weights, _log_odds)
     by = "leave-one-out density" if single else "leave-one-out log loss"
     return Selection(best, results[best].temperature, by, losses)
 
 
-def temper_trials(
-    logits: Tensor, trials: Trials, geometry: Geometry, log_prior: Tensor
+def temper_samples(
+    logits: Tensor, samples: LooSamples, geometry: Geometry, log_prior: Tensor
 ) -> Tempered:
-    """Temperature and honest log loss of the discriminant, from its logits of the trials."""
+    """Temperature and held-out log loss of the discriminant, from its logits of the samples."""
     weight = geometry.means * geometry.scale
     guess = default_temperature(geometry.spectrum, weight, geometry.d_eff)
     about = {"log_prior": log_prior, "expected": guess / GUESS_IS_TOO_HIGH}
-    return temper(logits, trials.labels, trials.weights, **about)
+    return temper(logits, samples.labels, samples.weights, **about)
 
 
 def weigh_evidence(
@@ -146,18 +146,18 @@ def default_temperature(spectrum: Spectrum, weight: Tensor, debt: float) -> floa
         return guess
     pairs = n_classes / (n_classes - 1)
     within = (weight - weight.mean(0)).square() @ (spectrum.values / spectrum.dof)
-    honest = pairs * float(apart) - debt * float((1 / spectrum.counts).mean())
+    held_out = pairs * float(apart) - debt * float((1 / spectrum.counts).mean())
     least = guess * _GUESS_IS_WORTH / (_GUESS_IS_WORTH + spectrum.dof)
-    seen = 3 * pairs * float(within.mean()) / honest if honest > 0 else guess
+    seen = 3 * pairs * float(within.mean()) / held_out if held_out > 0 else guess
     return min(max(seen, least), guess)
 
 
-def density_loss(geometry: Geometry, trials: Trials) -> float:
+def density_loss(geometry: Geometry, samples: LooSamples) -> float:
     """Mean negative log density, up to a constant, of samples under a Gaussian without them.
 
     Source: Hoffbeck and Landgrebe, 1996, who choose the covariance by it.
     """
-    left_out = trials.left_out(geometry, slice(0, trials.n_single))  # a single class has no pairs
-    own = left_out.distances.gather(1, trials.labels[:, None])[:, 0]
-    log_det = log_det_left_out(geometry, trials.points, trials.labels, trials.copies)
-    return float(trials.weights @ (own + log_det)) / 2
+    left_out = samples.left_out(geometry, slice(0, samples.n_single))  # a single class has no pairs
+    own = left_out.distances.gather(1, samples.labels[:, None])[:, 0]
+    log_det = log_det_left_out(geometry, samples.points, samples.labels, samples.copies)
+    return float(samples.weights @ (own + log_det)) / 2

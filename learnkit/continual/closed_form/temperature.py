@@ -52,7 +52,7 @@ def temper(
     logits = (logits - logits.amax(1, keepdim=True)).clamp_min_(-1e30)
     truth, truth_offset = _softened(logits, offset, targets, weights)
     factor = best_factor(
-        LogLoss(logits, truth, weights, offset),
+        LogLoss(*(t.numpy() for t in (logits, truth, weights, offset))),
         1 / bounds[1],
         1 / bounds[0],
         start=_start(logits, weights),

@@ -1,4 +1,4 @@
-"""The space in which classes are round: features turned and scaled by their common covariance.
+"""Whitening: the space in which classes are round, by their common covariance.
 
 One eigendecomposition of the within-class scatter serves every shrinkage. Its products carry the
 classifier (`lda.py`) and the Mahalanobis scores alike.
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.closed_form.moments import Moments
 from learnkit.errors import ContinualNotInitializedError
+from learnkit.uncertainty.ood import ClassDistances
 
 # Total variance within a class, of unit-length features, where the data cannot tell: one image of
 # each class, or copies of one image. Photographs in ImageNet networks have .35 to .55.
@@ -119,79 +119,49 @@ class Geometry:
         return self.unwhiten_covector(self.means)
 
     @cached_property
-    def offsets(self) -> Tensor:
-        """Squared lengths of the means, less what their being means of few images adds, (P,)."""
-        return self.means.square().sum(1) - self.d_eff / self.counts
+    def distances(self) -> ClassDistances:
+        """Distances of embedded features to the class means, in numpy."""
+        # the squared length of a mean, less what its being a mean of few images adds
+        offsets = self.means.square().sum(1) - self.d_eff / self.counts
+        base, axes = self._lengths()
+        arrays = (self.spectrum.center, self.covectors, offsets)
+        # contiguous as what is read from a file: then products of them are equal to the bit
+        center, covectors, offsets, axes = (x.contiguous().numpy() for x in (*arrays, axes))
+        return ClassDistances(center, covectors, offsets, base, axes)
 
-    @cached_property
-    def lengths(self) -> Lengths:
-        """How squared lengths in the whitened space are had from the features themselves."""
+    def _lengths(self) -> tuple[float, Tensor]:
+        """(base, axes (D,r)) for squared lengths of whitened features, see `ClassDistances`.
+
+        With fewer images than dimensions most axes have no scatter and share one scale; it is in
+        the base, and the few others have less than that. Otherwise all axes are there.
+        """
         base = self.scale.amax().square()
         n_own = int((self.scale < self.scale.amax() * (1 - _SAME)).sum())
         if 2 * n_own > len(self.scale):
-            return Lengths(torch.zeros_like(base), self.spectrum.axes, self.scale.square())
+            return 0.0, self.spectrum.axes * self.scale
         first = len(self.scale) - n_own  # scatter grows along the axes, the scale falls
         own = self.scale[first:].square() - base
-        return Lengths(base, self.spectrum.axes[:, first:], own)
-
-    def mahalanobis_scores(self, features: Tensor) -> Tensor:
-        """Debiased squared distance to the nearest class, float64 (N,); higher = more unusual.
-
-        The least over the classes of `D^2 - d_eff / n`: what the class mean is off by, on average,
-        is taken away, so that classes of few images do not look far from everything.
-        """
-        return self.relative_scores(features) + self.squared_lengths(features)
-
-    def relative_scores(self, features: Tensor) -> Tensor:
-        """Mahalanobis score less the squared distance to the center, float64 (N,).
-
-        Higher = more unusual; looks only where classes differ, good for what is nearly known.
-        """
-        return (self.offsets - 2 * self._centered(features) @ self.covectors.T).amin(1)
-
-    def squared_lengths(self, features: Tensor) -> Tensor:
-        """Squared distance to the center in the whitened space, float64 (N,)."""
-        base, axes, own = self.lengths
-        centered = self._centered(features)
-        return base * centered.square().sum(1) + (centered @ axes).square() @ own
-
-    def _centered(self, features: Tensor) -> Tensor:
-        return features.to(torch.float64) - self.spectrum.center
+        return float(base), self.spectrum.axes[:, first:] * own.abs().sqrt()
 
 
-class Lengths(NamedTuple):
-    """Squared lengths of whitened features: `base |y|^2 + (y @ axes)^2 @ own`, y from the center.
-
-    With fewer images than dimensions most axes have no scatter and share one scale; it is in
-    `base`, and what the few other `axes (D,r)` have beyond it in `own (r,)`, which is negative.
-    Otherwise all axes are there and `base` is 0.
-    """
-
-    base: Tensor
-    axes: Tensor
-    own: Tensor
-
-
-def fit_spectrum(stats: ClassStatistics) -> Spectrum:
+def fit_spectrum(moments: Moments) -> Spectrum:
     """Eigendecomposition of the within-class scatter: the one costly step, O(D^3).
 
     Raises:
         ContinualNotInitializedError: No class has an image.
     """
-    classes = torch.tensor(stats.places(), dtype=torch.int64)
-    if not len(classes):
+    if not len(moments.places):
         raise ContinualNotInitializedError(
             "no class has an image yet; learn some before a classifier is asked for"
         )
-    values, axes = torch.linalg.eigh(stats.scatter())
-    means = stats.means()[classes]
-    center = means.mean(0)
+    values, axes = torch.linalg.eigh(moments.scatter)
+    center = moments.means.mean(0)
     return Spectrum(
-        classes=classes,
-        counts=stats.counts[classes].to(torch.float64),
+        classes=moments.places,
+        counts=moments.counts,
         values=values.clamp_min_(0),
         axes=axes,
         center=center,
-        means=(means - center) @ axes,
-        dof=float(stats.dof),
+        means=(moments.means - center) @ axes,
+        dof=moments.dof,
     )

@@ -1,4 +1,4 @@
-"""Everything that follows from the statistics: classifier, score, threshold, temperature."""
+"""Derivation from the statistics: classifier, scoring, threshold, temperature."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,17 @@ from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.linear import LinearClassifier
 from learnkit.continual.closed_form.ridge import fit_ridge
 from learnkit.continual.closed_form.temperature import temper
-from learnkit.continual.held_out import Honest, collect_honest
+from learnkit.continual.held_out import HeldOut, collect_held_out
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.score_parts import Reference
-from learnkit.continual.scorer import Scorer, fit_scorer, fit_scorer_threshold
+from learnkit.continual.reference import Reference
 from learnkit.continual.settings import Settings
+from learnkit.continual.standards import fit_score_threshold, fit_standards, held_out_scores
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.uncertainty.calibration import Calibration, before_and_after
+from learnkit.uncertainty.calibration import TemperatureFit, before_and_after
+from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.conformal import lac_scores
-from learnkit.uncertainty.threshold import Threshold
+from learnkit.uncertainty.ood import softmax
+from learnkit.uncertainty.scoring import Scoring
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +31,10 @@ class Derived:
     Attributes:
         stats: The statistics it follows from, classes in the order of their names.
         places: Where these classes stand among all, (P,).
-        linear: The classifier, classes in the order of their names.
-        weight: The same divided by the temperature, classes in their places, float64 (C, D).
-        bias: Likewise, (C,); -inf for a class without images.
-        scorer: The score of unusual images.
-        threshold: As fitted, whatever may be set by hand.
+        linear: The classifier, classes in the order of their names, before the temperature.
+        scoring: Logits and OOD scores of features, classes in their places, the threshold as
+            fitted, whatever may be set by hand.
         calibration: The temperature and what it was fitted on.
-        nonconformity: One minus the probability of the truth, of the images it was fitted on, (R,).
-        nonconformity_weights: Their weights, (R,).
         notes: What a person should know.
         warning: The one thing a person must know, or "".
     """
@@ -44,15 +42,20 @@ class Derived:
     stats: ClassStatistics
     places: Tensor
     linear: LinearClassifier
-    weight: Tensor
-    bias: Tensor
-    scorer: Scorer
-    threshold: Threshold
-    calibration: Calibration
-    nonconformity: Tensor
-    nonconformity_weights: Tensor
+    scoring: Scoring
+    calibration: TemperatureFit
     notes: tuple[str, ...]
     warning: str
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the classifier divided by the temperature, classes in their places, float64 (C, D)."""
+        return torch.from_numpy(self.scoring.weight)
+
+    @property
+    def bias(self) -> Tensor:
+        """Likewise, (C,); -inf for a class without images."""
+        return torch.from_numpy(self.scoring.bias)
 
 
 def derive(
@@ -83,31 +86,39 @@ def derive(
         sorted_stats, linear = before.stats, before.linear
     reference = Reference.of(sorted_stats.memory)
     fresh = validation.named(stats.class_names).picked(places)
-    honest = collect_honest(sorted_stats, fresh, linear, reference, settings.prior)
-    calibration = _calibrated(linear, honest)
-    scorer = fit_scorer(linear, honest, reference, calibration.temperature, settings.score)
-    threshold = fit_scorer_threshold(scorer, honest, settings)
-    weight, bias = _in_place(linear, places, stats.n_classes, calibration.temperature)
-    nonconformity, nonconformity_weights = _nonconformity(honest, calibration.temperature)
+    held_out = collect_held_out(sorted_stats, fresh, linear, reference, settings.prior)
+    calibration = _calibrated(linear, held_out)
+    temperature = calibration.temperature
+    standards = fit_standards(held_out, temperature, settings.score)
+    scores = held_out_scores(held_out, standards, temperature)
+    weight, bias = _in_place(linear, places, stats.n_classes, temperature)
+    scoring = Scoring(
+        labels=True,
+        root=settings.root,
+        temperature=temperature,
+        standards=standards,
+        threshold=fit_score_threshold(scores, held_out, settings),
+        weight=weight.numpy(),
+        bias=bias.numpy(),
+        nonconformity=_nonconformity(held_out, temperature),
+        distances=linear.geometry.distances,
+        neighbors=reference.neighbors,
+    )
     return Derived(
         stats=sorted_stats,
         places=torch.tensor(places),
         linear=linear,
-        weight=weight,
-        bias=bias,
-        scorer=scorer,
-        threshold=threshold,
+        scoring=scoring,
         calibration=calibration,
-        nonconformity=nonconformity,
-        nonconformity_weights=nonconformity_weights,
-        notes=notes_on(sorted_stats, honest, threshold, scorer, settings),
-        warning=warning_on(honest, settings),
+        notes=_notes_on(sorted_stats, held_out, scoring, settings),
+        warning=_warning_on(held_out, settings),
     )
 
 
 def fit_classifier(stats: ClassStatistics, method: str) -> LinearClassifier:
     """The classifier of this kind in closed form."""
-    return {"lda": fit_lda, "ridge": fit_ridge, "prototype": fit_prototype}[method](stats)
+    fit = {"lda": fit_lda, "ridge": fit_ridge, "prototype": fit_prototype}[method]
+    return fit(stats.moments())
 
 
 def _in_place(
@@ -121,65 +132,60 @@ def _in_place(
     return weight, bias
 
 
-def _nonconformity(honest: Honest, temperature: float) -> tuple[Tensor, Tensor]:
-    """(nonconformity, weights) of the images judged, (R,) each; of images that were drawn, none."""
-    if honest.source == "parametric":
-        return honest.weights[:0], honest.weights[:0]
-    probs = (honest.logits / temperature).softmax(1)
-    return lac_scores(probs, honest.labels), honest.weights
+def _nonconformity(held_out: HeldOut, temperature: float) -> tuple[Array, Array]:
+    """(scores, weights) of held-out images, (R,) each; of images that were drawn, none."""
+    if held_out.source == "parametric":
+        return held_out.weights[:0], held_out.weights[:0]
+    return lac_scores(softmax(held_out.logits / temperature), held_out.labels), held_out.weights
 
 
-def _calibrated(linear: LinearClassifier, honest: Honest) -> Calibration:
-    """The temperature, with what it does to the honest judgements."""
-    if honest.source == "parametric":
-        return Calibration(
+def _calibrated(linear: LinearClassifier, held_out: HeldOut) -> TemperatureFit:
+    """The temperature, with what it does to held-out logits."""
+    if held_out.source == "parametric":
+        return TemperatureFit(
             linear.temperature, reason="no image could be left out: the temperature is a guess"
         )
-    if honest.logits.shape[1] == 1:
-        return Calibration(1.0, reason="one class only: its probability is always 1")
-    if honest.n_validated:
-        temperature = temper(honest.logits, honest.labels, honest.weights).temperature
-    else:
-        temperature = linear.temperature
-    right = honest.logits.argmax(1) == honest.labels
+    logits, labels, weights = held_out.logits, held_out.labels, held_out.weights
+    if logits.shape[1] == 1:
+        return TemperatureFit(1.0, reason="one class only: its probability is always 1")
+    temperature = linear.temperature
+    if held_out.n_validated:
+        temperature = temper(*map(torch.from_numpy, (logits, labels, weights))).temperature
+    right = logits.argmax(1) == labels
     reason = ""
-    if bool(right.all()) or not bool(right.any()):
+    if right.all() or not right.any():
         reason = (
             f"all {len(right)} predictions are {'right' if right[0] else 'wrong'}: confidence is "
             "that of one mistake among them"
         )
-    return Calibration(
+    return TemperatureFit(
         temperature,
-        honest.source,
-        len(honest),
-        *before_and_after(honest.logits, honest.labels, honest.weights, temperature),
+        held_out.source,
+        len(held_out),
+        *before_and_after(logits, labels, weights, temperature),
         reason=reason,
     )
 
 
-def notes_on(
-    stats: ClassStatistics,
-    honest: Honest,
-    threshold: Threshold,
-    scorer: Scorer,
-    settings: Settings,
+def _notes_on(
+    stats: ClassStatistics, held_out: HeldOut, scoring: Scoring, settings: Settings
 ) -> tuple[str, ...]:
-    """Notes on judgements, threshold and score; mostly few."""
-    notes = []
+    """Notes on held-out images, threshold and score; mostly few."""
+    notes, threshold = [], scoring.threshold
     alone = [
         n for n, count in zip(stats.class_names, stats.counts.tolist(), strict=True) if count < 2
     ]
-    if alone and honest.source != "validation":
+    if alone and held_out.source != "validation":
         notes.append(
             f"one image each of {_some(alone)}: threshold and confidence for them are guessed "
             "from the other classes; more images will help"
         )
-    if 0 < honest.n_validated < stats.n_classes:
+    if 0 < held_out.n_validated < stats.n_classes:
         notes.append(
-            f"{honest.n_validated} of {stats.n_classes} classes have validation images; for the "
+            f"{held_out.n_validated} of {stats.n_classes} classes have validation images; for the "
             "others, remembered images were left out one by one"
         )
-    parts = {part for part, _, _ in scorer.standards}
+    parts = {part for part, _, _ in scoring.standards}
     if settings.score in ("combined", "knn") and "knn" not in parts:
         notes.append("too few remembered features: Mahalanobis distances alone make the score")
     if threshold.source == "parametric":
@@ -187,9 +193,9 @@ def notes_on(
     return tuple(notes)
 
 
-def warning_on(honest: Honest, settings: Settings) -> str:
+def _warning_on(held_out: HeldOut, settings: Settings) -> str:
     """The one thing a person must know, or ""."""
-    if honest.source != "parametric":
+    if held_out.source != "parametric":
         return ""
     if settings.memory:
         why, remedy = "no class has two images that differ", " or more images of a class"

@@ -1,0 +1,71 @@
+"""The reference: remembered features that nearest-neighbour scores are measured from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from learnkit.continual.closed_form.linear import LeaveOneOut
+from learnkit.continual.memory import FeatureMemory
+from learnkit.uncertainty.checks import Array
+from learnkit.uncertainty.ood import Neighbors
+
+# Remembered features searched for the nearest one: numbers held, and products of one fit.
+_MAX_REFERENCE = 2**23
+_MAX_PRODUCTS = 6_000_000_000
+_MIN_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Remembered features to search for the nearest: K in all, the first of each class by hash.
+
+    `labels (K,)` are their classes, `starts (P,)` is where each class begins, `sizes (P,)` how many
+    it has.
+    """
+
+    neighbors: Neighbors
+    labels: Array
+    sizes: Array
+    starts: Array
+
+    @classmethod
+    def of(cls, memory: FeatureMemory) -> "Reference":
+        """Return all features of a memory, or as many of each class as can be searched."""
+        per_class = None
+        if len(memory) * memory.n_features > _MAX_REFERENCE:
+            per_class = max(1, _MAX_REFERENCE // (memory.n_features * len(memory.cells)))
+        features, labels = (rows.numpy() for rows in memory.all(per_class))
+        sizes = np.bincount(labels, minlength=len(memory.cells))
+        return cls(Neighbors(features), labels, sizes, sizes.cumsum() - sizes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def places(self, labels: Array, positions: Array) -> Array:
+        """Rows (R,) of remembered features by class and position; -1 for those left aside."""
+        return np.where(positions < self.sizes[labels], self.starts[labels] + positions, -1)
+
+
+def nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Array:
+    """Distance of left-out samples to the nearest remembered one that is not left out (R,)."""
+    memory, at = loo.memory, loo.rows[rows]
+    labels, features = memory.labels[at].numpy(), memory.embedded(at)
+    own = reference.places(labels, memory.positions[at].numpy())
+    lone = (rows >= loo.n_single).numpy()
+
+    def hide(distances: Array, part: slice) -> None:
+        known = np.flatnonzero(own[part] >= 0)
+        distances[known, own[part][known]] = np.inf
+        distances[lone[part, None] & (labels[part, None] == reference.labels)] = np.inf
+
+    found = reference.neighbors.nearest(features.numpy(), hide)
+    partners = memory.embedded(memory.partners[at].clamp_min(0))
+    apart = (features - partners).norm(dim=1).numpy()
+    return np.where(lone, np.minimum(found, apart), found)
+
+
+def thinned(rows: Tensor, reference: Reference) -> Tensor:
+    """Evenly spaced rows, as many as can be compared with the reference in a second or so."""
+    most = max(_MIN_ROWS, _MAX_PRODUCTS // max(reference.neighbors.features.size, 1))
+    return rows[:: -(-len(rows) // most)] if len(rows) > most else rows
