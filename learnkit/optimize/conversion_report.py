@@ -1,23 +1,31 @@
-"""What a conversion cost and what it brought, measured: numbers, verdicts, and how they came."""
+"""The conversion report: what an optimised model costs and brings, measured, with verdicts."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from learnkit.optimize import report_rows as rows
 from learnkit.optimize.gates import Verdict, failures, passes
-from learnkit.optimize.quality import Candidate, Images, Latency, Quality
-from learnkit.report.html import as_html
-from learnkit.report.text import as_text
+from learnkit.optimize.quality import Candidate, Images, Latency, Quality, Speed
+from learnkit.report.document import Document, Headline, Items, Mark, Section, pairs
+from learnkit.report.notebook import Shown
 from learnkit.storage.records import from_plain, to_plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_PHRASES = {
+    "passed": "passes its gates",
+    "refused": "is refused",
+    "forced": "fails a gate and was made all the same",
+}
 
-@dataclass(frozen=True, eq=False)
-class ConversionReport:
-    """What an optimised model was made from, what it cost, and how much faster it is here.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ConversionReport(Shown):
+    """An optimised model: what it was made from, what it cost, and how much faster it is here.
 
     Attributes:
         variant: its name, backend and precision.
@@ -29,7 +37,7 @@ class ConversionReport:
         versions: of every package that decides the numbers.
         processor: name and flags that matter of the processor it was measured on.
         samples: the images its ranges were set by; None where none were needed.
-        test: the images it was judged by.
+        test: the images it was tested on.
         n_bytes: its size on disk.
         n_bytes_float32: that of the portable float32 weights.
         latency: by batch size.
@@ -71,6 +79,13 @@ class ConversionReport:
         """What failed, in one line; empty if nothing did."""
         return failures(self.verdicts)
 
+    @property
+    def word(self) -> str:
+        """The verdict in a word: "passed", "refused" or "forced"."""
+        if self.passed:
+            return "passed"
+        return "forced" if self.forced else "refused"
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Matplotlib axes with a bar per variant and batch size: times as fast as eager torch.
 
@@ -82,9 +97,9 @@ class ConversionReport:
         Raises:
             OptimizeError: nothing was timed.
         """
-        from learnkit.optimize.report_plot import plot_report
+        from learnkit.optimize.report_plot import plot_speeds
 
-        return plot_report(self, ax)
+        return plot_speeds(speeds_of(self), f"{self.variant} {self.word}", ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values but pictures; what was not measured is null."""
@@ -99,10 +114,103 @@ class ConversionReport:
         """
         return from_plain(cls, values, where)
 
+    def document(self) -> Document:
+        """Sections of gates, changes, speeds, images, notes, and what all of it rests on."""
+        found = self.quality
+        tested = f"{found.n} test images, {found.n_labelled} labelled"
+        beside = "" if self.precision == "float32" else f"{self.backend}-float32"
+        sizes = (f"{n / 1e6:.2f} MB" for n in (self.n_bytes_float32, self.n_bytes))
+        changes = [
+            *(rows.time_row(one, beside) for one in self.latency),
+            ("size on disk", *sizes, f"{_share(self)} of the float32 weights"),
+            *rows.answer_rows(found),
+        ]
+        mark = Mark(self.word, self.passed)
+        return Document(
+            [
+                Headline(self.variant, mark, _PHRASES[self.word], _reason(self)),
+                Section("Gates", [rows.gates_table(self.verdicts)]),
+                Section(f"Before and after ({tested})", [rows.changes_table(changes)]),
+                Section("Times as fast as eager torch", rows.speed_bars(speeds_of(self))),
+                Section("Images that changed most", [rows.pictures_of(found.worst_images)]),
+                Section("Notes", [Items(self.notes)]),
+                Section(
+                    "How far its numbers moved",
+                    [rows.changes_table(rows.number_rows(found))],
+                    is_open=False,
+                ),
+                Section("What it rests on", [pairs(_basis(self))], is_open=False),
+            ]
+        )
+
     def __str__(self) -> str:
-        return as_text(self)
+        from learnkit.report.text import as_text
+
+        return as_text(self.document())
 
     __repr__ = __str__
 
-    def _repr_html_(self) -> str:
-        return as_html(self)
+
+def speeds_of(report: ConversionReport) -> list[Speed]:
+    """Eager torch, float32 of the same backend, and all that was tried; the slowest first."""
+    eager = {one.batch: one.eager_median for one in report.latency}
+    if not eager:
+        return []
+    tried = [rows.tried_speed(one, eager, report.variant) for one in report.candidates]
+    if not tried:
+        tried = [
+            rows.speed_of(
+                report.variant,
+                {one.batch: one.median for one in report.latency},
+                eager,
+                agreement=report.quality.agreement,
+                outcome=report.word,
+                is_chosen=True,
+            )
+        ]
+    found = [rows.speed_of(rows.EAGER, eager, eager), *tried]
+    name = f"{report.backend}-float32"
+    if name not in {one.name for one in found}:
+        plain = {one.batch: one.float32_median for one in report.latency}
+        found.append(rows.speed_of(name, plain, eager))
+    # eager torch first, what could not be made last
+    key = lambda one: (one.name != rows.EAGER, not one.ratios, math.prod(one.ratios.values()))
+    return sorted(found, key=key)
+
+
+def _reason(report: ConversionReport) -> str:
+    """What speaks for the variant, or the gates it fails, in one line."""
+    if not report.passed:
+        failed = [verdict for verdict in report.verdicts if verdict.passed is False]
+        return "; ".join(f"{one.gate} {one.found} (asked: {one.rule})" for one in failed)
+    found = []
+    if report.latency:
+        ratios = " / ".join(f"{one.vs_eager:.1f}x" for one in report.latency)
+        batches = " / ".join(str(one.batch) for one in report.latency)
+        found.append(f"{ratios} as fast as {rows.EAGER} (batch {batches})")
+    found.append(f"{_share(report)} of the size")
+    decided = {verdict.gate for verdict in report.verdicts if verdict.passed is not None}
+    kept = rows.percent(report.quality.agreement)
+    found.append(f"{kept} of labels kept" if "agreement" in decided else "labels not judged")
+    return ", ".join(found)
+
+
+def _share(report: ConversionReport) -> str:
+    full = report.n_bytes_float32
+    return f"{report.n_bytes / full:.0%}" if full else "–"
+
+
+def _basis(report: ConversionReport) -> dict[str, str]:
+    """Images, machine, settings and versions behind the numbers."""
+    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
+    name, flags = (report.processor.get(key, "") for key in ("name", "flags"))
+    machine = f"{name} ({flags})" if flags else name
+    found = {
+        "knowledge": report.state,
+        "samples": rows.images_text(report.samples),
+        "test": rows.images_text(report.test),
+        "measured on": f"{report.device}, {threads}: {machine}",
+        "settings": ", ".join(f"{k}={v}" for k, v in report.params.items()),
+        "versions": ", ".join(f"{k} {v}" for k, v in report.versions.items()),
+    }
+    return {name: said for name, said in found.items() if said}

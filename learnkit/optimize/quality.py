@@ -1,4 +1,4 @@
-"""What happened to a model's outputs when it was converted: counts, and what follows from them."""
+"""Measurements of a conversion: counts of changed outputs, milliseconds, images, candidates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from learnkit.storage.records import NOT_STORED
 class ChangedImage:
     """One test image before and after; `change` is the largest change of a probability.
 
-    `thumbnail` is a small JPEG of what the network saw. It is there as long as the report is in
-    memory, and never written: an image may be nobody else's business.
+    `thumbnail` is a small JPEG of what the network saw, as long as the report is in memory.
     """
 
     name: str
@@ -25,6 +24,7 @@ class ChangedImage:
     confidence_before: float
     confidence_after: float
     change: float
+    # never written: an image may be nobody else's business
     thumbnail: bytes = field(default=b"", repr=False, compare=False, metadata=NOT_STORED)
 
 
@@ -175,3 +175,26 @@ class Candidate:
     medians: dict[str, float]
     agreement: float
     outcome: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One way to run the network, its speed, and what became of it.
+
+    Attributes:
+        name: of the variant, or "eager torch".
+        medians: milliseconds per call by batch size; empty if it could not be made.
+        ratios: times as fast as eager torch by batch size.
+        agreement: share of labels kept; NaN if it was not tested.
+        outcome: what became of it, in a word or two.
+        why: the same at length, if there is more to say.
+        is_chosen: whether the report is about it.
+    """
+
+    name: str
+    medians: dict[int, float]
+    ratios: dict[int, float]
+    agreement: float = math.nan
+    outcome: str = ""
+    why: str = ""
+    is_chosen: bool = False

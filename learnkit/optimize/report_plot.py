@@ -7,25 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from learnkit.errors import OptimizeError
-from learnkit.optimize.report_rows import EAGER, word
-from learnkit.optimize.report_speeds import Speed, speeds_of
+from learnkit.optimize.quality import Speed
+from learnkit.optimize.report_rows import EAGER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from learnkit.optimize.conversion_report import ConversionReport
-
 _CHOSEN, _OTHER = ("#0072B2", "#80b8d8"), ("#767676", "#bdbdbd")  # first batch size, others
 _HEIGHT = 0.8  # of the bars of one variant together; 1 is the way to the next
-
-
-def plot_report(report: ConversionReport, ax: Axes | None = None) -> Axes:
-    """Axes with a bar per variant and batch size: times as fast as eager torch.
-
-    Raises:
-        OptimizeError: nothing was timed.
-    """
-    return plot_speeds(speeds_of(report), f"{report.variant} {word(report)}", ax)
 
 
 def plot_speeds(speeds: Sequence[Speed], title: str, ax: Axes | None = None) -> Axes:

@@ -1,160 +1,150 @@
-"""What a conversion report shows, whatever it is shown in: rows of text."""
+"""Rows of a conversion report: gates, changes, speeds and images as a document shows them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
-if TYPE_CHECKING:
-    from learnkit.optimize.conversion_report import ConversionReport
-    from learnkit.optimize.gates import Verdict
-    from learnkit.optimize.quality import ChangedImage, Images, Quality
+from learnkit.optimize.gates import Verdict
+from learnkit.optimize.quality import Candidate, ChangedImage, Images, Latency, Quality, Speed
+from learnkit.report.document import (
+    ARROW,
+    DASH,
+    Bar,
+    BarRow,
+    Bars,
+    Items,
+    Lines,
+    Mark,
+    Picture,
+    Pictures,
+    Span,
+    Table,
+    shown,
+)
 
-EAGER, STILL_WRONG = "eager torch", "still wrong"
+EAGER = "eager torch"
+_STILL_WRONG = "still wrong"
+_FATES = {"now wrong": False, "now right": True, "label changed": False}
 _SHOWN_CLASSES = 6
+_BRIEF = 24  # characters of an outcome that says it all
+
+Row = tuple[str, str, str, str]  # name, before, after, a note
 
 
-class Change(NamedTuple):
-    """One thing before and after, in words; empty where there is nothing to say."""
-
-    name: str
-    before: str
-    after: str
-    note: str = ""
-
-
-def word(report: ConversionReport) -> str:
-    """What became of the variant: "passed", "refused" or "forced"."""
-    if report.passed:
-        return "passed"
-    return "forced" if report.forced else "refused"
-
-
-def why(report: ConversionReport) -> str:
-    """What speaks for the variant, or the gates it fails, in one line."""
-    if not report.passed:
-        failed = [verdict for verdict in report.verdicts if verdict.passed is False]
-        return "; ".join(f"{one.gate} {one.found} (asked: {one.rule})" for one in failed)
-    found = []
-    if report.latency:
-        ratios = " / ".join(f"{one.vs_eager:.1f}x" for one in report.latency)
-        batches = " / ".join(str(one.batch) for one in report.latency)
-        found.append(f"{ratios} as fast as {EAGER} (batch {batches})")
-    found.append(f"{_share(report)} of the size")
-    judged = {verdict.gate for verdict in report.verdicts if verdict.passed is not None}
-    kept = percent(report.quality.agreement)
-    found.append(f"{kept} of labels kept" if "agreement" in judged else "labels not judged")
-    return ", ".join(found)
-
-
-def by_weight(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The verdicts, failed ones first."""
-    return sorted(verdicts, key=lambda verdict: verdict.passed is not False)
-
-
-def changes(report: ConversionReport) -> list[Change]:
-    """What people ask for first: times, size, and what became of the answers."""
-    found, sizes = report.quality, (report.n_bytes_float32, report.n_bytes)
-    low, high = found.agreement_interval
-    share = f"{_share(report)} of the float32 weights"
+def gates_table(verdicts: Sequence[Verdict]) -> Table:
+    """A row per gate, failed ones first: what was found and what is asked."""
+    ranked = sorted(verdicts, key=lambda one: one.passed is not False)
     rows = [
-        *_times(report),
-        Change("size on disk", *(f"{n / 1e6:.2f} MB" for n in sizes), share),
-        Change("labels kept", "", percent(found.agreement), _interval(low, high, percent)),
-        Change(
+        (
+            Mark(one.word, one.passed),
+            Span(one.gate, "strong"),
+            Lines((one.found, *([Span(one.note, "faint")] if one.note else []))),
+            one.rule,
+        )
+        for one in ranked
+    ]
+    return Table(rows, ("", "", "found", "asked"))
+
+
+def changes_table(rows: Sequence[Row]) -> Table:
+    """Rows before and after, without those of what was not measured."""
+    told = [(name, was, Span(now, "strong"), note) for name, was, now, note in rows if now != DASH]
+    return Table(told, ("", "before", "after", ""), "lrrl")
+
+
+def time_row(one: Latency, beside: str) -> Row:
+    """Milliseconds at one batch size; `beside` is float32 of the same backend, if that differs."""
+    note = f"{one.vs_eager:.2f}x as fast, p95 {one.p95:.2f} ms"
+    if beside:
+        note += f"; {one.vs_float32:.2f}x of {beside}"
+    return (f"time, batch {one.batch}", f"{one.eager_median:.2f} ms", f"{one.median:.2f} ms", note)
+
+
+def answer_rows(found: Quality) -> list[Row]:
+    """What became of the answers."""
+    points = lambda value: DASH if math.isnan(value) else f"{100 * value:+.2f}"
+    kept = _interval(*found.agreement_interval, percent)
+    change = _interval(*found.accuracy_interval, points)
+    strange = f"{found.n_strange} images of no known class"
+    rows = [
+        ("labels kept", "", percent(found.agreement), kept),
+        (
             "accuracy",
             percent(found.accuracy_before),
             percent(found.accuracy),
-            f"{_points(found.accuracy_change)} points, "
-            f"{_interval(*found.accuracy_interval, _points)}",
+            f"{points(found.accuracy_change)} points, {change}",
         ),
-        Change("calibration, ECE", number(found.ece_before), number(found.ece)),
-        Change(
-            "unknowns, AUROC",
-            number(found.auroc_before),
-            number(found.auroc),
-            f"{found.n_strange} images of no known class",
-        ),
-        Change("false alarms", percent(found.false_alarms_before), percent(found.false_alarms)),
-        *_worst(found),
+        ("calibration, ECE", shown(found.ece_before), shown(found.ece), ""),
+        ("unknowns, AUROC", shown(found.auroc_before), shown(found.auroc), strange),
+        ("false alarms", percent(found.false_alarms_before), percent(found.false_alarms), ""),
     ]
-    return [row for row in rows if row.after != "–"]
-
-
-def moves(report: ConversionReport) -> list[Change]:
-    """How far the network's numbers moved."""
-    found = report.quality
-    least, share = number(found.feature_cosine_min), percent(found.logit_rms_share)
-    rows = [
-        Change("logits, RMS", "", number(found.logit_rms), f"{share} of the logits' own"),
-        Change("logits, largest", "", number(found.logit_max)),
-        Change("probabilities, mean", "", number(found.prob_mean)),
-        Change("probabilities, largest", "", number(found.prob_max)),
-        Change("cosine of features", "", number(found.feature_cosine), f"smallest {least}"),
-    ]
-    return [row for row in rows if row.after != "–"]
-
-
-def basis(report: ConversionReport) -> list[tuple[str, str]]:
-    """What the report rests on."""
-    threads = f"{report.threads} thread{'s' * (report.threads != 1)}"
-    name, flags = (report.processor.get(key, "") for key in ("name", "flags"))
-    rows = [
-        ("knowledge", report.state),
-        ("samples", _shown(report.samples)),
-        ("test", _shown(report.test)),
-        ("measured on", f"{report.device}, {threads}: {name}" + f" ({flags})" * bool(flags)),
-        ("settings", ", ".join(f"{k}={v}" for k, v in report.params.items())),
-        ("versions", ", ".join(f"{k} {v}" for k, v in report.versions.items())),
-    ]
-    return [row for row in rows if row[1]]
-
-
-def fate(image: ChangedImage) -> str:
-    """What became of the label of one image, in words."""
-    if image.truth is None:
-        return "label kept" if image.before == image.after else "label changed"
-    was, now = (label == image.truth for label in (image.before, image.after))
-    return {
-        (True, True): "still right",
-        (True, False): "now wrong",
-        (False, True): "now right",
-        (False, False): STILL_WRONG,
-    }[was, now]
-
-
-def number(value: float) -> str:
-    """Four digits, or a dash for what was not measured."""
-    return "–" if math.isnan(value) else f"{value:.4g}"
-
-
-def percent(value: float) -> str:
-    """A share in percent, or a dash for what was not measured."""
-    return "–" if math.isnan(value) else f"{value:.2%}"
-
-
-def _times(report: ConversionReport) -> list[Change]:
-    """A row per batch size."""
-    rows = []
-    for one in report.latency:
-        note = f"{one.vs_eager:.2f}x as fast, p95 {one.p95:.2f} ms"
-        if report.precision != "float32":
-            note += f"; {one.vs_float32:.2f}x of {report.backend}-float32"
-        before, after = f"{one.eager_median:.2f} ms", f"{one.median:.2f} ms"
-        rows.append(Change(f"time, batch {one.batch}", before, after, note))
+    if (worst := found.worst_class) is not None:
+        note = f"{worst.name} ({worst.n} images)"
+        rows.append(("worst class", percent(worst.before), percent(worst.after), note))
     return rows
 
 
-def _worst(found: Quality) -> list[Change]:
-    worst = found.worst_class
-    if worst is None:
-        return []
-    note = f"{worst.name} ({worst.n} images)"
-    return [Change("worst class", percent(worst.before), percent(worst.after), note)]
+def number_rows(found: Quality) -> list[Row]:
+    """How far the network's numbers moved."""
+    least, share = shown(found.feature_cosine_min), percent(found.logit_rms_share)
+    return [
+        ("logits, RMS", "", shown(found.logit_rms), f"{share} of the logits' own"),
+        ("logits, largest", "", shown(found.logit_max), ""),
+        ("probabilities, mean", "", shown(found.prob_mean), ""),
+        ("probabilities, largest", "", shown(found.prob_max), ""),
+        ("cosine of features", "", shown(found.feature_cosine), f"smallest {least}"),
+    ]
 
 
-def _shown(images: Images | None) -> str:
+def tried_speed(one: Candidate, eager: dict[int, float], chosen: str) -> Speed:
+    """The speed of a variant that was tried, and what became of it."""
+    is_brief, failed = len(one.outcome) <= _BRIEF, "failed" if one.medians else "not possible"
+    return speed_of(
+        one.variant,
+        {int(batch): ms for batch, ms in one.medians.items()},
+        eager,
+        agreement=one.agreement,
+        outcome=one.outcome if is_brief else failed,
+        why="" if is_brief else one.outcome,
+        is_chosen=one.variant == chosen,
+    )
+
+
+def speed_of(name: str, medians: dict[int, float], eager: dict[int, float], **more: Any) -> Speed:
+    """Medians beside those of eager torch."""
+    ratios = {batch: eager[batch] / ms for batch, ms in medians.items() if batch in eager}
+    return Speed(name, medians, ratios, **more)
+
+
+def speed_bars(speeds: Sequence[Speed]) -> list[Bars | Items]:
+    """A bar per variant and batch size, and at length why some were not taken."""
+    batches = [*speeds[0].ratios] if speeds else []
+    rows = [
+        BarRow(
+            one.name,
+            [_bar(one, batch) for batch in batches],
+            (
+                "" if math.isnan(one.agreement) else percent(one.agreement),
+                one.outcome.split(",")[0],
+            ),
+            one.is_chosen,
+        )
+        for one in speeds
+    ]
+    series = [f"batch {batch}" for batch in batches]
+    whys = [(Span(one.name, "strong"), f": {one.why}") for one in speeds if one.why]
+    return [Bars(rows, series, ("kept", ""), reference=1.0), Items(whys)]
+
+
+def pictures_of(images: Sequence[ChangedImage]) -> Pictures:
+    """Each image with what became of its label and both answers."""
+    return Pictures([_picture(one) for one in images])
+
+
+def images_text(images: Images | None) -> str:
+    """How many images of which classes something rests on."""
     if images is None:
         return "none: nothing is calibrated"
     counted = list(images.per_class.items())
@@ -164,14 +154,42 @@ def _shown(images: Images | None) -> str:
     return f"{images.n} {images.what}{counts}, sha256 {images.digest[:12]}"
 
 
-def _share(report: ConversionReport) -> str:
-    full = report.n_bytes_float32
-    return f"{report.n_bytes / full:.0%}" if full else "–"
-
-
-def _points(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:+.2f}"
+def percent(value: float) -> str:
+    """A share in percent, or a dash for what was not measured."""
+    return DASH if math.isnan(value) else f"{value:.2%}"
 
 
 def _interval(low: float, high: float, show) -> str:
     return "" if math.isnan(low) else f"95 % interval {show(low)} to {show(high)}"
+
+
+def _bar(one: Speed, batch: int) -> Bar | None:
+    if batch not in one.ratios:
+        return None
+    ratio = "" if one.name == EAGER else f" ({one.ratios[batch]:.2f}x)"
+    return Bar(one.ratios[batch], f"{one.medians[batch]:.2f} ms{ratio}")
+
+
+def _picture(one: ChangedImage) -> Picture:
+    fate = _fate(one)
+    after = () if one.before == one.after else (Span(one.after, "name"), " ")
+    answers = (
+        *(Span(one.before, "name"), f" {one.confidence_before:.2f}", ARROW),
+        *(*after, f"{one.confidence_after:.2f}"),
+    )
+    truth = [("it is ", Span(one.truth, "name"))] if fate == _STILL_WRONG else []
+    mark = Mark(fate, _FATES.get(fate))
+    return Picture(one.name, mark, Lines((answers, *truth)), one.thumbnail or None)
+
+
+def _fate(image: ChangedImage) -> str:
+    """What became of the label of one image, in words."""
+    if image.truth is None:
+        return "label kept" if image.before == image.after else "label changed"
+    was, now = (label == image.truth for label in (image.before, image.after))
+    return {
+        (True, True): "still right",
+        (True, False): "now wrong",
+        (False, True): "now right",
+        (False, False): _STILL_WRONG,
+    }[was, now]

@@ -1,134 +1,141 @@
-"""A conversion report for a terminal of 80 columns."""
+"""Text of a document: plain lines of 80 columns, or what rich makes of it in a terminal."""
 
 from __future__ import annotations
 
-import math
-import textwrap
-import unicodedata
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from learnkit.optimize import report_rows as rows
-from learnkit.optimize.report_speeds import EAGER, Speed, speeds_of
+from rich import box
+from rich import table as rich_table
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from learnkit.optimize.conversion_report import ConversionReport
-    from learnkit.optimize.quality import ChangedImage
+from learnkit.report import document as doc
 
 WIDTH = 80
-_OUTCOME = {
-    "passed": "passes its gates",
-    "refused": "is refused",
-    "forced": "fails a gate and was made all the same",
-}
-_HEADER = ("", "before", "after", "")
+_INDENT = (0, 0, 0, 2)
+_MARK_WIDTH = 9  # tables of verdicts below each other line up
+_WHOLE = 24  # columns are not broken up to this width,
+_LAST = 10  # if they leave as much for the others
+_STYLES = {"strong": "bold", "faint": "dim", "code": "cyan"}
+_COLOURS = {True: "green", False: "bold red", None: "dim"}
 
 
-def as_text(report: ConversionReport) -> str:
-    """The report as plain text, no line longer than 80 columns unless a single word is."""
-    lines = _wrapped(headline(report), "", "  ")
-    lines += _titled("Gates", _gates(report))
-    found = report.quality
-    tested = f"{found.n} test images, {found.n_labelled} labelled"
-    lines += _titled(f"Before and after ({tested})", _table([_HEADER, *rows.changes(report)]))
-    if report.candidates:
-        lines += _titled("Tried: ms per call (times as fast as eager torch)", _tried(report))
-    if found.worst_images:
-        lines += _titled("Images that changed most", _images(found.worst_images))
-    lines += _titled("Largest changes of the network's numbers", _table(rows.moves(report)))
-    lines += _titled("What it rests on", _table(rows.basis(report)))
-    notes = [line for note in report.notes for line in _wrapped(_printable(note), "- ", "  ")]
-    return "\n".join([*lines, *_titled("Notes", notes)])
-
-
-def headline(report: ConversionReport) -> str:
-    """The report in one sentence."""
-    return f"{report.variant} {_OUTCOME[rows.word(report)]}: {rows.why(report)}"
-
-
-def _gates(report: ConversionReport) -> list[str]:
-    lines = []
-    for verdict in rows.by_weight(report.verdicts):
-        said = f"{verdict.found} (asked: {verdict.rule})" + f"; {verdict.note}" * bool(verdict.note)
-        lines += _wrapped(said, f"  {verdict.word:<10} {verdict.gate:<9}  ", " " * 24)
-    return lines
-
-
-def _tried(report: ConversionReport) -> list[str]:
-    """A row per variant, and below it why it was not taken, where that takes a sentence."""
-    speeds = speeds_of(report)
-    batches = [one.batch for one in report.latency]
-    header = ("", *(f"batch {batch}" for batch in batches), "kept", "")
-    cells = [
-        (one.name, *(_time(one, batch) for batch in batches), _kept(one), one.outcome.split(",")[0])
-        for one in speeds
-    ]
-    first, *blocks = _blocks([header, *cells])
-    found = first
-    for one, block in zip(speeds, blocks, strict=True):
-        found += [*block, *(_wrapped(_printable(one.why), " " * 6, " " * 6) if one.why else [])]
-    return found
-
-
-def _time(one: Speed, batch: int) -> str:
-    if batch not in one.medians:
-        return ""
-    ratio = f" ({one.ratios[batch]:.2f}x)" if one.name != EAGER else ""
-    return f"{one.medians[batch]:.2f}{ratio}"
-
-
-def _kept(one: Speed) -> str:
-    return "" if math.isnan(one.agreement) else rows.percent(one.agreement)
-
-
-def _images(images: Sequence[ChangedImage]) -> list[str]:
-    """A line per image, or two if they do not fit: its name, and what became of it."""
-    lines = []
-    for i, one in enumerate(images, 1):
-        fate = rows.fate(one)
-        truth = f"; it is {one.truth}" if fate == rows.STILL_WRONG else ""
-        after = "" if one.before == one.after else f"{one.after} "
-        answers = f"{one.before} {one.confidence_before:.2f} -> {after}{one.confidence_after:.2f}"
-        said = f"{fate}: {answers}{truth}"
-        name, said = (_printable(text) for text in (f"  {i:>2}  {one.name}", said))
-        fits = len(name) + len(said) + 2 <= WIDTH
-        lines += [f"{name}  {said}"] if fits else [name, *_wrapped(said, " " * 6, " " * 6)]
-    return lines
-
-
-def _table(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of all rows."""
-    return [line for block in _blocks(cells) for line in block]
-
-
-def _blocks(cells: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Lines per row: the first cell to the left, numbers to the right, the last one wrapped."""
-    cells = [[_printable(cell) for cell in row] for row in cells]
-    if not cells:
-        return []
-    *widths, _ = (max(len(row[i]) for row in cells) for i in range(len(cells[0])))
-    blocks = []
-    for row in cells:
-        start = "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-        )
-        blocks.append(_wrapped(row[-1], f"  {start}  ", " " * (len(start) + 4)))
-    return blocks
-
-
-def _wrapped(text: str, start: str, after: str) -> list[str]:
-    """Lines of at most 80 columns; the first begins with `start`, the others with `after`."""
-    found = textwrap.wrap(
-        text, WIDTH, initial_indent=start, subsequent_indent=after, break_long_words=False
+def as_text(document: doc.Document, width: int = WIDTH) -> str:
+    """Plain lines, none longer than `width` columns; nothing in them steers a terminal."""
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        color_system=None,
+        legacy_windows=False,
+        force_terminal=False,
+        force_jupyter=False,
+        highlight=False,
     )
-    return found or [start.rstrip()]
+    print_document(document, console)
+    lines = console.file.getvalue().split("\n")
+    return "\n".join(line.rstrip() for line in lines).rstrip("\n")
 
 
-def _titled(title: str, lines: list[str]) -> list[str]:
-    return ["", title, *lines] if lines else []
+def print_document(document: doc.Document, console: Console, *, boxed: bool = False) -> None:
+    """Print to a terminal, in its width; plain where the output is none.
+
+    Args:
+        document: what to print.
+        console: where to.
+        boxed: draw lines around the cells of tables.
+    """
+    for i, block in enumerate(doc.filled(document.content)):
+        if i and not boxed:
+            console.print()
+        for part in _rendered(block, console.width, boxed):
+            console.print(part, soft_wrap=False)
 
 
-def _printable(text: str) -> str:
-    """`text` without control characters: a file's name must not steer a terminal."""
-    return "".join("?" if unicodedata.category(c) in {"Cc", "Zl", "Zp"} else c for c in text)
+def _rendered(block: Any, width: int, boxed: bool) -> Iterator[RenderableType]:
+    match block:
+        case doc.Section(title, content):
+            yield Text(doc.visible(title, "?"), "bold")
+            for one in doc.filled(content):
+                parts = _rendered(one, width - 2 * (not boxed), boxed)
+                yield from parts if boxed else (Padding(part, _INDENT) for part in parts)
+        case doc.Headline(subject, mark, phrase, reason):
+            verdict = Text(phrase, _COLOURS[mark.good])
+            yield Text.assemble(
+                _line(doc.Span(subject, "strong")), " ", verdict, ": ", _line(reason)
+            )
+        case doc.Items(lines, start):
+            signs = ["-" if start is None else f"{start + i}." for i in range(len(lines))]
+            yield _table(doc.Table([*zip(signs, lines, strict=True)]), width, gap=1)
+        case doc.Code(content):
+            yield Group(*(_line(line) for line in content.split("\n")))
+        case doc.Table():
+            yield _table(block, width, boxed=boxed)
+        case doc.Bars():
+            yield _table(block.as_table(), width, boxed=boxed)
+        case doc.Pictures(pictures):
+            for i, one in enumerate(pictures, 1):
+                yield from _picture(i, one, width)
+        case doc.Paragraph(content):
+            yield _line(content)
+
+
+def _line(piece: doc.Inline) -> Text:
+    """One line of text, in colours where the terminal has them."""
+    match piece:
+        case doc.Span(content, "arrow"):
+            return Text(content.replace("→", "->"))
+        case doc.Span(content, style):
+            line = _line(content)
+            line.stylize(_STYLES.get(style, ""))
+            return line
+        case doc.Mark(word, good):
+            return Text(word, _COLOURS[good])
+        case doc.Lines(content):
+            return Text("; ").join(map(_line, content))
+        case tuple():
+            return Text.assemble(*map(_line, piece))
+    return Text(doc.visible(doc.shown(piece), "?"))
+
+
+def _table(block: doc.Table, width: int, *, boxed: bool = False, gap: int = 2) -> rich_table.Table:
+    """A table that keeps short columns whole and breaks the lines of long ones."""
+    rows = [[_line(cell) for cell in row] for row in block.content]
+    header = [_line(name) for name in block.header] or [Text()] * len(rows[0])
+    columns = [*zip(header, *rows, strict=True)]
+    widths = [max(cell.cell_len for cell in column) for column in columns]
+    short = [size <= _WHOLE for size in widths[:-1]] + [False]
+    if sum(size + gap for size, one in zip(widths, short, strict=True) if one) > width - _LAST:
+        short = [False] * len(short)
+    table = rich_table.Table(
+        box=box.HEAVY_HEAD if boxed else None,
+        padding=(0, 1) if boxed else (0, gap, 0, 0),
+        pad_edge=boxed,
+        show_header=bool(block.header),
+        header_style="bold",
+        caption=_line(block.more) if block.more else None,
+        caption_justify="left",
+    )
+    marks = [isinstance(cell, doc.Mark) and not cell.brief for cell in block.content[0]]
+    for name, side, is_short, marked in zip(header, block.alignment, short, marks, strict=True):
+        table.add_column(
+            name,
+            justify="right" if side == "r" else "left",
+            no_wrap=is_short,
+            min_width=_MARK_WIDTH if marked else None,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _picture(number: int, one: doc.Picture, width: int) -> Iterable[RenderableType]:
+    """A line on a picture, or two if it does not fit."""
+    name = Text.assemble(f"{number:>2}  ", _line(one.name))
+    said = Text(": ").join(_line(part) for part in (one.mark, one.caption) if part is not None)
+    if name.cell_len + said.cell_len + 2 <= width:
+        return [Text.assemble(name, "  ", said)]
+    return [name, Padding(said, (0, 0, 0, 4))]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from learnkit.errors import BundleCorruptError, OptimizeError
-from learnkit.optimize.conversion_report import ConversionReport
+from learnkit.optimize.conversion_report import ConversionReport, speeds_of
 from learnkit.optimize.gates import Verdict
 from learnkit.optimize.quality import (
     Candidate,
@@ -18,7 +18,6 @@ from learnkit.optimize.quality import (
     Latency,
     Quality,
 )
-from learnkit.optimize.report_speeds import speeds_of
 
 EVIL = "<img src=x onerror=alert(1)>"
 QUALITY = Quality(

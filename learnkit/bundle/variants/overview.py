@@ -21,7 +21,7 @@ from learnkit.bundle.variant import (
 )
 from learnkit.errors import BundleCorruptError
 from learnkit.optimize.conversion_report import ConversionReport
-from learnkit.optimize.report_rows import percent, word
+from learnkit.optimize.report_rows import percent
 from learnkit.report.markdown import table
 from learnkit.storage.formats import parse_arrays, parse_json
 from learnkit.storage.read_folder import VARIANTS
@@ -173,7 +173,7 @@ def _costs(report: ConversionReport | None, beside: ConversionReport) -> dict[st
     return found | {
         "labels kept": percent(report.quality.agreement),
         "accuracy": percent(report.quality.accuracy),
-        "gates": word(report),
+        "gates": report.word,
     }
 
 

@@ -1,0 +1,278 @@
+"""The document model of reports: blocks of sentences, tables, bars and pictures, in no form yet.
+
+What stands in a sentence or a cell is text, a number, None, a `Span`, a `Mark`, `Lines`, or a tuple
+of these. Text is text: each renderer (`text`, `html`, `markdown`) escapes it in its own way.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+Inline = Any  # str | int | float | None | Span | Mark | Lines | tuple of these
+DASH = "–"
+# Line breaks and escapes steer terminals; format characters turn the reading direction or hide.
+_STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_SHAPING = "\u00ad\u200c\u200d"  # soft hyphen and joiners belong to words and emoji
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of text that looks different.
+
+    Attributes:
+        content: text, or pieces of it.
+        style: "strong", "code", "faint", "arrow", or "name" (from outside; HTML cuts long ones).
+    """
+
+    content: Inline
+    style: str
+
+
+ARROW = Span(" → ", "arrow")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A verdict in a word, with a colour and a sign that say the same.
+
+    Attributes:
+        word: says it.
+        good: True, False, or None where nothing was decided.
+        brief: the sign is enough where there are signs.
+    """
+
+    word: str
+    good: bool | None = None
+    brief: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Pieces below each other in HTML, behind each other elsewhere."""
+
+    content: tuple[Inline, ...]
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A sentence or more."""
+
+    content: Inline
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The verdict on a subject and what speaks for it, in one sentence.
+
+    Attributes:
+        content: the subject.
+        mark: the verdict.
+        phrase: the verdict as a sentence says it: "is refused".
+        reason: what speaks for it.
+    """
+
+    content: str
+    mark: Mark
+    phrase: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list; numbered from `start` unless that is None."""
+
+    content: Sequence[Inline]
+    start: int | None = None
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines of a program."""
+
+    content: str
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells.
+
+    Attributes:
+        content: the rows, all of the same length.
+        header: a cell per column; empty for none.
+        align: "l" or "r" per column; empty aligns columns of numbers to the right.
+        more: a last line across all columns, such as what was left out.
+    """
+
+    content: Sequence[Sequence[Inline]]
+    header: Sequence[Inline] = ()
+    align: str = ""
+    more: str = ""
+
+    @property
+    def alignment(self) -> str:
+        """The letters per column, given or found."""
+        return self.align or "".join(map(_side, zip(*self.content, strict=True)))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value on a scale that begins at 0, and how it is written."""
+
+    value: float
+    text: str
+
+
+@dataclass(frozen=True)
+class BarRow:
+    """What has a bar per series: its name, the bars (None for a gap), and cells behind them."""
+
+    name: Inline
+    bars: Sequence[Bar | None]
+    cells: Sequence[Inline] = ()
+    is_chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars in rows; where nothing can be drawn, a table.
+
+    Attributes:
+        content: the rows.
+        series: the name of each bar of a row.
+        header: of the cells behind the bars.
+        top: the end of the scale; None takes the largest value.
+        reference: a value to compare with.
+    """
+
+    content: Sequence[BarRow]
+    series: Sequence[str] = ("",)
+    header: Sequence[Inline] = ()
+    top: float | None = None
+    reference: float | None = None
+
+    @property
+    def scale(self) -> float:
+        """The end of the scale, above 0."""
+        values = [bar.value for row in self.content for bar in row.bars if bar is not None]
+        return self.top or max(filter(math.isfinite, values), default=0) or 1.0
+
+    def as_table(self) -> Table:
+        """The same in words."""
+        rows = [
+            [_strong(row.name, row.is_chosen), *(_written(bar) for bar in row.bars), *row.cells]
+            for row in self.content
+        ]
+        header = ("", *self.series, *self.header) if any((*self.series, *self.header)) else ()
+        n_cells = len(self.content[0].cells) if self.content else 0
+        return Table(rows, header, f"l{'r' * len(self.series)}{'l' * n_cells}")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with its caption.
+
+    Attributes:
+        name: of the image.
+        mark: the verdict on it.
+        caption: what else there is to say.
+        image: PNG or JPEG bytes, or pixels uint8 (H,W) or (H,W,3); None if it is not at hand.
+    """
+
+    name: str
+    mark: Mark | None = None
+    caption: Lines = Lines(())
+    image: bytes | np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images side by side."""
+
+    content: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Blocks under a title; one that is not open shows its title only, where it can be opened."""
+
+    title: str
+    content: Sequence[Any]
+    is_open: bool = True
+
+
+@dataclass(frozen=True)
+class Document:
+    """Blocks from top to bottom."""
+
+    content: Sequence[Any]
+
+
+def filled(blocks: Iterable[Any]) -> list[Any]:
+    """The blocks that hold something."""
+    return [
+        one for one in blocks if (filled(one.content) if isinstance(one, Section) else one.content)
+    ]
+
+
+def pairs(values: Mapping[str, Any]) -> Table:
+    """A table of names and values, without a header."""
+    return Table([*values.items()])
+
+
+def records(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table with the first row's keys as columns; a dash for what other rows lack."""
+    columns = [*rows[0]] if rows else []
+    return Table([[row.get(name) for name in columns] for row in rows], columns)
+
+
+def frame_of(frame: pd.DataFrame, *, index: str = "", max_rows: int = 60) -> Table:
+    """The first rows of a pandas table and its index, which is named `index`."""
+    shown = frame.head(max_rows)
+    rows = [[str(name), *row] for name, row in zip(shown.index, shown.to_numpy(), strict=True)]
+    left_out = len(frame) - len(shown)
+    more = f"and {left_out} more" if left_out else ""
+    return Table(rows, (index, *map(str, frame.columns)), f"l{'r' * len(frame.columns)}", more)
+
+
+def shown(value: Any) -> str:
+    """A value for reading: floats to four digits, a dash for None and NaN.
+
+    >>> shown(0.98765), shown(12000.0), shown(float("nan")), shown("a")
+    ('0.9877', '12000', '–', 'a')
+    """
+    value = value.item() if hasattr(value, "item") else value
+    if value is None or value != value:  # NaN
+        return DASH
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
+        return f"{value:.4g}"
+    return f"{value:.0f}" if isinstance(value, float) else str(value)
+
+
+def visible(text: str, instead: str) -> str:
+    """`text` with `instead` for every character that steers a terminal or turns a line around."""
+    if text.isprintable():
+        return text
+    steers = lambda c: unicodedata.category(c) in _STEERING and c not in _SHAPING
+    return "".join(instead if steers(c) else c for c in text)
+
+
+def _side(column: Iterable[Inline]) -> str:
+    kinds = [value for value in column if value is not None]
+    return "r" if kinds and all(isinstance(value, int | float) for value in kinds) else "l"
+
+
+def _strong(name: Inline, is_chosen: bool) -> Inline:
+    return Span(name, "strong") if is_chosen else name
+
+
+def _written(bar: Bar | None) -> str:
+    return "" if bar is None else bar.text
