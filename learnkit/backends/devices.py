@@ -1,20 +1,17 @@
-"""What this machine can run, as a table."""
+"""Devices and precisions this machine can run, as a table."""
 
 import importlib.metadata
-import textwrap
-from html import escape
 from typing import Any
 
 from learnkit.backends.processor import n_threads, processor_name, telling_flags
 from learnkit.backends.registry import BACKENDS, PRECISIONS, Backend, why_not
+from learnkit.report.document import Document, Items, Mark, Paragraph, Span, Table
+from learnkit.report.notebook import Shown
 
 _HEADER = ("backend", "device", "version", *PRECISIONS)
-_LEFT = "text-align:left;padding:.25em 1em .25em .3em"
-_QUOTED = f'"{_LEFT}"'
-_WIDTH = 80
 
 
-class Devices(list):
+class Devices(list, Shown):
     """One dictionary per backend and device; shown as a table."""
 
     @property
@@ -23,29 +20,16 @@ class Devices(list):
         flags = " ".join(telling_flags()) or "flags unknown"
         return f"{processor_name()}, {n_threads()} threads ({flags})"
 
-    def __repr__(self) -> str:
-        rows = [_HEADER, *(_cells(row, "yes", "-") for row in self)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        notes = (f"{name}: {said}" for row in self for name, said in _notes(row))
-        return "\n".join([_wrapped(self.processor), "", *table, "", *map(_wrapped, notes)])
+    def document(self) -> Document:
+        """The processor, a table of backends and precisions, and what there is to know of each."""
+        rows = [_cells(row) for row in self]
+        notes = [(Span(name, "strong"), f": {said}") for row in self for name, said in _notes(row)]
+        return Document([Paragraph(self.processor), Table(rows, _HEADER), Items(notes)])
 
-    def _repr_html_(self) -> str:
-        head = "".join(f'<th style="{_LEFT}">{name}</th>' for name in _HEADER)
-        rows = "".join(
-            f"<tr>{''.join(f'<td style={_QUOTED}>{escape(cell)}</td>' for cell in cells)}</tr>"
-            for cells in (_cells(row, "✓", "–") for row in self)
-        )
-        notes = "".join(
-            f"<div><small><i>{escape(name)}</i>: {escape(said)}</small></div>"
-            for row in self
-            for name, said in _notes(row)
-        )
-        return (
-            f"<div>{escape(self.processor)}</div>"
-            f'<table style="margin:.4em 0"><thead><tr>{head}</tr></thead>'
-            f"<tbody>{rows}</tbody></table>{notes}"
-        )
+    def __repr__(self) -> str:
+        from learnkit.report.text import as_text
+
+        return as_text(self.document())
 
 
 def devices() -> Devices:
@@ -88,9 +72,10 @@ def _has_cuda(backend: Backend) -> bool:
     return False
 
 
-def _cells(row: dict[str, Any], yes: str, no: str) -> tuple[str, ...]:
-    """A backend and what it runs, a cell per precision."""
-    marks = (yes if name in row["precisions"] else no for name in PRECISIONS)
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    """A backend and what it runs, a mark per precision."""
+    runs = [name in row["precisions"] for name in PRECISIONS]
+    marks = (Mark("yes", True, brief=True) if ok else Mark("-", None, brief=True) for ok in runs)
     return row["backend"], row["device"], row["version"] or "not installed", *marks
 
 
@@ -104,8 +89,3 @@ def _notes(row: dict[str, Any]) -> list[tuple[str, str]]:
             reasons.setdefault(reason, []).append(precision)
     where = f"{row['backend']} on {row['device']}"
     return found + [(f"{where}, {', '.join(names)}", why) for why, names in reasons.items()]
-
-
-def _wrapped(text: str) -> str:
-    """`text` in lines of at most 80 columns."""
-    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)

@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from learnkit.errors import ExportError
-from learnkit.report.markdown import escape, table
+from learnkit.report.document import (
+    Code,
+    Document,
+    Items,
+    Paragraph,
+    Section,
+    Span,
+    Table,
+    records,
+)
+from learnkit.report.markdown import as_markdown, escape
 
 KEYS = (
     "name",
@@ -52,8 +62,8 @@ _LIMITS_CONTINUAL = (
 _OPENED_BY_TIMM = {
     "classifier": "The same network, bit for bit, with timm alone:",
     "body": (
-        "Its body with timm alone (the head is in `{head}.safetensors`; layers of timm's behind "
-        "the feature map, which this network does not use, have random weights there):"
+        "Its body with timm alone (the head is in {head}; layers of timm's behind the feature map, "
+        "which this network does not use, have random weights there):"
     ),
     "own": "timm cannot open this network; learnkit can.",
 }
@@ -105,33 +115,33 @@ def model_card(
         image: how images are read, in a few words.
         opened_by_timm: kind of layout ("classifier", "body" or "own").
         versions: of the packages it was made with.
-        continual: what a model in the continual state knows of its classes, and how sure it is.
-        ood: what tells unusual images beside a trained head.
+        continual: facts about a model in the continual state: its classes, threshold, temperature.
+        ood: facts about the out-of-distribution detector beside a trained head.
     """
     name = card.get("name") or f"{architecture} classifier"
     plain_use = _USE_MULTI if multi_label else _USE if ood is None else _USE_OOD
     use = card.get("intended_use") or (plain_use if continual is None else _USE_CONTINUAL)
     limits = card.get("limits") or (_LIMITS if continual is None else _LIMITS_CONTINUAL)
     limits = [limits] if isinstance(limits, str) else list(limits)
-    parts = [
-        _front_matter(card, opened_by_timm),
-        f"# {escape(name)}",
-        escape(card.get("description", "")),
-        f"{escape(architecture)}, {escape(image)}, {len(classes)} "
-        f"{'labels' if multi_label else 'classes'}.",
-        _section("Intended use", escape(use)),
-        _section("Limits", "\n".join(f"* {escape(text)}" for text in limits)),
-        _section("Classes", _class_list(classes)),
-        _section("What it has learned", _pairs(continual or {})),
-        _section("How it tells unusual images", _pairs(ood or {})),
-        _section("Measures", _pairs(card.get("measures", {}))),
-        _section("Measures per class", table(card.get("per_class", []))),
-        _section("Data", _pairs(card.get("data", {}))),
-        _section("Training", _pairs(card.get("training", {}))),
-        _section("Made with", _pairs(versions)),
-        _section("How to load", _how_to_load(opened_by_timm, continual is not None)),
+    blocks = [
+        Paragraph(card.get("description", "")),
+        Paragraph(
+            f"{architecture}, {image}, {len(classes)} {'labels' if multi_label else 'classes'}."
+        ),
+        Section("Intended use", [Paragraph(use)]),
+        Section("Limits", [Items(limits)]),
+        Section("Classes", _class_list(classes)),
+        Section("What it has learned", [_pairs(continual or {})]),
+        Section("How it detects out-of-distribution images", [_pairs(ood or {})]),
+        Section("Measures", [_pairs(card.get("measures", {}))]),
+        Section("Measures per class", [records(card.get("per_class", []))]),
+        Section("Data", [_pairs(card.get("data", {}))]),
+        Section("Training", [_pairs(card.get("training", {}))]),
+        Section("Made with", [_pairs(versions)]),
+        Section("How to load", _how_to_load(opened_by_timm, continual is not None)),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    header = f"{_front_matter(card, opened_by_timm)}\n\n# {escape(name)}"
+    return f"{header}\n\n{as_markdown(Document(blocks))}\n"
 
 
 def _front_matter(card: Mapping[str, Any], opened_by_timm: str) -> str:
@@ -145,31 +155,28 @@ def _front_matter(card: Mapping[str, Any], opened_by_timm: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _section(title: str, body: str) -> str:
-    return f"## {title}\n\n{body}" if body else ""
+def _class_list(classes: Sequence[str]) -> list[Items | Paragraph]:
+    rest = len(classes) - _MAX_CLASSES
+    more = (f"{rest} more are in ", Span("config.json", "code"), ".")
+    return [Items(classes[:_MAX_CLASSES], start=0), *([Paragraph(more)] if rest > 0 else [])]
 
 
-def _class_list(classes: Sequence[str]) -> str:
-    shown = [f"{i}. {escape(name)}" for i, name in enumerate(classes[:_MAX_CLASSES])]
-    if len(classes) > _MAX_CLASSES:
-        shown.append(f"\n{len(classes) - _MAX_CLASSES} more are in `config.json`.")
-    return "\n".join(shown)
+def _pairs(values: Mapping[str, Any]) -> Table:
+    return Table([*values.items()], ("", "value"))
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    return table([{"": key, "value": value} for key, value in values.items()])
-
-
-def _how_to_load(opened_by_timm: str, continual: bool) -> str:
+def _how_to_load(opened_by_timm: str, continual: bool) -> list[Code | Paragraph]:
     own = (
-        "```python\nfrom learnkit import load_learner\n\n"
+        "from learnkit import load_learner\n\n"
         'model = load_learner("path/to/this/folder")\n'
-        'label, index, probs = model.predict("image.png")\n'
+        'label, index, probs = model.predict("image.png")'
     )
-    own += 'model.extend("folder with a folder per class")\n```' if continual else "```"
-    head = "state" if continual else "head"
-    text = _OPENED_BY_TIMM[opened_by_timm].format(head=head)
-    if opened_by_timm == "own":
-        return f"{own}\n\n{text}"
-    call = 'timm.create_model("local-dir:path/to/this/folder", pretrained=True).eval()'
-    return f"{own}\n\n{text}\n\n```python\nimport timm\n\nbackbone = {call}\n```"
+    if continual:
+        own += '\nmodel.extend("folder with a folder per class")'
+    before, _, after = _OPENED_BY_TIMM[opened_by_timm].partition("{head}")
+    head = Span("state.safetensors" if continual else "head.safetensors", "code")
+    blocks = [Code(own, "python"), Paragraph((before, head, after) if after else before)]
+    if opened_by_timm != "own":
+        call = 'timm.create_model("local-dir:path/to/this/folder", pretrained=True).eval()'
+        blocks.append(Code(f"import timm\n\nbackbone = {call}", "python"))
+    return blocks

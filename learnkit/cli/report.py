@@ -1,4 +1,4 @@
-"""What `learnkit report` says of an exported model: what it is, its variants, what each cost.
+"""The command `learnkit report`: an exported model, its variants, and what each cost.
 
 Only descriptions and counts are read, and neither torch nor pandas is needed.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,12 @@ from learnkit.bundle.variants.overview import Listed, is_listed_from, listing
 from learnkit.cli.console import Report
 from learnkit.cli.table import FittedTable
 from learnkit.errors import BundleCorruptError, UsageError
+from learnkit.report.document import Document, Section, Table, pairs, value_text
+from learnkit.report.html import as_page
+from learnkit.report.text import print_document
 from learnkit.storage.read_folder import MANIFEST, read_folder
 
 _SHOWN_CLASSES = 40
-_NUMBERS = frozenset({"classes", "images", "images learned", "MB"})
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 64em; margin: 2em auto; padding: 0 1em; }}
-table {{ border-collapse: collapse; margin: .4em 0 1em; }}
-td, th {{ text-align: left; padding: .2em 1em .2em .2em; vertical-align: top; }}
-</style></head><body>
-<h1>{title}</h1>
-{body}
-</body></html>
-"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,7 @@ class Overview:
 
     title: str
     facts: Mapping[str, str]
-    measures: Mapping[str, str]
+    measures: Mapping[str, Any]
     variants: Sequence[Listed]
 
     @property
@@ -56,19 +45,20 @@ class Overview:
         """What opens by default."""
         return next((one for one in self.variants if one.opens), self.variants[0])
 
-    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """(title, header, rows) of what it is, its measures, its classes and its variants."""
-        header, classes = _class_rows(self.opened)
-        return [
-            (self.title, [], [list(pair) for pair in self.facts.items()]),
-            (f"Measures of {FLOAT32}", [], [list(pair) for pair in self.measures.items()]),
-            (f"Classes of {self.opened.name}", header, classes),
-            (
-                "What it can be run as",
-                ["variant", "classes", "images", "MB", ""],
-                [_row(one) for one in self.variants],
-            ),
-        ]
+    def tables(self) -> dict[str, Table]:
+        """Its facts, its measures, its classes and its variants, by title."""
+        found = {
+            self.title: pairs(self.facts),
+            f"Measures of {FLOAT32}": pairs(self.measures),
+            f"Classes of {self.opened.name}": _class_table(self.opened),
+            "What it can be run as": _variants_table(self.variants),
+        }
+        return {title: table for title, table in found.items() if table.content}
+
+    def costs(self) -> dict[str, Document]:
+        """The conversion reports, each below its heading."""
+        reports = {one.name: one.report for one in self.variants if one.report is not None}
+        return {f"Optimised: {name}": one.document() for name, one in reports.items()}
 
 
 def read_overview(path: Path) -> Overview:
@@ -98,31 +88,27 @@ def report_model(model: Path, html: Path | None) -> None:
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--html is {str(html)!r}; name a file that ends in .html")
     found, report = read_overview(model), Report()
-    for title, header, rows in found.tables():
-        if rows:
-            names = header or [""] * len(rows[0])
-            report.table(FittedTable(names, rows, _NUMBERS, show_header=bool(header)), title)
-    for one in found.variants:
-        if one.report is not None:
-            report.console.print(f"\n{one.report}", markup=False)
+    for title, table in found.tables().items():
+        _print_table(report, title, table)
+    for cost in found.costs().values():
+        report.console.print()
+        print_document(cost, report.console)
     if html is not None:
-        html.write_text(as_page(found), encoding="utf-8", errors="backslashreplace")
+        (_, facts), *tables = found.tables().items()
+        about = Document([facts, *(Section(title, [table]) for title, table in tables)])
+        page = as_page(found.title, {"": about, **found.costs()})
+        html.write_text(page, encoding="utf-8")
         report.files("Written", [(html, "the same as a page")])
 
 
-def as_page(found: Overview) -> str:
-    """An HTML page; everything from outside is escaped."""
-    parts = [
-        f"<h2>{escape(title)}</h2>" * (i > 0) + _html_table(header, rows)
-        for i, (title, header, rows) in enumerate(found.tables())
-        if rows
-    ]
-    parts += [
-        f"<h2>Optimised: {escape(one.name)}</h2>{one.report._repr_html_()}"
-        for one in found.variants
-        if one.report is not None
-    ]
-    return _PAGE.format(title=escape(found.title), body="\n".join(parts))
+def _print_table(report: Report, title: str, table: Table) -> None:
+    rows = [[value_text(cell) for cell in row] for row in table.content]
+    sides = zip(table.header, table.alignment, strict=False)
+    numeric = frozenset(name for name, side in sides if side == "r")
+    names = table.header or [""] * len(rows[0])
+    report.table(FittedTable(names, rows, numeric, show_header=bool(table.header)), title)
+    if table.more:
+        report.say(table.more)
 
 
 def _overview(section: Mapping[str, Any], variants: Sequence[Listed], digest: str) -> Overview:
@@ -145,33 +131,24 @@ def _overview(section: Mapping[str, Any], variants: Sequence[Listed], digest: st
     return Overview(
         str(card.get("name") or f"{arch} classifier"),
         {name: value for name, value in facts.items() if value},
-        {str(name): _shown(value) for name, value in (card.get("measures") or {}).items()},
+        {str(name): value for name, value in (card.get("measures") or {}).items()},
         variants,
     )
 
 
-def _class_rows(one: Listed) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of its classes, with the number of images where they are counted."""
-    shown = one.classes[:_SHOWN_CLASSES]
-    rest = [f"and {len(one.classes) - len(shown)} more"] * (len(one.classes) > len(shown))
+def _class_table(one: Listed) -> Table:
+    """Its classes, with the number of images where they are counted."""
+    shown, rest = one.classes[:_SHOWN_CLASSES], len(one.classes) - _SHOWN_CLASSES
+    more = f"and {rest} more" if rest > 0 else ""
     if one.images is None:
-        return ["class"], [[name] for name in (*shown, *rest)]
-    rows = [[name, str(one.images.get(name, 0))] for name in shown]
-    return ["class", "images learned"], rows + [[line, ""] for line in rest]
+        return Table([(name,) for name in shown], ("class",), more=more)
+    rows = [(name, one.images.get(name, 0)) for name in shown]
+    return Table(rows, ("class", "images learned"), more=more)
 
 
-def _row(one: Listed) -> list[str]:
-    images = "" if one.n_images is None else str(one.n_images)
-    return [one.name, str(len(one.classes)), images, f"{one.n_bytes / 1e6:.2f}", one.remark]
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["".join(f"<th>{escape(name)}</th>" for name in header)] if header else []
-    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+def _variants_table(variants: Sequence[Listed]) -> Table:
+    rows = [
+        (one.name, len(one.classes), one.n_images, f"{one.n_bytes / 1e6:.2f}", one.remark)
+        for one in variants
+    ]
+    return Table(rows, ("variant", "classes", "images", "MB", ""), "lrrrl")

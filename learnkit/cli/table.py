@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,11 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from learnkit.report.document import visible
+
 # Characters below which a column does not shrink, in the order in which columns give room away: a
 # path says least, and a number that is folded or cut is wrong.
 _LEAST = {"path": 16, "text": 12}
-_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 _GAP = "\N{NO-BREAK SPACE}"
 
 
@@ -103,4 +103,4 @@ def cut_middle(text: str, width: int, ellipsis: str = "…") -> str:
 
 def printable(text: str) -> str:
     """`text` in one line without control characters: a file's name must not steer a terminal."""
-    return "".join("?" if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+    return visible(text, "?")

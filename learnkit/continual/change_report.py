@@ -1,13 +1,15 @@
 """The report of a change to a continual classifier, for people and for files."""
 
-import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from learnkit.report.document import Document, Items, Paragraph, Span
+from learnkit.report.notebook import Shown
+
 
 @dataclass(frozen=True)
-class ChangeReport:
-    """What one change did.
+class ChangeReport(Shown):
+    """One change and its effects.
 
     Attributes:
         what: The verb: "extend", "subtract", "forget", ...
@@ -42,9 +44,9 @@ class ChangeReport:
     def __str__(self) -> str:
         return "\n".join([self._headline(), *(f"- {line}" for line in self._lines())])
 
-    def _repr_html_(self) -> str:
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in self._lines())
-        return f"<p><b>{html.escape(self._headline())}</b></p><ul>{items}</ul>"
+    def document(self) -> Document:
+        """A headline and a list."""
+        return Document([Paragraph(Span(self._headline(), "strong")), Items(self._lines())])
 
     def _headline(self) -> str:
         return f"{self.what}: {self.n_classes} classes, {self.seconds:.2f} s"

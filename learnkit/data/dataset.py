@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from learnkit.data.display import counts_html, show_images
+from learnkit.data.display import counts_document, show_images
 from learnkit.data.halcon import dictionary_table, halcon_dictionary
 from learnkit.data.labels import Label, nfc
 from learnkit.data.readers import csv_table, df_table, folder_table, names_table
@@ -31,12 +31,14 @@ from learnkit.data.split import (
 )
 from learnkit.data.table import clean_table
 from learnkit.errors import DataError, ImageReadError, SplitError
+from learnkit.report.document import Document
+from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ImageDataset:
+class ImageDataset(Shown):
     """A table of labelled images below one folder.
 
     Args:
@@ -399,9 +401,9 @@ class ImageDataset:
         shown = self.filter(np.arange(len(self)) < n) if seed is None else self.sample(n, seed)
         return show_images(shown.paths, shown.labels, axes=axes, side=side)
 
-    def _repr_html_(self) -> str:
-        """HTML table of images per class and split, for notebooks."""
-        return counts_html(self.counts(), len(self), self._root)
+    def document(self) -> Document:
+        """Images per class and split, as notebooks show them."""
+        return counts_document(self.counts(), len(self), self._root)
 
     def check(
         self, fast: bool = False, *, min_images: int = 10, progress: bool = True

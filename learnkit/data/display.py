@@ -1,6 +1,5 @@
 """Pictures of a dataset: a grid of its images, and a table of its counts."""
 
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 from learnkit.data.image import read_image
 from learnkit.data.labels import Label
 from learnkit.errors import ImageReadError
+from learnkit.report.document import Document, Paragraph, Span, frame_of
 
 _MAX_ROWS = 30
 
@@ -40,21 +40,11 @@ def show_images(
     return axes
 
 
-def counts_html(counts: pd.DataFrame, n_images: int, root: Path) -> str:
-    """HTML table of images per class and split, for notebooks."""
-    head = "".join(f"<th>{name}</th>" for name in counts.columns)
-    rows = zip(counts.index[:_MAX_ROWS], counts.to_numpy(), strict=False)
-    body = ""
-    for name, numbers in rows:
-        cells = "".join(f"<td>{number}</td>" for number in numbers)
-        body += f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
-    if len(counts) > _MAX_ROWS:
-        body += f"<tr><td>and {len(counts) - _MAX_ROWS} more classes</td></tr>"
-    return (
-        f"<div><b>{n_images} images, {len(counts)} classes</b> in "
-        f"<code>{html.escape(str(root))}</code>"
-        f"<table><tr><th>class</th>{head}</tr>{body}</table></div>"
-    )
+def counts_document(counts: pd.DataFrame, n_images: int, root: Path) -> Document:
+    """Images per class and split."""
+    head = Span(f"{n_images} images, {len(counts)} classes", "strong")
+    table = frame_of(counts, "class", max_rows=_MAX_ROWS, rest="classes")
+    return Document([Paragraph((head, " in ", Span(str(root), "code"))), table])
 
 
 def _grid(n: int, side: float) -> np.ndarray:

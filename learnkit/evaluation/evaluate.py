@@ -13,13 +13,15 @@ from learnkit.errors import EvaluationError
 from learnkit.evaluation import measures
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
+from learnkit.report.document import Document, Table, frame_of
+from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Shown):
     """How good a classifier is on a set of samples.
 
     Attributes:
@@ -64,12 +66,10 @@ class Evaluation:
     def __repr__(self) -> str:
         return f"{_rounded(self.summary).to_string()}\n\n{_rounded(self.per_class).to_string()}"
 
-    def _repr_html_(self) -> str:
-        summary = _rounded(self.summary).to_frame("value").to_html()
-        per_class = _rounded(self.per_class).to_html(max_rows=60)
-        return (
-            f'<div style="display:flex;gap:2em;align-items:flex-start">{summary}{per_class}</div>'
-        )
+    def document(self) -> Document:
+        """Two tables: the measures over all samples, and those of each class."""
+        summary = Table([*self.summary.items()], ("", "value"), "lr")
+        return Document([summary, frame_of(self.per_class, "class", rest="classes")])
 
 
 def evaluate(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from html import escape
 from typing import Any
 
+from learnkit.report.document import Document, Lines, Paragraph, Span
+from learnkit.report.notebook import Shown
 
-class Identified:
+
+class Identified(Shown):
     """A predictor that knows which bundle it is, and whether it still is that."""
 
     _digest: str | None = None
@@ -28,9 +30,10 @@ class Identified:
         """Whether it has learned, or was set otherwise, since `digest` was noted."""
         return self._digest is not None and not same_state(self, self._as_loaded)
 
-    def _repr_html_(self) -> str:
-        digest = f"<br><small>sha256 {self.digest}</small>" if self.digest else ""
-        return f"<code>{escape(repr(self))}</code>{digest}"
+    def document(self) -> Document:
+        """Its `repr`, and its digest if it is of a bundle."""
+        digest = [Span(f"sha256 {self.digest}", "faint")] if self.digest else []
+        return Document([Paragraph(Lines((Span(repr(self), "code"), *digest)))])
 
 
 def model_digest(predictor: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,12 +23,14 @@ from learnkit.inference.prediction_table import (
     table_kind,
     write_table,
 )
+from learnkit.report.document import Document, Lines, Paragraph, Span
+from learnkit.report.notebook import Shown
 from learnkit.storage.filesystem import write_file
 
 
 @dataclass(frozen=True)
-class FilesReport:
-    """What became of the files whose predictions stand in a table.
+class FilesReport(Shown):
+    """The files of a table of predictions, counted by what became of them.
 
     Attributes:
         path: the table.
@@ -50,8 +51,9 @@ class FilesReport:
         failed = f"; {self.n_failed} could not be read" if self.n_failed else ""
         return f"{self.path}: {self.n_files} files{resumed}{failed}"
 
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(str(self))}<br><small>model {html.escape(self.model)}</small></p>"
+    def document(self) -> Document:
+        """The sentence, and the model's digest."""
+        return Document([Paragraph(Lines((str(self), Span(f"model {self.model}", "faint"))))])
 
 
 def predict_to_file(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import PredictionError
+from learnkit.report.document import Bar, BarRow, Bars, Document, Paragraph, Span
+from learnkit.report.notebook import Shown
 from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
 
 if TYPE_CHECKING:
@@ -18,12 +19,11 @@ if TYPE_CHECKING:
     Values = Tensor | np.ndarray
 
 _SHOWN = 5
-_BAR = "background:#4c72b0;height:.8em"
-_NAME = "text-align:left;overflow-wrap:anywhere;max-width:24em"
+_KNOWN = "of a known kind"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Prediction:
+class Prediction(Shown):
     """The label of one image and the probabilities behind it; unpacks as (label, index, probs).
 
     A model that judges whether an image is of a kind it knows fills in the fields from `ood_score`
@@ -162,26 +162,20 @@ class Prediction:
         flag = ", out of distribution" if self.is_ood else ""
         return f"Prediction({self.label!r}, {{{shown}{more}}}{flag})"
 
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f'<tr><td style="{_NAME}">{escape(name)}</td><td>{prob:.1%}</td>'
-            f'<td><div style="{_BAR};width:{100 * prob:.0f}px"></div></td></tr>'
-            for name, prob in self.ranking[:_SHOWN]
-        )
+    def document(self) -> Document:
+        """The label, whether the image is out-of-distribution, and the likeliest classes."""
         label = self.label if isinstance(self.label, str) else ", ".join(self.label) or "no label"
-        table = f'<table style="margin:.2em 0">{rows}</table>'
-        return f"<b>{escape(label)}</b>{self._ood_html()}{table}"
+        rows = [BarRow(name, [Bar(p, f"{p:.1%}")]) for name, p in self.ranking[:_SHOWN]]
+        blocks = [Paragraph(Span(label, "strong")), *self._ood_blocks(), Bars(rows, top=1.0)]
+        return Document(blocks)
 
-    def _ood_html(self) -> str:
-        """One line on how unusual the image is, where the model can tell."""
+    def _ood_blocks(self) -> list[Paragraph]:
         if self.ood_score is None:
-            return ""
-        verdict = "<b>⚠ unlike the images it knows</b>" if self.is_ood else "of a known kind"
+            return []
+        verdict = Span("⚠ unlike the images it knows", "strong") if self.is_ood else _KNOWN
         p_value = "" if self.p_value is None else f", p {self.p_value:.2g}"
-        return (
-            f"<br><small>{verdict} (score {self.ood_score:.3g}, threshold "
-            f"{self.ood_threshold:.3g}{p_value})</small>"
-        )
+        numbers = f" (score {self.ood_score:.3g}, threshold {self.ood_threshold:.3g}{p_value})"
+        return [Paragraph(Span((verdict, numbers), "faint"))]
 
 
 def finite_or_none(value: float | None) -> float | None:

@@ -25,6 +25,8 @@ from learnkit.interpret.outputs import Outputs, collect_from
 from learnkit.interpret.source import Source, class_names
 from learnkit.interpret.tables import errors_table, mistakes_of, report_text
 from learnkit.interpret.uncertainty_plots import plot_calibration
+from learnkit.report.document import Document, Section, Table
+from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 _NO_LOSSES = "There are no losses to sort by; pass `losses`, or make the pass over labelled samples"
 
 
-class ClassificationInterpretation:
+class ClassificationInterpretation(Shown):
     """Confusion, losses and heatmaps of one set of predictions.
 
     The model runs once, when the object is made; images are read again only to be drawn.
@@ -290,14 +292,11 @@ class ClassificationInterpretation:
             f" {len(self.classes)} classes, accuracy {share:.4f}, {wrong} wrong)"
         )
 
-    def _repr_html_(self) -> str:
-        import pandas as pd
-
-        parts = [self.evaluation._repr_html_()]
-        if not self.outputs.multi_label and (mistakes := self.most_confused()[:10]):
-            table = pd.DataFrame(mistakes, columns=["actual", "predicted", "n"])
-            parts.append(f"<h4>Most confused</h4>{table.to_html(index=False)}")
-        return "\n".join(parts)
+    def document(self) -> Document:
+        """The evaluation, and the classes that are confused most."""
+        mistakes = [] if self.outputs.multi_label else self.most_confused()[:10]
+        confused = Table(mistakes, ("actual", "predicted", "n"))
+        return Document([*self.evaluation.document().content, Section("Most confused", [confused])])
 
     def _calibration_bins(self, n_bins: int) -> CalibrationBins:
         return calibration_bins(self.outputs.probs, self.outputs.targets, n_bins=n_bins)

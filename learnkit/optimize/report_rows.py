@@ -14,14 +14,14 @@ from learnkit.report.document import (
     Bar,
     BarRow,
     Bars,
+    Gallery,
     Items,
     Lines,
     Mark,
     Picture,
-    Pictures,
     Span,
     Table,
-    shown,
+    value_text,
 )
 
 EAGER = "eager torch"
@@ -76,8 +76,8 @@ def answer_rows(found: Quality) -> list[Row]:
             percent(found.accuracy),
             f"{points(found.accuracy_change)} points, {change}",
         ),
-        ("calibration, ECE", shown(found.ece_before), shown(found.ece), ""),
-        ("unknowns, AUROC", shown(found.auroc_before), shown(found.auroc), strange),
+        ("calibration, ECE", value_text(found.ece_before), value_text(found.ece), ""),
+        ("unknowns, AUROC", value_text(found.auroc_before), value_text(found.auroc), strange),
         ("false alarms", percent(found.false_alarms_before), percent(found.false_alarms), ""),
     ]
     if (worst := found.worst_class) is not None:
@@ -88,13 +88,13 @@ def answer_rows(found: Quality) -> list[Row]:
 
 def number_rows(found: Quality) -> list[Row]:
     """How far the network's numbers moved."""
-    least, share = shown(found.feature_cosine_min), percent(found.logit_rms_share)
+    least, share = value_text(found.feature_cosine_min), percent(found.logit_rms_share)
     return [
-        ("logits, RMS", "", shown(found.logit_rms), f"{share} of the logits' own"),
-        ("logits, largest", "", shown(found.logit_max), ""),
-        ("probabilities, mean", "", shown(found.prob_mean), ""),
-        ("probabilities, largest", "", shown(found.prob_max), ""),
-        ("cosine of features", "", shown(found.feature_cosine), f"smallest {least}"),
+        ("logits, RMS", "", value_text(found.logit_rms), f"{share} of the logits' own"),
+        ("logits, largest", "", value_text(found.logit_max), ""),
+        ("probabilities, mean", "", value_text(found.prob_mean), ""),
+        ("probabilities, largest", "", value_text(found.prob_max), ""),
+        ("cosine of features", "", value_text(found.feature_cosine), f"smallest {least}"),
     ]
 
 
@@ -135,12 +135,12 @@ def speed_bars(speeds: Sequence[Speed]) -> list[Bars | Items]:
     ]
     series = [f"batch {batch}" for batch in batches]
     whys = [(Span(one.name, "strong"), f": {one.why}") for one in speeds if one.why]
-    return [Bars(rows, series, ("kept", ""), reference=1.0), Items(whys)]
+    return [Bars(rows, series, ("kept", ""), "rl", reference=1.0), Items(whys)]
 
 
-def pictures_of(images: Sequence[ChangedImage]) -> Pictures:
+def pictures_of(images: Sequence[ChangedImage]) -> Gallery:
     """Each image with what became of its label and both answers."""
-    return Pictures([_picture(one) for one in images])
+    return Gallery([_picture(one) for one in images])
 
 
 def images_text(images: Images | None) -> str:

@@ -149,6 +149,7 @@ class Bars:
         content: the rows.
         series: the name of each bar of a row.
         header: of the cells behind the bars.
+        align: "l" or "r" for each of these.
         top: the end of the scale; None takes the largest value.
         reference: a value to compare with.
     """
@@ -156,6 +157,7 @@ class Bars:
     content: Sequence[BarRow]
     series: Sequence[str] = ("",)
     header: Sequence[Inline] = ()
+    align: str = ""
     top: float | None = None
     reference: float | None = None
 
@@ -172,8 +174,7 @@ class Bars:
             for row in self.content
         ]
         header = ("", *self.series, *self.header) if any((*self.series, *self.header)) else ()
-        n_cells = len(self.content[0].cells) if self.content else 0
-        return Table(rows, header, f"l{'r' * len(self.series)}{'l' * n_cells}")
+        return Table(rows, header, f"l{'r' * len(self.series)}{self.align}")
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Gallery:
     """Images side by side."""
 
     content: Sequence[Picture]
@@ -234,19 +235,28 @@ def records(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table([[row.get(name) for name in columns] for row in rows], columns)
 
 
-def frame_of(frame: pd.DataFrame, *, index: str = "", max_rows: int = 60) -> Table:
-    """The first rows of a pandas table and its index, which is named `index`."""
+def frame_of(
+    frame: pd.DataFrame, index: str = "", *, max_rows: int = 60, rest: str = "rows"
+) -> Table:
+    """The first rows of a pandas table behind its index, which is named `index`.
+
+    Args:
+        frame: the table; its columns are numbers.
+        index: heads the column of names.
+        max_rows: those that are shown.
+        rest: what the others are called: "and 3 more classes".
+    """
     shown = frame.head(max_rows)
     rows = [[str(name), *row] for name, row in zip(shown.index, shown.to_numpy(), strict=True)]
     left_out = len(frame) - len(shown)
-    more = f"and {left_out} more" if left_out else ""
+    more = f"and {left_out} more {rest}" if left_out else ""
     return Table(rows, (index, *map(str, frame.columns)), f"l{'r' * len(frame.columns)}", more)
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value for reading: floats to four digits, a dash for None and NaN.
 
-    >>> shown(0.98765), shown(12000.0), shown(float("nan")), shown("a")
+    >>> value_text(0.98765), value_text(12000.0), value_text(float("nan")), value_text("a")
     ('0.9877', '12000', '–', 'a')
     """
     value = value.item() if hasattr(value, "item") else value

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from learnkit.report.document import Document, filled, shown, visible
+from learnkit.report.document import Document, filled, value_text, visible
 
 _NAME = 24  # characters of a name below a picture
 
@@ -55,7 +55,7 @@ def _escaped(value: Any) -> Markup:
     """Any value of a template as text; what a macro made is markup already."""
     if isinstance(value, Markup):
         return value
-    return Markup(html.escape(visible(shown(value), "\ufffd")))
+    return Markup(html.escape(visible(value_text(value), "\ufffd")))
 
 
 def _address(image: Any) -> str:

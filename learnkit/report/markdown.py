@@ -51,7 +51,7 @@ def _rendered(block: Any, level: int) -> str:
             return _table(block)
         case doc.Bars():
             return _table(block.as_table())
-        case doc.Pictures(pictures):
+        case doc.Gallery(pictures):
             return _table(doc.Table([[one.name, one.mark, one.caption] for one in pictures]))
     return _line(block.content).strip()
 
@@ -79,7 +79,7 @@ def _line(piece: doc.Inline) -> str:
             return "; ".join(map(_line, content))
         case tuple():
             return "".join(map(_line, piece))
-    return _inert(doc.shown(piece))
+    return _inert(doc.value_text(piece))
 
 
 def _inert(text: str) -> str:

@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich import box
 from rich import table as rich_table
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -34,48 +33,47 @@ def as_text(document: doc.Document, width: int = WIDTH) -> str:
         force_jupyter=False,
         highlight=False,
     )
-    print_document(document, console)
+    _print(document, console)
     lines = console.file.getvalue().split("\n")
     return "\n".join(line.rstrip() for line in lines).rstrip("\n")
 
 
-def print_document(document: doc.Document, console: Console, *, boxed: bool = False) -> None:
-    """Print to a terminal, in its width; plain where the output is none.
+def print_document(document: doc.Document, console: Console) -> None:
+    """Print to a terminal in its width and colours; `as_text` where the output is none."""
+    if console.is_terminal:
+        _print(document, console)
+    else:
+        console.print(Text(as_text(document)), soft_wrap=True)
 
-    Args:
-        document: what to print.
-        console: where to.
-        boxed: draw lines around the cells of tables.
-    """
+
+def _print(document: doc.Document, console: Console) -> None:
     for i, block in enumerate(doc.filled(document.content)):
-        if i and not boxed:
+        if i:
             console.print()
-        for part in _rendered(block, console.width, boxed):
+        for part in _rendered(block, console.width):
             console.print(part, soft_wrap=False)
 
 
-def _rendered(block: Any, width: int, boxed: bool) -> Iterator[RenderableType]:
+def _rendered(block: Any, width: int) -> Iterator[RenderableType]:
     match block:
         case doc.Section(title, content):
             yield Text(doc.visible(title, "?"), "bold")
             for one in doc.filled(content):
-                parts = _rendered(one, width - 2 * (not boxed), boxed)
-                yield from parts if boxed else (Padding(part, _INDENT) for part in parts)
+                yield from (Padding(part, _INDENT) for part in _rendered(one, width - 2))
         case doc.Headline(subject, mark, phrase, reason):
             verdict = Text(phrase, _COLOURS[mark.good])
-            yield Text.assemble(
-                _line(doc.Span(subject, "strong")), " ", verdict, ": ", _line(reason)
-            )
+            name = _line(doc.Span(subject, "strong"))
+            yield Text.assemble(name, " ", verdict, ": ", _line(reason))
         case doc.Items(lines, start):
             signs = ["-" if start is None else f"{start + i}." for i in range(len(lines))]
             yield _table(doc.Table([*zip(signs, lines, strict=True)]), width, gap=1)
         case doc.Code(content):
-            yield Group(*(_line(line) for line in content.split("\n")))
+            yield Group(*map(_line, content.split("\n")))
         case doc.Table():
-            yield _table(block, width, boxed=boxed)
+            yield _table(block, width)
         case doc.Bars():
-            yield _table(block.as_table(), width, boxed=boxed)
-        case doc.Pictures(pictures):
+            yield _table(block.as_table(), width)
+        case doc.Gallery(pictures):
             for i, one in enumerate(pictures, 1):
                 yield from _picture(i, one, width)
         case doc.Paragraph(content):
@@ -97,10 +95,10 @@ def _line(piece: doc.Inline) -> Text:
             return Text("; ").join(map(_line, content))
         case tuple():
             return Text.assemble(*map(_line, piece))
-    return Text(doc.visible(doc.shown(piece), "?"))
+    return Text(doc.visible(doc.value_text(piece), "?"))
 
 
-def _table(block: doc.Table, width: int, *, boxed: bool = False, gap: int = 2) -> rich_table.Table:
+def _table(block: doc.Table, width: int, *, gap: int = 2) -> rich_table.Table:
     """A table that keeps short columns whole and breaks the lines of long ones."""
     rows = [[_line(cell) for cell in row] for row in block.content]
     header = [_line(name) for name in block.header] or [Text()] * len(rows[0])
@@ -110,9 +108,9 @@ def _table(block: doc.Table, width: int, *, boxed: bool = False, gap: int = 2) -
     if sum(size + gap for size, one in zip(widths, short, strict=True) if one) > width - _LAST:
         short = [False] * len(short)
     table = rich_table.Table(
-        box=box.HEAVY_HEAD if boxed else None,
-        padding=(0, 1) if boxed else (0, gap, 0, 0),
-        pad_edge=boxed,
+        box=None,
+        padding=(0, gap, 0, 0),
+        pad_edge=False,
         show_header=bool(block.header),
         header_style="bold",
         caption=_line(block.more) if block.more else None,

@@ -11,6 +11,8 @@ import numpy as np
 from learnkit.errors import UncertaintyError
 from learnkit.evaluation import measures
 from learnkit.evaluation.inputs import as_array, check_flags, check_labels, check_same_length
+from learnkit.report.document import Document, Paragraph, frame_of
+from learnkit.report.notebook import Shown
 from learnkit.uncertainty.checks import (
     Array,
     check_choice,
@@ -29,7 +31,7 @@ N_BINS = 15
 
 
 @dataclass(frozen=True)
-class TemperatureFit:
+class TemperatureFit(Shown):
     """A temperature, what it was fitted on and what it changed.
 
     Attributes:
@@ -73,10 +75,11 @@ class TemperatureFit:
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=["before", "after"])
 
-    def _repr_html_(self) -> str:
+    def document(self) -> Document:
+        """The temperature, where it comes from, and what it changed."""
         origin = f"{self.source}, {self.n} images" if self.is_fitted else f"none: {self.reason}"
-        about = f"<p>Temperature {self.temperature:.4g} ({origin})</p>"
-        return about + self.table().to_html(float_format="{:.4g}".format, na_rep="–")
+        about = Paragraph(f"Temperature {self.temperature:.4g} ({origin})")
+        return Document([about, frame_of(self.table())])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, NaN as None; `from_dict` reads it back."""

@@ -120,7 +120,9 @@ def test_variants_are_listed_with_what_they_cost_and_how_to_open_each():
         for path in root.rglob("*")
         if path.is_file()
     }
-    text = with_variants_listed(files["README.md"].decode(), files).split("## Variants")[1]
+    card = with_variants_listed(files["README.md"].decode(), files).split("## Variants")[1]
+    text, *costs = card.split("## Optimised: ")
+    assert [cost.splitlines()[0] for cost in costs] == ["onnxruntime-float16", "torch-bfloat16"]
     report = json.loads(files["variants/onnxruntime-float16.report.json"])
     first = report["latency"][0]
     ratio = first["eager_median"] / first["median"]

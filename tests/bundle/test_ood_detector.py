@@ -99,7 +99,7 @@ def test_it_travels_in_the_bundle_to_the_bit(predictor, bundle, tmp_path):
     assert found.continual is None
     table = found.predict_files(images, progress=False)
     assert table["is_ood"].tolist() == [False, False, True, True]
-    assert "How it tells unusual images" in (bundle / "README.md").read_text("utf-8")
+    assert "How it detects out-of-distribution images" in (bundle / "README.md").read_text("utf-8")
     found.save(tmp_path / "again")
     again = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     assert again == {path.name: path.read_bytes() for path in bundle.iterdir()}

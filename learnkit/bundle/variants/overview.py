@@ -1,11 +1,10 @@
-"""What a bundle can be run as: its float32 weights and its variants, in a few numbers each.
+"""The overview of a bundle: its float32 weights and its variants, in a few numbers each.
 
 This module needs no torch.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,8 @@ from learnkit.bundle.variant import (
 from learnkit.errors import BundleCorruptError
 from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.report_rows import percent
-from learnkit.report.markdown import table
+from learnkit.report.document import Code, Document, Paragraph, Section, Span, records
+from learnkit.report.markdown import as_markdown
 from learnkit.storage.formats import parse_arrays, parse_json
 from learnkit.storage.read_folder import VARIANTS
 
@@ -31,6 +31,11 @@ _COST = "\n## Optimised: "
 _ABOUT = (
     "The same network in other forms, beside the float32 weights. Milliseconds were measured where "
     "each was made (see below), those of float32 in torch; in brackets, times as fast as that."
+)
+_LEARNED = (
+    "A variant that has learned since it was made knows what float32 and the others do not; ",
+    Span("load_learner(path, variant=NAME)", "code"),
+    " opens each of them as it is.",
 )
 _PATH = "path/to/this/folder"
 _FREE_OF_TORCH = ("onnxruntime", "openvino")
@@ -67,8 +72,8 @@ class Listed:
     @property
     def remark(self) -> str:
         """What there is to know beside the numbers."""
-        told = ["opens by default"] * self.opens
-        return ", ".join(told + ["has learned since it was made"] * self.has_learned)
+        told = {"opens by default": self.opens, "has learned since it was made": self.has_learned}
+        return ", ".join(text for text, holds in told.items() if holds)
 
 
 def is_listed_from(name: str) -> bool:
@@ -77,7 +82,8 @@ def is_listed_from(name: str) -> bool:
     >>> [is_listed_from(name) for name in ("config.json", "variants/a-b.json", "variants/a-b.onnx")]
     [True, True, False]
     """
-    return name == CONFIG or name.endswith((*_STATES, *(".json",) * name.startswith(VARIANTS)))
+    described = name.startswith(VARIANTS) and name.endswith(".json")
+    return name == CONFIG or described or name.endswith(_STATES)
 
 
 def listing(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[Listed]:
@@ -130,17 +136,22 @@ def with_variants_listed(card: str, files: Mapping[str, bytes]) -> str:
     found = listing(files, {name: len(data) for name, data in files.items()})
     if len(found) == 1:
         return text
-    reports = [one.report for one in found if one.report is not None]
-    beside = reports[-1] if reports else None
-    text += f"{_HEADING}\n{_ABOUT}\n\n{table([_row(one, beside) for one in found])}\n"
-    if any(one.has_learned for one in found):
-        text += (
-            "\nA variant that has learned since it was made knows what float32 and the others do "
-            "not; `load_learner(path, variant=NAME)` opens each of them as it is.\n"
-        )
-    text += f"\n{_how_to_open(found)}"
-    costs = [one for one in found if one.report is not None]
-    return text + "".join(f"{_COST}{one.name}\n\n{_fenced(str(one.report))}" for one in costs)
+    reports = {one.name: one.report for one in found if one.report is not None}
+    beside = [*reports.values()][-1] if reports else None
+    learned = _LEARNED if any(one.has_learned for one in found) else ()
+    sections = [
+        Section(
+            "Variants",
+            [
+                Paragraph(_ABOUT),
+                records([_row(one, beside) for one in found]),
+                Paragraph(learned),
+                Code(_how_to_open(found), "python"),
+            ],
+        ),
+        *(Section(f"Optimised: {name}", one.document().content) for name, one in reports.items()),
+    ]
+    return f"{text}\n{as_markdown(Document(sections))}\n"
 
 
 def _row(one: Listed, beside: ConversionReport | None) -> dict[str, Any]:
@@ -188,7 +199,7 @@ def _how_to_open(found: Sequence[Listed]) -> str:
         *(f'model = load_learner("{_PATH}", variant="{name}")' for name in others),
         *(f'model = load_runtime("{_PATH}", variant="{name}")  # without torch' for name in bare),
     ]
-    return "```python\n" + "\n".join(lines) + "\n```\n"
+    return "\n".join(lines)
 
 
 def _images(
@@ -204,12 +215,6 @@ def _images(
 
 
 def _report(files: Mapping[str, bytes], name: str) -> ConversionReport | None:
-    return (
-        ConversionReport.from_dict(parse_json(files[name], name), name) if name in files else None
-    )
-
-
-def _fenced(text: str) -> str:
-    """Markdown that shows `text` as it is, whatever is in it."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}\n"
+    if name not in files:
+        return None
+    return ConversionReport.from_dict(parse_json(files[name], name), name)
