@@ -7,6 +7,7 @@ names the argument, the value seen, the rule and the remedy. After one, nothing 
 
 import sys
 import warnings
+from collections.abc import Iterable
 
 
 class LearnkitError(Exception):
@@ -254,3 +255,14 @@ def warn_user(message: str) -> None:
     while frame is not None and frame.f_globals.get("__name__", "").startswith("learnkit."):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def first_few(names: Iterable[object], limit: int = 5) -> str:
+    """The first `limit` of `names` for a message, and how many more there are.
+
+    >>> first_few("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    shown = [str(name) for name in names]
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more

@@ -11,7 +11,7 @@ from fastai.callback.core import CancelFitException
 from torch import nn
 
 from learnkit.callback.base import TrainingCallback
-from learnkit.errors import DataError, LearnkitError, NonFiniteLossError
+from learnkit.errors import DataError, LearnkitError, NonFiniteLossError, first_few
 from learnkit.storage.formats import first_non_finite
 
 _SHOWN = 5
@@ -156,8 +156,7 @@ def _describe(items: list[Any], broken: list[int]) -> str:
     shown = guilty or items
     if not shown:
         return "its items are not known"
-    rest = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    names = ", ".join(map(str, shown[:_SHOWN])) + rest
+    names = first_few(shown, _SHOWN)
     return f"items with a non-finite input: {names}" if guilty else f"items: {names}"
 
 

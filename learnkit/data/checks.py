@@ -22,7 +22,7 @@ from learnkit.data.image import FORMATS, naming_errors, read_image
 from learnkit.data.near_duplicates import near_duplicate_groups
 from learnkit.data.read_images import load_ahead, watched
 from learnkit.data.split import split_counts
-from learnkit.errors import DataError, ImageReadError
+from learnkit.errors import DataError, ImageReadError, first_few
 
 COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
 THUMBNAIL = 16
@@ -231,11 +231,10 @@ def _mixed(what: str) -> Callable[[_Table], Iterator[dict]]:
                 groups[value if what == "mode" else f"{value[0]} x {value[1]}"].append(i)
         if len(groups) > 1:
             common = sorted(groups, key=lambda value: (-len(groups[value]), value))
-            shown = ", ".join(f"{value} ({len(groups[value])} images)" for value in common[:5])
-            rest = f" and {len(common) - 5} more" if len(common) > 5 else ""
+            shown = first_few(f"{value} ({len(groups[value])} images)" for value in common)
             examples = [table.paths[groups[value][0]] for value in common[:5]]
             severity = "warning" if what == "mode" else "info"
-            yield _about_all(f"mixed {what}s", severity, shown + rest, examples)
+            yield _about_all(f"mixed {what}s", severity, shown, examples)
 
     return check
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from learnkit.data.labels import names_in
-from learnkit.errors import DataError, SplitError, warn_user
+from learnkit.errors import DataError, SplitError, first_few, warn_user
 
 SPLITS = ("train", "valid", "test")
 
@@ -62,11 +62,11 @@ def assign_splits(
         numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
         numbered = np.array([numbers[group] for group in groups], dtype=np.int64)
         return _assign_groups(names, codes, numbered, shares, rng)
-    singles = names[np.bincount(codes, minlength=len(names)) == 1]
-    if len(names) > 1 and len(singles):
+    singles = [repr(name) for name in names[np.bincount(codes, minlength=len(names)) == 1]]
+    if len(names) > 1 and singles:
         warn_user(
-            f"classes with a single image, which goes to train: {_shown(singles)}; nothing will be "
-            "known about how well they are recognised"
+            f"classes with a single image, which goes to train: {first_few(singles, 10)}; nothing "
+            "will be known about how well they are recognised"
         )
     assigned = np.zeros(len(codes), dtype=np.int64)
     carry = np.zeros(len(SPLITS))
@@ -119,8 +119,9 @@ def _assign_groups(
         assigned[rows] = split
     _give_train_every_class(assigned, codes, members, len(names))
     n_groups = np.bincount(np.concatenate([np.unique(codes[rows]) for rows in members]))
-    if len(names) > 1 and len(singles := names[n_groups == 1]):
-        warn_user(f"classes with a single group, which goes to train: {_shown(singles)}")
+    singles = [repr(name) for name in names[n_groups == 1]]
+    if len(names) > 1 and singles:
+        warn_user(f"classes with a single group, which goes to train: {first_few(singles, 10)}")
     return assigned
 
 
@@ -132,11 +133,6 @@ def _give_train_every_class(
         if not (codes[assigned == 0] == code).any():
             smallest = min((rows for rows in members if (codes[rows] == code).any()), key=len)
             assigned[smallest] = 0
-
-
-def _shown(names: Sequence[str], limit: int = 10) -> str:
-    shown = ", ".join(repr(str(name)) for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def split_column(

@@ -29,6 +29,7 @@ from learnkit.errors import (
     ContinualAlreadyInitializedError,
     ContinualStateError,
     DataError,
+    first_few,
     warn_user,
 )
 from learnkit.interpret.learner_state import ContinualRecord
@@ -42,7 +43,6 @@ from learnkit.learner.training_data import (
     files_among,
     labelled_data,
     own_data,
-    shown,
     warn_if_not_training_data,
     without_files,
 )
@@ -283,8 +283,8 @@ def _check_nothing_lost(head: Any, labels: Any) -> None:
     known = {name for name, n in head.n_images.items() if n}
     if lost := sorted(known - set(labels)):
         raise DataError(
-            f"`data` has no training images of {shown(lost)}, which the learner knows; refit needs "
-            "images of all classes: add some, or forget those classes first"
+            f"`data` has no training images of {first_few(map(repr, lost))}, which the learner "
+            "knows; refit needs images of all classes: add some, or forget those classes first"
         )
 
 

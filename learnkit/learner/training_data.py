@@ -13,11 +13,11 @@ from torch import Tensor
 
 from learnkit.data.labelled_images import Labelled, image_paths, labelled_images
 from learnkit.data.read_images import file_of
-from learnkit.errors import DataError, ExportError, warn_user
+from learnkit.errors import DataError, ExportError, first_few, warn_user
 from learnkit.interpret.source import Source, names_of
 from learnkit.learner.transforms import preprocessing_of
 
-_SHOWN = 5
+_SEVERAL = "`data` has several labels per image; a class is learnt from images that show it alone"
 
 
 def own_data(learn: Any) -> Labelled | None:
@@ -36,10 +36,11 @@ def check_no_class_lost(known: Sequence[str], labels: Iterable[str]) -> None:
     """
     given = set(labels)
     if lost := [name for name in known if name not in given]:
-        seen = f"has no images of {shown(lost)}" if given else "is missing"
+        names = first_few(map(repr, lost))
+        seen = f"has no images of {names}" if given else "is missing"
         raise DataError(
             f"`data` {seen}: the learner would no longer know {len(lost)} of its {len(known)} "
-            f"classes ({shown(lost)}). Give training images of every class, as in "
+            f"classes ({names}). Give training images of every class, as in "
             "init_continual(data), or drop them on purpose with reset_class_information=True"
         )
 
@@ -125,19 +126,6 @@ def _other_reading(learn: Any, data: Any) -> str | None:
         f"`data` reads its images in another way than the learner ({', '.join(names)} differ); "
         "its files are read in the learner's way"
     )
-
-
-def shown(names: Sequence[Any]) -> str:
-    """The first few names, quoted, and how many more there are.
-
-    >>> shown(["a", "b"])
-    "'a', 'b'"
-    """
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(repr(str(name)) for name in names[:_SHOWN]) + rest
-
-
-_SEVERAL = "`data` has several labels per image; a class is learnt from images that show it alone"
 
 
 def labelled_data(data: Any, labels: Any = None, *, classes: Sequence[str] = ()) -> Labelled:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from learnkit.errors import BundleCorruptError, LearnkitError, ModelSpecError
+from learnkit.errors import BundleCorruptError, LearnkitError, ModelSpecError, first_few
 from learnkit.models.arch import resolve_arch
 from learnkit.models.body import assemble_body
 from learnkit.models.head import build_head
@@ -102,10 +102,12 @@ def _skeleton(spec: ModelSpec) -> nn.Module | None:
 def _check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     expected = model.state_dict()
     if missing := sorted(expected.keys() - state.keys()):
-        raise BundleCorruptError(f"the weights lack {_some(missing)}, which the network has")
+        raise BundleCorruptError(
+            f"the weights lack {first_few(map(repr, missing), 3)}, which the network has"
+        )
     if extra := sorted(state.keys() - expected.keys()):
         raise BundleCorruptError(
-            f"the weights hold {_some(extra)}, which the network does not have"
+            f"the weights hold {first_few(map(repr, extra), 3)}, which the network does not have"
         )
     for name, tensor in expected.items():
         found = state[name]
@@ -114,8 +116,3 @@ def _check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"the weight {name!r} is {found.dtype} {tuple(found.shape)}; the network has "
                 f"{tensor.dtype} {tuple(tensor.shape)}"
             )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more
