@@ -70,15 +70,15 @@ def predict_to_file(
     """Predict `paths` into the table `out`, going on where an interrupted call was.
 
     The table is the same, whatever the interruptions: until it is whole, every batch is on the disk
-    in `OUT.parts` before the next one is predicted. Files are recognised by their names: whoever
-    exchanges one of them on the way says `resume=False`.
+    in `OUT.parts` before the next one is predicted. Files are recognised by their names: if one of
+    them is exchanged on the way, say `resume=False`.
 
     Args:
         predictor: has `load` and `try_loaded`, as every predictor of learnkit.
         paths: image files, in the order of the rows.
         out: a file that ends in .parquet, .csv or .jsonl; it appears, whole, at the end.
         resume: go on with what a call that did not end has done; the work of one that did is not
-            repeated. Otherwise start anew, and replace `out`.
+            repeated. Otherwise start over, and replace `out`.
         bs: images per forward pass.
         n_workers: decoding threads.
         progress: show a progress bar.

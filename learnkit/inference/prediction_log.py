@@ -72,7 +72,9 @@ class PredictionLog:
             self._write(header)
             sync_folder(self.path.parent, FileSystem())
         elif first != header:
-            raise self._refusal(job, json.loads(_content(first) or "{}"))
+            found, wanted = json.loads(_content(first) or "{}"), {_KIND: _VERSION, **job}
+            name = next((name for name in wanted if found.get(name) != wanted[name]), _KIND)
+            raise refusal(str(self.path), _PARTS_OF_A_JOB[name], found.get(name))
         else:
             self._index(len(header))
 
@@ -134,11 +136,6 @@ class PredictionLog:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._end += len(line)
-
-    def _refusal(self, job: Mapping[str, Any], found: Mapping[str, Any]) -> PredictionError:
-        wanted = {_KIND: _VERSION, **job}
-        name = next((name for name in wanted if found.get(name) != wanted[name]), _KIND)
-        return refusal(str(self.path), _PARTS_OF_A_JOB[name], found.get(name))
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def as_written(path: str) -> str:
 
 
 def _text(value: Any) -> Any:
-    """`as_written` of text and lists of text, anything else as it is."""
+    """`as_written` of text and lists of text, anything else unchanged."""
     if isinstance(value, list):
         return [_text(v) for v in value]
     return as_written(value) if isinstance(value, str) else value

@@ -14,9 +14,9 @@ from learnkit.inference.prediction import Prediction
 from learnkit.serving.auth import check_bearer, check_exposure, checked_token
 from learnkit.serving.batching import Batcher
 from learnkit.serving.http_errors import Refusal, as_json
-from learnkit.serving.learning import Learned, labels_for
 from learnkit.serving.limits import Gate, Limits
 from learnkit.serving.model_info import FORM, model_facts
+from learnkit.serving.served_model import ServedModel, labels_for
 from learnkit.serving.uploads import Upload, check_pixels, read_uploads
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def create_app(
 
     Args:
         predictor: any predictor of learnkit; it belongs to the application from now on.
-        allow_extend: let whoever has the token teach the model new images.
-        token: 16 characters or more that only those know.
+        allow_extend: let clients with the token teach the model new images.
+        token: 16 characters or more that only those have.
         save_to: bundle to write what was learned to, before the client is told that it was.
         limits: of requests, and of all that wait.
         n_workers: decoding threads.
@@ -87,7 +87,7 @@ class Service:
         self.gate = Gate(self.limits)
         most = min(self.limits.pixels, predictor.preprocessing.max_pixels)
         check = partial(check_pixels, most=most)
-        self.learned = Learned(predictor, save_to, check=check)
+        self.served = ServedModel(predictor, save_to, check=check)
         self.batcher = Batcher(predictor, batch=self.limits.batch, n_workers=n_workers, check=check)
         self._learning = ThreadPoolExecutor(1, "learnkit-learn")
         self.save_error: LearnkitError | None = None
@@ -105,7 +105,7 @@ class Service:
     def save(self) -> None:
         """Save what was learned; `save_error` says why that failed."""
         try:
-            self.learned.save()
+            self.served.save()
             self.save_error = None
         except LearnkitError as error:
             self.save_error = error
@@ -117,10 +117,10 @@ class Service:
             uploads, _ = await read_uploads(request, ticket, self.limits)
             results = await self.batcher.predict(uploads)
         answers = [
-            {"name": upload.name, **_entry(result)}
+            {"name": upload.name, **_answer(result)}
             for upload, result in zip(uploads, results, strict=True)
         ]
-        content = {"model": self.learned.digest, "predictions": answers}
+        content = {"model": self.served.digest, "predictions": answers}
         if any(isinstance(result, Prediction) for result in results):
             return 200, content
         error = answers[0]["error"] if len(answers) == 1 else "no image could be predicted"
@@ -137,7 +137,7 @@ class Service:
                 403, "this server does not learn; start it with --allow-extend and a token"
             )
         check_bearer(request.headers.get("authorization"), self._token)
-        self.learned.check_can_extend()
+        self.served.check_can_extend()
         with self.gate.request() as ticket:
             uploads, fields = await read_uploads(request, ticket, self.limits)
             given = fields.get("label") or request.query_params.getlist("label")
@@ -147,10 +147,10 @@ class Service:
         return 200, answer
 
     def _learn(self, uploads: list[Upload], labels: list[str]) -> dict[str, Any]:
-        change = self.learned.extend(uploads, labels)
+        change = self.served.extend(uploads, labels)
         self.save()
-        saved = self.learned.n_unsaved == 0
-        return {"model": self.learned.digest, "change": change, "saved": saved}
+        saved = self.served.n_unsaved == 0
+        return {"model": self.served.digest, "change": change, "saved": saved}
 
     async def health(self, request: "Request") -> tuple[int, Any]:
         """Status and answer: how much is waiting, and what is not saved yet."""
@@ -158,20 +158,20 @@ class Service:
             "status": "ok",
             "images_waiting": self.gate.n_images,
             "requests": self.gate.n_requests,
-            "unsaved_changes": self.learned.n_unsaved,
+            "unsaved_changes": self.served.n_unsaved,
         }
 
     async def model(self, request: "Request") -> tuple[int, Any]:
         """Status and answer: what is served."""
         return 200, {
             **model_facts(self.predictor),
-            "model": self.learned.digest,
-            "can_extend": self._token is not None and self.learned.can_extend,
+            "model": self.served.digest,
+            "can_extend": self._token is not None and self.served.can_extend,
             "limits": vars(self.limits),
         }
 
 
-def _entry(result: Prediction | LearnkitError) -> dict[str, Any]:
+def _answer(result: Prediction | LearnkitError) -> dict[str, Any]:
     return result.to_dict() if isinstance(result, Prediction) else {"error": str(result)}
 
 

@@ -1,4 +1,4 @@
-"""Who may do what: addresses only this machine reaches, and the token that allows to extend."""
+"""Authorization: addresses only this machine reaches, and the token that allows to extend."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def checked_token(token: str, origin: str = "`token`") -> str:
 
 
 def check_exposure(host: str, allow_extend: bool, token: str | None) -> None:
-    """Raise ServingError if whoever reaches `host` could change the model without a token."""
+    """Raise ServingError if anyone who reaches `host` could change the model without a token."""
     if allow_extend and token is None:
         reach = "" if is_loopback(host) else f", and {host!r} can be reached from other machines"
         raise ServingError(

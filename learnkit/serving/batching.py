@@ -106,12 +106,10 @@ class Batcher:
 
     def _taken(self) -> list[tuple[_Job, int, Any]]:
         """The images of the next pass: a full batch, or those there are when no more are coming."""
-
-        def is_enough() -> bool:
-            return len(self._ready) >= self._batch or not self._n_decoding
-
         with self._changed:
-            self._changed.wait_for(is_enough, _PATIENCE)
+            self._changed.wait_for(
+                lambda: len(self._ready) >= self._batch or not self._n_decoding, _PATIENCE
+            )
             n = min(self._batch, len(self._ready))
             return [self._ready.popleft() for _ in range(n)]
 

@@ -1,4 +1,4 @@
-"""What a server answers instead of a prediction: a status, and a sentence as JSON."""
+"""Refusals: what a server answers instead of a prediction, a status and a sentence as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a server takes on: beyond that it says so at once, and goes on serving."""
+"""Limits of what a server takes on: beyond them it says so at once, and goes on serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a served model is, as JSON types."""
+"""The description of a served model as JSON types, and of the forms it takes."""
 
 from __future__ import annotations
 

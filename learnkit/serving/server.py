@@ -125,10 +125,8 @@ def open_model(
 
 
 def warm_up(predictor: Any, batch: int) -> None:
-    """Predict a full batch, so that what a model takes is known before anybody relies on it.
-
-    Networks keep the memory of their largest batch, and are slow at their first.
-    """
+    """Predict a full batch, so that time and memory are known before anybody relies on them."""
+    # networks keep the memory of their largest batch, and are slow at their first
     size = predictor.preprocessing.size
     image = predictor.load(np.zeros((*size, 3), np.uint8))
     predictor.try_loaded([image] * batch)

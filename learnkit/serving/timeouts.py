@@ -1,4 +1,4 @@
-"""Connections of clients who send slowly, or what is no HTTP; uvicorn is imported when called."""
+"""Timeouts of connections to clients who send slowly; uvicorn is imported when called."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ _NOISE = "Invalid HTTP request received."
 
 
 def impatient(seconds: float) -> type[asyncio.Protocol]:
-    """Uvicorn's protocol, which gives up who takes longer than `seconds` to say what they want.
+    """Uvicorn's protocol, which closes connections without a request for `seconds`.
 
-    Uvicorn itself waits for ever for the end of a request's headers: a few hundred clients who
-    never come to it would keep all others out. How long a body may take is `Limits.seconds`, too.
+    How long a body may take is `Limits.seconds`, too.
     """
+    # uvicorn itself waits for ever for the end of a request's headers: a few hundred clients who
+    # never come to it would keep all others out
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
     base: Any = AutoHTTPProtocol
@@ -50,10 +51,11 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
 
 
 def quiet() -> None:
-    """Let whoever sends broken requests or forms be answered, and not fill the log."""
+    """Keep broken requests and forms, which are answered, out of the log."""
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     logging.getLogger("uvicorn.error").addFilter(_is_worth_a_line)
 
 
+# a function with a name, so that a second call of `quiet` adds no second filter
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
     return record.msg != _NOISE

@@ -26,7 +26,8 @@ class FileSystem:
         os.mkdir(path)
 
     def open(self, path: Path) -> int:
-        """Descriptor of a new file; its mode follows the umask (safetensors writes 0600)."""
+        """Descriptor of a new file; its mode follows the umask."""
+        # safetensors' own writing makes files of mode 0600, which no other user can serve
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         return os.open(path, flags, 0o666)
 

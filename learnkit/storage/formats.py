@@ -41,7 +41,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
         BundleCorruptError: not UTF-8, not JSON, not an object, a key twice, NaN or an infinity, or
             nested deeper than `MAX_DEPTH`.
     """
-    _check_depth(data, name)
+    _check_depth(data, name)  # json's parser recurses, and ends in RecursionError
     try:
         value = json.loads(
             data.decode(),
@@ -110,10 +110,10 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU where needed: safetensors refuses shared and strided memory."""
+    """The same tensors, contiguous, on the CPU, and copied where they share memory."""
     from torch import Tensor
 
-    seen: set[int] = set()
+    seen: set[int] = set()  # safetensors refuses two tensors in one storage
     own = {}
     for name, tensor in tensors.items():
         plain = tensor.detach().as_subclass(Tensor).cpu().contiguous()

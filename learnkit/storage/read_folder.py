@@ -177,6 +177,7 @@ def _read_listed(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
 
 def _read_regular(path: Path, size: int, *, exact: bool = False) -> bytes:
     """Content of a regular file of at most (or exactly) `size` bytes; no link is followed."""
+    # without O_NONBLOCK, opening a FIFO in the place of a file waits for a writer for ever
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     flags |= getattr(os, "O_BINARY", 0)
     try:

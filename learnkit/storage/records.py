@@ -53,11 +53,6 @@ def from_plain(kind: type[Record], values: Any, where: str) -> Record:
     return kind(**{name: read_field(values, name, hint, where) for name, hint in hints.items()})
 
 
-def of_value(value: Any) -> str:
-    """How a message shows a value."""
-    return f"{value!r:.100}"
-
-
 def of_type(value: Any) -> str:
     """How a message shows a value that may be long: by its type."""
     return f"a {type(value).__name__}"
@@ -69,7 +64,7 @@ def read_field(
     kind: Any,
     where: str,
     *,
-    shown: Callable[[Any], str] = of_value,
+    shown: Callable[[Any], str] = "{!r:.100}".format,
 ) -> Any:
     """The value of one field of a JSON object, if it is of this type.
 

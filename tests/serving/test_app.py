@@ -288,7 +288,7 @@ def test_what_was_learned_is_on_disk_when_the_client_is_told(predictor, tmp_path
     assert saved.classes == ("ok", "<b>bad", "new")
     ours, wanted = saved.state()[1], predictor.continual.state()[1]
     assert all(ours[name].equal(wanted[name]) for name in wanted)
-    assert app.state.service.learned.n_unsaved == 0
+    assert app.state.service.served.n_unsaved == 0
 
 
 def test_an_application_that_learned_nothing_saves_nothing(predictor, tmp_path):
@@ -309,7 +309,7 @@ def test_a_failed_save_is_kept_for_whoever_runs_the_server(predictor, tmp_path):
         assert (answer.status_code, answer.json()["saved"]) == (200, False)
         assert client.get("/health").json()["unsaved_changes"] == 1
     assert "files that no bundle put there" in str(app.state.service.save_error)
-    assert app.state.service.learned.n_unsaved == 1
+    assert app.state.service.served.n_unsaved == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The examples that serve a model with other people's servers work as they stand."""
 
+import asyncio
 import base64
 import importlib.util
 from pathlib import Path
@@ -52,10 +53,13 @@ def test_litserve_answers_what_the_model_says(model, monkeypatch):
             assert "cannot be read" in client.post("/predict", json=wrong).json()["error"]
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # an event loop of gradio's
 def test_gradio_shows_what_the_model_says(model, tmp_path):
     pytest.importorskip("gradio")
-    app = example("gradio_app").make_app(model)
+
+    async def made():  # where no event loop runs, gradio makes some and closes none
+        return example("gradio_app").make_app(model)
+
+    app = asyncio.run(made())
     shown = next(iter(app.fns.values()))
     Image.fromarray(shades("ok", 1)[0]).save(tmp_path / "a.png")
     Image.fromarray(strange(1)[0]).save(tmp_path / "b.png")

@@ -1,4 +1,4 @@
-"""What a served model learns: one change at a time, whole or not at all, and saved at once."""
+"""A served model that learns: one change at a time, whole or not at all, and saved at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHOWN = 20
 _LONGEST_LABEL = 200  # every later answer has all of them
 
 
-class Learned:
+class ServedModel:
     """A predictor that may learn while it is served.
 
     Args:
@@ -68,7 +68,8 @@ class Learned:
         """
         with self._lock:
             try:
-                self._check_all(images)
+                if failures := [reason for reason in map(self._refused, images) if reason]:
+                    raise ImageReadError("; ".join(failures[:_SHOWN]))
                 report = self._predictor.extend(list(images), list(labels), progress=False)
             except _CANNOT as error:
                 raise Refusal(501, str(error)) from error
@@ -88,10 +89,6 @@ class Learned:
             if self.n_unsaved and self.save_to is not None:
                 self._predictor.digest = self._predictor.save(self.save_to)
                 self.n_unsaved, self.digest = 0, model_digest(self._predictor)
-
-    def _check_all(self, images: Sequence[Upload]) -> None:
-        if failures := [reason for reason in map(self._refused, images) if reason]:
-            raise ImageReadError("; ".join(failures[:_SHOWN]))
 
     def _refused(self, image: Upload) -> str | None:
         try:
