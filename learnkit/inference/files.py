@@ -171,8 +171,10 @@ def _report_on(target: Path, kind: str, files: Sequence[str], model: str) -> Fil
 
 
 def _digest(files: Sequence[str]) -> str:
-    names = "\0".join([str(len(files)), *files])
-    return hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()
+    digest = hashlib.sha256(str(len(files)).encode())
+    for path in files:
+        digest.update(b"\0" + path.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _checked_path(path: Any) -> str:

@@ -131,7 +131,7 @@ class PredictionLog:
         self._end = end
 
     def _write(self, line: bytes) -> None:
-        self._file.seek(0, os.SEEK_END)
+        self._file.seek(0, os.SEEK_END)  # reading leaves the file in the middle
         self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -70,7 +70,7 @@ def is_plain_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def siblings(target: Path, kind: str) -> list[Path]:
+def leftovers(target: Path, kind: str) -> list[Path]:
     """Folders a writer of `target` left beside it (`kind` "new" or "old")."""
     pattern = re.compile(rf"{re.escape(f'.{target.name}.{kind}-')}[0-9a-f]{{12}}")
     if not target.parent.is_dir():
@@ -81,7 +81,7 @@ def siblings(target: Path, kind: str) -> list[Path]:
 
 def set_aside(target: Path) -> Path | None:
     """The folder a killed writer had moved away from `target` without a successor, if any."""
-    return None if os.path.lexists(target) else next(iter(siblings(target, "old")), None)
+    return None if os.path.lexists(target) else next(iter(leftovers(target, "old")), None)
 
 
 def read_folder(
