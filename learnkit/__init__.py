@@ -8,6 +8,7 @@ import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from learnkit._moved import find_old_paths
 from learnkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ PUBLIC_NAMES: dict[str, str] = {
     # errors
     "LearnkitError": "learnkit.errors",
 }
+
+
+find_old_paths()
 
 
 def __getattr__(name: str) -> Any:

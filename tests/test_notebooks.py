@@ -1,34 +1,43 @@
 """Every notebook runs from top to bottom; its own assertions check what its prose claims."""
 
+import asyncio
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "nbs").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def kernel():
+def loop():
+    """An event loop that is closed; the one behind the synchronous calls of jupyter never is."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def kernel(loop):
     """One process for all notebooks: its imports take longer than many a section."""
-    manager = KernelManager()
+    manager = AsyncKernelManager()
     yield manager
     if manager.has_kernel:
-        manager.shutdown_kernel(now=True)
+        loop.run_until_complete(manager.shutdown_kernel(now=True))
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path, tmp_path, kernel):
+def test_notebook_runs(path, tmp_path, loop, kernel):
     notebook = nbformat.read(path, as_version=4)
     clean = f"%reset -f\nimport os\nos.chdir({str(tmp_path)!r})\ndel os"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(clean))
     client = NotebookClient(notebook, km=kernel, timeout=150)
     try:
-        client.execute()
+        loop.run_until_complete(client.async_execute())
     finally:
         client.kc.stop_channels()
 

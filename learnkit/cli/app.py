@@ -16,8 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from learnkit import cli_train, cli_use
-from learnkit.cli import deploy as cli_deploy
+from learnkit.cli import deploy, train, use
 from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
 from learnkit.cli.console import fail
 from learnkit.errors import ConversionRefusedError, LearnkitError, WeightsUnavailableError
@@ -111,14 +110,14 @@ def _one_line(text: object) -> str:
 
 
 for _function in (
-    cli_train.demo,
-    cli_train.train,
-    cli_use.extend,
-    cli_use.evaluate,
-    cli_use.predict,
-    cli_use.report,
-    cli_deploy.serve,
-    cli_deploy.optimize,
-    cli_deploy.devices,
+    train.demo,
+    train.train,
+    use.extend,
+    use.evaluate,
+    use.predict,
+    use.report,
+    deploy.serve,
+    deploy.optimize,
+    deploy.devices,
 ):
     _command(_function)

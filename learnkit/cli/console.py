@@ -76,7 +76,7 @@ class Report:
         self.frame(evaluation.per_class.rename_axis("class").reset_index())
 
     def change(self, change: ChangeReport) -> None:
-        """Write what was learned, class by class."""
+        """Write what was learned, class by class, and what follows from it."""
         rows = [
             [
                 f"{name} (new)" if name in change.classes_added else name,
@@ -88,6 +88,17 @@ class Report:
         header = ["class", "added", "images"]
         table = FittedTable(header, rows, frozenset({"added", "images"}))
         self.table(table, f"{change.n_classes} classes")
+        self.consequences(change)
+
+    def consequences(self, change: ChangeReport) -> None:
+        """Write what became of threshold and temperature, and what there is to know about it."""
+        pairs = {"threshold": change.threshold, "temperature": change.temperature}
+        for name, (before, after) in pairs.items():
+            if after is not None:
+                former = "none" if before is None else f"{before:.4g}"
+                self.say(f"{name} {former} -> {after:.4g}")
+        for note in change.notes:
+            self.say(note)
 
     def files(self, title: str, paths: Iterable[tuple[Path, str]]) -> None:
         """Write a list of (path, what it is)."""
@@ -103,17 +114,6 @@ class Report:
         self.console.print(Text(title, style="bold"))
         for line in commands:
             self.console.print(Text(f"    {line}", style="green"))
-
-
-def change_lines(change: ChangeReport) -> list[str]:
-    """What became of threshold and temperature, and what there is to know about it."""
-    pairs = {"threshold": change.threshold, "temperature": change.temperature}
-    lines = [
-        f"{name} {'none' if before is None else f'{before:.4g}'} -> {after:.4g}"
-        for name, (before, after) in pairs.items()
-        if after is not None
-    ]
-    return [*lines, *change.notes]
 
 
 def _shown(name: str, value: Any) -> str:

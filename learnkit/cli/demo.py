@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from learnkit.cli import workflow
-from learnkit.cli.console import Report, change_lines
+from learnkit.cli.console import Report
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import DataError
 
@@ -129,8 +129,7 @@ def _learn_on(
     report.say(f"{change.n_classes} classes in {change.seconds:.1f} s")
     report.step(f"Extend it by {', '.join(LATE_CLASSES)} from their images alone, no training")
     change = learn.extend(new)
-    for line in change_lines(change):
-        report.say(line)
+    report.consequences(change)
     evaluation = workflow.interpret(learn, data.test).evaluation
     report.evaluation(evaluation, f"all {len(data.test)} test images")
     recall = evaluation.per_class["recall"]
@@ -144,9 +143,9 @@ def _tell_the_unknown(learn: ImageLearner, data: ImageDataset, out: Path, report
     """Show the threshold on pictures that are no digits."""
     n = write_photographs(out / "photographs")
     report.step(f"Show it what is no digit: {n} patches of two photographs")
-    strange = learn.predict_batch(sorted((out / "photographs").iterdir()))
-    usual = learn.predict_batch(data.test.paths)
-    shares = [sum(p.is_ood for p in group) / len(group) for group in (strange, usual)]
+    unknown = learn.predict_batch(sorted((out / "photographs").iterdir()))
+    known = learn.predict_batch(data.test.paths)
+    shares = [sum(p.is_ood for p in group) / len(group) for group in (unknown, known)]
     report.say(f"flagged as unknown: {shares[0]:.1%} of them, and {shares[1]:.1%} of the digits")
     report.say(f"(score above {learn.ood.threshold.value:.3f}, made for 5 % of known images)")
     workflow.save_figure(learn.plot_ood(out / "photographs"), out / "unknown.png")

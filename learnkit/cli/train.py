@@ -1,35 +1,107 @@
-"""What `learnkit train` does, said step by step as it does it."""
+"""The commands that train a classifier: demo, train.
+
+Whatever is slow to import is imported inside the functions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from learnkit.cli import workflow
-from learnkit.cli.console import Report, change_lines
-from learnkit.storage.write_folder import check_target
+import typer
+
+from learnkit.cli.arguments import FolderArgument, Interrupted, check_start, named_value, numbers
+from learnkit.cli.console import Report
+from learnkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from learnkit.cli.workflow import TrainingPlan
 
 _SHOWN_ROWS = 20
 
 
-def training_folder(out: Path) -> Path:
-    """Where everything about the training of the model `out` is kept.
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to work in: new, empty or of a demo.")] = Path(
+        "digits-demo"
+    ),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
+) -> None:
+    """Train, interpret, export and predict on 1,797 real handwritten digits."""
+    from dataclasses import replace
 
-    >>> training_folder(Path("models/parts")).as_posix()
-    'models/parts-training'
+    _quiet_plots()
+    from learnkit.cli.demo import PLAN, run_demo
+
+    run_demo(out, plan=replace(PLAN, epochs=epochs))
+
+
+def train(
+    folder: FolderArgument,
+    arch: Annotated[str, typer.Option(help="A timm or torchvision name.")] = "resnet18",
+    size: Annotated[int, typer.Option(min=1, help="Height and width in pixels.")] = 224,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs over the whole network.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder of the exported model.")] = Path("model"),
+    pretrained: Annotated[bool, typer.Option(help="Start from published weights.")] = True,
+    weights: Annotated[Path | None, typer.Option(help="Start from this weights file.")] = None,
+    head_only: Annotated[
+        bool, typer.Option("--head-only", help="Leave the pretrained body as it is: fast.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    bs: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate; 0.002 pretrained, else 0.01.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
+    augment: Annotated[bool, typer.Option(help="Flip, turn, zoom training images.")] = False,
+    continual: Annotated[
+        bool, typer.Option("--continual", help="End ready to learn more classes by `extend`.")
+    ] = False,
+    arch_args: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the architecture; repeat.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Of pixels in 0..1, if not the weights'.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="See --mean.")] = None,
+) -> None:
+    """Train a classifier on a folder of images, judge it, and export it.
+
+    FOLDER has one folder of images per class, or train/, valid/ and test/ with those in them; else
+    70/15/15 of each class are taken. Beside OUT, the folder OUT-training holds the checkpoint that
+    --resume goes on from, the split, and the pictures.
     """
-    return out.with_name(f"{out.name}-training")
+    _quiet_plots()
+    from learnkit.cli.workflow import TrainingPlan
 
-
-def checkpoint_file(out: Path) -> Path:
-    """The checkpoint of the training of the model `out`."""
-    return training_folder(out) / "checkpoint.ckpt"
+    check_start(pretrained, weights, lr, head_only)
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std belong together; give both or neither")
+    plan = TrainingPlan(
+        arch=arch,
+        pretrained=str(weights) if weights else pretrained,
+        size=size,
+        epochs=epochs,
+        head_only=head_only,
+        bs=bs,
+        lr=lr,
+        seed=seed,
+        augment=augment,
+        arch_kwargs=dict(map(named_value, arch_args or [])),
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+    )
+    try:
+        train_folder(folder, out, plan, resume=resume, continual=continual)
+    except KeyboardInterrupt:
+        nothing = "before the first epoch was complete; nothing is saved, train again"
+        raise Interrupted(checkpoint_file(out), nothing) from None
 
 
 def train_folder(
     folder: Path,
     out: Path,
-    plan: workflow.TrainingPlan,
+    plan: TrainingPlan,
     *,
     resume: bool,
     continual: bool = False,
@@ -41,6 +113,9 @@ def train_folder(
     Raises:
         LearnkitError: the folder, an option or the target will not do; said before any training.
     """
+    from learnkit.cli import workflow
+    from learnkit.storage.write_folder import check_target
+
     report, beside = Report(n_steps=5 + continual), training_folder(out)
     check_target(out)
     checkpoint = workflow.checkpoint_of(checkpoint_file(out), plan, resume=resume)
@@ -55,8 +130,7 @@ def train_folder(
     workflow.train(learn, plan, cbs=[*workflow.watch(learn, plan, report.say), checkpoint])
     if continual:
         report.step("Make it a continual learner: one pass over the images, no training")
-        for line in change_lines(learn.init_continual(data)):
-            report.say(line)
+        report.consequences(learn.init_continual(data))
     name, images = workflow.held_out(data)
     report.step(f"Evaluate on the {name} images")
     interp = workflow.interpret(learn, images)
@@ -72,7 +146,7 @@ def train_folder(
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
 
 
-def _origin(plan: workflow.TrainingPlan) -> str:
+def _origin(plan: TrainingPlan) -> str:
     """Where the network's first weights come from, in words."""
     if plan.pretrained is False:
         return " from random weights"
@@ -90,3 +164,24 @@ def _say_what_is_there(report: Report, out: Path, files: Sequence[Path]) -> None
     rows = [(path, what[path.name]) for path in files]
     report.say()
     report.files("Written", [(out, "the exported model; open its README.md"), *rows])
+
+
+def training_folder(out: Path) -> Path:
+    """Where everything about the training of the model `out` is kept.
+
+    >>> training_folder(Path("models/parts")).as_posix()
+    'models/parts-training'
+    """
+    return out.with_name(f"{out.name}-training")
+
+
+def checkpoint_file(out: Path) -> Path:
+    """The checkpoint of the training of the model `out`."""
+    return training_folder(out) / "checkpoint.ckpt"
+
+
+def _quiet_plots() -> None:
+    """Draw into files only, whatever the display."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")

@@ -1,4 +1,7 @@
-"""What `learnkit extend`, `evaluate` and `predict` do, and say."""
+"""The commands that use an exported model: extend, evaluate, predict, report.
+
+Whatever is slow to import is imported inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,44 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from learnkit.cli import workflow
-from learnkit.cli.console import Report, change_lines
-from learnkit.continual.classifier import check_continual
-from learnkit.deploy.loading import load_learner
+import typer
+
+from learnkit.cli.arguments import FolderArgument, Interrupted, ModelArgument, PathsArgument
+from learnkit.cli.console import Report, fail
 from learnkit.errors import PredictionError, UsageError
-from learnkit.evaluation.evaluate import json_value
-from learnkit.inference.files import log_path
-from learnkit.storage.write_folder import check_target
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from learnkit.deploy.predictor import Predictor
 
 _SHOWN_ROWS = 20
 _TABLES = (".csv", ".jsonl", ".parquet")
 
 
-def extend_model(model: Path, folder: Path, out: Path, *, false_alarm_rate: float | None) -> None:
-    """Teach the exported `model` the images below `folder`, and export it to `out`.
+def extend(
+    model: ModelArgument,
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the extended model; may be MODEL itself.")],
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Wanted share of known images flagged as unknown."),
+    ] = None,
+) -> None:
+    """Teach an exported model new classes, or more of the old, from new images alone.
 
-    Raises:
-        LearnkitError: no such model or folder, a model that cannot learn, images that cannot be
-            read, or a target that is no bundle; nothing is written then.
+    No training and no old images: seconds. Of a FOLDER split into train/ and valid/ the training
+    images are learned, and the validation images decide when an image counts as unknown. The model
+    must be in the continual state.
     """
+    from learnkit.continual.classifier import check_continual
+    from learnkit.deploy.loading import load_learner
+    from learnkit.storage.write_folder import check_target
+
+    if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
+        raise UsageError(f"--false-alarm-rate is {false_alarm_rate}; between 0 and 1, such as 0.05")
     report = Report()
     check_target(out)
     predictor = load_learner(model)
@@ -40,33 +56,83 @@ def extend_model(model: Path, folder: Path, out: Path, *, false_alarm_rate: floa
     change = predictor.extend(folder, progress=sys.stderr.isatty())
     predictor.save(out)
     report.change(change)
-    for line in change_lines(change):
-        report.say(line)
     report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
 
 
-def evaluate_folder(model: Path, folder: Path, ood: Path | None = None) -> None:
-    """Judge an exported model by the images below `folder`, one folder per class.
+def evaluate(
+    model: ModelArgument,
+    folder: FolderArgument,
+    ood: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Images of none of the classes: are they noticed?"),
+    ] = None,
+) -> None:
+    """Judge an exported model by labelled images.
 
-    Args:
-        model: folder of an exported model.
-        folder: images of its classes.
-        ood: folder of images of none of its classes, which it should notice.
-
-    Raises:
-        LearnkitError: no such model or folder, or labels the model does not know; `ood` for a model
-            that cannot tell.
+    Of a FOLDER split into train/, valid/ and test/ the test images are taken, else the valid ones.
     """
+    from learnkit.cli import workflow
     from learnkit.data.dataset import ImageDataset
+    from learnkit.deploy.loading import load_learner
 
     report, predictor = Report(), load_learner(model)
     name, images = workflow.held_out(ImageDataset.from_folder(folder))
-    strange = None if ood is None else workflow.images_at([ood])
-    evaluation = predictor.evaluate(images, ood=strange, progress=sys.stderr.isatty())
+    unknown = None if ood is None else workflow.images_at([ood])
+    evaluation = predictor.evaluate(images, ood=unknown, progress=sys.stderr.isatty())
     title = f"{len(images)} images of {folder} ({name})"
-    title += "" if strange is None else f", {len(strange)} unknown ones of {ood}"
+    title += "" if unknown is None else f", {len(unknown)} unknown ones of {ood}"
     report.evaluation(evaluation, title)
+
+
+def predict(
+    model: ModelArgument,
+    paths: PathsArgument,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table there.")] = None,
+    to_json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="[FILE]", help="Write JSON there, or to the screen."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write .csv, .jsonl or .parquet for any number."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out after an interruption.")
+    ] = False,
+) -> None:
+    """Predict images with an exported model.
+
+    Images that cannot be read are listed with the reason, and the exit code is then 1. With --out
+    rows are kept on disk as they are predicted, in FILE.parts, and become FILE at the end.
+    """
+    from learnkit.cli.workflow import images_at
+    from learnkit.deploy.loading import load_learner
+
+    check_targets(csv, to_json, out, resume=resume)
+    files = images_at(paths)
+    predictor = load_learner(model)
+    if out is not None:
+        n_failed = _predict_into(out, predictor, files, resume=resume)
+    else:
+        table = predictor.predict_files(files, progress=sys.stderr.isatty())
+        _write(table, csv, to_json)
+        n_failed = int(table["error"].notna().sum())
+    if n_failed:
+        fail(f"{n_failed} images could not be read; their rows say why")
+        raise typer.Exit(1)
+
+
+def report(
+    model: ModelArgument,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there as a page, too.")
+    ] = None,
+) -> None:
+    """Say what an exported model is: its classes, its variants, and what optimising cost."""
+    from learnkit.cli.report import report_model
+
+    report_model(model, html)
 
 
 def check_targets(
@@ -79,6 +145,8 @@ def check_targets(
     for option, path, suffix in (("--csv", csv, ".csv"), ("--json", to_json, ".json")):
         if path is not None and str(path) != "-" and path.suffix.lower() != suffix:
             raise UsageError(f"{option} is {str(path)!r}; name a file that ends in {suffix}")
+    from learnkit.inference.files import log_path
+
     if out is None:
         if resume:
             raise UsageError("--resume goes on with the file of --out; name that")
@@ -96,44 +164,23 @@ def check_targets(
         raise UsageError(f"{str(out)!r} is there already; name another file, or remove it first")
 
 
-def predict_into(model: Path, paths: Sequence[Path], out: Path, *, resume: bool) -> int:
-    """Number of images that could not be read, after predicting all the others into `out`.
+def _predict_into(out: Path, predictor: Predictor, files: Sequence[Path], *, resume: bool) -> int:
+    """Number of images that could not be read, after predicting all the others into `out`."""
+    from learnkit.inference.files import log_path
 
-    Args:
-        model: folder of an exported model.
-        paths: image files, and folders of them.
-        out: a table that ends in .csv, .jsonl or .parquet; it appears, whole, at the end.
-        resume: go on where an interrupted call was.
-
-    Raises:
-        LearnkitError: no such model, file or folder; what stands there is of other work.
-    """
-    files = workflow.images_at(paths)
-    predictor, progress = load_learner(model), sys.stderr.isatty()
     try:
-        found = predictor.predict_files(files, out=out, resume=resume, progress=progress)
+        found = predictor.predict_files(files, out=out, resume=resume, progress=sys.stderr.isatty())
     except PredictionError as error:
         raise UsageError(f"{error}. Here: remove it, or name another --out") from error
+    except KeyboardInterrupt:
+        nothing = "before anything was predicted; start again"
+        raise Interrupted(log_path(out), nothing) from None
     Report().say(str(found))
     return found.n_failed
 
 
-def predict_paths(
-    model: Path, paths: Sequence[Path], csv: Path | None, to_json: Path | None
-) -> int:
-    """Number of images that could not be read, after predicting all the others.
-
-    Args:
-        model: folder of an exported model.
-        paths: image files, and folders of them.
-        csv: write the table there.
-        to_json: write a list of objects there; `-` for standard output.
-
-    Raises:
-        LearnkitError: no such model, file or folder.
-    """
-    files = workflow.images_at(paths)
-    table = load_learner(model).predict_files(files, progress=sys.stderr.isatty())
+def _write(table: pd.DataFrame, csv: Path | None, to_json: Path | None) -> None:
+    """Write predictions where they were asked for, `-` being standard output, or show them."""
     if csv is not None:
         table.to_csv(csv, index=False, errors="surrogateescape")
     if to_json is not None:
@@ -142,7 +189,6 @@ def predict_paths(
         sys.stdout.write(text) if str(to_json) == "-" else to_json.write_text(text, "utf-8")
     if csv is None and to_json is None:
         _show(table)
-    return int(table["error"].notna().sum())
 
 
 def _show(table: pd.DataFrame) -> None:
@@ -163,8 +209,10 @@ def _show(table: pd.DataFrame) -> None:
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table of predictions for JSON: path, label, confidence and probs, or error.
 
-    Of models that can tell unusual images also is_ood, ood_score and p_value.
+    Of models that detect out-of-distribution images also is_ood, ood_score and p_value.
     """
+    from learnkit.evaluation.evaluate import json_value
+
     names = [c for c in table.columns if c.startswith("p(")]
     own = ["path", "label", "confidence"]
     own += [c for c in ("is_ood", "ood_score", "p_value") if c in table.columns]

@@ -514,7 +514,7 @@ def test_ctrl_c_says_how_to_go_on(images, tmp_path, capsys, monkeypatch):
 
 
 def test_a_command_that_needs_more_than_serving_says_what(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "learnkit.cli.use", None)
+    monkeypatch.setitem(sys.modules, "learnkit.cli.workflow", None)
     code, out, err = learnkit(capsys, "predict", tmp_path, tmp_path)
     assert (code, out) == (2, "")
-    assert "needs learnkit.cli.use, which is not installed: `pip install learnkit`" in err
+    assert "needs learnkit.cli.workflow, which is not installed: `pip install learnkit`" in err
