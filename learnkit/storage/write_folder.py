@@ -204,7 +204,7 @@ def _clean_up(target: Path, alone: bool, fs: FileSystem) -> None:
     """Undo and remove what dead writers left beside `target`."""
     if aside := set_aside(target):
         fs.rename(aside, target)
-    left = leftovers(target, "old") + siblings(target, "new")
+    left = leftovers(target, "old") + leftovers(target, "new")
     for folder in left:
         with contextlib.suppress(OSError):
             if alone or time.time() - folder.stat().st_mtime > _DEAD_SECONDS:
