@@ -6,6 +6,7 @@ images and their order in the list does not matter. What they do are verbs of th
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -19,7 +20,7 @@ class AfterFit(TrainingCallback):
     """Base: works after the last fit of a training, not after `lr_find` or inference.
 
     Attributes:
-        task: "continual", "ood" or "calibration".
+        step: "continual", "ood" or "calibration".
         options: arguments of the learner's verb.
         report: what the verb gave back last.
         made: the statistics derived last; the training of a learner that has no others may go on.
@@ -27,7 +28,7 @@ class AfterFit(TrainingCallback):
 
     order = StopOnNonFinite.order + 5  # which raises after a fit that went wrong
     _stateattrs = ("made", "report")  # belong to one learner
-    task = ""
+    step = ""
     report: Any = None
     made: Any = None
 
@@ -35,15 +36,21 @@ class AfterFit(TrainingCallback):
         super().__init__()
         self.options = options
 
+    @property
+    def task(self) -> str:
+        """The former name of `step`."""
+        warnings.warn("`task` is called `step` now", DeprecationWarning, stacklevel=2)
+        return self.step
+
     def after_fit(self) -> None:
         """Do the work of all callbacks of this kind, if this is the first of them."""
-        kin = {cb.task: cb for cb in self.learn.cbs if isinstance(cb, AfterFit)}
+        kin = {cb.step: cb for cb in self.learn.cbs if isinstance(cb, AfterFit)}
         if next(iter(kin.values())) is self and not learner_state(self.learn).fits_to_come:
             finish_training(self.learn, kin)
 
 
 def finish_training(learn: Any, callbacks: dict[str, AfterFit]) -> None:
-    """Call the learner's verbs for the callbacks present, by task."""
+    """Call the learner's verbs for the callbacks present, by step."""
     continual, ood, calibration = map(callbacks.get, ("continual", "ood", "calibration"))
     if continual is not None:  # threshold and temperature come with it
         data = getattr(learn.dls, "image_dataset", None) or learn.dls

@@ -1,4 +1,4 @@
-"""What learnkit's training callbacks share."""
+"""Base of learnkit's training callbacks: real fits only, errors in their own words."""
 
 from typing import Any
 
@@ -19,7 +19,9 @@ class TrainingCallback(Callback):
 
     def __call__(self, event_name: str) -> Any:
         """Run the event if the learner is in a fit."""
-        if not is_fitting(self.learn):
+        names = vars(self.learn)
+        # `get_preds` and `validate` hold the learner's lock: all that tells `validate` from a fit.
+        if "lr_finder" in names or "gather_preds" in names or self.learn.lock.locked():
             return None
         try:
             return super().__call__(event_name)
@@ -27,12 +29,3 @@ class TrainingCallback(Callback):
             text = str(error)
             error.args = (text.partition(":\n\t")[2] or text,)
             raise
-
-
-def is_fitting(learn: Any) -> bool:
-    """False while the loop runs for `lr_find`, `get_preds` or `validate`.
-
-    The last two hold the learner's lock, which is all that tells `validate` from a fit.
-    """
-    names = vars(learn)
-    return not ("lr_finder" in names or "gather_preds" in names or learn.lock.locked())

@@ -1,4 +1,4 @@
-"""May the output of the body be stored and used again? Questions `FrozenFeatures` asks.
+"""Conditions under which the output of a body may be stored and used again.
 
 Every function returns None for yes, or the reason for no as a phrase that completes "idle because".
 First come the signs that can be read off model, callbacks and transforms; `loader_reason` and
@@ -51,12 +51,6 @@ def model_reason(model: nn.Module) -> str | None:
     return None
 
 
-def body_trains(model: nn.Module) -> bool:
-    """True if the first part of the model has a trainable parameter."""
-    body = next(model.children(), model)
-    return any(parameter.requires_grad for parameter in body.parameters())
-
-
 def callback_reason(callbacks: list[Any]) -> str | None:
     """Ask that no callback works on the images of a batch."""
     for cb in callbacks:
@@ -75,8 +69,11 @@ def loader_reason(dl: Any) -> str | None:
             return f"a loader ({type(dl).__name__}) has its own `{name}`"
     if dl.n == 0:
         return "a loader is empty"
-    for transform in transforms_of(dl) if _trains(dl) else []:
-        if isinstance(transform, RandTransform) and not _is_squish(transform):
+    # fastai switches random transforms off on every loader but the one of training.
+    for transform in [] if getattr(dl.dataset, "split_idx", 0) else transforms_of(dl):
+        # The one random transform of fastai that may draw nothing:
+        squishes = isinstance(transform, Resize) and transform.method == ResizeMethod.Squish
+        if isinstance(transform, RandTransform) and not squishes:
             return f"the transform {type(transform).__name__} is random on the training images"
     return _trial_reason(dl)
 
@@ -125,16 +122,6 @@ def _moves(module: nn.Module) -> str | None:
 def _defines(callback: Any, event: str) -> bool:
     """True if a callback has its own code for an event, by class or by argument."""
     return event in vars(callback) or any(event in vars(cls) for cls in type(callback).__mro__)
-
-
-def _trains(dl: DataLoader) -> bool:
-    """True for a loader whose random transforms are at work: fastai switches them off on others."""
-    return not getattr(dl.dataset, "split_idx", 0)
-
-
-def _is_squish(transform: Any) -> bool:
-    """True for the one random transform of fastai that may draw nothing."""
-    return isinstance(transform, Resize) and transform.method == ResizeMethod.Squish
 
 
 def _trial_reason(dl: DataLoader) -> str | None:

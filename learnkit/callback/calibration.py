@@ -1,4 +1,4 @@
-"""Make confidences mean what they say when the training is over."""
+"""Calibration of confidences when the training is over."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from learnkit.callback.after_fit import AfterFit
 class Calibration(AfterFit):
     """After a training: `learn.calibrate` on the validation images.
 
-    Beside `ContinualLearning` there is nothing left to do: that state is calibrated as it begins.
+    With `ContinualLearning` there is nothing left to do: that state is calibrated as it begins.
     """
 
-    task = "calibration"
+    step = "calibration"
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Go on after Ctrl-C, a crash or a kill as if nothing had happened.
+"""Checkpoints of a training: after Ctrl-C, a crash or a kill it goes on as if nothing happened.
 
 At the end of every epoch one file takes the place of the last one: weights, optimizer, where in
 which fit the training stands, history, seeds, and what the run is made of. Randomness is not stored
@@ -31,6 +31,8 @@ from learnkit.callback.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
+
+_CURVES = ("lrs", "losses", "iters")  # of fastai's recorder
 
 
 class Checkpoint(TrainingCallback):
@@ -102,7 +104,9 @@ class Checkpoint(TrainingCallback):
         self.n_epochs.append(self.n_epoch)
         self.records.append([])
         if self._saved is not None and self.phase <= self._saved["phase"]:
-            self._check_same_length()
+            name, before = f"number of epochs of fit {self.phase}", self._saved["n_epochs"]
+            there, here = str(before[self.phase]), str(self.n_epoch)
+            check_same_run(self.file, {name: there}, {name: here})
         if self._saved is not None and self.phase == self._saved["phase"]:
             self._load()
 
@@ -112,7 +116,11 @@ class Checkpoint(TrainingCallback):
             self.recorder.log = L(self.epoch, *self._saved["records"][self.phase][self.epoch])
             raise CancelEpochException
         if self.progress == (self.phase, self.epoch):
-            _set_recorder(self.recorder, self._saved["recorder"])
+            # Smoothed losses and plots go on without a seam.
+            for name in _CURVES:
+                setattr(self.recorder, name, list(self._saved["recorder"][name]))
+            smooth = self.recorder.smooth_loss
+            smooth.val, smooth.count = self._saved["recorder"]["smooth"]
         seed_epoch(self.dls, self.seed, self.phase, self.epoch)
 
     def after_epoch(self) -> None:
@@ -131,17 +139,14 @@ class Checkpoint(TrainingCallback):
             shapes = [_shapes(self._saved["model"]), _shapes(self.model.state_dict())]
             check_same_run(self.file, *shapes)
 
-    def _check_same_length(self) -> None:
-        name, before = f"number of epochs of fit {self.phase}", self._saved["n_epochs"][self.phase]
-        check_same_run(self.file, {name: str(before)}, {name: str(self.n_epoch)})
-
     def _is_done(self) -> bool:
         """True for an epoch that was trained before the file was written."""
         saved = self._saved
         return saved is not None and (self.phase, self.epoch) <= (saved["phase"], saved["epoch"])
 
     def _state(self) -> dict[str, Any]:
-        history = vars(self.learn).get("training_history")
+        history, smooth = vars(self.learn).get("training_history"), self.recorder.smooth_loss
+        curves = {name: list(getattr(self.recorder, name)) for name in _CURVES}
         return {
             "seed": self.seed,
             "every": self.every,
@@ -153,7 +158,7 @@ class Checkpoint(TrainingCallback):
             "model": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),
             "records": self.records,
-            "recorder": _recorder_state(self.recorder),
+            "recorder": curves | {"smooth": (smooth.val, smooth.count)},
             "history": None if history is None else history.state(),
         }
 
@@ -197,15 +202,3 @@ def describe_run(learn: Any) -> dict[str, str]:
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {f"weight {name}": str(tuple(value.shape)) for name, value in state.items()}
-
-
-def _recorder_state(recorder: Any) -> dict[str, Any]:
-    state = {name: list(getattr(recorder, name)) for name in ("lrs", "losses", "iters")}
-    return state | {"smooth": (recorder.smooth_loss.val, recorder.smooth_loss.count)}
-
-
-def _set_recorder(recorder: Any, state: dict[str, Any]) -> None:
-    """Give the recorder its curves back: smoothed losses and plots go on without a seam."""
-    for name in ("lrs", "losses", "iters"):
-        setattr(recorder, name, list(state[name]))
-    recorder.smooth_loss.val, recorder.smooth_loss.count = state["smooth"]

@@ -1,4 +1,4 @@
-"""Begin the continual state when the training is over."""
+"""The continual state, begun when the training is over."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from learnkit.callback.after_fit import AfterFit
 class ContinualLearning(AfterFit):
     """After a training: `learn.init_continual` with the training data; see there for the arguments.
 
-    A learner that has learnt nothing since may be trained on: it goes back to its trained head, and
-    the continual state begins anew afterwards. One that was extended refuses, as without callback.
+    A learner that has learned nothing since may be trained on: it returns to its trained head, and
+    a new continual state begins afterwards. One that was extended refuses, as without callback.
 
     Args:
         memory: features remembered of each class.
@@ -20,7 +20,7 @@ class ContinualLearning(AfterFit):
         **settings: further arguments of `init_continual`.
     """
 
-    task = "continual"
+    step = "continual"
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
-"""A training seen from a terminal: a bar while an epoch runs, one line when it is done."""
+"""Lines of a training on a terminal: a bar while an epoch runs, one line when it is done."""
 
 from collections.abc import Callable
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
+from fastcore.basics import noop
 from tqdm.auto import tqdm
 
 from learnkit.callback.base import TrainingCallback
@@ -59,7 +60,7 @@ def watch_epochs(learn: Any, write: Callable[[str], None], n_epochs: int) -> Epo
     """An EpochLines for `learn`, whose own bar and table, made for notebooks, are taken away."""
     if hasattr(learn, "progress"):
         learn.remove_cb(learn.progress)
-    learn.logger = _silent
+    learn.logger = noop
     return EpochLines(write, n_epochs)
 
 
@@ -77,7 +78,3 @@ def epoch_line(row: dict, n_epochs: int) -> str:
     ]
     parts = [f"epoch {row['epoch']}/{n_epochs}", *numbers, f"{row['seconds']:.1f} s"]
     return "   ".join(parts)
-
-
-def _silent(*_: object) -> None:
-    """Log nothing."""

@@ -1,7 +1,7 @@
 """Head epochs on stored features: a frozen body sees every image once, not once per epoch.
 
 Two things happen, each confined to a moment from which an exception cannot leave traces. When
-training or validation begins, `learn.dl` (which fastai sets anew each time) becomes a loader that
+training or validation begins, `learn.dl` (which fastai sets each time) becomes a loader that
 gives stored features in the order of the real one. In each batch, the next call of the model skips
 the body, and the skipping ends inside that call. `learn.model`, `learn.dls`, optimizer, metrics and
 random numbers stay what they are.
@@ -18,7 +18,6 @@ from torch import Tensor
 from learnkit.callback.base import TrainingCallback
 from learnkit.callback.cacheable import (
     body_reason,
-    body_trains,
     callback_reason,
     loader_reason,
     model_reason,
@@ -28,7 +27,6 @@ from learnkit.callback.stored_features import (
     StoredLoader,
     checksums_of,
     collect,
-    same_sources,
     skip_once,
     sources_of,
     stored_layers,
@@ -130,7 +128,9 @@ class FrozenFeatures(TrainingCallback):
         if reason := model_reason(model):
             self.clear()
             # What it was added for is done when the body begins to train: no news to the user.
-            return self._tell(reason, quietly=self._has_worked and body_trains(model))
+            body = next(model.children(), model)
+            body_trains = any(parameter.requires_grad for parameter in body.parameters())
+            return self._tell(reason, quietly=self._has_worked and body_trains)
         reason = callback_reason([cb for cb in self.learn.cbs if cb is not self])
         if reason is None and not self._is_current():
             self.clear()
@@ -145,12 +145,12 @@ class FrozenFeatures(TrainingCallback):
 
     def _is_current(self) -> bool:
         """True if the store holds what the body of now makes of the data of now."""
-        store = self._store
-        return (
-            store is not None
-            and same_sources(store.sources, sources_of(self.learn))
-            and store.checksums == checksums_of(self.learn.model[0])
-        )
+        if self._store is None:
+            return False
+        (objects, sizes), (before, sizes_before) = sources_of(self.learn), self._store.sources
+        same = len(objects) == len(before) and sizes == sizes_before
+        same = same and all(x is y for x, y in zip(objects, before, strict=True))
+        return same and self._store.checksums == checksums_of(self.learn.model[0])
 
     def _compute(self) -> str | None:
         """Fill the store, or say why not."""

@@ -1,4 +1,4 @@
-"""What happened in every epoch of every fit, as one table.
+"""The history of a training: what happened in every epoch of every fit, as one table.
 
 fastai's `Recorder` forgets at each `fit`; `TrainingHistory` keeps, and can add what the losses
 alone do not show: the error on training images *as the network would see them when predicting*
@@ -20,6 +20,7 @@ from fastai.torch_core import to_device
 from learnkit.callback.base import TrainingCallback
 from learnkit.errors import DataError
 from learnkit.interpret.contexts import randomness_kept
+from learnkit.interpret.source import ValidationView
 from learnkit.models.eval_mode import evaluating
 
 
@@ -109,26 +110,12 @@ class TrainingHistory(TrainingCallback):
                 error.add(self.model(*xb), y)
         return error.value
 
-    def _chosen_images(self) -> "_ValidationView":
+    def _chosen_images(self) -> ValidationView:
         images = self.dls.train.dataset
-        n = _n_of_share(self.train_share, len(images))
+        share, n = self.train_share, len(images)
+        n = min(n, share) if isinstance(share, int) else max(1, int(share * n + 0.5))
         order = np.random.default_rng(self.seed).permutation(len(images))
-        return _ValidationView(images, order[:n])
-
-
-class _ValidationView:
-    """Some items of a dataset, which fastai's loaders then treat as validation items."""
-
-    split_idx = 1
-
-    def __init__(self, dataset: Any, indices: np.ndarray):
-        self.dataset, self.indices = dataset, sorted(indices.tolist())
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[self.indices[index]]
+        return ValidationView(images, sorted(order[:n].tolist()))
 
 
 class _ErrorRate:
@@ -163,12 +150,3 @@ def _check_share(share: float | int | None) -> None:
             f"`train_share` is {share!r}; give a share of the training images above 0.0 and up to "
             "1.0, a number of images from 1 on, or None"
         )
-
-
-def _n_of_share(share: float | int, n: int) -> int:
-    """Number of images a share stands for, at least one.
-
-    >>> _n_of_share(0.25, 10), _n_of_share(3, 10), _n_of_share(30, 10), _n_of_share(0.001, 10)
-    (3, 3, 10, 1)
-    """
-    return min(n, share) if isinstance(share, int) else max(1, int(share * n + 0.5))

@@ -1,4 +1,4 @@
-"""Learn what is usual when the training is over."""
+"""OOD detection, fitted when the training is over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from learnkit.callback.after_fit import AfterFit
 class OutOfDistribution(AfterFit):
     """After a training: `learn.fit_ood` on the training data; see there for the arguments.
 
-    Beside `ContinualLearning` it sets how unusual images are told in the continual state.
+    With `ContinualLearning` it sets how the continual state detects out-of-distribution images.
 
     Args:
         score: "combined", "mahalanobis", "relative", "knn", "msp" or "energy".
@@ -19,7 +19,7 @@ class OutOfDistribution(AfterFit):
         **settings: further arguments of `fit_ood`.
     """
 
-    task = "ood"
+    step = "ood"
 
     def __init__(
         self,

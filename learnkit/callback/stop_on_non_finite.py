@@ -1,4 +1,4 @@
-"""Stop a training at its first non-finite loss instead of reporting NaN to the last epoch."""
+"""A stop of the training at its first non-finite loss, instead of NaN to the last epoch."""
 
 import math
 import os
@@ -103,7 +103,9 @@ class StopOnNonFinite(TrainingCallback):
 
     def _give_up(self, what: str) -> None:
         rate = float(self.opt.hypers[-1]["lr"])
-        items, broken = _items_of_batch(self.dl, self.iter), _non_finite_inputs(self.xb)
+        items = _items_of_batch(self.dl, self.iter)
+        inputs = [x for x in self.xb if isinstance(x, torch.Tensor) and x.is_floating_point()]
+        broken = [i for x in inputs for i, row in enumerate(x) if not torch.isfinite(row).all()]
         error = NonFiniteLossError(
             f"{what} in epoch {self.epoch}, batch {self.iter}, both counted from 0 (learning rate "
             f"{rate:.3g}; {_describe(items, broken)}). The weights of {self._when} are back in the "
@@ -142,12 +144,6 @@ def _path(item: Any) -> str | None:
     """The path in an item: a path itself, the first of a pair, or the `path` of a table's row."""
     item = item[0] if isinstance(item, tuple | list) and item else getattr(item, "path", item)
     return str(item) if isinstance(item, str | os.PathLike) else None
-
-
-def _non_finite_inputs(xb: tuple) -> list[int]:
-    """Positions in the batch whose input itself is not finite."""
-    tensors = [x for x in xb if isinstance(x, torch.Tensor) and x.is_floating_point()]
-    return [i for x in tensors for i, row in enumerate(x) if not torch.isfinite(row).all()]
 
 
 def _describe(items: list[Any], broken: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""What `FrozenFeatures` stores, and how a fit runs on it: collect, feed in order, skip the body."""
+"""Stored features of a frozen body: collected, fed in the order of a loader, the body skipped."""
 
 import zlib
 from collections.abc import Iterator
@@ -113,12 +113,6 @@ def sources_of(learn: Any) -> tuple[list[Any], list[int]]:
     for dl in loaders:
         objects += [dl.dataset, *transforms_of(dl)]
     return objects, [len(dl.dataset) for dl in loaders]
-
-
-def same_sources(a: tuple[list[Any], list[int]], b: tuple[list[Any], list[int]]) -> bool:
-    """True if both are the very same objects and lengths."""
-    same_objects = len(a[0]) == len(b[0]) and all(x is y for x, y in zip(a[0], b[0], strict=True))
-    return same_objects and a[1] == b[1]
 
 
 def checksums_of(body: nn.Module) -> list[int]:

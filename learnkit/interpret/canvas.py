@@ -1,4 +1,4 @@
-"""What the plots share: figures made to measure, readable names, safe colours."""
+"""Canvas of the plots: figures made to measure, readable names, safe colours."""
 
 from __future__ import annotations
 

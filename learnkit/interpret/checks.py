@@ -1,4 +1,4 @@
-"""What interpretation of classifiers can work with; everything else is refused in a sentence."""
+"""Checks of outputs and labels: what is no classification is refused in a sentence."""
 
 from __future__ import annotations
 

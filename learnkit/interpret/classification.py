@@ -19,7 +19,6 @@ from learnkit.interpret.heatmaps import (
     evidence,
     explained_classes,
     loss_title,
-    to_pil,
 )
 from learnkit.interpret.outputs import Outputs, collect_from
 from learnkit.interpret.source import Source, class_names
@@ -278,7 +277,11 @@ class ClassificationInterpretation(Shown):
         images = self._source.read(drawn)[1] if drawn else []
         titles = [loss_title(self.outputs, i) for i in wrong[:samples]]
         axes = plots.plot_image_grid(images[:samples], titles, suptitle=SUPTITLE, figsize=figsize)
-        return [to_pil(image) for image in images] if save_misclassified else axes
+        if not save_misclassified:
+            return axes
+        from PIL import Image
+
+        return [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
 
     def print_classification_report(self) -> None:
         """Print scikit-learn's report; classes without samples count as zeros there."""

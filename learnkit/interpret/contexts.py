@@ -1,4 +1,4 @@
-"""What a pass over a model changes for a while, put back whatever happens."""
+"""Contexts of a pass over a model: what it changes for a while is put back whatever happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines over epochs and confidences: training history and reliability."""
+"""Curves over epochs and confidences: training history and reliability."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plot_history(
     ax: Axes | Sequence[Axes] | None = None,
     figsize: tuple[float, float] | None = None,
 ) -> Axes | np.ndarray:
-    """Draw losses and, beside them, errors and metrics per epoch.
+    """Draw losses, errors and metrics per epoch.
 
     Args:
         frame: one row per epoch; columns epoch, train_loss, valid_loss, train_error, valid_error

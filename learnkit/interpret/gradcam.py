@@ -74,7 +74,9 @@ def grad_cam(
         gradient = _class_gradient(logits, class_idx, feature_map)
     feature_map = feature_map.detach()
     if layer is not None:
-        to_nchw = _layout(feature_map, x, layer, _prefix_counts(model))
+        declared = {getattr(m, "num_prefix_tokens", None) for m in model.modules()} - {None}
+        prefix_counts = {0, *(declared or {1})}  # what timm's networks say, or at most one
+        to_nchw = _layout(feature_map, x, layer, prefix_counts)
         gradient, feature_map = to_nchw(gradient), to_nchw(feature_map)
     weights = gradient.float().mean((2, 3))
     cam = torch.einsum("nk,nkhw->nhw", weights, feature_map.float())
@@ -183,7 +185,11 @@ def _layout(
         if not isinstance(layer, _CHANNELS_FIRST) and _is_map_of(shape[1:3], size):
             readings.append(lambda t: t.permute(0, 3, 1, 2))
     if shape[0] == len(x) and output.ndim == 3:
-        grids = [(n, grid) for n in prefix_counts for grid in _grids(shape[1] - n, size)]
+        grids = []
+        for n in prefix_counts:
+            cells = shape[1] - n
+            pairs = [(h, cells // h) for h in range(1, cells + 1) if cells % h == 0]
+            grids += [(n, grid) for grid in pairs if _is_map_of(grid, size)]
         readings += [partial(_tokens_to_map, n_prefix=n, grid=grid) for n, grid in grids]
     if len(readings) != 1:
         state = "could be several maps" if readings else "is no map"
@@ -204,18 +210,6 @@ def _is_map_of(grid: Sequence[int], image_size: Sequence[int]) -> bool:
     """True if a grid (h, w) has the image's proportions to within one row and one column."""
     (h, w), (height, width) = grid, image_size
     return abs(h - w * height / width) < 1 and abs(w - h * width / height) < 1
-
-
-def _grids(length: int, image_size: Sequence[int]) -> list[tuple[int, int]]:
-    """Every grid of `length` cells that has the image's proportions."""
-    pairs = [(h, length // h) for h in range(1, length + 1) if length % h == 0]
-    return [grid for grid in pairs if _is_map_of(grid, image_size)]
-
-
-def _prefix_counts(model: nn.Module) -> set[int]:
-    """How many tokens may stand before the grid: what timm's networks say, or at most one."""
-    declared = {getattr(module, "num_prefix_tokens", None) for module in model.modules()} - {None}
-    return {0, *(declared or {1})}
 
 
 def _describe(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What is written over an image and what is laid upon it."""
+"""Heatmaps and titles of images: evidence laid over them, losses written above."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from learnkit.interpret.outputs import Outputs
 from learnkit.interpret.tables import label_text
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 SUPTITLE = "prediction / actual\nloss / probability of actual"
 _BATCH = 32
@@ -69,10 +69,3 @@ def evidence(
             return None
         maps += list(cam.cpu().numpy())
     return maps
-
-
-def to_pil(picture: np.ndarray) -> Image:
-    """Return a picture in 0..1, (H, W) or (H, W, 3), as a PIL image."""
-    from PIL import Image
-
-    return Image.fromarray((picture * 255).round().astype(np.uint8))

@@ -1,9 +1,10 @@
-"""What a loss function says about each sample, whatever kind of loss function it is."""
+"""Losses of single samples, and the activation a loss implies, of any kind of loss function."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def activation_of(loss_func: Any, *, multi_label: bool = False) -> Callable[[Ten
     while hasattr(loss_func, "func"):  # fastai's flattened losses and functools.partial
         loss_func = loss_func.func
     name = getattr(loss_func, "__name__", type(loss_func).__name__)
-    return _ACTIVATIONS.get(name, torch.sigmoid if multi_label else _softmax)
+    return _ACTIVATIONS.get(name, torch.sigmoid if multi_label else partial(torch.softmax, dim=-1))
 
 
 def item_losses(loss_func: Any, logits: Tensor, targets: Tensor) -> Tensor:
@@ -81,7 +82,3 @@ def _by_argument(loss_func: Any, logits: Tensor, targets: Tensor) -> Tensor | No
 
 def _flat(losses: Tensor, n: int) -> Tensor:
     return losses.detach().as_subclass(Tensor).reshape(n, -1).float().mean(1)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""One pass over the data, and everything it says: the only place where interpretation runs a model.
+"""Outputs of one pass over the data: the only place where interpretation runs a model.
 
 Tables, plots and measures are functions of `Outputs`. The pass runs no callback (MixUp and its kin
 concern training) and leaves the learner, its loaders, its loss and all random states as they were.
@@ -26,7 +26,7 @@ from learnkit.interpret.checks import (
     sum_to_one,
 )
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
-from learnkit.interpret.continual import detector_of, loss_of, renumbered, renumbering
+from learnkit.interpret.learner_state import detector_of, loss_of, renumbered, renumbering
 from learnkit.interpret.losses import activation_of, item_losses
 from learnkit.interpret.source import Source, class_names, split_batch
 from learnkit.models.eval_mode import evaluating
@@ -43,7 +43,7 @@ class Outputs:
             for samples without labels.
         losses: float32 (N,); None for samples without labels.
         features: pooled feature maps of the body, float32 (N, D), if asked for.
-        ood_scores: float64 (N,), higher = more unusual, if the model gives any; as predictors have
+        ood_scores: float64 (N,), higher = further out, if the model gives any; as predictors have
             them, so that one above the threshold here is above it there.
         items: the files, if known.
         classes: C names.

@@ -1,4 +1,4 @@
-"""Arrays in, Axes out: every picture of the interpretation, each over numbers that stand elsewhere.
+"""Plots of an interpretation, arrays in, Axes out, each over numbers that stand elsewhere.
 
 Functions of one picture take `ax=` and return it; functions of several return an array of Axes. No
 rc parameter is touched, and the colours are told apart by colour-blind readers (Okabe and Ito).
@@ -7,7 +7,7 @@ rc parameter is touched, and the colours are told apart by colour-blind readers 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -47,12 +47,16 @@ def plot_confusion(
         plot_txt: write the numbers into the cells, up to 32 classes.
         figsize: of the new figure, in inches.
     """
+    import matplotlib as mpl
     from matplotlib.colors import PowerNorm
 
     confusion, n = np.asarray(confusion), len(classes)
     ax = ax or new_axes(figsize or (_matrix_side(n) + 0.6, _matrix_side(n)), layout="compressed")
-    values = row_shares(confusion) if normalize else confusion.astype(float)
-    colors = _colormap(cmap)
+    values = confusion.astype(float)
+    if normalize:  # rows without samples become NaN, which the colours show as grey
+        totals = confusion.sum(1, keepdims=True)
+        values = np.where(totals > 0, values / np.maximum(totals, 1), np.nan)
+    colors = mpl.colormaps[cmap].with_extremes(bad="#f0f0f0") if isinstance(cmap, str) else cmap
     top = 1.0 if normalize else max(1.0, np.nanmax(values, initial=0))
     written = plot_txt and n <= _MAX_CELLS_WITH_TEXT
     # Without numbers the rare mistakes must be seen by their colour: its square root grows sooner.
@@ -136,19 +140,13 @@ def draw_heatmap(
 ) -> Axes:
     """Lay a map (h, w) over an image of `size` (H, W) already drawn on `ax`; return the Axes.
 
-    A map without any evidence, zero everywhere, leaves the image as it is.
+    A map without any evidence, zero everywhere, leaves the image unchanged.
     """
     if np.max(heat) > 0:
         extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
         options = {"alpha": alpha, "cmap": cmap, "vmin": 0, "vmax": np.max(heat)}
         ax.imshow(heat, extent=extent, interpolation="bilinear", **options)
     return ax
-
-
-def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Return each row of counts divided by its sum, NaN for rows without samples."""
-    totals = confusion.sum(1, keepdims=True)
-    return np.where(totals > 0, confusion / np.maximum(totals, 1), np.nan)
 
 
 def _write_cells(
@@ -185,10 +183,3 @@ def _name_both_axes(ax: Axes, classes: Sequence[str]) -> None:
 def _matrix_side(n: int) -> float:
     """Return a side in inches that leaves every class a legible row."""
     return float(np.clip(2.2 + 0.42 * n, 3.4, 13))
-
-
-def _colormap(name: str) -> Any:
-    """Return the named colours with light grey for NaN."""
-    import matplotlib as mpl
-
-    return mpl.colormaps[name].with_extremes(bad="#f0f0f0") if isinstance(name, str) else name

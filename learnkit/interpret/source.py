@@ -2,7 +2,7 @@
 
 A pass over the training images must not depend on how training shuffles, drops or augments them.
 `Source` therefore never runs the given loader itself: it makes a plain one over the same dataset,
-in dataset order, that treats every item as validation does. The given loader stays as it is.
+in dataset order, that treats every item as validation does. The given loader is not changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from learnkit.continual.classifier import continual_head
 from learnkit.errors import InterpretationError
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.interpret.continual import class_numbers
+from learnkit.interpret.learner_state import class_numbers
 
 
 class ValidationView:
@@ -150,7 +150,7 @@ def to_picture(image: Tensor) -> np.ndarray:
 def class_names(learn: Any) -> list[str] | None:
     """Return what the learner's outputs are called, None if nobody says.
 
-    In the continual state the names of the classes it has learnt, else those of its loaders.
+    In the continual state the names of the classes it has learned, else those of its loaders.
     """
     head = continual_head(learn.model)
     return list(head.classes) if head is not None else names_of(learn.dls)
@@ -167,7 +167,7 @@ def names_of(loaders: Any) -> list[str] | None:
 
 
 def _is_fastai(dl: Any) -> bool:
-    """Whether a loader is one of fastai's; fastai is loaded by whoever made one, not here."""
+    """Whether a loader is one of fastai's; if there is one, fastai is loaded."""
     fastai = sys.modules.get("fastai.data.load")
     return fastai is not None and isinstance(dl, fastai.DataLoader)
 

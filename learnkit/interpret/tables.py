@@ -1,4 +1,4 @@
-"""Mistakes as tables and text."""
+"""Tables and text of a classifier's mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of doubt: scores beside their threshold, confidence before and after calibration."""
+"""Plots of uncertainty: OOD scores and their threshold, confidence before and after calibration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from learnkit.evaluation.measures import CalibrationBins
 
 _FEWEST_BINS, _MOST_BINS = 12, 60
-_REACH = 2.0  # how many times the known scores' span the axis may show of the strange ones
+_REACH = 2.0  # how many times the known scores' span the axis may show of the others
 
 
 def plot_ood(
@@ -29,7 +29,7 @@ def plot_ood(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Draw the scores of known (and strange) images beside the threshold; return the Axes.
+    """Draw OOD scores of known (and unknown) images with the threshold; return the Axes.
 
     The legend gives the share of each kind that is flagged. Each kind fills the area 1. The last
     bar also holds what lies beyond the axis, so that no blank frame stretches it.
@@ -47,20 +47,20 @@ def plot_ood(
     """
     cut = float(threshold)
     known = check_scores(scores_in, name="scores_in")
-    strange = check_scores([] if scores_out is None else scores_out, name="scores_out")
-    if not len(known) + len(strange):
+    unknown = check_scores([] if scores_out is None else scores_out, name="scores_out")
+    if not len(known) + len(unknown):
         raise InterpretationError("`scores_in` and `scores_out` are empty; give scores to draw")
     ax = ax or new_axes((5.4, 3.4))
-    edges = _edges(known, strange, cut)
-    for name, scores, color in (("known", known, BLUE), ("strange", strange, VERMILION)):
+    edges = _edges(known, unknown, cut)
+    for name, scores, color in (("known", known, BLUE), ("unknown", unknown, VERMILION)):
         if len(scores):
             label = f"{name}: {_percent((scores > cut).mean())} of {len(scores)} flagged"
             inside = np.clip(scores, edges[0], edges[-1])
             style = {"color": color, "alpha": 0.45, "edgecolor": "white", "linewidth": 0.4}
             ax.hist(inside, edges, density=True, label=label, **style)
     ax.axvline(cut, color="black", linewidth=1.2, linestyle="--", label=_name(threshold, cut))
-    ax.set(xlabel="score (higher = more unusual)", ylabel="density")
-    ax.set_title(_separation(known, strange) if title is None else title)
+    ax.set(xlabel="OOD score (higher = further out)", ylabel="density")
+    ax.set_title(_separation(known, unknown) if title is None else title)
     ax.set_xlim(edges[0], edges[-1])
     ax.set_yticks([])
     ax.margins(y=0.12)
@@ -109,32 +109,28 @@ def plot_calibration(
     return ax
 
 
-def _separation(known: np.ndarray, strange: np.ndarray) -> str:
+def _separation(known: np.ndarray, unknown: np.ndarray) -> str:
     """Return a title: the measures of the score itself, where there are images of both kinds."""
-    if not len(known) or not len(strange):
+    if not len(known) or not len(unknown):
         return "Out-of-distribution scores"
-    found = evaluate_ood(known, strange)
+    found = evaluate_ood(known, unknown)
     return f"AUROC {found.auroc:.3f}, {found.fpr_at_95_tpr:.1%} false alarms at 95 % found"
 
 
-def _edges(known: np.ndarray, strange: np.ndarray, cut: float) -> np.ndarray:
+def _edges(known: np.ndarray, unknown: np.ndarray, cut: float) -> np.ndarray:
     """Return bin edges over all scores, one of them at the threshold: no bar is half flagged."""
-    both = np.concatenate([known, strange])
-    usual = known if len(known) else strange
+    both = np.concatenate([known, unknown])
+    usual = known if len(known) else unknown
     usual = usual[usual < BLANK_SCORE] if usual.min() < BLANK_SCORE else np.array([cut])
     low, span = min(both.min(), cut), max(np.ptp(usual), abs(cut - usual.min()))
     span = span or max(1.0, abs(cut) * 0.1)
     high = min(both.max(), max(usual.max(), cut) + _REACH * span)
     high = max(high, cut + 0.05 * span)
-    width = np.clip(_width(both), (high - low) / _MOST_BINS, (high - low) / _FEWEST_BINS)
+    quartiles = np.percentile(both, [25, 75])
+    width = 2 * np.ptp(quartiles) / len(both) ** (1 / 3)  # Freedman and Diaconis
+    width = np.clip(width, (high - low) / _MOST_BINS, (high - low) / _FEWEST_BINS)
     n_below, n_above = np.ceil((cut - low) / width), np.ceil((high - cut) / width)
     return cut + width * np.arange(-max(n_below, 1), max(n_above, 1) + 1)
-
-
-def _width(scores: np.ndarray) -> float:
-    """Return the bin width of Freedman and Diaconis, 0 without a spread."""
-    low, high = np.percentile(scores, [25, 75])
-    return float(2 * (high - low) / len(scores) ** (1 / 3))
 
 
 def _name(threshold: Any, cut: float) -> str:

@@ -1,4 +1,4 @@
-"""Taking over a learner that fastai's own factory made: its arguments, and its network as data."""
+"""Adoption of a learner that fastai's own factory made: its arguments, its network as data."""
 
 import copy
 from typing import Any
@@ -66,7 +66,9 @@ def spec_of(learn: Learner) -> ModelSpec:
     problem = getattr(learn.model, "spec_problem", None)
     if problem is None:
         try:
-            trained = _with_trained_head(learn)
+            trained, record = learn.model, learner_state(learn).record
+            if record is not None:  # the continual head has taken the place of the trained one
+                trained = nn.Sequential(trained[0], record.trained_head)
             return _proved(_guessed_spec(learn, trained[1]), learn, trained)
         except (LearnkitError, AttributeError, TypeError, IndexError) as error:
             problem = f"it was not made by cnn_learner ({error})"
@@ -74,12 +76,6 @@ def spec_of(learn: Learner) -> ModelSpec:
         f"the network cannot travel as data: {problem}; build it with "
         "cnn_learner(dls, 'name of an architecture') and load the weights into that"
     )
-
-
-def _with_trained_head(learn: Learner) -> nn.Module:
-    """Return the network as it was trained, also where the continual head has taken its place."""
-    record = learner_state(learn).record
-    return learn.model if record is None else nn.Sequential(learn.model[0], record.trained_head)
 
 
 def _guessed_spec(learn: Learner, head: nn.Module) -> ModelSpec:

@@ -1,20 +1,14 @@
-"""What `cnn_learner` puts together: a network that fits the data, data that fits the network."""
+"""The parts `cnn_learner` puts together: a network that fits the data, and the other way round."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
-from fastai.callback.training import BnFreeze
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
-from fastai.learner import Learner
-from fastcore.basics import listify
 from torch import nn
 
-from learnkit.callback.folded_norms import FoldedNorms, folded_norms
-from learnkit.callback.history import TrainingHistory
-from learnkit.callback.stop_on_non_finite import StopOnNonFinite
 from learnkit.errors import DataError, InputSizeError
 from learnkit.learner.dataloaders import is_normalized, with_normalization
 from learnkit.models.create import create_cnn_model
@@ -89,32 +83,3 @@ def _normalized(dls: DataLoaders, body: nn.Module, channels: int) -> DataLoaders
             f"have {channels} channels; pass normalize=(mean, std) with one of each per channel"
         )
     return with_normalization(dls, mean, std)
-
-
-def default_callbacks(cbs: Any, *, train_bn: bool | str) -> list:
-    """Return `cbs` and the callbacks every ImageLearner has, unless `cbs` brings its own."""
-    given = [cb() if isinstance(cb, type) else cb for cb in listify(cbs)]
-    wanted = [TrainingHistory, StopOnNonFinite, *([] if train_bn else [BnFreeze])]
-    return given + [kind() for kind in wanted if not any(isinstance(cb, kind) for cb in given)]
-
-
-def callbacks_for(model: nn.Module, pretrained: Any) -> list:
-    """Return the callbacks that the network's weights call for."""
-    return [FoldedNorms()] if pretrained and folded_norms(model[0]) else []
-
-
-def frozen_norm_state(learn: Learner) -> list[dict]:
-    """Return the optimizer states of the batch norms: what trains in frozen groups by default."""
-    norms = (m for m in learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    return [learn.opt.state[p] for norm in norms for p in norm.parameters()]
-
-
-def forget_frozen_gradients(model: nn.Module) -> None:
-    """Drop what frozen parameters keep of an earlier fit.
-
-    fastai zeroes gradients and leaves them in place; with a gradient of zero, weight decay and
-    momentum go on moving a parameter that is meant to be frozen.
-    """
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            parameter.grad = None

@@ -2,7 +2,7 @@
 
 The head becomes a `ContinualClassifier`; it alone knows classes and statistics. The learner adds
 what only it has: the head that was trained, what the classes were called in training, and which
-files were learnt. The caller's data and loaders are never changed.
+files were learned. The caller's data and loaders are never changed.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ _SETTINGS = ("memory", "classifier", "score", "false_alarm_rate", "guarantee", "
 
 
 def refit(learn: Any, data: Any, epochs: int, **training: Any) -> ChangeReport:
-    """What beginning anew after training on images of all classes did; see `ImageLearner.refit`."""
+    """What training and a new continual state did; see `ImageLearner.refit`."""
     head = check_continual(continual_head(learn.model))
     dls = _loaders(learn, data)
     _check_nothing_lost(head, labelled_data(dls, classes=names_of(dls) or ()).labels)
@@ -256,7 +256,7 @@ def refit(learn: Any, data: Any, epochs: int, **training: Any) -> ChangeReport:
     with _restored_after_failure(learn):
         _begin(learn, dls)
         learn.fine_tune(epochs, **training)
-        done = [cb for cb in learn.cbs if isinstance(cb, AfterFit) and cb.task == "continual"]
+        done = [cb for cb in learn.cbs if isinstance(cb, AfterFit) and cb.step == "continual"]
         if done and continual_head(learn.model) is not None:
             return done[0].report
         return init_continual(learn, data_of_training(learn), **settings)

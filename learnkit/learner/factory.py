@@ -7,7 +7,8 @@ from typing import Any
 from fastai.data.core import DataLoaders
 from torch import nn
 
-from learnkit.learner.build import assemble, callbacks_for
+from learnkit.callback.folded_norms import FoldedNorms, folded_norms
+from learnkit.learner.build import assemble
 from learnkit.learner.learner import ImageLearner
 from learnkit.models.param_groups import as_splitter, param_groups
 
@@ -101,7 +102,8 @@ def cnn_learner(
     groups = split_on if split_on is not None else splitter
     splitter = param_groups if groups is None else as_splitter(groups)
     learn = ImageLearner(dls, model, splitter=splitter, train_bn=train_bn, **learner_kwargs)
-    learn.add_cbs(callbacks_for(model, pretrained))
     if pretrained:
+        if folded_norms(model[0]):
+            learn.add_cb(FoldedNorms())
         learn.freeze()
     return learn

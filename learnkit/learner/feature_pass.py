@@ -1,4 +1,4 @@
-"""Pooled features of images for a learner: the same reading and the same pass as when deployed."""
+"""Pooled features of images for a learner, read and computed as when deployed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def features_and_logits(learn: Any, items: Any, n_classes: int) -> tuple[Tensor,
 def empty_head(
     learn: Any, kind: type[ContinualClassifier] = ContinualClassifier, **settings: Any
 ) -> ContinualClassifier:
-    """A head for the features of the learner's body that has learnt nothing yet."""
+    """A head for the features of the learner's body that has learned nothing yet."""
     width = features_of(learn, []).shape[1]
     return kind(width, **settings)
 

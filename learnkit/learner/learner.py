@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 import pandas as pd
+from fastai.callback.training import BnFreeze
 from fastai.data.core import DataLoaders
 from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attached to it
+from fastcore.basics import listify
 from torch import nn
 
+from learnkit.callback.history import TrainingHistory
+from learnkit.callback.stop_on_non_finite import StopOnNonFinite
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.data.dataset import ImageDataset
@@ -21,14 +25,12 @@ from learnkit.deploy.predictor import Predictor
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.prediction import Prediction
 from learnkit.interpret.classification import ClassificationInterpretation
-from learnkit.interpret.continual import detector_of
-from learnkit.interpret.learner_state import LearnerState
+from learnkit.interpret.learner_state import LearnerState, detector_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.plots import plot_history
 from learnkit.interpret.uncertainty_plots import plot_ood
 from learnkit.learner import continual, uncertainty
 from learnkit.learner.adopt import adopted_arguments, go_on_from
-from learnkit.learner.build import default_callbacks, forget_frozen_gradients, frozen_norm_state
 from learnkit.learner.export import export_learner, optimize_learner, predictor_of
 from learnkit.learner.saving import (
     explained_mismatch,
@@ -78,7 +80,11 @@ class ImageLearner(Learner):
         cbs: Any = None,
         **kwargs: Any,
     ):
-        cbs = default_callbacks(cbs, train_bn=train_bn)
+        cbs = [cb() if isinstance(cb, type) else cb for cb in listify(cbs)]
+        for kind in (TrainingHistory, StopOnNonFinite, BnFreeze):
+            wanted = kind is not BnFreeze or not train_bn
+            if wanted and not any(isinstance(cb, kind) for cb in cbs):
+                cbs.append(kind())
         super().__init__(dls, model, *args, train_bn=train_bn, cbs=cbs, **kwargs)
 
     @classmethod
@@ -88,13 +94,19 @@ class ImageLearner(Learner):
 
     def _bn_bias_state(self, with_bias: bool) -> Sequence[dict]:
         """Optimizer states of the norms: fastai asks here which of them train though frozen."""
-        everything = with_bias or self.train_bn == "all"
-        return super()._bn_bias_state(with_bias) if everything else frozen_norm_state(self)
+        if with_bias or self.train_bn == "all":
+            return super()._bn_bias_state(with_bias)
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        return [self.opt.state[p] for norm in norms for p in norm.parameters()]
 
     def freeze_to(self, n: int) -> None:
         """Freeze parameter groups up to `n` for good: no step moves any of them."""
         super().freeze_to(n)
-        forget_frozen_gradients(self.model)
+        # fastai zeroes gradients and leaves them in place; with a gradient of zero, weight decay
+        # and momentum go on moving a parameter that is meant to be frozen.
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                parameter.grad = None
 
     def all_batches(self) -> None:
         """Run the batches of the current loader."""
@@ -117,9 +129,9 @@ class ImageLearner(Learner):
             super().fine_tune(*args, **kwargs)
 
     def save(self, file: Any, **kwargs: Any) -> Path:
-        """The file written: weights, optimizer state, and in the continual state what was learnt.
+        """The file written: weights, optimizer state, and in the continual state what was learned.
 
-        What `fit_ood` made stands beside it, in a file of the same name.
+        What `fit_ood` made goes into a second file of the same name.
         """
         return save_with_state(self, file, super().save, **kwargs)
 
@@ -140,7 +152,7 @@ class ImageLearner(Learner):
         return self.training_history.frame
 
     def plot_history(self, ax: Any = None) -> Any:
-        """Axes of losses and, beside them, errors and metrics per epoch: see `plot_history`."""
+        """Axes of losses, errors and metrics per epoch: see `plot_history`."""
         return plot_history(self.history, ax=ax)
 
     def outputs(
@@ -170,9 +182,9 @@ class ImageLearner(Learner):
     ) -> Evaluation:
         """`.summary`, `.per_class` and `.confusion` of a loader, a dataset or a split by index.
 
-        Where unusual images can be told, the summary has the `false_alarm_rate` on these images;
+        Where the learner detects OOD, the summary has the `false_alarm_rate` on these images;
         with images of no known class (`ood`: a loader, a folder, files) also `detection_rate`,
-        `auroc` and `fpr_at_95_tpr`, the unusual images being the positive class.
+        `auroc` and `fpr_at_95_tpr`, out-of-distribution images being the positive class.
         """
         interp = self.interpret(ds_idx, dl=dl, data=data)
         return uncertainty.with_ood_measures(self, interp.evaluation, interp.outputs, ood)
@@ -222,7 +234,7 @@ class ImageLearner(Learner):
             precision: "float32", "float16", "bfloat16" or "int8".
             samples: images that int8 takes its ranges from; default 20 training images per class.
             backend: "onnxruntime", "openvino", "torch", or "auto" for the fastest that passes.
-            test: images to judge it by; default the validation images.
+            test: images to compare both by; default the validation images.
             **settings: All else `Predictor.optimize` takes: `device`, `ood`, `force`, `fallback`,
                 `threads`, `gates`, ...
 
@@ -240,7 +252,7 @@ class ImageLearner(Learner):
 
     @property
     def ood(self) -> ContinualClassifier | None:
-        """What tells unusual images, with a settable `.threshold`; None if nothing does."""
+        """The out-of-distribution detector, with a settable `.threshold`; None without one."""
         return detector_of(self)
 
     def init_continual(
@@ -249,9 +261,9 @@ class ImageLearner(Learner):
         """Put the learner into the continual state: what it did, or None without data.
 
         One pass over the images, no training. The head becomes a classifier in closed form over
-        class statistics, and detection of unusual images and calibrated confidences come with it.
-        From here on `extend` learns new classes from new images alone. Classes the learner knows
-        keep their numbers.
+        class statistics; out-of-distribution (OOD) detection and calibrated confidences come with
+        it. From here on `extend` learns new classes from new images alone. Classes the learner
+        knows keep their numbers.
 
         Args:
             data: the training data, as for `extend`; its validation split (else the learner's own
@@ -280,7 +292,7 @@ class ImageLearner(Learner):
         an exception, whichever, nothing has changed.
 
         Args:
-            data: an ImageDataset (of a split one the training images are learnt from, the
+            data: an ImageDataset (of a split one the training images are learned from, the
                 validation images set aside for threshold and temperature), DataLoaders, a
                 DataLoader, a folder with a folder per class, a DataFrame with the columns path and
                 label; or images: files, a folder of them, PIL images, arrays, tensors.
@@ -298,7 +310,7 @@ class ImageLearner(Learner):
         return continual.subtract(self, data, labels)
 
     def forget(self, name: str) -> ChangeReport:
-        """Drop a class: it keeps its number, can never win, and may be learnt again."""
+        """Drop a class: it keeps its number, can never win, and may be learned again."""
         return continual.change(self, lambda head: head.forget(name))
 
     def rename(self, names: Mapping[str, str]) -> ChangeReport:
@@ -316,11 +328,11 @@ class ImageLearner(Learner):
         return continual.undo(self)
 
     def drop_continual(self) -> Self:
-        """Leave the continual state: the trained head is back, what was learnt since is gone."""
+        """Leave the continual state: the trained head is back, what was learned since is gone."""
         return continual.drop_continual(self)
 
     def refit(self, data: Any, epochs: int = 1, **training: Any) -> ChangeReport:
-        """Fine-tune on images of all classes and begin the continual state anew with them.
+        """Fine-tune on images of all classes and begin a new continual state with them.
 
         Args:
             data: a split ImageDataset, or DataLoaders: old and new images together.
@@ -348,9 +360,9 @@ class ImageLearner(Learner):
         return uncertainty.calibrate(self, dl, ds_idx=ds_idx)
 
     def fit_ood(self, data: Any = None, *, validation: Any = None, **settings: Any) -> Threshold:
-        """Learn what is usual from training images, for a trained head: the threshold fitted.
+        """Fit an out-of-distribution (OOD) detector for a trained head: its threshold.
 
-        Predictions then carry `.is_ood`, `.ood_score` and `.p_value`. Fitting anew replaces it;
+        Predictions then carry `.is_ood`, `.ood_score` and `.p_value`. Fitting again replaces it;
         training is refused until `clear_ood`.
 
         Args:
@@ -360,7 +372,7 @@ class ImageLearner(Learner):
             **settings: `score`, `false_alarm_rate`, `guarantee`, `memory`; see `init_continual`.
 
         Raises:
-            OodLockedError: In the continual state, which tells unusual images itself.
+            OodLockedError: In the continual state, which detects out-of-distribution images itself.
         """
         return uncertainty.fit_ood(self, data, validation=validation, **settings)
 
@@ -370,7 +382,7 @@ class ImageLearner(Learner):
         return self
 
     def plot_ood(self, ood: Any = None, *, dl: Any = None, ds_idx: int = 1, ax: Any = None) -> Any:
-        """Axes with the scores of known images, the threshold, and the scores of unusual images.
+        """Axes with the OOD scores of known images, the threshold, and the scores of other images.
 
         Args:
             ood: images of no known class, if there are any: a loader, a folder, files.

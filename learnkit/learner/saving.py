@@ -1,7 +1,7 @@
-"""Saving and loading a learner whose head may be another one than it was built with.
+"""Files of a learner: saving and loading, also with another head than it was built with.
 
 fastai's file holds the state of the model, which in the continual state is all the head knows. What
-stands beside the model goes into a second file of the same name: a detector from `fit_ood`, and
+is not in the model goes into a second file of the same name: a detector from `fit_ood`, and
 what renamed classes were called in training.
 """
 
@@ -33,7 +33,7 @@ _CONFIG = "1.config"  # what only the state of a continual head has
 
 
 def save_with_state(learn: Any, file: Any, save: Callable[..., Path], **kwargs: Any) -> Path:
-    """The file that `save` wrote; what the learner keeps beside its model is written beside it."""
+    """The file that `save` wrote; what is not in the model goes into a sibling."""
     path = Path(save(file, **kwargs))
     detector, record = learn.state.ood_detector, learn.state.record
     beside = path.with_suffix(_BESIDE)
@@ -65,10 +65,11 @@ def load_with_state(learn: Any, file: Any, load: Callable[..., Any], **kwargs: A
 @contextmanager
 def _fitting_head(learn: Any) -> Iterator[None]:
     """Exchange the head, while a state is loaded, for one of the kind the state is of."""
-    model, head = learn.model, learn.model[1] if _is_pair(learn.model) else None
-    if head is None:
+    model = learn.model
+    if not hasattr(model, "__len__") or len(model) != 2:
         yield
         return
+    head = model[1]
 
     def exchange(module: Any, state: Mapping[str, Tensor], *_: Any) -> None:
         if (_CONFIG in state) != (continual_head(model) is not None):
@@ -96,12 +97,8 @@ def _head_for(learn: Any, state: Mapping[str, Tensor]) -> Any:
         raise WeightsError(f"the state of the continual head cannot be read: {error}") from error
 
 
-def _is_pair(model: Any) -> bool:
-    return hasattr(model, "__len__") and len(model) == 2
-
-
 def _read_beside(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What was written beside a state, and tensors; empty if nothing was."""
+    """Facts and tensors of the sibling of a saved state; empty ones without a sibling."""
     empty: dict[str, Any] = {"ood": None, "former_names": {}}
     if not path.is_file():
         return empty, {}

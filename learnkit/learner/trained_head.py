@@ -1,4 +1,4 @@
-"""The trained head of a learner: made anew for other classes, and made to mean what it says."""
+"""The trained head of a learner: a new one for other classes, calibration, leave to train."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def check_trainable(learn: Any) -> None:
         )
     if detector is not None and not any(made is detector.statistics for made in renewed):
         raise OodLockedError(
-            "training would change the features that the detector of unusual images is made of; "
+            "training would change the features that the out-of-distribution detector is made of; "
             "remove it with learn.clear_ood(), and call fit_ood again after the training"
         )
 
@@ -143,7 +143,7 @@ def _put_aside(learn: Any) -> _Aside | None:
 
 
 def _put_back(learn: Any, aside: _Aside | None) -> None:
-    """Undo `_put_aside` where the body is the same and nothing was derived from it anew."""
+    """Undo `_put_aside` where the body is the same and nothing new was derived from it."""
     renewed = continual_head(learn.model) is not None or learn.state.ood_detector is not None
     if aside is None or renewed or checksums_of(learn.model[0]) != aside.checksums:
         return

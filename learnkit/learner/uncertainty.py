@@ -1,7 +1,7 @@
-"""How sure a learner is, and of what it knows nothing: calibration and unusual images.
+"""Uncertainty of a learner: calibrated confidences and out-of-distribution (OOD) detection.
 
 In the continual state both belong to the head. A trained head takes its temperature into its
-weights; what tells unusual images stands beside it, derived from the features of the same body.
+weights; its OOD detector is derived from the features of the same body.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from learnkit.errors import OodLockedError, OodUnsupportedError
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.interpret.continual import detector_of
+from learnkit.interpret.learner_state import detector_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.source import class_names, names_of
 from learnkit.learner.feature_pass import (
@@ -77,7 +77,7 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
 
 
 def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings: Any) -> Threshold:
-    """Learn what is usual; see `ImageLearner.fit_ood`."""
+    """The threshold of a detector fitted; see `ImageLearner.fit_ood`."""
     head = continual_head(learn.model)
     if head is not None:
         return _fit_threshold(learn, head, data, validation, settings)
@@ -102,13 +102,13 @@ def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings:
 def _fit_threshold(
     learn: Any, head: ContinualClassifier, data: Any, validation: Any, settings: dict[str, Any]
 ) -> Threshold:
-    """The threshold of the continual state, fitted anew."""
+    """The threshold of the continual state, fitted again."""
     fixed = sorted(set(settings) - {"false_alarm_rate", "guarantee"})
     if data is not None or fixed:
         raise OodLockedError(
             f"{'`data`' if data is not None else fixed} cannot be given in the continual state, "
-            "which tells unusual images by its own statistics; give `validation`, "
-            "`false_alarm_rate` or `guarantee`, or begin that state anew with other settings"
+            "which detects out-of-distribution images by its own statistics; give `validation`, "
+            "`false_alarm_rate` or `guarantee`, or begin a new one with other settings"
         )
     if validation is not None:
         head.validate(*_features_and_labels(_outputs(learn, validation, 1, with_features=True)))
@@ -126,12 +126,12 @@ def scores_beside(
 
 
 def ood_scores(learn: Any, images: Any) -> Tensor:
-    """How unusual images are, float64 (N,), higher = more unusual; labels are not needed."""
+    """Out-of-distribution scores float64 (N,), higher = further out; labels are not needed."""
     return _required(learn).ood_scores(features_of(learn, images_only(images)))
 
 
 def with_ood_measures(learn: Any, evaluation: Evaluation, outputs: Outputs, ood: Any) -> Evaluation:
-    """`evaluation`, its summary also saying how well unusual images are told.
+    """`evaluation`, its summary also saying how well OOD images are detected.
 
     `false_alarm_rate` of the evaluated images are flagged; given images of no known class (`ood`),
     `detection_rate` of them are, and `auroc` and `fpr_at_95_tpr` measure the score itself.
@@ -139,8 +139,8 @@ def with_ood_measures(learn: Any, evaluation: Evaluation, outputs: Outputs, ood:
     if ood is None and outputs.ood_scores is None:
         return evaluation
     detector = _required(learn)
-    strange = torch.empty(0) if ood is None else ood_scores(learn, ood)
-    found = evaluate_ood(outputs.ood_scores, strange, detector.threshold.value)
+    unknown = torch.empty(0) if ood is None else ood_scores(learn, ood)
+    found = evaluate_ood(outputs.ood_scores, unknown, detector.threshold.value)
     names = ["false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr"]
     values = {name: getattr(found, name) for name in (names[:1] if ood is None else names)}
     summary = pd.concat([evaluation.summary, pd.Series(values, dtype=float)])
@@ -151,8 +151,8 @@ def _required(learn: Any) -> ContinualClassifier:
     detector = detector_of(learn)
     if detector is None:
         raise OodUnsupportedError(
-            "the learner cannot tell unusual images yet; call learn.fit_ood() for the trained "
-            "head, or learn.init_continual(data)"
+            "the learner cannot detect out-of-distribution images yet; call learn.fit_ood() for "
+            "the trained head, or learn.init_continual(data)"
         )
     return detector
 

@@ -1,4 +1,4 @@
-"""After a training the trained head can tell unusual images."""
+"""After a training the trained head can detect out-of-distribution images."""
 
 import numpy as np
 import pytest
@@ -49,3 +49,8 @@ def test_with_calibration_one_pass_over_the_training_images_is_enough(data, monk
     learn.fit(1)
     assert passes == [len(data.train)]
     assert learn.ood.threshold.n == len(data.valid)
+
+
+def test_the_former_name_of_its_step_warns():
+    with pytest.warns(DeprecationWarning, match="`task` is called `step` now"):
+        assert OutOfDistribution().task == "ood"

@@ -24,7 +24,7 @@ def test_the_legend_gives_the_realised_rates_and_the_wanted_one():
     ax = plot_ood([1.0, 2.0, 90.0, 91.0, 99.0, 3.0, 4.0, 5.0], threshold, [80.0, 95.0, 300.0])
     assert legend(ax) == [
         "known: 25 % of 8 flagged",
-        "strange: 66.7 % of 3 flagged",
+        "unknown: 66.7 % of 3 flagged",
         "threshold 90, 10 % wanted",
     ]
 

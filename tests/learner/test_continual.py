@@ -369,7 +369,7 @@ class TestTraining:
 
 
 class TestEverythingElseWorks:
-    def test_predict_says_what_is_unusual(self, learn, old):
+    def test_predict_detects_ood(self, learn, old):
         known = learn.predict(old.paths[0])
         strange = learn.predict(np.zeros((24, 20, 3), np.uint8))
         assert not known.is_ood
@@ -409,7 +409,7 @@ class TestEverythingElseWorks:
         by_loader = learn.evaluate(loaders.valid)
         assert by_loader.confusion.equals(learn.evaluate(data=data.valid).confusion)
 
-    def test_evaluate_measures_what_is_unusual(self, learn, new, old):
+    def test_evaluate_measures_ood_detection(self, learn, new, old):
         plain = learn.evaluate()
         both = learn.evaluate(ood=new.train)
         assert "auroc" not in plain.summary
