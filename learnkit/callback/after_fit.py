@@ -1,8 +1,4 @@
-"""Callbacks that derive something from the network when its training is over.
-
-Whichever of them comes first does the work of all, so that they share one pass over the training
-images and their order in the list does not matter. What they do are verbs of the learner.
-"""
+"""Callbacks that derive something from the network, by a learner's verb, after its training."""
 
 from __future__ import annotations
 
@@ -44,6 +40,8 @@ class AfterFit(TrainingCallback):
 
     def after_fit(self) -> None:
         """Do the work of all callbacks of this kind, if this is the first of them."""
+        # The first does the work of all: they share one pass over the training images, and their
+        # order in the list does not matter.
         kin = {cb.step: cb for cb in self.learn.cbs if isinstance(cb, AfterFit)}
         if next(iter(kin.values())) is self and not learner_state(self.learn).fits_to_come:
             finish_training(self.learn, kin)

@@ -1,9 +1,8 @@
 """Checkpoints of a training: after Ctrl-C, a crash or a kill it goes on as if nothing happened.
 
 At the end of every epoch one file takes the place of the last one: weights, optimizer, where in
-which fit the training stands, history, seeds, and what the run is made of. Randomness is not stored
-but made: every epoch draws from seeds derived from (seed, fit, epoch), so that an epoch does not
-depend on how it was reached. On a CPU a resumed training gives the same weights to the bit.
+which fit the training stands, history, seeds, and what the run is made of. On a CPU a resumed
+training gives the same weights to the bit.
 """
 
 import hashlib
@@ -178,6 +177,7 @@ class Checkpoint(TrainingCallback):
 
 def seed_epoch(dls: Any, seed: int, phase: int, epoch: int) -> None:
     """Seed torch, numpy, `random` and fastai's loaders from (seed, phase, epoch)."""
+    # Randomness is made, not stored: an epoch must not depend on how it was reached.
     digest = hashlib.sha256(f"{seed} {phase} {epoch}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:7], "big"))
     np.random.seed(int.from_bytes(digest[8:12], "big"))  # noqa: NPY002  # fastai draws from it

@@ -116,11 +116,9 @@ def sources_of(learn: Any) -> tuple[list[Any], list[int]]:
 
 
 def checksums_of(body: nn.Module) -> list[int]:
-    """A checksum of every parameter and buffer.
-
-    Of the values, because fastai's optimizers write through `.data`, past torch's version counters;
-    CRC-32, because it takes 10 ms for a ResNet-18, a fifth of SHA-256.
-    """
+    """A checksum of every parameter and buffer."""
+    # Of the values: fastai's optimizers write through `.data`, past torch's version counters.
+    # CRC-32: it takes 10 ms for a ResNet-18, a fifth of SHA-256.
     values = (value.detach().cpu().contiguous() for value in body.state_dict().values())
     return [zlib.crc32(value.reshape(-1).view(torch.uint8).numpy()) for value in values]
 

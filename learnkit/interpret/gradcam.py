@@ -34,9 +34,7 @@ def grad_cam(
     """Class activation maps, float32 (N, H, W) at the feature map's size; higher = more evidence.
 
     With feature map A and the logit y of the chosen class, the map is
-    `relu(sum_k w_k A_k)`, `w_k = mean_ij dy / dA_kij`. The logits of the whole batch are summed
-    and differentiated once: in eval mode no layer mixes images (batch norm uses its running
-    statistics), so the gradient of the sum at image n is the gradient of n's own logit.
+    `relu(sum_k w_k A_k)`, `w_k = mean_ij dy / dA_kij`.
 
     Args:
         model: `nn.Sequential(body, head)`, or any classifier if `layer` is given. Runs in eval
@@ -141,6 +139,8 @@ def _class_gradient(logits: Tensor, class_idx: object, feature_map: Tensor) -> T
             f"`model` returns {_describe(logits)}; Grad-CAM explains class logits (N, C)."
         )
     index = _class_indices(class_idx, logits)
+    # One sum for the whole batch: in eval mode no layer mixes images (batch norm uses its running
+    # statistics), so its gradient at image n is the gradient of n's own logit.
     chosen = logits.gather(1, index[:, None]).sum()
     gradient = None
     if chosen.requires_grad:

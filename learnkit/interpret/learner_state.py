@@ -50,7 +50,7 @@ class LearnerState:
     Attributes:
         record: of the continual state; None outside it.
         ood_detector: what `fit_ood` made for the trained head, None without.
-        fits_to_come: fits that the running verb still begins, this one included.
+        fits_to_come: fits that the running verb has still to begin.
     """
 
     record: ContinualRecord | None = None

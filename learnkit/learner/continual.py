@@ -66,7 +66,7 @@ def init_continual(
         warn_if_not_training_data(learn, data, found)
     head, report, validation = empty_head(learn, **settings), None, None
     if found is not None:
-        validation = _validation_of(learn, found, own=not reset_class_information)
+        validation = validation_images(learn, found, own=not reset_class_information)
         first = _first_images(learn, head, found, validation, names)
         report = _reported(first, None, head, started)
     record = ContinualRecord(learn.model[1], {}, files_among(found), files_among(validation))
@@ -101,7 +101,9 @@ def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
     found = labelled_data(data, labels, classes=head.classes)
     files = files_among(found)
     _warn_of_repetition(record, files, len(found.labels))
-    validation = found.validation and without_files(found.validation, files | record.learned)
+    validation = found.validation
+    if validation is not None:
+        validation = without_files(validation, files | record.learned)
     features = features_of(learn, found.items)
     held_out = _features_and_labels(learn, validation)
     return change(
@@ -203,22 +205,25 @@ def _accuracy(knowledge: Knowledge | None, images: Knowledge) -> dict[str, float
     return {name: sum(found) / len(found) for name, found in hits.items() if name in known}
 
 
-def _validation_of(learn: Any, found: Labelled, *, own: bool) -> Labelled | None:
+def validation_images(learn: Any, found: Labelled, *, own: bool) -> Labelled | None:
     """Validation images of the data, else the learner's own, as far as nothing learns from them."""
     images = found.validation
     if images is None and own and (trained := own_data(learn)) is not None:
         images = trained.validation
-    return images and without_files(images, files_among(found), names=set(found.labels))
+    if images is None:
+        return None
+    return without_files(images, files_among(found), names=set(found.labels))
 
 
 def _features_and_labels(
     learn: Any, images: Labelled | None
 ) -> tuple[Tensor, Sequence[str]] | None:
-    return (features_of(learn, images.items), images.labels) if images else None
+    """What `ContinualClassifier.extend` takes as `validation`."""
+    return None if images is None else (features_of(learn, images.items), images.labels)
 
 
 def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
-    """What threshold and temperature rest on where the network knows the images it remembers."""
+    """A note where the network was trained on the very images that its head remembers."""
     history = getattr(learn, "training_history", None)
     if history is None or history.frame.empty:
         return ()
@@ -302,13 +307,13 @@ def _begin(learn: Any, dls: DataLoaders) -> None:
 
 @contextmanager
 def _restored_after_failure(learn: Any) -> Iterator[None]:
-    """Leave the learner as it was if the block raises, also by Ctrl-C."""
+    """Leave the learner as it was if the block raises."""
     model, body = learn.model, copy.deepcopy(learn.model[0].state_dict())
     head, state, dls, opt = model[1], learn.state, learn.dls, learn.opt
     spec = getattr(model, "spec", None)
     try:
         yield
-    except BaseException:
+    except BaseException:  # also Ctrl-C, which is how a long training is given up
         model[1], model.spec = head, spec
         learn.state, learn.dls, learn.opt = state, dls, opt
         model[0].load_state_dict(body)

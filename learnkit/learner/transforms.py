@@ -57,8 +57,7 @@ class LabelOf(Transform):
 def preprocessing_of(dls: DataLoaders) -> Preprocessing:
     """Return the recipe of the validation images, read off the transforms of any image DataLoaders.
 
-    Training-only transforms are left out: they are no part of what a deployed model does. fastai's
-    `PILImage.create` ignores EXIF orientation, and so does the recipe read off it.
+    Training-only transforms are left out: they are no part of what a deployed model does.
 
     Raises:
         ExportError: A validation transform is code, or has no counterpart in `Preprocessing`.
@@ -103,6 +102,7 @@ def _fields_of(tfm: Transform, stage: str) -> dict[str, Any]:
         return {k: v for k, v in vars(tfm.preprocessing).items() if k not in ("mean", "std")}
     if image_class := _image_class(tfm):
         channels = 1 if issubclass(image_class, PILImageBW) else 3
+        # fastai's `PILImage.create` ignores EXIF orientation, and so did the network's training.
         return {"exif_transpose": False, "channels": channels}
     if type(tfm) is ToTensor or (type(tfm) is IntToFloatTensor and tfm.div == 255):
         return {}

@@ -27,6 +27,7 @@ from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import detector_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.source import class_names, names_of
+from learnkit.learner.continual import validation_images
 from learnkit.learner.feature_pass import (
     check_supported,
     empty_head,
@@ -36,11 +37,8 @@ from learnkit.learner.feature_pass import (
 from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (
     data_of_training,
-    files_among,
     images_only,
     labelled_data,
-    own_data,
-    without_files,
 )
 from learnkit.uncertainty.calibration import TemperatureFit, fit_temperature
 from learnkit.uncertainty.ood_measures import evaluate_ood
@@ -92,7 +90,8 @@ def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings:
         held_out = _validation(learn, found, validation, own=own)
     detector = empty_head(learn, OodDetector, **settings)
     features = features_of(learn, found.items)
-    detector.extend(features, found.labels, validation=held_out and held_out[:2])
+    validation = None if held_out is None else (held_out.features, held_out.labels)
+    detector.extend(features, found.labels, validation=validation)
     if held_out is not None:
         _calibrate_sets(learn, detector, held_out.logits, held_out.labels)
     learn.state = replace(learn.state, ood_detector=detector)
@@ -176,13 +175,11 @@ def _calibrate_sets(
 
 def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> _HeldOut | None:
     """What is seen of validation images: given, else of the data, else the learner's own."""
-    images = found.validation
     if given is not None:
-        images = labelled_data(given, classes=names_of(learn.dls) or ())
-    elif images is None and own and (trained := own_data(learn)) is not None:
-        images = trained.validation
-    images = images and without_files(images, files_among(found), names=set(found.labels))
-    if not images:
+        given = labelled_data(given, classes=names_of(learn.dls) or ())
+        found = found._replace(validation=given)
+    images = validation_images(learn, found, own=own)
+    if images is None:
         return None
     features, logits = features_and_logits(learn, images.items, len(class_names(learn)))
     return _HeldOut(features, images.labels, logits)
