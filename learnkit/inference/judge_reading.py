@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,13 @@ import numpy as np
 from learnkit._version import __version__
 from learnkit.errors import BundleCorruptError, BundleVersionError
 from learnkit.storage.formats import parse_arrays, parse_json
+from learnkit.storage.records import from_plain, read_field
 from learnkit.uncertainty.embedding import GRID
 from learnkit.uncertainty.ood import ClassDistances, Neighbors
 from learnkit.uncertainty.scoring import OF_CLASSES, PARTS, Scoring
 from learnkit.uncertainty.threshold import GUARANTEES, SOURCES, Threshold
 
 FORMAT = 1
-_FACTS = {"format", "labels", "root", "temperature", "standards", "combined", "threshold"}
-_THRESHOLD = {"value", "source", "guarantee", "statement", "loc", "scale"}
 _TYPES = {"facts": np.uint8, "known": np.bool_, "reference": np.int16}
 _ALWAYS = {
     *("facts", "weight", "bias", "known", "misfits", "misfit_weights"),
@@ -43,25 +43,50 @@ def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> S
     arrays = parse_arrays(data, where)
     file = _File(arrays, where)
     facts = file.facts()
-    standards = file.standards(facts["standards"])
+    standards = file.standards(facts.standards)
     parts = {part for part, _, _ in standards}
     file.check_names(parts)
-    labels = file.value(facts, "labels", bool)
-    known = file.get("known", n_classes if labels else None)  # a detector has classes of its own
+    # a detector has classes of its own
+    known = file.get("known", n_classes if facts.labels else None)
     if not known.any():
         raise file.corrupt("no class is `known`")
     return Scoring(
-        labels=labels,
-        root=file.value(facts, "root", bool),
-        temperature=file.above_zero(facts, "temperature"),
+        labels=facts.labels,
+        root=facts.root,
+        temperature=file.above_zero("temperature", facts.temperature),
         standards=standards,
-        threshold=_threshold(file, file.record(facts, "threshold", _THRESHOLD)),
+        threshold=_threshold(file, facts.threshold),
         weight=file.get("weight", len(known), n_features),
         bias=np.where(known, file.get("bias", len(known)), -np.inf),
         nonconformity=file.weighted("misfits", "misfit_weights"),
         distances=_geometry(file, parts, n_features),
         neighbors=_neighbors(file, n_features) if "knn" in parts else None,
     )
+
+
+@dataclass(frozen=True)
+class ThresholdFacts:
+    """A threshold in `ScoringFacts`; `loc` and `scale` count if it is parametric."""
+
+    value: float
+    source: str
+    guarantee: str
+    statement: str
+    loc: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class ScoringFacts:
+    """The JSON in a file of scores: all that is no tensor."""
+
+    format: int
+    labels: bool
+    root: bool
+    temperature: float
+    standards: list
+    combined: str
+    threshold: ThresholdFacts
 
 
 class _File:
@@ -100,38 +125,25 @@ class _File:
             raise self.corrupt(f"`{name}` is empty; there is nothing to be far from")
         return array
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ScoringFacts:
         facts = parse_json(self.get("facts", None).tobytes(), f"`facts` of {self.where}")
-        version = self.value(facts, "format", int)
+        version = read_field(facts, "format", int, self.where)
         if version > FORMAT:
             raise self.newer(f"format {version}")
         if version < 1:
             raise self.corrupt(f"`format` is {version}; 1 was first")
         if facts.get("combined") != "mean":
             raise self.newer(f"a score combined by {facts.get('combined')!r}")
-        return self.record({"facts": facts}, "facts", _FACTS)
+        return from_plain(ScoringFacts, facts, self.where)
 
-    def record(self, holder: Mapping[str, Any], key: str, names: set[str]) -> dict[str, Any]:
-        found = self.value(holder, key, dict)
-        if found.keys() != names:
-            raise self.corrupt(f"`{key}` has the keys {sorted(found)}, not {sorted(names)}")
-        return found
-
-    def value(self, holder: Mapping[str, Any], key: str, kind: type) -> Any:
-        value = holder.get(key)
-        if type(value) is not kind:
-            raise self.corrupt(f"`{key}` is {value!r:.100}; it must be a {kind.__name__}")
+    def above_zero(self, name: str, value: float) -> float:
+        if not value > 0:  # so written that NaN, for null, fails
+            raise self.corrupt(f"`{name}` is {value}; it is above 0")
         return value
 
-    def above_zero(self, holder: Mapping[str, Any], key: str) -> float:
-        value = self.value(holder, key, float)
-        if value <= 0:
-            raise self.corrupt(f"`{key}` is {value}; it is above 0")
-        return value
-
-    def standards(self, values: Any) -> tuple[tuple[str, float, float], ...]:
+    def standards(self, values: list[Any]) -> tuple[tuple[str, float, float], ...]:
         """(part, mean, spread) of every part of the score."""
-        if not isinstance(values, list) or not values:
+        if not values:
             raise self.corrupt(f"`standards` is {values!r:.100}; a score has a part at least")
         for value in values:
             if not isinstance(value, list) or [type(v) for v in value] != [str, float, float]:
@@ -165,22 +177,24 @@ class _File:
         return values, found
 
 
-def _threshold(file: _File, facts: dict[str, Any]) -> Threshold:
+def _threshold(file: _File, facts: ThresholdFacts) -> Threshold:
     scores, weights = file.weighted("threshold_scores", "threshold_weights")
     for name, choices in ("source", SOURCES), ("guarantee", GUARANTEES):
-        if facts[name] not in choices:
-            raise file.corrupt(f"`{name}` of the threshold is {facts[name]!r:.100}")
+        if (found := getattr(facts, name)) not in choices:
+            raise file.corrupt(f"`{name}` of the threshold is {found!r:.100}")
     if (np.diff(scores) < 0).any():
         raise file.corrupt("`threshold_scores` are not in ascending order")
     loc, scale = 0.0, 1.0
-    if facts["source"] == "parametric":
-        loc, scale = file.value(facts, "loc", float), file.above_zero(facts, "scale")
+    if facts.source == "parametric":
+        loc, scale = facts.loc, file.above_zero("scale", facts.scale)
+    if not (math.isfinite(facts.value) and math.isfinite(loc)):
+        raise file.corrupt(f"the threshold is {facts.value}, from {loc}; it is finite")
     return Threshold(
-        value=file.value(facts, "value", float),
-        source=facts["source"],
+        value=facts.value,
+        source=facts.source,
         n=len(scores),
-        guarantee=facts["guarantee"],
-        statement=file.value(facts, "statement", str),
+        guarantee=facts.guarantee,
+        statement=facts.statement,
         loc=loc,
         scale=scale,
         calibration_scores=scores,
