@@ -17,6 +17,7 @@ from learnkit.continual.reference import Reference
 from learnkit.continual.settings import Settings
 from learnkit.continual.standards import fit_score_threshold, fit_standards, held_out_scores
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.errors import first_few
 from learnkit.uncertainty.calibration import TemperatureFit, before_and_after
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.conformal import lac_scores
@@ -177,7 +178,7 @@ def _notes_on(
     ]
     if alone and held_out.source != "validation":
         notes.append(
-            f"one image each of {_some(alone)}: threshold and confidence for them are guessed "
+            f"one image each of {first_few(alone)}: threshold and confidence for them are guessed "
             "from the other classes; more images will help"
         )
     if 0 < held_out.n_validated < stats.n_classes:
@@ -205,7 +206,3 @@ def _warning_on(held_out: HeldOut, settings: Settings) -> str:
         f"{why}, and there are no validation images: the threshold and the temperature rest on an "
         f"assumed distribution, not on images; give validation images{remedy}"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

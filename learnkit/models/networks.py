@@ -152,8 +152,8 @@ def _known_of(arch: Arch, module: nn.Module) -> tuple[Size, tuple]:
     cfg = module.pretrained_cfg if is_timm(module) else {}
     native = tuple(cfg["input_size"][-2:]) if cfg else DEFAULT_SIZE
     known = (cfg["mean"], cfg["std"]) if cfg else family_meta(module).get("stats", (None, None))
-    mean, std = meta_of(arch).get("stats", known)
-    return native, (mean and tuple(mean), std and tuple(std))
+    stats = meta_of(arch).get("stats", known)
+    return native, tuple(None if values is None else tuple(values) for values in stats)
 
 
 def _call(arch: Arch, wanted: Wanted, options: dict[str, Any]) -> nn.Module:

@@ -65,7 +65,7 @@ def test_integer_labels_are_names_of_their_digits():
 @pytest.mark.parametrize(
     "name", ["NO", "010", "a/b", "../../etc", "\0", "nan", "None", "<b>", "$x$"]
 )
-def test_a_strange_class_name_stays_exactly_itself(name, tmp_path):
+def test_an_odd_class_name_stays_exactly_itself(name, tmp_path):
     data = ImageDataset(pd.DataFrame({"path": ["1.png", "2.png"], "label": [name, "x"]}), tmp_path)
     assert data.labels == [name, "x"]
     assert all(path.parent == tmp_path for path in data.paths)
