@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import DataError
 from learnkit.inference.prediction import Prediction
@@ -20,15 +20,32 @@ def with_ood_measures(
     evaluation: Evaluation, known: Sequence[Prediction], strange: Sequence[Prediction]
 ) -> Evaluation:
     """`evaluation` with what the scores of known and strange images say in its summary."""
+    scores = [[prediction.ood_score for prediction in side] for side in (known, strange)]
+    threshold = next((p.ood_threshold for p in [*known, *strange]), None)
+    return with_ood_scores(evaluation, *scores, threshold)
+
+
+def with_ood_scores(
+    evaluation: Evaluation, known: Any, ood: Any, threshold: float | None
+) -> Evaluation:
+    """`evaluation`, its summary also saying how well OOD images are detected.
+
+    `false_alarm_rate` of the evaluated images are flagged; given OOD images, `detection_rate` of
+    them are, and `auroc` and `fpr_at_95_tpr` measure the score itself.
+
+    Args:
+        evaluation: of the known images.
+        known: their OOD scores (N,).
+        ood: the OOD scores (M,) of images of no known class, empty without any.
+        threshold: the score above which an image is flagged.
+    """
     import pandas as pd
 
     from learnkit.uncertainty.ood import evaluate_ood
 
-    scores = [[prediction.ood_score for prediction in side] for side in (known, strange)]
-    threshold = next((p.ood_threshold for p in [*known, *strange]), None)
-    found = evaluate_ood(*scores, threshold).to_dict()
+    found = evaluate_ood(known, ood, threshold)
     names = ("false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr")
-    values = {name: found[name] for name in (names if strange else names[:1])}
+    values = {name: getattr(found, name) for name in (names if len(ood) else names[:1])}
     summary = pd.concat([evaluation.summary, pd.Series(values, dtype=float)])
     return replace(evaluation, summary=summary.rename(evaluation.summary.name))
 

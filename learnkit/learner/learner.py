@@ -187,7 +187,7 @@ class ImageLearner(Learner):
         `auroc` and `fpr_at_95_tpr`, out-of-distribution images being the positive class.
         """
         interp = self.interpret(ds_idx, dl=dl, data=data)
-        return uncertainty.with_ood_measures(self, interp.evaluation, interp.outputs, ood)
+        return uncertainty.evaluation_with_ood(self, interp.evaluation, interp.outputs, ood)
 
     def predictor(self) -> Predictor:
         """A Predictor that shares this learner's model and reads images as validation does."""

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled
 from learnkit.errors import OodLockedError, OodUnsupportedError
 from learnkit.evaluation.evaluate import Evaluation
+from learnkit.inference.evaluation import with_ood_scores
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import detector_of
@@ -41,7 +41,6 @@ from learnkit.learner.training_data import (
     labelled_data,
 )
 from learnkit.uncertainty.calibration import TemperatureFit, fit_temperature
-from learnkit.uncertainty.ood_measures import evaluate_ood
 from learnkit.uncertainty.threshold import Threshold
 
 
@@ -129,21 +128,15 @@ def ood_scores(learn: Any, images: Any) -> Tensor:
     return _required(learn).ood_scores(features_of(learn, images_only(images)))
 
 
-def with_ood_measures(learn: Any, evaluation: Evaluation, outputs: Outputs, ood: Any) -> Evaluation:
-    """`evaluation`, its summary also saying how well OOD images are detected.
-
-    `false_alarm_rate` of the evaluated images are flagged; given images of no known class (`ood`),
-    `detection_rate` of them are, and `auroc` and `fpr_at_95_tpr` measure the score itself.
-    """
+def evaluation_with_ood(
+    learn: Any, evaluation: Evaluation, outputs: Outputs, ood: Any
+) -> Evaluation:
+    """`evaluation` of `outputs`, with measures of OOD detection where the learner detects it."""
     if ood is None and outputs.ood_scores is None:
         return evaluation
-    detector = _required(learn)
-    unknown = torch.empty(0) if ood is None else ood_scores(learn, ood)
-    found = evaluate_ood(outputs.ood_scores, unknown, detector.threshold.value)
-    names = ["false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr"]
-    values = {name: getattr(found, name) for name in (names[:1] if ood is None else names)}
-    summary = pd.concat([evaluation.summary, pd.Series(values, dtype=float)])
-    return replace(evaluation, summary=summary.rename(evaluation.summary.name))
+    threshold = _required(learn).threshold.value
+    unknown = () if ood is None else ood_scores(learn, ood)
+    return with_ood_scores(evaluation, outputs.ood_scores, unknown, threshold)
 
 
 def _required(learn: Any) -> ContinualClassifier:
