@@ -435,7 +435,9 @@ class ContinualClassifier(nn.Module):
             new = new.derive(now)
             report = new.report(what, now, notes, started)
             self._states = (new, now.lightened(), *self._states[1:_UNDO_LEVELS])
-        _warn(new, now)
+        # once, not at every change
+        if new.warning and not now.warning:
+            warn_user(new.warning)
         return report
 
 
@@ -450,13 +452,6 @@ def _read_config(packed: Any) -> Any:
 def _check_finite(features: Tensor) -> None:
     if not features.is_meta and (found := what_is_not_finite(features)):
         raise ContinualPredictionError(f"{found}: no class can be told")
-
-
-def _warn(new: Knowledge, before: Knowledge) -> None:
-    """Say once, not at every change, that threshold and temperature rest on an assumption."""
-    warning = new.derived.warning if new.derived else ""
-    if warning and not (before.derived and before.derived.warning):
-        warn_user(warning)
 
 
 def continual_head(model: nn.Module) -> ContinualClassifier | None:

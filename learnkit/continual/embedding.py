@@ -4,7 +4,6 @@
 made of that. This one agrees with it to rounding and can be differentiated.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from learnkit.uncertainty.embedding import BLANK, GRID
 
 LARGEST = GRID - 1  # what fits 16 bits with either sign
+LIMIT = 2**53 // LARGEST**2  # images whose products still add up exactly in float64: 8,389,120
 
 
 def embed(features: Tensor, *, root: bool) -> Tensor:
@@ -46,15 +46,3 @@ def _signed_root(x: Tensor) -> Tensor:
     """Square root of the size with the sign kept; its slope at zero is taken as 0, not infinite."""
     zero = x.abs() <= BLANK**2
     return torch.where(zero, 0.0, x.sign() * torch.where(zero, 1.0, x.abs()).sqrt())
-
-
-def largest_count() -> int:
-    """How many images' products still add up exactly in float64: 8,389,120.
-
-    >>> largest_count()
-    8389120
-    """
-    return math.floor(2**53 / LARGEST**2)
-
-
-LIMIT = largest_count()

@@ -17,9 +17,12 @@ from learnkit.continual.closed_form.linear import LeaveOneOut, LinearClassifier
 from learnkit.continual.closed_form.loo_samples import Prior, prior_weights, spread_evenly
 from learnkit.continual.closed_form.whitening import Geometry
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.reference import Reference, nearest_other, thinned
+from learnkit.continual.reference import Reference, nearest_other
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.uncertainty.checks import Array
+
+# Left-out rows compared with all remembered features: at least so many, and products of one fit.
+_MIN_ROWS, _MAX_PRODUCTS = 256, 6_000_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +68,28 @@ def collect_held_out(
     fresh, labels = validation.all()
     covered = torch.bincount(labels, minlength=stats.n_classes) > 0
     loo, mass = linear.loo, prior_weights(stats.counts.to(torch.float64), prior)
-    rows = thinned(torch.nonzero(~covered[loo.labels])[:, 0], reference)
+    rows = torch.nonzero(~covered[loo.labels])[:, 0]
+    # evenly spaced ones, as many as can be compared with the reference in a second or so
+    most = max(_MIN_ROWS, _MAX_PRODUCTS // max(reference.neighbors.features.size, 1))
+    rows = rows[:: max(1, -(-len(rows) // most))]
     if not len(fresh) and not len(rows):
         fresh, labels = draw_images(linear.geometry)
         return _of_fresh(linear, reference, fresh, labels, spread_evenly(mass, labels))
     seen = _of_fresh(linear, reference, fresh, labels, spread_evenly(mass, labels))
     left_out = _of_left_out(linear, reference, rows, _loo_weights(mass, loo, rows, covered))
-    both = {
-        name: _followed(getattr(seen, name), getattr(left_out, name))
-        for name in ("logits", "labels", "weights", "mahalanobis", "relative", "knn")
-    }
-    both["weights"] = both["weights"] / both["weights"].sum()
-    source = "validation" if bool(covered.all()) else "leave-one-out"
-    return HeldOut(**both, source=source, n_validated=int(covered.sum()))
+    both = left_out
+    if len(fresh):  # else no second table of logits, the largest thing there is
+        joined = {
+            name: np.concatenate([getattr(seen, name), getattr(left_out, name)])
+            for name in ("logits", "labels", "weights", "mahalanobis", "relative", "knn")
+        }
+        both = replace(left_out, **joined)
+    return replace(
+        both,
+        weights=both.weights / both.weights.sum(),
+        source="validation" if bool(covered.all()) else "leave-one-out",
+        n_validated=int(covered.sum()),
+    )
 
 
 def _of_fresh(
@@ -107,7 +119,6 @@ def _of_left_out(
 ) -> HeldOut:
     """Of these rows of the remembered samples, each left out."""
     loo = linear.loo
-    # all of them are taken as they are: the table of logits is the largest thing there is
     logits = loo.logits if len(rows) == len(loo.logits) else loo.logits[rows]
     return HeldOut(
         logits=logits.numpy(),
@@ -119,11 +130,6 @@ def _of_left_out(
         source="leave-one-out",
         n_validated=0,
     )
-
-
-def _followed(first: Array, second: Array) -> Array:
-    """`first` and `second`, which comes as it is if it is all there is."""
-    return np.concatenate([first, second]) if len(first) else second
 
 
 def _loo_weights(mass: Tensor, loo: LeaveOneOut, rows: Tensor, covered: Tensor) -> Tensor:

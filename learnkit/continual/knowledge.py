@@ -70,6 +70,11 @@ class Knowledge:
         return dict(zip(stats.class_names, stats.counts.tolist(), strict=True))
 
     @property
+    def warning(self) -> str:
+        """The one thing a person must know, or ""."""
+        return self.derived.warning if self.derived else ""
+
+    @property
     def scoring(self) -> Scoring:
         """Logits and OOD scores of features, with the threshold in force.
 

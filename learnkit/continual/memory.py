@@ -7,7 +7,7 @@ copies; both are functions of the multiset of features seen.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -180,7 +180,7 @@ class FeatureMemory:
 
     def _without(self, cell: Cell, rows: np.ndarray, name: str, complete: bool) -> Cell:
         left = dict(zip(cell.hashes, cell.copies, strict=True))
-        for code in _hashes(rows):
+        for code in feature_hashes(rows):
             if complete and not left.get(code):
                 raise StatisticsError(
                     f"a feature to be subtracted from class {name!r} was never added to it; "
@@ -193,14 +193,9 @@ class FeatureMemory:
         return Cell(cell.features[kept], hashes, tuple(left[code] for code in hashes))
 
 
-def feature_hashes(features: Tensor) -> tuple[bytes, ...]:
-    """A keyed hash of every row's bytes, 16 bytes each, equal on every machine."""
-    return tuple(_hashes(features.numpy()))
-
-
 def _cell(rows: np.ndarray) -> Cell:
     """All of `rows` as one cell, each distinct one once."""
-    hashes = _hashes(rows)
+    hashes = feature_hashes(rows)
     copies = Counter(hashes)
     first = {code: row for row, code in reversed(list(enumerate(hashes)))}
     order = sorted(first)
@@ -208,7 +203,8 @@ def _cell(rows: np.ndarray) -> Cell:
     return Cell(features, tuple(order), tuple(copies[code] for code in order))
 
 
-def _hashes(rows: np.ndarray) -> list[bytes]:
+def feature_hashes(rows: np.ndarray) -> list[bytes]:
+    """A keyed hash of every row's bytes, 16 bytes each, equal on every machine."""
     little = np.ascontiguousarray(rows, dtype="<i2")
     return [hashlib.blake2b(row.tobytes(), digest_size=16, key=_KEY).digest() for row in little]
 
@@ -242,8 +238,3 @@ class Forgotten:
 def in_order(forgotten: Iterable[Forgotten]) -> tuple[Forgotten, ...]:
     """Sorted, so that the order of forgetting leaves no trace."""
     return tuple(sorted(forgotten, key=Forgotten.key))
-
-
-def renamed(forgotten: Sequence[Forgotten], names: Mapping[str, str]) -> tuple[Forgotten, ...]:
-    """The same, of classes that are called otherwise now."""
-    return in_order([replace(one, name=names.get(one.name, one.name)) for one in forgotten])

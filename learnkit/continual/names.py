@@ -66,7 +66,8 @@ def check_distinct(names: Sequence[str]) -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
-        key = _look(name)
+        # what is left of a name when case, spaces and Unicode form are ignored
+        key = "".join(unicodedata.normalize("NFKC", name).casefold().split())
         if key in seen:
             raise DataError(_clash(seen[key], name))
         seen[key] = name
@@ -83,17 +84,6 @@ def check_known(name: Any, names: Sequence[str]) -> str:
         return clean
     near = difflib.get_close_matches(clean, names, n=3) or list(names[:10])
     raise DataError(f"there is no class {clean!r}; did you mean one of {near}?")
-
-
-def new_names(known: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
-    """Those of `names` that are not yet in `known`, each once, in the order given."""
-    known = set(known)
-    return tuple(name for name in dict.fromkeys(names) if name not in known)
-
-
-def _look(name: str) -> str:
-    """What is left of a name when case, spaces and Unicode form are ignored."""
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _clash(one: str, other: str) -> str:

@@ -10,10 +10,7 @@ from learnkit.continual.memory import FeatureMemory
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.ood import Neighbors
 
-# Remembered features searched for the nearest one: numbers held, and products of one fit.
-_MAX_REFERENCE = 2**23
-_MAX_PRODUCTS = 6_000_000_000
-_MIN_ROWS = 256
+_MAX_REFERENCE = 2**23  # numbers in the remembered features searched for the nearest one
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +60,3 @@ def nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Array
     partners = memory.embedded(memory.partners[at].clamp_min(0))
     apart = (features - partners).norm(dim=1).numpy()
     return np.where(lone, np.minimum(found, apart), found)
-
-
-def thinned(rows: Tensor, reference: Reference) -> Tensor:
-    """Evenly spaced rows, as many as can be compared with the reference in a second or so."""
-    most = max(_MIN_ROWS, _MAX_PRODUCTS // max(reference.neighbors.features.size, 1))
-    return rows[:: -(-len(rows) // most)] if len(rows) > most else rows

@@ -75,10 +75,14 @@ def read_statistics(
     Raises:
         StatisticsError: Names, shapes, types or values cannot be those of class statistics.
     """
+    if not isinstance(root, bool):
+        raise StatisticsError(f"`root` is {root!r}; it is true or false")
     names, forgotten_names = read_names(class_names), _read_list(forgotten_names)
     check_keys(tensors, {**_TYPES, **MEMORY_TYPES})
     counts, sums, gram = (tensors[name] for name in ("counts", "sums", "gram"))
-    n_features = width_of(gram)
+    if gram.dim() != 2 or not gram.shape[0]:
+        raise StatisticsError(f"`gram` has shape {tuple(gram.shape)}; it is a square; {DAMAGED}")
+    n_features = gram.shape[0]
     shapes = {
         "counts": (len(names),),
         "sums": (len(names), n_features),
@@ -98,7 +102,7 @@ def read_statistics(
         "sums": sums.clone(),
         "gram": gram.clone(),
         "memory": memory,
-        "root": _flag(root),
+        "root": root,
         "forgotten": _read_forgotten(tensors, forgotten_names),
     }
 
@@ -143,7 +147,7 @@ def read_memory(
 
 
 def _read_cells(rows: Tensor, sizes: list[int], copies: Tensor, prefix: str) -> list[Cell]:
-    hashes, empty = feature_hashes(rows), Cell(rows[:0].clone())
+    hashes, empty = tuple(feature_hashes(rows.numpy())), Cell(rows[:0].clone())
     cells, stop = [], 0
     for n in sizes:
         start, stop = stop, stop + n
@@ -187,12 +191,6 @@ def _read_list(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _flag(root: bool) -> bool:
-    if not isinstance(root, bool):
-        raise StatisticsError(f"`root` is {root!r}; it is true or false")
-    return root
-
-
 DAMAGED = "the statistics are damaged: read them from another copy"
 
 
@@ -222,13 +220,6 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
             raise StatisticsError(
                 f"`{name}` has shape {tuple(tensors[name].shape)} and not {shape}; {DAMAGED}"
             )
-
-
-def width_of(gram: Tensor) -> int:
-    """Width D of a matrix of products; a StatisticsError if it is no matrix."""
-    if gram.dim() != 2 or not gram.shape[0]:
-        raise StatisticsError(f"`gram` has shape {tuple(gram.shape)}; it is a square; {DAMAGED}")
-    return gram.shape[0]
 
 
 def check_counts(*counts: Tensor) -> None:

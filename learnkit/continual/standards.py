@@ -25,7 +25,12 @@ def fit_standards(held_out: HeldOut, temperature: float, score: str) -> Standard
     parts = _parts(held_out, score)
     if parts == (score,):
         return ((score, 0.0, 1.0),)
-    return tuple((part, *_standard(_raw(part, held_out, temperature), held_out)) for part in parts)
+    standards = []
+    for part in parts:
+        scores = _raw(part, held_out, temperature)
+        loc, spread = location_scale(scores, held_out.weights)
+        standards.append((part, loc, spread if _differ(scores) else _guessed_spread(loc)))
+    return tuple(standards)
 
 
 def held_out_scores(held_out: HeldOut, standards: Standards, temperature: float) -> Array:
@@ -49,12 +54,12 @@ def fit_score_threshold(scores: Array, held_out: HeldOut, settings: Settings) ->
     known = {"false_alarm_rate": settings.false_alarm_rate, "guarantee": settings.guarantee}
     if held_out.source == "parametric":
         return fit_threshold([], model=location_scale(scores, held_out.weights), **known)
+    model = None
+    if not _differ(scores):  # one, or two of a pair: a spread is assumed
+        loc = float(scores.mean())
+        model = loc, max(1.0, _guessed_spread(loc))
     return fit_threshold(
-        scores,
-        weights=held_out.weights,
-        source=held_out.source,
-        model=_lone_model(scores),
-        **known,
+        scores, weights=held_out.weights, source=held_out.source, model=model, **known
     )
 
 
@@ -74,18 +79,6 @@ def _raw(part: str, held_out: HeldOut, temperature: float) -> Array:
     if part == "energy":
         return energy_score(held_out.logits, temperature)
     return getattr(held_out, part)
-
-
-def _standard(scores: Array, held_out: HeldOut) -> tuple[float, float]:
-    """Mean and spread of one part of several."""
-    loc, spread = location_scale(scores, held_out.weights)
-    return loc, spread if _differ(scores) else _guessed_spread(loc)
-
-
-def _lone_model(scores: Array) -> tuple[float, float] | None:
-    """Mean and a spread to assume of scores that show none themselves: one, or two of a pair."""
-    loc = float(scores.mean())
-    return None if _differ(scores) else (loc, max(1.0, _guessed_spread(loc)))
 
 
 def _differ(scores: Array) -> bool:

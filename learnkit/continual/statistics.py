@@ -18,13 +18,12 @@ from torch import Tensor
 from learnkit.continual.checks import check_labelled_features
 from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.embedding import LIMIT, to_grid
-from learnkit.continual.memory import FeatureMemory, Forgotten, in_order, renamed
+from learnkit.continual.memory import FeatureMemory, Forgotten, in_order
 from learnkit.continual.names import (
     check_distinct,
     check_known,
     clean_name,
     index_tensor,
-    new_names,
 )
 from learnkit.continual.serialization import read_statistics, statistics_tensors
 from learnkit.continual.settings import check_whole
@@ -121,7 +120,8 @@ class ClassStatistics:
         Raises:
             DataError: Two names look alike.
         """
-        new = new_names(self.class_names, map(clean_name, names))
+        known = set(self.class_names)
+        new = [name for name in dict.fromkeys(map(clean_name, names)) if name not in known]
         if not new:
             return self
         class_names = (*self.class_names, *new)
@@ -379,7 +379,7 @@ class ClassStatistics:
             self,
             class_names=class_names,
             memory=self.memory.named(class_names),
-            forgotten=renamed(self.forgotten, new),
+            forgotten=_renamed(self.forgotten, new),
         )
 
     def merge_classes(self, names: Sequence[str], into: str) -> ClassStatistics:
@@ -418,7 +418,7 @@ class ClassStatistics:
             counts=counts,
             sums=sums,
             memory=self.memory.joined(places, target),
-            forgotten=renamed(self.forgotten, dict.fromkeys(names, into)),
+            forgotten=_renamed(self.forgotten, dict.fromkeys(names, into)),
         )
 
 
@@ -436,3 +436,8 @@ def _check_same(what: str, mine: Any, its: Any) -> None:
             f"`{what}` is {mine} here and {its} there; only statistics of one network, collected "
             "with the same settings, can be merged"
         )
+
+
+def _renamed(forgotten: Sequence[Forgotten], names: Mapping[str, str]) -> tuple[Forgotten, ...]:
+    """The same, of classes that are called otherwise now."""
+    return in_order([replace(one, name=names.get(one.name, one.name)) for one in forgotten])

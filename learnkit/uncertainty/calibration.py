@@ -140,17 +140,19 @@ def fit_temperature(
     low, high = _check_bounds(bounds)
     logits, targets = _check_pair(logits, targets)
     weights = check_weights(weights, len(logits))
-    cases = _as_cases(logits, targets, weights)
-    reason = _why_not(*cases[:2])
+    rows, classes, row_weights = _as_cases(logits, targets, weights)
+    reason = _why_not(rows, classes)
     if reason:
         return TemperatureFit(n=len(logits), reason=reason)
-    temperature = 1 / best_factor(_loss(*cases), 1 / high, 1 / low)
+    loss = LogLoss(rows, _of_targets(rows, classes), row_weights)
+    temperature = 1 / best_factor(loss, 1 / high, 1 / low)
+    inside = low * (1 + 1e-9) < temperature < high * (1 - 1e-9)
     return TemperatureFit(
         temperature,
         source,
         len(logits),
         *before_and_after(logits, targets, weights, temperature),
-        reason=_at_bound(temperature, low, high),
+        reason="" if inside else f"the best temperature lies beyond the bound {temperature:.4g}",
     )
 
 
@@ -211,11 +213,6 @@ def _of_targets(logits: Array, targets: Array) -> Array:
     return np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
 
 
-def _loss(logits: Array, targets: Array, weights: Array) -> LogLoss:
-    """Return the mean log loss as a function of the inverse temperature."""
-    return LogLoss(logits, _of_targets(logits, targets), weights)
-
-
 def _why_not(logits: Array, targets: Array) -> str:
     """Return why no temperature can be learned, or ""."""
     if not len(logits):
@@ -243,10 +240,3 @@ def before_and_after(
     both = [as_probs(logits), as_probs(logits / temperature)]
     names = measures.log_loss, measures.brier_score, measures.expected_calibration_error
     return [measure(probs, targets, weights=weights) for measure in names for probs in both]
-
-
-def _at_bound(temperature: float, low: float, high: float) -> str:
-    """Return a sentence if the temperature lies on a bound, else ""."""
-    if low * (1 + 1e-9) < temperature < high * (1 - 1e-9):
-        return ""
-    return f"the best temperature lies beyond the bound {temperature:.4g}"

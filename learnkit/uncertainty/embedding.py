@@ -42,24 +42,22 @@ def _signed_root(x: Array) -> Array:
 
 
 def _scaled(x: Array) -> Array:
+    """Rows divided by their largest entry, which keeps squares in range, then by their length."""
     top = np.abs(x).max(1, keepdims=True, initial=0.0)
     blank = top <= BLANK
     x = np.where(blank, 0.0, x / np.where(blank, 1.0, top))
-    return x / np.where(blank, 1.0, _length(x))
+    # sums of 2^13 integers up to 2^40 are exact; wider features are summed block by block
+    starts = range(0, x.shape[1], 2**13)
+    length = np.sqrt(sum(_square_sum(x[:, start : start + 2**13]) for start in starts))
+    return x / np.where(blank, 1.0, length)
 
 
-def _length(x: Array) -> Array:
-    """Euclidean length of each row (N, 1), of rows whose largest entry is 1.
+def _square_sum(x: Array) -> Array:
+    """Squared length of each row (N, 1), of rows with no entry above 1.
 
     Squares are split into two integers each whose sums are exact in float64 and so do not depend
     on the order of summation, which differs between libraries and with the shape of a batch.
     """
-    # sums of 2^13 integers up to 2^40 are exact; wider features are summed block by block
-    blocks = range(0, x.shape[1], 2**13)
-    return np.sqrt(sum(_square_sum(x[:, start : start + 2**13]) for start in blocks))
-
-
-def _square_sum(x: Array) -> Array:
     square = x * x * _FINE
     coarse = np.rint(square)
     fine = np.rint((square - coarse) * _FINE)

@@ -1,7 +1,7 @@
 """Out-of-distribution (OOD) scores: the parts a score is made of, and how they are combined.
 
 Every score is float64 (N,), higher = further out of distribution. None of them divides by the
-length of a feature vector: a frame without any feature is marked with `mark_blank` instead.
+length of a feature vector: a frame without any feature gets `BLANK_SCORE` instead, see `is_blank`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,6 @@ def sigmoid(logits: Array) -> Array:
     return np.where(logits >= 0, 1, odds) / (1 + odds)
 
 
-def log_sum_exp(logits: Array) -> Array:
-    """Logarithm of the sum of exponentials of each row, (N,)."""
-    top = logits.max(1)
-    return top + np.log(np.exp(logits - top[:, None]).sum(1))
-
-
 def max_softmax_score(logits: Any) -> Array:
     """One minus the largest softmax probability, in 0..1; higher = further out of distribution.
 
@@ -75,7 +69,9 @@ def energy_score(logits: Any, temperature: float = 1.0) -> Array:
     """
     if not 0 < temperature < math.inf:
         raise UncertaintyError(f"`temperature` is {temperature}; it divides logits: above 0")
-    return -temperature * log_sum_exp(check_logits(logits) / temperature)
+    logits = check_logits(logits) / temperature
+    top = logits.max(1)
+    return -temperature * (top + np.log(np.exp(logits - top[:, None]).sum(1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,8 +229,3 @@ def is_blank(features: Any) -> Array:
     """
     features = as_floats(features, name="features")
     return np.sqrt(np.square(features).mean(1)) < _BLANK_ACTIVATION
-
-
-def mark_blank(scores: Any, features: Any) -> Array:
-    """Return the scores with `BLANK_SCORE`, above every threshold, where `is_blank(features)`."""
-    return np.where(is_blank(features), BLANK_SCORE, as_floats(scores))

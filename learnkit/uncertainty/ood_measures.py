@@ -83,19 +83,16 @@ def evaluate_ood(scores_in: Any, scores_out: Any, threshold: float | None = None
     known, ood = _both_sides(scores_in, scores_out)
     sides = {"known": known, "out-of-distribution": ood}
     missing = [f"no {name} images" for name, scores in sides.items() if not len(scores)]
-    missing += ["no threshold"] if threshold is None else []
+    if threshold is None:
+        missing.append("no threshold")
     cut = math.nan if threshold is None else float(threshold)
-    rates = [_share_above(scores, cut) for scores in (known, ood)]
+    rates = [
+        math.nan if math.isnan(cut) or not len(scores) else float((scores > cut).mean())
+        for scores in (known, ood)
+    ]
     sizes = len(known), len(ood)
     measured = auroc(known, ood), fpr_at_tpr(known, ood)
     return OodEvaluation(*measured, *rates, *sizes, reason=", ".join(missing))
-
-
-def _share_above(scores: Array, threshold: float) -> float:
-    """Return the share of scores above the threshold, NaN without scores or threshold."""
-    if not len(scores) or math.isnan(threshold):
-        return math.nan
-    return float((scores > threshold).mean())
 
 
 def _both_sides(scores_in: Any, scores_out: Any) -> tuple[Array, Array]:

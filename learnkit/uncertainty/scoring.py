@@ -10,14 +10,17 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.ood import (
+    BLANK_SCORE,
     ClassDistances,
     Neighbors,
     combine,
     energy_score,
-    mark_blank,
+    is_blank,
     max_softmax_score,
     softmax,
     standardize,
@@ -74,7 +77,7 @@ class Scoring:
         embedded = unit_rows(features, root=self.root)
         raw = self._raw_scores(embedded, {part for part, _, _ in self.standards})
         parts = (standardize(raw[part], loc, spread) for part, loc, spread in self.standards)
-        return mark_blank(combine(*parts), features)
+        return np.where(is_blank(features), BLANK_SCORE, combine(*parts))
 
     def ood_fields(self, features: Array) -> list[dict[str, Any]]:
         """The fields of a `Prediction` from `ood_score` on, of each row of features (N, D)."""

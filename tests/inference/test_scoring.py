@@ -27,7 +27,7 @@ from learnkit.inference import scoring as runtime_judge
 from learnkit.inference.judge_reading import read_judge
 from learnkit.storage.formats import tensors_to_bytes
 from learnkit.uncertainty.embedding import unit_rows
-from learnkit.uncertainty.quantiles import normal_tail, student_tail
+from learnkit.uncertainty.quantiles import student_tail, upper_tail
 from learnkit.uncertainty.scoring import PARTS
 
 NAMES = ("c0", "c1", "c2")
@@ -90,6 +90,26 @@ def test_numpy_says_what_torch_says(classifier, score, root):
         assert ours.prediction_set(0.2) == theirs.prediction_set(0.2)
     assert isinstance(broken, PredictionError)
     assert found[-1].ood_score == 1e30  # the blank one
+
+
+@pytest.mark.parametrize("kind", [ContinualClassifier, OodDetector])
+@pytest.mark.parametrize(("classifier", "score"), [*itertools.product(CLASSIFIERS, SCORES)])
+def test_a_file_scores_to_the_bit_as_the_head_it_is_of(classifier, score, kind):
+    head = make_head(kind=kind, classifier=classifier, score=score, root=True)
+    head.extend(features(1, seed=4)[0], ["lone"])
+    head.forget("c1")
+    x = queries()[:-1]
+    ours, theirs = read(head), head.scoring
+    for method in "logits", "probs", "ood_scores":
+        found = getattr(ours, method)(x.numpy())
+        assert np.array_equal(found, getattr(theirs, method)(x.numpy())), method
+    scores = theirs.ood_scores(x.numpy())
+    assert np.array_equal(ours.threshold.p_values(scores), theirs.threshold.p_values(scores))
+    assert all(map(np.array_equal, ours.nonconformity, theirs.nonconformity))
+    # the pass with gradients decides nothing and agrees to rounding
+    np.testing.assert_allclose(head(x).softmax(1), theirs.probs(x.numpy()), atol=1e-6)
+    assert head.ood_scores(x).tolist() == scores.tolist()
+    assert head.is_ood(x).tolist() == (scores > ours.threshold.value).tolist()
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
@@ -193,7 +213,8 @@ def test_tails_are_those_of_scipy():
     for dof in (1, 2, 7, 40, 999):
         found = [student_tail(value, dof) for value in values]
         np.testing.assert_allclose(found, stdtr(dof, -np.array(values)), rtol=1e-9)
-    np.testing.assert_allclose([normal_tail(v) for v in values], ndtr(-np.array(values)), rtol=1e-9)
+    np.testing.assert_allclose(upper_tail(values, 0), ndtr(-np.array(values)), rtol=1e-9)
+    np.testing.assert_allclose(upper_tail(values, 8), stdtr(7, -np.array(values)), rtol=1e-9)
     assert student_tail(math.inf, 3) == 0
 
 

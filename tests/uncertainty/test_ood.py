@@ -190,8 +190,10 @@ def test_scores_all_alike_have_a_spread_to_divide_by(scores):
 def test_a_blank_frame_stays_above_everything_and_spoils_no_average():
     features = np.concatenate([normal(3, 8), np.zeros((1, 8)), np.full((1, 8), 1e-9)])
     assert ood.is_blank(features).tolist() == [False, False, False, True, True]
-    marked = ood.mark_blank([1.0, 2.0, 3.0, math.nan, -9.0], features)
-    assert marked.tolist() == [1.0, 2.0, 3.0, BLANK, BLANK]
+    marked = np.where(ood.is_blank(features), BLANK, [1.0, 2.0, 3.0, math.nan, -9.0])
+    empty = np.zeros((1, 4))
+    assert scoring("mahalanobis", "knn").ood_scores(np.concatenate([KNOWN, empty])).argmax() == 80
+    assert scoring("msp").ood_scores(empty).tolist() == [BLANK]
     assert ood.location_scale(marked) == pytest.approx((2.0, np.sqrt(2 / 3)))
     z = ood.standardize(marked, 2.0, 1e-3)
     assert z.tolist() == [-1000.0, 0.0, 1000.0, BLANK, BLANK]

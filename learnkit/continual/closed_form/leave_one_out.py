@@ -36,17 +36,9 @@ class LeftOut:
     lengths: Tensor
     counts: Tensor
 
-    def debiased(self, d_eff: float) -> Tensor:
-        """Squared distances less what the means are off by on average, (R,P)."""
-        return self.distances - d_eff / self.counts
-
     def mahalanobis_scores(self, d_eff: float) -> Tensor:
         """Mahalanobis scores (R,), see `ClassDistances`."""
-        return self.debiased(d_eff).amin(1)
-
-    def relative_scores(self, d_eff: float) -> Tensor:
-        """The same less the squared distances to the center, (R,)."""
-        return self.mahalanobis_scores(d_eff) - self.background
+        return (self.distances - d_eff / self.counts).amin(1)  # the means are off by so much
 
 
 class _Products:

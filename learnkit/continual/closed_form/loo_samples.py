@@ -89,7 +89,11 @@ def make_loo_samples(
     position = torch.full((moments.n_classes,), -1, dtype=torch.int64)
     position[spectrum.classes] = torch.arange(len(spectrum.classes))
     labels = position[memory.labels]
-    pairs = pairable(memory, spectrum.counts[labels]) if lonely > 0 else labels[:0]
+    pairs = labels[:0]
+    if lonely > 0:  # rows that have a partner and leave images of the class behind with it
+        together = memory.copies + memory.copies[memory.partners]
+        leave_some = spectrum.counts[labels] > together
+        pairs = ((memory.partners >= 0) & leave_some).nonzero()[:, 0]
     share = lonely if len(pairs) else 0.0
     rows = torch.cat([torch.arange(len(labels)), pairs])
     weights = [
@@ -113,12 +117,6 @@ def _turned(spectrum: Spectrum, memory: MemoryRows) -> Tensor:
     for rows in torch.arange(len(points)).split(max(1, _BLOCK // points.shape[1])):
         points[rows] = spectrum.turn(memory.embedded(rows))
     return points
-
-
-def pairable(memory: MemoryRows, counts: Tensor) -> Tensor:
-    """Which rows have a partner and leave images of the class behind together with it, (K,)."""
-    together = memory.copies + memory.copies[memory.partners]
-    return ((memory.partners >= 0) & (counts > together)).nonzero()[:, 0]
 
 
 def spread_evenly(masses: Tensor, labels: Tensor) -> Tensor:
@@ -157,16 +155,11 @@ def score_left_out(samples: LooSamples, geometry: Geometry, debias: float) -> Lo
     mahalanobis, relative = logits.new_empty(n), logits.new_empty(n)
     for block in samples.blocks(n_classes):
         left_out = samples.left_out(geometry, block)
-        logits[block] = class_logits(left_out, geometry.d_eff, debias)
+        debts = mean_debts(left_out.lengths, left_out.counts, geometry.d_eff, debias)
+        logits[block] = 0.5 * (left_out.background[:, None] - left_out.distances + debts)
         mahalanobis[block] = left_out.mahalanobis_scores(geometry.d_eff)
         relative[block] = mahalanobis[block] - left_out.background
     return LooScores(logits, mahalanobis, relative)
-
-
-def class_logits(left_out: LeftOut, d_eff: float, debias: float) -> Tensor:
-    """Logits (R,P) of the discriminant, as the classifier without the sample would give them."""
-    debts = mean_debts(left_out.lengths, left_out.counts, d_eff, debias)
-    return 0.5 * (left_out.background[:, None] - left_out.distances + debts)
 
 
 def mean_debts(lengths: Tensor, counts: Tensor, d_eff: float, debias: float) -> Tensor:

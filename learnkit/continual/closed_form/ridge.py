@@ -210,7 +210,7 @@ class Ridge(NamedTuple):
 
         # right is the sample counted from the mean of the class means, which moves with its class
         right_means = inner.a_means - (own.means - inner.own_means) / n_classes
-        right_means = right_means - self._center_means()
+        right_means = right_means - self.offsets.mean(0) @ self.solved.T
         right_a = inner.aa - inner.a_means.mean(1) - (own.a - mean_a) / n_classes
         right_own = own.a - own.means.mean(1) - (own.own - mean_own) / n_classes
 
@@ -222,10 +222,6 @@ class Ridge(NamedTuple):
         left_a = left_a + moved * inner.aa[:, None]
         logits = left_right + (gain * right_a)[:, None] * left_a
         return logits * ((n_images - copies) / n_classes)[:, None]
-
-    def _center_means(self) -> Tensor:
-        """Products (P,) of the mean of the class means with each of them."""
-        return self.offsets.mean(0) @ self.solved.T
 
 
 class _Inner(NamedTuple):

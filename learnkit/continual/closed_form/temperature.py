@@ -51,11 +51,12 @@ def temper(
     offset = torch.zeros(logits.shape[1], dtype=torch.float64) if log_prior is None else log_prior
     logits = (logits - logits.amax(1, keepdim=True)).clamp_min_(-1e30)
     truth, truth_offset = _softened(logits, offset, targets, weights)
+    spread = torch.cat([block.clamp_min(-1e15).square_().mean(1) for block in _blocks(logits)])
     factor = best_factor(
         LogLoss(*(t.numpy() for t in (logits, truth, weights, offset))),
         1 / bounds[1],
         1 / bounds[0],
-        start=_start(logits, weights),
+        start=1 / max(float(weights @ spread) ** 0.5, 1e-15),  # leaves a spread of about 1
         expected=Expected(1 / expected, _SPREAD, effective_number(weights)) if expected else None,
     )
     sums = [torch.logsumexp((block * factor).add_(offset), 1) for block in _blocks(logits)]
@@ -71,12 +72,6 @@ def effective_number(weights: Tensor) -> float:
 def _blocks(table: Tensor, n_columns: int | None = None) -> tuple[Tensor, ...]:
     """Rows of a table (N,C), as many at a time as make small tables of so many columns."""
     return table.split(max(1, _BLOCK // (n_columns or table.shape[1])))
-
-
-def _start(logits: Tensor, weights: Tensor) -> float:
-    """Factor that leaves the logits a spread of about 1."""
-    spread = torch.cat([block.clamp_min(-1e15).square_().mean(1) for block in _blocks(logits)])
-    return 1 / max(float(weights @ spread) ** 0.5, 1e-15)
 
 
 def _softened(

@@ -105,18 +105,10 @@ class Geometry:
         """Number of images of each of `classes`, float64 (P,)."""
         return self.spectrum.counts
 
-    def whiten(self, features: Tensor) -> Tensor:
-        """Embedded features (N,D) in the whitened space, float64 (N,D), counted from the center."""
-        return self.spectrum.turn(features) * self.scale
-
-    def unwhiten_covector(self, vectors: Tensor) -> Tensor:
-        """Vectors (N,D) to multiply embedded features with, equal to those of whitened ones."""
-        return (vectors * self.scale) @ self.spectrum.axes.T
-
     @cached_property
     def covectors(self) -> Tensor:
         """Vectors (P,D) whose products with centered features are those with the whitened means."""
-        return self.unwhiten_covector(self.means)
+        return (self.means * self.scale) @ self.spectrum.axes.T
 
     @cached_property
     def distances(self) -> ClassDistances:
