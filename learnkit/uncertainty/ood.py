@@ -97,7 +97,7 @@ class Neighbors:
 
         Args:
             embedded: vectors (N, D).
-            hide: sets entries of a table of squared distances (n, K) to infinity, given which rows
+            hide: sets entries of a table of distances (n, K) to infinity, given which rows
                 of `embedded` the table is of: for leave-one-out scores.
 
         Source: Sun et al., "Out-of-distribution detection with deep nearest neighbors", 2022.
@@ -109,15 +109,13 @@ class Neighbors:
         step = max(1, _BLOCK // max(len(self.features), 1))
         for start in range(0, len(found) if len(self.features) else 0, step):
             part = slice(start, start + step)
-            # in float64 the expansion of |a - b|^2 is exact enough
+            # |a - b|^2 less |a|^2; in float64 the expansion is exact enough
             table = -2 * embedded[part] @ self.features.T
             table += self.squares
-            table += np.square(embedded[part]).sum(1)[:, None]
-            np.maximum(table, 0, out=table)
             if hide is not None:
                 hide(table, part)
-            found[part] = table.min(1)
-        return np.sqrt(found, out=found)
+            found[part] = table.min(1) + np.square(embedded[part]).sum(1)
+        return np.sqrt(np.maximum(found, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +145,7 @@ class ClassDistances:
         Source: Ren et al., "A simple fix to Mahalanobis distance for improving near-OOD detection",
         2021; deviating, both distances use the within-class covariance.
         """
-        products = (embedded - self.center) @ self.covectors.T
-        products *= -2
+        products = -2 * (embedded - self.center) @ self.covectors.T
         products += self.offsets
         return products.min(1)
 
