@@ -164,9 +164,12 @@ class Prediction(Shown):
 
     def document(self) -> Document:
         """The label, whether the image is out-of-distribution, and the likeliest classes."""
-        label = self.label if isinstance(self.label, str) else ", ".join(self.label) or "no label"
-        rows = [BarRow(name, [Bar(p, f"{p:.1%}")]) for name, p in self.ranking[:_SHOWN]]
-        blocks = [Paragraph(Span(label, "strong")), *self._ood_blocks(), Bars(rows, top=1.0)]
+        named = (self.label,) if isinstance(self.label, str) else self.label
+        rows = [
+            BarRow(name, [Bar(prob, f"{prob:.1%}")], is_chosen=name in named)
+            for name, prob in self.ranking[:_SHOWN]
+        ]
+        blocks = [Paragraph(Span(", ".join(named) or "no label", "strong")), *self._ood_blocks(), Bars(rows, top=1.0)]
         return Document(blocks)
 
     def _ood_blocks(self) -> list[Paragraph]:
