@@ -169,7 +169,11 @@ class Prediction(Shown):
             BarRow(name, [Bar(prob, f"{prob:.1%}")], is_chosen=name in named)
             for name, prob in self.ranking[:_SHOWN]
         ]
-        blocks = [Paragraph(Span(", ".join(named) or "no label", "strong")), *self._ood_blocks(), Bars(rows, top=1.0)]
+        blocks = [
+            Paragraph(Span(", ".join(named) or "no label", "strong")),
+            *self._ood_blocks(),
+            Bars(rows, top=1.0),
+        ]
         return Document(blocks)
 
     def _ood_blocks(self) -> list[Paragraph]:

@@ -161,11 +161,11 @@ class Bars:
     top: float | None = None
     reference: float | None = None
 
-    @property
-    def scale(self) -> float:
-        """The end of the scale, above 0."""
+    def length(self, value: float) -> float:
+        """Percent of the longest bar, from 1 to 100; 1 for what is no number."""
         values = [bar.value for row in self.content for bar in row.bars if bar is not None]
-        return self.top or max(filter(math.isfinite, values), default=0) or 1.0
+        top = self.top or max((v for v in values if 0 < v < math.inf), default=1.0)
+        return 1.0 if math.isnan(value) else min(max(100 * value / top, 1.0), 100.0)
 
     def as_table(self) -> Table:
         """The same in words."""

@@ -61,9 +61,8 @@ def _rendered(block: Any, width: int) -> Iterator[RenderableType]:
             for one in doc.filled(content):
                 yield from (Padding(part, _INDENT) for part in _rendered(one, width - 2))
         case doc.Headline(subject, mark, phrase, reason):
-            verdict = Text(phrase, _COLOURS[mark.good])
-            name = _line(doc.Span(subject, "strong"))
-            yield Text.assemble(name, " ", verdict, ": ", _line(reason))
+            name, verdict = doc.Span(subject, "strong"), doc.Mark(phrase, mark.good)
+            yield _line((name, " ", verdict, ": ", reason))
         case doc.Items(lines, start):
             signs = ["-" if start is None else f"{start + i}." for i in range(len(lines))]
             yield _table(doc.Table([*zip(signs, lines, strict=True)]), width, gap=1)
@@ -90,7 +89,9 @@ def _line(piece: doc.Inline) -> Text:
             line.stylize(_STYLES.get(style, ""))
             return line
         case doc.Mark(word, good):
-            return Text(word, _COLOURS[good])
+            line = _line(word)
+            line.stylize(_COLOURS[good])
+            return line
         case doc.Lines(content):
             return Text("; ").join(map(_line, content))
         case tuple():
