@@ -22,7 +22,14 @@ class Devices(list, Shown):
 
     def document(self) -> Document:
         """The processor, a table of backends and precisions, and what there is to know of each."""
-        rows = [_cells(row) for row in self]
+        yes, no = Mark("yes", True, brief=True), Mark("-", brief=True)
+        rows = [
+            (
+                *(row["backend"], row["device"], row["version"] or "not installed"),
+                *(yes if name in row["precisions"] else no for name in PRECISIONS),
+            )
+            for row in self
+        ]
         notes = [(Span(name, "strong"), f": {said}") for row in self for name, said in _notes(row)]
         return Document([Paragraph(self.processor), Table(rows, _HEADER), Items(notes)])
 
@@ -70,13 +77,6 @@ def _has_cuda(backend: Backend) -> bool:
 
         return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     return False
-
-
-def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
-    """A backend and what it runs, a mark per precision."""
-    runs = [name in row["precisions"] for name in PRECISIONS]
-    marks = (Mark("yes", True, brief=True) if ok else Mark("-", None, brief=True) for ok in runs)
-    return row["backend"], row["device"], row["version"] or "not installed", *marks
 
 
 def _notes(row: dict[str, Any]) -> list[tuple[str, str]]:

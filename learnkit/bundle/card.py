@@ -123,6 +123,10 @@ def model_card(
     use = card.get("intended_use") or (plain_use if continual is None else _USE_CONTINUAL)
     limits = card.get("limits") or (_LIMITS if continual is None else _LIMITS_CONTINUAL)
     limits = [limits] if isinstance(limits, str) else list(limits)
+    n_left_out = len(classes) - _MAX_CLASSES
+    rest = (
+        (f"{n_left_out} more are in ", Span("config.json", "code"), ".") if n_left_out > 0 else ()
+    )
     blocks = [
         Paragraph(card.get("description", "")),
         Paragraph(
@@ -130,7 +134,7 @@ def model_card(
         ),
         Section("Intended use", [Paragraph(use)]),
         Section("Limits", [Items(limits)]),
-        Section("Classes", _class_list(classes)),
+        Section("Classes", [Items(classes[:_MAX_CLASSES], start=0), Paragraph(rest)]),
         Section("What it has learned", [_pairs(continual or {})]),
         Section("How it detects out-of-distribution images", [_pairs(ood or {})]),
         Section("Measures", [_pairs(card.get("measures", {}))]),
@@ -153,12 +157,6 @@ def _front_matter(card: Mapping[str, Any], opened_by_timm: str) -> str:
         fields["license"] = str(card["license"])
     lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
     return "\n".join(["---", *lines, "---"])
-
-
-def _class_list(classes: Sequence[str]) -> list[Items | Paragraph]:
-    rest = len(classes) - _MAX_CLASSES
-    more = (f"{rest} more are in ", Span("config.json", "code"), ".")
-    return [Items(classes[:_MAX_CLASSES], start=0), *([Paragraph(more)] if rest > 0 else [])]
 
 
 def _pairs(values: Mapping[str, Any]) -> Table:

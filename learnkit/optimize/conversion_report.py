@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from learnkit.optimize import report_rows as rows
 from learnkit.optimize.gates import Verdict, failures, passes
 from learnkit.optimize.quality import Candidate, Images, Latency, Quality, Speed
-from learnkit.report.document import Document, Headline, Items, Mark, Section, pairs
+from learnkit.report.document import Document, Gallery, Headline, Items, Mark, Section, pairs
 from learnkit.report.notebook import Shown
 from learnkit.storage.records import from_plain, to_plain
 
@@ -132,7 +132,10 @@ class ConversionReport(Shown):
                 Section("Gates", [rows.gates_table(self.verdicts)]),
                 Section(f"Before and after ({tested})", [rows.changes_table(changes)]),
                 Section("Times as fast as eager torch", rows.speed_bars(speeds_of(self))),
-                Section("Images that changed most", [rows.pictures_of(found.worst_images)]),
+                Section(
+                    "Images that changed most",
+                    [Gallery([*map(rows.picture_of, found.worst_images)])],
+                ),
                 Section("Notes", [Items(self.notes)]),
                 Section(
                     "How far its numbers moved",

@@ -30,7 +30,9 @@ def plot_speeds(speeds: Sequence[Speed], title: str, ax: Axes | None = None) -> 
     ax = _new_axes(len(speeds), len(batches)) if ax is None else ax
     for i, batch in enumerate(batches):
         _bars(ax, speeds, batch, (i + 0.5) / len(batches) - 0.5, _HEIGHT / len(batches), i)
-    ax.set_yticks(range(len(speeds)), [_label(one) for one in speeds], parse_math=False)
+    kept = ["" if math.isnan(one.agreement) else f"{one.agreement:.1%} kept, " for one in speeds]
+    names = [f"{one.name}\n{k}{one.outcome}".strip() for one, k in zip(speeds, kept, strict=True)]
+    ax.set_yticks(range(len(speeds)), names, parse_math=False)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.45 * max(ratio for one in speeds for ratio in one.ratios.values()))
     ax.axvline(1, color="#767676", linewidth=0.8, linestyle=":")
@@ -47,20 +49,12 @@ def _bars(
     places = [i + _HEIGHT * shift for i in range(len(speeds))]
     colours = [(_CHOSEN if one.is_chosen else _OTHER)[min(shade, 1)] for one in speeds]
     bars = ax.barh(places, [one.ratios[batch] for one in speeds], 0.92 * height, color=colours)
+    digits = lambda ms: f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
     labels = [
-        f"{one.ratios[batch]:.1f}x  {_digits(one.medians[batch])} ms, batch {batch}"
+        f"{one.ratios[batch]:.1f}x  {digits(one.medians[batch])} ms, batch {batch}"
         for one in speeds
     ]
     ax.bar_label(bars, labels, padding=4, fontsize="small")
-
-
-def _digits(ms: float) -> str:
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
-
-
-def _label(one: Speed) -> str:
-    kept = "" if math.isnan(one.agreement) else f"{one.agreement:.1%} kept, "
-    return "\n".join(part for part in (one.name, kept + one.outcome) if part)
 
 
 def _new_axes(n: int, n_batches: int) -> Axes:

@@ -14,7 +14,6 @@ from learnkit.report.document import (
     Bar,
     BarRow,
     Bars,
-    Gallery,
     Items,
     Lines,
     Mark,
@@ -138,9 +137,17 @@ def speed_bars(speeds: Sequence[Speed]) -> list[Bars | Items]:
     return [Bars(rows, series, ("kept", ""), "rl", reference=1.0), Items(whys)]
 
 
-def pictures_of(images: Sequence[ChangedImage]) -> Gallery:
-    """Each image with what became of its label and both answers."""
-    return Gallery([_picture(one) for one in images])
+def picture_of(one: ChangedImage) -> Picture:
+    """The image with what became of its label and both answers."""
+    fate = _fate(one)
+    after = () if one.before == one.after else (Span(one.after, "name"), " ")
+    answers = (
+        *(Span(one.before, "name"), f" {one.confidence_before:.2f}", ARROW),
+        *(*after, f"{one.confidence_after:.2f}"),
+    )
+    truth = [("it is ", Span(one.truth, "name"))] if fate == _STILL_WRONG else []
+    mark = Mark(fate, _FATES.get(fate))
+    return Picture(one.name, mark, Lines((answers, *truth)), one.thumbnail or None)
 
 
 def images_text(images: Images | None) -> str:
@@ -168,18 +175,6 @@ def _bar(one: Speed, batch: int) -> Bar | None:
         return None
     ratio = "" if one.name == EAGER else f" ({one.ratios[batch]:.2f}x)"
     return Bar(one.ratios[batch], f"{one.medians[batch]:.2f} ms{ratio}")
-
-
-def _picture(one: ChangedImage) -> Picture:
-    fate = _fate(one)
-    after = () if one.before == one.after else (Span(one.after, "name"), " ")
-    answers = (
-        *(Span(one.before, "name"), f" {one.confidence_before:.2f}", ARROW),
-        *(*after, f"{one.confidence_after:.2f}"),
-    )
-    truth = [("it is ", Span(one.truth, "name"))] if fate == _STILL_WRONG else []
-    mark = Mark(fate, _FATES.get(fate))
-    return Picture(one.name, mark, Lines((answers, *truth)), one.thumbnail or None)
 
 
 def _fate(image: ChangedImage) -> str:

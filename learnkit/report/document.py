@@ -120,7 +120,11 @@ class Table:
     @property
     def alignment(self) -> str:
         """The letters per column, given or found."""
-        return self.align or "".join(map(_side, zip(*self.content, strict=True)))
+        columns = (
+            [v for v in column if v is not None] for column in zip(*self.content, strict=True)
+        )
+        numeric = (values and all(isinstance(v, int | float) for v in values) for values in columns)
+        return self.align or "".join("r" if one else "l" for one in numeric)
 
 
 @dataclass(frozen=True)
@@ -169,10 +173,10 @@ class Bars:
 
     def as_table(self) -> Table:
         """The same in words."""
-        rows = [
-            [_strong(row.name, row.is_chosen), *(_written(bar) for bar in row.bars), *row.cells]
-            for row in self.content
-        ]
+        rows = []
+        for row in self.content:
+            name = Span(row.name, "strong") if row.is_chosen else row.name
+            rows.append([name, *("" if bar is None else bar.text for bar in row.bars), *row.cells])
         header = ("", *self.series, *self.header) if any((*self.series, *self.header)) else ()
         return Table(rows, header, f"l{'r' * len(self.series)}{self.align}")
 
@@ -273,16 +277,3 @@ def visible(text: str, instead: str) -> str:
         return text
     steers = lambda c: unicodedata.category(c) in _STEERING and c not in _SHAPING
     return "".join(instead if steers(c) else c for c in text)
-
-
-def _side(column: Iterable[Inline]) -> str:
-    kinds = [value for value in column if value is not None]
-    return "r" if kinds and all(isinstance(value, int | float) for value in kinds) else "l"
-
-
-def _strong(name: Inline, is_chosen: bool) -> Inline:
-    return Span(name, "strong") if is_chosen else name
-
-
-def _written(bar: Bar | None) -> str:
-    return "" if bar is None else bar.text
