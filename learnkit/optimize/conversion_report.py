@@ -118,10 +118,10 @@ class ConversionReport(Shown):
         """Sections of gates, changes, speeds, images, notes, and what all of it rests on."""
         found = self.quality
         tested = f"{found.n} test images, {found.n_labelled} labelled"
-        beside = "" if self.precision == "float32" else f"{self.backend}-float32"
+        float32_name = "" if self.precision == "float32" else f"{self.backend}-float32"
         sizes = (f"{n / 1e6:.2f} MB" for n in (self.n_bytes_float32, self.n_bytes))
         changes = [
-            *(rows.time_row(one, beside) for one in self.latency),
+            *(rows.time_row(one, float32_name) for one in self.latency),
             ("size on disk", *sizes, f"{_share(self)} of the float32 weights"),
             *rows.answer_rows(found),
         ]

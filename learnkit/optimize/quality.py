@@ -144,7 +144,7 @@ class Latency:
 
     @property
     def vs_eager(self) -> float:
-        """Times as fast as torch as it is."""
+        """Times as fast as eager torch."""
         return self.eager_median / self.median
 
 

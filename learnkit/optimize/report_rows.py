@@ -53,11 +53,11 @@ def changes_table(rows: Sequence[Row]) -> Table:
     return Table(told, ("", "before", "after", ""), "lrrl")
 
 
-def time_row(one: Latency, beside: str) -> Row:
-    """Milliseconds at one batch size; `beside` is float32 of the same backend, if that differs."""
+def time_row(one: Latency, float32_name: str) -> Row:
+    """Milliseconds at one batch size; `float32_name` is of float32 on the same backend."""
     note = f"{one.vs_eager:.2f}x as fast, p95 {one.p95:.2f} ms"
-    if beside:
-        note += f"; {one.vs_float32:.2f}x of {beside}"
+    if float32_name:
+        note += f"; {one.vs_float32:.2f}x of {float32_name}"
     return (f"time, batch {one.batch}", f"{one.eager_median:.2f} ms", f"{one.median:.2f} ms", note)
 
 
@@ -66,7 +66,7 @@ def answer_rows(found: Quality) -> list[Row]:
     points = lambda value: DASH if math.isnan(value) else f"{100 * value:+.2f}"
     kept = _interval(*found.agreement_interval, percent)
     change = _interval(*found.accuracy_interval, points)
-    strange = f"{found.n_strange} images of no known class"
+    unknown = f"{found.n_strange} images of no known class"
     rows = [
         ("labels kept", "", percent(found.agreement), kept),
         (
@@ -76,7 +76,7 @@ def answer_rows(found: Quality) -> list[Row]:
             f"{points(found.accuracy_change)} points, {change}",
         ),
         ("calibration, ECE", value_text(found.ece_before), value_text(found.ece), ""),
-        ("unknowns, AUROC", value_text(found.auroc_before), value_text(found.auroc), strange),
+        ("OOD, AUROC", value_text(found.auroc_before), value_text(found.auroc), unknown),
         ("false alarms", percent(found.false_alarms_before), percent(found.false_alarms), ""),
     ]
     if (worst := found.worst_class) is not None:
@@ -153,7 +153,7 @@ def picture_of(one: ChangedImage) -> Picture:
 def images_text(images: Images | None) -> str:
     """How many images of which classes something rests on."""
     if images is None:
-        return "none: nothing is calibrated"
+        return "none: there are no activation ranges to set"
     counted = list(images.per_class.items())
     classes = ", ".join(f"{n} {name}" for name, n in counted[:_SHOWN_CLASSES])
     more = ", ..." if len(counted) > _SHOWN_CLASSES else ""

@@ -1,1 +1,1 @@
-"""Documents for terminals, notebooks and model cards; knows no model."""
+"""Reports: one document model for terminals, notebooks, pages and model cards; knows no model."""

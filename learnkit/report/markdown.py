@@ -22,7 +22,7 @@ def as_markdown(document: doc.Document, level: int = 2) -> str:
 
 
 def escape(text: Any) -> str:
-    r"""`text` as it is to be read, inert in Markdown and HTML, on one line.
+    r"""`text` for reading, inert in Markdown and HTML, on one line.
 
     >>> print(escape("<b>[cat](http://x) | dog"))
     &lt;b&gt;\[cat\](http\://x) \| dog

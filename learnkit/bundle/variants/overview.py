@@ -35,7 +35,7 @@ _ABOUT = (
 _LEARNED = (
     "A variant that has learned since it was made knows what float32 and the others do not; ",
     Span("load_learner(path, variant=NAME)", "code"),
-    " opens each of them as it is.",
+    " opens each of them.",
 )
 _PATH = "path/to/this/folder"
 _FREE_OF_TORCH = ("onnxruntime", "openvino")
@@ -71,7 +71,7 @@ class Listed:
 
     @property
     def remark(self) -> str:
-        """What there is to know beside the numbers."""
+        """A word on it behind the numbers."""
         told = {"opens by default": self.opens, "has learned since it was made": self.has_learned}
         return ", ".join(text for text, holds in told.items() if holds)
 
@@ -137,14 +137,14 @@ def with_variants_listed(card: str, files: Mapping[str, bytes]) -> str:
     if len(found) == 1:
         return text
     reports = {one.name: one.report for one in found if one.report is not None}
-    beside = [*reports.values()][-1] if reports else None
+    reference = [*reports.values()][-1] if reports else None
     learned = _LEARNED if any(one.has_learned for one in found) else ()
     sections = [
         Section(
             "Variants",
             [
                 Paragraph(_ABOUT),
-                records([_row(one, beside) for one in found]),
+                records([_row(one, reference) for one in found]),
                 Paragraph(learned),
                 Code(_how_to_open(found), "python"),
             ],
@@ -154,28 +154,28 @@ def with_variants_listed(card: str, files: Mapping[str, bytes]) -> str:
     return f"{text}\n{as_markdown(Document(sections))}\n"
 
 
-def _row(one: Listed, beside: ConversionReport | None) -> dict[str, Any]:
-    """What the card's table says of one; `beside` is a report that measured float32, too."""
+def _row(one: Listed, reference: ConversionReport | None) -> dict[str, Any]:
+    """A row of the card's table; `reference` is a report that measured float32, too."""
     row = {
         "variant": one.name,
         "classes": len(one.classes),
         "images learned": one.n_images,
         "MB": f"{one.n_bytes / 1e6:.2f}",
     }
-    if beside is not None:
-        row |= _base_costs(beside) if one.name == FLOAT32 else _costs(one.report, beside)
+    if reference is not None:
+        row |= _base_costs(reference) if one.name == FLOAT32 else _costs(one.report, reference)
     return {**row, "": one.remark}
 
 
-def _base_costs(beside: ConversionReport) -> dict[str, str | None]:
-    times = {f"ms, batch {one.batch}": f"{one.eager_median:.3g}" for one in beside.latency}
-    right = percent(beside.quality.accuracy_before)
+def _base_costs(reference: ConversionReport) -> dict[str, str | None]:
+    times = {f"ms, batch {one.batch}": f"{one.eager_median:.3g}" for one in reference.latency}
+    right = percent(reference.quality.accuracy_before)
     return {**times, "labels kept": None, "accuracy": right, "gates": None}
 
 
-def _costs(report: ConversionReport | None, beside: ConversionReport) -> dict[str, str | None]:
-    """What a conversion cost, in the columns of `beside`; None where nothing is known."""
-    found = dict.fromkeys(_base_costs(beside))
+def _costs(report: ConversionReport | None, reference: ConversionReport) -> dict[str, str | None]:
+    """The costs of a conversion in the columns of `reference`; None where nothing is known."""
+    found = dict.fromkeys(_base_costs(reference))
     if report is None:
         return found
     for one in report.latency:
