@@ -1,6 +1,7 @@
 """Fixtures every test shares: seeds, threads, a silent matplotlib, and small real images."""
 
 import shutil
+import tempfile
 
 import learnkit._torchvision  # noqa: F401  # before anything imports torchvision
 
@@ -21,6 +22,19 @@ def _seeded():
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+@pytest.fixture
+def short_tmp(monkeypatch, tmp_path):
+    """A temporary folder near the root, for processes that talk to each other.
+
+    Python puts their sockets there, and the path of a socket has at most 107 characters. Pytest's
+    own `tmp_path` is asked for first, so that it stays where it was.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture

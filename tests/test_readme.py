@@ -27,7 +27,11 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     )
     assert offline.count("pretrained") == offline.count("force") == 1
     names = {}
-    with plt.rc_context({"figure.max_open_warning": 0}):
+    with (
+        plt.rc_context({"figure.max_open_warning": 0}),
+        pytest.warns(UserWarning, match="No heatmap is drawn: for images of 64 x 64 pixels"),
+        pytest.warns(UserWarning, match="`samples` has only 0 of 'odd'"),
+    ):
         exec(compile(offline, "README.md", "exec"), names)
     assert names["label"] in {"good", "bad", "ugly"}
     assert (tmp_path / "predictions.csv").read_text().count(".png") == 3

@@ -217,6 +217,7 @@ def test_weighted_sampling_draws_the_same_images(tmp_path):
     assert_same_training(*fit_both(tmp_path, lambda learn: learn.fit(3, 1e-2), dls=dls))
 
 
+@pytest.mark.usefixtures("short_tmp")
 def test_loading_workers_make_no_difference(tmp_path):
     dls = lambda: make_dls(num_workers=1)
     assert_same_training(*fit_both(tmp_path, lambda learn: learn.fit(1, 1e-2), dls=dls))

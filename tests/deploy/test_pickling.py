@@ -90,6 +90,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.usefixtures("short_tmp")
 def test_a_worker_process_gets_the_model_from_its_bundle(written, runtime_bundle, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(_IN_A_POOL)

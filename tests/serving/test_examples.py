@@ -30,6 +30,7 @@ def example(name):
     return module
 
 
+@pytest.mark.usefixtures("short_tmp")
 def test_litserve_answers_what_the_model_says(model, monkeypatch):
     pytest.importorskip("litserve")
     from litserve.utils import wrap_litserve_start
