@@ -20,7 +20,7 @@ from learnkit.errors import (
     LearnkitError,
 )
 from learnkit.storage.formats import parse_json, to_json
-from learnkit.storage.records import of_type, read_field
+from learnkit.storage.records import read_field
 
 if TYPE_CHECKING:
     from learnkit.models.spec import ModelSpec
@@ -168,7 +168,8 @@ def _check_critical(section: Mapping[str, Any]) -> None:
 
 
 def _get(holder: Mapping[str, Any], key: str, kind: Any, where: str = CONFIG) -> Any:
-    return read_field(holder, key, kind, where, shown=of_type)
+    # by its type, for the value may be a whole section
+    return read_field(holder, key, kind, where, shown=lambda value: f"a {type(value).__name__}")
 
 
 def _described(section: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing]:

@@ -60,7 +60,11 @@ def read_judge(data: bytes, where: str, *, n_classes: int, n_features: int) -> S
         bias=np.where(known, file.get("bias", len(known)), -np.inf),
         nonconformity=file.weighted("misfits", "misfit_weights"),
         distances=_geometry(file, parts, n_features),
-        neighbors=_neighbors(file, n_features) if "knn" in parts else None,
+        neighbors=(
+            Neighbors(file.some("reference", None, n_features).astype(np.float64) / GRID)
+            if "knn" in parts
+            else None
+        ),
     )
 
 
@@ -218,7 +222,3 @@ def _geometry(file: _File, parts: set[str], n_features: int) -> ClassDistances |
         base=base,
         axes=axes,
     )
-
-
-def _neighbors(file: _File, n_features: int) -> Neighbors:
-    return Neighbors(file.some("reference", None, n_features).astype(np.float64) / GRID)

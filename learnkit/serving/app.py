@@ -117,7 +117,10 @@ class Service:
             uploads, _ = await read_uploads(request, ticket, self.limits)
             results = await self.batcher.predict(uploads)
         answers = [
-            {"name": upload.name, **_answer(result)}
+            {
+                "name": upload.name,
+                **(result.to_dict() if isinstance(result, Prediction) else {"error": str(result)}),
+            }
             for upload, result in zip(uploads, results, strict=True)
         ]
         content = {"model": self.served.digest, "predictions": answers}
@@ -169,10 +172,6 @@ class Service:
             "can_extend": self._token is not None and self.served.can_extend,
             "limits": vars(self.limits),
         }
-
-
-def _answer(result: Prediction | LearnkitError) -> dict[str, Any]:
-    return result.to_dict() if isinstance(result, Prediction) else {"error": str(result)}
 
 
 def _answering(

@@ -53,11 +53,6 @@ def from_plain(kind: type[Record], values: Any, where: str) -> Record:
     return kind(**{name: read_field(values, name, hint, where) for name, hint in hints.items()})
 
 
-def of_type(value: Any) -> str:
-    """How a message shows a value that may be long: by its type."""
-    return f"a {type(value).__name__}"
-
-
 def read_field(
     values: Mapping[str, Any],
     name: str,

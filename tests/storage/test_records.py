@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from learnkit.errors import BundleCorruptError
-from learnkit.storage.records import NOT_STORED, from_plain, of_type, read_field, to_plain
+from learnkit.storage.records import NOT_STORED, from_plain, read_field, to_plain
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ def test_one_field_is_checked_as_those_of_a_record_are():
         with pytest.raises(BundleCorruptError) as error:
             read_field(values, name, kind, "f")
         assert str(error.value) == message
-    with pytest.raises(BundleCorruptError, match="`names` is a list; it must be a dict"):
-        read_field(values, "names", dict, "f", shown=of_type)
+    with pytest.raises(BundleCorruptError, match="`names` is 1 long; it must be a dict"):
+        read_field(values, "names", dict, "f", shown=lambda value: f"{len(value)} long")
