@@ -1,1 +1,1 @@
-"""What is remembered: additive statistics of classes, and the classifier derived from them."""
+"""Continual learning: additive statistics of classes, and the classifier derived from them."""

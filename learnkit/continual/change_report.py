@@ -19,8 +19,8 @@ class ChangeReport(Shown):
         n_classes: Classes with images afterwards.
         threshold: (before, after); None where there is none.
         temperature: (before, after); None where there is none.
-        seconds: What it took, without the network's pass over the images.
-        notes: What a person should know about it.
+        seconds: Time it took, without the network's pass over the images.
+        notes: For a person to know about it.
         accuracy: Share of right answers per class, (before, after), when images to measure it on
             were at hand.
     """

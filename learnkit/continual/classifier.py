@@ -42,9 +42,9 @@ _UNDO_LEVELS = 3
 class ContinualClassifier(nn.Module):
     """Turns feature maps or pooled features into logits, and learns in one step without gradients.
 
-    What it knows are `statistics`; all else follows from them. A change builds the new state
+    All it knows are `statistics`; everything else follows from them. A change builds the new state
     beside the old one and puts it in place in one step: after an exception, an interrupt included,
-    everything is as before, and whoever predicts meanwhile sees the old state or the new one.
+    everything is as before, and other threads predict by the old state or by the new one.
 
     Threshold and temperature take images for independent of each other. Statistics do not know
     which images are of one burst or of one part, so that such groups cannot be left out as a whole:
@@ -94,7 +94,7 @@ class ContinualClassifier(nn.Module):
 
     @property
     def settings(self) -> Settings:
-        """What it is set to."""
+        """The settings it was made with."""
         return self.knowledge.settings
 
     @property
@@ -104,7 +104,7 @@ class ContinualClassifier(nn.Module):
 
     @property
     def statistics(self) -> ClassStatistics:
-        """What is remembered of every class."""
+        """Class statistics: all that is remembered of every class."""
         return self.knowledge.statistics
 
     @property
@@ -124,7 +124,7 @@ class ContinualClassifier(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """What the logits have been divided by; 1 while no class is known."""
+        """Divisor of the logits; 1 while no class is known."""
         return self.calibration.temperature
 
     @property
@@ -348,7 +348,7 @@ class ContinualClassifier(nn.Module):
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """The classifier `state` was taken from; what follows from the statistics is made anew.
+        """The classifier `state` was taken from; what follows from the statistics is derived again.
 
         Raises:
             StatisticsError: Something cannot have come from `state`.
@@ -359,7 +359,7 @@ class ContinualClassifier(nn.Module):
         return new
 
     def extra_repr(self) -> str:
-        """What `repr` shows."""
+        """Text for `repr`."""
         images = [n for n in self.n_images.values() if n]
         about = f"{self.n_features} features, {len(images)} classes, {sum(images)} images"
         return f"{about}, classifier={self.settings.classifier!r}"
@@ -486,6 +486,6 @@ def _not_none(head: ContinualClassifier | None, what_to_do: str) -> ContinualCla
 
 
 def frozen_head(model: nn.Module) -> ContinualClassifier | None:
-    """A copy of the model's head as it is now, whoever changes the model's meanwhile."""
+    """A copy of the model's head as of now, which later changes of the model do not reach."""
     head = continual_head(model)
     return None if head is None else copy.deepcopy(head).eval()

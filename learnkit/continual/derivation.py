@@ -27,7 +27,7 @@ from learnkit.uncertainty.scoring import Scoring
 
 @dataclass(frozen=True, eq=False)
 class Derived:
-    """What follows from statistics; made anew whenever they change.
+    """Everything derived from class statistics; made again whenever they change.
 
     Attributes:
         stats: The statistics it follows from, classes in the order of their names.
@@ -36,7 +36,7 @@ class Derived:
         scoring: Logits and OOD scores of features, classes in their places, the threshold as
             fitted, whatever may be set by hand.
         calibration: The temperature and what it was fitted on.
-        notes: What a person should know.
+        notes: For a person to know.
         warning: The one thing a person must know, or "".
     """
 
@@ -73,8 +73,8 @@ def derive(
     Args:
         stats: The statistics.
         validation: Features of validation images, by the same class names.
-        settings: What the classifier is set to.
-        before: What followed from the very same statistics with the same kind of classifier; the
+        settings: Of the classifier.
+        before: Derived earlier from the very same statistics with the same kind of classifier; the
             costly part is taken from there.
     """
     places = stats.places()

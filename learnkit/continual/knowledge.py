@@ -237,7 +237,7 @@ class Knowledge:
     def report(
         self, what: str, before: "Knowledge", notes: Sequence[str], started: float
     ) -> ChangeReport:
-        """What this knowledge has that `before` had not."""
+        """Report of what this knowledge has that `before` had not."""
         was, now = before.n_images, self.n_images
         derived_notes = self.derived.notes if self.derived else ()
         kept = ()

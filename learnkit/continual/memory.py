@@ -231,7 +231,7 @@ class Forgotten:
     total: Tensor
 
     def key(self) -> tuple[Any, ...]:
-        """What to sort by, so that the order of forgetting leaves no trace."""
+        """Sort key, so that the order of forgetting leaves no trace."""
         return self.name, self.count, tuple(self.total.tolist())
 
 

@@ -77,8 +77,8 @@ def read_statistics(
     """
     if not isinstance(root, bool):
         raise StatisticsError(f"`root` is {root!r}; it is true or false")
-    names, forgotten_names = read_names(class_names), _read_list(forgotten_names)
-    check_keys(tensors, {**_TYPES, **MEMORY_TYPES})
+    names, forgotten_names = _read_names(class_names), _read_list(forgotten_names)
+    _check_keys(tensors, {**_TYPES, **MEMORY_TYPES})
     counts, sums, gram = (tensors[name] for name in ("counts", "sums", "gram"))
     if gram.dim() != 2 or not gram.shape[0]:
         raise StatisticsError(f"`gram` has shape {tuple(gram.shape)}; it is a square; {DAMAGED}")
@@ -90,12 +90,12 @@ def read_statistics(
         "forgotten_counts": (len(forgotten_names),),
         "forgotten_sums": (len(forgotten_names), n_features),
     }
-    check_shapes(tensors, shapes)
-    check_counts(counts, tensors["forgotten_counts"])
+    _check_shapes(tensors, shapes)
+    _check_counts(counts, tensors["forgotten_counts"])
     memory = read_memory(tensors, names, n_features, memory_size, counts)
-    check_sums("sums", sums, counts)
-    check_sums("forgotten_sums", tensors["forgotten_sums"], tensors["forgotten_counts"])
-    check_gram(gram, int(counts.sum() + tensors["forgotten_counts"].sum()))
+    _check_sums("sums", sums, counts)
+    _check_sums("forgotten_sums", tensors["forgotten_sums"], tensors["forgotten_counts"])
+    _check_gram(gram, int(counts.sum() + tensors["forgotten_counts"].sum()))
     return {
         "class_names": names,
         "counts": counts.clone(),
@@ -131,11 +131,11 @@ def read_memory(
     rows, sizes, copies = (tensors[f"{prefix}{end}"] for end in ("", "_sizes", "_copies"))
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= LIMIT:
         raise StatisticsError(f"`memory_size` is {size!r}; it is a whole number of 0 or more")
-    check_shapes(tensors, {f"{prefix}_sizes": (len(names),)})
+    _check_shapes(tensors, {f"{prefix}_sizes": (len(names),)})
     if (sizes < 0).any() or (sizes > size).any():
         raise StatisticsError(f"`{prefix}_sizes` are not all from 0 to {size}; {DAMAGED}")
     n_rows = int(sizes.sum())
-    check_shapes(tensors, {prefix: (n_rows, n_features), f"{prefix}_copies": (n_rows,)})
+    _check_shapes(tensors, {prefix: (n_rows, n_features), f"{prefix}_copies": (n_rows,)})
     if (copies < 1).any() or (copies > LIMIT).any() or (rows == -GRID).any():
         raise StatisticsError(f"`{prefix}` holds what no feature gives; {DAMAGED}")
     cells = _read_cells(rows, sizes.tolist(), copies, prefix)
@@ -161,7 +161,7 @@ def _read_cells(rows: Tensor, sizes: list[int], copies: Tensor, prefix: str) -> 
     return cells
 
 
-def read_names(class_names: Sequence[str]) -> tuple[str, ...]:
+def _read_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """Class names as stored, which must be clean and distinct already.
 
     Raises:
@@ -194,15 +194,15 @@ def _read_list(names: Sequence[str]) -> Sequence[str]:
 DAMAGED = "the statistics are damaged: read them from another copy"
 
 
-def check_keys(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
-    """Raise StatisticsError unless there are exactly these tensors, as `check_types` wants them."""
+def _check_keys(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
+    """Raise StatisticsError unless there are exactly these tensors, of these types."""
     if set(tensors) != set(types):
         missing, extra = sorted(set(types) - set(tensors)), sorted(set(tensors) - set(types))
         raise StatisticsError(f"tensors missing: {missing}, unexpected: {extra}; {DAMAGED}")
-    check_types(tensors, types)
+    _check_types(tensors, types)
 
 
-def check_types(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
+def _check_types(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
     """Raise StatisticsError at what is no tensor of its type, or not finite."""
     for name, dtype in types.items():
         tensor = tensors[name]
@@ -213,7 +213,7 @@ def check_types(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype])
             raise StatisticsError(f"`{name}` holds NaN or infinity; {DAMAGED}")
 
 
-def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise StatisticsError at the first tensor of another shape."""
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
@@ -222,7 +222,7 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
             )
 
 
-def check_counts(*counts: Tensor) -> None:
+def _check_counts(*counts: Tensor) -> None:
     """Raise StatisticsError unless these are numbers of images whose products add up exactly."""
     if any((n < 0).any() or (n > LIMIT).any() for n in counts):
         raise StatisticsError(f"`counts` are not all from 0 to {LIMIT:,}; {DAMAGED}")
@@ -230,7 +230,7 @@ def check_counts(*counts: Tensor) -> None:
         raise StatisticsError(f"`counts` add up to more than {LIMIT:,}; {DAMAGED}")
 
 
-def check_sums(name: str, sums: Tensor, counts: Tensor) -> None:
+def _check_sums(name: str, sums: Tensor, counts: Tensor) -> None:
     """Raise StatisticsError unless rows (C,D) can be sums of so many features on the grid.
 
     These are whole numbers, and no longer than that many vectors of length 1 and their rounding.
@@ -240,7 +240,7 @@ def check_sums(name: str, sums: Tensor, counts: Tensor) -> None:
         raise StatisticsError(f"`{name}` are not sums of that many features; {DAMAGED}")
 
 
-def check_gram(gram: Tensor, n: int) -> None:
+def _check_gram(gram: Tensor, n: int) -> None:
     """Raise StatisticsError unless a square (D,D) can be the products of `n` features on the grid.
 
     These are whole numbers, symmetric, within Cauchy-Schwarz, and no larger in all than those of
@@ -275,7 +275,7 @@ def parted_tensors(
     types = {name.replace("memory", "validation"): kind for name, kind in MEMORY_TYPES.items()}
     if missing := sorted(set(types) - set(tensors)):
         raise StatisticsError(f"tensors missing: {missing}; the state is damaged")
-    check_types(tensors, types)
+    _check_types(tensors, types)
     own = {name: tensor for name, tensor in tensors.items() if name not in types}
     return own, {name: tensors[name] for name in types}
 

@@ -167,10 +167,9 @@ class ClassStatistics:
     def scatter(self) -> Tensor:
         """Within-class scatter of the embedded features, float64 (D, D), symmetric.
 
-        The sum over images of (z - class mean)(z - class mean)^T, forgotten classes included;
-        the same to the bit whatever the order in which classes arrived.
+        The sum over images of (z - class mean)(z - class mean)^T, forgotten classes included.
         """
-        places = self.places()
+        places = self.places()  # by name: the sum below is the same to the bit in any arrival order
         totals = [self.sums[places], *[one.total[None] for one in self.forgotten]]
         counts = [self.counts[places], torch.tensor([one.count for one in self.forgotten])]
         root = torch.cat(totals).div_(torch.cat(counts).to(torch.float64).sqrt()[:, None])
@@ -179,7 +178,7 @@ class ClassStatistics:
         return torch.sub(self.gram, between, out=between).div_(GRID**2)
 
     def moments(self) -> Moments:
-        """What the fits in closed form take; classes without images are left out."""
+        """Moments for the fits in closed form; classes without images are left out."""
         places = torch.tensor(self.places(), dtype=torch.int64)
         cells = [self.memory.cells[place] for place in places.tolist()]
         return Moments(

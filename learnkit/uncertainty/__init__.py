@@ -1,4 +1,4 @@
-"""HOW SURE: out-of-distribution scores, thresholds, temperatures, prediction sets.
+"""Uncertainty: out-of-distribution scores, thresholds, temperatures, prediction sets.
 
 Arrays in, arrays out, float64 throughout, numpy alone; knows neither networks nor files.
 """

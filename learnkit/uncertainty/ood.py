@@ -201,8 +201,8 @@ def standardize(scores: Any, loc: float, scale: float) -> Array:
 def combine(*standardized: Any) -> Array:
     """One score of several standardised ones (N,) each: their mean, none counting below -1.
 
-    What is at its ease by one score must not make up for being far out by another. A single score
-    comes back as it is, and a blank image keeps its mark.
+    A low score in one part must not make up for a high one in another. A single score comes back
+    unchanged, and a blank image keeps its mark.
 
     >>> combine([0.0, 3.0, -9.0], [1.0, 1.0, 4.0]).tolist()
     [0.5, 2.0, 1.5]

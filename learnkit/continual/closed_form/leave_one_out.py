@@ -70,7 +70,7 @@ class _Products:
 
 
 class _BothLeft(NamedTuple):
-    """What the inverse covariance gains along two residuals (R,) as both leave.
+    """Gains of the inverse covariance along two residuals (R,) as both leave.
 
     `cross` is the product of the two before either has left.
     """
@@ -197,7 +197,7 @@ def leave_pair_out(
 
 
 def _unit(geometry: Geometry) -> float:
-    """What one unit of scatter is in the whitened space; 0 if no scatter entered it."""
+    """Size of one unit of scatter in the whitened space; 0 if no scatter entered it."""
     return (1 - geometry.shrinkage) / max(geometry.spectrum.dof, 1.0)
 
 

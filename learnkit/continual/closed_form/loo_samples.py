@@ -65,7 +65,7 @@ class LooSamples:
 
 
 def prior_weights(counts: Tensor, prior: Prior) -> Tensor:
-    """What each class weighs, float64 (P,): as many as it has images, or all alike."""
+    """Weight of each class, float64 (P,): its number of images, or 1."""
     return torch.ones_like(counts) if prior == "uniform" else counts
 
 
@@ -163,7 +163,7 @@ def score_left_out(samples: LooSamples, geometry: Geometry, debias: float) -> Lo
 
 
 def mean_debts(lengths: Tensor, counts: Tensor, d_eff: float, debias: float) -> Tensor:
-    """What to take off the squared lengths (..., P) of the class means before they count.
+    """Debts (..., P) to take off the squared lengths of the class means before they count.
 
     First the length that a mean of so many images has from noise alone, `d_eff / n`. What is left
     still differs between classes mostly by chance, while the directions of the means can be
@@ -203,7 +203,7 @@ class MemoryRows:
         return self.embedded(slice(None))
 
     def embedded(self, rows: Tensor | slice) -> Tensor:
-        """Some of them embedded, float64 (K,D), made anew at each call."""
+        """Some of them embedded, float64 (K,D), made again at each call."""
         return self.grid[rows].to(torch.float64).div_(GRID)
 
 

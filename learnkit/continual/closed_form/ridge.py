@@ -177,7 +177,7 @@ class Ridge(NamedTuple):
         return (points * others) @ inverse - (within * means) @ self.spectrum.counts
 
     def _inner(self, points: Tensor, labels: Tensor) -> _Inner:
-        """What the samples have to do with themselves and with the class means."""
+        """Products of the samples with themselves and with the class means."""
         a = points - self.middle
         means, own_means = a @ self.solved.T, self.offsets @ self.solved.T
         return _Inner(self._products(a, a, means), means, own_means[labels])

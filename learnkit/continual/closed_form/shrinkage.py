@@ -88,10 +88,8 @@ def weigh_evidence(
     weights: Tensor,
     scale: Callable[[float], float],
 ) -> float:
-    """Candidate with the least loss; where they hardly differ, one near the expected one.
-
-    Each step of 1 on the scale away from it takes half a nat of evidence, over all samples.
-    """
+    """Candidate with the least loss; where they hardly differ, one near the expected one."""
+    # each step of 1 on the scale away from the expected takes half a nat of evidence in all
     toll = 0.5 * float(weights.square().sum())
 
     def cost(candidate: float) -> float:
@@ -127,16 +125,14 @@ def default_shrinkage(spectrum: Spectrum) -> float:
 def default_temperature(spectrum: Spectrum, weight: Tensor, debt: float) -> float:
     """Temperature from the spread of the logits within the classes.
 
-    A normal variable of mean m and variance v is a calibrated logit if v = 2 m. Here that is the
-    mean over pairs of classes of the logit between them; seen from the very samples that made it,
-    it is too good, by a factor of 3 on photographs. With one image a class nothing tells, and with
-    few the spread is seen in few directions only, so that a guess sets the least temperature.
-
     Args:
         spectrum: Of the statistics.
         weight: Of a linear classifier (P,D) in the axes of the spectrum.
         debt: By how much noise in the mean of one image drives a class apart from the others.
     """
+    # A normal variable of mean m and variance v is a calibrated logit if v = 2 m. Here that is the
+    # mean over pairs of classes of the logit between them; seen from the very samples that made it,
+    # it is too good, by a factor of 3 on photographs.
     n_classes = len(spectrum.classes)
     apart = (weight * spectrum.means).sum(1).mean()
     if n_classes == 1 or not apart > 0:
@@ -147,6 +143,7 @@ def default_temperature(spectrum: Spectrum, weight: Tensor, debt: float) -> floa
     pairs = n_classes / (n_classes - 1)
     within = (weight - weight.mean(0)).square() @ (spectrum.values / spectrum.dof)
     held_out = pairs * float(apart) - debt * float((1 / spectrum.counts).mean())
+    # with few images the spread is seen in few directions only: the guess sets the least
     least = guess * _GUESS_IS_WORTH / (_GUESS_IS_WORTH + spectrum.dof)
     seen = 3 * pairs * float(within.mean()) / held_out if held_out > 0 else guess
     return min(max(seen, least), guess)

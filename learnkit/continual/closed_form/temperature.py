@@ -36,9 +36,7 @@ def temper(
     """Temperature T with the least log loss of `softmax(logits / T + log_prior)`.
 
     The loss counts one imagined mistake, of the size of one sample, at which the runner-up was
-    right: ten samples of which none is wrong then speak for a confidence of about ten elevenths and
-    not of 1, and thousands are left to speak for themselves. Ten samples of which half are wrong
-    would speak for no confidence at all; an expected temperature holds against it.
+    right.
 
     Args:
         logits: float64 (N,C), C at least 2; -inf for classes that cannot be.
@@ -57,6 +55,7 @@ def temper(
         1 / bounds[1],
         1 / bounds[0],
         start=1 / max(float(weights @ spread) ** 0.5, 1e-15),  # leaves a spread of about 1
+        # ten samples of which half are wrong would speak for no confidence at all
         expected=Expected(1 / expected, _SPREAD, effective_number(weights)) if expected else None,
     )
     sums = [torch.logsumexp((block * factor).add_(offset), 1) for block in _blocks(logits)]
@@ -78,6 +77,8 @@ def _softened(
     logits: Tensor, offset: Tensor, targets: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Logit and offset (N,) of the truth, mixed with the runner-up's by one sample's share."""
+    # Ten samples of which none is wrong then speak for a confidence of about ten elevenths and not
+    # of 1; thousands are left to speak for themselves.
     share = 1 / (1 + effective_number(weights))
     own = targets[:, None]
     rivals = [
