@@ -67,7 +67,7 @@ def _checked(path: Path, saved: Any) -> dict[str, Any]:
 
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"checkpoint {str(path)!r} is damaged ({why}); remove it and train anew without resuming"
+        f"checkpoint {str(path)!r} is damaged ({why}); remove it and train without resuming"
     )
 
 
@@ -106,7 +106,7 @@ def check_same_run(path: Path, there: Mapping[str, str], here: Mapping[str, str]
             raise CheckpointError(
                 f"checkpoint {str(path)!r} belongs to another run: {name} is "
                 f"{_short(there.get(name))} there and {_short(here.get(name))} here; repeat the "
-                "run it came from, or start anew with another file"
+                "run it came from, or start again with another file"
             )
 
 

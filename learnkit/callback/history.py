@@ -2,7 +2,7 @@
 
 fastai's `Recorder` forgets at each `fit`; `TrainingHistory` keeps, and can add what the losses
 alone do not show: the error on training images *as the network would see them when predicting*
-(eval mode, no augmentation), beside the error on the validation images. The distance between the
+(eval mode, no augmentation), next to the error on the validation images. The distance between the
 two is overfitting.
 """
 

@@ -173,5 +173,5 @@ def _no_batches(dl: Any) -> str:
 def _bad_start(name: str) -> str:
     return (
         f"the weight {name!r} is not finite before the training starts; load other weights, or "
-        "build the learner anew"
+        "build a new learner"
     )

@@ -41,7 +41,7 @@ def check_answers(
     shape = probs.shape if multi_label else probs.shape[:1]
     if targets.shape != shape or (targets.is_floating_point() and not multi_label):
         raise InterpretationError(
-            f"`targets` are {targets.dtype} of shape {tuple(targets.shape)} beside {probs.shape[1]}"
+            f"`targets` are {targets.dtype} of shape {tuple(targets.shape)} with {probs.shape[1]}"
             " classes; class numbers (N,) or, with a sigmoid loss, flags (N, C) are needed."
             " Regression and segmentation are not interpreted here"
         )

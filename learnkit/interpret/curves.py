@@ -76,7 +76,7 @@ def history_panels(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
 def plot_reliability(
     bins: CalibrationBins, *, ax: Axes | None = None, title: str = "Reliability"
 ) -> Axes:
-    """Draw accuracy over confidence per bin beside the ideal diagonal; return the Axes.
+    """Draw accuracy over confidence per bin and the ideal diagonal; return the Axes.
 
     Darker points hold more samples.
 

@@ -2,8 +2,8 @@
 
     from learnkit.learner import ImageLearner, cnn_learner
 
-Both names are loaded when they are first used: whoever only wants one of the rooms' other files
-does not wait for fastai.
+Both names are loaded when they are first used, so that importing another file of this room, such as
+the loaders, costs only that.
 """
 
 import importlib

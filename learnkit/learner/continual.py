@@ -241,7 +241,7 @@ def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
 def _warn_of_repetition(record: ContinualRecord, files: Collection[str], n: int) -> None:
     """Warn if some of the files of `n` new images have had a part in the head before."""
     if again := len(files & record.learned):
-        warn_user(f"{again} of the {n} images were learnt before and count once more now")
+        warn_user(f"{again} of the {n} images were learned before and count once more now")
     if twice := len(files & record.validated):
         warn_user(
             f"{twice} of the {n} images decide threshold and temperature as validation images; "

@@ -65,8 +65,8 @@ class ImageLearner(Learner):
         **kwargs: As for fastai's Learner.
 
     Attributes:
-        state: All it keeps beside fastai's Learner, one unchanging `LearnerState` at a time; also
-            of a learner that was copied, unpickled, or made without `__init__`.
+        state: All it adds to what fastai's Learner keeps, as one unchanging `LearnerState`; also of
+            a learner that was copied, unpickled, or made without `__init__`.
     """
 
     state = LearnerState()
@@ -118,7 +118,7 @@ class ImageLearner(Learner):
 
         Raises:
             ContinualStateError: The learner is in the continual state; the message names ways out.
-            OodLockedError: `fit_ood` has derived something from the network as it is.
+            OodLockedError: `fit_ood` has derived something from the present network.
         """
         with training(self):
             super().fit(*args, **kwargs)
@@ -390,5 +390,5 @@ class ImageLearner(Learner):
             ds_idx: which of the learner's loaders, without `dl`.
             ax: where to draw.
         """
-        known, threshold, unknown = uncertainty.scores_beside(self, ood, dl=dl, ds_idx=ds_idx)
+        known, threshold, unknown = uncertainty.scores_to_plot(self, ood, dl=dl, ds_idx=ds_idx)
         return plot_ood(known, threshold, unknown, ax=ax)

@@ -28,36 +28,36 @@ from learnkit.interpret.learner_state import ContinualRecord
 from learnkit.interpret.source import names_of
 from learnkit.learner.trained_head import untrained_head
 
-_BESIDE = ".learnkit.safetensors"
+_EXTRA = ".learnkit.safetensors"
 _CONFIG = "1.config"  # what only the state of a continual head has
 
 
 def save_with_state(learn: Any, file: Any, save: Callable[..., Path], **kwargs: Any) -> Path:
-    """The file that `save` wrote; what is not in the model goes into a sibling."""
+    """The file that `save` wrote; what is not in the model goes into a file of the same name."""
     path = Path(save(file, **kwargs))
     detector, record = learn.state.ood_detector, learn.state.record
-    beside = path.with_suffix(_BESIDE)
+    extra = path.with_suffix(_EXTRA)
     former_names = {} if record is None else dict(record.former_names)
     if detector is None and not former_names:
-        beside.unlink(missing_ok=True)
+        extra.unlink(missing_ok=True)
         return path
     config, tensors = (None, {}) if detector is None else detector.state()
-    about = {"ood": config, "former_names": former_names}
+    facts = {"ood": config, "former_names": former_names}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, beside, metadata={"learnkit": json.dumps(about)})
+    save_file(contiguous, extra, metadata={"learnkit": json.dumps(facts)})
     return path
 
 
 def load_with_state(learn: Any, file: Any, load: Callable[..., Any], **kwargs: Any) -> Any:
     """The learner, after `load`, with the kind of head and the detector it was saved with."""
-    name = Path(str(file)).with_suffix(_BESIDE) if Path(str(file)).suffix == ".pth" else None
-    beside = learn.path / learn.model_dir / (name or f"{file}{_BESIDE}")
-    about, tensors = _read_beside(beside)
-    detector = OodDetector.from_state(about["ood"], tensors) if about["ood"] else None
+    name = Path(str(file)).with_suffix(_EXTRA) if Path(str(file)).suffix == ".pth" else None
+    extra = learn.path / learn.model_dir / (name or f"{file}{_EXTRA}")
+    facts, tensors = _read_extra(extra)
+    detector = OodDetector.from_state(facts["ood"], tensors) if facts["ood"] else None
     with _fitting_head(learn):
         load(file, **kwargs)
     is_continual = continual_head(learn.model) is not None
-    record = ContinualRecord(former_names=about["former_names"]) if is_continual else None
+    record = ContinualRecord(former_names=facts["former_names"]) if is_continual else None
     learn.state = replace(learn.state, record=record, ood_detector=detector)
     return learn
 
@@ -97,8 +97,8 @@ def _head_for(learn: Any, state: Mapping[str, Tensor]) -> Any:
         raise WeightsError(f"the state of the continual head cannot be read: {error}") from error
 
 
-def _read_beside(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Facts and tensors of the sibling of a saved state; empty ones without a sibling."""
+def _read_extra(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors of the extra file of a saved state; empty ones without one."""
     empty: dict[str, Any] = {"ood": None, "former_names": {}}
     if not path.is_file():
         return empty, {}

@@ -113,7 +113,7 @@ def check_trainable(learn: Any) -> None:
         raise ContinualStateError(
             f"training would change the features that the statistics of {len(head.classes)} "
             "classes are made of. Either call learn.refit(data) with images of all classes, which "
-            "trains and begins the continual state anew; or go back to the trained head with "
+            "trains and begins a new continual state; or go back to the trained head with "
             "learn.drop_continual(), and train that"
         )
     if detector is not None and not any(made is detector.statistics for made in renewed):

@@ -17,7 +17,7 @@ from learnkit.errors import DataError, ExportError, first_few, warn_user
 from learnkit.interpret.source import Source, names_of
 from learnkit.learner.transforms import preprocessing_of
 
-_SEVERAL = "`data` has several labels per image; a class is learnt from images that show it alone"
+_SEVERAL = "`data` has several labels per image; a class is learned from images that show it alone"
 
 
 def own_data(learn: Any) -> Labelled | None:
@@ -69,7 +69,7 @@ def _differences(own: Labelled, found: Labelled) -> list[str]:
         "training images are missing": len(trained.keys() - given.keys()),
         "images are new": len(given.keys() - trained.keys() - validated.keys()),
         "images are labelled otherwise": sum(given.get(f, n) != n for f, n in trained.items()),
-        "validation images are to be learnt from": len(given.keys() & validated.keys()),
+        "validation images are to be learned from": len(given.keys() & validated.keys()),
     }
     return [f"{n} {what}" for what, n in counts.items() if n]
 

@@ -114,7 +114,7 @@ def _fit_threshold(
     return head.threshold
 
 
-def scores_beside(
+def scores_to_plot(
     learn: Any, ood: Any = None, *, dl: Any = None, ds_idx: int = 1
 ) -> tuple[Tensor, Threshold, Tensor | None]:
     """(scores of known images, threshold, scores of `ood` if given): what `plot_ood` draws."""

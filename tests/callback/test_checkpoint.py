@@ -187,7 +187,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_truncated_file_is_named(file, n):
     file.write_bytes(file.read_bytes()[:n])
     with pytest.raises(
-        CheckpointError, match=r"run\.ckpt' is damaged .*; remove it and train anew"
+        CheckpointError, match=r"run\.ckpt' is damaged .*; remove it and train without"
     ):
         Checkpoint.resume(file)
 

@@ -141,7 +141,7 @@ class TestInit:
         with pytest.warns(UserWarning, match=r"not what the learner was trained on: \d+ training"):
             plain.init_continual(fewer)
         plain.drop_continual()
-        with pytest.warns(UserWarning, match="9 validation images are to be learnt from"):
+        with pytest.warns(UserWarning, match="9 validation images are to be learned from"):
             plain.init_continual(moved)
         assert plain.continual.calibration.source != "validation"  # they would validate themselves
 
@@ -260,8 +260,8 @@ class TestExtend:
             learn.extend(new)
         assert (learn.continual.knowledge, learn.state.record) == before
 
-    def test_images_learnt_before_are_reported(self, learn, old):
-        with pytest.warns(UserWarning, match="3 of the 3 images were learnt before"):
+    def test_images_learned_before_are_reported(self, learn, old):
+        with pytest.warns(UserWarning, match="3 of the 3 images were learned before"):
             learn.extend(old.train.paths[:3], old.train.labels[:3])
         with pytest.warns(UserWarning, match="decide threshold and temperature"):
             learn.extend(old.valid)
@@ -314,7 +314,7 @@ class TestChanges:
         assert evaluation.per_class.loc["ab", "n"] == 6
         assert evaluation.summary["accuracy"] == 1
 
-    def test_subtracting_what_was_not_learnt_is_refused(self, learn, old):
+    def test_subtracting_what_was_not_learned_is_refused(self, learn, old):
         before = learn.continual.knowledge
         with pytest.raises((StatisticsError, DataError)):
             learn.subtract(old.valid.paths, ["a"] * len(old.valid))
@@ -492,7 +492,7 @@ class TestForeignData:
 
 class TestSavedState:
     @WITHOUT_OPTIMIZER
-    def test_a_new_learner_loads_what_was_learnt(self, learn, new, old, tmp_path):
+    def test_a_new_learner_loads_what_was_learned(self, learn, new, old, tmp_path):
         learn.extend(new)
         learn.rename({"a": "apple"})
         learn.path = tmp_path
