@@ -135,7 +135,7 @@ def _cpu_model() -> str:
     """Marketing name of the processor where the system tells it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

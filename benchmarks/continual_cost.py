@@ -193,7 +193,9 @@ class Cost:
 
     def __enter__(self) -> "Cost":
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="utf-8"
+        )  # the peak counts from here on
         self.base = status("VmRSS")
         self.start = time.process_time(), time.perf_counter()
         return self
@@ -206,7 +208,7 @@ class Cost:
 
 def status(name: str) -> int:
     """Bytes of a kind of memory of this process (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 

@@ -117,6 +117,7 @@ def process_on(cores: set[int], *arguments: str) -> Iterator[subprocess.Popen]:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": str(len(cores))},
+            encoding="utf-8",
         )
     finally:
         os.sched_setaffinity(0, own)
@@ -234,7 +235,7 @@ def rate_rows(arch: str, rounds: int, cores: set[int]) -> list[dict[str, object]
 
 def processor_seconds(pid: int) -> float:
     """Processor time of a process so far, which does not depend on what else the machine does."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -328,7 +329,7 @@ def soak(port: int, n: int, seed: int) -> Counter:
 
 def resident_mb(pid: int) -> float:
     """Memory a process holds."""
-    fields = Path(f"/proc/{pid}/status").read_text().split()
+    fields = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").split()
     return int(fields[fields.index("VmRSS:") + 1]) / 1024
 
 

@@ -56,9 +56,9 @@ def rewrite(path, name, change):
     """
     data = change((path / name).read_bytes())
     (path / name).write_bytes(data)
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def edit_config(path, change):
@@ -85,7 +85,7 @@ def edit_tensors(path, change, name="model.safetensors"):
 
 def section(path):
     """What config.json says under `learnkit`."""
-    return json.loads((path / "config.json").read_text())["learnkit"]
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))["learnkit"]
 
 
 def content(path):

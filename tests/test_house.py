@@ -368,7 +368,7 @@ BROKEN = {
 def test_each_rule_is_seen_to_fail_on_a_broken_house(rule, tmp_path):
     for name, text in BROKEN[rule].items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     assert rule(modules_of(tmp_path))
 
 
@@ -380,7 +380,7 @@ def test_a_sound_house_breaks_no_rule(tmp_path):
     }
     for name, text in sound.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     modules = modules_of(tmp_path)
     assert {rule.__name__: rule(modules) for rule in RULES if rule(modules)} == {}
 
@@ -395,5 +395,7 @@ def test_contributing_shows_the_floors():
 
 def test_load_runtime_imports_no_torch():
     code = "import sys; from learnkit import load_runtime; print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert run.stdout.strip() == "False"

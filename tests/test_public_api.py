@@ -33,7 +33,9 @@ def test_unknown_names_are_attribute_errors():
 def test_import_learnkit_loads_neither_torch_nor_pandas():
     heavy = "{'torch', 'pandas', 'numpy', 'fastai', 'timm', 'matplotlib'}"
     code = f"import sys, learnkit; print(sorted({heavy} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert run.stdout.strip() == "[]"
 
 

@@ -34,7 +34,7 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     ):
         exec(compile(offline, "README.md", "exec"), names)
     assert names["label"] in {"good", "bad", "ugly"}
-    assert (tmp_path / "predictions.csv").read_text().count(".png") == 3
+    assert (tmp_path / "predictions.csv").read_text(encoding="utf-8").count(".png") == 3
     assert names["model"].continual.classes == ("bad", "good", "ugly", "odd")
     assert names["prediction"].p_value is not None
     assert names["fast"].classes == (*names["model"].continual.classes, "even")

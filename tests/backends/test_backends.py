@@ -158,7 +158,9 @@ def test_files_run_where_there_is_no_torch(backend, tmp_path):
         print(session.run(np.zeros((2, 24, 40, 1), np.uint8))[0].shape)
     """
     code = textwrap.dedent(code)
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert run.stdout.strip() == "(2, 8)", run.stderr
 
 
@@ -393,7 +395,7 @@ class TestProcessor:
     def test_flags_are_read_as_linux_lists_them(self, tmp_path):
         for text in ("flags\t\t: fpu avx2\nflags: other\n", "Features : fpu avx2\n"):
             path = tmp_path / str(len(text))
-            path.write_text("model name : x\n" + text)
+            path.write_text("model name : x\n" + text, encoding="utf-8")
             assert processor_flags(str(path)) == {"fpu", "avx2"}
 
     def test_none_are_known_where_they_are_not_listed(self, tmp_path):

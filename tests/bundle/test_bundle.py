@@ -58,7 +58,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
     assert found.digest == digest
     assert digest == hashlib.sha256((tmp_path / "model" / "manifest.json").read_bytes()).hexdigest()
     assert not any(m.training for m in found.model.modules())
-    assert "# Parts" in (tmp_path / "model" / "README.md").read_text()
+    assert "# Parts" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def test_saving_again_writes_the_same_bytes(saved, tmp_path):
@@ -100,7 +100,7 @@ def test_timm_opens_a_plain_classifier_to_the_bit(tmp_path, arch, kwargs):
     assert tuple(cfg["label_names"]) == tuple(CLASSES)
     assert tuple(cfg["mean"]) == recipe.mean
     assert tuple(cfg["input_size"]) == (channels, 32, 32)
-    assert "bit for bit" in (tmp_path / "model" / "README.md").read_text()
+    assert "bit for bit" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 OTHERS = [
@@ -134,7 +134,9 @@ def test_of_other_heads_timm_opens_the_body(tmp_path, arch, size, kwargs):
         if feature_map.shape != expected.shape:
             feature_map = feature_map.permute(0, 3, 1, 2)
         assert torch.equal(feature_map, expected)
-    assert "Its body with timm alone" in (tmp_path / "model" / "README.md").read_text()
+    assert "Its body with timm alone" in (tmp_path / "model" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_torchvisions_networks_travel_too_and_the_card_says_timm_cannot(tmp_path):
@@ -142,7 +144,7 @@ def test_torchvisions_networks_travel_too_and_the_card_says_timm_cannot(tmp_path
     predictor.save(tmp_path / "model")
     found = load_learner(tmp_path / "model")
     assert torch.equal(found.logits(images(size=64)), predictor.logits(images(size=64)))
-    assert "timm cannot open" in (tmp_path / "model" / "README.md").read_text()
+    assert "timm cannot open" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("arch", "size"), [("test_efficientnet", 32), ("test_coatnet", 160)])
@@ -225,10 +227,10 @@ def test_what_is_no_json_is_refused(tmp_path):
 
 
 def test_a_target_that_is_no_bundle_is_refused(tmp_path, predictor):
-    (tmp_path / "model").write_text("keep")
+    (tmp_path / "model").write_text("keep", encoding="utf-8")
     with pytest.raises(BundleWriteError, match="is a file"):
         predictor.save(tmp_path / "model")
-    assert (tmp_path / "model").read_text() == "keep"
+    assert (tmp_path / "model").read_text(encoding="utf-8") == "keep"
 
 
 def test_the_digest_pins_one_bundle(saved, tmp_path):
@@ -281,17 +283,17 @@ def _other_config(path):
 
 def _unlist(name):
     def change(path):
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         del manifest["files"][name]
-        (path / "manifest.json").write_text(json.dumps(manifest))
+        (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
     return change
 
 
 def _manifest(**values):
     def change(path):
-        manifest = json.loads((path / "manifest.json").read_text())
-        (path / "manifest.json").write_text(json.dumps({**manifest, **values}))
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        (path / "manifest.json").write_text(json.dumps({**manifest, **values}), encoding="utf-8")
 
     return change
 
@@ -546,5 +548,5 @@ def test_safetensors_alone_reads_the_weights(saved):
     tensors = safetensors.torch.load_file(saved[0] / "model.safetensors")
     assert tensors["classifier.weight"].shape == (3, 256)
     assert IMAGENET["mean"] == tuple(
-        json.loads((saved[0] / "config.json").read_text())["pretrained_cfg"]["mean"]
+        json.loads((saved[0] / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]["mean"]
     )

@@ -74,7 +74,7 @@ def probs(predictor):
 
 
 def section(path):
-    return json.loads((path / "config.json").read_text())["learnkit"]
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))["learnkit"]
 
 
 def learn_more(predictor):
@@ -109,7 +109,7 @@ def test_variants_travel_byte_for_byte_with_the_model_they_were_made_from(
 
 def test_the_card_names_the_variants_of_the_bundle_it_is_in(written, tmp_path):
     load(written, "float32").save(tmp_path / "model")
-    card = (tmp_path / "model" / "README.md").read_text()
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert card.count("\n## Variants\n") == 1
     assert "| float32 | 2 | 24 |" in card
     for name in (HALF, SAME):
@@ -126,7 +126,7 @@ def test_variants_of_a_model_that_has_changed_are_left_out_with_one_warning(bund
     assert "anew with `optimize`" in message
     assert recwarn[0].filename == __file__
     assert not (bundle / "variants").exists()
-    assert "## Variants" not in (bundle / "README.md").read_text()
+    assert "## Variants" not in (bundle / "README.md").read_text(encoding="utf-8")
     plain.save(bundle)  # there is nothing to leave out any more
     again = load(bundle)
     assert torch.equal(probs(again), probs(plain))
@@ -219,7 +219,7 @@ def test_what_a_variant_learned_is_its_own_and_said_wherever_it_is_not(bundle, t
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load(bundle).has_learned
-    assert "| 3 | 33 |" in (bundle / "README.md").read_text()
+    assert "| 3 | 33 |" in (bundle / "README.md").read_text(encoding="utf-8")
     with pytest.warns(UserWarning, match=match):
         same = load(bundle, SAME)
     assert not same.has_learned

@@ -113,7 +113,7 @@ def test_a_reader_of_format_1_0_refuses_a_model_it_would_get_wrong(bundle, monke
 
 
 def test_the_model_card_says_that_it_learns_and_what_it_knows(bundle):
-    card = (bundle / "README.md").read_text()
+    card = (bundle / "README.md").read_text(encoding="utf-8")
     for words in (
         "flagging images that show none of them",
         "| images learned | 12 |",
@@ -129,12 +129,12 @@ def test_measures_of_an_earlier_state_of_knowledge_are_not_repeated(copy):
     predictor = load_learner(copy)
     predictor.save(copy, card={"name": "Parts", "measures": {"accuracy": 0.99}})
     load_learner(copy).save(copy)
-    assert "0.99" in (copy / "README.md").read_text()
+    assert "0.99" in (copy / "README.md").read_text(encoding="utf-8")
     predictor = load_learner(copy)
     predictor.extend(*labelled({"ok": 1}, seed=6), progress=False)
     predictor.save(copy)
-    assert "0.99" not in (copy / "README.md").read_text()
-    assert "# Parts" in (copy / "README.md").read_text()
+    assert "0.99" not in (copy / "README.md").read_text(encoding="utf-8")
+    assert "# Parts" in (copy / "README.md").read_text(encoding="utf-8")
 
 
 def test_timm_opens_the_body(bundle):
@@ -223,9 +223,9 @@ def _nan(tensors):
 
 
 def _unlist(path):
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     del manifest["files"][STATE]
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 HOSTILE = {

@@ -107,14 +107,14 @@ def test_the_files_of_a_variant_and_what_describes_it(written):
     endings = {"json", "onnx", "state.safetensors", "judge.safetensors", "probe.safetensors"}
     names = {f"{NAME}.{ending}" for ending in {*endings, "report.json"}}
     assert {file.name for file in (path / "variants").iterdir()} == names
-    config = json.loads((path / "config.json").read_text())["learnkit"]
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))["learnkit"]
     assert config["default_variant"] == NAME
     assert config["critical"] == ["continual"]
     assert config["schema"] == {"major": 1, "minor": 2}
-    described = json.loads((path / "variants" / f"{NAME}.json").read_text())
+    described = json.loads((path / "variants" / f"{NAME}.json").read_text(encoding="utf-8"))
     assert described["classes"] == list(COUNTS)
     assert described["versions"].keys() == {"learnkit", "onnxruntime"}
-    assert f"## Optimised: {NAME}" in (path / "README.md").read_text()
+    assert f"## Optimised: {NAME}" in (path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_metadata_of_the_network_is_there_after_quantising(written):
@@ -142,7 +142,9 @@ def test_extending_int8_gives_to_the_bit_what_initialising_with_all_gives(writte
     assert torch.equal(probs(grown), probs(again))
     with pytest.warns(UserWarning, match="'onnxruntime-int8' beside it has learned more"):
         assert load_learner(tmp_path / "model", variant="float32").classes == tuple(COUNTS)
-    config = json.loads((tmp_path / "model" / "config.json").read_text())["learnkit"]
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))[
+        "learnkit"
+    ]
     assert config["critical"] == ["continual", "default_variant"]
 
 

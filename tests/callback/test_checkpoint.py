@@ -294,7 +294,7 @@ def test_a_failing_disk_leaves_the_old_file(file, monkeypatch, call):
 
 
 def test_an_unwritable_folder_is_refused_before_training(tmp_path):
-    (tmp_path / "blocked").write_text("a file, not a folder")
+    (tmp_path / "blocked").write_text("a file, not a folder", encoding="utf-8")
     learn = toy_learner()
     with pytest.raises(CheckpointError, match=r"cannot be written .*choose another folder"):
         learn.fit(1, cbs=[Checkpoint(tmp_path / "blocked" / "run.ckpt"), CtrlC(0)])

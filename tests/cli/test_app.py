@@ -82,7 +82,9 @@ def unknown(tmp_path_factory):
 def test_help_names_the_commands_without_importing_torch():
     code = _RUN.replace("sys.argv[1:]", "['--help']")
     code += "print({'torch', 'pandas', 'matplotlib', 'fastai'} & set(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert all(
         name in out.stdout for name in ("demo", "train", "extend", "evaluate", "predict", "--debug")
     )
@@ -161,7 +163,7 @@ def test_predict_writes_csv_and_json(run, images, tmp_path, capsys):
     targets = ["--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json"]
     assert learnkit(capsys, "predict", run[2], images / "bad", *targets)[0] == 0
     table = pd.read_csv(tmp_path / "p.csv")
-    objects = json.loads((tmp_path / "p.json").read_text())
+    objects = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert len(table) == len(objects) == 12
     for row, found in zip(table.to_dict("records"), objects, strict=True):
         assert (row["path"], row["label"]) == (found["path"], found["label"])
@@ -203,7 +205,9 @@ def test_unreadable_images_are_listed_and_give_exit_code_1(run, images, tmp_path
 def test_predict_imports_no_fastai(run, images):
     code = _RUN + "print('fastai' in sys.modules)"
     command = [sys.executable, "-c", code, "predict", str(run[2]), str(images / "bad")]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        command, capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout
     assert out.endswith("False\n")
 
 
@@ -339,7 +343,7 @@ def test_report_says_what_a_model_is_and_what_its_variants_cost(tmp_path, capsys
     assert re.search(r"onnxruntime-float16 │ +5 │ +59 │ 0\.13 │ opens by default, has learned", out)
     assert re.search(r"float32 +│ +4 │ +52 │", out)
     assert str(predictor.report) in out
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert predictor.report._repr_html_() in text
     assert "Golden parts, learned" in text
     assert predictor.digest in text
@@ -352,8 +356,8 @@ def test_report_reads_descriptions_only_and_shows_names_as_text(known, tmp_path,
     page = tmp_path / "model.html"
     code, out, _ = learnkit(capsys, "report", model, "--html", page)
     assert (code, "│ [red]x │" in out) == (0, True)
-    assert "<td>&lt;b&gt;</td><td>14</td>" in page.read_text()
-    assert "<i>" not in page.read_text()
+    assert "<td>&lt;b&gt;</td><td>14</td>" in page.read_text(encoding="utf-8")
+    assert "<i>" not in page.read_text(encoding="utf-8")
     rewrite(model, "config.json", lambda data: data.replace(b'"arch"', b'"crah"'))
     code, _, err = learnkit(capsys, "report", model)
     assert (code, "is no description of a model" in err) == (2, True)
@@ -362,7 +366,11 @@ def test_report_reads_descriptions_only_and_shows_names_as_text(known, tmp_path,
 def test_report_needs_neither_torch_nor_pandas():
     code = _RUN + "print({'torch', 'pandas', 'fastai'} & set(sys.modules))"
     found = subprocess.run(
-        [sys.executable, "-c", code, "report", GOLDEN], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, "report", GOLDEN],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     assert found.stdout.strip().endswith("set()")
 
@@ -461,6 +469,7 @@ def test_a_killed_training_resumes_to_the_same_weights(images, tmp_path, capsys)
         stderr=subprocess.DEVNULL,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        encoding="utf-8",
     )
     assert "saved\n" in iter(process.stdout.readline, "")  # its first epoch is, and it waits
     process.kill()

@@ -41,7 +41,7 @@ def test_photographs_are_cut_into_patches_that_do_not_overlap(tmp_path):
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("all of it")
+    (tmp_path / "thesis.txt").write_text("all of it", encoding="utf-8")
     with pytest.raises(DataError, match="is not empty and was not made by the demo"):
         prepare_folder(tmp_path)
     with pytest.raises(DataError, match="is the file"):
@@ -52,7 +52,7 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
 def test_results_of_an_earlier_demo_are_removed_first_and_digits_kept(tmp_path):
     prepare_folder(tmp_path / "demo")
     write_digits(tmp_path / "demo" / "digits", 3)
-    (tmp_path / "demo" / "predictions.csv").write_text("old")
+    (tmp_path / "demo" / "predictions.csv").write_text("old", encoding="utf-8")
     (tmp_path / "demo" / "model").mkdir()
     prepare_folder(tmp_path / "demo")
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [MARKER, "digits"]

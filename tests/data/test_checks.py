@@ -43,7 +43,7 @@ def test_empty_and_damaged_files_are_errors_with_their_place(folder):
     (folder / "ok" / "zero.png").touch()
     whole = (folder / "ok" / "000.png").read_bytes()
     (folder / "nok" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "nok" / "page.jpg").write_text("<html>404</html>")
+    (folder / "nok" / "page.jpg").write_text("<html>404</html>", encoding="utf-8")
     data = ImageDataset.from_folder(folder)
     findings = check(data)
     assert findings["severity"].tolist() == ["error"] * 3
@@ -60,7 +60,7 @@ def test_empty_and_damaged_files_are_errors_with_their_place(folder):
 def test_fast_reads_headers_only(folder):
     whole = (folder / "ok" / "000.png").read_bytes()
     (folder / "ok" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "ok" / "page.png").write_text("hello")
+    (folder / "ok" / "page.png").write_text("hello", encoding="utf-8")
     shutil.copy(folder / "nok" / "000.png", folder / "nok" / "copy.png")
     findings = check(ImageDataset.from_folder(folder), fast=True)
     assert found(findings, "unreadable")["path"].tolist() == ["ok/page.png"]

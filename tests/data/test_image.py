@@ -313,7 +313,7 @@ def test_an_empty_file_is_called_empty(tmp_path):
 
 def test_a_web_page_called_jpg_is_shown_for_what_it_is(tmp_path):
     path = tmp_path / "page.jpg"
-    path.write_text("<!DOCTYPE html><html>not found</html>")
+    path.write_text("<!DOCTYPE html><html>not found</html>", encoding="utf-8")
     with pytest.raises(ImageReadError, match=r"begins with b'<!DOCTYPE html><': not PNG, JPEG"):
         read_image(path)
 

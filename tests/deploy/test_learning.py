@@ -431,6 +431,6 @@ def test_predicting_and_learning_import_no_fastai_pandas_or_matplotlib(saved, tm
         print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "model"), str(saved[0])]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
     assert done.stdout.split("\n")[:2] == ["stripes", "[]"]
     assert done.stderr == ""

@@ -93,9 +93,9 @@ if __name__ == "__main__":
 @pytest.mark.usefixtures("short_tmp")
 def test_a_worker_process_gets_the_model_from_its_bundle(written, runtime_bundle, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(_IN_A_POOL)
+    script.write_text(_IN_A_POOL, encoding="utf-8")
     command = [sys.executable, str(script), str(written), str(runtime_bundle)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["same", "same"]
 

@@ -85,7 +85,7 @@ def folder(tmp_path):
     (tmp_path / "in" / "a" / "000.png").write_bytes(b"not an image")
     (tmp_path / "in" / "zero.jpg").write_bytes(b"")
     Image.fromarray(picture()).save(tmp_path / "in" / "top.png")
-    (tmp_path / "in" / "notes.txt").write_text("no image by its name")
+    (tmp_path / "in" / "notes.txt").write_text("no image by its name", encoding="utf-8")
     return tmp_path / "in"
 
 

@@ -109,6 +109,7 @@ def test_a_process_without_torch_loads_predicts_and_writes_tables(continual, tmp
         text=True,
         check=False,
         cwd=tmp_path,
+        encoding="utf-8",
     )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
@@ -125,7 +126,11 @@ def test_a_process_without_torch_loads_predicts_and_writes_tables(continual, tmp
 def test_what_serving_needs_is_pinned_as_everywhere_and_holds_no_torch():
     root = Path(learnkit.__file__).parents[1]
     serving, all_of_it = (
-        {line for line in (root / name).read_text().splitlines() if line and line[0] != "#"}
+        {
+            line
+            for line in (root / name).read_text(encoding="utf-8").splitlines()
+            if line and line[0] != "#"
+        }
         for name in ("requirements-serve.txt", "requirements.txt")
     )
     pins = {line.partition(" ;")[0] for line in all_of_it}
@@ -212,7 +217,10 @@ def test_without_pandas_tables_go_to_files(continual, tmp_path, monkeypatch):
         predictor.predict_files([tmp_path / "x.png"], progress=False)
     out = tmp_path / "t.jsonl"
     predictor.predict_files([tmp_path / "x.png"], progress=False, out=out)
-    assert json.loads(out.read_text())["label"] == predictor.predict(queries()[0]).label
+    assert (
+        json.loads(out.read_text(encoding="utf-8"))["label"]
+        == predictor.predict(queries()[0]).label
+    )
 
 
 def test_threads_may_share_it(continual):

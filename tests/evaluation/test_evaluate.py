@@ -197,5 +197,7 @@ def test_multilabel_refuses_logits_and_odd_thresholds():
 
 def test_importing_needs_neither_pandas_nor_torch():
     code = "import sys, learnkit.evaluation.evaluate; print({'pandas', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert done.stdout.strip() == "set()"

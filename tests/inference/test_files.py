@@ -227,7 +227,7 @@ def test_a_process_killed_while_the_table_is_written_leaves_none(tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(Counting(), NAMES, out, **RUN)
     monkeypatch.undo()
-    (tmp_path / ".p.jsonl.tmp").write_text("half")  # what SIGKILL would have left
+    (tmp_path / ".p.jsonl.tmp").write_text("half", encoding="utf-8")  # what SIGKILL would have left
     assert not out.exists()
     for _ in "ab":
         again = Counting()
@@ -284,14 +284,14 @@ def test_a_log_that_was_removed_while_one_waited_for_it_is_not_written_to(tmp_pa
 
 def test_what_is_no_log_is_neither_read_nor_replaced(tmp_path):
     out, place = tmp_path / "p.csv", tmp_path / "p.csv.parts"
-    place.write_text("my notes")
+    place.write_text("my notes", encoding="utf-8")
     for resume in (True, False):
         with pytest.raises(PredictionFileError, match="holds something else than predictions; mov"):
             predict_to_file(Counting(), NAMES, out, resume=resume, **RUN)
-    assert place.read_text() == "my notes"
+    assert place.read_text(encoding="utf-8") == "my notes"
     place.unlink()
     place.mkdir()
-    (place / "job.json").write_text("{}")
+    (place / "job.json").write_text("{}", encoding="utf-8")
     for resume in (True, False):
         with pytest.raises(PredictionFileError, match=r"earlier versions .* remove it to start"):
             predict_to_file(Counting(), NAMES, out, resume=resume, **RUN)
@@ -427,7 +427,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_predicted(tmp_path
     refused(PredictionFileError, "there is no folder .*nowhere", out="nowhere/p.csv")
     (tmp_path / "d.csv").mkdir()
     refused(PredictionFileError, "is no file; choose another name", out="d.csv")
-    (tmp_path / "notes.csv").write_text("mine\n1\n")
+    (tmp_path / "notes.csv").write_text("mine\n1\n", encoding="utf-8")
     refused(PredictionError, "is no table of predictions", out="notes.csv")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refused(MissingExtraError, "pip install pyarrow", out="p.parquet")

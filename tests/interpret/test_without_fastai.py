@@ -51,7 +51,7 @@ assert not BANNED & {name.split(".")[0] for name in sys.modules}
 
 def test_numbers_pictures_and_heatmaps_of_a_deployed_model(saved, tmp_path):
     script = tmp_path / "interpret.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, str(script), str(saved[0])]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
     assert run.returncode == 0, run.stderr

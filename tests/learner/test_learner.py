@@ -313,11 +313,11 @@ class TestExport:
             quiet.fit(1)
 
     def test_the_card_holds_the_measures(self, quiet, tmp_path):
-        text = (quiet.export(tmp_path / "bundle") / "README.md").read_text()
+        text = (quiet.export(tmp_path / "bundle") / "README.md").read_text(encoding="utf-8")
         assert "accuracy" in text
         assert "training images" in text
         unmeasured = quiet.export(tmp_path / "other", evaluate=False) / "README.md"
-        assert "balanced" not in unmeasured.read_text()
+        assert "balanced" not in unmeasured.read_text(encoding="utf-8")
 
     @pytest.mark.parametrize(
         ("change", "reason"),

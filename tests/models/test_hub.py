@@ -43,7 +43,7 @@ def fill_cache(cache, arch):
     repo = timm.get_pretrained_cfg(arch).hf_hub_id
     folder = cache / f"models--{repo.partition('@')[0].replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("a" * 40)
+    (folder / "refs" / "main").write_text("a" * 40, encoding="utf-8")
     snapshot = folder / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     state = timm.create_model(arch).state_dict()

@@ -19,7 +19,7 @@ from learnkit.models.timm_body import TimmBody
 
 # The smallest network of each timm module, found by building all of them without data.
 TABLE = Path(__file__).with_name("timm_networks.csv")
-with open(TABLE, newline="") as table:
+with open(TABLE, newline="", encoding="utf-8") as table:
     SMALLEST = {row["module"]: row["arch"] for row in csv.DictReader(table)}
 # Modules whose smallest network has over 30 million parameters are swept where that is quick.
 EXCLUDED = {
@@ -41,7 +41,7 @@ def test_every_timm_module_has_a_row_of_its_own():
 
 
 def test_only_modules_of_large_networks_are_excluded():
-    with open(TABLE, newline="") as table:
+    with open(TABLE, newline="", encoding="utf-8") as table:
         parameters = {row["module"]: int(row["parameters"]) for row in csv.DictReader(table)}
     assert min(parameters[module] for module in EXCLUDED) > 30_000_000
 

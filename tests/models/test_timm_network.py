@@ -111,7 +111,7 @@ def folder(tmp_path, resnet_file):
         "model_args": {"drop_path_rate": 0.1},
         "pretrained_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3, "input_size": [3, 96, 96]},
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(resnet_file.read_bytes())
     return tmp_path
 

@@ -301,7 +301,7 @@ def test_an_application_that_learned_nothing_saves_nothing(predictor, tmp_path):
 
 def test_a_failed_save_is_kept_for_whoever_runs_the_server(predictor, tmp_path):
     (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "mine.txt").write_text("keep")
+    (tmp_path / "saved" / "mine.txt").write_text("keep", encoding="utf-8")
     app = create_app(predictor, allow_extend=True, token=TOKEN, save_to=tmp_path / "saved")
     with TestClient(app) as client:
         image = png(shades("new", 1)[0])

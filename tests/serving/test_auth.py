@@ -39,7 +39,7 @@ def test_nobody_changes_a_model_without_a_token(host):
 
 def test_the_token_comes_from_a_file_before_the_environment(tmp_path):
     path = tmp_path / "token"
-    path.write_text(f"{TOKEN}-file\n")
+    path.write_text(f"{TOKEN}-file\n", encoding="utf-8")
     environ = {"LEARNKIT_TOKEN": f"{TOKEN}-environment"}
     assert read_token(path, environ) == f"{TOKEN}-file"
     assert read_token(None, environ) == f"{TOKEN}-environment"

@@ -33,13 +33,18 @@ def bundle(tmp_path_factory):
 
 
 def test_a_served_model_answers_learns_and_stops_when_it_is_told_to(bundle, tmp_path):
-    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").write_text(TOKEN, encoding="utf-8")
     options = ["--port", "0", "--allow-extend", "--token-file", str(tmp_path / "token")]
     command = [sys.executable, "-m", "learnkit", "serve", str(bundle), *options]
     command += ["--out", str(tmp_path / "learned"), "--max-queue", "8", "--threads", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LEARNKIT_TOKEN": "not this one, surely"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        encoding="utf-8",
     )
     try:
         first, ready = process.stdout.readline(), process.stdout.readline()

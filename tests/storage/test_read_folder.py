@@ -27,9 +27,9 @@ def test_names_that_leave_the_folder_are_neither_written_nor_read(tmp_path, name
 
 
 def edit_manifest(path, change):
-    manifest = json.loads((path / MANIFEST).read_text())
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     change(manifest)
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def test_the_digest_is_the_manifests_and_pins_the_bundle(tmp_path):
@@ -83,8 +83,8 @@ def _folder(path):
 
 
 def _long_manifest(path):
-    text = (path / MANIFEST).read_text()
-    (path / MANIFEST).write_text(text + " " * MAX_MANIFEST_BYTES)
+    text = (path / MANIFEST).read_text(encoding="utf-8")
+    (path / MANIFEST).write_text(text + " " * MAX_MANIFEST_BYTES, encoding="utf-8")
 
 
 DAMAGE = {

@@ -271,7 +271,7 @@ def test_an_unwritable_parent_leaves_the_old_bundle_and_says_why(tmp_path):
 def test_missing_parents_are_made_and_a_file_as_parent_is_an_error(tmp_path):
     write_folder(tmp_path / "a" / "b" / "model", OLD)
     assert content(tmp_path / "a" / "b" / "model") == OLD
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(BundleWriteError, match="could not be written"):
         write_folder(tmp_path / "file" / "model", OLD)
 
@@ -281,22 +281,22 @@ def test_nothing_but_a_bundle_is_replaced(tmp_path):
         with pytest.raises(BundleWriteError, match=reason):
             write_folder(path, NEW)
 
-    (tmp_path / "file").write_text("keep")
+    (tmp_path / "file").write_text("keep", encoding="utf-8")
     refused(tmp_path / "file", "is a file")
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "me.jpg").write_text("keep")
+    (tmp_path / "photos" / "me.jpg").write_text("keep", encoding="utf-8")
     refused(tmp_path / "photos", r"files that no bundle put there \(me.jpg\)")
     write_folder(tmp_path / "model", OLD)
-    (tmp_path / "model" / "notes.txt").write_text("keep")
+    (tmp_path / "model" / "notes.txt").write_text("keep", encoding="utf-8")
     refused(tmp_path / "model", r"\(notes.txt\)")
     (tmp_path / "link").symlink_to(tmp_path / "model")
     refused(tmp_path / "link", "is a link")
     os.mkfifo(tmp_path / "pipe")
     refused(tmp_path / "pipe", "is a device")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / MANIFEST).write_text('{"name": "a web app"}')
+    (tmp_path / "other" / MANIFEST).write_text('{"name": "a web app"}', encoding="utf-8")
     refused(tmp_path / "other", "manifest.json")
-    assert (tmp_path / "model" / "notes.txt").read_text() == "keep"
+    assert (tmp_path / "model" / "notes.txt").read_text(encoding="utf-8") == "keep"
     assert sorted(leftovers(tmp_path / "x")) == ["file", "link", "model", "other", "photos", "pipe"]
 
 
@@ -309,7 +309,9 @@ def test_nothing_is_written_into_a_bundle(tmp_path):
     assert content(tmp_path / "model") == NEW
     assert sorted(p.name for p in (tmp_path / "model" / "variants").iterdir()) == ["m.onnx"]
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "manifest.json").write_text('{"files": {}}')  # of something else
+    (tmp_path / "site" / "manifest.json").write_text(
+        '{"files": {}}', encoding="utf-8"
+    )  # of something else
     write_folder(tmp_path / "site" / "model", OLD)
 
 
