@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import io
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from learnkit.cli import deploy, train, use
 from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
@@ -28,8 +30,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # paragraphs of the docstrings are wrapped anew
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "terminal_width": shutil.get_terminal_size().columns,  # else at least 50
+    },
 )
+_BOXES = 80  # columns from which on the boxes of a command's help hold the names of its options
 _HINTS: dict[type, str] = {
     WeightsUnavailableError: " Here: --weights FILE, or --no-pretrained.",
     ConversionRefusedError: " Here: --fallback, or --force.",
@@ -56,6 +62,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
 
 
+class _Command(TyperCommand):
+    """A command whose help is plain text, one option below the other, in a narrow terminal."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if formatter.width < _BOXES:
+            self.rich_markup_mode = None
+            formatter.write_dl = functools.partial(formatter.write_dl, col_max=8)
+        super().format_help(ctx, formatter)
+
+
 def _soften_warnings() -> None:
     """Say warnings meant for the user in a line, keep those for programmers to --debug."""
     warnings.simplefilter("ignore")
@@ -79,7 +95,7 @@ def _command(function: Callable[..., Any]) -> Callable[..., Any]:
             fail(_sentence(error))
             raise typer.Exit(2) from None
 
-    return app.command()(run)
+    return app.command(cls=_Command)(run)
 
 
 def _sentence(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The words of a command line and what they mean."""
+"""Arguments of the command line: their types, and checks of their values."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The whole path on 1,797 real handwritten digits: train, learn on, interpret, export, predict.
+"""The demo on 1,797 real handwritten digits: train, learn on, interpret, export, predict.
 
 The digits are those of scikit-learn (8 x 8 pixels, from the UCI repository), so nothing is
 downloaded. Every step calls what a user would call on a folder of their own.

@@ -1,4 +1,4 @@
-"""The commands for where a model is used: serve, optimize, devices."""
+"""The commands for deployment: serve, optimize, devices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ImagesOption = Annotated[
 ]
 TestOption = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Images to judge by, 500 or more, in class folders."),
+    typer.Option(metavar="FOLDER", help="Images to measure by, 500 or more, in class folders."),
 ]
 OodOption = Annotated[
     Path | None,
@@ -28,16 +28,16 @@ OodOption = Annotated[
 
 def serve(
     model: ModelArgument,
-    host: Annotated[str, typer.Option(help="Address; others than this reach beyond here.")] = (
+    host: Annotated[str, typer.Option(help="Address; any other is reachable from outside.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     allow_extend: Annotated[
-        bool, typer.Option("--allow-extend", help="Learn images of whoever has the token.")
+        bool, typer.Option("--allow-extend", help="Learn images from whoever has the token.")
     ] = False,
     token_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Holds the token; else $LEARNKIT_TOKEN does."),
+        typer.Option(metavar="FILE", help="File of the token; else $LEARNKIT_TOKEN holds it."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for what was learned; MODEL itself if left out.")
@@ -53,11 +53,11 @@ def serve(
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of one image.")] = 50_000_000,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of a forward pass; all cores if left out.")
+        int | None, typer.Option(min=1, help="Threads of a forward pass; all cores if left out.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 2,
 ) -> None:
-    """Answer over HTTP what an exported model says of images: /predict, /model, /health.
+    """Serve predictions of an exported model over HTTP: /predict, /model, /health.
 
     Send one image as the body, or several as a form: `curl -F image=@a.jpg URL/predict`. With
     --allow-extend, `/extend` learns new images; Ctrl-C or SIGTERM ends the server and saves that.
@@ -100,9 +100,9 @@ def optimize(
         str, typer.Option(help="onnxruntime, openvino or torch; auto takes the fastest.")
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of a prediction; all cores if left out.")
+        int | None, typer.Option(min=1, help="Threads of a prediction; all cores if left out.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Take it whatever it fails.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take it whatever gate it fails.")] = False,
     fallback: Annotated[
         bool, typer.Option("--fallback", help="Take the best other precision if it fails a gate.")
     ] = False,

@@ -52,20 +52,21 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate; 0.002 pretrained, else 0.01.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
     augment: Annotated[bool, typer.Option(help="Flip, turn, zoom training images.")] = False,
     continual: Annotated[
         bool, typer.Option("--continual", help="End ready to learn more classes by `extend`.")
     ] = False,
     arch_args: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the architecture; repeat.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="For the architecture; repeat."),
     ] = None,
     mean: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Of pixels in 0..1, if not the weights'.")
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="See --mean.")] = None,
 ) -> None:
-    """Train a classifier on a folder of images, judge it, and export it.
+    """Train a classifier on a folder of images, evaluate it, and export it.
 
     FOLDER has one folder of images per class, or train/, valid/ and test/ with those in them; else
     70/15/15 of each class are taken. Beside OUT, the folder OUT-training holds the checkpoint that
@@ -106,7 +107,7 @@ def train_folder(
     resume: bool,
     continual: bool = False,
 ) -> None:
-    """Train on the images below `folder`, judge the model, export it to `out`.
+    """Train on the images below `folder`, evaluate the model, export it to `out`.
 
     With `continual` the model ends in the state in which `extend` can add classes.
 

@@ -68,7 +68,7 @@ def evaluate(
         typer.Option(metavar="FOLDER", help="Images of none of the classes: are they noticed?"),
     ] = None,
 ) -> None:
-    """Judge an exported model by labelled images.
+    """Evaluate an exported model on labelled images.
 
     Of a FOLDER split into train/, valid/ and test/ the test images are taken, else the valid ones.
     """
@@ -129,7 +129,7 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="Write it there as a page, too.")
     ] = None,
 ) -> None:
-    """Say what an exported model is: its classes, its variants, and what optimising cost."""
+    """Show an exported model: its classes, its variants, and what optimising cost."""
     from learnkit.cli.report import report_model
 
     report_model(model, html)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -89,6 +90,30 @@ def test_help_names_the_commands_without_importing_torch():
         name in out.stdout for name in ("demo", "train", "extend", "evaluate", "predict", "--debug")
     )
     assert out.stdout.strip().endswith("set()")
+
+
+@pytest.mark.parametrize("width", ["40", "80", "200"])
+def test_help_shows_the_names_of_options_in_terminals_of_any_width(width):
+    commands = ("demo", "train", "extend", "evaluate", "predict", "report", "serve", "optimize")
+    code = _RUN.replace("main(sys.argv[1:])\n", "main([sys.argv[1], '--help'])\n")
+    code = f"import sys\nfor name in {commands}:\n    sys.argv[1:] = [name]\n" + textwrap.indent(
+        code, "    "
+    )
+    env = os.environ | {"COLUMNS": width, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=env, encoding="utf-8"
+    ).stdout
+    assert max(map(len, out.splitlines())) <= int(width)
+    assert "…" not in out
+    for option in (
+        "--epochs",
+        "--no-pretrained",
+        "--false-alarm-rate",
+        "--token-file",
+        "--samples",
+    ):
+        assert option in out
 
 
 def test_train_says_each_step_and_writes_what_it_lists(run):
