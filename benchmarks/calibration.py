@@ -77,8 +77,8 @@ def measure(data: dict[str, Split], k: int | None, seed: int) -> Iterator[dict[s
         fresh = rows_of(validation, new, None, seed, share)
         images = train.features[rows], train.labels[rows].tolist()
         plain.extend(*images)
-        judged = validation.features[fresh], validation.labels[fresh].tolist()
-        validated.extend(*images, validation=judged)
+        held_out = validation.features[fresh], validation.labels[fresh].tolist()
+        validated.extend(*images, validation=held_out)
         parts = (_of(validation, known, plain.classes), _of(test, known, plain.classes))
         about = {"images": k or "all", "step": step, "n_classes": len(known), "seed": seed}
         for method, (probs, temperature) in _methods(plain, validated, *parts).items():
@@ -108,11 +108,11 @@ def _methods(
     theirs = scaling.transform(mild[1])
     theirs = np.column_stack([1 - theirs, theirs]) if theirs.ndim == 1 else theirs
     bare = (_logits(plain, test[0]) * plain.temperature).softmax(1).numpy()
-    judged = _logits(validated, test[0]).softmax(1).numpy()
+    validated_probs = _logits(validated, test[0]).softmax(1).numpy()
     return {
         "temperature 1": (bare, 1.0),
         "learnkit, no validation": (mild[1], plain.temperature),
-        "learnkit, validation": (judged, validated.temperature),
+        "learnkit, validation": (validated_probs, validated.temperature),
         "netcal, validation": (theirs, float("nan")),
     }
 

@@ -1,9 +1,9 @@
-"""Detecting strange images: learnkit's scores beside pytorch-ood's detectors, on the same features.
+"""Out-of-distribution detection: learnkit's scores beside pytorch-ood's, on the same features.
 
-Some classes are known, with 2 to all images each; the others are near strangers, another data set
-far ones. With two classes each is known once, the other strange, and both are known once. The
+Some classes are known, with 2 to all images each; the others are near OOD images, another data set
+far ones. With two classes each is known once, the other unknown, and both are known once. The
 detectors get unit-length features, those that need logits the ones of a logistic regression
-trained on them. Per setting: AUROC and FPR at 95 % TPR (strange = positive), near and far, and
+trained on them. Per setting: AUROC and FPR at 95 % TPR (OOD = positive), near and far, and
 for learnkit the share of known test images flagged at a target of 5 %, without validation images.
 
 Test images of another folder may differ from those learned. The rows "same source" therefore say
@@ -11,7 +11,7 @@ how many are flagged when learned and fresh images are drawn from one folder at 
 standard deviation over the draws: the target is met there, or the threshold is at fault.
 
 Run: python benchmarks/ood.py [--data ZIP --weights FILE --far-data ZIP]; without arguments
-scikit-learn's digits, with noise as the far strangers.
+scikit-learn's digits, with noise as the far OOD images.
 """
 
 import warnings
@@ -52,7 +52,7 @@ TARGET = 0.05
 
 
 class Setting(NamedTuple):
-    """Known images to learn from, known ones to test with, and strange ones of both kinds."""
+    """Known images to learn from, known ones to test with, and OOD images of both kinds."""
 
     name: str
     train: Split
@@ -62,7 +62,7 @@ class Setting(NamedTuple):
 
 
 def settings(name: str, data: dict[str, Split], far: torch.Tensor, seeds: int) -> Iterator[Setting]:
-    """Every split into known and strange classes, with every number of images."""
+    """Every split into known and unknown classes, with every number of images."""
     classes = sorted(set(data["train"].labels.tolist()))
     for k in PER_CLASS:
         for seed in range(seeds if k or len(classes) > 2 else 1):
@@ -191,10 +191,10 @@ def _logistic_regression(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor
 def measure(setting: Setting) -> Iterator[dict[str, object]]:
     """One row per detector that yields numbers."""
     found = [*our_scores(setting), *((*theirs, None) for theirs in their_scores(setting))]
-    for name, (known, *strange), false_alarms in found:
-        if all(bool(scores.isfinite().all()) for scores in (known, *strange)):
+    for name, (known, *unknown), false_alarms in found:
+        if all(bool(scores.isfinite().all()) for scores in (known, *unknown)):
             row = {"setting": setting.name, "detector": name}
-            for kind, scores in zip(("near", "far"), strange, strict=True):
+            for kind, scores in zip(("near", "far"), unknown, strict=True):
                 row[f"{kind}_auroc"] = auroc(known, scores)
                 row[f"{kind}_fpr95"] = fpr_at_tpr(known, scores)
             yield row | {"false_alarms": float("nan") if false_alarms is None else false_alarms}
@@ -257,8 +257,8 @@ def _far(options: Namespace, data: dict[str, Split]) -> torch.Tensor:
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--far-features", type=Path, help=".npz file of the far strangers")
-    parser.add_argument("--far-data", type=Path, help="zip or folder of the far strangers")
+    parser.add_argument("--far-features", type=Path, help=".npz file of the far OOD images")
+    parser.add_argument("--far-data", type=Path, help="zip or folder of the far OOD images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--draws", type=int, default=10, help="of images from the same source")
     main(parser.parse_args())

@@ -1,4 +1,4 @@
-"""Every backend and precision beside torch as it is: speed, size, agreement.
+"""Every backend and precision beside eager torch: speed, size, agreement.
 
 Each network's body carries a classifier in the continual state, learned in one pass over the
 training images, so labels are real even where weights are random ("weights" in the table says

@@ -26,7 +26,7 @@ def make_app(path: str) -> gr.Interface:
         except ImageReadError:
             return {}, "This file cannot be read as an image."
         if prediction.is_ood is None:
-            return dict(prediction.ranking), "This model cannot tell unusual images."
+            return dict(prediction.ranking), "This model has no out-of-distribution score."
         usual = "unlike the images it knows" if prediction.is_ood else "of a known kind"
         return dict(prediction.ranking), f"{usual} (score {prediction.ood_score:.3g})"
 

@@ -84,7 +84,7 @@ def read_dataset(folder: str | Path, *, seed: int = 42) -> ImageDataset:
 
 
 def held_out(data: ImageDataset) -> tuple[str, ImageDataset]:
-    """Name and images of what a model is judged by: the test images, else the validation images."""
+    """Name and images a model is evaluated on: the test images, else the validation images."""
     if not data.splits:
         return "all", data
     name = next((name for name in ("test", "valid") if name in data.splits), data.splits[0])
