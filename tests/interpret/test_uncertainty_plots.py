@@ -29,6 +29,12 @@ def test_the_legend_gives_the_realised_rates_and_the_wanted_one():
     ]
 
 
+def test_the_title_says_how_well_the_scores_tell_both_kinds_apart():
+    title = plot_ood([1.0, 2.0, 3.0, 4.0], 3.5, [3.5, 9.0]).get_title()
+    assert title == "AUROC 0.875, 25.0% false alarms at 95 % found"
+    assert plot_ood([1.0, 2.0], 3.5).get_title() == "Out-of-distribution scores"
+
+
 def test_bars_hold_every_score_and_none_lies_across_the_threshold():
     scores = np.random.default_rng(0).normal(size=500)
     ax = plot_ood(scores, 1.0)

@@ -392,8 +392,18 @@ class TestEverythingElseWorks:
             old.test.paths, outputs.probs, outputs.ood_scores, strict=True
         ):
             prediction = learn.predict(path)
-            assert torch.allclose(prediction.probs, probs, atol=1e-4)
-            assert prediction.ood_score == pytest.approx(float(score), rel=1e-3, abs=1e-3)
+            assert torch.allclose(prediction.probs, probs, rtol=0, atol=1e-6)
+            assert prediction.ood_score == pytest.approx(float(score), rel=1e-5, abs=1e-5)
+
+    def test_one_pass_and_predict_flag_the_same_images(self, learn, everything):
+        known = learn.outputs(data=only(everything, OLD).test)
+        learn.ood.threshold = float(known.ood_scores.sort().values[4:6].mean())  # amid the scores
+        flagged = (known.ood_scores > learn.ood.threshold.value).tolist()
+        assert [learn.predict(path).is_ood for path in known.items] == flagged
+        assert learn.evaluate(data=only(everything, OLD).test).summary["false_alarm_rate"] == (
+            sum(flagged) / len(flagged)
+        )
+        assert 0 < sum(flagged) < len(flagged)
 
     def test_interpretation_and_heatmaps(self, learn, new):
         learn.extend(new)
