@@ -95,10 +95,6 @@ class _Table:
         paths = tuple(self.paths[j] for j in group) or (self.paths[i],)
         return {"finding": finding, "severity": severity, "detail": detail, "paths": paths} | place
 
-    def keep_first(self, group: list[int]) -> list[int]:
-        """`group` with the image to keep in front."""
-        return sorted(group, key=lambda i: (_KEEP_FIRST[self.splits[i]], self.paths[i]))
-
 
 def _about_all(finding: str, severity: str, detail: str, paths: Any = (), name: str = "") -> dict:
     """Finding about no image in particular."""
@@ -187,7 +183,7 @@ def _redundant(
     table: _Table, group: list[int], finding: str, severities: tuple[str, str]
 ) -> Iterator[dict]:
     """One finding for each image of a group but the one to keep; graver across splits."""
-    keep, *others = table.keep_first(group)
+    keep, *others = sorted(group, key=lambda i: (_KEEP_FIRST[table.splits[i]], table.paths[i]))
     for i in others:
         across = table.splits[i] != table.splits[keep]
         name = f"{finding} across splits" if across else finding

@@ -185,19 +185,16 @@ def _loaded(image: Image.Image, name: str, bit_depth: int | None, max_pixels: in
     """The same image, decoded after its header was found acceptable."""
     # Before `load`: a file of a few kB may claim, and take, gigabytes.
     check_pixel_count(*image.size, name, max_pixels)
-    if bit_depth not in (None, 16) and _is_wide_colour(image):
-        raise ImageReadError(
-            f"image {name} has 16-bit colour, which is read as its upper 8 bits; `bit_depth="
-            f"{bit_depth}` cannot be applied. Pass a uint16 array instead"
-        )
+    if bit_depth not in (None, 16):
+        # Pillow decodes 16-bit colour to 8 bits; its raw mode tells before it does.
+        raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
+        if not image.mode.startswith("I") and any(";16" in mode for mode in raw_modes):
+            raise ImageReadError(
+                f"image {name} has 16-bit colour, which is read as its upper 8 bits; `bit_depth="
+                f"{bit_depth}` cannot be applied. Pass a uint16 array instead"
+            )
     image.load()
     return image
-
-
-def _is_wide_colour(image: Image.Image) -> bool:
-    """Whether Pillow will decode 16-bit colour to 8 bits; its raw mode is known before decoding."""
-    raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
-    return not image.mode.startswith("I") and any(";16" in mode for mode in raw_modes)
 
 
 def _composite(image: Image.Image, background: int | tuple[int, int, int]) -> Image.Image:

@@ -114,7 +114,9 @@ def evaluate(
     if multi_label and not 0 <= threshold <= 1:
         raise EvaluationError(f"`threshold` is {threshold}; it is a probability, in 0..1")
     if multi_label:
-        right, matrix, shares = _count_flags(probs, targets, threshold)
+        preds = probs > threshold
+        right, matrix = (preds == targets).all(1), multilabel_confusion(targets, preds)
+        shares = {"label_accuracy": measures.accuracy(matrix)}
     else:
         right, matrix, shares = _count_labels(probs, targets)
     return Evaluation(
@@ -135,13 +137,6 @@ def _count_labels(probs: np.ndarray, targets: np.ndarray) -> tuple:
     shares = {f"top_{k}_accuracy": measures.top_k_accuracy(probs, targets, k)} if k > 1 else {}
     shares["balanced_accuracy"] = measures.balanced_accuracy(matrix)
     return pred_labels == targets, matrix, shares
-
-
-def _count_flags(probs: np.ndarray, targets: np.ndarray, threshold: float) -> tuple:
-    """Return (right per sample, confusion matrices, the measures only this kind of data has)."""
-    preds = probs > threshold
-    matrix = multilabel_confusion(targets, preds)
-    return (preds == targets).all(1), matrix, {"label_accuracy": measures.accuracy(matrix)}
 
 
 def _summary(

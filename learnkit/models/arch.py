@@ -71,8 +71,10 @@ def _by_name(given: str) -> Arch:
     prefix, colon, name = given.partition(":")
     if not colon:
         prefix, name = "", given
-    if prefix in ("", "timm") and _in_timm(name):
-        return Arch("timm", name, model_entrypoint(name.partition(".")[0]), given)
+    base, dot, _ = name.partition(".")
+    in_timm = is_model(base) and (not dot or name in list_pretrained(f"{base}.*"))
+    if prefix in ("", "timm") and in_timm:
+        return Arch("timm", name, model_entrypoint(base), given)
     if prefix in ("", "torchvision") and name in torchvision_names():
         return Arch("torchvision", name, tv.get_model_builder(name), given)
     raise UnknownArchitectureError(_unknown(given, prefix, name))
@@ -91,12 +93,6 @@ def _by_function(function: Callable[..., nn.Module]) -> Arch:
 def torchvision_names() -> list[str]:
     """Return the names of torchvision's classification networks."""
     return tv.list_models(module=tv)
-
-
-def _in_timm(name: str) -> bool:
-    """True if timm can build `name`, whose weights tag, if any, exists."""
-    base, dot, _ = name.partition(".")
-    return is_model(base) and (not dot or name in list_pretrained(f"{base}.*"))
 
 
 def _unknown(given: str, prefix: str, name: str) -> str:

@@ -15,7 +15,7 @@ from learnkit.errors import (
 from learnkit.models.arch import Arch, resolve_arch
 from learnkit.models.cut import check_cut
 from learnkit.models.dry_run import dry_run
-from learnkit.models.meta import default_meta, family_meta, registered_cut
+from learnkit.models.meta import default_meta, family_meta, meta_of
 from learnkit.models.networks import Request, WholeNetwork, whole_network
 from learnkit.models.timm_body import is_timm, timm_body
 from learnkit.models.torchvision_body import children_body
@@ -76,10 +76,14 @@ def create_body(
     """
     check_cut(cut)
     found = resolve_arch(arch)
+    if cut is None:
+        # What a user entered into `model_meta`; learnkit's own entry is no choice of the caller's.
+        entered = meta_of(found).get("cut")
+        cut = None if entered == default_meta(found).get("cut") else entered
     return assemble_body(
         found,
         wanted_weights(pretrained, weights),
-        cut=registered_cut(found) if cut is None else cut,
+        cut=cut,
         n_in=n_in,
         img_size=img_size,
         mean=mean,

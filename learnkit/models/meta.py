@@ -107,10 +107,4 @@ def family_meta(module: nn.Module) -> dict[str, Any]:
     return next((meta for build, meta in _DEFAULTS.items() if build.__module__ == kind), {})
 
 
-def registered_cut(arch: Arch) -> Any:
-    """Return the cut that a user entered into `model_meta` for `arch`, None if there is none."""
-    cut = meta_of(arch).get("cut")
-    return None if cut == default_meta(arch).get("cut") else cut
-
-
 Groups = list[list[nn.Parameter]]

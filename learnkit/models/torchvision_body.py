@@ -54,7 +54,9 @@ def children_body(
     automatic = cut is None
     cut = next((c for c in (cut, default_cut) if c is not None), None)
     if cut is None and isinstance(model, tv.VisionTransformer):
-        trunk = VitBody(_without_heads(model))
+        headless = copy.copy(model)  # the caller's keeps its heads; layers are shared
+        headless._modules = {**model._modules, "heads": Removed()}
+        trunk = VitBody(headless)
     else:
         cut = automatic_cut(model) if cut is None else cut
         trunk = cut(model) if callable(cut) else nn.Sequential(*cut_network(model, cut))
@@ -65,13 +67,6 @@ def children_body(
         sizes = (shape[2], seen.output.shape[2]) if library else None
         require_untruncated(model, trunk, cut, sizes, automatic=automatic)
     return trunk, seen.output
-
-
-def _without_heads(model: tv.VisionTransformer) -> tv.VisionTransformer:
-    """Return the same transformer, layers shared, without its classifier."""
-    headless = copy.copy(model)
-    headless._modules = {**model._modules, "heads": Removed()}
-    return headless
 
 
 def convert_input(model: nn.Module, n_in: int, *, pretrained: bool) -> None:
