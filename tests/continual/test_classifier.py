@@ -1,4 +1,4 @@
-"""The continual classifier: what it learns, in whatever order, and what it says of strangers."""
+"""The continual classifier: what it learns, in whatever order, and which images it flags."""
 
 import copy
 import json
@@ -294,10 +294,10 @@ def test_no_images_have_no_answers():
     assert head.ood_scores(torch.rand(0, D)).shape == (0,)
 
 
-# -- strangers ------------------------------------------------------------------------------------
+# -- out of distribution --------------------------------------------------------------------------
 
 
-def strangers(score):
+def far_images(score):
     """Far ones, or, for scores that look only where classes differ, halfway between classes."""
     if score in ("combined", "mahalanobis", "knn"):
         return torch.rand(200, D) ** 6
@@ -306,13 +306,13 @@ def strangers(score):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_strangers_score_higher(score):
+def test_images_out_of_distribution_score_higher(score):
     head = learned(images(20), score=score)
-    known, strange = images(40, seed=1)[0], strangers(score)
+    known, far = images(40, seed=1)[0], far_images(score)
     scores = head.ood_scores(known)
     assert scores.dtype == torch.float64
-    assert (scores[:, None] < head.ood_scores(strange)).double().mean() > 0.9
-    assert head.p_values(known).mean() > 2 * head.p_values(strange).mean()
+    assert (scores[:, None] < head.ood_scores(far)).double().mean() > 0.9
+    assert head.p_values(known).mean() > 2 * head.p_values(far).mean()
 
 
 @pytest.mark.parametrize("n", [5, 20])

@@ -84,11 +84,11 @@ def test_rows_and_labels_go_class_by_class():
 
 def test_a_feature_that_was_never_added_cannot_be_removed_from_a_complete_memory():
     memory = add(empty(5), [(1, 0, 0)])
-    stranger = torch.tensor([[0.0, 1.0, 0.0]])
+    other = torch.tensor([[0.0, 1.0, 0.0]])
     with pytest.raises(StatisticsError, match="never added"):
-        memory.remove(stranger, torch.tensor([0]), [1])
+        memory.remove(other, torch.tensor([0]), [1])
     # with more images than are remembered nobody can tell
-    assert memory.remove(stranger, torch.tensor([0]), [9]).cells[0].equals(memory.cells[0])
+    assert memory.remove(other, torch.tensor([0]), [9]).cells[0].equals(memory.cells[0])
 
 
 def test_a_memory_of_nothing_remembers_nothing():

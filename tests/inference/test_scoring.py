@@ -1,4 +1,4 @@
-"""What is judged without torch equals what torch judges; files of strangers are refused."""
+"""Scoring without torch is that of the head; files that break a rule are refused."""
 
 import itertools
 import json
@@ -55,12 +55,12 @@ def read(head, **changes):
 
 
 def queries(width=WIDTH):
-    """Known, strange, remembered and blank ones, and one that is not finite."""
-    known, strange = features(9, seed=2, width=width)[0], 5 * features(6, seed=3, spread=3.0)[0]
-    strange = torch.nn.functional.pad(strange, (0, width - WIDTH), value=1.0)
+    """Known, far, remembered and blank ones, and one that is not finite."""
+    known, far = features(9, seed=2, width=width)[0], 5 * features(6, seed=3, spread=3.0)[0]
+    far = torch.nn.functional.pad(far, (0, width - WIDTH), value=1.0)
     learned = features(3, width=width)[0]
     odd = torch.stack([torch.zeros(width), torch.full((width,), math.nan)])
-    return torch.cat([known, strange, learned, odd])
+    return torch.cat([known, far, learned, odd])
 
 
 def facts_of(head):

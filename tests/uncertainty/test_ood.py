@@ -32,7 +32,7 @@ def distances(means, n, d_eff, center=None):
 W = 2 * np.eye(4)[:2]
 MEANS = 6 * np.eye(4)[:2]
 KNOWN = normal(80, 4) + np.tile(MEANS, (40, 1))
-STRANGE = normal(80, 4, seed=1) - np.array([3.0, 3.0, 0, 0])
+FAR = normal(80, 4, seed=1) - np.array([3.0, 3.0, 0, 0])
 PARTS = ["msp", "energy", "knn", "mahalanobis", "relative"]
 
 
@@ -58,12 +58,12 @@ def scoring(*parts):
 
 
 @pytest.mark.parametrize("parts", [*[(part,) for part in PARTS], tuple(PARTS)])
-def test_every_score_is_double_one_per_image_and_higher_for_the_strange(parts):
-    known, strange = (scoring(*parts).ood_scores(x) for x in (KNOWN, STRANGE))
+def test_every_score_is_double_one_per_image_and_higher_out_of_distribution(parts):
+    known, far = (scoring(*parts).ood_scores(x) for x in (KNOWN, FAR))
     assert known.dtype == np.float64
     assert known.shape == (80,)
     assert np.isfinite(known).all()
-    assert strange.mean() > known.mean()
+    assert far.mean() > known.mean()
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -73,11 +73,11 @@ def test_no_images_give_no_scores(part):
 
 def test_several_parts_are_combined_as_each_is_standardised():
     several = scoring("mahalanobis", "relative", "knn")
-    single = {part: scoring(part).ood_scores(STRANGE) for part, _, _ in several.standards}
+    single = {part: scoring(part).ood_scores(FAR) for part, _, _ in several.standards}
     expected = ood.combine(
         *((single[part] - loc) / spread for part, loc, spread in several.standards)
     )
-    np.testing.assert_allclose(several.ood_scores(STRANGE), expected, rtol=1e-12)
+    np.testing.assert_allclose(several.ood_scores(FAR), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("score", [ood.max_softmax_score, ood.energy_score])
@@ -217,16 +217,16 @@ def test_combining_takes_the_mean():
 
 @pytest.mark.parametrize("decimals", [1, 8])  # with and without ties
 def test_the_area_under_the_curve_equals_scikit_learns(decimals):
-    known, strange = (
+    known, far = (
         normal(57).round(decimals=decimals),
         (normal(43, seed=1) + 1).round(decimals=decimals),
     )
     positive = np.r_[np.zeros(57), np.ones(43)]
-    both = np.concatenate([known, strange])
-    assert ood.auroc(known, strange) == pytest.approx(roc_auc_score(positive, both))
+    both = np.concatenate([known, far])
+    assert ood.auroc(known, far) == pytest.approx(roc_auc_score(positive, both))
     fpr, tpr, _ = roc_curve(positive, both, drop_intermediate=False)
     for wanted in (0.5, 0.95, 1.0):
-        assert ood.fpr_at_tpr(known, strange, tpr=wanted) == fpr[np.argmax(tpr >= wanted - 1e-12)]
+        assert ood.fpr_at_tpr(known, far, tpr=wanted) == fpr[np.argmax(tpr >= wanted - 1e-12)]
 
 
 def test_scores_all_alike_tell_nothing():
@@ -235,7 +235,7 @@ def test_scores_all_alike_tell_nothing():
 
 
 @pytest.mark.parametrize(
-    ("known", "strange", "threshold", "reason"),
+    ("known", "far", "threshold", "reason"),
     [
         ([1.0], [], 0.0, "no out-of-distribution images"),
         ([], [1.0], 0.0, "no known images"),
@@ -243,13 +243,13 @@ def test_scores_all_alike_tell_nothing():
         ([], [], None, "no known images, no out-of-distribution images, no threshold"),
     ],
 )
-def test_one_sided_input_gives_nan_and_the_reason(known, strange, threshold, reason):
-    result = ood.evaluate_ood(known, strange, threshold)
+def test_one_sided_input_gives_nan_and_the_reason(known, far, threshold, reason):
+    result = ood.evaluate_ood(known, far, threshold)
     assert result.reason == reason
-    if not (known and strange):
+    if not (known and far):
         assert math.isnan(result.auroc)
         assert math.isnan(result.fpr_at_95_tpr)
-        assert math.isnan(ood.auroc(known, strange))
+        assert math.isnan(ood.auroc(known, far))
     assert None in json.loads(json.dumps(result.to_dict(), allow_nan=False)).values()
 
 
