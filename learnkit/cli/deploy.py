@@ -11,6 +11,7 @@ import typer
 from learnkit.cli.arguments import ModelArgument
 from learnkit.cli.console import Report
 from learnkit.errors import ConversionRefusedError, UsageError
+from learnkit.report.text import print_document
 
 ImagesOption = Annotated[
     Path | None,
@@ -135,9 +136,9 @@ def optimize(
             progress=sys.stderr.isatty(),
         )
     except ConversionRefusedError as error:
-        report.console.print(str(error.report), markup=False)
+        print_document(error.report.document(), report.console)
         raise
-    report.console.print(str(found), markup=False)
+    print_document(found.document(), report.console)
     faster.save(out)
     report.files("Written", [(out, f"opens as {found.variant}; learnkit.load_learner reads it")])
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
@@ -147,4 +148,4 @@ def devices() -> None:
     """List what this machine can run: backends, precisions, processor, parameters, defaults."""
     from learnkit.backends.devices import devices as found
 
-    Report().console.print(repr(found()), markup=False)
+    print_document(found().document(), Report().console)
