@@ -136,9 +136,9 @@ def test_html_shows_a_name_as_text_and_nothing_else(name):
 def test_markdown_shows_a_name_as_text_and_nothing_else(name):
     found, said = markdown_tokens(as_markdown(everything(name)))
     plain, _ = markdown_tokens(as_markdown(everything("N")))
-    # backticks and bars cannot stand in code: such names are plain text there
-    code = plain.index("code")
-    assert found in (plain, plain[:code] + plain[code + 1 :])
+    if set(name) & set("`|"):  # they cannot stand in code: such names are plain text there
+        plain.remove("code")
+    assert found == plain
     breaks = "".join(" " if unicodedata.category(c) in {"Cc", "Zl", "Zp"} else c for c in name)
     assert "".join(said.split()).count("".join(seen(breaks, "\ufffd").split())) >= 15
 
