@@ -54,7 +54,8 @@ def assemble(
 
 
 def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:
-    """Return (channels, height, width) of the images, without reading one where `dls` knows."""
+    """Return (channels, height, width) of the images."""
+    # A batch is read only where the loaders do not tell: it may cost seconds.
     recipe = getattr(dls, "preprocessing", None)
     if recipe is not None:
         return (recipe.channels, *recipe.size)

@@ -69,6 +69,7 @@ def init_continual(
         validation = validation_images(learn, found, own=not reset_class_information)
         first = _first_images(learn, head, found, validation, names)
         report = _reported(first, None, head, started)
+    # Last, when nothing can fail any more: after an exception the learner is as it was.
     record = ContinualRecord(learn.model[1], {}, files_among(found), files_among(validation))
     learn.model[1] = head
     learn.state = replace(learn.state, record=record, ood_detector=None)
@@ -104,7 +105,7 @@ def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
     validation = found.validation
     if validation is not None:
         validation = without_files(validation, files | record.learned)
-    features = features_of(learn, found.items)
+    features = features_of(learn, found.items)  # reads every image before anything is changed
     held_out = _features_and_labels(learn, validation)
     return change(
         learn,

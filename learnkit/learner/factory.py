@@ -103,6 +103,7 @@ def cnn_learner(
     splitter = param_groups if groups is None else as_splitter(groups)
     learn = ImageLearner(dls, model, splitter=splitter, train_bn=train_bn, **learner_kwargs)
     if pretrained:
+        # Batch norms of a new network are the identity, too: only trained weights tell.
         if folded_norms(model[0]):
             learn.add_cb(FoldedNorms())
         learn.freeze()

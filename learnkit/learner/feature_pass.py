@@ -100,11 +100,10 @@ def _of_batches(learn: Any, source: Source, show: bool, with_logits: bool = Fals
         for batch in batches:
             images = batch[0] if isinstance(batch, list | tuple) else batch
             feature_map = learn.model[0](to_device(detached(images), device))
-            found = [
-                feature_map.to(torch.float32).mean((2, 3)),
-                *([learn.model[1](feature_map)] * with_logits),
-            ]
-            rows.append(torch.cat([part.to(torch.float32) for part in found], 1).cpu())
+            row = feature_map.to(torch.float32).mean((2, 3))
+            if with_logits:
+                row = torch.cat([row, learn.model[1](feature_map).to(torch.float32)], 1)
+            rows.append(row.cpu())
     if not rows:
         raise DataError("`data` has no images; give a loader over at least one")
     return torch.cat(rows)

@@ -81,6 +81,8 @@ class ImageLearner(Learner):
         **kwargs: Any,
     ):
         cbs = [cb() if isinstance(cb, type) else cb for cb in listify(cbs)]
+        # With train_bn=False alone, fastai keeps weights of frozen batch norms and goes on moving
+        # their running statistics; BnFreeze stops these, too.
         for kind in (TrainingHistory, StopOnNonFinite, BnFreeze):
             wanted = kind is not BnFreeze or not train_bn
             if wanted and not any(isinstance(cb, kind) for cb in cbs):

@@ -71,6 +71,7 @@ def _fitting_head(learn: Any) -> Iterator[None]:
         return
     head = model[1]
 
+    # In a hook: only the state tells its kind of head, and fastai reads it far inside `load`.
     def exchange(module: Any, state: Mapping[str, Tensor], *_: Any) -> None:
         if (_CONFIG in state) != (continual_head(model) is not None):
             model[1] = _head_for(learn, state)
@@ -89,7 +90,9 @@ def _head_for(learn: Any, state: Mapping[str, Tensor]) -> Any:
     """An empty head that takes this state."""
     if _CONFIG not in state:
         known = None if learn.state.record is None else learn.state.record.trained_head
-        return known or untrained_head(learn, len(names_of(learn.dls) or ()))
+        if known is not None:
+            return known
+        return untrained_head(learn, len(names_of(learn.dls) or ()))
     try:
         settings = json.loads(bytes(state[_CONFIG].tolist()).decode())["settings"]
         return ContinualClassifier(**settings)

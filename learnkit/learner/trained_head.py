@@ -95,6 +95,7 @@ def training(learn: Any, *, n_fits: int = 0) -> Iterator[None]:
     """
     check_trainable(learn)
     aside = _put_aside(learn)
+    # A fit inside such a verb counts down from `n_fits`; `AfterFit` works when none is left.
     left = max(learn.state.fits_to_come - 1, 0) or n_fits
     learn.state = replace(learn.state, fits_to_come=left)
     try:

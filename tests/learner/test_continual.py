@@ -198,7 +198,7 @@ class TestExtend:
         learn.extend(new.root / "d", labels="d")
         assert learn.continual.n_images["d"] == 12
         with (
-            pytest.warns(UserWarning, match="30 of the 60 images were learnt before"),
+            pytest.warns(UserWarning, match="30 of the 60 images were learned before"),
             pytest.warns(UserWarning, match="9 of the 60 images decide threshold and temperature"),
         ):
             learn.extend(new.root)
@@ -220,7 +220,7 @@ class TestExtend:
         vocab, rng = list(loaders.vocab), loaders.train.rng.getstate()
         numbers = torch.get_rng_state()
         learn.extend(new)
-        with pytest.warns(UserWarning, match="12 of the 12 images were learnt before"):
+        with pytest.warns(UserWarning, match="12 of the 12 images were learned before"):
             learn.extend(loaders)
         assert new.frame.equals(frame)
         assert list(loaders.vocab) == vocab
