@@ -11,7 +11,7 @@ import pandas as pd
 from learnkit.data.image import read_image
 from learnkit.data.labels import Label
 from learnkit.errors import ImageReadError
-from learnkit.report.document import Document, Paragraph, Span, frame_of
+from learnkit.report.document import Document, Paragraph, Span, frame_table
 
 _MAX_ROWS = 30
 
@@ -43,7 +43,7 @@ def show_images(
 def counts_document(counts: pd.DataFrame, n_images: int, root: Path) -> Document:
     """Images per class and split."""
     head = Span(f"{n_images} images, {len(counts)} classes", "strong")
-    table = frame_of(counts, "class", max_rows=_MAX_ROWS, rest="classes")
+    table = frame_table(counts, "class", max_rows=_MAX_ROWS, rest="classes")
     return Document([Paragraph((head, " in ", Span(str(root), "code"))), table])
 
 

@@ -13,7 +13,7 @@ from learnkit.errors import EvaluationError
 from learnkit.evaluation import measures
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
-from learnkit.report.document import Document, Table, frame_of
+from learnkit.report.document import Document, Table, frame_table
 from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Evaluation(Shown):
     def document(self) -> Document:
         """Two tables: the measures over all samples, and those of each class."""
         summary = Table([*self.summary.items()], ("", "value"), "lr")
-        return Document([summary, frame_of(self.per_class, "class", rest="classes")])
+        return Document([summary, frame_table(self.per_class, "class", rest="classes")])
 
 
 def evaluate(

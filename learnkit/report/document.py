@@ -239,7 +239,7 @@ def records(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table([[row.get(name) for name in columns] for row in rows], columns)
 
 
-def frame_of(
+def frame_table(
     frame: pd.DataFrame, index: str = "", *, max_rows: int = 60, rest: str = "rows"
 ) -> Table:
     """The first rows of a pandas table behind its index, which is named `index`.

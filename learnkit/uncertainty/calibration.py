@@ -11,7 +11,7 @@ import numpy as np
 from learnkit.errors import UncertaintyError
 from learnkit.evaluation import measures
 from learnkit.evaluation.inputs import as_array, check_flags, check_labels, check_same_length
-from learnkit.report.document import Document, Paragraph, frame_of
+from learnkit.report.document import Document, Paragraph, frame_table
 from learnkit.report.notebook import Shown
 from learnkit.uncertainty.checks import (
     Array,
@@ -79,7 +79,7 @@ class TemperatureFit(Shown):
         """The temperature, where it comes from, and what it changed."""
         origin = f"{self.source}, {self.n} images" if self.is_fitted else f"none: {self.reason}"
         about = Paragraph(f"Temperature {self.temperature:.4g} ({origin})")
-        return Document([about, frame_of(self.table())])
+        return Document([about, frame_table(self.table())])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, NaN as None; `from_dict` reads it back."""

@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
+from test_house import ROOT, eager_imports, modules_of
 
 from learnkit.report.document import (
     ARROW,
@@ -32,7 +33,7 @@ from learnkit.report.document import (
     Section,
     Span,
     Table,
-    frame_of,
+    frame_table,
     pairs,
     records,
 )
@@ -203,7 +204,7 @@ def test_tables_align_numbers_and_show_what_has_no_value_as_a_dash():
 
 def test_frames_and_records_become_tables():
     frame = pd.DataFrame({"n": [1, 2, 3]}, index=["a", "b", "c"])
-    table = frame_of(frame, "class", max_rows=2, rest="classes")
+    table = frame_table(frame, "class", max_rows=2, rest="classes")
     assert (table.header, table.content) == (("class", "n"), [["a", 1], ["b", 2]])
     assert table.more == "and 1 more classes"
     assert records([{"a": 1, "b": 2}, {"b": 3}]).content == [[1, 2], [None, 3]]
@@ -258,3 +259,16 @@ def test_the_style_of_a_fragment_touches_nothing_else_on_the_page():
     assert len(selectors) > 20
     assert all(one.strip().startswith(".lk") for one in selectors)
     assert "prefers-color-scheme" not in style  # a notebook has colours of its own
+
+
+def test_only_commands_import_rich_and_jinja2_before_something_is_shown():
+    modules = modules_of(ROOT)
+    heavy = {"rich", "jinja2", "learnkit.report.html", "learnkit.report.text"}
+    found = {
+        module.top
+        for name, module in modules.items()
+        for other in eager_imports(module, modules)
+        if (other in heavy or other.split(".")[0] in heavy)
+        and not name.startswith("learnkit.report")
+    }
+    assert found == {"cli"}
