@@ -8,7 +8,7 @@ import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from learnkit._moved import find_old_paths
+from learnkit._old_paths import find_old_paths
 from learnkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
