@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from learnkit.cli.table import FittedTable
+from learnkit.cli.table import FittedTable, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,16 +41,17 @@ class Report:
         """Announce the next step."""
         self.n_done += 1
         number = "" if self.n_steps is None else f"{self.n_done}/{self.n_steps} "
-        self.console.print(Text(f"{number}{text}", style="bold cyan"))
+        self.console.print(Text(printable(f"{number}{text}"), style="bold cyan"))
 
     def say(self, text: str = "") -> None:
         """Write an indented line; nothing in it is taken for markup."""
-        self.console.print(Text(f"    {text}" if text else ""))
+        lines = "\n".join(map(printable, text.split("\n")))
+        self.console.print(Text(f"    {lines}" if text else ""))
 
     def table(self, table: FittedTable, title: str = "", *, n_left_out: int = 0) -> None:
         """Write a table, below its title, and say how many rows are left out of it."""
         if title:
-            self.console.print(Text(title, style="bold"))
+            self.console.print(Text(printable(title), style="bold"))
         self.console.print(table)
         if n_left_out > 0:
             self.console.print(Text(f"and {n_left_out} more", style="dim italic"))
@@ -113,7 +114,7 @@ class Report:
         """Write commands to try next."""
         self.console.print(Text(title, style="bold"))
         for line in commands:
-            self.console.print(Text(f"    {line}", style="green"))
+            self.console.print(Text(printable(f"    {line}"), style="green"))
 
 
 def _shown(name: str, value: Any) -> str:

@@ -376,11 +376,14 @@ def test_report_says_what_a_model_is_and_what_its_variants_cost(tmp_path, capsys
 
 def test_report_reads_descriptions_only_and_shows_names_as_text(known, tmp_path, capsys):
     model = shutil.copytree(known, tmp_path / "model")
-    load_learner(model).set(class_names=["[red]x", "<b>"]).save(model, card={"name": "<i>"})
+    load_learner(model).set(class_names=["[red]x", "<b>"]).save(
+        model, card={"name": "<i>\x1b[2J\u202e"}
+    )
     (model / "model.safetensors").unlink()
     page = tmp_path / "model.html"
     code, out, _ = learnkit(capsys, "report", model, "--html", page)
     assert (code, "│ [red]x │" in out) == (0, True)
+    assert out.startswith("<i>?[2J?\n")
     assert "<td>&lt;b&gt;</td><td>14</td>" in page.read_text(encoding="utf-8")
     assert "<i>" not in page.read_text(encoding="utf-8")
     rewrite(model, "config.json", lambda data: data.replace(b'"arch"', b'"crah"'))
