@@ -18,11 +18,11 @@ from pathlib import Path
 
 import learnkit._torchvision  # noqa: F401  # before fastai and timm
 
+import numpy as np
 import pandas as pd
 import torch
 from _bench import interleaved_times, median, ratio, report, spread, write_csv
 
-from learnkit.backends.network import LAYOUT
 from learnkit.backends.registry import BACKENDS, PRECISIONS, why_not
 from learnkit.cli.demo import write_digits
 from learnkit.data.dataset import ImageDataset
@@ -98,13 +98,13 @@ def optimized(predictor: Predictor, data: ImageDataset) -> dict[str, tuple]:
     return found
 
 
-def check_equal(predictor: Predictor, found: dict[str, tuple], pixels: torch.Tensor) -> None:
+def check_equal(predictor: Predictor, found: dict[str, tuple], pixels: np.ndarray) -> None:
     """Assert that float32 variants give eager torch's features, whatever the batch."""
     expected = predictor.network.features(pixels)
     for name, (fast, *_) in found.items():
         if name.endswith("float32"):
             for batch in (*BATCHES, len(pixels)):
-                torch.testing.assert_close(
+                np.testing.assert_allclose(
                     fast.network.features(pixels[:batch]), expected[:batch], atol=1e-3, rtol=1e-3
                 )
 
@@ -112,13 +112,12 @@ def check_equal(predictor: Predictor, found: dict[str, tuple], pixels: torch.Ten
 def rows_of(arch: str, kind: str, predictor: Predictor, data: ImageDataset, rounds: int) -> list:
     """One row per variant and batch size."""
     found = optimized(predictor, data)
-    pixels = torch.stack([predictor.preprocessing.load(p) for p in data.valid.paths[:24]])
+    pixels = np.stack([predictor.load(p) for p in data.valid.paths[:24]])
     check_equal(predictor, found, pixels)
     rows = []
     for batch in BATCHES:
-        images = pixels[:batch].contiguous()
+        images = pixels[:batch]
         calls = {EAGER: partial(predictor.network.features, images)}
-        images = images.contiguous(memory_format=LAYOUT)  # each as images are read for it
         for name, (fast, *_) in found.items():
             calls[name] = partial(fast.network.features, images)
         times = interleaved_times(calls, repeats=rounds, settle=3)

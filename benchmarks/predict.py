@@ -21,8 +21,7 @@ from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, N
 from PIL import Image
 
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.loading import load_learner
-from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.models.create import create_cnn_model
 
 ARCH, SIZE, N_FILES = "mobilenetv3_small_050", 224, 64

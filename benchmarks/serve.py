@@ -37,8 +37,7 @@ from _bench import report, write_csv
 from PIL import Image
 
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.loading import load_learner
-from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.models.create import create_cnn_model
 
 ARCHS, SIZE = ("mobilenetv3_small_050", "mobilenetv2_100"), 224

@@ -13,8 +13,8 @@ from learnkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset as ImageDataset
-    from learnkit.deploy.loading import load_learner as load_learner
     from learnkit.deploy.predictor import Predictor as Predictor
+    from learnkit.deploy.predictor import load_learner as load_learner
     from learnkit.deploy.runtime_predictor import load_runtime as load_runtime
     from learnkit.learner.factory import cnn_learner as cnn_learner
     from learnkit.learner.learner import ImageLearner as ImageLearner
@@ -49,7 +49,7 @@ PUBLIC_NAMES: dict[str, str] = {
     # deployment
     "Prediction": "learnkit.inference.prediction",
     "Predictor": "learnkit.deploy.predictor",
-    "load_learner": "learnkit.deploy.loading",
+    "load_learner": "learnkit.deploy.predictor",
     "load_runtime": "learnkit.deploy.runtime_predictor",
     "devices": "learnkit.backends.devices",
     "Gates": "learnkit.optimize.gates",

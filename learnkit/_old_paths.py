@@ -17,6 +17,7 @@ MOVED = {
     "learnkit.deploy.by_path": "learnkit.deploy.pickling",
     "learnkit.deploy.conversion.gates": "learnkit.optimize.gates",
     "learnkit.deploy.conversion.report": "learnkit.optimize.conversion_report",
+    "learnkit.deploy.loading": "learnkit.deploy.predictor",
     "learnkit.deploy.prediction": "learnkit.inference.prediction",
     "learnkit.deploy.runtime.predictor": "learnkit.deploy.runtime_predictor",
     "learnkit.loaders": "learnkit.learner.dataloaders",

@@ -134,7 +134,7 @@ def labelled(counts, *, seed=0, size=32):
 @contextlib.contextmanager
 def without_timing():
     """Conversions are all as fast as each other, and none is run to find out."""
-    times = lambda runs, pixels, *, layouts, batches, progress: {
+    times = lambda runs, pixels, *, batches, progress: {
         name: dict.fromkeys(batches, Times(1.0, 1.0)) for name in runs
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -1,18 +1,21 @@
 """A network as a hand-made ONNX file, and a bundle with it as a variant: no export, no torch."""
 
+import copy
 import json
+import math
 
 import numpy as np
 import torch
 from deploy_helpers import shades
 
 from learnkit.backends.registry import open_session
+from learnkit.bundle.recorded import recorded
 from learnkit.bundle.schema import SCHEMA
 from learnkit.bundle.scoring_file import judge_tensors
 from learnkit.bundle.variant import Variant, path_of
-from learnkit.bundle.variants.recorded import recorded
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.preprocess import Preprocessing
+from learnkit.inference.prediction import not_finite, prediction_of
 from learnkit.storage.formats import tensors_to_bytes, to_json
 from learnkit.storage.write_folder import write_folder
 
@@ -110,3 +113,50 @@ def write_bundle(path, *variants, default=None, metadata=None):
 def json_tensor(value):
     """`value` as `facts` of a file of judgements."""
     return torch.frombuffer(bytearray(to_json(value)), dtype=torch.uint8)
+
+
+# the same in torch, as a reference
+
+
+def torch_predictions(head, features):
+    """For each row of `features` (N, D) its prediction, or a PredictionError.
+
+    All of it is said by the head as it is at one moment, whoever changes it meanwhile.
+
+    Raises:
+        ContinualPredictionError: the head knows no class, or features of another width.
+    """
+    head = copy.copy(head)  # shares what it knows, which never changes
+    sound = features.isfinite().all(1)
+    with torch.no_grad():
+        probs = head(features[sound]).softmax(1)
+    nonconformity = head.scoring.nonconformity
+    return _rows(probs, sound, head.classes, _said(head, features[sound], nonconformity))
+
+
+def torch_predictions_beside(detector, logits, features, classes):
+    """As `torch_predictions`, beside a trained head that gave `logits` (N, C)."""
+    detector = copy.copy(detector)
+    sound = logits.isfinite().all(1) & features.isfinite().all(1)
+    said = _said(detector, features[sound], detector.nonconformity)
+    return _rows(logits[sound].softmax(1), sound, classes, said)
+
+
+def _said(head, features, nonconformity):
+    """Fields of `Prediction` from `ood_score` on, for each row of finite features."""
+    threshold, scores = head.threshold, head.ood_scores(features)
+    return [
+        {
+            "ood_score": score,
+            "ood_threshold": threshold.value,
+            "p_value": None if math.isnan(p_value) else p_value,
+            "nonconformity": nonconformity,
+        }
+        for score, p_value in zip(scores.tolist(), threshold.p_values(scores).tolist(), strict=True)
+    ]
+
+
+def _rows(probs, sound, classes, said):
+    """A prediction for every sound row, whose probabilities and judgements come in order."""
+    rows = (prediction_of(row, classes, **own) for row, own in zip(probs, said, strict=True))
+    return [next(rows) if is_sound else not_finite() for is_sound in sound.tolist()]

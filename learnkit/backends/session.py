@@ -10,7 +10,7 @@ from learnkit.errors import BundleCorruptError, PredictionError
 
 Shape = tuple[int, int, int]
 Value = tuple[str, bool, Sequence[Any]]  # its name, if it is of the right type, and its shape
-Outputs = tuple[np.ndarray, np.ndarray | None]
+Outputs = tuple[np.ndarray | None, np.ndarray | None]
 _LONGEST = 300  # characters of what a backend complains of
 
 
@@ -21,7 +21,7 @@ class Session(ABC):
         backend: its name.
         precision: its name.
         shape: (H, W, C) of an image.
-        n_features: width D of the features.
+        n_features: width D of the features; None if the network has no feature map.
         n_outputs: width of the logits; None if the network has no head.
         threads: processor threads one run may use.
         device: "cpu" or "cuda".
@@ -33,7 +33,7 @@ class Session(ABC):
         precision: str,
         *,
         shape: Shape,
-        n_features: int,
+        n_features: int | None,
         n_outputs: int | None,
         threads: int,
         device: str,
@@ -43,7 +43,7 @@ class Session(ABC):
         self.threads, self.device = threads, device
 
     def run(self, images: np.ndarray) -> Outputs:
-        """Features float32 (N, D), and logits float32 (N, C) or None, of `images`.
+        """Features float32 (N, D), and logits float32 (N, C), of `images`; either may be None.
 
         Args:
             images: uint8 (N, H, W, C); N may be 0.
@@ -59,8 +59,28 @@ class Session(ABC):
             )
         if len(images):
             return self._run(np.ascontiguousarray(images))
-        features = np.zeros((0, self.n_features), np.float32)
-        return features, self.n_outputs and np.zeros((0, self.n_outputs), np.float32)
+        widths = self.n_features, self.n_outputs
+        features, logits = (None if n is None else np.zeros((0, n), np.float32) for n in widths)
+        return features, logits
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features float32 (N, D) of `images`, as `run` takes them.
+
+        Raises:
+            PredictionError: the network gives none.
+        """
+        features, _ = self.run(images)
+        if features is None:
+            raise PredictionError(self.no_features())
+        return features
+
+    def no_images(self) -> np.ndarray:
+        """An empty batch uint8 (0, H, W, C)."""
+        return np.zeros((0, *self.shape), np.uint8)
+
+    def no_features(self) -> str:
+        """Why the network gives no features."""
+        return f"the {self.backend} network gives no features"
 
     @abstractmethod
     def _run(self, images: np.ndarray) -> Outputs:

@@ -80,7 +80,8 @@ class TorchSession(Session):
         self, model: nn.Module, continual: bool, device: str
     ) -> tuple[Any, nn.Module | None]:
         """Body in `precision` and head in float32, nobody else's, in eval mode."""
-        if not isinstance(model, nn.Sequential) or len(model) != 2:
+        lengths = (1, 2) if continual else (2,)
+        if not isinstance(model, nn.Sequential) or len(model) not in lengths:
             raise ExportError(
                 f"the network is a {type(model).__name__} without a body to read features from; "
                 "build it with cnn_learner or create_cnn_model"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from learnkit.backends.network import Network, comparable, tolerance_of
+from learnkit.backends.network import Network, channels_last, comparable, tolerance_of
 from learnkit.continual.classifier import continual_head
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BundleCorruptError, ExportError
@@ -53,7 +53,8 @@ def probe_tensors(model: nn.Module, probes: Tensor, recipe: Preprocessing) -> di
         logits = comparable(model(recipe.normalize(probes)))
     tolerance, features = tolerance_of(logits), None
     if head is not None:
-        features = Network(model, recipe, owned=True).features(probes)
+        network = Network(model, recipe, owned=True, continual=True)
+        features = torch.from_numpy(network.features(channels_last(probes)))
         tolerance = max(tolerance, _response(head, features))
     found = {"images": probes, "logits": logits, "tolerance": torch.tensor(tolerance)}
     return found if features is None else {**found, "features": features}

@@ -125,10 +125,6 @@ class BaseFiles:
         )
 
 
-def _is_variant(name: str) -> bool:
-    return name.startswith(f"{VARIANTS}/")
-
-
 def weights_digest(files: Mapping[str, bytes], hashes: Mapping[str, Any]) -> str:
     """SHA-256 (hex) over the weights that the config.json among `files` lists.
 
@@ -156,7 +152,7 @@ _RESTS_ON = (
 
 
 @dataclass(frozen=True)
-class Companions:
+class Siblings:
     """Variants beside a float32 model in a bundle.
 
     Attributes:
@@ -177,7 +173,7 @@ class Companions:
         return variant_names(self.hashes)
 
 
-def companions_at(path: str | os.PathLike, found: Folder) -> Companions | None:
+def siblings_at(path: str | os.PathLike, found: Folder) -> Siblings | None:
     """The variants in the bundle at `path`, of which `found` has the manifest and config.json."""
     hashes = {name: entry["sha256"] for name, entry in found.manifest["files"].items()}
     names = variant_names(hashes)
@@ -186,24 +182,24 @@ def companions_at(path: str | os.PathLike, found: Folder) -> Companions | None:
     own = {file: hashes[file] for name in names for file in files_of(name, hashes)}
     section = read_section(found.files[CONFIG])
     folder = Path(os.path.abspath(path))
-    return Companions(folder, own, _rests_on(found.files, hashes), learned_since(section))
+    return Siblings(folder, own, _rests_on(found.files, hashes), learned_since(section))
 
 
-def companions_in(path: str | os.PathLike, files: Mapping[str, bytes]) -> Companions | None:
+def siblings_in(path: str | os.PathLike, files: Mapping[str, bytes]) -> Siblings | None:
     """The variants among `files`, which were written to `path`."""
     entries = {name: {"sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    return companions_at(path, Folder({CONFIG: files[CONFIG]}, {"files": entries}, ""))
+    return siblings_at(path, Folder({CONFIG: files[CONFIG]}, {"files": entries}, ""))
 
 
-def with_companions(files: Mapping[str, bytes], companions: Companions | None) -> BaseFiles:
+def with_siblings(files: Mapping[str, bytes], siblings: Siblings | None) -> BaseFiles:
     """A float32 model's `files`, and the variants that go along with it if they still fit."""
     base = BaseFiles.at_hand(files)
-    if companions is None:
+    if siblings is None:
         return base
-    if companions.rests_on != _rests_on(files, base.hashes):
-        return replace(base, stale=tuple(companions.names), learned=companions.learned)
-    hashes = {**base.hashes, **companions.hashes}
-    return BaseFiles(files, hashes, companions.folder, learned=companions.learned)
+    if siblings.rests_on != _rests_on(files, base.hashes):
+        return replace(base, stale=tuple(siblings.names), learned=siblings.learned)
+    hashes = {**base.hashes, **siblings.hashes}
+    return BaseFiles(files, hashes, siblings.folder, learned=siblings.learned)
 
 
 def _rests_on(files: Mapping[str, bytes], hashes: Mapping[str, Any]) -> str:

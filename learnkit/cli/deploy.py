@@ -114,7 +114,7 @@ def optimize(
     third of the samples, and is refused if labels change, accuracy drops, or it is no faster. OUT
     holds MODEL's float32 weights, too, and opens as the faster model; it learns on like MODEL.
     """
-    from learnkit.deploy.loading import load_learner
+    from learnkit.deploy.predictor import load_learner
     from learnkit.storage.write_folder import check_target
 
     for option, folder in (("--samples", samples), ("--test", test), ("--ood", ood)):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from learnkit.bundle.overview import Listed, is_listed_from, listing
 from learnkit.bundle.schema import CONFIG, check_schema, read_section
 from learnkit.bundle.variant import FLOAT32
-from learnkit.bundle.variants.overview import Listed, is_listed_from, listing
 from learnkit.cli.console import Report
 from learnkit.cli.table import FittedTable
 from learnkit.errors import BundleCorruptError, UsageError

@@ -42,7 +42,7 @@ def extend(
     must be in the continual state.
     """
     from learnkit.continual.classifier import check_continual
-    from learnkit.deploy.loading import load_learner
+    from learnkit.deploy.predictor import load_learner
     from learnkit.storage.write_folder import check_target
 
     if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
@@ -74,7 +74,7 @@ def evaluate(
     """
     from learnkit.cli import workflow
     from learnkit.data.dataset import ImageDataset
-    from learnkit.deploy.loading import load_learner
+    from learnkit.deploy.predictor import load_learner
 
     report, predictor = Report(), load_learner(model)
     name, images = workflow.held_out(ImageDataset.from_folder(folder))
@@ -107,7 +107,7 @@ def predict(
     rows are kept on disk as they are predicted, in FILE.parts, and become FILE at the end.
     """
     from learnkit.cli.workflow import images_at
-    from learnkit.deploy.loading import load_learner
+    from learnkit.deploy.predictor import load_learner
 
     check_targets(csv, to_json, out, resume=resume)
     files = images_at(paths)

@@ -1,39 +1,117 @@
-"""A trained network that answers: one image, many, or a folder; from any number of threads."""
+"""The predictor: verbs over a model that answers, learns on, and becomes a faster one."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learnkit.backends.network import Network
+from learnkit.backends.network import Network, channels_last
+from learnkit.bundle.read import read
+from learnkit.bundle.variant import FLOAT32
+from learnkit.bundle.write import write
+from learnkit.bundle.write_float32 import base_files
+from learnkit.continual.change_report import ChangeReport
+from learnkit.continual.classifier import (
+    ContinualClassifier,
+    check_continual,
+    check_detects_ood,
+    continual_head,
+)
 from learnkit.continual.ood_detector import OodDetector, checked_detector
-from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.examining import Examining
-from learnkit.deploy.judging import judged, judged_beside
-from learnkit.deploy.learning import Learning
-from learnkit.deploy.many import Predicting
-from learnkit.deploy.pickling import ByPath
-from learnkit.deploy.saving import Saving
-from learnkit.errors import PredictionError
+from learnkit.data.labelled_images import files_or_images, labelled_images
+from learnkit.data.preprocess import Preprocessing, check_batch
+from learnkit.deploy.base import BasePredictor
+from learnkit.deploy.fastai_export import load_pickle, pickle_at
+from learnkit.deploy.home import home_of, pickled
+from learnkit.errors import OptimizedModelError, OptimizeError, PredictionError
 from learnkit.inference.batch import Result
 from learnkit.inference.class_names import checked_threshold, head_classes, renamed
-from learnkit.inference.digest import Identified
-from learnkit.inference.prediction import not_finite, prediction_of
-from learnkit.optimize.optimizing import Optimizing
+from learnkit.inference.evaluation import evaluate_predictor
+from learnkit.inference.features import BATCH, check_same_features, feature_rows
+from learnkit.inference.model import Model
+from learnkit.inference.scoring import logits_of, predictions
+from learnkit.optimize.conversion_report import ConversionReport
+from learnkit.optimize.optimize import optimize
+
+if TYPE_CHECKING:
+    from learnkit.data.dataset import ImageDataset
+    from learnkit.evaluation.evaluate import Evaluation
+    from learnkit.optimize.gates import Gates
+
+_SETTABLE = ("device", "threads", "metadata", "class_names", "ood_threshold")
+_RULE = f"after optimisation only {', '.join(_SETTABLE)} may be set"
+_REMEDY = "change the float32 model (load_learner(path, variant='float32')) and optimise it again"
 
 
-class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified, ByPath):
-    """A network with its preprocessing and class names: images in, predictions out.
+def load_learner(
+    path: str | os.PathLike,
+    *,
+    sha256: str | None = None,
+    device: str | torch.device = "cpu",
+    allow_pickle: bool = False,
+    variant: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """The `Predictor` in the bundle at `path`, checked before use: hashes, tensors, probe images.
+
+    Args:
+        path: folder written by `learn.export` or `Predictor.save`.
+        sha256: what `save` returned (`Predictor.digest`): nothing else is accepted.
+        device: where the network runs.
+        allow_pickle: also open fastai's `export.pkl`. That RUNS whatever code its author put in;
+            fastai is imported, and its Learner is returned.
+        variant: what of the bundle to run, such as "onnxruntime-int8", or "float32" for the weights
+            as they were trained; default what it was saved from. Each knows what it has learned
+            itself: a warning says if another one beside it has learned since.
+        threads: processor threads one prediction of an optimised variant may use; default all this
+            process may use.
+
+    Raises:
+        BundleNotFoundError: no bundle there.
+        BundleCorruptError: damaged, altered, or not the one pinned by `sha256`.
+        BundleVersionError: written in a format newer than this learnkit reads.
+        BundleProbeError: the network does not give the recorded logits here.
+        BundleError: a pickle, and `allow_pickle` is not set; or no such variant.
+        MissingExtraError: the variant's backend is not installed; the message has the pip line.
+    """
+    if pickle_file := pickle_at(Path(path)):
+        return load_pickle(pickle_file, sha256, device, allow_pickle)
+    record = read(path, variant=variant, sha256=sha256, device=str(device), threads=threads)
+    predictor = Predictor.of(record)
+    predictor.digest = record.digest
+    predictor._home = home_of(predictor, path, str(record.digest))
+    return predictor
+
+
+def opened_learner(
+    path: str, digest: str, variant: str | None, threads: int | None, device: str
+) -> Predictor:
+    """What a pickle of a `Predictor` calls."""
+    given: dict[str, Any] = {"sha256": digest, "threads": threads, "device": device}
+    return load_learner(path, variant=variant or FLOAT32, **given)
+
+
+class Predictor(BasePredictor):
+    """Verbs over a network with its preprocessing and class names: it predicts and learns.
 
     Predicting changes nothing, so threads may share a predictor. A model that belongs to the
     predictor alone (`owns_model`, as after `load_learner`) is put into eval mode once and runs
     without locks. A model shared with a learner may be in training mode: it is put into eval mode
     for each forward pass, one pass at a time, and left as it was found.
 
-    It pickles as the path of the bundle it was loaded from or saved to, see `ByPath`.
+    What it learns in the continual state is learned whole or not at all: after an exception,
+    whichever, the model is as before. While a change is made, other threads go on predicting with
+    what was known before it; several threads may make changes, one takes place after the other.
+
+    After `optimize` it runs a converted network. It predicts, tells images out of distribution,
+    learns and unlearns as before; only `device`, `threads`, `metadata`, `class_names` and
+    `ood_threshold` may be set.
 
     Args:
         model: gives logits (N, C) for normalised float32 images (N, channels, H, W).
@@ -44,7 +122,8 @@ class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified,
         device: where the model is moved to and runs; None leaves it where it is.
         metadata: anything JSON can hold; travels in the bundle.
         owns_model: nobody else uses `model`.
-        detector: tells unusual images beside a trained head, as `learn.fit_ood` makes it.
+        detector: tells images out of distribution beside a trained head, as `learn.fit_ood` makes
+            it.
 
     Raises:
         PredictionError: class names that are empty, twice there, no strings or not the head's own;
@@ -64,47 +143,102 @@ class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified,
         owns_model: bool = False,
         detector: OodDetector | None = None,
     ):
-        self.model = model if device is None else model.to(device)
-        self.preprocessing = preprocessing
-        self.multi_label = multi_label
-        self.metadata = dict(metadata or {})
-        self.probes: Tensor | None = None
-        self.measured: Any = None  # the class statistics that the card's measures are about
-        self.detector = checked_detector(detector, self.continual, multi_label)
-        names = head_classes(self.continual, classes, multi_label)
-        self._labelling = (names, checked_threshold(threshold))
-        self.network = Network(self.model, preprocessing, owned=owns_model)
+        model = model if device is None else model.to(device)
+        head = continual_head(model)
+        super().__init__(
+            Model(
+                Network(model, preprocessing, owned=owns_model, continual=head is not None),
+                preprocessing,
+                head_classes(head, classes, multi_label),
+                multi_label=multi_label,
+                threshold=checked_threshold(threshold),
+                head=head,
+                detector=checked_detector(detector, head, multi_label),
+                metadata=dict(metadata or {}),
+            )
+        )
+
+    _report: ConversionReport | None = None
+
+    @classmethod
+    def of(cls, record: Model) -> Predictor:
+        """The verbs over a model as it is."""
+        predictor = cls.__new__(cls)
+        BasePredictor.__init__(predictor, record)
+        return predictor
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the network's outputs."""
-        head = self.continual
-        return self._labelling[0] if head is None else head.classes
+    def network(self) -> Any:
+        """The session that runs the network."""
+        return self.record.network
 
     @property
-    def state(self) -> tuple[Any, ...]:
-        """What every change replaces, for `is_changed`: names and thresholds, what is learned."""
-        tells, beside = self.ood, self.detector
-        learned = tells and tells.knowledge
-        return (self._labelling, learned, beside, beside and beside.head_nonconformity)
+    def model(self) -> nn.Module:
+        """The network itself.
+
+        Raises:
+            OptimizedModelError: a converted one, which is no module of torch.
+        """
+        if self.variant is not None:
+            raise OptimizedModelError(
+                "an optimised model has no network of torch to look into; for that take the "
+                "float32 model: load_learner(path, variant='float32')"
+            )
+        return self.network.model
 
     @property
-    def threshold(self) -> float:
-        """Probability above which a label counts (multi-label only)."""
-        return self._labelling[1]
+    def continual(self) -> ContinualClassifier | None:
+        """The head that keeps class statistics; None if the model is not in the continual state."""
+        return self.record.head
 
     @property
-    def detects_ood(self) -> bool:
-        """Whether predictions say how unusual an image is."""
-        return self.ood is not None
+    def detector(self) -> OodDetector | None:
+        """What tells images out of distribution beside a trained head, if there is one."""
+        return self.record.detector
+
+    @detector.setter
+    def detector(self, value: OodDetector | None) -> None:
+        detector = checked_detector(value, self.continual, self.multi_label)
+        self.record = self.record.replace(detector=detector)
+
+    @property
+    def ood(self) -> ContinualClassifier | None:
+        """What tells images out of distribution: the continual head, or the detector."""
+        return self.record.ood
+
+    @property
+    def probes(self) -> Tensor | None:
+        """Preprocessed images uint8 (n, channels, H, W) that travel with the model."""
+        return self.record.probes
+
+    @probes.setter
+    def probes(self, value: Tensor | None) -> None:
+        self.record = self.record.replace(probes=value)
 
     @property
     def device(self) -> torch.device:
         """Where the network runs."""
-        return self.network.device
+        return torch.device(self.network.device)
+
+    @property
+    def threads(self) -> int:
+        """Processor threads one prediction may use."""
+        return self.network.threads
+
+    @property
+    def report(self) -> ConversionReport | None:
+        """What the conversion cost; None for weights as trained, or if it was lost."""
+        if self._report is None and self.record.report is not None:
+            self._report = ConversionReport.from_dict(dict(self.record.report), "`report`")
+        return self._report
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether it knows other things, or other names, than the float32 weights' own head."""
+        return self.record.has_learned
 
     def logits(self, images: Tensor) -> Tensor:
-        """The network's outputs float32 (N, C), before softmax or sigmoid.
+        """The outputs float32 (N, C), before softmax or sigmoid.
 
         Args:
             images: uint8 (N, channels, H, W), as `preprocessing.load` gives them; N may be 0.
@@ -112,40 +246,140 @@ class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified,
         Raises:
             PredictionError: the network gives no (N, C).
         """
-        if self.continual is not None:
-            with torch.no_grad():
-                return self.continual(self.network.features(images))
-        return self.network.outputs(images, len(self.classes))
+        return logits_of(self.record, self._pixels(images))
 
-    def load(self, source: Any) -> Tensor:
-        """An image as `try_tensors` takes it, uint8 (channels, H, W).
-
-        Raises:
-            ImageReadError: the image cannot be read; the message names it.
-        """
-        return self.preprocessing.load(source)
-
-    def try_loaded(self, images: Sequence[Tensor]) -> list[Result]:
+    def try_loaded(self, images: Sequence[Any]) -> list[Result]:
         """For each image that `load` gave its prediction, or a PredictionError."""
-        return self.try_tensors(torch.stack(list(images)))
+        return predictions(self.record, np.stack(list(images)), torch.from_numpy)
 
     def try_tensors(self, images: Tensor) -> list[Result]:
         """For each of `images` uint8 (N, channels, H, W) its prediction, or a PredictionError."""
-        if self.continual is not None:
-            return judged(self.continual, self.network.features(images))
-        classes, threshold = self._labelling
-        if self.detector is not None:
-            found = self.network.outputs_and_features(images, len(classes))
-            return judged_beside(self.detector, *found, classes)
-        logits = self.logits(images)
-        probs = logits.sigmoid() if self.multi_label else logits.softmax(1)
-        finite = logits.isfinite().all(1).tolist()
-        return [
-            prediction_of(row, classes, multi_label=self.multi_label, threshold=threshold)
-            if sound
-            else not_finite()
-            for row, sound in zip(probs, finite, strict=True)
-        ]
+        return predictions(self.record, self._pixels(images), torch.from_numpy)
+
+    def features(
+        self, items: Any, *, bs: int = BATCH, n_workers: int = 2, progress: bool = True
+    ) -> Tensor:
+        """Pooled features float32 (N, D) of the network's body, one row per item, in order.
+
+        An image's features do not depend, to the bit, on the images beside it: every forward pass
+        has `bs` images. Another `bs`, machine or number of threads may change the last bits.
+
+        Args:
+            items: images of any kind `predict` takes, a folder, or a dataset.
+            bs: images per forward pass.
+            n_workers: decoding threads; 0 decodes between the passes.
+            progress: show a progress bar.
+
+        Raises:
+            UnreadableImagesError: images cannot be read; all of them are named.
+            PredictionError: the network has no feature map, or gives features that are not finite.
+        """
+        items = files_or_images(items)
+        run = {"bs": bs, "n_workers": n_workers, "progress": progress}
+        return feature_rows(self.network, self.preprocessing, items, **run)
+
+    def evaluate(
+        self,
+        dataset: ImageDataset,
+        *,
+        ood: Any = None,
+        bs: int = 64,
+        n_workers: int = 2,
+        progress: bool = True,
+    ) -> Evaluation:
+        """How good the predictions for all images of `dataset` are; one pass.
+
+        Where the model tells unusual images, the summary also holds `false_alarm_rate`, the share
+        of `dataset` flagged as unknown.
+
+        Args:
+            dataset: labelled images.
+            ood: images that are of no class the model knows: a folder, files, or a dataset. The
+                summary then tells how well they are told apart: `detection_rate` is the share of
+                them flagged, `auroc` the area under the ROC curve, `fpr_at_95_tpr` the share of
+                `dataset` that a threshold would flag which finds 95 % of them.
+            bs: images per forward pass.
+            n_workers: decoding threads; 0 decodes between the passes.
+            progress: show a progress bar.
+
+        Raises:
+            DataError: `dataset` has labels this model does not know.
+            ImageReadError: an image cannot be read; the message names it.
+            ContinualNotInitializedError: `ood`, and the model cannot tell unusual images.
+        """
+        return evaluate_predictor(
+            self, dataset, ood=ood, bs=bs, n_workers=n_workers, progress=progress
+        )
+
+    def extend(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
+        """Learn new classes, or more of known ones, from new images alone; return what changed.
+
+        Args:
+            data: an ImageDataset, of which the training images (all, if it is not split) are
+                learned and the validation images decide threshold and confidence; a folder with
+                one folder per class; or images of any kind `predict` takes.
+            labels: one name per image, or one for all; datasets have their own.
+            **reading: `bs`, `n_workers` and `progress`, see `features`.
+
+        Raises:
+            ContinualNotInitializedError: the model is not in the continual state.
+            DataError: no images; labels missing, of another number, or several per image.
+            UnreadableImagesError: images cannot be read; all of them are named.
+        """
+        head, found = check_continual(self.continual), labelled_images(data, labels)
+        features, validation = self.features(found.items, **reading), None
+        if found.validation is not None:
+            items, names, _ = found.validation
+            validation = (self.features(items, **reading), names)
+        return head.extend(features, found.labels, validation=validation)
+
+    def subtract(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
+        """Unlearn images as if they had never been learned; return what changed.
+
+        Exact if they are read as they were then: on the same machine, with the same `bs`.
+
+        Args:
+            data: see `extend`; of a split dataset the training images.
+            labels: see `extend`.
+            **reading: see `extend`.
+        """
+        head, found = check_continual(self.continual), labelled_images(data, labels)
+        return head.subtract(self.features(found.items, **reading), found.labels)
+
+    def forget(self, name: str) -> ChangeReport:
+        """Drop a class, which keeps its number and can never win; return what changed."""
+        return check_continual(self.continual).forget(name)
+
+    def rename(self, names: Mapping[str, str]) -> ChangeReport:
+        """Give classes other names, `{old: new}`; return what changed."""
+        return check_continual(self.continual).rename(names)
+
+    def merge_classes(self, names: Sequence[str], into: str) -> ChangeReport:
+        """Make one class of several; return what changed."""
+        return check_continual(self.continual).merge_classes(names, into)
+
+    def merge(self, other: Any) -> ChangeReport:
+        """Learn all that another copy of this model has learned elsewhere; return what changed.
+
+        Args:
+            other: a predictor over the same network in the same variant, or its class statistics.
+                What both have learned counts twice.
+
+        Raises:
+            ContinualNotInitializedError: either is not in the continual state.
+            PredictionError: `other` is of another network, whose features do not compare.
+            StatisticsError: statistics of another network, or collected with other settings.
+        """
+        head = check_continual(self.continual)
+        if not isinstance(other, Predictor):
+            return head.merge(other)
+        theirs = check_continual(other.continual)
+        check_same_features(self.record, other.record)
+        return head.merge(theirs.statistics)
+
+    def undo(self) -> ChangeReport:
+        """Take back the last change; return what changed."""
+        return check_continual(self.continual).undo()
 
     def set(
         self,
@@ -154,38 +388,237 @@ class Predictor(Predicting, Examining, Learning, Optimizing, Saving, Identified,
         threshold: float | None = None,
         ood_threshold: float | None = None,
         false_alarm_rate: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        **unknown: Any,
     ) -> Predictor:
-        """This predictor, with other class names (all of them, or `{old: new}`) or thresholds.
+        """This predictor with something set; predictions under way end as they began.
 
         Args:
-            class_names: the new names.
+            class_names: all new names, or `{old: new}`.
             threshold: a label of a multi-label model counts above it.
             ood_threshold: an image is flagged if its score is above it; it stays through later
                 changes. Only where `detects_ood`, as is the next.
             false_alarm_rate: wanted share of known images flagged; the threshold is fitted to it
                 from what the model knows, now and after every change.
+            metadata: takes the place of the metadata.
+            device: where it runs: "cpu", or "cuda" where there is one.
+            threads: processor threads one prediction may use, of a converted network.
+            **unknown: anything else is refused.
 
         Raises:
             PredictionError: another number of names, an unknown old name, a name twice; a threshold
-                outside (0, 1) or for a model that is not multi-label; both of the last two.
-            ContinualNotInitializedError: one of these for a model that cannot tell unusual images.
+                outside (0, 1) or for a model that is not multi-label; both of the thresholds for
+                images out of distribution; `threads` of a network that is not converted.
+            ContinualNotInitializedError: one of these for a model that cannot tell such images.
+            OptimizedModelError: something that is fixed after optimisation.
+            BackendUnavailableError: the backend has nothing for `device`.
         """
-        classes, old_threshold = self.classes, self.threshold
+        self._check_settable(threshold=threshold, false_alarm_rate=false_alarm_rate, **unknown)
         if threshold is not None and not self.multi_label:
             raise PredictionError(
                 "`threshold` decides which labels of a multi-label model count; this model gives "
                 "exactly one label"
             )
+        classes, changes = self.classes, {}
         names = classes if class_names is None else renamed(classes, class_names)
-        threshold = old_threshold if threshold is None else checked_threshold(threshold)
+        if threshold is not None:
+            changes["threshold"] = checked_threshold(threshold)
+        if device is not None or threads is not None:
+            changes["network"] = self._opened(device, threads)
+        if metadata is not None:
+            changes["metadata"] = dict(metadata)
         self._set_ood(ood_threshold, false_alarm_rate)
-        if self.continual is None:
-            self._labelling = (names, threshold)  # at once: no thread sees one without the other
+        if names != classes and self.continual is not None:
+            pairs = zip(classes, names, strict=True)
+            self.rename({old: new for old, new in pairs if old != new})
         elif names != classes:
-            self.rename({a: b for a, b in zip(classes, names, strict=True) if a != b})
+            changes |= {"names": names, "knew_more": self.variant is not None}
+        self.record = self.record.replace(**changes)  # at once: no thread sees a half of it
         return self
 
+    def optimize(
+        self,
+        precision: str = "float32",
+        samples: Any = None,
+        *,
+        backend: str = "auto",
+        device: str = "cpu",
+        test: Any = None,
+        ood: Any = None,
+        learned: Any = None,
+        force: bool = False,
+        fallback: bool = False,
+        threads: int | None = None,
+        gates: Gates | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+        **backend_params: Any,
+    ) -> tuple[Predictor, ConversionReport]:
+        """(a faster predictor, the report that proves what it cost); this one stays as it is.
+
+        The converted network is held against this one on images that had no part in the conversion,
+        and timed side by side with it. If it fails a gate it is refused: by default 99 % of the
+        labels stay, accuracy drops by 0.5 points at most, and it is 1.1 times as fast.
+
+        What the model knows of its classes is learned again from the converted network's features,
+        if the images it has learned from are at hand (`learned`, or all of them in `samples`);
+        otherwise it is carried over, and the report says how far the features moved.
+
+        Args:
+            precision: "float32", "float16" (smaller files), "bfloat16" or "int8".
+            samples: images that int8 takes its ranges from: 10 to 20 of each class as they come in
+                use. A dataset (its training images), a folder with one folder per class or with
+                images, or images of any kind `predict` takes. Other precisions need none.
+            backend: "onnxruntime", "openvino" or "torch"; "auto" tries all that are possible here
+                and takes the fastest that passes. `learnkit.devices()` lists them.
+            device: "cpu", or "cuda" where the backend has it.
+            test: images to judge it by, 500 or more, best with labels; as `samples`, but of a
+                dataset the test images, else the validation images. Without it a third of
+                `samples` is set apart.
+            ood: images of no class the model knows: are they still told apart?
+            learned: the images this model has learned, all of them: a dataset, or a folder.
+            force: take it even if it fails a gate.
+            fallback: take the fastest other precision that passes if this one does not.
+            threads: processor threads one prediction may use; default all this process may use.
+            gates: other limits; see `Gates`.
+            batch_size: the batch that is timed beside a single image, default 16; where a backend
+                can be made for one size of batch, it is made for the one given.
+            progress: show progress bars.
+            **backend_params: the backend's own, see `learnkit.devices()`; for int8 also `max_error`
+                (0.12: how far features may move, relative to their spread over the samples),
+                `target` (0.99: labels of samples that stay, under a trained head) and `keep` (names
+                of layers that stay in float32, instead of a search for them).
+
+        Raises:
+            ConversionRefusedError: it fails a gate; the error's `report` has the details.
+            OptimizeError: samples that are missing, of unknown classes, or all the same; optimised
+                already.
+            BackendUnavailableError: this machine cannot do that; the message names what it can.
+            MissingExtraError: the backend is not installed; the message has the pip line.
+            ExportError: the network has operators that ONNX has not, or no body.
+            UnreadableImagesError: images cannot be read; all of them are named.
+        """
+        if self.variant is not None:
+            raise OptimizeError(
+                f"this model is optimised already ({self.variant}); to convert it otherwise, take "
+                "the float32 model: load_learner(path, variant='float32').optimize(...)"
+            )
+        base = base_files(self.record)  # as it is now: it may learn on before the other is saved
+        record, report = optimize(
+            self.record,
+            precision,
+            samples,
+            backend=backend,
+            device=device,
+            test=test,
+            ood=ood,
+            learned=learned,
+            force=force,
+            fallback=fallback,
+            threads=threads,
+            gates=gates,
+            batch_size=batch_size,
+            progress=progress,
+            **backend_params,
+        )
+        faster = Predictor.of(record.replace(siblings=base))
+        faster._report = report  # with the pictures that a record of JSON has not
+        return faster, report
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        *,
+        card: Mapping[str, Any] | None = None,
+        probes: Tensor | None = None,
+        others: Sequence[Predictor] = (),
+        variants: bool = True,
+    ) -> str:
+        """SHA-256 (hex) that pins the bundle written to `path`; see `load_learner(sha256=)`.
+
+        The bundle opens as this model. Variants in the bundle it came from go along byte for byte
+        if the float32 weights and all they know are as they were then. If not (it has learned, was
+        renamed, a threshold was set), they are of a model that is no more: they are left out, with
+        a warning. Beside an optimised model the float32 weights are written, with what they knew
+        when it was made of them: if it has learned since, a warning says so when they are loaded.
+
+        Args:
+            path: absent, an empty folder or an earlier bundle, which is replaced as a whole.
+            card: for the model card of float32 weights; default the one they were loaded with.
+            probes: a few preprocessed images uint8 (n, channels, H, W) that travel with float32
+                weights: at load their logits must come out again. Default those they were loaded
+                with, or noise.
+            others: further variants of the same model that go into the bundle.
+            variants: False leaves out those that were in the bundle it came from, without a
+                warning.
+
+        Raises:
+            ExportError: the float32 network or the card cannot travel as data, or a weight is not
+                finite; `others` are of another model.
+            BundleError: an optimised model was loaded from a bundle that is there no more.
+            BundleWriteError: the folder could not be written; what stood there still does.
+        """
+        home = home_of(self, path, "")  # before it is written: it may learn meanwhile
+        records = [other.record for other in others]
+        digest, siblings = write(
+            path, self.record, card=card, probes=probes, others=records, variants=variants
+        )
+        self._home = home._replace(digest=digest)
+        self.record = self.record.replace(siblings=siblings)
+        return digest
+
+    def _pixels(self, images: Tensor) -> np.ndarray:
+        check_batch(images, self.preprocessing.channels)
+        return channels_last(images)
+
+    def _check_settable(self, **asked: Any) -> None:
+        names = [name for name, value in asked.items() if value is not None]
+        if names and self.variant is not None:
+            raise OptimizedModelError(f"`{names[0]}` cannot be set: {_RULE}; {_REMEDY}")
+        if unknown := [name for name in names if name not in ("threshold", "false_alarm_rate")]:
+            raise TypeError(f"Predictor.set() got an unexpected keyword argument {unknown[0]!r}")
+
+    def _opened(self, device: Any, threads: int | None) -> Any:
+        """The network elsewhere, or with other threads."""
+        if self.variant is None:
+            if threads is not None:
+                raise PredictionError(
+                    f"`threads`={threads} is for converted networks; for weights as trained set "
+                    "torch.set_num_threads"
+                )
+            self.model.to(device)
+            return self.network
+        return self.record.converted.open(
+            self.preprocessing,
+            threads=self.threads if threads is None else threads,
+            device=str(self.device if device is None else device),
+        )
+
+    def _set_ood(self, threshold: float | None, false_alarm_rate: float | None) -> None:
+        if threshold is not None and false_alarm_rate is not None:
+            raise PredictionError(
+                f"`ood_threshold`={threshold} and `false_alarm_rate`={false_alarm_rate} both say "
+                "when an image is flagged; give one of them"
+            )
+        if threshold is not None:
+            check_detects_ood(self.ood).set_threshold(threshold)
+        if false_alarm_rate is not None:
+            check_detects_ood(self.ood).set_threshold(false_alarm_rate=false_alarm_rate)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return opened_learner, pickled(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = getattr(type(self), name, None)
+        if isinstance(known, property) and known.fset is None and self.variant is not None:
+            raise OptimizedModelError(f"`{name}` cannot be set: {_RULE}; {_REMEDY}")
+        super().__setattr__(name, value)
+
     def __repr__(self) -> str:
+        if self.variant is not None:
+            return f"Predictor({self.variant}, {self._about()})"
         spec = getattr(self.model, "spec", None)
         arch = type(self.model).__name__ if spec is None else spec.arch
         return f"Predictor({arch}, {self._about()})"

@@ -10,19 +10,12 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from learnkit.backends.session import Session
-from learnkit.bundle.variants.read_runtime import read_runtime, read_session
-from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.many import Predicting
-from learnkit.deploy.pickling import ByPath, home_of
+from learnkit.bundle.read_runtime import read_runtime, read_session
+from learnkit.deploy.base import BasePredictor
+from learnkit.deploy.home import home_of, pickled
 from learnkit.errors import OptimizedModelError, PredictionError
-from learnkit.inference.batch import Result
 from learnkit.inference.class_names import checked_threshold, renamed
-from learnkit.inference.digest import Identified
-from learnkit.inference.scoring import judged
-from learnkit.uncertainty.scoring import Scoring
+from learnkit.inference.model import Model
 
 _NEEDS_TORCH = frozenset(
     {
@@ -42,9 +35,9 @@ def load_runtime(
 ) -> RuntimePredictor:
     """The model in a variant of the bundle at `path`, for a process without torch.
 
-    It predicts as the bundle's `load_learner(path, variant=)` does. It cannot learn: that takes
-    torch. Only the variant's files are read, and checked like all of a bundle: hashes, shapes, and
-    probe images whose recorded answers must come out again.
+    It predicts as the bundle's `load_learner(path, variant=)` does, to the bit. It cannot learn:
+    that takes torch. Only the variant's files are read, and checked like all of a bundle: hashes,
+    shapes, and probe images whose recorded answers must come out again.
 
     Args:
         path: folder written by `save` of an optimised predictor.
@@ -62,76 +55,50 @@ def load_runtime(
         BundleProbeError: the network does not give the recorded answers here.
         MissingExtraError: the backend is not installed; the message has the pip line.
     """
-    found = read_runtime(path, variant=variant, sha256=sha256, threads=threads, device=device)
-    described = found.variant
-    predictor = RuntimePredictor(
-        found.session,
-        described.recipe(),
-        described.classes,
-        judge=found.judge,
-        multi_label=described.multi_label,
-        threshold=described.threshold,
-        metadata=found.metadata,
-        variant=described.name,
-    )
-    predictor.digest = found.digest
-    predictor._home = home_of(predictor, path, found.digest)
+    record = read_runtime(path, variant=variant, sha256=sha256, threads=threads, device=device)
+    predictor = RuntimePredictor(record)
+    predictor.digest = record.digest
+    predictor._home = home_of(predictor, path, str(record.digest))
     return predictor
 
 
-class RuntimePredictor(Predicting, Identified, ByPath):
-    """A network in a backend of its own, with preprocessing and class names; needs no torch.
+def opened_runtime(
+    path: str, digest: str, variant: str | None, threads: int | None, device: str
+) -> RuntimePredictor:
+    """What a pickle of a `RuntimePredictor` calls."""
+    return load_runtime(path, sha256=digest, variant=variant, threads=threads, device=device)
+
+
+class RuntimePredictor(BasePredictor):
+    """Verbs over a model in a backend of its own; needs no torch.
 
     Predicting changes nothing, so threads may share it. Probabilities are numpy arrays. Class names
-    and the threshold for unusual images can be `set`; nothing can be learned here. It pickles as
-    the path of its bundle, see `ByPath`.
+    and the threshold for images out of distribution can be `set`; nothing can be learned here.
 
     Args:
-        session: the network.
-        preprocessing: from a file to the network's input.
-        classes: the C class names.
-        judge: what tells classes from features, or unusual images; None for a trained head alone.
-        multi_label: an image may have several labels, or none.
-        threshold: a label counts above this probability, if `multi_label`.
-        metadata: what travelled in the bundle.
-        variant: name of the variant it is, if any.
+        record: the model; its session runs without torch.
+
+    Raises:
+        PredictionError: a threshold outside (0, 1).
     """
 
-    _needs_torch = False
+    needs_torch = False
     continual = None  # no class statistics are kept here that could grow
 
-    def __init__(
-        self,
-        session: Session,
-        preprocessing: Preprocessing,
-        classes: Sequence[str],
-        *,
-        judge: Scoring | None = None,
-        multi_label: bool = False,
-        threshold: float = 0.5,
-        metadata: Mapping[str, Any] | None = None,
-        variant: str | None = None,
-    ):
-        self.session, self.preprocessing = session, preprocessing
-        self.multi_label, self.threshold = multi_label, checked_threshold(threshold)
-        self.metadata, self.variant = dict(metadata or {}), variant
-        self._now = (tuple(classes), judge)
+    def __init__(self, record: Model):
+        checked_threshold(record.threshold)
+        super().__init__(record)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the probabilities."""
-        return self._now[0]
-
-    @property
-    def detects_ood(self) -> bool:
-        """Whether predictions say how unusual an image is."""
-        return self._now[1] is not None
+    def session(self) -> Any:
+        """What runs the network."""
+        return self.record.network
 
     @property
     def ood_threshold(self) -> float | None:
         """Score above which an image is flagged; None if the model cannot tell."""
-        judge = self._now[1]
-        return None if judge is None else judge.threshold.value
+        stored = self.record.stored
+        return None if stored is None else stored.threshold.value
 
     @property
     def threads(self) -> int:
@@ -142,34 +109,6 @@ class RuntimePredictor(Predicting, Identified, ByPath):
     def device(self) -> str:
         """Where the network runs."""
         return self.session.device
-
-    @property
-    def state(self) -> tuple[Any, ...]:
-        """What `set` replaces."""
-        return (self._now,)
-
-    def load(self, source: Any) -> np.ndarray:
-        """An image as the network takes it, uint8 (H, W, channels).
-
-        Raises:
-            ImageReadError: the image cannot be read; the message names it.
-        """
-        return self.preprocessing.pixels(source)
-
-    def try_loaded(self, images: Sequence[np.ndarray]) -> list[Result]:
-        """For each image that `load` gave its prediction, or a PredictionError."""
-        if not len(images):
-            return []
-        classes, judge = self._now
-        features, logits = self.session.run(np.stack(list(images)))
-        return judged(
-            judge,
-            features,
-            logits,
-            classes,
-            multi_label=self.multi_label,
-            threshold=self.threshold,
-        )
 
     def set(
         self,
@@ -192,29 +131,33 @@ class RuntimePredictor(Predicting, Identified, ByPath):
 
         Raises:
             PredictionError: another number of names, an unknown old name, a name twice; a threshold
-                for a model that cannot tell unusual images.
+                for a model that cannot tell images out of distribution.
             UncertaintyError: a threshold that is no finite number.
             BundleError: the bundle is gone, or another one by now.
             BackendUnavailableError: the backend has nothing for `device`.
             OptimizedModelError: `threads` or `device` of a network that came from no bundle.
         """
-        classes, judge = self._now
-        names = classes if class_names is None else renamed(classes, class_names)
+        changes: dict[str, Any] = {}
+        if (
+            class_names is not None
+            and (names := renamed(self.classes, class_names)) != self.classes
+        ):
+            changes["names"] = names
         if ood_threshold is not None:
-            if judge is None:
+            if self.record.stored is None:
                 raise PredictionError(
                     f"`ood_threshold`={ood_threshold} is for models that can tell unusual images; "
                     "this one cannot"
                 )
-            judge = judge.with_threshold(ood_threshold)
+            changes["stored"] = self.record.stored.with_threshold(ood_threshold)
         if threads is not None or device is not None:
-            self.session = self._opened(threads, device)
-        if names != classes or judge is not self._now[1]:
-            self._now = (names, judge)  # at once: no thread sees one without the other
-        self.metadata = self.metadata if metadata is None else dict(metadata)
+            changes["network"] = self._opened(threads, device)
+        if metadata is not None:
+            changes["metadata"] = dict(metadata)
+        self.record = self.record.replace(**changes)  # at once: no thread sees a half of it
         return self
 
-    def _opened(self, threads: int | None, device: str | None) -> Session:
+    def _opened(self, threads: int | None, device: str | None) -> Any:
         if self._home is None or self.variant is None:
             raise OptimizedModelError(
                 "`threads` and `device` are set by opening the network again, and this one came "
@@ -227,6 +170,9 @@ class RuntimePredictor(Predicting, Identified, ByPath):
             threads=self.threads if threads is None else threads,
             device=self.device if device is None else device,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return opened_runtime, pickled(self)
 
     def __getattr__(self, name: str) -> Any:
         if name in _NEEDS_TORCH:

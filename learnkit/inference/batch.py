@@ -46,6 +46,13 @@ def predict_stream(
             yield item, image if isinstance(image, LearnkitError) else next(results)
 
 
+def raised(result: Result) -> Prediction:
+    """The prediction; an error that stands in its place is raised."""
+    if isinstance(result, Prediction):
+        return result
+    raise result
+
+
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of `size` items, the last one shorter."""
     chunk = []

@@ -6,35 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-from learnkit.report.document import Document, Lines, Paragraph, Span
-from learnkit.report.notebook import Shown
-
-
-class Identified(Shown):
-    """A predictor that knows which bundle it is, and whether it still is that."""
-
-    _digest: str | None = None
-    _as_loaded: tuple[Any, ...] = ()
-
-    @property
-    def digest(self) -> str | None:
-        """SHA-256 (hex) of the bundle it was loaded from, None if it was made otherwise."""
-        return self._digest
-
-    @digest.setter
-    def digest(self, value: str | None) -> None:
-        self._digest, self._as_loaded = value, () if value is None else state_of(self)
-
-    @property
-    def is_changed(self) -> bool:
-        """Whether it has learned, or was set otherwise, since `digest` was noted."""
-        return self._digest is not None and not same_state(self, self._as_loaded)
-
-    def document(self) -> Document:
-        """Its `repr`, and its digest if it is of a bundle."""
-        digest = [Span(f"sha256 {self.digest}", "faint")] if self.digest else []
-        return Document([Paragraph(Lines((Span(repr(self), "code"), *digest)))])
-
 
 def model_digest(predictor: Any) -> str:
     """SHA-256 (hex) that tells models apart, whatever they have learned or been set to since.
@@ -70,7 +41,8 @@ def _content_digest(predictor: Any) -> str:
         "preprocessing": predictor.preprocessing.to_dict(),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, data in sorted(getattr(predictor, "converted_files", {}).items()):
+    converted = getattr(getattr(predictor, "record", None), "converted", None)
+    for name, data in sorted(() if converted is None else converted.files.items()):
         digest.update(f"\0{name} {len(data)}\0".encode() + data)
     # the network may be elsewhere than what it has learned
     for part in ("model", "continual", "detector"):

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from learnkit.continual.classifier import check_detects_ood
+from learnkit.data.labelled_images import image_paths
+from learnkit.data.read_images import watched
 from learnkit.errors import DataError
+from learnkit.inference.batch import Predicts, predict_stream, raised
 from learnkit.inference.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -14,6 +18,40 @@ if TYPE_CHECKING:
 
     from learnkit.data.dataset import ImageDataset
     from learnkit.evaluation.evaluate import Evaluation
+
+
+def evaluate_predictor(
+    predictor: Any, dataset: ImageDataset, *, ood: Any, bs: int, n_workers: int, progress: bool
+) -> Evaluation:
+    """How good the predictions for all images of `dataset` are; see `Predictor.evaluate`."""
+    import torch
+
+    from learnkit.evaluation.evaluate import evaluate
+
+    targets = encoded_labels(dataset, predictor.classes, predictor.multi_label)
+    unknown = [] if ood is None else image_paths(ood)
+    if ood is not None:
+        check_detects_ood(predictor.ood)
+    run = {"bs": bs, "n_workers": n_workers, "progress": progress}
+    found = _predicted(predictor, dataset.paths, **run)
+    rows = [prediction.probs for prediction in found]
+    evaluation = evaluate(
+        torch.stack(rows) if rows else torch.empty(0, len(predictor.classes)),
+        targets,
+        predictor.classes,
+        multi_label=predictor.multi_label,
+        threshold=predictor.threshold,
+    )
+    if not predictor.detects_ood:
+        return evaluation
+    return with_ood_measures(evaluation, found, _predicted(predictor, unknown, **run))
+
+
+def _predicted(
+    predictor: Predicts, paths: Sequence[Any], *, bs: int, n_workers: int, progress: bool
+) -> list[Prediction]:
+    stream = predict_stream(predictor, paths, bs=bs, n_workers=n_workers)
+    return [raised(result) for _, result in watched(stream, len(paths), progress)]
 
 
 def with_ood_measures(

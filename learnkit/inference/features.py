@@ -5,29 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.backends.network import Network
+from learnkit.backends.network import channels_last, default_probes, tolerance_of
+from learnkit.backends.session import Session
+from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import image_name, read_images
 from learnkit.errors import PredictionError
 from learnkit.inference.batch import chunks
+from learnkit.inference.model import Model
 
 BATCH = 16  # small enough that filling up the last batch costs little
 
 
 def feature_rows(
-    network: Network,
+    network: Session,
+    recipe: Preprocessing,
     items: Sequence[Any],
     *,
     bs: int,
     n_workers: int,
     progress: bool,
-    read: Callable[[Tensor], Tensor] | None = None,
+    read: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Tensor:
     """Pooled features float32 (N, D) of `items`, in order; no items, no rows.
 
-    `read` says otherwise what is read of each batch of images uint8.
+    `read` says otherwise what is read of each batch of images uint8 (bs, H, W, channels).
 
     Every forward pass has exactly `bs` images, the last one being filled up: so an image's features
     do not depend, to the bit, on which others are there.
@@ -40,26 +45,22 @@ def feature_rows(
         raise PredictionError(f"`bs`={bs}; a batch has at least one image")
     read = read or network.features
     loaded = read_images(
-        network.preprocessing.load,
+        recipe.pixels,
         items,
         n_ahead=2 * bs,
         n_workers=n_workers,
         progress=progress,
         what="features",
     )
-    rows = [
-        read(_filled_up(torch.stack(images), bs))[: len(images)] for images in chunks(loaded, bs)
-    ]
+    rows = []
+    for images in chunks(loaded, bs):
+        filled = np.stack(images + images[-1:] * (bs - len(images)))
+        rows.append(read(filled)[: len(images)])
     if not rows:
-        return read(network.no_images())
-    features = torch.cat(rows)
+        return torch.from_numpy(read(network.no_images()))
+    features = torch.from_numpy(np.concatenate(rows))
     _check_finite(features, items)
     return features
-
-
-def _filled_up(images: Tensor, n: int) -> Tensor:
-    """`images`, the last one repeated until there are `n`."""
-    return torch.cat([images, images[-1:].expand(n - len(images), -1, -1, -1)])
 
 
 def _check_finite(features: Tensor, items: Sequence[Any]) -> None:
@@ -71,4 +72,20 @@ def _check_finite(features: Tensor, items: Sequence[Any]) -> None:
             f"the network's features are not finite for {shown} ({len(wrong)} of {len(items)} "
             "images); check its weights for NaN, and the images for values far outside those of "
             "training"
+        )
+
+
+def check_same_features(one: Model, other: Model) -> None:
+    """Raise PredictionError unless two models make the same features of the same pixels."""
+    recipe = one.preprocessing
+    same = recipe == other.preprocessing and one.variant == other.variant
+    if same:
+        images = channels_last(default_probes(recipe))
+        found = [torch.from_numpy(model.network.features(images)) for model in (one, other)]
+        same = found[0].shape == found[1].shape
+        same = same and bool((found[0] - found[1]).abs().max() <= tolerance_of(found[0]))
+    if not same:
+        raise PredictionError(
+            "`other` is over another network, precision or preprocessing: its features do not "
+            "compare with these; merge copies of one exported model, in the same variant"
         )

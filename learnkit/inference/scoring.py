@@ -1,47 +1,129 @@
-"""Predictions from features and logits, with numpy alone."""
+"""Predictions from features and logits, with numpy alone: one conclusion for every predictor."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
+from learnkit.errors import PredictionError
 from learnkit.inference.batch import Result
 from learnkit.inference.prediction import not_finite, prediction_of
 from learnkit.uncertainty.ood import sigmoid, softmax
 from learnkit.uncertainty.scoring import Scoring
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learnkit.inference.model import Model
+
 Array = np.ndarray
 
 
-def judged(
+def predictions(
+    model: Model, images: np.ndarray, wrap: Callable[[Array], Any] = np.asarray
+) -> list[Result]:
+    """For each image its prediction, or a PredictionError where numbers are not finite.
+
+    All of it is concluded from what the model knows at one moment, whoever changes it meanwhile.
+
+    Args:
+        model: says it.
+        images: uint8 (N, H, W, channels).
+        wrap: makes what probabilities are given as of the array (N, C).
+
+    Raises:
+        PredictionError: the network gives no (N, C), or no features where they are needed.
+    """
+    classes, scoring = model.names, model.stored
+    if model.ood is not None:
+        ood = copy.copy(model.ood)  # shares what it knows, which never changes
+        scoring, classes = ood.scoring, classes if model.head is None else ood.classes
+    if not len(images):
+        return []
+    features, logits = model.network.run(images)
+    if scoring is not None and features is None:
+        raise PredictionError(model.network.no_features())
+    return conclude(
+        scoring,
+        features,
+        logits,
+        classes,
+        multi_label=model.multi_label,
+        threshold=model.threshold,
+        wrap=wrap,
+    )
+
+
+def conclude(
     scoring: Scoring | None,
-    features: Array,
+    features: Array | None,
     logits: Array | None,
     classes: tuple[str, ...],
     *,
     multi_label: bool = False,
     threshold: float = 0.5,
+    wrap: Callable[[Array], Any] = np.asarray,
 ) -> list[Result]:
-    """For each image its prediction, or a PredictionError.
+    """For each image its prediction, or a PredictionError where numbers are not finite.
 
     Args:
-        scoring: of the head; None for a trained head that cannot tell unusual images.
-        features: pooled features (N, D).
+        scoring: of the head or a detector; None for a trained head alone.
+        features: pooled features (N, D), where anything is scored.
         logits: the network's own (N, C), where the labels come from them.
         classes: the C names.
         multi_label: an image may have several labels, or none.
         threshold: a label counts above it, if `multi_label`.
+        wrap: makes what probabilities are given as of the array (N, C).
+
+    Raises:
+        PredictionError: the logits are no (N, C).
     """
     by_scoring = scoring is not None and scoring.labels
-    sound = np.isfinite(features if logits is None or by_scoring else logits).all(1)
+    if not by_scoring:
+        check_logits(logits, len(classes))
+    sound = np.isfinite(features if by_scoring else logits).all(1)
     if scoring is not None:
         sound &= np.isfinite(features).all(1)
-    kept = features[sound]
-    values = scoring.logits(kept) if by_scoring else logits[sound]
+        features = features[sound]
+    values = scoring.logits(features) if by_scoring else logits[sound]
     values = values.astype(np.float64)
-    probs = (sigmoid(values) if multi_label else softmax(values)).astype(np.float32)
-    told = [{}] * len(kept) if scoring is None else scoring.ood_fields(kept)
+    probs = wrap((sigmoid(values) if multi_label else softmax(values)).astype(np.float32))
+    told = [{}] * len(probs) if scoring is None else scoring.ood_fields(features)
     rows = (
         prediction_of(row, classes, multi_label=multi_label, threshold=threshold, **ood)
         for row, ood in zip(probs, told, strict=True)
     )
     return [next(rows) if is_sound else not_finite() for is_sound in sound.tolist()]
+
+
+def logits_of(model: Model, images: np.ndarray) -> Tensor:
+    """The outputs float32 (N, C) for `images` uint8 (N, H, W, channels), as a tensor.
+
+    Raises:
+        PredictionError: the network gives no (N, C).
+    """
+    import torch
+
+    if model.head is not None:
+        with torch.no_grad():
+            return model.head(torch.from_numpy(model.network.features(images)))
+    if not len(images):
+        return torch.zeros(0, len(model.names))
+    logits = model.network.run(images)[1]
+    check_logits(logits, len(model.names))
+    return torch.from_numpy(logits)
+
+
+def check_logits(logits: Array | None, n_classes: int) -> None:
+    """Raise PredictionError unless `logits` are (N, n_classes)."""
+    if logits is None:
+        raise PredictionError("the network has no head: it gives features, not logits")
+    n = len(logits) if logits.ndim else 0
+    if logits.shape != (n, n_classes):
+        raise PredictionError(
+            f"the network gives outputs of shape {logits.shape} for {n} images and {n_classes} "
+            f"classes; it must give ({n}, {n_classes})"
+        )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastai.learner import Learner
 
-from learnkit.bundle.write import save_bundle
+from learnkit.bundle.write import write
 from learnkit.continual.classifier import continual_head
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
@@ -28,7 +28,6 @@ from learnkit.optimize.samples import PER_CLASS, evenly
 
 if TYPE_CHECKING:
     from learnkit.optimize.conversion_report import ConversionReport
-    from learnkit.optimize.optimized import OptimizedPredictor
 
 N_PROBES = 4
 
@@ -61,7 +60,7 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
     predictor = predictor_of(learn)
     learn.model.spec = spec_of(learn)
     probes = probe_images(learn, predictor.preprocessing)
-    save_bundle(path, predictor, card=_card(learn, evaluate=evaluate), probes=probes)
+    write(path, predictor.record, card=_card(learn, evaluate=evaluate), probes=probes)
     return Path(path)
 
 
@@ -110,7 +109,7 @@ def optimize_learner(
     test: Any = None,
     learned: Any = None,
     **settings: Any,
-) -> tuple[OptimizedPredictor, ConversionReport]:
+) -> tuple[Predictor, ConversionReport]:
     """Return (faster predictor, report); see `ImageLearner.optimize`."""
     predictor = predictor_of(learn)
     learn.model.spec = spec_of(learn)

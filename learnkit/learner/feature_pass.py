@@ -6,6 +6,7 @@ from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
+import numpy as np
 import torch
 from fastai.torch_core import to_device
 from torch import Tensor, nn
@@ -57,8 +58,9 @@ def features_of(learn: Any, items: Any) -> Tensor:
     show = hasattr(learn, "progress")
     if isinstance(items, Source):
         return _of_batches(learn, items, show)
-    network = Network(learn.model, preprocessing_of(learn.dls), owned=False)
-    return feature_rows(network, items, bs=BATCH, n_workers=2, progress=show)
+    recipe = preprocessing_of(learn.dls)
+    network = Network(learn.model, recipe, owned=False, continual=True)
+    return feature_rows(network, recipe, items, bs=BATCH, n_workers=2, progress=show)
 
 
 def features_and_logits(learn: Any, items: Any, n_classes: int) -> tuple[Tensor, Tensor]:
@@ -67,15 +69,11 @@ def features_and_logits(learn: Any, items: Any, n_classes: int) -> tuple[Tensor,
     if isinstance(items, Source):
         both = _of_batches(learn, items, show, with_logits=True)
     else:
-        network = Network(learn.model, preprocessing_of(learn.dls), owned=False)
-        both = feature_rows(
-            network,
-            items,
-            bs=BATCH,
-            n_workers=2,
-            progress=show,
-            read=lambda x: torch.cat(network.outputs_and_features(x, n_classes)[::-1], 1),
-        )
+        recipe = preprocessing_of(learn.dls)
+        network = Network(learn.model, recipe, owned=False)
+        read = lambda images: np.concatenate(network.run(images), 1)
+        run = {"bs": BATCH, "n_workers": 2, "progress": show, "read": read}
+        both = feature_rows(network, recipe, items, **run)
     return both[:, :-n_classes], both[:, -n_classes:]
 
 

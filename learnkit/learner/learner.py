@@ -45,8 +45,8 @@ from learnkit.uncertainty.threshold import Threshold
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from learnkit.deploy.predictor import Predictor
     from learnkit.optimize.conversion_report import ConversionReport
-    from learnkit.optimize.optimized import OptimizedPredictor
 
 
 class ImageLearner(Learner):
@@ -226,7 +226,7 @@ class ImageLearner(Learner):
         backend: str = "auto",
         test: Any = None,
         **settings: Any,
-    ) -> tuple[OptimizedPredictor, ConversionReport]:
+    ) -> tuple[Predictor, ConversionReport]:
         """(a faster predictor, the report that proves what it cost); this learner goes on as is.
 
         What it knows of its classes is learned again, by all its training images, from the features

@@ -6,18 +6,20 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from learnkit.backends.network import comparable
+from learnkit.backends.network import channels_last, comparable
 from learnkit.data.read_images import watched
 from learnkit.evaluation.measures import expected_calibration_error
+from learnkit.inference.scoring import check_logits
 from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
 from learnkit.uncertainty.ood_measures import auroc
 
 if TYPE_CHECKING:
-    from learnkit.deploy.predictor import Predictor
+    from learnkit.inference.model import Model
     from learnkit.optimize.samples import Pictures
 
 N_WORST = 10
@@ -43,33 +45,32 @@ class Answers(NamedTuple):
     finite: Tensor
 
 
-def answers(predictor: Predictor, pixels: Tensor, *, progress: bool = False) -> Answers:
-    """What `predictor` says of `pixels` uint8 (N, C, H, W)."""
+def answers(model: Model, pixels: Tensor, *, progress: bool = False) -> Answers:
+    """What `model` concludes from `pixels` uint8 (N, C, H, W)."""
     batches = pixels.split(_BATCH) or (pixels,)
-    bar = watched(batches, len(batches), progress, "judge", unit="batch")
-    found = [_raw(predictor, images) for images in bar]
-    logits, features = (torch.cat(parts) for parts in zip(*found, strict=True))
+    bar = watched(batches, len(batches), progress, "compare", unit="batch")
+    found = [_raw(model, channels_last(images)) for images in bar]
+    logits, features = (
+        torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True)
+    )
     finite = logits.isfinite().all(1) & features.isfinite().all(1)
     logits, features = _sound(logits, finite), _sound(features, finite)
-    scores, threshold, tells = torch.zeros(0, dtype=torch.float64), math.nan, predictor.ood
-    if tells is not None:
-        scores, threshold = tells.ood_scores(features), tells.threshold.value
-    if predictor.continual is not None:
+    scores, threshold, ood = torch.zeros(0, dtype=torch.float64), math.nan, model.ood
+    if ood is not None:
+        scores, threshold = ood.ood_scores(features), ood.threshold.value
+    if model.head is not None:
         with torch.no_grad():
-            logits = predictor.continual(features)
+            logits = model.head(features)
     return Answers(logits.double(), features.double(), scores, threshold, finite)
 
 
-def _raw(predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """(logits, features), either of width 0 where it is not needed."""
-    network, n_classes = predictor.network, len(predictor.classes)
-    if predictor.continual is not None:
-        features = network.features(images)
+def _raw(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(logits, features), either of width 0 where nothing rests on it."""
+    features, logits = model.network.run(images)
+    if model.head is not None:
         return features[:, :0], features
-    if predictor.detector is not None:
-        return network.outputs_and_features(images, n_classes)
-    logits = network.outputs(images, n_classes)
-    return logits, logits[:, :0]
+    check_logits(logits, len(model.names))
+    return logits, logits[:, :0] if model.detector is None else features
 
 
 def compare(
@@ -80,7 +81,7 @@ def compare(
     *,
     multi_label: bool = False,
     threshold: float = 0.5,
-    strange: tuple[Tensor, Tensor] | None = None,
+    unknown: tuple[Tensor, Tensor] | None = None,
 ) -> Quality:
     """What changed between two answers on the same pictures.
 
@@ -91,7 +92,7 @@ def compare(
         classes: class names.
         multi_label: whether an image may have several labels.
         threshold: a label counts above this probability, if `multi_label`.
-        strange: scores of images of no known class, before and after.
+        unknown: scores of images of no known class, before and after.
     """
     sound = before.finite & after.finite
     old, new = (_probs(one.logits, multi_label) for one in (before, after))
@@ -122,9 +123,9 @@ def compare(
         n_gained=int((right[1] & ~right[0]).sum()),
         ece_before=_calibration(old[sound], pictures, sound, classes, multi_label),
         ece=_calibration(new[sound], pictures, sound, classes, multi_label),
-        n_strange=0 if strange is None else len(strange[0]),
-        auroc_before=_auroc(before, sound, strange and strange[0]),
-        auroc=_auroc(after, sound, strange and strange[1]),
+        n_strange=0 if unknown is None else len(unknown[0]),
+        auroc_before=_auroc(before, sound, unknown and unknown[0]),
+        auroc=_auroc(after, sound, unknown and unknown[1]),
         false_alarms_before=_alarms(before, sound),
         false_alarms=_alarms(after, sound),
         worst_class=_worst_class(named[0], pictures.labels, kept, right),
@@ -176,10 +177,10 @@ def _alarms(found: Answers, sound: Tensor) -> float:
     return (found.scores[sound] > found.threshold).double().mean().item()
 
 
-def _auroc(found: Answers, sound: Tensor, strange: Tensor | None) -> float:
-    if strange is None or not len(found.scores):
+def _auroc(found: Answers, sound: Tensor, unknown: Tensor | None) -> float:
+    if unknown is None or not len(found.scores):
         return math.nan
-    return auroc(found.scores[sound], strange)
+    return auroc(found.scores[sound], unknown)
 
 
 def _worst_class(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from learnkit.backends.conversion import Converted
 from learnkit.backends.extras import extra
-from learnkit.backends.registry import BACKENDS, check_backend, open_session, variant_name
-from learnkit.continual.classifier import continual_head
+from learnkit.backends.network import channels_last
+from learnkit.backends.registry import BACKENDS, check_backend
 from learnkit.inference.batch import counted
+from learnkit.inference.scoring import logits_of
 from learnkit.optimize.quantize.sensitivity import Judge, Limits
 
 if TYPE_CHECKING:
-    from learnkit.backends.network import SessionNetwork
-    from learnkit.data.preprocess import Preprocessing
-    from learnkit.deploy.predictor import Predictor
+    from learnkit.inference.model import Model
     from learnkit.optimize.quantize.quantize import Quantized
     from learnkit.optimize.samples import Pictures
 
@@ -29,83 +28,30 @@ if TYPE_CHECKING:
 QUANTIZING = ("target", "max_error", "keep")  # what `optimize` passes on for int8
 
 
-@dataclass(frozen=True, eq=False)
-class Converted:
-    """A network for one backend in one precision.
-
-    Attributes:
-        backend: what runs it.
-        precision: of its numbers.
-        params: settings of the backend.
-        files: by ending; none for torch.
-        model: the float32 network, for torch only, which casts it.
-        notes: what a person should know about how it came.
-    """
-
-    backend: str
-    precision: str
-    params: Mapping[str, Any]
-    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    model: nn.Module | None = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The name of the variant."""
-        return variant_name(self.backend, self.precision)
-
-    @property
-    def n_bytes(self) -> int:
-        """What its files take on disk."""
-        return sum(map(len, self.files.values()))
-
-    def open(
-        self, recipe: Preprocessing, *, threads: int | None = None, device: str = "cpu"
-    ) -> SessionNetwork:
-        """It, ready to run.
-
-        Raises:
-            BackendUnavailableError: it cannot run here.
-            BundleCorruptError: its files are damaged or refused.
-        """
-        from learnkit.backends.network import SessionNetwork
-
-        given = {"threads": threads, "device": device, **self.params}
-        if self.backend == "torch":
-            from learnkit.backends.torch_session import TorchSession
-
-            assert self.model is not None
-            is_open = continual_head(self.model) is not None
-            session = TorchSession(self.model, self.precision, recipe, continual=is_open, **given)
-        else:
-            session = open_session(self.backend, self.precision, self.files, **given)
-        return SessionNetwork(session, recipe)
-
-
 class Converter:
-    """Converts one predictor's network, which it leaves as it is.
+    """Converts one model's network, which it leaves as it is.
 
     Args:
-        predictor: in float32.
+        source: in float32.
         samples: what int8 takes its ranges from.
         progress: show progress bars.
     """
 
-    def __init__(self, predictor: Predictor, samples: Pictures | None, *, progress: bool):
-        self.predictor, self.samples, self.progress = predictor, samples, progress
+    def __init__(self, source: Model, samples: Pictures | None, *, progress: bool):
+        self.source, self.samples, self.progress = source, samples, progress
         self._made: dict[Limits, Quantized] = {}
 
     @cached_property
     def model(self) -> nn.Module:
         """A copy of the network as it is now, in eval mode on the CPU."""
-        return copy.deepcopy(self.predictor.model).cpu().eval().requires_grad_(False)
+        return copy.deepcopy(self.source.network.model).cpu().eval().requires_grad_(False)
 
     @cached_property
     def onnx(self) -> bytes:
         """The network as an ONNX file in float32."""
         from learnkit.backends.onnx_export import export_onnx
 
-        recipe, is_open = self.predictor.preprocessing, self.predictor.continual is not None
+        recipe, is_open = self.source.preprocessing, self.source.head is not None
         with counted("export to ONNX", 1, self.progress, "network") as update:
             data = export_onnx(self.model, recipe, continual=is_open)
             update(1)
@@ -127,7 +73,8 @@ class Converter:
         for package in BACKENDS[backend].packages:
             extra(package)
         if backend == "torch":
-            return Converted(backend, precision, own, model=self.model)
+            is_open = self.source.head is not None
+            return Converted(backend, precision, own, model=self.model, continual=is_open)
         if precision == "int8":
             files, notes = self._quantized(backend, params)
         else:
@@ -182,13 +129,11 @@ class Converter:
         whatever was spared, while of test labels it was 93 to 98 %. The error of the features
         tells more.
         """
-        predictor = self.predictor
-        if predictor.continual is not None:
+        if self.source.head is not None:
             return None
-        n_classes = len(predictor.classes)
         batches = self.samples.pixels.split(16)
-        labels = torch.cat([predictor.network.outputs(one, n_classes).cpu() for one in batches])
-        kind = (lambda x: x > 0) if predictor.multi_label else (lambda x: x.argmax(1))
+        labels = torch.cat([logits_of(self.source, channels_last(one)) for one in batches])
+        kind = (lambda x: x > 0) if self.source.multi_label else (lambda x: x.argmax(1))
         return lambda _, logits: _share_kept(kind(labels.numpy()), kind(logits))
 
     def _labelled(self, files: Mapping[str, bytes], precision: str) -> dict[str, bytes]:
@@ -200,8 +145,8 @@ class Converter:
 
         about = {
             "learnkit": __version__,
-            "classes": list(self.predictor.classes),
-            "preprocessing": self.predictor.preprocessing.to_dict(),
+            "classes": list(self.source.classes),
+            "preprocessing": self.source.preprocessing.to_dict(),
             "precision": precision,
         }
         return {**files, "onnx": write_metadata(files["onnx"], about)}

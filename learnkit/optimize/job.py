@@ -12,8 +12,8 @@ from torch import Tensor
 from learnkit.continual.classifier import check_detects_ood
 from learnkit.data.labelled_images import Labelled, has_labels, labelled_images
 from learnkit.data.read_images import file_of
-from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, OptimizeError
+from learnkit.inference.model import Model
 from learnkit.optimize import gates as gate
 from learnkit.optimize.gates import Gates
 from learnkit.optimize.samples import (
@@ -33,7 +33,7 @@ from learnkit.optimize.timing import BATCHES
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learnkit.deploy.predictor import Predictor
+    from learnkit.inference.model import Model
 
 
 class Gathered:
@@ -41,18 +41,18 @@ class Gathered:
 
     def __init__(
         self,
-        predictor: Predictor,
+        model: Model,
         precision: str,
         samples: Any,
         test: Any,
         ood: Any,
         progress: bool,
     ):
-        self.predictor, self.progress = predictor, progress
+        self.model, self.progress = model, progress
         self.notes: tuple[str, ...] = ()
         self.samples = self._samples(samples, precision)
         given = self._read(samples, "samples", MAX_TEST) if self._serves(samples, test) else None
-        self.test = given or no_pictures(predictor.preprocessing)
+        self.test = given or no_pictures(model.preprocessing)
         self.what = "images of `samples`, by which nothing is calibrated" if given else "images"
         if test is not None:
             self.test, self.what = self._read(test, "test", MAX_TEST), "images"
@@ -60,7 +60,7 @@ class Gathered:
             self._keep_apart(test)
         elif test is None and given is None:
             self._probes()
-        self.strange = None if ood is None else self._strange(ood)
+        self.unknown = None if ood is None else self._unknown(ood)
 
     def _samples(self, samples: Any, precision: str) -> Pictures | None:
         if precision != "int8":
@@ -70,7 +70,7 @@ class Gathered:
                 f"`samples` is missing: int8 takes its ranges from images; give {FEW} to "
                 f"{PER_CLASS} of each class, as they come in use (not those it is judged by)"
             )
-        return check_samples(self._read(samples, "samples", MAX_SAMPLES), self.predictor.classes)
+        return check_samples(self._read(samples, "samples", MAX_SAMPLES), self.model.classes)
 
     def _serves(self, samples: Any, test: Any) -> bool:
         """Whether the samples are what to judge by: a cast takes nothing from them."""
@@ -89,24 +89,24 @@ class Gathered:
         """Judge by the probe images where there is nothing else: numbers, no verdict."""
         from learnkit.backends.network import default_probes
 
-        probes = self.predictor.probes
-        probes = default_probes(self.predictor.preprocessing) if probes is None else probes
+        probes = self.model.probes
+        probes = default_probes(self.model.preprocessing) if probes is None else probes
         names = tuple(f"probe {i}" for i in range(len(probes)))
         self.test, self.what = Pictures(names, None, probes, names), PROBES
 
     def _read(self, data: Any, what: str, limit: int) -> Pictures:
-        predictor = self.predictor
+        model = self.model
         return read_pictures(
             data,
-            predictor.preprocessing,
-            predictor.classes,
+            model.preprocessing,
+            model.classes,
             what=what,
             limit=limit,
-            multi_label=predictor.multi_label,
+            multi_label=model.multi_label,
             progress=self.progress,
         )
 
-    def _strange(self, ood: Any) -> Tensor:
+    def _unknown(self, ood: Any) -> Tensor:
         """Images of no known class: what is among the known ones says nothing of those."""
         found, known = self._read(ood, "ood", MAX_TEST), {*self.test.digests}
         if self.samples is not None:
@@ -122,9 +122,9 @@ class Gathered:
         return left.pixels
 
 
-def learned_images(predictor: Predictor, samples: Any, learned: Any) -> Labelled | None:
+def learned_images(model: Model, samples: Any, learned: Any) -> Labelled | None:
     """The images the model has learned from, where they are at hand."""
-    if predictor.ood is None:
+    if model.ood is None:
         return None
     data = samples if learned is None else learned
     if learned is None and not has_labels(data):
@@ -166,8 +166,8 @@ class Given(NamedTuple):
     learned: Any
 
 
-def task_of(
-    predictor: Predictor,
+def job_of(
+    model: Model,
     precision: str,
     given: Given,
     *,
@@ -176,20 +176,20 @@ def task_of(
     params: Mapping[str, Any],
     progress: bool,
     **place: Any,
-) -> Task:
-    """What is to be done, all images read; `place` says where: what else a `Task` takes."""
+) -> Job:
+    """What is to be done, all images read; `place` says where: what else a `Job` takes."""
     gates = Gates() if gates is None else gates
     _check_numbers(gates, batch_size, params)
     if given.ood is not None:
-        check_detects_ood(predictor.ood)
-    pictures = Gathered(predictor, precision, given.samples, given.test, given.ood, progress)
-    images = learned_images(predictor, given.samples, given.learned)
-    return Task(
-        predictor=predictor,
+        check_detects_ood(model.ood)
+    pictures = Gathered(model, precision, given.samples, given.test, given.ood, progress)
+    images = learned_images(model, given.samples, given.learned)
+    return Job(
+        source=model,
         samples=pictures.samples,
         test=pictures.test,
         what=pictures.what,
-        strange=pictures.strange,
+        unknown=pictures.unknown,
         learned=images,
         gates=gates,
         batches=tuple(sorted({1, batch_size or BATCHES[-1]})),
@@ -217,14 +217,14 @@ PROBES = "probe images: no test images were given"
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class Job:
     """What is to be converted, by which images, and what is asked of it; see `optimize`."""
 
-    predictor: Predictor
+    source: Model
     samples: Pictures | None
     test: Pictures
     what: str
-    strange: Tensor | None
+    unknown: Tensor | None
     learned: Labelled | None
     device: str
     threads: int | None

@@ -1,57 +1,73 @@
-"""A predictor made faster, and proof of what that cost."""
+"""A faster model, and the proof of what that cost."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from learnkit._version import versions
 from learnkit.backends.processor import processor_name, telling_flags
 from learnkit.backends.registry import BACKENDS, PRECISIONS, check_backend, why_not
 from learnkit.errors import BackendUnavailableError, ConversionRefusedError, OptimizeError
+from learnkit.inference.model import Model
 from learnkit.optimize import gates as gate
 from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.convert import QUANTIZING
-from learnkit.optimize.job import Task
+from learnkit.optimize.job import Given, job_of
 from learnkit.optimize.quality import Candidate, Latency
 from learnkit.optimize.samples import Pictures
 from learnkit.optimize.trials import Trial, Trials
-
-if TYPE_CHECKING:
-    from learnkit.optimize.optimized import OptimizedPredictor
 
 AUTO = "auto"
 _CHEAPER = ("int8", "bfloat16", "float32", "float16")  # in what order a fall-back is looked for
 
 
-def fastest(
-    task: Task,
-    wanted: Sequence[tuple[str, str]],
-    instead: Sequence[tuple[str, str]] | None,
+def optimize(
+    model: Model,
+    precision: str = "float32",
+    samples: Any = None,
     *,
-    force: bool,
-) -> tuple[OptimizedPredictor, ConversionReport]:
-    """(predictor, report) of the fastest variant that passes its gates.
+    backend: str = AUTO,
+    device: str = "cpu",
+    test: Any = None,
+    ood: Any = None,
+    learned: Any = None,
+    force: bool = False,
+    fallback: bool = False,
+    threads: int | None = None,
+    gates: gate.Gates | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    **backend_params: Any,
+) -> tuple[Model, ConversionReport]:
+    """(the fastest variant of `model` that passes its gates, the report); see `Predictor.optimize`.
 
-    Args:
-        task: what is to be done.
-        wanted: (backend, precision) to try, of one precision.
-        instead: what to try if none of these passes; None to fall back to nothing.
-        force: take the best of those that fail.
+    `model` is over weights as trained, and stays as it is.
     """
-    precision = wanted[0][1]
-    trials = Trials(task)
-    found = trials.fastest_passing(wanted, strict=len(wanted) == 1 and instead is None)
-    if found is None and instead is not None:
-        others = [pair for pair in instead if pair not in wanted]
-        found = trials.fastest_passing(_allowed(others, task.samples))
+    wanted = candidates(backend, precision, device, backend_params)
+    job = job_of(
+        model,
+        precision,
+        Given(samples, test, ood, learned),
+        gates=gates,
+        batch_size=batch_size,
+        params=backend_params,
+        progress=progress,
+        device=device,
+        threads=threads,
+    )
+    trials = Trials(job)
+    found = trials.fastest_passing(wanted, strict=len(wanted) == 1 and not fallback)
+    if found is None and fallback:
+        others = [one for one in cheaper(precision, backend, device) if one not in wanted]
+        found = trials.fastest_passing(_allowed(others, job.samples))
+    best = found or trials.best(precision)
     if found is None and not force:
-        raise _refused(report_of(trials, trials.best(precision)))
-    report = report_of(trials, found or trials.best(precision), forced=found is None)
-    chosen = trials.predictor(found or trials.best(precision))
-    chosen.report = report
-    return chosen, report
+        raise _refused(report_of(trials, best))
+    report = report_of(trials, best, forced=found is None)
+    assert best.model is not None
+    return best.model.replace(report=report.to_dict()), report
 
 
 def candidates(
@@ -129,31 +145,37 @@ _BUSY = (
 
 def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> ConversionReport:
     """What is known of a trial that was judged, and of the others beside it."""
-    task, converted = trials.task, trial.converted
+    job, converted = trials.job, trial.converted
     assert trial.quality is not None
     flags = " ".join(telling_flags())
-    full = trials.base.n_weight_bytes
+    full = weight_bytes(job.source)
     return ConversionReport(
         variant=converted.name,
         backend=converted.backend,
         precision=converted.precision,
-        device=task.device,
-        threads=trial.network.session.threads,
+        device=job.device,
+        threads=trial.network.threads,
         params=dict(converted.params),
         versions=versions(*_PACKAGES),
         processor={"name": processor_name(), "flags": flags},
-        samples=task.samples and task.samples.described("images"),
-        test=task.test.described(task.what),
+        samples=job.samples and job.samples.described("images"),
+        test=job.test.described(job.what),
         n_bytes=converted.n_bytes or full,
         n_bytes_float32=full,
-        latency=tuple(_latency(trial, batch) for batch in task.batches),
+        latency=tuple(_latency(trial, batch) for batch in job.batches),
         quality=trial.quality,
         verdicts=trial.verdicts,
         state=trial.state,
-        notes=(*task.notes, *converted.notes, *(_BUSY,) * trials.busy),
+        notes=(*job.notes, *converted.notes, *(_BUSY,) * trials.busy),
         candidates=_candidates(trials, trial, forced),
         forced=forced,
     )
+
+
+def weight_bytes(model: Model) -> int:
+    """What the float32 weights that travel take: all but those of a head outside the network."""
+    module = model.network.model if model.head is None else model.network.model[0]
+    return sum(one.numel() * one.element_size() for one in module.state_dict().values())
 
 
 def _candidates(trials: Trials, chosen: Trial, forced: bool) -> tuple[Candidate, ...]:

@@ -6,11 +6,14 @@ import copy
 from collections import Counter
 from typing import TypeVar
 
-from learnkit.backends.network import Network
+from torch import Tensor
+
+from learnkit.backends.session import Session
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
+from learnkit.data.preprocess import Preprocessing
 from learnkit.inference.features import BATCH, feature_rows
 from learnkit.uncertainty.embedding import GRID
 
@@ -21,7 +24,13 @@ Head = TypeVar("Head", bound=ContinualClassifier)
 
 
 def learned_again(
-    head: Head, was: Network, network: Network, learned: Labelled | None, *, progress: bool
+    head: Head,
+    was: Session,
+    network: Session,
+    recipe: Preprocessing,
+    learned: Labelled | None,
+    *,
+    progress: bool,
 ) -> tuple[Head, str]:
     """(head, what became of it) for a converted `network`; the given head is left as it is.
 
@@ -35,6 +44,7 @@ def learned_again(
         head: what knows classes in float32.
         was: the network in float32.
         network: converted; gives other features.
+        recipe: reads images for both.
         learned: images, labels and, set apart, those that decide threshold and temperature.
         progress: show a progress bar.
     """
@@ -42,17 +52,20 @@ def learned_again(
     if problem := _problem(head, learned):
         return kept, f"{CARRIED}: {problem}"
     assert learned is not None
-    moved = _moved(was, network, learned, progress)
+    moved = _moved((was, network), recipe, learned, progress)
     if moved < UNMOVED:
         return kept, (
             f"kept as it is: features moved by {moved:.1g} steps of the grid they are kept on, "
             f"below {UNMOVED:g} (on {min(len(learned.items), N_COMPARED)} of its images)"
         )
     new = type(head)(**head.settings.to_dict())
-    features = _features(network, learned, progress)
+    features = _features(network, recipe, learned, progress)
     validation = None
     if learned.validation is not None and len(head.knowledge.validation):
-        validation = (_features(network, learned.validation, progress), learned.validation.labels)
+        validation = (
+            _features(network, recipe, learned.validation, progress),
+            learned.validation.labels,
+        )
     new.extend(features, learned.labels, class_names=list(head.classes), validation=validation)
     if new.n_images != head.n_images:
         return kept, f"{CARRIED}: blank images are others for the converted network"
@@ -85,17 +98,19 @@ def _may_be_blank(counts: Counter[str], wanted: dict[str, int]) -> bool:
     return sum(counts.values()) - sum(wanted.values()) <= 0.1 * sum(wanted.values())
 
 
-def _moved(was: Network, network: Network, learned: Labelled, progress: bool) -> float:
+def _moved(
+    networks: tuple[Session, Session], recipe: Preprocessing, learned: Labelled, progress: bool
+) -> float:
     """How far a number of the features of length 1 moves at most, in steps of the grid."""
     n = len(learned.items)
     places = range(n) if n <= N_COMPARED else [i * n // N_COMPARED for i in range(N_COMPARED)]
     some = Labelled([learned.items[i] for i in places], [])
-    old, new = (embed(_features(one, some, progress), root=False) for one in (was, network))
+    old, new = (embed(_features(one, recipe, some, progress), root=False) for one in networks)
     return float((new - old).abs().max() * GRID) if n else 0.0
 
 
-def _features(network: Network, images: Labelled, progress: bool):
-    return feature_rows(network, images.items, bs=BATCH, n_workers=2, progress=progress)
+def _features(network: Session, recipe: Preprocessing, images: Labelled, progress: bool) -> Tensor:
+    return feature_rows(network, recipe, images.items, bs=BATCH, n_workers=2, progress=progress)
 
 
 def _settle(new: ContinualClassifier, head: ContinualClassifier) -> None:

@@ -6,12 +6,10 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from learnkit.data.read_images import watched
 
@@ -30,10 +28,9 @@ class Times(NamedTuple):
 
 
 def measure(
-    runs: Mapping[str, Callable[[Tensor], object]],
-    pixels: Tensor,
+    runs: Mapping[str, Callable[[np.ndarray], object]],
+    images: np.ndarray,
     *,
-    layouts: Mapping[str, torch.memory_format] = MappingProxyType({}),
     batches: Sequence[int] = BATCHES,
     seconds: float = 3.0,
     settled: float = SETTLED,
@@ -47,10 +44,8 @@ def measure(
     be waiting for work in a loop.
 
     Args:
-        runs: each takes uint8 images (N, C, H, W).
-        pixels: images to run on, repeated to fill a batch.
-        layouts: how a run's images lie in memory, as they do where they are read for it; by
-            default channels come first.
+        runs: each takes uint8 images (N, H, W, C).
+        images: what to run on, repeated to fill a batch.
         batches: batch sizes.
         seconds: about how long to go on at every batch size, for all runs together.
         settled: seconds after which calls of a turn count; the first one never does.
@@ -59,9 +54,8 @@ def measure(
     """
     found: dict[str, dict[int, Times]] = {name: {} for name in runs}
     for batch in watched(batches, len(batches), progress, "time", unit="batch size"):
-        images = pixels[torch.arange(batch) % len(pixels)].contiguous()
-        given = {name: images.contiguous(memory_format=how) for name, how in layouts.items()}
-        calls = {name: partial(run, given.get(name, images)) for name, run in runs.items()}
+        given = images[np.arange(batch) % len(images)]
+        calls = {name: partial(run, given) for name, run in runs.items()}
         for name, values in _turns(calls, seconds, settled, clock).items():
             median, p95 = np.quantile(values, (0.5, 0.95))
             found[name][batch] = Times(1000 * float(median), 1000 * float(p95))

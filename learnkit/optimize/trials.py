@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
-from learnkit.backends.network import LAYOUT, Network, SessionNetwork
+from learnkit.backends.conversion import Converted
+from learnkit.backends.network import Network, channels_last
 from learnkit.backends.registry import variant_name
-from learnkit.bundle.siblings import BaseFiles
-from learnkit.deploy.predictor import Predictor
+from learnkit.backends.session import Session
 from learnkit.errors import ExportError, MissingExtraError, OptimizeError
+from learnkit.inference.model import Model
 from learnkit.optimize import gates as gate
 from learnkit.optimize.compare import answers, compare
-from learnkit.optimize.convert import Converted, Converter
-from learnkit.optimize.job import PROBES, Task
-from learnkit.optimize.optimized import OptimizedPredictor
+from learnkit.optimize.convert import Converter
+from learnkit.optimize.job import PROBES, Job
 from learnkit.optimize.quality import Quality
 from learnkit.optimize.relearn import CARRIED, learned_again
 from learnkit.optimize.timing import Times, measure, torch_threads, was_busy
 
-Run = Callable[[Tensor], object]
-
 
 class Trials:
-    """All that is tried for one task; the predictor of the task is left as it is."""
+    """All that is tried for one job; the model of the job is left as it is."""
 
-    def __init__(self, task: Task):
-        self.task = task
-        self.converter = Converter(task.predictor, task.samples, progress=task.progress)
-        self.before = answers(task.predictor, task.test.pixels, progress=task.progress)
-        self.strange_before = self._scores(task.predictor)
-        self.base = _base(task.predictor)
+    def __init__(self, job: Job):
+        self.job = job
+        self.converter = Converter(job.source, job.samples, progress=job.progress)
+        self.before = answers(job.source, job.test.pixels, progress=job.progress)
+        self.unknown_before = self._scores(job.source)
         self.found: dict[str, Trial] = {}
         self.problems: dict[str, str] = {}
         self.busy = False
-        self._references: dict[str, SessionNetwork] = {}
+        self._references: dict[str, Session] = {}
 
     def fastest_passing(
         self, pairs: Sequence[tuple[str, str]], *, strict: bool = False
@@ -70,16 +66,11 @@ class Trials:
             raise OptimizeError(f"nothing could be converted ({reasons})")
         return max(own, key=lambda one: (one.quality.agreement, -one.milliseconds))
 
-    def predictor(self, trial: Trial) -> OptimizedPredictor:
-        """The predictor of a trial that was judged."""
-        assert trial.predictor is not None
-        return trial.predictor
-
     def _converted(self, backend: str, precision: str, *, strict: bool) -> Trial | None:
         """One variant ready to run; None, and a note of why, if it cannot be had."""
-        name, task = variant_name(backend, precision), self.task
+        name, job = variant_name(backend, precision), self.job
         try:
-            converted = self.converter.convert(backend, precision, task.params, device=task.device)
+            converted = self.converter.convert(backend, precision, job.params, device=job.device)
             trial = Trial(converted, self._open(converted))
         except (ExportError, MissingExtraError, OptimizeError) as error:
             if strict:
@@ -89,115 +80,94 @@ class Trials:
         self.found[name] = trial
         return trial
 
-    def _open(self, converted: Converted) -> SessionNetwork:
-        task = self.task
-        recipe = task.predictor.preprocessing
-        return converted.open(recipe, threads=task.threads, device=task.device)
+    def _open(self, converted: Converted) -> Session:
+        job = self.job
+        return converted.open(job.source.preprocessing, threads=job.threads, device=job.device)
 
     def _time(self, trials: Sequence[Trial]) -> None:
         """Time the variants, float32 of each of their backends, and torch as it is, in turns."""
         if not trials:
             return
-        runs = {trial.converted.name: self._run(trial.network) for trial in trials}
+        runs = {trial.converted.name: trial.network.run for trial in trials}
         references = {trial.converted.backend for trial in trials}
         names = {backend: variant_name(backend, "float32") for backend in references}
         for backend, name in names.items():
             if name not in runs:
-                runs[name] = self._run(self._reference(backend))
-        eager = Network(self.converter.model.to(self.task.device), self._recipe, owned=True)
-        runs[EAGER] = self._run(eager)
-        with torch_threads(max(trial.network.session.threads for trial in trials)):
-            times = measure(
-                runs,
-                self.task.test.pixels,
-                layouts={name: LAYOUT for name in runs if name != EAGER},
-                batches=self.task.batches,
-                progress=self.task.progress,
-            )
+                runs[name] = self._reference(backend).run
+        job, model = self.job, self.converter.model.to(self.job.device)
+        is_open = job.source.head is not None
+        runs[EAGER] = Network(model, job.source.preprocessing, owned=True, continual=is_open).run
+        with torch_threads(max(trial.network.threads for trial in trials)):
+            images = channels_last(job.test.pixels)
+            times = measure(runs, images, batches=job.batches, progress=job.progress)
         self.busy = self.busy or was_busy(times)
         for trial in trials:
             trial.times = times[trial.converted.name]
             trial.reference = times[names[trial.converted.backend]]
             trial.eager = times[EAGER]
 
-    @property
-    def _recipe(self) -> Any:
-        return self.task.predictor.preprocessing
-
-    def _run(self, network: Any) -> Run:
-        predictor = self.task.predictor
-        if predictor.continual is not None:
-            return network.features
-        n_classes = len(predictor.classes)
-        return lambda images: network.outputs(images, n_classes)
-
-    def _reference(self, backend: str) -> SessionNetwork:
+    def _reference(self, backend: str) -> Session:
         if backend not in self._references:
             name = variant_name(backend, "float32")
             if name in self.found:
                 return self.found[name].network
             converted = self.converter.convert(
-                backend, "float32", self.task.params, device=self.task.device
+                backend, "float32", self.job.params, device=self.job.device
             )
             self._references[backend] = self._open(converted)
         return self._references[backend]
 
     def _judge(self, trial: Trial) -> None:
-        """Give a trial its predictor, quality and verdicts."""
-        task, source = self.task, self.task.predictor
-        trial.predictor, trial.state = self._predictor(trial)
-        after = answers(trial.predictor, task.test.pixels, progress=task.progress)
-        strange = None
-        if task.strange is not None:
-            strange = (self.strange_before, self._scores(trial.predictor))
+        """Give a trial its model, quality and verdicts."""
+        job, source = self.job, self.job.source
+        trial.model, trial.state = self._model(trial)
+        after = answers(trial.model, job.test.pixels, progress=job.progress)
+        unknown = None
+        if job.unknown is not None:
+            unknown = (self.unknown_before, self._scores(trial.model))
         trial.quality = compare(
             self.before,
             after,
-            task.test,
+            job.test,
             source.classes,
             multi_label=source.multi_label,
             threshold=source.threshold,
-            strange=strange,
+            unknown=unknown,
         )
         if trial.state.startswith(CARRIED):
             trial.state += f"; mean cosine of the features {trial.quality.feature_cosine:.4f}"
-        trial.verdicts = verdicts_of(trial, task)
+        trial.verdicts = verdicts_of(trial, job)
 
-    def _predictor(self, trial: Trial) -> tuple[OptimizedPredictor, str]:
-        """(the predictor, what became of its knowledge)."""
-        task, source, tells = self.task, self.task.predictor, self.task.predictor.ood
+    def _model(self, trial: Trial) -> tuple[Model, str]:
+        """(the model over the converted network, what became of its knowledge)."""
+        job, source, ood = self.job, self.job.source, self.job.source.ood
         state = "the trained head is part of the network"
-        if tells is not None:
-            tells, state = learned_again(
-                tells, source.network, trial.network, task.learned, progress=task.progress
+        if ood is not None:
+            ood, state = learned_again(
+                ood,
+                source.network,
+                trial.network,
+                source.preprocessing,
+                job.learned,
+                progress=job.progress,
             )
-        predictor = OptimizedPredictor(
-            trial.converted,
-            source.preprocessing,
-            source.classes,
-            head=tells if source.continual is not None else None,
-            detector=None if source.continual is not None else tells,
-            multi_label=source.multi_label,
-            threshold=source.threshold,
-            base=self.base,
-            metadata=source.metadata,
+        model = source.replace(
             network=trial.network,
+            names=source.classes,
+            head=None if source.head is None else ood,
+            detector=None if source.head is not None else ood,
+            measured=None if ood is None else ood.statistics,
+            variant=trial.converted.name,
+            converted=trial.converted,
+            digest=None,
+            siblings=None,
         )
-        predictor.probes = source.probes
-        return predictor, state
+        return model, state
 
-    def _scores(self, predictor: Predictor) -> Tensor | None:
-        """How unusual `predictor` takes the images of no known class for."""
-        strange = self.task.strange
-        return None if strange is None else answers(predictor, strange).scores
-
-
-def _base(predictor: Predictor) -> BaseFiles:
-    """The float32 model as files, as it is now; what prevents it is said when it is saved."""
-    try:
-        return predictor._as_files()
-    except ExportError as error:
-        return BaseFiles(problem=str(error))
+    def _scores(self, model: Model) -> Tensor | None:
+        """The OOD scores `model` gives the images of no known class."""
+        unknown = self.job.unknown
+        return None if unknown is None else answers(model, unknown).scores
 
 
 EAGER = "eager torch"
@@ -208,14 +178,14 @@ _STORAGE = {("onnxruntime", "float16"), ("openvino", "float16")}
 
 @dataclass(eq=False)
 class Trial:
-    """One variant: converted and timed; with a predictor and its quality once it is judged."""
+    """One variant: converted and timed; with a model and its quality once it is judged."""
 
     converted: Converted
-    network: SessionNetwork
+    network: Session
     times: Mapping[int, Times] = field(default_factory=dict)
     reference: Mapping[int, Times] = field(default_factory=dict)
     eager: Mapping[int, Times] = field(default_factory=dict)
-    predictor: OptimizedPredictor | None = None
+    model: Model | None = None
     state: str = ""
     quality: Quality | None = None
     verdicts: tuple[gate.Verdict, ...] = ()
@@ -232,18 +202,18 @@ class Trial:
         return self.quality is not None and gate.passes(self.verdicts)
 
 
-def verdicts_of(trial: Trial, task: Task) -> tuple[gate.Verdict, ...]:
+def verdicts_of(trial: Trial, job: Job) -> tuple[gate.Verdict, ...]:
     """What every gate says of a trial with a quality."""
     found = trial.quality
     assert found is not None
-    gates, converted = task.gates, trial.converted
+    gates, converted = job.gates, trial.converted
     is_float32 = converted.precision == "float32"
     reference = EAGER if is_float32 else f"float32 in {converted.backend}"
     if (converted.backend, converted.precision) in _STORAGE:
         reference = ""
     times = trial.eager if is_float32 else trial.reference
     ratios = {b: times[b].median / t.median for b, t in trial.times.items()}
-    n = 0 if task.what == PROBES else found.n
+    n = 0 if job.what == PROBES else found.n
     return (
         gate.judge_finite(found.n_broken, found.n),
         gate.judge_agreement(found.n_same if n else 0, n, gates),

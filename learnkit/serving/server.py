@@ -117,7 +117,7 @@ def open_model(
         return load_runtime(path, variant=variant, threads=threads)
     import torch
 
-    from learnkit.deploy.loading import load_learner
+    from learnkit.deploy.predictor import load_learner
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -26,7 +26,7 @@ from torch import nn
 from learnkit.backends import processor
 from learnkit.backends import registry as backends
 from learnkit.backends.devices import devices
-from learnkit.backends.network import Network, SessionNetwork
+from learnkit.backends.network import Network
 from learnkit.backends.onnx_edit import stored_float16
 from learnkit.backends.openvino_session import check_ir
 from learnkit.backends.processor import has_bfloat16, n_threads, processor_flags
@@ -40,6 +40,8 @@ from learnkit.errors import (
     OptimizeError,
     PredictionError,
 )
+from learnkit.inference.model import Model
+from learnkit.inference.scoring import predictions
 
 # largest difference to torch's float32 there may be, as a share of the largest value
 TOLERANCES = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 3e-2}
@@ -82,20 +84,20 @@ def off(found, expected):
 
 class TestEveryBackend:
     def test_gives_torchs_features_and_logits_for_any_number_of_images(self, session):
-        ours, reference = SessionNetwork(session, RECIPE), Network(network(), RECIPE, owned=True)
+        reference = Network(network(), RECIPE, owned=True)
         allowed = TOLERANCES[session.precision]
         for n in (1, 2, 16):
-            images = noise(n, seed=n)
-            features, logits = ours.features(images), ours.outputs(images, 3)
-            assert features.dtype == logits.dtype == torch.float32
-            assert off(features.numpy(), reference.features(images).numpy()) < allowed
+            images = channels_last(noise(n, seed=n))
+            features, logits = session.run(images)
+            assert features.dtype == logits.dtype == np.float32
+            expected = reference.run(images)
+            assert off(features, expected[0]) < allowed
             # the head was scaled up to spread the logits, and spreads differences with them
-            assert off(logits.numpy(), reference.outputs(images, 3).numpy()) < 20 * allowed
+            assert off(logits, expected[1]) < 20 * allowed
 
     def test_no_images_give_no_rows(self, session):
-        ours = SessionNetwork(session, RECIPE)
-        assert ours.features(ours.no_images()).shape == (0, 256)
-        assert ours.outputs(ours.no_images(), 3).shape == (0, 3)
+        features, logits = session.run(session.no_images())
+        assert (features.shape, logits.shape) == ((0, 256), (0, 3))
 
     def test_gives_the_same_bits_again_and_in_four_threads_at_once(self, session):
         images = [channels_last(noise(n, seed=n)) for n in (1, 2, 3, 4) * 3]
@@ -129,19 +131,19 @@ def test_grey_images_that_are_not_square_and_a_head_outside(backend):
         found = open_session(backend, "float32", {"onnx": exported_grey()}, threads=1)
     images = noise(3, GREY)
     features, logits = found.run(channels_last(images))
-    expected = Network(grey_network(), GREY, owned=True).features(images).numpy()
+    expected = Network(grey_network(), GREY, owned=True).features(channels_last(images))
     assert logits is None
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(PredictionError, match="has no head"):
-        SessionNetwork(found, GREY).outputs(images, 5)
+        predictions(Model(found, GREY, tuple("abcde")), channels_last(images))
     with pytest.raises(PredictionError, match=r"\(24, 40, 1\).*makes them \(32, 32, 3\)"):
-        SessionNetwork(found, RECIPE)
+        Model(found, RECIPE, ("a",))
 
 
 def test_another_number_of_classes_is_refused():
-    ours = SessionNetwork(session_of("onnxruntime", "float32"), RECIPE)
-    with pytest.raises(PredictionError, match="gives 3 logits for 4 classes"):
-        ours.outputs(noise(1), 4)
+    model = Model(session_of("onnxruntime", "float32"), RECIPE, tuple("abcd"))
+    with pytest.raises(PredictionError, match=r"shape \(1, 3\) for 1 images and 4 classes"):
+        predictions(model, channels_last(noise(1)))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -17,10 +17,9 @@ from deploy_helpers import (
     rewrite,
 )
 
-from learnkit.bundle import read as reading
+from learnkit.bundle import read_float32 as reading
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.loading import load_learner
-from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import (
     BundleCorruptError,
     BundleError,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learnkit.bundle.card import checked_card, model_card
-from learnkit.bundle.variants.overview import with_variants_listed
+from learnkit.bundle.overview import with_variants_listed
 from learnkit.errors import ExportError
 from learnkit.report.markdown import escape
 

@@ -12,7 +12,7 @@ import torch
 from deploy_helpers import make_continual, rewrite
 
 from learnkit.bundle.state import STATE
-from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import load_learner
 from learnkit.errors import BundleError
 from learnkit.models import rebuild
 from learnkit.models.rebuild import build_body, build_model

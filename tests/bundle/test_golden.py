@@ -15,7 +15,7 @@ import timm
 import torch
 from deploy_helpers import shades, strange
 
-from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"

@@ -20,8 +20,7 @@ from learnkit.bundle import schema
 from learnkit.bundle.state import OOD
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.loading import load_learner
-from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import (
     BundleCorruptError,
     BundleVersionError,

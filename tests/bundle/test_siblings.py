@@ -17,9 +17,10 @@ from deploy_helpers import (
     without_timing,
 )
 
-from learnkit.bundle.siblings import companions_in, with_companions
+from learnkit.bundle.siblings import siblings_in, with_siblings
+from learnkit.bundle.write_float32 import base_files
 from learnkit.data.labelled_images import Labelled
-from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import BundleCorruptError
 from learnkit.optimize.gates import Gates
@@ -147,15 +148,15 @@ def test_variants_depend_on_all_the_model_is(written):
     for name, change in CHANGES.items():
         changed = copy.deepcopy(plain)
         change(changed)
-        assert changed._as_files().stale == (HALF, SAME), name
-    assert plain._as_files().stale == ()
+        assert base_files(changed.record).stale == (HALF, SAME), name
+    assert base_files(plain.record).stale == ()
     several = make_predictor(multi_label=True, threshold=0.3)
-    files = several._as_files().files
-    beside = companions_in(written, {**files, f"variants/{HALF}.json": b""})
+    files = base_files(several.record).files
+    beside = siblings_in(written, {**files, f"variants/{HALF}.json": b""})
     several.set(threshold=0.4)
-    assert with_companions(several._as_files().files, beside).stale == (HALF,)
+    assert with_siblings(base_files(several.record).files, beside).stale == (HALF,)
     several.set(threshold=0.3)
-    assert with_companions(several._as_files().files, beside).stale == ()
+    assert with_siblings(base_files(several.record).files, beside).stale == ()
 
 
 def test_variants_can_be_left_behind_on_purpose(written, tmp_path, recwarn):

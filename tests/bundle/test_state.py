@@ -24,8 +24,7 @@ from torch import nn
 from learnkit.backends.network import Network
 from learnkit.bundle import schema
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.deploy.loading import load_learner
-from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import BundleCorruptError, BundleProbeError, BundleVersionError, ExportError
 from learnkit.models import rebuild as rebuild_module
 from learnkit.models.rebuild import build_model
@@ -140,7 +139,7 @@ def test_measures_of_an_earlier_state_of_knowledge_are_not_repeated(copy):
 def test_timm_opens_the_body(bundle):
     opened = timm.create_model(f"local-dir:{bundle}", pretrained=True).eval()
     predictor = load_learner(bundle)
-    x = predictor.preprocessing.normalize(predictor.network.no_images().new_ones(2, 3, 32, 32))
+    x = predictor.preprocessing.normalize(torch.ones(2, 3, 32, 32, dtype=torch.uint8))
     with torch.no_grad():
         assert torch.equal(opened.forward_features(x), predictor.model[0](x))
 

@@ -22,7 +22,7 @@ from deploy_helpers import (
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
-from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import (
     BundleCorruptError,
@@ -32,7 +32,6 @@ from learnkit.errors import (
     LearnkitError,
 )
 from learnkit.optimize.gates import Gates
-from learnkit.optimize.optimized import OptimizedPredictor
 
 COUNTS = {"ok": 12, "ß/<b>": 12}
 LEARNED = Labelled(*labelled(COUNTS))
@@ -84,7 +83,7 @@ def load(path, **kwargs):
 def test_a_variant_loads_as_it_was_and_float32_beside_it(source, int8, written):
     path, digest = written
     again = load(path, sha256=digest)
-    assert isinstance(again, OptimizedPredictor)
+    assert isinstance(again, Predictor)
     assert (again.variant, again.digest) == (NAME, digest)
     assert torch.equal(probs(again), probs(int8))
     assert again.report.to_dict() == int8.report.to_dict()

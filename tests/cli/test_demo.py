@@ -15,7 +15,7 @@ from learnkit.cli.demo import (
     write_photographs,
 )
 from learnkit.data.image import read_image
-from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import load_learner
 from learnkit.errors import DataError
 
 SMALL = replace(PLAN, epochs=1, arch="test_resnet", arch_kwargs={})

@@ -15,8 +15,7 @@ from PIL import Image
 
 from learnkit.continual import knowledge as changes
 from learnkit.data.dataset import ImageDataset
-from learnkit.deploy.loading import load_learner
-from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import (
     ContinualError,
     ContinualNotInitializedError,
@@ -109,7 +108,7 @@ def test_predictions_carry_the_heads_judgement_of_the_features(predictor):
     assert {p.ood_threshold for p in found} == {head.threshold.value}
     with torch.no_grad():
         probs = head(features).softmax(1)
-    assert torch.equal(torch.stack([p.probs for p in found]), probs)
+    torch.testing.assert_close(torch.stack([p.probs for p in found]), probs, rtol=0, atol=1e-6)
     for alpha in (0.1, 0.3):
         sets = head.prediction_sets(features, alpha)
         for prediction, row in zip(found, sets, strict=True):
@@ -417,7 +416,7 @@ def test_predicting_and_learning_import_no_fastai_pandas_or_matplotlib(saved, tm
     code = """
         import sys
         import numpy as np
-        from learnkit.deploy.loading import load_learner
+        from learnkit.deploy.predictor import load_learner
         image = np.zeros((40, 40, 3), "uint8")
         image[::2] = 200
         load_learner(sys.argv[2]).predict_batch([image, image])

@@ -18,13 +18,12 @@ from deploy_helpers import (
 )
 from runtime_helpers import NAME, onnx_bytes, variant_files, write_bundle
 
+from learnkit.backends.conversion import Converted
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import BundleCorruptError, LearnkitError, NotPicklableError
 from learnkit.inference.digest import model_digest
-from learnkit.optimize.convert import Converted
-from learnkit.optimize.optimized import OptimizedPredictor
 
 COUNTS = {"ok": 5, "bad": 4}
 QUIET = {"threads": 1, "progress": False}
@@ -112,11 +111,11 @@ def test_what_was_loaded_pickles_as_a_path_and_comes_back_the_same(written, runt
 def test_an_optimised_model_comes_back_in_its_variant(optimised):
     predictor = load_learner(optimised, threads=1)
     back = again(predictor)
-    assert isinstance(back, OptimizedPredictor)
+    assert isinstance(back, Predictor)
     assert (back.variant, back.threads) == ("torch-bfloat16", 1)
     image = shades("ok", 1)[0]
     assert torch.equal(back.predict(image).probs, predictor.predict(image).probs)
-    assert type(again(load_learner(optimised, variant="float32"))) is not OptimizedPredictor
+    assert again(load_learner(optimised, variant="float32")).variant is None
     predictor.set(ood_threshold=7.0)
     with refused("has changed since .* save it first"):
         pickle.dumps(predictor)
@@ -239,11 +238,9 @@ def test_the_threshold_of_a_detector_is_part_of_what_a_model_is(tmp_path):
 def test_conversions_that_are_in_no_bundle_are_told_apart_by_their_network():
     def digest(data):
         converted = Converted("onnxruntime", "float32", {}, {"onnx": data})
-        found = OptimizedPredictor.__new__(OptimizedPredictor)
-        given = {"converted": converted, "multi_label": False, "preprocessing": source}
-        found.__dict__.update(given, _labelling=(("a",), 0.5), _head=None, detector=None)
-        return model_digest(found)
+        record = source.record.replace(converted=converted, variant=converted.name)
+        return model_digest(Predictor.of(record))
 
-    source = make_predictor().preprocessing
+    source = make_predictor()
     assert digest(b"one") != digest(b"other")
     assert digest(b"one") == digest(b"one")

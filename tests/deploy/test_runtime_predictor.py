@@ -11,12 +11,21 @@ import pytest
 import torch
 from deploy_helpers import rewrite, shades
 from PIL import Image
-from runtime_helpers import NAME, SIZE, WIDTH, features_of, onnx_bytes, variant_files, write_bundle
+from runtime_helpers import (
+    NAME,
+    SIZE,
+    WIDTH,
+    features_of,
+    onnx_bytes,
+    torch_predictions,
+    torch_predictions_beside,
+    variant_files,
+    write_bundle,
+)
 
 import learnkit
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.deploy.judging import judged, judged_beside
 from learnkit.deploy.runtime_predictor import RuntimePredictor, load_runtime
 from learnkit.errors import (
     BackendUnavailableError,
@@ -30,6 +39,7 @@ from learnkit.errors import (
     OptimizedModelError,
     PredictionError,
 )
+from learnkit.inference.model import Model
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -115,7 +125,7 @@ def test_a_process_without_torch_loads_predicts_and_writes_tables(continual, tmp
     found = json.loads(run.stdout)
     assert {name for name in found["brought"] if not name.startswith("_")} <= NEEDED
     assert found["seconds"] < 1  # 0.3 here; torch alone takes longer
-    (expected,) = judged(head, features_of(onnx_bytes(), [image]))
+    (expected,) = torch_predictions(head, features_of(onnx_bytes(), [image]))
     assert_same(found["one"], expected.to_dict(alpha=0.2))
     assert found["halcon"]["ood_score"] == pytest.approx(expected.ood_score, rel=1e-6)
     assert found["rows"] == [2, 1]
@@ -148,7 +158,7 @@ def test_predictions_are_those_of_the_head_with_torch(continual):
     predictor, images = load_runtime(path), queries()
     for ours, theirs in zip(
         predictor.predict_batch(images, bs=3),
-        judged(head, features_of(onnx_bytes(), images)),
+        torch_predictions(head, features_of(onnx_bytes(), images)),
         strict=True,
     ):
         assert isinstance(ours.probs, np.ndarray)
@@ -168,7 +178,7 @@ def test_a_trained_head_predicts_and_its_detector_flags(tmp_path):
     features = features_of(onnx, images)
     both, alone = (load_runtime(tmp_path / name).predict_batch(images) for name in "mn")
     logits = load_runtime(tmp_path / "n").session.run(np.stack(images))[1]
-    expected = judged_beside(detector, torch.from_numpy(logits), features, ("a", "b"))
+    expected = torch_predictions_beside(detector, torch.from_numpy(logits), features, ("a", "b"))
     for one, other, theirs in zip(both, alone, expected, strict=True):
         assert one.label == other.label == theirs.label
         np.testing.assert_allclose(other.probs, theirs.probs, rtol=1e-5)
@@ -400,6 +410,6 @@ def test_threads_of_a_network_from_no_bundle_or_one_that_is_gone_are_refused(con
     with pytest.raises(BundleCorruptError, match="not the pinned bundle"):
         predictor.set(threads=2)
     assert predictor.threads == 1
-    given = predictor.session, predictor.preprocessing, predictor.classes
+    from_nowhere = Model(predictor.session, predictor.preprocessing, predictor.classes)
     with pytest.raises(OptimizedModelError, match="came from no bundle"):
-        RuntimePredictor(*given).set(threads=2)
+        RuntimePredictor(from_nowhere).set(threads=2)

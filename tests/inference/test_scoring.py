@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from runtime_helpers import WIDTH, json_tensor
+from runtime_helpers import WIDTH, json_tensor, torch_predictions, torch_predictions_beside
 
 from learnkit.bundle.scoring_file import judge_tensors
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed as torch_embed
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.continual.settings import CLASSIFIERS, GUARANTEES, SCORES
-from learnkit.deploy.judging import judged, judged_beside
 from learnkit.errors import (
     BundleCorruptError,
     BundleVersionError,
@@ -23,8 +22,8 @@ from learnkit.errors import (
     PredictionError,
     UncertaintyError,
 )
-from learnkit.inference import scoring as runtime_judge
 from learnkit.inference.judge_reading import read_judge
+from learnkit.inference.scoring import conclude
 from learnkit.storage.formats import tensors_to_bytes
 from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.quantiles import student_tail, upper_tail
@@ -83,8 +82,8 @@ def assert_alike(ours, theirs):
 def test_numpy_says_what_torch_says(classifier, score, root):
     head = make_head(classifier=classifier, score=score, root=root)
     x = queries()
-    *found, broken = runtime_judge.judged(read(head), x.numpy(), None, head.classes)
-    *expected, _ = judged(head, x)
+    *found, broken = conclude(read(head), x.numpy(), None, head.classes)
+    *expected, _ = torch_predictions(head, x)
     for ours, theirs in zip(found, expected, strict=True):
         assert_alike(ours, theirs)
         assert ours.prediction_set(0.2) == theirs.prediction_set(0.2)
@@ -119,8 +118,8 @@ def test_p_values_are_those_of_torch_whatever_is_promised(guarantee, n):
     more, names = features(3 * n, seed=8)
     head.extend(more[::3], names[::3])  # of one class: its images weigh more
     assert len(np.unique(head.threshold.calibration_weights)) > 1
-    found = runtime_judge.judged(read(head), queries().numpy(), None, head.classes)
-    for ours, theirs in zip(found[:-1], judged(head, queries()), strict=False):
+    found = conclude(read(head), queries().numpy(), None, head.classes)
+    for ours, theirs in zip(found[:-1], torch_predictions(head, queries()), strict=False):
         assert_alike(ours, theirs)
 
 
@@ -160,7 +159,7 @@ def test_few_images_of_many_dimensions_take_few_axes(score):
 def test_a_forgotten_class_keeps_its_number_and_never_wins():
     head = make_head()
     head.forget("c1")
-    (found,) = runtime_judge.judged(read(head), features(2)[0][1:].numpy(), None, head.classes)
+    (found,) = conclude(read(head), features(2)[0][1:].numpy(), None, head.classes)
     assert found.classes == NAMES
     assert found.label != "c1"
     assert found.probs[1] == 0
@@ -171,9 +170,9 @@ def test_a_detector_leaves_the_labels_to_the_network():
     detector = make_head(kind=OodDetector)
     detector.fit_sets(torch.tensor([[0.6, 0.4], [0.2, 0.8]]).repeat(9, 1), torch.tensor([0, 1] * 9))
     x, logits = queries(), torch.linspace(-3, 3, 40).reshape(20, 2)
-    found = runtime_judge.judged(read(detector), x.numpy(), logits.numpy(), ("u", "v"))
+    found = conclude(read(detector), x.numpy(), logits.numpy(), ("u", "v"))
     for ours, theirs in zip(
-        found[:-1], judged_beside(detector, logits, x, ("u", "v")), strict=False
+        found[:-1], torch_predictions_beside(detector, logits, x, ("u", "v")), strict=False
     ):
         assert_alike(ours, theirs)
         assert ours.prediction_set(0.2) == theirs.prediction_set(0.2)
@@ -182,14 +181,12 @@ def test_a_detector_leaves_the_labels_to_the_network():
 
 def test_a_trained_head_alone_has_probabilities_and_nothing_else():
     logits = torch.tensor([[2.0, -1.0, 0.5], [math.nan, 0.0, 0.0]])
-    one, broken = runtime_judge.judged(None, np.zeros((2, 4), "f4"), logits.numpy(), NAMES)
+    one, broken = conclude(None, np.zeros((2, 4), "f4"), logits.numpy(), NAMES)
     np.testing.assert_allclose(one.probs, logits[0].softmax(0), rtol=1e-6)
     assert one.ood_score is None
     assert isinstance(broken, PredictionError)
     run = {"multi_label": True, "threshold": 0.6}
-    (several,) = runtime_judge.judged(
-        None, np.zeros((1, 4), "f4"), logits[:1].numpy(), NAMES, **run
-    )
+    (several,) = conclude(None, np.zeros((1, 4), "f4"), logits[:1].numpy(), NAMES, **run)
     np.testing.assert_allclose(several.probs, logits[0].sigmoid(), rtol=1e-6)
     assert several.label == ("c0", "c2")
 
@@ -199,7 +196,7 @@ def test_a_threshold_set_by_hand_keeps_the_ranks():
     by_hand = read(head).with_threshold(-4)
     head.threshold = -4.0
     x = queries()[:-1]
-    for ours, theirs in zip(by_hand.ood_fields(x.numpy()), judged(head, x), strict=True):
+    for ours, theirs in zip(by_hand.ood_fields(x.numpy()), torch_predictions(head, x), strict=True):
         assert ours["ood_threshold"] == -4
         assert ours["p_value"] == pytest.approx(theirs.p_value, rel=1e-9)
     with pytest.raises(UncertaintyError, match="finite"):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from learnkit.data.dataset import ImageDataset
-from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import load_learner
 from learnkit.errors import (
     ContinualAlreadyInitializedError,
     ContinualNotInitializedError,

@@ -26,7 +26,7 @@ from torch import nn
 
 from learnkit.callback.frozen_features import FrozenFeatures
 from learnkit.data.dataset import ImageDataset
-from learnkit.deploy.loading import load_learner
+from learnkit.deploy.predictor import load_learner
 from learnkit.errors import (
     CutError,
     ExportError,

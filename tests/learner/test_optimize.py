@@ -21,7 +21,7 @@ QUIET = {"backend": "torch", "threads": 1, "progress": False}
 def _given():
     """Half precision takes half the time, on any processor."""
 
-    def measure(runs, pixels, *, layouts, batches, progress):
+    def measure(runs, pixels, *, batches, progress):
         taken = {name: 1.0 if "bfloat16" in name else 2.0 for name in runs}
         return {n: dict.fromkeys(batches, Times(t, t)) for n, t in taken.items()}
 

@@ -109,7 +109,7 @@ def test_false_alarms_and_auroc_are_those_of_the_scores():
     before = said(BEFORE.logits.tolist(), scores=[0, 1, 2, 3], threshold=2.5)
     after = said(BEFORE.logits.tolist(), scores=[0, 3, 3, 3], threshold=2.5)
     strange = (torch.tensor([4.0, 5.0]), torch.tensor([1.0, 4.0]))
-    found = compare(before, after, pictures(None, 4), CLASSES, strange=strange)
+    found = compare(before, after, pictures(None, 4), CLASSES, unknown=strange)
     assert (found.false_alarms_before, found.false_alarms) == (0.25, 0.75)
     assert (found.auroc_before, found.auroc) == (1.0, 0.625)
     assert found.n_strange == 2

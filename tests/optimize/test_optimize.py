@@ -11,6 +11,7 @@ import pytest
 import torch
 from deploy_helpers import PLAIN_HEAD, labelled, make_continual, make_model, make_predictor, strange
 
+from learnkit.backends.conversion import Converted
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.labelled_images import Labelled
 from learnkit.errors import (
@@ -24,7 +25,7 @@ from learnkit.errors import (
     PredictionError,
 )
 from learnkit.optimize import trials
-from learnkit.optimize.convert import Converted, Converter
+from learnkit.optimize.convert import Converter
 from learnkit.optimize.gates import Gates
 from learnkit.optimize.timing import Times
 
@@ -47,7 +48,7 @@ def given_times(monkeypatch):
     """Milliseconds by variant; those not named take 10."""
     times = {trials.EAGER: 20.0, "torch-bfloat16": 5.0}
 
-    def measure(runs, pixels, *, layouts, batches, progress):
+    def measure(runs, pixels, *, batches, progress):
         for run in runs.values():
             run(pixels[:1])
         return {
@@ -338,7 +339,7 @@ def faster(source):
         patch.setattr(
             trials,
             "measure",
-            lambda runs, pixels, *, layouts, batches, progress: {
+            lambda runs, pixels, *, batches, progress: {
                 name: dict.fromkeys(batches, times.get(name, slow)) for name in runs
             },
         )

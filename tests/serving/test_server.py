@@ -20,7 +20,6 @@ from learnkit.cli.app import main
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.runtime_predictor import RuntimePredictor
 from learnkit.errors import ServingError
-from learnkit.optimize.optimized import OptimizedPredictor
 from learnkit.serving.app import create_app
 from learnkit.serving.server import open_model, serve, warm_up
 
@@ -91,8 +90,8 @@ def optimised(tmp_path_factory):
     ("variant", "learning", "kind"),
     [
         ("onnxruntime-float32", False, RuntimePredictor),
-        ("onnxruntime-float32", True, OptimizedPredictor),
-        (None, False, OptimizedPredictor),
+        ("onnxruntime-float32", True, Predictor),
+        (None, False, Predictor),
         ("float32", True, Predictor),
         ("float32", False, Predictor),
     ],

@@ -1,11 +1,14 @@
-"""A variant of a bundle as a predictor that learns on; its files are not trusted."""
+"""A variant of a bundle as a model that learns on; its files are not trusted."""
 
 from __future__ import annotations
 
 import os
 from typing import Any, NamedTuple
 
-from learnkit.bundle.read import read_bundle
+from learnkit.backends.conversion import Converted
+from learnkit.backends.session import Session
+from learnkit.bundle.read_float32 import read_module
+from learnkit.bundle.recorded import check_recorded
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.bundle.siblings import BaseFiles
 from learnkit.bundle.variant import (
@@ -16,14 +19,11 @@ from learnkit.bundle.variant import (
     learned_since,
     path_of,
 )
-from learnkit.bundle.variants.recorded import check_recorded
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.deploy.pickling import home_of
 from learnkit.errors import BundleCorruptError, LearnkitError, PredictionError
+from learnkit.inference.model import Model
 from learnkit.optimize.conversion_report import ConversionReport
-from learnkit.optimize.convert import Converted
-from learnkit.optimize.optimized import OptimizedPredictor
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
 from learnkit.storage.records import read_field
 
@@ -53,7 +53,7 @@ def which_variant(path: str | os.PathLike, asked: str | None, sha256: str | None
 
 def load_variant(
     path: str | os.PathLike, opened: Opened, *, device: str, threads: int | None
-) -> OptimizedPredictor:
+) -> Model:
     """The variant `which_variant` found in the bundle at `path`, checked before use.
 
     Raises:
@@ -73,37 +73,40 @@ def load_variant(
         )
     head = _head(variant, folder)
     is_detector = isinstance(head, OodDetector)
+    converted, recipe = _converted(variant, folder, path), variant.recipe()
     try:
-        predictor = OptimizedPredictor(
-            _converted(variant, folder, path),
-            variant.recipe(),
+        model = Model(
+            converted.open(recipe, threads=threads, device=device),
+            recipe,
             variant.classes,
-            head=None if is_detector else head,
-            detector=head if is_detector else None,
             multi_label=variant.multi_label,
             threshold=variant.threshold,
-            base=base,
+            head=None if is_detector else head,
+            detector=head if is_detector else None,
             metadata=read_field(opened.section, "metadata", dict, CONFIG),
-            device=device,
-            threads=threads,
-            has_learned=name in learned_since(opened.section),
+            measured=None if head is None else head.statistics,
+            variant=name,
+            converted=converted,
+            report=_report(folder, name),
+            siblings=base,
+            knew_more=name in learned_since(opened.section),
+            digest=folder.digest,
         )
     except PredictionError as error:  # a network for images of another size
         raise BundleCorruptError(f"the variant {name!r} does not fit together: {error}") from error
-    _check_fit(predictor, variant)
-    _check_probes(predictor, variant, folder)
-    predictor.report = _report(folder, name)
-    predictor.digest = folder.digest
-    predictor._home = home_of(predictor, path, folder.digest)
-    return predictor
+    _check_fit(model.network, variant)
+    where = path_of(name, "probe.safetensors")
+    check_recorded(model.network, folder.arrays(where), where, variant.versions)
+    return model
 
 
 def _converted(variant: Variant, folder: Folder, path: str | os.PathLike) -> Converted:
-    model = None
+    model, files = None, variant.network_files(folder.files)
+    is_open = variant.continual is not None
     if variant.backend == "torch":
-        model = read_bundle(path, sha256=folder.digest).model
-    files = variant.network_files(folder.files)
-    return Converted(variant.backend, variant.precision, variant.params, files, model)
+        model = read_module(path, sha256=folder.digest)
+    kind = variant.backend, variant.precision, variant.params
+    return Converted(*kind, files, model, continual=is_open)
 
 
 def _head(variant: Variant, folder: Folder) -> ContinualClassifier | None:
@@ -129,8 +132,7 @@ def _head(variant: Variant, folder: Folder) -> ContinualClassifier | None:
     return head.eval()
 
 
-def _check_fit(predictor: OptimizedPredictor, variant: Variant) -> None:
-    session = predictor.network.session
+def _check_fit(session: Session, variant: Variant) -> None:
     pairs = {"features": (session.n_features, variant.n_features)}
     if variant.continual is None:
         pairs["outputs"] = (session.n_outputs, len(variant.classes))
@@ -142,13 +144,9 @@ def _check_fit(predictor: OptimizedPredictor, variant: Variant) -> None:
             )
 
 
-def _check_probes(predictor: OptimizedPredictor, variant: Variant, folder: Folder) -> None:
-    where = path_of(variant.name, "probe.safetensors")
-    check_recorded(predictor.network.session, folder.arrays(where), where, variant.versions)
-
-
-def _report(folder: Folder, name: str) -> ConversionReport | None:
+def _report(folder: Folder, name: str) -> dict[str, Any] | None:
+    """The conversion report, if it is a sound one."""
     where = path_of(name, "report.json")
     if where not in folder.files:
         return None
-    return ConversionReport.from_dict(folder.json(where), where)
+    return ConversionReport.from_dict(folder.json(where), where).to_dict()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Any
 
 from learnkit.backends.registry import open_session
 from learnkit.backends.session import Session
+from learnkit.bundle.recorded import check_recorded
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.bundle.variant import (
     FLOAT32,
@@ -19,26 +19,15 @@ from learnkit.bundle.variant import (
     variant_names,
     warn_behind,
 )
-from learnkit.bundle.variants.recorded import check_recorded
 from learnkit.errors import BundleCorruptError, BundleError
 from learnkit.inference.judge_reading import read_judge
+from learnkit.inference.model import Model
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
 from learnkit.storage.records import read_field
 from learnkit.uncertainty.scoring import Scoring
 
 _TORCH = "torch-"
 _FOR_LEARNING = ("state.safetensors", "report.json")
-
-
-@dataclass(frozen=True, eq=False)
-class Runtime:
-    """What a process without torch needs of a bundle, read and checked."""
-
-    session: Session
-    variant: Variant
-    judge: Scoring | None
-    metadata: Mapping[str, Any]
-    digest: str
 
 
 def read_runtime(
@@ -48,18 +37,27 @@ def read_runtime(
     sha256: str | None,
     threads: int | None,
     device: str,
-) -> Runtime:
-    """The variant of the bundle at `path`, ready to run; see `load_runtime`."""
+) -> Model:
+    """The variant of the bundle at `path` as a model without torch; see `load_runtime`."""
     name, section, folder = _files(path, variant, sha256)
     warn_behind(path, section, name)
     described = Variant.from_bytes(folder.bytes(path_of(name, "json")), name)
     session = _session(described, folder, threads, device)
-    judge = _judge(described, folder)
-    _check_fit(session, described, judge)
+    scoring = _scoring(described, folder)
+    _check_fit(session, described, scoring)
     where = path_of(name, "probe.safetensors")
     check_recorded(session, folder.arrays(where), where, described.versions)
-    metadata = read_field(section, "metadata", dict, CONFIG)
-    return Runtime(session, described, judge, metadata, folder.digest)
+    return Model(
+        session,
+        described.recipe(),
+        described.classes,
+        multi_label=described.multi_label,
+        threshold=described.threshold,
+        stored=scoring,
+        metadata=read_field(section, "metadata", dict, CONFIG),
+        variant=described.name,
+        digest=folder.digest,
+    )
 
 
 def read_session(
@@ -122,29 +120,29 @@ def _session(variant: Variant, folder: Folder, threads: int | None, device: str)
     return open_session(variant.backend, variant.precision, files, **given)
 
 
-def _judge(variant: Variant, folder: Folder) -> Scoring | None:
+def _scoring(variant: Variant, folder: Folder) -> Scoring | None:
     name = path_of(variant.name, "judge.safetensors")
     if variant.continual is None and variant.ood is None:
         return None
-    judge = read_judge(
+    scoring = read_judge(
         folder.bytes(name),
         name,
         n_classes=len(variant.classes),
         n_features=variant.n_features,
     )
-    if judge.labels != (variant.continual is not None):
+    if scoring.labels != (variant.continual is not None):
         raise BundleCorruptError(f"{name} and the description disagree about the head")
-    return judge
+    return scoring
 
 
-def _check_fit(session: Session, variant: Variant, judge: Scoring | None) -> None:
-    """Raise unless network, description and judge are about the same images and classes."""
+def _check_fit(session: Session, variant: Variant, scoring: Scoring | None) -> None:
+    """Raise unless network, description and scoring are about the same images and classes."""
     recipe, n_classes = variant.recipe(), len(variant.classes)
     pairs = {
         "images": (session.shape, (*recipe.size, recipe.channels)),
         "features": (session.n_features, variant.n_features),
     }
-    if judge is None or not judge.labels:
+    if scoring is None or not scoring.labels:
         pairs["classes"] = (session.n_outputs, n_classes)
     for what, (found, expected) in pairs.items():
         if found != expected:

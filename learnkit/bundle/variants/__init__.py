@@ -1,1 +1,0 @@
-"""Converted networks in a bundle, beside the float32 weights."""

@@ -1,0 +1,236 @@
+"""The verbs every predictor has: one image, batches, folders and tables, with torch or without."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learnkit.data.image import find_images
+from learnkit.data.preprocess import Preprocessing
+from learnkit.data.read_images import watched
+from learnkit.deploy.home import Home
+from learnkit.inference.batch import Result, predict_stream, prediction_table, raised
+from learnkit.inference.digest import same_state
+from learnkit.inference.files import FilesReport, predict_to_file
+from learnkit.inference.model import Model
+from learnkit.inference.prediction import Prediction
+from learnkit.inference.scoring import predictions
+from learnkit.report.document import Document, Lines, Paragraph, Span
+from learnkit.report.notebook import Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from typing_extensions import Self
+
+
+class BasePredictor(Shown):
+    """Verbs over a `Model`: images in, predictions out.
+
+    Predicting changes nothing, so threads may share a predictor. It pickles as the path of the
+    bundle it was loaded from or saved to, for worker processes: it must be as it was then.
+    Unpickling opens that bundle, which takes as long as loading it does: hand a predictor to each
+    worker once, as an argument of its initializer, rather than with every task. What `undo` could
+    take back does not travel.
+
+    Attributes:
+        record: the model, replaced as a whole by whatever is set.
+    """
+
+    needs_torch = True
+    _home: Home | None = None
+    _as_loaded: tuple[Any, ...] = ()
+
+    def __init__(self, record: Model):
+        self.record = record
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the probabilities."""
+        return self.record.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From a file to the network's input."""
+        return self.record.preprocessing
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.record.multi_label
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a label counts (multi-label only)."""
+        return self.record.threshold
+
+    @property
+    def detects_ood(self) -> bool:
+        """Whether predictions say how far out of distribution an image is."""
+        return self.record.detects_ood
+
+    @property
+    def variant(self) -> str | None:
+        """Backend and precision of a converted network; None for the weights as trained."""
+        return self.record.variant
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What travels in the bundle beside the model; anything JSON can hold."""
+        return self.record.metadata
+
+    @metadata.setter
+    def metadata(self, value: Mapping[str, Any]) -> None:
+        self.record = self.record.replace(metadata=dict(value))
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        """What every change replaces, for `is_changed`."""
+        return self.record.state
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 (hex) of the bundle it was loaded from, None if it was made otherwise."""
+        return self.record.digest
+
+    @digest.setter
+    def digest(self, value: str | None) -> None:
+        self.record = self.record.replace(digest=value)
+        self._as_loaded = () if value is None else self.state
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether it has learned, or was set otherwise, since `digest` was noted."""
+        return self.digest is not None and not same_state(self, self._as_loaded)
+
+    def load(self, source: Any) -> np.ndarray:
+        """An image as the network takes it, uint8 (H, W, channels).
+
+        Raises:
+            ImageReadError: the image cannot be read; the message names it.
+        """
+        return self.preprocessing.pixels(source)
+
+    def try_loaded(self, images: Sequence[np.ndarray]) -> list[Result]:
+        """For each image that `load` gave its prediction, or a PredictionError."""
+        return predictions(self.record, np.stack(list(images)))
+
+    def predict(self, source: Any) -> Prediction:
+        """The prediction for one image: path, bytes, PIL image, array (H, W[, C]).
+
+        Where there is torch, a tensor (C, H, W) will do, too.
+
+        Raises:
+            ImageReadError: the image cannot be read; the message names it.
+            PredictionError: the network's output is not finite.
+        """
+        (result,) = self.try_loaded([self.load(source)])
+        return raised(result)
+
+    __call__ = predict
+
+    def predict_batch(
+        self, items: Iterable[Any], bs: int = 64, *, n_workers: int = 2
+    ) -> list[Prediction]:
+        """One prediction per item, in order; no items, no predictions. Raises like `predict`."""
+        stream = predict_stream(self, items, bs=bs, n_workers=n_workers)
+        return [raised(result) for _, result in stream]
+
+    def predict_folder(
+        self,
+        folder: str | os.PathLike,
+        recursive: bool = True,
+        bs: int = 64,
+        n_workers: int = 2,
+        progress: bool = True,
+        *,
+        probs: bool = True,
+    ) -> pd.DataFrame:
+        """`predict_files` of the images in `folder`, sorted by path.
+
+        Raises:
+            DataError: there is no such folder.
+        """
+        found = find_images(folder)
+        if not recursive:
+            found = [path for path in found if path.parent == Path(folder)]
+        return self.predict_files(found, bs=bs, n_workers=n_workers, progress=progress, probs=probs)
+
+    def predict_files(
+        self,
+        paths: Iterable[Any],
+        *,
+        bs: int = 64,
+        n_workers: int = 2,
+        progress: bool = True,
+        probs: bool = True,
+        out: str | os.PathLike | None = None,
+        resume: bool = True,
+    ) -> pd.DataFrame | FilesReport:
+        """One row per file, in order: path, label, confidence, error, then `p(NAME)` per class.
+
+        A file that cannot be read has its reason in `error`, no label and NaN for numbers; the rest
+        are predicted. Memory holds two batches of images, whatever the number of files. In the
+        continual state is_ood, ood_score and p_value stand between error and probabilities.
+
+        Args:
+            paths: files, or whatever else `predict` takes.
+            bs: images per forward pass.
+            n_workers: decoding threads; 0 decodes between the passes.
+            progress: show a progress bar.
+            probs: add a column per class.
+            out: write the rows to this .parquet, .csv or .jsonl file instead, each with the model's
+                digest, and return a report: for any number of files, see `predict_to_file`.
+            resume: with `out`, go on where an interrupted call was.
+
+        Raises:
+            PredictionError: `out` with other work in it than this, or images that are no files.
+            PredictionFileError: `out` cannot be written.
+        """
+        if out is not None:
+            return predict_to_file(
+                self,
+                paths,
+                out,
+                resume=resume,
+                bs=bs,
+                n_workers=n_workers,
+                progress=progress,
+                probs=probs,
+            )
+        paths = list(paths)
+        stream = predict_stream(self, paths, bs=bs, n_workers=n_workers)
+        return prediction_table(
+            watched(stream, len(paths), progress),
+            self.classes,
+            probs=probs,
+            ood=self.detects_ood,
+        )
+
+    def __copy__(self) -> Self:
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        own = {name: value for name, value in self.__dict__.items() if name != "_home"}
+        new.__dict__.update(copy.deepcopy(own, memo))
+        return new
+
+    def _about(self) -> str:
+        """Size of images and class names, for `repr`."""
+        height, width = self.preprocessing.size
+        names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
+        kind = "labels" if self.multi_label else "classes"
+        return f"{height}x{width} px, {len(self.classes)} {kind}: {names}"
+
+    def document(self) -> Document:
+        """Its `repr`, and its digest if it is of a bundle."""
+        digest = [Span(f"sha256 {self.digest}", "faint")] if self.digest else []
+        return Document([Paragraph(Lines((Span(repr(self), "code"), *digest)))])

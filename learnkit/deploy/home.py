@@ -1,0 +1,79 @@
+"""The bundle a predictor stands in: its path and digest are all that a pickle holds.
+
+What a worker process gets is opened from disk there, and refused if it is another model by then.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from learnkit.errors import BundleError, NotPicklableError
+from learnkit.inference.digest import same_state, state_of
+from learnkit.storage.read_folder import read_folder
+
+_SAVE = "save it first: predictor.save(path)"
+
+
+class Home(NamedTuple):
+    """The bundle on disk that holds a predictor, and what the predictor was then."""
+
+    path: Path
+    digest: str
+    state: tuple[Any, ...]
+    facts: dict[str, Any]
+
+
+def home_of(predictor: Any, path: str | os.PathLike, digest: str) -> Home:
+    """That `predictor`, as it is now, is in the bundle at `path`."""
+    absolute = Path(os.path.abspath(path))
+    return Home(absolute, digest, state_of(predictor), copy.deepcopy(_facts(predictor)))
+
+
+def pickled(predictor: Any) -> tuple[str, str, str | None, int | None, str]:
+    """(path, digest, variant, threads, device): what opens `predictor` again.
+
+    Raises:
+        NotPicklableError: it is in no bundle, or has changed since, or its bundle is another one by
+            now; the message has the remedy.
+    """
+    home, name = predictor._home, type(predictor).__name__
+    if home is None:
+        raise NotPicklableError(
+            f"this {name} is in no bundle, and a pickle holds a path, never weights; {_SAVE}"
+        )
+    if not same_state(predictor, home.state) or _facts(predictor) != home.facts:
+        remedy = _SAVE if predictor.needs_torch else "set it in the worker process instead"
+        raise NotPicklableError(
+            f"this {name} has changed since it was in {home.path}, which is what a pickle would "
+            f"lead to; {remedy}"
+        )
+    try:
+        read_folder(home.path, sha256=home.digest, wanted=())
+    except BundleError as error:
+        remedy = f"{_SAVE}, or put that bundle back"
+        if not predictor.needs_torch:
+            remedy = "put that bundle back"
+        raise NotPicklableError(
+            f"the bundle this {name} was in is no longer there: {error}; {remedy}"
+        ) from error
+    threads = None if predictor.variant is None else predictor.threads
+    return str(home.path), home.digest, predictor.variant, threads, str(predictor.device)
+
+
+def _facts(predictor: Any) -> dict[str, Any]:
+    """What can be assigned or changed in place, and is no part of `state`."""
+    model = getattr(predictor.record.network, "model", None)
+    weights = [] if model is None else [*model.parameters()]
+    tensors = [] if model is None else [*weights, *model.buffers()]
+    return {
+        "metadata": predictor.metadata,
+        "multi_label": predictor.multi_label,
+        "threshold": predictor.threshold,
+        "preprocessing": predictor.preprocessing,
+        # training changes weights in place, and torch counts that
+        "changes": [0 if one.is_inference() else one._version for one in tensors],
+        "weights": [*map(id, weights)],
+    }

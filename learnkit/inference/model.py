@@ -1,0 +1,112 @@
+"""The model: one frozen record of a network and all that belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from learnkit.errors import PredictionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learnkit.backends.conversion import Converted
+    from learnkit.backends.session import Session
+    from learnkit.continual.classifier import ContinualClassifier
+    from learnkit.continual.ood_detector import OodDetector
+    from learnkit.data.preprocess import Preprocessing
+    from learnkit.uncertainty.scoring import Scoring
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network, what prepares its images and what is concluded from its outputs.
+
+    It is what a bundle stores, what `optimize` takes and gives, and what predictors say their verbs
+    over. What a head or a detector has learned lives in these, and is replaced there as a whole.
+
+    Attributes:
+        network: the session that runs it.
+        preprocessing: from a file to the network's input.
+        names: class names of the outputs; a head in the continual state knows its own.
+        multi_label: an image may have several labels, or none.
+        threshold: a label counts above this probability, if `multi_label`.
+        head: keeps class statistics, outside the network; None for a trained head.
+        detector: tells images out of distribution beside a trained head.
+        stored: what was concluded when the model was written, where nothing here can learn.
+        metadata: anything JSON can hold; travels in the bundle.
+        probes: preprocessed images uint8 (n, channels, H, W) that travel with it.
+        measured: the class statistics that the model card's measures are about.
+        variant: backend and precision of a converted network; None for the weights as trained.
+        converted: the files of a converted network, if they are at hand.
+        report: what the conversion cost, as a plain dictionary.
+        siblings: the other files of its bundle, see `bundle.siblings`.
+        digest: SHA-256 (hex) of the bundle it was read from.
+        knew_more: it knew more than the float32 weights' own head when it was read.
+    """
+
+    network: Session
+    preprocessing: Preprocessing
+    names: tuple[str, ...]
+    multi_label: bool = False
+    threshold: float = 0.5
+    head: ContinualClassifier | None = None
+    detector: OodDetector | None = None
+    stored: Scoring | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    probes: Tensor | None = None
+    measured: Any = None
+    variant: str | None = None
+    converted: Converted | None = field(default=None, repr=False)
+    report: Mapping[str, Any] | None = field(default=None, repr=False)
+    siblings: Any = field(default=None, repr=False)
+    digest: str | None = None
+    knew_more: bool = False
+
+    def __post_init__(self) -> None:
+        wanted = (*self.preprocessing.size, self.preprocessing.channels)
+        if self.network.shape != wanted:
+            raise PredictionError(
+                f"the {self.network.backend} network takes images (H, W, C) {self.network.shape}; "
+                f"its preprocessing makes them {wanted}"
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the probabilities."""
+        return self.names if self.head is None else self.head.classes
+
+    @property
+    def ood(self) -> ContinualClassifier | None:
+        """What tells images out of distribution: the head, or a detector beside a trained one."""
+        return self.detector if self.head is None else self.head
+
+    @property
+    def detects_ood(self) -> bool:
+        """Whether predictions say how far out of distribution an image is."""
+        return self.ood is not None or self.stored is not None
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        """What every change replaces: names and thresholds, what is learned, what is set."""
+        ood = self.ood
+        own = (self.names, self.threshold, self.stored, ood)
+        return own if ood is None else (*own, ood.knowledge, getattr(ood, "head_nonconformity", 0))
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether it knows other things, or other names, than the float32 weights' own head."""
+        ood = self.ood
+        learned = ood is not None and ood.statistics is not self.measured
+        return self.knew_more or learned or self.classes != self.names
+
+    def replace(self, **changes: Any) -> Model:
+        """The same model with some fields changed."""
+        return replace(self, **changes)
+
+    def frozen(self) -> Model:
+        """A model that knows what this one knows now, whoever changes this one meanwhile."""
+        import copy
+
+        return replace(self, head=copy.deepcopy(self.head), detector=copy.deepcopy(self.detector))
