@@ -304,13 +304,15 @@ class TestExport:
         for file in quiet.dls.valid.items:
             assert torch.allclose(model.predict(file).probs, quiet.predict(file).probs, atol=1e-5)
 
-    def test_the_learner_goes_on_as_before(self, quiet, tmp_path):
-        opt, dls = quiet.opt, quiet.dls
-        quiet.export(tmp_path / "bundle")
-        assert quiet.opt is opt
-        assert quiet.dls is dls
-        with quiet.no_logging():
-            quiet.fit(1)
+    def test_the_learner_goes_on_as_before(self, dls, tmp_path):
+        learn = make(dls, path=tmp_path)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+            opt, loaders = learn.opt, learn.dls
+            learn.export(tmp_path / "bundle")
+            assert learn.opt is opt
+            assert learn.dls is loaders
+            learn.fit(1)
 
     def test_the_card_holds_the_measures(self, quiet, tmp_path):
         text = (quiet.export(tmp_path / "bundle") / "README.md").read_text(encoding="utf-8")
