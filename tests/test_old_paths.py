@@ -10,6 +10,7 @@ import pytest
 from deploy_helpers import make_predictor, strange
 
 from learnkit._old_paths import MOVED
+from learnkit.deploy.pickling import opened_again
 
 
 def run(code, *flags):
@@ -77,12 +78,21 @@ print(main.__module__)
         exec("from learnkit.cli import mian")
 
 
+class Pickled:
+    """What predictors were in pickles: a function by its name, and what it is called with."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return opened_again, self.arguments
+
+
 def test_pickles_of_predictors_made_before_the_moves_open(tmp_path):
     predictor = make_predictor()
-    predictor.save(tmp_path / "model")
-    data = pickle.dumps(predictor, protocol=2)
-    new = predictor.__reduce__()[0]
-    old = data.replace(new.__module__.encode(), b"learnkit.deploy.by_path")
+    digest = predictor.save(tmp_path / "model")
+    data = pickle.dumps(Pickled(str(tmp_path / "model"), digest, None, None, "cpu", True), 2)
+    old = data.replace(b"clearnkit.deploy.pickling\n", b"clearnkit.deploy.by_path\n")
     assert b"clearnkit.deploy.by_path\nopened_again\n" in old
     sys.modules.pop("learnkit.deploy.by_path", None)
     with pytest.warns(DeprecationWarning, match="by_path is now"):
