@@ -57,8 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # names of files may be no text of its encoding
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
+        # Warnings meant for the user are a line each; those for programmers are for --debug.
         if DEBUG not in _state["argv"]:
-            _soften_warnings()
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = lambda message, *_: fail(f"note: {_one_line(message)}")
         app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
 
 
@@ -70,13 +73,6 @@ class _Command(TyperCommand):
             self.rich_markup_mode = None
             formatter.write_dl = functools.partial(formatter.write_dl, col_max=8)
         super().format_help(ctx, formatter)
-
-
-def _soften_warnings() -> None:
-    """Say warnings meant for the user in a line, keep those for programmers to --debug."""
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("default", UserWarning)
-    warnings.showwarning = lambda message, *_: fail(f"note: {_one_line(message)}")
 
 
 def _command(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -80,7 +80,8 @@ def run_demo(out: Path, *, plan: workflow.TrainingPlan = PLAN, n_images: int | N
     learn = _trained(known, plan, report)
     _learn_on(learn, data, known, new, report)
     _tell_the_unknown(learn, data, out, report)
-    _show_confidence(learn, report)
+    report.step("See what calibration did to the confidences")
+    report.frame(learn.continual.calibration.table().rename_axis("measure").reset_index())
     report.step("Draw the confusion matrix, the worst mistakes with Grad-CAM, the training curve")
     pictures = workflow.save_pictures(workflow.interpret(learn, data.test), out)
     report.say(", ".join(path.name for path in pictures))
@@ -149,13 +150,6 @@ def _tell_the_unknown(learn: ImageLearner, data: ImageDataset, out: Path, report
     report.say(f"flagged as unknown: {shares[0]:.1%} of them, and {shares[1]:.1%} of the digits")
     report.say(f"(score above {learn.ood.threshold.value:.3f}, made for 5 % of known images)")
     workflow.save_figure(learn.plot_ood(out / "photographs"), out / "unknown.png")
-
-
-def _show_confidence(learn: ImageLearner, report: Report) -> None:
-    """Show what the temperature, fitted without any training, did to the confidences."""
-    report.step("See what calibration did to the confidences")
-    table = learn.continual.calibration.table()
-    report.frame(table.rename_axis("measure").reset_index())
 
 
 def prepare_folder(out: Path) -> None:
