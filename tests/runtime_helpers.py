@@ -11,7 +11,7 @@ from deploy_helpers import shades
 from learnkit.backends.registry import open_session
 from learnkit.bundle.recorded import recorded
 from learnkit.bundle.schema import SCHEMA
-from learnkit.bundle.scoring_file import judge_tensors
+from learnkit.bundle.scoring_file import scoring_tensors
 from learnkit.bundle.variant import Variant, path_of
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.preprocess import Preprocessing
@@ -95,7 +95,7 @@ def variant_files(name=NAME, *, onnx, head=None, classes=("a", "b"), probe=None,
         "probe.safetensors": tensors_to_bytes({k: torch.tensor(v) for k, v in probes.items()}),
     }
     if head is not None:
-        tensors = judge_tensors(head, labels=not is_detector)
+        tensors = scoring_tensors(head)
         files["judge.safetensors"] = tensors_to_bytes(tensors)
     return {path_of(name, ending): data for ending, data in files.items()}
 

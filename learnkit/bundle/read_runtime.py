@@ -10,6 +10,7 @@ from learnkit.backends.registry import open_session
 from learnkit.backends.session import Session
 from learnkit.bundle.recorded import check_recorded
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
+from learnkit.bundle.scoring_file import stored_scoring
 from learnkit.bundle.variant import (
     FLOAT32,
     Variant,
@@ -20,7 +21,6 @@ from learnkit.bundle.variant import (
     warn_behind,
 )
 from learnkit.errors import BundleCorruptError, BundleError
-from learnkit.inference.judge_reading import read_judge
 from learnkit.inference.model import Model
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
 from learnkit.storage.records import read_field
@@ -43,7 +43,7 @@ def read_runtime(
     warn_behind(path, section, name)
     described = Variant.from_bytes(folder.bytes(path_of(name, "json")), name)
     session = _session(described, folder, threads, device)
-    scoring = _scoring(described, folder)
+    scoring = stored_scoring(described, folder)
     _check_fit(session, described, scoring)
     where = path_of(name, "probe.safetensors")
     check_recorded(session, folder.arrays(where), where, described.versions)
@@ -118,21 +118,6 @@ def _session(variant: Variant, folder: Folder, threads: int | None, device: str)
     files = variant.network_files(folder.files)
     given = {"threads": threads, "device": device, **variant.params}
     return open_session(variant.backend, variant.precision, files, **given)
-
-
-def _scoring(variant: Variant, folder: Folder) -> Scoring | None:
-    name = path_of(variant.name, "judge.safetensors")
-    if variant.continual is None and variant.ood is None:
-        return None
-    scoring = read_judge(
-        folder.bytes(name),
-        name,
-        n_classes=len(variant.classes),
-        n_features=variant.n_features,
-    )
-    if scoring.labels != (variant.continual is not None):
-        raise BundleCorruptError(f"{name} and the description disagree about the head")
-    return scoring
 
 
 def _check_fit(session: Session, variant: Variant, scoring: Scoring | None) -> None:

@@ -10,6 +10,7 @@ from learnkit.backends.session import Session
 from learnkit.bundle.read_float32 import read_module
 from learnkit.bundle.recorded import check_recorded
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
+from learnkit.bundle.scoring_file import stored_scoring
 from learnkit.bundle.siblings import BaseFiles
 from learnkit.bundle.variant import (
     FLOAT32,
@@ -26,6 +27,7 @@ from learnkit.inference.model import Model
 from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
 from learnkit.storage.records import read_field
+from learnkit.uncertainty.scoring import Scoring
 
 
 class Opened(NamedTuple):
@@ -129,7 +131,21 @@ def _head(variant: Variant, folder: Folder) -> ContinualClassifier | None:
         )
     if kind is ContinualClassifier and head.classes != variant.classes:
         raise BundleCorruptError(f"{where} is of other classes than its description")
+    _restore_scoring(head, stored_scoring(variant, folder), where)
     return head.eval()
+
+
+def _restore_scoring(head: ContinualClassifier, stored: Scoring, where: str) -> None:
+    """Let `head` score to the bit as when it was written, and as `load_runtime` does."""
+    own = head.scoring
+    for name in ("root", "labels"):
+        if getattr(own, name) != getattr(stored, name):
+            raise BundleCorruptError(f"{where} and the stored scores have another `{name}`")
+    if own.weight.shape != stored.weight.shape:
+        raise BundleCorruptError(
+            f"{where} is of {own.weight.shape} weights, the stored scores of {stored.weight.shape}"
+        )
+    head.restore_scoring(stored)
 
 
 def _check_fit(session: Session, variant: Variant) -> None:

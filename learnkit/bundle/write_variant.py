@@ -14,7 +14,7 @@ from learnkit.bundle.overview import with_variants_listed
 from learnkit.bundle.probes import PROBE
 from learnkit.bundle.recorded import PACKAGES, recorded
 from learnkit.bundle.schema import CONFIG
-from learnkit.bundle.scoring_file import judge_tensors
+from learnkit.bundle.scoring_file import scoring_tensors
 from learnkit.bundle.siblings import BaseFiles
 from learnkit.bundle.variant import Variant, path_of, variant_names, with_variants
 from learnkit.bundle.write_float32 import CARD
@@ -105,8 +105,7 @@ def variant_files(model: Model, base: Mapping[str, bytes]) -> dict[str, bytes]:
     }
     if ood is not None:
         found["state.safetensors"] = tensors_to_bytes(tensors)
-        scoring = judge_tensors(ood, labels=model.head is not None)
-        found["judge.safetensors"] = tensors_to_bytes(scoring)
+        found["judge.safetensors"] = tensors_to_bytes(scoring_tensors(ood))
     if model.report is not None:
         found["report.json"] = to_json(model.report)
     return {path_of(model.variant, ending): data for ending, data in found.items()}

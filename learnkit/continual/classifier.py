@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -357,6 +358,22 @@ class ContinualClassifier(nn.Module):
         new = cls(**knowledge.settings.to_dict())
         new._states = (knowledge.derive(None),)
         return new
+
+    def restore_scoring(self, stored: Scoring) -> None:
+        """Score as when `stored` was taken of this very state, to the last bit.
+
+        What follows from statistics is solved for, and another number of threads or another version
+        gives other last bits. The next change derives everything again.
+        """
+        knowledge, numbers = self.knowledge, ("temperature", "standards", "weight", "bias")
+        own = knowledge.derived.scoring
+        taken = {name: getattr(stored, name) for name in (*numbers, "distances", "neighbors")}
+        if knowledge.manual_threshold is None:
+            taken["threshold"] = stored.threshold
+        if stored.labels:
+            taken["nonconformity"] = stored.nonconformity
+        derived = replace(knowledge.derived, scoring=replace(own, **taken))
+        self._states = (replace(knowledge, derived=derived, _affine={}),)
 
     def extra_repr(self) -> str:
         """Text for `repr`."""

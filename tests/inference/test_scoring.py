@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from runtime_helpers import WIDTH, json_tensor, torch_predictions, torch_predictions_beside
 
-from learnkit.bundle.scoring_file import judge_tensors
+from learnkit.bundle.scoring_file import read_scoring, scoring_tensors
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed as torch_embed
 from learnkit.continual.ood_detector import OodDetector
@@ -22,7 +22,6 @@ from learnkit.errors import (
     PredictionError,
     UncertaintyError,
 )
-from learnkit.inference.judge_reading import read_judge
 from learnkit.inference.scoring import conclude
 from learnkit.storage.formats import tensors_to_bytes
 from learnkit.uncertainty.embedding import unit_rows
@@ -48,9 +47,9 @@ def make_head(n=45, *, width=WIDTH, kind=ContinualClassifier, **settings):
 
 def read(head, **changes):
     """The judge that a file of `head` gives; `changes` replace tensors in it."""
-    tensors = {**judge_tensors(head, labels=not isinstance(head, OodDetector)), **changes}
+    tensors = {**scoring_tensors(head), **changes}
     data = tensors_to_bytes({name: t for name, t in tensors.items() if t is not None})
-    return read_judge(data, "j", n_classes=len(head.classes), n_features=head.n_features)
+    return read_scoring(data, "j", n_classes=len(head.classes), n_features=head.n_features)
 
 
 def queries(width=WIDTH):
@@ -63,7 +62,7 @@ def queries(width=WIDTH):
 
 
 def facts_of(head):
-    return json.loads(bytes(judge_tensors(head)["facts"].tolist()))
+    return json.loads(bytes(scoring_tensors(head)["facts"].tolist()))
 
 
 def assert_alike(ours, theirs):
@@ -148,7 +147,7 @@ def test_features_of_any_size_are_embedded_as_with_torch():
 @pytest.mark.parametrize("score", ["combined", "mahalanobis"])
 def test_few_images_of_many_dimensions_take_few_axes(score):
     head = make_head(24, width=60, score=score)
-    tensors = judge_tensors(head)
+    tensors = scoring_tensors(head)
     assert tensors["axes"].shape[1] <= 24
     assert tensors["base"] > 0
     x = queries(60)[:-1]
@@ -217,7 +216,7 @@ def test_tails_are_those_of_scipy():
 
 def test_a_head_without_knowledge_has_nothing_to_write():
     with pytest.raises(ExportError, match="knows no class"):
-        judge_tensors(ContinualClassifier(WIDTH))
+        scoring_tensors(ContinualClassifier(WIDTH))
 
 
 # what a stranger may put into the file
@@ -296,11 +295,11 @@ def test_what_a_newer_version_wrote_asks_for_it(change):
 
 
 def test_numbers_that_are_not_finite_and_bytes_that_are_no_tensors_are_refused():
-    tensors = {name: t.contiguous() for name, t in judge_tensors(make_head()).items()}
+    tensors = {name: t.contiguous() for name, t in scoring_tensors(make_head()).items()}
     broken = {**tensors, "weight": tensors["weight"] * math.inf}
     for data in (safetensors.torch.save(broken), b"", b"\xff" * 64, tensors_to_bytes(tensors)[:-9]):
         with pytest.raises(BundleCorruptError):
-            read_judge(data, "j", n_classes=3, n_features=WIDTH)
+            read_scoring(data, "j", n_classes=3, n_features=WIDTH)
 
 
 def test_every_score_has_parts_that_can_be_read():

@@ -1,0 +1,139 @@
+"""`load_learner(variant=)` and `load_runtime(variant=)` conclude the same, to the last bit."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from deploy_helpers import labelled, make_continual, make_predictor, shades, strange
+
+from learnkit.backends.registry import BACKENDS, why_not
+from learnkit.bundle.write_float32 import base_files
+from learnkit.continual.ood_detector import OodDetector
+from learnkit.deploy.predictor import Predictor, load_learner
+from learnkit.deploy.runtime_predictor import load_runtime
+from learnkit.optimize.convert import Converter
+from learnkit.optimize.samples import read_pictures
+
+COUNTS = {"ok": 9, "bad": 7, "ß/<b>": 8}
+IMAGES = [*shades("ok", 3, seed=4), *shades("bad", 2, seed=5), *strange(3)]
+VARIANTS = [
+    (backend, precision)
+    for backend in ("onnxruntime", "openvino")
+    for precision in BACKENDS[backend].precisions
+    if why_not(BACKENDS[backend], precision) is None
+]
+
+
+@functools.cache
+def converter(is_continual):
+    """Conversions of one network, without its head or with it; each is made once."""
+    source = make_continual(COUNTS) if is_continual else make_predictor()
+    images, _ = labelled(COUNTS)
+    samples = read_pictures(
+        images,
+        source.preprocessing,
+        source.classes,
+        what="samples",
+        limit=50,
+        multi_label=False,
+        progress=False,
+    )
+    return Converter(source.record, samples, progress=False)
+
+
+@functools.cache
+def converted(backend, precision, is_continual=True):
+    params = {"max_error": 9.0, "keep": ()} if precision == "int8" else {}
+    return converter(is_continual).convert(backend, precision, params)
+
+
+def over(predictor, network):
+    """`predictor` over a converted network, as `optimize` gives it."""
+    known = predictor.ood
+    return Predictor.of(
+        predictor.record.replace(
+            network=network.open(predictor.preprocessing, threads=1),
+            variant=network.name,
+            converted=network,
+            measured=None if known is None else known.statistics,
+            siblings=base_files(predictor.record),
+        )
+    )
+
+
+def with_detector():
+    predictor = make_predictor()
+    features = predictor.features(labelled(COUNTS)[0], progress=False)
+    detector = OodDetector(features.shape[1], memory=8)
+    detector.extend(features, labelled(COUNTS)[1])
+    truth = torch.arange(len(features)) % 3
+    detector.fit_sets(predictor.logits(torch.zeros(24, 3, 32, 32).byte()).softmax(1), truth)
+    predictor.detector = detector
+    return predictor
+
+
+HEADS = {
+    "lda": lambda: make_continual(COUNTS, classifier="lda"),
+    "ridge": lambda: make_continual(COUNTS, classifier="ridge"),
+    "prototype": lambda: make_continual(COUNTS, classifier="prototype"),
+    "one class": lambda: make_continual({"ok": 9}),
+    "without memory": lambda: make_continual(COUNTS, memory=0),
+    "by energy": lambda: make_continual(COUNTS, score="energy"),
+    "a threshold by hand": lambda: make_continual(COUNTS).set(ood_threshold=1.25),
+    "a forgotten class": lambda: _forgotten(),
+    "trained": lambda: make_predictor(),
+    "trained, with a detector": with_detector,
+    "multi-label": lambda: make_predictor(multi_label=True, threshold=0.3),
+}
+
+
+def _forgotten():
+    predictor = make_continual(COUNTS)
+    predictor.forget("bad")
+    return predictor
+
+
+def assert_equal_to_the_bit(path, variant):
+    """Both ways of opening a variant predict the same, one image and many."""
+    learner = load_learner(path, variant=variant, threads=1)
+    runtime = load_runtime(path, variant=variant, threads=1)
+    for images in (IMAGES, IMAGES[:1]):
+        pairs = zip(learner.predict_batch(images), runtime.predict_batch(images), strict=True)
+        for one, other in pairs:
+            assert np.array_equal(one.probs.numpy(), other.probs)
+            assert (one.label, one.index) == (other.label, other.index)
+            assert one.ood_score == other.ood_score
+            assert one.ood_threshold == other.ood_threshold
+            assert one.p_value == other.p_value
+            assert one.is_ood == other.is_ood
+            if one.nonconformity is not None and len(one.nonconformity[0]):
+                for alpha in (0.05, 0.2, 0.5):
+                    assert one.prediction_set(alpha) == other.prediction_set(alpha)
+    return learner
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_concludes_the_same_with_torch_and_without(head, tmp_path):
+    predictor = HEADS[head]()
+    network = converted("onnxruntime", "float32", predictor.continual is not None)
+    over(predictor, network).save(tmp_path / "m")
+    learner = assert_equal_to_the_bit(tmp_path / "m", network.name)
+    assert learner.detects_ood == (head not in ("trained", "multi-label"))
+
+
+@pytest.mark.parametrize(("backend", "precision"), VARIANTS)
+def test_every_variant_concludes_the_same_with_torch_and_without(backend, precision, tmp_path):
+    network = converted(backend, precision)
+    over(make_continual(COUNTS), network).save(tmp_path / "m")
+    assert_equal_to_the_bit(tmp_path / "m", network.name)
+
+
+def test_scores_are_those_written_though_the_statistics_give_others_here(tmp_path, monkeypatch):
+    # as with another number of threads: solving again gives other last bits
+    over(make_continual(COUNTS), converted("onnxruntime", "float32")).save(tmp_path / "m")
+    solve = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: solve(a * (1 + 1e-12)))
+    learner = assert_equal_to_the_bit(tmp_path / "m", None)
+    learner.extend(*labelled({"new": 4}, seed=8), progress=False)
+    assert learner.predict(shades("new", 1, seed=9)[0]).label == "new"
