@@ -151,10 +151,6 @@ class PredictionFileError(LearnkitError, OSError):
 # -- uncertainty --------------------------------------------------------------------------------
 
 
-class CalibrationError(LearnkitError, ValueError):
-    """A temperature cannot be fitted: no usable predictions, or predictions that allow none."""
-
-
 class OodError(LearnkitError):
     """Base of the errors of out-of-distribution detection."""
 

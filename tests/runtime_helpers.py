@@ -9,10 +9,10 @@ import torch
 from deploy_helpers import shades
 
 from learnkit.backends.registry import open_session
-from learnkit.bundle.recorded import recorded
 from learnkit.bundle.schema import SCHEMA
 from learnkit.bundle.scoring_file import scoring_tensors
 from learnkit.bundle.variant import Variant, path_of
+from learnkit.bundle.variant_probes import recorded
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.preprocess import Preprocessing
 from learnkit.inference.prediction import not_finite, prediction_of

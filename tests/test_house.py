@@ -54,6 +54,7 @@ NOUNS = {  # words in -ing and -ed that are terms of the field, or nouns
     *("serving", "training", "learning", "batching", "timing", "scoring", "embedding"),
     *("pickling", "saving", "whitening", "labelling", "preprocessing"),
 }
+OLD_PICKLES = {"opened_again"}
 VAGUE = {"honest", "drawn", "kept", "many", "about", "apart", "notes", "utils", "helpers", "misc"}
 
 
@@ -283,7 +284,10 @@ class _Body:
 
 
 def unused_public_names(modules):
-    """Public functions and classes that nothing names, and `PUBLIC_NAMES` does not list."""
+    """Public functions and classes that nothing names, and `PUBLIC_NAMES` does not list.
+
+    Old pickles name functions, too: `OLD_PICKLES`.
+    """
     used, listed = Counter(), set()
     for module in modules.values():
         for node in ast.walk(module.tree):
@@ -300,7 +304,7 @@ def unused_public_names(modules):
         for module in modules.values()
         if module.top not in REPEATS_VERBS
         for node in module.definitions()
-        if not used[node.name] and node.name not in listed
+        if not used[node.name] and node.name not in listed | OLD_PICKLES
     ]
 
 
@@ -325,14 +329,8 @@ def modules():
     return modules_of(ROOT)
 
 
-# What does not hold yet; it only shrinks.
-NOT_YET = {rule.__name__ for rule in RULES}
-
-
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_house_keeps(rule, modules):
-    if rule.__name__ in NOT_YET:
-        pytest.skip(f"not yet: {len(rule(modules))} places")
     assert rule(modules) == []
 
 

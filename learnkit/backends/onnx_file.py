@@ -5,7 +5,6 @@ are looked at that could make a runtime open other files, run foreign code or lo
 Source: onnx.proto of the ONNX standard, whose field numbers never change.
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,12 +16,11 @@ MAX_NODES = 100_000
 # Operators beside ONNX's own: quantised ones, in types that older ONNX lacks.
 _MICROSOFT = {"QuantizeLinear", "DequantizeLinear"}
 _STANDARD = {b"", b"ai.onnx"}
-_MODEL = {"graph": 7, "metadata": 14, "training": 20, "functions": 25}
+_MODEL = {"graph": 7, "training": 20, "functions": 25}
 _GRAPH = {"node": 1, "initializer": 5, "sparse": 15}
 _NODE = {"op_type": 4, "attribute": 5, "domain": 7}
 _ATTRIBUTE = {"tensor": 5, "graph": 6, "tensors": 10, "graphs": 11, "sparse": 22, "sparses": 23}
 _TENSOR = {"dims": 1, "external": 13, "location": 14}
-_ENTRY = {"key": 1, "value": 2}
 
 Message = dict[str, list[Any]]
 
@@ -47,34 +45,6 @@ def check_onnx(data: bytes) -> None:
         _check_tensor(tensor, len(data))
     for node in graph["node"]:
         _check_node(_message(node, _NODE), len(data))
-
-
-def read_metadata(data: bytes) -> dict[str, str]:
-    """The file's metadata, text by name.
-
-    Raises:
-        BundleCorruptError: it is no ONNX file.
-    """
-    entries = (_message(entry, _ENTRY) for entry in _message(memoryview(data), _MODEL)["metadata"])
-    try:
-        return {_text(entry["key"]): _text(entry["value"]) for entry in entries}
-    except UnicodeDecodeError as error:
-        raise _refused("its metadata is no text") from error
-
-
-def read_preprocessing(data: bytes) -> dict[str, Any]:
-    """The recipe written beside the network, as `Preprocessing.to_dict` gives it.
-
-    Raises:
-        BundleCorruptError: it is no ONNX file, or holds none.
-    """
-    try:
-        found = json.loads(read_metadata(data).get("preprocessing", "null"))
-    except (ValueError, RecursionError) as error:
-        raise _refused("its `preprocessing` is no JSON") from error
-    if not isinstance(found, dict):
-        raise _refused("its metadata does not say how images are prepared")
-    return found
 
 
 def _check_node(node: Message, n_bytes: int) -> None:

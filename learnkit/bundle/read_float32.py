@@ -86,7 +86,7 @@ def read_float32(
         siblings=siblings_at(path, folder),
         digest=folder.digest,
     )
-    check_answers(model, probes, contents.versions)
+    check_probe_answers(model, probes, contents.versions)
     return model
 
 
@@ -95,7 +95,7 @@ def read_module(path: str | os.PathLike, *, sha256: str) -> nn.Module:
     return _module(*_opened(path, sha256))
 
 
-def check_answers(model: Model, probes: Probes, written_with: Mapping[str, str]) -> None:
+def check_probe_answers(model: Model, probes: Probes, written_with: Mapping[str, str]) -> None:
     """Raise BundleProbeError unless `model` answers the probes as it did at export.
 
     Another version of learnkit may derive another classifier from the same statistics: that is a

@@ -8,7 +8,6 @@ from typing import Any
 
 from learnkit.backends.registry import open_session
 from learnkit.backends.session import Session
-from learnkit.bundle.recorded import check_recorded
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.bundle.scoring_file import stored_scoring
 from learnkit.bundle.variant import (
@@ -20,6 +19,7 @@ from learnkit.bundle.variant import (
     variant_names,
     warn_behind,
 )
+from learnkit.bundle.variant_probes import check_recorded
 from learnkit.errors import BundleCorruptError, BundleError
 from learnkit.inference.model import Model
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from learnkit.backends.conversion import Converted
 from learnkit.backends.session import Session
 from learnkit.bundle.read_float32 import read_module
-from learnkit.bundle.recorded import check_recorded
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.bundle.scoring_file import stored_scoring
 from learnkit.bundle.siblings import BaseFiles
@@ -20,6 +19,7 @@ from learnkit.bundle.variant import (
     learned_since,
     path_of,
 )
+from learnkit.bundle.variant_probes import check_recorded
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import BundleCorruptError, LearnkitError, PredictionError

@@ -12,11 +12,11 @@ from learnkit._version import versions
 from learnkit.backends.network import channels_last
 from learnkit.bundle.overview import with_variants_listed
 from learnkit.bundle.probes import PROBE
-from learnkit.bundle.recorded import PACKAGES, recorded
 from learnkit.bundle.schema import CONFIG
 from learnkit.bundle.scoring_file import scoring_tensors
 from learnkit.bundle.siblings import BaseFiles
 from learnkit.bundle.variant import Variant, path_of, variant_names, with_variants
+from learnkit.bundle.variant_probes import PACKAGES, recorded
 from learnkit.bundle.write_float32 import CARD
 from learnkit.errors import BundleCorruptError, BundleError, ExportError, warn_user
 from learnkit.inference.model import Model

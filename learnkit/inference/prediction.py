@@ -26,7 +26,7 @@ _KNOWN = "of a known kind"
 class Prediction(Shown):
     """The label of one image and the probabilities behind it; unpacks as (label, index, probs).
 
-    A model that judges whether an image is of a kind it knows fills in the fields from `ood_score`
+    A model that detects images out of distribution fills in the fields from `ood_score`
     on; they are None otherwise.
 
     Attributes:

@@ -83,7 +83,7 @@ def conclude(
     """
     by_scoring = scoring is not None and scoring.labels
     if not by_scoring:
-        check_logits(logits, len(classes))
+        check_outputs(logits, len(classes))
     sound = np.isfinite(features if by_scoring else logits).all(1)
     if scoring is not None:
         sound &= np.isfinite(features).all(1)
@@ -113,11 +113,11 @@ def logits_of(model: Model, images: np.ndarray) -> Tensor:
     if not len(images):
         return torch.zeros(0, len(model.names))
     logits = model.network.run(images)[1]
-    check_logits(logits, len(model.names))
+    check_outputs(logits, len(model.names))
     return torch.from_numpy(logits)
 
 
-def check_logits(logits: Array | None, n_classes: int) -> None:
+def check_outputs(logits: Array | None, n_classes: int) -> None:
     """Raise PredictionError unless `logits` are (N, n_classes)."""
     if logits is None:
         raise PredictionError("the network has no head: it gives features, not logits")

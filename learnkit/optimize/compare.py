@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from learnkit.backends.network import channels_last, comparable
 from learnkit.data.read_images import watched
 from learnkit.evaluation.measures import expected_calibration_error
-from learnkit.inference.scoring import check_logits
+from learnkit.inference.scoring import check_outputs
 from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
 from learnkit.uncertainty.ood_measures import auroc
 
@@ -69,7 +69,7 @@ def _raw(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features, logits = model.network.run(images)
     if model.head is not None:
         return features[:, :0], features
-    check_logits(logits, len(model.names))
+    check_outputs(logits, len(model.names))
     return logits, logits[:, :0] if model.detector is None else features
 
 

@@ -17,11 +17,11 @@ from learnkit.backends.network import channels_last
 from learnkit.backends.registry import BACKENDS, check_backend
 from learnkit.inference.batch import counted
 from learnkit.inference.scoring import logits_of
-from learnkit.optimize.quantize.sensitivity import Judge, Limits
+from learnkit.optimize.quantize.sensitivity import Criterion, Tolerance
 
 if TYPE_CHECKING:
     from learnkit.inference.model import Model
-    from learnkit.optimize.quantize.quantize import Quantized
+    from learnkit.optimize.quantize.sensitivity import Quantized
     from learnkit.optimize.samples import Pictures
 
 
@@ -39,7 +39,7 @@ class Converter:
 
     def __init__(self, source: Model, samples: Pictures | None, *, progress: bool):
         self.source, self.samples, self.progress = source, samples, progress
-        self._made: dict[Limits, Quantized] = {}
+        self._made: dict[Tolerance, Quantized] = {}
 
     @cached_property
     def model(self) -> nn.Module:
@@ -95,14 +95,14 @@ class Converter:
         settings = {name: params[name] for name in QUANTIZING if name in params}
         if settings.get("keep") is not None:
             settings["keep"] = tuple(settings["keep"])
-        found = self._int8(Limits(**settings, judge=self._judge))
+        found = self._int8(Tolerance(**settings, criterion=self._criterion))
         if backend != "openvino":
             return {"onnx": found.onnx}, _notes(found)
         from learnkit.optimize.quantize.openvino import openvino_files
 
         return openvino_files(found.onnx), _notes(found)
 
-    def _int8(self, limits: Limits) -> Quantized:
+    def _int8(self, limits: Tolerance) -> Quantized:
         """The network in 8 bits; made once for all backends."""
         from learnkit.optimize.quantize.quantize import quantize_onnx
 
@@ -119,15 +119,15 @@ class Converter:
         return self.samples.pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
     @cached_property
-    def _judge(self) -> Judge | None:
+    def _criterion(self) -> Criterion | None:
         """Share of samples that keep their label under a trained head.
 
         For a head in the continual state, which is learned again from what the converted network
         gives, there is none. Labels of samples left out in turn, under heads learned from the
         samples alone, are no measure: with 20 images a class of two classes all of them stayed in
         a network that kept 98.0 % of test labels, and in ten classes 89 to 95 % of them stayed
-        whatever was spared, while of test labels it was 93 to 98 %. The error of the features
-        tells more.
+        whatever was left in float32, while of test labels it was 93 to 98 %. The error of the
+        features tells more.
         """
         if self.source.head is not None:
             return None
@@ -159,6 +159,6 @@ def _notes(found: Any) -> tuple[str, ...]:
 
 def _share_kept(labels: np.ndarray, found: np.ndarray) -> float:
     """Share of the labels that are the same, of those samples that were used."""
-    from learnkit.optimize.quantize.quantize import spread
+    from learnkit.optimize.quantize.ranges import spread
 
     return float((found == labels[spread(len(labels), len(found))]).mean())

@@ -89,7 +89,7 @@ def paired_interval(n_lost: int, n_gained: int, n: int) -> tuple[float, float]:
     return max(-1.0, change - half), min(1.0, change + half)
 
 
-def judge_agreement(n_same: int, n: int, gates: Gates) -> Verdict:
+def agreement_verdict(n_same: int, n: int, gates: Gates) -> Verdict:
     """The verdict on labels that stayed the same for `n_same` of `n` test images."""
     rule = "nothing" if gates.agreement is None else f"at least {gates.agreement:.1%}"
     if n == 0:
@@ -109,7 +109,7 @@ def _more(n: int) -> str:
     return f"{PROVING} or more" if n < PROVING else "more"
 
 
-def judge_accuracy(n_lost: int, n_gained: int, n: int, gates: Gates) -> Verdict:
+def accuracy_verdict(n_lost: int, n_gained: int, n: int, gates: Gates) -> Verdict:
     """The verdict on accuracy: `n_lost` answers turned wrong and `n_gained` right, of `n`."""
     limit = gates.accuracy_drop
     rule = "nothing" if limit is None else f"a drop of at most {100 * limit:g} points"
@@ -132,7 +132,7 @@ def judge_accuracy(n_lost: int, n_gained: int, n: int, gates: Gates) -> Verdict:
     return Verdict("accuracy", passed, found, rule, note)
 
 
-def judge_speed(ratios: Mapping[int, float], reference: str, gates: Gates) -> Verdict:
+def speed_verdict(ratios: Mapping[int, float], reference: str, gates: Gates) -> Verdict:
     """The verdict on speed.
 
     Args:
@@ -152,7 +152,7 @@ def judge_speed(ratios: Mapping[int, float], reference: str, gates: Gates) -> Ve
     return Verdict("speed", min(ratios.values()) >= gates.speed, shown, rule)
 
 
-def judge_finite(n_broken: int, n: int) -> Verdict:
+def finite_verdict(n_broken: int, n: int) -> Verdict:
     """The verdict on outputs that are not finite for `n_broken` of `n` images."""
     found = f"{n_broken} of {n} images with outputs that are NaN or infinite"
     return Verdict("finite", n_broken == 0, found, "none")

@@ -144,7 +144,7 @@ _BUSY = (
 
 
 def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> ConversionReport:
-    """What is known of a trial that was judged, and of the others beside it."""
+    """What is known of a trial that was compared, and of the others beside it."""
     job, converted = trials.job, trial.converted
     assert trial.quality is not None
     flags = " ".join(telling_flags())

@@ -1,4 +1,4 @@
-"""Variants tried out: converted, timed side by side, and judged from the fastest on."""
+"""Variants tried out: converted, timed side by side, and compared from the fastest on."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ class Trials:
         new = [trial for pair in pairs if (trial := self._converted(*pair, strict=strict))]
         self._time(new)
         for trial in sorted(new, key=lambda one: one.milliseconds):
-            self._judge(trial)
+            self._compare(trial)
             if trial.passed:
                 return trial
         return None
 
     def best(self, precision: str) -> Trial:
-        """Of those judged, of this precision if there are any, the one that keeps most labels.
+        """Of those compared, of this precision if there are any, the one that keeps most labels.
 
         Raises:
             OptimizeError: nothing could be converted.
         """
-        judged = [one for one in self.found.values() if one.quality is not None]
-        own = [one for one in judged if one.converted.precision == precision] or judged
+        compared = [one for one in self.found.values() if one.quality is not None]
+        own = [one for one in compared if one.converted.precision == precision] or compared
         if not own:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.problems.items())
             raise OptimizeError(f"nothing could be converted ({reasons})")
@@ -117,7 +117,7 @@ class Trials:
             self._references[backend] = self._open(converted)
         return self._references[backend]
 
-    def _judge(self, trial: Trial) -> None:
+    def _compare(self, trial: Trial) -> None:
         """Give a trial its model, quality and verdicts."""
         job, source = self.job, self.job.source
         trial.model, trial.state = self._model(trial)
@@ -178,7 +178,7 @@ _STORAGE = {("onnxruntime", "float16"), ("openvino", "float16")}
 
 @dataclass(eq=False)
 class Trial:
-    """One variant: converted and timed; with a model and its quality once it is judged."""
+    """One variant: converted and timed; with a model and its quality once it is compared."""
 
     converted: Converted
     network: Session
@@ -198,7 +198,7 @@ class Trial:
 
     @property
     def passed(self) -> bool:
-        """Whether it is judged and no gate failed."""
+        """Whether it is compared and no gate failed."""
         return self.quality is not None and gate.passes(self.verdicts)
 
 
@@ -215,8 +215,8 @@ def verdicts_of(trial: Trial, job: Job) -> tuple[gate.Verdict, ...]:
     ratios = {b: times[b].median / t.median for b, t in trial.times.items()}
     n = 0 if job.what == PROBES else found.n
     return (
-        gate.judge_finite(found.n_broken, found.n),
-        gate.judge_agreement(found.n_same if n else 0, n, gates),
-        gate.judge_accuracy(found.n_lost, found.n_gained, found.n_labelled, gates),
-        gate.judge_speed(ratios, reference, gates),
+        gate.finite_verdict(found.n_broken, found.n),
+        gate.agreement_verdict(found.n_same if n else 0, n, gates),
+        gate.accuracy_verdict(found.n_lost, found.n_gained, found.n_labelled, gates),
+        gate.speed_verdict(ratios, reference, gates),
     )

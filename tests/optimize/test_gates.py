@@ -5,13 +5,13 @@ import pytest
 from learnkit.errors import OptimizeError
 from learnkit.optimize.gates import (
     Gates,
+    accuracy_verdict,
+    agreement_verdict,
     failures,
-    judge_accuracy,
-    judge_agreement,
-    judge_finite,
-    judge_speed,
+    finite_verdict,
     paired_interval,
     passes,
+    speed_verdict,
 )
 
 GATES = Gates()
@@ -54,7 +54,7 @@ def test_the_paired_interval_is_symmetric_and_shrinks_with_more_images():
     ],
 )
 def test_agreement_is_judged_by_its_share_and_too_few_images_are_named(n_same, n, passed, proven):
-    verdict = judge_agreement(n_same, n, GATES)
+    verdict = agreement_verdict(n_same, n, GATES)
     assert verdict.passed is passed
     assert f"of {n} images" in verdict.found
     advice = "give 500 or more" if n < 500 else "give more"
@@ -66,40 +66,40 @@ def test_agreement_is_judged_by_its_share_and_too_few_images_are_named(n_same, n
     [(5, 0, 1000, True), (6, 0, 1000, False), (9, 4, 1000, True), (0, 9, 1000, True)],
 )
 def test_accuracy_may_drop_by_half_a_point_and_gains_count(lost, gained, n, passed):
-    assert judge_accuracy(lost, gained, n, GATES).passed is passed
+    assert accuracy_verdict(lost, gained, n, GATES).passed is passed
 
 
 def test_one_lost_image_of_few_is_named_as_what_it_is():
-    verdict = judge_accuracy(1, 0, 100, GATES)
+    verdict = accuracy_verdict(1, 0, 100, GATES)
     assert verdict.passed is False
     assert "one image of 100 is 1.00 points: give 500 or more" in verdict.note
 
 
 def test_every_batch_size_must_be_fast_enough():
-    assert judge_speed({1: 1.1, 16: 4.0}, "eager torch", GATES).passed is True
-    slow = judge_speed({1: 1.09, 16: 4.0}, "eager torch", GATES)
+    assert speed_verdict({1: 1.1, 16: 4.0}, "eager torch", GATES).passed is True
+    slow = speed_verdict({1: 1.09, 16: 4.0}, "eager torch", GATES)
     assert slow.passed is False
     assert slow.rule == "at least 1.1x of eager torch"
 
 
 def test_what_only_saves_space_is_not_judged_by_speed():
-    assert judge_speed({1: 0.5}, "", GATES).passed is None
+    assert speed_verdict({1: 0.5}, "", GATES).passed is None
 
 
 def test_one_broken_image_is_too_many():
-    assert judge_finite(0, 9).passed is True
-    assert judge_finite(1, 9).passed is False
+    assert finite_verdict(0, 9).passed is True
+    assert finite_verdict(1, 9).passed is False
 
 
 def test_a_gate_that_is_off_or_without_images_judges_nothing_and_passes():
     off = Gates(agreement=None, accuracy_drop=None, speed=None)
     verdicts = [
-        judge_agreement(0, 9, off),
-        judge_accuracy(9, 0, 9, off),
-        judge_speed({1: 0.1}, "eager torch", off),
-        judge_agreement(0, 0, GATES),
-        judge_accuracy(0, 0, 0, GATES),
-        judge_speed({}, "eager torch", GATES),
+        agreement_verdict(0, 9, off),
+        accuracy_verdict(9, 0, 9, off),
+        speed_verdict({1: 0.1}, "eager torch", off),
+        agreement_verdict(0, 0, GATES),
+        accuracy_verdict(0, 0, 0, GATES),
+        speed_verdict({}, "eager torch", GATES),
     ]
     assert {verdict.passed for verdict in verdicts} == {None}
     assert passes(verdicts)
@@ -107,7 +107,7 @@ def test_a_gate_that_is_off_or_without_images_judges_nothing_and_passes():
 
 
 def test_failures_name_what_was_found_and_asked():
-    verdicts = [judge_agreement(9, 10, GATES), judge_speed({1: 2.0}, "eager torch", GATES)]
+    verdicts = [agreement_verdict(9, 10, GATES), speed_verdict({1: 2.0}, "eager torch", GATES)]
     assert not passes(verdicts)
     assert failures(verdicts).startswith("agreement: FAILED (90.00% of 10 images")
     assert "asked: at least 99.0%" in failures(verdicts)

@@ -1,4 +1,4 @@
-"""Networks in 8 bits: what is quantised, what is corrected, what is spared, what is refused."""
+"""Networks in 8 bits: what is quantised, corrected, left in float32, refused."""
 
 import io
 import re
@@ -21,10 +21,10 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import OptimizeError
 from learnkit.models.body import create_body
 from learnkit.optimize.quantize.bias import correct_biases, with_biases
-from learnkit.optimize.quantize.graph import FloatNetwork, open_raw, to_int8
-from learnkit.optimize.quantize.quantize import MAX_SAMPLES, outputs_of, quantize_onnx
-from learnkit.optimize.quantize.ranges import calibrate
-from learnkit.optimize.quantize.sensitivity import Limits, relative_error
+from learnkit.optimize.quantize.graph import FloatNetwork, open_raw, outputs_of, to_int8
+from learnkit.optimize.quantize.quantize import MAX_SAMPLES, quantize_onnx
+from learnkit.optimize.quantize.ranges import observe_activations
+from learnkit.optimize.quantize.sensitivity import Tolerance, relative_error
 
 SHARED = Path(__file__).parents[3] / "shared"
 SMALL = Preprocessing(16)
@@ -69,7 +69,7 @@ def positive():
 
 @cache
 def quantized():
-    return quantize_onnx(exported(), SAMPLES, Limits(max_error=1.0), progress=False)
+    return quantize_onnx(exported(), SAMPLES, Tolerance(max_error=1.0), progress=False)
 
 
 def graph_of(data):
@@ -127,7 +127,7 @@ class TestTheNetwork:
         assert quantized().kept == ()
 
     def test_the_same_samples_give_the_same_bytes(self):
-        again = quantize_onnx(exported(), SAMPLES.copy(), Limits(max_error=1.0), progress=False)
+        again = quantize_onnx(exported(), SAMPLES.copy(), Tolerance(max_error=1.0), progress=False)
         assert again.onnx == quantized().onnx
 
     def test_patches_products_of_two_activations_and_sums_beside_them_stay_float32(self):
@@ -141,7 +141,9 @@ class TestTheNetwork:
                 mixed = (tokens @ tokens.transpose(1, 2)).softmax(-1) @ tokens
                 return (tokens + self.out(mixed)).transpose(1, 2).reshape(-1, 8, 2, 2)
 
-        data = quantize_onnx(export(Attention), SMALL_SAMPLES, Limits(keep=()), progress=False).onnx
+        data = quantize_onnx(
+            export(Attention), SMALL_SAMPLES, Tolerance(keep=()), progress=False
+        ).onnx
         graph = graph_of(data)
         made = {name: node.op_type for node in graph.node for name in node.output}
         moving = [n for n in graph.node if n.op_type == "MatMul" and n.input[1] in made]
@@ -160,7 +162,7 @@ class TestTheNetwork:
 class TestCalibration:
     def test_ranges_and_means_are_those_of_every_image(self):
         found = FloatNetwork(uneven())
-        seen = calibrate(found, SMALL_SAMPLES, bs=5)
+        seen = observe_activations(found, SMALL_SAMPLES, bs=5)
         name = found.heavy[2].input[0]
         values = _activation(found, name)
         assert seen.ranges[name] == (values.min(), values.max())
@@ -182,7 +184,7 @@ class TestCalibration:
         quantize_onnx(
             positive(),
             samples,
-            Limits(keep=(), judge=lambda f, _: seen.append(len(f)) or 1),
+            Tolerance(keep=(), criterion=lambda f, _: seen.append(len(f)) or 1),
             progress=False,
         )
         assert seen == [MAX_SAMPLES]
@@ -191,7 +193,7 @@ class TestCalibration:
 class TestBiases:
     def test_shift_is_the_mean_output_of_what_rounding_took(self):
         found = FloatNetwork(positive())
-        seen = calibrate(found, SMALL_SAMPLES)
+        seen = observe_activations(found, SMALL_SAMPLES)
         low = to_int8(found, found.copy(), seen.ranges)
         node = found.heavy[1]
         weights = onnx.numpy_helper.to_array(found.weights[node.input[1]])
@@ -205,8 +207,8 @@ class TestBiases:
 
     def test_corrected_network_is_nearer(self):
         found = FloatNetwork(positive())
-        plain = to_int8(found, found.copy(), calibrate(found, SMALL_SAMPLES).ranges)
-        better = quantize_onnx(positive(), SMALL_SAMPLES, Limits(keep=()), progress=False)
+        plain = to_int8(found, found.copy(), observe_activations(found, SMALL_SAMPLES).ranges)
+        better = quantize_onnx(positive(), SMALL_SAMPLES, Tolerance(keep=()), progress=False)
         assert better.error < 0.7 * errors(positive(), plain, SMALL_SAMPLES)
 
     @pytest.mark.parametrize("bias", [True, False])
@@ -229,7 +231,7 @@ class TestBiases:
                 return self.b(self.a(x.permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2)
 
         found = FloatNetwork(export(Mlp))
-        seen = calibrate(found, SMALL_SAMPLES)
+        seen = observe_activations(found, SMALL_SAMPLES)
         low = to_int8(found, found.copy(), seen.ranges)
         shifts = correct_biases(found, low, seen.means)
         assert set(shifts) == set(found.layers)
@@ -242,15 +244,15 @@ class TestBiases:
 
 class TestSparing:
     def test_the_layers_around_a_fragile_activation_stay_float32(self):
-        everything = quantize_onnx(uneven(), SMALL_SAMPLES, Limits(keep=()), progress=False)
-        spared = quantize_onnx(uneven(), SMALL_SAMPLES, Limits(max_error=0.2), progress=False)
+        everything = quantize_onnx(uneven(), SMALL_SAMPLES, Tolerance(keep=()), progress=False)
+        searched = quantize_onnx(uneven(), SMALL_SAMPLES, Tolerance(max_error=0.2), progress=False)
         layers = FloatNetwork(uneven()).layers
         assert everything.error > 0.3
-        assert spared.kept == tuple(layers[1:3])
-        assert spared.error < 0.2
-        assert {name for name, _ in spared.damages[:2]} == set(layers[1:3])
-        assert spared.notes == ("kept 2 of 4 layers in float32, chosen by measurement",)
-        kept = [types_of(spared.onnx)[name] == onnx.TensorProto.FLOAT for name in layers]
+        assert searched.kept == tuple(layers[1:3])
+        assert searched.error < 0.2
+        assert {name for name, _ in searched.sensitivities[:2]} == set(layers[1:3])
+        assert searched.notes == ("kept 2 of 4 layers in float32, chosen by measurement",)
+        kept = [types_of(searched.onnx)[name] == onnx.TensorProto.FLOAT for name in layers]
         assert kept == [False, True, True, False]
 
     def test_a_layer_in_float32_is_left_so_by_sessions(self):
@@ -259,7 +261,7 @@ class TestSparing:
         with torch.no_grad():
             middle.weight[0] *= 50
         network = export(convolution(3, 8, 3, 2), nn.ReLU(), middle, convolution(8, 8, 1))
-        limits = Limits(keep=FloatNetwork(network).layers[1:2])
+        limits = Tolerance(keep=FloatNetwork(network).layers[1:2])
         data = quantize_onnx(network, SMALL_SAMPLES, limits, progress=False).onnx
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -268,38 +270,38 @@ class TestSparing:
         assert relative_error(session.run(SMALL_SAMPLES)[0], exact) < 0.01
         assert relative_error(outputs_of(open_raw(data), SMALL_SAMPLES)[0], exact) < 0.01
 
-    def test_the_judge_decides_beside_the_error(self):
+    def test_the_criterion_decides_beside_the_error(self):
         exact, _ = outputs_of(open_raw(uneven()), SMALL_SAMPLES)
 
-        def judge(features, logits):
+        def criterion(features, logits):
             assert logits is None
             return float(relative_error(features, exact) < 0.2)
 
-        spared = quantize_onnx(
-            uneven(), SMALL_SAMPLES, Limits(max_error=10.0, judge=judge), progress=False
+        searched = quantize_onnx(
+            uneven(), SMALL_SAMPLES, Tolerance(max_error=10.0, criterion=criterion), progress=False
         )
-        assert spared.score == 1.0
-        assert spared.kept
+        assert searched.score == 1.0
+        assert searched.kept
 
     def test_a_network_beyond_help_comes_with_a_note(self):
-        hopeless = quantize_onnx(uneven(), SMALL_SAMPLES, Limits(max_error=1e-9), progress=False)
+        hopeless = quantize_onnx(uneven(), SMALL_SAMPLES, Tolerance(max_error=1e-9), progress=False)
         assert "is fragile in 8 bits" in hopeless.notes[0]
         assert hopeless.error > 1e-9
         assert len(hopeless.kept) <= 2
 
     def test_what_was_asked_for_is_kept_and_nothing_searched(self):
         layers = FloatNetwork(uneven()).layers
-        asked = quantize_onnx(uneven(), SMALL_SAMPLES, Limits(keep=layers[:1]), progress=False)
+        asked = quantize_onnx(uneven(), SMALL_SAMPLES, Tolerance(keep=layers[:1]), progress=False)
         assert asked.kept == tuple(layers[:1])
-        assert not asked.damages
+        assert not asked.sensitivities
 
     def test_bars_count_images_and_layers(self, capsys):
-        quantize_onnx(uneven(), SMALL_SAMPLES, Limits(max_error=0.2))
+        quantize_onnx(uneven(), SMALL_SAMPLES, Tolerance(max_error=0.2))
         shown = capsys.readouterr().err
-        assert re.search("int8: calibrate: 100%.* 16/16 ", shown)
+        assert re.search("int8: ranges: 100%.* 16/16 ", shown)
         assert re.search("convert: 100%.* 2/2 ", shown)
         assert re.search("try each layer: 100%.* 4/4 ", shown)
-        assert re.search(r"spare layers: [2-4] tries \[", shown)
+        assert re.search(r"keep layers in float32: [2-4] tries \[", shown)
 
 
 class TestRefusals:
@@ -324,7 +326,7 @@ class TestRefusals:
 
     def test_unknown_layers_cannot_be_kept(self):
         with pytest.raises(OptimizeError, match=r"`keep` names \['stem'\]"):
-            quantize_onnx(uneven(), SMALL_SAMPLES, Limits(keep=["stem"]), progress=False)
+            quantize_onnx(uneven(), SMALL_SAMPLES, Tolerance(keep=["stem"]), progress=False)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="real weights and images are not here")
@@ -338,8 +340,8 @@ def test_a_real_network_keeps_its_features():
     images = channels_last(torch.stack(images))
     data = export_onnx(nn.Sequential(body, nn.Identity()), recipe, continual=True)
     found = FloatNetwork(data)
-    plain = to_int8(found, found.copy(), calibrate(found, images).ranges)
-    low = quantize_onnx(data, images[::2], Limits(keep=()), progress=False)
+    plain = to_int8(found, found.copy(), observe_activations(found, images).ranges)
+    low = quantize_onnx(data, images[::2], Tolerance(keep=()), progress=False)
     others = images[1::2]
     assert errors(data, low.onnx, others) < 0.17
     assert errors(data, low.onnx, others) < 0.7 * errors(data, plain, others)

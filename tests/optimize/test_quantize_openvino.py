@@ -6,10 +6,10 @@ import pytest
 from onnx_helpers import channels_last, exported, noise
 
 from learnkit.backends.registry import open_session
-from learnkit.optimize.quantize.graph import FloatNetwork, open_raw
+from learnkit.optimize.quantize.graph import FloatNetwork, open_raw, outputs_of
 from learnkit.optimize.quantize.openvino import openvino_files
-from learnkit.optimize.quantize.quantize import outputs_of, quantize_onnx
-from learnkit.optimize.quantize.sensitivity import Limits, relative_error
+from learnkit.optimize.quantize.quantize import quantize_onnx
+from learnkit.optimize.quantize.sensitivity import Tolerance, relative_error
 
 pytest.importorskip("openvino")
 SAMPLES = channels_last(noise(8))
@@ -18,7 +18,7 @@ SAMPLES = channels_last(noise(8))
 @cache
 def quantized(n_kept=0):
     keep = FloatNetwork(exported()).layers[:n_kept]
-    return quantize_onnx(exported(), SAMPLES, Limits(keep=keep), progress=False)
+    return quantize_onnx(exported(), SAMPLES, Tolerance(keep=keep), progress=False)
 
 
 def test_session_gives_what_onnxruntime_gives_of_the_same_network():

@@ -1,4 +1,4 @@
-"""The order of layers by damage, and the smallest number to spare."""
+"""The order of layers by sensitivity, and the smallest number to keep in float32."""
 
 import math
 
@@ -35,8 +35,8 @@ class TestRelativeError:
 
 class TestSensitiveLayers:
     def test_the_worst_comes_first_and_equals_keep_their_order(self):
-        damage = {"a": 0.1, "b": 0.5, "c": 0.1, "d": 0.0}
-        found = sensitive_layers("abcd", lambda name: EXACT + damage[name], EXACT)
+        sensitivity = {"a": 0.1, "b": 0.5, "c": 0.1, "d": 0.0}
+        found = sensitive_layers("abcd", lambda name: EXACT + sensitivity[name], EXACT)
         assert [name for name, _ in found] == ["b", "a", "c", "d"]
         assert found[0][1] == pytest.approx(relative_error(EXACT + 0.5, EXACT))
 
@@ -48,17 +48,17 @@ class TestSensitiveLayers:
 
 class TestByWorth:
     def test_of_equal_cost_the_most_damaging_comes_first(self):
-        damages = [("a", 0.1), ("b", 0.3), ("c", 0.2)]
-        assert by_worth(damages, dict.fromkeys("abc", 7)) == ["b", "c", "a"]
+        sensitivities = [("a", 0.1), ("b", 0.3), ("c", 0.2)]
+        assert by_worth(sensitivities, dict.fromkeys("abc", 7)) == ["b", "c", "a"]
 
     def test_of_equal_damage_the_narrowest_comes_first_and_equals_keep_their_order(self):
-        damages = [(name, 0.5) for name in "abcd"]
-        assert by_worth(damages, {"a": 9, "b": 4, "c": 9, "d": 1}) == ["d", "b", "a", "c"]
+        sensitivities = [(name, 0.5) for name in "abcd"]
+        assert by_worth(sensitivities, {"a": 9, "b": 4, "c": 9, "d": 1}) == ["d", "b", "a", "c"]
 
     def test_twice_the_damage_pays_for_sixteen_times_the_numbers_and_no_more(self):
-        damages = [("wide", 0.2), ("narrow", 0.1)]
-        assert by_worth(damages, {"wide": 1599, "narrow": 100})[0] == "wide"
-        assert by_worth(damages, {"wide": 1601, "narrow": 100})[0] == "narrow"
+        sensitivities = [("wide", 0.2), ("narrow", 0.1)]
+        assert by_worth(sensitivities, {"wide": 1599, "narrow": 100})[0] == "wide"
+        assert by_worth(sensitivities, {"wide": 1601, "narrow": 100})[0] == "narrow"
 
 
 class TestFewest:

@@ -217,3 +217,17 @@ def _tensors_data(tool: Any, ranges: Mapping[str, Range]) -> Any:
         for name, (low, high) in ranges.items()
     }
     return calibrate.TensorsData(tool.CalibrationMethod.MinMax, data)
+
+
+def outputs_of(
+    session: Any, images: np.ndarray, bs: int = 16
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features, and logits or None, that an onnxruntime session gives."""
+    names = [output.name for output in session.get_outputs()]
+    batches = [
+        session.run(names, {"image": images[start : start + bs]})
+        for start in range(0, len(images), bs)
+    ]
+    columns = zip(*batches, strict=True)
+    found = {n: np.concatenate(parts) for n, parts in zip(names, columns, strict=True)}
+    return found["features"], found.get("logits")

@@ -15,7 +15,7 @@ from learnkit.optimize.quantize.graph import FloatNetwork, Range, open_raw
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ActivationRanges:
     """What was seen of a network's activations.
 
     Args:
@@ -49,13 +49,13 @@ class _Seen:
         return (self.total[None] / self.rows).astype(np.float32)
 
 
-def calibrate(
+def observe_activations(
     network: FloatNetwork,
     images: np.ndarray,
     *,
     bs: int = 8,
     progress: Callable[[int], object] | None = None,
-) -> Calibration:
+) -> ActivationRanges:
     """Everything there is to see when the images run through the network once.
 
     Args:
@@ -81,7 +81,7 @@ def calibrate(
         if progress is not None:
             progress(len(batch))
     _check(seen)
-    return Calibration(
+    return ActivationRanges(
         {name: (float(one.low), float(one.high)) for name, one in seen.items()},
         {name: one.mean for name, one in seen.items() if one.averaged},
         np.concatenate(features),
@@ -104,3 +104,8 @@ def _showing(network: FloatNetwork, names: Sequence[str]) -> bytes:
     present = {value.name for value in model.graph.output}
     model.graph.output.extend(known[name] for name in names if name not in present)
     return model.SerializeToString()
+
+
+def spread(n: int, most: int) -> np.ndarray:
+    """Indices of at most `most` of `n`, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))

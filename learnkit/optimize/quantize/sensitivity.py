@@ -1,11 +1,16 @@
-"""Which layers suffer most from 8 bits, measured, and the fewest that must be spared."""
+"""Sensitivity of layers to 8 bits, measured, and the search for the fewest to keep in float32."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
+
+from learnkit.inference.batch import counted
+from learnkit.optimize.quantize.bias import correct_biases, with_biases
+from learnkit.optimize.quantize.graph import open_raw, outputs_of, to_int8
+from learnkit.optimize.quantize.ranges import ActivationRanges, spread
 
 Candidate = TypeVar("Candidate")
 
@@ -36,32 +41,34 @@ def sensitive_layers(
         exact: features of the same images with none quantised.
         progress: called with 1 after each layer.
     """
-    damages = []
+    sensitivities = []
     for name in layers:
-        damages.append((name, relative_error(features_with(name), exact)))
+        sensitivities.append((name, relative_error(features_with(name), exact)))
         if progress is not None:
             progress(1)
     order = {name: index for index, name in enumerate(layers)}
-    return sorted(damages, key=lambda damage: (-damage[1], order[damage[0]]))
+    return sorted(sensitivities, key=lambda sensitivity: (-sensitivity[1], order[sensitivity[0]]))
 
 
-def by_worth(damages: Sequence[tuple[str, float]], n_passed: Mapping[str, int]) -> list[str]:
-    """Names of layers in the order in which to spare them: most brought for what it costs first.
+def by_worth(sensitivities: Sequence[tuple[str, float]], n_passed: Mapping[str, int]) -> list[str]:
+    """Layers in the order in which to keep them in float32: the most for what it costs first.
 
-    What sparing a layer brings is its damage squared, since errors of layers add up in squares.
-    What it costs grows with the numbers that go in and come out, which must be brought from 8 bits
-    to float32 and back; their square root is taken for it. Going by damage alone, the fourth layer
-    of a MobileNetV2 takes nearly twice the time of a batch; going so, the first six take a tenth
+    What that brings is the sensitivity squared, since errors of layers add up in squares. What it
+    costs grows with the numbers that go in and come out, which must be brought from 8 bits to
+    float32 and back; their square root is taken for it. By sensitivity alone, the fourth layer of a
+    MobileNetV2 takes nearly twice the time of a batch; going so, the first six take a tenth
     more at most, for as small an error.
 
     Args:
-        damages: relative error by layer if it alone is quantised.
+        sensitivities: relative error by layer if it alone is quantised.
         n_passed: numbers that go in and come out of each layer for one image.
 
     >>> by_worth([("wide", 0.4), ("narrow", 0.3)], {"wide": 1_000_000, "narrow": 10_000})
     ['narrow', 'wide']
     """
-    worth = {name: damage**2 / math.sqrt(n_passed[name]) for name, damage in damages}
+    worth = {
+        name: sensitivity**2 / math.sqrt(n_passed[name]) for name, sensitivity in sensitivities
+    }
     return sorted(worth, key=worth.__getitem__, reverse=True)
 
 
@@ -94,7 +101,7 @@ def fewest(
     return best
 
 
-Judge = Callable[[np.ndarray, np.ndarray | None], float]
+Criterion = Callable[[np.ndarray, np.ndarray | None], float]
 
 
 class Attempt(Protocol):
@@ -106,37 +113,37 @@ class Attempt(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
+class Tolerance:
     """What a network in 8 bits must keep to on the samples.
 
     Args:
-        target: what the judge must say.
+        target: the least the criterion may give.
         max_error: what `relative_error` of the features may be.
         keep: keep just these layers in float32 and search for none.
-        judge: how good these features (n, D) and logits (n, C) or None of the samples used are,
+        criterion: how good these features (n, D) and logits (n, C) or None of the samples used are,
             in 0..1, for instance the share of images whose class stays; None goes by the error.
     """
 
     target: float = 0.99
     max_error: float = 0.12
     keep: Sequence[str] | None = None
-    judge: Judge | None = None
+    criterion: Criterion | None = None
 
     def score(self, features: np.ndarray, logits: np.ndarray | None) -> float | None:
-        """What the judge says, if there is one."""
-        return None if self.judge is None else float(self.judge(features, logits))
+        """What the criterion gives, if there is one."""
+        return None if self.criterion is None else float(self.criterion(features, logits))
 
     def settle(self, attempt: Attempt) -> bool:
-        """True if no layers need be spared beyond those that `attempt` keeps."""
+        """True if no layers need stay in float32 beyond those that `attempt` keeps."""
         return self.keep is not None or self.met_by(attempt)
 
     def met_by(self, attempt: Attempt) -> bool:
         """True if both limits are met; an error that is not a number meets none.
 
         >>> from types import SimpleNamespace
-        >>> Limits(max_error=0.1).met_by(SimpleNamespace(error=0.09, score=None))
+        >>> Tolerance(max_error=0.1).met_by(SimpleNamespace(error=0.09, score=None))
         True
-        >>> Limits(max_error=0.1).met_by(SimpleNamespace(error=float("nan"), score=1.0))
+        >>> Tolerance(max_error=0.1).met_by(SimpleNamespace(error=float("nan"), score=1.0))
         False
         """
         return not self._short_of(attempt)
@@ -161,3 +168,87 @@ class Limits:
         if attempt.score is not None and not attempt.score >= self.target:
             found.append(f"{attempt.score:.1%} of the samples keep their label")
         return found
+
+
+_N_RANKING = 8  # images on which layers are ranked
+
+
+LABEL = "int8"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A network in 8 bits and what it cost.
+
+    Args:
+        onnx: the file.
+        kept: names of the layers that stay in float32.
+        n_layers: number of layers that could have been quantised.
+        error: of the features on the samples, relative to their spread (see `relative_error`).
+        score: the criterion's, if there was one.
+        sensitivities: relative error by layer if it alone is quantised, worst first; empty if no
+            layer had to stay in float32.
+        notes: what a report should say about it.
+    """
+
+    onnx: bytes = field(repr=False)
+    kept: tuple[str, ...]
+    n_layers: int
+    error: float
+    score: float | None
+    sensitivities: tuple[tuple[str, float], ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+
+
+class Search:
+    """Attempts at one network, with what they share measured once."""
+
+    def __init__(self, network, images, seen: ActivationRanges, limits: Tolerance):
+        self.network, self.images, self.limits = network, images, limits
+        self.seen = seen
+        plain = to_int8(network, network.copy(), seen.ranges)
+        self.shifts = correct_biases(network, plain, seen.means)
+
+    def attempt(self, keep: Sequence[str]) -> Quantized:
+        """The network with all layers but `keep` in 8 bits, measured on the samples."""
+        shifts = {name: shift for name, shift in self.shifts.items() if name not in keep}
+        model = with_biases(self.network, shifts)
+        data = to_int8(self.network, model, self.seen.ranges, keep=keep)
+        features, logits = outputs_of(open_raw(data), self.images)
+        error = relative_error(features, self.seen.features)
+        score = self.limits.score(features, logits)
+        return Quantized(data, tuple(keep), len(self.network.heavy), error, score)
+
+    def with_one(self, name: str, images: np.ndarray) -> np.ndarray:
+        """Features of `images` with one layer in 8 bits."""
+        shifts = {name: self.shifts[name]} if name in self.shifts else {}
+        model = with_biases(self.network, shifts)
+        data = to_int8(self.network, model, self.seen.ranges, only=[name])
+        return outputs_of(open_raw(data), images)[0]
+
+
+def search_layers(search: Search, first: Quantized, progress: bool) -> Quantized:
+    """The first attempt that passes as more layers are kept in float32, the best bargains first."""
+    network, limits = search.network, search.limits
+    layers = network.layers
+    chosen = spread(len(search.images), _N_RANKING)
+    images, exact = search.images[chosen], search.seen.features[chosen]
+    with counted(f"{LABEL}: try each layer", len(layers), progress, "layer") as update:
+        sensitivities = sensitive_layers(
+            layers, lambda name: search.with_one(name, images), exact, update
+        )
+    order, tried = by_worth(sensitivities, network.n_passed), [first]
+
+    def attempt(n: int) -> Quantized:
+        kept = set(order[:n])
+        tried.append(search.attempt([name for name in layers if name in kept]))
+        update(1)
+        return tried[-1]
+
+    with counted(f"{LABEL}: keep layers in float32", None, progress, " tries") as update:
+        best = fewest(len(layers) // 2, attempt, limits.met_by)
+    if best is None:
+        best = min(tried, key=lambda one: (-(one.score or 0.0), one.error))
+    return replace(
+        best, sensitivities=tuple(sensitivities), notes=(limits.note(best, len(layers)),)
+    )
