@@ -21,8 +21,8 @@ from _bench import interleaved_times, median, ratio, report, spread, write_csv
 from optimize import PACKAGES, WITH_WEIGHTS, build, read_data
 
 from learnkit.backends.registry import BACKENDS, why_not
+from learnkit.data.read_images import chunks
 from learnkit.deploy.predictor import Predictor
-from learnkit.inference.batch import chunks
 
 BATCH = 64
 VARIANTS = (

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class Knowledge:
         """The one thing a person must know, or ""."""
         return self.derived.warning if self.derived else ""
 
-    @property
+    @cached_property
     def scoring(self) -> Scoring:
         """Logits and OOD scores of features, with the threshold in force.
 

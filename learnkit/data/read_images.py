@@ -111,3 +111,15 @@ def _unreadable(failures: Mapping[str, str], n: int) -> UnreadableImagesError:
     )
     error.failures = dict(failures)
     return error
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items, the last one shorter."""
+    chunk = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -14,11 +14,11 @@ from learnkit.data.image import find_images
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import watched
 from learnkit.deploy.home import Home
-from learnkit.inference.batch import Result, predict_stream, prediction_table, raised
+from learnkit.inference.batch import predict_stream, prediction_table
 from learnkit.inference.digest import same_state
 from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.model import Model
-from learnkit.inference.prediction import Prediction
+from learnkit.inference.prediction import Prediction, Result, raised
 from learnkit.inference.scoring import predictions
 from learnkit.report.document import Document, Lines, Paragraph, Span
 from learnkit.report.notebook import Shown
@@ -42,6 +42,7 @@ class BasePredictor(Shown):
     """
 
     needs_torch = True
+    _wrap = staticmethod(np.asarray)  # what probabilities are given as
     _home: Home | None = None
     _as_loaded: tuple[Any, ...] = ()
 
@@ -117,7 +118,7 @@ class BasePredictor(Shown):
 
     def try_loaded(self, images: Sequence[np.ndarray]) -> list[Result]:
         """For each image that `load` gave its prediction, or a PredictionError."""
-        return predictions(self.record, np.stack(list(images)))
+        return predictions(self.record, np.stack(list(images)), self._wrap)
 
     def predict(self, source: Any) -> Prediction:
         """The prediction for one image: path, bytes, PIL image, array (H, W[, C]).

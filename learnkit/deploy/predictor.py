@@ -30,11 +30,11 @@ from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.home import home_of, pickled
 from learnkit.errors import OptimizedModelError, OptimizeError, PredictionError
-from learnkit.inference.batch import Result
 from learnkit.inference.class_names import checked_threshold, head_classes, renamed
 from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.features import BATCH, check_same_features, feature_rows
 from learnkit.inference.model import Model
+from learnkit.inference.prediction import Result
 from learnkit.inference.scoring import logits_of, predictions
 from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.optimize import optimize
@@ -159,6 +159,7 @@ class Predictor(BasePredictor):
         )
 
     _report: ConversionReport | None = None
+    _wrap = staticmethod(torch.from_numpy)
 
     @classmethod
     def of(cls, record: Model) -> Predictor:
@@ -248,13 +249,9 @@ class Predictor(BasePredictor):
         """
         return logits_of(self.record, self._pixels(images))
 
-    def try_loaded(self, images: Sequence[Any]) -> list[Result]:
-        """For each image that `load` gave its prediction, or a PredictionError."""
-        return predictions(self.record, np.stack(list(images)), torch.from_numpy)
-
     def try_tensors(self, images: Tensor) -> list[Result]:
         """For each of `images` uint8 (N, channels, H, W) its prediction, or a PredictionError."""
-        return predictions(self.record, self._pixels(images), torch.from_numpy)
+        return predictions(self.record, self._pixels(images), self._wrap)
 
     def features(
         self, items: Any, *, bs: int = BATCH, n_workers: int = 2, progress: bool = True

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from learnkit.data.read_images import load_ahead
+from learnkit.data.read_images import chunks, load_ahead
 from learnkit.errors import LearnkitError, MissingExtraError, PredictionError
-from learnkit.inference.prediction import Prediction
+from learnkit.inference.prediction import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Result = Prediction | LearnkitError
 
 
 class Predicts(Protocol):
@@ -44,25 +42,6 @@ def predict_stream(
         results = iter(predictor.try_loaded(images) if images else ())
         for item, image in batch:
             yield item, image if isinstance(image, LearnkitError) else next(results)
-
-
-def raised(result: Result) -> Prediction:
-    """The prediction; an error that stands in its place is raised."""
-    if isinstance(result, Prediction):
-        return result
-    raise result
-
-
-def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items, the last one shorter."""
-    chunk = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def prediction_table(

@@ -10,8 +10,8 @@ from learnkit.continual.classifier import check_detects_ood
 from learnkit.data.labelled_images import image_paths
 from learnkit.data.read_images import watched
 from learnkit.errors import DataError
-from learnkit.inference.batch import Predicts, predict_stream, raised
-from learnkit.inference.prediction import Prediction
+from learnkit.inference.batch import Predicts, predict_stream
+from learnkit.inference.prediction import Prediction, raised
 
 if TYPE_CHECKING:
     from torch import Tensor

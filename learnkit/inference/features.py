@@ -12,9 +12,8 @@ from torch import Tensor
 from learnkit.backends.network import channels_last, default_probes, tolerance_of
 from learnkit.backends.session import Session
 from learnkit.data.preprocess import Preprocessing
-from learnkit.data.read_images import image_name, read_images
+from learnkit.data.read_images import chunks, image_name, read_images
 from learnkit.errors import PredictionError
-from learnkit.inference.batch import chunks
 from learnkit.inference.model import Model
 
 BATCH = 16  # small enough that filling up the last batch costs little

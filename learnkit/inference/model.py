@@ -44,6 +44,7 @@ class Model:
         siblings: the other files of its bundle, see `bundle.siblings`.
         digest: SHA-256 (hex) of the bundle it was read from.
         knew_more: it knew more than the float32 weights' own head when it was read.
+        ood: what tells images out of distribution: the head, or a detector beside a trained one.
     """
 
     network: Session
@@ -63,8 +64,10 @@ class Model:
     siblings: Any = field(default=None, repr=False)
     digest: str | None = None
     knew_more: bool = False
+    ood: ContinualClassifier | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ood", self.detector if self.head is None else self.head)
         wanted = (*self.preprocessing.size, self.preprocessing.channels)
         if self.network.shape != wanted:
             raise PredictionError(
@@ -76,11 +79,6 @@ class Model:
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the probabilities."""
         return self.names if self.head is None else self.head.classes
-
-    @property
-    def ood(self) -> ContinualClassifier | None:
-        """What tells images out of distribution: the head, or a detector beside a trained one."""
-        return self.detector if self.head is None else self.head
 
     @property
     def detects_ood(self) -> bool:

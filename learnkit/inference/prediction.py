@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from learnkit.errors import PredictionError
+from learnkit.errors import LearnkitError, PredictionError
 from learnkit.report.document import Bar, BarRow, Bars, Document, Paragraph, Span
 from learnkit.report.notebook import Shown
 from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
@@ -220,3 +220,13 @@ def not_finite() -> PredictionError:
         "the network's output for this image is not finite, so any label would be a guess; check "
         "the weights for NaN, and the image for values far outside those of training"
     )
+
+
+def raised(result: Result) -> Prediction:
+    """The prediction; an error that stands in its place is raised."""
+    if isinstance(result, Prediction):
+        return result
+    raise result
+
+
+Result = Prediction | LearnkitError

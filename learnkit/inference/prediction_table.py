@@ -15,8 +15,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from learnkit.data.read_images import chunks
 from learnkit.errors import LearnkitError, MissingExtraError, PredictionError
-from learnkit.inference.batch import chunks
 from learnkit.inference.prediction import finite_or_none
 
 OWN_COLUMNS = ("path", "label", "confidence", "error", "is_ood", "ood_score", "p_value", "model")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.errors import PredictionError
-from learnkit.inference.batch import Result
-from learnkit.inference.prediction import not_finite, prediction_of
+from learnkit.inference.prediction import Result, not_finite, prediction_of
 from learnkit.uncertainty.ood import sigmoid, softmax
 from learnkit.uncertainty.scoring import Scoring
 

@@ -16,9 +16,13 @@ from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
+import numpy as np
+import torch
 from fastai.data.core import DataLoaders
-from torch import Tensor
+from fastai.torch_core import to_device
+from torch import Tensor, nn
 
+from learnkit.backends.network import Network
 from learnkit.callback.after_fit import AfterFit
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
@@ -28,14 +32,17 @@ from learnkit.data.labelled_images import Labelled
 from learnkit.errors import (
     ContinualAlreadyInitializedError,
     ContinualStateError,
+    ContinualUnsupportedError,
     DataError,
     first_few,
     warn_user,
 )
+from learnkit.inference.features import BATCH, feature_rows
+from learnkit.interpret.checks import detached
+from learnkit.interpret.contexts import progress_over, randomness_kept
 from learnkit.interpret.learner_state import ContinualRecord
-from learnkit.interpret.source import names_of
-from learnkit.learner.dataloaders import is_normalized, with_normalization
-from learnkit.learner.feature_pass import check_supported, empty_head, features_of
+from learnkit.interpret.source import Source, names_of
+from learnkit.learner.dataloaders import is_multi_label, is_normalized, with_normalization
 from learnkit.learner.trained_head import untrained_head
 from learnkit.learner.training_data import (
     check_no_class_lost,
@@ -47,6 +54,7 @@ from learnkit.learner.training_data import (
     without_files,
 )
 from learnkit.learner.transforms import preprocessing_of
+from learnkit.models.eval_mode import evaluating
 
 
 def init_continual(
@@ -319,3 +327,87 @@ def _restored_after_failure(learn: Any) -> Iterator[None]:
         learn.state, learn.dls, learn.opt = state, dls, opt
         model[0].load_state_dict(body)
         raise
+
+
+def check_supported(learn: Any) -> None:
+    """Refuse learners whose features or labels do not lend themselves to class statistics.
+
+    Raises:
+        ContinualUnsupportedError: The model is no nn.Sequential(body, head), or an image may have
+            several labels.
+    """
+    if not isinstance(learn.model, nn.Sequential) or len(learn.model) != 2:
+        raise ContinualUnsupportedError(
+            f"the model is a {type(learn.model).__name__}; class statistics are kept of the "
+            "features of a body: build nn.Sequential(body, head), as cnn_learner does"
+        )
+    if len(getattr(learn.dls.valid.dataset, "tls", ())) == 2 and is_multi_label(learn.dls):
+        raise ContinualUnsupportedError(
+            "an image may have several labels here; class statistics need exactly one label per "
+            "image"
+        )
+
+
+def features_of(learn: Any, items: Any) -> Tensor:
+    """Pooled features float32 (N, D) of images, in order, as the learner's validation reads them.
+
+    Files and pictures go the way they go in deployment, so that a deployed model and the learner
+    learn the same from them.
+
+    Args:
+        learn: the learner; its model is left in the modes it is in.
+        items: files or pictures, or a `Source` of batches.
+
+    Raises:
+        UnreadableImagesError: images cannot be read; all of them are named.
+    """
+    show = hasattr(learn, "progress")
+    if isinstance(items, Source):
+        return _of_batches(learn, items, show)
+    recipe = preprocessing_of(learn.dls)
+    network = Network(learn.model, recipe, owned=False, continual=True)
+    return feature_rows(network, recipe, items, bs=BATCH, n_workers=2, progress=show)
+
+
+def features_and_logits(learn: Any, items: Any, n_classes: int) -> tuple[Tensor, Tensor]:
+    """What `features_of` gives, and the logits (N, n_classes) of the trained head; one pass."""
+    show = hasattr(learn, "progress")
+    if isinstance(items, Source):
+        both = _of_batches(learn, items, show, with_logits=True)
+    else:
+        recipe = preprocessing_of(learn.dls)
+        network = Network(learn.model, recipe, owned=False)
+        read = lambda images: np.concatenate(network.run(images), 1)
+        run = {"bs": BATCH, "n_workers": 2, "progress": show, "read": read}
+        both = feature_rows(network, recipe, items, **run)
+    return both[:, :-n_classes], both[:, -n_classes:]
+
+
+def empty_head(
+    learn: Any, kind: type[ContinualClassifier] = ContinualClassifier, **settings: Any
+) -> ContinualClassifier:
+    """A head for the features of the learner's body that has learned nothing yet."""
+    width = features_of(learn, []).shape[1]
+    return kind(width, **settings)
+
+
+def _of_batches(learn: Any, source: Source, show: bool, with_logits: bool = False) -> Tensor:
+    """Features (and logits) of what a loader gives, in its own batches."""
+    device = next((p.device for p in learn.model.parameters()), torch.device("cpu"))
+    rows = []
+    with (
+        randomness_kept(),
+        evaluating(learn.model),
+        torch.no_grad(),
+        progress_over(source.batches(), show) as batches,
+    ):
+        for batch in batches:
+            images = batch[0] if isinstance(batch, list | tuple) else batch
+            feature_map = learn.model[0](to_device(detached(images), device))
+            row = feature_map.to(torch.float32).mean((2, 3))
+            if with_logits:
+                row = torch.cat([row, learn.model[1](feature_map).to(torch.float32)], 1)
+            rows.append(row.cpu())
+    if not rows:
+        raise DataError("`data` has no images; give a loader over at least one")
+    return torch.cat(rows)

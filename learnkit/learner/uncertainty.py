@@ -27,12 +27,12 @@ from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import detector_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.source import class_names, names_of
-from learnkit.learner.continual import validation_images
-from learnkit.learner.feature_pass import (
+from learnkit.learner.continual import (
     check_supported,
     empty_head,
     features_and_logits,
     features_of,
+    validation_images,
 )
 from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (

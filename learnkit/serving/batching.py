@@ -10,7 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from learnkit.errors import LearnkitError
-from learnkit.inference.batch import Predicts, Result
+from learnkit.inference.batch import Predicts
+from learnkit.inference.prediction import Result
 
 _PATIENCE = 0.005  # seconds a forward pass waits for images that are being decoded
 
