@@ -208,7 +208,10 @@ def test_a_deep_copy_shares_what_a_backend_has_compiled_and_nothing_else(runtime
     copied.extend(*labelled({"new": 3}), progress=False)
     assert (faster.classes, copied.classes) == (tuple(COUNTS), (*COUNTS, "new"))
     # what a person sees of either holds no weights
-    assert all(len(repr(one)) < 300 for one in (faster.network, faster.record.converted, faster.record.siblings))
+    assert all(
+        len(repr(one)) < 300
+        for one in (faster.network, faster.record.converted, faster.record.siblings)
+    )
 
 
 def with_detector():
