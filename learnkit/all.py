@@ -1,4 +1,4 @@
-"""What a notebook imports: `from learnkit.all import *`.
+"""The names a notebook imports: `from learnkit.all import *`.
 
 fastai.vision's names first, then every public name of learnkit, which wins where both have one
 (`cnn_learner`, `load_learner`, ...).

@@ -1,1 +1,1 @@
-"""Where networks run: onnxruntime, OpenVINO, torch; what each can do here, and the way there."""
+"""Backends that run networks: onnxruntime, OpenVINO, torch; what each can do here."""

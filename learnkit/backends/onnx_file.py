@@ -1,4 +1,4 @@
-"""What an ONNX file may contain, read from its bytes: no ONNX package is needed to refuse one.
+"""Contents allowed in an ONNX file, read from its bytes: no ONNX package is needed to refuse one.
 
 The file is a protobuf message: a sequence of fields, each a number and a value. Here the few fields
 are looked at that could make a runtime open other files, run foreign code or loop for ever.

@@ -1,4 +1,4 @@
-"""What this machine's processor can do."""
+"""The processor of this machine: its name, its flags, the threads to use."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What every backend offers: a session that turns images into features and logits."""
+"""The session, which every backend offers: it turns images into features and logits."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

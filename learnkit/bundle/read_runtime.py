@@ -63,7 +63,7 @@ def read_runtime(
 def read_session(
     path: str | os.PathLike, variant: str, sha256: str, *, threads: int | None, device: str
 ) -> Session:
-    """The network of `variant` in the bundle at `path`, opened anew.
+    """The network of `variant` in the bundle at `path`, opened again.
 
     Raises:
         BundleError: the bundle is gone, or another one by now.

@@ -1,4 +1,4 @@
-"""What config.json says: the fields timm reads, and under `learnkit` all that a predictor is.
+"""The schema of config.json: the fields timm reads, and under `learnkit` all that a predictor is.
 
 The format has a version: the same major one is read for ever; unknown keys are ignored unless the
 writer lists them under `critical`.
@@ -54,9 +54,9 @@ _KNOWN = frozenset(
 class Contents:
     """A predictor without its weights; `layout` says which file holds which of them.
 
-    `continual` describes the head's state in the continual state, None otherwise; `ood` what tells
-    unusual images beside a trained head. `default_variant` names what runs unless another is asked
-    for; None means the weights themselves.
+    `continual` describes the head's state in the continual state, None otherwise; `ood` the OOD
+    detector beside a trained head. `default_variant` names what runs unless another is asked for;
+    None means the weights themselves.
     """
 
     spec: ModelSpec

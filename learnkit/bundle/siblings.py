@@ -63,12 +63,12 @@ class BaseFiles:
         names = read_section(self.files[CONFIG])["layout"] if CONFIG in self.files else ()
         return sum(len(self.files.get(name, b"")) for name in names)
 
-    def read(self, *, variants: bool = True, anew: Collection[str] = ()) -> dict[str, bytes]:
+    def read(self, *, variants: bool = True, replaced: Collection[str] = ()) -> dict[str, bytes]:
         """All files; a warning names the variants that ought to be among them and are left out.
 
         Args:
             variants: also those of variants.
-            anew: variants that are there anew, so that nobody misses what they were.
+            replaced: variants that others of this name take the place of.
 
         Raises:
             ExportError: the network cannot travel as data.
@@ -84,12 +84,15 @@ class BaseFiles:
         found = {**self.files, **found}
         if not variants:
             return found
-        if stale := [name for name in self.stale if name not in anew]:
+        if stale := [name for name in self.stale if name not in replaced]:
             warn_user(
                 f"variants of the model as it was are left out: {', '.join(stale)}. It has changed "
-                f"since they were made of it; make them anew with `optimize`{self._learned(stale)}"
+                f"since they were made of it; make them again with `optimize`{self._learned(stale)}"
             )
-        return {**found, **self._variants(beside - {f for n in anew for f in files_of(n, beside)})}
+        return {
+            **found,
+            **self._variants(beside - {f for n in replaced for f in files_of(n, beside)}),
+        }
 
     def _variants(self, names: set[str]) -> dict[str, bytes]:
         """The files of variants, or a warning that they are gone."""
@@ -100,12 +103,12 @@ class BaseFiles:
             warn_user(
                 f"variants are left out: {', '.join(lost)}. They are not where the model was "
                 f"loaded from any more ({error}); put that bundle back and save again, or make "
-                f"them anew with `optimize`{self._learned(lost)}"
+                f"them again with `optimize`{self._learned(lost)}"
             )
             return {}
 
     def _learned(self, names: Collection[str]) -> str:
-        """What making `names` anew does not bring back."""
+        """The loss that making `names` again does not mend."""
         more = [name for name in names if name in self.learned]
         return f", which does not bring back what {', '.join(more)} had learned" if more else ""
 

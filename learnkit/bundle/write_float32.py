@@ -3,7 +3,7 @@
     config.json          timm's fields, and under `learnkit` all that a predictor is
     model.safetensors    weights; head.safetensors the head's, if timm opens only the body
     state.safetensors    class statistics and all else a head in the continual state knows
-    ood.safetensors      the same of what tells unusual images beside a trained head
+    ood.safetensors      the same of the OOD detector beside a trained head
     probe.safetensors    a few images and the logits they must give
     README.md            model card
     manifest.json        sizes and hashes, written last

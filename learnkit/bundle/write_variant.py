@@ -45,7 +45,7 @@ def bundle_with_variants(
     """
     given = [model.frozen() for model in models]
     names = {model.variant for model in given}
-    float32 = base.read(variants=variants, anew=names)
+    float32 = base.read(variants=variants, replaced=names)
     files = dict(float32)
     for model in given:
         if model.siblings.weights != base.weights:
@@ -79,7 +79,7 @@ def finished(
         files: of the float32 model, and of variants.
         learned: variants that know more than the float32 model does.
         default: the variant that opens; None for the float32 model.
-        metadata: see `knowing.with_variants`.
+        metadata: see `variant.with_variants`.
 
     Raises:
         BundleCorruptError: a variant is no sound one.

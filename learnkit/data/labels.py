@@ -136,6 +136,6 @@ def _has(label: Any, name: Any, multi_label: bool) -> bool:
 
 
 def _is_missing(value: Any) -> bool:
-    import pandas as pd  # here, so that who has only to warn is spared it
+    import pandas as pd  # here, since many callers never need it
 
     return pd.isna(value)

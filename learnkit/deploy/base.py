@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,14 @@ class BasePredictor(Shown):
     def detects_ood(self) -> bool:
         """Whether predictions say how far out of distribution an image is."""
         return self.record.detects_ood
+
+    @property
+    def tells_unusual(self) -> bool:
+        """The former name of `detects_ood`."""
+        warnings.warn(
+            "`tells_unusual` is called `detects_ood` now", DeprecationWarning, stacklevel=2
+        )
+        return self.detects_ood
 
     @property
     def variant(self) -> str | None:

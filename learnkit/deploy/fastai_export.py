@@ -1,4 +1,4 @@
-"""fastai's `export.pkl`: refused, unless whoever loads it says that they trust its author.
+"""fastai's `export.pkl`: refused, unless the caller says that its author is trusted.
 
 The one place below the learner that knows fastai, and it imports it by name, when called.
 """

@@ -163,7 +163,7 @@ class Predictor(BasePredictor):
 
     @classmethod
     def of(cls, record: Model) -> Predictor:
-        """The verbs over a model as it is."""
+        """The predictor over a record."""
         predictor = cls.__new__(cls)
         BasePredictor.__init__(predictor, record)
         return predictor
@@ -286,8 +286,8 @@ class Predictor(BasePredictor):
     ) -> Evaluation:
         """How good the predictions for all images of `dataset` are; one pass.
 
-        Where the model tells unusual images, the summary also holds `false_alarm_rate`, the share
-        of `dataset` flagged as unknown.
+        Where the model detects images out of distribution, the summary holds `false_alarm_rate`,
+        the share of `dataset` flagged as unknown.
 
         Args:
             dataset: labelled images.
@@ -302,7 +302,7 @@ class Predictor(BasePredictor):
         Raises:
             DataError: `dataset` has labels this model does not know.
             ImageReadError: an image cannot be read; the message names it.
-            ContinualNotInitializedError: `ood`, and the model cannot tell unusual images.
+            ContinualNotInitializedError: `ood`, and the model detects none such.
         """
         return evaluate_predictor(
             self, dataset, ood=ood, bs=bs, n_workers=n_workers, progress=progress
@@ -314,7 +314,8 @@ class Predictor(BasePredictor):
         Args:
             data: an ImageDataset, of which the training images (all, if it is not split) are
                 learned and the validation images decide threshold and confidence; a folder with
-                one folder per class; or images of any kind `predict` takes.
+                one folder per class; a DataFrame with the columns path and label; or images of any
+                kind `predict` takes.
             labels: one name per image, or one for all; datasets have their own.
             **reading: `bs`, `n_workers` and `progress`, see `features`.
 
@@ -408,7 +409,7 @@ class Predictor(BasePredictor):
             PredictionError: another number of names, an unknown old name, a name twice; a threshold
                 outside (0, 1) or for a model that is not multi-label; both of the thresholds for
                 images out of distribution; `threads` of a network that is not converted.
-            ContinualNotInitializedError: one of these for a model that cannot tell such images.
+            ContinualNotInitializedError: one of these for a model that detects no such images.
             OptimizedModelError: something that is fixed after optimisation.
             BackendUnavailableError: the backend has nothing for `device`.
         """
@@ -453,7 +454,7 @@ class Predictor(BasePredictor):
         progress: bool = True,
         **backend_params: Any,
     ) -> tuple[Predictor, ConversionReport]:
-        """(a faster predictor, the report that proves what it cost); this one stays as it is.
+        """(a faster predictor, the report that proves what it cost); this one is unchanged.
 
         The converted network is held against this one on images that had no part in the conversion,
         and timed side by side with it. If it fails a gate it is refused: by default 99 % of the
@@ -471,7 +472,7 @@ class Predictor(BasePredictor):
             backend: "onnxruntime", "openvino" or "torch"; "auto" tries all that are possible here
                 and takes the fastest that passes. `learnkit.devices()` lists them.
             device: "cpu", or "cuda" where the backend has it.
-            test: images to judge it by, 500 or more, best with labels; as `samples`, but of a
+            test: images to compare it on, 500 or more, best with labels; as `samples`, but of a
                 dataset the test images, else the validation images. Without it a third of
                 `samples` is set apart.
             ood: images of no class the model knows: are they still told apart?

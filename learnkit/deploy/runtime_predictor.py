@@ -96,7 +96,7 @@ class RuntimePredictor(BasePredictor):
 
     @property
     def ood_threshold(self) -> float | None:
-        """Score above which an image is flagged; None if the model cannot tell."""
+        """Score above which an image is flagged; None if the model detects none."""
         stored = self.record.stored
         return None if stored is None else stored.threshold.value
 
@@ -131,7 +131,7 @@ class RuntimePredictor(BasePredictor):
 
         Raises:
             PredictionError: another number of names, an unknown old name, a name twice; a threshold
-                for a model that cannot tell images out of distribution.
+                for a model that detects no images out of distribution.
             UncertaintyError: a threshold that is no finite number.
             BundleError: the bundle is gone, or another one by now.
             BackendUnavailableError: the backend has nothing for `device`.
@@ -146,8 +146,8 @@ class RuntimePredictor(BasePredictor):
         if ood_threshold is not None:
             if self.record.stored is None:
                 raise PredictionError(
-                    f"`ood_threshold`={ood_threshold} is for models that can tell unusual images; "
-                    "this one cannot"
+                    f"`ood_threshold`={ood_threshold} is for models that detect images out of "
+                    "distribution; this one cannot"
                 )
             changes["stored"] = self.record.stored.with_threshold(ood_threshold)
         if threads is not None or device is not None:

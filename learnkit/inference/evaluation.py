@@ -55,11 +55,11 @@ def _predicted(
 
 
 def with_ood_measures(
-    evaluation: Evaluation, known: Sequence[Prediction], strange: Sequence[Prediction]
+    evaluation: Evaluation, known: Sequence[Prediction], unknown: Sequence[Prediction]
 ) -> Evaluation:
-    """`evaluation` with what the scores of known and strange images say in its summary."""
-    scores = [[prediction.ood_score for prediction in side] for side in (known, strange)]
-    threshold = next((p.ood_threshold for p in [*known, *strange]), None)
+    """`evaluation` with what the OOD scores of known and unknown images add to its summary."""
+    scores = [[prediction.ood_score for prediction in side] for side in (known, unknown)]
+    threshold = next((p.ood_threshold for p in [*known, *unknown]), None)
     return with_ood_scores(evaluation, *scores, threshold)
 
 

@@ -1,8 +1,9 @@
-"""What a network says about one image, in torch's numbers or numpy's."""
+"""The prediction for one image, in torch's numbers or numpy's."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ class Prediction(Shown):
         probs: probabilities float32 (C,) in the order of `classes`; they sum to 1, unless the model
             is multi-label. A tensor, or an array where there is no torch (`load_runtime`).
         classes: the C class names.
-        ood_score: how unusual the image is; higher is more unusual.
+        ood_score: out-of-distribution score; higher is more unusual.
         ood_threshold: the image is flagged if its score is above this.
         p_value: share of known images at least as unusual as this one, in (0, 1]; None too where
             there were no scores to count.
@@ -67,6 +68,12 @@ class Prediction(Shown):
         return (self.label, self.index, self.probs)[i]
 
     @property
+    def misfits(self) -> tuple[Values, Values] | None:
+        """The former name of `nonconformity`."""
+        warnings.warn("`misfits` is called `nonconformity` now", DeprecationWarning, stacklevel=2)
+        return self.nonconformity
+
+    @property
     def confidence(self) -> float:
         """Probability of the likeliest class, in [0, 1]."""
         return float(self.probs.max())
@@ -84,7 +91,7 @@ class Prediction(Shown):
 
     @property
     def is_ood(self) -> bool | None:
-        """Whether the image is flagged as unlike those the model knows; None if it cannot tell."""
+        """Whether the image is flagged as out of distribution; None if the model detects none."""
         if self.ood_score is None:
             return None
         return not self.ood_score <= self.ood_threshold  # so written that NaN is flagged
@@ -116,8 +123,8 @@ class Prediction(Shown):
     def to_dict(self, *, alpha: float | None = None) -> dict[str, Any]:
         """label, index, confidence and probs by class name, all as JSON types.
 
-        Models that can tell unusual images add is_ood, ood_score, ood_threshold and p_value (an
-        infinite score or threshold is None); with `alpha` there is the prediction_set, too.
+        Models that detect images out of distribution add is_ood, ood_score, ood_threshold and
+        p_value (an infinite score or threshold is None); with `alpha` there is the prediction_set.
         """
         plain = lambda x: list(x) if isinstance(x, tuple) else x
         found = {
@@ -137,8 +144,8 @@ class Prediction(Shown):
     def to_halcon(self) -> dict[str, Any]:
         """HALCON's classification result: ids, names and confidences, likeliest first.
 
-        Models that can tell unusual images add ood_result (1 or 0), ood_score, ood_threshold as
-        HALCON has them, and ood_p_value.
+        Models that detect images out of distribution add ood_result (1 or 0), ood_score,
+        ood_threshold as HALCON has them, and ood_p_value.
         """
         ranking = self.ranking
         result: dict[str, Any] = {

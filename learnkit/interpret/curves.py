@@ -105,10 +105,10 @@ def _draw_curves(ax: Axes, name: str, epochs: np.ndarray, curves: pd.DataFrame) 
     """Draw one line per column; training blue, validation vermilion, the rest in turn."""
     from matplotlib.ticker import MaxNLocator
 
-    spare = iter([GREEN, "#CC79A7", "#56B4E9", "#E69F00", "black"] * len(curves.columns))
+    further = iter([GREEN, "#CC79A7", "#56B4E9", "#E69F00", "black"] * len(curves.columns))
     for column in curves:
         kind = column.split("_")[0]
-        color = {"train": BLUE, "valid": VERMILION}.get(kind) or next(spare)
+        color = {"train": BLUE, "valid": VERMILION}.get(kind) or next(further)
         label = column.removesuffix(f"_{name}") if kind in ("train", "valid") else column
         marker = "o" if len(epochs) <= 20 else None
         ax.plot(epochs, curves[column], color=color, label=label, marker=marker, markersize=3.5)

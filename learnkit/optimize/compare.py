@@ -1,4 +1,4 @@
-"""What a converted model says beside what it said in float32: the same images, two answers."""
+"""Comparison of a converted model with float32: the same images, two answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Answers(NamedTuple):
     Attributes:
         logits: (N, C).
         features: (N, D), or (N, 0) where nothing rests on them.
-        scores: how unusual each is (N,); (0,) where it cannot be told.
+        scores: OOD score of each (N,); (0,) where there is none.
         threshold: the score above which an image is flagged.
         finite: which rows are sound, bool (N,).
     """

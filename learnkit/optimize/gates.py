@@ -1,4 +1,4 @@
-"""What a converted model must keep to: arithmetic on counts and times, no model and no files."""
+"""Gates that a converted model must pass: arithmetic on counts and times, no model and no files."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Gathered:
         return check_samples(self._read(samples, "samples", MAX_SAMPLES), self.model.classes)
 
     def _serves(self, samples: Any, test: Any) -> bool:
-        """Whether the samples are what to judge by: a cast takes nothing from them."""
+        """Whether the samples serve to compare by: a cast takes nothing from them."""
         return self.samples is None and samples is not None and test is None
 
     def _keep_apart(self, test: Any) -> None:
@@ -86,7 +86,7 @@ class Gathered:
         self.notes += (said,) if said else ()
 
     def _probes(self) -> None:
-        """Judge by the probe images where there is nothing else: numbers, no verdict."""
+        """Compare by the probe images where there is nothing else: numbers, no verdict."""
         from learnkit.backends.network import default_probes
 
         probes = self.model.probes
@@ -138,7 +138,7 @@ def learned_images(model: Model, samples: Any, learned: Any) -> Labelled | None:
 
 
 def optimism(learned: Labelled | None, test: Pictures) -> tuple[str, ...]:
-    """What to say where images that were learned, or decide a threshold, are judged by, too."""
+    """Notes where images that were learned, or decide a threshold, are test images, too."""
     files = {*test.files} - {""}
     if learned is None or not files:
         return ()

@@ -1,4 +1,4 @@
-"""What a head knows, learned again from the features of a converted network where it can be."""
+"""Knowledge of a head, learned again from the features of a converted network where it can be."""
 
 from __future__ import annotations
 

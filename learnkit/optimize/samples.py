@@ -242,7 +242,7 @@ def check_samples(samples: Pictures, classes: Sequence[str]) -> Pictures:
 
 
 def kept_apart(samples: Pictures, test: Pictures) -> tuple[Pictures, Pictures, str]:
-    """(samples, test, what was done) so that nothing is judged by what it was converted by.
+    """(samples, test, what was done) so that no image is both converted and compared by.
 
     What is in both is taken out of the larger one. If nothing is left of it, a third of the samples
     is set apart as in `set_apart`.
@@ -268,7 +268,7 @@ def set_apart(samples: Pictures) -> tuple[Pictures, Pictures]:
     if len(samples) < 3:
         raise OptimizeError(
             f"`samples` has {len(samples)} of the 3 images that are the least: two to convert by "
-            f"and another to judge by; {FEW} to {PER_CLASS} of each class are sound"
+            f"and another to compare by; {FEW} to {PER_CLASS} of each class are sound"
         )
     by_class: dict[Hashable, list[int]] = defaultdict(list)
     for i in sorted(range(len(samples)), key=samples.digests.__getitem__):

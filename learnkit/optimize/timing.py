@@ -1,4 +1,4 @@
-"""How long networks take for a batch, measured side by side."""
+"""Timing of networks for a batch, side by side."""
 
 from __future__ import annotations
 

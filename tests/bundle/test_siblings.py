@@ -124,7 +124,7 @@ def test_variants_of_a_model_that_has_changed_are_left_out_with_one_warning(bund
     plain.save(bundle)
     (message,) = said(recwarn)
     assert f"left out: {HALF}, {SAME}. It has changed" in message
-    assert "anew with `optimize`" in message
+    assert "again with `optimize`" in message
     assert recwarn[0].filename == __file__
     assert not (bundle / "variants").exists()
     assert "## Variants" not in (bundle / "README.md").read_text(encoding="utf-8")

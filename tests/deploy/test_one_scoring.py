@@ -78,7 +78,7 @@ HEADS = {
     "ridge": lambda: make_continual(COUNTS, classifier="ridge"),
     "prototype": lambda: make_continual(COUNTS, classifier="prototype"),
     "one class": lambda: make_continual({"ok": 9}),
-    "without memory": lambda: make_continual(COUNTS, memory=0),
+    "remembering little": lambda: make_continual(COUNTS, memory=2),
     "by energy": lambda: make_continual(COUNTS, score="energy"),
     "a threshold by hand": lambda: make_continual(COUNTS).set(ood_threshold=1.25),
     "a forgotten class": lambda: _forgotten(),

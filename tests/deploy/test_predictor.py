@@ -224,6 +224,14 @@ def test_wrong_channels_types_and_objects_are_named(predictor, image, reason):
         predictor.predict(image)
 
 
+def test_former_names_work_and_say_the_new_ones(predictor):
+    with pytest.warns(DeprecationWarning, match="`tells_unusual` is called `detects_ood` now"):
+        assert predictor.tells_unusual is predictor.detects_ood
+    prediction = predictor.predict(picture())
+    with pytest.warns(DeprecationWarning, match="`misfits` is called `nonconformity` now"):
+        assert prediction.misfits is prediction.nonconformity
+
+
 def test_wrong_batches_and_networks_are_named(predictor):
     with pytest.raises(InputSizeError, match=r"\(2, 1, 32, 32\)"):
         predictor.logits(torch.zeros(2, 1, 32, 32, dtype=torch.uint8))

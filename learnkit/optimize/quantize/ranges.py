@@ -1,4 +1,4 @@
-"""What flows through a float network on sample images: ranges to quantise in, and means.
+"""Activation ranges of a float network on sample images, to quantise in, and means.
 
 A range goes from the smallest to the largest value seen. Narrower ones, of percentiles or of the
 least square error, were no better on the real network measured, and now and then cut off the few
