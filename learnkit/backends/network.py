@@ -47,9 +47,12 @@ class Network(Session):
         self.model, self.preprocessing, self.continual = model, preprocessing, continual
         self.backend, self.precision = "torch", "float32"
         self.shape = (*preprocessing.size, preprocessing.channels)
-        self._lock = None if owned else _lock_of(model)
+        self._lock = None
         if owned:
             model.eval()
+        else:
+            with _LOCKS_GUARD:  # the one lock of a shared model, whichever predictor asks
+                self._lock = _LOCKS.setdefault(model, threading.Lock())
 
     @property
     def device(self) -> str:  # type: ignore[override]
@@ -122,12 +125,6 @@ class Network(Session):
 
 def _numpy(values: Tensor) -> np.ndarray:
     return values.to("cpu", torch.float32, copy=True).numpy()
-
-
-def _lock_of(model: nn.Module) -> threading.Lock:
-    """The one lock of a shared model, whichever predictor asks."""
-    with _LOCKS_GUARD:
-        return _LOCKS.setdefault(model, threading.Lock())
 
 
 def default_probes(preprocessing: Preprocessing, n: int = 2) -> Tensor:

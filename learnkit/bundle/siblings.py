@@ -38,11 +38,6 @@ class BaseFiles:
     learned: tuple[str, ...] = ()
 
     @classmethod
-    def at_hand(cls, files: Mapping[str, bytes]) -> BaseFiles:
-        """All of them."""
-        return cls(files, {name: _sha256(data) for name, data in files.items()})
-
-    @classmethod
     def left_at(cls, path: str | os.PathLike, found: Folder, without: Iterable[str]) -> BaseFiles:
         """Those of the bundle at `path` that `found` lists, but for `without`."""
         hashes = {name: entry["sha256"] for name, entry in found.manifest["files"].items()}
@@ -196,7 +191,7 @@ def siblings_in(path: str | os.PathLike, files: Mapping[str, bytes]) -> Siblings
 
 def with_siblings(files: Mapping[str, bytes], siblings: Siblings | None) -> BaseFiles:
     """A float32 model's `files`, and the variants that go along with it if they still fit."""
-    base = BaseFiles.at_hand(files)
+    base = BaseFiles(files, {name: _sha256(data) for name, data in files.items()})
     if siblings is None:
         return base
     if siblings.rests_on != _rests_on(files, base.hashes):

@@ -61,9 +61,7 @@ def pack(
         args = config["model_args"] | ({"num_classes": 0} if kind == "body" else {})
         candidate = Packed(kind, layout, files, {**config, "model_args": args})
         opened = _open(candidate)
-        if opened is None or not _same_tensors(opened, files[MODEL_FILE]):
-            continue
-        if kind == "body" or _same_outputs(opened, model, images):
+        if opened is not None and _is_same(opened, candidate, model, images):
             return candidate
     return Packed("own", own, to_files(state, own), config)
 
@@ -166,12 +164,12 @@ def _open(packed: Packed) -> nn.Module | None:
     return model.eval()
 
 
-def _same_tensors(opened: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether every tensor arrived under its name, to the bit."""
-    state = opened.state_dict()
-    return all(n in state and torch.equal(state[n], t) for n, t in tensors.items())
-
-
-def _same_outputs(opened: nn.Module, model: nn.Module, images: Tensor) -> bool:
+def _is_same(opened: nn.Module, packed: Packed, model: nn.Module, images: Tensor) -> bool:
+    """Whether every tensor arrived under its name and a classifier's logits are the same."""
+    state, tensors = opened.state_dict(), packed.files[MODEL_FILE]
+    if not all(n in state and torch.equal(state[n], t) for n, t in tensors.items()):
+        return False
+    if packed.kind == "body":
+        return True
     with torch.no_grad():
         return torch.equal(opened(images), model(images))

@@ -47,14 +47,12 @@ def _content_digest(predictor: Any) -> str:
     # the network may be elsewhere than what it has learned
     for part in ("model", "continual", "detector"):
         module = getattr(predictor, part, None)
-        for name, tensor in sorted(module.state_dict().items() if module is not None else ()):
+        if module is None:
+            continue
+        import torch  # only whoever has a model of torch's comes here
+
+        for name, tensor in sorted(module.state_dict().items()):
             values = tensor.detach().cpu().contiguous()
             digest.update(f"\0{part} {name} {values.dtype} {tuple(values.shape)}\0".encode())
-            digest.update(values.flatten().view(_torch_uint8()).numpy() if values.numel() else b"")
+            digest.update(values.flatten().view(torch.uint8).numpy() if values.numel() else b"")
     return digest.hexdigest()
-
-
-def _torch_uint8() -> Any:
-    import torch  # only whoever has a model of torch's comes here
-
-    return torch.uint8

@@ -33,8 +33,7 @@ def feature_rows(
 
     `read` says otherwise what is read of each batch of images uint8 (bs, H, W, channels).
 
-    Every forward pass has exactly `bs` images, the last one being filled up: so an image's features
-    do not depend, to the bit, on which others are there.
+    Every forward pass has exactly `bs` images, the last one being filled up.
 
     Raises:
         UnreadableImagesError: images cannot be read; all of them are named.
@@ -53,6 +52,7 @@ def feature_rows(
     )
     rows = []
     for images in chunks(loaded, bs):
+        # so that an image's features do not depend, to the bit, on which others are there
         filled = np.stack(images + images[-1:] * (bs - len(images)))
         rows.append(read(filled)[: len(images)])
     if not rows:

@@ -51,18 +51,17 @@ def automatic_cut(model: nn.Module) -> int:
         CutError: No child pools.
     """
     children = list(model.children())
-    pools = [i for i, child in enumerate(children) if has_pool_type(child)]
+    pools = [
+        i
+        for i, child in enumerate(children)
+        if any(re.search(r"Pool[123]d$", type(m).__name__) for m in child.modules())
+    ]
     if not pools:
         raise CutError(
             f"{type(model).__name__} has no pooling layer to cut at; pass `cut=` (how many children"
             f" to keep, or a function of the network); {describe_children(model)}"
         )
     return pools[-1]
-
-
-def has_pool_type(module: nn.Module) -> bool:
-    """True if the module is a pooling layer or holds one."""
-    return any(re.search(r"Pool[123]d$", type(m).__name__) for m in module.modules())
 
 
 def require_map(model: nn.Module, trunk: nn.Module, cut: Any, shape: tuple[int, ...]) -> DryRun:

@@ -1,7 +1,6 @@
 """Published weights: taken from a cache, fetched if the hub answers, else refused in one sentence.
 
-Left alone, the hub's client retries for three quarters of a minute before it gives up. Here the hub
-is asked once, with a time limit, before any download is tried.
+The hub is asked once, with a time limit, before any download is tried.
 """
 
 import http.client
@@ -61,6 +60,7 @@ def require_hub(label: str) -> None:
     endpoint = huggingface_hub.constants.ENDPOINT
     if huggingface_hub.constants.is_offline_mode():
         raise unavailable(label, "HF_HUB_OFFLINE is set")
+    # left alone, the hub's client retries for three quarters of a minute before it gives up
     if not server_answers(endpoint):
         raise unavailable(label, f"{endpoint} does not answer")
 

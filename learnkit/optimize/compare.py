@@ -95,7 +95,9 @@ def compare(
         unknown: scores of images of no known class, before and after.
     """
     sound = before.finite & after.finite
-    old, new = (_probs(one.logits, multi_label) for one in (before, after))
+    old, new = (
+        one.logits.sigmoid() if multi_label else one.logits.softmax(1) for one in (before, after)
+    )
     named = [_labels(probs, classes, multi_label, threshold) for probs in (old, new)]
     kept = torch.tensor([a == b for a, b in zip(*named, strict=True)], dtype=torch.bool) & sound
     change = (new - old).abs().amax(1) if len(old) else old.sum(1)
@@ -135,10 +137,6 @@ def compare(
 
 def _sound(values: Tensor, finite: Tensor) -> Tensor:
     return torch.where(finite[:, None], values, 0.0)
-
-
-def _probs(logits: Tensor, multi_label: bool) -> Tensor:
-    return logits.sigmoid() if multi_label else logits.softmax(1)
 
 
 def _labels(

@@ -75,14 +75,13 @@ def paired_interval(n_lost: int, n_gained: int, n: int) -> tuple[float, float]:
         n_gained: images wrong before and right after.
         n: all images.
 
-    Source: Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
-    proportions based on paired data", 2012.
-
     >>> paired_interval(0, 0, 500)
     (-0.0055, 0.0055)
     """
     if n == 0:
         return math.nan, math.nan
+    # Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial proportions
+    # based on paired data", 2012
     lost, gained = (n_lost + 1) / (n + 2), (n_gained + 1) / (n + 2)
     change = gained - lost
     half = _Z * math.sqrt((lost + gained - change**2) / (n + 2))
@@ -101,12 +100,9 @@ def agreement_verdict(n_same: int, n: int, gates: Gates) -> Verdict:
     passed = n_same / n >= gates.agreement
     note = ""
     if passed and low < gates.agreement:
-        note = f"{n} images cannot prove it: give {_more(n)}"
+        more = f"{PROVING} or more" if n < PROVING else "more"
+        note = f"{n} images cannot prove it: give {more}"
     return Verdict("agreement", passed, found, rule, note)
-
-
-def _more(n: int) -> str:
-    return f"{PROVING} or more" if n < PROVING else "more"
 
 
 def accuracy_verdict(n_lost: int, n_gained: int, n: int, gates: Gates) -> Verdict:

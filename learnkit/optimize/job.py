@@ -24,7 +24,6 @@ from learnkit.optimize.samples import (
     Pictures,
     check_samples,
     kept_apart,
-    no_pictures,
     read_pictures,
     set_apart,
 )
@@ -51,14 +50,16 @@ class Gathered:
         self.model, self.progress = model, progress
         self.notes: tuple[str, ...] = ()
         self.samples = self._samples(samples, precision)
-        given = self._read(samples, "samples", MAX_TEST) if self._serves(samples, test) else None
-        self.test = given or no_pictures(model.preprocessing)
-        self.what = "images of `samples`, by which nothing is calibrated" if given else "images"
+        self.what = "images"
         if test is not None:
-            self.test, self.what = self._read(test, "test", MAX_TEST), "images"
+            self.test = self._read(test, "test", MAX_TEST)
         if self.samples is not None:
             self._keep_apart(test)
-        elif test is None and given is None:
+        elif test is None and samples is not None:
+            # a cast takes nothing from its samples, so that they serve to compare by
+            self.test = self._read(samples, "samples", MAX_TEST)
+            self.what = "images of `samples`, by which nothing is calibrated"
+        elif test is None:
             self._probes()
         self.unknown = None if ood is None else self._unknown(ood)
 
@@ -71,10 +72,6 @@ class Gathered:
                 f"{PER_CLASS} of each class, as they come in use (not those it is judged by)"
             )
         return check_samples(self._read(samples, "samples", MAX_SAMPLES), self.model.classes)
-
-    def _serves(self, samples: Any, test: Any) -> bool:
-        """Whether the samples serve to compare by: a cast takes nothing from them."""
-        return self.samples is None and samples is not None and test is None
 
     def _keep_apart(self, test: Any) -> None:
         assert self.samples is not None

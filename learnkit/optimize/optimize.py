@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from learnkit._version import versions
@@ -16,7 +16,6 @@ from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.optimize.convert import QUANTIZING
 from learnkit.optimize.job import Given, job_of
 from learnkit.optimize.quality import Candidate, Latency
-from learnkit.optimize.samples import Pictures
 from learnkit.optimize.trials import Trial, Trials
 
 AUTO = "auto"
@@ -61,7 +60,9 @@ def optimize(
     found = trials.fastest_passing(wanted, strict=len(wanted) == 1 and not fallback)
     if found is None and fallback:
         others = [one for one in cheaper(precision, backend, device) if one not in wanted]
-        found = trials.fastest_passing(_allowed(others, job.samples))
+        if job.samples is None:  # int8 takes its ranges from them
+            others = [one for one in others if one[1] != "int8"]
+        found = trials.fastest_passing(others)
     best = found or trials.best(precision)
     if found is None and not force:
         raise _refused(report_of(trials, best))
@@ -119,11 +120,6 @@ def cheaper(precision: str, backend: str, device: str) -> list[tuple[str, str]]:
         and why_not(BACKENDS[name], other, device) is None
         and not BACKENDS[name].missing
     ]
-
-
-def _allowed(pairs: Sequence[tuple[str, str]], samples: Pictures | None) -> list[tuple[str, str]]:
-    """Without int8 where there are no samples to take ranges from."""
-    return [pair for pair in pairs if samples is not None or pair[1] != "int8"]
 
 
 def _refused(report: ConversionReport) -> ConversionRefusedError:

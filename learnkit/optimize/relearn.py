@@ -36,9 +36,7 @@ def learned_again(
 
     If `learned` are the images `head` has learned, all of them, the new head is to the bit what
     learning them with the converted network gives. If not, it keeps its statistics as they are. So
-    it does if the features are the same but for rounding, as of float32 in another backend: which
-    images are remembered is decided by the bytes of their features, and others would be for no
-    reason.
+    it does if the features are the same but for rounding, as of float32 in another backend.
 
     Args:
         head: what knows classes in float32.
@@ -53,6 +51,7 @@ def learned_again(
         return kept, f"{CARRIED}: {problem}"
     assert learned is not None
     moved = _moved((was, network), recipe, learned, progress)
+    # the bytes of features decide which images are remembered: rounding alone would choose others
     if moved < UNMOVED:
         return kept, (
             f"kept as it is: features moved by {moved:.1g} steps of the grid they are kept on, "
@@ -86,16 +85,12 @@ def _problem(head: ContinualClassifier, learned: Labelled | None) -> str:
             f"it has learned {sum(wanted.values())} images of {len(wanted)} classes, and those at "
             f"hand are {sum(counts.values())} of {len(counts)}"
         )
-    if any(counts[name] != k for name, k in wanted.items()) and not _may_be_blank(counts, wanted):
+    # a few too many can be blank ones, which are not learned
+    if sum(counts.values()) - sum(wanted.values()) > 0.1 * sum(wanted.values()):
         return "more images are at hand than it has learned"
     if len(head.knowledge.validation) and learned.validation is None:
         return "the validation images that decide its threshold are not at hand"
     return ""
-
-
-def _may_be_blank(counts: Counter[str], wanted: dict[str, int]) -> bool:
-    """Whether the few images too many can be blank ones, which are not learned."""
-    return sum(counts.values()) - sum(wanted.values()) <= 0.1 * sum(wanted.values())
 
 
 def _moved(

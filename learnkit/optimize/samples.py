@@ -87,12 +87,6 @@ class Pictures:
         return Images(what, len(self), dict(sorted(counts.items())), self.names, together)
 
 
-def no_pictures(recipe: Preprocessing) -> Pictures:
-    """No images at all."""
-    empty = torch.zeros(0, recipe.channels, *recipe.size, dtype=torch.uint8)
-    return Pictures((), None, empty, ())
-
-
 def read_pictures(
     data: Any,
     recipe: Preprocessing,

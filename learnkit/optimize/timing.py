@@ -39,9 +39,7 @@ def measure(
 ) -> dict[str, dict[int, Times]]:
     """The times of every run by name and batch size.
 
-    The runs take turns, a few calls each, so that whatever else the machine does meanwhile hits all
-    of them alike. The first calls of a turn do not count: the threads of the run before may still
-    be waiting for work in a loop.
+    The runs take turns, a few calls each. The first calls of a turn do not count.
 
     Args:
         runs: each takes uint8 images (N, H, W, C).
@@ -76,9 +74,10 @@ def _turns(
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and clock() > end:
             break
+        # in turns, so that whatever else the machine does meanwhile hits all runs alike
         for name, call in calls.items():
             begun = clock()
-            call()
+            call()  # uncounted: threads of the run before may still wait for work in a loop
             while clock() - begun < settled:
                 call()
             for _ in range(BLOCK):

@@ -6,7 +6,7 @@ from torch import nn
 from learnkit.errors import CutError
 from learnkit.models.body import create_body
 from learnkit.models.create import create_cnn_model
-from learnkit.models.cut import automatic_cut, has_pool_type
+from learnkit.models.cut import automatic_cut
 from learnkit.models.torchvision_body import children_body
 
 
@@ -102,6 +102,11 @@ def test_an_automatic_cut_that_truncates_is_refused():
 
 
 def test_pools_are_found_at_any_depth():
-    assert has_pool_type(nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(1))))
-    assert not has_pool_type(nn.Sequential(nn.Conv2d(3, 3, 1)))
-    assert has_pool_type(create_cnn_model("test_resnet", nc=2, pretrained=False))
+    without = nn.Sequential(nn.Conv2d(3, 3, 1))
+    for pooling in (
+        nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(1))),
+        create_cnn_model("test_resnet", nc=2, pretrained=False),
+    ):
+        assert automatic_cut(nn.Sequential(without, pooling, without)) == 1
+    with pytest.raises(CutError, match="no pooling layer"):
+        automatic_cut(nn.Sequential(without))

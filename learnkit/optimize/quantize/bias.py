@@ -4,7 +4,6 @@ Rounding shifts the mean of a layer's output: inputs after a ReLU are all positi
 of the weights add up instead of cancelling. The shift is known, because layers are linear: it is
 the layer with the rounding errors for weights, applied to the mean input; the bias takes it back.
 In networks of depthwise convolutions that is most of what rounding costs.
-Source: Nagel et al., Data-free quantization through weight equalization and bias correction, 2019.
 """
 
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ def correct_biases(
         quantized: the same network with all layers quantised; its weights are what is corrected.
         means: the mean input of each layer over the samples (1, ...).
     """
+    # Nagel et al., Data-free quantization through weight equalization and bias correction, 2019
     tools = extra("onnx.numpy_helper")
     rounded = _dequantized(quantized)
     shifts = {}

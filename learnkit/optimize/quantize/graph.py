@@ -4,8 +4,7 @@ Heavy layers (convolutions and products with fixed weights) of the body are wort
 between them. The way from pixels to the first of them stays in float32, and so do the head,
 products of two activations, and sums that do not join convolutions: in transformers both hold a few
 huge values, beside which a grid of 256 steps loses the rest. A convolution that cuts the image into
-patches belongs to that way: it is 2 % of a small transformer's work, in 8 bits most of what goes
-wrong, and OpenVINO computes it wrongly (features off by .27 of their spread instead of .02).
+patches belongs to that way.
 """
 
 import logging
@@ -46,6 +45,8 @@ class FloatNetwork:
             for node in graph.node
             if node.name in body and node.op_type in HEAVY and node.input[1] in self.weights
         ]
+        # patches are 2 % of a small transformer's work, in 8 bits most of what goes wrong, and
+        # OpenVINO computes them wrongly (features off by .27 of their spread instead of .02)
         self.heavy = found[1:] if found and _cuts_patches(found[0]) else found
         heavy = {node.name for node in self.heavy}
         #: nodes that are never quantised
@@ -174,10 +175,8 @@ def silence() -> Iterator[None]:
 
 
 def _prepared(data: bytes) -> Any:
-    """The network after onnxruntime's basic optimisations, types inferred, every node with a name.
-
-    The tool's own `quant_pre_process` does the same by way of symbolic shapes, and fails at some.
-    """
+    """The network after onnxruntime's basic optimisations, with types and names of all nodes."""
+    # the tool's own `quant_pre_process` does the same by way of symbolic shapes, and fails at some
     onnx = extra("onnx")
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "prepared.onnx")

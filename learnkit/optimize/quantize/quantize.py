@@ -6,16 +6,9 @@ features): 8 bits as they come .23 and 2 to 3; biases corrected .11 to .12 and 0
 of samples, never less accurate. Layers in float32, chosen by sensitivity and cost, bring
 the error down to .08 and no more labels back there. Where samples look otherwise they decide: on
 CIFAR-10 images of two classes the same network is off by .29 and refused in every draw without
-them, and taken with four of them, at .11. What did not help is in
-no file: narrower ranges than from smallest to largest value, and evening out ranges of channels
-across layers.
-
-More layers in float32 help little: what is left comes from all the others alike. Where labels are
-close calls, it is too much: of ten classes told apart with an accuracy of .71, 4 % of the labels
-changed (accuracy .70 to .71) at .11 with four layers in float32, and 3 % at .10 with half of them.
+them, and taken with four of them, at .11. What did not help is in no file: narrower ranges than
+from smallest to largest value, and evening out ranges of channels across layers.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,7 +52,8 @@ def quantize_onnx(
     limits = Tolerance() if limits is None else limits
     network = FloatNetwork(onnx)
     images = used_samples(network, samples)
-    check_kept(network, limits.keep)
+    if unknown := set(limits.keep or ()) - set(network.layers):
+        raise OptimizeError(f"`keep` names {sorted(unknown)}; layers are {network.layers}")
     with counted(f"{LABEL}: ranges", len(images), progress) as update:
         seen = observe_activations(network, images, progress=update)
     with counted(f"{LABEL}: convert", 2, progress, "step") as update:
@@ -67,7 +61,9 @@ def quantize_onnx(
         update(1)
         first = search.attempt(limits.keep or ())
         update(1)
-    return first if limits.settle(first) else search_layers(search, first, progress)
+    if limits.keep is not None or limits.met_by(first):
+        return first
+    return search_layers(search, first, progress)
 
 
 def used_samples(network: FloatNetwork, samples: np.ndarray) -> np.ndarray:
@@ -87,9 +83,3 @@ def used_samples(network: FloatNetwork, samples: np.ndarray) -> np.ndarray:
             f"`samples` has {len(samples)} images, all alike; give 10 to 20 different ones a class"
         )
     return np.ascontiguousarray(samples[spread(len(samples), MAX_SAMPLES)])
-
-
-def check_kept(network: FloatNetwork, keep: Sequence[str] | None) -> None:
-    """Raise OptimizeError unless all names in `keep` are layers of the network."""
-    if unknown := set(keep or ()) - set(network.layers):
-        raise OptimizeError(f"`keep` names {sorted(unknown)}; layers are {network.layers}")

@@ -53,12 +53,6 @@ def sensitive_layers(
 def by_worth(sensitivities: Sequence[tuple[str, float]], n_passed: Mapping[str, int]) -> list[str]:
     """Layers in the order in which to keep them in float32: the most for what it costs first.
 
-    What that brings is the sensitivity squared, since errors of layers add up in squares. What it
-    costs grows with the numbers that go in and come out, which must be brought from 8 bits to
-    float32 and back; their square root is taken for it. By sensitivity alone, the fourth layer of a
-    MobileNetV2 takes nearly twice the time of a batch; going so, the first six take a tenth
-    more at most, for as small an error.
-
     Args:
         sensitivities: relative error by layer if it alone is quantised.
         n_passed: numbers that go in and come out of each layer for one image.
@@ -66,6 +60,10 @@ def by_worth(sensitivities: Sequence[tuple[str, float]], n_passed: Mapping[str, 
     >>> by_worth([("wide", 0.4), ("narrow", 0.3)], {"wide": 1_000_000, "narrow": 10_000})
     ['narrow', 'wide']
     """
+    # Errors of layers add up in squares. The cost grows with the numbers that go in and come out,
+    # which must be brought from 8 bits to float32 and back; their square root is taken for it. By
+    # sensitivity alone, the fourth layer of a MobileNetV2 takes nearly twice the time of a batch;
+    # going so, the first six take a tenth more at most, for as small an error.
     worth = {
         name: sensitivity**2 / math.sqrt(n_passed[name]) for name, sensitivity in sensitivities
     }
@@ -132,10 +130,6 @@ class Tolerance:
     def score(self, features: np.ndarray, logits: np.ndarray | None) -> float | None:
         """What the criterion gives, if there is one."""
         return None if self.criterion is None else float(self.criterion(features, logits))
-
-    def settle(self, attempt: Attempt) -> bool:
-        """True if no layers need stay in float32 beyond those that `attempt` keeps."""
-        return self.keep is not None or self.met_by(attempt)
 
     def met_by(self, attempt: Attempt) -> bool:
         """True if both limits are met; an error that is not a number meets none.
@@ -245,6 +239,9 @@ def search_layers(search: Search, first: Quantized, progress: bool) -> Quantized
         update(1)
         return tried[-1]
 
+    # More than half would help little: what is left comes from all the others alike. Of ten
+    # classes told apart with an accuracy of .71, 4 % of the labels changed (accuracy .70 to .71) at
+    # an error of .11 with four layers in float32, and 3 % at .10 with half of them.
     with counted(f"{LABEL}: keep layers in float32", None, progress, " tries") as update:
         best = fewest(len(layers) // 2, attempt, limits.met_by)
     if best is None:
