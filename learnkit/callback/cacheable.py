@@ -55,7 +55,9 @@ def callback_reason(callbacks: list[Any]) -> str | None:
     """Ask that no callback works on the images of a batch."""
     for cb in callbacks:
         known = isinstance(cb, _HARMLESS) or type(cb).__module__.startswith("learnkit.")
-        if _defines(cb, "before_batch") and not known:
+        # code of its own for the event, by its class or given to it as an argument
+        owners = (cb, *type(cb).__mro__)
+        if any("before_batch" in vars(owner) for owner in owners) and not known:
             return f"the callback {type(cb).__name__} works on the batches (before_batch)"
     return None
 
@@ -117,11 +119,6 @@ def _moves(module: nn.Module) -> str | None:
         chance = getattr(module, "drop_prob", getattr(module, "p", 0))
         return f"drops at random (p={chance})" if chance else None
     return None
-
-
-def _defines(callback: Any, event: str) -> bool:
-    """True if a callback has its own code for an event, by class or by argument."""
-    return event in vars(callback) or any(event in vars(cls) for cls in type(callback).__mro__)
 
 
 def _trial_reason(dl: DataLoader) -> str | None:

@@ -32,10 +32,11 @@ def folded_norms(model: nn.Module) -> list[nn.Module]:
     >>> len(folded_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))))
     1
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return [norm for norm in norms if norm.running_mean is not None and _is_identity(norm)]
-
-
-def _is_identity(norm: nn.Module) -> bool:
-    mean, var = norm.running_mean, norm.running_var
-    return not mean.any() and bool((var == var[0]).all()) and abs(float(var[0]) - 1) < 1e-3
+    folded = []
+    for norm in model.modules():
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+            continue
+        mean, var = norm.running_mean, norm.running_var
+        if not mean.any() and bool((var == var[0]).all()) and abs(float(var[0]) - 1) < 1e-3:
+            folded.append(norm)
+    return folded

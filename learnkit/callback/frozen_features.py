@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 from fastai.callback.progress import ProgressCallback
-from fastai.data.load import DataLoader
 from torch import Tensor
 
 from learnkit.callback.base import TrainingCallback
@@ -160,7 +159,9 @@ class FrozenFeatures(TrainingCallback):
         for reason in map(loader_reason, loaders):
             if reason:
                 return reason
-        images = self._trial_images(loaders[0])
+        first = partial(list, range(min(2, loaders[0].n)))
+        few = loaders[0].new(shuffle=False, drop_last=False, num_workers=0, get_idxs=first)
+        images = self.learn._set_device(few.one_batch())[0].as_subclass(Tensor)
         n_images = sum(dl.n for dl in loaders)
         if reason := body_reason(body, images) or self._size_reason(images, n_images=n_images):
             return reason
@@ -180,9 +181,3 @@ class FrozenFeatures(TrainingCallback):
             f"the features of {n_images} images would take {needed:,} bytes, more than "
             f"`max_bytes` = {self.max_bytes:,}"
         )
-
-    def _trial_images(self, dl: DataLoader) -> Tensor:
-        """A few training images on the model's device."""
-        first = partial(list, range(min(2, dl.n)))
-        few = dl.new(shuffle=False, drop_last=False, num_workers=0, get_idxs=first)
-        return self.learn._set_device(few.one_batch())[0].as_subclass(Tensor)

@@ -137,13 +137,14 @@ def _items_of_batch(dl: Any, batch: int) -> list[Any]:
     if items is None or callable(items):
         return chosen
     rows = getattr(items, "iloc", items)  # a table is indexed by row
-    return [_path(rows[i]) or i for i in chosen]
-
-
-def _path(item: Any) -> str | None:
-    """The path in an item: a path itself, the first of a pair, or the `path` of a table's row."""
-    item = item[0] if isinstance(item, tuple | list) and item else getattr(item, "path", item)
-    return str(item) if isinstance(item, str | os.PathLike) else None
+    found: list[Any] = []
+    for i in chosen:
+        # a path itself, the first of a pair, or the `path` of a table's row
+        item = rows[i]
+        item = item[0] if isinstance(item, tuple | list) and item else getattr(item, "path", item)
+        path = item if isinstance(item, str | os.PathLike) else ""
+        found.append(str(path) or i)
+    return found
 
 
 def _describe(items: list[Any], broken: list[int]) -> str:

@@ -172,7 +172,8 @@ class ContinualClassifier(nn.Module):
         knowledge = self.knowledge
         weight, bias = knowledge.affine_on(x.device)
         features = self.pooled(x)
-        _check_finite(features)
+        if not features.is_meta and (found := what_is_not_finite(features)):
+            raise ContinualPredictionError(f"{found}: no class can be told")
         embedded = embed(features, root=knowledge.settings.root)
         return (embedded @ weight.T + bias).to(torch.float32)
 
@@ -464,11 +465,6 @@ def _read_config(packed: Any) -> Any:
         return json.loads(bytes(packed.to(torch.uint8).flatten().tolist()).decode())
     except (AttributeError, ValueError, TypeError) as error:
         raise ContinualStateError(f"`config` cannot be read: {error}") from error
-
-
-def _check_finite(features: Tensor) -> None:
-    if not features.is_meta and (found := what_is_not_finite(features)):
-        raise ContinualPredictionError(f"{found}: no class can be told")
 
 
 def continual_head(model: nn.Module) -> ContinualClassifier | None:

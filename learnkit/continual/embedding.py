@@ -25,7 +25,9 @@ def embed(features: Tensor, *, root: bool) -> Tensor:
     """
     x = features.to(torch.float64)
     if root:
-        x = _signed_root(x)
+        zero = x.abs() <= BLANK**2
+        # the slope of the root at zero is taken as 0, not infinite
+        x = torch.where(zero, 0.0, x.sign() * torch.where(zero, 1.0, x.abs()).sqrt())
     top = x.detach().abs().amax(dim=1, keepdim=True) if x.shape[1] else x.new_zeros(len(x), 1)
     blank = top <= BLANK
     x = torch.where(blank, torch.zeros_like(x), x / torch.where(blank, 1.0, top))
@@ -40,9 +42,3 @@ def to_grid(embedded: Any) -> Tensor:
     """
     table = torch.as_tensor(embedded, dtype=torch.float64)
     return (table * GRID).round_().clamp_(-LARGEST, LARGEST)
-
-
-def _signed_root(x: Tensor) -> Tensor:
-    """Square root of the size with the sign kept; its slope at zero is taken as 0, not infinite."""
-    zero = x.abs() <= BLANK**2
-    return torch.where(zero, 0.0, x.sign() * torch.where(zero, 1.0, x.abs()).sqrt())

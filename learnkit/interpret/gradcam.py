@@ -7,7 +7,6 @@ covers the head only, and neither gradients, modes, hooks nor random numbers of 
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -185,12 +184,14 @@ def _layout(
         if not isinstance(layer, _CHANNELS_FIRST) and _is_map_of(shape[1:3], size):
             readings.append(lambda t: t.permute(0, 3, 1, 2))
     if shape[0] == len(x) and output.ndim == 3:
-        grids = []
         for n in prefix_counts:
             cells = shape[1] - n
             pairs = [(h, cells // h) for h in range(1, cells + 1) if cells % h == 0]
-            grids += [(n, grid) for grid in pairs if _is_map_of(grid, size)]
-        readings += [partial(_tokens_to_map, n_prefix=n, grid=grid) for n, grid in grids]
+            readings += [
+                lambda t, n=n, grid=grid: t[:, n:].transpose(1, 2).unflatten(2, grid)
+                for grid in pairs
+                if _is_map_of(grid, size)
+            ]
     if len(readings) != 1:
         state = "could be several maps" if readings else "is no map"
         raise InterpretationError(
@@ -199,11 +200,6 @@ def _layout(
             "`layer` out."
         )
     return readings[0]
-
-
-def _tokens_to_map(tokens: Tensor, n_prefix: int, grid: tuple[int, int]) -> Tensor:
-    """Tokens (N, L, D) without the first `n_prefix`, as a map (N, D, *grid)."""
-    return tokens[:, n_prefix:].transpose(1, 2).unflatten(2, grid)
 
 
 def _is_map_of(grid: Sequence[int], image_size: Sequence[int]) -> bool:

@@ -40,9 +40,12 @@ def assemble(
             f"the loaders with dataloaders(channels={n_in})"
         )
     mean, std = (None, None) if isinstance(normalize, bool) else normalize
+    n_out = n_out or get_c(dls)
+    if not n_out:
+        raise DataError("`dls` does not tell its number of classes; pass `n_out` or set `dls.c`")
     model = create_cnn_model(
         arch,
-        n_out or _n_classes(dls),
+        n_out,
         pretrained=pretrained,
         n_in=channels,
         img_size=tuple(size),
@@ -61,14 +64,6 @@ def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:
         return (recipe.channels, *recipe.size)
     channels, height, width = dls.valid.one_batch()[0].shape[1:]
     return channels, height, width
-
-
-def _n_classes(dls: DataLoaders) -> int:
-    """Return the number of classes of `dls`."""
-    n_classes = get_c(dls)
-    if not n_classes:
-        raise DataError("`dls` does not tell its number of classes; pass `n_out` or set `dls.c`")
-    return n_classes
 
 
 def _normalized(dls: DataLoaders, body: nn.Module, channels: int) -> DataLoaders:

@@ -200,14 +200,12 @@ def _numbers(dl: Any, source: Source) -> list[int]:
     if len(tls) == 2 and source.indices is not None:
         targets: Iterable[Any] = [tls[1][i] for i in source.indices]
     else:
-        targets = [y for batch in source.batches() for y in _targets_of(batch)]
+        targets = []
+        for batch in source.batches():
+            if not isinstance(batch, list | tuple) or len(batch) < 2:
+                raise DataError("`data` gives images without labels; pass `labels`, one per image")
+            targets.extend(batch[-1].as_subclass(Tensor).cpu())
     targets = [torch.as_tensor(y) for y in targets]
     if any(y.numel() != 1 for y in targets):
         raise DataError(_SEVERAL)
     return [int(y) for y in targets]
-
-
-def _targets_of(batch: Any) -> Tensor:
-    if not isinstance(batch, list | tuple) or len(batch) < 2:
-        raise DataError("`data` gives images without labels; pass `labels`, one per image")
-    return batch[-1].as_subclass(Tensor).cpu()

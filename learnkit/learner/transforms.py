@@ -90,12 +90,6 @@ def _image_class(tfm: Transform) -> type | None:
     return next((o for o in owners if isinstance(o, type) and issubclass(o, PILBase)), None)
 
 
-def _name(tfm: Transform) -> str:
-    """Return what a user would call a transform: its function's name, else its class's."""
-    named = tfm.name if type(tfm) is Transform else type(tfm).__name__
-    return named.rpartition(".")[2]
-
-
 def _fields_of(tfm: Transform, stage: str) -> dict[str, Any]:
     """Return the fields of `Preprocessing` that one validation transform stands for."""
     if isinstance(tfm, ReadImage | ResizeLikeRecipe):
@@ -117,8 +111,10 @@ def _fields_of(tfm: Transform, stage: str) -> dict[str, Any]:
         width, height = tfm.size
         fields = {"size": (height, width), "method": tfm.method, "pad_mode": tfm.pad_mode}
         return {**fields, "interpolation": tfm.mode.name.lower()}
+    # what a user would call it: its function's name, else its class's
+    name = (tfm.name if type(tfm) is Transform else type(tfm).__name__).rpartition(".")[2]
     raise ExportError(
-        f"the validation transform `{_name(tfm)}` ({stage}) is code and cannot travel as data; use "
+        f"the validation transform `{name}` ({stage}) is code and cannot travel as data; use "
         "Resize, ToTensor, IntToFloatTensor and Normalize, or ImageDataset.dataloaders(), or mark "
         "it as training-only with `split_idx = 0`"
     )

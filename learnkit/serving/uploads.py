@@ -71,15 +71,6 @@ def check_pixels(upload: Upload, most: int) -> None:
     upload.seek(0)
 
 
-def plain_name(name: str | None) -> str:
-    """What a client calls an image, without folders and not endless.
-
-    >>> plain_name("../../etc/passwd"), plain_name(None)
-    ('passwd', 'image')
-    """
-    return re.split(r"[/\\]", name or "")[-1][:_LONGEST_NAME] or "image"
-
-
 class _Body:
     """A request's body, counted while it arrives."""
 
@@ -142,5 +133,7 @@ async def _parts(form: Any) -> tuple[list[Upload], dict[str, list[str]]]:
         if isinstance(value, str):
             found.setdefault(name, []).append(value)
         else:
-            uploads.append(Upload(await value.read(), plain_name(value.filename)))
+            # without the folders a client may write, and not endless
+            own = re.split(r"[/\\]", value.filename or "")[-1][:_LONGEST_NAME]
+            uploads.append(Upload(await value.read(), own or "image"))
     return uploads, found

@@ -32,13 +32,12 @@ def unit_rows(features: Array, *, root: bool) -> Array:
     step = max(1, _BLOCK // max(features.shape[1], 1))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        rows[part] = _scaled(_signed_root(features[part]) if root else features[part])
+        x = features[part]
+        if root:
+            size = np.abs(x)
+            x = np.where(size <= BLANK**2, 0.0, np.copysign(np.sqrt(size), x))
+        rows[part] = _scaled(x)
     return rows
-
-
-def _signed_root(x: Array) -> Array:
-    size = np.abs(x)
-    return np.where(size <= BLANK**2, 0.0, np.copysign(np.sqrt(size), x))
 
 
 def _scaled(x: Array) -> Array:

@@ -180,6 +180,10 @@ def test_names_from_clients_are_only_names(serving):
     assert entry["name"].startswith("script>")
     assert len(entry["name"]) == 200
     assert answer.text.isascii()
+    names = {"../../etc/passwd": "passwd", "C:\\temp\\a.png": "a.png", "folder/": "image"}
+    for sent, kept in names.items():
+        answer = client.post("/predict", files=form(b"no image", name=sent))
+        assert [entry["name"] for entry in answer.json()["predictions"]] == [kept]
 
 
 def test_failures_inside_stay_inside(serving, predictor, monkeypatch):

@@ -160,13 +160,18 @@ class Ridge(NamedTuple):
         The penalty is held. A sample with a partner leaves alone, and that is the class mean.
         """
         logits = torch.empty(len(samples), len(self.offsets), dtype=torch.float64)
+        own_means = self.offsets @ self.solved.T
         for block in samples.blocks(len(self.offsets)):
-            points, labels = samples.points[samples.rows[block]], samples.labels[block]
-            copies, inner = samples.copies[block], self._inner(points, labels)
+            labels, copies = samples.labels[block], samples.copies[block]
+            a = samples.points[samples.rows[block]] - self.middle
+            means = a @ self.solved.T
+            inner = _Inner(self._products(a, a, means), means, own_means[labels])
             if block.start < samples.n_single:
                 own = self._own_mean(inner, labels, copies)
             else:
-                own = self._partner(points, samples.points[samples.partners_of(block)])
+                v = samples.points[samples.partners_of(block)] - self.middle
+                means = v @ self.solved.T
+                own = _Own(self._products(a, v, means), means, self._products(v, v, means))
             logits[block] = self._logits(inner, own, labels, copies)
         return logits
 
@@ -175,12 +180,6 @@ class Ridge(NamedTuple):
         inverse = 1 / (self.spectrum.values + self.penalty)
         within = points @ (self.offsets * inverse).T
         return (points * others) @ inverse - (within * means) @ self.spectrum.counts
-
-    def _inner(self, points: Tensor, labels: Tensor) -> _Inner:
-        """Products of the samples with themselves and with the class means."""
-        a = points - self.middle
-        means, own_means = a @ self.solved.T, self.offsets @ self.solved.T
-        return _Inner(self._products(a, a, means), means, own_means[labels])
 
     def _own_mean(self, inner: _Inner, labels: Tensor, copies: Tensor) -> _Own:
         """The class mean without the sample: (1 + b) mean - b sample, all from the middle."""
@@ -193,12 +192,6 @@ class Ridge(NamedTuple):
             (1 + b) * inner.own_means - b * inner.a_means,
             ((1 + b).square() * mean_mean - 2 * (1 + b) * b * mean_a + b.square() * aa)[:, 0],
         )
-
-    def _partner(self, points: Tensor, partners: Tensor) -> _Own:
-        """The partner as class mean."""
-        a, v = points - self.middle, partners - self.middle
-        means = v @ self.solved.T
-        return _Own(self._products(a, v, means), means, self._products(v, v, means))
 
     def _logits(self, inner: _Inner, own: _Own, labels: Tensor, copies: Tensor) -> Tensor:
         """Logits (R,P) of the samples a without them, the class mean of each being `own`."""

@@ -67,7 +67,12 @@ def select(
             logits = score_left_out(samples, geometry, debias).logits
             results[shrinkage] = temper_samples(logits, samples, geometry, log_prior)
     losses = {shrinkage: result.log_loss for shrinkage, result in results.items()}
-    best = weigh_evidence(losses, default_shrinkage(spectrum), samples.weights, _log_odds)
+    best = weigh_evidence(
+        losses,
+        default_shrinkage(spectrum),
+        samples.weights,
+        lambda share: math.log(share / (1.0005 - share)),  # the log-odds, finite up to 1
+    )
     by = "leave-one-out density" if single else "leave-one-out log loss"
     return Selection(best, results[best].temperature, by, losses)
 
@@ -96,11 +101,6 @@ def weigh_evidence(
         return losses[candidate] + toll * abs(scale(candidate) - scale(expected))
 
     return min(losses, key=cost)
-
-
-def _log_odds(share: float) -> float:
-    """Logarithm of share / (1 - share), finite up to 1."""
-    return math.log(share / (1.0005 - share))
 
 
 def default_selection(spectrum: Spectrum, shrinkages: tuple[float, ...]) -> Selection:
