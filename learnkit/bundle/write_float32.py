@@ -13,6 +13,7 @@ Writing rebuilds the network from what is to be written, and compares, before th
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from learnkit.bundle.schema import CONFIG, PACKAGES, Contents
 from learnkit.bundle.siblings import BaseFiles, with_siblings
 from learnkit.bundle.state import OOD, STATE, described, detector_facts, head_facts
 from learnkit.bundle.timm_layout import pack
-from learnkit.continual.classifier import ContinualClassifier, frozen_head
+from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import BundleCorruptError, ExportError
 from learnkit.inference.model import Model
@@ -71,7 +72,10 @@ def float32_files(
     probes = model.probes if probes is None else probes
     probes = default_probes(recipe) if probes is None else probes
     check_probes(probes, recipe)
-    head, module = frozen_head(model.network.model), model.network.model
+    module = model.network.model
+    head = deepcopy(continual_head(module))  # later changes of the model do not reach it
+    if head is not None:
+        head.eval()
     spec = _as_read(described(module, head, recipe.channels))
     copy = _rebuilt_like(model, spec, head, probes)
     config, tensors = (None, None) if head is None else head.state()

@@ -13,8 +13,7 @@ class TrainingCallback(Callback):
     """Base of callbacks that concern real fits only.
 
     fastai runs the same loop for `lr_find`, `get_preds` and `validate`; none of them reaches a
-    callback derived from this one. Errors of learnkit raised in an event keep their own message,
-    which fastai would prefix with the name of the callback and of the event.
+    callback derived from this one. Errors of learnkit raised in an event keep their own message.
     """
 
     def __call__(self, event_name: str) -> Any:
@@ -26,6 +25,7 @@ class TrainingCallback(Callback):
         try:
             return super().__call__(event_name)
         except LearnkitError as error:
+            # fastai has put the names of the callback and of the event before the message
             text = str(error)
             error.args = (text.partition(":\n\t")[2] or text,)
             raise

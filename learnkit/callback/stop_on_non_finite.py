@@ -23,8 +23,7 @@ class StopOnNonFinite(TrainingCallback):
     A copy of the weights is taken when training starts, every `every` batches and at the end of
     each epoch, if they are finite. `NonFiniteLossError` names epoch, batch, learning rate and the
     images of the batch; it is raised after the fit has been cleaned up, so the learner can be
-    trained on with a lower rate. Also refuses to train on a loader without batches, which fastai
-    would report as a loss of NaN.
+    trained on with a lower rate. Also refuses to train on a loader without batches.
 
     Args:
         every: batches between two copies.
@@ -44,7 +43,7 @@ class StopOnNonFinite(TrainingCallback):
 
     def before_train(self) -> None:
         """Refuse a loader without batches and a network that is not finite to begin with."""
-        if len(self.dls.train) == 0:
+        if len(self.dls.train) == 0:  # fastai would report a loss of NaN
             self._stop(DataError(_no_batches(self.dls.train)))
         if self._good is None:
             if (name := first_non_finite(self.model.state_dict())) is not None:

@@ -496,9 +496,3 @@ def _not_none(head: ContinualClassifier | None, what_to_do: str) -> ContinualCla
     if head is None:
         raise ContinualNotInitializedError(f"{what_to_do} before learn.export(...), and load that")
     return head
-
-
-def frozen_head(model: nn.Module) -> ContinualClassifier | None:
-    """A copy of the model's head as of now, which later changes of the model do not reach."""
-    head = continual_head(model)
-    return None if head is None else copy.deepcopy(head).eval()

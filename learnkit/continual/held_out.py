@@ -186,11 +186,9 @@ def _axis_spread(geometry: Geometry) -> Tensor:
 
 
 def _true_means(geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """(share (P,) of its distance from the center a class mean keeps, variance factor (P,)).
-
-    Estimated means lie further out than true ones by their own noise, and the covariance fits the
-    samples it was estimated from too well: images yet to come show both.
-    """
+    """(share (P,) of its distance from the center a class mean keeps, variance factor (P,))."""
+    # Estimated means lie further out than true ones by their own noise, and the covariance fits
+    # the samples it was estimated from too well: images yet to come show both.
     counts, n = geometry.counts, float(geometry.counts.sum())
     leverage = 0.0 if geometry.spectrum.is_flat else (1 - geometry.shrinkage) * geometry.d_eff / n
     stretch = 1 / (1 - counts / (counts - 1).clamp_min(1) * leverage).clamp_min(0.05)

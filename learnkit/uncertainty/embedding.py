@@ -52,11 +52,9 @@ def _scaled(x: Array) -> Array:
 
 
 def _square_sum(x: Array) -> Array:
-    """Squared length of each row (N, 1), of rows with no entry above 1.
-
-    Squares are split into two integers each whose sums are exact in float64 and so do not depend
-    on the order of summation, which differs between libraries and with the shape of a batch.
-    """
+    """Squared length of each row (N, 1), of rows with no entry above 1."""
+    # Two integers for each square: their sums are exact in float64 and so do not depend on the
+    # order of summation, which differs between libraries and with the shape of a batch.
     square = x * x * _FINE
     coarse = np.rint(square)
     fine = np.rint((square - coarse) * _FINE)

@@ -166,13 +166,12 @@ def mean_debts(lengths: Tensor, counts: Tensor, d_eff: float, debias: float) -> 
     """Debts (..., P) to take off the squared lengths of the class means before they count.
 
     First the length that a mean of so many images has from noise alone, `d_eff / n`. What is left
-    still differs between classes mostly by chance, while the directions of the means can be
-    trusted: it is drawn towards its mean over the classes, the more, the fewer images there are.
-
-    Source: James and Stein, "Estimation with quadratic loss", 1961, for shrinking what is noisy
-    towards its mean; how far is measured.
+    is drawn towards its mean over the classes, the more, the fewer images there are.
     """
     noise = d_eff / counts
+    # These lengths differ between classes mostly by chance, while the directions of the means can
+    # be trusted. James and Stein, "Estimation with quadratic loss", 1961, shrink what is noisy
+    # towards its mean; how far is measured.
     free = lengths - noise
     trust = _TRUST * counts / (counts + 0.5)
     common = (trust * free).sum(-1, keepdim=True) / trust.sum(-1, keepdim=True)

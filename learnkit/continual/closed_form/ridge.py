@@ -139,10 +139,8 @@ class Ridge(NamedTuple):
         return self.solved * (self.n_images / len(self.offsets))
 
     def generalised_cross_validation(self) -> float:
-        """Mean squared error to expect on fresh samples, from the statistics alone.
-
-        Source: Golub, Heath and Wahba, "Generalized cross-validation", 1979.
-        """
+        """Mean squared error to expect on fresh samples, from the statistics alone."""
+        # Golub, Heath and Wahba, "Generalized cross-validation", 1979.
         spectrum, n, n_classes = self.spectrum, self.n_images, len(self.offsets)
         inverse = 1 / (spectrum.values + self.penalty)
         low_rank = spectrum.counts.sqrt()[:, None] * self.offsets * inverse

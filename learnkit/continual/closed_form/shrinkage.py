@@ -114,10 +114,8 @@ def default_selection(spectrum: Spectrum, shrinkages: tuple[float, ...]) -> Sele
 
 
 def default_shrinkage(spectrum: Spectrum) -> float:
-    """Shrinkage to expect: 1/2 for as many degrees of freedom as twice the axes, 1 for none.
-
-    Follows what was best on held-out photographs, 2 to 500 images a class, within .02 of log loss.
-    """
+    """Shrinkage to expect: 1/2 for as many degrees of freedom as twice the axes, 1 for none."""
+    # Within .02 of the log loss of what was best on held-out photographs, 2 to 500 images a class.
     axes = 2 * len(spectrum.values)
     return axes / (axes + spectrum.dof)
 
@@ -150,10 +148,8 @@ def default_temperature(spectrum: Spectrum, weight: Tensor, debt: float) -> floa
 
 
 def density_loss(geometry: Geometry, samples: LooSamples) -> float:
-    """Mean negative log density, up to a constant, of samples under a Gaussian without them.
-
-    Source: Hoffbeck and Landgrebe, 1996, who choose the covariance by it.
-    """
+    """Mean negative log density, up to a constant, of samples under a Gaussian without them."""
+    # Hoffbeck and Landgrebe, 1996, choose the covariance by it.
     left_out = samples.left_out(geometry, slice(0, samples.n_single))  # a single class has no pairs
     own = left_out.distances.gather(1, samples.labels[:, None])[:, 0]
     log_det = log_det_left_out(geometry, samples.points, samples.labels, samples.copies)

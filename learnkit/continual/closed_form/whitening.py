@@ -122,11 +122,9 @@ class Geometry:
         return ClassDistances(center, covectors, offsets, base, axes)
 
     def _lengths(self) -> tuple[float, Tensor]:
-        """(base, axes (D,r)) for squared lengths of whitened features, see `ClassDistances`.
-
-        With fewer images than dimensions most axes have no scatter and share one scale; it is in
-        the base, and the few others have less than that. Otherwise all axes are there.
-        """
+        """(base, axes (D,r)) for squared lengths of whitened features, see `ClassDistances`."""
+        # With fewer images than dimensions most axes have no scatter and share one scale: it is in
+        # the base, and the few others have less than that.
         base = self.scale.amax().square()
         n_own = int((self.scale < self.scale.amax() * (1 - _SAME)).sum())
         if 2 * n_own > len(self.scale):
