@@ -24,7 +24,6 @@ from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import BundleCorruptError, LearnkitError, PredictionError
 from learnkit.inference.model import Model
-from learnkit.optimize.conversion_report import ConversionReport
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
 from learnkit.storage.records import read_field
 from learnkit.uncertainty.scoring import Scoring
@@ -165,4 +164,6 @@ def _report(folder: Folder, name: str) -> dict[str, Any] | None:
     where = path_of(name, "report.json")
     if where not in folder.files:
         return None
+    from learnkit.optimize.conversion_report import ConversionReport
+
     return ConversionReport.from_dict(folder.json(where), where).to_dict()

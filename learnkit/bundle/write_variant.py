@@ -10,7 +10,6 @@ import torch
 
 from learnkit._version import versions
 from learnkit.backends.network import channels_last
-from learnkit.bundle.overview import with_variants_listed
 from learnkit.bundle.probes import PROBE
 from learnkit.bundle.schema import CONFIG
 from learnkit.bundle.scoring_file import scoring_tensors
@@ -84,6 +83,8 @@ def finished(
     Raises:
         BundleCorruptError: a variant is no sound one.
     """
+    from learnkit.bundle.overview import with_variants_listed
+
     learned = set(variant_names(files)).intersection(learned)
     config = with_variants(files[CONFIG], learned=learned, default=default, metadata=metadata)
     files = {**files, CONFIG: config}

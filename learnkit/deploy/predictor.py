@@ -36,12 +36,11 @@ from learnkit.inference.features import BATCH, check_same_features, feature_rows
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Result
 from learnkit.inference.scoring import logits_of, predictions
-from learnkit.optimize.conversion_report import ConversionReport
-from learnkit.optimize.optimize import optimize
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset
     from learnkit.evaluation.evaluate import Evaluation
+    from learnkit.optimize.conversion_report import ConversionReport
     from learnkit.optimize.gates import Gates
 
 _SETTABLE = ("device", "threads", "metadata", "class_names", "ood_threshold")
@@ -230,6 +229,8 @@ class Predictor(BasePredictor):
     def report(self) -> ConversionReport | None:
         """What the conversion cost; None for weights as trained, or if it was lost."""
         if self._report is None and self.record.report is not None:
+            from learnkit.optimize.conversion_report import ConversionReport
+
             self._report = ConversionReport.from_dict(dict(self.record.report), "`report`")
         return self._report
 
@@ -498,6 +499,8 @@ class Predictor(BasePredictor):
             ExportError: the network has operators that ONNX has not, or no body.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
+        from learnkit.optimize.optimize import optimize
+
         if self.variant is not None:
             raise OptimizeError(
                 f"this model is optimised already ({self.variant}); to convert it otherwise, take "

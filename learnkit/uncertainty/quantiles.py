@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 
@@ -89,10 +88,10 @@ def prediction_limit(loc: float, scale: float, n: int, rate: float) -> tuple[flo
         The limit, and the scale for which `(value - loc) / scale` has Student's distribution with
         n - 1 degrees of freedom (the normal one if `n` is 0).
     """
-    if n == 0:
-        return loc - scale * NormalDist().inv_cdf(rate), scale
-    from scipy.special import stdtrit  # where a threshold is fitted; not to predict
+    from scipy.special import ndtri, stdtrit  # where a threshold is fitted; not to predict
 
+    if n == 0:
+        return loc - scale * float(ndtri(rate)), scale
     spread = scale * math.sqrt((n + 1) / (n - 1))
     return loc - spread * float(stdtrit(n - 1, rate)), spread
 
