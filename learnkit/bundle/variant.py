@@ -143,7 +143,9 @@ def check_variant(name: str, files: Collection[str]) -> None:
 def _known(variant: Variant) -> bool:
     """Whether its settings are its backend's, and of their types; numbers may be None."""
     known = BACKENDS[variant.backend].parameters
-    types = {name: (type(value), *(int,) * (value is None)) for name, value in known.items()}
+    types = {
+        name: {int, type(None)} if value is None else {type(value)} for name, value in known.items()
+    }
     return all(type(value) in types.get(name, ()) for name, value in variant.params.items())
 
 

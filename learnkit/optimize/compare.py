@@ -111,9 +111,7 @@ def compare(
         n_same=int(kept.sum()),
         n_broken=int((~after.finite).sum()),
         logit_rms=_rms(shift),
-        logit_rms_share=_rms(shift) / _rms(comparable(before.logits[sound]))
-        if shift.numel()
-        else math.nan,
+        logit_rms_share=_rms(shift) / _rms(comparable(before.logits[sound])),
         logit_max=_largest(shift.abs()),
         prob_mean=change.mean().item(),
         prob_max=_largest(change),

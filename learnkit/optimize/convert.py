@@ -154,4 +154,5 @@ class Converter:
 
 def _notes(found: Any) -> tuple[str, ...]:
     """What was said of a quantised network, and the layers left in float32 by name."""
-    return (*found.notes, *(f"in float32: {', '.join(found.kept)}" for _ in found.kept[:1]))
+    kept = (f"in float32: {', '.join(found.kept)}",) if found.kept else ()
+    return (*found.notes, *kept)

@@ -162,7 +162,7 @@ def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> Conversi
         quality=trial.quality,
         verdicts=trial.verdicts,
         state=trial.state,
-        notes=(*job.notes, *converted.notes, *(_BUSY,) * trials.busy),
+        notes=(*job.notes, *converted.notes, *((_BUSY,) if trials.busy else ())),
         candidates=_candidates(trials, trial, forced),
         forced=forced,
     )
