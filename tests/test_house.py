@@ -17,7 +17,7 @@ ROOT = Path(learnkit.__file__).parent
 # Lowest first. A folder or a file at the top may import lower floors and itself, nothing else; lazy
 # imports and those for type checkers count.
 FLOORS = [
-    ("errors", "_old_paths", "_version", "_torchvision", "report"),
+    ("errors", "_version", "_torchvision", "report"),
     ("storage", "models", "evaluation"),
     ("data", "uncertainty"),
     ("continual/closed_form", "backends"),
@@ -53,7 +53,6 @@ NOUNS = {  # words in -ing and -ed that are terms of the field, or nouns
     *("serving", "training", "learning", "batching", "timing", "scoring", "embedding"),
     *("pickling", "saving", "whitening", "labelling", "preprocessing"),
 }
-OLD_PICKLES = {"opened_again"}
 VAGUE = {"honest", "drawn", "kept", "many", "about", "apart", "notes", "utils", "helpers", "misc"}
 
 
@@ -283,10 +282,7 @@ class _Body:
 
 
 def unused_public_names(modules):
-    """Public functions and classes that nothing names, and `PUBLIC_NAMES` does not list.
-
-    Old pickles name functions, too: `OLD_PICKLES`.
-    """
+    """Public functions and classes that nothing names, and `PUBLIC_NAMES` does not list."""
     used, listed = Counter(), set()
     for module in modules.values():
         for node in ast.walk(module.tree):
@@ -294,8 +290,8 @@ def unused_public_names(modules):
                 used[node.id] += 1
             elif isinstance(node, ast.Attribute):
                 used[node.attr] += 1
-            elif module.path == "__init__.py" and isinstance(node, ast.Constant):
-                listed.add(node.value)
+            elif isinstance(node, ast.Constant):
+                listed.add(node.value)  # a text registers it: PUBLIC_NAMES, `__all__`
             if isinstance(node, ast.FunctionDef) and node.decorator_list:
                 listed.add(node.name)  # a decorator registers it
     return [
@@ -303,7 +299,7 @@ def unused_public_names(modules):
         for module in modules.values()
         if module.top not in REPEATS_VERBS
         for node in module.definitions()
-        if not used[node.name] and node.name not in listed | OLD_PICKLES
+        if not used[node.name] and node.name not in listed
     ]
 
 

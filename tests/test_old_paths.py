@@ -9,7 +9,7 @@ import sys
 import pytest
 from deploy_helpers import make_predictor, strange
 
-from learnkit._old_paths import MOVED
+from learnkit import MOVED
 from learnkit.deploy.pickling import opened_again
 
 
@@ -103,4 +103,4 @@ def test_pickles_of_predictors_made_before_the_moves_open(tmp_path):
 
 def test_looking_for_old_paths_is_cheap():
     code = "import sys, learnkit; print([n for n in sys.modules if n.startswith('learnkit')])"
-    assert run(code) == "['learnkit._old_paths', 'learnkit._version', 'learnkit']"
+    assert run(code) == "['learnkit._version', 'learnkit']"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = ["opened_again"]  # what they call
+
 
 def opened_again(
     path: str,
