@@ -19,8 +19,8 @@ def as_floats(values: Any, *, name: str = "scores") -> Array:
     Raises:
         UncertaintyError: they are no numbers.
     """
-    if isinstance(values, np.ndarray) and values.dtype == np.float64:
-        return values  # as everything is that was let in before
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        return values.astype(np.float64, copy=False)  # as everything is that was let in before
     try:
         array = as_array(values)
     except ValueError as error:  # rows of different lengths
