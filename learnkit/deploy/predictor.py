@@ -402,19 +402,23 @@ class Predictor(BasePredictor):
             false_alarm_rate: wanted share of known images flagged; the threshold is fitted to it
                 from what the model knows, now and after every change.
             metadata: takes the place of the metadata.
-            device: where it runs: "cpu", or "cuda" where there is one.
-            threads: processor threads one prediction may use, of a converted network.
+            device: where a converted network runs: "cpu", or "cuda" where its backend has it.
+            threads: processor threads one prediction of a converted network may use.
             **unknown: anything else is refused.
 
         Raises:
             PredictionError: another number of names, an unknown old name, a name twice; a threshold
-                outside (0, 1) or for a model that is not multi-label; both of the thresholds for
-                images out of distribution; `threads` of a network that is not converted.
+                outside (0, 1) or for a model that is not multi-label; both
+                `ood_threshold` and `false_alarm_rate`.
             ContinualNotInitializedError: one of these for a model that detects no such images.
             OptimizedModelError: something that is fixed after optimisation.
+            TypeError: something unknown; `device` or `threads` of weights as trained.
             BackendUnavailableError: the backend has nothing for `device`.
         """
-        self._check_settable(threshold=threshold, false_alarm_rate=false_alarm_rate, **unknown)
+        if self.variant is None:
+            self._check_settable(device=device, threads=threads, **unknown)
+        else:
+            self._check_settable(threshold=threshold, false_alarm_rate=false_alarm_rate, **unknown)
         if threshold is not None and not self.multi_label:
             raise PredictionError(
                 "`threshold` decides which labels of a multi-label model count; this model gives "
@@ -425,7 +429,11 @@ class Predictor(BasePredictor):
         if threshold is not None:
             changes["threshold"] = checked_threshold(threshold)
         if device is not None or threads is not None:
-            changes["network"] = self._opened(device, threads)
+            changes["network"] = self.record.converted.open(
+                self.preprocessing,
+                threads=self.threads if threads is None else threads,
+                device=str(self.device if device is None else device),
+            )
         if metadata is not None:
             changes["metadata"] = dict(metadata)
         self._set_ood(ood_threshold, false_alarm_rate)
@@ -574,28 +582,13 @@ class Predictor(BasePredictor):
         check_batch(images, self.preprocessing.channels)
         return channels_last(images)
 
-    def _check_settable(self, **asked: Any) -> None:
-        names = [name for name, value in asked.items() if value is not None]
-        if names and self.variant is not None:
+    def _check_settable(self, **refused: Any) -> None:
+        """Raise if one of `refused` is given."""
+        if not (names := [name for name, value in refused.items() if value is not None]):
+            return
+        if self.variant is not None:
             raise OptimizedModelError(f"`{names[0]}` cannot be set: {_RULE}; {_REMEDY}")
-        if unknown := [name for name in names if name not in ("threshold", "false_alarm_rate")]:
-            raise TypeError(f"Predictor.set() got an unexpected keyword argument {unknown[0]!r}")
-
-    def _opened(self, device: Any, threads: int | None) -> Any:
-        """The network elsewhere, or with other threads."""
-        if self.variant is None:
-            if threads is not None:
-                raise PredictionError(
-                    f"`threads`={threads} is for converted networks; for weights as trained set "
-                    "torch.set_num_threads"
-                )
-            self.model.to(device)
-            return self.network
-        return self.record.converted.open(
-            self.preprocessing,
-            threads=self.threads if threads is None else threads,
-            device=str(self.device if device is None else device),
-        )
+        raise TypeError(f"Predictor.set() got an unexpected keyword argument {names[0]!r}")
 
     def _set_ood(self, threshold: float | None, false_alarm_rate: float | None) -> None:
         if threshold is not None and false_alarm_rate is not None:

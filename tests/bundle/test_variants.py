@@ -206,6 +206,14 @@ def test_a_trained_head_and_its_names_travel(tmp_path):
         assert load(tmp_path / "model", variant="float32").classes == ("ok", "NO", "ß/<b>")
 
 
+def test_weights_as_trained_take_variants_along_and_open_by_default(source, int8, tmp_path):
+    source.save(tmp_path / "model", others=[int8])
+    plain, faster = load(tmp_path / "model"), load(tmp_path / "model", variant=NAME)
+    assert (plain.variant, faster.variant) == (None, NAME)
+    for opened, was in ((plain, source), (faster, int8)):
+        assert torch.equal(opened.predict(TEST.items[0]).probs, was.predict(TEST.items[0]).probs)
+
+
 def test_a_detector_beside_a_trained_head_goes_along(tmp_path):
     predictor = make_predictor()
     detector = OodDetector(predictor.network.features(predictor.network.no_images()).shape[1])

@@ -78,7 +78,7 @@ HEADS = {
     "ridge": lambda: make_continual(COUNTS, classifier="ridge"),
     "prototype": lambda: make_continual(COUNTS, classifier="prototype"),
     "one class": lambda: make_continual({"ok": 9}),
-    "remembering little": lambda: make_continual(COUNTS, memory=2),
+    "without memory": lambda: _without_memory(),
     "by energy": lambda: make_continual(COUNTS, score="energy"),
     "a threshold by hand": lambda: make_continual(COUNTS).set(ood_threshold=1.25),
     "a forgotten class": lambda: _forgotten(),
@@ -86,6 +86,11 @@ HEADS = {
     "trained, with a detector": with_detector,
     "multi-label": lambda: make_predictor(multi_label=True, threshold=0.3),
 }
+
+
+def _without_memory():
+    with pytest.warns(UserWarning, match="no features are remembered"):
+        return make_continual(COUNTS, memory=0)  # p-values of an assumed distribution
 
 
 def _forgotten():

@@ -224,6 +224,13 @@ def test_wrong_channels_types_and_objects_are_named(predictor, image, reason):
         predictor.predict(image)
 
 
+@pytest.mark.parametrize("setting", [{"device": "cpu"}, {"threads": 2}, {"size": 3}])
+def test_what_weights_as_trained_have_no_setting_for_is_refused_and_nothing_set(predictor, setting):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument {next(iter(setting))!r}"):
+        predictor.set(class_names={"ok": "good"}, metadata={"line": 4}, **setting)
+    assert (predictor.classes[0], predictor.metadata) == ("ok", {})
+
+
 def test_former_names_work_and_say_the_new_ones(predictor):
     with pytest.warns(DeprecationWarning, match="`tells_unusual` is called `detects_ood` now"):
         assert predictor.tells_unusual is predictor.detects_ood
