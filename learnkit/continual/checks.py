@@ -1,6 +1,6 @@
 """Checks of features and labels as a caller gives them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -57,6 +57,11 @@ def check_labelled_features(
     features = check_features(features, n_features)
     if isinstance(labels, str):
         raise DataError(f"`labels` is the text {labels!r}; give one class name per image")
+    if isinstance(labels, Mapping | Set):  # a set would give its names to rows by chance
+        raise DataError(
+            f"`labels` is a {type(labels).__name__}, whose order says nothing about the rows of "
+            "`features`; give a list with one class name per row"
+        )
     labels = label_names(labels, class_names)
     if len(labels) != len(features):
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,12 +33,12 @@ def labelled_images(data: Any, labels: Any = None) -> Labelled:
         data: an ImageDataset, of which the training images (all, if it is not split) are learned
             from and the validation images set apart; a folder with one folder per class; a
             DataFrame with the columns path and label; or images of any kind `predict` takes.
-        labels: one label per image, or one for all of them; also for a folder whose images are all
-            of one class. A dataset has its own.
+        labels: one label per image, `{file: label}`, or one for all of them; also for a folder
+            whose images are all of one class. A dataset has its own.
 
     Raises:
-        DataError: labels missing, given twice, of another number or no names; several labels per
-            image; no images.
+        DataError: labels missing, given twice, of another number, without an order (a set) or no
+            names; one file under two labels; several labels per image; no images.
     """
     if isinstance(data, Labelled) and labels is None:
         return data
@@ -47,7 +47,9 @@ def labelled_images(data: Any, labels: Any = None) -> Labelled:
     if is_dataset(data):
         return _of_dataset(data, labels)
     items = files_or_images(data)
-    return Labelled(items, _checked_labels(labels, items))
+    found = _checked_labels(labels, items)
+    _check_one_label(items, found)
+    return Labelled(items, found)
 
 
 def images_of_split(data: Any, splits: Sequence[str]) -> tuple[list[Any], list[Hashable] | None]:
@@ -167,9 +169,53 @@ def _checked_labels(labels: Any, items: Sequence[Any]) -> list[str]:
         raise DataError("`data` holds no images; give at least one to learn from")
     if labels is None:
         raise DataError(f"`labels` is missing for {len(items)} images; give one per image, or one")
-    found = [labels] * len(items) if isinstance(labels, str) else list(labels)
+    found = [labels] * len(items) if isinstance(labels, str) else _in_order(labels, items)
     if len(found) != len(items):
         raise DataError(f"`labels` has {len(found)} names for {len(items)} images; give one each")
     if wrong := [label for label in found if not isinstance(label, str) or not label]:
         raise DataError(f"`labels` holds {wrong[0]!r}; every label is a name, as text")
     return [str(label) for label in found]
+
+
+def _in_order(labels: Iterable[Any], items: Sequence[Any]) -> list[Any]:
+    """Labels in the order of `items`, from a sequence or from `{file: label}`."""
+    if isinstance(labels, Set):
+        raise DataError(
+            "`labels` is a set, which has no order; give a list with one name per image, or "
+            "{file: label}"
+        )
+    if not isinstance(labels, Mapping):
+        return list(labels)
+    files = [_file_of(item) for item in items]
+    by_file = {_file_of(key): label for key, label in labels.items()}
+    if None in files or None in by_file:
+        raise DataError(
+            "`labels` is a mapping, which is read as {file: label}; files or images without a name "
+            "need a list with one name per image"
+        )
+    for what, wrong in (
+        ("lacks", [file for file in files if file not in by_file]),
+        ("names what is no image of `data`:", sorted(set(by_file).difference(files))),
+    ):
+        if wrong:
+            raise DataError(
+                f"`labels` {what} {wrong[0]!r} ({len(wrong)} in all); give one label per file"
+            )
+    return [by_file[file] for file in files]
+
+
+def _file_of(item: Any) -> str | None:
+    """The absolute path of a file, whichever way it is written; None for an image at hand."""
+    return os.path.abspath(item) if isinstance(item, str | os.PathLike) else None
+
+
+def _check_one_label(items: Sequence[Any], labels: Sequence[Any]) -> None:
+    """Refuse a file that comes under two labels: it would speak for both classes."""
+    seen: dict[str, Any] = {}
+    for item, label in zip(items, labels, strict=True):
+        file = _file_of(item)
+        if file is not None and seen.setdefault(file, label) != label:
+            raise DataError(
+                f"{str(item)!r} has two labels, {seen[file]!r} and {label!r}; an image is of one "
+                "class: leave one of them out"
+            )

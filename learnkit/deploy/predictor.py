@@ -317,12 +317,13 @@ class Predictor(BasePredictor):
                 learned and the validation images decide threshold and confidence; a folder with
                 one folder per class; a DataFrame with the columns path and label; or images of any
                 kind `predict` takes.
-            labels: one name per image, or one for all; datasets have their own.
+            labels: one name per image, `{file: name}`, or one for all; datasets have their own.
             **reading: `bs`, `n_workers` and `progress`, see `features`.
 
         Raises:
             ContinualNotInitializedError: the model is not in the continual state.
-            DataError: no images; labels missing, of another number, or several per image.
+            DataError: no images; labels missing, of another number, or several per image; one
+                file under two labels.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
         head, found = check_continual(self.continual), labelled_images(data, labels)
@@ -426,6 +427,9 @@ class Predictor(BasePredictor):
             )
         classes, changes = self.classes, {}
         names = classes if class_names is None else renamed(classes, class_names)
+        renames = {old: new for old, new in zip(classes, names, strict=True) if old != new}
+        if self.continual is not None:
+            self.continual.statistics.rename(renames)  # refuses names before anything has changed
         if threshold is not None:
             changes["threshold"] = checked_threshold(threshold)
         if device is not None or threads is not None:
@@ -437,10 +441,9 @@ class Predictor(BasePredictor):
         if metadata is not None:
             changes["metadata"] = dict(metadata)
         self._set_ood(ood_threshold, false_alarm_rate)
-        if names != classes and self.continual is not None:
-            pairs = zip(classes, names, strict=True)
-            self.rename({old: new for old, new in pairs if old != new})
-        elif names != classes:
+        if renames and self.continual is not None:
+            self.rename(renames)
+        elif renames:
             changes |= {"names": names, "knew_more": self.variant is not None}
         self.record = self.record.replace(**changes)  # at once: no thread sees a half of it
         return self

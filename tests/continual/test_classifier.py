@@ -758,3 +758,16 @@ def test_the_head_shows_what_it_knows():
         atol=1e-4,
         rtol=0,
     )
+
+
+@pytest.mark.parametrize("verb", ["extend", "validate", "subtract"])
+@pytest.mark.parametrize(
+    "labels", [{"a", "b"}, frozenset("ab"), {0: "a", 1: "b"}, {"a": 1, "b": 2}]
+)
+def test_labels_without_an_order_of_their_own_are_refused(verb, labels):
+    head, features = ContinualClassifier(4), torch.eye(4)
+    head.extend(features, ["a", "b", "a", "b"])
+    before, features = head.knowledge, features[:2]
+    with pytest.raises(DataError, match="whose order says nothing about the rows"):
+        getattr(head, verb)(features, labels)
+    assert head.knowledge is before

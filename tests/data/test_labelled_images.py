@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,36 @@ def test_what_has_no_sound_labels_is_refused(folder):
     frame = data.frame.assign(label=[("dent", "scratch")] * 10)
     with pytest.raises(DataError, match="several labels"):
         labelled_images(ImageDataset(frame, folder))
+
+
+def test_a_mapping_labels_files_by_their_names_in_any_order(folder):
+    paths = ImageDataset.from_folder(folder).paths[:3]
+    wanted = ["a", "b", "a"]
+    by_file = dict(reversed(list(zip(map(str, paths), wanted, strict=True))))
+    assert labelled_images(paths, by_file).labels == wanted
+    relative = {os.path.relpath(path): label for path, label in by_file.items()}
+    assert labelled_images(list(map(str, paths)), relative).labels == wanted
+    for labels, reason in [
+        (dict(list(by_file.items())[1:]), "`labels` lacks '.*' .1 in all"),
+        ({**by_file, "other.png": "a"}, "`labels` names what is no image .*other.png"),
+        ({0: "a", 1: "b", 2: "a"}, "a mapping, which is read as {file: label}"),
+        ({"a", "b"}, "`labels` is a set, which has no order"),
+        (frozenset("abc"), "`labels` is a set, which has no order"),
+    ]:
+        with pytest.raises(DataError, match=reason):
+            labelled_images(paths, labels)
+    with pytest.raises(DataError, match="images without a name need a list"):
+        labelled_images([picture()], {"x.png": "a"})
+
+
+def test_one_file_under_two_labels_is_refused_however_it_is_written(folder):
+    path = ImageDataset.from_folder(folder).paths[0]
+    for other in (path, str(path), os.path.relpath(path), path.parent / "." / path.name):
+        with pytest.raises(DataError, match=f"{path.name}' has two labels, 'a' and 'b'"):
+            labelled_images([path, other], ["a", "b"])
+    assert labelled_images([path, path], ["a", "a"]).labels == ["a", "a"]
+    image = picture()
+    assert labelled_images([image, image], ["a", "b"]).labels == ["a", "b"]  # no file to name
 
 
 def test_images_without_labels_come_from_folders_lists_and_datasets(folder):
