@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from learnkit.data.image import find_images, is_tensor
+from learnkit.data.read_images import file_of
 from learnkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -186,9 +187,10 @@ def _in_order(labels: Iterable[Any], items: Sequence[Any]) -> list[Any]:
         )
     if not isinstance(labels, Mapping):
         return list(labels)
-    files = [_file_of(item) for item in items]
-    by_file = {_file_of(key): label for key, label in labels.items()}
-    if None in files or None in by_file:
+    _check_one_label(list(labels), list(labels.values()))
+    files = list(map(file_of, items))
+    by_file = {file_of(key): label for key, label in labels.items()}
+    if "" in files or "" in by_file:
         raise DataError(
             "`labels` is a mapping, which is read as {file: label}; files or images without a name "
             "need a list with one name per image"
@@ -204,17 +206,12 @@ def _in_order(labels: Iterable[Any], items: Sequence[Any]) -> list[Any]:
     return [by_file[file] for file in files]
 
 
-def _file_of(item: Any) -> str | None:
-    """The absolute path of a file, whichever way it is written; None for an image at hand."""
-    return os.path.abspath(item) if isinstance(item, str | os.PathLike) else None
-
-
 def _check_one_label(items: Sequence[Any], labels: Sequence[Any]) -> None:
     """Refuse a file that comes under two labels: it would speak for both classes."""
     seen: dict[str, Any] = {}
     for item, label in zip(items, labels, strict=True):
-        file = _file_of(item)
-        if file is not None and seen.setdefault(file, label) != label:
+        file = file_of(item)
+        if file and seen.setdefault(file, label) != label:
             raise DataError(
                 f"{str(item)!r} has two labels, {seen[file]!r} and {label!r}; an image is of one "
                 "class: leave one of them out"

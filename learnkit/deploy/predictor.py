@@ -428,7 +428,7 @@ class Predictor(BasePredictor):
         classes, changes = self.classes, {}
         names = classes if class_names is None else renamed(classes, class_names)
         renames = {old: new for old, new in zip(classes, names, strict=True) if old != new}
-        if self.continual is not None:
+        if renames and self.continual is not None:
             self.continual.statistics.rename(renames)  # refuses names before anything has changed
         if threshold is not None:
             changes["threshold"] = checked_threshold(threshold)

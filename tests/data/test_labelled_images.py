@@ -87,6 +87,7 @@ def test_a_mapping_labels_files_by_their_names_in_any_order(folder):
     for labels, reason in [
         (dict(list(by_file.items())[1:]), "`labels` lacks '.*' .1 in all"),
         ({**by_file, "other.png": "a"}, "`labels` names what is no image .*other.png"),
+        ({**by_file, os.path.relpath(paths[0]): "b"}, "has two labels, 'a' and 'b'"),
         ({0: "a", 1: "b", 2: "a"}, "a mapping, which is read as {file: label}"),
         ({"a", "b"}, "`labels` is a set, which has no order"),
         (frozenset("abc"), "`labels` is a set, which has no order"),
