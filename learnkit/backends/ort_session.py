@@ -14,6 +14,9 @@ from learnkit.errors import BackendUnavailableError, BundleCorruptError, Predict
 #: optimisations of onnxruntime that change what a network says: this one takes weights left in
 #: float32 among layers in 8 bits to 8 bits as well, with one scale for all channels
 CHANGING = ["WeightBiasQuantization"]
+#: without it processors that have AVX2 and no VNNI cut off sums of products of 8 bits at 16 bits:
+#: measured there, features of MobileNetV2 were off by .64 of their spread instead of .13
+EXACT_SUMS = "session.x64quantprecision", "1"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -77,6 +80,7 @@ def _opened(ort: ModuleType, data: bytes, threads: int, device: str, spinning: b
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what goes wrong is raised
+    options.add_session_config_entry(*EXACT_SUMS)
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs: be idle
     try:

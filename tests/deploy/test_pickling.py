@@ -44,7 +44,9 @@ def optimised(tmp_path_factory):
     with without_timing():
         faster, _ = source.optimize("bfloat16", backend="torch", force=True, **QUIET)
     faster.save(path)
-    return path
+    with pytest.MonkeyPatch.context() as patch:  # slow without such a processor, not impossible
+        patch.setattr("learnkit.backends.registry.has_bfloat16", lambda: True)
+        yield path
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 from onnx_helpers import channels_last, exported, noise
 
+from learnkit.backends.processor import processor_flags
 from learnkit.backends.registry import open_session
 from learnkit.optimize.quantize.graph import FloatNetwork, open_raw, outputs_of
 from learnkit.optimize.quantize.openvino import openvino_files
@@ -21,6 +22,12 @@ def quantized(n_kept=0):
     return quantize_onnx(exported(), SAMPLES, Tolerance(keep=keep), progress=False)
 
 
+# Measured: .146 of the spread instead of .114; weights of 7 bits mend it (.120), and cost accuracy.
+@pytest.mark.xfail(
+    "avx2" in processor_flags() and not processor_flags() & {"avx512_vnni", "avx_vnni"},
+    reason="with AVX2 and no VNNI, OpenVINO cuts off sums of products of 8 bits at 16 bits",
+    strict=True,
+)
 def test_session_gives_what_onnxruntime_gives_of_the_same_network():
     session = open_session("openvino", "int8", openvino_files(quantized().onnx))
     found, same = session.run(SAMPLES), outputs_of(open_raw(quantized().onnx), SAMPLES)

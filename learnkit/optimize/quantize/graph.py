@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from learnkit.backends.extras import extra
-from learnkit.backends.ort_session import CHANGING
+from learnkit.backends.ort_session import CHANGING, EXACT_SUMS
 from learnkit.backends.processor import n_threads
 
 Range = tuple[float, float]
@@ -155,6 +155,7 @@ def open_raw(data: bytes, *, optimized_to: str | None = None) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = n_threads(), 1
     options.use_deterministic_compute = True
     options.log_severity_level = 4
+    options.add_session_config_entry(*EXACT_SUMS)
     if optimized_to is not None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = optimized_to
