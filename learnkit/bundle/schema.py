@@ -25,7 +25,7 @@ from learnkit.storage.records import read_field
 if TYPE_CHECKING:
     from learnkit.models.spec import ModelSpec
 
-SCHEMA = {"major": 1, "minor": 2}
+SCHEMA = {"major": 1, "minor": 3}
 CONFIG = "config.json"
 PACKAGES = ("torch", "timm", "torchvision", "pillow", "safetensors")  # whose versions it tells
 MAX_CONFIG_BYTES = 16_000_000

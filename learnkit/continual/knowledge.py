@@ -19,10 +19,10 @@ from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import check_known, clean_name, index_tensor
 from learnkit.continual.serialization import (
     FORMAT,
-    check_config,
     check_width,
     memory_tensors,
     parted_tensors,
+    read_config,
     read_memory,
     read_settings,
     read_threshold,
@@ -106,7 +106,7 @@ class Knowledge:
         Raises:
             StatisticsError: Keys, shapes, types or values cannot have come from `to_state`.
         """
-        check_config(config)
+        config = read_config(config)
         own, validation = parted_tensors(tensors)
         settings = read_settings(config["settings"])
         statistics = ClassStatistics.from_tensors(

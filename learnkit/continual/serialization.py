@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,28 @@ _TYPES = {
     "forgotten_counts": torch.int64,
     "forgotten_sums": torch.float64,
 }
-MEMORY_TYPES = {
+_MEMORY_TYPES = {
     "memory": torch.int16,
     "memory_sizes": torch.int64,
     "memory_copies": torch.int64,
 }
+_VALIDATION = "validation"
+
+FORMAT = 2  # of the state of a whole classifier; 1 had none of what is optional below
+# All that a state may lack, because it was written before there was such a thing, and what it then
+# means. Nothing else is missing or unknown in a sound state.
+OPTIONAL_CONFIG: dict[str, Any] = {}
+OPTIONAL_SETTINGS: dict[str, Any] = {}
+# by name: (type, function that makes the tensor from all others)
+OPTIONAL_TENSORS: dict[str, tuple[torch.dtype, Callable[[Mapping[str, Tensor]], Tensor]]] = {}
+
+TENSOR_TYPES = {
+    **_TYPES,
+    **_MEMORY_TYPES,
+    **{name.replace("memory", _VALIDATION): dtype for name, dtype in _MEMORY_TYPES.items()},
+    **{name: dtype for name, (dtype, _) in OPTIONAL_TENSORS.items()},
+}
+_CONFIG = {"format", "settings", "class_names", "forgotten_names", "threshold", *OPTIONAL_CONFIG}
 
 
 def statistics_tensors(
@@ -78,7 +95,9 @@ def read_statistics(
     if not isinstance(root, bool):
         raise StatisticsError(f"`root` is {root!r}; it is true or false")
     names, forgotten_names = _read_names(class_names), _read_list(forgotten_names)
-    _check_keys(tensors, {**_TYPES, **MEMORY_TYPES})
+    own = {name: dtype for name, dtype in TENSOR_TYPES.items() if not name.startswith(_VALIDATION)}
+    tensors = _completed(tensors, own)
+    _check_types(tensors, own)
     counts, sums, gram = (tensors[name] for name in ("counts", "sums", "gram"))
     if gram.dim() != 2 or not gram.shape[0]:
         raise StatisticsError(f"`gram` has shape {tuple(gram.shape)}; it is a square; {DAMAGED}")
@@ -194,12 +213,16 @@ def _read_list(names: Sequence[str]) -> Sequence[str]:
 DAMAGED = "the statistics are damaged: read them from another copy"
 
 
-def _check_keys(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
-    """Raise StatisticsError unless there are exactly these tensors, of these types."""
-    if set(tensors) != set(types):
-        missing, extra = sorted(set(types) - set(tensors)), sorted(set(tensors) - set(types))
+def _completed(
+    tensors: Mapping[str, Tensor], names: Mapping[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """The tensors with those that are optional; StatisticsError unless these are then `names`."""
+    lacking = sorted(set(names) & set(OPTIONAL_TENSORS) - set(tensors))
+    missing = sorted(set(names) - set(tensors) - set(lacking))
+    extra = sorted(set(tensors) - set(names))
+    if missing or extra:
         raise StatisticsError(f"tensors missing: {missing}, unexpected: {extra}; {DAMAGED}")
-    _check_types(tensors, types)
+    return {**tensors, **{name: OPTIONAL_TENSORS[name][1](tensors) for name in lacking}}
 
 
 def _check_types(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
@@ -260,24 +283,19 @@ def _check_gram(gram: Tensor, n: int) -> None:
         raise StatisticsError(f"`gram` is no sum of products of {n} features; {DAMAGED}")
 
 
-FORMAT = 1  # of the state of a whole classifier
-_CONFIG = {"format", "settings", "class_names", "forgotten_names", "threshold"}
-
-
 def parted_tensors(
     tensors: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(tensors of the statistics, those of the validation memory) of a state.
 
     Raises:
-        StatisticsError: Tensors of the validation memory are missing, or of another type.
+        StatisticsError: Tensors are missing or unexpected, or of another type.
     """
-    types = {name.replace("memory", "validation"): kind for name, kind in MEMORY_TYPES.items()}
-    if missing := sorted(set(types) - set(tensors)):
-        raise StatisticsError(f"tensors missing: {missing}; the state is damaged")
-    _check_types(tensors, types)
-    own = {name: tensor for name, tensor in tensors.items() if name not in types}
-    return own, {name: tensors[name] for name in types}
+    tensors = _completed(tensors, TENSOR_TYPES)
+    _check_types(tensors, TENSOR_TYPES)
+    validation = {name for name in tensors if name.startswith(_VALIDATION)}
+    own = {name: tensor for name, tensor in tensors.items() if name not in validation}
+    return own, {name: tensors[name] for name in validation}
 
 
 def check_width(n_features: int, settings: Settings) -> None:
@@ -289,22 +307,30 @@ def check_width(n_features: int, settings: Settings) -> None:
         )
 
 
-def check_config(config: Any) -> None:
-    """Raise StatisticsError unless this is the configuration of a state, of this format."""
-    if not isinstance(config, Mapping) or set(config) != _CONFIG:
+def read_config(config: Any) -> dict[str, Any]:
+    """The configuration of a state with all its keys, those included that came with `FORMAT` 2.
+
+    Raises:
+        StatisticsError: It is none, or of a format that is not read here.
+    """
+    number = config.get("format", FORMAT) if isinstance(config, Mapping) else FORMAT
+    if isinstance(number, bool) or number not in range(1, FORMAT + 1):
+        raise StatisticsError(
+            f"the state is of format {number!r}; this learnkit reads 1 to {FORMAT}: use a newer "
+            "learnkit"
+        )
+    whole = {**OPTIONAL_CONFIG, **config} if isinstance(config, Mapping) else {}
+    if set(whole) != _CONFIG:
         seen = sorted(map(str, config)) if isinstance(config, Mapping) else type(config).__name__
         raise StatisticsError(f"the configuration has {seen}; it must have {sorted(_CONFIG)}")
-    if config["format"] != FORMAT or isinstance(config["format"], bool):
-        raise StatisticsError(
-            f"the state is of format {config['format']!r}; this learnkit reads {FORMAT}: use a "
-            "newer learnkit"
-        )
+    return whole
 
 
 def read_settings(values: Any) -> Settings:
     """Settings as stored, or StatisticsError."""
     try:
-        return Settings.from_dict(values)
+        whole = {**OPTIONAL_SETTINGS, **values} if isinstance(values, Mapping) else values
+        return Settings.from_dict(whole)
     except OodInsufficientDataError as error:
         raise StatisticsError(str(error)) from error
 

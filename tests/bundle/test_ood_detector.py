@@ -116,7 +116,7 @@ def test_a_threshold_set_by_hand_travels_too(copy, tmp_path):
 
 def test_readers_who_would_pass_unusual_images_silently_refuse(bundle, monkeypatch):
     found = section(bundle)
-    assert found["schema"] == {"major": 1, "minor": 2}
+    assert found["schema"] == {"major": 1, "minor": 3}
     assert found["critical"] == ["ood"]
     monkeypatch.setattr(schema, "_KNOWN", schema._KNOWN - {"ood"})
     with pytest.raises(BundleVersionError, match=r"needs \['ood'\].*upgrade"):

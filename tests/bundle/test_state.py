@@ -87,7 +87,7 @@ def test_files_and_config_of_the_continual_state(bundle):
     names = {"config.json", "model.safetensors", STATE, "probe.safetensors", "README.md"}
     assert {p.name for p in bundle.iterdir()} == names | {"manifest.json"}
     found = section(bundle)
-    assert found["schema"] == {"major": 1, "minor": 2}
+    assert found["schema"] == {"major": 1, "minor": 3}
     assert found["critical"] == ["continual"]
     assert found["model"]["head"] == {"kind": "continual", "root": False}
     assert found["model"]["n_out"] == 3
@@ -249,7 +249,7 @@ HOSTILE = {
     "names not composed": (_rename_all(["ok", "a\u0308", "dent"]), "not in composed form"),
     "names empty": (_rename_all(["ok", "", "dent"]), "is no name"),
     "names no text": (_config(class_names=["ok", 3, "dent"]), "state"),
-    "newer state": (_config(format=2), "format 2"),
+    "newer state": (_config(format=3), "format 3"),
     "unknown key": (_config(colour="red"), "colour"),
     "unknown setting": (_settings(colour="red"), "colour"),
     "unknown classifier": (_settings(classifier="eval"), "'eval'"),

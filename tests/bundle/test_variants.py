@@ -109,7 +109,7 @@ def test_the_files_of_a_variant_and_what_describes_it(written):
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))["learnkit"]
     assert config["default_variant"] == NAME
     assert config["critical"] == ["continual"]
-    assert config["schema"] == {"major": 1, "minor": 2}
+    assert config["schema"] == {"major": 1, "minor": 3}
     described = json.loads((path / "variants" / f"{NAME}.json").read_text(encoding="utf-8"))
     assert described["classes"] == list(COUNTS)
     assert described["versions"].keys() == {"learnkit", "onnxruntime"}

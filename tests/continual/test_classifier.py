@@ -19,6 +19,13 @@ import learnkit.continual.knowledge
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.held_out import collect_held_out
 from learnkit.continual.reference import Reference
+from learnkit.continual.serialization import (
+    FORMAT,
+    OPTIONAL_CONFIG,
+    OPTIONAL_SETTINGS,
+    OPTIONAL_TENSORS,
+    TENSOR_TYPES,
+)
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import (
     ContinualPredictionError,
@@ -672,11 +679,30 @@ def test_a_state_dict_of_another_network_is_refused():
     assert other.classes == ()
 
 
+def test_a_state_from_before_there_were_optional_keys_is_read_and_written_anew():
+    head = full()
+    config, tensors = head.state()
+    settings = {k: v for k, v in config["settings"].items() if k not in OPTIONAL_SETTINGS}
+    config = {k: v for k, v in config.items() if k not in OPTIONAL_CONFIG}
+    old = {**config, "format": 1, "settings": settings}
+    back = ContinualClassifier.from_state(
+        old, {k: v for k, v in tensors.items() if k not in OPTIONAL_TENSORS}
+    )
+    assert back.knowledge.validation.copies().tolist() == [1] * 16
+    assert back.n_images == head.n_images
+    again, written = back.state()
+    assert again["format"] == FORMAT
+    assert set(written) == set(tensors) == set(TENSOR_TYPES)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "use a newer learnkit"),
+        ({"format": 3}, "use a newer learnkit"),
         ({"format": True}, "format True"),
+        ({"format": 0}, "reads 1 to 2"),
+        ({"format": "1"}, "reads 1 to 2"),
+        ({"format": None}, "reads 1 to 2"),
         ({"threshold": "inf"}, "finite number or null"),
         ({"threshold": float("nan")}, "finite number or null"),
         ({"class_names": ["x"]}, "shape"),
