@@ -20,8 +20,9 @@ from learnkit.interpret.heatmaps import (
     explained_classes,
     loss_title,
 )
+from learnkit.interpret.learner_state import class_names
 from learnkit.interpret.outputs import Outputs, collect_from
-from learnkit.interpret.source import Source, class_names
+from learnkit.interpret.source import Source
 from learnkit.interpret.tables import errors_table, mistakes_of, report_text
 from learnkit.interpret.uncertainty_plots import plot_calibration
 from learnkit.report.document import Document, Section, Table

@@ -93,35 +93,95 @@ def class_numbers(
     return numbers | {old: numbers[now] for old, now in former.items() if now in numbers}
 
 
-def renumbering(learn: Any, dl: Any, names: Sequence[str] | None) -> Tensor | None:
-    """Class number of the head for every class number of a loader, int64; -1 for unknown names.
+def class_names(learn: Any) -> list[str] | None:
+    """What the learner's outputs are called, None if nobody says.
 
-    None where nothing is to be translated: outside the continual state, or without names.
+    In the continual state the names of the classes it has learned, else those of its loaders.
     """
     head = continual_head(learn.model)
-    if head is None or names is None:
+    return list(head.classes) if head is not None else names_of(learn.dls)
+
+
+def names_of(loaders: Any) -> list[str] | None:
+    """The class names of a loader, or of several; None if there are none."""
+    vocab = getattr(loaders, "vocab", None)
+    if vocab is None:
         return None
-    own = any(dl is loader for loader in learn.dls.loaders)
-    numbers = class_numbers(learn, head.classes, in_training=own)
-    return torch.tensor([numbers.get(name, -1) for name in names], dtype=torch.int64)
+    if len(vocab) and not isinstance(vocab[-1], str) and hasattr(vocab[-1], "__iter__"):
+        vocab = vocab[-1]  # one vocabulary per block: the labels' is the last
+    return [str(name) for name in vocab]
 
 
-def renumbered(targets: Tensor, numbers: Tensor | None, names: Sequence[str] | None) -> Tensor:
-    """Targets int64 (N,) in the numbers of the head.
+@dataclass(frozen=True, eq=False)
+class Renumbering:
+    """Translation of the class numbers of a loader into those of a learner's outputs.
 
-    Raises:
-        InterpretationError: one is of a class the model does not know.
+    Attributes:
+        numbers: the output of every class of the loader, int64; -1 where the learner has none.
+        names: what the loader calls its classes.
+        n_classes: outputs there are.
+        remedy: what to do about classes the learner has no output for.
     """
-    if numbers is None or targets.ndim != 1 or targets.is_floating_point():
-        return targets
-    new = numbers.to(targets.device)[targets]
-    if (new < 0).any():
-        unknown = sorted({names[i] for i in targets[new < 0].tolist()})
-        raise InterpretationError(
-            f"The samples have labels the learner does not know: {', '.join(unknown[:5])}; extend "
-            "it with images of them, or leave those samples out"
-        )
-    return new
+
+    numbers: Tensor
+    names: Sequence[str]
+    n_classes: int
+    remedy: str
+
+    def __call__(self, targets: Tensor) -> Tensor:
+        """Class numbers (N,), or flags (N, C) of several labels per image, of the outputs.
+
+        Targets of other shapes, such as pixels or measures, come back as they are.
+
+        Raises:
+            InterpretationError: one is of a class the learner does not know.
+        """
+        numbers = self.numbers.to(targets.device)
+        if targets.ndim == 1 and not targets.is_floating_point():
+            new = numbers[targets.long()]
+            self._check_known(targets[new < 0].unique().tolist())
+            return new
+        if targets.ndim != 2 or targets.shape[1] != len(self.names):
+            return targets
+        known = numbers >= 0
+        shown = (targets != 0).any(0) & ~known
+        self._check_known(torch.nonzero(shown).flatten().tolist())
+        new = targets.new_zeros(len(targets), self.n_classes)
+        new[:, numbers[known]] = targets[:, known]
+        return new
+
+    def _check_known(self, unknown: Sequence[int]) -> None:
+        if unknown:
+            names = sorted(self.names[number] for number in unknown)
+            raise InterpretationError(
+                f"The samples have labels the learner does not know: {', '.join(names[:5])}; "
+                f"{self.remedy}, or leave those samples out"
+            )
+
+
+def renumbering(learn: Any, dl: Any) -> Renumbering | None:
+    """The translation of the class numbers of `dl`; None where they are those of the outputs.
+
+    Numbers of a loader without class names are taken for those of the outputs.
+    """
+    names, classes = names_of(dl), class_names(learn)
+    if names is None or classes is None:
+        return None
+    continual = continual_head(learn.model) is not None
+    numbers = class_numbers(learn, classes, in_training=_is_own(learn, dl))
+    found = [numbers.get(name, -1) for name in names]
+    if found == list(range(len(classes))):
+        return None
+    remedy = "extend it with images of them" if continual else "train on images of them, too"
+    return Renumbering(torch.tensor(found, dtype=torch.int64), names, len(classes), remedy)
+
+
+def _is_own(learn: Any, dl: Any) -> bool:
+    """Whether `dl` runs over images of the learner's loaders, as their copies by `new` do."""
+    dataset = getattr(dl, "dataset", None)
+    return dataset is not None and any(
+        dataset is getattr(own, "dataset", None) for own in learn.dls.loaders
+    )
 
 
 def loss_of(learn: Any) -> Any:

@@ -26,9 +26,9 @@ from learnkit.interpret.checks import (
     sum_to_one,
 )
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
-from learnkit.interpret.learner_state import detector_of, loss_of, renumbered, renumbering
+from learnkit.interpret.learner_state import class_names, detector_of, loss_of, renumbering
 from learnkit.interpret.losses import activation_of, item_losses
-from learnkit.interpret.source import Source, class_names, split_batch
+from learnkit.interpret.source import Source, split_batch
 from learnkit.models.eval_mode import evaluating
 
 
@@ -183,7 +183,7 @@ def collect_from(
 ) -> Outputs:
     """Run the learner's model once over a `Source`; see `collect_outputs`."""
     show = hasattr(learn, "progress") if progress is None else progress
-    detector, numbers = detector_of(learn), renumbering(learn, source.dl, source.names)
+    detector, numbers = detector_of(learn), renumbering(learn, source.dl)
     rows: list[dict[str, Tensor]] = []
     n_seen = 0
     with (
@@ -197,8 +197,8 @@ def collect_from(
             xb, target = split_batch(learn, batch)
             if source.targets is not None:
                 target = source.targets[n_seen : n_seen + len(xb[0])]
-            elif target is not None:
-                target = renumbered(detached(target), numbers, source.names)
+            elif target is not None and numbers is not None:
+                target = numbers(detached(target))
             row = _answers(learn, xb, target)
             pooled = features.pop() if features else None
             if detector is not None:

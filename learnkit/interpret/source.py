@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.continual.classifier import continual_head
 from learnkit.errors import InterpretationError
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.interpret.learner_state import class_numbers
+from learnkit.interpret.learner_state import class_names, class_numbers, names_of
 
 
 class ValidationView:
@@ -145,25 +144,6 @@ def to_picture(image: Tensor) -> np.ndarray:
         image = (image - image.min()) / (image.max() - image.min())
     channels = image.clamp(0, 1)
     return (channels[0] if len(channels) < 3 else channels[:3].permute(1, 2, 0)).numpy()
-
-
-def class_names(learn: Any) -> list[str] | None:
-    """Return what the learner's outputs are called, None if nobody says.
-
-    In the continual state the names of the classes it has learned, else those of its loaders.
-    """
-    head = continual_head(learn.model)
-    return list(head.classes) if head is not None else names_of(learn.dls)
-
-
-def names_of(loaders: Any) -> list[str] | None:
-    """Return the class names of a loader, or of several; None if there are none."""
-    vocab = getattr(loaders, "vocab", None)
-    if vocab is None:
-        return None
-    if len(vocab) and not isinstance(vocab[-1], str) and hasattr(vocab[-1], "__iter__"):
-        vocab = vocab[-1]  # one vocabulary per block: the labels' is the last
-    return [str(name) for name in vocab]
 
 
 def _is_fastai(dl: Any) -> bool:

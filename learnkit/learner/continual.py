@@ -40,8 +40,8 @@ from learnkit.errors import (
 from learnkit.inference.features import BATCH, feature_rows
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import progress_over, randomness_kept
-from learnkit.interpret.learner_state import ContinualRecord
-from learnkit.interpret.source import Source, names_of
+from learnkit.interpret.learner_state import ContinualRecord, names_of
+from learnkit.interpret.source import Source
 from learnkit.learner.dataloaders import is_multi_label, is_normalized, with_normalization
 from learnkit.learner.trained_head import untrained_head
 from learnkit.learner.training_data import (

@@ -17,9 +17,8 @@ from learnkit.continual.classifier import continual_head
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
-from learnkit.interpret.learner_state import learner_state
+from learnkit.interpret.learner_state import class_names, learner_state
 from learnkit.interpret.outputs import collect_outputs
-from learnkit.interpret.source import class_names
 from learnkit.learner.adopt import spec_of
 from learnkit.learner.dataloaders import is_multi_label
 from learnkit.learner.training_data import own_data

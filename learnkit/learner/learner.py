@@ -39,6 +39,12 @@ from learnkit.learner.saving import (
     save_with_state,
 )
 from learnkit.learner.trained_head import training
+from learnkit.learner.validation import (
+    loss_of_outputs,
+    no_training_events,
+    show_results,
+    targets_of_outputs,
+)
 from learnkit.uncertainty.calibration import TemperatureFit
 from learnkit.uncertainty.threshold import Threshold
 
@@ -147,6 +153,54 @@ class ImageLearner(Learner):
         """
         with explained_mismatch(self.model, file):
             return load_with_state(self, file, super().load, device=device, **kwargs)
+
+    def _split(self, b: Any) -> None:
+        """Inputs and targets of a batch; fastai's passes, fits and metrics all ask here."""
+        super()._split(b)
+        self.yb = targets_of_outputs(self, self.yb)
+
+    def validate(self, ds_idx: int = 1, dl: Any = None, cbs: Any = None) -> Any:
+        """The loss and all metrics over a loader, as in fastai.
+
+        Labels of a loader are compared by the names of their classes, whatever their order, so that
+        accuracy is that of `evaluate`. In the continual state the loss is cross-entropy.
+
+        Raises:
+            InterpretationError: Samples have labels the learner does not know.
+        """
+        with loss_of_outputs(self):
+            return super().validate(ds_idx, dl, cbs)
+
+    def get_preds(self, ds_idx: int = 1, dl: Any = None, **kwargs: Any) -> tuple:
+        """(probabilities, class numbers, ...) of a loader, as in fastai.
+
+        Class numbers, the decoded ones too, are those of the probabilities' columns: in the
+        continual state places in `learn.continual.classes`, else in `learn.dls.vocab`.
+
+        Raises:
+            InterpretationError: Samples have labels the learner does not know.
+        """
+        with loss_of_outputs(self):
+            return super().get_preds(ds_idx, dl, **kwargs)
+
+    def tta(self, *args: Any, **kwargs: Any) -> tuple:
+        """(probabilities, class numbers) averaged over augmented images, as in fastai.
+
+        Class numbers are those of `get_preds`. Callbacks that concern a training do not run.
+        """
+        with no_training_events(self):
+            return super().tta(*args, **kwargs)
+
+    def show_results(
+        self, ds_idx: int = 1, dl: Any = None, max_n: int = 9, shuffle: bool = True, **kwargs: Any
+    ) -> None:
+        """Draw images with their class and the predicted one, as in fastai.
+
+        Raises:
+            InterpretationError: Samples have labels the learner does not know.
+        """
+        dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
+        show_results(self, dl, max_n=max_n, **kwargs)
 
     @property
     def history(self) -> pd.DataFrame:

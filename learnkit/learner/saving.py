@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import WeightsError, WorkerError
-from learnkit.interpret.learner_state import ContinualRecord
-from learnkit.interpret.source import names_of
+from learnkit.interpret.learner_state import ContinualRecord, names_of
 from learnkit.learner.trained_head import untrained_head
 
 _EXTRA = ".learnkit.safetensors"

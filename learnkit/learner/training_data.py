@@ -14,7 +14,8 @@ from torch import Tensor
 from learnkit.data.labelled_images import Labelled, image_paths, labelled_images
 from learnkit.data.read_images import file_of
 from learnkit.errors import DataError, ExportError, first_few, warn_user
-from learnkit.interpret.source import Source, names_of
+from learnkit.interpret.learner_state import names_of
+from learnkit.interpret.source import Source
 from learnkit.learner.transforms import preprocessing_of
 
 _SEVERAL = "`data` has several labels per image; a class is learned from images that show it alone"

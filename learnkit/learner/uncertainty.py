@@ -24,9 +24,8 @@ from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.evaluation import with_ood_scores
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.interpret.learner_state import detector_of
+from learnkit.interpret.learner_state import class_names, detector_of, names_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
-from learnkit.interpret.source import class_names, names_of
 from learnkit.learner.continual import (
     check_supported,
     empty_head,
