@@ -21,6 +21,7 @@ from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Prediction, Result, raised
 from learnkit.inference.scoring import predictions
+from learnkit.inference.suggestion import Suggestions, suggest
 from learnkit.report.document import Document, Lines, Paragraph, Span
 from learnkit.report.notebook import Shown
 
@@ -220,6 +221,32 @@ class BasePredictor(Shown):
             probs=probs,
             ood=self.detects_ood,
         )
+
+    def suggest(
+        self, images: Any, n: int = 20, *, n_workers: int = 2, progress: bool = True
+    ) -> Suggestions:
+        """Up to `n` of `images` to label next, the most valuable first, each with a reason.
+
+        An image is worth its label if many images the model is in doubt about are like it, and none
+        is that it has learned, or that was suggested before it: uncertainty, novelty and diversity
+        in one number, see `uncertainty.coverage`. Nothing is changed; label them, and `extend`.
+
+        Args:
+            images: unlabelled images of any kind `predict` takes, a folder, or a dataset.
+            n: how many to suggest, at most as many as there are images.
+            n_workers: decoding threads; 0 decodes between the passes.
+            progress: show progress bars.
+
+        Returns:
+            A sequence with `items` for `extend`, `table()`, `plot()`, and the `failures` of images
+            that cannot be read, which are left out.
+
+        Raises:
+            DataError: no images, or `n` below 1 or above their number.
+            UnreadableImagesError: none of the images can be read.
+            PredictionError: the network gives no features.
+        """
+        return suggest(self.record, images, n, n_workers=n_workers, progress=progress)
 
     def __copy__(self) -> Self:
         new = type(self).__new__(type(self))

@@ -36,10 +36,7 @@ def predictions(
     Raises:
         PredictionError: the network gives no (N, C), or no features where they are needed.
     """
-    classes, scoring = model.names, model.stored
-    if model.ood is not None:
-        ood = copy.copy(model.ood)  # shares what it knows, which never changes
-        scoring, classes = ood.scoring, classes if model.head is None else ood.classes
+    scoring, classes = knowledge_of(model)
     if not len(images):
         return []
     features, logits = model.network.run(images)
@@ -54,6 +51,14 @@ def predictions(
         threshold=model.threshold,
         wrap=wrap,
     )
+
+
+def knowledge_of(model: Model) -> tuple[Scoring | None, tuple[str, ...]]:
+    """(scoring or None, class names), both of one moment, whoever changes the model meanwhile."""
+    if model.ood is None:
+        return model.stored, model.names
+    ood = copy.copy(model.ood)  # shares what it knows, which never changes
+    return ood.scoring, model.names if model.head is None else ood.classes
 
 
 def conclude(

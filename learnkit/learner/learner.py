@@ -24,6 +24,7 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.prediction import Prediction
+from learnkit.inference.suggestion import Suggestions
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.learner_state import LearnerState, detector_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
@@ -258,6 +259,11 @@ class ImageLearner(Learner):
     def predict_batch(self, items: Iterable[Any], bs: int = 64) -> list[Prediction]:
         """One Prediction per item, computed `bs` at a time."""
         return predictor_of(self).predict_batch(items, bs=bs)
+
+    def suggest(self, images: Any, n: int = 20, **reading: Any) -> Suggestions:
+        """Up to `n` of `images` to label next, the most valuable first; see `Predictor.suggest`."""
+        reading.setdefault("progress", hasattr(self, "progress"))
+        return predictor_of(self).suggest(images, n, **reading)
 
     def export(self, path: str | Path = "model", *, evaluate: bool = True) -> Path:
         """The folder of the bundle written: data only, loads with `load_learner`.

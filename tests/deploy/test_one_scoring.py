@@ -134,6 +134,15 @@ def test_every_variant_concludes_the_same_with_torch_and_without(backend, precis
     assert_equal_to_the_bit(tmp_path / "m", network.name)
 
 
+def test_without_torch_the_same_images_are_suggested(tmp_path):
+    over(make_continual(COUNTS), converted("onnxruntime", "float32")).save(tmp_path / "bundle")
+    name = "onnxruntime-float32"
+    images = [*IMAGES, *strange(20, seed=3)]
+    with_torch = load_learner(tmp_path / "bundle", variant=name).suggest(images, 9, progress=False)
+    without = load_runtime(tmp_path / "bundle", variant=name).suggest(images, 9, progress=False)
+    assert with_torch == without
+
+
 def test_scores_are_those_written_though_the_statistics_give_others_here(tmp_path, monkeypatch):
     # as with another number of threads: solving again gives other last bits
     over(make_continual(COUNTS), converted("onnxruntime", "float32")).save(tmp_path / "m")

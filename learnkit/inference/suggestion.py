@@ -1,0 +1,302 @@
+"""Suggestions of images to label next: those whose labels would teach the model most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from learnkit.data.labelled_images import files_or_images
+from learnkit.data.read_images import chunks, image_name, load_ahead, watched
+from learnkit.errors import (
+    DataError,
+    ImageReadError,
+    LearnkitError,
+    PredictionError,
+    UnreadableImagesError,
+)
+from learnkit.inference.batch import counted
+from learnkit.inference.model import Model
+from learnkit.inference.prediction import Prediction, finite_or_none
+from learnkit.inference.scoring import conclude, knowledge_of
+from learnkit.report.document import Document, Gallery, Items, Lines, Paragraph, Picture, Span
+from learnkit.report.notebook import Shown
+from learnkit.uncertainty.coverage import cover
+from learnkit.uncertainty.embedding import unit_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from learnkit.uncertainty.scoring import Scoring
+
+BATCH = 16  # of every forward pass, filled up: an image's features do not depend on the others
+_PICTURES = 24  # in a notebook
+_THUMB = 96  # pixels of a picture's longer side
+_DOUBT = 0.5  # from here on the two likeliest labels are the reason
+_COLUMNS = ("place", "item", "reason", "label", "confidence", "uncertainty", "novelty", "covers")
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """An image whose label is worth having, and why.
+
+    Attributes:
+        item: the image, as it was given.
+        place: its number among the images given.
+        reason: a sentence for whoever labels it.
+        label: what the model takes it for; a tuple of labels of a multi-label model.
+        confidence: the probability of the likeliest label.
+        uncertainty: one minus the lead of the likeliest label over the next, in 0..1; of a
+            multi-label model that of the least certain label.
+        novelty: one minus the p-value of its OOD score, in 0..1; None if the model detects none.
+        covers: how many of the images given are likest to this one, itself included.
+        picture: a small picture, pixels uint8 (H, W[, 3]); None after the first 24.
+    """
+
+    item: Any
+    place: int
+    reason: str
+    label: str | tuple[str, ...]
+    confidence: float
+    uncertainty: float
+    novelty: float | None
+    covers: int
+    picture: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Suggestions(Shown, Sequence[Suggestion]):
+    """Images to label next, the most valuable first: a sequence of `Suggestion`.
+
+    Attributes:
+        suggestions: one per image.
+        n_images: how many they were chosen from.
+        failures: {image: why it could not be read}; these were left out.
+    """
+
+    suggestions: tuple[Suggestion, ...]
+    n_images: int
+    failures: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.suggestions)
+
+    def __iter__(self) -> Iterator[Suggestion]:
+        return iter(self.suggestions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.suggestions[i]
+
+    @property
+    def items(self) -> list[Any]:
+        """The images, as they were given: what `extend` takes beside their labels."""
+        return [one.item for one in self.suggestions]
+
+    def table(self) -> pd.DataFrame:
+        """A row per image: place, item, reason, label, confidence, uncertainty, novelty, covers."""
+        import pandas as pd
+
+        rows = [[getattr(one, name) for name in _COLUMNS] for one in self.suggestions]
+        return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+    def plot(self, axes: Any = None) -> np.ndarray:
+        """Array of matplotlib axes with the images and the reasons for them.
+
+        Args:
+            axes: one per image; None makes a figure.
+        """
+        from learnkit.data.display import show_images
+
+        reasons = [one.reason.replace("; ", "\n") for one in self.suggestions]
+        return show_images(self.items, reasons, axes=axes, side=2.4)
+
+    def __str__(self) -> str:
+        failed = f"; {len(self.failures)} could not be read" if self.failures else ""
+        return f"{len(self)} of {self.n_images} images to label next{failed}"
+
+    def document(self) -> Document:
+        """The sentence, pictures of the first images with the reasons, and what was unreadable."""
+        pictures = [
+            Picture(image_name(one.item, one.place), None, Lines((one.reason,)), one.picture)
+            for one in self.suggestions[:_PICTURES]
+        ]
+        more = len(self) - len(pictures)
+        rest = [Paragraph(Span(f"and {more} more: see table()", "faint"))] if more else []
+        unread = [Items([*self.failures.values()])] if self.failures else []
+        return Document([Paragraph(Span(str(self), "strong")), Gallery(pictures), *rest, *unread])
+
+
+def suggest(
+    record: Model,
+    images: Any,
+    n: int,
+    *,
+    n_workers: int = 2,
+    progress: bool = True,
+) -> Suggestions:
+    """Up to `n` of `images` to label next, see `BasePredictor.suggest`."""
+    items = files_or_images(images)
+    _check(n, len(items))
+    scoring, classes = knowledge_of(record)
+    places, features, logits, failures = _read(record, items, n_workers, progress)
+    options = {"multi_label": record.multi_label, "threshold": record.threshold}
+    results = conclude(scoring, features, logits, classes, **options)
+    for place, result in zip(places, results, strict=True):
+        if isinstance(result, LearnkitError):
+            failures[image_name(items[place], place)] = str(result)
+    sound = [i for i, result in enumerate(results) if isinstance(result, Prediction)]
+    if not sound:
+        raise _nothing_readable(failures, len(items))
+    readable = [results[i] for i in sound]
+    found = choose(scoring, features[sound], readable, min(n, len(sound)), progress=progress)
+    suggestions = [
+        _suggestion(record, items, places[sound[i]], readable[i], covers, shown=number < _PICTURES)
+        for number, (i, covers) in enumerate(found)
+    ]
+    return Suggestions(tuple(suggestions), len(items), failures)
+
+
+def choose(
+    scoring: Scoring | None,
+    features: np.ndarray,
+    predictions: Sequence[Prediction],
+    n: int,
+    *,
+    progress: bool = False,
+) -> list[tuple[int, int]]:
+    """(place, number of images covered) of each of the `n` images chosen, see `cover`.
+
+    Args:
+        scoring: of the model; its remembered features count as labelled. None knows none.
+        features: pooled features (N, D) of the images.
+        predictions: for each of them.
+        n: at most N.
+        progress: show a bar.
+    """
+    known = None
+    if scoring is not None:
+        features = unit_rows(features, root=scoring.root)
+        known = None if scoring.neighbors is None else scoring.neighbors.features
+    weights = [*map(_worth, predictions)]
+    with counted("suggest", len(weights) + n, progress) as done:
+        found = cover(features, weights, n, known=known, done=done)
+    return list(zip(found.chosen.tolist(), found.n_covered.tolist(), strict=True))
+
+
+def _worth(prediction: Prediction) -> float:
+    """How much an image is in doubt, in 0..1."""
+    # The root: confidences of a model with few labels are rough, and weights in proportion to
+    # them chose worse than random from ants and bees with 50 labels.
+    uncertainty = _uncertainty(prediction) ** 0.5
+    p_value = prediction.p_value
+    return uncertainty if p_value is None else max(uncertainty, 1 - p_value)
+
+
+def _uncertainty(prediction: Prediction) -> float:
+    """One minus the lead of the likeliest label; of labels for themselves, the least certain's."""
+    probs = np.asarray(prediction.probs, np.float64)
+    if isinstance(prediction.label, tuple):
+        return float(1 - np.abs(2 * probs - 1).min())
+    first, second = np.sort(np.append(probs, 0.0))[:-3:-1]
+    return float(1 - (first - second))
+
+
+def _suggestion(
+    record: Model,
+    items: Sequence[Any],
+    place: int,
+    prediction: Prediction,
+    covers: int,
+    *,
+    shown: bool,
+) -> Suggestion:
+    p_value = finite_or_none(prediction.p_value)
+    return Suggestion(
+        item=items[place],
+        place=place,
+        reason=_reason(prediction, covers),
+        label=prediction.label,
+        confidence=prediction.confidence,
+        uncertainty=_uncertainty(prediction),
+        novelty=None if p_value is None else 1 - p_value,
+        covers=covers,
+        picture=_picture(record, items[place]) if shown else None,
+    )
+
+
+def _reason(prediction: Prediction, covers: int) -> str:
+    """Why an image is worth its label, for whoever gives it."""
+    alike = f"{covers - 1} more like it" if covers > 1 else "none is like it"
+    if prediction.is_ood:
+        return f"unlike the images the model knows; {alike}"
+    (first, p), *others = prediction.ranking
+    if isinstance(prediction.label, tuple):
+        name, prob = min(prediction.ranking, key=lambda one: abs(one[1] - 0.5))
+        return f"{name} or not ({prob:.0%}); {alike}"
+    if others and _uncertainty(prediction) >= _DOUBT:
+        second, q = others[0]
+        return f"{first} ({p:.0%}) or {second} ({q:.0%}); {alike}"
+    return f"{first} ({p:.0%}), not seen like this yet; {alike}"
+
+
+def _read(
+    record: Model, items: Sequence[Any], n_workers: int, progress: bool
+) -> tuple[list[int], np.ndarray, np.ndarray | None, dict[str, str]]:
+    """(places, features (N, D), logits or None, failures) of the images that can be read."""
+    load = record.preprocessing.pixels
+    loaded = load_ahead(load, items, n_ahead=2 * BATCH, n_workers=n_workers)
+    failures: dict[str, str] = {}
+    places: list[int] = []
+
+    def readable() -> Iterator[np.ndarray]:
+        for place, (item, found) in enumerate(watched(loaded, len(items), progress, "features")):
+            if isinstance(found, ImageReadError):
+                failures[image_name(item, place)] = str(found)
+            else:
+                places.append(place)
+                yield found
+
+    batches = [_run(record, images) for images in chunks(readable(), BATCH)] or [_run(record, [])]
+    features, logits = zip(*batches, strict=True)
+    together = None if logits[0] is None else np.concatenate(logits)
+    return places, np.concatenate(features), together, failures
+
+
+def _run(record: Model, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    network = record.network
+    filled = [*images, *images[-1:] * (BATCH - len(images))] if images else []
+    features, logits = network.run(np.stack(filled) if filled else network.no_images())
+    if features is None:
+        raise PredictionError(network.no_features())
+    return features[: len(images)], None if logits is None else logits[: len(images)]
+
+
+def _picture(record: Model, item: Any) -> np.ndarray | None:
+    """A small picture of what the network sees; None of what can be read once only."""
+    try:
+        pixels = record.preprocessing.pixels(item)
+    except ImageReadError:
+        return None
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((_THUMB, _THUMB))
+    return np.asarray(image)
+
+
+def _nothing_readable(failures: Mapping[str, str], n: int) -> UnreadableImagesError:
+    error = UnreadableImagesError(
+        f"none of the {n} images can be read: {'; '.join([*failures.values()][:5])}"
+    )
+    error.failures = dict(failures)
+    return error
+
+
+def _check(n: Any, n_images: int) -> None:
+    if not n_images:
+        raise DataError("`images` is empty; give files, a folder or a dataset to choose from")
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= n_images:
+        raise DataError(
+            f"`n` is {n!r}; ask for 1 to {n_images} suggestions, the number of images given"
+        )
