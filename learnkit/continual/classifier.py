@@ -249,7 +249,8 @@ class ContinualClassifier(nn.Module):
         Raises:
             DataError: Features or labels break a rule; see `ClassStatistics.update`.
             InsufficientDiversityError: All images of a new class are blank.
-            StatisticsError: More images than can be added up exactly.
+            StatisticsError: The products of the features would add up to more than float64 holds
+                exactly.
         """
         return self._change(
             "extend", lambda now: now.extend(features, labels, class_names, validation)

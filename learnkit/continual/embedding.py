@@ -12,7 +12,7 @@ from torch import Tensor
 from learnkit.uncertainty.embedding import BLANK, GRID
 
 LARGEST = GRID - 1  # what fits 16 bits with either sign
-LIMIT = 2**53 // LARGEST**2  # images whose products still add up exactly in float64: 8,389,120
+EXACT = 2**53  # whole numbers below it are exact in float64
 
 
 def embed(features: Tensor, *, root: bool) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnkit.continual.embedding import LARGEST, LIMIT
+from learnkit.continual.embedding import EXACT, LARGEST
 from learnkit.continual.memory import Cell, FeatureMemory, Forgotten, feature_hashes, in_order
 from learnkit.continual.names import check_distinct, clean_name
 from learnkit.continual.settings import Settings
@@ -148,14 +148,14 @@ def read_memory(
         StatisticsError: The tensors cannot be those of a memory.
     """
     rows, sizes, copies = (tensors[f"{prefix}{end}"] for end in ("", "_sizes", "_copies"))
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= LIMIT:
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= EXACT:
         raise StatisticsError(f"`memory_size` is {size!r}; it is a whole number of 0 or more")
     _check_shapes(tensors, {f"{prefix}_sizes": (len(names),)})
     if (sizes < 0).any() or (sizes > size).any():
         raise StatisticsError(f"`{prefix}_sizes` are not all from 0 to {size}; {DAMAGED}")
     n_rows = int(sizes.sum())
     _check_shapes(tensors, {prefix: (n_rows, n_features), f"{prefix}_copies": (n_rows,)})
-    if (copies < 1).any() or (copies > LIMIT).any() or (rows == -GRID).any():
+    if (copies < 1).any() or (copies > EXACT).any() or (rows == -GRID).any():
         raise StatisticsError(f"`{prefix}` holds what no feature gives; {DAMAGED}")
     cells = _read_cells(rows, sizes.tolist(), copies, prefix)
     if counts is not None and any(
@@ -245,12 +245,11 @@ def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int,
             )
 
 
-def _check_counts(*counts: Tensor) -> None:
-    """Raise StatisticsError unless these are numbers of images whose products add up exactly."""
-    if any((n < 0).any() or (n > LIMIT).any() for n in counts):
-        raise StatisticsError(f"`counts` are not all from 0 to {LIMIT:,}; {DAMAGED}")
-    if sum(int(n.sum()) for n in counts) > LIMIT:
-        raise StatisticsError(f"`counts` add up to more than {LIMIT:,}; {DAMAGED}")
+def _check_counts(counts: Tensor, forgotten: Tensor) -> None:
+    """Raise StatisticsError unless these are numbers of images, and someone's, if forgotten."""
+    for name, numbers, least in ("counts", counts, 0), ("forgotten_counts", forgotten, 1):
+        if (numbers < least).any() or sum(numbers.tolist()) >= EXACT:
+            raise StatisticsError(f"`{name}` are not all from {least} to 2^53, added up; {DAMAGED}")
 
 
 def _check_sums(name: str, sums: Tensor, counts: Tensor) -> None:
@@ -275,7 +274,7 @@ def _check_gram(gram: Tensor, n: int) -> None:
         (gram != gram.round()).any()
         or not torch.equal(gram, gram.T)
         or (diagonal < 0).any()
-        or (diagonal > n * float(LARGEST) ** 2).any()
+        or (diagonal > min(n * float(LARGEST) ** 2, EXACT - 1)).any()
         or diagonal.sum() > largest
     )
     root = diagonal.clamp_min(0).sqrt()

@@ -1,6 +1,7 @@
 """Statistics of classes: sums that do not depend on how the images came."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from continual_helpers import embedded, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnkit.continual.embedding import LIMIT, embed, to_grid
+from learnkit.continual.embedding import EXACT, LARGEST, embed, to_grid
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, StatisticsError
 from learnkit.uncertainty.embedding import GRID
@@ -314,23 +315,71 @@ def test_unknown_classes_are_named_with_those_meant():
         stats.forget("dent").forget("dent")
 
 
-def test_more_images_than_add_up_exactly_are_refused():
-    features, labels = images(7)
-    full = collect(features, labels)
-    many = full.counts.clone()
-    many[0] += LIMIT - full.n_images - 23
-    object.__setattr__(full, "counts", many)
-    with pytest.raises(StatisticsError, match="more than add up exactly in float64"):
-        full.update(features, labels)
-    assert full.update(features[:23], labels[:23]).n_images == LIMIT
+def doubled(stats, times):
+    """The statistics of 2^times as many images, by merging them with themselves."""
+    for _ in range(times):
+        stats = stats.merge(stats)
+    return stats
 
 
-def test_sums_stay_exact_up_to_the_limit():
-    z = torch.tensor([32767.0], dtype=torch.float64)
-    top = z * z * LIMIT
-    assert top < 2**53
-    assert (top - z * z) + z * z == top
-    assert z * z * (LIMIT + 1) > 2**53
+def pointing(features):
+    """Statistics of images of width 2, `features` of them along the first axis and one beside."""
+    rows = torch.tensor([[1.0, 0.0]] * features + [[3.0, 4.0]])
+    return collect(rows, ["a"] * features + ["b"], memory_size=2, root=False)
+
+
+def test_far_more_images_add_up_exactly_than_the_worst_case_allows():
+    features, labels = torch.rand(40, 64, generator=torch.Generator().manual_seed(3)), ["a"] * 40
+    few = collect(features, labels, root=False)
+    many = doubled(few, 23)
+    assert many.n_images == 40 * 2**23 > 39 * (EXACT // LARGEST**2)
+    grid = to_grid(embedded(features, root=False)).to(torch.int64).tolist()
+    gram = [[2**23 * sum(z[i] * z[j] for z in grid) for j in range(64)] for i in range(64)]
+    assert many.gram.tolist() == gram  # whole numbers without limit
+    assert many.sums[0].tolist() == [2**23 * sum(z[i] for z in grid) for i in range(64)]
+
+
+def test_sums_are_exact_up_to_the_limit_and_refused_from_there_on():
+    per_image, top = LARGEST**2, (EXACT - 1) // LARGEST**2
+    full = doubled(pointing(top // 2**12 - 1), 12)  # below the limit by some thousand images
+    squares = 2**12 * ((top // 2**12 - 1) * per_image + 19661**2)
+    assert full.gram[0, 0].item() == squares < EXACT
+    room = (EXACT - 1 - squares) // per_image
+    rest = ClassStatistics.empty(2, root=False, memory_size=2)
+    rest = rest.update(torch.tensor([[1.0, 0.0]] * room), ["a"] * room)
+    brim = full.merge(rest)
+    assert int(brim.gram[0, 0].item()) == squares + room * per_image < EXACT
+    before = {name: tensor.clone() for name, tensor in brim.to_tensors().items()}
+    n = brim.n_images + 1
+    message = rf"feature 0 .* 9\.007e\+15 over {n:,} images.*diagonal.*learn fewer images"
+    with pytest.raises(StatisticsError, match=message):
+        brim.update(torch.tensor([[1.0, 0.0]]), ["a"])
+    with pytest.raises(StatisticsError, match=r"2\^53 = 9\.007e\+15"):
+        brim.merge(collect(torch.tensor([[-1.0, 0.0]]), ["c"], memory_size=2, root=False))
+    with pytest.raises(StatisticsError, match="feature 0"):
+        full.merge(full)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in brim.to_tensors().items())
+    # images along the other axis still fit, and what is subtracted makes room
+    assert brim.update(torch.tensor([[0.0, 1.0]]), ["a"]).n_images == n
+    less = brim.subtract(torch.tensor([[1.0, 0.0]] * room), ["a"] * room)
+    assert less.equals(full)
+    assert rebuilt(brim).equals(brim)
+
+
+def test_one_image_across_the_limit_is_noticed_whatever_the_rounding():
+    # from 2^53 on float64 knows every second whole number: 2^53 + 1 rounds to 2^53 itself
+    stats = collect(torch.tensor([[1.0, 1e-4]]), ["a"], memory_size=2, root=False)
+    assert stats.gram[1, 1] == 9.0
+    for above in range(12):
+        gram = stats.gram.clone()
+        gram[0, 0] = EXACT - 1 - above
+        near = replace(stats, gram=gram)
+        tiny = collect(torch.tensor([[1e-4, 1.0]]), ["a"], memory_size=2, root=False)
+        if above >= 9:
+            assert near.merge(tiny).gram[0, 0].item() == EXACT - 1 - above + 9
+        else:
+            with pytest.raises(StatisticsError, match="feature 0"):
+                near.merge(tiny)
 
 
 def test_images_that_were_never_added_cannot_be_subtracted():
@@ -405,7 +454,7 @@ def hostile():
         "float32": {"gram": t["gram"].float()},
         "shape": {"counts": t["counts"][:-1]},
         "`counts` are not": {"counts": -t["counts"]},
-        "more than": {"counts": t["counts"] * 10**6},
+        "added up": {"counts": t["counts"] * 2**51},
         "sums of that many": {"sums": half},
         "features; ": {"sums": t["sums"] * 2},
         "NaN or infinity": {"gram": nan},
@@ -416,7 +465,7 @@ def hostile():
         "memory_sizes": {"memory_sizes": t["memory_sizes"] + 4},
         "remembers more": {"memory_copies": t["memory_copies"] * 100},
         "`forgotten_sums` are not": {"forgotten_sums": t["forgotten_sums"] * 3},
-        "not all from 0": {"forgotten_counts": -t["forgotten_counts"]},
+        "not all from 1": {"forgotten_counts": -t["forgotten_counts"]},
     }
 
 
