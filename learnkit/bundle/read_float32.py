@@ -19,6 +19,7 @@ from learnkit.bundle.schema import CONFIG, Contents, check_schema
 from learnkit.bundle.siblings import siblings_at
 from learnkit.bundle.state import OOD, STATE, read_detector, read_head
 from learnkit.bundle.timm_layout import from_files
+from learnkit.continual.serialization import FORMAT
 from learnkit.errors import (
     BundleCorruptError,
     BundleError,
@@ -86,7 +87,8 @@ def read_float32(
         siblings=siblings_at(path, folder),
         digest=folder.digest,
     )
-    check_probe_answers(model, probes, contents.versions)
+    written = FORMAT if contents.continual is None else contents.continual.get("format")
+    check_probe_answers(model, probes, contents.versions, derived_alike=written == FORMAT)
     return model
 
 
@@ -95,11 +97,14 @@ def read_module(path: str | os.PathLike, *, sha256: str) -> nn.Module:
     return _module(*_opened(path, sha256))
 
 
-def check_probe_answers(model: Model, probes: Probes, written_with: Mapping[str, str]) -> None:
+def check_probe_answers(
+    model: Model, probes: Probes, written_with: Mapping[str, str], *, derived_alike: bool = True
+) -> None:
     """Raise BundleProbeError unless `model` answers the probes as it did at export.
 
-    Another version of learnkit may derive another classifier from the same statistics: that is a
-    warning, as long as the features are the same.
+    Another version of learnkit, or one that wrote states of another format (not `derived_alike`),
+    may derive another classifier from the same statistics: that is a warning, as long as the
+    features are the same.
     """
     images, logits, tolerance, features = probes
     try:
@@ -114,7 +119,8 @@ def check_probe_answers(model: Model, probes: Probes, written_with: Mapping[str,
     try:
         _compare("logits", found, logits, tolerance, written_with)
     except BundleProbeError as error:
-        if features is None or written_with.get("learnkit") == __version__:
+        alike = derived_alike and written_with.get("learnkit") == __version__
+        if features is None or alike:
             raise
         told = "from the same class statistics; labels and scores may differ a little"
         warn_user(f"{error}, {told}")

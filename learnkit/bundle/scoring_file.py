@@ -18,6 +18,7 @@ from learnkit.errors import BundleCorruptError, BundleVersionError, ExportError
 from learnkit.storage.formats import parse_arrays, parse_json, to_json
 from learnkit.storage.read_folder import Folder
 from learnkit.storage.records import from_plain, read_field
+from learnkit.uncertainty.conformal import Calibration
 from learnkit.uncertainty.embedding import GRID
 from learnkit.uncertainty.ood import ClassDistances, Neighbors
 from learnkit.uncertainty.scoring import OF_CLASSES, PARTS, Scoring
@@ -28,12 +29,13 @@ if TYPE_CHECKING:
 
     from learnkit.continual.classifier import ContinualClassifier
 
-FORMAT = 1
-_TYPES = {"facts": np.uint8, "known": np.bool_, "reference": np.int16}
+FORMAT = 2
+_TYPES = {"facts": np.uint8, "known": np.bool_, "reference": np.int16, "misfit_labels": np.int64}
 _ALWAYS = {
     *("facts", "weight", "bias", "known", "misfits", "misfit_weights"),
     *("threshold_scores", "threshold_weights"),
 }
+_PER_CLASS = {"shifts", "misfit_labels"}  # from format 2 on
 
 
 def scoring_tensors(head: ContinualClassifier) -> dict[str, Tensor]:
@@ -66,6 +68,7 @@ def scoring_tensors(head: ContinualClassifier) -> dict[str, Tensor]:
         "threshold_scores": threshold.calibration_scores,
         "threshold_weights": threshold.calibration_weights,
         **_score_arrays(scoring),
+        **_per_class_arrays(scoring),
     }
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     facts = torch.frombuffer(bytearray(to_json(_facts(scoring))), dtype=torch.uint8)
@@ -80,7 +83,7 @@ def _facts(scoring: Scoring) -> dict[str, Any]:
             "choose another `score`"
         )
     return {
-        "format": FORMAT,
+        "format": FORMAT if _per_class_arrays(scoring) else 1,  # what an older learnkit reads
         "labels": scoring.labels,
         "root": scoring.root,
         "temperature": scoring.temperature,
@@ -111,6 +114,14 @@ def _score_arrays(scoring: Scoring) -> dict[str, np.ndarray]:
         found |= {"base": np.float64(distances.base), "axes": distances.axes}
     if "knn" in parts:
         found["reference"] = np.rint(scoring.neighbors.features * GRID).astype(np.int16)
+    return found
+
+
+def _per_class_arrays(scoring: Scoring) -> dict[str, np.ndarray]:
+    """What a promise class by class needs."""
+    found = {} if scoring.shifts is None else {"shifts": scoring.shifts}
+    for labels in scoring.nonconformity[2:]:
+        found["misfit_labels"] = labels
     return found
 
 
@@ -146,13 +157,14 @@ def read_scoring(data: bytes, where: str, *, n_classes: int, n_features: int) ->
         threshold=_threshold(file, facts.threshold),
         weight=file.get("weight", len(known), n_features),
         bias=np.where(known, file.get("bias", len(known)), -np.inf),
-        nonconformity=file.weighted("misfits", "misfit_weights"),
+        nonconformity=file.nonconformity(n_classes),
         distances=_geometry(file, parts, n_features),
         neighbors=(
             Neighbors(file.some("reference", None, n_features).astype(np.float64) / GRID)
             if "knn" in parts
             else None
         ),
+        shifts=file.get("shifts", len(known)) if "shifts" in arrays else None,
     )
 
 
@@ -276,8 +288,8 @@ class _File:
             wanted |= {"center", "covectors", "offsets"}
         wanted |= {"base", "axes"} if "mahalanobis" in parts else set()
         wanted |= {"reference"} if "knn" in parts else set()
-        if self.arrays.keys() != wanted:
-            odd = sorted(self.arrays.keys() ^ wanted)
+        if self.arrays.keys() - _PER_CLASS != wanted:
+            odd = sorted((self.arrays.keys() - _PER_CLASS) ^ wanted)
             raise self.corrupt(f"tensors missing or unexpected: {odd[:5]}")
 
     def weighted(self, name: str, weights: str) -> tuple[np.ndarray, np.ndarray]:
@@ -287,6 +299,16 @@ class _File:
         if (found <= 0).any() or not math.isfinite(found.sum()):
             raise self.corrupt(f"`{weights}` are not all above 0")
         return values, found
+
+    def nonconformity(self, n_classes: int) -> Calibration:
+        """Scores and weights of prediction sets, with labels if each class has its own."""
+        scores, weights = self.weighted("misfits", "misfit_weights")
+        if "misfit_labels" not in self.arrays:
+            return scores, weights
+        labels = self.get("misfit_labels", len(scores))
+        if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
+            raise self.corrupt(f"`misfit_labels` are not all of the {n_classes} classes")
+        return scores, weights, labels
 
 
 def _threshold(file: _File, facts: ThresholdFacts) -> Threshold:

@@ -30,7 +30,7 @@ from learnkit.errors import (
 )
 from learnkit.uncertainty.calibration import TemperatureFit
 from learnkit.uncertainty.checks import Array
-from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
+from learnkit.uncertainty.conformal import prediction_sets, set_quantiles
 from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import Threshold
 
@@ -61,6 +61,9 @@ class ContinualClassifier(nn.Module):
         false_alarm_rate: Wanted share of images of known classes flagged as out of distribution.
         guarantee: What the threshold promises: "loo", "split" or "pac".
         prior: How classes weigh for the threshold: by their images in "training", or "uniform".
+        per_class: Whether threshold and prediction sets keep their promise class by class, not only
+            on average over all images: a rare class then is flagged no more often than others. It
+            costs detections, most where a class has few images, and sets are larger.
 
     Raises:
         StatisticsError: A setting is none of those allowed.
@@ -78,11 +81,11 @@ class ContinualClassifier(nn.Module):
         false_alarm_rate: float = 0.05,
         guarantee: str = "loo",
         prior: str = "training",
+        per_class: bool = False,
     ) -> None:
         super().__init__()
-        settings = Settings(
-            n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior
-        )
+        known = (n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior)
+        settings = Settings(*known, per_class)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self._lock = threading.RLock()
         # the state now and those before it, in one object so that one assignment changes both
@@ -220,8 +223,7 @@ class ContinualClassifier(nn.Module):
         All classes, where too few images allow no less.
         """
         scoring = self.knowledge.scoring
-        scores, weights = scoring.nonconformity
-        quantile = conformal_quantile(scores, alpha, weights=weights)
+        quantile = set_quantiles(scoring.nonconformity, alpha, len(scoring.bias))
         found = prediction_sets(scoring.probs(self._rows(features)), quantile)
         return torch.from_numpy(found & np.isfinite(scoring.bias))
 
@@ -312,6 +314,7 @@ class ContinualClassifier(nn.Module):
         *,
         false_alarm_rate: float | None = None,
         guarantee: str | None = None,
+        per_class: bool | None = None,
     ) -> ChangeReport:
         """Set the threshold by hand, or, without `value`, fit it again with other settings.
 
@@ -323,7 +326,7 @@ class ContinualClassifier(nn.Module):
         """
         return self._change(
             "set_threshold",
-            lambda now: now.with_threshold(value, false_alarm_rate, guarantee),
+            lambda now: now.with_threshold(value, false_alarm_rate, guarantee, per_class),
         )
 
     def undo(self) -> ChangeReport:

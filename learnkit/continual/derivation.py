@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,11 +12,17 @@ from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.linear import LinearClassifier
 from learnkit.continual.closed_form.ridge import fit_ridge
 from learnkit.continual.closed_form.temperature import temper
-from learnkit.continual.held_out import HeldOut, collect_held_out
+from learnkit.continual.guard import doubt
+from learnkit.continual.held_out import MIXED, HeldOut, collect_held_out
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.reference import Reference
 from learnkit.continual.settings import Settings
-from learnkit.continual.standards import fit_score_threshold, fit_standards, held_out_scores
+from learnkit.continual.standards import (
+    fit_per_class,
+    fit_score_threshold,
+    fit_standards,
+    held_out_scores,
+)
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import first_few
 from learnkit.uncertainty.calibration import TemperatureFit, before_and_after
@@ -23,6 +30,7 @@ from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.conformal import lac_scores
 from learnkit.uncertainty.ood import softmax
 from learnkit.uncertainty.scoring import Scoring
+from learnkit.uncertainty.threshold import Threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +100,19 @@ def derive(
     temperature = calibration.temperature
     standards = fit_standards(held_out, temperature, settings.score)
     scores = held_out_scores(held_out, standards, temperature)
+    threshold, shifts = _threshold(scores, held_out, settings)
+    doubted = doubt(scores, held_out, settings.false_alarm_rate)
     weight, bias = _in_place(linear, places, stats.n_classes, temperature)
     scoring = Scoring(
         labels=True,
         root=settings.root,
         temperature=temperature,
         standards=standards,
-        threshold=fit_score_threshold(scores, held_out, settings),
+        threshold=threshold,
         weight=weight.numpy(),
         bias=bias.numpy(),
-        nonconformity=_nonconformity(held_out, temperature),
+        nonconformity=_nonconformity(held_out, temperature, places if settings.per_class else ()),
+        shifts=None if shifts is None else _at_places(shifts, places, stats.n_classes),
         distances=linear.geometry.distances,
         neighbors=reference.neighbors,
     )
@@ -111,9 +122,29 @@ def derive(
         linear=linear,
         scoring=scoring,
         calibration=calibration,
-        notes=_notes_on(sorted_stats, held_out, scoring, settings),
-        warning=_warning_on(held_out, settings),
+        notes=(
+            *_notes_on(sorted_stats, held_out, scoring, calibration, settings),
+            *((doubted,) if doubted else ()),
+        ),
+        warning=_warning_on(held_out, settings) or doubted,
     )
+
+
+def _threshold(
+    scores: Array, held_out: HeldOut, settings: Settings
+) -> tuple[Threshold, Array | None]:
+    """The threshold, and what to add to scores by predicted class, None for nothing."""
+    threshold = fit_score_threshold(scores, held_out, settings)
+    if not settings.per_class or threshold.source == "parametric":
+        return threshold, None
+    return fit_per_class(scores, held_out, settings, threshold)
+
+
+def _at_places(values: Array, places: Sequence[int], n_classes: int) -> Array:
+    """Values by class in their places among all, 0 for the others."""
+    spread = np.zeros(n_classes)
+    spread[places] = values
+    return spread
 
 
 def fit_classifier(stats: ClassStatistics, method: str) -> LinearClassifier:
@@ -133,11 +164,14 @@ def _in_place(
     return weight, bias
 
 
-def _nonconformity(held_out: HeldOut, temperature: float) -> tuple[Array, Array]:
-    """(scores, weights) of held-out images, (R,) each; of images that were drawn, none."""
-    if held_out.source == "parametric":
-        return held_out.weights[:0], held_out.weights[:0]
-    return lac_scores(softmax(held_out.logits / temperature), held_out.labels), held_out.weights
+def _nonconformity(
+    held_out: HeldOut, temperature: float, places: Sequence[int]
+) -> tuple[Array, ...]:
+    """Scores and weights (R,) of held-out images, with `places` of the classes their labels too."""
+    rows = slice(0 if held_out.source == "parametric" else None)  # of images that were drawn, none
+    scores = lac_scores(softmax(held_out.logits / temperature), held_out.labels)
+    labels = (np.array(places)[held_out.labels][rows],) if len(places) else ()
+    return scores[rows], held_out.weights[rows], *labels
 
 
 def _calibrated(linear: LinearClassifier, held_out: HeldOut) -> TemperatureFit:
@@ -149,9 +183,9 @@ def _calibrated(linear: LinearClassifier, held_out: HeldOut) -> TemperatureFit:
     logits, labels, weights = held_out.logits, held_out.labels, held_out.weights
     if logits.shape[1] == 1:
         return TemperatureFit(1.0, reason="one class only: its probability is always 1")
-    temperature = linear.temperature
-    if held_out.n_validated:
-        temperature = temper(*map(torch.from_numpy, (logits, labels, weights))).temperature
+    rows = map(torch.from_numpy, (logits, labels, weights))
+    # by the same weights as the threshold: the prior may be another than that of the classifier
+    temperature = temper(*rows, expected=linear.expected_temperature).temperature
     right = logits.argmax(1) == labels
     reason = ""
     if right.all() or not right.any():
@@ -169,9 +203,13 @@ def _calibrated(linear: LinearClassifier, held_out: HeldOut) -> TemperatureFit:
 
 
 def _notes_on(
-    stats: ClassStatistics, held_out: HeldOut, scoring: Scoring, settings: Settings
+    stats: ClassStatistics,
+    held_out: HeldOut,
+    scoring: Scoring,
+    calibration: TemperatureFit,
+    settings: Settings,
 ) -> tuple[str, ...]:
-    """Notes on held-out images, threshold and score; mostly few."""
+    """Notes on held-out images, threshold, temperature and score; mostly few."""
     notes, threshold = [], scoring.threshold
     alone = [
         n for n, count in zip(stats.class_names, stats.counts.tolist(), strict=True) if count < 2
@@ -181,17 +219,31 @@ def _notes_on(
             f"one image each of {first_few(alone)}: threshold and confidence for them are guessed "
             "from the other classes; more images will help"
         )
-    if 0 < held_out.n_validated < stats.n_classes:
+    if held_out.source == MIXED:
         notes.append(
-            f"{held_out.n_validated} of {stats.n_classes} classes have validation images; for the "
-            "others, remembered images were left out one by one"
+            f"{held_out.n_fresh} validation images are few for {stats.n_classes} "
+            f"{'class' if stats.n_classes == 1 else 'classes'}: remembered images, left out one by "
+            "one, count beside them"
+        )
+    if _is_worse(calibration):
+        notes.append(
+            f"the temperature {calibration.temperature:.3g} makes confidences no better than 1 "
+            f"would (ECE {calibration.ece_after:.3f} against {calibration.ece_before:.3f} on held-"
+            "out images); more images a class, or validation images, will help"
         )
     parts = {part for part, _, _ in scoring.standards}
     if settings.score in ("combined", "knn") and "knn" not in parts:
         notes.append("too few remembered features: Mahalanobis distances alone make the score")
     if threshold.source == "parametric":
-        notes.append(f"the threshold {threshold.statement}")
+        own = ", and none of each class" if settings.per_class else ""
+        notes.append(f"the threshold {threshold.statement}{own}")
     return tuple(notes)
+
+
+def _is_worse(calibration: TemperatureFit) -> bool:
+    """Whether the temperature helps neither ECE nor Brier score of the images it is fitted on."""
+    fit = calibration
+    return fit.ece_after > fit.ece_before and fit.brier_after > fit.brier_before
 
 
 def _warning_on(held_out: HeldOut, settings: Settings) -> str:

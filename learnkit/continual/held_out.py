@@ -1,7 +1,8 @@
 """Held-out logits and scores: of images not learned, to fit thresholds and temperatures on.
 
-Validation images are such; of remembered images, the closed-form leave-one-out values are. Where a
-class has neither, images are drawn from the fitted distribution, and the result says so.
+Validation images are such; of remembered images, the closed-form leave-one-out values are. Both are
+used side by side. Without either, images are drawn from the fitted distribution, and the result
+says so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.closed_form.leave_one_out import leave_one_out
-from learnkit.continual.closed_form.linear import LeaveOneOut, LinearClassifier
+from learnkit.continual.closed_form.linear import LinearClassifier
 from learnkit.continual.closed_form.loo_samples import Prior, prior_weights, spread_evenly
 from learnkit.continual.closed_form.whitening import Geometry
 from learnkit.continual.memory import FeatureMemory
@@ -23,6 +24,8 @@ from learnkit.uncertainty.checks import Array
 
 # Left-out rows compared with all remembered features: at least so many, and products of one fit.
 _MIN_ROWS, _MAX_PRODUCTS = 256, 6_000_000_000
+MIXED = "validation and leave-one-out"
+_BY_ROW = ("logits", "labels", "weights", "mahalanobis", "relative", "knn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +35,8 @@ class HeldOut:
     `logits (R,P)` before the temperature, `labels (R,)` places of their classes, `weights (R,)`
     summing to 1, and the parts of an OOD score (R,): `mahalanobis` and `relative` distances, and
     `knn`, the distance to the nearest remembered feature, infinite where no other is remembered.
-    `source` is "validation", "leave-one-out" or "parametric". `n_validated` counts the classes that
-    have validation images.
+    The first `n_fresh` are validation images. `source` is "validation", "leave-one-out", the two
+    joined by "and", or "parametric".
     """
 
     logits: Array
@@ -43,10 +46,20 @@ class HeldOut:
     relative: Array
     knn: Array
     source: str
-    n_validated: int
+    n_fresh: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def picked(self, rows: Array) -> HeldOut:
+        """Some rows, in ascending order, their weights summing to 1 again."""
+        picked = {name: getattr(self, name)[rows] for name in _BY_ROW}
+        n_fresh = int((rows < self.n_fresh).sum())
+        source = self.source
+        if source == MIXED:
+            source = {0: "leave-one-out", len(rows): "validation"}.get(n_fresh, MIXED)
+        picked["weights"] = picked["weights"] / picked["weights"].sum()
+        return HeldOut(**picked, source=source, n_fresh=n_fresh)
 
 
 def collect_held_out(
@@ -56,7 +69,7 @@ def collect_held_out(
     reference: Reference,
     prior: Prior,
 ) -> HeldOut:
-    """Logits and scores of validation images where a class has them, else by leave-one-out.
+    """Logits and scores of validation images and of remembered ones by leave-one-out.
 
     Args:
         stats: The statistics, in the order of names and without empty classes.
@@ -66,30 +79,80 @@ def collect_held_out(
         prior: "training" weighs classes by their images, "uniform" all alike.
     """
     fresh, labels = validation.all()
-    covered = torch.bincount(labels, minlength=stats.n_classes) > 0
     loo, mass = linear.loo, prior_weights(stats.counts.to(torch.float64), prior)
-    rows = torch.nonzero(~covered[loo.labels])[:, 0]
     # evenly spaced ones, as many as can be compared with the reference in a second or so
     most = max(_MIN_ROWS, _MAX_PRODUCTS // max(reference.neighbors.features.size, 1))
-    rows = rows[:: max(1, -(-len(rows) // most))]
+    rows = torch.arange(len(loo.labels))[:: max(1, -(-len(loo.labels) // most))]
     if not len(fresh) and not len(rows):
         fresh, labels = draw_images(linear.geometry)
         return _of_fresh(linear, reference, fresh, labels, spread_evenly(mass, labels))
-    seen = _of_fresh(linear, reference, fresh, labels, spread_evenly(mass, labels))
-    left_out = _of_left_out(linear, reference, rows, _loo_weights(mass, loo, rows, covered))
-    both = left_out
-    if len(fresh):  # else no second table of logits, the largest thing there is
-        joined = {
-            name: np.concatenate([getattr(seen, name), getattr(left_out, name)])
-            for name in ("logits", "labels", "weights", "mahalanobis", "relative", "knn")
-        }
-        both = replace(left_out, **joined)
-    return replace(
-        both,
-        weights=both.weights / both.weights.sum(),
-        source="validation" if bool(covered.all()) else "leave-one-out",
-        n_validated=int(covered.sum()),
+    single = rows < loo.n_single
+    weights = held_out_weights(mass, labels, loo.labels[rows[single]], loo.labels[rows[~single]])
+    rows = rows[weights[len(labels) :] > 0]
+    weights = weights[weights > 0]
+    left_out = _of_left_out(linear, reference, rows, weights[len(labels) :])
+    if not len(fresh):
+        return left_out
+    seen = _of_fresh(linear, reference, fresh, labels, weights[: len(labels)])
+    return _joined(seen, left_out)
+
+
+def _joined(seen: HeldOut, left_out: HeldOut) -> HeldOut:
+    """Validation images before remembered ones."""
+    if not len(left_out):  # no second table of logits, the largest thing there is
+        return replace(seen, source="validation", n_fresh=len(seen))
+    joined = {
+        name: np.concatenate([getattr(seen, name), getattr(left_out, name)]) for name in _BY_ROW
+    }
+    return HeldOut(**joined, source=MIXED, n_fresh=len(seen))
+
+
+# A remembered image left out is not quite a fresh one: it comes from the day of the others, and
+# what was held fixed has seen it. However many a class has, together they say no more than so many
+# validation images of it; and beside a full memory of validation images, nothing.
+_LOO_IS_WORTH = 20.0
+_ENOUGH = 64
+# Rows that play a class of one image are of other classes, and say less about it.
+_PAIRS_ARE_WORTH = 4.0
+
+
+def held_out_weights(mass: Tensor, fresh: Tensor, single: Tensor, pairs: Tensor) -> Tensor:
+    """Weights (F + S + R,) summing to 1 of validation images, left-out rows, and pairs.
+
+    The mass of a class is shared by its validation images, 1 each, and its L left-out rows,
+    together `k L / (k + L)`: the inverse of the variance 1 / L and a squared bias of 1 / k, in
+    units of one image's. That fades to 0 as validation images come near `_ENOUGH`. Each of them
+    adds to what its class has, and takes away no more than it brings.
+
+    Args:
+        mass: Of each class, above 0, (P,).
+        fresh: Class of each validation image, (F,).
+        single: Class of each row left out alone, (S,).
+        pairs: Class of each row that plays a class of one image, (R,).
+    """
+    n_fresh, n_left = (
+        torch.bincount(rows, minlength=len(mass)).double() for rows in (fresh, single)
     )
+    fade = (1 - n_fresh / _ENOUGH).clamp_min(0)
+    by_left = _worth(n_left, _LOO_IS_WORTH) * fade
+    by_pairs = torch.zeros_like(mass)
+    by_pairs[n_left == 0] = _worth(torch.tensor(len(pairs)).double(), _PAIRS_ARE_WORTH)
+    by_pairs *= fade
+    unit = mass / (n_fresh + by_left + by_pairs).clamp_min(1e-300)
+    played = _share_of_pairs(mass, pairs) * float((unit * by_pairs).sum())
+    weights = torch.cat([unit[fresh], (unit * by_left / n_left.clamp_min(1))[single], played])
+    return weights / weights.sum()
+
+
+def _worth(n: Tensor, most: float) -> Tensor:
+    """How many validation images `n` other rows say as much as: nearly n if few, never `most`."""
+    return n * most / (n + most)
+
+
+def _share_of_pairs(mass: Tensor, pairs: Tensor) -> Tensor:
+    """Shares (R,) summing to 1, each class's rows together alike."""
+    share = spread_evenly(torch.ones_like(mass), pairs)
+    return share / share.sum() if len(pairs) else share
 
 
 def _of_fresh(
@@ -110,7 +173,6 @@ def _of_fresh(
         relative=relative,
         knn=reference.neighbors.nearest(embedded),
         source="parametric",
-        n_validated=0,
     )
 
 
@@ -128,22 +190,7 @@ def _of_left_out(
         relative=loo.relative[rows].numpy(),
         knn=nearest_other(loo, rows, reference),
         source="leave-one-out",
-        n_validated=0,
     )
-
-
-def _loo_weights(mass: Tensor, loo: LeaveOneOut, rows: Tensor, covered: Tensor) -> Tensor:
-    """Weights of leave-one-out rows; rows that play a class of one image carry those classes."""
-    labels, single = loo.labels[rows], rows < loo.n_single
-    weights = torch.zeros(len(rows), dtype=torch.float64)
-    weights[single] = spread_evenly(mass, labels[single])
-    if not bool(single.all()):
-        left_out = torch.zeros(len(mass), dtype=torch.bool)
-        left_out[loo.labels[: loo.n_single]] = True
-        alone = float(mass[~left_out & ~covered].sum())
-        share = spread_evenly(torch.ones_like(mass), labels[~single])
-        weights[~single] = max(alone, 1e-9) * share / share.sum()
-    return weights
 
 
 _N_DRAWN = 512

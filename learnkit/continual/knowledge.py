@@ -224,10 +224,18 @@ class Knowledge:
         return self._with(self.statistics.merge(other)), ()
 
     def with_threshold(
-        self, value: float | None, false_alarm_rate: float | None, guarantee: str | None
+        self,
+        value: float | None,
+        false_alarm_rate: float | None,
+        guarantee: str | None,
+        per_class: bool | None,
     ) -> Change:
         """With another threshold."""
-        wanted = {"false_alarm_rate": false_alarm_rate, "guarantee": guarantee}
+        wanted = {
+            "false_alarm_rate": false_alarm_rate,
+            "guarantee": guarantee,
+            "per_class": per_class,
+        }
         settings = replace(
             self.settings, **{name: to for name, to in wanted.items() if to is not None}
         )

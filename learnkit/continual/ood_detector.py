@@ -17,7 +17,7 @@ from learnkit.uncertainty.scoring import Scoring
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_NONCONFORMITY = "misfits"  # the name it has in files
+_NONCONFORMITY, _LABELS = "misfits", "misfit_labels"  # the names they have in files
 
 
 class OodDetector(ContinualClassifier):
@@ -26,11 +26,13 @@ class OodDetector(ContinualClassifier):
     Attributes:
         head_nonconformity: nonconformity scores: one minus the probability the trained head gave to
             the true class of images it was not trained on, float32 (M,).
+        head_labels: the numbers of these classes, int64 (M,); none in files of an older learnkit.
     """
 
     def __init__(self, n_features: int, **settings: Any) -> None:
         super().__init__(n_features, **settings)
         self.head_nonconformity = torch.zeros(0)
+        self.head_labels = torch.zeros(0, dtype=torch.int64)
 
     def fit_sets(self, probs: Tensor, targets: Tensor) -> None:
         """Calibrate prediction sets by the trained head's probabilities of images it does not know.
@@ -42,6 +44,7 @@ class OodDetector(ContinualClassifier):
         known = targets >= 0
         truth = probs[known].gather(1, targets[known, None])[:, 0]
         self.head_nonconformity = (1 - truth).to(torch.float32)
+        self.head_labels = targets[known].to(torch.int64)
 
     @property
     def nonconformity(self) -> tuple[Tensor, Tensor] | None:
@@ -58,17 +61,21 @@ class OodDetector(ContinualClassifier):
         """
         scores = self.head_nonconformity.to(torch.float64).numpy()
         sets = (scores, np.ones_like(scores))
+        if self.settings.per_class and len(self.head_labels):
+            sets = (*sets, self.head_labels.numpy())
         return replace(super().scoring, labels=False, nonconformity=sets)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = super().__deepcopy__(memo)
         new.head_nonconformity = self.head_nonconformity  # never changed in place: shared
+        new.head_labels = self.head_labels
         return new
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(configuration for JSON, tensors): everything there is to keep."""
         config, tensors = super().state()
-        return config, {**tensors, _NONCONFORMITY: self.head_nonconformity}
+        own = {_NONCONFORMITY: self.head_nonconformity, _LABELS: self.head_labels}
+        return config, {**tensors, **own}
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -77,13 +84,20 @@ class OodDetector(ContinualClassifier):
         Raises:
             StatisticsError: Something cannot have come from `state`.
         """
-        rest = {name: tensor for name, tensor in tensors.items() if name != _NONCONFORMITY}
+        own = (_NONCONFORMITY, _LABELS)
+        rest = {name: tensor for name, tensor in tensors.items() if name not in own}
         new = super().from_state(config, rest)
         found = tensors.get(_NONCONFORMITY, torch.zeros(0))
         sound = found.dtype == torch.float32 and found.ndim == 1
         if not sound or not bool(((found >= 0) & (found <= 1)).all()):
             raise StatisticsError(f"`{_NONCONFORMITY}` are no shares in 0..1; the state is damaged")
-        new.head_nonconformity = found
+        labels = tensors.get(_LABELS, torch.zeros(0, dtype=torch.int64))
+        fits = labels.dtype == torch.int64 and labels.shape in (found.shape, (0,))
+        if not fits or bool((labels < 0).any()):
+            raise StatisticsError(
+                f"`{_LABELS}` are no classes of `{_NONCONFORMITY}`; the state is damaged"
+            )
+        new.head_nonconformity, new.head_labels = found, labels
         return new
 
 

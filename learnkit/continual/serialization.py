@@ -33,7 +33,7 @@ FORMAT = 2  # of the state of a whole classifier; 1 had none of what is optional
 # All that a state may lack, because it was written before there was such a thing, and what it then
 # means. Nothing else is missing or unknown in a sound state.
 OPTIONAL_CONFIG: dict[str, Any] = {}
-OPTIONAL_SETTINGS: dict[str, Any] = {}
+OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False}
 # by name: (type, function that makes the tensor from all others)
 OPTIONAL_TENSORS: dict[str, tuple[torch.dtype, Callable[[Mapping[str, Tensor]], Tensor]]] = {}
 

@@ -40,6 +40,7 @@ class Settings:
     false_alarm_rate: float = 0.05
     guarantee: str = "loo"
     prior: str = "training"
+    per_class: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -49,8 +50,9 @@ class Settings:
                 )
         check_whole("n_features", self.n_features, least=1)
         check_whole("memory", self.memory, least=0)
-        if not isinstance(self.root, bool):
-            raise StatisticsError(f"`root` is {self.root!r}; give True or False")
+        for name in "root", "per_class":
+            if not isinstance(getattr(self, name), bool):
+                raise StatisticsError(f"`{name}` is {getattr(self, name)!r}; give True or False")
         rate = self.false_alarm_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
             raise StatisticsError(

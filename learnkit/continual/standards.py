@@ -1,6 +1,10 @@
 """Standards of an OOD score, mean and spread of its parts on held-out images, and its threshold."""
 
-from learnkit.continual.held_out import HeldOut
+from dataclasses import replace
+
+import numpy as np
+
+from learnkit.continual.held_out import MIXED, HeldOut
 from learnkit.continual.settings import Settings
 from learnkit.errors import OodInternalError
 from learnkit.uncertainty.checks import Array
@@ -11,6 +15,7 @@ from learnkit.uncertainty.ood import (
     max_softmax_score,
     standardize,
 )
+from learnkit.uncertainty.quantiles import sorted_together
 from learnkit.uncertainty.threshold import Threshold, fit_threshold
 
 Standards = tuple[tuple[str, float, float], ...]
@@ -43,6 +48,44 @@ def held_out_scores(held_out: HeldOut, standards: Standards, temperature: float)
     )
 
 
+def fit_per_class(
+    scores: Array, held_out: HeldOut, settings: Settings, threshold: Threshold
+) -> tuple[Threshold, Array]:
+    """A threshold for the images predicted as each class, beside `threshold` for all.
+
+    It is told by shifts (P,) to add to the scores of the images predicted as each class, which move
+    its threshold to the one for all; the threshold that comes back is that one, its calibration
+    scores shifted. A class as which fewer than two held-out images are predicted has no shift.
+
+    Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005, section 4.5,
+    with the predicted class as the category.
+    """
+    predicted = held_out.logits.argmax(1)
+    shifts, n_guessed = np.zeros(held_out.logits.shape[1]), 0
+    for place in range(len(shifts)):
+        rows = np.flatnonzero(predicted == place)
+        if len(rows) < 2 or not _differ(scores[rows]):
+            n_guessed += 1
+            continue
+        own = fit_score_threshold(scores[rows], held_out.picked(rows), settings)
+        shifts[place] = _shift(own.value, threshold.value)
+        n_guessed += own.source == "parametric"
+    ordered = sorted_together(scores + shifts[predicted], held_out.weights)
+    names = "n", "calibration_scores", "calibration_weights", "statement"
+    guessed = f" ({n_guessed} of {len(shifts)} classes: as far as scores are normally distributed)"
+    statement = f"class by class, {threshold.statement}{guessed if n_guessed else ''}"
+    new = dict(zip(names, (len(scores), *ordered, statement), strict=True))
+    return replace(threshold, **new), shifts
+
+
+def _shift(value: float, to: float) -> float:
+    """What moves `value` to `to`, and by rounding no further: it is not flagged itself."""
+    found = to - value
+    while value + found > to:
+        found = np.nextafter(found, -np.inf)
+    return found
+
+
 def fit_score_threshold(scores: Array, held_out: HeldOut, settings: Settings) -> Threshold:
     """The threshold of an OOD score, as the settings want it, from scores of held-out images."""
     finite = abs(scores) < float("inf")
@@ -54,6 +97,11 @@ def fit_score_threshold(scores: Array, held_out: HeldOut, settings: Settings) ->
     known = {"false_alarm_rate": settings.false_alarm_rate, "guarantee": settings.guarantee}
     if held_out.source == "parametric":
         return fit_threshold([], model=location_scale(scores, held_out.weights), **known)
+    if settings.guarantee != "loo" and held_out.source == MIXED:
+        # what is proven is proven of fresh images alone
+        proven = _of_validation(scores, held_out, known)
+        if proven is not None:
+            return proven
     model = None
     if not _differ(scores):  # one, or two of a pair: a spread is assumed
         loc = float(scores.mean())
@@ -61,6 +109,23 @@ def fit_score_threshold(scores: Array, held_out: HeldOut, settings: Settings) ->
     return fit_threshold(
         scores, weights=held_out.weights, source=held_out.source, model=model, **known
     )
+
+
+def _of_validation(scores: Array, held_out: HeldOut, known: dict) -> Threshold | None:
+    """The threshold of validation images alone; None if a class has none, or they are too few."""
+    mass = np.bincount(held_out.labels, held_out.weights)
+    labels = held_out.labels[: held_out.n_fresh]
+    n = np.bincount(labels, minlength=len(mass))
+    if (n[mass > 0] == 0).any():
+        return None
+    found = fit_threshold(
+        scores[: held_out.n_fresh],
+        weights=(mass / np.maximum(n, 1))[labels],
+        source="validation",
+        model=(0.0, 1.0),  # of no consequence
+        **known,
+    )
+    return None if found.source == "parametric" else found
 
 
 def _parts(held_out: HeldOut, score: str) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def evaluate_predictor(
     )
     if not predictor.detects_ood:
         return evaluation
-    return with_ood_measures(evaluation, found, _predicted(predictor, unknown, **run))
+    return with_ood_measures(evaluation, found, _predicted(predictor, unknown, **run), targets)
 
 
 def _predicted(
@@ -55,28 +55,33 @@ def _predicted(
 
 
 def with_ood_measures(
-    evaluation: Evaluation, known: Sequence[Prediction], unknown: Sequence[Prediction]
+    evaluation: Evaluation,
+    known: Sequence[Prediction],
+    unknown: Sequence[Prediction],
+    targets: Any,
 ) -> Evaluation:
-    """`evaluation` with what the OOD scores of known and unknown images add to its summary."""
+    """`evaluation` with what the OOD scores of known and unknown images add to it."""
     scores = [[prediction.ood_score for prediction in side] for side in (known, unknown)]
     threshold = next((p.ood_threshold for p in [*known, *unknown]), None)
-    return with_ood_scores(evaluation, *scores, threshold)
+    return with_ood_scores(evaluation, *scores, threshold, targets)
 
 
 def with_ood_scores(
-    evaluation: Evaluation, known: Any, ood: Any, threshold: float | None
+    evaluation: Evaluation, known: Any, ood: Any, threshold: float | None, targets: Any
 ) -> Evaluation:
-    """`evaluation`, its summary also saying how well OOD images are detected.
+    """`evaluation`, also saying how well OOD images are detected.
 
-    `false_alarm_rate` of the evaluated images are flagged; given OOD images, `detection_rate` of
-    them are, and `auroc` and `fpr_at_95_tpr` measure the score itself.
+    `false_alarm_rate` of the evaluated images are flagged, in all and of each class; given OOD
+    images, `detection_rate` of them are, and `auroc` and `fpr_at_95_tpr` measure the score itself.
 
     Args:
         evaluation: of the known images.
         known: their OOD scores (N,).
         ood: the OOD scores (M,) of images of no known class, empty without any.
         threshold: the score above which an image is flagged.
+        targets: class numbers of the known images (N,).
     """
+    import numpy as np
     import pandas as pd
 
     from learnkit.uncertainty.ood import evaluate_ood
@@ -85,7 +90,14 @@ def with_ood_scores(
     names = ("false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr")
     values = {name: getattr(found, name) for name in (names if len(ood) else names[:1])}
     summary = pd.concat([evaluation.summary, pd.Series(values, dtype=float)])
-    return replace(evaluation, summary=summary.rename(evaluation.summary.name))
+    flagged = np.asarray(known, float) > (np.nan if threshold is None else threshold)
+    n = evaluation.per_class["n"].to_numpy()
+    own = np.bincount(np.asarray(targets), flagged, len(n)) / np.where(n, n, np.nan)
+    return replace(
+        evaluation,
+        summary=summary.rename(evaluation.summary.name),
+        per_class=evaluation.per_class.assign(false_alarm_rate=own),
+    )
 
 
 def encoded_labels(dataset: ImageDataset, classes: tuple[str, ...], multi_label: bool) -> Tensor:

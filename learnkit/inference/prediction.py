@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from learnkit.errors import LearnkitError, PredictionError
 from learnkit.report.document import Bar, BarRow, Bars, Document, Paragraph, Span
 from learnkit.report.notebook import Shown
-from learnkit.uncertainty.conformal import conformal_quantile, prediction_sets
+from learnkit.uncertainty.conformal import prediction_sets, set_quantiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,8 @@ class Prediction(Shown):
         p_value: share of known images at least as unusual as this one, in (0, 1]; None too where
             there were no scores to count.
         nonconformity: nonconformity scores, one minus the probability of the true class, of images
-            the model has not learned, and their weights, both (M,): for prediction sets.
+            the model has not learned, and their weights, both (M,), for prediction sets; with
+            sets class by class (`per_class=True`) their classes too.
 
     >>> import torch
     >>> label, index, probs = prediction_of(torch.tensor([.1, .7, .2]), ("ant", "bee", "wasp"))
@@ -56,7 +57,7 @@ class Prediction(Shown):
     ood_score: float | None = field(default=None, kw_only=True)
     ood_threshold: float | None = field(default=None, kw_only=True)
     p_value: float | None = field(default=None, kw_only=True)
-    nonconformity: tuple[Values, Values] | None = field(default=None, kw_only=True)
+    nonconformity: tuple[Values, ...] | None = field(default=None, kw_only=True)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.label, self.index, self.probs))
@@ -68,7 +69,7 @@ class Prediction(Shown):
         return (self.label, self.index, self.probs)[i]
 
     @property
-    def misfits(self) -> tuple[Values, Values] | None:
+    def misfits(self) -> tuple[Values, ...] | None:
         """The former name of `nonconformity`."""
         warnings.warn("`misfits` is called `nonconformity` now", DeprecationWarning, stacklevel=2)
         return self.nonconformity
@@ -114,8 +115,7 @@ class Prediction(Shown):
                 "this model has nothing to calibrate prediction sets by; it needs the continual "
                 "state or fit_ood, and images it remembers or validation images"
             )
-        scores, weights = self.nonconformity
-        quantile = conformal_quantile(scores, alpha, weights=weights)
+        quantile = set_quantiles(self.nonconformity, alpha, len(self.classes))
         (found,) = prediction_sets(self.probs[None], quantile).tolist()
         kept = dict(zip(self.classes, found, strict=True))
         return tuple(name for name, prob in self.ranking if kept[name] and prob > 0)

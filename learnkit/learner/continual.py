@@ -258,7 +258,10 @@ def _warn_of_repetition(record: ContinualRecord, files: Collection[str], n: int)
         )
 
 
-_SETTINGS = ("memory", "classifier", "score", "false_alarm_rate", "guarantee", "prior")
+_SETTINGS = (
+    *("memory", "classifier", "score", "false_alarm_rate"),
+    *("guarantee", "prior", "per_class"),
+)
 
 
 def refit(learn: Any, data: Any, epochs: int, **training: Any) -> ChangeReport:

@@ -328,14 +328,17 @@ class ImageLearner(Learner):
         knows keep their numbers.
 
         Args:
-            data: the training data, as for `extend`; its validation split (else the learner's own
-                validation images) decides threshold and temperature. Without data nothing is known
-                until the first `extend`.
+            data: the training data, as for `extend`; with its validation split (else the learner's
+                own validation images) threshold and temperature are fitted, beside learned images
+                that are left out one by one. Without data nothing is known until the first
+                `extend`.
             reset_class_information: allow classes the learner knows now to be dropped.
             **settings: `memory` (features remembered of each class, 64), `classifier` ("lda",
                 "ridge" or "prototype"), `false_alarm_rate` (0.05), `score` ("combined",
                 "mahalanobis", "relative", "knn", "msp" or "energy"), `guarantee` ("loo", "split"
-                or "pac"), `prior` ("training" or "uniform").
+                or "pac"), `prior` ("training" or "uniform"), `per_class` (False: the false alarms
+                are promised on average over all images; True: for every class by itself, so that
+                rare classes are flagged no more often; fewer images out of distribution are found).
 
         Raises:
             ContinualUnsupportedError: No nn.Sequential(body, head), or several labels per image.
@@ -431,7 +434,8 @@ class ImageLearner(Learner):
             data: the training data, as for `extend`; those of the learner by default.
             validation: images the network was not trained on, with labels; by default the
                 validation split of `data`, or of the learner.
-            **settings: `score`, `false_alarm_rate`, `guarantee`, `memory`; see `init_continual`.
+            **settings: `score`, `false_alarm_rate`, `guarantee`, `per_class`, `memory`; see
+                `init_continual`.
 
         Raises:
             OodLockedError: In the continual state, which detects out-of-distribution images itself.

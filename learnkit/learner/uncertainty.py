@@ -100,12 +100,12 @@ def _fit_threshold(
     learn: Any, head: ContinualClassifier, data: Any, validation: Any, settings: dict[str, Any]
 ) -> Threshold:
     """The threshold of the continual state, fitted again."""
-    fixed = sorted(set(settings) - {"false_alarm_rate", "guarantee"})
+    fixed = sorted(set(settings) - {"false_alarm_rate", "guarantee", "per_class"})
     if data is not None or fixed:
         raise OodLockedError(
             f"{'`data`' if data is not None else fixed} cannot be given in the continual state, "
             "which detects out-of-distribution images by its own statistics; give `validation`, "
-            "`false_alarm_rate` or `guarantee`, or begin a new one with other settings"
+            "`false_alarm_rate`, `guarantee` or `per_class`, or begin a new one with other settings"
         )
     if validation is not None:
         head.validate(*_features_and_labels(_outputs(learn, validation, 1, with_features=True)))
@@ -135,7 +135,7 @@ def evaluation_with_ood(
         return evaluation
     threshold = _required(learn).threshold.value
     unknown = () if ood is None else ood_scores(learn, ood)
-    return with_ood_scores(evaluation, outputs.ood_scores, unknown, threshold)
+    return with_ood_scores(evaluation, outputs.ood_scores, unknown, threshold, outputs.targets)
 
 
 def _required(learn: Any) -> ContinualClassifier:

@@ -113,5 +113,5 @@ def _settle(new: ContinualClassifier, head: ContinualClassifier) -> None:
     if head.knowledge.manual_threshold is not None:
         new.set_threshold(head.knowledge.manual_threshold)
     if isinstance(new, OodDetector):
-        new.head_nonconformity = head.head_nonconformity
+        new.head_nonconformity, new.head_labels = head.head_nonconformity, head.head_labels
     new._states = new._states[:1]

@@ -26,7 +26,7 @@ from learnkit.uncertainty.ood import sigmoid, softmax
 if TYPE_CHECKING:
     import pandas as pd
 
-SOURCES = ("validation", "leave-one-out", "none")
+SOURCES = ("validation", "leave-one-out", "validation and leave-one-out", "none")
 N_BINS = 15
 
 
@@ -136,7 +136,7 @@ def fit_temperature(
     >>> round(fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]).temperature, 4)  # 2 / log(3)
     1.8205
     """
-    check_choice(source, SOURCES[:2], name="source")
+    check_choice(source, SOURCES[:3], name="source")
     low, high = _check_bounds(bounds)
     logits, targets = _check_pair(logits, targets)
     weights = check_weights(weights, len(logits))

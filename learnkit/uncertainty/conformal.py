@@ -38,6 +38,39 @@ def conformal_quantile(scores: Any, alpha: float, *, weights: Any = None) -> flo
     return math.inf if allowed is None else first_with_little_above(scores, weights, allowed)
 
 
+Calibration = tuple[Array, Array] | tuple[Array, Array, Array]
+
+
+def set_quantiles(calibration: Calibration, alpha: float, n_classes: int) -> float | Array:
+    """Quantile of `prediction_sets`; of each class its own, float64 (C,), if labels are there.
+
+    With labels the promise holds for the images of every class by itself (label-conditional, or
+    Mondrian, prediction sets), and a class with fewer than `1 / alpha - 1` scores is in every set.
+
+    Args:
+        calibration: nonconformity scores (n,), their weights, and if wanted the true classes.
+        alpha: in 0..1.
+        n_classes: C.
+
+    Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005, section 4.5.
+
+    >>> set_quantiles((np.arange(9.0), np.ones(9), np.zeros(9, int)), 0.1, 2)
+    array([ 8., inf])
+    """
+    scores, weights, *labels = calibration
+    if not labels:
+        return conformal_quantile(scores, alpha, weights=weights)
+    own = [np.flatnonzero(np.asarray(labels[0]) == place) for place in range(n_classes)]
+    return np.array(
+        [
+            conformal_quantile(scores[rows], alpha, weights=weights[rows])
+            if len(rows)
+            else math.inf
+            for rows in own
+        ]
+    )
+
+
 def lac_scores(probs: Any, targets: Any) -> Array:
     """Nonconformity scores `1 - p(truth)`, float64 (N,) in 0..1; they give the smallest sets.
 
@@ -53,20 +86,20 @@ def lac_scores(probs: Any, targets: Any) -> Array:
     return 1 - np.take_along_axis(probs, targets[:, None], axis=1)[:, 0]
 
 
-def prediction_sets(probs: Any, quantile: float) -> Array:
+def prediction_sets(probs: Any, quantile: float | Array) -> Array:
     """Which classes belong to each image's set, bool (N, C): nonconformity of up to `quantile`.
 
     The likeliest class always belongs to it: no set is empty, and the coverage only grows.
 
     Args:
         probs: probabilities (N, C).
-        quantile: from `conformal_quantile` of the `lac_scores` of calibration images.
+        quantile: from `set_quantiles` of the `lac_scores` of calibration images.
 
     >>> prediction_sets([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]], 0.65).tolist()
     [[True, False, False], [True, True, False]]
     """
     probs = check_probs(probs).astype(np.float64)
-    if math.isnan(quantile):
+    if np.isnan(quantile).any():
         raise UncertaintyError("`quantile` is nan; take it from `conformal_quantile`")
     inside = 1 - probs <= quantile
     if len(probs):

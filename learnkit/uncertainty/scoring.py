@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from learnkit.uncertainty.checks import Array
+from learnkit.uncertainty.conformal import Calibration
 from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.ood import (
     BLANK_SCORE,
@@ -45,7 +46,10 @@ class Scoring:
         threshold: above it a score is flagged.
         weight: of the calibrated classifier on embedded features, float64 (C, D).
         bias: likewise, (C,); -inf for a class without images.
-        nonconformity: scores and weights (R,) that prediction sets are calibrated by.
+        nonconformity: scores and weights (R,) that prediction sets are calibrated by, and the true
+            classes (R,) where each class has a quantile of its own.
+        shifts: added to the OOD score of an image by its predicted class, (C,), so that one
+            threshold keeps its promise for every class by itself; None to leave scores as they are.
         distances: to the class means, where a part of the score needs them.
         neighbors: remembered features, where "knn" is a part.
     """
@@ -57,9 +61,10 @@ class Scoring:
     threshold: Threshold
     weight: Array
     bias: Array
-    nonconformity: tuple[Array, Array]
+    nonconformity: Calibration
     distances: ClassDistances | None = None
     neighbors: Neighbors | None = None
+    shifts: Array | None = None
 
     def logits(self, features: Array) -> Array:
         """Calibrated logits float32 (N, C) of pooled features (N, D)."""
@@ -77,7 +82,10 @@ class Scoring:
         embedded = unit_rows(features, root=self.root)
         raw = self._raw_scores(embedded, {part for part, _, _ in self.standards})
         parts = (standardize(raw[part], loc, spread) for part, loc, spread in self.standards)
-        return np.where(is_blank(features), BLANK_SCORE, combine(*parts))
+        scores = combine(*parts)
+        if self.shifts is not None:
+            scores = scores + self.shifts[self._affine(embedded).argmax(1)]
+        return np.where(is_blank(features), BLANK_SCORE, scores)
 
     def ood_fields(self, features: Array) -> list[dict[str, Any]]:
         """The fields of a `Prediction` from `ood_score` on, of each row of features (N, D)."""

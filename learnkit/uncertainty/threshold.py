@@ -82,7 +82,7 @@ def fit_threshold(
     rate = check_rate(false_alarm_rate, name="false_alarm_rate")
     delta = check_rate(delta, name="delta")
     check_choice(guarantee, GUARANTEES[:3], name="guarantee")
-    check_choice(source, SOURCES[:2], name="source")
+    check_choice(source, SOURCES[:3], name="source")
     scores, weights = sorted_together(scores, check_weights(weights, len(scores)))
     allowed = allowed_above(weights, rate, guarantee, delta)
     if allowed is None:
@@ -170,7 +170,7 @@ def _statement(guarantee: str, source: str, rate: float, delta: float, n: int) -
     return f"at most {rate:.3g} of the images like these {n} are flagged, {how}{doubt}"
 
 
-SOURCES = ("validation", "leave-one-out", "parametric", "manual")
+SOURCES = ("validation", "leave-one-out", "validation and leave-one-out", "parametric", "manual")
 
 
 GUARANTEES = ("loo", "split", "pac", "none")

@@ -369,22 +369,22 @@ def test_the_wanted_rate_moves_the_threshold():
     assert 0.12 < rate < 0.28
 
 
-def test_validation_images_decide_on_the_threshold():
-    head, fresh = learned(images(10)), images(12, seed=7)
+def test_a_full_memory_of_validation_images_decides_on_the_threshold_alone():
+    head, fresh = learned(images(10)), images(64, seed=7)
     head.validate(*fresh)
     assert head.threshold.source == "validation"
-    assert head.threshold.n == 60
+    assert head.threshold.n == 5 * 64
     expected = head.ood_scores(fresh[0]).sort().values
     np.testing.assert_allclose(head.threshold.calibration_scores, expected, atol=0.02, rtol=0)
     assert head.calibration.source == "validation"
 
 
-def test_validation_of_some_classes_is_completed_by_leaving_one_out():
+def test_few_validation_images_count_beside_those_left_out():
     head = learned(images(10), memory=8)
     report = head.validate(*pick(images(12, seed=7), list(range(24))))
-    assert head.threshold.source == "leave-one-out"
-    assert head.threshold.n == 24 + 3 * 8
-    assert any("2 of 5 classes have validation images" in note for note in report.notes)
+    assert head.threshold.source == "validation and leave-one-out"
+    assert head.threshold.n == 24 + 5 * 8
+    assert any("24 validation images are few for 5 classes" in note for note in report.notes)
     with pytest.raises(DataError, match="no class 'other'"):
         head.validate(torch.rand(1, D), ["other"])
 

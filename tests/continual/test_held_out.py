@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learnkit.continual.closed_form.lda import fit_lda
-from learnkit.continual.held_out import held_out_mahalanobis
+from learnkit.continual.held_out import held_out_mahalanobis, held_out_weights
 from learnkit.continual.statistics import ClassStatistics
 
 D = 7
@@ -62,3 +62,48 @@ def test_rows_that_play_a_class_of_one_image_stay_as_they_are():
     some = replace(linear, loo=replace(linear.loo, n_single=5))
     torch.testing.assert_close(held_out_mahalanobis(some)[5:], linear.loo.mahalanobis[5:])
     torch.testing.assert_close(held_out_mahalanobis(some)[:5], held_out_mahalanobis(linear)[:5])
+
+
+def worth(n, most):
+    return n * most / (n + most)
+
+
+def test_weights_of_a_class_are_shared_by_what_its_images_say():
+    # class 0: 2 validation images and 3 left out; class 1: 5 left out alone; class 2: 64 fresh ones
+    fresh = torch.tensor([0, 0, *[2] * 64])
+    single = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 2])
+    mass = torch.tensor([3.0, 5.0, 2.0]).double()
+    weights = held_out_weights(mass, fresh, single, fresh[:0]).numpy()
+    left = worth(3, 20) * (1 - 2 / 64)
+    unit = 0.3 / (2 + left)
+    np.testing.assert_allclose(weights[:2], unit)
+    np.testing.assert_allclose(weights[66:69], unit * left / 3)
+    np.testing.assert_allclose(weights[69:74], 0.5 / 5)
+    np.testing.assert_allclose(weights[2:66], 0.2 / 64)
+    assert weights[74] == 0
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_pairs_stand_in_for_a_class_of_one_image_until_it_has_validation_images():
+    single, pairs = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1])
+    mass = torch.ones(3).double()
+    none = held_out_weights(mass, single[:0], single, pairs).numpy()
+    np.testing.assert_allclose(none[:4], 1 / 6)
+    np.testing.assert_allclose(none[4:], [1 / 12, 1 / 12, 1 / 6])
+    one = held_out_weights(mass, torch.tensor([2]), single, pairs).numpy()
+    by_pairs = worth(3, 4) * 63 / 64
+    np.testing.assert_allclose(one[0], 1 / 3 / (1 + by_pairs))
+    np.testing.assert_allclose(one[5:].sum(), by_pairs / 3 / (1 + by_pairs))
+    np.testing.assert_allclose(one[1:5], 1 / 6)
+
+
+def test_one_more_validation_image_never_takes_away_more_than_it_brings():
+    mass, single = torch.ones(2).double(), torch.arange(2).repeat_interleave(30)
+    before = 0.0
+    for n in range(1, 101):
+        weights = held_out_weights(mass, torch.zeros(n).long(), single, single[:0])
+        share = float(weights[:n].sum())
+        assert before < share + 1e-12 <= 0.5 + 1e-9
+        n_effective = 1 / float(weights[weights > 0].square().sum())
+        assert n_effective > 40  # of 60 rows left out, whatever comes
+        before = share

@@ -122,11 +122,46 @@ def test_p_values_are_those_of_torch_whatever_is_promised(guarantee, n):
         assert_alike(ours, theirs)
 
 
+@pytest.mark.parametrize("kind", [ContinualClassifier, OodDetector])
+def test_promises_of_each_class_travel(kind):
+    head = make_head(90, kind=kind, per_class=True, memory=64)
+    if kind is OodDetector:
+        head.fit_sets(head(features(90)[0]).softmax(1), torch.arange(90) % 3)
+    assert facts_of(head)["format"] == 2
+    assert facts_of(make_head())["format"] == 1  # as an older learnkit reads it
+    x = queries()[:-1]
+    ours, theirs = read(head), head.scoring
+    assert abs(ours.shifts).min() > 0
+    assert np.array_equal(ours.ood_scores(x.numpy()), theirs.ood_scores(x.numpy()))
+    assert len(ours.nonconformity) == 3
+    assert all(map(np.array_equal, ours.nonconformity, theirs.nonconformity))
+    again = kind.from_state(*head.state())
+    assert np.array_equal(again.scoring.ood_scores(x.numpy()), theirs.ood_scores(x.numpy()))
+    assert all(map(np.array_equal, again.scoring.nonconformity, theirs.nonconformity))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("misfit_labels", torch.full((45,), 3), "not all of the 3 classes"),
+        ("misfit_labels", torch.zeros(44, dtype=torch.int64), "must be int64 \\(45,\\)"),
+        ("shifts", torch.zeros(2).double(), "must be float64 \\(3,\\)"),
+        ("shifts", torch.zeros(3), "must be float64 \\(3,\\)"),
+    ],
+)
+def test_damaged_promises_of_each_class_are_refused(name, value, message):
+    head = make_head(per_class=True, memory=64)
+    with pytest.raises(BundleCorruptError, match=message):
+        read(head, **{name: value})
+
+
 def test_every_source_of_a_threshold_travels():
     heads = {"leave-one-out": make_head(), "parametric": make_head(6), "manual": make_head()}
     heads["manual"].threshold = 3.5
     heads["validation"] = ContinualClassifier(WIDTH)
-    heads["validation"].extend(*features(45), validation=features(45, seed=5))
+    heads["validation"].extend(*features(45), validation=features(192, seed=5))
+    heads["validation and leave-one-out"] = ContinualClassifier(WIDTH)
+    heads["validation and leave-one-out"].extend(*features(45), validation=features(9, seed=5))
     with pytest.warns(UserWarning, match="assumed distribution"):
         heads["drawn"] = make_head(memory=0)
     for source, head in heads.items():
@@ -283,7 +318,7 @@ def test_files_with_other_facts_are_refused(name):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 3},
         {"standards": [["vim", 0.0, 1.0]]},
         {"combined": "median"},
     ],

@@ -11,7 +11,11 @@ from __future__ import annotations
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier
 from learnkit.continual.closed_form.loo_samples import Prior, mean_debts, score_left_out
 from learnkit.continual.closed_form.moments import Moments
-from learnkit.continual.closed_form.shrinkage import SHRINKAGES, Selection
+from learnkit.continual.closed_form.shrinkage import (
+    SHRINKAGES,
+    Selection,
+    expected_temperature,
+)
 
 
 def fit_lda(
@@ -69,4 +73,5 @@ def _discriminant(
         (debts - lengths) / 2,
         left_out.logits,
         basis.scored(geometry, left_out, selection.shrinkage if scores is None else scores),
+        expected_temperature(geometry),
     )

@@ -60,9 +60,10 @@ class LinearClassifier:
     """A linear classifier on embedded features: `logits = features @ weight.T + bias`.
 
     `weight (C,D)` and `bias (C,)` are float64 by class; a class without images has weight 0 and
-    bias -inf. `softmax(logits / temperature)` are the probabilities. `shrinkage` is what was chosen
-    for it (of a ridge regression the penalty). `geometry` is the whitened space for scores: that of
-    the discriminant, whatever the method.
+    bias -inf. `softmax(logits / temperature)` are the probabilities, of classes that come as the
+    prior says; `expected_temperature` is what to expect before any image is left out. `shrinkage`
+    is what was chosen for it (of a ridge regression the penalty). `geometry` is the whitened space
+    for scores: that of the discriminant, whatever the method.
     """
 
     weight: Tensor
@@ -70,6 +71,7 @@ class LinearClassifier:
     method: str
     shrinkage: float
     temperature: float
+    expected_temperature: float
     geometry: Geometry
     loo: LeaveOneOut
     diagnostics: dict[str, Any] = field(default_factory=dict)
@@ -152,6 +154,7 @@ class Basis:
         offset: Tensor | float,
         logits: Tensor,
         scores: Scored,
+        expected_temperature: float,
     ) -> LinearClassifier:
         """Return the classifier `covectors @ (features - center) + offset`, with its prior.
 
@@ -162,6 +165,7 @@ class Basis:
             offset: (P,).
             logits: Held-out ones of the samples (R,P), without the prior, which is added in place.
             scores: The geometry for scores, and those of the samples.
+            expected_temperature: Before any sample is seen.
         """
         prior = selection.temperature * self.log_prior
         bias = offset - covectors @ self.spectrum.center + prior
@@ -181,6 +185,7 @@ class Basis:
             method=method,
             shrinkage=selection.shrinkage,
             temperature=selection.temperature,
+            expected_temperature=expected_temperature,
             geometry=scores.geometry,
             loo=loo,
             diagnostics=selection.to_dict(),

@@ -58,6 +58,7 @@ def fit_ridge(
         0.0,
         ridge.leave_out(basis.samples),
         Scored(scores, mahalanobis, relative),
+        _expected_temperature(ridge),
     )
 
 
@@ -83,9 +84,13 @@ def _select(basis: Basis, penalties: tuple[float, ...]) -> Selection:
 def _temper(basis: Basis, ridge: Ridge, samples: LooSamples) -> Tempered:
     """Temperature and held-out log loss of one regression."""
     logits = ridge.leave_out(samples)
-    expected = _default_temperature(ridge) / GUESS_IS_TOO_HIGH
-    about = {"log_prior": basis.log_prior, "expected": expected}
+    about = {"log_prior": basis.log_prior, "expected": _expected_temperature(ridge)}
     return temper(logits, samples.labels, samples.weights, **about)
+
+
+def _expected_temperature(ridge: Ridge) -> float:
+    """Temperature to expect before any sample is seen."""
+    return _default_temperature(ridge) / GUESS_IS_TOO_HIGH
 
 
 def _default_temperature(ridge: Ridge) -> float:

@@ -81,10 +81,14 @@ def temper_samples(
     logits: Tensor, samples: LooSamples, geometry: Geometry, log_prior: Tensor
 ) -> Tempered:
     """Temperature and held-out log loss of the discriminant, from its logits of the samples."""
-    weight = geometry.means * geometry.scale
-    guess = default_temperature(geometry.spectrum, weight, geometry.d_eff)
-    about = {"log_prior": log_prior, "expected": guess / GUESS_IS_TOO_HIGH}
+    about = {"log_prior": log_prior, "expected": expected_temperature(geometry)}
     return temper(logits, samples.labels, samples.weights, **about)
+
+
+def expected_temperature(geometry: Geometry) -> float:
+    """Temperature of the discriminant to expect before any sample is seen."""
+    weight = geometry.means * geometry.scale
+    return default_temperature(geometry.spectrum, weight, geometry.d_eff) / GUESS_IS_TOO_HIGH
 
 
 def weigh_evidence(
