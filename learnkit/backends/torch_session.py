@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from learnkit.backends.processor import n_threads
 from learnkit.backends.registry import check_backend
 from learnkit.backends.session import Outputs, Session, brief
+from learnkit.backends.torch_threads import torch_threads
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BackendUnavailableError, ExportError
 
@@ -130,10 +131,5 @@ def _threads(wanted: int | None) -> Iterator[None]:
     if wanted is None:
         yield
         return
-    with _THREADS:
-        before = torch.get_num_threads()
-        torch.set_num_threads(wanted)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    with _THREADS, torch_threads(wanted):
+        yield

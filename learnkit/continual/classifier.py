@@ -367,8 +367,8 @@ class ContinualClassifier(nn.Module):
     def restore_scoring(self, stored: Scoring) -> None:
         """Score as when `stored` was taken of this very state, to the last bit.
 
-        What follows from statistics is solved for, and another number of threads or another version
-        gives other last bits. The next change derives everything again.
+        What follows from statistics is solved for, and another processor or another version of
+        torch gives other last bits. The next change derives everything again.
         """
         knowledge, numbers = self.knowledge, ("temperature", "standards", "weight", "bias")
         own = knowledge.derived.scoring

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnkit.backends.torch_threads import torch_threads
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.checks import check_labelled_features
 from learnkit.continual.derivation import Derived, derive
@@ -149,7 +150,8 @@ class Knowledge:
         if same and before.settings == self.settings and before.validation is self.validation:
             return replace(self, derived=before.derived, _affine=before._affine)
         reused = before.derived if same else None
-        derived = derive(self.statistics, self.validation, self.settings, reused)
+        with torch_threads(1):  # eigenvectors and long sums have other last bits with more
+            derived = derive(self.statistics, self.validation, self.settings, reused)
         return replace(self, derived=derived, _affine={})
 
     def lightened(self) -> "Knowledge":

@@ -15,7 +15,7 @@ from learnkit.data.image import find_images
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import watched
 from learnkit.deploy.home import Home
-from learnkit.inference.batch import predict_stream, prediction_table
+from learnkit.inference.batch import BATCH, predict_stream, prediction_table
 from learnkit.inference.digest import same_state
 from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.model import Model
@@ -133,7 +133,8 @@ class BasePredictor(Shown):
     def predict(self, source: Any) -> Prediction:
         """The prediction for one image: path, bytes, PIL image, array (H, W[, C]).
 
-        Where there is torch, a tensor (C, H, W) will do, too.
+        Where there is torch, a tensor (C, H, W) will do, too. It is computed alone, which is the
+        fastest; in the batches of `predict_files` the numbers have other last bits.
 
         Raises:
             ImageReadError: the image cannot be read; the message names it.
@@ -145,9 +146,12 @@ class BasePredictor(Shown):
     __call__ = predict
 
     def predict_batch(
-        self, items: Iterable[Any], bs: int = 64, *, n_workers: int = 2
+        self, items: Iterable[Any], bs: int = BATCH, *, n_workers: int = 2
     ) -> list[Prediction]:
-        """One prediction per item, in order; no items, no predictions. Raises like `predict`."""
+        """One prediction per item, in order, as `predict_files`; no items, no predictions.
+
+        Raises like `predict`.
+        """
         stream = predict_stream(self, items, bs=bs, n_workers=n_workers)
         return [raised(result) for _, result in stream]
 
@@ -155,7 +159,7 @@ class BasePredictor(Shown):
         self,
         folder: str | os.PathLike,
         recursive: bool = True,
-        bs: int = 64,
+        bs: int = BATCH,
         n_workers: int = 2,
         progress: bool = True,
         *,
@@ -175,7 +179,7 @@ class BasePredictor(Shown):
         self,
         paths: Iterable[Any],
         *,
-        bs: int = 64,
+        bs: int = BATCH,
         n_workers: int = 2,
         progress: bool = True,
         probs: bool = True,
@@ -187,6 +191,11 @@ class BasePredictor(Shown):
         A file that cannot be read has its reason in `error`, no label and NaN for numbers; the rest
         are predicted. Memory holds two batches of images, whatever the number of files. In the
         continual state is_ood, ood_score and p_value stand between error and probabilities.
+
+        A row is the same to the bit whatever files are beside it, how many, in which order, and
+        which of them cannot be read: every forward pass has `bs` images, the last one being filled
+        up. Another `bs`, machine or version of the backend may give other last bits, as `predict`
+        and the server do, which compute as many images as there are at the moment.
 
         Args:
             paths: files, or whatever else `predict` takes.

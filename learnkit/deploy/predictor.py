@@ -30,9 +30,10 @@ from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.home import home_of, pickled
 from learnkit.errors import OptimizedModelError, OptimizeError, PredictionError
+from learnkit.inference.batch import BATCH
 from learnkit.inference.class_names import checked_threshold, head_classes, renamed
 from learnkit.inference.evaluation import evaluate_predictor
-from learnkit.inference.features import BATCH, check_same_features, feature_rows
+from learnkit.inference.features import check_same_features, feature_rows
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Result
 from learnkit.inference.scoring import logits_of, predictions
@@ -260,7 +261,7 @@ class Predictor(BasePredictor):
         """Pooled features float32 (N, D) of the network's body, one row per item, in order.
 
         An image's features do not depend, to the bit, on the images beside it: every forward pass
-        has `bs` images. Another `bs`, machine or number of threads may change the last bits.
+        has `bs` images. Another `bs`, machine or version of torch may change the last bits.
 
         Args:
             items: images of any kind `predict` takes, a folder, or a dataset.
@@ -281,7 +282,7 @@ class Predictor(BasePredictor):
         dataset: ImageDataset,
         *,
         ood: Any = None,
-        bs: int = 64,
+        bs: int = BATCH,
         n_workers: int = 2,
         progress: bool = True,
     ) -> Evaluation:

@@ -1,4 +1,9 @@
-"""Many images: decoding in threads while the network works, a table with a row for every file."""
+"""Many images: decoding in threads while the network works, a table with a row for every file.
+
+Every forward pass has the same number of images, the last one being filled up: how a network adds
+up depends on the size of the batch, so that only then an image gets the same bits whatever the
+images beside it, their number, and those that cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,9 @@ from learnkit.inference.prediction import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+BATCH = 16  # small enough that filling up the last batch costs little
 
 
 class Predicts(Protocol):
@@ -32,16 +40,22 @@ def predict_stream(
 ) -> Iterator[tuple[Any, Result]]:
     """Each item with its prediction, or with the error that prevented one, in the order of `items`.
 
-    While one batch is in the network the images of the next two are being decoded.
+    Every forward pass has `bs` images, the last of them repeated where fewer could be read. While
+    one batch is in the network the images of the next two are being decoded.
     """
     if bs < 1:
         raise PredictionError(f"`bs`={bs}; a batch has at least one image")
     loaded = load_ahead(predictor.load, items, n_ahead=2 * bs, n_workers=n_workers)
     for batch in chunks(loaded, bs):
         images = [image for _, image in batch if not isinstance(image, LearnkitError)]
-        results = iter(predictor.try_loaded(images) if images else ())
+        results = iter(predictor.try_loaded(padded(images, bs)) if images else ())
         for item, image in batch:
             yield item, image if isinstance(image, LearnkitError) else next(results)
+
+
+def padded(images: Sequence[Any], n: int) -> list[Any]:
+    """`images`, at least one, and the last of them again until there are `n`."""
+    return [*images, *images[-1:] * (n - len(images))]
 
 
 def prediction_table(

@@ -14,9 +14,8 @@ from learnkit.backends.session import Session
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import chunks, image_name, read_images
 from learnkit.errors import PredictionError
+from learnkit.inference.batch import padded
 from learnkit.inference.model import Model
-
-BATCH = 16  # small enough that filling up the last batch costs little
 
 
 def feature_rows(
@@ -50,11 +49,8 @@ def feature_rows(
         progress=progress,
         what="features",
     )
-    rows = []
-    for images in chunks(loaded, bs):
-        # so that an image's features do not depend, to the bit, on which others are there
-        filled = np.stack(images + images[-1:] * (bs - len(images)))
-        rows.append(read(filled)[: len(images)])
+    # padded, so that an image's features do not depend, to the bit, on which others are there
+    rows = [read(np.stack(padded(images, bs)))[: len(images)] for images in chunks(loaded, bs)]
     if not rows:
         return torch.from_numpy(read(network.no_images()))
     features = torch.from_numpy(np.concatenate(rows))

@@ -12,7 +12,7 @@ from typing import Any
 
 from learnkit.data.read_images import watched
 from learnkit.errors import LearnkitError, PredictionError, PredictionFileError
-from learnkit.inference.batch import predict_stream
+from learnkit.inference.batch import BATCH, predict_stream
 from learnkit.inference.digest import model_digest, same_state, state_of
 from learnkit.inference.prediction_log import PredictionLog, opened_log, refusal
 from learnkit.inference.prediction_table import (
@@ -62,7 +62,7 @@ def predict_to_file(
     out: str | os.PathLike,
     *,
     resume: bool = True,
-    bs: int = 64,
+    bs: int = BATCH,
     n_workers: int = 2,
     progress: bool = True,
     probs: bool = True,
@@ -79,7 +79,7 @@ def predict_to_file(
         out: a file that ends in .parquet, .csv or .jsonl; it appears, whole, at the end.
         resume: go on with what a call that did not end has done; the work of one that did is not
             repeated. Otherwise start over, and replace `out`.
-        bs: images per forward pass.
+        bs: images per forward pass, see `predict_files`.
         n_workers: decoding threads.
         progress: show a progress bar.
         probs: add the probability of every class.

@@ -91,16 +91,21 @@ def conclude(
     sound = np.isfinite(features if by_scoring else logits).all(1)
     if scoring is not None:
         sound &= np.isfinite(features).all(1)
-        features = features[sound]
-    values = scoring.logits(features) if by_scoring else logits[sound]
+        features = _blanked(features, ~sound)
+    values = scoring.logits(features) if by_scoring else _blanked(logits, ~sound)
     values = values.astype(np.float64)
     probs = wrap((sigmoid(values) if multi_label else softmax(values)).astype(np.float32))
     told = [{}] * len(probs) if scoring is None else scoring.ood_fields(features)
-    rows = (
-        prediction_of(row, classes, multi_label=multi_label, threshold=threshold, **ood)
-        for row, ood in zip(probs, told, strict=True)
-    )
-    return [next(rows) if is_sound else not_finite() for is_sound in sound.tolist()]
+    said = {"multi_label": multi_label, "threshold": threshold}
+    return [
+        prediction_of(row, classes, **said, **ood) if is_sound else not_finite()
+        for row, ood, is_sound in zip(probs, told, sound.tolist(), strict=True)
+    ]
+
+
+def _blanked(rows: Array, out: Array) -> Array:
+    """`rows`, zeros in those that are `out`: sums of another number of rows have other bits."""
+    return np.where(out[:, None], np.zeros_like(rows), rows) if out.any() else rows
 
 
 def logits_of(model: Model, images: np.ndarray) -> Tensor:

@@ -37,7 +37,8 @@ from learnkit.errors import (
     first_few,
     warn_user,
 )
-from learnkit.inference.features import BATCH, feature_rows
+from learnkit.inference.batch import BATCH
+from learnkit.inference.features import feature_rows
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import progress_over, randomness_kept
 from learnkit.interpret.learner_state import ContinualRecord, names_of

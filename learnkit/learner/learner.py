@@ -23,6 +23,7 @@ from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
 from learnkit.evaluation.evaluate import Evaluation
+from learnkit.inference.batch import BATCH
 from learnkit.inference.prediction import Prediction
 from learnkit.inference.suggestion import Suggestions
 from learnkit.interpret.classification import ClassificationInterpretation
@@ -256,8 +257,8 @@ class ImageLearner(Learner):
         prediction = predictor.predict(item)
         return (predictor.preprocessing.read(item), *prediction) if with_input else prediction
 
-    def predict_batch(self, items: Iterable[Any], bs: int = 64) -> list[Prediction]:
-        """One Prediction per item, computed `bs` at a time."""
+    def predict_batch(self, items: Iterable[Any], bs: int = BATCH) -> list[Prediction]:
+        """One Prediction per item, by forward passes of `bs` images; see `predict_files`."""
         return predictor_of(self).predict_batch(items, bs=bs)
 
     def suggest(self, images: Any, n: int = 20, **reading: Any) -> Suggestions:

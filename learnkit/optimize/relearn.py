@@ -14,7 +14,8 @@ from learnkit.continual.embedding import embed
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
-from learnkit.inference.features import BATCH, feature_rows
+from learnkit.inference.batch import BATCH
+from learnkit.inference.features import feature_rows
 from learnkit.uncertainty.embedding import GRID
 
 CARRIED = "carried over from float32"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from learnkit.data.read_images import watched
 
@@ -90,14 +88,3 @@ def _turns(
 def was_busy(found: Mapping[str, Mapping[int, Times]]) -> bool:
     """Whether times scatter so much that others must have used the machine, too."""
     return any(t.p95 > BUSY * t.median for times in found.values() for t in times.values())
-
-
-@contextlib.contextmanager
-def torch_threads(n: int | None) -> Iterator[None]:
-    """Torch computes with `n` threads inside; afterwards with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

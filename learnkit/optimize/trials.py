@@ -12,6 +12,7 @@ from learnkit.backends.conversion import Converted
 from learnkit.backends.network import Network, channels_last
 from learnkit.backends.registry import variant_name
 from learnkit.backends.session import Session
+from learnkit.backends.torch_threads import torch_threads
 from learnkit.errors import ExportError, MissingExtraError, OptimizeError
 from learnkit.inference.model import Model
 from learnkit.optimize import gates as gate
@@ -20,7 +21,7 @@ from learnkit.optimize.convert import Converter
 from learnkit.optimize.job import PROBES, Job
 from learnkit.optimize.quality import Quality
 from learnkit.optimize.relearn import CARRIED, learned_again
-from learnkit.optimize.timing import Times, measure, torch_threads, was_busy
+from learnkit.optimize.timing import Times, measure, was_busy
 
 
 class Trials:

@@ -32,6 +32,7 @@ from learnkit.backends.openvino_session import check_ir
 from learnkit.backends.processor import has_bfloat16, n_threads, processor_flags
 from learnkit.backends.registry import open_session
 from learnkit.backends.torch_session import TorchSession
+from learnkit.backends.torch_threads import torch_threads
 from learnkit.errors import (
     BackendUnavailableError,
     BundleCorruptError,
@@ -406,3 +407,10 @@ class TestProcessor:
     def test_threads_are_those_this_process_may_use(self, monkeypatch):
         monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
         assert (n_threads(), n_threads(2)) == (3, 2)
+
+
+def test_torch_has_as_many_threads_afterwards_as_before():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError, match=str(before + 1)), torch_threads(before + 1):
+        raise KeyError(torch.get_num_threads())
+    assert torch.get_num_threads() == before

@@ -100,21 +100,20 @@ def _forgotten():
 
 
 def assert_equal_to_the_bit(path, variant):
-    """Both ways of opening a variant predict the same, one image and many."""
+    """Both ways of opening a variant predict the same, an image alone and many."""
     learner = load_learner(path, variant=variant, threads=1)
     runtime = load_runtime(path, variant=variant, threads=1)
-    for images in (IMAGES, IMAGES[:1]):
-        pairs = zip(learner.predict_batch(images), runtime.predict_batch(images), strict=True)
-        for one, other in pairs:
-            assert np.array_equal(one.probs.numpy(), other.probs)
-            assert (one.label, one.index) == (other.label, other.index)
-            assert one.ood_score == other.ood_score
-            assert one.ood_threshold == other.ood_threshold
-            assert one.p_value == other.p_value
-            assert one.is_ood == other.is_ood
-            if one.nonconformity is not None and len(one.nonconformity[0]):
-                for alpha in (0.05, 0.2, 0.5):
-                    assert one.prediction_set(alpha) == other.prediction_set(alpha)
+    ways = lambda predictor: [*predictor.predict_batch(IMAGES), predictor.predict(IMAGES[0])]
+    for one, other in zip(ways(learner), ways(runtime), strict=True):
+        assert np.array_equal(one.probs.numpy(), other.probs)
+        assert (one.label, one.index) == (other.label, other.index)
+        assert one.ood_score == other.ood_score
+        assert one.ood_threshold == other.ood_threshold
+        assert one.p_value == other.p_value
+        assert one.is_ood == other.is_ood
+        if one.nonconformity is not None and len(one.nonconformity[0]):
+            for alpha in (0.05, 0.2, 0.5):
+                assert one.prediction_set(alpha) == other.prediction_set(alpha)
     return learner
 
 
@@ -143,8 +142,21 @@ def test_without_torch_the_same_images_are_suggested(tmp_path):
     assert with_torch == without
 
 
+@pytest.mark.parametrize(("backend", "precision"), VARIANTS)
+def test_every_variant_gives_rows_that_do_not_depend_on_those_beside_them(backend, precision):
+    predictor = over(make_continual(COUNTS), converted(backend, precision))
+    rows = lambda images: numbers(predictor.predict_files(images, n_workers=0, progress=False))
+    many = [*IMAGES, *shades("ok", 9, seed=6)]
+    assert rows(many) == [rows([image])[0] for image in many]
+
+
+def numbers(table):
+    """The rows without the names of their images."""
+    return [[repr(value) for value in row] for row in table.drop(columns="path").to_numpy()]
+
+
 def test_scores_are_those_written_though_the_statistics_give_others_here(tmp_path, monkeypatch):
-    # as with another number of threads: solving again gives other last bits
+    # as on another processor: solving again gives other last bits
     over(make_continual(COUNTS), converted("onnxruntime", "float32")).save(tmp_path / "m")
     solve = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda a: solve(a * (1 + 1e-12)))

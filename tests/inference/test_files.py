@@ -43,9 +43,10 @@ class Counting:
         return np.float32(sum(source.encode("utf-8", "surrogateescape")) % 97 / 97)
 
     def try_loaded(self, images):
-        if len(self.seen) + len(images) > self.stop_after:
+        own = {id(image): image for image in images}.values()  # a batch is filled up with its last
+        if len(self.seen) + len(own) > self.stop_after:
             raise KeyboardInterrupt
-        self.seen += images
+        self.seen += own
         return [prediction_of(np.array([1 - x, x]), self.classes) for x in images]
 
 

@@ -2,14 +2,12 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 
 from learnkit.optimize.timing import (
     BLOCK,
     MAX_ROUNDS,
     MIN_ROUNDS,
     measure,
-    torch_threads,
     was_busy,
 )
 
@@ -80,10 +78,3 @@ def test_times_that_scatter_tell_of_others_on_the_machine():
     jumpy = {"a": clock.run(itertools.cycle([0.1, 0.1, 0.9, 0.1]))}
     assert not was_busy(measure(steady, PIXELS, batches=(1,), seconds=0.0, clock=clock))
     assert was_busy(measure(jumpy, PIXELS, batches=(1,), seconds=0.0, clock=clock))
-
-
-def test_torch_has_as_many_threads_afterwards_as_before():
-    before = torch.get_num_threads()
-    with pytest.raises(KeyError, match=str(before + 1)), torch_threads(before + 1):
-        raise KeyError(torch.get_num_threads())
-    assert torch.get_num_threads() == before

@@ -1,0 +1,90 @@
+"""An image's numbers in bulk are the same to the bit, whatever stands beside it."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from deploy_helpers import make_continual, shades, strange
+
+from learnkit.backends.torch_threads import torch_threads
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.inference.scoring import conclude
+
+COUNTS = {"ok": 9, "bad": 7, "ß/<b>": 8}
+IMAGES = [*shades("ok", 8, seed=4), *strange(4), *shades("bad", 7, seed=5)]
+NETWORKS = {"CNN": "test_efficientnet", "ViT": "test_vit"}
+QUIET = {"n_workers": 0, "progress": False}
+
+
+@functools.cache
+def predictor(network):
+    return make_continual(COUNTS, arch=NETWORKS[network])
+
+
+def rows(table):
+    """Rows of a table without their names, as bytes: NaN equals NaN."""
+    return [row.drop("path").map(repr).tolist() for _, row in table.iterrows()]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+class TestRows:
+    def test_of_a_file_alone_and_among_others_are_equal(self, network):
+        found = predictor(network)
+        together = rows(found.predict_files(IMAGES, **QUIET))
+        alone = [rows(found.predict_files([image], **QUIET))[0] for image in IMAGES]
+        assert together == alone
+
+    def test_stay_beside_files_that_cannot_be_read(self, network):
+        found = predictor(network)
+        broken = [b"", *IMAGES[:5], b"", b"", *IMAGES[5:], b""]
+        table = found.predict_files(broken, **QUIET)
+        assert (table["error"].notna()).tolist() == [isinstance(item, bytes) for item in broken]
+        assert rows(table[table["error"].isna()]) == rows(found.predict_files(IMAGES, **QUIET))
+
+    def test_stay_in_another_order(self, network):
+        found = predictor(network)
+        backwards = rows(found.predict_files(IMAGES[::-1], **QUIET))
+        assert backwards[::-1] == rows(found.predict_files(IMAGES, **QUIET))
+
+
+def test_batches_have_as_many_images_as_asked_for(monkeypatch):
+    found, seen = predictor("CNN"), []
+    run = found.network.run
+    monkeypatch.setattr(found.network, "run", lambda x: (seen.append(len(x)), run(x))[1])
+    found.predict_batch([*IMAGES[:7]], bs=3, n_workers=0)
+    found.predict_files([b"", IMAGES[0]], **QUIET)
+    found.predict(IMAGES[0])
+    assert seen == [3, 3, 3, 16, 1]
+
+
+def test_numbers_that_are_not_finite_leave_those_of_others():
+    head, generator = predictor("CNN").continual, np.random.default_rng(0)
+    features = generator.random((16, head.n_features), np.float32)
+    whole = conclude(head.scoring, features, None, head.classes)
+    features[5, 3] = np.nan
+    beside = conclude(head.scoring, features, None, head.classes)
+    assert "not finite" in str(beside[5])
+    for place in {*range(16)} - {5}:
+        assert beside[place].ood_score == whole[place].ood_score
+        assert np.array_equal(beside[place].probs, whole[place].probs)
+
+
+class TestDerivation:
+    @pytest.mark.parametrize("threads", [2, 4])
+    def test_has_the_same_bits_with_any_number_of_threads(self, threads):
+        generator = torch.Generator().manual_seed(0)
+        features = torch.rand(300, 192, generator=generator)
+        labels = [f"class {i % 7}" for i in range(300)]
+        heads = []
+        for n in (1, threads):
+            with torch_threads(n):
+                heads.append(ContinualClassifier(192))
+                heads[-1].extend(features, labels)
+                assert torch.get_num_threads() == n
+        one, several = (head.scoring for head in heads)
+        assert one.threshold.value == several.threshold.value
+        assert one.temperature == several.temperature
+        assert one.standards == several.standards
+        assert one.weight.tobytes() == several.weight.tobytes()
+        assert one.distances.axes.tobytes() == several.distances.axes.tobytes()
