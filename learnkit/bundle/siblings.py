@@ -13,6 +13,7 @@ from typing import Any
 from learnkit.bundle.schema import CONFIG, read_section
 from learnkit.bundle.state import OOD, STATE
 from learnkit.bundle.variant import files_of, learned_since, variant_names
+from learnkit.continual.serialization import in_this_format
 from learnkit.errors import BundleCorruptError, BundleError, ExportError, warn_user
 from learnkit.storage.read_folder import VARIANTS, Folder, read_folder
 
@@ -203,7 +204,7 @@ def with_siblings(files: Mapping[str, bytes], siblings: Siblings | None) -> Base
 def _rests_on(files: Mapping[str, bytes], hashes: Mapping[str, Any]) -> str:
     """Digest of all in a float32 model that variants are made from."""
     section = read_section(files[CONFIG])
-    said = {key: section.get(key) for key in _RESTS_ON}
+    said = {key: in_this_format(section.get(key)) for key in _RESTS_ON}
     state = {name: hashes[name] for name in (STATE, OOD) if name in hashes}
     text = json.dumps([weights_digest(files, hashes), state, said], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -74,8 +74,8 @@ class OodDetector(ContinualClassifier):
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(configuration for JSON, tensors): everything there is to keep."""
         config, tensors = super().state()
-        own = {_NONCONFORMITY: self.head_nonconformity, _LABELS: self.head_labels}
-        return config, {**tensors, **own}
+        labels = {_LABELS: self.head_labels} if len(self.head_labels) else {}  # as it was read
+        return config, {**tensors, _NONCONFORMITY: self.head_nonconformity, **labels}
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:

@@ -325,6 +325,14 @@ def read_config(config: Any) -> dict[str, Any]:
     return whole
 
 
+def in_this_format(config: Any) -> Any:
+    """A configuration as one of this format would say it, to compare it with others."""
+    if not isinstance(config, Mapping) or not isinstance(config.get("settings"), Mapping):
+        return config
+    settings = {**OPTIONAL_SETTINGS, **config["settings"]}
+    return {**OPTIONAL_CONFIG, **config, "settings": settings, "format": FORMAT}
+
+
 def read_settings(values: Any) -> Settings:
     """Settings as stored, or StatisticsError."""
     try:
