@@ -34,6 +34,10 @@ def extend(
         float | None,
         typer.Option(metavar="RATE", help="Wanted share of known images flagged as unknown."),
     ] = None,
+    reuse_names: Annotated[
+        bool,
+        typer.Option("--reuse-names", help="Names that classes had before are of new classes."),
+    ] = False,
 ) -> None:
     """Teach an exported model new classes, or more of the old, from new images alone.
 
@@ -53,7 +57,7 @@ def extend(
     check_continual(predictor.continual)
     if false_alarm_rate is not None:
         predictor.set(false_alarm_rate=false_alarm_rate)
-    change = predictor.extend(folder, progress=sys.stderr.isatty())
+    change = predictor.extend(folder, reuse_names=reuse_names, progress=sys.stderr.isatty())
     predictor.save(out)
     report.change(change)
     report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])

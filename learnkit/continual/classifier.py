@@ -234,6 +234,7 @@ class ContinualClassifier(nn.Module):
         *,
         class_names: Sequence[str] | None = None,
         validation: Validation | None = None,
+        reuse_names: bool = False,
     ) -> ChangeReport:
         """Learn images of new classes, of known ones, or of both.
 
@@ -244,6 +245,8 @@ class ContinualClassifier(nn.Module):
                 get a place too. Default: as they first appear.
             validation: (features, labels) of images of known or new classes that are not learned:
                 threshold and temperature are fitted on them. They are kept, up to 64 a class.
+            reuse_names: Take a name that a class had before it was renamed or merged for the name
+                of another class.
 
         Returns:
             What changed.
@@ -255,7 +258,10 @@ class ContinualClassifier(nn.Module):
                 exactly.
         """
         return self._change(
-            "extend", lambda now: now.extend(features, labels, class_names, validation)
+            "extend",
+            lambda now: now.extend(
+                features, labels, class_names, validation, reuse_names=reuse_names
+            ),
         )
 
     def validate(self, features: Tensor, labels: Sequence[Any]) -> ChangeReport:
@@ -299,14 +305,19 @@ class ContinualClassifier(nn.Module):
         """
         return self._change("merge_classes", lambda now: now.merge_classes(names, into))
 
-    def merge(self, other: ClassStatistics) -> ChangeReport:
+    def merge(self, other: ClassStatistics, *, reuse_names: bool = False) -> ChangeReport:
         """Learn everything another set of statistics of the same network holds.
+
+        Args:
+            other: Statistics of the same network.
+            reuse_names: Let a class have a name that the other side's class had before.
 
         Raises:
             StatisticsError: They are of another network or collected with other settings.
-            DataError: Two class names look alike.
+            DataError: Two class names look alike; or one side has images under a name that a class
+                of the other side no longer has.
         """
-        return self._change("merge", lambda now: now.merge(other))
+        return self._change("merge", lambda now: now.merge(other, reuse_names=reuse_names))
 
     def set_threshold(
         self,

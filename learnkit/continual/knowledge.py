@@ -17,7 +17,7 @@ from learnkit.continual.derivation import Derived, derive
 from learnkit.continual.embedding import to_grid
 from learnkit.continual.label_issues import label_issues
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.names import check_known, clean_name, index_tensor
+from learnkit.continual.names import check_known, clean_name, index_tensor, name_list
 from learnkit.continual.serialization import (
     FORMAT,
     check_width,
@@ -93,6 +93,7 @@ class Knowledge:
             "settings": self.settings.to_dict(),
             "class_names": list(self.statistics.class_names),
             "forgotten_names": [one.name for one in self.statistics.forgotten],
+            "former_names": dict(sorted(self.statistics.former_names.items())),
             "threshold": self.manual_threshold,
         }
         return config, {
@@ -116,6 +117,7 @@ class Knowledge:
             root=settings.root,
             memory_size=settings.memory,
             forgotten_names=config["forgotten_names"],
+            former_names=config["former_names"],
         )
         check_width(statistics.n_features, settings)
         names, width = statistics.class_names, settings.n_features
@@ -167,15 +169,16 @@ class Knowledge:
         labels: Sequence[Any],
         class_names: Sequence[str] | None,
         validation: Validation | None,
+        *,
+        reuse_names: bool = False,
     ) -> Change:
         """With more images; blank ones are left out."""
         features, labels, notes = self._shown(features, labels, class_names)
         if self.derived is not None:
             scoring = self.derived.scoring
             notes += label_issues(scoring, self.statistics, features, labels)
-        grown = self.statistics.update(
-            features, labels, None if class_names is None else list(map(clean_name, class_names))
-        )
+        order = None if class_names is None else name_list("class_names", class_names)
+        grown = self.statistics.update(features, labels, order, reuse_names=reuse_names)
         new = self._with(grown)
         if validation is None:
             return new, notes
@@ -188,6 +191,7 @@ class Knowledge:
         features, labels, blank = _without_blank(
             *check_labelled_features(features, labels, class_names, self.settings.n_features)
         )
+        self.statistics.check_current(labels)
         for name in dict.fromkeys(labels):
             check_known(name, self.statistics.class_names)
         if not labels:
@@ -214,16 +218,16 @@ class Knowledge:
 
     def merge_classes(self, names: Sequence[str], into: str) -> Change:
         """With classes joined."""
-        before = self.statistics
+        before, names = self.statistics, name_list("names", names)
         joined = before.merge_classes(names, into)
         target = joined.class_names.index(clean_name(into))
-        places = sorted({before.class_names.index(clean_name(name)) for name in names} - {target})
+        places = sorted({before.class_names.index(name) for name in names} - {target})
         new = self._with(joined)
         return replace(new, validation=new.validation.joined(places, target)), ()
 
-    def merge(self, other: ClassStatistics) -> Change:
+    def merge(self, other: ClassStatistics, *, reuse_names: bool = False) -> Change:
         """With other statistics added."""
-        return self._with(self.statistics.merge(other)), ()
+        return self._with(self.statistics.merge(other, reuse_names=reuse_names)), ()
 
     def with_threshold(
         self,

@@ -2,7 +2,7 @@
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -58,41 +58,126 @@ def _clean_label(label: Any, class_names: Sequence[str] | None) -> str:
     return clean_name(class_names[index])
 
 
-def check_distinct(names: Sequence[str]) -> None:
+def name_list(what: str, names: Any) -> list[str]:
+    """Clean class names in the order given.
+
+    Raises:
+        DataError: One text, which would be taken letter by letter; a set or a mapping, whose order
+            is chance; or one of them is no name.
+    """
+    if isinstance(names, str | bytes | Mapping | Set) or not isinstance(names, Iterable):
+        raise DataError(
+            f"`{what}` is {names!r:.100} ({type(names).__name__}); give a list of class names"
+        )
+    return [clean_name(name) for name in names]
+
+
+def new_names(names: Any) -> dict[str, str]:
+    """Clean `{old: new}`.
+
+    Raises:
+        DataError: No mapping, something in it is no name, or an old name is there twice.
+    """
+    if not isinstance(names, Mapping):
+        raise DataError(f"`names` is {names!r:.100} ({type(names).__name__}); give {{old: new}}")
+    old = name_list("names", list(names))
+    check_distinct(old, case_sensitive=True)
+    return {one: clean_name(to) for one, to in zip(old, names.values(), strict=True)}
+
+
+def check_distinct(names: Sequence[str], *, case_sensitive: bool = False) -> None:
     """Refuse names given twice, and names that differ only in case, spaces or Unicode form.
+
+    Args:
+        names: All class names.
+        case_sensitive: Names that differ in case are of two classes, as letters are.
 
     Raises:
         DataError: With both spellings and what to do.
     """
     seen: dict[str, str] = {}
     for name in names:
-        # what is left of a name when case, spaces and Unicode form are ignored
-        key = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+        key = _key(name, case_sensitive)
         if key in seen:
-            raise DataError(_clash(seen[key], name))
+            raise DataError(_clash(seen[key], name, case_sensitive))
         seen[key] = name
 
 
-def check_known(name: Any, names: Sequence[str]) -> str:
+def check_known(name: Any, names: Sequence[str], former: Mapping[str, str] | None = None) -> str:
     """The clean form of `name`, which must be one of `names`.
 
+    Args:
+        name: As a caller gives it.
+        names: All class names.
+        former: What classes were called before -> what they are called now.
+
     Raises:
-        DataError: With the most similar names known.
+        DataError: With the name it has now, or the most similar names known.
     """
     clean = clean_name(name)
     if clean in names:
         return clean
+    if former and clean in former:
+        raise DataError(f"there is no class {clean!r} any more: it is called {former[clean]!r} now")
     near = difflib.get_close_matches(clean, names, n=3) or list(names[:10])
     raise DataError(f"there is no class {clean!r}; did you mean one of {near}?")
 
 
-def _clash(one: str, other: str) -> str:
+def check_current(labels: Iterable[str], former: Mapping[str, str], remedy: str) -> None:
+    """Refuse names that classes no longer have: they would make new classes in silence.
+
+    Args:
+        labels: Clean class names.
+        former: What classes were called before -> what they are called now.
+        remedy: What to do; `{old}` and `{now}` stand for the names.
+
+    Raises:
+        DataError: With the name the class has now.
+    """
+    if found := sorted(set(labels) & set(former)):
+        old, now = found[0], former[found[0]]
+        raise DataError(
+            f"class {old!r} is called {now!r} now: it was renamed, or merged with others; "
+            + remedy.format(old=repr(old), now=repr(now))
+        )
+
+
+def former_after(former: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Former names -> present names, when classes are called otherwise, `{old: new}`.
+
+    A present name is no former one, also where two classes have swapped theirs.
+    """
+    changed = {old: new for old, new in names.items() if old != new}
+    moved = {old: changed.get(now, now) for old, now in former.items()}
+    return {old: now for old, now in (changed | moved).items() if old not in names.values()}
+
+
+def merged_former(
+    one: Mapping[str, str], other: Mapping[str, str], present: Set[str]
+) -> dict[str, str]:
+    """Former names of both, whichever comes first, but those that are names of classes `present`.
+
+    A name with two successors gets the first of them by the alphabet.
+    """
+    both = {old: min(n[old] for n in (one, other) if old in n) for old in {**one, **other}}
+    return {old: now for old, now in both.items() if old not in present}
+
+
+def _key(name: str, case_sensitive: bool) -> str:
+    """What is left of a name when spaces, Unicode form and perhaps case are ignored."""
+    key = "".join(unicodedata.normalize("NFKC", name).split())
+    return key if case_sensitive else key.casefold()
+
+
+def _clash(one: str, other: str, case_sensitive: bool) -> str:
     if one == other:
         return f"class {one!r} is named twice; name every class once"
-    return (
-        f"class names {one!r} and {other!r} ({one!a} and {other!a}) differ only in case, "
-        "spaces or Unicode form; give the same class one spelling, or rename one of two classes"
-    )
+    ignored = "spaces or Unicode form" if case_sensitive else "case, spaces or Unicode form"
+    remedy = "give the same class one spelling, or rename one of two classes"
+    if not case_sensitive and _key(one, True) != _key(other, True):
+        remedy += ", or tell classes apart by case: ImageDataset(..., case_sensitive=True)"
+    shown = f"class names {one!r} and {other!r} ({one!a} and {other!a})"
+    return f"{shown} differ only in {ignored}; {remedy}"
 
 
 def index_tensor(names: Sequence[str], labels: Sequence[str]) -> torch.Tensor:

@@ -32,7 +32,7 @@ _VALIDATION = "validation"
 FORMAT = 2  # of the state of a whole classifier; 1 had none of what is optional below
 # All that a state may lack, because it was written before there was such a thing, and what it then
 # means. Nothing else is missing or unknown in a sound state.
-OPTIONAL_CONFIG: dict[str, Any] = {}
+OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}}
 OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False}
 # by name: (type, function that makes the tensor from all others)
 OPTIONAL_TENSORS: dict[str, tuple[torch.dtype, Callable[[Mapping[str, Tensor]], Tensor]]] = {}
@@ -124,6 +124,22 @@ def read_statistics(
         "root": root,
         "forgotten": _read_forgotten(tensors, forgotten_names),
     }
+
+
+def read_former(former: Any, statistics: Mapping[str, Any]) -> dict[str, str]:
+    """Names that classes had before -> names they have now, as stored.
+
+    Raises:
+        StatisticsError: They are no names, lead to no class, or a class has images under one.
+    """
+    if not isinstance(former, Mapping):
+        raise StatisticsError(f"`former_names` is a {type(former).__name__}; {DAMAGED}")
+    known, counts = statistics["class_names"], statistics["counts"].tolist()
+    present = {name for name, n in zip(known, counts, strict=True) if n}
+    for old, now in former.items():
+        if _read_name(old) in present or _read_name(now) not in known:
+            raise StatisticsError(f"`former_names` leads {old!r} to {now!r}; {DAMAGED}")
+    return dict(former)
 
 
 def _read_forgotten(tensors: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Forgotten, ...]:

@@ -8,8 +8,8 @@ runs over the classes in the order of their names: the order in which they arriv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,16 +20,24 @@ from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.embedding import EXACT, to_grid
 from learnkit.continual.memory import FeatureMemory, Forgotten, in_order
 from learnkit.continual.names import (
+    check_current,
     check_distinct,
     check_known,
     clean_name,
+    former_after,
     index_tensor,
+    merged_former,
+    name_list,
+    new_names,
 )
-from learnkit.continual.serialization import read_statistics, statistics_tensors
+from learnkit.continual.serialization import read_former, read_statistics, statistics_tensors
 from learnkit.continual.settings import check_whole
 from learnkit.errors import DataError, StatisticsError
 from learnkit.uncertainty.embedding import GRID, unit_rows
 
+_RELABEL = "label these images {now}"
+_NEW_CLASS = ", or, if {old} is another class, pass `reuse_names=True`"
+_RENAME = "rename({{{old}: {now}}}) where it has the former name, before merging"
 _BLOCK = 8192  # rows whose float64 grid is held at once
 
 
@@ -48,6 +56,8 @@ class ClassStatistics:
         memory: Some features of every class.
         root: Whether features are square-rooted before they are scaled to length 1.
         forgotten: What forgotten classes leave behind in `gram`.
+        former_names: What classes were called before they were renamed or merged -> what they are
+            called now. No class has images under such a name.
     """
 
     class_names: tuple[str, ...]
@@ -57,6 +67,7 @@ class ClassStatistics:
     memory: FeatureMemory
     root: bool
     forgotten: tuple[Forgotten, ...] = ()
+    former_names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, n_features: int, *, root: bool, memory_size: int = 64) -> ClassStatistics:
@@ -213,6 +224,8 @@ class ClassStatistics:
         features: Tensor,
         labels: Sequence[Any],
         class_names: Sequence[str] | None = None,
+        *,
+        reuse_names: bool = False,
     ) -> ClassStatistics:
         """With the images of `features` (N, D) added, known and new classes mixed.
 
@@ -221,14 +234,19 @@ class ClassStatistics:
             labels: One class name per image, or places in `class_names`.
             class_names: In which order classes not yet known are appended, also ones without
                 images; default: as they first appear in `labels`.
+            reuse_names: Take a name that a class had before it was renamed or merged for the name
+                of another class.
 
         Raises:
             DataError: Features that are no finite numbers, of another width or without a row; a
-                label for every image is missing; or two names look alike.
+                label for every image is missing; two names look alike; or a label is a name that a
+                class no longer has.
             StatisticsError: The products would add up to more than float64 holds exactly.
         """
         grid, labels = self._checked(features, labels, class_names)
-        in_this_order = list(map(clean_name, class_names or ()))
+        in_this_order = name_list("class_names", () if class_names is None else class_names)
+        if not reuse_names:
+            self.check_current(labels, _RELABEL + _NEW_CLASS)
         check_distinct(in_this_order)
         grown = self.with_classes([*in_this_order, *labels])
         index = index_tensor(grown.class_names, labels)
@@ -238,19 +256,30 @@ class ClassStatistics:
             sums=grown.sums.index_add(0, index, grid),
             gram=_added(self.gram, _products(grid), self.n_images + len(grid)),
             memory=grown.memory.add(grid, index),
+            former_names=merged_former(self.former_names, {}, set(labels)),
         )
 
-    def merge(self, other: ClassStatistics) -> ClassStatistics:
+    def merge(self, other: ClassStatistics, *, reuse_names: bool = False) -> ClassStatistics:
         """With all images of `other` added, as if they had come here.
+
+        Args:
+            other: Statistics of the same network.
+            reuse_names: Let a class have a name that the other side's class had before it was
+                renamed or merged: they are two classes.
 
         Raises:
             StatisticsError: Width, square root or memory size differ, or the products would add up
                 to more than float64 holds exactly.
-            DataError: Two class names look alike.
+            DataError: Two class names look alike; or one side has images under a name that a class
+                of the other side no longer has.
         """
         for what in "n_features", "root":
             _check_same(what, getattr(self, what), getattr(other, what))
         _check_same("memory_size", self.memory.size, other.memory.size)
+        present = self._present() | other._present()
+        if not reuse_names:
+            self.check_current(other._present(), _RENAME + _NEW_CLASS)
+            other.check_current(self._present(), _RENAME + _NEW_CLASS)
         grown = self.with_classes(other.class_names)
         index = index_tensor(grown.class_names, other.class_names)
         return replace(
@@ -260,6 +289,7 @@ class ClassStatistics:
             gram=_added(self.gram, other.gram, self.n_images + other.n_images),
             memory=grown.memory.merge(other.memory),
             forgotten=in_order([*self.forgotten, *other.forgotten]),
+            former_names=merged_former(self.former_names, other.former_names, present),
         )
 
     def subtract(self, features: Tensor, labels: Sequence[Any]) -> ClassStatistics:
@@ -274,6 +304,7 @@ class ClassStatistics:
             StatisticsError: These images were not all added, as far as can be seen.
         """
         grid, labels = self._checked(features, labels, None)
+        self.check_current(labels, _RELABEL)
         for name in dict.fromkeys(labels):
             check_known(name, self.class_names)
         index = index_tensor(self.class_names, labels)
@@ -301,13 +332,15 @@ class ClassStatistics:
         root: bool,
         memory_size: int,
         forgotten_names: Sequence[str] = (),
+        former_names: Mapping[str, str] | None = None,
     ) -> ClassStatistics:
         """Statistics from what `to_tensors` gave.
 
         Raises:
             StatisticsError: Names, shapes, types or values cannot be those of class statistics.
         """
-        return cls(**read_statistics(tensors, class_names, root, memory_size, forgotten_names))
+        fields = read_statistics(tensors, class_names, root, memory_size, forgotten_names)
+        return cls(**fields, former_names=read_former(former_names or {}, fields))
 
     def _checked(
         self, features: Tensor, labels: Sequence[Any], class_names: Sequence[str] | None
@@ -342,7 +375,7 @@ class ClassStatistics:
         Raises:
             DataError: There is no such class, or it has no images.
         """
-        name = check_known(name, self.class_names)
+        name = self._known(name)
         place = self.class_names.index(name)
         if not self.counts[place]:
             raise DataError(f"class {name!r} has no images: there is nothing to forget")
@@ -362,7 +395,7 @@ class ClassStatistics:
         Raises:
             DataError: There is no such class, or a new name looks like another class's.
         """
-        new = {check_known(old, self.class_names): clean_name(to) for old, to in names.items()}
+        new = {self._known(old): to for old, to in new_names(names).items()}
         class_names = tuple(new.get(name, name) for name in self.class_names)
         check_distinct(class_names)
         return replace(
@@ -370,6 +403,7 @@ class ClassStatistics:
             class_names=class_names,
             memory=self.memory.named(class_names),
             forgotten=_renamed(self.forgotten, new),
+            former_names=former_after(self.former_names, new),
         )
 
     def merge_classes(self, names: Sequence[str], into: str) -> ClassStatistics:
@@ -381,9 +415,7 @@ class ClassStatistics:
         Raises:
             DataError: There is no such class, fewer than two are merged, or names look alike.
         """
-        if isinstance(names, str):
-            raise DataError(f"`names` is the text {names!r}; give a list of class names")
-        names = list(dict.fromkeys(check_known(name, self.class_names) for name in names))
+        names = list(dict.fromkeys(map(self._known, name_list("names", names))))
         into = clean_name(into)
         if len({*names, into} & set(self.class_names)) < 2:
             raise DataError(
@@ -409,7 +441,19 @@ class ClassStatistics:
             sums=sums,
             memory=self.memory.joined(places, target),
             forgotten=_renamed(self.forgotten, dict.fromkeys(names, into)),
+            former_names=former_after(self.former_names, dict.fromkeys(names, into)),
         )
+
+    def check_current(self, labels: Iterable[str], remedy: str = _RELABEL) -> None:
+        """Refuse clean names that classes no longer have; see `names.check_current`."""
+        check_current(labels, self.former_names, remedy)
+
+    def _known(self, name: Any) -> str:
+        return check_known(name, self.class_names, self.former_names)
+
+    def _present(self) -> set[str]:
+        """Names of classes with images."""
+        return {self.class_names[place] for place in self.places()}
 
 
 def _products(grid: Tensor) -> Tensor:

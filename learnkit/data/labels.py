@@ -46,6 +46,8 @@ def canonical_classes(names: Iterable[Any], labels: Iterable[str]) -> list[str]:
     Raises:
         DataError: A name is given twice or looks like another, or a label is none of them.
     """
+    if isinstance(names, str):  # letter by letter it would be a list of names
+        raise DataError(f"`classes` is the text {names!r}; give a list of class names")
     names = list(names)
     if doubled := sorted(str(name) for name, n in Counter(names).items() if n > 1):
         raise DataError(f"`classes` lists {doubled} more than once; list every class once")

@@ -310,7 +310,9 @@ class Predictor(BasePredictor):
             self, dataset, ood=ood, bs=bs, n_workers=n_workers, progress=progress
         )
 
-    def extend(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
+    def extend(
+        self, data: Any, labels: Any = None, *, reuse_names: bool = False, **reading: Any
+    ) -> ChangeReport:
         """Learn new classes, or more of known ones, from new images alone; return what changed.
 
         Args:
@@ -319,12 +321,14 @@ class Predictor(BasePredictor):
                 one folder per class; a DataFrame with the columns path and label; or images of any
                 kind `predict` takes.
             labels: one name per image, `{file: name}`, or one for all; datasets have their own.
+            reuse_names: take a name that a class had before `rename` or `merge_classes` for the
+                name of another class.
             **reading: `bs`, `n_workers` and `progress`, see `features`.
 
         Raises:
             ContinualNotInitializedError: the model is not in the continual state.
             DataError: no images; labels missing, of another number, or several per image; one
-                file under two labels.
+                file under two labels; a name that a class no longer has.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
         head, found = check_continual(self.continual), labelled_images(data, labels)
@@ -332,7 +336,7 @@ class Predictor(BasePredictor):
         if found.validation is not None:
             items, names, _ = found.validation
             validation = (self.features(items, **reading), names)
-        return head.extend(features, found.labels, validation=validation)
+        return head.extend(features, found.labels, validation=validation, reuse_names=reuse_names)
 
     def subtract(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
         """Unlearn images as if they had never been learned; return what changed.
@@ -359,12 +363,14 @@ class Predictor(BasePredictor):
         """Make one class of several; return what changed."""
         return check_continual(self.continual).merge_classes(names, into)
 
-    def merge(self, other: Any) -> ChangeReport:
+    def merge(self, other: Any, *, reuse_names: bool = False) -> ChangeReport:
         """Learn all that another copy of this model has learned elsewhere; return what changed.
 
         Args:
             other: a predictor over the same network in the same variant, or its class statistics.
                 What both have learned counts twice.
+            reuse_names: let a class have a name that the other side's class had before it was
+                renamed or merged: they are two classes.
 
         Raises:
             ContinualNotInitializedError: either is not in the continual state.
@@ -373,10 +379,10 @@ class Predictor(BasePredictor):
         """
         head = check_continual(self.continual)
         if not isinstance(other, Predictor):
-            return head.merge(other)
+            return head.merge(other, reuse_names=reuse_names)
         theirs = check_continual(other.continual)
         check_same_features(self.record, other.record)
-        return head.merge(theirs.statistics)
+        return head.merge(theirs.statistics, reuse_names=reuse_names)
 
     def undo(self) -> ChangeReport:
         """Take back the last change; return what changed."""

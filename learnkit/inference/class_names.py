@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from learnkit.errors import PredictionError
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """`classes` as a tuple; PredictionError unless they are different names, none empty."""
+    if isinstance(classes, str):  # letter by letter it would be a list of names
+        raise PredictionError(f"`classes` is the text {classes!r}; give a list of class names")
     names = tuple(classes)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise PredictionError(f"`classes`={list(names)[:5]}; they are strings that are not empty")
@@ -56,7 +58,12 @@ def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) 
         if unknown := [name for name in names if name not in classes]:
             raise PredictionError(f"`class_names` renames {unknown}, which are no classes here")
         names = [names.get(name, name) for name in classes]
-    if isinstance(names, str) or len(names) != len(classes):
+    if isinstance(names, str | bytes | Set) or not isinstance(names, Collection):
+        raise PredictionError(
+            f"`class_names` is {names!r:.100} ({type(names).__name__}); give a list with one name "
+            "per class, in their order, or {old: new}"
+        )
+    if len(names) != len(classes):
         raise PredictionError(
             f"`class_names` has {len(names)} names for {len(classes)} classes; give one each, or "
             "{old: new}"

@@ -105,7 +105,7 @@ def _first_images(
     return replace(report, what="init_continual", notes=notes)
 
 
-def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
+def extend(learn: Any, data: Any, labels: Any = None, *, reuse_names: bool = False) -> ChangeReport:
     """What learning new classes, or more of the known ones, did; see `ImageLearner.extend`."""
     head, record = check_continual(continual_head(learn.model)), _record(learn)
     found = labelled_data(data, labels, classes=head.classes)
@@ -118,7 +118,9 @@ def extend(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
     held_out = _features_and_labels(learn, validation)
     return change(
         learn,
-        lambda head: head.extend(features, found.labels, validation=held_out),
+        lambda head: head.extend(
+            features, found.labels, validation=held_out, reuse_names=reuse_names
+        ),
         learned=record.learned | files,
         validated=record.validated | files_among(validation),
     )

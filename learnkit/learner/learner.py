@@ -20,6 +20,7 @@ from learnkit.callback.history import TrainingHistory
 from learnkit.callback.stop_on_non_finite import StopOnNonFinite
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, continual_head
+from learnkit.continual.names import name_list, new_names
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
 from learnkit.evaluation.evaluate import Evaluation
@@ -351,7 +352,7 @@ class ImageLearner(Learner):
             self, data, reset_class_information=reset_class_information, **settings
         )
 
-    def extend(self, data: Any, labels: Any = None) -> ChangeReport:
+    def extend(self, data: Any, labels: Any = None, *, reuse_names: bool = False) -> ChangeReport:
         """Learn new classes, or more of the known ones, from new images alone: what that did.
 
         The result is the same to the bit as if all images had been there from the beginning. After
@@ -363,13 +364,15 @@ class ImageLearner(Learner):
                 DataLoader, a folder with a folder per class, a DataFrame with the columns path and
                 label; or images: files, a folder of them, PIL images, arrays, tensors.
             labels: for images: a name for each, or one for all.
+            reuse_names: take a name that a class had before `rename` or `merge_classes` for the
+                name of another class.
 
         Raises:
             ContinualNotInitializedError: Call `init_continual` first.
-            DataError: No images, or labels missing.
+            DataError: No images, labels missing, or a name that a class no longer has.
             UnreadableImagesError: Images cannot be read; all of them are named.
         """
-        return continual.extend(self, data, labels)
+        return continual.extend(self, data, labels, reuse_names=reuse_names)
 
     def subtract(self, data: Any, labels: Any = None) -> ChangeReport:
         """Unlearn images as if they had never been there; arguments as for `extend`."""
@@ -380,12 +383,17 @@ class ImageLearner(Learner):
         return continual.change(self, lambda head: head.forget(name))
 
     def rename(self, names: Mapping[str, str]) -> ChangeReport:
-        """Call classes otherwise, `{old: new}`; data labelled in the old way stay understood."""
+        """Call classes otherwise, `{old: new}`.
+
+        Loaders and data labelled in the old way are still understood by `evaluate`, `validate` and
+        the like; `extend` and `subtract` refuse former names, and say the present ones.
+        """
+        names = new_names(names)
         return continual.change(self, lambda head: head.rename(names), renamed=names)
 
     def merge_classes(self, names: Sequence[str], into: str) -> ChangeReport:
-        """Make one class of several; data labelled with any of them stay understood."""
-        names = list(names)
+        """Make one class of several; former names go on as after `rename`."""
+        names = name_list("names", names)
         renamed = {name: into for name in names if name != into}
         return continual.change(self, lambda head: head.merge_classes(names, into), renamed=renamed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -115,4 +116,5 @@ def _settle(new: ContinualClassifier, head: ContinualClassifier) -> None:
         new.set_threshold(head.knowledge.manual_threshold)
     if isinstance(new, OodDetector):
         new.head_nonconformity, new.head_labels = head.head_nonconformity, head.head_labels
-    new._states = new._states[:1]
+    statistics = replace(new.statistics, former_names=head.statistics.former_names)
+    new._states = (replace(new.knowledge, statistics=statistics),)

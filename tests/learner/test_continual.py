@@ -24,6 +24,7 @@ from learnkit.errors import (
     InterpretationError,
     OodLockedError,
     OodUnsupportedError,
+    PredictionError,
     StatisticsError,
     UncertaintyError,
     UnreadableImagesError,
@@ -603,3 +604,46 @@ class TestTrainedHead:
         plain.init_continual(old)
         assert plain.ood is plain.continual
         assert plain.drop_continual().ood is None
+
+
+class TestNames:
+    """Former names and lists of names, through the learner and the bundle it becomes."""
+
+    def test_former_names_are_refused_until_they_are_meant(self, learn, old, tmp_path):
+        files = only(old, ["a"]).train.paths
+        learn.rename({"a": "z"})
+        learn.merge_classes(["b", "c"], into="c")
+        before = learn.continual.knowledge
+        predictor = load_learner(learn.export(tmp_path / "model"))
+        for model in (learn, predictor):
+            for verb in (model.extend, model.subtract):
+                with pytest.raises(DataError, match="'a' is called 'z' now"):
+                    verb(files, "a")
+                with pytest.raises(DataError, match="'b' is called 'c' now"):
+                    verb(only(old, ["b"]))
+        assert learn.continual.knowledge is before
+        for model in (learn, predictor):
+            model.extend(files, "z")
+            model.extend(files[:2], "a", reuse_names=True)
+            assert model.continual.n_images == {"z": 12, "b": 0, "c": 12, "a": 2}
+        faster, _ = learn.optimize("float32", backend="onnxruntime", force=True, progress=False)
+        with pytest.raises(DataError, match="'b' is called 'c' now"):
+            faster.extend(only(old, ["b"]))
+
+    def test_one_text_is_no_list_of_names(self, learn, tmp_path):
+        learn.rename({"a": "1", "b": "2", "c": "12"})
+        record, knowledge = learn.state.record, learn.continual.knowledge
+        predictor = load_learner(learn.export(tmp_path / "model"))
+        for model in (learn, predictor):
+            for names in ("12", {"1", "2"}, b"12"):
+                with pytest.raises(DataError, match="give a list of class names"):
+                    model.merge_classes(names, into="12")
+            with pytest.raises(DataError, match=r"give \{old: new\}"):
+                model.rename([("1", "one")])
+        assert (learn.state.record, learn.continual.knowledge) == (record, knowledge)
+        for names in ({"x", "y", "z"}, "xyz", b"xyz", iter("xyz")):
+            with pytest.raises(PredictionError, match="give a list with one name per class"):
+                predictor.set(class_names=names)
+        learn.merge_classes(iter(["1", "2"]), into="12")
+        assert learn.continual.n_images == {"1": 0, "2": 0, "12": 18}
+        assert learn.state.record.former_names["a"] == "12"

@@ -1,0 +1,210 @@
+"""Names of classes: former ones, lists of them, and what a person would take for the same."""
+
+import json
+from itertools import permutations
+
+import pytest
+import torch
+from continual_helpers import draw, gather
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.statistics import ClassStatistics
+from learnkit.errors import DataError, StatisticsError
+
+N = 4
+
+
+def learned(names):
+    """A classifier that has learned N images of each class."""
+    head = ContinualClassifier(12)
+    head.extend(*draw(dict.fromkeys(names, N)))
+    return head
+
+
+def images(name, seed=1):
+    return draw({name: 3}, seed=seed)
+
+
+def refused(head, verb, name):
+    """The message with which a verb refuses images under a name; nothing has changed then."""
+    before = head.knowledge
+    with pytest.raises(DataError) as error:
+        getattr(head, verb)(*images(name))
+    assert head.knowledge is before
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "former", "now"),
+    [
+        (lambda head: head.rename({"bee": "wasp"}), ["bee"], "wasp"),
+        (lambda head: head.merge_classes(["bee", "fly"], "fly"), ["bee"], "fly"),
+        (lambda head: head.merge_classes(["bee", "fly"], "pest"), ["bee", "fly"], "pest"),
+    ],
+    ids=["rename", "merge into one of them", "merge into a new name"],
+)
+def test_former_names_are_refused_by_every_verb_with_the_present_one(change, former, now):
+    head = learned(["ant", "bee", "fly"])
+    change(head)
+    for name in former:
+        for verb in ("extend", "subtract", "validate"):
+            message = refused(head, verb, name)
+            assert f"class {name!r} is called {now!r} now" in message
+            assert f"label these images {now!r}" in message
+            assert ("reuse_names=True" in message) == (verb == "extend")
+    head.extend(*images(now))
+    assert head.n_images[now] == 3 + N * (2 if "fly" in (now, *former[1:]) else 1)
+
+
+def test_a_former_name_can_be_another_class_on_purpose():
+    head = learned(["ant", "bee"])
+    head.rename({"bee": "wasp"})
+    report = head.extend(*images("bee"), reuse_names=True)
+    assert report.classes_added == ("bee",)
+    assert head.n_images == {"ant": N, "wasp": N, "bee": 3}
+    head.extend(*images("bee", seed=2))  # a present name from now on
+    # renaming to a former name is as explicit
+    other = learned(["ant", "bee"])
+    other.rename({"bee": "wasp"})
+    other.extend(*draw({"hornet": 3}))
+    other.rename({"hornet": "bee"})
+    other.extend(*images("bee"))
+    assert other.n_images == {"ant": N, "wasp": N, "bee": 6}
+
+
+def test_names_lead_through_every_later_change():
+    head = learned(["a", "b", "c"])
+    head.rename({"a": "a2"})
+    head.rename({"a2": "a3"})
+    head.merge_classes(["a3", "b"], "ab")
+    assert head.statistics.former_names == {"a": "ab", "a2": "ab", "a3": "ab", "b": "ab"}
+    head.undo()
+    assert head.statistics.former_names == {"a": "a3", "a2": "a3"}
+    head.rename({"a3": "a"})  # back again
+    assert head.statistics.former_names == {"a2": "a", "a3": "a"}
+
+
+def test_swapped_names_and_forgotten_classes_are_present_ones():
+    head = learned(["a", "b"])
+    head.rename({"a": "b", "b": "a"})
+    head.forget("a")
+    assert head.statistics.former_names == {}
+    head.extend(*draw({"a": 3, "b": 3}, seed=5))
+    assert head.n_images == {"b": N + 3, "a": 3}
+
+
+def test_verbs_for_one_class_say_what_it_is_called_now():
+    head = learned(["a", "b"])
+    head.rename({"a": "z"})
+    for verb, given in (("forget", "a"), ("rename", {"a": "y"}), ("merge_classes", ["a", "b"])):
+        with pytest.raises(DataError, match="no class 'a' any more: it is called 'z' now"):
+            getattr(head, verb)(given, *(["b"] if verb == "merge_classes" else []))
+
+
+def test_copies_that_name_a_class_otherwise_do_not_merge_in_silence():
+    here, there = learned(["a", "b"]), learned(["a", "b"])
+    here.rename({"a": "z"})
+    for one, other in permutations([here, there]):
+        before = one.knowledge
+        with pytest.raises(DataError, match=r"rename\(\{'a': 'z'\}\) where it has the former name"):
+            one.merge(other.statistics)
+        assert one.knowledge is before
+    both = [
+        one.statistics.merge(other.statistics, reuse_names=True)
+        for one, other in permutations([here, there])
+    ]
+    assert both[0].equals(both[1])
+    assert both[0].former_names == both[1].former_names == {}
+    there.rename({"a": "z"})
+    here.merge(there.statistics)
+    assert here.n_images == {"z": 2 * N, "b": 2 * N}
+
+
+def test_former_names_of_merged_statistics_do_not_depend_on_the_order():
+    parts = []
+    for i, to in enumerate(["x", "y", "z"]):
+        stats = gather(*draw({"a": N, f"own {i}": N}, seed=i))
+        parts.append(stats.rename({"a": to}))
+    found = [one.merge(two).merge(three) for one, two, three in permutations(parts)]
+    assert all(stats.former_names == {"a": "x"} for stats in found)
+    assert all(stats.equals(found[0]) for stats in found)
+
+
+def test_former_names_are_kept_with_the_state_and_older_states_have_none():
+    head = learned(["a", "b"])
+    head.rename({"a": "z"})
+    config, tensors = head.state()
+    config = json.loads(json.dumps(config))
+    again = ContinualClassifier.from_state(config, tensors)
+    assert again.statistics.former_names == {"a": "z"}
+    assert "called 'z' now" in refused(again, "extend", "a")
+    loaded = ContinualClassifier(12)
+    loaded.load_state_dict(head.state_dict())
+    assert loaded.statistics.former_names == {"a": "z"}
+    del config["former_names"]
+    old = ContinualClassifier.from_state(config | {"format": 1}, tensors)
+    old.extend(*images("a"))
+    assert old.n_images == {"z": N, "b": N, "a": 3}
+
+
+@pytest.mark.parametrize(
+    "former", [["a"], {"b": "z"}, {"a": "nobody"}, {"": "z"}, {"a": 3}, {"e\u0301": "z"}]
+)
+def test_stored_former_names_are_not_trusted(former):
+    head = learned(["z", "b"])
+    config, tensors = head.state()
+    with pytest.raises(StatisticsError):
+        ContinualClassifier.from_state(config | {"former_names": former}, tensors)
+
+
+@pytest.mark.parametrize(
+    "names", ["12", b"12", {"1", "2"}, {"1": "2"}, 12, None, ["1", 2]], ids=repr
+)
+def test_several_classes_are_a_list_of_names(names):
+    head = learned(["1", "2", "12"])
+    before = head.knowledge
+    with pytest.raises(DataError, match=r"list of class names|is no class name"):
+        head.merge_classes(names, "12")
+    assert head.knowledge is before
+    with pytest.raises(DataError, match=r"list of class names|is no class name|give one label"):
+        ClassStatistics.empty(12, root=False).update(
+            *draw({"1": 2}), class_names=names if names is not None else "12"
+        )
+
+
+def test_any_sequence_of_names_will_do_once():
+    head, other = learned(["1", "2", "3"]), learned(["1", "2", "3"])
+    held_out = draw({"1": 2, "2": 2}, seed=9)
+    for one, names in ((head, ["1", "2", "1"]), (other, iter(["1", "2"]))):
+        one.validate(*held_out)
+        one.merge_classes(names, "12")
+        assert one.n_images == {"12": 2 * N, "2": 0, "3": N}
+        assert one.knowledge.validation.class_names == ("12", "2", "3")
+        assert [cell.n_copies for cell in one.knowledge.validation.cells] == [4, 0, 0]
+    with pytest.raises(DataError, match="joins fewer than two classes"):
+        head.merge_classes(["12", "12"], "12")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([("a", "b")], r"give \{old: new\}"),
+        ("ab", r"give \{old: new\}"),
+        ({"a": ["x"]}, "is no class name"),
+        ({"\u00e9": "x", "e\u0301": "y"}, "named twice"),
+        ({"a": "x", "b": "x"}, "named twice"),
+    ],
+)
+def test_renaming_takes_a_mapping_of_names(names, message):
+    head = learned(["a", "b", "\u00e9"])
+    before = head.knowledge
+    with pytest.raises(DataError, match=message):
+        head.rename(names)
+    assert head.knowledge is before
+
+
+def test_a_forward_pass_is_the_same_whatever_the_names():
+    head, other = learned(["a", "b"]), learned(["a", "b"])
+    other.rename({"a": "z"})
+    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(head(x), other(x))
