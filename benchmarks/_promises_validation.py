@@ -1,6 +1,7 @@
 """Promises with few validation images and with imbalance: false alarms, ECE, sets, rare classes."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator
 from itertools import product
 
 import learnkit._torchvision  # noqa: F401  # before timm
@@ -11,7 +12,9 @@ from _features import Split
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.evaluation import measures
+from learnkit.uncertainty.calibration import fit_temperature
 
+_HAS_PER_CLASS = "per_class" in inspect.signature(ContinualClassifier).parameters
 ALPHA = 0.1
 # learned and validation images of each class; the first of a line is what the others are held to
 FEW = {
@@ -34,48 +37,45 @@ def rows(features_by_name: dict[str, dict[str, Split]], draws: int) -> Iterator[
 
 def _few(name: str, data: dict[str, Split], draw: int) -> Iterator[dict]:
     """Validation images added to the same learned ones, and split off from them."""
-    order, classes = _shuffled(data["train"], draw)
-    for learned, counts in FEW.items():
-        for extra in counts:
-            if learned + extra > min(map(len, order.values())):
-                continue
-            train = {c: rows[:learned] for c, rows in order.items()}
-            fresh = {c: rows[learned : learned + extra] for c, rows in order.items()}
-            head = _fit(data, train, fresh)
-            yield from _measured(head, data, classes, name, f"{learned}+{extra}", "few", draw)
-    for whole, extra in ((8, 1), (20, 3), (40, 6)):
-        if whole > min(map(len, order.values())):
+    order = _shuffled(data["train"], draw)
+    most = min(map(len, order.values()))
+    added = [("few", n, extra) for n, counts in FEW.items() for extra in counts]
+    split_off = [("split", whole - extra, extra) for whole, extra in ((8, 1), (20, 3), (40, 6))]
+    for promise, learned, extra in [*added, *split_off]:
+        if learned + extra > most:
             continue
-        train = {c: rows[: whole - extra] for c, rows in order.items()}
-        fresh = {c: rows[whole - extra : whole] for c, rows in order.items()}
+        train = {c: rows[:learned] for c, rows in order.items()}
+        fresh = {c: rows[learned : learned + extra] for c, rows in order.items()}
         head = _fit(data, train, fresh)
-        yield from _measured(head, data, classes, name, f"{whole - extra}+{extra}", "split", draw)
+        where = {"promise": promise, "data": name, "case": f"{learned}+{extra}", "draw": draw}
+        yield from _rows(where, _measured(head, data, dict.fromkeys(order, 1.0)))
 
 
 def _imbalanced(name: str, data: dict[str, Split], draw: int) -> Iterator[dict]:
-    """Classes of unlike size, without validation images."""
-    order, classes = _shuffled(data["train"], draw)
-    most = min(map(len, order.values()))
+    """Classes of unlike size, without validation images; of many, two are strangers."""
+    order = _shuffled(data["train"], draw)
     names = sorted(order)
     turned = names[draw % len(names) :] + names[: draw % len(names)]
+    known = turned[:-2] if len(turned) > 4 else turned
     for ratio, rarest in product(RATIOS, RAREST):
-        if rarest * ratio > max(most, 120):
+        steps = np.geomspace(rarest * ratio, rarest, len(known)).round().astype(int)
+        if any(n > 0.9 * len(order[c]) for c, n in zip(known, steps, strict=True)):
             continue
-        steps = np.geomspace(rarest * ratio, rarest, len(names)).round().astype(int)
-        train = {c: order[c][:n] for c, n in zip(turned, steps, strict=True)}
-        head = _fit(data, train, {})
-        case, weights = (
-            f"{ratio}:1 from {rarest}",
-            dict(zip(turned, steps / steps.sum(), strict=True)),
-        )
-        yield from _measured(head, data, classes, name, case, "imbalance", draw, weights)
+        train = {c: order[c][:n] for c, n in zip(known, steps, strict=True)}
+        rest = {c: order[c][n:] for c, n in zip(known, steps, strict=True)}
+        mass = dict(zip(known, (steps / steps.sum()).tolist(), strict=True))
+        for per_class in (False, True)[: 1 + _HAS_PER_CLASS]:
+            head = _fit(data, train, {}, **({"per_class": True} if per_class else {}))
+            case = f"{ratio}:1 from {rarest}" + (", per class" if per_class else "")
+            where = {"promise": "imbalance", "data": name, "case": case, "draw": draw}
+            yield from _rows(where, _measured(head, data, mass, rest))
 
 
-def _shuffled(split: Split, draw: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(rows of each class in an order of this draw, class names)."""
+def _shuffled(split: Split, draw: int) -> dict[str, np.ndarray]:
+    """Rows of each class in an order of this draw."""
     generator = np.random.default_rng(draw)
     classes = sorted(set(split.labels.tolist()))
-    return {c: generator.permutation(np.flatnonzero(split.labels == c)) for c in classes}, classes
+    return {c: generator.permutation(np.flatnonzero(split.labels == c)) for c in classes}
 
 
 def _fit(data: dict[str, Split], train: dict, fresh: dict, **settings) -> ContinualClassifier:
@@ -95,40 +95,56 @@ def _fit(data: dict[str, Split], train: dict, fresh: dict, **settings) -> Contin
 def _measured(
     head: ContinualClassifier,
     data: dict[str, Split],
-    classes: Sequence[str],
-    name: str,
-    case: str,
-    promise: str,
-    draw: int,
-    weights: dict | None = None,
-) -> Iterator[dict]:
-    """Rows of what test images say, weighted like the classes of the images to come."""
+    mass: dict[str, float],
+    validation: dict | None = None,
+) -> dict[str, float]:
+    """What test images say, weighted by the mass of their classes; others are strangers.
+
+    With validation images, also the ECE of temperature scaling on them (Guo et al., 2017).
+    """
     test = data["test"]
-    place = {c: i for i, c in enumerate(head.classes)}
-    targets = np.array([place[c] for c in test.labels.tolist()])
-    scoring = head.scoring
-    probs = scoring.probs(test.features.numpy()).astype("float64")
-    share = np.array([(weights or {}).get(c, 1 / len(classes)) for c in test.labels.tolist()])
-    share = share / np.array([(test.labels == c).sum() for c in test.labels.tolist()])
-    share /= share.sum()
+    known = np.isin(test.labels, [*mass])
+    targets, share = _encoded(head, test.labels[known], mass)
+    logits = head(test.features[known]).double().numpy()
+    probs = _softmax(logits)
     flagged = head.is_ood(test.features).numpy()
-    sets = head.prediction_sets(test.features, ALPHA).numpy()
-    right = probs.argmax(1) == targets
+    sets = head.prediction_sets(test.features[known], ALPHA).numpy()
+    ece = measures.expected_calibration_error
+    own = flagged[known]
     found = {
-        "false alarms": share @ flagged,
-        "ECE": measures.expected_calibration_error(probs, targets, weights=share),
-        "accuracy": share @ right,
+        "false alarms": share @ own,
+        "ECE": ece(probs, targets, weights=share),
+        "accuracy": share @ (probs.argmax(1) == targets),
         "confidence": share @ probs.max(1),
         "set size": share @ sets.sum(1),
         "coverage": share @ sets[np.arange(len(targets)), targets],
-        "worst class": max(flagged[targets == i].mean() for i in range(len(classes))),
+        "worst class": max(own[targets == i].mean() for i in set(targets.tolist())),
     }
+    if not known.all():
+        found["strangers found"] = flagged[~known].mean()
+    if validation is not None:
+        rows = np.concatenate([*validation.values()])
+        labels, weights = _encoded(head, data["train"].labels[rows], mass)
+        fresh = head(data["train"].features[rows]).double().numpy()
+        temperature = fit_temperature(fresh, labels, weights=weights).temperature
+        found["ECE by validation"] = ece(_softmax(logits / temperature), targets, weights=share)
+    return {metric: float(value) for metric, value in found.items()}
+
+
+def _encoded(
+    head: ContinualClassifier, labels: np.ndarray, mass: dict[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(places of the classes, weights summing to 1) of some images."""
+    n = {c: (labels == c).sum() for c in mass}
+    weights = np.array([mass[c] / n[c] for c in labels.tolist()])
+    return np.array([head.classes.index(c) for c in labels.tolist()]), weights / weights.sum()
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(logits).softmax(1).numpy()
+
+
+def _rows(where: dict, found: dict[str, float]) -> Iterator[dict]:
+    """One row a measure."""
     for metric, value in found.items():
-        yield {
-            "promise": promise,
-            "data": name,
-            "case": case,
-            "metric": metric,
-            "value": float(value),
-            "draw": draw,
-        }
+        yield {**where, "metric": metric, "value": value}
