@@ -18,6 +18,19 @@ def draw(counts, *, width=12, seed=0, noise=0.7, center_seed=0):
     return (torch.stack([centers[label] for label in labels]) + spread).double(), labels
 
 
+def bursts(counts, *, width=128, versions=3, seed=0, apart=0.1):
+    """Features (N, D) and labels of photographs taken several times, version after version."""
+    features, labels = draw(counts, width=width, seed=seed)
+    generator = torch.Generator().manual_seed(200 + seed)
+    noise = apart * torch.randn(versions - 1, *features.shape, generator=generator).double()
+    return torch.cat([features, *(features + noise)]), labels * versions
+
+
+def keep_every_row(monkeypatch):
+    """Take no rows for near copies: among a few features of few dimensions chance makes some."""
+    monkeypatch.setattr("learnkit.continual.closed_form.near_copies._SHARE", 0.0)
+
+
 def gather(features, labels, *, memory_size=64):
     """The statistics of these features, without the square root."""
     empty = ClassStatistics.empty(features.shape[1], root=False, memory_size=memory_size)

@@ -47,9 +47,10 @@ class ContinualClassifier(nn.Module):
     beside the old one and puts it in place in one step: after an exception, an interrupt included,
     everything is as before, and other threads predict by the old state or by the new one.
 
-    Threshold and temperature take images for independent of each other. Statistics do not know
-    which images are of one burst or of one part, so that such groups cannot be left out as a whole:
-    learn one image of each, or give `validation` images of other parts.
+    Threshold and temperature take images for independent of each other. Near copies (bursts,
+    augmented files, files saved again) are found among the remembered features of a class, leave
+    together and weigh as one image. What else belongs together is not known, nor that a whole class
+    is one burst: learn one image of each part, or give `validation` images of other parts.
 
     Args:
         n_features: Width D of the pooled features.

@@ -13,9 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.continual.closed_form.leave_one_out import leave_one_out
 from learnkit.continual.closed_form.linear import LinearClassifier
-from learnkit.continual.closed_form.loo_samples import Prior, prior_weights, spread_evenly
+from learnkit.continual.closed_form.loo_samples import (
+    LooSamples,
+    Prior,
+    prior_weights,
+    spread_evenly,
+)
 from learnkit.continual.closed_form.whitening import Geometry
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.reference import Reference, nearest_other
@@ -258,10 +262,18 @@ def held_out_mahalanobis(linear: LinearClassifier) -> Tensor:
     if spectrum.is_flat or geometry.shrinkage == 1 or spectrum.dof > _MANY or not n:
         return loo.mahalanobis
     at = loo.rows[:n]
-    labels = torch.searchsorted(spectrum.classes, loo.labels[:n])
-    copies = loo.memory.copies[at].to(torch.float64)
+    samples = LooSamples(
+        points=spectrum.turn(loo.memory.features),
+        memory=loo.memory,
+        labels=torch.searchsorted(spectrum.classes, loo.labels[:n]),
+        copies=loo.memory.copies[at],
+        weights=loo.weights[:n],
+        rows=at,
+        partners=at[:0],
+        n_single=n,
+    )
     other, factor = _counterweight(geometry)
-    left_out = leave_one_out(other, spectrum.turn(loo.memory.embedded(at)), labels, copies)
+    left_out = samples.left_out(other, slice(0, n))
     held = replace(left_out, distances=left_out.distances * factor)
     return torch.cat([held.mahalanobis_scores(geometry.d_eff), loo.mahalanobis[n:]])
 

@@ -9,12 +9,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from learnkit.continual.closed_form.near_copies import near_copy_groups
 from learnkit.continual.names import check_known
 from learnkit.errors import StatisticsError
 from learnkit.uncertainty.embedding import GRID
@@ -34,6 +36,11 @@ class Cell:
     def n_copies(self) -> int:
         """Images these features stand for."""
         return sum(self.copies)
+
+    @cached_property
+    def groups(self) -> tuple[int, ...]:
+        """Of each feature the first one that it is a near copy of, itself mostly; (m,)."""
+        return near_copy_groups(self.features)
 
     def equals(self, other: "Cell") -> bool:
         """Whether both hold the same features as often."""

@@ -40,20 +40,23 @@ class Reference:
         return len(self.labels)
 
     def places(self, labels: Array, positions: Array) -> Array:
-        """Rows (R,) of remembered features by class and position; -1 for those left aside."""
-        return np.where(positions < self.sizes[labels], self.starts[labels] + positions, -1)
+        """Rows of remembered features by class and position; -1 for those left aside."""
+        aside = (positions < 0) | (positions >= self.sizes[labels])
+        return np.where(aside, -1, self.starts[labels] + positions)
 
 
 def nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Array:
     """Distance of left-out samples to the nearest remembered one that is not left out (R,)."""
     memory, at = loo.memory, loo.rows[rows]
     labels, features = memory.labels[at].numpy(), memory.embedded(at)
-    own = reference.places(labels, memory.positions[at].numpy())
+    own = memory.members[at]  # a group leaves as a whole
+    positions = memory.positions[own.clamp_min(0)].masked_fill(own < 0, -1)
+    own = reference.places(labels[:, None], positions.numpy())
     lone = (rows >= loo.n_single).numpy()
 
     def hide(distances: Array, part: slice) -> None:
-        known = np.flatnonzero(own[part] >= 0)
-        distances[known, own[part][known]] = np.inf
+        known = np.nonzero(own[part] >= 0)
+        distances[known[0], own[part][known]] = np.inf
         distances[lone[part, None] & (labels[part, None] == reference.labels)] = np.inf
 
     found = reference.neighbors.nearest(features.numpy(), hide)

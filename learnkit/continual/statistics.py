@@ -201,6 +201,7 @@ class ClassStatistics:
             dof=float(self.dof),
             samples=tuple(cell.features for cell in cells),
             copies=tuple(cell.copies for cell in cells),
+            groups=tuple(cell.groups for cell in cells),
         )
 
     def equals(self, other: ClassStatistics) -> bool:

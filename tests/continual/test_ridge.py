@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from continual_helpers import draw, embedded, gather, on_grid
+from continual_helpers import bursts, draw, embedded, gather, keep_every_row, on_grid
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from learnkit.continual.closed_form.linear import Basis
@@ -66,7 +66,8 @@ def test_the_penalty_is_in_units_of_the_mean_non_zero_eigenvalue():
 
 @pytest.mark.parametrize("width", [WIDTH, 40])
 @pytest.mark.parametrize("penalty", [0.01, 1.0])
-def test_leave_one_out_is_refitting_without_the_sample(penalty, width):
+def test_leave_one_out_is_refitting_without_the_sample(penalty, width, monkeypatch):
+    keep_every_row(monkeypatch)
     features, labels = draw(COUNTS, width=width)
     basis = Basis.of(gather(features, labels).moments(), "uniform")
     ridge = Ridge.fit(basis.spectrum, penalty)
@@ -80,7 +81,8 @@ def test_leave_one_out_is_refitting_without_the_sample(penalty, width):
         torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_copies_leave_together():
+def test_copies_leave_together(monkeypatch):
+    keep_every_row(monkeypatch)
     features, labels = draw({"a": 5, "b": 6})
     features, labels = torch.cat([features, features[:3], features[:1]]), [*labels, *"aaaa"]
     basis = Basis.of(gather(features, labels).moments(), "uniform")
@@ -90,6 +92,39 @@ def test_copies_leave_together():
     for row, sample in enumerate(basis.memory.features):
         keep = ((z - sample).abs().sum(1) > 1e-6).nonzero()[:, 0].tolist()
         wanted = said_by_the_rest(sample, z, labels, keep, ridge.penalty)
+        torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_near_copies_leave_together(monkeypatch):
+    features, labels = bursts({"a": 4, "b": 5}, width=96, versions=3)
+    basis = Basis.of(gather(features, labels).moments(), "uniform")
+    ridge, z = Ridge.fit(basis.spectrum, 0.1), on_grid(features)
+    logits = ridge.leave_out(basis.samples)
+    assert len(logits) == 9
+    for row, members in enumerate(basis.memory.members[basis.samples.rows]):
+        own = basis.memory.features[members]
+        assert len(own) == 3
+        keep = (torch.cdist(z, own).amin(1) > 1e-6).nonzero()[:, 0].tolist()
+        wanted = said_by_the_rest(own[0], z, labels, keep, ridge.penalty)
+        torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_near_copies_leave_beside_a_partner():
+    features, labels = bursts({"a": 4, "b": 5, "one": 1}, width=96, versions=2)
+    basis = Basis.of(gather(features[:-1], labels[:-1]).moments(), "uniform")
+    ridge, samples = Ridge.fit(basis.spectrum, 0.1), basis.samples
+    logits, z = ridge.leave_out(samples), on_grid(features[:-1])
+    assert len(samples) == 2 * samples.n_single == 18
+    for row in range(samples.n_single, len(samples)):
+        own = basis.memory.features[basis.memory.members[samples.rows[row]]]
+        partner = basis.memory.features[samples.partners[row - samples.n_single]]
+        gone = int((z - own[0]).abs().sum(1).argmin())
+        keep = (torch.cdist(z, own).amin(1) > 1e-6).nonzero()[:, 0].tolist()
+        assert len(keep) == len(z) - 2
+        means = class_means(z[keep], [labels[i] for i in keep])
+        means[labels[gone]] = partner
+        weight = by_definition(z[keep], None, means, ridge.penalty)
+        wanted = weight @ (own[0] - torch.stack(list(means.values())).mean(0))
         torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
 
 

@@ -36,6 +36,11 @@ class LeftOut:
     lengths: Tensor
     counts: Tensor
 
+    def put(self, rows: Tensor, other: LeftOut) -> None:
+        """Take the values of `rows` (K,) from K others, in place."""
+        for mine, its in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine[rows] = its
+
     def mahalanobis_scores(self, d_eff: float) -> Tensor:
         """Mahalanobis scores (R,), see `ClassDistances`."""
         return (self.distances - d_eff / self.counts).amin(1)  # the means are off by so much
@@ -135,8 +140,12 @@ def log_det_left_out(
     n, k = geometry.counts[labels], _copies(copies, labels)
     length = (points * geometry.scale - geometry.means[labels]).square().sum(1)
     leverage = k * n / (n - k) * _unit(geometry) * length
-    whole = -2 * geometry.scale.log().sum() - len(geometry.scale) * _fewer(geometry, k).log()
-    return whole + (1 - leverage).clamp_min(_LEAST).log()
+    return _log_det(geometry, k) + (1 - leverage).clamp_min(_LEAST).log()
+
+
+def _log_det(geometry: Geometry, n: Tensor) -> Tensor:
+    """Log determinant (R,) of the covariance, divided by n degrees of freedom less."""
+    return -2 * geometry.scale.log().sum() - len(geometry.scale) * _fewer(geometry, n).log()
 
 
 def leave_pair_out(
@@ -194,6 +203,108 @@ def leave_pair_out(
         lengths=mean_lengths.mul_(fewer[:, None]).clamp_min_(0),
         counts=_counts(geometry, labels, torch.ones(len(points), dtype=torch.float64)),
     )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Group:
+    """Samples of one class that leave together: near copies, or images of one burst or part.
+
+    `points (R,K,D)` are turned by `geometry.spectrum.turn`, `copies (R,K)` says how many images of
+    the class each is; 0 where there are fewer than K.
+    """
+
+    points: Tensor
+    copies: Tensor
+
+    @property
+    def n_images(self) -> Tensor:
+        """Images that leave, (R,)."""
+        return self.copies.sum(1)
+
+    def residuals(self, geometry: Geometry, labels: Tensor) -> Tensor:
+        """In the whitened space, counted from the class means, (R,K,D)."""
+        return self.points * geometry.scale - geometry.means[labels][:, None]
+
+    def log_det(self, geometry: Geometry, labels: Tensor) -> Tensor:
+        """Log determinant (R,) of the covariance without each group."""
+        residuals = self.residuals(geometry, labels)
+        rows = downdate(residuals, self.copies, geometry.counts[labels])
+        kept, _ = _kept(_unit(geometry) * rows @ rows.mT)
+        return _log_det(geometry, self.n_images) + kept.log().sum(1)
+
+
+def leave_group_out(
+    geometry: Geometry, points: Tensor, labels: Tensor, group: Group, means: Tensor | None = None
+) -> LeftOut:
+    """Leave whole groups out, one for each sample; exact to rounding.
+
+    A group of K changes the scatter by a term of rank K: the Woodbury identity in place of that of
+    Sherman and Morrison.
+
+    Args:
+        geometry: Of the statistics that contain the samples.
+        points: The samples, turned by `geometry.spectrum.turn`, (R,D).
+        labels: Position of their class in `geometry.classes`, (R,).
+        group: What leaves with each, itself included; fewer images than the class has.
+        means: Samples of the class, turned, that then are its mean, of one image, (R,D), as in
+            `leave_pair_out`; default: the mean of the images that stay.
+    """
+    n, k, rows = geometry.counts[labels], group.n_images, torch.arange(len(points))
+    residuals = group.residuals(geometry, labels)
+    if means is None:
+        moved = (group.copies[:, :, None] * residuals).sum(1) / (n - k)[:, None]
+        own, own_counts = geometry.means[labels] - moved, n - k
+    else:
+        own, own_counts = means * geometry.scale, torch.ones_like(k)
+    gains = woodbury_gains(downdate(residuals, group.copies, n), _unit(geometry))
+    u, fewer = points * geometry.scale, _fewer(geometry, k)
+
+    # |x|^2 without the group is |x|^2 + |gains @ x|^2
+    along_u = (gains @ u[:, :, None])[:, :, 0]
+    along_means = gains @ geometry.means.T
+    along_own = (gains @ own[:, :, None])[:, :, 0]
+    inner = _Products(geometry, points, labels)
+    distances = inner.squared_distances() + (along_u[:, :, None] - along_means).square().sum(1)
+    distances[rows, labels] = (u - own).square().sum(1) + (along_u - along_own).square().sum(1)
+    lengths = inner.means_means + along_means.square().sum(1)
+    lengths[rows, labels] = own.square().sum(1) + along_own.square().sum(1)
+    return LeftOut(
+        distances=distances.mul_(fewer[:, None]).clamp_min_(0),
+        background=(inner.uu + along_u.square().sum(1)) * fewer,
+        lengths=lengths.mul_(fewer[:, None]),
+        counts=_counts(geometry, labels, own_counts),
+    )
+
+
+def downdate(residuals: Tensor, copies: Tensor, n: Tensor) -> Tensor:
+    """Rows B (R,K,D) so that the scatter about a mean of n images loses B^T B with the group.
+
+    That is the sum of k r r^T, and what the mean moves: s s^T / (n - sum of k), s the sum of k r.
+    """
+    k, root = copies.sum(1), copies.sqrt()
+    # the symmetric root of I + w w^T / (n - k), where w is `root` and |w|^2 = k
+    grown = ((n / (n - k)).sqrt() - 1) / k
+    total = (copies[:, :, None] * residuals).sum(1, keepdim=True)
+    return root[:, :, None] * (residuals + grown[:, None, None] * total)
+
+
+def _kept(leverage: Tensor) -> tuple[Tensor, Tensor]:
+    """(eigenvalues (R,K) of 1 - leverage, its eigenvectors (R,K,K)) of symmetric ones (R,K,K)."""
+    values, axes = torch.linalg.eigh(leverage)
+    return (1 - values).clamp_min(_LEAST), axes
+
+
+def woodbury_gains(rows: Tensor, unit: float, solved: Tensor | None = None) -> Tensor:
+    """T (R,K,D) so that T^T T is what the inverse A^-1 gains as unit * B^T B leaves A.
+
+    Args:
+        rows: B, (R,K,D).
+        unit: The factor.
+        solved: B A^-1; default: `rows`, for A the identity.
+    """
+    solved = rows if solved is None else solved
+    kept, axes = _kept(unit * solved @ rows.mT)
+    return (unit / kept).sqrt()[:, :, None] * (axes.mT @ solved)
 
 
 def _unit(geometry: Geometry) -> float:

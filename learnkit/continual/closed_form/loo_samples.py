@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from learnkit.continual.closed_form.leave_one_out import LeftOut, leave_one_out, leave_pair_out
+from learnkit.continual.closed_form.leave_one_out import (
+    Group,
+    LeftOut,
+    leave_group_out,
+    leave_one_out,
+    leave_pair_out,
+    log_det_left_out,
+)
 from learnkit.continual.closed_form.moments import Moments
+from learnkit.continual.closed_form.near_copies import stand_for
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
 from learnkit.uncertainty.embedding import GRID
 
@@ -22,14 +31,16 @@ _BLOCK = 2**20  # numbers in a table of samples by classes, of which some lie ab
 class LooSamples:
     """Remembered features as held-out samples: each left out, some once more beside a partner.
 
-    `points (M,D)` are the memory rows turned into the axes of the spectrum; `rows (R,)` says which
-    one each sample is, the first `n_single` each once. `labels (R,)` are positions among the
-    classes of the spectrum, `copies (R,)` as in `MemoryRows`, `weights (R,)` sum to 1. The samples
-    from `n_single` on leave together with the memory row `partners (R - n_single,)`, which then is
-    all that is known of the class.
+    `points (M,D)` are the rows of `memory` turned into the axes of the spectrum; `rows (R,)` says
+    which one each sample is, the first `n_single` each once. `labels (R,)` are positions among the
+    classes of the spectrum, `copies (R,)` as in `MemoryRows`, `weights (R,)` sum to 1. A sample
+    leaves with its group. The samples from `n_single` on leave together with the memory row
+    `partners (R - n_single,)` and its group, and the partner then is all that is known of the
+    class.
     """
 
     points: Tensor
+    memory: MemoryRows
     labels: Tensor
     copies: Tensor
     weights: Tensor
@@ -58,10 +69,48 @@ class LooSamples:
         """Held-out distances of a block of samples in the whitened space of one shrinkage."""
         points, labels = self.points[self.rows[block]], self.labels[block]
         if block.start < self.n_single:
-            return leave_one_out(geometry, points, labels, self.copies[block])
-        partners = self.partners_of(block)
-        copies = self.copies[block], self.copies[partners]
-        return leave_pair_out(geometry, points, labels, self.points[partners], copies)
+            found = leave_one_out(geometry, points, labels, self.copies[block])
+        else:
+            partners = self.partners_of(block)
+            copies = self.copies[block], self.memory.copies[partners]
+            found = leave_pair_out(geometry, points, labels, self.points[partners], copies)
+        for rows, group, partners in self.grouped(block):
+            means = None if partners is None else self.points[partners]
+            part = leave_group_out(geometry, points[rows], labels[rows], group, means)
+            found.put(rows, part)
+        return found
+
+    def log_det_left_out(self, geometry: Geometry) -> Tensor:
+        """Log determinant of the covariance without each sample that leaves alone, (n_single,)."""
+        alone = slice(0, self.n_single)
+        points, labels = self.points[self.rows[alone]], self.labels[alone]
+        found = log_det_left_out(geometry, points, labels, self.copies[alone])
+        for rows, group, _ in self.grouped(alone):
+            found[rows] = group.log_det(geometry, labels[rows])
+        return found
+
+    def grouped(
+        self, block: slice, *, with_partners: bool = True
+    ) -> Iterator[tuple[Tensor, Group, Tensor | None]]:
+        """(positions in the block, groups, partners) of samples of which other rows leave too.
+
+        Args:
+            block: Of `blocks`.
+            with_partners: Whether the groups of the partners leave too.
+        """
+        members, partners, alone = self.memory.members[self.rows[block]], None, 1
+        if block.start >= self.n_single:
+            partners = self.partners_of(block)
+            if with_partners:
+                both = torch.cat([members, self.memory.members[partners]], 1)
+                members, alone = both.sort(1, descending=True).values, 2
+        rows = ((members >= 0).sum(1) > alone).nonzero()[:, 0]
+        step = max(1, _BLOCK // (members.shape[1] * self.points.shape[1]))
+        for some in rows.split(step) if len(rows) else ():
+            left = members[some]
+            copies = self.memory.copies[left.clamp_min(0)].masked_fill(left < 0, 0.0)
+            group = Group(self.points[left.clamp_min(0)], copies)
+            yield some, group, None if partners is None else partners[some]
 
 
 def prior_weights(counts: Tensor, prior: Prior) -> Tensor:
@@ -78,7 +127,7 @@ def class_masses(counts: Tensor, prior: Prior) -> Tensor:
 def make_loo_samples(
     moments: Moments, spectrum: Spectrum, memory: MemoryRows, prior: Prior
 ) -> LooSamples:
-    """Every memory row once and, while classes of one image exist, once more beside a partner.
+    """A row of every group once and, while classes of one image exist, once more with a partner.
 
     A class weighs as much as its prior, whatever the number of its rows. Classes of one image
     cannot be left out; rows that play their part (`leave_pair_out`) get their weight.
@@ -89,25 +138,28 @@ def make_loo_samples(
     position = torch.full((moments.n_classes,), -1, dtype=torch.int64)
     position[spectrum.classes] = torch.arange(len(spectrum.classes))
     labels = position[memory.labels]
-    pairs = labels[:0]
+    alone_left = memory.first_rows
+    pairs = alone_left[:0]
     if lonely > 0:  # rows that have a partner and leave images of the class behind with it
-        together = memory.copies + memory.copies[memory.partners]
-        leave_some = spectrum.counts[labels] > together
-        pairs = ((memory.partners >= 0) & leave_some).nonzero()[:, 0]
+        partners = memory.partners[alone_left]
+        leaving = memory.n_leaving()
+        leave_some = spectrum.counts[labels[alone_left]] > leaving[alone_left] + leaving[partners]
+        pairs = alone_left[(partners >= 0) & leave_some]
     share = lonely if len(pairs) else 0.0
-    rows = torch.cat([torch.arange(len(labels)), pairs])
+    rows = torch.cat([alone_left, pairs])
     weights = [
-        (1 - share) * row_weights(labels, masses),
+        (1 - share) * row_weights(labels[alone_left], masses),
         share * row_weights(labels[pairs], masses),
     ]
     return LooSamples(
         points=_turned(spectrum, memory),
+        memory=memory,
         labels=labels[rows],
-        copies=memory.copies[rows].to(torch.float64),
+        copies=memory.copies[rows],
         weights=torch.cat(weights),
         rows=rows,
         partners=memory.partners[pairs],
-        n_single=len(labels),
+        n_single=len(alone_left),
     )
 
 
@@ -183,8 +235,9 @@ class MemoryRows:
     """Remembered samples that can be left out, class after class in the order of their names.
 
     `grid (R,D)` int16 on the integer grid; `labels (R,)` places of their classes; `positions (R,)`
-    where the memory of the class keeps each; `copies (R,)` how many images of the class are this
-    very one; `partners (R,)` another row of the same class, -1 if none.
+    where the memory of the class keeps each; `copies (R,)` how many images of the class each stands
+    for, float64; `partners (R,)` the first row of another group of the same class, -1 if none;
+    `members (R,K)` the rows of its group, the first one in front, -1 where there are no more.
     """
 
     grid: Tensor
@@ -192,6 +245,7 @@ class MemoryRows:
     positions: Tensor
     copies: Tensor
     partners: Tensor
+    members: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -201,35 +255,86 @@ class MemoryRows:
         """All of them embedded, float64 (R,D)."""
         return self.embedded(slice(None))
 
+    @property
+    def first_rows(self) -> Tensor:
+        """The first row of each group, which is left out for all of it: a burst weighs as one."""
+        return (self.members[:, 0] == torch.arange(len(self))).nonzero()[:, 0]
+
     def embedded(self, rows: Tensor | slice) -> Tensor:
         """Some of them embedded, float64 (K,D), made again at each call."""
         return self.grid[rows].to(torch.float64).div_(GRID)
+
+    def n_leaving(self) -> Tensor:
+        """How many images leave with each row: those its group stands for, float64 (R,)."""
+        copies = self.copies[self.members.clamp_min(0)]
+        return copies.masked_fill(self.members < 0, 0.0).sum(1)
 
 
 def memory_rows(moments: Moments, limit: int | None = None) -> MemoryRows:
     """Remembered samples of the classes that have other images too, at most about `limit`.
 
-    Equally many of each class, the first by hash, two at least: where the limit does not allow that
-    for every class, some classes, evenly spaced by name, stand for all. Which ones does not depend
-    on the order in which anything came.
+    Equally many of each class, the first by hash and whole groups, two at least: where the limit
+    does not allow that for every class, some classes, evenly spaced by name, stand for all. Which
+    ones does not depend on the order in which anything came.
     """
     chosen = [i for i, alone in enumerate(moments.is_alone) if not alone]
     if limit is not None and len(chosen) > limit // 2:
         chosen = chosen[:: -(-len(chosen) // max(limit // 2, 1))]
-    copies = [moments.copies[i] for i in chosen]
-    quota = _quota([len(own) for own in copies], limit)
-    kept = [moments.samples[i][:quota] for i in chosen]
+    quota = _quota([len(moments.copies[i]) for i in chosen], limit)
+    kept = [_whole_groups(moments.groups[i], quota) for i in chosen]
     sizes = torch.tensor([len(rows) for rows in kept], dtype=torch.int64)
-    size = sizes.repeat_interleave(sizes)
-    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    positions = torch.arange(len(size)) - first
+    positions = torch.cat([torch.zeros(0, dtype=torch.int64), *map(torch.tensor, kept)])
     nothing = torch.zeros(0, moments.n_features, dtype=torch.int16)
+    members, partners = _grouped([moments.groups[i] for i in chosen], kept)
     return MemoryRows(
-        grid=torch.cat([nothing, *kept]),
+        grid=torch.cat(
+            [nothing, *[moments.samples[i][rows] for i, rows in zip(chosen, kept, strict=True)]]
+        ),
         labels=moments.places[chosen].repeat_interleave(sizes),
         positions=positions,
-        copies=torch.tensor([n for own in copies for n in own[:quota]], dtype=torch.int64),
-        partners=torch.where(size > 1, first + (positions + 1) % size, -1),
+        copies=torch.tensor(_stand_for(moments, chosen, kept), dtype=torch.float64),
+        partners=partners,
+        members=members,
+    )
+
+
+def _whole_groups(groups: Sequence[int], quota: int) -> list[int]:
+    """The first rows of a class, at least so many and two groups if it has them; whole groups."""
+    sizes = Counter(groups)
+    firsts, n = set(), 0
+    for first, size in sizes.items():
+        if n >= quota and len(firsts) > 1:
+            break
+        firsts.add(first)
+        n += size
+    return [row for row, first in enumerate(groups) if first in firsts]
+
+
+def _stand_for(moments: Moments, chosen: list[int], kept: list[list[int]]) -> list[float]:
+    """How many images of its class each kept row stands for."""
+    found = []
+    for i, rows in zip(chosen, kept, strict=True):
+        each = stand_for(moments.groups[i], moments.copies[i], int(moments.counts[i]))
+        found += [each[row] for row in rows]
+    return found
+
+
+def _grouped(groups: list[Sequence[int]], kept: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """(members (R,K), partners (R,)) of the kept rows, class after class."""
+    members, partners, start = [], [], 0
+    for own, rows in zip(groups, kept, strict=True):
+        together: dict[int, list[int]] = {}
+        for at, row in enumerate(rows, start):
+            together.setdefault(own[row], []).append(at)
+        heads = [rows_of[0] for rows_of in together.values()]
+        following = dict(zip(together, [*heads[1:], heads[0]], strict=True)) if rows else {}
+        members += [together[own[row]] for row in rows]
+        partners += [following[own[row]] if len(heads) > 1 else -1 for row in rows]
+        start += len(rows)
+    width = max(map(len, members), default=1)
+    padded = [[*rows, *[-1] * (width - len(rows))] for rows in members]
+    return torch.tensor(padded, dtype=torch.int64).view(-1, width), torch.tensor(
+        partners, dtype=torch.int64
     )
 
 

@@ -24,6 +24,7 @@ class Moments:
         dof: degrees of freedom of the scatter: images less groups.
         samples: some features of each class on the integer grid, int16 (m, D) each.
         copies: how many images of the class each of these is.
+        groups: the first sample of the class that leaves together with each; itself, mostly.
     """
 
     places: Tensor
@@ -34,6 +35,7 @@ class Moments:
     dof: float
     samples: tuple[Tensor, ...]
     copies: tuple[Sequence[int], ...]
+    groups: tuple[Sequence[int], ...]
 
     @property
     def n_features(self) -> int:
@@ -43,5 +45,5 @@ class Moments:
     @property
     def is_alone(self) -> list[bool]:
         """Which classes are one image, or copies of one: without it, nothing of them is left."""
-        counts = self.counts.tolist()
-        return [n == 1 or n in copies for n, copies in zip(counts, self.copies, strict=True)]
+        each = zip(self.counts.tolist(), self.copies, self.groups, strict=True)
+        return [n == 1 or (sum(copies) == n and not any(first)) for n, copies, first in each]

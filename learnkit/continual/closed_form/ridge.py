@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from learnkit.continual.closed_form.leave_one_out import Group, downdate, woodbury_gains
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier, Scored
 from learnkit.continual.closed_form.loo_samples import LooSamples, Prior, score_left_out
 from learnkit.continual.closed_form.moments import Moments
@@ -176,7 +177,41 @@ class Ridge(NamedTuple):
                 means = v @ self.solved.T
                 own = _Own(self._products(a, v, means), means, self._products(v, v, means))
             logits[block] = self._logits(inner, own, labels, copies)
+            for rows, group, partners in samples.grouped(block, with_partners=False):
+                points = samples.points[samples.rows[block][rows]]
+                known = None if partners is None else samples.points[partners]
+                part = self._leave_group_out(points, labels[rows], group, known)
+                logits[block.start + rows] = part
         return logits
+
+    def _leave_group_out(
+        self, points: Tensor, labels: Tensor, group: Group, means: Tensor | None
+    ) -> Tensor:
+        """Logits (R,P) of samples (R,D) as their groups leave; `means` as in `leave_group_out`."""
+        n_images, n_classes = self.n_images, len(self.offsets)
+        n, k, rows = self.spectrum.counts[labels], group.n_images, torch.arange(len(points))
+        leaving = group.points - self.middle
+        total = (group.copies[:, :, None] * leaving).sum(1)
+        if means is None:
+            own = (n[:, None] * self.offsets[labels] - total) / (n - k)[:, None]
+        else:
+            own = means - self.middle
+        removed = downdate(leaving, group.copies, torch.full_like(n, n_images))
+        gains = woodbury_gains(removed, 1.0, self._solve(removed))
+        right = points - self.middle - self.offsets.mean(0)
+        right = right - (own - self.offsets[labels]) / n_classes
+        solved = self._solve(right) + (gains.mT @ (gains @ right[:, :, None]))[:, :, 0]
+        middle = -total / (n_images - k)[:, None]  # of the images that stay, from that of all
+        logits = solved @ self.offsets.T
+        logits[rows, labels] = (solved * own).sum(1)
+        logits = logits - (solved * middle).sum(1, keepdim=True)
+        return logits * ((n_images - k) / n_classes)[:, None]
+
+    def _solve(self, points: Tensor) -> Tensor:
+        """Rows (...,D), counted from the middle, divided by total scatter plus penalty."""
+        inverse = 1 / (self.spectrum.values + self.penalty)
+        among = (points @ self.solved.T) * self.spectrum.counts
+        return points * inverse - among @ (self.offsets * inverse)
 
     def _products(self, points: Tensor, others: Tensor, means: Tensor) -> Tensor:
         """Products (R,) of rows counted from the middle; `means (R,P)` are those of `others`."""

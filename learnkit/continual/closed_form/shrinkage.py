@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from learnkit.continual.closed_form.leave_one_out import log_det_left_out
 from learnkit.continual.closed_form.loo_samples import LooSamples, score_left_out
 from learnkit.continual.closed_form.temperature import Tempered, temper
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
@@ -156,5 +155,5 @@ def density_loss(geometry: Geometry, samples: LooSamples) -> float:
     # Hoffbeck and Landgrebe, 1996, choose the covariance by it.
     left_out = samples.left_out(geometry, slice(0, samples.n_single))  # a single class has no pairs
     own = left_out.distances.gather(1, samples.labels[:, None])[:, 0]
-    log_det = log_det_left_out(geometry, samples.points, samples.labels, samples.copies)
+    log_det = samples.log_det_left_out(geometry)
     return float(samples.weights @ (own + log_det)) / 2

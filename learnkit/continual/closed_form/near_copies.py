@@ -1,0 +1,115 @@
+"""Near copies: groups of remembered features of one class that show the same thing.
+
+A burst of photographs, augmented files, a JPEG saved again: the features differ, and still tell no
+more than one of them does. Left out one at a time, each is judged by what its copies taught.
+"""
+
+from collections.abc import Iterator, Sequence
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learnkit.uncertainty.checks import Array
+
+# Near copies have squared distances below this share of the typical one within their class, and
+# nothing else of the class is as near as this many times their largest. MobileNetV2, photographs at
+# 224 pixels: saved again with quality 75 to 95, brighter or darker by a tenth, moved by 2 pixels,
+# turned by 2 degrees, mirrored: .001 to .3, in CIFAR-10 to .4; nearest neighbours of different
+# photographs begin at .33. No healthy photograph is hit, of crops of circuit boards 2 in 100.
+_SHARE, _ASIDE = 0.35, 2.0
+# Rows of healthy data that may be near enough by chance, where features have so few dimensions.
+_HEALTHY = 0.02
+_COMPARED = 512  # rows of a class that are compared, those remembered first
+
+
+def near_copy_groups(grid: Tensor) -> tuple[int, ...]:
+    """Group of each row (m,): the first row of it, itself where no other is near.
+
+    Groups are what pairs nearer than a copy connect (single linkage), where they stand apart from
+    the rest. How near that is depends on the class alone: on the typical squared distance of its
+    rows, and on how much these vary, which tells how near different images may come. A class all
+    of one burst cannot be told from one of images that are truly alike: it keeps every row to
+    itself.
+
+    Args:
+        grid: Remembered features of one class on the integer grid, int16 (m, D), all different.
+    """
+    n = len(grid)
+    compared = min(n, _COMPARED)
+    if compared < 3:
+        return tuple(range(n))
+    squared = _squared_distances(grid[:compared])
+    limit = _copy_distance(squared[np.triu_indices(compared, 1)], compared)
+    first = list(range(n))
+    for reach, rows in _clusters(squared, limit):  # those that hold others come after them
+        others = np.setdiff1d(np.arange(compared), rows)
+        if len(others) and squared[np.ix_(rows, others)].min() >= _ASIDE * reach:
+            for row in rows:
+                first[row] = rows[0]
+    return tuple(first)
+
+
+def _clusters(squared: Array, limit: float) -> Iterator[tuple[float, list[int]]]:
+    """(largest distance that connects it, its rows) of every cluster of single linkage."""
+    near = np.argwhere(np.triu(squared <= limit, 1))
+    distances = squared[near[:, 0], near[:, 1]]
+    clusters = [[row] for row in range(len(squared))]
+    for pair in np.argsort(distances, kind="stable"):
+        one, other = (clusters[row] for row in near[pair])
+        if one is other:
+            continue
+        joined = sorted(one + other)
+        for row in joined:
+            clusters[row] = joined
+        yield float(distances[pair]), joined
+
+
+def _squared_distances(grid: Tensor) -> Array:
+    """Squared distances (m,m) of rows on the integer grid: whole numbers, exact in float64."""
+    rows = grid.to(torch.float64)
+    products = (rows @ rows.T).numpy()
+    lengths = products.diagonal()
+    return lengths[:, None] + lengths - 2 * products
+
+
+# Standard normal deviates of the quantiles read off, and the distance between them.
+_MIDDLE, _FAR = 0.75, 0.95
+_DEVIATE = NormalDist().inv_cdf(_MIDDLE)
+_APART = NormalDist().inv_cdf(_FAR) - _DEVIATE
+
+
+def _copy_distance(pairs: Array, n: int) -> float:
+    """Squared distance below which a pair counts as near copies, from those of all pairs of n."""
+    # Squared distances of independent samples are close to a multiple of chi-squared, its cube root
+    # to normal (Wilson and Hilferty, 1931). Both numbers come from above the median, where pairs
+    # of one burst are not.
+    at = [int(share * (len(pairs) - 1)) for share in (_MIDDLE, _FAR)]
+    middle, far = np.cbrt(np.partition(pairs, at)[at]).tolist()
+    spread = (far - middle) / _APART
+    typical = middle - _DEVIATE * spread
+    # A handful of pairs tells little about their spread: it is taken for wider then.
+    by_chance = NormalDist().inv_cdf(_HEALTHY / (n - 1)) * spread * (1 + 4 / n)
+    return min(_SHARE * typical**3, max(typical + by_chance, 0.0) ** 3)
+
+
+def stand_for(groups: Sequence[int], copies: Sequence[int], count: int) -> list[float]:
+    """How many images of the class each remembered row stands for when its group leaves, (m,).
+
+    These are its copies. Where images were pushed out of the memory, near copies were among them:
+    as many, in proportion, as the rows that stayed have beside them.
+
+    Args:
+        groups: Of each row, as `near_copy_groups` gives them.
+        copies: How many images of the class each row is.
+        count: Images of the class.
+    """
+    sizes = np.bincount(groups, minlength=len(groups))[list(groups)]
+    kept = sum(copies)
+    mates = float((sizes - 1).sum()) / len(sizes) if len(sizes) else 0.0
+    if not mates or kept >= count:
+        return [float(n) for n in copies]
+    unseen = (count - kept) / kept * mates
+    totals = np.bincount(groups, weights=copies, minlength=len(groups))[list(groups)]
+    return [n + unseen * n / total for n, total in zip(copies, totals.tolist(), strict=True)]

@@ -1,0 +1,198 @@
+"""Near copies: bursts are found, left out as a whole, and weigh as one image."""
+
+import pytest
+import torch
+from continual_helpers import bursts, draw, gather, on_grid
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.closed_form.leave_one_out import Group, leave_group_out
+from learnkit.continual.closed_form.linear import Basis
+from learnkit.continual.closed_form.loo_samples import memory_rows
+from learnkit.continual.closed_form.near_copies import near_copy_groups, stand_for
+from learnkit.continual.closed_form.shrinkage import density_loss
+from learnkit.continual.closed_form.whitening import fit_spectrum
+from learnkit.uncertainty.embedding import GRID
+
+
+def grid_of(features):
+    return (on_grid(features) * GRID).to(torch.int16)
+
+
+def test_the_versions_of_a_photograph_make_a_group():
+    features, _ = bursts({"a": 9}, versions=3)
+    assert near_copy_groups(grid_of(features)) == (*range(9),) * 3
+
+
+def test_groups_are_the_clusters_of_single_linkage():
+    features, _ = bursts({"a": 12}, versions=4, apart=0.3)
+    grid = grid_of(features)
+    merges = linkage(grid.double().numpy(), "single")
+    gap = (merges[1:, 2] / merges[:-1, 2]).argmax()
+    wanted = fcluster(merges, (merges[gap, 2] + merges[gap + 1, 2]) / 2, "distance")
+    found = torch.tensor(near_copy_groups(grid))
+    same = torch.from_numpy(wanted[:, None] == wanted)
+    assert same.sum() == 12 * 4 * 4
+    assert torch.equal(found[:, None] == found, same)
+
+
+def test_different_images_and_all_alike_keep_every_row_to_themselves():
+    assert near_copy_groups(grid_of(draw({"a": 64}, width=128)[0])) == tuple(range(64))
+    one_burst, _ = bursts({"a": 1}, versions=20)
+    assert near_copy_groups(grid_of(one_burst)) == tuple(range(20))
+    assert near_copy_groups(grid_of(one_burst[:2])) == (0, 1)
+    assert near_copy_groups(grid_of(one_burst[:0])) == ()
+
+
+def test_chance_makes_few_near_copies_where_dimensions_are_few():
+    n_near = n = 0
+    for seed in range(20):
+        groups = near_copy_groups(grid_of(draw({"a": 40}, width=24, seed=seed)[0]))
+        n += len(groups)
+        n_near += len(groups) - len(set(groups))
+    assert n_near <= 0.02 * n
+
+
+def test_groups_do_not_depend_on_the_order_of_rows():
+    features, _ = bursts({"a": 10}, versions=3, seed=1)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    one = torch.tensor(near_copy_groups(grid_of(features)))
+    other = torch.tensor(near_copy_groups(grid_of(features[order])))
+    assert torch.equal((one[:, None] == one)[order][:, order], other[:, None] == other)
+
+
+def test_rows_stand_for_the_copies_pushed_out_of_the_memory():
+    assert stand_for([0, 0, 2], [1, 2, 1], 4) == [1, 2, 1]  # all remembered
+    assert stand_for([0, 1, 2], [1, 2, 1], 40) == [1, 2, 1]  # no near copies
+    # 3 of 12 images remembered: each group has 9/3 * 2/3 = 2 more images, shared by its rows
+    assert stand_for([0, 0, 2], [1, 1, 1], 12) == pytest.approx([2, 2, 3])
+    assert stand_for([], [], 5) == []
+
+
+class Refit:
+    """Mean and covariance by definition, what leaving out holds fixed taken from `whole`."""
+
+    def __init__(self, z, labels, whole, shrinkage, dof):
+        names = sorted(set(labels))
+        parts = [z[[i for i, label in enumerate(labels) if label == name]] for name in names]
+        self.means = torch.stack([part.mean(0) for part in parts])
+        self.counts = torch.tensor([float(len(part)) for part in parts]).double()
+        scatter = sum((part - part.mean(0)).T @ (part - part.mean(0)) for part in parts)
+        ridge = shrinkage / (1 - shrinkage) * whole.total / z.shape[1]
+        ridged = scatter + ridge * torch.eye(z.shape[1]).double()
+        self.covariance = (1 - shrinkage) / dof * ridged
+        self.inverse = torch.linalg.inv(self.covariance)
+
+    def squared(self, z, points):
+        return torch.stack([(z - point) @ self.inverse @ (z - point) for point in points])
+
+
+@pytest.mark.parametrize("shrinkage", [0.01, 0.5])
+@pytest.mark.parametrize("paired", [False, True])
+def test_leaving_a_group_out_is_refitting_without_it(shrinkage, paired):
+    features, labels = draw({"a": 9, "b": 7}, width=10)
+    features, labels = torch.cat([features, features[:1], features[:1]]), [*labels, "a", "a"]
+    stats = gather(features, labels)
+    spectrum, memory = fit_spectrum(stats.moments()), memory_rows(stats.moments())
+    geometry, z = spectrum.geometry(shrinkage), on_grid(features)
+    # the copies of the first image and two more of its class; of the other class three
+    copies = torch.tensor([[3.0, 1, 1], [1, 1, 1]]).double()
+    group = Group(spectrum.turn(z[[0, 3, 5, 9, 10, 12]]).view(2, 3, -1), copies)
+    own, known = torch.tensor([0, 1]), z[[3, 12]]
+    points = z[[0, 9]]
+    found = leave_group_out(
+        geometry, spectrum.turn(points), own, group, spectrum.turn(known) if paired else None
+    )
+    assert len(memory) == 16
+    for row, gone in enumerate(([0, 3, 5, 16, 17], [9, 10, 12])):
+        keep = [i for i in range(18) if i not in gone]
+        refit = Refit(z[keep], [labels[i] for i in keep], spectrum, shrinkage, 16 - len(gone))
+        means, counts = refit.means, refit.counts
+        if paired:
+            means[row], counts[row] = known[row], 1
+        close = {"rtol": 1e-9, "atol": 1e-9}
+        torch.testing.assert_close(found.distances[row], refit.squared(points[row], means), **close)
+        background = refit.squared(points[row], spectrum.center[None])[0]
+        torch.testing.assert_close(found.background[row], background, **close)
+        lengths = refit.squared(spectrum.center, means)
+        torch.testing.assert_close(found.lengths[row], lengths, **close)
+        assert torch.equal(found.counts[row], counts)
+        wanted = torch.logdet(refit.covariance)
+        torch.testing.assert_close(group.log_det(geometry, own)[row], wanted, **close)
+
+
+def test_a_group_of_one_leaves_as_a_sample_does():
+    features, labels = bursts({"a": 5, "b": 6}, width=64, versions=2)
+    moments = gather(features, labels).moments()
+    basis = Basis.of(moments, "uniform")
+    samples, memory = basis.samples, basis.memory
+    assert len(samples) == 11
+    assert memory.members.shape == (22, 2)
+    assert samples.weights.tolist() == pytest.approx([0.1] * 5 + [1 / 12] * 6)
+    partners = memory.partners[memory.first_rows]
+    assert torch.equal(partners.sort().values, memory.first_rows)
+    assert not (memory.members[memory.first_rows] == partners[:, None]).any()
+
+
+def test_the_density_of_one_class_leaves_groups_out():
+    features, labels = bursts({"a": 8}, width=64, versions=3)
+    basis = Basis.of(gather(features, labels).moments(), "uniform")
+    z, memory = on_grid(features), basis.memory
+    geometry = basis.spectrum.geometry(0.3)
+    wanted = []
+    for row in memory.first_rows:
+        own = memory.features[memory.members[row]]
+        keep = (torch.cdist(z, own).amin(1) > 1e-6).nonzero()[:, 0]
+        refit = Refit(z[keep], ["a"] * len(keep), basis.spectrum, 0.3, 23 - len(own))
+        distance = refit.squared(own[0], refit.means)[0]
+        wanted.append((distance + torch.logdet(refit.covariance)) / 2)
+    assert density_loss(geometry, basis.samples) == pytest.approx(float(sum(wanted)) / 8)
+
+
+def learned(features, labels, **settings):
+    head = ContinualClassifier(features.shape[1], **settings)
+    return head, head.extend(features, labels)
+
+
+def flagged(head, counts):
+    return float(head.is_ood(draw(counts, width=128, seed=9)[0]).double().mean())
+
+
+@pytest.mark.parametrize("classifier", ["lda", "ridge"])
+@pytest.mark.parametrize("versions", [3, 10])
+def test_a_burst_flags_no_more_than_its_single_images(classifier, versions):
+    counts = {"a": 20, "b": 20}
+    single, quiet = learned(*bursts(counts, versions=1), classifier=classifier)
+    burst, told = learned(*bursts(counts, versions=versions), classifier=classifier)
+    fresh = {"a": 200, "b": 200}
+    assert flagged(single, fresh) < 0.12
+    assert flagged(burst, fresh) <= 1.2 * flagged(single, fresh) + 0.01
+    assert not any("near copies" in note for note in quiet.notes)
+    n = min(20 * versions, 64) * 2
+    [note] = [note for note in told.notes if "near copies" in note]
+    assert f" of {n} remembered images are near copies of others" in note
+
+
+def test_groups_weigh_as_one_image_whatever_the_order_of_arrival():
+    features, labels = bursts({"a": 8, "b": 7}, versions=3)
+    head, _ = learned(features, labels)
+    assert len(head.knowledge.derived.linear.loo.labels) == 15
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3)).tolist()
+    other = ContinualClassifier(128)
+    for some in order[:20], order[20:21], order[21:]:
+        other.extend(features[some], [labels[i] for i in some])
+    assert other.threshold.value == head.threshold.value
+    assert other.temperature == head.temperature
+
+
+def test_the_nearest_other_feature_is_of_another_group():
+    features, labels = bursts({"a": 6, "b": 6}, versions=3)
+    head, _ = learned(features, labels, score="knn")
+    z = on_grid(features)
+    loo = head.knowledge.derived.linear.loo
+    wanted = []
+    for row in loo.rows:
+        own = loo.memory.features[loo.memory.members[row]]
+        keep = torch.cdist(z, own).amin(1) > 1e-6
+        wanted.append(float((z[keep] - own[0]).norm(dim=1).min()))
+    assert sorted(head.threshold.calibration_scores) == pytest.approx(sorted(wanted))
