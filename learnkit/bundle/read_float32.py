@@ -17,7 +17,14 @@ from learnkit.backends.network import Network, channels_last, comparable, tolera
 from learnkit.bundle.probes import PROBE, Probes, read_probes
 from learnkit.bundle.schema import CONFIG, Contents, check_schema
 from learnkit.bundle.siblings import siblings_at
-from learnkit.bundle.state import OOD, STATE, read_detector, read_head
+from learnkit.bundle.state import (
+    HISTORY,
+    OOD,
+    STATE,
+    read_detector,
+    read_head,
+    read_history,
+)
 from learnkit.bundle.timm_layout import from_files
 from learnkit.continual.serialization import FORMAT
 from learnkit.errors import (
@@ -69,6 +76,8 @@ def read_float32(
         tensors = folder.tensors(STATE)
         width, classes = module[0].n_features, contents.classes
         head = read_head(contents.continual, tensors, contents.spec, width, classes)
+        if HISTORY in folder.files:
+            head.history = read_history(folder.bytes(HISTORY), HISTORY, head)
         module.append(head)
     if contents.ood is not None:
         tensors = folder.tensors(OOD)

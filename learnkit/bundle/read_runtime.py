@@ -27,7 +27,7 @@ from learnkit.storage.records import read_field
 from learnkit.uncertainty.scoring import Scoring
 
 _TORCH = "torch-"
-_FOR_LEARNING = ("state.safetensors", "report.json")
+_FOR_LEARNING = ("state.safetensors", "history.safetensors", "report.json")
 
 
 def read_runtime(

@@ -11,6 +11,7 @@ from learnkit.bundle.read_float32 import read_module
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.bundle.scoring_file import stored_scoring
 from learnkit.bundle.siblings import BaseFiles
+from learnkit.bundle.state import HISTORY, read_history
 from learnkit.bundle.variant import (
     FLOAT32,
     Variant,
@@ -131,6 +132,8 @@ def _head(variant: Variant, folder: Folder) -> ContinualClassifier | None:
     if kind is ContinualClassifier and head.classes != variant.classes:
         raise BundleCorruptError(f"{where} is of other classes than its description")
     _restore_scoring(head, stored_scoring(variant, folder), where)
+    if (before := path_of(variant.name, HISTORY)) in folder.files:
+        head.history = read_history(folder.bytes(before), before, head)
     return head.eval()
 
 

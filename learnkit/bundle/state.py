@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from learnkit.continual.change_report import LOGGED, AuditEntry, AuditLog
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.knowledge import (
+    MAX_SNAPSHOTS,
+    UNDO_LEVELS,
+    History,
+    Knowledge,
+    is_snapshot_name,
+)
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import (
     BundleCorruptError,
@@ -18,6 +29,8 @@ from learnkit.errors import (
 from learnkit.inference.prediction import finite_or_none
 from learnkit.models.head import build_head, register_head
 from learnkit.models.spec import ModelSpec, describe_body
+from learnkit.storage.formats import parse_json, parse_tensors, tensors_to_bytes, to_json
+from learnkit.storage.records import from_plain, to_plain
 
 STATE = "state.safetensors"
 KIND = "continual"
@@ -131,3 +144,174 @@ def read_detector(
             f"network has {width} features"
         )
     return detector.eval()
+
+
+HISTORY = "history.safetensors"
+_FACTS = "facts"  # the tensor that holds what is no tensor, as bytes of JSON
+_ENTRY = re.compile(r"[a-z_]{1,40} \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a file of the history says beside its tensors."""
+
+    format: int
+    audit: tuple[AuditEntry, ...]
+    names: tuple[str, ...]  # of the snapshots, which come first
+    states: tuple[_Kept, ...]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A state: its configuration, and for each tensor the state, of all there are, that holds it.
+
+    State 0 is the one known now, which has a file of its own.
+    """
+
+    config: dict[str, Any]
+    at: dict[str, int]
+
+
+def history_bytes(head: ContinualClassifier, levels: int) -> bytes | None:
+    """The file of snapshots, the last `levels` states and the log of a head; None without any.
+
+    A tensor that two states have in common is held once, and of a symmetric one a half: each state
+    takes half of what the state now takes, at most, and mostly less.
+    """
+    history = head.history
+    former = [one for one in history.states[1 : 1 + levels] if one.statistics.class_names]
+    kept = [*history.snapshots.values(), *former]
+    if not kept and not history.audit:
+        return None
+    states, known = [], [head.state()[1]]
+    for knowledge in kept:
+        config, tensors = knowledge.to_state()
+        states.append(_Kept(config, {name: _place(name, tensors[name], known) for name in tensors}))
+        known.append(tensors)
+    facts = _Facts(1, history.audit.entries, tuple(history.snapshots), tuple(states))
+    return _packed(facts, {i: tensors for i, tensors in enumerate(known) if i})
+
+
+def _place(name: str, tensor: Tensor, known: list[dict[str, Tensor]]) -> int:
+    """Which of the `known` states holds this very tensor; the next one if none does."""
+    same = (i for i, one in enumerate(known) if name in one and torch.equal(one[name], tensor))
+    return next(same, len(known))
+
+
+def _packed(facts: _Facts, tensors: Mapping[int, Mapping[str, Tensor]]) -> bytes:
+    """The file of a history; of the tensors, those that the facts say are held there."""
+    text = torch.frombuffer(bytearray(to_json(to_plain(facts))), dtype=torch.uint8)
+    held = {
+        f"{number}.{name}": _half(tensors[number][name])
+        if name == "gram"
+        else tensors[number][name]
+        for number, state in enumerate(facts.states, 1)
+        for name, place in state.at.items()
+        if place == number
+    }
+    return tensors_to_bytes({_FACTS: text, **held})
+
+
+def read_history(data: bytes, where: str, head: ContinualClassifier) -> History:
+    """The history in the file `where`, of a head that knows already what it knows now.
+
+    Raises:
+        BundleCorruptError: it is none, or not of this head.
+    """
+    tensors = parse_tensors(data, where)
+    facts = _read_facts(tensors.pop(_FACTS, None), where)
+    known = [head.state()[1]]
+    for number, state in enumerate(facts.states, 1):
+        known.append(_read_tensors(number, state, tensors, known, where))
+    if tensors:
+        raise BundleCorruptError(f"{where}: tensors nobody knows: {sorted(tensors)[:5]}")
+    pairs = zip(facts.states, known[1:], strict=True)
+    found = [_read_knowledge(state.config, own, head, where) for state, own in pairs]
+    n = len(facts.names)
+    snapshots = dict(zip(facts.names, found[:n], strict=True))
+    return History((head.knowledge, *found[n:]), snapshots, AuditLog(facts.audit))
+
+
+def _read_facts(packed: Tensor | None, where: str) -> _Facts:
+    if packed is None or packed.dtype != torch.uint8:
+        raise BundleCorruptError(f"{where}: `{_FACTS}` is missing, or no text")
+    facts = from_plain(_Facts, parse_json(packed.flatten().numpy().tobytes(), where), where)
+    n_former = len(facts.states) - len(facts.names)
+    sound = (
+        facts.format == 1
+        and len(facts.audit) <= LOGGED
+        and all(_ENTRY.fullmatch(f"{e.what} {e.when} {e.digest}") for e in facts.audit)
+        and len({*facts.names}) == len(facts.names) <= MAX_SNAPSHOTS
+        and all(map(is_snapshot_name, facts.names))
+        and all(a.number < b.number for a, b in pairwise(facts.audit))
+        and 0 <= n_former <= UNDO_LEVELS
+    )
+    if not sound:
+        raise BundleCorruptError(f"{where} is no history that learnkit has written")
+    return facts
+
+
+def _read_tensors(
+    number: int,
+    state: _Kept,
+    tensors: dict[str, Tensor],
+    known: list[dict[str, Tensor]],
+    where: str,
+) -> dict[str, Tensor]:
+    """The tensors of one state, those of its own taken out of `tensors`."""
+    found = {}
+    for name, place in state.at.items():
+        own = place == number
+        held = tensors.pop(f"{number}.{name}", None) if own else None
+        if not own and 0 <= place < number:
+            held = known[place].get(name)
+        if held is None:
+            raise BundleCorruptError(f"{where}: `{name}` of state {number} is not there")
+        found[name] = _whole(held, where) if own and name == "gram" else held
+    return found
+
+
+def _read_knowledge(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], head: ContinualClassifier, where: str
+) -> Knowledge:
+    try:
+        found = Knowledge.from_state(config, tensors)
+    except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise BundleCorruptError(f"{where} holds a state that is not sound: {error}") from error
+    for name in ("n_features", "root"):
+        if getattr(found.settings, name) != getattr(head.settings, name):
+            raise BundleCorruptError(f"{where} holds a state of another network (`{name}`)")
+    return found
+
+
+def trimmed_history(data: bytes, where: str, levels: int) -> bytes:
+    """The same file with the last `levels` states at most.
+
+    Raises:
+        BundleCorruptError: it is no such file.
+    """
+    tensors = parse_tensors(data, where)
+    facts = _read_facts(tensors.pop(_FACTS, None), where)
+    kept = replace(facts, states=facts.states[: len(facts.names) + levels])
+    text = torch.frombuffer(bytearray(to_json(to_plain(kept))), dtype=torch.uint8)
+    numbers = {str(number) for number in range(1, len(kept.states) + 1)}
+    held = {name: one for name, one in tensors.items() if name.partition(".")[0] in numbers}
+    return tensors_to_bytes({_FACTS: text, **held})
+
+
+def _half(square: Tensor) -> Tensor:
+    """The upper triangle of a symmetric tensor (D,D), row by row."""
+    rows, columns = torch.triu_indices(*square.shape)
+    return square[rows, columns]
+
+
+def _whole(half: Tensor, where: str) -> Tensor:
+    """The symmetric tensor (D,D) that `_half` was taken of."""
+    width = int((2 * half.numel()) ** 0.5)
+    if half.dim() != 1 or not width or width * (width + 1) // 2 != half.numel():
+        raise BundleCorruptError(f"{where}: `gram` has shape {tuple(half.shape)}, no triangle's")
+    rows, columns = torch.triu_indices(width, width)
+    square = half.new_zeros(width, width)
+    square[rows, columns] = half
+    square[columns, rows] = half
+    return square

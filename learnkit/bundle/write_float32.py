@@ -3,6 +3,7 @@
     config.json          timm's fields, and under `learnkit` all that a predictor is
     model.safetensors    weights; head.safetensors the head's, if timm opens only the body
     state.safetensors    class statistics and all else a head in the continual state knows
+    history.safetensors  the same before its last changes, snapshots, and the log of changes
     ood.safetensors      the same of the OOD detector beside a trained head
     probe.safetensors    a few images and the logits they must give
     README.md            model card
@@ -26,9 +27,18 @@ from learnkit.bundle.card import checked_card, model_card
 from learnkit.bundle.probes import PROBE, check_probes, probe_tensors
 from learnkit.bundle.schema import CONFIG, PACKAGES, Contents
 from learnkit.bundle.siblings import BaseFiles, with_siblings
-from learnkit.bundle.state import OOD, STATE, described, detector_facts, head_facts
+from learnkit.bundle.state import (
+    HISTORY,
+    OOD,
+    STATE,
+    described,
+    detector_facts,
+    head_facts,
+    history_bytes,
+)
 from learnkit.bundle.timm_layout import pack
 from learnkit.continual.classifier import ContinualClassifier, continual_head
+from learnkit.continual.knowledge import UNDO_LEVELS
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import BundleCorruptError, ExportError
 from learnkit.inference.model import Model
@@ -53,7 +63,11 @@ def base_files(
 
 
 def float32_files(
-    model: Model, *, card: Mapping[str, Any] | None = None, probes: Tensor | None = None
+    model: Model,
+    *,
+    card: Mapping[str, Any] | None = None,
+    probes: Tensor | None = None,
+    history: int = UNDO_LEVELS,
 ) -> dict[str, bytes]:
     """The files of a bundle of a float32 model, by name; the model is left as found.
 
@@ -63,6 +77,7 @@ def float32_files(
         probes: 1 to 16 preprocessed images uint8 (n, channels, H, W); they travel with the bundle,
             and their logits must come out again when it is loaded. Default those of the model, or
             noise.
+        history: states before the last changes that go along.
 
     Raises:
         ExportError: something cannot travel as data, a weight is not finite, or the network that is
@@ -97,6 +112,8 @@ def float32_files(
     files = {name: tensors_to_bytes(tensors) for name, tensors in packed.files.items()}
     if tensors is not None:
         files[STATE] = tensors_to_bytes(tensors)
+    if head is not None and (before := history_bytes(head, history)) is not None:
+        files[HISTORY] = before
     if ood_tensors is not None:
         files[OOD] = tensors_to_bytes(ood_tensors)
     files[PROBE] = tensors_to_bytes(probe_tensors(copy, probes, recipe))

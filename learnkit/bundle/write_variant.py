@@ -14,9 +14,11 @@ from learnkit.bundle.probes import PROBE
 from learnkit.bundle.schema import CONFIG
 from learnkit.bundle.scoring_file import scoring_tensors
 from learnkit.bundle.siblings import BaseFiles
+from learnkit.bundle.state import HISTORY, history_bytes, trimmed_history
 from learnkit.bundle.variant import Variant, path_of, variant_names, with_variants
 from learnkit.bundle.variant_probes import PACKAGES, recorded
 from learnkit.bundle.write_float32 import CARD
+from learnkit.continual.knowledge import UNDO_LEVELS
 from learnkit.errors import BundleCorruptError, BundleError, ExportError, warn_user
 from learnkit.inference.model import Model
 from learnkit.storage.formats import parse_tensors, tensors_to_bytes, to_json
@@ -28,6 +30,7 @@ def bundle_with_variants(
     *,
     default: Model | None,
     variants: bool = True,
+    history: int = UNDO_LEVELS,
 ) -> dict[str, bytes]:
     """All files of a bundle with these variants, by name.
 
@@ -36,6 +39,7 @@ def bundle_with_variants(
         models: over converted networks.
         default: the one of them that opens unless another is asked for; None for float32.
         variants: also those of the bundle that its float32 files are from.
+        history: states before the last changes that go along, of every model.
 
     Raises:
         ExportError: the float32 network cannot travel as data; one is of another model, or of the
@@ -45,6 +49,12 @@ def bundle_with_variants(
     given = [model.frozen() for model in models]
     names = {model.variant for model in given}
     float32 = base.read(variants=variants, replaced=names)
+    if history < UNDO_LEVELS:
+        float32 |= {
+            name: trimmed_history(data, name, history)
+            for name, data in float32.items()
+            if name.endswith(HISTORY)
+        }
     files = dict(float32)
     for model in given:
         if model.siblings.weights != base.weights:
@@ -52,7 +62,7 @@ def bundle_with_variants(
                 f"`others` has {model.variant!r} of another model; the variants of a bundle are "
                 "all made from its own float32 weights"
             )
-        files |= variant_files(model, float32)
+        files |= variant_files(model, float32, history)
     learned = {model.variant for model in given if model.has_learned}
     if lost := names.intersection(base.learned) - learned:
         warn_user(
@@ -95,7 +105,9 @@ def finished(
     return {**files, CARD: card.encode()}
 
 
-def variant_files(model: Model, base: Mapping[str, bytes]) -> dict[str, bytes]:
+def variant_files(
+    model: Model, base: Mapping[str, bytes], history: int = UNDO_LEVELS
+) -> dict[str, bytes]:
     """The files of one variant; `base` are those of the float32 model."""
     ood = model.ood
     config, tensors = (None, None) if ood is None else ood.state()
@@ -107,6 +119,8 @@ def variant_files(model: Model, base: Mapping[str, bytes]) -> dict[str, bytes]:
     if ood is not None:
         found["state.safetensors"] = tensors_to_bytes(tensors)
         found["judge.safetensors"] = tensors_to_bytes(scoring_tensors(ood))
+    if model.head is not None and (before := history_bytes(model.head, history)) is not None:
+        found[HISTORY] = before
     if model.report is not None:
         found["report.json"] = to_json(model.report)
     return {path_of(model.variant, ending): data for ending, data in found.items()}

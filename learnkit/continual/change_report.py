@@ -1,10 +1,92 @@
-"""The report of a change to a continual classifier, for people and for files."""
+"""The report of a change to a continual classifier, and the log of all changes."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from datetime import datetime, timezone
+from typing import Any, overload
 
-from learnkit.report.document import Document, Items, Paragraph, Span
+from learnkit.report.document import Document, Items, Paragraph, Span, Table
 from learnkit.report.notebook import Shown
+
+LOGGED = 1000  # changes of which the log tells
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One line of the log: a change, its time and size, and the state it led to.
+
+    Attributes:
+        number: of the change, from 1 on; the log keeps the last ones.
+        what: the verb: "extend", "subtract", "undo", ...
+        when: UTC, in ISO 8601, to the second.
+        n_images: images learned, or, below zero, unlearned.
+        n_validation: validation images that came, or, below zero, went.
+        n_classes: classes with images afterwards.
+        digest: SHA-256 (hex) of all that was known afterwards, the same for the same images in
+            whichever order they came.
+    """
+
+    number: int
+    what: str
+    when: str
+    n_images: int
+    n_validation: int
+    n_classes: int
+    digest: str
+
+    def __str__(self) -> str:
+        about = f"{self.n_images:+,} images, {self.n_classes} classes"
+        about += f", {self.n_validation:+,} validation images" if self.n_validation else ""
+        return f"{self.number}. {self.when} {self.what}: {about}, sha256 {self.digest[:12]}"
+
+
+@dataclass(frozen=True)
+class AuditLog(Shown, Sequence[AuditEntry]):
+    """What was changed, when, how many images it concerned and what it led to; the last 1,000.
+
+    Attributes:
+        entries: the oldest first.
+    """
+
+    entries: tuple[AuditEntry, ...] = ()
+
+    def with_change(self, report: "ChangeReport", *, n_validation: int, digest: str) -> "AuditLog":
+        """The log with one more change, made now."""
+        number = self.entries[-1].number + 1 if self.entries else 1
+        when = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        numbers = sum((report.images or {}).values()), n_validation, report.n_classes
+        entry = AuditEntry(number, report.what, when, *numbers, digest)
+        return AuditLog((*self.entries, entry)[-LOGGED:])
+
+    @overload
+    def __getitem__(self, at: int) -> AuditEntry: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[AuditEntry, ...]: ...
+    def __getitem__(self, at: Any) -> Any:
+        return self.entries[at]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[AuditEntry]:
+        return iter(self.entries)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.entries)) or "no change"
+
+    def document(self) -> Document:
+        """A table, the last change first."""
+        header = ("", "change", "when", "images", "validation", "classes", "sha256")
+        rows = [_cells(entry) for entry in self.entries[::-1][:_SHOWN]]
+        earlier = len(self) - len(rows)
+        return Document([Table(rows, header, more=f"{earlier} earlier changes" if earlier else "")])
+
+
+def _cells(entry: AuditEntry) -> tuple[Any, ...]:
+    moved = (f"{n:+,}" for n in (entry.n_images, entry.n_validation))
+    digest = Span(entry.digest[:12], "code")
+    return entry.number, entry.what, entry.when, *moved, entry.n_classes, digest
 
 
 @dataclass(frozen=True)

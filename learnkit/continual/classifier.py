@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learnkit.continual.change_report import ChangeReport
+from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.checks import check_features, what_is_not_finite
 from learnkit.continual.embedding import embed
-from learnkit.continual.knowledge import Knowledge, Validation
+from learnkit.continual.knowledge import UNDO_LEVELS, History, Knowledge, Validation
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import (
@@ -36,8 +36,6 @@ from learnkit.uncertainty.threshold import Threshold
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_UNDO_LEVELS = 3
 
 
 class ContinualClassifier(nn.Module):
@@ -90,12 +88,17 @@ class ContinualClassifier(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self._lock = threading.RLock()
         # the state now and those before it, in one object so that one assignment changes both
-        self._states: tuple[Knowledge, ...] = (Knowledge.empty(settings),)
+        self.history = History((Knowledge.empty(settings),))
 
     @property
     def knowledge(self) -> Knowledge:
         """Everything known at this moment, as one unchanging object."""
-        return self._states[0]
+        return self.history.states[0]
+
+    @property
+    def audit(self) -> AuditLog:
+        """The log of the last 1,000 changes; it travels with bundles."""
+        return self.history.audit
 
     @property
     def settings(self) -> Settings:
@@ -271,7 +274,7 @@ class ContinualClassifier(nn.Module):
         Raises:
             DataError: Features or labels break a rule, or a class is not known.
         """
-        return self._change("validate", lambda now: now.validate((features, labels)))
+        return self._change("calibrate", lambda now: now.validate((features, labels)))
 
     def subtract(self, features: Tensor, labels: Sequence[Any]) -> ChangeReport:
         """Unlearn images: statistics are to the bit as if these had never been learned.
@@ -349,16 +352,42 @@ class ContinualClassifier(nn.Module):
         """
         with self._lock:
             started = time.perf_counter()
-            if len(self._states) < 2:
+            if len(self.history.states) < 2:
                 raise ContinualStateError(
-                    f"there is no change to undo: the last {_UNDO_LEVELS} changes are kept, and "
-                    "none after loading"
+                    f"there is no change to undo: the last {UNDO_LEVELS} changes are kept, and "
+                    "none in a bundle that was saved with history=0"
                 )
-            now, former, *older = self._states
+            now, former, *_ = self.history.states
             former = former.derive(now) if former.derived is None else former
             report = former.report("undo", now, (), started)
-            self._states = (former, *older)
+            self.history = self.history.undone(former, report)
             return report
+
+    def snapshot(self, name: str) -> None:
+        """Keep all that is known now under a name, for `restore`; eight names at most.
+
+        Raises:
+            ContinualStateError: A name that is none, or too many of them.
+        """
+        with self._lock:
+            self.history = self.history.with_snapshot(name)
+
+    def restore(self, name: str) -> ChangeReport:
+        """Go back to the state kept under a name, which stays; a change that can be undone.
+
+        Raises:
+            ContinualStateError: There is no such snapshot.
+        """
+        return self._change("restore", lambda _: (self.history.snapshot(name), ()))
+
+    def drop_snapshot(self, name: str) -> None:
+        """Keep the state under a name no longer.
+
+        Raises:
+            ContinualStateError: There is no such snapshot.
+        """
+        with self._lock:
+            self.history = self.history.without_snapshot(name)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(configuration for JSON, tensors): everything there is to keep."""
@@ -373,7 +402,7 @@ class ContinualClassifier(nn.Module):
         """
         knowledge = Knowledge.from_state(config, tensors)
         new = cls(**knowledge.settings.to_dict())
-        new._states = (knowledge.derive(None),)
+        new.history = History((knowledge.derive(None),))
         return new
 
     def restore_scoring(self, stored: Scoring) -> None:
@@ -390,7 +419,8 @@ class ContinualClassifier(nn.Module):
         if stored.labels:
             taken["nonconformity"] = stored.nonconformity
         derived = replace(knowledge.derived, scoring=replace(own, **taken))
-        self._states = (replace(knowledge, derived=derived, _affine={}),)
+        now = replace(knowledge, derived=derived, _affine={})
+        self.history = replace(self.history, states=(now, *self.history.states[1:]))
 
     def extra_repr(self) -> str:
         """Text for `repr`."""
@@ -424,7 +454,7 @@ class ContinualClassifier(nn.Module):
             knowledge = Knowledge.from_state(_read_config(found.pop("config")), found)
             self._check_same_network(knowledge.settings)
             with self._lock:
-                self._states = (knowledge.derive(None),)
+                self.history = History((knowledge.derive(None),))
         except LearnkitError as error:
             error_msgs.append(f"{prefix or 'ContinualClassifier'}: {error}")
 
@@ -438,7 +468,7 @@ class ContinualClassifier(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = type(self)(**self.settings.to_dict())
-        new._states = self._states  # unchanging: shared
+        new.history = self.history  # unchanging: shared
         new.train(self.training)
         new.__dict__.update(
             {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in new.__dict__}
@@ -464,11 +494,11 @@ class ContinualClassifier(nn.Module):
         """Build the next state beside this one and put it in place, or raise and leave all be."""
         with self._lock:
             started = time.perf_counter()
-            now = self._states[0]
+            now = self.knowledge
             new, notes = make(now)
             new = new.derive(now)
             report = new.report(what, now, notes, started)
-            self._states = (new, now.lightened(), *self._states[1:_UNDO_LEVELS])
+            self.history = self.history.changed(new, report)
         # once, not at every change
         if new.warning and not now.warning:
             warn_user(new.warning)

@@ -1,5 +1,7 @@
 """The knowledge of a continual classifier: its whole state as one unchanging value."""
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learnkit.backends.torch_threads import torch_threads
-from learnkit.continual.change_report import ChangeReport
+from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.checks import check_labelled_features
 from learnkit.continual.derivation import Derived, derive
 from learnkit.continual.embedding import to_grid
@@ -30,7 +32,12 @@ from learnkit.continual.serialization import (
 )
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.errors import ContinualPredictionError, DataError, InsufficientDiversityError
+from learnkit.errors import (
+    ContinualPredictionError,
+    ContinualStateError,
+    DataError,
+    InsufficientDiversityError,
+)
 from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.ood import is_blank
 from learnkit.uncertainty.scoring import Scoring
@@ -39,6 +46,8 @@ from learnkit.uncertainty.threshold import manual_threshold
 Validation = tuple[Tensor, Sequence[Any]]
 Change = tuple["Knowledge", tuple[str, ...]]
 VALIDATION_SIZE = 64
+UNDO_LEVELS = 3
+MAX_SNAPSHOTS, MAX_NAME = 8, 100
 _SMALL = 2**20  # numbers so few that a former state keeps what can be derived again
 
 
@@ -85,6 +94,20 @@ class Knowledge:
         """
         scoring, manual = self._derived().scoring, self.manual_threshold
         return scoring if manual is None else scoring.with_threshold(manual)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that cannot be derived, classes in the order of their names."""
+        places = self.statistics.places()
+        kept = self.validation.named(self.statistics.class_names).picked(places)
+        config, tensors = replace(
+            self, statistics=self.statistics.canonical(), validation=kept
+        ).to_state()
+        found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for name, tensor in sorted(tensors.items()):
+            found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+            found.update(tensor.contiguous().numpy())
+        return found.hexdigest()
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(configuration for JSON, tensors) of what cannot be derived."""
@@ -312,6 +335,73 @@ class Knowledge:
             )
         counts = ", ".join(f"{n} of {name}" for name, n in sorted(Counter(blank).items()))
         return shown, kept, (f"blank images were left out: {counts}",)
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """All that a classifier knew: now, before its last changes, and when it was named.
+
+    Attributes:
+        states: the knowledge now, then before the last change, and so on; 1 and `UNDO_LEVELS`.
+        snapshots: the knowledge by the name it was kept under.
+        audit: the log of changes.
+    """
+
+    states: tuple[Knowledge, ...]
+    snapshots: Mapping[str, Knowledge] = field(default_factory=dict)
+    audit: AuditLog = field(default_factory=AuditLog)
+
+    def changed(self, new: Knowledge, report: ChangeReport) -> "History":
+        """After a change to other knowledge."""
+        now, *older = self.states
+        states = (new, now.lightened(), *older[: UNDO_LEVELS - 1])
+        return History(states, self.snapshots, self._logged(new, report))
+
+    def undone(self, former: Knowledge, report: ChangeReport) -> "History":
+        """After a return to the knowledge before the last change."""
+        audit = self._logged(former, report)
+        return History((former, *self.states[2:]), self.snapshots, audit)
+
+    def _logged(self, new: Knowledge, report: ChangeReport) -> AuditLog:
+        more = len(new.validation) - len(self.states[0].validation)
+        return self.audit.with_change(report, n_validation=more, digest=new.digest)
+
+    def with_snapshot(self, name: str) -> "History":
+        """With the knowledge now kept under a name.
+
+        Raises:
+            ContinualStateError: A name that is none, or too many of them.
+        """
+        if not isinstance(name, str) or not is_snapshot_name(name):
+            raise ContinualStateError(
+                f"`name` is {name!r}; a snapshot's has 1 to {MAX_NAME} characters that can be "
+                "printed"
+            )
+        if name not in self.snapshots and len(self.snapshots) >= MAX_SNAPSHOTS:
+            raise ContinualStateError(
+                f"there are {len(self.snapshots)} snapshots, which is as many as are kept: "
+                f"{', '.join(map(repr, self.snapshots))}; take one of these names again, or "
+                "`drop_snapshot` one"
+            )
+        return replace(self, snapshots={**self.snapshots, name: self.states[0].lightened()})
+
+    def without_snapshot(self, name: str) -> "History":
+        """Without the knowledge kept under a name; ContinualStateError if there is none."""
+        self.snapshot(name)
+        left = {known: kept for known, kept in self.snapshots.items() if known != name}
+        return replace(self, snapshots=left)
+
+    def snapshot(self, name: str) -> Knowledge:
+        """The knowledge kept under a name; ContinualStateError if there is none."""
+        if name not in self.snapshots:
+            known = ", ".join(map(repr, self.snapshots)) or "none"
+            raise ContinualStateError(f"there is no snapshot {name!r}; there are: {known}")
+        return self.snapshots[name]
+
+
+def is_snapshot_name(name: str) -> bool:
+    """Whether a snapshot may be called so."""
+    return 0 < len(name) <= MAX_NAME and name.isprintable() and not name.isspace()
 
 
 def _without_blank(features: Tensor, labels: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:

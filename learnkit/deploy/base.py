@@ -36,8 +36,8 @@ class BasePredictor(Shown):
     Predicting changes nothing, so threads may share a predictor. It pickles as the path of the
     bundle it was loaded from or saved to, for worker processes: it must be as it was then.
     Unpickling opens that bundle, which takes as long as loading it does: hand a predictor to each
-    worker once, as an argument of its initializer, rather than with every task. What `undo` could
-    take back does not travel.
+    worker once, as an argument of its initializer, rather than with every task. What `undo` can
+    take back is what it can in that bundle.
 
     Attributes:
         record: the model, replaced as a whole by whatever is set.

@@ -16,13 +16,14 @@ from learnkit.bundle.read import read
 from learnkit.bundle.variant import FLOAT32
 from learnkit.bundle.write import write
 from learnkit.bundle.write_float32 import base_files
-from learnkit.continual.change_report import ChangeReport
+from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.classifier import (
     ContinualClassifier,
     check_continual,
     check_detects_ood,
     continual_head,
 )
+from learnkit.continual.knowledge import UNDO_LEVELS
 from learnkit.continual.ood_detector import OodDetector, checked_detector
 from learnkit.data.labelled_images import files_or_images, labelled_images
 from learnkit.data.preprocess import Preprocessing, check_batch
@@ -31,22 +32,26 @@ from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.home import home_of, pickled
 from learnkit.errors import OptimizedModelError, OptimizeError, PredictionError
 from learnkit.inference.batch import BATCH
-from learnkit.inference.class_names import checked_threshold, head_classes, renamed
+from learnkit.inference.class_names import (
+    check_one_threshold,
+    check_settable,
+    checked_threshold,
+    head_classes,
+    not_settable,
+    renamed,
+)
 from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.features import check_same_features, feature_rows
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Result
 from learnkit.inference.scoring import logits_of, predictions
+from learnkit.report.document import Document
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset
     from learnkit.evaluation.evaluate import Evaluation
     from learnkit.optimize.conversion_report import ConversionReport
     from learnkit.optimize.gates import Gates
-
-_SETTABLE = ("device", "threads", "metadata", "class_names", "ood_threshold")
-_RULE = f"after optimisation only {', '.join(_SETTABLE)} may be set"
-_REMEDY = "change the float32 model (load_learner(path, variant='float32')) and optimise it again"
 
 
 def load_learner(
@@ -191,6 +196,11 @@ class Predictor(BasePredictor):
     def continual(self) -> ContinualClassifier | None:
         """The head that keeps class statistics; None if the model is not in the continual state."""
         return self.record.head
+
+    @property
+    def audit(self) -> AuditLog:
+        """What was changed, when, how many images and what it led to; the last 1,000 changes."""
+        return check_continual(self.continual).audit
 
     @property
     def detector(self) -> OodDetector | None:
@@ -338,6 +348,26 @@ class Predictor(BasePredictor):
             validation = (self.features(items, **reading), names)
         return head.extend(features, found.labels, validation=validation, reuse_names=reuse_names)
 
+    def calibrate(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
+        """Fit threshold and temperature to fresh images, not learned; return what changed.
+
+        They join the validation images there are, up to 64 a class. Give images that the model has
+        not learned from, taken as those it is used on.
+
+        Args:
+            data: see `extend`; of a split dataset the validation images, if it has any.
+            labels: see `extend`; classes that are known.
+            **reading: see `extend`.
+
+        Raises:
+            ContinualNotInitializedError: the model is not in the continual state.
+            DataError: as `extend`; or a class is not known.
+            UnreadableImagesError: images cannot be read; all of them are named.
+        """
+        head, found = check_continual(self.continual), labelled_images(data, labels)
+        found = found if found.validation is None else found.validation
+        return head.validate(self.features(found.items, **reading), found.labels)
+
     def subtract(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
         """Unlearn images as if they had never been learned; return what changed.
 
@@ -385,8 +415,38 @@ class Predictor(BasePredictor):
         return head.merge(theirs.statistics, reuse_names=reuse_names)
 
     def undo(self) -> ChangeReport:
-        """Take back the last change; return what changed."""
+        """Take back the last change, three at most, also after `save` and `load_learner`.
+
+        Raises:
+            ContinualStateError: there is nothing to take back.
+        """
         return check_continual(self.continual).undo()
+
+    def snapshot(self, name: str) -> None:
+        """Keep all that is known now under a name for `restore`; it travels in the bundle.
+
+        Eight names at most; one that is there already is given to what is known now.
+
+        Raises:
+            ContinualStateError: a name that is none, or too many of them.
+        """
+        check_continual(self.continual).snapshot(name)
+
+    def restore(self, name: str) -> ChangeReport:
+        """Go back to what was known at `snapshot(name)`; return what changed. `undo` takes it back.
+
+        Raises:
+            ContinualStateError: there is no such snapshot; the message lists those there are.
+        """
+        return check_continual(self.continual).restore(name)
+
+    def drop_snapshot(self, name: str) -> None:
+        """Keep a snapshot no longer.
+
+        Raises:
+            ContinualStateError: there is no such snapshot.
+        """
+        check_continual(self.continual).drop_snapshot(name)
 
     def set(
         self,
@@ -424,9 +484,11 @@ class Predictor(BasePredictor):
             BackendUnavailableError: the backend has nothing for `device`.
         """
         if self.variant is None:
-            self._check_settable(device=device, threads=threads, **unknown)
+            check_settable({"device": device, "threads": threads, **unknown})
         else:
-            self._check_settable(threshold=threshold, false_alarm_rate=false_alarm_rate, **unknown)
+            fixed = {"threshold": threshold, "false_alarm_rate": false_alarm_rate}
+            check_settable({**fixed, **unknown}, optimized=True)
+        check_one_threshold(ood_threshold, false_alarm_rate)
         if threshold is not None and not self.multi_label:
             raise PredictionError(
                 "`threshold` decides which labels of a multi-label model count; this model gives "
@@ -447,7 +509,9 @@ class Predictor(BasePredictor):
             )
         if metadata is not None:
             changes["metadata"] = dict(metadata)
-        self._set_ood(ood_threshold, false_alarm_rate)
+        if ood_threshold is not None or false_alarm_rate is not None:
+            fit = {"false_alarm_rate": false_alarm_rate}
+            check_detects_ood(self.ood).set_threshold(ood_threshold, **fit)
         if renames and self.continual is not None:
             self.rename(renames)
         elif renames:
@@ -554,6 +618,7 @@ class Predictor(BasePredictor):
         probes: Tensor | None = None,
         others: Sequence[Predictor] = (),
         variants: bool = True,
+        history: int = UNDO_LEVELS,
     ) -> str:
         """SHA-256 (hex) that pins the bundle written to `path`; see `load_learner(sha256=)`.
 
@@ -572,17 +637,26 @@ class Predictor(BasePredictor):
             others: further variants of the same model that go into the bundle.
             variants: False leaves out those that were in the bundle it came from, without a
                 warning.
+            history: how many states before the last changes go along, for `undo`; 0 leaves them
+                out: what was forgotten or unlearned is then in the bundle no more, but for
+                snapshots. Each takes half the space of the model's own class statistics, at most.
 
         Raises:
             ExportError: the float32 network or the card cannot travel as data, or a weight is not
-                finite; `others` are of another model.
+                finite; `others` are of another model; `history` is not from 0 to 3.
             BundleError: an optimised model was loaded from a bundle that is there no more.
             BundleWriteError: the folder could not be written; what stood there still does.
         """
         home = home_of(self, path, "")  # before it is written: it may learn meanwhile
         records = [other.record for other in others]
         digest, siblings = write(
-            path, self.record, card=card, probes=probes, others=records, variants=variants
+            path,
+            self.record,
+            card=card,
+            probes=probes,
+            others=records,
+            variants=variants,
+            history=history,
         )
         self._home = home._replace(digest=digest)
         self.record = self.record.replace(siblings=siblings)
@@ -592,33 +666,19 @@ class Predictor(BasePredictor):
         check_batch(images, self.preprocessing.channels)
         return channels_last(images)
 
-    def _check_settable(self, **refused: Any) -> None:
-        """Raise if one of `refused` is given."""
-        if not (names := [name for name, value in refused.items() if value is not None]):
-            return
-        if self.variant is not None:
-            raise OptimizedModelError(f"`{names[0]}` cannot be set: {_RULE}; {_REMEDY}")
-        raise TypeError(f"Predictor.set() got an unexpected keyword argument {names[0]!r}")
-
-    def _set_ood(self, threshold: float | None, false_alarm_rate: float | None) -> None:
-        if threshold is not None and false_alarm_rate is not None:
-            raise PredictionError(
-                f"`ood_threshold`={threshold} and `false_alarm_rate`={false_alarm_rate} both say "
-                "when an image is flagged; give one of them"
-            )
-        if threshold is not None:
-            check_detects_ood(self.ood).set_threshold(threshold)
-        if false_alarm_rate is not None:
-            check_detects_ood(self.ood).set_threshold(false_alarm_rate=false_alarm_rate)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return opened_learner, pickled(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = getattr(type(self), name, None)
         if isinstance(known, property) and known.fset is None and self.variant is not None:
-            raise OptimizedModelError(f"`{name}` cannot be set: {_RULE}; {_REMEDY}")
+            raise OptimizedModelError(not_settable(name))
         super().__setattr__(name, value)
+
+    def document(self) -> Document:
+        """Its `repr`, its digest if it is of a bundle, and the last changes."""
+        document, log = super().document(), self.continual and self.continual.audit
+        return Document([*document.content, *log.document().content]) if log else document
 
     def __repr__(self) -> str:
         if self.variant is not None:

@@ -20,7 +20,8 @@ from learnkit.inference.model import Model
 _NEEDS_TORCH = frozenset(
     {
         *("extend", "subtract", "forget", "rename", "merge_classes", "merge", "undo"),
-        *("evaluate", "features", "save", "optimize"),
+        *("evaluate", "features", "save", "optimize", "calibrate", "snapshot", "restore"),
+        *("drop_snapshot", "audit"),
     }
 )
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from learnkit.errors import PredictionError
+from learnkit.errors import OptimizedModelError, PredictionError
 
 if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
@@ -50,6 +50,33 @@ def checked_threshold(threshold: float) -> float:
     if not 0 < threshold < 1:
         raise PredictionError(f"`threshold`={threshold}; a probability between 0 and 1 is needed")
     return float(threshold)
+
+
+def check_settable(refused: Mapping[str, Any], *, optimized: bool = False) -> None:
+    """Raise if one of these settings, which cannot be set, is given."""
+    names = [name for name, value in refused.items() if value is not None]
+    if names and optimized:
+        raise OptimizedModelError(not_settable(names[0]))
+    if names:
+        raise TypeError(f"Predictor.set() got an unexpected keyword argument {names[0]!r}")
+
+
+def not_settable(name: str) -> str:
+    """Why a setting of an optimised model cannot be set, and what to do."""
+    return (
+        f"`{name}` cannot be set: after optimisation only device, threads, metadata, class_names, "
+        "ood_threshold may be set; change the float32 model (load_learner(path, "
+        "variant='float32')) and optimise it again"
+    )
+
+
+def check_one_threshold(ood_threshold: float | None, false_alarm_rate: float | None) -> None:
+    """Raise PredictionError if both are given."""
+    if ood_threshold is not None and false_alarm_rate is not None:
+        raise PredictionError(
+            f"`ood_threshold`={ood_threshold} and `false_alarm_rate`={false_alarm_rate} both say "
+            "when an image is flagged; give one of them"
+        )
 
 
 def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from learnkit.backends.session import Session
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed
+from learnkit.continual.knowledge import History
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
@@ -117,4 +118,5 @@ def _settle(new: ContinualClassifier, head: ContinualClassifier) -> None:
     if isinstance(new, OodDetector):
         new.head_nonconformity, new.head_labels = head.head_nonconformity, head.head_labels
     statistics = replace(new.statistics, former_names=head.statistics.former_names)
-    new._states = (replace(new.knowledge, statistics=statistics),)
+    knowledge = replace(new.knowledge, statistics=statistics)
+    new.history = History((knowledge,), audit=head.audit)

@@ -30,7 +30,7 @@ from learnkit.models import rebuild as rebuild_module
 from learnkit.models.rebuild import build_model
 
 COUNTS = {"ok": 5, "Kratzer <b>": 4, "dent": 3}
-STATE = "state.safetensors"
+STATE, HISTORY = "state.safetensors", "history.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_what_is_loaded_says_what_was_saved_to_the_bit(tmp_path, settings):
 
 
 def test_files_and_config_of_the_continual_state(bundle):
-    names = {"config.json", "model.safetensors", STATE, "probe.safetensors", "README.md"}
+    names = {"config.json", "model.safetensors", STATE, HISTORY, "probe.safetensors", "README.md"}
     assert {p.name for p in bundle.iterdir()} == names | {"manifest.json"}
     found = section(bundle)
     assert found["schema"] == {"major": 1, "minor": 3}

@@ -201,11 +201,11 @@ def test_threshold_names_and_false_alarm_rate_can_be_set(predictor, tmp_path):
 @pytest.mark.parametrize("names", [["gut", "GUT"], {"ok": "Scratch"}, ["gut", "\ud800"]])
 @pytest.mark.parametrize("how", [{"ood_threshold": 5.0}, {"false_alarm_rate": 0.2}])
 def test_names_refused_leave_everything_else_as_it_was(predictor, names, how):
-    before, n_states = predictor.continual.knowledge, len(predictor.continual._states)
+    before, n_states = predictor.continual.knowledge, len(predictor.continual.history.states)
     with pytest.raises(LearnkitError):
         predictor.set(class_names=names, metadata={"line": 4}, **how)
     assert predictor.continual.knowledge is before
-    assert len(predictor.continual._states) == n_states
+    assert len(predictor.continual.history.states) == n_states
     assert (predictor.classes, predictor.metadata) == (("ok", "scratch"), {})
 
 

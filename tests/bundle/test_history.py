@@ -1,0 +1,223 @@
+"""Former states, snapshots and the log of changes: they travel in a bundle, and are not trusted."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from deploy_helpers import labelled, make_continual, rewrite
+from safetensors.torch import load, save
+
+from learnkit.backends.conversion import Converted
+from learnkit.backends.torch_session import TorchSession
+from learnkit.bundle.state import HISTORY
+from learnkit.bundle.write_float32 import base_files
+from learnkit.deploy.predictor import Predictor, load_learner
+from learnkit.errors import BundleCorruptError, ContinualStateError, ExportError
+
+QUIET = {"progress": False, "n_workers": 0}
+
+
+def learned():
+    """A predictor that has changed four times since a snapshot of its first state."""
+    predictor = make_continual({"ok": 6, "bad": 5})
+    predictor.snapshot("as delivered")
+    predictor.extend(*labelled({"new": 4}, seed=1), **QUIET)
+    predictor.calibrate(*labelled({"ok": 3, "new": 2}, seed=2), **QUIET)
+    predictor.forget("bad")
+    predictor.rename({"new": "dent"})
+    return predictor
+
+
+def digests(predictor):
+    return [state.digest for state in predictor.continual.history.states]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path, predictor = tmp_path_factory.mktemp("history") / "m", learned()
+    predictor.save(path)
+    return path, predictor
+
+
+class TestRoundTrip:
+    def test_changes_are_taken_back_step_by_step_after_loading(self, saved):
+        path, predictor = saved
+        again = load_learner(path)
+        assert digests(again) == digests(predictor)
+        for former in digests(predictor)[1:]:
+            again.undo()
+            assert again.continual.knowledge.digest == former
+        assert again.classes == ("ok", "bad", "new")
+        with pytest.raises(ContinualStateError, match=r"no change to undo.*history=0"):
+            again.undo()
+
+    def test_scores_after_an_undo_are_those_of_before(self, tmp_path):
+        predictor = make_continual({"ok": 6, "bad": 5})
+        image = labelled({"ok": 1}, seed=7)[0][0]
+        before = predictor.predict(image)
+        predictor.extend(*labelled({"new": 4}, seed=1), **QUIET)
+        predictor.save(tmp_path / "m")
+        again = load_learner(tmp_path / "m")
+        again.undo()
+        after = again.predict(image)
+        assert torch.equal(before.probs, after.probs)
+        assert before.ood_score == after.ood_score
+
+    def test_snapshots_are_restored_and_that_can_be_undone(self, saved):
+        path, predictor = saved
+        again, first = load_learner(path), predictor.audit[0].digest
+        report = again.restore("as delivered")
+        assert (report.what, again.classes) == ("restore", ("ok", "bad"))
+        assert again.continual.knowledge.digest == first
+        again.undo()
+        assert again.continual.knowledge.digest == digests(predictor)[0]
+
+    def test_the_log_travels_and_goes_on(self, saved):
+        path, predictor = saved
+        again = load_learner(path)
+        assert again.audit == predictor.audit
+        again.undo()
+        assert [entry.what for entry in again.audit] == [
+            *("extend", "extend", "calibrate", "forget", "rename", "undo"),
+        ]
+        assert again.audit[-1].digest == again.audit[-3].digest
+
+    def test_without_history_nothing_of_former_states_is_in_the_bundle(self, tmp_path):
+        predictor = make_continual({"ok": 6, "bad": 5})
+        predictor.forget("bad")
+        predictor.rename({"bad": "gone", "ok": "good"})
+        predictor.save(tmp_path / "m", history=0)
+        held = load((tmp_path / "m" / HISTORY).read_bytes())
+        assert list(held) == ["facts"]
+        again = load_learner(tmp_path / "m")
+        assert len(again.continual.history.states) == 1
+        assert again.audit == predictor.audit
+
+    def test_fewer_states_go_along_if_asked_for(self, tmp_path):
+        predictor = learned()
+        predictor.save(tmp_path / "m", history=1)
+        assert digests(load_learner(tmp_path / "m")) == digests(predictor)[:2]
+
+    @pytest.mark.parametrize("history", [-1, 4, 1.0, True, None])
+    def test_another_number_of_states_is_refused(self, tmp_path, history):
+        with pytest.raises(ExportError, match=r"`history`=.* 0 to 3"):
+            make_continual({"ok": 3}).save(tmp_path / "m", history=history)
+        assert not (tmp_path / "m").exists()
+
+    def test_a_model_that_changed_nothing_but_settings_keeps_its_numbers_once(self, tmp_path):
+        predictor = make_continual({"ok": 6, "bad": 5})
+        predictor.save(tmp_path / "one")
+        for value in (1.0, 2.0, 3.0):
+            predictor.set(ood_threshold=value)
+        predictor.save(tmp_path / "many")
+        sizes = [(tmp_path / name / HISTORY).stat().st_size for name in ("one", "many")]
+        assert sizes[1] - sizes[0] < 10_000
+        assert digests(load_learner(tmp_path / "many")) == digests(predictor)
+
+    def test_a_former_state_takes_half_of_what_the_state_takes(self, saved):
+        path, _ = saved
+        sizes = {file.name: file.stat().st_size for file in path.iterdir()}
+        n_states = 2  # of the three before and the snapshot, two have sums of their own
+        assert sizes[HISTORY] < n_states * 0.6 * sizes["state.safetensors"] + 10_000
+
+
+class TestVariant:
+    def test_takes_changes_back_after_loading_too(self, tmp_path):
+        predictor = as_variant(learned())
+        predictor.save(tmp_path / "m")
+        again = load_learner(tmp_path / "m")
+        assert again.variant == "torch-float32"
+        assert digests(again) == digests(predictor)
+        again.undo()
+        assert again.classes == ("ok", "bad", "new")
+
+    @pytest.mark.filterwarnings("ignore:'float32' in .* is the model as it was")
+    def test_leaves_no_former_state_of_the_float32_model_beside_it(self, tmp_path):
+        predictor = as_variant(learned())
+        predictor.save(tmp_path / "m", history=0)
+        for variant in ("float32", "torch-float32"):
+            again = load_learner(tmp_path / "m", variant=variant)
+            assert len(again.continual.history.states) == 1
+            assert again.audit == predictor.audit
+            assert list(again.continual.history.snapshots) == ["as delivered"]
+
+
+def as_variant(predictor):
+    """It over a converted network, as `optimize` gives it."""
+    converted = Converted("torch", "float32", {}, {}, predictor.model, continual=True)
+    network = TorchSession(predictor.model, "float32", predictor.preprocessing, continual=True)
+    return Predictor.of(
+        predictor.record.replace(
+            network=network,
+            variant=converted.name,
+            converted=converted,
+            measured=predictor.continual.statistics,
+            siblings=base_files(predictor.record),
+        )
+    )
+
+
+def edited(data, change):
+    tensors = load(data)
+    facts = json.loads(bytes(tensors.pop("facts").tolist()))
+    change(facts, tensors)
+    text = bytearray(json.dumps(facts).encode())
+    return save({"facts": torch.frombuffer(text, dtype=torch.uint8), **tensors})
+
+
+def first_own(facts, name="sums"):
+    """The first state that holds this tensor itself."""
+    return next(i for i, one in enumerate(facts["states"], 1) if one["at"][name] == i)
+
+
+DAMAGES = {
+    "another format": lambda facts, _: facts.update(format=2),
+    "a key more": lambda facts, _: facts.update(code="print()"),
+    "no audit": lambda facts, _: facts.pop("audit"),
+    "a change too many": lambda facts, _: facts.update(audit=facts["audit"][:1] * 1001),
+    "a time that is none": lambda facts, _: facts["audit"][0].update(when="yesterday"),
+    "a verb that is none": lambda facts, _: facts["audit"][0].update(what="\x1b[2J"),
+    "a hash that is none": lambda facts, _: facts["audit"][0].update(digest="0"),
+    "numbers out of order": lambda facts, _: facts["audit"].reverse(),
+    "a name twice": lambda facts, _: facts.update(names=facts["names"] * 2),
+    "a name that hides": lambda facts, _: facts.update(names=["\x07"]),
+    "more names than states": lambda facts, _: facts.update(states=[]),
+    "a state too many": lambda facts, _: facts["states"].extend(facts["states"][-1:] * 2),
+    "a tensor of a later state": lambda facts, _: facts["states"][0]["at"].update(sums=3),
+    "a tensor of no state": lambda facts, _: facts["states"][0]["at"].update(sums=-1),
+    "a tensor that is missing": lambda facts, t: t.pop(f"{first_own(facts)}.sums"),
+    "a tensor nobody names": lambda facts, t: t.update({"9.sums": torch.zeros(1)}),
+    "a triangle that is none": lambda facts, t: _replace(t, first_own(facts, "gram"), "gram", 1),
+    "sums of other widths": lambda facts, t: _replace(t, first_own(facts), "sums", (3, 2)),
+    "another network": lambda facts, _: facts["states"][0]["config"]["settings"].update(root=True),
+    "other settings": lambda facts, _: facts["states"][0]["config"].update(settings=[]),
+    "a state's class twice": lambda facts, _: _twice(facts["states"][0]["config"]),
+}
+
+
+def _replace(tensors, number, name, shape):
+    old = tensors[f"{number}.{name}"]
+    tensors[f"{number}.{name}"] = torch.zeros(
+        old.numel() + shape if isinstance(shape, int) else shape, dtype=old.dtype
+    )
+
+
+def _twice(config):
+    config["class_names"][1] = config["class_names"][0]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_history_is_refused_at_the_door(damage, saved, tmp_path):
+    path = tmp_path / "m"
+    shutil.copytree(saved[0], path)
+    rewrite(path, HISTORY, lambda data: edited(data, DAMAGES[damage]))
+    with pytest.raises(BundleCorruptError, match=re.escape(HISTORY)):
+        load_learner(path)
+
+
+def test_a_history_that_is_written_again_is_the_same(saved, tmp_path):
+    path, _ = saved
+    load_learner(path).save(tmp_path / "again")
+    assert (tmp_path / "again" / HISTORY).read_bytes() == (path / HISTORY).read_bytes()

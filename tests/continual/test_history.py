@@ -1,0 +1,137 @@
+"""Snapshots and the log of changes of a classifier."""
+
+import re
+
+import pytest
+import torch
+
+from learnkit.continual.change_report import LOGGED, AuditLog, ChangeReport
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.knowledge import MAX_SNAPSHOTS
+from learnkit.errors import ContinualStateError, DataError
+
+D = 6
+
+
+def head_of(*changes):
+    head = ContinualClassifier(D, memory=8)
+    for features, labels in changes:
+        head.extend(features, labels)
+    return head
+
+
+def images(names, n=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n * len(names), D, generator=generator), [x for x in names for _ in range(n)]
+
+
+class TestLog:
+    def test_has_a_line_for_every_change_that_was_made_and_none_for_others(self):
+        head = head_of(images("ab"), images("c", seed=1))
+        with pytest.raises(DataError):
+            head.forget("nobody")
+        head.validate(*images("ab", 2, seed=2))
+        head.forget("b")
+        head.undo()
+        head.set_threshold(1.0)
+        said = [(e.number, e.what, e.n_images, e.n_validation, e.n_classes) for e in head.audit]
+        assert said == [
+            (1, "extend", 8, 0, 2),
+            (2, "extend", 4, 0, 3),
+            (3, "calibrate", 0, 4, 3),
+            (4, "forget", -4, -2, 2),
+            (5, "undo", 4, 2, 3),
+            (6, "set_threshold", 0, 0, 3),
+        ]
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", e.when) for e in head.audit)
+
+    def test_digests_tell_states_apart_and_come_back_with_them(self):
+        head = head_of(images("ab"), images("c", seed=1))
+        head.set_threshold(1.0)
+        head.rename({"a": "z"})
+        digests = [entry.digest for entry in head.audit]
+        assert len({*digests}) == 4
+        head.undo()
+        head.undo()
+        assert [entry.digest for entry in head.audit][-2:] == [digests[2], digests[1]]
+
+    def test_digests_do_not_depend_on_the_order_of_classes_and_images(self):
+        features, labels = images("abc")
+        whole = head_of((features, labels))
+        parts = head_of(*((features[i::3].flip(0), labels[i::3][::-1]) for i in (2, 0, 1)))
+        assert parts.classes != whole.classes
+        assert parts.audit[-1].digest == whole.audit[-1].digest
+
+    def test_keeps_the_last_thousand(self):
+        log = AuditLog()
+        for _ in range(LOGGED + 3):
+            log = log.with_change(ChangeReport("rename"), n_validation=0, digest="0" * 64)
+        assert (len(log), log[0].number, log[-1].number) == (1000, 4, 1003)
+
+    def test_is_shown_as_a_table_of_the_last_changes(self):
+        head = head_of(*(images("ab", seed=seed) for seed in range(12)))
+        text = head.audit._repr_html_()
+        assert "2 earlier changes" in text
+        assert head.audit[-1].digest[:12] in text
+        assert head.audit[0].digest[:12] not in text
+        assert str(head.audit).splitlines()[0].endswith(f"sha256 {head.audit[0].digest[:12]}")
+        assert str(AuditLog()) == "no change"
+
+
+class TestSnapshot:
+    def test_comes_back_to_the_bit_however_long_ago(self):
+        head = head_of(images("ab"))
+        was, logits = head.knowledge.digest, head(images("ab")[0])
+        head.snapshot("first")
+        for seed in range(5):
+            head.extend(*images("bc", seed=seed))
+        report = head.restore("first")
+        assert report.images == {"b": -20, "c": -20}
+        assert head.knowledge.digest == was
+        assert torch.equal(head(images("ab")[0]), logits)
+        head.undo()
+        assert head.n_images == {"a": 4, "b": 24, "c": 20}
+
+    def test_of_a_name_that_is_there_takes_its_place(self):
+        head = head_of(images("ab"))
+        head.snapshot("x")
+        head.extend(*images("c"))
+        head.snapshot("x")
+        head.forget("c")
+        head.restore("x")
+        assert head.n_images["c"] == 4
+
+    def test_is_kept_by_copies_and_not_shared_with_them(self):
+        import copy
+
+        head = head_of(images("ab"))
+        head.snapshot("x")
+        other = copy.deepcopy(head)
+        other.drop_snapshot("x")
+        assert other.audit == head.audit
+        assert head.restore("x").what == "restore"
+
+    def test_of_an_unknown_name_is_refused_with_those_there_are(self):
+        head = head_of(images("ab"))
+        before = head.history
+        with pytest.raises(ContinualStateError, match="no snapshot 'x'; there are: none"):
+            head.restore("x")
+        head.snapshot("good")
+        with pytest.raises(ContinualStateError, match="there are: 'good'"):
+            head.drop_snapshot("x")
+        assert head.history.states is before.states
+
+    @pytest.mark.parametrize("name", ["", " ", "a" * 101, "\x1b[2J", "a\nb", None, 3])
+    def test_of_a_name_that_is_none_is_refused(self, name):
+        with pytest.raises(ContinualStateError, match=r"`name` is .* can be printed"):
+            head_of(images("ab")).snapshot(name)
+
+    def test_beyond_eight_is_refused_until_one_is_dropped(self):
+        head = head_of(images("ab"))
+        for i in range(MAX_SNAPSHOTS):
+            head.snapshot(str(i))
+        with pytest.raises(ContinualStateError, match=r"8 snapshots.*'0', '1'.*drop_snapshot"):
+            head.snapshot("one more")
+        head.drop_snapshot("0")
+        head.snapshot("one more")
+        assert list(head.history.snapshots) == [*"1234567", "one more"]
