@@ -58,10 +58,12 @@ def serve(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 2,
 ) -> None:
-    """Serve predictions of an exported model over HTTP: /predict, /model, /health.
+    """Serve predictions of an exported model over HTTP: /predict, /model, /health, /metrics.
 
     Send one image as the body, or several as a form: `curl -F image=@a.jpg URL/predict`. With
     --allow-extend, `/extend` learns new images; Ctrl-C or SIGTERM ends the server and saves that.
+    Where the model detects unknown images, /health and /metrics tell of drift; what was seen is
+    kept beside the model, in NAME.drift.json.
     """
     from learnkit.serving.auth import read_token
     from learnkit.serving.limits import Limits

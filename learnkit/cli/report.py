@@ -6,7 +6,7 @@ Only descriptions and counts are read, and neither torch nor pandas is needed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from learnkit.bundle.variant import FLOAT32
 from learnkit.cli.console import Report
 from learnkit.cli.table import FittedTable
 from learnkit.errors import BundleCorruptError, UsageError
+from learnkit.inference.monitor import drift_file, read_drift_report
 from learnkit.report.document import Document, Section, Table, pairs, value_text
 from learnkit.report.html import as_page
 from learnkit.report.text import print_document
@@ -33,12 +34,14 @@ class Overview:
         facts: what it is, in pairs.
         measures: how good it was, as far as its card says.
         variants: what it can be run as; float32 first.
+        drift: what its monitor saw where it was served, if that is beside the bundle.
     """
 
     title: str
     facts: Mapping[str, str]
     measures: Mapping[str, Any]
     variants: Sequence[Listed]
+    drift: Document | None = None
 
     @property
     def opened(self) -> Listed:
@@ -56,9 +59,10 @@ class Overview:
         return {title: table for title, table in found.items() if table.content}
 
     def costs(self) -> dict[str, Document]:
-        """The conversion reports, each below its heading."""
+        """What the drift monitor saw, and the conversion reports, each below its heading."""
         reports = {one.name: one.report for one in self.variants if one.report is not None}
-        return {f"Optimised: {name}": one.document() for name, one in reports.items()}
+        drift = {} if self.drift is None else {"Drift of the images it was served": self.drift}
+        return drift | {f"Optimised: {name}": one.document() for name, one in reports.items()}
 
 
 def read_overview(path: Path) -> Overview:
@@ -74,9 +78,11 @@ def read_overview(path: Path) -> Overview:
     sizes = {name: entry["size"] for name, entry in found.manifest["files"].items()}
     try:
         variants = listing(found.files, sizes)
-        return _overview(section, variants, found.digest)
+        overview = _overview(section, variants, found.digest)
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleCorruptError(f"{CONFIG} is no description of a model: {error!r}") from error
+    seen = drift_file(path)
+    return replace(overview, drift=read_drift_report(seen)) if seen.exists() else overview
 
 
 def report_model(model: Path, html: Path | None) -> None:

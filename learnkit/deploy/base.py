@@ -15,12 +15,14 @@ from learnkit.data.image import find_images
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import watched
 from learnkit.deploy.home import Home
+from learnkit.errors import PredictionError
 from learnkit.inference.batch import BATCH, predict_stream, prediction_table
 from learnkit.inference.digest import same_state
 from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.model import Model
+from learnkit.inference.monitor import Monitor
 from learnkit.inference.prediction import Prediction, Result, raised
-from learnkit.inference.scoring import predictions
+from learnkit.inference.scoring import knowledge_of, predictions
 from learnkit.inference.suggestion import Suggestions, suggest
 from learnkit.report.document import Document, Lines, Paragraph, Span
 from learnkit.report.notebook import Shown
@@ -30,14 +32,17 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_OWN = ("_home", "_monitor")  # what a deep copy does not take along
+
+
 class BasePredictor(Shown):
     """Verbs over a `Model`: images in, predictions out.
 
-    Predicting changes nothing, so threads may share a predictor. It pickles as the path of the
-    bundle it was loaded from or saved to, for worker processes: it must be as it was then.
-    Unpickling opens that bundle, which takes as long as loading it does: hand a predictor to each
-    worker once, as an argument of its initializer, rather than with every task. What `undo` can
-    take back is what it can in that bundle.
+    Predicting changes nothing but what its `monitor` has seen, so threads may share a predictor. It
+    pickles as the path of the bundle it was loaded from or saved to, for worker processes: it must
+    be as it was then. Unpickling opens that bundle, which takes as long as loading it does: hand a
+    predictor to each worker once, as an argument of its initializer, rather than with every task.
+    What `undo` can take back is what it can in that bundle.
 
     Attributes:
         record: the model, replaced as a whole by whatever is set.
@@ -47,6 +52,7 @@ class BasePredictor(Shown):
     _wrap = staticmethod(np.asarray)  # what probabilities are given as
     _home: Home | None = None
     _as_loaded: tuple[Any, ...] = ()
+    _monitor: Monitor | None = None
 
     def __init__(self, record: Model):
         self.record = record
@@ -130,6 +136,11 @@ class BasePredictor(Shown):
         """For each image that `load` gave its prediction, or a PredictionError."""
         return predictions(self.record, np.stack(list(images)), self._wrap)
 
+    def observe(self, results: Sequence[Result]) -> None:
+        """Show predictions to the monitor, if there is one; `predict` and its kin have done so."""
+        if self._monitor is not None and (scoring := knowledge_of(self.record)[0]) is not None:
+            self._monitor.observe(results, scoring)
+
     def predict(self, source: Any) -> Prediction:
         """The prediction for one image: path, bytes, PIL image, array (H, W[, C]).
 
@@ -141,6 +152,7 @@ class BasePredictor(Shown):
             PredictionError: the network's output is not finite.
         """
         (result,) = self.try_loaded([self.load(source)])
+        self.observe([result])
         return raised(result)
 
     __call__ = predict
@@ -257,15 +269,56 @@ class BasePredictor(Shown):
         """
         return suggest(self.record, images, n, n_workers=n_workers, progress=progress)
 
+    @property
+    def is_monitored(self) -> bool:
+        """Whether `monitor` was asked for, and sees what is predicted."""
+        return self._monitor is not None
+
+    def monitor(
+        self,
+        *,
+        images_per_false_alarm: int | None = None,
+        file: str | os.PathLike | None = None,
+    ) -> Monitor:
+        """The monitor of drift, which sees every image predicted from the first call on.
+
+        It says whether the images, all of them or those taken for a class, are still like those the
+        model knows. It sees what `predict`, `predict_batch`, `predict_files`, `predict_folder` and
+        a server predict; not what `evaluate`, `suggest`, `try_tensors` or a copy do.
+
+        Args:
+            images_per_false_alarm: without drift, the probability of an alarm within m images is at
+                most m by this number; default 10,000.
+            file: where it keeps what it saw, to go on from there after a restart; default nowhere.
+                With either of these a new monitor takes the place of the one there was.
+
+        Raises:
+            PredictionError: the model does not detect images out of distribution; a number below
+                100.
+            BundleCorruptError: `file` was not written by a monitor.
+            PredictionFileError: `file` cannot be read.
+        """
+        scoring = knowledge_of(self.record)[0]
+        if scoring is None:
+            raise PredictionError(
+                "drift shows in OOD scores, and this model detects no images out of distribution; "
+                "export one after init_continual() or fit_ood()"
+            )
+        if self._monitor is None or images_per_false_alarm is not None or file is not None:
+            n = 10_000 if images_per_false_alarm is None else images_per_false_alarm
+            self._monitor = Monitor(scoring, images_per_false_alarm=n, file=file)
+        return self._monitor
+
     def __copy__(self) -> Self:
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
+        new._monitor = None
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        own = {name: value for name, value in self.__dict__.items() if name != "_home"}
+        own = {name: value for name, value in self.__dict__.items() if name not in _OWN}
         new.__dict__.update(copy.deepcopy(own, memo))
         return new
 

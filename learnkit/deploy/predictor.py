@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -316,8 +317,9 @@ class Predictor(BasePredictor):
             ImageReadError: an image cannot be read; the message names it.
             ContinualNotInitializedError: `ood`, and the model detects none such.
         """
+        unwatched = copy.copy(self)  # the monitor is for images as they come
         return evaluate_predictor(
-            self, dataset, ood=ood, bs=bs, n_workers=n_workers, progress=progress
+            unwatched, dataset, ood=ood, bs=bs, n_workers=n_workers, progress=progress
         )
 
     def extend(

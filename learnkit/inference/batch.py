@@ -48,9 +48,18 @@ def predict_stream(
     loaded = load_ahead(predictor.load, items, n_ahead=2 * bs, n_workers=n_workers)
     for batch in chunks(loaded, bs):
         images = [image for _, image in batch if not isinstance(image, LearnkitError)]
-        results = iter(predictor.try_loaded(padded(images, bs)) if images else ())
+        found = predictor.try_loaded(padded(images, bs))[: len(images)] if images else []
+        show_monitor(predictor, found)
+        results = iter(found)
         for item, image in batch:
             yield item, image if isinstance(image, LearnkitError) else next(results)
+
+
+def show_monitor(predictor: Predicts, results: Sequence[Result]) -> None:
+    """Show predictions to the drift monitor of a predictor that may have one."""
+    observe = getattr(predictor, "observe", None)
+    if observe is not None:
+        observe(results)
 
 
 def padded(images: Sequence[Any], n: int) -> list[Any]:

@@ -18,7 +18,7 @@ from learnkit.errors import (
     PredictionError,
     UnreadableImagesError,
 )
-from learnkit.inference.batch import counted
+from learnkit.inference.batch import BATCH, counted, padded
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Prediction, finite_or_none
 from learnkit.inference.scoring import conclude, knowledge_of
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from learnkit.uncertainty.scoring import Scoring
 
-BATCH = 16  # of every forward pass, filled up: an image's features do not depend on the others
 _PICTURES = 24  # in a notebook
 _THUMB = 96  # pixels of a picture's longer side
 _DOUBT = 0.5  # from here on the two likeliest labels are the reason
@@ -267,8 +266,9 @@ def _read(
 
 def _run(record: Model, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
     network = record.network
-    filled = [*images, *images[-1:] * (BATCH - len(images))] if images else []
-    features, logits = network.run(np.stack(filled) if filled else network.no_images())
+    # always as many, so that an image's features do not depend on those beside it
+    filled = np.stack(padded(images, BATCH)) if images else network.no_images()
+    features, logits = network.run(filled)
     if features is None:
         raise PredictionError(network.no_features())
     return features[: len(images)], None if logits is None else logits[: len(images)]

@@ -1,4 +1,7 @@
-"""A model as a web application: /predict, /extend, /health, /model. Every answer is JSON."""
+"""A model as a web application: /predict, /extend, /health, /model, /metrics.
+
+Every answer is JSON, but for /metrics, which Prometheus reads.
+"""
 
 import asyncio
 import logging
@@ -10,11 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import LearnkitError, MissingExtraError
+from learnkit.inference.monitor import Monitor
 from learnkit.inference.prediction import Prediction
 from learnkit.serving.auth import check_bearer, check_exposure, checked_token
 from learnkit.serving.batching import Batcher
 from learnkit.serving.http_errors import Refusal, as_json
 from learnkit.serving.limits import Gate, Limits
+from learnkit.serving.metrics import METRICS_TYPE, metrics_text
 from learnkit.serving.model_info import FORM, model_facts
 from learnkit.serving.served_model import ServedModel, labels_for
 from learnkit.serving.uploads import Upload, check_pixels, read_uploads
@@ -35,6 +40,7 @@ def create_app(
     save_to: str | os.PathLike | None = None,
     limits: Limits | None = None,
     n_workers: int = 2,
+    drift_file: str | os.PathLike | None = None,
 ) -> "FastAPI":
     """The FastAPI application that serves `predictor`; any ASGI server runs it, in one process.
 
@@ -45,8 +51,11 @@ def create_app(
         save_to: bundle to write what was learned to, before the client is told that it was.
         limits: of requests, and of all that wait.
         n_workers: decoding threads.
+        drift_file: where the drift monitor keeps what it saw, to go on after a restart; nowhere if
+            None. It watches wherever the model detects images out of distribution.
 
     Raises:
+        BundleCorruptError: `drift_file` was not written by a monitor.
         ServingError: `allow_extend` without a `token`, or a bad one.
         MissingExtraError: FastAPI is not installed.
     """
@@ -59,6 +68,8 @@ def create_app(
         raise MissingExtraError(
             'serving needs FastAPI, which is not installed: `pip install "learnkit[serve]"`'
         ) from error
+    if getattr(predictor, "detects_ood", False) and hasattr(predictor, "monitor"):
+        predictor.monitor(file=drift_file)
     service = Service(predictor, token if allow_extend else None, save_to, limits, n_workers)
     # no pages of documentation: they load scripts from elsewhere
     app = FastAPI(title="learnkit", docs_url=None, redoc_url=None, lifespan=service.lifespan)
@@ -67,6 +78,7 @@ def create_app(
         app.post(f"/{handle.__name__}", openapi_extra={"requestBody": FORM})(_answering(handle))
     for handle in (service.health, service.model):
         app.get(f"/{handle.__name__}")(_answering(handle))
+    app.get("/metrics")(_metrics_of(service))
     _answer_errors(app)
     return app
 
@@ -101,6 +113,7 @@ class Service:
             self.batcher.stop()
             self._learning.shutdown()  # a change that has begun is completed, and saved
             self.save()
+            self._save_drift()
 
     def save(self) -> None:
         """Save what was learned; `save_error` says why that failed."""
@@ -110,6 +123,20 @@ class Service:
         except LearnkitError as error:
             self.save_error = error
             LOG.error("what the model learned is not saved: %s", error)
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """The drift monitor, if the model can have one."""
+        has_one = getattr(self.predictor, "is_monitored", False)
+        return self.predictor.monitor() if has_one else None
+
+    def _save_drift(self) -> None:
+        if self.monitor is None:
+            return
+        try:
+            self.monitor.save()
+        except LearnkitError as error:
+            LOG.error("what the drift monitor saw is not saved: %s", error)
 
     async def predict(self, request: "Request") -> tuple[int, Any]:
         """Status and answer: a prediction or an error for every image, in their order."""
@@ -156,13 +183,26 @@ class Service:
         return {"model": self.served.digest, "change": change, "saved": saved}
 
     async def health(self, request: "Request") -> tuple[int, Any]:
-        """Status and answer: how much is waiting, and what is not saved yet."""
+        """Status and answer: how much is waiting, what is not saved yet, and whether images drift.
+
+        The status of the server is "ok" also while images drift: a restart would not mend them.
+        """
         return 200, {
             "status": "ok",
             "images_waiting": self.gate.n_images,
             "requests": self.gate.n_requests,
             "unsaved_changes": self.served.n_unsaved,
+            "drift": None if self.monitor is None else self.monitor.to_dict(),
         }
+
+    def metrics(self) -> str:
+        """What `health` says, for Prometheus."""
+        gauges = {
+            "images_waiting": self.gate.n_images,
+            "requests": self.gate.n_requests,
+            "unsaved_changes": self.served.n_unsaved,
+        }
+        return metrics_text(gauges, self.monitor)
 
     async def model(self, request: "Request") -> tuple[int, Any]:
         """Status and answer: what is served."""
@@ -192,6 +232,16 @@ def _answering(
 
     endpoint.__name__, endpoint.__doc__ = handle.__name__, handle.__doc__
     return endpoint
+
+
+def _metrics_of(service: Service) -> Callable[[], Awaitable["Response"]]:
+    from starlette.responses import Response
+
+    async def metrics() -> Response:
+        """What /health says, in the text format of Prometheus."""
+        return Response(service.metrics(), media_type=METRICS_TYPE)
+
+    return metrics
 
 
 def _answer_errors(app: "FastAPI") -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from learnkit.errors import LearnkitError
-from learnkit.inference.batch import Predicts
+from learnkit.inference.batch import Predicts, show_monitor
 from learnkit.inference.prediction import Result
 
 _PATIENCE = 0.005  # seconds a forward pass waits for images that are being decoded
@@ -91,6 +91,7 @@ class Batcher:
         batch = self._taken()
         try:
             found = self._predictor.try_loaded([image for _, _, image in batch])
+            show_monitor(self._predictor, found)
             for (job, number, _), result in zip(batch, found, strict=True):
                 job.put(number, result)
         except LearnkitError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from learnkit.errors import MissingExtraError, ServingError
+from learnkit.inference.monitor import drift_file
 from learnkit.serving.app import create_app
 from learnkit.serving.auth import check_exposure, is_loopback
 from learnkit.serving.limits import Limits
@@ -42,7 +43,7 @@ def serve(
     """Serve the model exported to `path` until SIGINT or SIGTERM.
 
     Then requests under way are answered. What is learned is saved at each request for it, before
-    that is answered.
+    that is answered. What the drift monitor sees is kept beside the model, in NAME.drift.json.
 
     Args:
         path: folder of an exported model.
@@ -60,7 +61,7 @@ def serve(
 
     Raises:
         ServingError: an address that cannot be used, or that exposes `extend` without a token.
-        BundleError: no sound model at `path`.
+        BundleError: no sound model at `path`, or no sound NAME.drift.json beside it.
         BundleWriteError: what was learned could not be saved.
     """
     uvicorn = _uvicorn()
@@ -80,6 +81,7 @@ def serve(
             save_to=save_to,
             limits=limits,
             n_workers=n_workers,
+            drift_file=drift_file(path),
         )
         say(f"serving {len(predictor.classes)} classes from {os.fspath(path)}")
         if not is_loopback(host):

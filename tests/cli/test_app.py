@@ -391,6 +391,20 @@ def test_report_reads_descriptions_only_and_shows_names_as_text(known, tmp_path,
     assert (code, "is no description of a model" in err) == (2, True)
 
 
+def test_report_tells_of_the_images_that_were_served(known, tmp_path, capsys):
+    model, page = shutil.copytree(known, tmp_path / "model"), tmp_path / "page.html"
+    predictor = load_learner(model)
+    monitor = predictor.monitor(file=tmp_path / "model.drift.json")
+    predictor.predict(strange(1)[0])
+    monitor.save()
+    code, out, _ = learnkit(capsys, "report", model, "--html", page)
+    assert (code, str(monitor) in " ".join(out.split())) == (0, True)
+    assert str(monitor) in page.read_text(encoding="utf-8")
+    (tmp_path / "model.drift.json").write_text("{}", encoding="utf-8")
+    code, _, err = learnkit(capsys, "report", model)
+    assert (code, "model.drift.json: `format` is missing" in " ".join(err.split())) == (2, True)
+
+
 def test_report_needs_neither_torch_nor_pandas():
     code = _RUN + "print({'torch', 'pandas', 'fastai'} & set(sys.modules))"
     found = subprocess.run(

@@ -387,5 +387,45 @@ def test_every_number_in_an_answer_is_json(serving, predictor):
 
 def test_the_description_names_what_there_is(serving):
     paths = serving().get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/predict", "/extend", "/health", "/model"}
+    assert set(paths) == {"/predict", "/extend", "/health", "/model", "/metrics"}
     assert "multipart/form-data" in paths["/predict"]["post"]["requestBody"]["content"]
+
+
+def test_health_and_metrics_tell_of_drift(serving, tmp_path):
+    file = tmp_path / "m.drift.json"
+    client = serving(drift_file=file)
+    for image in strange(3):
+        client.post("/predict", files=form(png(image)))
+    told = client.get("/health").json()["drift"]
+    assert (told["status"], told["images"], told["alarms"]) == ("ok", 3, [])
+    assert told["sentence"].startswith("no drift in 3 images")
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    lines = answer.text.splitlines()
+    assert "# TYPE learnkit_drift_images gauge" in lines
+    assert "learnkit_drift_images 3" in lines
+    assert "learnkit_drift_bound 20000" in lines
+    assert "learnkit_images_waiting 0" in lines
+    assert any(line.startswith('learnkit_drift_alarm{label="') for line in lines)
+    assert not file.exists()  # a few images are not written one by one
+
+
+def test_what_the_monitor_saw_is_kept_when_the_server_ends(predictor, tmp_path):
+    file = tmp_path / "m.drift.json"
+    for n_before in (0, 2):
+        with TestClient(create_app(predictor, drift_file=file)) as client:
+            assert client.get("/health").json()["drift"]["images"] == n_before
+            for image in strange(2):
+                client.post("/predict", files=form(png(image)))
+
+
+def test_a_model_without_scores_is_served_without_a_monitor(serving):
+    client = serving(make_predictor())
+    assert client.get("/health").json()["drift"] is None
+    assert "drift" not in client.get("/metrics").text
+
+
+def test_a_server_whose_disk_is_gone_goes_on_and_says_so(predictor, tmp_path, caplog):
+    with TestClient(create_app(predictor, drift_file=tmp_path / "gone" / "m.json")) as client:
+        assert client.post("/predict", files=form(png(strange(1)[0]))).status_code == 200
+    assert "what the drift monitor saw is not saved" in caplog.text

@@ -1,0 +1,419 @@
+"""The drift monitor: whether the images a model predicts are still like those it knows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learnkit.errors import (
+    BundleCorruptError,
+    LearnkitError,
+    PredictionError,
+    PredictionFileError,
+    UncertaintyError,
+)
+from learnkit.inference.prediction import Prediction, Result
+from learnkit.report.document import Document, Headline, Mark, Paragraph, Span, Table
+from learnkit.report.notebook import Shown
+from learnkit.storage.filesystem import write_file
+from learnkit.storage.formats import parse_json, to_json
+from learnkit.storage.records import from_plain, read_field
+from learnkit.uncertainty.drift import DriftTest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from learnkit.uncertainty.scoring import Scoring
+
+FORMAT = 1
+ALL = "all images"
+_SAVED_EVERY = 256  # images that a killed process may forget
+_FEWEST = 100  # a false alarm in fewer images than this is no promise worth the name
+_LARGEST = 1e300
+_LINES = 8  # classes in a picture: those with the most evidence
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A drift that was noticed.
+
+    Attributes:
+        image: how many images had been seen then.
+        label: the class it is in, as predicted; None if it is in all images.
+        sign: what became of the images.
+    """
+
+    image: int
+    label: str | None
+    sign: str
+
+    def __str__(self) -> str:
+        where = "" if self.label is None else f"of those taken for {self.label!r}, "
+        return f"drift at image {self.image:,}: {where}{self.sign}"
+
+
+@dataclass(frozen=True, eq=False)
+class DriftState:
+    """What a monitor has seen, as one unchanging value.
+
+    Attributes:
+        origin: digest of the scores the model was calibrated by.
+        overall: the test of all images.
+        classes: a test of the images taken for each class. It knows no calibration scores, and
+            notices changes from the first such image on.
+        alarms: the first of each test, in their order.
+    """
+
+    origin: str
+    overall: DriftTest
+    classes: Mapping[str, DriftTest] = field(default_factory=dict)
+    alarms: tuple[Alarm, ...] = ()
+
+    @classmethod
+    def of(cls, scoring: Scoring) -> DriftState:
+        """The beginning, with the scores a model was calibrated by."""
+        threshold = scoring.threshold
+        known = threshold.calibration_scores, threshold.calibration_weights
+        return cls(_origin(*known), DriftTest.of(*known))
+
+    @property
+    def tests(self) -> dict[str | None, DriftTest]:
+        """That of all images under None, and those of the classes."""
+        return {None: self.overall, **self.classes}
+
+    def update(self, prediction: Prediction, bound: float) -> DriftState:
+        """The state after one more image."""
+        score = float(np.clip(prediction.ood_score, -_LARGEST, _LARGEST))
+        overall = self.overall.update(score)
+        new = replace(self, overall=overall)._raised(None, overall, bound)
+        label = prediction.label
+        if not isinstance(label, str):
+            return new
+        test = self.classes.get(label) or DriftTest(seed=zlib.crc32(label.encode()))
+        test = test.update(score)
+        return replace(new, classes={**self.classes, label: test})._raised(label, test, bound)
+
+    def _raised(self, label: str | None, test: DriftTest, bound: float) -> DriftState:
+        if test.level < bound or any(alarm.label == label for alarm in self.alarms):
+            return self
+        return replace(self, alarms=(*self.alarms, Alarm(self.overall.n_images, label, test.sign)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types."""
+        return {
+            "origin": self.origin,
+            "overall": self.overall.to_dict(),
+            "classes": {name: test.to_dict() for name, test in self.classes.items()},
+            "alarms": [vars(alarm) for alarm in self.alarms],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> DriftState:
+        """The state that `to_dict` described.
+
+        Raises:
+            BundleCorruptError: a field is missing or unknown, or no state can have its value.
+        """
+        read = lambda name, kind: read_field(values, name, kind, where)
+        alarms = read("alarms", list)
+        try:
+            overall = DriftTest.from_dict(read("overall", dict))
+            found = {name: DriftTest.from_dict(one) for name, one in read("classes", dict).items()}
+        except UncertaintyError as error:
+            raise BundleCorruptError(f"{where}: {error}") from error
+        told = tuple(from_plain(Alarm, one, f"{where}: `alarms`") for one in alarms)
+        return cls(read("origin", str), overall, found, told)
+
+
+class Monitor(Shown):
+    """Watches the images a predictor predicts: are they still like those the model knows?
+
+    A conformal test martingale over their OOD scores, of all images and of those taken for each
+    class, see `uncertainty.drift`. As long as images are drawn alike, the probability of any alarm
+    within m images is at most `m / images_per_false_alarm`, whatever the number of classes and of
+    calibration scores. Images must not depend on each other: of a film, take one in a while.
+    Leave-one-out scores stand for those of new images, and weights for the share of each class; to
+    the degree that these are others, the promise is not exact.
+
+    Threads may share it. When the model learns, it begins anew.
+
+    Args:
+        scoring: the model's, with the scores it was calibrated by.
+        images_per_false_alarm: within a tenth of so many images there is a false alarm with a
+            probability of at most a tenth, and so on.
+        file: what was seen is kept in this file and goes on from there after a restart; a file
+            about another model, or about this one before it has learned, is begun anew.
+
+    Raises:
+        PredictionError: `images_per_false_alarm` below 100 or no whole number.
+        BundleCorruptError: `file` was not written by a monitor.
+        PredictionFileError: `file` cannot be read.
+    """
+
+    def __init__(
+        self,
+        scoring: Scoring,
+        *,
+        images_per_false_alarm: int = 10_000,
+        file: str | os.PathLike | None = None,
+    ):
+        n = images_per_false_alarm
+        if isinstance(n, bool) or not isinstance(n, int) or n < _FEWEST:
+            raise PredictionError(
+                f"`images_per_false_alarm` is {n!r}; give a whole number from {_FEWEST} on"
+            )
+        self.images_per_false_alarm = n
+        self.file = None if file is None else Path(file)
+        self.save_error: LearnkitError | None = None
+        self._lock, self._scores = threading.Lock(), scoring.threshold.calibration_scores
+        self._begin = self.state = DriftState.of(scoring)
+        if self.file is not None and self.file.exists():
+            kept = read_drift(self.file)
+            self.state = kept if kept.origin == self._begin.origin else self._begin
+        self._n_saved = self.n_images
+
+    @property
+    def bound(self) -> float:
+        """The evidence from which on there is an alarm."""
+        # Half of what is promised is for the test of all images, half for all classes together: of
+        # m images m_c are taken for class c, whose alarm has a probability of at most m_c / bound.
+        return 2.0 * self.images_per_false_alarm
+
+    @property
+    def n_images(self) -> int:
+        """Images seen since it began."""
+        return self.state.overall.n_images
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """What was noticed, the first alarm of all images and of each class."""
+        return self.state.alarms
+
+    @property
+    def is_drifting(self) -> bool:
+        """Whether there is an alarm; it stays until `reset`."""
+        return bool(self.alarms)
+
+    @property
+    def statement(self) -> str:
+        """What is promised of its alarms."""
+        return _promise(self.images_per_false_alarm)
+
+    def observe(self, results: Sequence[Result], scoring: Scoring) -> None:
+        """Take note of predictions; errors among them are passed over.
+
+        Args:
+            results: predictions, in their order.
+            scoring: the model's at this moment.
+        """
+        with self._lock:
+            if scoring.threshold.calibration_scores is not self._scores:
+                self._scores, begin = scoring.threshold.calibration_scores, DriftState.of(scoring)
+                if begin.origin != self._begin.origin:
+                    self._begin = self.state = begin
+                    self._n_saved = 0
+            before = self.state.alarms
+            for result in results:
+                if isinstance(result, Prediction) and result.ood_score is not None:
+                    self.state = self.state.update(result, self.bound)
+            if self.n_images - self._n_saved >= _SAVED_EVERY or self.state.alarms != before:
+                self._try_save()
+
+    def reset(self) -> None:
+        """Begin anew with the scores the model was calibrated by, once what drifted is mended."""
+        with self._lock:
+            self.state = self._begin
+            self._try_save()
+
+    def save(self) -> None:
+        """Write what was seen to `file`, if there is one.
+
+        Raises:
+            PredictionFileError: it cannot be written; what stood there still does.
+        """
+        with self._lock:
+            self._try_save()
+        if self.save_error is not None:
+            raise self.save_error
+
+    def _try_save(self) -> None:
+        # Predictions go on where the disk is full: `save_error` says so, and it is tried again.
+        if self.file is None:
+            return
+        values = {"format": FORMAT, "images_per_false_alarm": self.images_per_false_alarm}
+        content = to_json({**values, **self.state.to_dict()})
+        self._n_saved = self.n_images
+        try:
+            write_file(self.file, lambda file: file.write(content))
+            self.save_error = None
+        except OSError as error:
+            self.save_error = PredictionFileError(
+                f"the drift monitor cannot write {str(self.file)!r}: {error}; make the folder "
+                "writable, or choose another file"
+            )
+
+    def __str__(self) -> str:
+        return sentence(self.state, self.bound)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What there is to know of it, as JSON types: for health checks and logs."""
+        return {
+            "status": "drift" if self.is_drifting else "ok",
+            "sentence": str(self),
+            "images": self.n_images,
+            "evidence": self.state.overall.level,
+            "alarm_at": self.bound,
+            "images_per_false_alarm": self.images_per_false_alarm,
+            "alarms": [vars(alarm) for alarm in self.alarms],
+            "save_error": None if self.save_error is None else str(self.save_error),
+        }
+
+    def table(self) -> pd.DataFrame:
+        """A row for all images and for each class: images, evidence, its bound, and the alarm."""
+        import pandas as pd
+
+        rows = _rows(self.state, self.bound)
+        found = pd.DataFrame(
+            rows, columns=list(_COLUMNS), dtype=object
+        )  # no NaN for a missing name
+        return found.astype({"images": "int64", "evidence": "float64", "alarm_at": "float64"})
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Axes with the evidence over the images seen, and the bound at which there is an alarm.
+
+        Args:
+            ax: where to draw; a new figure if None.
+        """
+        from learnkit.interpret.canvas import VERMILION, lighten, new_axes, shorten
+
+        ax = ax or new_axes((6.4, 3.4))
+        tests = self.state.tests
+        shown = sorted(self.state.classes, key=lambda name: -max(tests[name].trace, default=0))
+        for name in (None, *shown[:_LINES]):
+            x, y = _course(tests[name])
+            style = {"color": "black", "linewidth": 2} if name is None else {"linewidth": 1}
+            ax.plot(x, y, label=ALL if name is None else shorten(name), **style)
+        ax.axhline(self.bound, color=VERMILION, linestyle="--", linewidth=1)
+        ax.set_yscale("log")
+        ax.set_ylim(1, 3 * max(self.bound, *(y for line in ax.lines for y in line.get_ydata())))
+        ax.set_xlabel("images seen (of all, or of a class)")
+        ax.set_ylabel("evidence of drift")
+        ax.set_title("drift" if self.is_drifting else "no drift", parse_math=False)
+        ax.legend(fontsize="small", frameon=False, loc="upper left")
+        lighten(ax)
+        return ax
+
+    def document(self) -> Document:
+        """The verdict, what is promised of it, and the evidence of every test."""
+        return drift_document(self.state, self.images_per_false_alarm)
+
+    def __repr__(self) -> str:
+        return f"<Monitor: {self}>"
+
+
+_COLUMNS = ("label", "images", "evidence", "alarm_at", "alarm")
+
+
+def drift_document(state: DriftState, images_per_false_alarm: int) -> Document:
+    """What `Monitor.document` gives, of a state at rest."""
+    bound, drifting = 2.0 * images_per_false_alarm, bool(state.alarms)
+    mark = Mark("drift" if drifting else "no drift", good=not drifting)
+    phrase = "are no longer like those the model knows" if drifting else "are like those it knows"
+    promise = _promise(images_per_false_alarm).capitalize()
+    promise += f"; an alarm is raised at evidence {bound:,.0f}."
+    rows = [
+        [label or ALL, images, evidence, f"at image {alarm:,}" if alarm else ""]
+        for label, images, evidence, _, alarm in _rows(state, bound)
+    ]
+    table = Table(rows, ("images taken for", "images", "evidence", "alarm"), "lrrl")
+    headline = Headline("images", mark, phrase, sentence(state, bound))
+    return Document([headline, Paragraph(Span(promise, "faint")), table])
+
+
+def _promise(images_per_false_alarm: int) -> str:
+    return (
+        "without drift, the probability of a false alarm within m images is at most "
+        f"m / {images_per_false_alarm:,}"
+    )
+
+
+def sentence(state: DriftState, bound: float) -> str:
+    """Whether there is drift, in one sentence."""
+    n = state.overall.n_images
+    if not state.alarms:
+        highest = max(test.level for test in state.tests.values())
+        return f"no drift in {n:,} images; evidence is {highest / bound:.1%} of what an alarm takes"
+    more = f", and {len(state.alarms) - 1} more alarms" if len(state.alarms) > 1 else ""
+    return (
+        f"{state.alarms[0]}{more} ({n:,} images seen); look at camera, light and parts, then mend "
+        "that, or teach the model what is new, and call reset()"
+    )
+
+
+def read_drift(path: Path) -> DriftState:
+    """The state in a monitor's file.
+
+    Raises:
+        BundleCorruptError: it was not written by a monitor, or by one of a later version.
+        PredictionFileError: it cannot be read.
+    """
+    return _read(path)[0]
+
+
+def read_drift_report(path: Path) -> Document:
+    """What a monitor's file says; raises like `read_drift`."""
+    return drift_document(*_read(path))
+
+
+def _read(path: Path) -> tuple[DriftState, int]:
+    where = str(path)
+    try:
+        values = parse_json(path.read_bytes(), where)
+    except OSError as error:
+        raise PredictionFileError(f"the drift monitor cannot read {where!r}: {error}") from error
+    if (version := read_field(values, "format", int, where)) != FORMAT:
+        raise BundleCorruptError(
+            f"{where} has format {version}; this learnkit reads {FORMAT}: update it, or remove the "
+            "file to begin anew"
+        )
+    n = read_field(values, "images_per_false_alarm", int, where)
+    if n < _FEWEST:
+        raise BundleCorruptError(f"{where}: `images_per_false_alarm` is {n}, below {_FEWEST}")
+    return DriftState.from_dict(values, where), n
+
+
+def drift_file(bundle: str | os.PathLike) -> Path:
+    """Where a server keeps what it saw of a bundle's images: beside it, as NAME.drift.json."""
+    path = Path(os.path.abspath(bundle))
+    return path.with_name(f"{path.name}.drift.json")
+
+
+def _rows(state: DriftState, bound: float) -> list[tuple[Any, ...]]:
+    raised = {alarm.label: alarm.image for alarm in state.alarms}
+    return [
+        (label, test.n_images, test.level, bound, raised.get(label))
+        for label, test in state.tests.items()
+    ]
+
+
+def _course(test: DriftTest) -> tuple[list[float], list[float]]:
+    """(images seen, evidence) along the trace of a test."""
+    ends = [min((i + 1) * test.stride, test.n_images) for i in range(len(test.trace))]
+    return ends, list(test.trace)
+
+
+def _origin(scores: np.ndarray, weights: np.ndarray) -> str:
+    """Digest of the scores a model was calibrated by: another one once it has learned."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (scores, weights):
+        digest.update(np.ascontiguousarray(array, "<f8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,337 @@
+import copy
+import json
+import threading
+
+import numpy as np
+import pytest
+from deploy_helpers import labelled, make_continual, make_predictor, shades, strange
+
+from learnkit.data.dataset import ImageDataset
+from learnkit.errors import BundleCorruptError, PredictionError, PredictionFileError
+from learnkit.inference import monitor as module
+from learnkit.inference.monitor import Alarm, DriftState, Monitor, drift_file, read_drift_report
+from learnkit.inference.prediction import Prediction, not_finite
+from learnkit.report.text import as_text
+from learnkit.uncertainty.drift import DriftTest
+from learnkit.uncertainty.scoring import Scoring
+from learnkit.uncertainty.threshold import fit_threshold
+
+
+def scoring_of(scores):
+    """A scoring of which the monitor reads nothing but the calibration scores."""
+    threshold = fit_threshold(scores, source="validation")
+    empty = np.zeros((0, 0))
+    return Scoring(False, False, 1.0, (), threshold, empty, empty, (empty, empty))
+
+
+def predicted(score, label="a"):
+    return Prediction(label, 0, np.ones(1, np.float32), ("a",), ood_score=score, ood_threshold=2.0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def scoring(rng):
+    return scoring_of(rng.normal(size=300))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_continual({"red": 20, "blue": 20})
+
+
+@pytest.fixture
+def watched(model):
+    """A predictor of its own over the model that all share."""
+    return copy.copy(model)
+
+
+def test_a_stream_like_the_known_images_raises_no_alarm(scoring, rng):
+    monitor = Monitor(scoring)
+    monitor.observe(
+        [predicted(s, "ab"[i % 2]) for i, s in enumerate(rng.normal(size=300))], scoring
+    )
+    assert not monitor.is_drifting
+    assert monitor.n_images == 300
+    assert str(monitor).startswith("no drift in 300 images; evidence is 0.")
+    assert {name: test.n_images for name, test in monitor.state.tests.items()} == {
+        None: 300,
+        "a": 150,
+        "b": 150,
+    }
+
+
+def test_the_tests_are_those_of_all_scores_and_of_each_class(scoring, rng):
+    monitor, scores = Monitor(scoring), rng.normal(size=40)
+    labels = rng.choice(["a", "b"], 40)
+    monitor.observe([predicted(*one) for one in zip(scores, labels, strict=True)], scoring)
+    threshold = scoring.threshold
+    overall = DriftTest.of(threshold.calibration_scores, threshold.calibration_weights)
+    for score in scores:
+        overall = overall.update(score)
+    assert monitor.state.overall.to_dict() == overall.to_dict()
+    only = DriftTest(seed=monitor.state.classes["b"].seed)
+    for score in scores[labels == "b"]:
+        only = only.update(score)
+    assert monitor.state.classes["b"].to_dict() == only.to_dict()
+
+
+def test_a_shift_is_told_with_the_image_and_what_became_of_the_images(scoring, rng):
+    monitor = Monitor(scoring)
+    monitor.observe([predicted(s) for s in rng.normal(size=100)], scoring)
+    monitor.observe([predicted(s) for s in rng.normal(1, size=100)], scoring)
+    assert monitor.is_drifting
+    first = monitor.alarms[0]
+    assert 100 < first.image < 180
+    assert first.label is None
+    assert str(first) == f"drift at image {first.image}: images look other than before"
+    assert "look at camera, light and parts" in str(monitor)
+    assert monitor.to_dict()["status"] == "drift"
+    monitor.reset()
+    assert not monitor.is_drifting
+    assert monitor.n_images == 0
+
+
+def test_a_class_that_changes_is_told_by_its_name(scoring, rng):
+    monitor = Monitor(scoring, images_per_false_alarm=1000)
+    # lower scores of b are hidden among higher ones of a
+    usual = [predicted(s, "ab"[i % 2]) for i, s in enumerate(rng.normal(size=400))]
+    swapped = [
+        predicted(abs(s) if i % 2 else -abs(s), "ab"[i % 2])
+        for i, s in enumerate(rng.normal(size=300))
+    ]
+    monitor.observe([*usual, *swapped], scoring)
+    assert {alarm.label for alarm in monitor.alarms} >= {"b"}
+    alarm = next(alarm for alarm in monitor.alarms if alarm.label == "b")
+    assert str(alarm).startswith(f"drift at image {alarm.image}: of those taken for 'b', ")
+
+
+def test_the_bound_halves_what_is_promised():
+    scoring = scoring_of(np.arange(50.0))
+    assert Monitor(scoring, images_per_false_alarm=400).bound == 800
+    assert "at most m / 400" in Monitor(scoring, images_per_false_alarm=400).statement
+
+
+def test_false_alarms_of_all_tests_together_are_as_rare_as_promised():
+    n, m, alarms = 400, 200, 0
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        monitor_scoring = scoring_of(rng.normal(size=40))
+        monitor = Monitor(monitor_scoring, images_per_false_alarm=n)
+        monitor.observe(
+            [predicted(s, str(rng.integers(3))) for s in rng.normal(size=m)], monitor_scoring
+        )
+        alarms += monitor.is_drifting
+    assert alarms <= 15 * m / n
+
+
+def test_errors_and_infinite_scores_do_no_harm(scoring):
+    monitor = Monitor(scoring)
+    monitor.observe([not_finite(), predicted(float("inf")), predicted(1e30)], scoring)
+    assert monitor.n_images == 2
+    several = Prediction(
+        ("a", "b"), (0, 1), np.ones(2), ("a", "b"), ood_score=0.0, ood_threshold=1.0
+    )
+    monitor.observe([several], scoring)
+    assert monitor.n_images == 3
+    assert set(monitor.state.classes) == {"a"}
+
+
+def test_what_was_seen_goes_on_after_a_restart(scoring, rng, tmp_path):
+    file, scores = tmp_path / "m.drift.json", rng.normal(size=90)
+    monitor = Monitor(scoring, file=file)
+    monitor.observe([predicted(s) for s in scores[:50]], scoring)
+    monitor.save()
+    again, whole = Monitor(scoring, file=file), Monitor(scoring)
+    again.observe([predicted(s) for s in scores[50:]], scoring)
+    whole.observe([predicted(s) for s in scores], scoring)
+    assert again.state.to_dict() == whole.state.to_dict()
+
+
+def test_alarms_survive_and_are_written_at_once(scoring, rng, tmp_path):
+    file = tmp_path / "m.drift.json"
+    monitor = Monitor(scoring, file=file)
+    monitor.observe([predicted(s) for s in rng.normal(3, size=60)], scoring)
+    assert Monitor(scoring, file=file).alarms == monitor.alarms != ()
+
+
+def test_a_killed_process_forgets_a_bounded_number_of_images(scoring, rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SAVED_EVERY", 10)
+    monitor = Monitor(scoring, file=tmp_path / "m.json")
+    for score in rng.normal(size=37):
+        monitor.observe([predicted(score)], scoring)
+    assert Monitor(scoring, file=tmp_path / "m.json").n_images == 30
+
+
+def test_a_model_that_knows_other_things_begins_anew(scoring, rng, tmp_path):
+    file, other = tmp_path / "m.json", scoring_of(rng.normal(size=80))
+    monitor = Monitor(scoring, file=file)
+    monitor.observe([predicted(s) for s in rng.normal(size=20)], scoring)
+    monitor.save()
+    assert Monitor(other, file=file).n_images == 0
+    monitor.observe([predicted(0.0)], other)
+    assert monitor.n_images == 1
+    assert len(monitor.state.overall.scores) == 81
+
+
+def test_the_same_scores_in_other_arrays_are_the_same_model(scoring, rng):
+    monitor = Monitor(scoring)
+    monitor.observe([predicted(s) for s in rng.normal(size=20)], scoring)
+    again = scoring_of(scoring.threshold.calibration_scores.copy())
+    monitor.observe([predicted(0.0)], again.with_threshold(5.0))
+    assert monitor.n_images == 21
+
+
+def test_a_disk_that_is_full_is_told_and_predicting_goes_on(scoring, rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SAVED_EVERY", 5)
+    monitor = Monitor(scoring, file=tmp_path / "gone" / "m.json")
+    monitor.observe([predicted(s) for s in rng.normal(size=10)], scoring)
+    assert "cannot write" in monitor.to_dict()["save_error"]
+    with pytest.raises(PredictionFileError, match="make the folder writable"):
+        monitor.save()
+    (tmp_path / "gone").mkdir()
+    monitor.save()
+    assert monitor.to_dict()["save_error"] is None
+
+
+@pytest.mark.parametrize("n", [99, 0, True, 1000.0, "1000"])
+def test_a_promise_worth_nothing_is_refused(scoring, n):
+    with pytest.raises(PredictionError, match="give a whole number from 100 on"):
+        Monitor(scoring, images_per_false_alarm=n)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "has format 2; this learnkit reads 1: update it, or remove the file"),
+        ({"overall": {}}, "a drift test needs exactly its own keys"),
+        ({"alarms": [{"image": 1}]}, "a Alarm has the fields"),
+        ({"alarms": [3]}, "a Alarm has the fields"),
+        ({"classes": {"a": 1}}, "look at int"),
+        ({"images_per_false_alarm": 0}, "`images_per_false_alarm` is 0"),
+        ({"origin": 3}, "`origin` is 3"),
+    ],
+)
+def test_a_damaged_file_is_refused(scoring, tmp_path, change, message):
+    file = tmp_path / "m.json"
+    Monitor(scoring, file=file).save()
+    file.write_text(json.dumps(json.loads(file.read_text()) | change), encoding="utf-8")
+    with pytest.raises(BundleCorruptError) as caught:
+        Monitor(scoring, file=file)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused(scoring, tmp_path):
+    with pytest.raises(PredictionFileError, match="the drift monitor cannot read"):
+        Monitor(scoring, file=tmp_path)
+
+
+def test_table_document_and_plot_say_the_same(scoring, rng, tmp_path):
+    monitor = Monitor(scoring, file=tmp_path / "m.json")
+    monitor.observe([predicted(s, "<b>") for s in rng.normal(size=100)], scoring)
+    table = monitor.table()
+    assert table.label.tolist() == [None, "<b>"]
+    assert table.images.tolist() == [100, 100]
+    assert table.evidence[0] == monitor.state.overall.level
+    html = monitor._repr_html_()
+    assert "no drift in 100 images" in html
+    assert "&lt;b&gt;" in html
+    assert "<b></b>" not in html
+    ax = monitor.plot()
+    assert ax.get_title() == "no drift"
+    line, bound = ax.lines[0], ax.lines[-1]
+    assert line.get_xdata()[-1] == 100
+    assert max(line.get_ydata()) == max(monitor.state.overall.trace)
+    assert bound.get_ydata()[0] == monitor.bound
+    monitor.save()
+    assert as_text(read_drift_report(tmp_path / "m.json")) == as_text(monitor.document())
+
+
+def test_a_monitor_that_saw_nothing_can_be_shown(scoring):
+    monitor = Monitor(scoring)
+    assert "no drift in 0 images" in monitor._repr_html_()
+    assert monitor.plot().get_title() == "no drift"
+
+
+def test_predicting_in_every_way_is_seen_once(watched, tmp_path):
+    monitor = watched.monitor()
+    assert watched.monitor() is monitor
+    images = shades("red", 5, seed=1)
+    watched.predict(images[0])
+    watched.predict_batch(images)
+    watched.predict_files([*images, b"no picture"], progress=False)
+    assert monitor.n_images == 11
+    assert set(monitor.state.classes) == {"red"}
+
+
+def test_evaluation_suggestions_and_copies_are_not_seen(watched, tmp_path):
+    from PIL import Image
+
+    monitor = watched.monitor()
+    for name in ("red", "blue"):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(shades(name, 2, seed=2)):
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
+    watched.evaluate(ImageDataset.from_folder(tmp_path), progress=False)
+    watched.suggest(strange(3), 1, progress=False)
+    copy.copy(watched).predict(strange(1)[0])
+    copy.deepcopy(watched).predict(strange(1)[0])
+    assert monitor.n_images == 0
+
+
+def test_a_new_kind_of_image_is_noticed_by_a_model(watched):
+    monitor = watched.monitor(images_per_false_alarm=1000)
+    watched.predict_batch(strange(40))
+    assert monitor.is_drifting
+
+
+def test_learning_begins_anew():
+    model = make_continual({"red": 8, "blue": 8})
+    monitor = model.monitor()
+    model.predict_batch(strange(5))
+    model.extend(*labelled({"green": 6}), progress=False)
+    model.predict(strange(1)[0])
+    assert monitor.n_images == 1
+
+
+def test_a_model_that_detects_no_unknown_images_has_no_monitor():
+    with pytest.raises(
+        PredictionError, match=r"export one after init_continual\(\) or fit_ood\(\)"
+    ):
+        make_predictor().monitor()
+
+
+def test_other_settings_make_another_monitor(watched, tmp_path):
+    first = watched.monitor()
+    second = watched.monitor(images_per_false_alarm=500, file=tmp_path / "m.json")
+    assert second is not first
+    assert (second.images_per_false_alarm, second.file) == (500, tmp_path / "m.json")
+    assert watched.monitor() is second
+
+
+def test_threads_lose_no_image(scoring, rng):
+    monitor = Monitor(scoring)
+    work = lambda: [monitor.observe([predicted(s)], scoring) for s in np.linspace(-1, 1, 25)]
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert monitor.n_images == 100
+
+
+def test_the_file_of_a_bundle_is_beside_it(tmp_path):
+    assert drift_file(tmp_path / "parts") == tmp_path / "parts.drift.json"
+
+
+def test_a_state_is_read_back_whole(scoring, rng):
+    state = DriftState.of(scoring)
+    for score in rng.normal(4, size=30):
+        state = state.update(predicted(score), 50.0)
+    values = json.loads(json.dumps(state.to_dict()))
+    assert DriftState.from_dict(values, "x").to_dict() == state.to_dict()
+    assert isinstance(state.alarms[0], Alarm)
