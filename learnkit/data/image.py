@@ -31,6 +31,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 MAX_PIXELS = 50_000_000
 _ORIENTATION = 0x0112  # the EXIF tag
+_QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap width and height
 
 
 def read_image(
@@ -89,6 +90,22 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"folder {str(folder)!r} does not exist or is not a folder; check the path")
     return sorted(path for path in _walk(folder, ()) if path.suffix.lower() in IMAGE_EXTENSIONS)
+
+
+def image_size(path: str | os.PathLike[str], *, exif_transpose: bool = True) -> tuple[int, int]:
+    """(width, height) of an image file as `read_image` gives it; only the header is read.
+
+    Raises:
+        ImageReadError: The file is missing, or no image.
+    """
+    name = source_name(path)
+    with naming_errors(name, path), open(path, "rb") as file:
+        image = _open(file, name)
+        width, height = image.size
+        # Pillow turns a TIFF itself, and decodes a whole PNG in search of EXIF data behind it.
+        tells = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = exif_transpose and tells and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
+    return (height, width) if turned else (width, height)
 
 
 def is_hidden(name: str) -> bool:

@@ -110,6 +110,17 @@ class Preprocessing:
         image = cut(image, box, self.pad_mode)
         return image.resize((width, height), RESAMPLING[self.interpolation])
 
+    def share_cut(self, size: tuple[int, int]) -> float:
+        """Share of the area of an image of `size` (width, height) that "crop" cuts for its aspect.
+
+        Zero for the other methods; what `crop` below 1 takes off all images alike is not counted.
+
+        >>> Preprocessing(224).share_cut((400, 300))
+        0.25
+        """
+        left, top, right, bottom = centred_box(size, self.size[::-1], self.method)
+        return max(0.0, 1 - (right - left) * (bottom - top) / math.prod(size))
+
     def pixels(self, source: Any) -> np.ndarray:
         """uint8 array (H, W, C), contiguous and its own memory, of anything `read_image` takes."""
         pixels = np.array(self.read(source), order="C")

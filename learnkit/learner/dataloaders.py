@@ -2,11 +2,13 @@
 
 import copy
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
+import numpy as np
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import (
     Categorize,
@@ -21,11 +23,14 @@ from fastai.vision.augment import aug_transforms
 from fasttransform import Pipeline, Transform
 
 from learnkit.data.dataset import ImageDataset
+from learnkit.data.image import image_size
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import DataError
+from learnkit.errors import DataError, ImageReadError, warn_user
 from learnkit.learner.transforms import LabelOf, ReadImage, ResizeLikeRecipe
 
 _SPLITS = ("train", "valid", "test")
+_MOST_CUT = 0.2  # share of the images' area
+_N_SIZES = 200  # files whose headers are read to know it
 
 
 def image_dataloaders(
@@ -36,7 +41,7 @@ def image_dataloaders(
     augment: bool | Iterable | None = None,
     item_tfms: Iterable | None = None,
     channels: int = 3,
-    method: str = "crop",
+    method: str | None = None,
     preprocessing: Preprocessing | None = None,
     seed: int = 42,
     num_workers: int = 0,
@@ -55,7 +60,8 @@ def image_dataloaders(
         augment: Batch transforms for training; True means fastai's `aug_transforms()`.
         item_tfms: Transforms of single training images in their original size, before the resize.
         channels: 3 (RGB) or 1 (grey).
-        method: "crop", "squish" or "pad"; see `Preprocessing`.
+        method: "crop", "squish" or "pad"; see `Preprocessing`. None is "crop", with a warning where
+            that cuts off more than a fifth of the images' area.
         preprocessing: The whole recipe instead of `size`, `channels`, `method` and `recipe`.
         seed: Seeds the order of the training images.
         num_workers: Reading processes; 0 is fastest for small images.
@@ -67,8 +73,11 @@ def image_dataloaders(
         SplitError: The dataset is not split.
     """
     dataset.check_split()
-    fields = {"size": size, "channels": channels, "method": method, **recipe}
-    preprocessing = preprocessing or Preprocessing(**fields)
+    if preprocessing is None:
+        fields = {"size": size, "channels": channels, "method": method or "crop", **recipe}
+        preprocessing = Preprocessing(**fields)
+        if method is None:
+            _warn_of_cut(dataset.paths, preprocessing)
     splits = [[i for i, s in enumerate(dataset.frame["split"]) if s == name] for name in _SPLITS]
     datasets = _datasets(dataset, preprocessing, [s for s in splits if s], resize=not item_tfms)
     n_train = len(datasets.train)
@@ -88,6 +97,30 @@ def image_dataloaders(
         dl.rng = random.Random(seed + offset)
     dls.preprocessing, dls.image_dataset = preprocessing, dataset
     return dls
+
+
+def _warn_of_cut(paths: Sequence[Path], preprocessing: Preprocessing) -> None:
+    """Warn where a centred cut loses much of the images, by the headers of some of them."""
+    places = np.linspace(0, len(paths) - 1, min(len(paths), _N_SIZES)).astype(int)
+    shares = [_share_cut(paths[place], preprocessing) for place in places]
+    shares = [share for share in shares if share is not None]
+    cut = sum(shares) / max(1, len(shares))
+    if cut > _MOST_CUT:
+        height, width = preprocessing.size
+        warn_user(
+            f"fitting the images to {width} x {height} pixels cuts off {cut:.0%} of their area, by "
+            'a centred crop: what lies there is not seen. `method="squish"` and '
+            '`method="pad"` keep all of it; `method="crop"` goes on as now without this warning'
+        )
+
+
+def _share_cut(path: Path, preprocessing: Preprocessing) -> float | None:
+    """Share of the image that is cut off; None if it cannot be read, which reading it will tell."""
+    try:
+        size = image_size(path, exif_transpose=preprocessing.exif_transpose)
+    except ImageReadError:
+        return None
+    return preprocessing.share_cut(size)
 
 
 def _datasets(

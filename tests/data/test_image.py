@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from learnkit.data.image import read_image
+from learnkit.data.image import image_size, read_image
 from learnkit.errors import DataError, ImageReadError
 
 
@@ -450,3 +450,25 @@ def test_eight_threads_read_what_one_reads(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda path: pixels(read_image(path)), paths))
     assert together == alone
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_the_size_is_that_of_the_pixels_without_decoding_them(
+    format, orientation, tmp_path, monkeypatch
+):
+    file, exif = tmp_path / "image", Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    file.write_bytes(encode(Image.new("RGB", (9, 5)), format, exif=exif))
+    as_read = [read_image(file, exif_transpose=turn).size for turn in (True, False)]
+    if format != "WEBP":  # whose decoder opens the whole file
+        monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert [image_size(file, exif_transpose=turn) for turn in (True, False)] == as_read
+
+
+def test_the_size_of_what_is_no_image_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    for file in (tmp_path / "text.png", tmp_path / "missing.png", str(tmp_path)):
+        with pytest.raises(ImageReadError, match=str(file)):
+            image_size(file)

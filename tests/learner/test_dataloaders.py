@@ -1,6 +1,8 @@
 """Loaders read files through one recipe, and any DataLoaders can be read back as one."""
 
 import random
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, ExportError, SplitError
+from learnkit.learner import dataloaders
 from learnkit.learner.dataloaders import image_dataloaders, with_normalization
 from learnkit.learner.transforms import preprocessing_of
 
@@ -232,3 +235,70 @@ def test_images_are_not_kept_in_memory(data):
     dls = data.dataloaders(size=16)
     all_inputs(dls.train)
     assert not any(isinstance(v, np.ndarray | torch.Tensor) for v in vars(dls.train).values())
+
+
+class TestCut:
+    """Where the centred crop cuts off more than a fifth of the images, it is said once."""
+
+    MESSAGE = r"fitting the images to 16 x 16 pixels cuts off 50% .*`method=\"squish\"`"
+
+    @staticmethod
+    def images(folder, *sizes, n=6):
+        counts = {"a": n, "b": n}
+        for i, size in enumerate(sizes):
+            write_image_folder(folder / f"{i}", counts, size=size)
+        return ImageDataset.from_folder(folder, splits=False).split(0.5, 0.25, seed=0)
+
+    def warnings_of(self, data, **options):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            data.dataloaders(**{"size": 16} | options)
+        return [str(w.message) for w in found if "cuts off" in str(w.message)]
+
+    def test_it_is_said_once_with_the_share_and_the_ways_out(self, tmp_path):
+        data = self.images(tmp_path, (20, 40), (40, 20))
+        (message,) = self.warnings_of(data)
+        assert re.match(self.MESSAGE, message)
+        for method in ("crop", "squish", "pad"):
+            assert self.warnings_of(data, method=method) == []
+        assert self.warnings_of(data, preprocessing=Preprocessing(16)) == []
+
+    @pytest.mark.parametrize(
+        ("sizes", "size", "cut"),
+        [
+            ([(40, 50)], 16, None),  # a fifth is not more than a fifth
+            ([(40, 51)], 16, 22),
+            ([(20, 40)], (16, 32), None),
+            ([(20, 40)], (32, 16), 75),
+            ([(20, 20), (20, 40), (20, 20)], 16, None),  # a sixth of all
+            ([(20, 40), (20, 20), (20, 40)], 16, 33),
+        ],
+    )
+    def test_the_share_is_that_of_all_images(self, tmp_path, sizes, size, cut):
+        found = self.warnings_of(self.images(tmp_path, *sizes), size=size)
+        assert [re.search(r"off (\d+)%", text)[1] for text in found] == [str(cut)] * (
+            cut is not None
+        )
+
+    def test_what_crop_takes_off_all_alike_is_not_counted(self, tmp_path):
+        assert self.warnings_of(self.images(tmp_path, (20, 20)), crop=0.5) == []
+
+    def test_files_that_cannot_be_read_are_left_to_the_reader(self, tmp_path):
+        data = self.images(tmp_path, (20, 40))
+        # one file of each kind is read when loaders are made
+        for path in data.train.paths[1:]:
+            path.write_bytes(b"")
+        assert len(self.warnings_of(data)) == 1
+
+    def test_of_many_files_some_headers_are_read(self, tmp_path, monkeypatch):
+        data = self.images(tmp_path, (2, 4), n=120)
+        asked = []
+
+        def size_of(path, **options):
+            asked.append(path)
+            return 40, 20
+
+        monkeypatch.setattr(dataloaders, "image_size", size_of)
+        assert len(self.warnings_of(data)) == 1
+        assert len(set(asked)) == 200
+        assert {path.parent.name for path in asked} == {"a", "b"}
