@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,9 @@ from continual_helpers import draw, embedded, gather
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
-from learnkit.continual.closed_form.loo_samples import mean_debts
+from learnkit.continual.closed_form.linear import Basis
+from learnkit.continual.closed_form.loo_samples import mean_noise
+from learnkit.continual.closed_form.mean_noise import MeanNoise
 from learnkit.continual.closed_form.temperature import temper
 from learnkit.continual.embedding import to_grid
 from learnkit.continual.statistics import ClassStatistics
@@ -57,13 +60,34 @@ def test_without_debiasing_it_is_scikit_learns(shrinkage, counts):
     np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9)
 
 
-def lengths_that_count(lengths, counts, d_eff):
-    """Squared lengths of the means less their noise, drawn towards their weighted mean."""
-    free = [float(length) - d_eff / float(n) for length, n in zip(lengths, counts, strict=True)]
+def lengths_that_count(lengths, counts, variance):
+    """Squared lengths of the means less their noise, drawn together, less what the center adds."""
+    noise = [variance / float(n) for n in counts]
+    shared = sum(noise) / len(noise) ** 2  # the center is the mean of the means
+    in_length = [(1 - 2 / len(noise)) * v + shared for v in noise]
+    free = [float(length) - v for length, v in zip(lengths, in_length, strict=True)]
     kept = [0.75 * float(n) / (float(n) + 0.5) for n in counts]
     common = sum(k * f for k, f in zip(kept, free, strict=True)) / sum(kept)
-    pairs = zip(kept, free, strict=True)
-    return torch.tensor([k * f + (1 - k) * common for k, f in pairs], dtype=torch.float64)
+    rows = zip(kept, free, in_length, noise, strict=True)
+    drawn = [k * f + (1 - k) * common + inside - v for k, f, inside, v in rows]
+    return torch.tensor(drawn, dtype=torch.float64)
+
+
+def signal_of(means, counts, variance):
+    """Half the mean squared distance of true means: over pairs, one by one, noise taken off."""
+    over = weight = 0.0
+    for i, j in itertools.permutations(range(len(counts)), 2):
+        n, m = float(counts[i]), float(counts[j])
+        w = n / (n + 0.5) * m / (m + 0.5)
+        apart = float((means[i] - means[j]).square().sum())
+        over, weight = over + w * (apart - variance / n - variance / m) / 2, weight + w
+    return max(over / weight, 1e-3 * variance)
+
+
+def factors_of(signal, variance, counts):
+    """By how much less the logits of a class would spread if its mean were known."""
+    shares = [signal / (signal + variance / float(n)) for n in counts]
+    return torch.tensor([math.sqrt(s / max(shares)) for s in shares], dtype=torch.float64)
 
 
 @both
@@ -71,26 +95,34 @@ def test_leave_one_out_logits_are_those_of_the_classifier_without_the_sample(fit
     features, labels = draw({"a": 6, "b": 5, "c": 3})
     stats = gather(features, labels)
     classifier = fit(stats.moments())
-    geometry, rho = classifier.geometry, classifier.shrinkage
-    spectrum = geometry.spectrum
+    spectrum, rho = classifier.geometry.spectrum, classifier.shrinkage
     z = to_grid(embedded(features)) / GRID
+    refits, own = [], []
     for row in range(len(labels)):
         sample = classifier.loo.memory.features[classifier.loo.rows[row]]
         gone = int((z - sample).abs().sum(1).argmin())
         keep = [i for i in range(len(labels)) if i != gone]
         less = gather(features[keep], [labels[i] for i in keep])
-        means = less.means()
         if rho == 1:
             covariance = torch.eye(12, dtype=torch.float64) * spectrum.variance_per_axis
         else:
             ridge = rho / (1 - rho) * float(stats.scatter().trace()) / 12
             ridged = less.scatter() + ridge * torch.eye(12, dtype=torch.float64)
             covariance = (1 - rho) / less.dof * ridged
-        weight = (means - spectrum.center) @ torch.linalg.inv(covariance)
-        centered = means - spectrum.center
-        d_eff = spectrum.geometry(rho).d_eff
-        bias = -lengths_that_count((weight * centered).sum(1), less.counts.double(), d_eff) / 2
-        wanted = weight @ (sample - spectrum.center) + bias - math.log(3) * classifier.temperature
+        refits.append((sample, less, torch.linalg.inv(covariance)))
+        label = int(classifier.loo.labels[row])
+        away, n = sample - less.means()[label], float(less.counts[label])
+        own.append(float(away @ refits[-1][2] @ away) * n / (n + 1))
+    variance = sum(own) / len(own)
+    geometry = spectrum.geometry(rho)
+    signal = signal_of(geometry.means, geometry.counts, variance)
+    for row, (sample, less, inverse) in enumerate(refits):
+        centered, counts = less.means() - spectrum.center, less.counts.double()
+        weight = centered @ inverse
+        bias = -lengths_that_count((weight * centered).sum(1), counts, variance) / 2
+        wanted = weight @ (sample - spectrum.center) + bias
+        wanted = wanted * factors_of(signal, variance, geometry.counts)
+        wanted = wanted - math.log(3) * classifier.temperature
         torch.testing.assert_close(classifier.loo.logits[row], wanted, rtol=1e-8, atol=1e-8)
 
 
@@ -148,7 +180,7 @@ def test_does_not_depend_on_the_order_of_arrival(fit, prior):
     features, labels = draw({"a": 9, "b": 1, "c": 5, "d": 2})
     stats = gather(features, labels)
     base = fit(stats.moments(), prior=prior)
-    for seed in range(4):
+    for seed in range(2):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
         other_stats = ClassStatistics.empty(12, root=False)
         for part in (order[:5], order[5:6], order[6:]):
@@ -397,18 +429,82 @@ def test_many_samples_overrule_the_expected_temperature(scored):
 
 def test_lengths_of_means_are_relieved_of_noise_and_drawn_together():
     lengths, counts = torch.tensor([9.0, 5.0, 8.0]).double(), torch.tensor([1.0, 4.0, 400.0])
-    debts = mean_debts(lengths, counts.double(), 4.0, 1.0)
+    noise = MeanNoise(4.0, 2.0)
+    debts = noise.debts(lengths, counts.double(), 1.0)
     torch.testing.assert_close(lengths - debts, lengths_that_count(lengths, counts, 4.0))
-    assert torch.equal(mean_debts(lengths, counts.double(), 4.0, 0.0), torch.zeros(3).double())
-    # classes of as many images: the mean stays, differences shrink alike
-    alike = mean_debts(lengths, torch.full((3,), 4.0).double(), 4.0, 1.0)
-    wanted = lengths.mean() - 1 + 0.75 * 4 / 4.5 * (lengths - lengths.mean())
-    torch.testing.assert_close(lengths - alike, wanted)
+    assert torch.equal(noise.debts(lengths, counts.double(), 0.0), torch.zeros(3).double())
+    # classes of as many images: the differences shrink alike, and nothing else happens
+    alike = lengths - noise.debts(lengths, torch.full((3,), 4.0).double(), 1.0)
+    wanted = 0.75 * 4 / 4.5 * (lengths - lengths.mean())
+    torch.testing.assert_close(alike - alike.mean(), wanted)
+
+
+def test_of_two_classes_the_one_of_fewer_images_is_relieved_of_all_its_noise():
+    # from halfway between two means both are as long: all that tells them apart is their noise
+    lengths, counts = torch.tensor([5.0, 5.0]).double(), torch.tensor([1.0, 100.0]).double()
+    debts = MeanNoise(8.0, 2.0).debts(lengths, counts, 1.0)
+    assert float(debts[0] - debts[1]) == pytest.approx(8.0 - 0.08)
+
+
+def test_logits_spread_by_as_much_less_as_the_length_of_a_mean_is_noise():
+    counts = torch.tensor([1.0, 4.0, 400.0]).double()
+    noise = MeanNoise(4.0, 2.0)
+    torch.testing.assert_close(noise.reliabilities(counts, 1.0), factors_of(2.0, 4.0, counts))
+    assert torch.equal(noise.reliabilities(counts, 0.0), torch.ones(3).double())
+    assert torch.equal(noise.reliabilities(torch.full((3,), 2.0), 1.0), torch.ones(3))
+
+
+def rare_beside_many(n_few, n_many, n_classes, seed):
+    """Images learned and fresh ones, (features, labels) each: the first class has few."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(n_classes, 300, generator=generator) * 0.27
+    counts = [n_few, *[n_many] * (n_classes - 1)]
+    learned = torch.arange(n_classes).repeat_interleave(torch.tensor(counts))
+    fresh = torch.arange(n_classes).repeat_interleave(60)
+    spread = torch.linspace(1.8, 0.2, 300)
+    sets = []
+    for labels in (learned, fresh):
+        noise = torch.randn(len(labels), 300, generator=generator) * spread
+        sets.append((2 + means[labels] + noise, [f"{c}" for c in labels.tolist()]))
+    return sets
+
+
+def test_held_out_images_tell_how_far_fresh_ones_lie_from_their_class_means():
+    (features, labels), (fresh, of) = rare_beside_many(20, 20, 4, seed=3)
+    basis = Basis.of(gather(features, labels).moments(), "uniform")
+    geometry = basis.spectrum.geometry(0.3)
+    away = basis.spectrum.turn(embedded(fresh)) * geometry.scale
+    away = (away - geometry.means[[int(label) for label in of]]).square().sum(1)
+    wanted = float(away.mean()) * 20 / 21
+    assert mean_noise(basis.samples, geometry).variance == pytest.approx(wanted, rel=0.05)
+    assert geometry.d_eff < 0.8 * wanted  # the learned ones lie nearer
+
+
+@pytest.mark.parametrize("n_classes", [2, 6])
+@pytest.mark.parametrize("n_few", [1, 3])
+@both
+def test_a_class_of_few_images_beside_many_is_found_and_leaves_the_others_theirs(
+    fit, n_few, n_classes
+):
+    def recalls(classifier, fresh, of):
+        right = classifier.logits(embedded(fresh)).argmax(1) == torch.tensor([int(c) for c in of])
+        return right.double().view(n_classes, -1).mean(1)
+
+    found = []
+    for seed in range(2):
+        (features, labels), (fresh, of) = rare_beside_many(n_few, 60, n_classes, seed)
+        moments = gather(features, labels).moments()
+        both_ways = [recalls(fit(moments, debias=d), fresh, of) for d in (1.0, 0.0)]
+        found.append(torch.stack(both_ways))
+    ours, plain = torch.stack(found).mean(0)
+    assert ours[0] > plain[0] + 0.1
+    assert ours[1:].mean() > plain[1:].mean() - 0.1
+    assert ours.mean() > plain.mean() + 0.02
 
 
 @both
 def test_few_samples_mostly_wrong_once_left_out_do_not_drown_all_confidence(fit):
-    features, _ = draw({"a": 10}, width=60, noise=1.5, seed=6)  # nothing to tell apart
+    features, _ = draw({"a": 10}, width=60, noise=1.5, seed=8)  # nothing to tell apart
     loo = (classifier := fit(gather(features, ["a"] * 5 + ["b"] * 5).moments())).loo
     assert (loo.logits.argmax(1) == loo.labels).double().mean() < 0.5
     assert temper(loo.logits, loo.labels, loo.weights).temperature > 5000

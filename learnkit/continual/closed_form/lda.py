@@ -9,7 +9,7 @@ shrinkage it is the nearest class mean.
 from __future__ import annotations
 
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier
-from learnkit.continual.closed_form.loo_samples import Prior, mean_debts, score_left_out
+from learnkit.continual.closed_form.loo_samples import Prior, mean_noise, score_left_out
 from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.shrinkage import (
     SHRINKAGES,
@@ -65,12 +65,14 @@ def _discriminant(
     geometry = basis.spectrum.geometry(selection.shrinkage)
     left_out = score_left_out(basis.samples, geometry, debias)
     lengths = geometry.means.square().sum(1)
-    debts = mean_debts(lengths, geometry.counts, geometry.d_eff, debias)
+    noise = mean_noise(basis.samples, geometry)
+    debts = noise.debts(lengths, geometry.counts, debias)
+    factors = noise.reliabilities(geometry.counts, debias)
     return basis.assemble(
         method,
         basis.tempered(selection, left_out.logits, geometry),
-        geometry.covectors,
-        (debts - lengths) / 2,
+        geometry.covectors * factors[:, None],
+        (debts - lengths) / 2 * factors,
         left_out.logits,
         basis.scored(geometry, left_out, selection.shrinkage if scores is None else scores),
         expected_temperature(geometry),

@@ -133,6 +133,17 @@ def leave_one_out(
     )
 
 
+def own_left_out(
+    geometry: Geometry, points: Tensor, labels: Tensor, copies: Tensor | None = None
+) -> Tensor:
+    """The distances (R,) to the own class alone; arguments of `leave_one_out`."""
+    n, k = geometry.counts[labels], _copies(copies, labels)
+    length = (points * geometry.scale - geometry.means[labels]).square().sum(1)
+    gain = _gain(k * n / (n - k) * _unit(geometry), length)
+    own = (n / (n - k)).square() * (length + gain * length.square())
+    return own * _fewer(geometry, k)
+
+
 def log_det_left_out(
     geometry: Geometry, points: Tensor, labels: Tensor, copies: Tensor | None = None
 ) -> Tensor:

@@ -17,7 +17,9 @@ from learnkit.continual.closed_form.leave_one_out import (
     leave_one_out,
     leave_pair_out,
     log_det_left_out,
+    own_left_out,
 )
+from learnkit.continual.closed_form.mean_noise import MeanNoise
 from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.near_copies import stand_for
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
@@ -64,6 +66,19 @@ class LooSamples:
     def partners_of(self, block: slice) -> Tensor:
         """Memory rows that leave with the samples of a block of such, (K,)."""
         return self.partners[block.start - self.n_single : block.stop - self.n_single]
+
+    def own_left_out(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """Held-out distances to the own class, and images it then has, (n_single,) each."""
+        alone = slice(0, self.n_single)
+        labels, copies = self.labels[alone], self.copies[alone]
+        points = self.points[self.rows[alone]]
+        own = own_left_out(geometry, points, labels, copies)
+        counts = geometry.counts[labels] - copies
+        for rows, group, _ in self.grouped(alone):
+            part, at = leave_group_out(geometry, points[rows], labels[rows], group), labels[rows]
+            own[rows] = part.distances.gather(1, at[:, None])[:, 0]
+            counts[rows] = part.counts.gather(1, at[:, None])[:, 0]
+        return own, counts
 
     def left_out(self, geometry: Geometry, block: slice) -> LeftOut:
         """Held-out distances of a block of samples in the whitened space of one shrinkage."""
@@ -182,12 +197,6 @@ def row_weights(labels: Tensor, masses: Tensor) -> Tensor:
     return weights / weights.sum()
 
 
-# Share of the differences between the lengths of class means that is kept with many images; of one
-# image a class two thirds of it. On photographs and digits, 1 to 500 images a class, this was best
-# or near it: with 1 the accuracy is .3 to .5 points less, with 1 image a class 1 point.
-_TRUST = 0.75
-
-
 class LooScores(NamedTuple):
     """Scores by the discriminant of samples it has not seen.
 
@@ -200,34 +209,29 @@ class LooScores(NamedTuple):
     relative: Tensor
 
 
+def mean_noise(samples: LooSamples, geometry: Geometry) -> MeanNoise:
+    """The noise of class means in the whitened space of one shrinkage."""
+    return MeanNoise.of(geometry, *samples.own_left_out(geometry))
+
+
 def score_left_out(samples: LooSamples, geometry: Geometry, debias: float) -> LooScores:
     """Scores of all samples by the discriminant of one shrinkage, each without the sample."""
     n, n_classes = len(samples), len(geometry.counts)
+    noise = mean_noise(samples, geometry)
     logits = torch.empty(n, n_classes, dtype=torch.float64)
     mahalanobis, relative = logits.new_empty(n), logits.new_empty(n)
     for block in samples.blocks(n_classes):
         left_out = samples.left_out(geometry, block)
-        debts = mean_debts(left_out.lengths, left_out.counts, geometry.d_eff, debias)
-        logits[block] = 0.5 * (left_out.background[:, None] - left_out.distances + debts)
+        counts = left_out.counts
+        debts = noise.debts(left_out.lengths, counts, debias)
+        evidence = left_out.background[:, None] - left_out.distances + debts
+        # held as well, but for rows that play a class of one image: of classes of as many images
+        # all logits count alike, and would not where one of them has an image less
+        counts = geometry.counts if block.start < samples.n_single else counts
+        logits[block] = evidence.mul_(noise.reliabilities(counts, debias)).mul_(0.5)
         mahalanobis[block] = left_out.mahalanobis_scores(geometry.d_eff)
         relative[block] = mahalanobis[block] - left_out.background
     return LooScores(logits, mahalanobis, relative)
-
-
-def mean_debts(lengths: Tensor, counts: Tensor, d_eff: float, debias: float) -> Tensor:
-    """Debts (..., P) to take off the squared lengths of the class means before they count.
-
-    First the length that a mean of so many images has from noise alone, `d_eff / n`. What is left
-    is drawn towards its mean over the classes, the more, the fewer images there are.
-    """
-    noise = d_eff / counts
-    # These lengths differ between classes mostly by chance, while the directions of the means can
-    # be trusted. James and Stein, "Estimation with quadratic loss", 1961, shrink what is noisy
-    # towards its mean; how far is measured.
-    free = lengths - noise
-    trust = _TRUST * counts / (counts + 0.5)
-    common = (trust * free).sum(-1, keepdim=True) / trust.sum(-1, keepdim=True)
-    return debias * (noise + (1 - trust) * (free - common))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

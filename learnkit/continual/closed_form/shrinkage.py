@@ -53,11 +53,15 @@ def select(
     """Shrinkage with the least leave-one-out log loss, each at its own best temperature.
 
     A single class has no log loss: there it is the negative log density of the sample left out.
-    Without a sample both numbers are defaults.
+    Without a sample both numbers are defaults. Where all samples are of one class, beside others,
+    the covariance is that class's own, and shrunk as far as may be: how well it fits the others no
+    sample can tell, and its own it fits too well.
     """
     if not len(samples):
         return default_selection(spectrum, shrinkages)
     single, results = len(spectrum.classes) == 1, {}
+    if not single and bool((samples.labels == samples.labels[0]).all()):
+        shrinkages = (max(shrinkages),)
     for shrinkage in shrinkages:
         geometry = spectrum.geometry(shrinkage)
         if single:
