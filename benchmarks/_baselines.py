@@ -48,6 +48,11 @@ def nearest_mean(features, labels, n_classes, tasks) -> Predict:
     return lambda x: (_unit(x) @ _unit(means).T).argmax(1)
 
 
+def nearest_neighbor(features, labels, n_classes, tasks) -> Predict:
+    """Class of the learned feature with the largest cosine."""
+    return lambda x: labels[(_unit(x) @ _unit(features).T).argmax(1)]
+
+
 def sklearn_lda(features, labels, n_classes, tasks) -> Predict:
     """Scikit-learn's, Ledoit-Wolf shrinkage, uniform prior; needs more samples than classes."""
     root = is_root(features)
@@ -145,6 +150,7 @@ METHODS: dict[str, Fit] = {
     "learnkit ridge": learnkit_method(fit_ridge),
     "learnkit prototype": learnkit_method(fit_prototype),
     "nearest mean": nearest_mean,
+    "nearest neighbour": nearest_neighbor,
     "scikit-learn LDA": sklearn_lda,
     "streaming LDA": streaming_lda,
     "RanPAC M=2000": ranpac,

@@ -1,0 +1,89 @@
+"""Promises to classes of one to five images beside many: they are found, the others keep theirs."""
+
+from collections.abc import Iterator
+from itertools import pairwise, product
+
+import learnkit._torchvision  # noqa: F401  # before timm
+
+import numpy as np
+import torch
+from _baselines import METHODS
+from _features import Split
+
+FEW = (1, 2, 3, 5)
+MANY = 450  # images of the other classes, or nearly all there are
+PEERS = (
+    "learnkit lda",
+    "learnkit ridge",
+    "learnkit prototype",
+    "nearest mean",
+    "nearest neighbour",
+    "streaming LDA",
+    "RanPAC M=2000",
+    "FeCAM common",
+)
+
+
+def rows(features_by_name: dict[str, dict[str, Split]], draws: int) -> Iterator[dict]:
+    """Rows of all cases: one class of few images, then all but one."""
+    for name, data in features_by_name.items():
+        n_classes = len(set(data["train"].labels))
+        kinds = ("one few",) if n_classes == 2 else ("one few", "one many")
+        for draw, kind in product(range(draws), kinds):
+            rare = [c for c in range(n_classes) if (c == draw % n_classes) == (kind == "one few")]
+            for method in PEERS:
+                for few, found in _measured(method, data, rare, draw):
+                    where = {"promise": f"{kind}: {few}", "data": name, "case": method}
+                    for metric, value in found.items():
+                        yield {**where, "metric": metric, "value": value, "draw": draw}
+
+
+def _measured(
+    method: str, data: dict[str, Split], rare: list[int], draw: int
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Recall, mean, of the rare classes and of the others, and what the rare ones cost these."""
+    train, test = data["train"], data["test"]
+    names = sorted(set(train.labels))
+    labels, truth = (np.searchsorted(names, split.labels) for split in (train, test))
+    shuffled = np.random.default_rng(draw).permutation(len(labels))
+    order = [shuffled[labels[shuffled] == c] for c in range(len(names))]
+    many = [c for c in range(len(names)) if c not in rare]
+    old = np.concatenate([order[c][: min(MANY, int(0.98 * len(order[c])))] for c in many])
+    kept = np.isin(truth, many)
+    alone = _recalls(method, train.features, labels, test.features[kept], truth[kept], [old])
+    for few in FEW:
+        arrivals = [old, np.concatenate([order[c][:few] for c in rare])]
+        recall = _recalls(method, train.features, labels, test.features, truth, arrivals)
+        yield (
+            few,
+            {
+                "balanced accuracy": float(recall.mean()),
+                "few": float(recall[rare].mean()),
+                "many": float(recall[many].mean()),
+                "many lose": float((alone - recall)[many].mean()),
+            },
+        )
+
+
+def _recalls(
+    method: str,
+    features: torch.Tensor,
+    labels: np.ndarray,
+    fresh: torch.Tensor,
+    truth: np.ndarray,
+    arrivals: list[np.ndarray],
+) -> np.ndarray:
+    """Recall of every class (NaN without fresh images) by a method that learned these arrivals."""
+    learned = np.concatenate(arrivals)
+    classes, numbers = np.unique(labels[learned], return_inverse=True)
+    if len(classes) == 1:  # there is nothing else to say
+        answers = np.full(len(truth), classes[0])
+    else:
+        bounds = np.cumsum([0, *map(len, arrivals)])
+        tasks = [np.arange(a, b) for a, b in pairwise(bounds)]
+        y = torch.from_numpy(numbers)
+        predict = METHODS[method](features[learned], y, len(classes), tasks)
+        answers = classes[predict(fresh).numpy()]
+    hit = answers == truth
+    every = range(labels.max() + 1)
+    return np.array([hit[truth == c].mean() if (truth == c).any() else np.nan for c in every])
