@@ -1,10 +1,13 @@
 """The report of a change to a continual classifier, and the log of all changes."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, overload
 
+from learnkit.continual.memory import Forgotten
+from learnkit.errors import first_few
 from learnkit.report.document import Document, Items, Paragraph, Span, Table
 from learnkit.report.notebook import Shown
 
@@ -154,3 +157,28 @@ class ChangeReport(Shown):
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
+
+
+def note_on_remainder(name: str, left: int, n: int) -> tuple[str, ...]:
+    """A note where `left` of the `n` images of a forgotten class stay in the statistics."""
+    if not left:
+        return ()
+    return (
+        f"{left} of {n} images of {name!r} were no longer remembered: their spread stays in the "
+        "covariance that all classes share; to take it out too, undo this and `subtract` the "
+        "images of the class instead",
+    )
+
+
+def note_on_return(forgotten: Sequence[Forgotten]) -> tuple[str, ...]:
+    """A note on classes learned again of which this stayed when they were forgotten."""
+    left = Counter()
+    for one in forgotten:
+        left[one.name] += one.count
+    if not left:
+        return ()
+    named = first_few([f"{n} of {name!r}" for name, n in left.items()])
+    return (
+        f"images forgotten earlier stay in the covariance that all classes share ({named}): those "
+        "of them that are learned again count twice in it",
+    )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from learnkit.continual.names import label_names
 from learnkit.errors import DataError
+from learnkit.uncertainty.ood import is_blank
 
 
 def check_features(features: Any, n_features: int) -> Tensor:
@@ -71,3 +72,12 @@ def check_labelled_features(
     if not labels:
         raise DataError("`features` has no rows; give at least one image")
     return features, labels
+
+
+def without_blank(features: Tensor, labels: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:
+    """(features, labels, labels of blank images) with the blank ones taken out."""
+    blank = torch.from_numpy(is_blank(features))
+    flags = blank.tolist()
+    kept = [label for label, out in zip(labels, flags, strict=True) if not out]
+    left = [label for label, out in zip(labels, flags, strict=True) if out]
+    return features[~blank], kept, left

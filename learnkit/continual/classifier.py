@@ -276,17 +276,36 @@ class ContinualClassifier(nn.Module):
         """
         return self._change("calibrate", lambda now: now.validate((features, labels)))
 
-    def subtract(self, features: Tensor, labels: Sequence[Any]) -> ChangeReport:
+    def subtract(
+        self,
+        features: Tensor | None = None,
+        labels: Sequence[Any] | None = None,
+        *,
+        validation: Validation | None = None,
+    ) -> ChangeReport:
         """Unlearn images: statistics are to the bit as if these had never been learned.
 
+        Of a class with more distinct features than `memory` the remembered ones among them are not
+        replaced: thresholds then rest on fewer images until others are learned. Validation images
+        go with a class of which nothing is left.
+
+        Args:
+            features: Pooled features (N, D) of images that were learned; None for none.
+            labels: As for `extend`.
+            validation: (features, labels) of validation images, which no longer decide threshold
+                and temperature.
+
         Raises:
-            DataError: Features or labels break a rule, or a class is not known.
+            DataError: Features or labels break a rule, a class is not known, or nothing is given.
             StatisticsError: These images were not learned.
         """
-        return self._change("subtract", lambda now: now.subtract(features, labels))
+        return self._change("subtract", lambda now: now.subtract(features, labels, validation))
 
     def forget(self, name: str) -> ChangeReport:
         """Forget a class without its images: it can never win, and keeps its place.
+
+        Exact, as if it had never been learned, for a class of at most `memory` images that differ;
+        of a larger one the spread of the others stays, and the report's notes say so.
 
         Raises:
             DataError: There is no such class, or it has no images.

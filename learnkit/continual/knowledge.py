@@ -13,8 +13,13 @@ import torch
 from torch import Tensor
 
 from learnkit.backends.torch_threads import torch_threads
-from learnkit.continual.change_report import AuditLog, ChangeReport
-from learnkit.continual.checks import check_labelled_features
+from learnkit.continual.change_report import (
+    AuditLog,
+    ChangeReport,
+    note_on_remainder,
+    note_on_return,
+)
+from learnkit.continual.checks import check_labelled_features, without_blank
 from learnkit.continual.derivation import Derived, derive
 from learnkit.continual.embedding import to_grid
 from learnkit.continual.label_issues import label_issues
@@ -39,7 +44,6 @@ from learnkit.errors import (
     InsufficientDiversityError,
 )
 from learnkit.uncertainty.embedding import unit_rows
-from learnkit.uncertainty.ood import is_blank
 from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import manual_threshold
 
@@ -203,6 +207,7 @@ class Knowledge:
         order = None if class_names is None else name_list("class_names", class_names)
         grown = self.statistics.update(features, labels, order, reuse_names=reuse_names)
         new = self._with(grown)
+        notes += self._returned(grown)
         if validation is None:
             return new, notes
         new, more = new.validate(validation, class_names)
@@ -210,9 +215,15 @@ class Knowledge:
 
     def validate(self, validation: Validation, class_names: Sequence[str] | None = None) -> Change:
         """With more validation images; blank ones are left out."""
-        features, labels = validation
-        features, labels, blank = _without_blank(
-            *check_labelled_features(features, labels, class_names, self.settings.n_features)
+        grid, index, notes = self._validated(validation, class_names)
+        return replace(self, validation=self.validation.add(grid, index)), notes
+
+    def _validated(
+        self, validation: Validation, class_names: Sequence[str] | None = None
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """(features on the grid, places of their classes, notes) of validation images."""
+        features, labels, blank = without_blank(
+            *check_labelled_features(*validation, class_names, self.settings.n_features)
         )
         self.statistics.check_current(labels)
         for name in dict.fromkeys(labels):
@@ -222,18 +233,57 @@ class Knowledge:
         grid = to_grid(unit_rows(features, root=self.settings.root))
         index = index_tensor(self.statistics.class_names, labels)
         notes = (f"{len(blank)} blank validation images were left out",) if blank else ()
-        return replace(self, validation=self.validation.add(grid, index)), notes
+        return grid, index, notes
 
-    def subtract(self, features: Tensor, labels: Sequence[Any]) -> Change:
-        """Without these images; blank ones never came in."""
-        features, labels, notes = self._shown(features, labels, None)
-        return self._with(self.statistics.subtract(features, labels)), notes
+    def subtract(
+        self,
+        features: Tensor | None,
+        labels: Sequence[Any] | None,
+        validation: Validation | None = None,
+    ) -> Change:
+        """Without these images; blank ones never came in.
+
+        Validation images go with a class of which nothing is left.
+        """
+        if features is None and validation is None:
+            raise DataError("no images to subtract; give features and labels, or `validation`")
+        new, notes = self, ()
+        if validation is not None:
+            new, notes = self._without_validation(validation)
+        if features is None:
+            return new, notes
+        features, labels, blank = self._shown(features, labels, None)
+        new = new._with(self.statistics.subtract(features, labels))
+        emptied = ((self.statistics.counts > 0) & (new.statistics.counts == 0)).nonzero()[:, 0]
+        kept = new.validation.emptied(emptied.tolist()) if len(emptied) else new.validation
+        if gone := new.validation.n_copies - kept.n_copies:
+            notes += (f"{gone} validation images went with their classes",)
+        return replace(new, validation=kept), (*blank, *notes)
+
+    def _without_validation(self, validation: Validation) -> Change:
+        """Without these images among those that decide threshold and temperature."""
+        grid, index, notes = self._validated(validation)
+        less = self.validation.named(self.statistics.class_names).remove(grid, index)
+        if kept := len(grid) - (self.validation.n_copies - less.n_copies):
+            notes += (
+                f"{kept} of {len(grid)} validation images to subtract are not among those kept: "
+                f"they never came, or the first {VALIDATION_SIZE} of their class are others",
+            )
+        return replace(self, validation=less), notes
 
     def forget(self, name: str) -> Change:
         """Without a class."""
         less = self._with(self.statistics.forget(name))
         place = less.statistics.class_names.index(clean_name(name))
-        return replace(less, validation=less.validation.emptied([place])), ()
+        n = int(self.statistics.counts[place])
+        left = less.statistics.n_images - self.statistics.n_images + n
+        notes = note_on_remainder(clean_name(name), left, n)
+        return replace(less, validation=less.validation.emptied([place])), notes
+
+    def _returned(self, grown: ClassStatistics) -> tuple[str, ...]:
+        """A note on classes forgotten earlier that `grown` has images of again."""
+        new = {grown.class_names[place] for place in grown.places()} - self.statistics.present()
+        return note_on_return([one for one in self.statistics.forgotten if one.name in new])
 
     def rename(self, names: Mapping[str, str]) -> Change:
         """With classes called otherwise."""
@@ -250,7 +300,8 @@ class Knowledge:
 
     def merge(self, other: ClassStatistics, *, reuse_names: bool = False) -> Change:
         """With other statistics added."""
-        return self._with(self.statistics.merge(other, reuse_names=reuse_names)), ()
+        merged = self.statistics.merge(other, reuse_names=reuse_names)
+        return self._with(merged), self._returned(merged)
 
     def with_threshold(
         self,
@@ -321,7 +372,7 @@ class Knowledge:
         Raises:
             InsufficientDiversityError: A class not known yet has none.
         """
-        shown, kept, blank = _without_blank(
+        shown, kept, blank = without_blank(
             *check_labelled_features(features, labels, class_names, self.settings.n_features)
         )
         if not blank:
@@ -402,12 +453,3 @@ class History:
 def is_snapshot_name(name: str) -> bool:
     """Whether a snapshot may be called so."""
     return 0 < len(name) <= MAX_NAME and name.isprintable() and not name.isspace()
-
-
-def _without_blank(features: Tensor, labels: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:
-    """(features, labels, labels of blank images) with the blank ones taken out."""
-    blank = torch.from_numpy(is_blank(features))
-    flags = blank.tolist()
-    kept = [label for label, out in zip(labels, flags, strict=True) if not out]
-    left = [label for label, out in zip(labels, flags, strict=True) if out]
-    return features[~blank], kept, left

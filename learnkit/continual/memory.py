@@ -37,6 +37,15 @@ class Cell:
         """Images these features stand for."""
         return sum(self.copies)
 
+    @property
+    def grid(self) -> Tensor:
+        """The features as float64 integers (m, D), for sums."""
+        return self.features.to(torch.float64)
+
+    def total(self) -> Tensor:
+        """Sum of the images these features stand for, float64 integers (D,)."""
+        return torch.tensor(self.copies, dtype=torch.float64) @ self.grid
+
     @cached_property
     def groups(self) -> tuple[int, ...]:
         """Of each feature the first one that it is a near copy of, itself mostly; (m,)."""
@@ -64,6 +73,11 @@ class FeatureMemory:
 
     def __len__(self) -> int:
         return sum(len(cell.hashes) for cell in self.cells)
+
+    @property
+    def n_copies(self) -> int:
+        """Images that all features stand for."""
+        return sum(cell.n_copies for cell in self.cells)
 
     @property
     def nbytes(self) -> int:
@@ -113,21 +127,29 @@ class FeatureMemory:
             cells[place] = self._lowest([cells[place], _cell(rows)])
         return self._with(cells)
 
-    def remove(self, grid: Tensor, index: Tensor, counts: Sequence[int]) -> "FeatureMemory":
+    def remove(
+        self, grid: Tensor, index: Tensor, counts: Sequence[int] | None = None
+    ) -> "FeatureMemory":
         """Without one copy of each row of `grid`; rows that are not remembered change nothing.
 
         Args:
             grid: Features on the integer grid (N, D).
             index: Their classes (N,).
-            counts: Images each class had before.
+            counts: Images each class had before; None if nobody counted.
 
         Raises:
-            StatisticsError: A class is remembered completely, and the row is not among it.
+            StatisticsError: More rows are not remembered than the class had images besides.
         """
         cells = list(self.cells)
         for place, rows in _by_class(grid, index):
-            complete = cells[place].n_copies == counts[place]
-            cells[place] = self._without(cells[place], rows, self.class_names[place], complete)
+            before = cells[place]
+            cells[place], others = self._without(before, rows)
+            if counts is not None and others > counts[place] - before.n_copies:
+                raise StatisticsError(
+                    f"a feature to be subtracted from class {self.class_names[place]!r} was never "
+                    "added to it; subtract the same images, read by the same network, that were "
+                    "learned"
+                )
         return self._with(cells)
 
     def emptied(self, places: Iterable[int]) -> "FeatureMemory":
@@ -185,19 +207,15 @@ class FeatureMemory:
         kept = torch.stack([rows[code] for code in hashes])
         return Cell(kept, hashes, tuple(copies[code] for code in hashes))
 
-    def _without(self, cell: Cell, rows: np.ndarray, name: str, complete: bool) -> Cell:
-        left = dict(zip(cell.hashes, cell.copies, strict=True))
-        for code in feature_hashes(rows):
-            if complete and not left.get(code):
-                raise StatisticsError(
-                    f"a feature to be subtracted from class {name!r} was never added to it; "
-                    "subtract the same images, read by the same network, that were learned"
-                )
-            if code in left:
-                left[code] -= 1
-        kept = [row for row, code in enumerate(cell.hashes) if left[code] > 0]
+    def _without(self, cell: Cell, rows: np.ndarray) -> tuple[Cell, int]:
+        """(the cell without one copy of each row, number of rows that are not in it)."""
+        wanted, left = Counter(feature_hashes(rows)), []
+        for code, n in zip(cell.hashes, cell.copies, strict=True):
+            left.append(max(n - wanted[code], 0))
+        kept = [row for row, n in enumerate(left) if n]
         hashes = tuple(cell.hashes[row] for row in kept)
-        return Cell(cell.features[kept], hashes, tuple(left[code] for code in hashes))
+        less = Cell(cell.features[kept], hashes, tuple(left[row] for row in kept))
+        return less, len(rows) - (cell.n_copies - less.n_copies)
 
 
 def _cell(rows: np.ndarray) -> Cell:
@@ -227,10 +245,10 @@ def _by_class(grid: Tensor, index: Tensor) -> Iterable[tuple[int, np.ndarray]]:
 
 @dataclass(frozen=True, eq=False)
 class Forgotten:
-    """Number and sum of the images of a class forgotten without its images: (n,), (D,) integers.
+    """The remainder of a forgotten class: number and sum of images that were no longer remembered.
 
-    Their products stay in the Gram matrix; with these two their share of it stays a within-class
-    one.
+    Their products cannot be told apart without them and stay in the Gram matrix; with these two,
+    (n,) and (D,) integers, their share of it stays a within-class one. What was remembered left it.
     """
 
     name: str

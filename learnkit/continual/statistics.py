@@ -55,7 +55,7 @@ class ClassStatistics:
         gram: Sum of outer products of all features on the grid, float64 integers (D, D).
         memory: Some features of every class.
         root: Whether features are square-rooted before they are scaled to length 1.
-        forgotten: What forgotten classes leave behind in `gram`.
+        forgotten: What forgotten classes leave behind in `gram`: images not remembered.
         former_names: What classes were called before they were renamed or merged -> what they are
             called now. No class has images under such a name.
     """
@@ -104,12 +104,12 @@ class ClassStatistics:
 
     @property
     def n_images(self) -> int:
-        """Images in the Gram matrix: those of known classes and of forgotten ones."""
+        """Images in the Gram matrix: those of classes, and those in `forgotten`."""
         return int(self.counts.sum()) + sum(one.count for one in self.forgotten)
 
     @property
     def n_groups(self) -> int:
-        """Groups with a mean of their own: classes with images, and forgotten ones."""
+        """Groups with a mean of their own: classes with images, and those in `forgotten`."""
         return int((self.counts > 0).sum()) + len(self.forgotten)
 
     @property
@@ -178,7 +178,7 @@ class ClassStatistics:
     def scatter(self) -> Tensor:
         """Within-class scatter of the embedded features, float64 (D, D), symmetric.
 
-        The sum over images of (z - class mean)(z - class mean)^T, forgotten classes included.
+        The sum over images of (z - class mean)(z - class mean)^T, `forgotten` ones included.
         """
         places = self.places()  # by name: the sum below is the same to the bit in any arrival order
         totals = [self.sums[places], *[one.total[None] for one in self.forgotten]]
@@ -277,10 +277,10 @@ class ClassStatistics:
         for what in "n_features", "root":
             _check_same(what, getattr(self, what), getattr(other, what))
         _check_same("memory_size", self.memory.size, other.memory.size)
-        present = self._present() | other._present()
+        present = self.present() | other.present()
         if not reuse_names:
-            self.check_current(other._present(), _RENAME + _NEW_CLASS)
-            other.check_current(self._present(), _RENAME + _NEW_CLASS)
+            self.check_current(other.present(), _RENAME + _NEW_CLASS)
+            other.check_current(self.present(), _RENAME + _NEW_CLASS)
         grown = self.with_classes(other.class_names)
         index = index_tensor(grown.class_names, other.class_names)
         return replace(
@@ -296,9 +296,11 @@ class ClassStatistics:
     def subtract(self, features: Tensor, labels: Sequence[Any]) -> ClassStatistics:
         """Without these images: counts, sums and products as if they had never been added.
 
-        Features pushed out of the memory by them do not come back: as long as no class ever had
-        more distinct features than the memory holds, the memory too is as before. A class left
-        without images keeps its place.
+        The memory is as before, too, as long as no class ever had more distinct features than it
+        holds. Beyond that features pushed out by these images do not come back, so that fewer are
+        remembered until others are learned; and images that are not remembered are taken on trust:
+        ones that were never added are refused only where counts or sums could not be so. A class
+        left without images keeps its place. What is left of a forgotten class cannot be subtracted.
 
         Raises:
             DataError: As `update`; or there is no such class.
@@ -309,15 +311,20 @@ class ClassStatistics:
         for name in dict.fromkeys(labels):
             check_known(name, self.class_names)
         index = index_tensor(self.class_names, labels)
-        memory = self.memory.remove(grid, index, self.counts.tolist())
+        counts = self.counts - torch.bincount(index, minlength=self.n_classes)
+        for place in torch.nonzero(counts < 0).flatten().tolist():
+            raise StatisticsError(
+                f"class {self.class_names[place]!r} has {int(self.counts[place])} images; "
+                f"{int(self.counts[place] - counts[place])} cannot be subtracted from it"
+            )
         less = replace(
             self,
-            counts=self.counts - torch.bincount(index, minlength=self.n_classes),
+            counts=counts,
             sums=self.sums.index_add(0, index, -grid),
             gram=self.gram - _products(grid),
-            memory=memory,
+            memory=self.memory.remove(grid, index, self.counts.tolist()),
         )
-        less._check_subtracted(self)
+        less._check_subtracted()
         return less
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -350,13 +357,8 @@ class ClassStatistics:
         features, labels = check_labelled_features(features, labels, class_names, self.n_features)
         return to_grid(unit_rows(features, root=self.root)), labels
 
-    def _check_subtracted(self, before: ClassStatistics) -> None:
+    def _check_subtracted(self) -> None:
         """Refuse a result that no set of images could have."""
-        for place in torch.nonzero(self.counts < 0).flatten().tolist():
-            raise StatisticsError(
-                f"class {self.class_names[place]!r} has {int(before.counts[place])} images; "
-                f"{int(before.counts[place] - self.counts[place])} cannot be subtracted from it"
-            )
         emptied = self.counts == 0
         wrong = emptied & (self.sums != 0).any(dim=1)
         wrong |= self.sums.abs().amax(dim=1) > self.counts * float(GRID)
@@ -370,8 +372,12 @@ class ClassStatistics:
     def forget(self, name: str) -> ClassStatistics:
         """With class `name` unknown again: no count, no mean, no memory, but its place kept.
 
-        The spread of its images stays in the pooled scatter, which one class more or less hardly
-        changes and which cannot be taken apart without the images; `subtract` them for that.
+        What is remembered leaves the Gram matrix for good. A class that the memory holds as a whole
+        is forgotten exactly: all is to the bit as if it had never been there. Of a larger one the
+        remainder stays in the pooled scatter, as one of `forgotten`: its products cannot be told
+        apart without the images; `subtract` them instead to take out everything. If the same images
+        are learned again, under whatever name, those of the remainder count twice in the scatter;
+        with as many remembered as are left aside that moves thresholds by less than chance does.
 
         Raises:
             DataError: There is no such class, or it has no images.
@@ -380,14 +386,21 @@ class ClassStatistics:
         place = self.class_names.index(name)
         if not self.counts[place]:
             raise DataError(f"class {name!r} has no images: there is nothing to forget")
-        left = Forgotten(name, int(self.counts[place]), self.sums[place].clone())
+        cell = self.memory.cells[place]
+        left = Forgotten(
+            name, int(self.counts[place]) - cell.n_copies, self.sums[place] - cell.total()
+        )
+        gram = self.gram - _products(cell.grid, cell.copies)
+        if left.count == 1:  # the sum of one image is the image
+            gram -= _products(left.total[None])
         at = torch.tensor([place])
         return replace(
             self,
             counts=self.counts.index_fill(0, at, 0),
             sums=self.sums.index_fill(0, at, 0.0),
+            gram=gram,
             memory=self.memory.emptied([place]),
-            forgotten=in_order([*self.forgotten, left]),
+            forgotten=in_order([*self.forgotten, *[left] * (left.count > 1)]),
         )
 
     def rename(self, names: Mapping[str, str]) -> ClassStatistics:
@@ -452,16 +465,17 @@ class ClassStatistics:
     def _known(self, name: Any) -> str:
         return check_known(name, self.class_names, self.former_names)
 
-    def _present(self) -> set[str]:
+    def present(self) -> set[str]:
         """Names of classes with images."""
         return {self.class_names[place] for place in self.places()}
 
 
-def _products(grid: Tensor) -> Tensor:
-    """Sum of outer products of the rows, float64 integers (D, D)."""
+def _products(grid: Tensor, copies: Sequence[int] | None = None) -> Tensor:
+    """Sum of outer products of the rows, `copies` of each, float64 integers (D, D)."""
     total = torch.zeros(grid.shape[1], grid.shape[1], dtype=torch.float64)
-    for block in grid.split(_BLOCK):
-        total.addmm_(block.T, block)
+    times = torch.ones(len(grid), 1) if copies is None else torch.tensor(copies)[:, None]
+    for block, n in zip(grid.split(_BLOCK), times.split(_BLOCK), strict=True):
+        total.addmm_(block.T, block if copies is None else block * n)
     return total
 
 

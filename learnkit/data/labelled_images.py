@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,6 +51,23 @@ def labelled_images(data: Any, labels: Any = None) -> Labelled:
     found = _checked_labels(labels, items)
     _check_one_label(items, found)
     return Labelled(items, found)
+
+
+def parted(found: Labelled, validation: bool) -> tuple[Labelled | None, Labelled | None]:
+    """(images learned from, validation images) of `found`.
+
+    With `validation` there are only the latter: those set apart, or all if none are.
+    """
+    if validation:
+        return None, found.validation or found
+    return found, found.validation
+
+
+def with_features(
+    images: Labelled | None, read: Callable[..., Any], options: Mapping[str, Any]
+) -> tuple[Any, list[str]] | None:
+    """(what `read` makes of the images, their labels); None of none."""
+    return None if images is None else (read(images.items, **options), images.labels)
 
 
 def images_of_split(data: Any, splits: Sequence[str]) -> tuple[list[Any], list[Hashable] | None]:

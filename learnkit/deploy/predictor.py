@@ -26,7 +26,12 @@ from learnkit.continual.classifier import (
 )
 from learnkit.continual.knowledge import UNDO_LEVELS
 from learnkit.continual.ood_detector import OodDetector, checked_detector
-from learnkit.data.labelled_images import files_or_images, labelled_images
+from learnkit.data.labelled_images import (
+    files_or_images,
+    labelled_images,
+    parted,
+    with_features,
+)
 from learnkit.data.preprocess import Preprocessing, check_batch
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
@@ -344,11 +349,9 @@ class Predictor(BasePredictor):
             UnreadableImagesError: images cannot be read; all of them are named.
         """
         head, found = check_continual(self.continual), labelled_images(data, labels)
-        features, validation = self.features(found.items, **reading), None
-        if found.validation is not None:
-            items, names, _ = found.validation
-            validation = (self.features(items, **reading), names)
-        return head.extend(features, found.labels, validation=validation, reuse_names=reuse_names)
+        features, names = with_features(found, self.features, reading)
+        held_out = with_features(found.validation, self.features, reading)
+        return head.extend(features, names, validation=held_out, reuse_names=reuse_names)
 
     def calibrate(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
         """Fit threshold and temperature to fresh images, not learned; return what changed.
@@ -366,22 +369,35 @@ class Predictor(BasePredictor):
             DataError: as `extend`; or a class is not known.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head, found = check_continual(self.continual), labelled_images(data, labels)
-        found = found if found.validation is None else found.validation
-        return head.validate(self.features(found.items, **reading), found.labels)
+        head = check_continual(self.continual)
+        _, held_out = parted(labelled_images(data, labels), validation=True)
+        return head.validate(self.features(held_out.items, **reading), held_out.labels)
 
-    def subtract(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
-        """Unlearn images as if they had never been learned; return what changed.
+    def subtract(
+        self, data: Any, labels: Any = None, *, validation: bool = False, **reading: Any
+    ) -> ChangeReport:
+        """Unlearn images as if they had never been learned: takes back an `extend` of them.
 
         Exact if they are read as they were then: on the same machine, with the same `bs`.
 
         Args:
-            data: see `extend`; of a split dataset the training images.
+            data: see `extend`; of a split dataset the training images are unlearned, and the
+                validation images no longer decide threshold and confidence.
             labels: see `extend`.
+            validation: whether all images given were validation images; of a split dataset only
+                the validation images are then taken out.
             **reading: see `extend`.
+
+        Raises:
+            ContinualNotInitializedError: the model is not in the continual state.
+            DataError: no images, labels missing, or a class that is not known.
+            StatisticsError: images were not learned.
+            UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head, found = check_continual(self.continual), labelled_images(data, labels)
-        return head.subtract(self.features(found.items, **reading), found.labels)
+        head = check_continual(self.continual)
+        parts = parted(labelled_images(data, labels), validation)
+        learned, held_out = (with_features(part, self.features, reading) for part in parts)
+        return head.subtract(*(learned or ()), validation=held_out)
 
     def forget(self, name: str) -> ChangeReport:
         """Drop a class, which keeps its number and can never win; return what changed."""

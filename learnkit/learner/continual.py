@@ -28,7 +28,7 @@ from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
 from learnkit.continual.knowledge import Knowledge
 from learnkit.data.dataset import ImageDataset
-from learnkit.data.labelled_images import Labelled
+from learnkit.data.labelled_images import Labelled, parted
 from learnkit.errors import (
     ContinualAlreadyInitializedError,
     ContinualStateError,
@@ -126,13 +126,20 @@ def extend(learn: Any, data: Any, labels: Any = None, *, reuse_names: bool = Fal
     )
 
 
-def subtract(learn: Any, data: Any, labels: Any = None) -> ChangeReport:
+def subtract(
+    learn: Any, data: Any, labels: Any = None, *, validation: bool = False
+) -> ChangeReport:
     """What unlearning images did; see `ImageLearner.subtract`."""
-    head = check_continual(continual_head(learn.model))
-    found = labelled_data(data, labels, classes=head.classes)
-    features = features_of(learn, found.items)
-    learned = _record(learn).learned - files_among(found)
-    return change(learn, lambda head: head.subtract(features, found.labels), learned=learned)
+    head, record = check_continual(continual_head(learn.model)), _record(learn)
+    found, held = parted(labelled_data(data, labels, classes=head.classes), validation)
+    features, names = _features_and_labels(learn, found) or (None, None)
+    held_out = _features_and_labels(learn, held)
+    return change(
+        learn,
+        lambda head: head.subtract(features, names, validation=held_out),
+        learned=record.learned - files_among(found),
+        validated=record.validated - files_among(held),
+    )
 
 
 def change(

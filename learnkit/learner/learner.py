@@ -374,12 +374,30 @@ class ImageLearner(Learner):
         """
         return continual.extend(self, data, labels, reuse_names=reuse_names)
 
-    def subtract(self, data: Any, labels: Any = None) -> ChangeReport:
-        """Unlearn images as if they had never been there; arguments as for `extend`."""
-        return continual.subtract(self, data, labels)
+    def subtract(self, data: Any, labels: Any = None, *, validation: bool = False) -> ChangeReport:
+        """Unlearn images as if they had never been there: takes back an `extend` of the same data.
+
+        Args:
+            data: as for `extend`; of a split dataset, or DataLoaders, the training images are
+                unlearned and the validation images no longer decide threshold and temperature.
+            labels: as for `extend`.
+            validation: whether all images given were validation images; of split ones, only
+                the validation images are then taken out.
+
+        Raises:
+            ContinualNotInitializedError: Call `init_continual` first.
+            DataError: No images, labels missing, or a class that is not known.
+            StatisticsError: Images were not learned.
+            UnreadableImagesError: Images cannot be read; all of them are named.
+        """
+        return continual.subtract(self, data, labels, validation=validation)
 
     def forget(self, name: str) -> ChangeReport:
-        """Drop a class: it keeps its number, can never win, and may be learned again."""
+        """Drop a class: it keeps its number, can never win, and may be learned again.
+
+        Exact for a class of at most `memory` images; of a larger one the spread of the others stays
+        in what all classes share, and the notes of the report say so. `subtract` leaves nothing.
+        """
         return continual.change(self, lambda head: head.forget(name))
 
     def rename(self, names: Mapping[str, str]) -> ChangeReport:

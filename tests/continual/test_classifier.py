@@ -679,6 +679,126 @@ def test_a_state_dict_of_another_network_is_refused():
     assert other.classes == ()
 
 
+@examples(3)
+@given(seeds)
+def test_classes_forgotten_and_learned_again_are_as_before_to_the_bit(seed):
+    batch = mixed(seed)
+    labels = batch[1]
+    head = learned(batch, memory=30)
+    for name in sorted(set(labels)):
+        report = head.forget(name)
+        assert not any("no longer remembered" in note for note in report.notes)
+    for name in sorted(set(labels), reverse=True):
+        report = head.extend(*pick(batch, [i for i, label in enumerate(labels) if label == name]))
+        assert not any("forgotten earlier" in note for note in report.notes)
+    assert same(head, learned(batch, memory=30))
+
+
+def test_forgetting_and_learning_again_keeps_false_alarms_where_not_all_is_remembered():
+    # fewer images than dimensions: where products were in the scatter twice, leaving one image out
+    # left the other in, and each fresh image was flagged
+    kwargs, shape = {"memory": 10, "root": False}, {"d": 96, "n_classes": 2}
+    told = []
+    for seed in range(4):
+        batch, fresh = images(24, seed=seed, **shape), images(200, seed=100 + seed, **shape)[0]
+        head = ContinualClassifier(96, **kwargs)
+        head.extend(*batch)
+        once = head.is_ood(fresh).float().mean().item()
+        for name in "ed":
+            head.forget(name)
+        for start in 0, 24:
+            head.extend(*pick(batch, list(range(start, start + 24))))
+        told.append((once, head.is_ood(fresh).float().mean().item()))
+    once, again = np.mean(told, axis=0)
+    assert once < 0.12
+    assert again < once + 0.05
+
+
+def test_reports_say_what_a_forgotten_class_leaves_behind():
+    head = learned(images(6), memory=4)
+    report = head.forget("c")
+    assert report.notes[0] == (
+        "2 of 6 images of 'c' were no longer remembered: their spread stays in the covariance that "
+        "all classes share; to take it out too, undo this and `subtract` the images of the class "
+        "instead"
+    )
+    other = ClassStatistics.empty(D, root=True, memory_size=4)
+    for report in (
+        copy.deepcopy(head).extend(*pick(images(6), [12, 13])),
+        copy.deepcopy(head).merge(other.update(*pick(images(6), [12, 13]))),
+    ):
+        assert report.notes[0] == (
+            "images forgotten earlier stay in the covariance that all classes share (2 of 'c'): "
+            "those of them that are learned again count twice in it"
+        )
+    assert not any("forgotten earlier" in note for note in head.extend(*images(1)[:2]).notes[1:])
+    assert not any("forgotten earlier" in n for n in head.extend(*images(1, seed=2)).notes)
+    undone = learned(images(6), memory=4)
+    undone.forget("c")
+    undone.undo()
+    undone.subtract(*pick(images(6), range(12, 18)))
+    assert undone.statistics.gram.equal(
+        learned(pick(images(6), [*range(12), *range(18, 30)]), memory=4).statistics.gram
+    )
+
+
+def test_subtracting_what_was_extended_takes_its_validation_images_out_too():
+    batch, held = images(5), images(4, seed=3)
+    head, more = learned(batch, memory=30), images(3, seed=5)
+    head.validate(*held)
+    before, kept = essence(head), head.knowledge.validation
+    head.extend(*more, validation=images(2, seed=6))
+    report = head.subtract(*more, validation=images(2, seed=6))
+    assert essence(head) == before
+    assert all(
+        a.equals(b) for a, b in zip(head.knowledge.validation.cells, kept.cells, strict=True)
+    )
+    assert report.images == dict.fromkeys(NAMES, -3)
+    report = head.subtract(validation=held)  # of those that are learned, none
+    assert not report.images
+    assert essence(head) == essence(learned(batch, memory=30))
+
+
+def test_validation_images_go_with_a_class_subtracted_to_nothing():
+    batch, held = images(5), images(4, seed=3)
+    head = learned(batch, memory=30)
+    head.validate(*held)
+    report = head.subtract(*pick(batch, list(range(10, 15))))
+    assert "4 validation images went with their classes" in report.notes
+    assert len(head.knowledge.validation.of("c")) == 0
+    assert len(head.knowledge.validation.of("d")) == 4
+    rest = [i for i in range(25) if batch[1][i] != "c"]
+    never = learned(pick(batch, rest), memory=30)
+    never.validate(*pick(held, [i for i in range(20) if held[1][i] != "c"]))
+    assert essence(head) == essence(never)
+
+
+def test_validation_images_that_were_not_kept_are_told():
+    head = learned(images(5))
+    head.validate(*images(2, seed=3))
+    report = head.subtract(validation=images(3, seed=4))
+    assert report.notes[0].startswith("15 of 15 validation images to subtract are not among those")
+    first, second = images(2, seed=3), images(1, seed=4)
+    both = torch.cat([first[0], second[0]]), [*first[1], *second[1]]
+    report = head.subtract(validation=both)
+    assert report.notes[0].startswith("5 of 15 validation images to subtract")
+    assert len(head.knowledge.validation) == 0
+    assert essence(head) == essence(learned(images(5)))
+
+
+def test_nothing_to_subtract_and_wrong_validation_images_change_nothing():
+    head = learned(images(5))
+    head.validate(*images(2, seed=3))
+    before = head.knowledge
+    with pytest.raises(DataError, match="no images to subtract; give features and labels"):
+        head.subtract()
+    with pytest.raises(DataError, match="no class 'zz'"):
+        head.subtract(*images(1), validation=(torch.rand(1, D), ["zz"]))
+    with pytest.raises(StatisticsError):
+        head.subtract(torch.rand(9, D), ["a"] * 9, validation=images(2, seed=3))
+    assert head.knowledge is before
+
+
 def test_a_state_from_before_there_were_optional_keys_is_read_and_written_anew():
     head = full()
     config, tensors = head.state()

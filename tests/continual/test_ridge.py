@@ -227,7 +227,7 @@ def test_without_a_memory_cross_validation_chooses():
 
 def test_forgotten_classes_keep_their_spread_but_lose_their_pull():
     features, labels = draw({"a": 8, "b": 7, "c": 6})
-    stats = gather(features, labels).forget("c")
+    stats = gather(features, labels, memory_size=0).forget("c")  # all of it is a remainder
     classifier = fit_ridge(stats.moments())
     assert classifier.bias[2] == -math.inf
     basis = Basis.of(stats.moments(), "uniform")

@@ -148,14 +148,79 @@ def test_class_names_give_the_order_of_arrival_and_meaning_to_numbers():
     assert stats.counts.tolist() == [1, 0, 2]
 
 
-def test_a_forgotten_class_leaves_its_spread_and_nothing_else():
+def test_a_class_larger_than_the_memory_leaves_the_spread_of_what_is_not_remembered():
     features, labels = images(4)
     stats = collect(features, labels, memory_size=4)
-    gone = stats.forget("bee")
-    torch.testing.assert_close(gone.scatter(), stats.scatter(), atol=1e-13, rtol=0)
+    gone, place = stats.forget("bee"), stats.class_names.index("bee")
+    rows = to_grid(embedded(features, root=True))[[label == "bee" for label in labels]].tolist()
+    for remembered in stats.memory.of("bee").tolist():
+        rows.remove(remembered)
+    rows = torch.tensor(rows, dtype=torch.float64)
+    (left,) = gone.forgotten
+    assert (left.name, left.count) == ("bee", len(rows)) == ("bee", int(stats.counts[place]) - 4)
+    assert torch.equal(left.total, rows.sum(0))
+    others = collect(features, labels, memory_size=24).forget("bee")
+    spread = (rows - rows.mean(0)) / GRID
+    expected = others.scatter() + spread.T @ spread
+    torch.testing.assert_close(gone.scatter(), expected, atol=1e-12, rtol=0)
+    assert torch.equal(gone.gram, others.gram + rows.T @ rows)
     assert len(gone.memory.of("bee")) == 0
-    assert not gone.means()[gone.class_names.index("bee")].any()
-    assert (gone.n_images, gone.dof, gone.n_groups) == (stats.n_images, stats.dof, stats.n_groups)
+    assert not gone.means()[place].any()
+    assert (gone.n_images, gone.n_groups) == (others.n_images + left.count, others.n_groups + 1)
+
+
+@few
+@given(seeds, orders, st.sampled_from(NAMES))
+def test_a_class_that_fits_the_memory_is_forgotten_to_the_bit(seed, order, name):
+    features, labels = images(seed)
+    if name not in labels:
+        return
+    kept = [i for i, label in enumerate(labels) if label != name]
+    gone = in_pieces(features, labels, order, [7], memory_size=24).forget(name)
+    assert gone.equals(collect(features[kept], [labels[i] for i in kept], memory_size=24))
+    assert not gone.forgotten
+    again = [i for i in order if labels[i] == name]
+    whole = collect(features, labels, memory_size=24)
+    assert gone.update(features[again], [name] * len(again)).equals(whole)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_one_image_more_than_is_remembered_is_its_own_sum_and_goes_too(size):
+    features = torch.rand(size + 2, D, generator=torch.Generator().manual_seed(size))
+    others, names = images(4)
+    stats = collect(others, names, memory_size=size)
+    one_more, two_more = (stats.update(features[:n], ["new"] * n) for n in (size + 1, size + 2))
+    assert one_more.forget("new").equals(stats)
+    assert [one.count for one in two_more.forget("new").forgotten] == [2]
+
+
+@few
+@given(seeds, orders, orders, cuts, st.integers(0, 9))
+def test_forgetting_and_learning_again_keep_to_no_order(seed, first, again, cuts, memory_size):
+    features, labels = images(seed)
+    names = sorted(set(labels))[:2]
+    back = [i for i in again if labels[i] in names or i % 3 == 0]
+
+    def told(first, back, cuts):
+        stats = in_pieces(features, labels, first, cuts, memory_size)
+        other = in_pieces(features, labels, back[: len(back) // 2], [], memory_size)
+        for name in names if first[0] % 2 else reversed(names):
+            stats = stats.forget(name)
+        rest = back[len(back) // 2 :]
+        stats = stats.update(features[rest], [labels[i] for i in rest]) if rest else stats
+        stats = stats.merge(other) if first[1] % 2 else other.merge(stats)
+        least = min(back)
+        return stats.subtract(features[[least]], [labels[least]])
+
+    one, other = told(first, back, cuts), told(sorted(first), sorted(back), [])
+    assert one.equals(other)
+    assert torch.equal(one.scatter(), other.scatter())
+    if memory_size == 9 and not one.forgotten:
+        times = torch.tensor([(labels[i] not in names) + (i in back) for i in range(24)])
+        times[min(back)] -= 1
+        rows = torch.arange(24).repeat_interleave(times)
+        whole = collect(features[rows], [labels[i] for i in rows], memory_size=9)
+        assert torch.equal(whole.canonical().gram, one.canonical().gram)
 
 
 def test_the_order_of_forgetting_leaves_no_trace():
@@ -393,6 +458,16 @@ def test_images_that_were_never_added_cannot_be_subtracted():
     one = collect(features[:1], ["a"], memory_size=0)
     with pytest.raises(StatisticsError, match="not those that were added"):
         one.subtract(features[1:2], ["a"])
+
+
+def test_more_than_was_never_remembered_cannot_be_subtracted_unseen():
+    features = torch.rand(9, D, generator=torch.Generator().manual_seed(1))
+    stats = collect(features[:5], ["a"] * 5, memory_size=4)
+    for n in 2, 4:
+        with pytest.raises(StatisticsError, match="never added"):
+            stats.subtract(features[5 : 5 + n], ["a"] * n)
+    with pytest.raises(StatisticsError, match="never added"):  # a copy too many
+        stats.subtract(features[[0, 0, 1, 1]], ["a"] * 4)
 
 
 def test_statistics_of_other_networks_do_not_merge():

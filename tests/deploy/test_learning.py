@@ -144,6 +144,24 @@ def test_unlearning_an_image_leaves_no_trace(predictor):
         assert torch.equal(after[name], before[name])
 
 
+# the images of the folder are noise, and lie further out than the few held back
+@pytest.mark.filterwarnings("ignore:.* of the learned images, left out")
+def test_unlearning_a_split_dataset_takes_its_validation_images_back(predictor, tmp_path):
+    before, said = tensors(predictor), answers(predictor)
+    folder = write_image_folder(tmp_path, {"ok": 4, "scratch": 4})
+    data = ImageDataset.from_folder(folder).split(0.5, 0.5, 0.0, seed=0)
+    predictor.extend(data, **QUIET)
+    assert len(tensors(predictor)["validation"]) == len(data.valid) == 4
+    predictor.subtract(data, **QUIET)
+    assert answers(predictor) == said
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(predictor).items())
+    predictor.extend(data, **QUIET)
+    learned = dict(predictor.continual.n_images)
+    predictor.subtract(data.valid.paths, data.valid.labels, validation=True, **QUIET)
+    assert len(tensors(predictor)["validation"]) == 0
+    assert predictor.continual.n_images == learned
+
+
 def test_a_forgotten_class_keeps_its_number_and_never_wins(predictor, tmp_path):
     predictor.extend(*labelled({"dent": 5}), **QUIET)
     predictor.forget("scratch")

@@ -111,6 +111,32 @@ class TestExactness:
         learn.subtract(new.train)
         assert before.equals(learn.continual.statistics)
 
+    def test_subtract_undoes_extend_with_validation_images(self, old, new, learn):
+        before, files = learn.continual.knowledge, learn.state.record
+        learn.extend(new)
+        learn.subtract(new)
+        after = learn.continual.knowledge
+        assert before.statistics.equals(after.statistics)
+        kept = after.validation.picked(range(len(before.validation.cells)))
+        pairs = zip(kept.cells, before.validation.cells, strict=True)
+        assert all(one.equals(other) for one, other in pairs)
+        assert len(after.validation) == len(before.validation)
+        record = learn.state.record
+        assert (record.learned, record.validated) == (files.learned, files.validated)
+
+    def test_validation_images_alone_are_subtracted_when_asked(self, old, learn):
+        n_images, n = learn.continual.n_images, len(learn.continual.knowledge.validation)
+        assert n == len(old.valid)
+        first = old.valid.paths[0]
+        report = learn.subtract([first], old.valid.labels[:1], validation=True)
+        assert len(learn.continual.knowledge.validation) == n - 1
+        assert str(first) not in learn.state.record.validated
+        learn.subtract(old, validation=True)
+        assert len(learn.continual.knowledge.validation) == 0
+        assert not report.images
+        assert learn.continual.n_images == n_images
+        assert not learn.state.record.validated
+
     def test_features_do_not_depend_on_the_batch_size_of_the_loaders(self, old, learn):
         other = quiet(cnn_learner(old.dataloaders(size=32, bs=4), "test_resnet", False))
         other.model[0].load_state_dict(learn.model[0].state_dict())
