@@ -1,9 +1,10 @@
 """How soon drift is noticed, and how often for nothing, beside a chart of 3 sigma on the scores.
 
-A model learns 100 images a class (half of the classes for "new kind"), and further images it has
-not learned come by, drawn with replacement. After `CLEAN` of them, of a camera as before, 2 % are
-of classes it does not know, or all pass through a camera that slowly gets out of focus or dark. The
-value is the number of images from there to the first alarm, or `MOST` if there is none.
+A model learns 100 images a class, and further images it has not learned come by, drawn with
+replacement. After `CLEAN` of them, 2 or 10 % are of the half of the classes it has not learned
+("new kind") or of another data set ("foreign kind"), or all pass through a camera that slowly gets
+out of focus or dark. The value is the number of images from there to the first alarm, or `MOST` if
+there is none.
 
 The chart raises an alarm for one score above mean + k sigma of the images before the drift, k such
 that these raise one alarm in 10,000 as a normal distribution would have it (k = 3.72, "sigma"), or
@@ -47,6 +48,10 @@ def rows(features_by_name: dict, draws: int) -> list[dict]:
     for name in ("ants", "cifar", "pcb"):
         if name in features_by_name:
             found += _new_kind_rows(name, features_by_name[name], draws)
+    for name, other in (("cifar", "pcb"), ("pcb", "cifar")):
+        if name in features_by_name and other in features_by_name:
+            foreign = features_by_name[other]["test"].features
+            found += _new_kind_rows(name, features_by_name[name], draws, foreign)
     for name in ("ants", "cifar"):
         path = os.environ.get(f"DRIFT_{name.upper()}")
         if path:
@@ -54,24 +59,25 @@ def rows(features_by_name: dict, draws: int) -> list[dict]:
     return found + _simulated_rows(draws)
 
 
-def _new_kind_rows(name: str, data: dict, draws: int) -> list[dict]:
+def _new_kind_rows(name: str, data: dict, draws: int, foreign=None) -> list[dict]:
+    """A new kind is the other half of the classes, or `foreign` images beside all of them."""
     found = []
     for draw in range(draws):
         rng = np.random.default_rng([draw, 7])
         labels, test = np.asarray(data["train"].labels), data["test"]
         names = rng.permutation(np.unique(labels))
-        known = names[: max(len(names) // 2, 1)]
-        head = _learned(data["train"], [name for name in names if name in known], rng)
+        known = names if foreign is not None else names[: max(len(names) // 2, 1)]
+        head = _learned(data["train"], list(known), rng)
         is_known = np.isin(test.labels, known)
         rest = _rest(data["train"], labels, known, head)
         old = torch.cat([test.features[is_known], rest])
-        new = test.features[~is_known]
+        new = test.features[~is_known] if foreign is None else foreign
         for share in (0.02, 0.1):
             stream = _drawn(old, CLEAN + MOST, rng)
             mixed = (rng.random(len(stream)) < share) & (np.arange(len(stream)) >= CLEAN)
             stream[mixed] = _drawn(new, int(mixed.sum()), rng)
-            case = f"new kind at {share:.0%}"
-            found += _measured(name, case, head, stream, old, draw)
+            kind = "new kind" if foreign is None else "foreign kind"
+            found += _measured(name, f"{kind} at {share:.0%}", head, stream, old, draw)
     return found
 
 

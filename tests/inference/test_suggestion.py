@@ -6,6 +6,7 @@ from PIL import Image
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError, UnreadableImagesError
 from learnkit.inference import suggestion
+from learnkit.inference.prediction import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +51,23 @@ def test_numbers_of_a_suggestion_are_those_of_the_prediction(model):
         assert one.novelty == pytest.approx(1 - prediction.p_value)
 
 
-def test_the_worth_of_an_image_is_the_larger_of_doubt_and_novelty(model):
-    images = shades("red", 4, seed=3) + strange(2)
-    for image in images:
-        prediction = model.predict(image)
-        first, second = prediction.probs.sort(descending=True).values.tolist()[:2]
-        wanted = max((1 - first + second) ** 0.5, 1 - prediction.p_value)
-        assert suggestion._worth(prediction) == pytest.approx(wanted, abs=1e-6)
+@pytest.mark.parametrize(
+    ("probs", "p_value", "worth"),
+    [
+        ([0.6, 0.4], None, 0.8**0.5),
+        ([0.6, 0.4], 0.5, 0.8**0.5),
+        ([0.6, 0.4], 0.02, 0.98),
+        ([0.7, 0.2, 0.1], None, 0.5**0.5),
+        ([1.0, 0.0], 0.75, 0.25),
+        ([1.0], None, 0.0),
+    ],
+)
+def test_the_worth_of_an_image_is_the_larger_of_the_root_of_doubt_and_novelty(
+    probs, p_value, worth
+):
+    names = tuple("abc"[: len(probs)])
+    prediction = Prediction("a", 0, np.array(probs), names, p_value=p_value)
+    assert suggestion._worth(prediction) == pytest.approx(worth)
 
 
 def test_files_that_cannot_be_read_are_named_and_left_out(model, tmp_path):
