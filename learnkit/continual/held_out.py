@@ -90,25 +90,68 @@ def collect_held_out(
     if not len(fresh) and not len(rows):
         fresh, labels = draw_images(linear.geometry)
         return _of_fresh(linear, reference, fresh, labels, spread_evenly(mass, labels))
-    single = rows < loo.n_single
-    weights = held_out_weights(mass, labels, loo.labels[rows[single]], loo.labels[rows[~single]])
-    rows = rows[weights[len(labels) :] > 0]
-    weights = weights[weights > 0]
-    left_out = _of_left_out(linear, reference, rows, weights[len(labels) :])
+    kinds = (
+        labels,
+        *(loo.labels[rows[kind]] for kind in (rows < loo.n_single, rows >= loo.n_single)),
+    )
+    weights = held_out_weights(mass, *kinds)
+    used = weights[len(labels) :] > 0
+    left_out = _of_left_out(linear, reference, rows[used], weights[len(labels) :][used])
     if not len(fresh):
         return left_out
     seen = _of_fresh(linear, reference, fresh, labels, weights[: len(labels)])
-    return _joined(seen, left_out)
-
-
-def _joined(seen: HeldOut, left_out: HeldOut) -> HeldOut:
-    """Validation images before remembered ones."""
     if not len(left_out):  # no second table of logits, the largest thing there is
         return replace(seen, source="validation", n_fresh=len(seen))
+    weights = held_out_weights(mass, *kinds, squared_bias=squared_bias(seen, left_out))
+    return _joined(seen, left_out, weights[weights > 0].numpy())
+
+
+def _joined(seen: HeldOut, left_out: HeldOut, weights: Array) -> HeldOut:
+    """Validation images before remembered ones."""
     joined = {
         name: np.concatenate([getattr(seen, name), getattr(left_out, name)]) for name in _BY_ROW
     }
-    return HeldOut(**joined, source=MIXED, n_fresh=len(seen))
+    return HeldOut(**joined | {"weights": weights}, source=MIXED, n_fresh=len(seen))
+
+
+def squared_bias(seen: HeldOut, left_out: HeldOut) -> float:
+    """Squared bias of leaving out against validation images, in units of one image's variance.
+
+    A network trained on the learned images takes them for more ordinary than fresh ones, and so do
+    near copies. The bias is the difference of the means, of the Mahalanobis scores or of the
+    margins by which the true class leads, whichever is larger, less two standard errors, so that
+    chance is taken for a bias in one of twenty cases, and for a small one then. 0 where no class
+    has both kinds.
+    """
+    both = np.isin(seen.labels, left_out.labels), np.isin(left_out.labels, seen.labels)
+    if not both[0].any():
+        return 0.0
+    seen, left_out = seen.picked(np.flatnonzero(both[0])), left_out.picked(np.flatnonzero(both[1]))
+    error = np.sqrt(np.square(seen.weights).sum() + np.square(left_out.weights).sum())
+    found = [0.0]
+    for read in (lambda rows: rows.mahalanobis, _margins):
+        (mean, variance), (other, its) = (
+            _moments(read(rows), rows.weights) for rows in (seen, left_out)
+        )
+        if (spread := max(variance, its)) > 0:
+            found.append(abs(mean - other) / np.sqrt(spread) - 2 * error)
+    return float(max(found)) ** 2
+
+
+def _moments(values: Array, weights: Array) -> tuple[float, float]:
+    """Weighted (mean, variance); weights sum to 1."""
+    mean = weights @ values
+    return mean, weights @ np.square(values - mean)
+
+
+def _margins(rows: HeldOut) -> Array:
+    """By how much the logit of the true class leads the next (R,); zeros for a single class."""
+    if rows.logits.shape[1] == 1:
+        return np.zeros(len(rows))
+    at = rows.labels[:, None]
+    others = rows.logits.copy()
+    np.put_along_axis(others, at, -np.inf, 1)
+    return np.take_along_axis(rows.logits, at, 1)[:, 0] - others.max(1)
 
 
 # A remembered image left out is not quite a fresh one: it comes from the day of the others, and
@@ -120,27 +163,31 @@ _ENOUGH = 64
 _PAIRS_ARE_WORTH = 4.0
 
 
-def held_out_weights(mass: Tensor, fresh: Tensor, single: Tensor, pairs: Tensor) -> Tensor:
+def held_out_weights(
+    mass: Tensor, fresh: Tensor, single: Tensor, pairs: Tensor, *, squared_bias: float = 0.0
+) -> Tensor:
     """Weights (F + S + R,) summing to 1 of validation images, left-out rows, and pairs.
 
     The mass of a class is shared by its validation images, 1 each, and its L left-out rows,
     together `k L / (k + L)`: the inverse of the variance 1 / L and a squared bias of 1 / k, in
-    units of one image's. That fades to 0 as validation images come near `_ENOUGH`. Each of them
-    adds to what its class has, and takes away no more than it brings.
+    units of one image's variance. That fades to 0 as validation images come near `_ENOUGH`. Each of
+    them adds to what its class has, and takes away no more than it brings.
 
     Args:
         mass: Of each class, above 0, (P,).
         fresh: Class of each validation image, (F,).
         single: Class of each row left out alone, (S,).
         pairs: Class of each row that plays a class of one image, (R,).
+        squared_bias: Of left-out rows as these images show it, beyond the usual one.
     """
     n_fresh, n_left = (
         torch.bincount(rows, minlength=len(mass)).double() for rows in (fresh, single)
     )
     fade = (1 - n_fresh / _ENOUGH).clamp_min(0)
-    by_left = _worth(n_left, _LOO_IS_WORTH) * fade
+    most = 1 / (1 / _LOO_IS_WORTH + squared_bias)
+    by_left = _worth(n_left, most) * fade
     by_pairs = torch.zeros_like(mass)
-    by_pairs[n_left == 0] = _worth(torch.tensor(len(pairs)).double(), _PAIRS_ARE_WORTH)
+    by_pairs[n_left == 0] = _worth(torch.tensor(len(pairs)).double(), min(_PAIRS_ARE_WORTH, most))
     by_pairs *= fade
     unit = mass / (n_fresh + by_left + by_pairs).clamp_min(1e-300)
     played = _share_of_pairs(mass, pairs) * float((unit * by_pairs).sum())

@@ -48,7 +48,7 @@ def test_with_calibration_one_pass_over_the_training_images_is_enough(data, monk
     learn = tiny_learner(data, cbs=[Calibration(), OutOfDistribution()])
     learn.fit(1)
     assert passes == [len(data.train)]
-    assert learn.ood.threshold.n == len(data.valid)
+    assert learn.ood.threshold.n == len(data.valid) + len(data.train)
 
 
 def test_the_former_name_of_its_step_warns():

@@ -8,7 +8,12 @@ import torch
 from continual_helpers import keep_every_row
 
 from learnkit.continual.closed_form.lda import fit_lda
-from learnkit.continual.held_out import held_out_mahalanobis, held_out_weights
+from learnkit.continual.held_out import (
+    HeldOut,
+    held_out_mahalanobis,
+    held_out_weights,
+    squared_bias,
+)
 from learnkit.continual.statistics import ClassStatistics
 
 D = 7
@@ -109,3 +114,43 @@ def test_one_more_validation_image_never_takes_away_more_than_it_brings():
         n_effective = 1 / float(weights[weights > 0].square().sum())
         assert n_effective > 40  # of 60 rows left out, whatever comes
         before = share
+
+
+def rows_of(mahalanobis, margin=0.0, label=0):
+    """Held-out rows of one class of two, with these scores and margins."""
+    n = len(mahalanobis)
+    zeros = np.zeros(n)
+    logits = np.stack([np.broadcast_to(margin, n), zeros], 1)
+    labels = np.full(n, label)
+    return HeldOut(logits, labels, np.full(n, 1 / n), mahalanobis, zeros, zeros, "validation", n)
+
+
+def test_the_bias_of_leaving_out_is_the_squared_difference_of_means_beyond_chance():
+    rng = np.random.default_rng(0)
+    left = rng.normal(size=50)
+    shifted = rng.normal(size=20) + 3
+    apart = (shifted.mean() - left.mean()) / max(left.std(), shifted.std())
+    expected = (apart - 2 * (1 / 20 + 1 / 50) ** 0.5) ** 2
+    assert squared_bias(rows_of(shifted), rows_of(left)) == pytest.approx(expected)
+    # margins tell as well, and a class that has one kind only tells nothing
+    same, lead = rng.normal(size=20), rng.normal(size=20) - 4
+    assert squared_bias(rows_of(same, lead), rows_of(same, rng.normal(size=20))) > 4
+    assert squared_bias(rows_of(shifted, label=1), rows_of(left)) == 0
+
+
+def test_chance_hardly_ever_shows_as_bias():
+    rng, found = np.random.default_rng(1), 0
+    for _ in range(400):
+        seen, left = rng.normal(size=rng.integers(1, 40)), rng.normal(size=40)
+        found += squared_bias(rows_of(seen, seen), rows_of(left, left)) > 0
+    assert found < 0.06 * 400
+
+
+def test_images_left_out_that_are_biased_say_less():
+    mass, fresh = torch.ones(1).double(), torch.zeros(5).long()
+    single = torch.zeros(30).long()
+    plain = held_out_weights(mass, fresh, single, single[:0])
+    biased = held_out_weights(mass, fresh, single, single[:0], squared_bias=2.0)
+    left = worth(30, 1 / (1 / 20 + 2)) * (1 - 5 / 64)
+    assert float(biased[:5].sum()) == pytest.approx(5 / (5 + left))
+    assert float(biased[:5].sum()) > 0.9 > float(plain[:5].sum())

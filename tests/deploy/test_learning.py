@@ -250,12 +250,13 @@ def test_folders_datasets_files_and_single_images_teach_the_same(tmp_path):
         assert same_state(predictor, predictors[0])
 
 
-def test_validation_images_of_a_split_dataset_decide_the_threshold(tmp_path):
+def test_validation_images_of_a_split_dataset_are_not_learned(tmp_path):
     data = ImageDataset.from_folder(write_image_folder(tmp_path, {"a": 30, "b": 30}))
     data = data.split(0.5, 0.5, 0, seed=0)
     predictor = make_continual()
     predictor.extend(data, **QUIET)
-    assert predictor.continual.threshold.source == "validation"
+    assert predictor.continual.threshold.source == "validation and leave-one-out"
+    assert predictor.continual.threshold.n == 60
     assert sum(predictor.continual.n_images.values()) == 30
 
 

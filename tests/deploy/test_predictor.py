@@ -267,7 +267,7 @@ def test_class_names_and_threshold_can_be_set_and_are_saved(predictor, tmp_path)
         (["x"], "1 names for 3"),
         ({"q": "r"}, r"\['q'\]"),
         ({"x": "y"}, "'y' twice"),
-        ("xyz", "3 names"),
+        ("xyz", r"is 'xyz' \(str\); give a list"),
     ]:
         with pytest.raises(PredictionError, match=reason):
             predictor.set(class_names=names)

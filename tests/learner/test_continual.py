@@ -186,9 +186,14 @@ class TestInit:
         with pytest.raises(ContinualUnsupportedError, match="exactly one label"):
             learn.init_continual(several)
 
-    def test_the_validation_split_decides_the_threshold(self, learn, old):
-        assert learn.continual.calibration.source == "validation"
-        assert learn.continual.threshold.n == len(old.valid)
+    def test_the_validation_split_decides_on_the_threshold_beside_the_images_learned(
+        self, learn, old
+    ):
+        assert learn.continual.calibration.source == "validation and leave-one-out"
+        threshold = learn.continual.threshold
+        assert threshold.n == len(old.valid) + len(old.train)
+        validation = learn.continual.knowledge.validation
+        assert sum(map(sum, (cell.copies for cell in validation.cells))) == len(old.valid)
 
     def test_a_trained_network_is_said_to_need_validation_images(self, plain, old):
         with plain.no_logging():
