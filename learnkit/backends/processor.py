@@ -9,6 +9,7 @@ from learnkit.errors import OptimizeError
 
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last on ARM
 _TELLING = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8mm")
+_WIDEST = ("amx_tile", "avx512f", "avx2", "asimd")
 _SHOWN = {*_BF16, *_TELLING, "amx_int8", "amx_tile", "avx512_fp16"}
 
 
@@ -27,6 +28,11 @@ def processor_flags(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
 def telling_flags() -> tuple[str, ...]:
     """Those of the processor's flags that decide how fast networks run, sorted."""
     return tuple(sorted(processor_flags() & _SHOWN))
+
+
+def instruction_set() -> str:
+    """The widest vector instructions the processor has, by Linux's name; else its kind."""
+    return next((one for one in _WIDEST if one in processor_flags()), platform.machine())
 
 
 def has_bfloat16() -> bool:

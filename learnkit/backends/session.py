@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
+from learnkit.backends.processor import instruction_set
 from learnkit.errors import BundleCorruptError, PredictionError
 
 Shape = tuple[int, int, int]
@@ -74,6 +76,10 @@ class Session(ABC):
             raise PredictionError(self.no_features())
         return features
 
+    def origin(self, batch: int) -> str:
+        """The origin of the features that batches of so many images give; see `feature_origin`."""
+        return feature_origin(self.backend, self.precision, self.device, batch)
+
     def no_images(self) -> np.ndarray:
         """An empty batch uint8 (0, H, W, C)."""
         return np.zeros((0, *self.shape), np.uint8)
@@ -95,6 +101,16 @@ class Session(ABC):
             f"<{self.backend} {self.precision} session, {self.n_features} features, "
             f"{self.threads} threads on {self.device}>"
         )
+
+
+def feature_origin(backend: str, precision: str, device: str, batch: int | str) -> str:
+    """What decides the last bits of features, on one line: backend, machine, images in a batch."""
+    try:
+        release = version(backend)
+    except PackageNotFoundError:
+        release = "unknown"
+    where = f"cpu {instruction_set()}" if device == "cpu" else device
+    return f"{backend} {release} {precision}, {where}, batches of {batch}"
 
 
 def brief(error: BaseException) -> str:

@@ -183,7 +183,7 @@ def history_bytes(head: ContinualClassifier, levels: int) -> bytes | None:
     kept = [*history.snapshots.values(), *former]
     if not kept and not history.audit:
         return None
-    states, known = [], [head.state()[1]]
+    states, known = [], [head.knowledge.to_state()[1]]
     for knowledge in kept:
         config, tensors = knowledge.to_state()
         states.append(_Kept(config, {name: _place(name, tensors[name], known) for name in tensors}))
@@ -220,7 +220,7 @@ def read_history(data: bytes, where: str, head: ContinualClassifier) -> History:
     """
     tensors = parse_tensors(data, where)
     facts = _read_facts(tensors.pop(_FACTS, None), where)
-    known = [head.state()[1]]
+    known = [head.knowledge.to_state()[1]]
     for number, state in enumerate(facts.states, 1):
         known.append(_read_tensors(number, state, tensors, known, where))
     if tensors:

@@ -155,6 +155,16 @@ class ChangeReport(Shown):
         return [*lines, *self.notes]
 
 
+def note_on_origins(was: Sequence[str], now: Sequence[str]) -> tuple[str, ...]:
+    """A note if features of another origin came to those there were."""
+    if not was or was == now:
+        return ()
+    return (
+        f"features of different origins are together now ({'; '.join(now)}): their sums are exact, "
+        "but the same image has other last bits in each; subtract an image where it was read",
+    )
+
+
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
 

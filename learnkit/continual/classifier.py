@@ -239,6 +239,7 @@ class ContinualClassifier(nn.Module):
         class_names: Sequence[str] | None = None,
         validation: Validation | None = None,
         reuse_names: bool = False,
+        origin: str = "",
     ) -> ChangeReport:
         """Learn images of new classes, of known ones, or of both.
 
@@ -251,6 +252,7 @@ class ContinualClassifier(nn.Module):
                 threshold and temperature are fitted on them. They are kept, up to 64 a class.
             reuse_names: Take a name that a class had before it was renamed or merged for the name
                 of another class.
+            origin: Where the last bits of the features come from; see `Session.origin`.
 
         Returns:
             What changed.
@@ -264,7 +266,7 @@ class ContinualClassifier(nn.Module):
         return self._change(
             "extend",
             lambda now: now.extend(
-                features, labels, class_names, validation, reuse_names=reuse_names
+                features, labels, class_names, validation, reuse_names=reuse_names, origin=origin
             ),
         )
 

@@ -1,7 +1,5 @@
 """The knowledge of a continual classifier: its whole state as one unchanging value."""
 
-import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ from learnkit.backends.torch_threads import torch_threads
 from learnkit.continual.change_report import (
     AuditLog,
     ChangeReport,
+    note_on_origins,
     note_on_remainder,
     note_on_return,
 )
@@ -34,6 +33,7 @@ from learnkit.continual.serialization import (
     read_memory,
     read_settings,
     read_threshold,
+    state_digest,
 )
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
@@ -104,14 +104,9 @@ class Knowledge:
         """SHA-256 (hex) of all that cannot be derived, classes in the order of their names."""
         places = self.statistics.places()
         kept = self.validation.named(self.statistics.class_names).picked(places)
-        config, tensors = replace(
-            self, statistics=self.statistics.canonical(), validation=kept
-        ).to_state()
-        found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for name, tensor in sorted(tensors.items()):
-            found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-            found.update(tensor.contiguous().numpy())
-        return found.hexdigest()
+        known = replace(self.statistics.canonical(), origins=())  # which are not known by them
+        config, tensors = replace(self, statistics=known, validation=kept).to_state()
+        return state_digest(config, tensors)
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(configuration for JSON, tensors) of what cannot be derived."""
@@ -121,6 +116,7 @@ class Knowledge:
             "class_names": list(self.statistics.class_names),
             "forgotten_names": [one.name for one in self.statistics.forgotten],
             "former_names": dict(sorted(self.statistics.former_names.items())),
+            "origins": list(self.statistics.origins),
             "threshold": self.manual_threshold,
         }
         return config, {
@@ -145,6 +141,7 @@ class Knowledge:
             memory_size=settings.memory,
             forgotten_names=config["forgotten_names"],
             former_names=config["former_names"],
+            origins=config["origins"],
         )
         check_width(statistics.n_features, settings)
         names, width = statistics.class_names, settings.n_features
@@ -198,6 +195,7 @@ class Knowledge:
         validation: Validation | None,
         *,
         reuse_names: bool = False,
+        origin: str = "",
     ) -> Change:
         """With more images; blank ones are left out."""
         features, labels, notes = self._shown(features, labels, class_names)
@@ -206,8 +204,8 @@ class Knowledge:
             notes += label_issues(scoring, self.statistics, features, labels)
         order = None if class_names is None else name_list("class_names", class_names)
         grown = self.statistics.update(features, labels, order, reuse_names=reuse_names)
-        new = self._with(grown)
-        notes += self._returned(grown)
+        grown = grown.with_origin(origin)
+        new, notes = self._with(grown), (*notes, *self._notes_on(grown))
         if validation is None:
             return new, notes
         new, more = new.validate(validation, class_names)
@@ -280,10 +278,11 @@ class Knowledge:
         notes = note_on_remainder(clean_name(name), left, n)
         return replace(less, validation=less.validation.emptied([place])), notes
 
-    def _returned(self, grown: ClassStatistics) -> tuple[str, ...]:
-        """A note on classes forgotten earlier that `grown` has images of again."""
+    def _notes_on(self, grown: ClassStatistics) -> tuple[str, ...]:
+        """Notes on classes forgotten earlier that have images again, and on other origins."""
         new = {grown.class_names[place] for place in grown.places()} - self.statistics.present()
-        return note_on_return([one for one in self.statistics.forgotten if one.name in new])
+        back = [one for one in self.statistics.forgotten if one.name in new]
+        return note_on_return(back) + note_on_origins(self.statistics.origins, grown.origins)
 
     def rename(self, names: Mapping[str, str]) -> Change:
         """With classes called otherwise."""
@@ -301,7 +300,7 @@ class Knowledge:
     def merge(self, other: ClassStatistics, *, reuse_names: bool = False) -> Change:
         """With other statistics added."""
         merged = self.statistics.merge(other, reuse_names=reuse_names)
-        return self._with(merged), self._returned(merged)
+        return self._with(merged), self._notes_on(merged)
 
     def with_threshold(
         self,

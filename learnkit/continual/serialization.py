@@ -1,6 +1,8 @@
 """Serialization of class statistics and settings: strict, because files are not to be trusted."""
 
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,10 +31,11 @@ _MEMORY_TYPES = {
 }
 _VALIDATION = "validation"
 
+_ORIGINS, _ORIGIN = 1000, 300  # at most: in number, and in letters
 FORMAT = 2  # of the state of a whole classifier; 1 had none of what is optional below
 # All that a state may lack, because it was written before there was such a thing, and what it then
 # means. Nothing else is missing or unknown in a sound state.
-OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}}
+OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}, "origins": []}
 OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False}
 # by name: (type, function that makes the tensor from all others)
 OPTIONAL_TENSORS: dict[str, tuple[torch.dtype, Callable[[Mapping[str, Tensor]], Tensor]]] = {}
@@ -140,6 +143,21 @@ def read_former(former: Any, statistics: Mapping[str, Any]) -> dict[str, str]:
         if _read_name(old) in present or _read_name(now) not in known:
             raise StatisticsError(f"`former_names` leads {old!r} to {now!r}; {DAMAGED}")
     return dict(former)
+
+
+def read_origins(origins: Any) -> tuple[str, ...]:
+    """Origins of features as stored.
+
+    Raises:
+        StatisticsError: They are no lines of text, not in order, or too many.
+    """
+    sound = isinstance(origins, list | tuple) and len(origins) <= _ORIGINS
+    sound = sound and all(isinstance(one, str) and one.isprintable() for one in origins)
+    if not sound or any(not 0 < len(one) <= _ORIGIN for one in origins):
+        raise StatisticsError(f"`origins` are no lines of text; {DAMAGED}")
+    if list(origins) != sorted({*origins}):
+        raise StatisticsError(f"`origins` are not in order; {DAMAGED}")
+    return tuple(origins)
 
 
 def _read_forgotten(tensors: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Forgotten, ...]:
@@ -365,3 +383,12 @@ def read_threshold(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise StatisticsError(f"`threshold` is {value!r}; it is a finite number or null")
     return float(value)
+
+
+def state_digest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of a state."""
+    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        found.update(tensor.contiguous().numpy())
+    return found.hexdigest()

@@ -30,7 +30,12 @@ from learnkit.continual.names import (
     name_list,
     new_names,
 )
-from learnkit.continual.serialization import read_former, read_statistics, statistics_tensors
+from learnkit.continual.serialization import (
+    read_former,
+    read_origins,
+    read_statistics,
+    statistics_tensors,
+)
 from learnkit.continual.settings import check_whole
 from learnkit.errors import DataError, StatisticsError
 from learnkit.uncertainty.embedding import GRID, unit_rows
@@ -58,6 +63,8 @@ class ClassStatistics:
         forgotten: What forgotten classes leave behind in `gram`: images not remembered.
         former_names: What classes were called before they were renamed or merged -> what they are
             called now. No class has images under such a name.
+        origins: Backend, version, precision, instruction set and batch that the features came from,
+            where known, sorted: features of another origin have other last bits.
     """
 
     class_names: tuple[str, ...]
@@ -68,6 +75,7 @@ class ClassStatistics:
     root: bool
     forgotten: tuple[Forgotten, ...] = ()
     former_names: Mapping[str, str] = field(default_factory=dict)
+    origins: tuple[str, ...] = ()
 
     @classmethod
     def empty(cls, n_features: int, *, root: bool, memory_size: int = 64) -> ClassStatistics:
@@ -291,7 +299,12 @@ class ClassStatistics:
             memory=grown.memory.merge(other.memory),
             forgotten=in_order([*self.forgotten, *other.forgotten]),
             former_names=merged_former(self.former_names, other.former_names, present),
+            origins=tuple(sorted({*self.origins, *other.origins})),
         )
+
+    def with_origin(self, origin: str) -> ClassStatistics:
+        """With one more origin of features; "" is none that is known."""
+        return replace(self, origins=tuple(sorted({*self.origins, origin} - {""})))
 
     def subtract(self, features: Tensor, labels: Sequence[Any]) -> ClassStatistics:
         """Without these images: counts, sums and products as if they had never been added.
@@ -341,6 +354,7 @@ class ClassStatistics:
         memory_size: int,
         forgotten_names: Sequence[str] = (),
         former_names: Mapping[str, str] | None = None,
+        origins: Sequence[str] = (),
     ) -> ClassStatistics:
         """Statistics from what `to_tensors` gave.
 
@@ -348,7 +362,8 @@ class ClassStatistics:
             StatisticsError: Names, shapes, types or values cannot be those of class statistics.
         """
         fields = read_statistics(tensors, class_names, root, memory_size, forgotten_names)
-        return cls(**fields, former_names=read_former(former_names or {}, fields))
+        former = read_former(former_names or {}, fields)
+        return cls(**fields, former_names=former, origins=read_origins(origins))
 
     def _checked(
         self, features: Tensor, labels: Sequence[Any], class_names: Sequence[str] | None

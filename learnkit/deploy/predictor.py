@@ -351,7 +351,11 @@ class Predictor(BasePredictor):
         head, found = check_continual(self.continual), labelled_images(data, labels)
         features, names = with_features(found, self.features, reading)
         held_out = with_features(found.validation, self.features, reading)
-        return head.extend(features, names, validation=held_out, reuse_names=reuse_names)
+        given = {
+            "reuse_names": reuse_names,
+            "origin": self.network.origin(reading.get("bs", BATCH)),
+        }
+        return head.extend(features, names, validation=held_out, **given)
 
     def calibrate(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
         """Fit threshold and temperature to fresh images, not learned; return what changed.
@@ -607,22 +611,11 @@ class Predictor(BasePredictor):
                 "the float32 model: load_learner(path, variant='float32').optimize(...)"
             )
         base = base_files(self.record)  # as it is now: it may learn on before the other is saved
+        about = {"backend": backend, "device": device, "threads": threads, "batch_size": batch_size}
+        images = {"test": test, "ood": ood, "learned": learned}
+        rules = {"force": force, "fallback": fallback, "gates": gates, "progress": progress}
         record, report = optimize(
-            self.record,
-            precision,
-            samples,
-            backend=backend,
-            device=device,
-            test=test,
-            ood=ood,
-            learned=learned,
-            force=force,
-            fallback=fallback,
-            threads=threads,
-            gates=gates,
-            batch_size=batch_size,
-            progress=progress,
-            **backend_params,
+            self.record, precision, samples, **about, **images, **rules, **backend_params
         )
         faster = Predictor.of(record.replace(siblings=base))
         faster._report = report  # with the pictures that a record of JSON has not
@@ -695,8 +688,8 @@ class Predictor(BasePredictor):
 
     def document(self) -> Document:
         """Its `repr`, its digest if it is of a bundle, and the last changes."""
-        document, log = super().document(), self.continual and self.continual.audit
-        return Document([*document.content, *log.document().content]) if log else document
+        log = self.continual.audit.document().content if self.continual else ()
+        return Document([*super().document().content, *log])
 
     def __repr__(self) -> str:
         if self.variant is not None:

@@ -23,6 +23,7 @@ from fastai.torch_core import to_device
 from torch import Tensor, nn
 
 from learnkit.backends.network import Network
+from learnkit.backends.session import feature_origin
 from learnkit.callback.after_fit import AfterFit
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
@@ -100,6 +101,7 @@ def _first_images(
         found.labels,
         class_names=order,
         validation=_features_and_labels(learn, validation),
+        origin=origin_of(learn, found.items),
     )
     notes = (*report.notes, *_origin(learn, validation))
     return replace(report, what="init_continual", notes=notes)
@@ -116,11 +118,10 @@ def extend(learn: Any, data: Any, labels: Any = None, *, reuse_names: bool = Fal
         validation = without_files(validation, files | record.learned)
     features = features_of(learn, found.items)  # reads every image before anything is changed
     held_out = _features_and_labels(learn, validation)
+    given = {"reuse_names": reuse_names, "origin": origin_of(learn, found.items)}
     return change(
         learn,
-        lambda head: head.extend(
-            features, found.labels, validation=held_out, reuse_names=reuse_names
-        ),
+        lambda head: head.extend(features, found.labels, validation=held_out, **given),
         learned=record.learned | files,
         validated=record.validated | files_among(validation),
     )
@@ -380,6 +381,13 @@ def features_of(learn: Any, items: Any) -> Tensor:
     recipe = preprocessing_of(learn.dls)
     network = Network(learn.model, recipe, owned=False, continual=True)
     return feature_rows(network, recipe, items, bs=BATCH, n_workers=2, progress=show)
+
+
+def origin_of(learn: Any, items: Any) -> str:
+    """The origin of the features that `features_of` gives, see `feature_origin`."""
+    batch = "a loader's size" if isinstance(items, Source) else BATCH
+    device = next((p.device for p in learn.model.parameters()), "cpu")
+    return feature_origin("torch", "float32", str(device), batch)
 
 
 def features_and_logits(learn: Any, items: Any, n_classes: int) -> tuple[Tensor, Tensor]:

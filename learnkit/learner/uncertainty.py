@@ -31,6 +31,7 @@ from learnkit.learner.continual import (
     empty_head,
     features_and_logits,
     features_of,
+    origin_of,
     validation_images,
 )
 from learnkit.learner.trained_head import divide_logits
@@ -89,7 +90,8 @@ def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings:
     detector = empty_head(learn, OodDetector, **settings)
     features = features_of(learn, found.items)
     validation = None if held_out is None else (held_out.features, held_out.labels)
-    detector.extend(features, found.labels, validation=validation)
+    origin = origin_of(learn, found.items)
+    detector.extend(features, found.labels, validation=validation, origin=origin)
     if held_out is not None:
         _calibrate_sets(learn, detector, held_out.logits, held_out.labels)
     learn.state = replace(learn.state, ood_detector=detector)

@@ -68,7 +68,9 @@ def learned_again(
             _features(network, recipe, learned.validation, progress),
             learned.validation.labels,
         )
-    new.extend(features, learned.labels, class_names=list(head.classes), validation=validation)
+    order, origin = list(head.classes), network.origin(BATCH)
+    given = {"validation": validation, "origin": origin}
+    new.extend(features, learned.labels, class_names=order, **given)
     if new.n_images != head.n_images:
         return kept, f"{CARRIED}: blank images are others for the converted network"
     _settle(new, head)

@@ -104,7 +104,7 @@ def test_saving_again_changes_nothing(written, tmp_path):
 def test_the_files_of_a_variant_and_what_describes_it(written):
     path, _ = written
     endings = {"json", "onnx", "state.safetensors", "judge.safetensors", "probe.safetensors"}
-    names = {f"{NAME}.{ending}" for ending in {*endings, "report.json"}}
+    names = {f"{NAME}.{ending}" for ending in {*endings, "report.json", "history.safetensors"}}
     assert {file.name for file in (path / "variants").iterdir()} == names
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))["learnkit"]
     assert config["default_variant"] == NAME

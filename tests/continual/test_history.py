@@ -8,7 +8,7 @@ import torch
 from learnkit.continual.change_report import LOGGED, AuditLog, ChangeReport
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.knowledge import MAX_SNAPSHOTS
-from learnkit.errors import ContinualStateError, DataError
+from learnkit.errors import ContinualStateError, DataError, StatisticsError
 
 D = 6
 
@@ -135,3 +135,53 @@ class TestSnapshot:
         head.drop_snapshot("0")
         head.snapshot("one more")
         assert list(head.history.snapshots) == [*"1234567", "one more"]
+
+
+class TestOrigin:
+    def test_is_kept_sorted_and_once_whatever_the_order(self):
+        heads = []
+        for origins in ("xyx", "yx"):
+            heads.append(ContinualClassifier(D, memory=8))
+            for origin in origins:
+                heads[-1].extend(*images("ab"), origin=origin)
+        assert [head.statistics.origins for head in heads] == [("x", "y")] * 2
+
+    def test_another_one_is_noted_once_and_the_same_one_never(self):
+        head = ContinualClassifier(D, memory=8)
+        notes = [
+            [note for note in head.extend(*images("ab"), origin=origin).notes if "origins" in note]
+            for origin in ("x", "x", "y", "y", "x")
+        ]
+        assert [len(one) for one in notes] == [0, 0, 1, 0, 0]
+        assert "are together now (x; y): their sums are exact" in notes[2][0]
+
+    def test_merging_other_origins_is_allowed_and_noted(self):
+        one, other = ContinualClassifier(D, memory=8), ContinualClassifier(D, memory=8)
+        one.extend(*images("ab"), origin="x")
+        other.extend(*images("bc"), origin="y")
+        note = "features of different origins are together now (x; y)"
+        report = one.merge(other.statistics)
+        assert any(line.startswith(note) for line in report.notes)
+        assert one.statistics.origins == ("x", "y")
+        one.undo()
+        assert one.statistics.origins == ("x",)
+
+    def test_travels_and_is_missing_in_older_states(self):
+        head = ContinualClassifier(D, memory=8)
+        head.extend(*images("ab"), origin="x")
+        config, tensors = head.state()
+        assert ContinualClassifier.from_state(config, tensors).statistics.origins == ("x",)
+        del config["origins"]
+        assert ContinualClassifier.from_state(config, tensors).statistics.origins == ()
+
+    @pytest.mark.parametrize("origins", ["x", None, [1], [""], ["b", "a"], ["a", "a"], ["\x1b"]])
+    def test_that_is_damaged_is_refused(self, origins):
+        config, tensors = head_of(images("ab")).state()
+        with pytest.raises(StatisticsError, match="`origins` are "):
+            ContinualClassifier.from_state({**config, "origins": origins}, tensors)
+
+    def test_is_no_part_of_the_digest(self):
+        heads = [ContinualClassifier(D, memory=8) for _ in range(2)]
+        for head, origin in zip(heads, "xy", strict=True):
+            head.extend(*images("ab"), origin=origin)
+        assert heads[0].knowledge.digest == heads[1].knowledge.digest

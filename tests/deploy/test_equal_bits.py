@@ -1,11 +1,12 @@
 """An image's numbers in bulk are the same to the bit, whatever stands beside it."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
 import torch
-from deploy_helpers import make_continual, shades, strange
+from deploy_helpers import labelled, make_continual, shades, strange
 
 from learnkit.backends.torch_threads import torch_threads
 from learnkit.continual.classifier import ContinualClassifier
@@ -88,3 +89,12 @@ class TestDerivation:
         assert one.standards == several.standards
         assert one.weight.tobytes() == several.weight.tobytes()
         assert one.distances.axes.tobytes() == several.distances.axes.tobytes()
+
+
+def test_a_state_says_where_its_features_come_from():
+    found = make_continual(COUNTS)
+    (origin,) = found.continual.statistics.origins
+    assert re.fullmatch(r"torch \S+ float32, cpu \w+, batches of 16", origin)
+    report = found.extend(*labelled({"new": 3}), bs=4, n_workers=0, progress=False)
+    assert found.continual.statistics.origins == (origin, origin.replace("16", "4"))
+    assert any(note.startswith("features of different origins") for note in report.notes)
