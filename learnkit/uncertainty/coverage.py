@@ -18,7 +18,7 @@ from learnkit.uncertainty.checks import Array, as_floats, check_scores, refuse
 from learnkit.uncertainty.embedding import unit_rows
 
 # Unrelated features, centered and of length 1, are 1.4 apart, near ones of one class .6 to 1. From
-# .7 to 1.1 accuracies on photographs differ by less than their noise.
+# .7 to 1.1 accuracies on photographs differed by .02 at most, about their noise.
 _WIDTH = 0.9
 _TARGETS = 4096  # of a larger pool so many stand for all
 _BLOCK = 512  # images compared with all targets at once
