@@ -391,8 +391,9 @@ class ClassStatistics:
         is forgotten exactly: all is to the bit as if it had never been there. Of a larger one the
         remainder stays in the pooled scatter, as one of `forgotten`: its products cannot be told
         apart without the images; `subtract` them instead to take out everything. If the same images
-        are learned again, under whatever name, those of the remainder count twice in the scatter;
-        with as many remembered as are left aside that moves thresholds by less than chance does.
+        are learned again, under whatever name, those of the remainder count twice in the scatter.
+        With all of them learned again thresholds are as before, within noise; with half of 120 a
+        class, 64 remembered, false alarms rose from .04 to .09 on photographs (mean of 5 draws).
 
         Raises:
             DataError: There is no such class, or it has no images.
