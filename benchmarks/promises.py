@@ -35,6 +35,9 @@ def main() -> None:
     warnings.simplefilter("ignore")  # what a change warns of is no part of the numbers
     for topic in options.topics:
         rows = list(importlib.import_module(f"_promises_{topic}").rows(features, options.draws))
+        if not rows:
+            print(f"\n{topic}: needs more than these features, see _promises_{topic}.py")
+            continue
         _show(topic, rows)
         write_csv(f"{options.out}_{topic}", rows)
 
