@@ -1,5 +1,6 @@
 """Left-out samples are scored some at a time, which no result shows."""
 
+import continual_helpers
 import numpy as np
 import pytest
 import torch
@@ -58,3 +59,18 @@ def test_a_block_is_small_and_never_mixes_both_kinds_of_samples(monkeypatch):
     assert {True} in kinds
     assert {False} in kinds
     assert len(list(samples.blocks(10**6))) == len(samples)  # one at a time is the least
+
+
+def test_of_many_samples_some_evenly_spaced_tell_the_noise_of_means():
+    features, labels = continual_helpers.draw({"a": 300, "b": 300, "c": 200})
+    basis = Basis.of(
+        continual_helpers.gather(features, labels, memory_size=300).moments(), "uniform"
+    )
+    samples, geometry = basis.samples, basis.spectrum.geometry(0.3)
+    own, counts = samples.own_left_out(geometry)
+    every = samples.left_out(geometry, slice(0, samples.n_single))
+    at = samples.labels[:, None]
+    wanted, rest = (t.gather(1, at)[::3, 0] for t in (every.distances, every.counts))
+    assert 256 <= len(own) < 300
+    torch.testing.assert_close(own, wanted)
+    assert torch.equal(counts, rest)
