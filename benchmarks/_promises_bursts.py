@@ -1,0 +1,70 @@
+"""Promises under bursts: false alarms when each image is learned in several versions.
+
+Versions are features with a little noise, or, for data whose name ends in "_bursts", versions of
+the file: there `train` holds `N_VERSIONS` rows of each photograph one after another (the original,
+saved again, brighter, moved, mirrored, ...), and `test` photographs as they are.
+"""
+
+from collections.abc import Iterator
+
+import learnkit._torchvision  # noqa: F401  # before timm
+
+import numpy as np
+import torch
+from _features import Split
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.evaluation import measures
+
+N_VERSIONS = 13
+IMAGES, VERSIONS = (5, 20, 40), (1, 3, 10)
+NOISE = 0.15  # length of the noise in lengths of the features
+
+
+def rows(features_by_name: dict[str, dict[str, Split]], draws: int) -> Iterator[dict]:
+    """Rows of all cases: so many images of each class, each in so many versions."""
+    for name, data in features_by_name.items():
+        step = N_VERSIONS if name.endswith("_bursts") else 1
+        labels = data["train"].labels[::step]
+        classes = np.unique(labels)
+        most = min((labels == c).sum() for c in classes)
+        for draw in range(draws):
+            rng = np.random.default_rng(draw)
+            order = {c: rng.permutation(np.flatnonzero(labels == c)) for c in classes}
+            for n in (n for n in IMAGES if n <= most):
+                images = np.concatenate([own[:n] for own in order.values()])
+                for k in VERSIONS:
+                    features = _versions(data["train"], images, k, step, draw)
+                    head = ContinualClassifier(features.shape[1])
+                    head.extend(features, list(labels[images]) * k)
+                    where = {"promise": f"{n} images a class", "data": name, "case": f"{k} each"}
+                    yield from _rows({**where, "draw": draw}, head, data["test"])
+
+
+def _versions(split: Split, images: np.ndarray, k: int, step: int, draw: int) -> torch.Tensor:
+    """Features (k N, D) of N images in k versions each, the first as they are."""
+    rng = np.random.default_rng(draw)
+    if step > 1:
+        others = np.stack([rng.permutation(np.arange(1, step))[: k - 1] for _ in images])
+        chosen = [images * step, *(images * step + others[:, i] for i in range(k - 1))]
+        return split.features[np.concatenate(chosen)]
+    plain = split.features[images]
+    length = plain.norm(dim=1, keepdim=True) * NOISE / plain.shape[1] ** 0.5
+    noise = torch.from_numpy(rng.normal(size=(k - 1, *plain.shape))) * length
+    return torch.cat([plain, *(plain + noise).clamp_min(0)])
+
+
+def _rows(where: dict, head: ContinualClassifier, test: Split) -> Iterator[dict]:
+    """What fresh test images show."""
+    places = torch.tensor([head.classes.index(label) for label in test.labels])
+    probs = head(test.features).double().softmax(1)
+    right = (probs.argmax(1) == places).double()
+    shown = {
+        "false alarms": float(head.is_ood(test.features).double().mean()),
+        "accuracy": float(right.mean()),
+        "ECE": measures.expected_calibration_error(probs.numpy(), places.numpy()),
+        "coverage": float(
+            head.prediction_sets(test.features)[torch.arange(len(places)), places].double().mean()
+        ),
+    }
+    yield from ({**where, "metric": metric, "value": value} for metric, value in shown.items())
