@@ -19,6 +19,9 @@ ModelArgument = Annotated[
 PathsArgument = Annotated[
     list[Path], typer.Argument(metavar="PATHS", help="Image files, and folders of them.")
 ]
+CaseOption = Annotated[
+    bool, typer.Option("--case-sensitive", help="A and a are two classes, as letters are.")
+]
 
 
 class Interrupted(KeyboardInterrupt):

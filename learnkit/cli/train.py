@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from learnkit.cli.arguments import FolderArgument, Interrupted, check_start, named_value, numbers
+from learnkit.cli.arguments import (
+    CaseOption,
+    FolderArgument,
+    Interrupted,
+    check_start,
+    named_value,
+    numbers,
+)
 from learnkit.cli.console import Report
 from learnkit.errors import UsageError
 
@@ -65,6 +72,7 @@ def train(
         str | None, typer.Option(metavar="R,G,B", help="Of pixels in 0..1, if not the weights'.")
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="See --mean.")] = None,
+    case_sensitive: CaseOption = False,
 ) -> None:
     """Train a classifier on a folder of images, evaluate it, and export it.
 
@@ -93,7 +101,9 @@ def train(
         std=numbers("--std", std),
     )
     try:
-        train_folder(folder, out, plan, resume=resume, continual=continual)
+        train_folder(
+            folder, out, plan, resume=resume, continual=continual, case_sensitive=case_sensitive
+        )
     except KeyboardInterrupt:
         nothing = "before the first epoch was complete; nothing is saved, train again"
         raise Interrupted(checkpoint_file(out), nothing) from None
@@ -106,6 +116,7 @@ def train_folder(
     *,
     resume: bool,
     continual: bool = False,
+    case_sensitive: bool = False,
 ) -> None:
     """Train on the images below `folder`, evaluate the model, export it to `out`.
 
@@ -121,7 +132,7 @@ def train_folder(
     check_target(out)
     checkpoint = workflow.checkpoint_of(checkpoint_file(out), plan, resume=resume)
     report.step(f"Read the images in {folder}")
-    data = workflow.read_dataset(folder, seed=plan.seed)
+    data = workflow.read_dataset(folder, seed=plan.seed, case_sensitive=case_sensitive)
     report.frame(data.counts().reset_index(), max_rows=_SHOWN_ROWS)
     what = f"the head of {plan.arch}" if plan.head_only else plan.arch
     report.step(f"Train {what}{_origin(plan)} at {plan.size} x {plan.size} pixels")

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from learnkit.cli.arguments import FolderArgument, Interrupted, ModelArgument, PathsArgument
+from learnkit.cli.arguments import (
+    CaseOption,
+    FolderArgument,
+    Interrupted,
+    ModelArgument,
+    PathsArgument,
+)
 from learnkit.cli.console import Report, fail
 from learnkit.errors import PredictionError, UsageError
 
@@ -38,6 +44,7 @@ def extend(
         bool,
         typer.Option("--reuse-names", help="Names that classes had before are of new classes."),
     ] = False,
+    case_sensitive: CaseOption = False,
 ) -> None:
     """Teach an exported model new classes, or more of the old, from new images alone.
 
@@ -46,6 +53,7 @@ def extend(
     must be in the continual state.
     """
     from learnkit.continual.classifier import check_continual
+    from learnkit.data.dataset import ImageDataset
     from learnkit.deploy.predictor import load_learner
     from learnkit.storage.write_folder import check_target
 
@@ -54,10 +62,11 @@ def extend(
     report = Report()
     check_target(out)
     predictor = load_learner(model)
-    check_continual(predictor.continual)
+    told = check_continual(predictor.continual).settings.case_sensitive
     if false_alarm_rate is not None:
         predictor.set(false_alarm_rate=false_alarm_rate)
-    change = predictor.extend(folder, reuse_names=reuse_names, progress=sys.stderr.isatty())
+    data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive or told)
+    change = predictor.extend(data, reuse_names=reuse_names, progress=sys.stderr.isatty())
     predictor.save(out)
     report.change(change)
     report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])

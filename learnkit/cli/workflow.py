@@ -73,13 +73,15 @@ class TrainingPlan:
         return self.epochs + (bool(self.pretrained) and not self.head_only)
 
 
-def read_dataset(folder: str | Path, *, seed: int = 42) -> ImageDataset:
+def read_dataset(
+    folder: str | Path, *, seed: int = 42, case_sensitive: bool = False
+) -> ImageDataset:
     """The images below `folder`, split as its folders say, else 70/15/15 by class.
 
     Raises:
         DataError: no such folder, no images, or nothing to validate on.
     """
-    data = ImageDataset.from_folder(folder)
+    data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive)
     return data if data.splits else data.split(0.7, 0.15, 0.15, seed=seed)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.names import label_names
-from learnkit.errors import DataError
+from learnkit.errors import DataError, StatisticsError
 from learnkit.uncertainty.ood import is_blank
 
 
@@ -81,3 +81,12 @@ def without_blank(features: Tensor, labels: Sequence[str]) -> tuple[Tensor, list
     kept = [label for label, out in zip(labels, flags, strict=True) if not out]
     left = [label for label, out in zip(labels, flags, strict=True) if out]
     return features[~blank], kept, left
+
+
+def check_same_setting(what: str, mine: Any, its: Any) -> None:
+    """Raise StatisticsError unless two statistics that are merged have the same setting."""
+    if mine != its:
+        raise StatisticsError(
+            f"`{what}` is {mine} here and {its} there; only statistics of one network, collected "
+            "with the same settings, can be merged"
+        )

@@ -63,6 +63,7 @@ class ContinualClassifier(nn.Module):
         per_class: Whether threshold and prediction sets keep their promise class by class, not only
             on average over all images: a rare class then is flagged no more often than others. It
             costs detections, most where a class has few images, and sets are larger.
+        case_sensitive: Whether 'A' and 'a' are two classes; if not, they are refused together.
 
     Raises:
         StatisticsError: A setting is none of those allowed.
@@ -81,10 +82,11 @@ class ContinualClassifier(nn.Module):
         guarantee: str = "loo",
         prior: str = "training",
         per_class: bool = False,
+        case_sensitive: bool = False,
     ) -> None:
         super().__init__()
         known = (n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior)
-        settings = Settings(*known, per_class)
+        settings = Settings(*known, per_class, case_sensitive)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self._lock = threading.RLock()
         # the state now and those before it, in one object so that one assignment changes both
@@ -240,6 +242,7 @@ class ContinualClassifier(nn.Module):
         validation: Validation | None = None,
         reuse_names: bool = False,
         origin: str = "",
+        case_sensitive: bool = False,
     ) -> ChangeReport:
         """Learn images of new classes, of known ones, or of both.
 
@@ -253,6 +256,7 @@ class ContinualClassifier(nn.Module):
             reuse_names: Take a name that a class had before it was renamed or merged for the name
                 of another class.
             origin: Where the last bits of the features come from; see `Session.origin`.
+            case_sensitive: Tell names apart by case, 'A' and 'a', from now on; see the setting.
 
         Returns:
             What changed.
@@ -266,7 +270,13 @@ class ContinualClassifier(nn.Module):
         return self._change(
             "extend",
             lambda now: now.extend(
-                features, labels, class_names, validation, reuse_names=reuse_names, origin=origin
+                features,
+                labels,
+                class_names,
+                validation,
+                reuse_names=reuse_names,
+                case_sensitive=case_sensitive,
+                origin=origin,
             ),
         )
 

@@ -73,9 +73,7 @@ class Knowledge:
     @classmethod
     def empty(cls, settings: Settings) -> "Knowledge":
         """Knowledge of no class."""
-        statistics = ClassStatistics.empty(
-            settings.n_features, root=settings.root, memory_size=settings.memory
-        )
+        statistics = ClassStatistics.empty(settings.n_features, **settings.of_statistics)
         return cls(settings, statistics, FeatureMemory(VALIDATION_SIZE, settings.n_features))
 
     @property
@@ -137,11 +135,10 @@ class Knowledge:
         statistics = ClassStatistics.from_tensors(
             own,
             config["class_names"],
-            root=settings.root,
-            memory_size=settings.memory,
             forgotten_names=config["forgotten_names"],
             former_names=config["former_names"],
             origins=config["origins"],
+            **settings.of_statistics,
         )
         check_width(statistics.n_features, settings)
         names, width = statistics.class_names, settings.n_features
@@ -168,11 +165,8 @@ class Knowledge:
 
     def derive(self, before: "Knowledge | None") -> "Knowledge":
         """With everything that follows; what follows from the same statistics is not done again."""
-        same = (
-            before is not None
-            and before.statistics is self.statistics
-            and before.settings.classifier == self.settings.classifier
-        )
+        same = before is not None and before.statistics is self.statistics
+        same = same and before.settings.classifier == self.settings.classifier
         if same and before.settings == self.settings and before.validation is self.validation:
             return replace(self, derived=before.derived, _affine=before._affine)
         reused = before.derived if same else None
@@ -196,16 +190,18 @@ class Knowledge:
         *,
         reuse_names: bool = False,
         origin: str = "",
+        case_sensitive: bool = False,
     ) -> Change:
         """With more images; blank ones are left out."""
         features, labels, notes = self._shown(features, labels, class_names)
         if self.derived is not None:
-            scoring = self.derived.scoring
-            notes += label_issues(scoring, self.statistics, features, labels)
-        order = None if class_names is None else name_list("class_names", class_names)
-        grown = self.statistics.update(features, labels, order, reuse_names=reuse_names)
+            notes += label_issues(self.derived.scoring, self.statistics, features, labels)
+        known = self.statistics.told_apart(case_sensitive)
+        grown = known.update(features, labels, class_names, reuse_names=reuse_names)
         grown = grown.with_origin(origin)
         new, notes = self._with(grown), (*notes, *self._notes_on(grown))
+        if grown.case_sensitive != self.statistics.case_sensitive:
+            notes += ("names of classes are told apart by case from now on",)
         if validation is None:
             return new, notes
         new, more = new.validate(validation, class_names)
@@ -361,7 +357,9 @@ class Knowledge:
         validation = self.validation
         if validation.class_names != statistics.class_names:
             validation = validation.named(statistics.class_names)
-        return replace(self, statistics=statistics, validation=validation, derived=None, _affine={})
+        settings = replace(self.settings, case_sensitive=statistics.case_sensitive)
+        known = {"settings": settings, "statistics": statistics, "validation": validation}
+        return replace(self, **known, derived=None, _affine={})
 
     def _shown(
         self, features: Tensor, labels: Sequence[Any], class_names: Sequence[str] | None

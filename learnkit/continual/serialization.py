@@ -36,7 +36,7 @@ FORMAT = 2  # of the state of a whole classifier; 1 had none of what is optional
 # All that a state may lack, because it was written before there was such a thing, and what it then
 # means. Nothing else is missing or unknown in a sound state.
 OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}, "origins": []}
-OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False}
+OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False, "case_sensitive": False}
 # by name: (type, function that makes the tensor from all others)
 OPTIONAL_TENSORS: dict[str, tuple[torch.dtype, Callable[[Mapping[str, Tensor]], Tensor]]] = {}
 
@@ -89,6 +89,7 @@ def read_statistics(
     root: bool,
     memory_size: int,
     forgotten_names: Sequence[str] = (),
+    case_sensitive: bool = False,
 ) -> dict[str, Any]:
     """The fields of the class statistics these tensors were made from.
 
@@ -97,7 +98,8 @@ def read_statistics(
     """
     if not isinstance(root, bool):
         raise StatisticsError(f"`root` is {root!r}; it is true or false")
-    names, forgotten_names = _read_names(class_names), _read_list(forgotten_names)
+    names = _read_names(class_names, case_sensitive)
+    forgotten_names = _read_list(forgotten_names)
     own = {name: dtype for name, dtype in TENSOR_TYPES.items() if not name.startswith(_VALIDATION)}
     tensors = _completed(tensors, own)
     _check_types(tensors, own)
@@ -125,6 +127,7 @@ def read_statistics(
         "gram": gram.clone(),
         "memory": memory,
         "root": root,
+        "case_sensitive": case_sensitive,
         "forgotten": _read_forgotten(tensors, forgotten_names),
     }
 
@@ -214,7 +217,7 @@ def _read_cells(rows: Tensor, sizes: list[int], copies: Tensor, prefix: str) -> 
     return cells
 
 
-def _read_names(class_names: Sequence[str]) -> tuple[str, ...]:
+def _read_names(class_names: Sequence[str], case_sensitive: bool) -> tuple[str, ...]:
     """Class names as stored, which must be clean and distinct already.
 
     Raises:
@@ -222,7 +225,7 @@ def _read_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """
     names = tuple(map(_read_name, _read_list(class_names)))
     try:
-        check_distinct(names)
+        check_distinct(names, case_sensitive=case_sensitive)
     except DataError as error:
         raise StatisticsError(str(error)) from error
     return names

@@ -41,6 +41,7 @@ class Settings:
     guarantee: str = "loo"
     prior: str = "training"
     per_class: bool = False
+    case_sensitive: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -50,7 +51,7 @@ class Settings:
                 )
         check_whole("n_features", self.n_features, least=1)
         check_whole("memory", self.memory, least=0)
-        for name in "root", "per_class":
+        for name in "root", "per_class", "case_sensitive":
             if not isinstance(getattr(self, name), bool):
                 raise StatisticsError(f"`{name}` is {getattr(self, name)!r}; give True or False")
         rate = self.false_alarm_rate
@@ -63,6 +64,15 @@ class Settings:
                 "`score='knn'` measures the distance to remembered features, and `memory=0` "
                 "remembers none; choose a memory above 0 or another score"
             )
+
+    @property
+    def of_statistics(self) -> dict[str, Any]:
+        """What class statistics are made with, apart from their width."""
+        return {
+            "root": self.root,
+            "memory_size": self.memory,
+            "case_sensitive": self.case_sensitive,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

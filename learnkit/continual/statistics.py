@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnkit.continual.checks import check_labelled_features
+from learnkit.continual.checks import check_labelled_features, check_same_setting
 from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.embedding import EXACT, to_grid
 from learnkit.continual.memory import FeatureMemory, Forgotten, in_order
@@ -65,6 +65,7 @@ class ClassStatistics:
             called now. No class has images under such a name.
         origins: Backend, version, precision, instruction set and batch that the features came from,
             where known, sorted: features of another origin have other last bits.
+        case_sensitive: Whether 'A' and 'a' are two classes; if not, they are refused together.
     """
 
     class_names: tuple[str, ...]
@@ -76,15 +77,19 @@ class ClassStatistics:
     forgotten: tuple[Forgotten, ...] = ()
     former_names: Mapping[str, str] = field(default_factory=dict)
     origins: tuple[str, ...] = ()
+    case_sensitive: bool = False
 
     @classmethod
-    def empty(cls, n_features: int, *, root: bool, memory_size: int = 64) -> ClassStatistics:
+    def empty(
+        cls, n_features: int, *, root: bool, memory_size: int = 64, case_sensitive: bool = False
+    ) -> ClassStatistics:
         """Statistics of no image.
 
         Args:
             n_features: Width D of the features.
             root: Whether to take square roots first: for features that are never negative.
             memory_size: Features remembered of each class; 0 for none.
+            case_sensitive: Whether 'A' and 'a' are two classes.
 
         Raises:
             StatisticsError: A number is not a whole one, or out of range.
@@ -98,6 +103,7 @@ class ClassStatistics:
             torch.zeros(n_features, n_features, dtype=torch.float64),
             FeatureMemory(memory_size, n_features),
             bool(root),
+            case_sensitive=case_sensitive,
         )
 
     @property
@@ -144,7 +150,7 @@ class ClassStatistics:
         if not new:
             return self
         class_names = (*self.class_names, *new)
-        check_distinct(class_names)
+        check_distinct(class_names, case_sensitive=self.case_sensitive)
         return replace(
             self,
             class_names=class_names,
@@ -152,6 +158,10 @@ class ClassStatistics:
             sums=torch.cat([self.sums, self.sums.new_zeros(len(new), self.n_features)]),
             memory=self.memory.named(class_names),
         )
+
+    def told_apart(self, case_sensitive: bool = True) -> ClassStatistics:
+        """With classes told apart by case if one side says so: what was said once stays."""
+        return replace(self, case_sensitive=self.case_sensitive or case_sensitive)
 
     def canonical(self) -> ClassStatistics:
         """The same knowledge with the classes that have images in order of their names.
@@ -256,7 +266,7 @@ class ClassStatistics:
         in_this_order = name_list("class_names", () if class_names is None else class_names)
         if not reuse_names:
             self.check_current(labels, _RELABEL + _NEW_CLASS)
-        check_distinct(in_this_order)
+        check_distinct(in_this_order, case_sensitive=self.case_sensitive)
         grown = self.with_classes([*in_this_order, *labels])
         index = index_tensor(grown.class_names, labels)
         return replace(
@@ -283,13 +293,13 @@ class ClassStatistics:
                 of the other side no longer has.
         """
         for what in "n_features", "root":
-            _check_same(what, getattr(self, what), getattr(other, what))
-        _check_same("memory_size", self.memory.size, other.memory.size)
+            check_same_setting(what, getattr(self, what), getattr(other, what))
+        check_same_setting("memory_size", self.memory.size, other.memory.size)
         present = self.present() | other.present()
         if not reuse_names:
             self.check_current(other.present(), _RENAME + _NEW_CLASS)
             other.check_current(self.present(), _RENAME + _NEW_CLASS)
-        grown = self.with_classes(other.class_names)
+        grown = self.told_apart(other.case_sensitive).with_classes(other.class_names)
         index = index_tensor(grown.class_names, other.class_names)
         return replace(
             grown,
@@ -355,13 +365,15 @@ class ClassStatistics:
         forgotten_names: Sequence[str] = (),
         former_names: Mapping[str, str] | None = None,
         origins: Sequence[str] = (),
+        case_sensitive: bool = False,
     ) -> ClassStatistics:
         """Statistics from what `to_tensors` gave.
 
         Raises:
             StatisticsError: Names, shapes, types or values cannot be those of class statistics.
         """
-        fields = read_statistics(tensors, class_names, root, memory_size, forgotten_names)
+        known = (class_names, root, memory_size, forgotten_names, case_sensitive)
+        fields = read_statistics(tensors, *known)
         former = read_former(former_names or {}, fields)
         return cls(**fields, former_names=former, origins=read_origins(origins))
 
@@ -427,7 +439,7 @@ class ClassStatistics:
         """
         new = {self._known(old): to for old, to in new_names(names).items()}
         class_names = tuple(new.get(name, name) for name in self.class_names)
-        check_distinct(class_names)
+        check_distinct(class_names, case_sensitive=self.case_sensitive)
         return replace(
             self,
             class_names=class_names,
@@ -514,14 +526,6 @@ def _added(gram: Tensor, more: Tensor, n_images: int) -> Tensor:
             "sums are exact in float64: learn fewer images, or subtract some first"
         )
     return total
-
-
-def _check_same(what: str, mine: Any, its: Any) -> None:
-    if mine != its:
-        raise StatisticsError(
-            f"`{what}` is {mine} here and {its} there; only statistics of one network, collected "
-            "with the same settings, can be merged"
-        )
 
 
 def _renamed(forgotten: Sequence[Forgotten], names: Mapping[str, str]) -> tuple[Forgotten, ...]:

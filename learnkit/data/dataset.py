@@ -48,6 +48,8 @@ class ImageDataset(Shown):
         root: The folder that paths are relative to.
         classes: Every class name, if more than the labels show.
         class_ids: A number per class name, carried for `to_halcon`.
+        case_sensitive: Names that differ only in case are of two classes on purpose, as letters
+            are. A model that learns from this dataset keeps to that.
 
     Raises:
         DataError: The table breaks a rule: no rows, double columns, paths or ids, labels missing or
@@ -61,9 +63,12 @@ class ImageDataset(Shown):
         *,
         classes: Sequence[str] | None = None,
         class_ids: Mapping[str, int] | None = None,
+        case_sensitive: bool = False,
     ) -> None:
-        self._root = Path(os.path.abspath(root))
-        self._frame, self._classes, self._multi_label = clean_table(frame, self._root, classes)
+        self._root, self._case_sensitive = Path(os.path.abspath(root)), case_sensitive
+        self._frame, self._classes, self._multi_label = clean_table(
+            frame, self._root, classes, case_sensitive=case_sensitive
+        )
         numbered = {name: i for i, name in enumerate(self._classes)}
         self._class_ids = dict(numbered if class_ids is None else class_ids)
         if set(self._class_ids) != set(self._classes):
@@ -79,6 +84,7 @@ class ImageDataset(Shown):
         *,
         splits: bool = True,
         allow_empty: bool = False,
+        case_sensitive: bool = False,
     ) -> "Self":
         """Dataset of every image below `folder`, labelled with the name of the folder it lies in.
 
@@ -90,15 +96,22 @@ class ImageDataset(Shown):
             folder: The folder that holds the class folders, at any depth.
             splits: False takes such top-level folders for classes.
             allow_empty: Accept folders without images, as classes without images.
+            case_sensitive: See the class.
 
         Raises:
             DataError: No folder, no images, images outside class folders, or an empty class folder.
         """
         frame, classes = folder_table(folder, splits=splits, allow_empty=allow_empty)
-        return cls(frame, folder, classes=classes)
+        return cls(frame, folder, classes=classes, case_sensitive=case_sensitive)
 
     @classmethod
-    def from_names(cls, folder: str | os.PathLike[str], pattern: str | re.Pattern[str]) -> "Self":
+    def from_names(
+        cls,
+        folder: str | os.PathLike[str],
+        pattern: str | re.Pattern[str],
+        *,
+        case_sensitive: bool = False,
+    ) -> "Self":
         r"""Dataset of every image below `folder`, labelled by a pattern found in its file name.
 
         Args:
@@ -106,11 +119,12 @@ class ImageDataset(Shown):
             pattern: Regular expression whose group `label`, or only group, is the label. Other
                 named groups become columns: `r"(?P<label>\w+?)_(?P<serial>\d+)"` allows
                 `split(group="serial")`.
+            case_sensitive: See the class.
 
         Raises:
             DataError: No images, a pattern without such a group, or file names it does not match.
         """
-        return cls(names_table(folder, pattern), folder)
+        return cls(names_table(folder, pattern), folder, case_sensitive=case_sensitive)
 
     @classmethod
     def from_csv(
@@ -124,6 +138,7 @@ class ImageDataset(Shown):
         label_delim: str | None = None,
         sep: str = ",",
         check_files: bool = True,
+        case_sensitive: bool = False,
     ) -> "Self":
         """Dataset of a CSV file with one row per image; see `from_df` for the columns.
 
@@ -138,6 +153,7 @@ class ImageDataset(Shown):
             label_delim: As in `from_df`.
             sep: Between the columns.
             check_files: As in `from_df`.
+            case_sensitive: See the class.
 
         Raises:
             DataError: The file is missing or no table, or as in `from_df`.
@@ -150,6 +166,7 @@ class ImageDataset(Shown):
             split_col=split_col,
             label_delim=label_delim,
             check_files=check_files,
+            case_sensitive=case_sensitive,
         )
 
     @classmethod
@@ -163,6 +180,7 @@ class ImageDataset(Shown):
         split_col: str | None = None,
         label_delim: str | None = None,
         check_files: bool = True,
+        case_sensitive: bool = False,
     ) -> "Self":
         """Dataset of a table with one row per image; further columns are kept.
 
@@ -175,6 +193,7 @@ class ImageDataset(Shown):
                 takes a column called `split` if there is one.
             label_delim: What separates several labels in one cell; makes the data multi-label.
             check_files: Look whether every file is there.
+            case_sensitive: See the class.
 
         Raises:
             DataError: A column is missing or there twice, a label is missing, a path climbs out
@@ -189,7 +208,7 @@ class ImageDataset(Shown):
             label_delim=label_delim,
             check_files=check_files,
         )
-        return cls(table, folder)
+        return cls(table, folder, case_sensitive=case_sensitive)
 
     @classmethod
     def from_halcon(
@@ -198,6 +217,7 @@ class ImageDataset(Shown):
         image_dir: str | os.PathLike[str] | None = None,
         *,
         check_files: bool = True,
+        case_sensitive: bool = False,
     ) -> "Self":
         """Dataset of a DLDataset dictionary for classification; further keys of samples are kept.
 
@@ -208,6 +228,7 @@ class ImageDataset(Shown):
                 `image_label_id` and perhaps `image_id` and `split`; left unchanged.
             image_dir: Where the images are now; None takes the dictionary's own `image_dir`.
             check_files: Look whether every file is there.
+            case_sensitive: See the class.
 
         Raises:
             DataError: A key is missing, ids and names do not fit each other, a sample has no label
@@ -215,7 +236,8 @@ class ImageDataset(Shown):
         """
         frame, root, names = dictionary_table(dataset, image_dir, check_files=check_files)
         class_ids = {nfc(name): class_id for class_id, name in names.items()}
-        return cls(frame, root, classes=list(names.values()), class_ids=class_ids)
+        named = {"classes": list(names.values()), "class_ids": class_ids}
+        return cls(frame, root, **named, case_sensitive=case_sensitive)
 
     def to_halcon(self) -> dict[str, Any]:
         """DLDataset dictionary of JSON types; `from_halcon` reads it back to an equal dataset.
@@ -253,6 +275,11 @@ class ImageDataset(Shown):
     def n_classes(self) -> int:
         """Number of classes."""
         return len(self._classes)
+
+    @property
+    def case_sensitive(self) -> bool:
+        """Whether names that differ only in case are of two classes on purpose."""
+        return self._case_sensitive
 
     @property
     def multi_label(self) -> bool:

@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 
 
 class Labelled(NamedTuple):
-    """Images, one label each, and those set apart to decide threshold and confidence."""
+    """Images, one label each, and those set apart to decide threshold and confidence.
+
+    `case_sensitive` is what a dataset says: names that differ only in case are of two classes.
+    """
 
     items: list[Any]
     labels: list[str]
     validation: Labelled | None = None
+    case_sensitive: bool = False
 
 
-def labelled_images(data: Any, labels: Any = None) -> Labelled:
+def labelled_images(data: Any, labels: Any = None, *, case_sensitive: bool = False) -> Labelled:
     """The images and labels meant by `data` and `labels`.
 
     Args:
@@ -36,6 +40,7 @@ def labelled_images(data: Any, labels: Any = None) -> Labelled:
             DataFrame with the columns path and label; or images of any kind `predict` takes.
         labels: one label per image, `{file: label}`, or one for all of them; also for a folder
             whose images are all of one class. A dataset has its own.
+        case_sensitive: classes of a folder or a DataFrame may differ only in case.
 
     Raises:
         DataError: labels missing, given twice, of another number, without an order (a set) or no
@@ -44,7 +49,7 @@ def labelled_images(data: Any, labels: Any = None) -> Labelled:
     if isinstance(data, Labelled) and labels is None:
         return data
     if labels is None:
-        data = _dataset_of(data)
+        data = _dataset_of(data, case_sensitive=case_sensitive)
     if is_dataset(data):
         return _of_dataset(data, labels)
     items = files_or_images(data)
@@ -155,7 +160,7 @@ def _is_table(data: Any) -> bool:
     return isinstance(data, getattr(sys.modules.get("pandas"), "DataFrame", ()))
 
 
-def _dataset_of(data: Any) -> Any:
+def _dataset_of(data: Any, *, case_sensitive: bool = False) -> Any:
     """The dataset that a folder of class folders or a table is; anything else as it is."""
     is_path = isinstance(data, str | os.PathLike)
     if not is_path and not _is_table(data):
@@ -163,7 +168,9 @@ def _dataset_of(data: Any) -> Any:
     # Here, not above: it imports pandas, which those who give lists of images may lack.
     from learnkit.data.dataset import ImageDataset
 
-    return ImageDataset.from_folder(data) if is_path else ImageDataset.from_df(data, Path.cwd())
+    if is_path:
+        return ImageDataset.from_folder(data, case_sensitive=case_sensitive)
+    return ImageDataset.from_df(data, Path.cwd(), case_sensitive=case_sensitive)
 
 
 def _of_dataset(data: ImageDataset, labels: Any) -> Labelled:
@@ -174,12 +181,17 @@ def _of_dataset(data: ImageDataset, labels: Any) -> Labelled:
             "the dataset has several labels per image; learning continually needs exactly one"
         )
     if "train" not in data.splits:
-        return Labelled(data.paths, _checked_labels(data.labels, data.paths))
+        return _with_case(Labelled(data.paths, _checked_labels(data.labels, data.paths)), data)
     validation = None
     if "valid" in data.splits:
         validation = Labelled(data.valid.paths, data.valid.labels)
     train = data.train
-    return Labelled(train.paths, _checked_labels(train.labels, train.paths), validation)
+    labels = _checked_labels(train.labels, train.paths)
+    return _with_case(Labelled(train.paths, labels, validation), data)
+
+
+def _with_case(images: Labelled, data: Any) -> Labelled:
+    return images._replace(case_sensitive=bool(getattr(data, "case_sensitive", False)))
 
 
 def _checked_labels(labels: Any, items: Sequence[Any]) -> list[str]:

@@ -40,7 +40,9 @@ def canonical_labels(raw: Sequence[Any], names: Sequence[str]) -> tuple[list[Lab
     return [spellings[label] for label in raw], False
 
 
-def canonical_classes(names: Iterable[Any], labels: Iterable[str]) -> list[str]:
+def canonical_classes(
+    names: Iterable[Any], labels: Iterable[str], *, case_sensitive: bool = False
+) -> list[str]:
     """Sorted class names in NFC form: the given ones, which must cover every label.
 
     Raises:
@@ -58,7 +60,7 @@ def canonical_classes(names: Iterable[Any], labels: Iterable[str]) -> list[str]:
         raise DataError(
             f"labels {sorted(unknown)[:10]} are not in `classes` {classes[:10]}; add or relabel"
         )
-    warn_similar(classes)
+    warn_similar(classes, case_sensitive=case_sensitive)
     return classes
 
 
@@ -87,14 +89,19 @@ def check_twins(spellings: dict[Any, str]) -> None:
             )
 
 
-def warn_similar(classes: Iterable[str]) -> None:
-    """Warn of classes that differ only in case or spaces."""
+def warn_similar(classes: Iterable[str], *, case_sensitive: bool = False) -> None:
+    """Warn of classes that differ only in case or spaces; in case on purpose, if so it is said."""
     groups = defaultdict(list)
     for name in classes:
-        groups["".join(name.split()).casefold()].append(name)
+        spaceless = "".join(name.split())
+        groups[spaceless if case_sensitive else spaceless.casefold()].append(name)
+    ignored = "spaces" if case_sensitive else "case or spaces"
+    remedy = "" if case_sensitive else " If not, say `case_sensitive=True`"
     for twins in groups.values():
         if len(twins) > 1:
-            warn_user(f"classes {twins} differ only in case or spaces; are they meant to be one?")
+            warn_user(
+                f"classes {twins} differ only in {ignored}; are they meant to be one?{remedy}"
+            )
 
 
 def _unique(values: list[Any]) -> list[Any]:

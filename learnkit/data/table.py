@@ -25,7 +25,11 @@ def object_table(
 
 
 def clean_table(
-    frame: pd.DataFrame, root: Path, classes: Sequence[str] | None
+    frame: pd.DataFrame,
+    root: Path,
+    classes: Sequence[str] | None,
+    *,
+    case_sensitive: bool = False,
 ) -> tuple[pd.DataFrame, list[str], bool]:
     """(table in canonical form, sorted classes, whether labels are tuples) of a reader's table.
 
@@ -38,7 +42,8 @@ def clean_table(
     paths = clean_paths(frame["path"].tolist(), root)
     labels, multi_label = canonical_labels(frame["label"].tolist(), paths)
     flat = [name for label in labels for name in label] if multi_label else labels
-    names = canonical_classes(dict.fromkeys(flat) if classes is None else classes, flat)
+    given = dict.fromkeys(flat) if classes is None else classes
+    names = canonical_classes(given, flat, case_sensitive=case_sensitive)
     ids = frame["image_id"].tolist() if "image_id" in frame else range(len(frame))
     table = {
         "image_id": clean_ids(ids),

@@ -27,6 +27,7 @@ from learnkit.continual.classifier import (
 from learnkit.continual.knowledge import UNDO_LEVELS
 from learnkit.continual.ood_detector import OodDetector, checked_detector
 from learnkit.data.labelled_images import (
+    Labelled,
     files_or_images,
     labelled_images,
     parted,
@@ -36,11 +37,12 @@ from learnkit.data.preprocess import Preprocessing, check_batch
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.home import home_of, pickled
-from learnkit.errors import OptimizedModelError, OptimizeError, PredictionError
+from learnkit.errors import OptimizedModelError, OptimizeError
 from learnkit.inference.batch import BATCH
 from learnkit.inference.class_names import (
     check_one_threshold,
     check_settable,
+    check_several_labels,
     checked_threshold,
     head_classes,
     not_settable,
@@ -348,11 +350,12 @@ class Predictor(BasePredictor):
                 file under two labels; a name that a class no longer has.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head, found = check_continual(self.continual), labelled_images(data, labels)
+        head, found = self._labelled(data, labels)
         features, names = with_features(found, self.features, reading)
         held_out = with_features(found.validation, self.features, reading)
         given = {
             "reuse_names": reuse_names,
+            "case_sensitive": found.case_sensitive,
             "origin": self.network.origin(reading.get("bs", BATCH)),
         }
         return head.extend(features, names, validation=held_out, **given)
@@ -373,8 +376,8 @@ class Predictor(BasePredictor):
             DataError: as `extend`; or a class is not known.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head = check_continual(self.continual)
-        _, held_out = parted(labelled_images(data, labels), validation=True)
+        head, found = self._labelled(data, labels)
+        _, held_out = parted(found, validation=True)
         return head.validate(self.features(held_out.items, **reading), held_out.labels)
 
     def subtract(
@@ -398,8 +401,8 @@ class Predictor(BasePredictor):
             StatisticsError: images were not learned.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head = check_continual(self.continual)
-        parts = parted(labelled_images(data, labels), validation)
+        head, found = self._labelled(data, labels)
+        parts = parted(found, validation)
         learned, held_out = (with_features(part, self.features, reading) for part in parts)
         return head.subtract(*(learned or ()), validation=held_out)
 
@@ -430,11 +433,11 @@ class Predictor(BasePredictor):
             StatisticsError: statistics of another network, or collected with other settings.
         """
         head = check_continual(self.continual)
-        if not isinstance(other, Predictor):
-            return head.merge(other, reuse_names=reuse_names)
-        theirs = check_continual(other.continual)
-        check_same_features(self.record, other.record)
-        return head.merge(theirs.statistics, reuse_names=reuse_names)
+        if isinstance(other, Predictor):
+            theirs = check_continual(other.continual).statistics
+            check_same_features(self.record, other.record)
+            other = theirs
+        return head.merge(other, reuse_names=reuse_names)
 
     def undo(self) -> ChangeReport:
         """Take back the last change, three at most, also after `save` and `load_learner`.
@@ -511,17 +514,13 @@ class Predictor(BasePredictor):
             fixed = {"threshold": threshold, "false_alarm_rate": false_alarm_rate}
             check_settable({**fixed, **unknown}, optimized=True)
         check_one_threshold(ood_threshold, false_alarm_rate)
-        if threshold is not None and not self.multi_label:
-            raise PredictionError(
-                "`threshold` decides which labels of a multi-label model count; this model gives "
-                "exactly one label"
-            )
         classes, changes = self.classes, {}
         names = classes if class_names is None else renamed(classes, class_names)
         renames = {old: new for old, new in zip(classes, names, strict=True) if old != new}
         if renames and self.continual is not None:
             self.continual.statistics.rename(renames)  # refuses names before anything has changed
         if threshold is not None:
+            check_several_labels(self.multi_label)
             changes["threshold"] = checked_threshold(threshold)
         if device is not None or threads is not None:
             changes["network"] = self.record.converted.open(
@@ -672,6 +671,11 @@ class Predictor(BasePredictor):
         self._home = home._replace(digest=digest)
         self.record = self.record.replace(siblings=siblings)
         return digest
+
+    def _labelled(self, data: Any, labels: Any) -> tuple[ContinualClassifier, Labelled]:
+        """(the head, images and labels), names told apart as the head does."""
+        head = check_continual(self.continual)
+        return head, labelled_images(data, labels, case_sensitive=head.settings.case_sensitive)
 
     def _pixels(self, images: Tensor) -> np.ndarray:
         check_batch(images, self.preprocessing.channels)

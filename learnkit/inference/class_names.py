@@ -79,6 +79,15 @@ def check_one_threshold(ood_threshold: float | None, false_alarm_rate: float | N
         )
 
 
+def check_several_labels(multi_label: bool) -> None:
+    """PredictionError unless a label counts above a threshold."""
+    if not multi_label:
+        raise PredictionError(
+            "`threshold` decides which labels of a multi-label model count; this model gives "
+            "exactly one label"
+        )
+
+
 def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
     """All new names in order, or `classes` with some replaced by `{old: new}`; checked."""
     if isinstance(names, Mapping):

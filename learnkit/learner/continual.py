@@ -47,6 +47,7 @@ from learnkit.interpret.source import Source
 from learnkit.learner.dataloaders import is_multi_label, is_normalized, with_normalization
 from learnkit.learner.trained_head import untrained_head
 from learnkit.learner.training_data import (
+    case_matters,
     check_no_class_lost,
     data_of_training,
     files_among,
@@ -74,6 +75,7 @@ def init_continual(
     if not reset_class_information:
         check_no_class_lost(names, found.labels if found else ())
         warn_if_not_training_data(learn, data, found)
+    settings.setdefault("case_sensitive", case_matters(learn, found))
     head, report, validation = empty_head(learn, **settings), None, None
     if found is not None:
         validation = validation_images(learn, found, own=not reset_class_information)
@@ -110,7 +112,8 @@ def _first_images(
 def extend(learn: Any, data: Any, labels: Any = None, *, reuse_names: bool = False) -> ChangeReport:
     """What learning new classes, or more of the known ones, did; see `ImageLearner.extend`."""
     head, record = check_continual(continual_head(learn.model)), _record(learn)
-    found = labelled_data(data, labels, classes=head.classes)
+    told = head.settings.case_sensitive
+    found = labelled_data(data, labels, classes=head.classes, case_sensitive=told)
     files = files_among(found)
     _warn_of_repetition(record, files, len(found.labels))
     validation = found.validation
@@ -119,6 +122,7 @@ def extend(learn: Any, data: Any, labels: Any = None, *, reuse_names: bool = Fal
     features = features_of(learn, found.items)  # reads every image before anything is changed
     held_out = _features_and_labels(learn, validation)
     given = {"reuse_names": reuse_names, "origin": origin_of(learn, found.items)}
+    given["case_sensitive"] = found.case_sensitive
     return change(
         learn,
         lambda head: head.extend(features, found.labels, validation=held_out, **given),
@@ -271,7 +275,7 @@ def _warn_of_repetition(record: ContinualRecord, files: Collection[str], n: int)
 
 _SETTINGS = (
     *("memory", "classifier", "score", "false_alarm_rate"),
-    *("guarantee", "prior", "per_class"),
+    *("guarantee", "prior", "per_class", "case_sensitive"),
 )
 
 

@@ -129,7 +129,13 @@ def _other_reading(learn: Any, data: Any) -> str | None:
     )
 
 
-def labelled_data(data: Any, labels: Any = None, *, classes: Sequence[str] = ()) -> Labelled:
+def labelled_data(
+    data: Any,
+    labels: Any = None,
+    *,
+    classes: Sequence[str] = (),
+    case_sensitive: bool = False,
+) -> Labelled:
     """Images with their labels, and those held back for validation, of whatever was given.
 
     Args:
@@ -138,6 +144,7 @@ def labelled_data(data: Any, labels: Any = None, *, classes: Sequence[str] = ())
             or several.
         labels: for images: one name each, or one for all of them.
         classes: what the class numbers of a loader without a vocabulary stand for.
+        case_sensitive: classes of a folder or a DataFrame may differ only in case.
 
     Raises:
         DataError: no images, labels missing or not one per image.
@@ -151,7 +158,13 @@ def labelled_data(data: Any, labels: Any = None, *, classes: Sequence[str] = ())
             "`data` is missing; give an ImageDataset, DataLoaders, a DataLoader, a folder of class "
             "folders, a DataFrame with the columns path and label, or images with `labels`"
         )
-    return labelled_images(data, labels)
+    return labelled_images(data, labels, case_sensitive=case_sensitive)
+
+
+def case_matters(learn: Any, found: Labelled | None) -> bool:
+    """Whether classes may differ only in case: so the data say, or those of the training."""
+    dataset = getattr(learn.dls, "image_dataset", None)
+    return any(getattr(one, "case_sensitive", False) for one in (dataset, found))
 
 
 def images_only(data: Any) -> list[Any] | Source:

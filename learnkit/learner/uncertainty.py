@@ -36,6 +36,7 @@ from learnkit.learner.continual import (
 )
 from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (
+    case_matters,
     data_of_training,
     images_only,
     labelled_data,
@@ -87,6 +88,7 @@ def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings:
         held_out = _HeldOut(*_features_and_labels(validation), validation.logits)
     else:
         held_out = _validation(learn, found, validation, own=own)
+    settings.setdefault("case_sensitive", case_matters(learn, found))
     detector = empty_head(learn, OodDetector, **settings)
     features = features_of(learn, found.items)
     validation = None if held_out is None else (held_out.features, held_out.labels)

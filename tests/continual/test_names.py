@@ -10,6 +10,7 @@ from continual_helpers import draw, gather
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, StatisticsError
+from learnkit.optimize.relearn import _settle
 
 N = 4
 
@@ -203,8 +204,95 @@ def test_renaming_takes_a_mapping_of_names(names, message):
     assert head.knowledge is before
 
 
+def test_a_head_learned_again_for_a_converted_network_keeps_former_names():
+    head, again = learned(["a", "b"]), learned(["z", "b"])
+    head.rename({"a": "z"})
+    _settle(again, head)
+    assert "called 'z' now" in refused(again, "extend", "a")
+
+
 def test_a_forward_pass_is_the_same_whatever_the_names():
     head, other = learned(["a", "b"]), learned(["a", "b"])
     other.rename({"a": "z"})
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
     assert torch.equal(head(x), other(x))
+
+
+class TestCase:
+    """'A' and 'a' are two classes where that is said, and stay two through every change."""
+
+    @pytest.fixture
+    def letters(self):
+        head = ContinualClassifier(12, case_sensitive=True)
+        head.extend(*draw({"A": N, "a": N, "b": N}))
+        return head
+
+    def test_it_must_be_said(self):
+        head = learned(["A", "b"])
+        before = head.knowledge
+        with pytest.raises(DataError, match=r"differ only in case.*case_sensitive=True"):
+            head.extend(*images("a"))
+        assert head.knowledge is before
+        report = head.extend(*images("a"), case_sensitive=True)
+        assert "names of classes are told apart by case from now on" in report.notes
+        assert head.n_images == {"A": N, "b": N, "a": 3}
+        report = head.extend(*images("B"))  # once said, it stays
+        assert not any("told apart" in note for note in report.notes)
+        assert head.settings.case_sensitive
+        head.undo()
+        head.undo()
+        assert not head.settings.case_sensitive
+        with pytest.raises(DataError, match="differ only in case"):
+            head.extend(*images("a"))
+
+    def test_it_changes_no_number(self, letters):
+        features, labels = draw({"A": N, "a": N, "b": N})
+        other = ContinualClassifier(12)
+        # the same order of names: what is derived runs over classes by name
+        other.extend(features, [{"A": "0", "a": "1", "b": "2"}[name] for name in labels])
+        assert torch.equal(letters(features), other(features))
+        assert letters.threshold.value == other.threshold.value
+
+    def test_spaces_and_unicode_forms_are_still_no_difference(self, letters):
+        for name in ("a ", "\uff41"):  # the last is a wide a
+            with pytest.raises(DataError, match=r"only in spaces or Unicode form; [^,]*, or"):
+                letters.extend(*images(name))
+
+    def test_verbs_tell_them_apart(self, letters):
+        letters.rename({"b": "B"})
+        with pytest.raises(DataError, match="named twice"):
+            letters.rename({"B": "a"})
+        letters.forget("A")
+        assert letters.n_images == {"A": 0, "a": N, "B": N}
+        letters.merge_classes(["a", "B"], "x")
+        assert letters.statistics.former_names == {"a": "x", "B": "x", "b": "x"}
+        letters.extend(*images("A"))
+        assert refused(letters, "extend", "a")
+
+    def test_it_is_kept_with_the_state_and_older_states_have_it_not(self, letters):
+        config, tensors = letters.state()
+        config = json.loads(json.dumps(config))
+        again = ContinualClassifier.from_state(config, tensors)
+        again.extend(*images("B"))
+        assert again.n_images == {"A": N, "a": N, "b": N, "B": 3}
+        old, tensors = learned(["A", "b"]).state()
+        del old["settings"]["case_sensitive"]
+        assert not ContinualClassifier.from_state(old, tensors).settings.case_sensitive
+        config["settings"]["case_sensitive"] = False
+        with pytest.raises(StatisticsError, match="differ only in case"):
+            ContinualClassifier.from_state(config, letters.state()[1])
+
+    def test_copies_merge_if_one_of_them_tells_by_case(self, letters):
+        plain = learned(["a", "c"])
+        both = [
+            one.statistics.merge(other.statistics) for one, other in permutations([letters, plain])
+        ]
+        assert both[0].equals(both[1])
+        assert all(stats.case_sensitive for stats in both)
+        plain.merge(letters.statistics)
+        assert plain.settings.case_sensitive
+        assert plain.n_images == {"a": 2 * N, "c": N, "A": N, "b": N}
+
+    def test_the_setting_is_true_or_false(self):
+        with pytest.raises(StatisticsError, match="`case_sensitive` is 1; give True or False"):
+            ContinualClassifier(12, case_sensitive=1)

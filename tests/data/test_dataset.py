@@ -90,6 +90,35 @@ def test_names_that_differ_only_in_case_or_spaces_are_warned_of_at_the_callers_l
     assert caught[0].filename == __file__
 
 
+def test_letters_may_differ_in_case_on_purpose(tmp_path, recwarn):
+    frame = pd.DataFrame({"path": ["0.png", "1.png"], "label": ["A", "a"]})
+    frame.to_csv(tmp_path / "labels.csv", index=False)
+    for name in ("A_0", "a_1"):
+        (tmp_path / f"{name}.png").touch()
+    halcon = ImageDataset(frame, tmp_path, case_sensitive=True).to_halcon()
+    said = {"case_sensitive": True}
+    made = [
+        ImageDataset.from_df(frame, tmp_path, check_files=False, **said),
+        ImageDataset.from_csv(tmp_path / "labels.csv", check_files=False, **said),
+        ImageDataset.from_names(tmp_path, r"(\w)_", **said),
+        ImageDataset.from_halcon(halcon, check_files=False, **said),
+    ]
+    assert not len(recwarn)
+    for data in made:
+        assert (data.classes, data.case_sensitive) == (["A", "a"], True)
+        assert data.sample(1).case_sensitive
+    assert not ImageDataset(frame[:1], tmp_path).case_sensitive
+    frame["label"] = ["a b", "ab"]
+    with pytest.warns(UserWarning, match=r"differ only in spaces; are they meant to be one\?$"):
+        ImageDataset(frame, tmp_path, **said)
+
+
+def test_one_text_is_no_list_of_classes(tmp_path):
+    frame = pd.DataFrame({"path": ["0.png", "1.png"], "label": ["1", "2"]})
+    with pytest.raises(DataError, match="`classes` is the text '12'; give a list"):
+        ImageDataset(frame, tmp_path, classes="12")
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

@@ -657,9 +657,40 @@ class TestNames:
             model.extend(files, "z")
             model.extend(files[:2], "a", reuse_names=True)
             assert model.continual.n_images == {"z": 12, "b": 0, "c": 12, "a": 2}
-        faster, _ = learn.optimize("float32", backend="onnxruntime", force=True, progress=False)
-        with pytest.raises(DataError, match="'b' is called 'c' now"):
-            faster.extend(only(old, ["b"]))
+
+    def test_letters_of_both_cases_through_every_door(self, old, tmp_path, recwarn):
+        frame = old.frame
+        frame["label"] = frame["label"].replace({"a": "A", "b": "a"})  # A, a and c
+        data = ImageDataset(frame, old.root, case_sensitive=True)
+        frame.to_csv(tmp_path / "labels.csv", index=False)
+        from_csv = ImageDataset.from_csv(
+            tmp_path / "labels.csv", old.root, split_col="split", case_sensitive=True
+        )
+        plain = ImageDataset(frame, old.root)
+        learn = tiny_learner(plain)
+        with pytest.raises(DataError, match=r"only in case.*ImageDataset\(\.\.\., case_sens"):
+            learn.init_continual(plain)
+        learn = tiny_learner(data)
+        assert data.filter([True] * len(data)).case_sensitive
+        learn.fit_ood()
+        learn.clear_ood()
+        learn.init_continual(from_csv)
+        assert learn.continual.n_images == {"A": 6, "a": 6, "c": 6}
+        predictor = load_learner(learn.export(tmp_path / "model"))
+        images = [Image.open(path) for path in data.paths[:3]]
+        recwarn.clear()
+        for model in (learn, predictor):
+            model.extend(images, ["C", "c", "A"])
+            model.extend(pd.DataFrame({"path": data.paths[:2], "label": ["C", "c"]}))
+            assert model.continual.n_images == {"A": 7, "a": 6, "c": 8, "C": 2}
+        assert not [w for w in recwarn if "only in case" in str(w.message)]
+        # an older model, which does not tell by case, learns to where the data say so
+        older = tiny_learner(only(old, ["a", "b"]))
+        older.init_continual(only(old, ["a", "b"]))
+        with pytest.raises(DataError, match="differ only in case"):
+            older.extend(images, "A")
+        older.extend(ImageDataset(frame[frame["label"] == "A"], old.root, case_sensitive=True))
+        assert older.continual.n_images == {"a": 6, "b": 6, "A": 6}
 
     def test_one_text_is_no_list_of_names(self, learn, tmp_path):
         learn.rename({"a": "1", "b": "2", "c": "12"})
