@@ -159,7 +159,9 @@ def test_stored_former_names_are_not_trusted(former):
 
 
 @pytest.mark.parametrize(
-    "names", ["12", b"12", {"1", "2"}, {"1": "2"}, 12, None, ["1", 2]], ids=repr
+    "names",
+    ["12", b"12", {"1", "2"}, {"1": "2"}, 12, None, ["1", 2]],
+    ids=lambda names: type(names).__name__,
 )
 def test_several_classes_are_a_list_of_names(names):
     head = learned(["1", "2", "12"])
