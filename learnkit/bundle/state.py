@@ -176,7 +176,8 @@ def history_bytes(head: ContinualClassifier, levels: int) -> bytes | None:
     """The file of snapshots, the last `levels` states and the log of a head; None without any.
 
     A tensor that two states have in common is held once, and of a symmetric one a half: each state
-    takes half of what the state now takes, at most, and mostly less.
+    takes about half of what the state now takes where its products are most of it, as they are with
+    few classes and little memory, and no more than that state.
     """
     history = head.history
     former = [one for one in history.states[1 : 1 + levels] if one.statistics.class_names]

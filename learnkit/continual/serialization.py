@@ -306,13 +306,14 @@ def _check_gram(gram: Tensor, n: int) -> None:
     `n` vectors of length 1.
     """
     diagonal = gram.diagonal()
-    largest = n * (GRID + math.sqrt(len(gram))) ** 2
+    # embedded features have length 1, but for their rounding to the grid
+    smallest, largest = (n * (GRID + off * math.sqrt(len(gram))) ** 2 for off in (-1, 1))
     wrong = (
         (gram != gram.round()).any()
         or not torch.equal(gram, gram.T)
         or (diagonal < 0).any()
         or (diagonal > min(n * float(LARGEST) ** 2, EXACT - 1)).any()
-        or diagonal.sum() > largest
+        or not smallest <= diagonal.sum() <= largest
     )
     root = diagonal.clamp_min(0).sqrt()
     if wrong or (gram.abs() > torch.outer(root, root) * (1 + 1e-9)).any():

@@ -649,7 +649,7 @@ class Predictor(BasePredictor):
                 warning.
             history: how many states before the last changes go along, for `undo`; 0 leaves them
                 out: what was forgotten or unlearned is then in the bundle no more, but for
-                snapshots. Each takes half the space of the model's own class statistics, at most.
+                snapshots. Each takes about half the space of the model's own class statistics.
 
         Raises:
             ExportError: the float32 network or the card cannot travel as data, or a weight is not

@@ -70,7 +70,7 @@ def cover(
 
     >>> pool = np.array([[5.0, 0.0], [4.0, 0.1], [0.0, 1.0]])
     >>> cover(pool, np.ones(3), 2).chosen.tolist()
-    [0, 2]
+    [1, 2]
     """
     features, weights = as_floats(features, name="features"), check_scores(weights, name="weights")
     _check(features, weights, n)

@@ -37,7 +37,7 @@ def test_one_label_serves_a_whole_folder_and_a_single_image(folder):
     found = labelled_images(str(folder), "damage")
     assert (len(found.items), set(found.labels)) == (10, {"damage"})
     for one in (picture(), torch.zeros(3, 4, 5), "x.png", b"bytes", folder / "dent" / "000.png"):
-        items, labels, _ = labelled_images(one, "damage")
+        items, labels, *_ = labelled_images(one, "damage")
         assert (len(items), labels) == (1, ["damage"])
         assert items[0] is one
 

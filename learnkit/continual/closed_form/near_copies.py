@@ -22,6 +22,7 @@ _SHARE, _ASIDE = 0.35, 2.0
 # Rows of healthy data that may be near enough by chance, where features have so few dimensions.
 _HEALTHY = 0.02
 _COMPARED = 512  # rows of a class that are compared, those remembered first
+_TELLING = 8  # rows: the distances of fewer do not tell what is usual
 
 
 def near_copy_groups(grid: Tensor) -> tuple[int, ...]:
@@ -38,7 +39,7 @@ def near_copy_groups(grid: Tensor) -> tuple[int, ...]:
     """
     n = len(grid)
     compared = min(n, _COMPARED)
-    if compared < 3:
+    if compared < _TELLING:
         return tuple(range(n))
     squared = _squared_distances(grid[:compared])
     limit = _copy_distance(squared[np.triu_indices(compared, 1)], compared)
