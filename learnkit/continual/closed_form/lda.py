@@ -1,9 +1,10 @@
 """Classifiers in closed form from class statistics: shrunk discriminant and nearest mean.
 
-The discriminant is linear discriminant analysis with three repairs: the covariance is shrunk as far
-as leave-one-out log loss says, each class is relieved of the length its mean has from noise alone
-(few images make long means, and long means lose), and the temperature comes with it. With full
-shrinkage it is the nearest class mean.
+The discriminant is linear discriminant analysis with four repairs: the covariance is shrunk as far
+as leave-one-out log loss says; each class is relieved of the length its mean has from noise alone
+(few images make long means, and long means lose); its logits count less, the noisier its mean is
+(`mean_noise.py`); and the temperature comes with it. With full shrinkage it is the nearest class
+mean.
 """
 
 from __future__ import annotations
