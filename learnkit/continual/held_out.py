@@ -127,6 +127,7 @@ def squared_bias(seen: HeldOut, left_out: HeldOut) -> float:
     if not both[0].any():
         return 0.0
     seen, left_out = seen.picked(np.flatnonzero(both[0])), left_out.picked(np.flatnonzero(both[1]))
+    seen, left_out = _mixed_alike(seen, left_out), _mixed_alike(left_out, seen)
     error = np.sqrt(np.square(seen.weights).sum() + np.square(left_out.weights).sum())
     found = [0.0]
     for read in (lambda rows: rows.mahalanobis, _margins):
@@ -136,6 +137,14 @@ def squared_bias(seen: HeldOut, left_out: HeldOut) -> float:
         if (spread := max(variance, its)) > 0:
             found.append(abs(mean - other) / np.sqrt(spread) - 2 * error)
     return float(max(found)) ** 2
+
+
+def _mixed_alike(rows: HeldOut, others: HeldOut) -> HeldOut:
+    """Rows whose classes weigh as in both together: else unlike classes would show as a bias."""
+    places = np.concatenate([rows.labels, others.labels])
+    mass = np.bincount(places, np.concatenate([rows.weights, others.weights]))
+    weights = (mass / np.maximum(np.bincount(rows.labels, minlength=len(mass)), 1))[rows.labels]
+    return replace(rows, weights=weights / weights.sum())
 
 
 def _moments(values: Array, weights: Array) -> tuple[float, float]:

@@ -138,6 +138,20 @@ def test_the_bias_of_leaving_out_is_the_squared_difference_of_means_beyond_chanc
     assert squared_bias(rows_of(shifted, label=1), rows_of(left)) == 0
 
 
+def test_classes_that_differ_are_no_bias_where_validation_images_are_uneven():
+    rng = np.random.default_rng(3)
+    near, far = np.arange(2), np.arange(2) + 30  # scores of two classes, the same in both kinds
+    scores = [(near, 20, far, 1), (near, 5, far, 5)]
+
+    def both(low, n_low, high, n_high):
+        values = np.concatenate([np.tile(low, n_low), np.tile(high, n_high)]).astype(float)
+        rows = rows_of(values)
+        labels = np.repeat([0, 1], [2 * n_low, 2 * n_high])
+        return replace(rows, labels=labels, logits=rng.permuted(rows.logits, axis=1))
+
+    assert squared_bias(both(*scores[0]), both(*scores[1])) == 0
+
+
 def test_chance_hardly_ever_shows_as_bias():
     rng, found = np.random.default_rng(1), 0
     for _ in range(400):
