@@ -113,6 +113,14 @@ def write_csv(name: str, rows: list[dict[str, object]], *, packages: Iterable[st
     return path
 
 
+def promise_row(
+    promise: str, data: str, case: str, metric: str, value: float, draw: int
+) -> dict[str, object]:
+    """A row of `promises.py`: one measure of one case in one draw."""
+    keys = "promise", "data", "case", "metric", "value", "draw"
+    return dict(zip(keys, (promise, data, case, metric, float(value), draw), strict=True))
+
+
 def report(rows: list[dict[str, object]]) -> str:
     """The rows as an aligned text table."""
     cells = [list(rows[0]), *([str(v) for v in row.values()] for row in rows)]

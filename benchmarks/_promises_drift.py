@@ -23,6 +23,7 @@ import learnkit._torchvision  # noqa: F401  # before timm
 
 import numpy as np
 import torch
+from _bench import promise_row
 from PIL import Image, ImageEnhance, ImageFilter
 
 from learnkit.continual.classifier import ContinualClassifier
@@ -113,7 +114,14 @@ def _simulated_rows(draws: int) -> list[dict]:
             n_alarms += int(over.sum())
             evidence[over] = 0
         found.append(
-            _row("simulated", "uniform p-values", "alarms in 10^6 (100 allowed)", n_alarms, draw)
+            promise_row(
+                "drift",
+                "simulated",
+                "uniform p-values",
+                "alarms in 10^6 (100 allowed)",
+                n_alarms,
+                draw,
+            )
         )
     return found
 
@@ -142,15 +150,19 @@ def _measured(
         "sigma25": np.concatenate([np.zeros(24, bool), means > mean + 3.72 * sigma / 5]),
     }
     found = [
-        _row(name, f"{case}, monitor", "images to alarm", min(later, MOST), draw),
-        _row(name, f"{case}, monitor", "false alarm in 1000", float(first <= CLEAN), draw),
+        promise_row("drift", name, f"{case}, monitor", "images to alarm", min(later, MOST), draw),
+        promise_row(
+            "drift", name, f"{case}, monitor", "false alarm in 1000", float(first <= CLEAN), draw
+        ),
     ]
     for chart, raised in charts.items():
         after = np.flatnonzero(raised[CLEAN:])
         value = after[0] + 1 if len(after) else MOST
-        found.append(_row(name, f"{case}, {chart}", "images to alarm", value, draw))
+        found.append(promise_row("drift", name, f"{case}, {chart}", "images to alarm", value, draw))
         found.append(
-            _row(name, f"{case}, {chart}", "false alarm in 1000", raised[:CLEAN].any(), draw)
+            promise_row(
+                "drift", name, f"{case}, {chart}", "false alarm in 1000", raised[:CLEAN].any(), draw
+            )
         )
     return found
 
@@ -173,17 +185,6 @@ def _rest(train, labels: np.ndarray, known: np.ndarray, head) -> torch.Tensor:
 
 def _drawn(features: torch.Tensor, n: int, rng: np.random.Generator) -> torch.Tensor:
     return features[rng.integers(len(features), size=n)]
-
-
-def _row(data: str, case: str, metric: str, value: float, draw: int) -> dict:
-    return {
-        "promise": "drift",
-        "data": data,
-        "case": case,
-        "metric": metric,
-        "value": float(value),
-        "draw": draw,
-    }
 
 
 def _altered(image: Image.Image, kind: str, amount: float) -> Image.Image:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from _bench import promise_row
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.inference.scoring import conclude
@@ -30,24 +31,20 @@ def rows(features_by_name: dict, draws: int) -> list[dict]:
             for case, pick in CASES.items():
                 values = _accuracies(train, test, pick, draw)
                 found += [
-                    _row(name, case, f"accuracy@{n}", value, draw) for n, value in values.items()
+                    promise_row("suggest", name, case, f"accuracy@{n}", value, draw)
+                    for n, value in values.items()
                 ]
+    if "cifar" not in features_by_name:  # two classes leave none aside
+        return found
     train = features_by_name["cifar"]["train"]
     for draw in range(draws):
         for case, pick in CASES.items():
-            found.append(_row("cifar", case, "new_kinds@20", _new_kinds(train, pick, draw), draw))
+            found.append(
+                promise_row(
+                    "suggest", "cifar", case, "new_kinds@20", _new_kinds(train, pick, draw), draw
+                )
+            )
     return found
-
-
-def _row(data: str, case: str, metric: str, value: float, draw: int) -> dict:
-    return {
-        "promise": "suggest",
-        "data": data,
-        "case": case,
-        "metric": metric,
-        "value": float(value),
-        "draw": draw,
-    }
 
 
 def _accuracies(train, test, pick: Callable, draw: int) -> dict[int, float]:
