@@ -26,6 +26,8 @@ def rows(features_by_name: dict, draws: int) -> list[dict]:
     """Rows of promise, data, case, metric, value and draw."""
     found = []
     for name in ("ants", "cifar"):
+        if name not in features_by_name:
+            continue
         train, test = (features_by_name[name][split] for split in ("train", "test"))
         for draw in range(draws):
             for case, pick in CASES.items():

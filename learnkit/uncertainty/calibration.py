@@ -36,7 +36,8 @@ class TemperatureFit(Shown):
 
     Attributes:
         temperature: divides the logits; 1 leaves them as they are.
-        source: "validation", "leave-one-out", or "none" if nothing was fitted.
+        source: "validation", "leave-one-out", "validation and leave-one-out", or "none" if nothing
+            was fitted.
         n: number of images.
         log_loss_before: mean log loss in nats at temperature 1.
         log_loss_after: the same at `temperature`.
@@ -124,7 +125,7 @@ def fit_temperature(
             then the sigmoid takes the place of the softmax.
         weights: of the images (N,), for log loss, Brier score and calibration error alike.
         bounds: smallest and largest temperature.
-        source: "validation" or "leave-one-out", for the record.
+        source: "validation", "leave-one-out" or "validation and leave-one-out", for the record.
 
     Raises:
         UncertaintyError: NaN or +inf among the logits, a truth of logit -inf, weights not above

@@ -58,7 +58,7 @@ def fit_threshold(
         weights: of the scores, for instance (share of the class) / (scores of the class); all
             alike if None.
         delta: see `guarantee`.
-        source: "leave-one-out" or "validation", for the record.
+        source: "leave-one-out", "validation" or "validation and leave-one-out", for the record.
         model: (mean, standard deviation) of the scores known beforehand, for want of two scores
             that differ.
 
@@ -185,8 +185,8 @@ class Threshold:
 
     Attributes:
         value: an image is flagged if its score is above this.
-        source: where it comes from: "validation", "leave-one-out", "parametric" (a distribution
-            was assumed, because the scores were too few) or "manual".
+        source: where it comes from: "validation", "leave-one-out", "validation and leave-one-out",
+            "parametric" (a distribution was assumed, because the scores were too few) or "manual".
         n: number of calibration scores.
         false_alarm_rate: wanted share of known images flagged; None if manual.
         guarantee: what holds of it, "loo", "split" or "pac"; "none" if parametric or manual.

@@ -201,3 +201,16 @@ def test_importing_needs_neither_pandas_nor_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_false_alarms_are_told_of_each_class():
+    from learnkit.inference.evaluation import with_ood_scores
+
+    evaluation = evaluate(np.eye(3)[[0, 0, 0, 0, 1]], [0, 0, 0, 0, 1], ["a", "b", "c"])
+    found = with_ood_scores(evaluation, [1.0, 2.0, 3.0, 4.0, 4.0], [], 3.0, [0, 0, 0, 0, 1])
+    rates = found.per_class["false_alarm_rate"]
+    assert rates["a"] == 0.25  # a score at the threshold is none
+    assert rates["b"] == 1.0
+    assert np.isnan(rates["c"])
+    assert found.summary["false_alarm_rate"] == 0.4
+    assert "false_alarm_rate" not in evaluation.per_class
