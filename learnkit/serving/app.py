@@ -170,8 +170,7 @@ class Service:
         self.served.check_can_extend()
         with self.gate.request() as ticket:
             uploads, fields = await read_uploads(request, ticket, self.limits)
-            given = fields.get("label") or request.query_params.getlist("label")
-            labels = labels_for(len(uploads), given)
+            labels = labels_for(len(uploads), fields.get("label", []))
             work = partial(self._learn, uploads, labels)
             answer = await asyncio.get_running_loop().run_in_executor(self._learning, work)
         return 200, answer

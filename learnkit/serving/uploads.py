@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote
 
 from PIL import Image
 
@@ -22,6 +23,10 @@ _LONGEST_NAME = 200
 _MOST_FIELDS = 100
 _READ_ON = 4  # times the size allowed that is read, to be answered after it
 _READ_ON_SECONDS = 5.0
+_BROKEN_OFF = (
+    "the form broke off: its last boundary is missing, and images with it; nothing was done, so "
+    "send all of it again"
+)
 
 
 class Upload(io.BytesIO):
@@ -38,12 +43,13 @@ async def read_uploads(
     """The images of a request and the text fields beside them.
 
     A form (`multipart/form-data`) has any number of images, whatever its fields are called; any
-    other body is one image.
+    other body is one image. Fields of the address count where a form has none of their name.
 
     Raises:
-        Refusal: 413 too large; 408 too slow; 400 no images, no form, or broken off; 503 no room for
-            it now.
+        Refusal: 413 too large; 408 too slow; 400 no images, no form, or broken off; 422 text that
+            is no UTF-8; 503 no room for it now.
     """
+    in_address = _address_fields(request.scope.get("query_string", b""))
     body = _Body(request, ticket, limits)
     try:
         check_size(body.declared, limits)
@@ -61,7 +67,7 @@ async def read_uploads(
     if not any(upload.getbuffer().nbytes for upload in uploads):
         raise Refusal(400, "the request has no image; send one as its body, or several as a form")
     ticket.take_images(len(uploads))
-    return uploads, found
+    return uploads, {**in_address, **found}
 
 
 def check_pixels(upload: Upload, most: int) -> None:
@@ -78,11 +84,21 @@ class _Body:
         self._request, self._ticket, self._limits = request, ticket, limits
         declared = request.headers.get("content-length", "")
         self.declared, self._ended = int(declared) if declared.isdigit() else 0, False
+        self._n_bytes = 0
 
     async def receive(self) -> Mapping[str, Any]:
-        """The next message; Refusal if that is too much."""
+        """The next message; Refusal if that is too much, or the last one and not all there is."""
         message = await self._next()
-        self._ticket.take_bytes(len(message.get("body", b"")))
+        n_bytes = len(message.get("body", b""))
+        self._ticket.take_bytes(n_bytes)
+        self._n_bytes += n_bytes
+        whole = message["type"] == "http.request" and self._ended
+        if whole and self.declared and self._n_bytes != self.declared:
+            raise Refusal(
+                400,
+                f"the request has {self._n_bytes:,} bytes and its Content-Length says "
+                f"{self.declared:,}; send all of it again",
+            )
         return message
 
     async def read_on(self) -> None:
@@ -110,30 +126,84 @@ class _Body:
 async def _read(
     request: Request, body: _Body, limits: Limits
 ) -> tuple[list[Upload], dict[str, list[str]]]:
-    from starlette.exceptions import HTTPException
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import parse_options_header
+    from starlette.datastructures import Headers
+    from starlette.formparsers import MultiPartException, MultiPartParser
     from starlette.requests import ClientDisconnect
     from starlette.requests import Request as Counted
 
+    class Parser(MultiPartParser):
+        """Starlette's parser, which takes what has arrived for all there is, but for `whole`."""
+
+        ended = False
+
+        def on_end(self) -> None:
+            self.ended = True
+
+        async def whole(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+            async for chunk in stream:
+                yield chunk
+            if not self.ended:  # raised while it parses, so that it closes its files
+                raise Refusal(400, _BROKEN_OFF)
+
     counted = Counted(request.scope, body.receive)
+    kind = request.headers.get("content-type", "")
+    is_form = kind.lower().startswith("multipart/form-data")
     try:
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if not is_form:
             return [Upload(await counted.body(), "image")], {}
-        async with counted.form(max_files=limits.images, max_fields=_MOST_FIELDS) as form:
-            return await _parts(form)
-    except HTTPException as error:
-        raise Refusal(400, f"the form cannot be read: {error.detail}") from None
+        charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
+        # Starlette's decoding never fails, and as Latin-1, the last one counts, it keeps all bytes.
+        headers = Headers({"content-type": f"{kind}; charset=latin-1"})
+        most = {"max_files": limits.images, "max_fields": _MOST_FIELDS}
+        parser = Parser(headers, counted.stream(), **most)
+        parser.stream = parser.whole(parser.stream)
+        form = await parser.parse()
+        try:
+            return await _parts(form, charset)
+        finally:
+            await form.close()
+    except (MultiPartException, FormParserError) as error:
+        raise Refusal(400, f"the form cannot be read: {error}") from None
     except ClientDisconnect:
         raise Refusal(400, "the request broke off before its end") from None
 
 
-async def _parts(form: Any) -> tuple[list[Upload], dict[str, list[str]]]:
+async def _parts(form: Any, charset: str) -> tuple[list[Upload], dict[str, list[str]]]:
     uploads: list[Upload] = []
     found: dict[str, list[str]] = {}
-    for name, value in form.multi_items():
+    for field, value in form.multi_items():
         if isinstance(value, str):
-            found.setdefault(name, []).append(value)
+            _add_text(found, field, value, charset)
         else:
-            # without the folders a client may write, and not endless
-            own = re.split(r"[/\\]", value.filename or "")[-1][:_LONGEST_NAME]
+            # without the folders a client may write, and not endless; only shown, so never refused
+            called = (value.filename or "").encode("latin-1").decode("utf-8", "replace")
+            own = re.split(r"[/\\]", called)[-1][:_LONGEST_NAME]
             uploads.append(Upload(await value.read(), own or "image"))
     return uploads, found
+
+
+def _address_fields(query: bytes) -> dict[str, list[str]]:
+    """The fields of an address, as texts by name.
+
+    >>> _address_fields(b"label=a+b&label=%C3%BC&other=")
+    {'label': ['a b', 'ü'], 'other': ['']}
+    """
+    found: dict[str, list[str]] = {}
+    for field, value in parse_qsl(quote(query, safe="%&=+"), True, encoding="latin-1"):
+        _add_text(found, field, value, "utf-8")
+    return found
+
+
+def _add_text(found: dict[str, list[str]], field: str, value: str, charset: str) -> None:
+    """Add what was read as Latin-1 in its true `charset`; Refusal 422 if that is impossible."""
+    try:
+        name, text = (one.encode("latin-1").decode(charset) for one in (field, value))
+    except (UnicodeDecodeError, LookupError) as error:
+        raise Refusal(
+            422,
+            f"the field {field[:20]!a} is no text in {charset[:20]!a} ({error}); send texts in "
+            "UTF-8, and images with a file name",
+        ) from None
+    found.setdefault(name, []).append(text)

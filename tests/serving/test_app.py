@@ -118,6 +118,99 @@ def test_bad_requests_are_told_why_in_a_sentence(serving, what):
     assert (health["images_waiting"], health["requests"]) == (0, 0)
 
 
+def form_body(*parts):
+    """A form as bytes, of (name, value) for texts and (name, value, file name) for files."""
+    found = b""
+    for name, value, *file in parts:
+        file = f'; filename="{file[0]}"' if file else ""
+        found += f'--b\r\ncontent-disposition: form-data; name="{name}"{file}\r\n\r\n'.encode()
+        found += value + b"\r\n"
+    return found + b"--b--\r\n"
+
+
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+TEACHER = {**FORM, **BEARER}
+
+
+def test_a_form_cut_off_anywhere_is_refused_and_nothing_of_it_learned(serving, predictor):
+    client = serving(allow_extend=True, token=TOKEN)
+    knowledge = predictor.continual.knowledge
+    first, second = (png(image) for image in shades("ok", 2))
+    body = form_body(("label", b"ok"), ("i", first, "1.png"), ("i", second, "2.png"))
+    files = [body.index(first), body.index(second)]
+    cuts = [1, 5, files[0] - 2, files[0], files[0] + 9, files[1] - 30, files[1], files[1] + 9]
+    for cut in [*cuts, len(body) - 7, len(body) - 4, len(body) - 3]:
+        for path, headers in (("/predict", FORM), ("/extend", TEACHER)):
+            answer = client.post(path, content=body[:cut], headers=headers)
+            assert answer.status_code == 400, (cut, answer.text)
+            assert answer.json()["error"].startswith("the form"), (cut, answer.text)
+    assert predictor.continual.knowledge is knowledge
+    # what may follow the last boundary, or not, is nothing of the form
+    for whole in (body, body[:-2], body + b"an epilogue"):
+        answer = client.post("/predict", content=whole, headers=FORM)
+        assert len(answer.json()["predictions"]) == 2
+
+
+@pytest.mark.parametrize("headers", [FORM, {"content-type": "image/png"}])
+def test_a_body_shorter_than_its_content_length_or_broken_off_is_refused(serving, headers):
+    client, image = serving(), png(shades("ok", 1)[0])
+    body = form_body(("i", image, "1.png")) if headers is FORM else image
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    def ask(declared, *messages):
+        left = [*messages, {"type": "http.disconnect"}]
+
+        async def receive():
+            return left.pop(0)
+
+        raw = {**headers, **({"content-length": str(declared)} if declared else {})}
+        raw = [(name.encode(), value.encode()) for name, value in raw.items()]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": raw}
+        asyncio.run(client.app({**scope, "query_string": b""}, receive, send))
+        content = json.loads(sent.pop()["body"])
+        return sent.pop()["status"], content.get("error", "")
+
+    half, rest = ({"type": "http.request", "body": part} for part in (body[:99], body[99:]))
+    assert ask(len(body), half | {"more_body": True}, rest) == (200, "")
+    assert ask(None, half | {"more_body": True}, rest) == (200, "")
+    for declared in (len(body), None):  # None: in chunks
+        found = ask(declared, half | {"more_body": True})
+        assert found == (400, "the request broke off before its end")
+    status, sentence = ask(len(body) + 1, half | {"more_body": True}, rest)
+    assert (status, f"says {len(body) + 1:,}; send all" in sentence) == (400, True)
+
+
+def test_texts_that_are_no_utf8_are_refused_and_others_kept_as_they_are(serving, predictor):
+    client, image = serving(allow_extend=True, token=TOKEN), png(shades("ok", 1)[0])
+    knowledge, file = predictor.continual.knowledge, ("i", image, "1.png")
+    for wrong in (b"\xff", b"gr\xfcn", b"\xc3", b"\xed\xa0\x80", image):
+        for field in ("label", "comment"):
+            body = form_body((field, wrong), ("label", b"ok"), file)
+            answer = client.post("/extend", content=body, headers=TEACHER)
+            assert answer.status_code == 422
+            assert f"the field '{field}' is no text in 'utf-8'" in answer.json()["error"]
+    for query in ("label=%FF", "label=ok&x=%C3"):
+        answer = client.post(f"/extend?{query}", content=image, headers=BEARER)
+        assert (answer.status_code, "in 'utf-8'" in answer.json()["error"]) == (422, True)
+    unknown = {**TEACHER, "content-type": FORM["content-type"] + "; charset=hex"}
+    answer = client.post("/extend", content=form_body(("label", b"ok"), file), headers=unknown)
+    assert (answer.status_code, "'hex'" in answer.json()["error"]) == (422, True)
+    assert predictor.continual.knowledge is knowledge
+    latin = {**TEACHER, "content-type": "Multipart/Form-Data; charset=latin-1; boundary=b"}
+    texts = (("grün".encode(), TEACHER), ("grün".encode("latin-1"), latin))
+    for (text, headers), new in zip(texts, shades("new", 2), strict=True):
+        body = form_body(("label", text), ("ü", png(new), "ü.png"))
+        answer = client.post("/extend", content=body, headers=headers)
+        assert answer.json()["change"]["images"] == {"grün": 1}
+    answer = client.post("/extend?label=gr%C3%BCn&label", content=image, headers=BEARER)
+    assert answer.status_code == 400
+    named = client.post("/predict", content=form_body(("ü", image, "ü.png")), headers=FORM).json()
+    assert [entry["name"] for entry in named["predictions"]] == ["ü.png"]
+
+
 @pytest.mark.parametrize(
     ("headers", "n_read"),
     [
