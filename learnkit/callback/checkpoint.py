@@ -8,6 +8,7 @@ training gives the same weights to the bit.
 import hashlib
 import os
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ from fastai.torch_core import to_device
 from fastcore.foundation import L
 
 from learnkit.callback.base import TrainingCallback
+from learnkit.callback.callback_state import (
+    callback_marks,
+    callback_state,
+    restore_callbacks,
+    switch_off_others,
+)
 from learnkit.callback.checkpoint_file import (
     check_same_run,
     check_writable,
@@ -32,6 +39,7 @@ from learnkit.callback.checkpoint_file import (
 )
 
 _CURVES = ("lrs", "losses", "iters")  # of fastai's recorder
+_FIRST = -1_000_000  # of all callbacks
 
 
 class Checkpoint(TrainingCallback):
@@ -43,8 +51,9 @@ class Checkpoint(TrainingCallback):
 
     One object accompanies one training, however many fits that takes: a resumed training repeats
     the same calls, and what is already done is skipped (fastai's table shows the skipped epochs
-    with the numbers they had). While a checkpoint is active, every epoch sets the global random
-    seeds.
+    with the numbers they had). Other callbacks are told nothing of skipped epochs: they get back
+    the numbers they had kept, and lists and dictionaries of numbers. While a checkpoint is active,
+    every epoch sets the global random seeds.
 
     Args:
         file: where to save; its folder is made. Replaced atomically: a kill leaves the last one.
@@ -67,7 +76,10 @@ class Checkpoint(TrainingCallback):
         super().__init__()
         self.file, self.every, self.seed = Path(file), every, seed
         self.config = {name: str(value) for name, value in (config or {}).items()}
-        self.phase, self.n_epochs, self.records = -1, [], []
+        self.order = _FIRST
+        self.phase, self.n_epochs, self.records, self.seconds = -1, [], [], []
+        self._begun: dict[str, dict[str, Any]] = {}
+        self._silenced: list[tuple[Any, bool]] = []
         self.run_is: dict[str, str] | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -95,39 +107,81 @@ class Checkpoint(TrainingCallback):
         """(fit, from 0; epochs done in it) of the file resumed from, None for a new training."""
         return None if self._saved is None else (self._saved["phase"], self._saved["epoch"] + 1)
 
+    # fastai sorts the callbacks anew for every event. Where an epoch may be skipped this one comes
+    # first, so that none has acted on it; where an epoch ends it comes last, when all have.
+
     def before_fit(self) -> None:
-        """Count the fit; load the file if it was written in this fit."""
+        """Count the fit; of one that is done nobody else hears."""
         if self.run_is is None:
             self._begin()
         self.phase += 1
         self.n_epochs.append(self.n_epoch)
         self.records.append([])
+        self.seconds.append([])
         if self._saved is not None and self.phase <= self._saved["phase"]:
             name, before = f"number of epochs of fit {self.phase}", self._saved["n_epochs"]
             there, here = str(before[self.phase]), str(self.n_epoch)
             check_same_run(self.file, {name: there}, {name: here})
-        if self._saved is not None and self.phase == self._saved["phase"]:
-            self._load()
+            if self.phase < self._saved["phase"]:
+                self._silence()
 
     def before_epoch(self) -> None:
-        """Skip an epoch that is done; seed one that is not."""
+        """Load the file if it was written in this fit; seed an epoch that is not done."""
+        if self.epoch == 0:  # every callback has begun the fit
+            self._begun = callback_marks(self.learn, self._begun)
+            if self._saved is not None and self.phase == self._saved["phase"]:
+                self._load()
+        if not self._is_done():
+            self._end_silence()
+            seed_epoch(self.dls, self.seed, self.phase, self.epoch)
+        elif self.phase == self._saved["phase"] and not self._silenced:
+            self._silence()
+
+    def before_train(self) -> None:
+        """Skip an epoch that is done."""
+        self.order = type(self).order
         if self._is_done():
             self.recorder.log = L(self.epoch, *self._saved["records"][self.phase][self.epoch])
+            seconds = self._saved.get("seconds")  # a file of an earlier version has none
+            took = seconds[self.phase][self.epoch] if seconds else 0
+            self.recorder.start_epoch = time.time() - took
             raise CancelEpochException
-        if self.progress == (self.phase, self.epoch):
-            # Smoothed losses and plots go on without a seam.
+
+    def after_epoch(self) -> None:
+        """Note the epoch's numbers; save, unless it was skipped."""
+        self.order = _FIRST
+        self.records[-1].append(plain_tree(self.recorder.values[-1]))
+        self.seconds[-1].append(time.time() - getattr(self.recorder, "start_epoch", time.time()))
+        if self._is_done():
+            self._draw_on()
+        elif (self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch:
+            write_checkpoint(self.file, self._state())
+
+    def after_cancel_fit(self) -> None:
+        """Come first at the end of the fit, too."""
+        self.order = _FIRST
+
+    def after_fit(self) -> None:
+        """Let all others end the fit, unless they have not begun it."""
+        if self._saved is not None and self.phase >= self._saved["phase"]:
+            self._end_silence()
+        self._silenced = []  # at the end of a fit, fastai switches all on
+
+    def _silence(self) -> None:
+        self._silenced = switch_off_others(self.learn, self, self._saved.get("callbacks", {}))
+
+    def _end_silence(self) -> None:
+        for cb, run in self._silenced:
+            cb.run = run
+        self._silenced = []
+
+    def _draw_on(self) -> None:
+        """Let smoothed losses and plots go on without a seam after the last epoch that is done."""
+        if (self.phase, self.epoch) == (self._saved["phase"], self._saved["epoch"]):
             for name in _CURVES:
                 setattr(self.recorder, name, list(self._saved["recorder"][name]))
             smooth = self.recorder.smooth_loss
             smooth.val, smooth.count = self._saved["recorder"]["smooth"]
-        seed_epoch(self.dls, self.seed, self.phase, self.epoch)
-
-    def after_epoch(self) -> None:
-        """Note the epoch's numbers; save, unless it was skipped."""
-        self.records[-1].append(plain_tree(self.recorder.values[-1]))
-        due = (self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch
-        if due and not self._is_done():
-            write_checkpoint(self.file, self._state())
 
     def _begin(self) -> None:
         """Check, before any training, that the file can be written and belongs to this run."""
@@ -156,7 +210,10 @@ class Checkpoint(TrainingCallback):
             "train_iter": self.train_iter,
             "model": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),
+            "gradients": _gradients(self.model),
+            "callbacks": callback_state(self.learn, self._begun),
             "records": self.records,
+            "seconds": self.seconds,
             "recorder": curves | {"smooth": (smooth.val, smooth.count)},
             "history": None if history is None else history.state(),
         }
@@ -169,10 +226,19 @@ class Checkpoint(TrainingCallback):
         self.opt.load_state_dict(to_device(saved["optimizer"], device))
         if isinstance(self.opt, Optimizer):
             self.opt.hypers = L(self.opt.hypers, use_list=None)
+        for name, gradient in saved.get("gradients", {}).items():
+            self.model.get_parameter(name).grad = gradient.to(device)
+        restore_callbacks(self.learn, saved.get("callbacks", {}))
         self.learn.train_iter = saved["train_iter"]
         if saved["history"] is not None and history is not None:
             history.load_state(saved["history"])
         saved["model"] = saved["optimizer"] = None  # half a gigabyte for a large network
+
+
+def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients that wait for their step, as where they are accumulated over batches."""
+    named = ((name, parameter.grad) for name, parameter in model.named_parameters())
+    return {name: gradient for name, gradient in named if gradient is not None and gradient.any()}
 
 
 def seed_epoch(dls: Any, seed: int, phase: int, epoch: int) -> None:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import Callback, DataLoaders, OptimWrapper
-from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
+from fastai.callback.schedule import ParamScheduler, SchedLin
+from fastai.callback.tracker import (
+    EarlyStoppingCallback,
+    ReduceLROnPlateau,
+    SaveModelCallback,
+    TrackerCallback,
+)
+from fastai.callback.training import GradientAccumulation
 from helpers import toy_learner
 
 from learnkit.callback import checkpoint_file
@@ -165,6 +173,195 @@ def test_early_stopping_counts_the_skipped_epochs(tmp_path):
     never_better = EarlyStoppingCallback(monitor="train_loss", min_delta=1e3, patience=2)
     resumed = train([Checkpoint.resume(file), never_better], plan="flat")
     assert len(resumed.training_history.frame) == 3
+
+
+# -- other callbacks: as in the training that was never interrupted -------------------------------
+
+
+class BestOfAll(Callback):
+    """A user's callback: counts, keeps the best, and writes a file after each epoch."""
+
+    order = TrackerCallback.order
+
+    def before_fit(self):
+        self.n, self.best, self.seen = 0, None, {}
+
+    def after_epoch(self):
+        loss = self.recorder.values[-1][0]
+        self.n, self.seen[f"epoch {self.epoch}"] = self.n + 1, loss
+        self.best = loss if self.best is None else min(loss, self.best)
+        folder = self.learn.path / "models"
+        folder.mkdir(exist_ok=True)
+        weight = self.learn.model[0][0].weight.sum().item()
+        (folder / f"seen_{self.epoch}.txt").write_text(f"{self.n} {weight}", encoding="utf-8")
+
+
+class Graph(ShowGraphCallback):
+    """fastai's, with its bar in place of a picture."""
+
+    def after_epoch(self):
+        bar, self.learn.progress.mbar = self.learn.progress.mbar, self
+        super().after_epoch()
+        self.learn.progress.mbar = bar
+
+    def update_graph(self, graphs, x_bounds, y_bounds):
+        numbers = [[list(map(float, axis)) for axis in graph] for graph in graphs]
+        self.learn.graph = numbers, tuple(map(float, (*x_bounds, *y_bounds)))
+
+
+NEVER = {"monitor": "train_loss", "min_delta": 1e3}  # better at its first epoch, then never again
+OTHERS = {
+    "best": lambda: SaveModelCallback(monitor="accuracy"),
+    "best, with optimizer": lambda: SaveModelCallback(with_opt=True, min_delta=0.2),
+    "best of all fits": lambda: SaveModelCallback(monitor="accuracy", reset_on_fit=False),
+    "every epoch": lambda: SaveModelCallback(every_epoch=True),
+    "at the end": lambda: SaveModelCallback(at_end=True),
+    "plateau": lambda: ReduceLROnPlateau(**NEVER, patience=2),
+    "plateau, impatient": lambda: ReduceLROnPlateau(**NEVER),
+    "early stopping": lambda: EarlyStoppingCallback(**NEVER, patience=3),
+    "tracker": lambda: TrackerCallback(monitor="accuracy"),
+    "table": CSVLogger,
+    "longer table": lambda: CSVLogger(append=True),
+    "graph": Graph,
+    "schedule": lambda: ParamScheduler({"lr": SchedLin(1e-2, 1e-3)}),
+    "accumulation": lambda: GradientAccumulation(20),
+    "of the user": BestOfAll,
+}
+
+
+def followed(folder, other, checkpoint, *cbs, plan):
+    """A learner trained in `folder` with one more callback, and that callback."""
+    cb = OTHERS[other]()
+    folder.mkdir(exist_ok=True)
+    if not (folder / "history.csv").exists():  # an earlier training's
+        (folder / "history.csv").write_text("one,two\n", encoding="utf-8")
+
+    def plus(learn, cbs):
+        if other == "graph":
+            learn.add_cb(ProgressCallback())
+        PLANS[plan](learn, [*cbs, cb])
+
+    PLANS["plus"] = plus
+    try:
+        learn = train([checkpoint, *cbs], plan="plus", path=folder, seed=7)
+    finally:
+        del PLANS["plus"]
+        if hasattr(cb, "file"):  # as at the end of a process
+            cb.file.close()
+    return learn, cb
+
+
+def left_behind(folder):
+    """What a training left in a folder; times of a table in whole seconds."""
+    read = {".pth": lambda f: torch.load(f, weights_only=False), ".csv": lambda f: f.read_text()}
+    files = [f for f in sorted(folder.rglob("*.*")) if f.suffix != ".ckpt"]
+    return {f.name: repr(read.get(f.suffix, lambda f: f.read_bytes())(f)) for f in files}
+
+
+OVER_FITS = ["best of all fits", "every epoch", "at the end", "longer table", "of the user"]
+
+
+@pytest.mark.parametrize(
+    ("other", "plan"), [(o, "flat") for o in OTHERS] + [(o, "fine_tune") for o in OVER_FITS]
+)
+def test_other_callbacks_end_as_in_the_uninterrupted_training(tmp_path, other, plan):
+    whole, cb = followed(tmp_path / "a", other, Checkpoint(tmp_path / "a.ckpt"), plan=plan)
+    file, folder = tmp_path / "b.ckpt", tmp_path / "b"
+    stop = CtrlC(7 if plan == "flat" else 10)
+    with pytest.raises(KeyboardInterrupt):
+        followed(folder, other, Checkpoint(file), stop, plan=plan)
+    resumed, again = followed(folder, other, Checkpoint.resume(file), plan=plan)
+    assert_same_training(whole, resumed)
+    assert left_behind(folder) == left_behind(tmp_path / "a")
+    assert repr(resumed.opt.hypers) == repr(whole.opt.hypers)
+    assert getattr(resumed, "graph", None) == getattr(whole, "graph", None)
+    if hasattr(whole.recorder, "hps"):
+        assert resumed.recorder.hps == whole.recorder.hps
+    plain = {n: v for n, v in vars(cb).items() if isinstance(v, int | float | list | dict)}
+    plain.pop("scheds", None)  # functions
+    assert {n: getattr(again, n) for n in plain} == plain
+
+
+def test_a_skipped_epoch_is_told_to_nobody(tmp_path):
+    heard = []
+
+    class Hear(Callback):
+        def before_fit(self):
+            heard.append("fit")
+
+        def before_epoch(self):
+            heard.append(self.epoch)
+
+        def after_cancel_epoch(self):
+            heard.append("cancelled")
+
+        def after_epoch(self):
+            heard.append(self.epoch)
+
+        def after_fit(self):
+            heard.append("end")
+
+    class HearLast(Hear):
+        order = Checkpoint.order + 10
+
+    file = tmp_path / "run.ckpt"
+    with pytest.raises(KeyboardInterrupt):
+        train([Checkpoint(file), CtrlC(10)])
+    train([Checkpoint.resume(file), Hear()], seed=1)  # head: 1 epoch, done; all: 3, 2 of them done
+    assert heard == ["fit", 2, 2, "end"]
+    heard.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train([Checkpoint(file), CtrlC(10)])
+    train([Checkpoint.resume(file), HearLast()], seed=1)
+    assert heard == ["fit", 2, 2, "end"]
+
+
+def test_arguments_of_the_resumed_call_hold(tmp_path):
+    file = tmp_path / "run.ckpt"
+    with pytest.raises(KeyboardInterrupt):
+        train([Checkpoint(file), CtrlC(7), ReduceLROnPlateau(**NEVER, patience=3)], plan="flat")
+    other = ReduceLROnPlateau(**NEVER, patience=2, factor=4)
+    resumed = train([Checkpoint.resume(file), other], plan="flat")
+    assert other.patience == 2
+    assert float(resumed.opt.hypers[-1]["lr"]) == pytest.approx(1e-2 / 4)
+
+
+def test_a_checkpoint_cannot_choose_the_file_that_a_callback_writes(tmp_path):
+    file = tmp_path / "run.ckpt"
+    with pytest.raises(KeyboardInterrupt):
+        train([Checkpoint(file), CtrlC(7), SaveModelCallback()], plan="flat", path=tmp_path)
+    values = read_checkpoint(file)["callbacks"]["SaveModelCallback 0"]["values"]
+    assert sorted(values) == ["best", "new_best"]
+
+
+def test_the_table_shows_skipped_epochs_with_the_time_they_took(tmp_path):
+    file, lines = tmp_path / "run.ckpt", []
+    with pytest.raises(KeyboardInterrupt):
+        train([Checkpoint(file), CtrlC(7)], plan="flat")
+    saved = read_checkpoint(file)
+    torch.save(saved | {"seconds": [[61.2, 125.9]]}, file)
+
+    def logged(learn, cbs):
+        learn.logger = lines.append
+        PLANS["flat"](learn, cbs)
+
+    PLANS["logged"] = logged
+    try:
+        train(Checkpoint.resume(file), plan="logged")
+    finally:
+        del PLANS["logged"]
+    assert [line[0] for line in lines] == [0, 1, 2, 3]
+    assert [line[-1] for line in lines[:2]] == ["01:01", "02:05"]
+    assert list(lines[1][1:-1]) == saved["records"][0][1]
+
+
+def test_a_file_without_the_state_of_callbacks_still_resumes(tmp_path, whole):
+    file = tmp_path / "run.ckpt"
+    with pytest.raises(KeyboardInterrupt):
+        train([Checkpoint(file), CtrlC(8)])
+    saved = read_checkpoint(file)
+    torch.save({k: saved[k] for k in checkpoint_file.ENTRIES}, file)
+    assert_same_training(whole["fine_tune"], train(Checkpoint.resume(file), seed=99))
 
 
 # -- the wrong file -----------------------------------------------------------------------------
