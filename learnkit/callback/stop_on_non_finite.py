@@ -2,16 +2,18 @@
 
 import math
 import os
+from contextlib import ExitStack
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 import torch
 from fastai.callback.core import CancelFitException
+from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback
 from torch import nn
 
 from learnkit.callback.base import TrainingCallback
-from learnkit.errors import DataError, LearnkitError, NonFiniteLossError, first_few
+from learnkit.errors import DataError, LearnkitError, NonFiniteLossError, first_few, warn_user
 from learnkit.storage.formats import first_non_finite
 
 _SHOWN = 5
@@ -23,7 +25,9 @@ class StopOnNonFinite(TrainingCallback):
     A copy of the weights is taken when training starts, every `every` batches and at the end of
     each epoch, if they are finite. `NonFiniteLossError` names epoch, batch, learning rate and the
     images of the batch; it is raised after the fit has been cleaned up, so the learner can be
-    trained on with a lower rate. Also refuses to train on a loader without batches.
+    trained on with a lower rate. Also refuses to train on a loader without batches, and keeps a
+    `SaveModelCallback` that saved nothing in a fit from loading the file of an earlier one. Beside
+    fastai's `TerminateOnNaNCallback`, which asks for a quiet stop, it lets that one stop.
 
     Args:
         every: batches between two copies.
@@ -40,19 +44,20 @@ class StopOnNonFinite(TrainingCallback):
     def before_fit(self) -> None:
         """Forget what an interrupted fit may have left."""
         self._forget()
+        self._quiet = any(isinstance(cb, TerminateOnNaNCallback) for cb in self.learn.cbs)
 
     def before_train(self) -> None:
         """Refuse a loader without batches and a network that is not finite to begin with."""
         if len(self.dls.train) == 0:  # fastai would report a loss of NaN
             self._stop(DataError(_no_batches(self.dls.train)))
-        if self._good is None:
+        if self._good is None and not self._quiet:
             if (name := first_non_finite(self.model.state_dict())) is not None:
                 self._stop(NonFiniteLossError(_bad_start(name)))
             self._keep("the start of the fit")
 
     def after_loss(self) -> None:
         """Look at the loss before it is propagated."""
-        if not self.training or not len(self.yb):
+        if self._quiet or not self.training or not len(self.yb):
             return
         if not torch.isfinite(self.loss).all():
             self._give_up(f"the training loss is {self.loss.max().item()}")
@@ -61,6 +66,8 @@ class StopOnNonFinite(TrainingCallback):
 
     def after_step(self) -> None:
         """Look at the weights the step has made."""
+        if self._quiet:
+            return
         weights = [p.detach() for p in self.model.parameters() if p.requires_grad]
         if not torch.isfinite(nn.utils.get_total_norm(weights, norm_type=math.inf)):
             name = first_non_finite(self.model.state_dict())
@@ -68,25 +75,60 @@ class StopOnNonFinite(TrainingCallback):
 
     def after_train(self) -> None:
         """Look at what no step changes: the running statistics of norm layers."""
-        if (name := first_non_finite(self.model.state_dict())) is not None:
+        if not self._quiet and (name := first_non_finite(self.model.state_dict())) is not None:
             self._give_up(f"the buffer {name!r} became non-finite")
 
     def after_epoch(self) -> None:
         """Keep the weights of a finished epoch."""
         if self._good is not None:
             self._keep(f"the end of epoch {self.epoch}")
+        if self.epoch + 1 == self.n_epoch:
+            self._keep_from_older_files()
+
+    def after_cancel_fit(self) -> None:
+        """End the fit for the others, put the weights back, and raise what was found."""
+        if self._error is None:
+            self._keep_from_older_files()
+            return
+        for cb in self._loading_callbacks():  # the message says which weights are in the network
+            cb.run = False
+        callbacks = list(self.learn.cbs.sorted("order"))
+        with ExitStack() as end:  # an error of another callback becomes the context of this one
+            end.callback(self._raise)
+            for cb in reversed(callbacks[: callbacks.index(self)]):
+                end.callback(cb, "after_fit")
 
     def after_fit(self) -> None:
-        """Raise what was found, now that every other callback has ended the fit."""
-        error = self._error
+        """Drop the copy of the weights."""
         self._forget()
-        if error is not None:
-            raise error
+
+    def _raise(self) -> None:
+        error = self._error
+        if self._good is not None:
+            self._restore()  # whatever the others have loaded
+        self._forget()
+        raise error
+
+    def _loading_callbacks(self) -> list[SaveModelCallback]:
+        """Those that load their file at the end of the fit."""
+        saving = [cb for cb in self.learn.cbs if isinstance(cb, SaveModelCallback)]
+        return [cb for cb in saving if not cb.at_end and not cb.every_epoch and cb.run]
+
+    def _keep_from_older_files(self) -> None:
+        """Switch off those that would load what an earlier training has saved."""
+        for cb in self._loading_callbacks():
+            if cb.best is not None and math.isinf(cb.best):
+                cb.run = False
+                warn_user(
+                    f"SaveModelCallback has saved nothing in this fit: {cb.monitor!r} has no best "
+                    f"epoch. The weights stay as trained, no earlier file {cb.fname!r} is loaded"
+                )
 
     def _forget(self) -> None:
         self._good: dict[str, torch.Tensor] | None = None
         self._error: LearnkitError | None = None
         self._when = ""
+        self._quiet = False
 
     def _keep(self, when: str) -> None:
         """Copy the weights, unless something in them is not finite."""

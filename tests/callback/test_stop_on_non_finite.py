@@ -3,6 +3,7 @@ import pickle
 import pytest
 import torch
 from fastai.basics import Callback, CancelFitException
+from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback
 from helpers import toy_learner
 
 from learnkit.callback.stop_on_non_finite import StopOnNonFinite
@@ -224,3 +225,113 @@ def test_pickles_without_the_kept_weights():
     copy = pickle.loads(pickle.dumps(learn.stop_on_non_finite))
     assert copy.every == 7
     assert not hasattr(copy, "_good")
+
+
+# -- beside fastai's callbacks that load at the end -----------------------------------------------
+
+
+def poisoned(tmp_path, cbs, at=(0, 1)):
+    """A learner to train, with a file of another training where SaveModelCallback saves."""
+    learn = toy_learner([*cbs, StopOnNonFinite(), At(*at, poison_input)], path=tmp_path)
+    other = toy_learner(path=tmp_path, seed=5)
+    other.save("model")
+    return learn, other
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("options", [{}, {"with_opt": True}, {"at_end": True}, {"every_epoch": 1}])
+def test_the_weights_are_those_of_the_message_beside_a_callback_that_loads_the_best(
+    tmp_path, options, epoch
+):
+    learn, _ = poisoned(tmp_path, [SaveModelCallback(**options)], at=(epoch, 1))
+    start = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.add_cb(Snapshots())
+    when = f"the end of epoch {epoch - 1}" if epoch else "the start of the fit"
+    with pytest.raises(NonFiniteLossError, match=f"weights of {when} are back"):
+        learn.fit(3, 0.1)
+    assert_same(learn.snapshots.states[-1] if epoch else start, learn.model)
+
+
+def test_without_a_file_to_load_the_error_is_the_same(tmp_path):
+    learn = toy_learner(
+        [SaveModelCallback(), StopOnNonFinite(), At(0, 1, poison_input)], path=tmp_path
+    )
+    with pytest.raises(NonFiniteLossError, match="the start of the fit are back"):
+        learn.fit(2, 0.1)
+    assert learn.save_model.run  # again, for the next fit
+
+
+def test_a_callback_that_fails_to_end_does_not_hide_the_error():
+    ended = []
+
+    class Fails(Callback):
+        def after_fit(self):
+            ended.append(self.recorder.values[-1])
+
+    class Ends(Callback):
+        order = 10
+
+        def after_fit(self):
+            ended.append("ended")
+
+    learn = toy_learner([Fails(), Ends(), StopOnNonFinite(), At(0, 1, poison_input)])
+    with pytest.raises(NonFiniteLossError) as caught:
+        learn.fit(2, 0.1)
+    assert isinstance(caught.value.__context__, IndexError)
+    assert ended == ["ended"]
+
+
+def test_weights_that_another_callback_loads_at_the_end_are_replaced():
+    class Swaps(Callback):
+        def after_fit(self):
+            torch.nn.init.zeros_(self.model[0][0].weight)
+
+    learn = toy_learner([Swaps(), StopOnNonFinite(), At(0, 1, poison_input)])
+    start = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    with pytest.raises(NonFiniteLossError):
+        learn.fit(2, 0.1)
+    assert_same(start, learn.model)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_fit_without_a_best_epoch_loads_no_older_file(tmp_path, stopped):
+    def cancel(learn):
+        raise CancelFitException
+
+    def no_number(pred, target):
+        return torch.tensor(float("nan"))
+
+    learn = toy_learner([SaveModelCallback(monitor="no_number"), StopOnNonFinite()], path=tmp_path)
+    learn.metrics = [no_number]
+    if stopped:
+        learn.add_cb(At(1, 1, cancel))
+    other = toy_learner(path=tmp_path, seed=5)
+    other.save("model")
+    with pytest.warns(UserWarning, match="'no_number' has no best epoch. The weights stay as"):
+        learn.fit(2, 0.1)
+    assert not torch.equal(other.model[0][0].weight, learn.model[0][0].weight)
+
+
+def test_the_best_epoch_is_still_loaded_at_the_end(tmp_path):
+    learn = toy_learner([SaveModelCallback(), Snapshots(), StopOnNonFinite()], path=tmp_path)
+    learn.fit(4, 0.5)
+    losses = [values[1] for values in learn.recorder.values]
+    assert_same(learn.snapshots.states[losses.index(min(losses))], learn.model)
+
+
+@pytest.mark.parametrize("poison", [poison_input, poison_weight])
+def test_beside_terminate_on_nan_the_stop_is_quiet(poison):
+    learn = toy_learner([TerminateOnNaNCallback(), StopOnNonFinite(), At(1, 1, poison)])
+    alone = toy_learner([TerminateOnNaNCallback(), At(1, 1, poison)])
+    for learner in (learn, alone):
+        torch.manual_seed(0)
+        learner.dls.train.rng.seed(0)
+        learner.fit(3, 0.1)
+    assert learn.epoch == alone.epoch == 1
+    for a, b in zip(learn.model.parameters(), alone.model.parameters(), strict=True):
+        assert torch.allclose(a, b, equal_nan=True)
+
+
+def test_beside_terminate_on_nan_a_loader_without_batches_is_still_refused():
+    with pytest.raises(DataError, match="0 batches"):
+        toy_learner([TerminateOnNaNCallback(), StopOnNonFinite()], n=12, bs=64).fit(1)
