@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from learnkit.continual.change_report import AuditLog
 from learnkit.errors import ExportError
 from learnkit.report.document import (
     Code,
@@ -103,6 +104,7 @@ def model_card(
     versions: Mapping[str, str],
     continual: Mapping[str, Any] | None = None,
     ood: Mapping[str, Any] | None = None,
+    changes: AuditLog | None = None,
 ) -> str:
     """Markdown of the card: use, classes, measures, data, limits, and how to load it.
 
@@ -117,6 +119,7 @@ def model_card(
         versions: of the packages it was made with.
         continual: facts about a model in the continual state: its classes, threshold, temperature.
         ood: facts about the out-of-distribution detector beside a trained head.
+        changes: the log of a model in the continual state; the last ones are shown.
     """
     name = card.get("name") or f"{architecture} classifier"
     plain_use = _USE_MULTI if multi_label else _USE if ood is None else _USE_OOD
@@ -136,6 +139,7 @@ def model_card(
         Section("Limits", [Items(limits)]),
         Section("Classes", [Items(classes[:_MAX_CLASSES], start=0), Paragraph(rest)]),
         Section("What it has learned", [_pairs(continual or {})]),
+        Section("Last changes", [] if changes is None else changes.document().content),
         Section("How it detects out-of-distribution images", [_pairs(ood or {})]),
         Section("Measures", [_pairs(card.get("measures", {}))]),
         Section("Measures per class", [records(card.get("per_class", []))]),

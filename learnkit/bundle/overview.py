@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from learnkit.bundle.audit import HISTORY, NO_HISTORY, HistoryFacts, history_facts
 from learnkit.bundle.schema import CONFIG, default_variant, read_section
 from learnkit.bundle.variant import (
     FLOAT32,
@@ -54,6 +55,7 @@ class Listed:
         opens: whether it is what opens by default.
         has_learned: whether it knows more than the float32 model beside it.
         report: what its conversion cost.
+        history: the log of its changes, and the names of its snapshots.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Listed:
     opens: bool
     has_learned: bool = False
     report: ConversionReport | None = None
+    history: HistoryFacts = NO_HISTORY
 
     @property
     def n_images(self) -> int | None:
@@ -83,7 +86,7 @@ def is_listed_from(name: str) -> bool:
     [True, True, False]
     """
     described = name.startswith(VARIANTS) and name.endswith(".json")
-    return name == CONFIG or described or name.endswith(_STATES)
+    return name == CONFIG or described or name.endswith((*_STATES, HISTORY))
 
 
 def listing(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[Listed]:
@@ -104,8 +107,9 @@ def listing(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[Listed
         FLOAT32,
         classes,
         _images(files, state, section.get("continual") or section.get("ood")),
-        sum(sizes.get(name, 0) for name in (*section["layout"], *_STATES)),
+        sum(sizes.get(name, 0) for name in (*section["layout"], *_STATES, HISTORY)),
         default == FLOAT32,
+        history=_history(files, HISTORY),
     )
     return [plain, *(_variant(name, files, sizes, default, since) for name in variant_names(sizes))]
 
@@ -127,6 +131,7 @@ def _variant(
         default == name,
         name in since,
         _report(files, path_of(name, "report.json")),
+        _history(files, path_of(name, HISTORY)),
     )
 
 
@@ -148,6 +153,11 @@ def with_variants_listed(card: str, files: Mapping[str, bytes]) -> str:
                 Paragraph(learned),
                 Code(_how_to_open(found), "python"),
             ],
+        ),
+        *(
+            Section(f"Last changes of {one.name}", one.history.log.document().content)
+            for one in found
+            if one.has_learned
         ),
         *(Section(f"Optimised: {name}", one.document().content) for name, one in reports.items()),
     ]
@@ -218,3 +228,7 @@ def _report(files: Mapping[str, bytes], name: str) -> ConversionReport | None:
     if name not in files:
         return None
     return ConversionReport.from_dict(parse_json(files[name], name), name)
+
+
+def _history(files: Mapping[str, bytes], name: str) -> HistoryFacts:
+    return history_facts(files[name], name) if name in files else NO_HISTORY

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from learnkit._version import __version__, listed, versions
 from learnkit.backends.network import Network, channels_last, comparable, tolerance_of
+from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.probes import PROBE, Probes, read_probes
 from learnkit.bundle.schema import CONFIG, Contents, check_schema
 from learnkit.bundle.siblings import siblings_at
 from learnkit.bundle.state import (
-    HISTORY,
     OOD,
     STATE,
     read_detector,

@@ -8,6 +8,7 @@ from typing import Any
 
 from learnkit.backends.registry import open_session
 from learnkit.backends.session import Session
+from learnkit.bundle.audit import HISTORY, NO_HISTORY, HistoryFacts, history_facts
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.bundle.scoring_file import stored_scoring
 from learnkit.bundle.variant import (
@@ -27,7 +28,7 @@ from learnkit.storage.records import read_field
 from learnkit.uncertainty.scoring import Scoring
 
 _TORCH = "torch-"
-_FOR_LEARNING = ("state.safetensors", "history.safetensors", "report.json")
+_FOR_LEARNING = ("state.safetensors", HISTORY, "report.json")
 
 
 def read_runtime(
@@ -72,6 +73,18 @@ def read_session(
     _, _, folder = _files(path, variant, sha256)
     described = Variant.from_bytes(folder.bytes(path_of(variant, "json")), variant)
     return _session(described, folder, threads, device)
+
+
+def read_facts_of_history(path: str | os.PathLike, variant: str, sha256: str) -> HistoryFacts:
+    """The log of changes of `variant` in the bundle at `path`, and the names of its snapshots.
+
+    Raises:
+        BundleError: the bundle is gone, or another one by now.
+        BundleCorruptError: there is a history that is no sound one.
+    """
+    where = path_of(variant, HISTORY)
+    found = read_folder(path, sha256=sha256, wanted=(where,)).files
+    return history_facts(found[where], where) if where in found else NO_HISTORY
 
 
 def chosen_variant(asked: str | None, default: str | None, files: Collection[str]) -> str:

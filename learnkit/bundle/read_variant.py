@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from learnkit.backends.conversion import Converted
 from learnkit.backends.session import Session
+from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.read_float32 import read_module
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.bundle.scoring_file import stored_scoring
 from learnkit.bundle.siblings import BaseFiles
-from learnkit.bundle.state import HISTORY, read_history
+from learnkit.bundle.state import read_history
 from learnkit.bundle.variant import (
     FLOAT32,
     Variant,

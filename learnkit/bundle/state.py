@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learnkit.continual.change_report import LOGGED, AuditEntry, AuditLog
+from learnkit.bundle.audit import FACTS, HistoryFacts, KeptState, read_facts
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.knowledge import (
     MAX_SNAPSHOTS,
@@ -29,8 +27,8 @@ from learnkit.errors import (
 from learnkit.inference.prediction import finite_or_none
 from learnkit.models.head import build_head, register_head
 from learnkit.models.spec import ModelSpec, describe_body
-from learnkit.storage.formats import parse_json, parse_tensors, tensors_to_bytes, to_json
-from learnkit.storage.records import from_plain, to_plain
+from learnkit.storage.formats import parse_tensors, tensors_to_bytes, to_json
+from learnkit.storage.records import to_plain
 
 STATE = "state.safetensors"
 KIND = "continual"
@@ -146,32 +144,6 @@ def read_detector(
     return detector.eval()
 
 
-HISTORY = "history.safetensors"
-_FACTS = "facts"  # the tensor that holds what is no tensor, as bytes of JSON
-_ENTRY = re.compile(r"[a-z_]{1,40} \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What a file of the history says beside its tensors."""
-
-    format: int
-    audit: tuple[AuditEntry, ...]
-    names: tuple[str, ...]  # of the snapshots, which come first
-    states: tuple[_Kept, ...]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A state: its configuration, and for each tensor the state, of all there are, that holds it.
-
-    State 0 is the one known now, which has a file of its own.
-    """
-
-    config: dict[str, Any]
-    at: dict[str, int]
-
-
 def history_bytes(head: ContinualClassifier, levels: int) -> bytes | None:
     """The file of snapshots, the last `levels` states and the log of a head; None without any.
 
@@ -187,9 +159,11 @@ def history_bytes(head: ContinualClassifier, levels: int) -> bytes | None:
     states, known = [], [head.knowledge.to_state()[1]]
     for knowledge in kept:
         config, tensors = knowledge.to_state()
-        states.append(_Kept(config, {name: _place(name, tensors[name], known) for name in tensors}))
+        states.append(
+            KeptState(config, {name: _place(name, tensors[name], known) for name in tensors})
+        )
         known.append(tensors)
-    facts = _Facts(1, history.audit.entries, tuple(history.snapshots), tuple(states))
+    facts = HistoryFacts(1, history.audit.entries, tuple(history.snapshots), tuple(states))
     return _packed(facts, {i: tensors for i, tensors in enumerate(known) if i})
 
 
@@ -199,7 +173,7 @@ def _place(name: str, tensor: Tensor, known: list[dict[str, Tensor]]) -> int:
     return next(same, len(known))
 
 
-def _packed(facts: _Facts, tensors: Mapping[int, Mapping[str, Tensor]]) -> bytes:
+def _packed(facts: HistoryFacts, tensors: Mapping[int, Mapping[str, Tensor]]) -> bytes:
     """The file of a history; of the tensors, those that the facts say are held there."""
     text = torch.frombuffer(bytearray(to_json(to_plain(facts))), dtype=torch.uint8)
     held = {
@@ -210,7 +184,7 @@ def _packed(facts: _Facts, tensors: Mapping[int, Mapping[str, Tensor]]) -> bytes
         for name, place in state.at.items()
         if place == number
     }
-    return tensors_to_bytes({_FACTS: text, **held})
+    return tensors_to_bytes({FACTS: text, **held})
 
 
 def read_history(data: bytes, where: str, head: ContinualClassifier) -> History:
@@ -220,7 +194,7 @@ def read_history(data: bytes, where: str, head: ContinualClassifier) -> History:
         BundleCorruptError: it is none, or not of this head.
     """
     tensors = parse_tensors(data, where)
-    facts = _read_facts(tensors.pop(_FACTS, None), where)
+    facts = _read_facts(tensors.pop(FACTS, None), where)
     known = [head.knowledge.to_state()[1]]
     for number, state in enumerate(facts.states, 1):
         known.append(_read_tensors(number, state, tensors, known, where))
@@ -230,21 +204,15 @@ def read_history(data: bytes, where: str, head: ContinualClassifier) -> History:
     found = [_read_knowledge(state.config, own, head, where) for state, own in pairs]
     n = len(facts.names)
     snapshots = dict(zip(facts.names, found[:n], strict=True))
-    return History((head.knowledge, *found[n:]), snapshots, AuditLog(facts.audit))
+    return History((head.knowledge, *found[n:]), snapshots, facts.log)
 
 
-def _read_facts(packed: Tensor | None, where: str) -> _Facts:
-    if packed is None or packed.dtype != torch.uint8:
-        raise BundleCorruptError(f"{where}: `{_FACTS}` is missing, or no text")
-    facts = from_plain(_Facts, parse_json(packed.flatten().numpy().tobytes(), where), where)
+def _read_facts(packed: Tensor | None, where: str) -> HistoryFacts:
+    facts = read_facts(None if packed is None else packed.numpy(), where)
     n_former = len(facts.states) - len(facts.names)
     sound = (
-        facts.format == 1
-        and len(facts.audit) <= LOGGED
-        and all(_ENTRY.fullmatch(f"{e.what} {e.when} {e.digest}") for e in facts.audit)
-        and len({*facts.names}) == len(facts.names) <= MAX_SNAPSHOTS
+        len({*facts.names}) == len(facts.names) <= MAX_SNAPSHOTS
         and all(map(is_snapshot_name, facts.names))
-        and all(a.number < b.number for a, b in pairwise(facts.audit))
         and 0 <= n_former <= UNDO_LEVELS
     )
     if not sound:
@@ -254,7 +222,7 @@ def _read_facts(packed: Tensor | None, where: str) -> _Facts:
 
 def _read_tensors(
     number: int,
-    state: _Kept,
+    state: KeptState,
     tensors: dict[str, Tensor],
     known: list[dict[str, Tensor]],
     where: str,
@@ -292,12 +260,12 @@ def trimmed_history(data: bytes, where: str, levels: int) -> bytes:
         BundleCorruptError: it is no such file.
     """
     tensors = parse_tensors(data, where)
-    facts = _read_facts(tensors.pop(_FACTS, None), where)
+    facts = _read_facts(tensors.pop(FACTS, None), where)
     kept = replace(facts, states=facts.states[: len(facts.names) + levels])
     text = torch.frombuffer(bytearray(to_json(to_plain(kept))), dtype=torch.uint8)
     numbers = {str(number) for number in range(1, len(kept.states) + 1)}
     held = {name: one for name, one in tensors.items() if name.partition(".")[0] in numbers}
-    return tensors_to_bytes({_FACTS: text, **held})
+    return tensors_to_bytes({FACTS: text, **held})
 
 
 def _half(square: Tensor) -> Tensor:

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from learnkit._version import versions
 from learnkit.backends.network import Network, channels_last, default_probes, tolerance_of
+from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.card import checked_card, model_card
 from learnkit.bundle.probes import PROBE, check_probes, probe_tensors
 from learnkit.bundle.schema import CONFIG, PACKAGES, Contents
 from learnkit.bundle.siblings import BaseFiles, with_siblings
 from learnkit.bundle.state import (
-    HISTORY,
     OOD,
     STATE,
     described,
@@ -190,4 +190,5 @@ def _card(
         versions=contents.versions,
         continual=None if head is None else head_facts(head),
         ood=None if detector is None else detector_facts(detector),
+        changes=None if head is None else head.audit,
     )

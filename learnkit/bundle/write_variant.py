@@ -10,11 +10,12 @@ import torch
 
 from learnkit._version import versions
 from learnkit.backends.network import channels_last
+from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.probes import PROBE
 from learnkit.bundle.schema import CONFIG
 from learnkit.bundle.scoring_file import scoring_tensors
 from learnkit.bundle.siblings import BaseFiles
-from learnkit.bundle.state import HISTORY, history_bytes, trimmed_history
+from learnkit.bundle.state import history_bytes, trimmed_history
 from learnkit.bundle.variant import Variant, path_of, variant_names, with_variants
 from learnkit.bundle.variant_probes import PACKAGES, recorded
 from learnkit.bundle.write_float32 import CARD

@@ -58,6 +58,11 @@ class Overview:
         }
         return {title: table for title, table in found.items() if table.content}
 
+    def changes(self) -> dict[str, Document]:
+        """The last changes of what opens by default, below their heading, if there were any."""
+        log = self.opened.history.log
+        return {f"Last changes of {self.opened.name}": log.document()} if log else {}
+
     def costs(self) -> dict[str, Document]:
         """What the drift monitor saw, and the conversion reports, each below its heading."""
         reports = {one.name: one.report for one in self.variants if one.report is not None}
@@ -96,13 +101,16 @@ def report_model(model: Path, html: Path | None) -> None:
     found, report = read_overview(model), Report()
     for title, table in found.tables().items():
         _print_table(report, title, table)
+    for title, log in found.changes().items():
+        report.console.print()
+        print_document(Document([Section(title, log.content)]), report.console)
     for cost in found.costs().values():
         report.console.print()
         print_document(cost, report.console)
     if html is not None:
         (_, facts), *tables = found.tables().items()
         about = Document([facts, *(Section(title, [table]) for title, table in tables)])
-        page = as_page(found.title, {"": about, **found.costs()})
+        page = as_page(found.title, {"": about, **found.changes(), **found.costs()})
         html.write_text(page, encoding="utf-8")
         report.files("Written", [(html, "the same as a page")])
 
@@ -128,6 +136,7 @@ def _overview(section: Mapping[str, Any], variants: Sequence[Listed], digest: st
         "network": f"{arch}, {colour} images of {height} x {width} pixels",
         "knows": f"{len(opened.classes)} {kind}",
         "has learned": "" if opened.n_images is None else f"{opened.n_images} images",
+        "snapshots": ", ".join(opened.history.names),
         "opens as": opened.name,
         "made with": ", ".join(
             f"{name} {version}" for name, version in section["versions"].items()

@@ -1,15 +1,22 @@
-"""The report of a change to a continual classifier, and the log of all changes."""
+"""The report of a change to a continual classifier, and the log of all changes.
+
+This module needs no torch: the log is shown where a model is served, too.
+"""
+
+from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from learnkit.continual.memory import Forgotten
 from learnkit.errors import first_few
 from learnkit.report.document import Document, Items, Paragraph, Span, Table
 from learnkit.report.notebook import Shown
+
+if TYPE_CHECKING:
+    from learnkit.continual.memory import Forgotten
 
 LOGGED = 1000  # changes of which the log tells
 _SHOWN = 10
@@ -54,7 +61,7 @@ class AuditLog(Shown, Sequence[AuditEntry]):
 
     entries: tuple[AuditEntry, ...] = ()
 
-    def with_change(self, report: "ChangeReport", *, n_validation: int, digest: str) -> "AuditLog":
+    def with_change(self, report: ChangeReport, *, n_validation: int, digest: str) -> AuditLog:
         """The log with one more change, made now."""
         number = self.entries[-1].number + 1 if self.entries else 1
         when = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -80,16 +87,17 @@ class AuditLog(Shown, Sequence[AuditEntry]):
 
     def document(self) -> Document:
         """A table, the last change first."""
-        header = ("", "change", "when", "images", "validation", "classes", "sha256")
+        header = ("", "change", "when (UTC)", "images", "validation", "classes", "sha256")
         rows = [_cells(entry) for entry in self.entries[::-1][:_SHOWN]]
         earlier = len(self) - len(rows)
-        return Document([Table(rows, header, more=f"{earlier} earlier changes" if earlier else "")])
+        more = f"{earlier} earlier changes" if earlier else ""
+        return Document([Table(rows, header, "rllrrrl", more)])
 
 
 def _cells(entry: AuditEntry) -> tuple[Any, ...]:
-    moved = (f"{n:+,}" for n in (entry.n_images, entry.n_validation))
-    digest = Span(entry.digest[:12], "code")
-    return entry.number, entry.what, entry.when, *moved, entry.n_classes, digest
+    moved = (f"{n:+,}" if n else "" for n in (entry.n_images, entry.n_validation))
+    when, digest = entry.when[:16].replace("T", " "), Span(entry.digest[:12], "code")
+    return entry.number, entry.what, when, *moved, entry.n_classes, digest
 
 
 @dataclass(frozen=True)

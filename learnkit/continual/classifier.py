@@ -103,6 +103,11 @@ class ContinualClassifier(nn.Module):
         return self.history.audit
 
     @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The names that `restore` knows."""
+        return tuple(self.history.snapshots)
+
+    @property
     def settings(self) -> Settings:
         """The settings it was made with."""
         return self.knowledge.settings

@@ -46,6 +46,15 @@ class OodDetector(ContinualClassifier):
         self.head_nonconformity = (1 - truth).to(torch.float32)
         self.head_labels = targets[known].to(torch.int64)
 
+    def extend_sets(self, probs: Tensor, targets: Tensor) -> None:
+        """The same by these images beside those there were; see `fit_sets`."""
+        scores, labels = self.head_nonconformity, self.head_labels
+        self.fit_sets(probs, targets)
+        told = len(labels) == len(scores)  # not in files of an older learnkit
+        own = (labels, self.head_labels) if told else (labels[:0],)
+        self.head_nonconformity = torch.cat([scores, self.head_nonconformity])
+        self.head_labels = torch.cat(own)
+
     @property
     def nonconformity(self) -> tuple[Tensor, Tensor] | None:
         """`head_nonconformity` and their weights, None without any."""

@@ -37,17 +37,11 @@ from learnkit.data.preprocess import Preprocessing, check_batch
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.home import home_of, pickled
+from learnkit.deploy.set_fields import set_fields
 from learnkit.errors import OptimizedModelError, OptimizeError
 from learnkit.inference.batch import BATCH
-from learnkit.inference.class_names import (
-    check_one_threshold,
-    check_settable,
-    check_several_labels,
-    checked_threshold,
-    head_classes,
-    not_settable,
-    renamed,
-)
+from learnkit.inference.calibration import calibrate_detector
+from learnkit.inference.class_names import checked_threshold, head_classes, not_settable
 from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.features import check_same_features, feature_rows
 from learnkit.inference.model import Model
@@ -211,6 +205,11 @@ class Predictor(BasePredictor):
         return check_continual(self.continual).audit
 
     @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The names that `restore` knows."""
+        return check_continual(self.continual).snapshots
+
+    @property
     def detector(self) -> OodDetector | None:
         """What tells images out of distribution beside a trained head, if there is one."""
         return self.record.detector
@@ -364,7 +363,8 @@ class Predictor(BasePredictor):
         """Fit threshold and temperature to fresh images, not learned; return what changed.
 
         They join the validation images there are, up to 64 a class. Give images that the model has
-        not learned from, taken as those it is used on.
+        not learned from, taken as those it is used on. Beside a trained head with a detector it is
+        the threshold and the prediction sets: the temperature is in the head's weights, which stay.
 
         Args:
             data: see `extend`; of a split dataset the validation images, if it has any.
@@ -372,12 +372,15 @@ class Predictor(BasePredictor):
             **reading: see `extend`.
 
         Raises:
-            ContinualNotInitializedError: the model is not in the continual state.
+            ContinualNotInitializedError: the model detects no images out of distribution.
             DataError: as `extend`; or a class is not known.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head, found = self._labelled(data, labels)
-        _, held_out = parted(found, validation=True)
+        head = check_detects_ood(self.ood)
+        _, held_out = parted(self._found(head, data, labels), validation=True)
+        if self.detector is not None:
+            run = {"bs": BATCH, "n_workers": 2, "progress": True, **reading}
+            return calibrate_detector(self.record, held_out, **run)
         return head.validate(self.features(held_out.items, **reading), held_out.labels)
 
     def subtract(
@@ -508,36 +511,17 @@ class Predictor(BasePredictor):
             TypeError: something unknown; `device` or `threads` of weights as trained.
             BackendUnavailableError: the backend has nothing for `device`.
         """
-        if self.variant is None:
-            check_settable({"device": device, "threads": threads, **unknown})
-        else:
-            fixed = {"threshold": threshold, "false_alarm_rate": false_alarm_rate}
-            check_settable({**fixed, **unknown}, optimized=True)
-        check_one_threshold(ood_threshold, false_alarm_rate)
-        classes, changes = self.classes, {}
-        names = classes if class_names is None else renamed(classes, class_names)
-        renames = {old: new for old, new in zip(classes, names, strict=True) if old != new}
-        if renames and self.continual is not None:
-            self.continual.statistics.rename(renames)  # refuses names before anything has changed
-        if threshold is not None:
-            check_several_labels(self.multi_label)
-            changes["threshold"] = checked_threshold(threshold)
-        if device is not None or threads is not None:
-            changes["network"] = self.record.converted.open(
-                self.preprocessing,
-                threads=self.threads if threads is None else threads,
-                device=str(self.device if device is None else device),
-            )
-        if metadata is not None:
-            changes["metadata"] = dict(metadata)
-        if ood_threshold is not None or false_alarm_rate is not None:
-            fit = {"false_alarm_rate": false_alarm_rate}
-            check_detects_ood(self.ood).set_threshold(ood_threshold, **fit)
-        if renames and self.continual is not None:
-            self.rename(renames)
-        elif renames:
-            changes |= {"names": names, "knew_more": self.variant is not None}
-        self.record = self.record.replace(**changes)  # at once: no thread sees a half of it
+        set_fields(
+            self,
+            unknown,
+            class_names=class_names,
+            threshold=threshold,
+            ood_threshold=ood_threshold,
+            false_alarm_rate=false_alarm_rate,
+            metadata=metadata,
+            device=device,
+            threads=threads,
+        )
         return self
 
     def optimize(
@@ -675,7 +659,11 @@ class Predictor(BasePredictor):
     def _labelled(self, data: Any, labels: Any) -> tuple[ContinualClassifier, Labelled]:
         """(the head, images and labels), names told apart as the head does."""
         head = check_continual(self.continual)
-        return head, labelled_images(data, labels, case_sensitive=head.settings.case_sensitive)
+        return head, self._found(head, data, labels)
+
+    @staticmethod
+    def _found(head: ContinualClassifier, data: Any, labels: Any) -> Labelled:
+        return labelled_images(data, labels, case_sensitive=head.settings.case_sensitive)
 
     def _pixels(self, images: Tensor) -> np.ndarray:
         check_batch(images, self.preprocessing.channels)

@@ -10,7 +10,9 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from learnkit.bundle.read_runtime import read_runtime, read_session
+from learnkit.bundle.audit import NO_HISTORY, HistoryFacts
+from learnkit.bundle.read_runtime import read_facts_of_history, read_runtime, read_session
+from learnkit.continual.change_report import AuditLog
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.home import home_of, pickled
 from learnkit.errors import OptimizedModelError, PredictionError
@@ -21,7 +23,7 @@ _NEEDS_TORCH = frozenset(
     {
         *("extend", "subtract", "forget", "rename", "merge_classes", "merge", "undo"),
         *("evaluate", "features", "save", "optimize", "calibrate", "snapshot", "restore"),
-        *("drop_snapshot", "audit"),
+        "drop_snapshot",
     }
 )
 
@@ -100,6 +102,27 @@ class RuntimePredictor(BasePredictor):
         """Score above which an image is flagged; None if the model detects none."""
         stored = self.record.stored
         return None if stored is None else stored.threshold.value
+
+    @property
+    def audit(self) -> AuditLog:
+        """What was changed, when, how many images and what it led to; see `Predictor.audit`.
+
+        It is read from the bundle each time; empty if the model never changed.
+
+        Raises:
+            BundleError: the bundle is gone, or another one by now.
+        """
+        return self._history().log
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The names that `restore` knows, where there is torch; read as `audit` is."""
+        return self._history().names
+
+    def _history(self) -> HistoryFacts:
+        if self._home is None or self.variant is None:
+            return NO_HISTORY
+        return read_facts_of_history(self._home.path, self.variant, self._home.digest)
 
     @property
     def threads(self) -> int:

@@ -34,6 +34,7 @@ class ContinualRecord:
         learned: files learned from.
         validated: files that decide threshold and temperature.
         earlier: the record before the last change.
+        snapshots: the record by the name that the head's knowledge was kept under.
     """
 
     trained_head: nn.Module | None = None
@@ -41,6 +42,7 @@ class ContinualRecord:
     learned: frozenset[str] = frozenset()
     validated: frozenset[str] = frozenset()
     earlier: ContinualRecord | None = None
+    snapshots: Mapping[str, ContinualRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

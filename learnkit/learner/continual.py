@@ -182,7 +182,24 @@ def undo(learn: Any) -> ChangeReport:
             "there is no change to take back since the continual state began or was loaded; to "
             "leave that state, call drop_continual()"
         )
-    return change(learn, ContinualClassifier.undo, **vars(earlier))
+    noted = {**vars(earlier), "snapshots": _record(learn).snapshots}
+    return change(learn, ContinualClassifier.undo, **noted)
+
+
+def snapshot(learn: Any, name: str) -> None:
+    """Keep all that the head knows, and what the learner noted of it, under a name."""
+    record = _record(learn)
+    check_continual(continual_head(learn.model)).snapshot(name)
+    kept = replace(record, earlier=None, snapshots={})
+    noted = replace(record, snapshots={**record.snapshots, name: kept})
+    learn.state = replace(learn.state, record=noted)
+
+
+def restore(learn: Any, name: str) -> ChangeReport:
+    """What going back to a snapshot did; see `ImageLearner.restore`."""
+    kept = _record(learn).snapshots.get(name, _record(learn))
+    noted = {field: getattr(kept, field) for field in ("former_names", "learned", "validated")}
+    return change(learn, lambda head: head.restore(name), **noted)
 
 
 def drop_continual(learn: Any) -> Any:

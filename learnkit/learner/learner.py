@@ -18,8 +18,8 @@ from torch import nn
 
 from learnkit.callback.history import TrainingHistory
 from learnkit.callback.stop_on_non_finite import StopOnNonFinite
-from learnkit.continual.change_report import ChangeReport
-from learnkit.continual.classifier import ContinualClassifier, continual_head
+from learnkit.continual.change_report import AuditLog, ChangeReport
+from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
 from learnkit.continual.names import name_list, new_names
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
@@ -418,6 +418,42 @@ class ImageLearner(Learner):
     def undo(self) -> ChangeReport:
         """Take back the last change of the continual state."""
         return continual.undo(self)
+
+    @property
+    def audit(self) -> AuditLog:
+        """What was changed, when, how many images and what it led to; the last 1,000 changes."""
+        return check_continual(self.continual).audit
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The names that `restore` knows."""
+        return check_continual(self.continual).snapshots
+
+    def snapshot(self, name: str) -> None:
+        """Keep all that is known now under a name for `restore`; it travels with `export`.
+
+        Eight names at most; one that is there already is given to what is known now.
+
+        Raises:
+            ContinualStateError: A name that is none, or too many of them.
+        """
+        continual.snapshot(self, name)
+
+    def restore(self, name: str) -> ChangeReport:
+        """Go back to what was known at `snapshot(name)`: what that did. `undo` takes it back.
+
+        Raises:
+            ContinualStateError: There is no such snapshot; the message lists those there are.
+        """
+        return continual.restore(self, name)
+
+    def drop_snapshot(self, name: str) -> None:
+        """Keep a snapshot no longer.
+
+        Raises:
+            ContinualStateError: There is no such snapshot.
+        """
+        check_continual(self.continual).drop_snapshot(name)
 
     def drop_continual(self) -> Self:
         """Leave the continual state: the trained head is back, what was learned since is gone."""

@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 import torch
-from deploy_helpers import labelled, make_continual, rewrite
+from deploy_helpers import labelled, make_continual, make_predictor, rewrite
 from safetensors.torch import load, save
 
 from learnkit.backends.conversion import Converted
 from learnkit.backends.torch_session import TorchSession
-from learnkit.bundle.state import HISTORY
+from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.write_float32 import base_files
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import BundleCorruptError, ContinualStateError, ExportError
@@ -123,6 +123,36 @@ class TestRoundTrip:
         assert sizes[HISTORY] < n_states * 0.6 * sizes["state.safetensors"] + 10_000
 
 
+class TestLog:
+    """What the card of a bundle says of the changes of its model."""
+
+    def test_is_in_the_card_with_the_last_changes_first(self, saved):
+        path, predictor = saved
+        _, _, card = (path / "README.md").read_text("utf-8").partition("## Last changes\n")
+        rows = [line for line in card.partition("##")[0].splitlines() if line.startswith("| ")][2:]
+        assert [row.split(" | ")[1] for row in rows] == [
+            *("rename", "forget", "calibrate", "extend", "extend"),
+        ]
+        digests = [entry.digest[:12] for entry in predictor.audit]
+        assert [row.split("`")[1] for row in rows] == digests[::-1]
+
+    def test_is_in_the_card_for_a_variant_that_has_learned_since(self, tmp_path):
+        predictor = as_variant(make_continual({"ok": 6, "bad": 5}))
+        predictor.save(tmp_path / "same")
+        predictor.rename({"bad": "notch"})
+        predictor.save(tmp_path / "more")
+        title = "## Last changes of torch-float32"
+        same, more = (
+            (tmp_path / name / "README.md").read_text("utf-8") for name in ("same", "more")
+        )
+        assert title not in same
+        assert predictor.audit[-1].digest[:12] in more.partition(title)[2]
+
+    def test_of_a_model_that_keeps_none_is_not_in_the_card(self, tmp_path):
+        make_predictor().save(tmp_path / "m")
+        assert "Last changes" not in (tmp_path / "m" / "README.md").read_text("utf-8")
+
+
 class TestVariant:
     def test_takes_changes_back_after_loading_too(self, tmp_path):
         predictor = as_variant(learned())
@@ -151,6 +181,7 @@ def as_variant(predictor):
     return Predictor.of(
         predictor.record.replace(
             network=network,
+            names=predictor.classes,
             variant=converted.name,
             converted=converted,
             measured=predictor.continual.statistics,

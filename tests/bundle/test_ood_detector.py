@@ -25,6 +25,7 @@ from learnkit.errors import (
     BundleCorruptError,
     BundleVersionError,
     ContinualNotInitializedError,
+    DataError,
     PredictionError,
 )
 
@@ -175,3 +176,66 @@ def test_its_file_holds_what_it_knows_and_no_pickle(bundle):
     tensors = safetensors.torch.load_file(bundle / OOD)
     assert tensors["counts"].tolist() == [12, 12, 12]
     assert len(tensors["misfits"]) == 36
+
+
+class TestCalibrate:
+    """Fresh images of a deployed trained head decide on its threshold and its sets."""
+
+    FRESH = {"ok": 4, "NO": 3}
+
+    def test_moves_the_threshold_and_joins_the_sets_and_leaves_probabilities(self):
+        predictor = make_detecting()
+        image = shades("ok", 1, seed=5)[0]
+        before, detector = predictor.predict(image), predictor.detector
+        was, shares = detector.threshold, detector.head_nonconformity
+        images, labels = labelled(self.FRESH, seed=6)
+        report = predictor.calibrate(images, labels, progress=False)
+        after = predictor.predict(image)
+        assert torch.equal(after.probs, before.probs)
+        assert detector.threshold.source == "validation and leave-one-out"
+        assert detector.threshold.n == was.n + len(images)
+        numbers = [predictor.classes.index(label) for label in labels]
+        probs = torch.stack([row.probs for row in predictor.predict_batch(images)])
+        own = 1 - probs[torch.arange(len(images)), numbers]
+        torch.testing.assert_close(detector.head_nonconformity, torch.cat([shares, own]))
+        assert "the trained head holds its own temperature" in " ".join(report.notes)
+
+    def test_travels(self, tmp_path):
+        predictor = make_detecting(per_class=True)
+        predictor.calibrate(*labelled(self.FRESH, seed=6), progress=False)
+        predictor.save(tmp_path / "m")
+        found = load_learner(tmp_path / "m").detector
+        assert found.threshold.value == predictor.detector.threshold.value
+        assert found.head_labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [0] * 4 + [1] * 3
+
+    def test_takes_classes_by_the_names_they_have_now(self):
+        predictor = make_detecting().set(class_names={"ok": "good", "NO": "ok"})
+        images, labels = labelled(self.FRESH, seed=6)
+        names = [{"ok": "good", "NO": "ok"}[label] for label in labels]
+        predictor.calibrate(images, names, progress=False)
+        assert predictor.detector.head_labels[-7:].tolist() == [0] * 4 + [1] * 3
+        validation = predictor.detector.knowledge.validation
+        sizes = [len(cell.hashes) for cell in validation.cells]
+        kept = dict(zip(validation.class_names, sizes, strict=True))
+        assert kept == {"good": 4, "ok": 3, "ß/<b>": 0}
+
+    def test_refused_it_changes_nothing(self):
+        predictor = make_detecting()
+        before, sets = predictor.detector.knowledge, predictor.detector.head_nonconformity
+        with pytest.raises(DataError, match="'new'"):
+            predictor.calibrate(*labelled({"ok": 2, "new": 1}, seed=6), progress=False)
+        with pytest.raises(TypeError):
+            predictor.calibrate(*labelled(self.FRESH), progress=False, size=3)
+        assert predictor.detector.knowledge is before
+        assert predictor.detector.head_nonconformity is sets
+
+    def test_of_a_model_without_a_detector_says_where_to_get_one(self):
+        with pytest.raises(ContinualNotInitializedError, match="fit_ood"):
+            make_predictor().calibrate(*labelled(self.FRESH), progress=False)
+
+    def test_sets_of_an_older_file_stay_without_their_classes(self):
+        detector = make_detecting().detector
+        detector.head_labels = detector.head_labels[:0]
+        detector.extend_sets(torch.tensor([[0.25, 0.5, 0.25]]), torch.tensor([1]))
+        assert (len(detector.head_nonconformity), detector.head_nonconformity[-1]) == (37, 0.5)
+        assert len(detector.head_labels) == 0

@@ -405,6 +405,25 @@ def test_report_tells_of_the_images_that_were_served(known, tmp_path, capsys):
     assert (code, "model.drift.json: `format` is missing" in " ".join(err.split())) == (2, True)
 
 
+def test_report_shows_the_last_changes_and_the_snapshots(tmp_path, capsys):
+    page, predictor = tmp_path / "report.html", make_continual({"ok": 4, "bad": 4})
+    predictor.snapshot("as delivered")
+    for _ in range(6):
+        predictor.forget("bad")
+        predictor.undo()
+    predictor.save(tmp_path / "m")
+    code, out, err = learnkit(capsys, "report", tmp_path / "m", "--html", page)
+    assert (code, err) == (0, "")
+    shown = out.partition("Last changes of float32")[2]
+    last, first = predictor.audit[-1], predictor.audit[0]
+    for text in (shown, page.read_text(encoding="utf-8")):
+        assert last.digest[:12] in text
+        assert "3 earlier changes" in text
+        assert first.when[:16].replace("T", " ") in text
+    assert shown.index(" 13  undo") < shown.index(" 12  forget")
+    assert "as delivered" in out
+
+
 def test_report_needs_neither_torch_nor_pandas():
     code = _RUN + "print({'torch', 'pandas', 'fastai'} & set(sys.modules))"
     found = subprocess.run(

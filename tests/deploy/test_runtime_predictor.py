@@ -1,6 +1,7 @@
 """A variant of a bundle predicts without torch what it predicts with it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from runtime_helpers import (
 )
 
 import learnkit
+from learnkit.bundle.state import history_bytes
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.runtime_predictor import RuntimePredictor, load_runtime
@@ -277,6 +279,59 @@ def test_whoever_wants_to_teach_it_is_told_how(continual):
     assert predictor.continual is None
     with pytest.raises(AttributeError, match="nonsense"):
         _ = predictor.nonsense
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """(path, head) of a bundle whose variant was changed, and kept under a name."""
+    path, head = tmp_path_factory.mktemp("changed") / "model", learned()
+    head.snapshot("as delivered")
+    head.forget("red")
+    files = variant_files(onnx=onnx_bytes(), head=head)
+    files[f"variants/{NAME}.history.safetensors"] = history_bytes(head, 3)
+    write_bundle(path, files, default=NAME)
+    return path, head
+
+
+LOG_SCRIPT = """
+import json, sys
+import learnkit
+predictor = learnkit.load_runtime(sys.argv[1])
+print(json.dumps([str(predictor.audit), predictor.audit._repr_html_(), predictor.snapshots]))
+assert "torch" not in sys.modules
+"""
+
+
+def test_a_process_without_torch_shows_the_log_of_changes(changed):
+    path, head = changed
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LOG_SCRIPT, path],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
+    )
+    assert run.returncode == 0, run.stderr
+    text, html, names = json.loads(run.stdout)
+    assert text == str(head.audit)
+    assert [entry.what for entry in head.audit] == ["extend"] * 3 + ["forget"]
+    assert head.audit[-1].digest[:12] in html
+    assert names == ["as delivered"]
+
+
+def test_the_log_is_that_of_the_bundle_it_was_loaded_from(changed, continual, tmp_path):
+    path = tmp_path / "m"
+    shutil.copytree(changed[0], path)
+    predictor = load_runtime(path)
+    rewrite(path, f"variants/{NAME}.history.safetensors", lambda data: data[:-1])
+    with pytest.raises(BundleCorruptError, match="pinned"):
+        _ = predictor.audit
+    with pytest.raises(BundleCorruptError, match=r"history\.safetensors"):
+        _ = load_runtime(path).audit
+    shutil.rmtree(path)
+    with pytest.raises(BundleNotFoundError):
+        _ = predictor.snapshots
+    assert (len(load_runtime(continual[0]).audit), load_runtime(continual[0]).snapshots) == (0, ())
 
 
 def test_it_says_what_it_is(continual):

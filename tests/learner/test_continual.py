@@ -1,6 +1,7 @@
 """A learner that goes on learning: from new images alone, exactly, and all or nothing."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -709,3 +710,66 @@ class TestNames:
         learn.merge_classes(iter(["1", "2"]), into="12")
         assert learn.continual.n_images == {"1": 0, "2": 0, "12": 18}
         assert learn.state.record.former_names["a"] == "12"
+
+
+class TestSnapshot:
+    """Under a name the learner keeps what its head knows and what it noted of files and names."""
+
+    def test_comes_back_with_names_and_files_however_many_changes_ago(self, learn, new, old):
+        was, record = learn.continual.knowledge, learn.state.record
+        learn.snapshot("as trained")
+        learn.rename({"a": "apple"})
+        for name in "de":
+            learn.extend(only(new, [name]))
+            learn.forget(name)
+        report = learn.restore("as trained")
+        assert (report.what, learn.snapshots) == ("restore", ("as trained",))
+        assert learn.continual.knowledge.digest == was.digest
+        for field in ("former_names", "learned", "validated"):
+            assert getattr(learn.state.record, field) == getattr(record, field)
+        assert learn.evaluate().summary["accuracy"] == 1
+        learn.undo()
+        assert learn.continual.classes[0] == "apple"
+        assert learn.state.record.former_names == {"a": "apple"}
+        learn.restore("as trained")
+        assert learn.continual.classes == tuple(OLD)
+
+    def test_stays_when_the_changes_since_are_taken_back(self, learn, new):
+        learn.extend(new)
+        learn.snapshot("with d")
+        learn.rename({"a": "apple"})
+        learn.undo()
+        learn.undo()
+        assert learn.continual.classes == tuple(OLD)
+        learn.restore("with d")
+        assert learn.continual.n_images["d"] == 6
+        assert learn.state.record.former_names == {}
+        assert set(new.train.paths) <= {Path(file) for file in learn.state.record.learned}
+
+    def test_and_the_log_travel_with_the_export(self, learn, new, tmp_path):
+        learn.snapshot("as trained")
+        learn.extend(new)
+        learn.export(tmp_path / "m")
+        found = load_learner(tmp_path / "m")
+        assert (found.snapshots, found.audit) == (learn.snapshots, learn.audit)
+        assert [entry.what for entry in learn.audit] == ["extend", "extend"]
+        assert found.restore("as trained").n_classes == 3
+
+    def test_is_dropped_and_refused_as_by_a_predictor(self, learn, plain, old):
+        learn.snapshot("x")
+        learn.drop_snapshot("x")
+        before, record = learn.continual.knowledge, learn.state.record
+        for verb in (learn.restore, learn.drop_snapshot):
+            with pytest.raises(ContinualStateError, match="no snapshot 'x'; there are: none"):
+                verb("x")
+        with pytest.raises(ContinualStateError, match="`name` is ''"):
+            learn.snapshot("")
+        assert (learn.continual.knowledge, learn.state.record) == (before, record)
+
+    def test_needs_the_continual_state(self, old):
+        learn = tiny_learner(old)
+        calls = [lambda: learn.audit, lambda: learn.snapshots, lambda: learn.snapshot("x")]
+        for call in [*calls, lambda: learn.restore("x"), lambda: learn.drop_snapshot("x")]:
+            with pytest.raises(ContinualNotInitializedError, match="init_continual"):
+                call()
+        assert learn.state.record is None

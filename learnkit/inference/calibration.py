@@ -1,0 +1,42 @@
+"""Calibration of a deployed trained head: threshold and prediction sets from fresh images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from learnkit.continual.change_report import ChangeReport
+from learnkit.data.labelled_images import Labelled
+from learnkit.inference.features import feature_rows
+from learnkit.inference.model import Model
+from learnkit.uncertainty.ood import softmax
+
+
+def calibrate_detector(model: Model, images: Labelled, **run: Any) -> ChangeReport:
+    """What fresh images changed of the detector of `model` and the sets of its trained head.
+
+    Both rest on these images beside those there were.
+
+    Args:
+        model: a trained head, and a detector beside it.
+        images: not learned, of classes the detector knows.
+        **run: `bs`, `n_workers` and `progress`, see `feature_rows`.
+
+    Raises:
+        DataError: a class the detector does not know.
+        UnreadableImagesError: images cannot be read; all of them are named.
+    """
+    detector, n_classes = model.detector, len(model.names)
+    read = lambda pixels: np.concatenate(model.network.run(pixels), 1)
+    both = feature_rows(model.network, model.preprocessing, images.items, read=read, **run)
+    features, logits = both[:, :-n_classes], both[:, -n_classes:].double().numpy()
+    probs = torch.from_numpy(softmax(logits).astype(np.float32))
+    numbers = {name: i for i, name in enumerate(model.names)}
+    targets = torch.tensor([numbers.get(label, -1) for label in images.labels])
+    report = detector.validate(features, images.labels)
+    detector.extend_sets(probs, targets)
+    notes = ("confidences stay as they are: the trained head holds its own temperature",)
+    return replace(report, notes=(*report.notes, *notes))
