@@ -206,6 +206,10 @@ class StatisticsError(ContinualError, ValueError):
     """Class statistics are damaged, contradict each other, or would stop being exact."""
 
 
+class NewerStateError(StatisticsError):
+    """Class statistics are in a format newer than this learnkit reads."""
+
+
 # -- command line -------------------------------------------------------------------------------
 
 

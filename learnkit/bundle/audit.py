@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from learnkit._version import __version__
 from learnkit.continual.change_report import LOGGED, AuditEntry, AuditLog
-from learnkit.errors import BundleCorruptError
+from learnkit.errors import BundleCorruptError, BundleVersionError
 from learnkit.storage.formats import parse_arrays, parse_json
-from learnkit.storage.records import from_plain
+from learnkit.storage.records import from_plain, read_field
 
 HISTORY = "history.safetensors"
+_FORMAT = 1
 FACTS = "facts"  # the tensor that holds what is no tensor, as bytes of JSON
 _ENTRY = re.compile(r"[a-z_]{1,40} \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [0-9a-f]{64}")
 
@@ -48,7 +50,7 @@ class KeptState:
     at: dict[str, int]
 
 
-NO_HISTORY = HistoryFacts(1, (), (), ())
+NO_HISTORY = HistoryFacts(_FORMAT, (), (), ())
 
 
 def history_facts(data: bytes, where: str) -> HistoryFacts:
@@ -56,6 +58,7 @@ def history_facts(data: bytes, where: str) -> HistoryFacts:
 
     Raises:
         BundleCorruptError: it is no file of a history.
+        BundleVersionError: it is in a newer format.
     """
     return read_facts(parse_arrays(data, where).get(FACTS), where)
 
@@ -65,12 +68,19 @@ def read_facts(packed: np.ndarray | None, where: str) -> HistoryFacts:
 
     Raises:
         BundleCorruptError: there is none, or it is no log that learnkit has written.
+        BundleVersionError: they are in a newer format.
     """
     if packed is None or packed.dtype != np.uint8:
         raise BundleCorruptError(f"{where}: `{FACTS}` is missing, or no text")
-    facts = from_plain(HistoryFacts, parse_json(packed.tobytes(), where), where)
+    values = parse_json(packed.tobytes(), where)
+    if (number := read_field(values, "format", int, where)) > _FORMAT:
+        raise BundleVersionError(
+            f"{where} is in format {number}; learnkit {__version__} reads up to {_FORMAT}: upgrade "
+            "learnkit"
+        )
+    facts = from_plain(HistoryFacts, values, where)
     sound = (
-        facts.format == 1
+        facts.format == _FORMAT
         and len(facts.audit) <= LOGGED
         and all(_ENTRY.fullmatch(f"{e.what} {e.when} {e.digest}") for e in facts.audit)
         and all(a.number < b.number for a, b in pairwise(facts.audit))

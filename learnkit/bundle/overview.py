@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from learnkit.bundle.audit import HISTORY, NO_HISTORY, HistoryFacts, history_facts
-from learnkit.bundle.schema import CONFIG, default_variant, read_section
+from learnkit.bundle.schema import CONFIG, default_variant, newer_is_told, read_section
 from learnkit.bundle.variant import (
     FLOAT32,
     Variant,
@@ -100,6 +100,13 @@ def listing(files: Mapping[str, bytes], sizes: Mapping[str, int]) -> list[Listed
         BundleCorruptError: a file is no sound one.
     """
     section = read_section(files[CONFIG])
+    with newer_is_told(section):
+        return _listed(section, files, sizes)
+
+
+def _listed(
+    section: Mapping[str, Any], files: Mapping[str, bytes], sizes: Mapping[str, int]
+) -> list[Listed]:
     default, since = default_variant(section) or FLOAT32, learned_since(section)
     state = next((name for name in _STATES if name in files), "")
     classes = tuple(section["classes"])

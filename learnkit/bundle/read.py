@@ -6,6 +6,7 @@ import os
 
 from learnkit.bundle.read_float32 import read_float32
 from learnkit.bundle.read_variant import load_variant, which_variant
+from learnkit.bundle.schema import newer_is_told
 from learnkit.bundle.variant import FLOAT32, warn_behind
 from learnkit.inference.model import Model
 
@@ -21,6 +22,7 @@ def read(
     """The model in the bundle at `path`; arguments and errors as of `load_learner`."""
     opened = which_variant(path, variant, sha256)
     warn_behind(path, opened.section, opened.name)
-    if opened.name != FLOAT32:
-        return load_variant(path, opened, device=device, threads=threads)
-    return read_float32(path, sha256=sha256, device=device)
+    with newer_is_told(opened.section):
+        if opened.name != FLOAT32:
+            return load_variant(path, opened, device=device, threads=threads)
+        return read_float32(path, sha256=sha256, device=device)

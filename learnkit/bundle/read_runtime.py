@@ -9,7 +9,13 @@ from typing import Any
 from learnkit.backends.registry import open_session
 from learnkit.backends.session import Session
 from learnkit.bundle.audit import HISTORY, NO_HISTORY, HistoryFacts, history_facts
-from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
+from learnkit.bundle.schema import (
+    CONFIG,
+    check_schema,
+    default_variant,
+    newer_is_told,
+    read_section,
+)
 from learnkit.bundle.scoring_file import stored_scoring
 from learnkit.bundle.variant import (
     FLOAT32,
@@ -42,12 +48,13 @@ def read_runtime(
     """The variant of the bundle at `path` as a model without torch; see `load_runtime`."""
     name, section, folder = _files(path, variant, sha256)
     warn_behind(path, section, name)
-    described = Variant.from_bytes(folder.bytes(path_of(name, "json")), name)
-    session = _session(described, folder, threads, device)
-    scoring = stored_scoring(described, folder)
-    _check_fit(session, described, scoring)
-    where = path_of(name, "probe.safetensors")
-    check_recorded(session, folder.arrays(where), where, described.versions)
+    with newer_is_told(section):
+        described = Variant.from_bytes(folder.bytes(path_of(name, "json")), name)
+        session = _session(described, folder, threads, device)
+        scoring = stored_scoring(described, folder)
+        _check_fit(session, described, scoring)
+        where = path_of(name, "probe.safetensors")
+        check_recorded(session, folder.arrays(where), where, described.versions)
     return Model(
         session,
         described.recipe(),

@@ -12,7 +12,7 @@ from learnkit.bundle.read_float32 import read_module
 from learnkit.bundle.schema import CONFIG, check_schema, default_variant, read_section
 from learnkit.bundle.scoring_file import stored_scoring
 from learnkit.bundle.siblings import BaseFiles
-from learnkit.bundle.state import read_history
+from learnkit.bundle.state import read_history, reading_state
 from learnkit.bundle.variant import (
     FLOAT32,
     Variant,
@@ -24,7 +24,7 @@ from learnkit.bundle.variant import (
 from learnkit.bundle.variant_probes import check_recorded
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.errors import BundleCorruptError, LearnkitError, PredictionError
+from learnkit.errors import BundleCorruptError, PredictionError
 from learnkit.inference.model import Model
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
 from learnkit.storage.records import read_field
@@ -120,11 +120,8 @@ def _head(variant: Variant, folder: Folder) -> ContinualClassifier | None:
     where = path_of(variant.name, "state.safetensors")
     tensors = folder.tensors(where)
     kind = OodDetector if variant.continual is None else ContinualClassifier
-    try:
+    with reading_state(where):
         head = kind.from_state(config, tensors)
-    except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        # numbers that no images give can make the solvers raise whatever they have
-        raise BundleCorruptError(f"{where} is no sound state: {error}") from error
     if head.n_features != variant.n_features or head.knowledge.derived is None:
         raise BundleCorruptError(
             f"{where} is of {head.n_features} features and {len(head.classes)} classes; the "

@@ -6,7 +6,8 @@ writer lists them under `critical`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +160,29 @@ def check_schema(holder: Mapping[str, Any], where: str) -> None:
         raise BundleCorruptError(f"{where} claims to be in format {major}.{minor}; 1.0 was first")
 
 
+@contextmanager
+def newer_is_told(section: Mapping[str, Any]) -> Iterator[None]:
+    """Call what is refused in the block newer, not damaged, in a bundle of a newer minor format.
+
+    Raises:
+        BundleVersionError: the bundle is newer, and something in it was refused.
+    """
+    try:
+        yield
+    except BundleCorruptError as error:
+        if section["schema"]["minor"] <= SCHEMA["minor"]:
+            raise
+        raise BundleVersionError(
+            f"the bundle was written by a newer learnkit (its format is {_number(section)}, and "
+            f"{__version__} knows {SCHEMA['major']}.{SCHEMA['minor']}) and needs it: {error}. "
+            "Upgrade learnkit"
+        ) from error
+
+
+def _number(section: Mapping[str, Any]) -> str:
+    return f"{section['schema']['major']}.{section['schema']['minor']}"
+
+
 def _check_critical(section: Mapping[str, Any]) -> None:
     if unknown := [key for key in _get(section, "critical", list) if key not in _KNOWN]:
         raise BundleVersionError(
@@ -181,10 +205,6 @@ def _described(section: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing]:
     except BundleError:
         raise
     except (LearnkitError, TypeError) as error:
-        if section["schema"]["minor"] > SCHEMA["minor"]:
-            raise BundleVersionError(
-                f"{CONFIG} was written by a newer learnkit and needs it: {error}. Upgrade learnkit"
-            ) from error
         raise BundleCorruptError(f"{CONFIG}: {error}") from error
     return spec, preprocessing
 

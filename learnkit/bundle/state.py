@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learnkit.bundle.audit import FACTS, HistoryFacts, KeptState, read_facts
+from learnkit.bundle.audit import FACTS, NO_HISTORY, HistoryFacts, KeptState, read_facts
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.knowledge import (
     MAX_SNAPSHOTS,
@@ -21,8 +22,10 @@ from learnkit.continual.knowledge import (
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import (
     BundleCorruptError,
+    BundleVersionError,
     ExportError,
     LearnkitError,
+    NewerStateError,
 )
 from learnkit.inference.prediction import finite_or_none
 from learnkit.models.head import build_head, register_head
@@ -59,6 +62,25 @@ def described(model: nn.Module, head: ContinualClassifier | None, n_in: int) -> 
     return spec
 
 
+@contextmanager
+def reading_state(where: str) -> Iterator[None]:
+    """Refuse the bundle if the state in its file `where` is refused in the block.
+
+    Raises:
+        BundleVersionError: the state is in a newer format.
+        BundleCorruptError: it is no sound one.
+    """
+    try:
+        yield
+    except NewerStateError as error:
+        raise BundleVersionError(f"{where}: {error}") from error
+    except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        # numbers that no images give can make the solvers raise whatever they have
+        raise BundleCorruptError(
+            f"{where} and its description are no sound state: {error}"
+        ) from error
+
+
 def read_head(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
@@ -70,15 +92,11 @@ def read_head(
 
     Raises:
         BundleCorruptError: they are not a head's, or not of these classes and this network.
+        BundleVersionError: they are in a newer format.
     """
-    try:
+    with reading_state(STATE):
         empty = build_head(width, len(classes), spec.head)
         head = ContinualClassifier.from_state(config, tensors)
-    except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        # numbers that no images give can make the solvers raise whatever they have
-        raise BundleCorruptError(
-            f"{STATE} and its description are no sound state: {error}"
-        ) from error
     if head.classes != classes:
         raise BundleCorruptError(
             f"the state's classes {list(head.classes)[:5]} are not `classes`, {list(classes)[:5]}"
@@ -128,14 +146,10 @@ def read_detector(
 
     Raises:
         BundleCorruptError: they are not a detector's, or not of this network.
+        BundleVersionError: they are in a newer format.
     """
-    try:
+    with reading_state(OOD):
         detector = OodDetector.from_state(config, tensors)
-    except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        # numbers that no images give can make the solvers raise whatever they have
-        raise BundleCorruptError(
-            f"{OOD} and its description are no sound state: {error}"
-        ) from error
     if detector.n_features != width or detector.knowledge.derived is None:
         raise BundleCorruptError(
             f"{OOD} is of {detector.n_features} features and {len(detector.classes)} classes; the "
@@ -163,7 +177,9 @@ def history_bytes(head: ContinualClassifier, levels: int) -> bytes | None:
             KeptState(config, {name: _place(name, tensors[name], known) for name in tensors})
         )
         known.append(tensors)
-    facts = HistoryFacts(1, history.audit.entries, tuple(history.snapshots), tuple(states))
+    facts = HistoryFacts(
+        NO_HISTORY.format, history.audit.entries, tuple(history.snapshots), tuple(states)
+    )
     return _packed(facts, {i: tensors for i, tensors in enumerate(known) if i})
 
 
@@ -192,6 +208,7 @@ def read_history(data: bytes, where: str, head: ContinualClassifier) -> History:
 
     Raises:
         BundleCorruptError: it is none, or not of this head.
+        BundleVersionError: it is in a newer format.
     """
     tensors = parse_tensors(data, where)
     facts = _read_facts(tensors.pop(FACTS, None), where)
@@ -243,10 +260,8 @@ def _read_tensors(
 def _read_knowledge(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], head: ContinualClassifier, where: str
 ) -> Knowledge:
-    try:
+    with reading_state(where):
         found = Knowledge.from_state(config, tensors)
-    except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise BundleCorruptError(f"{where} holds a state that is not sound: {error}") from error
     for name in ("n_features", "root"):
         if getattr(found.settings, name) != getattr(head.settings, name):
             raise BundleCorruptError(f"{where} holds a state of another network (`{name}`)")

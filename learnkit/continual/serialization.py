@@ -14,7 +14,12 @@ from learnkit.continual.embedding import EXACT, LARGEST
 from learnkit.continual.memory import Cell, FeatureMemory, Forgotten, feature_hashes, in_order
 from learnkit.continual.names import check_distinct, clean_name
 from learnkit.continual.settings import Settings
-from learnkit.errors import DataError, OodInsufficientDataError, StatisticsError
+from learnkit.errors import (
+    DataError,
+    NewerStateError,
+    OodInsufficientDataError,
+    StatisticsError,
+)
 from learnkit.uncertainty.embedding import GRID
 
 _TYPES = {
@@ -349,10 +354,12 @@ def read_config(config: Any) -> dict[str, Any]:
 
     Raises:
         StatisticsError: It is none, or of a format that is not read here.
+        NewerStateError: It is of a newer one.
     """
     number = config.get("format", FORMAT) if isinstance(config, Mapping) else FORMAT
     if isinstance(number, bool) or number not in range(1, FORMAT + 1):
-        raise StatisticsError(
+        kind = NewerStateError if type(number) is int and number > FORMAT else StatisticsError
+        raise kind(
             f"the state is of format {number!r}; this learnkit reads 1 to {FORMAT}: use a newer "
             "learnkit"
         )

@@ -13,8 +13,9 @@ from learnkit.backends.conversion import Converted
 from learnkit.backends.torch_session import TorchSession
 from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.write_float32 import base_files
+from learnkit.continual.serialization import FORMAT
 from learnkit.deploy.predictor import Predictor, load_learner
-from learnkit.errors import BundleCorruptError, ContinualStateError, ExportError
+from learnkit.errors import BundleCorruptError, BundleVersionError, ContinualStateError, ExportError
 
 QUIET = {"progress": False, "n_workers": 0}
 
@@ -163,6 +164,13 @@ class TestVariant:
         again.undo()
         assert again.classes == ("ok", "bad", "new")
 
+    def test_in_a_newer_state_is_told_from_a_damaged_one(self, tmp_path):
+        as_variant(learned()).save(tmp_path / "m")
+        newer = lambda data: data.replace(b'"format": %d' % FORMAT, b'"format": 99')
+        rewrite(tmp_path / "m", "variants/torch-float32.json", newer)
+        with pytest.raises(BundleVersionError, match=r"torch-float32.state.*format 99.*newer"):
+            load_learner(tmp_path / "m")
+
     @pytest.mark.filterwarnings("ignore:'float32' in .* is the model as it was")
     def test_leaves_no_former_state_of_the_float32_model_beside_it(self, tmp_path):
         predictor = as_variant(learned())
@@ -204,7 +212,7 @@ def first_own(facts, name="sums"):
 
 
 DAMAGES = {
-    "another format": lambda facts, _: facts.update(format=2),
+    "another format": lambda facts, _: facts.update(format=0),
     "a key more": lambda facts, _: facts.update(code="print()"),
     "no audit": lambda facts, _: facts.pop("audit"),
     "a change too many": lambda facts, _: facts.update(audit=facts["audit"][:1] * 1001),
@@ -252,3 +260,18 @@ def test_a_history_that_is_written_again_is_the_same(saved, tmp_path):
     path, _ = saved
     load_learner(path).save(tmp_path / "again")
     assert (tmp_path / "again" / HISTORY).read_bytes() == (path / HISTORY).read_bytes()
+
+
+NEWER = {
+    "history": lambda facts: facts.update(format=2, colour="red"),
+    "a state of it": lambda facts: facts["states"][0]["config"].update(format=99, colour="red"),
+}
+
+
+@pytest.mark.parametrize("what", NEWER)
+def test_a_newer_history_is_told_from_a_damaged_one(what, saved, tmp_path):
+    path = tmp_path / "m"
+    shutil.copytree(saved[0], path)
+    rewrite(path, HISTORY, lambda data: edited(data, lambda facts, _: NEWER[what](facts)))
+    with pytest.raises(BundleVersionError, match=rf"{re.escape(HISTORY)}.*format .*newer|upgrade"):
+        load_learner(path)

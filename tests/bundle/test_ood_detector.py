@@ -161,6 +161,12 @@ def test_a_damaged_description_is_refused(copy, value):
         load_learner(copy)
 
 
+def test_a_newer_detector_is_told_from_a_damaged_one(copy):
+    edit_config(copy, lambda config: config["ood"].update(format=99, colour="red"))
+    with pytest.raises(BundleVersionError, match=rf"{OOD}.* format 99.*newer learnkit"):
+        load_learner(copy)
+
+
 def test_a_detector_of_another_network_is_refused(copy):
     other = OodDetector(5)
     features = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))

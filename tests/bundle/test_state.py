@@ -24,6 +24,7 @@ from torch import nn
 from learnkit.backends.network import Network
 from learnkit.bundle import schema
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.serialization import FORMAT
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import BundleCorruptError, BundleProbeError, BundleVersionError, ExportError
 from learnkit.models import rebuild as rebuild_module
@@ -249,7 +250,6 @@ HOSTILE = {
     "names not composed": (_rename_all(["ok", "a\u0308", "dent"]), "not in composed form"),
     "names empty": (_rename_all(["ok", "", "dent"]), "is no name"),
     "names no text": (_config(class_names=["ok", 3, "dent"]), "state"),
-    "newer state": (_config(format=3), "format 3"),
     "unknown key": (_config(colour="red"), "colour"),
     "unknown setting": (_settings(colour="red"), "colour"),
     "unknown classifier": (_settings(classifier="eval"), "'eval'"),
@@ -326,3 +326,10 @@ def test_features_as_another_machine_computes_them_pass_the_probes(bundle, monke
 def test_a_head_of_layers_with_a_state_beside_it_is_read_as_what_it_says(tmp_path):
     make_predictor(make_model(**PLAIN_HEAD)).save(tmp_path / "model")
     assert load_learner(tmp_path / "model").continual is None
+
+
+@pytest.mark.parametrize("colour", [{}, {"colour": "red"}], ids=["alone", "with a new key"])
+def test_a_newer_state_is_told_from_a_damaged_one(copy, colour):
+    _config(format=FORMAT + 1, **colour)(copy)
+    with pytest.raises(BundleVersionError, match=rf"{STATE}.* format {FORMAT + 1}.*newer learnkit"):
+        load_learner(copy)

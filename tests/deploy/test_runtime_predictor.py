@@ -444,6 +444,21 @@ def test_newer_formats_and_other_bundles_are_refused(copied, continual):
         load_runtime(copied)
 
 
+def test_a_description_of_a_newer_format_is_told_from_a_damaged_one(copied):
+    edited(copied, colour="red")
+    with pytest.raises(BundleCorruptError, match="colour"):
+        load_runtime(copied)
+
+    def newer(data):
+        config = json.loads(data)
+        config["learnkit"]["schema"]["minor"] = 99
+        return json.dumps(config).encode()
+
+    rewrite(copied, "config.json", newer)
+    with pytest.raises(BundleVersionError, match=r"newer learnkit .*1\.99.*colour.*Upgrade"):
+        load_runtime(copied)
+
+
 def test_threads_can_be_set_and_answers_stay(continual):
     path, digest, _ = continual
     predictor, image = load_runtime(path, threads=1), shades("red", 1, size=SIZE)[0]
