@@ -21,6 +21,7 @@ from learnkit.bundle.variant import (
 )
 from learnkit.errors import BundleCorruptError
 from learnkit.optimize.conversion_report import ConversionReport
+from learnkit.optimize.gates import ratio_text
 from learnkit.optimize.report_rows import percent
 from learnkit.report.document import Code, Document, Paragraph, Section, Span, records
 from learnkit.report.markdown import as_markdown
@@ -185,7 +186,7 @@ def _row(one: Listed, reference: ConversionReport | None) -> dict[str, Any]:
 
 
 def _base_costs(reference: ConversionReport) -> dict[str, str | None]:
-    times = {f"ms, batch {one.batch}": f"{one.eager_median:.3g}" for one in reference.latency}
+    times = {f"ms, batch {one.batch}": f"{one.eager_best:.3g}" for one in reference.latency}
     right = percent(reference.quality.accuracy_before)
     return {**times, "labels kept": None, "accuracy": right, "gates": None}
 
@@ -197,7 +198,7 @@ def _costs(report: ConversionReport | None, reference: ConversionReport) -> dict
         return found
     for one in report.latency:
         if (name := f"ms, batch {one.batch}") in found:
-            found[name] = f"{one.median:.3g} ({one.vs_eager:.1f}x)"
+            found[name] = f"{one.best:.3g} ({ratio_text(one.vs_eager)})"
     return found | {
         "labels kept": percent(report.quality.agreement),
         "accuracy": percent(report.quality.accuracy),

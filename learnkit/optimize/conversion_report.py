@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from learnkit.optimize import report_rows as rows
-from learnkit.optimize.gates import Verdict, failures, passes
+from learnkit.optimize.gates import BUSY, Verdict, failures, passes, ratio_text
 from learnkit.optimize.quality import Candidate, Images, Latency, Quality, Speed
 from learnkit.report.document import Document, Gallery, Headline, Items, Mark, Section, pairs
 from learnkit.report.notebook import Shown
@@ -156,7 +156,7 @@ class ConversionReport(Shown):
 
 def speeds_of(report: ConversionReport) -> list[Speed]:
     """Eager torch, float32 of the same backend, and all that was tried; the slowest first."""
-    eager = {one.batch: one.eager_median for one in report.latency}
+    eager = {one.batch: one.eager_best for one in report.latency}
     if not eager:
         return []
     tried = [rows.tried_speed(one, eager, report.variant) for one in report.candidates]
@@ -164,7 +164,7 @@ def speeds_of(report: ConversionReport) -> list[Speed]:
         tried = [
             rows.speed_of(
                 report.variant,
-                {one.batch: one.median for one in report.latency},
+                {one.batch: one.best for one in report.latency},
                 eager,
                 agreement=report.quality.agreement,
                 outcome=report.word,
@@ -174,7 +174,7 @@ def speeds_of(report: ConversionReport) -> list[Speed]:
     found = [rows.speed_of(rows.EAGER, eager, eager), *tried]
     name = f"{report.backend}-float32"
     if name not in {one.name for one in found}:
-        plain = {one.batch: one.float32_median for one in report.latency}
+        plain = {one.batch: one.float32_best for one in report.latency}
         found.append(rows.speed_of(name, plain, eager))
     # eager torch first, what could not be made last
     key = lambda one: (one.name != rows.EAGER, not one.ratios, math.prod(one.ratios.values()))
@@ -187,8 +187,10 @@ def _reason(report: ConversionReport) -> str:
         failed = [verdict for verdict in report.verdicts if verdict.passed is False]
         return "; ".join(f"{one.gate} {one.found} (asked: {one.rule})" for one in failed)
     found = []
-    if report.latency:
-        ratios = " / ".join(f"{one.vs_eager:.1f}x" for one in report.latency)
+    if any(verdict.is_disturbed for verdict in report.verdicts):
+        found.append(f"speed not decided: {BUSY}")
+    elif report.latency:
+        ratios = " / ".join(ratio_text(one.vs_eager) for one in report.latency)
         batches = " / ".join(str(one.batch) for one in report.latency)
         found.append(f"{ratios} as fast as {rows.EAGER} (batch {batches})")
     found.append(f"{_share(report)} of the size")

@@ -10,6 +10,7 @@ from learnkit.errors import OptimizeError
 from learnkit.evaluation.measures import wilson_interval
 
 PROVING = 500  # test images recommended: enough to prove the default gates, with some to spare
+BUSY = "others used the machine while it was timed"
 _Z = 1.959964  # 95 % of a normal distribution lie within
 
 
@@ -45,7 +46,8 @@ class Verdict:
 
     Attributes:
         gate: "agreement", "accuracy", "speed" or "finite".
-        passed: whether it is passed; None where nothing could be measured or nothing is asked.
+        passed: whether it is passed; None where nothing could be measured or decided, or nothing
+            is asked.
         found: the number measured, in words.
         rule: what is asked, in words.
         note: what else there is to know, such as that too few images were at hand to prove it.
@@ -60,7 +62,13 @@ class Verdict:
     @property
     def word(self) -> str:
         """The verdict in a word."""
-        return {True: "passed", False: "FAILED", None: "not judged"}[self.passed]
+        unknown = "not decided" if self.is_disturbed else "not judged"
+        return {True: "passed", False: "FAILED", None: unknown}[self.passed]
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether it was measured, but others used the machine meanwhile."""
+        return self.passed is None and self.note.startswith(BUSY)
 
     def __str__(self) -> str:
         note = f"; {self.note}" if self.note else ""
@@ -128,16 +136,32 @@ def accuracy_verdict(n_lost: int, n_gained: int, n: int, gates: Gates) -> Verdic
     return Verdict("accuracy", passed, found, rule, note)
 
 
-def speed_verdict(ratios: Mapping[int, float], reference: str, gates: Gates) -> Verdict:
-    """The verdict on speed.
+def ratio_text(ratio: float) -> str:
+    """A ratio with the two digits that timing bears, rounded down: it is no less than it says.
+
+    >>> [ratio_text(one) for one in (0.957, 1.099, 6, 13.9, 1777.4)]
+    ['0.95x', '1.0x', '6.0x', '13x', '1700x']
+    """
+    if not (math.isfinite(ratio) and ratio > 0):
+        return f"{ratio:g}x"
+    digits = 1 - math.floor(math.log10(ratio))
+    kept = math.floor(ratio * 10**digits + 1e-9) / 10**digits
+    return f"{kept:.{max(digits, 0)}f}x"
+
+
+def speed_verdict(
+    ratios: Mapping[int, float], reference: str, gates: Gates, disturbed: str = ""
+) -> Verdict:
+    """The verdict on speed; none where others used the machine meanwhile.
 
     Args:
         ratios: times as fast as the reference, by batch size.
         reference: what it is compared with, in words; empty if no gain is expected of it, as of
             weights that are only stored in half precision.
         gates: the limits.
+        disturbed: what tells that others used the machine; empty if nothing does.
     """
-    shown = ", ".join(f"{ratio:.2f}x at batch {batch}" for batch, ratio in ratios.items())
+    shown = ", ".join(f"{ratio_text(ratio)} at batch {batch}" for batch, ratio in ratios.items())
     rule = "nothing" if gates.speed is None else f"at least {gates.speed:g}x of {reference}"
     if not ratios:
         return Verdict("speed", None, "not measured", rule)
@@ -145,6 +169,9 @@ def speed_verdict(ratios: Mapping[int, float], reference: str, gates: Gates) -> 
         return Verdict("speed", None, shown, "nothing: it saves space, not time")
     if gates.speed is None:
         return Verdict("speed", None, shown, rule)
+    if disturbed:
+        note = f"{BUSY} ({disturbed}): optimise again when it is idle"
+        return Verdict("speed", None, shown, rule, note)
     return Verdict("speed", min(ratios.values()) >= gates.speed, shown, rule)
 
 

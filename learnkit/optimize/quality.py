@@ -128,24 +128,25 @@ class Quality:
 class Latency:
     """Milliseconds per call at one batch size; `float32` is the same backend's, `eager` torch's.
 
-    The calls of the three take turns, so that whatever else the machine does hits them alike.
+    The calls of the three take turns, so that whatever else the machine does hits them alike, and
+    the fastest of each, which it hits least, are compared (in earlier reports the medians).
     """
 
     batch: int
-    median: float
+    best: float = field(metadata={"formerly": "median"})
     p95: float
-    float32_median: float
-    eager_median: float
+    float32_best: float = field(metadata={"formerly": "float32_median"})
+    eager_best: float = field(metadata={"formerly": "eager_median"})
 
     @property
     def vs_float32(self) -> float:
         """Times as fast as float32 of the same backend."""
-        return self.float32_median / self.median
+        return self.float32_best / self.best
 
     @property
     def vs_eager(self) -> float:
         """Times as fast as eager torch."""
-        return self.eager_median / self.median
+        return self.eager_best / self.best
 
 
 @dataclass(frozen=True)
@@ -169,10 +170,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant that was tried: median milliseconds by batch size, and what became of it."""
+    """A variant that was tried: milliseconds by batch size, and what became of it."""
 
     variant: str
-    medians: dict[str, float]
+    times: dict[str, float] = field(metadata={"formerly": "medians"})
     agreement: float
     outcome: str
 
@@ -183,7 +184,7 @@ class Speed:
 
     Attributes:
         name: of the variant, or "eager torch".
-        medians: milliseconds per call by batch size; empty if it could not be made.
+        times: milliseconds per call by batch size; empty if it could not be made.
         ratios: times as fast as eager torch by batch size.
         agreement: share of labels kept; NaN if it was not tested.
         outcome: what became of it, in a word or two.
@@ -192,7 +193,7 @@ class Speed:
     """
 
     name: str
-    medians: dict[int, float]
+    times: dict[int, float]
     ratios: dict[int, float]
     agreement: float = math.nan
     outcome: str = ""

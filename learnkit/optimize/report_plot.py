@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from learnkit.errors import OptimizeError
+from learnkit.optimize.gates import ratio_text
 from learnkit.optimize.quality import Speed
 from learnkit.optimize.report_rows import EAGER
 
@@ -51,7 +52,7 @@ def _bars(
     bars = ax.barh(places, [one.ratios[batch] for one in speeds], 0.92 * height, color=colours)
     digits = lambda ms: f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
     labels = [
-        f"{one.ratios[batch]:.1f}x  {digits(one.medians[batch])} ms, batch {batch}"
+        f"{ratio_text(one.ratios[batch])}  {digits(one.times[batch])} ms, batch {batch}"
         for one in speeds
     ]
     ax.bar_label(bars, labels, padding=4, fontsize="small")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from learnkit.optimize.gates import Verdict
+from learnkit.optimize.gates import Verdict, ratio_text
 from learnkit.optimize.quality import Candidate, ChangedImage, Images, Latency, Quality, Speed
 from learnkit.report.document import (
     ARROW,
@@ -55,10 +55,10 @@ def changes_table(rows: Sequence[Row]) -> Table:
 
 def time_row(one: Latency, float32_name: str) -> Row:
     """Milliseconds at one batch size; `float32_name` is of float32 on the same backend."""
-    note = f"{one.vs_eager:.2f}x as fast, p95 {one.p95:.2f} ms"
+    note = f"{ratio_text(one.vs_eager)} as fast, p95 {one.p95:.2f} ms"
     if float32_name:
-        note += f"; {one.vs_float32:.2f}x of {float32_name}"
-    return (f"time, batch {one.batch}", f"{one.eager_median:.2f} ms", f"{one.median:.2f} ms", note)
+        note += f"; {ratio_text(one.vs_float32)} of {float32_name}"
+    return (f"time, batch {one.batch}", f"{one.eager_best:.2f} ms", f"{one.best:.2f} ms", note)
 
 
 def answer_rows(found: Quality) -> list[Row]:
@@ -99,10 +99,10 @@ def number_rows(found: Quality) -> list[Row]:
 
 def tried_speed(one: Candidate, eager: dict[int, float], chosen: str) -> Speed:
     """The speed of a variant that was tried, and what became of it."""
-    is_brief, failed = len(one.outcome) <= _BRIEF, "failed" if one.medians else "not possible"
+    is_brief, failed = len(one.outcome) <= _BRIEF, "failed" if one.times else "not possible"
     return speed_of(
         one.variant,
-        {int(batch): ms for batch, ms in one.medians.items()},
+        {int(batch): ms for batch, ms in one.times.items()},
         eager,
         agreement=one.agreement,
         outcome=one.outcome if is_brief else failed,
@@ -111,10 +111,10 @@ def tried_speed(one: Candidate, eager: dict[int, float], chosen: str) -> Speed:
     )
 
 
-def speed_of(name: str, medians: dict[int, float], eager: dict[int, float], **more: Any) -> Speed:
-    """Medians beside those of eager torch."""
-    ratios = {batch: eager[batch] / ms for batch, ms in medians.items() if batch in eager}
-    return Speed(name, medians, ratios, **more)
+def speed_of(name: str, times: dict[int, float], eager: dict[int, float], **more: Any) -> Speed:
+    """Milliseconds beside those of eager torch."""
+    ratios = {batch: eager[batch] / ms for batch, ms in times.items() if batch in eager}
+    return Speed(name, times, ratios, **more)
 
 
 def speed_bars(speeds: Sequence[Speed]) -> list[Bars | Items]:
@@ -173,8 +173,8 @@ def _interval(low: float, high: float, show) -> str:
 def _bar(one: Speed, batch: int) -> Bar | None:
     if batch not in one.ratios:
         return None
-    ratio = "" if one.name == EAGER else f" ({one.ratios[batch]:.2f}x)"
-    return Bar(one.ratios[batch], f"{one.medians[batch]:.2f} ms{ratio}")
+    ratio = "" if one.name == EAGER else f" ({ratio_text(one.ratios[batch])})"
+    return Bar(one.ratios[batch], f"{one.times[batch]:.2f} ms{ratio}")
 
 
 def _fate(image: ChangedImage) -> str:

@@ -21,7 +21,7 @@ from learnkit.optimize.convert import Converter
 from learnkit.optimize.job import PROBES, Job
 from learnkit.optimize.quality import Quality
 from learnkit.optimize.relearn import CARRIED, learned_again
-from learnkit.optimize.timing import Times, measure, was_busy
+from learnkit.optimize.timing import Times, measure
 
 
 class Trials:
@@ -34,7 +34,6 @@ class Trials:
         self.unknown_before = self._scores(job.source)
         self.found: dict[str, Trial] = {}
         self.problems: dict[str, str] = {}
-        self.busy = False
         self._references: dict[str, Session] = {}
 
     def fastest_passing(
@@ -101,7 +100,6 @@ class Trials:
         with torch_threads(max(trial.network.threads for trial in trials)):
             images = channels_last(job.test.pixels)
             times = measure(runs, images, batches=job.batches, progress=job.progress)
-        self.busy = self.busy or was_busy(times)
         for trial in trials:
             trial.times = times[trial.converted.name]
             trial.reference = times[names[trial.converted.backend]]
@@ -193,8 +191,8 @@ class Trial:
 
     @property
     def milliseconds(self) -> float:
-        """Geometric mean of the medians per image: what "fastest" means."""
-        logs = [math.log(times.median / batch) for batch, times in self.times.items()]
+        """Geometric mean of the times per image: what "fastest" means."""
+        logs = [math.log(times.best / batch) for batch, times in self.times.items()]
         return math.exp(sum(logs) / len(logs))
 
     @property
@@ -213,11 +211,12 @@ def verdicts_of(trial: Trial, job: Job) -> tuple[gate.Verdict, ...]:
     if (converted.backend, converted.precision) in _STORAGE:
         reference = ""
     times = trial.eager if is_float32 else trial.reference
-    ratios = {b: times[b].median / t.median for b, t in trial.times.items()}
+    ratios = {b: times[b].best / t.best for b, t in trial.times.items()}
+    disturbed = (one[b].disturbed for b in trial.times for one in (trial.times, times))
     n = 0 if job.what == PROBES else found.n
     return (
         gate.finite_verdict(found.n_broken, found.n),
         gate.agreement_verdict(found.n_same if n else 0, n, gates),
         gate.accuracy_verdict(found.n_lost, found.n_gained, found.n_labelled, gates),
-        gate.speed_verdict(ratios, reference, gates),
+        gate.speed_verdict(ratios, reference, gates, next(filter(None, disturbed), "")),
     )

@@ -1,6 +1,7 @@
 """Records from JSON and back: frozen dataclasses, read strictly, for files come from strangers.
 
-A field with `metadata=NOT_STORED` stays at home: it is not written, and read as its default.
+A field with `metadata=NOT_STORED` stays at home: it is not written, and read as its default. One
+with `metadata={"formerly": name}` is read under that name, too.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def from_plain(kind: type[Record], values: Any, where: str) -> Record:
     """
     types_of = typing.get_type_hints(kind)
     hints = {name: types_of[name] for name in _stored(kind)}
+    values = _renamed(kind, values)
     if not isinstance(values, dict) or values.keys() != hints.keys():
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
         raise BundleCorruptError(
@@ -82,6 +84,14 @@ def read_field(
 def _stored(kind: type) -> list[str]:
     """The names of the fields that are written."""
     return [f.name for f in dataclasses.fields(kind) if f.metadata.get("stored", True)]
+
+
+def _renamed(kind: type, values: Any) -> Any:
+    """What was written, under the names that its fields have now."""
+    former = {f.metadata.get("formerly", f.name): f.name for f in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or not former.keys() >= values.keys():
+        return values
+    return {former[name]: value for name, value in values.items()}
 
 
 def _name(kind: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from learnkit.errors import BundleCorruptError, OptimizeError
 from learnkit.optimize.conversion_report import ConversionReport, speeds_of
-from learnkit.optimize.gates import Verdict
+from learnkit.optimize.gates import Gates, Verdict, speed_verdict
 from learnkit.optimize.quality import (
     Candidate,
     ChangedClass,
@@ -103,7 +103,7 @@ def test_a_report_survives_json_with_what_was_not_measured():
         (lambda d: d.update(threads=True), "`threads` is True"),
         (lambda d: d["quality"].update(n=1.5), "`n` is 1.5"),
         (lambda d: d.update(latency={}), "`latency`"),
-        (lambda d: d["latency"][0].update(median="fast"), "`median` is 'fast'"),
+        (lambda d: d["latency"][0].update(best="fast"), "`best` is 'fast'"),
         (lambda d: d["verdicts"][0].update(passed="yes"), "`passed` is 'yes'"),
         (lambda d: d.update(versions={"torch": 2}), "`versions` is 2"),
         (lambda d: d.update(quality=None), "Quality"),
@@ -114,6 +114,17 @@ def test_a_report_that_was_tampered_with_is_refused(change, message):
     change(values)
     with pytest.raises(BundleCorruptError, match=message):
         ConversionReport.from_dict(values, "variants/x.report.json")
+
+
+def test_a_report_of_the_time_when_medians_were_compared_is_read():
+    values, former = REPORT.to_dict(), {"best": "median", "float32_best": "float32_median"}
+    former["eager_best"] = "eager_median"
+    values["latency"] = [
+        {former.get(name, name): value for name, value in one.items()} for one in values["latency"]
+    ]
+    for one in values["candidates"]:
+        one["medians"] = one.pop("times")
+    assert ConversionReport.from_dict(values).to_dict() == REPORT.to_dict()
 
 
 TRIED = replace(
@@ -138,7 +149,7 @@ def test_the_printed_report_says_what_is_asked_of_it():
         "-1.00 points",
         "40 images (20 a",
         "carried over",
-        "12.00 ms   2.00 ms  6.00x as fast, p95 2.50 ms; 2.00x of",
+        "12.00 ms   2.00 ms  6.0x as fast, p95 2.50 ms; 2.0x of",
     ):
         assert part in text, part
     assert text.index("FAILED") < text.index("passed ")
@@ -150,6 +161,12 @@ def test_the_first_line_is_the_verdict_and_what_speaks_for_it():
         "onnxruntime-int8 passes its gates: 6.0x / 7.0x as fast as eager torch (batch 1 / 16), "
         "25% of the size, 98.50% of labels kept"
     )
+    busy = speed_verdict({1: 1777.0}, "eager torch", Gates(), "it waited")
+    disturbed = str(replace(PASSED, verdicts=(*PASSED.verdicts, busy)))
+    assert "speed not decided: others used the machine while it was timed, 25%" in " ".join(
+        disturbed.split("\n\n")[0].split()
+    )
+    assert "not decided" in disturbed.split("\n\n")[1]
     unjudged = replace(PASSED, verdicts=(Verdict("agreement", None, "no images", "nothing"),))
     assert "25% of the size, labels not judged" in " ".join(str(unjudged).split())
     forced = str(replace(REPORT, forced=True)).splitlines()[0]

@@ -11,6 +11,7 @@ from learnkit.optimize.gates import (
     finite_verdict,
     paired_interval,
     passes,
+    ratio_text,
     speed_verdict,
 )
 
@@ -80,6 +81,24 @@ def test_every_batch_size_must_be_fast_enough():
     slow = speed_verdict({1: 1.09, 16: 4.0}, "eager torch", GATES)
     assert slow.passed is False
     assert slow.rule == "at least 1.1x of eager torch"
+
+
+def test_a_disturbed_measurement_decides_nothing_whatever_the_ratio():
+    for ratio in (1777.0, 0.5):
+        verdict = speed_verdict({1: ratio, 16: ratio}, "eager torch", GATES, "it waited")
+        assert (verdict.passed, verdict.word) == (None, "not decided")
+        assert verdict.note.startswith("others used the machine while it was timed (it waited)")
+    assert speed_verdict({}, "eager torch", GATES, "it waited").word == "not judged"
+    assert speed_verdict({1: 2.0}, "", GATES, "it waited").word == "not judged"
+
+
+@pytest.mark.parametrize("ratio", [0.0012, 0.957, 1.0, 1.0999, 1.1, 2.3, 9.99, 10.0, 13.9, 1777.4])
+def test_a_ratio_is_told_in_two_digits_and_never_as_more_than_it_is(ratio):
+    text = ratio_text(ratio)
+    value = float(text[:-1])
+    assert ratio * 0.9 < value <= ratio
+    assert len(f"{value:.9f}".replace(".", "").strip("0")) <= 2
+    assert ratio_text(value) == text  # two digits stay as they are
 
 
 def test_what_only_saves_space_is_not_judged_by_speed():

@@ -51,13 +51,14 @@ def given_times(monkeypatch):
     def measure(runs, pixels, *, batches, progress):
         for run in runs.values():
             run(pixels[:1])
-        return {
-            name: {batch: Times(times.get(name, 10.0), times.get(name, 10.0)) for batch in batches}
-            for name in runs
-        }
+        return {name: {batch: _times(times.get(name, 10.0)) for batch in batches} for name in runs}
 
     monkeypatch.setattr(trials, "measure", measure)
     return times
+
+
+def _times(given):
+    return given if isinstance(given, Times) else Times(given, given)
 
 
 class TorchInDisguise(Converted):
@@ -220,7 +221,7 @@ def test_a_variant_that_fails_is_refused_with_its_report(source, given_times, da
 
 def test_too_slow_is_refused_too(source, given_times):
     given_times["torch-bfloat16"] = 9.5
-    with pytest.raises(ConversionRefusedError, match=r"1\.05x at batch 1"):
+    with pytest.raises(ConversionRefusedError, match=r"1\.0x at batch 1"):
         source.optimize("bfloat16", backend="torch", test=TEST, **QUIET)
     lenient = Gates(speed=1.05)
     given_times["torch-float32"] = 10.0
@@ -323,6 +324,22 @@ def test_a_cast_needs_no_images_and_is_then_judged_by_speed_alone(source, given_
     judged = {verdict.gate: verdict.passed for verdict in report.verdicts}
     assert judged == {"finite": True, "agreement": None, "accuracy": None, "speed": True}
     assert "probe images" in report.test.what
+
+
+@pytest.mark.parametrize("busy", ["torch-bfloat16", "torch-float32"])
+def test_times_that_others_disturbed_decide_nothing_and_the_headline_says_so(
+    source, given_times, busy
+):
+    given_times[busy] = Times(0.01, 3000.0, "it waited for one 60% of the time")
+    _, report = source.optimize("bfloat16", backend="torch", test=TEST, **QUIET)
+    (speed,) = (verdict for verdict in report.verdicts if verdict.gate == "speed")
+    assert (speed.passed, speed.word) == (None, "not decided")
+    assert "it waited for one 60% of the time" in speed.note
+    assert "speed not decided: others used the machine" in " ".join(str(report).split()[:20])
+    given_times[busy] = 1.0
+    given_times[trials.EAGER] = Times(20.0, 99.0, "it waited")  # not what it is compared with
+    _, report = source.optimize("bfloat16", backend="torch", test=TEST, force=True, **QUIET)
+    assert "not decided" not in str(report)
 
 
 def test_samples_of_a_cast_are_what_it_is_judged_by(source, given_times):
