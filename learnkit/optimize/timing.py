@@ -102,8 +102,7 @@ class _Spent:
         signs = {
             f"the slowest calls took {p95 / median:.0f} times the median": p95 > SCATTER * median,
             f"it had a processor {computing / wall:.0%} of the time": computing < COMPUTING * wall,
-            f"its threads waited for one {waiting / wall:.0%} of the time": waiting
-            > WAITING * wall,
+            f"threads waited for one {waiting / wall:.0%} of the time": waiting > WAITING * wall,
         }
         disturbed = ", ".join(sign for sign, shows in signs.items() if shows)
         return Times(1000 * min(self.calls), 1000 * float(p95), disturbed)

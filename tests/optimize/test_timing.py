@@ -83,7 +83,7 @@ def test_measuring_goes_on_for_the_time_given_and_no_longer_than_needed():
         ([0.1], 1.0, float("nan"), ""),  # where nobody counts who waits
         ([0.1, 0.1, 0.9, 0.1], 1.0, 0.0, "the slowest calls took 9 times the median"),
         ([0.1], 0.4, 0.0, "it had a processor 40% of the time"),
-        ([0.1], 1.4, 0.6, "its threads waited for one 60% of the time"),
+        ([0.1], 1.4, 0.6, "threads waited for one 60% of the time"),
         ([0.1], 0.4, float("nan"), "it had a processor 40% of the time"),
     ],
 )
