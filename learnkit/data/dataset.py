@@ -263,7 +263,7 @@ class ImageDataset(Shown):
 
     @property
     def classes(self) -> list[str]:
-        """Class names, sorted; sub-datasets keep them all."""
+        """Class names, sorted (as numbers where all are integers); sub-datasets keep them all."""
         return list(self._classes)
 
     @property
@@ -468,7 +468,7 @@ class ImageDataset(Shown):
         digests = [_digest(path) if content else "" for path in bar]
         columns = (self._frame["path"], self.labels, self._frame["split"], digests)
         rows = sorted(zip(*columns, strict=True))
-        text = json.dumps([self._classes, rows], ensure_ascii=True, separators=(",", ":"))
+        text = json.dumps([sorted(self._classes), rows], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def dataloaders(self, size: Any = 224, bs: int = 64, *, augment: Any = None, **kwargs) -> Any:

@@ -1,5 +1,6 @@
 """Class names: made comparable, checked for twins, never used as paths."""
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -43,7 +44,7 @@ def canonical_labels(raw: Sequence[Any], names: Sequence[str]) -> tuple[list[Lab
 def canonical_classes(
     names: Iterable[Any], labels: Iterable[str], *, case_sensitive: bool = False
 ) -> list[str]:
-    """Sorted class names in NFC form: the given ones, which must cover every label.
+    """Class names in NFC form and order: the given ones, which must cover every label.
 
     Raises:
         DataError: A name is given twice or looks like another, or a label is none of them.
@@ -55,13 +56,25 @@ def canonical_classes(
         raise DataError(f"`classes` lists {doubled} more than once; list every class once")
     spellings = {name: _clean(name, names, names, False) for name in names}
     check_twins(spellings)
-    classes = sorted(spellings.values())
+    classes = sorted_names(spellings.values())
     if unknown := set(labels) - set(classes):
         raise DataError(
             f"labels {sorted(unknown)[:10]} are not in `classes` {classes[:10]}; add or relabel"
         )
     warn_similar(classes, case_sensitive=case_sensitive)
     return classes
+
+
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """Class names in their order: by value where all of them are integers, otherwise as text.
+
+    >>> sorted_names(["10", "9", "-1", "007"]), sorted_names(["10", "9", "none"])
+    (['-1', '007', '9', '10'], ['10', '9', 'none'])
+    """
+    names = sorted(names)
+    if all(re.fullmatch(r"-?[0-9]{1,99}", name) for name in names):
+        names.sort(key=int)
+    return names
 
 
 def names_in(labels: Iterable[Label]) -> list[str]:

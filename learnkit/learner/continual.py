@@ -30,6 +30,7 @@ from learnkit.continual.classifier import ContinualClassifier, check_continual, 
 from learnkit.continual.knowledge import Knowledge
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled, parted
+from learnkit.data.labels import sorted_names
 from learnkit.errors import (
     ContinualAlreadyInitializedError,
     ContinualStateError,
@@ -97,7 +98,7 @@ def _first_images(
 ) -> ChangeReport:
     """Let an empty head learn; the learner's own classes keep their order, others come after."""
     order = [name for name in names if name in set(found.labels)]
-    order += sorted(set(found.labels) - set(names))
+    order += sorted_names(set(found.labels) - set(names))
     report = head.extend(
         features_of(learn, found.items),
         found.labels,

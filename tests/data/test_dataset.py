@@ -1,5 +1,7 @@
 """The table, its rules and its views; labels and paths that try to be something else."""
 
+import hashlib
+import json
 import sys
 import types
 import unicodedata
@@ -33,6 +35,42 @@ def test_the_table_has_the_promised_columns_and_types():
     assert data.targets.tolist() == [1, 0, 1]
     assert data.paths == [Path("somewhere").absolute() / f"{i:03d}.png" for i in range(3)]
     assert len(data) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        ([str(i) for i in range(12)], [str(i) for i in range(12)]),
+        (["10", "-2", "0", "9", "-11"], ["-11", "-2", "0", "9", "10"]),
+        (["010", "9", "0001"], ["0001", "9", "010"]),
+        (["7", "07", "6"], ["6", "07", "7"]),  # of one value, but two names
+        ([1, 11, 2], ["1", "2", "11"]),
+        # not all are integers: as text
+        (["10", "9", "none"], ["10", "9", "none"]),
+        (["10.5", "9", "1e3"], ["10.5", "1e3", "9"]),
+        (["part10", "part9"], ["part10", "part9"]),
+        (["10", "9", "²"], ["10", "9", "²"]),
+        (["10", "9", "٣"], ["10", "9", "٣"]),
+        (["9", "1" * 5000], ["1" * 5000, "9"]),  # more digits than Python reads as a number
+    ],
+)
+def test_classes_are_in_the_order_of_their_numbers_where_all_are_integers(names, order):
+    for labels in (names, names[::-1]):
+        data = dataset(labels)
+        assert data.classes == order
+        assert [order[place] for place in data.targets] == list(map(str, labels))
+        assert data.class_ids == list(range(len(order)))
+
+
+def test_ids_of_a_dictionary_stay_with_their_names_and_digests_with_their_images():
+    frame = pd.DataFrame({"path": ["a.png", "b.png"], "label": ["10", "9"]})
+    data = ImageDataset(frame, "somewhere", class_ids={"10": 0, "9": 3})
+    assert (data.classes, data.class_ids) == (["9", "10"], [3, 0])
+    assert data.to_halcon()["class_names"] == ["10", "9"]
+    # as it was when all names were sorted as text
+    rows = [["a.png", "10", "", ""], ["b.png", "9", "", ""]]
+    text = json.dumps([["10", "9"], rows], separators=(",", ":"))
+    assert data.fingerprint() == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_nothing_a_caller_gets_changes_the_dataset():
