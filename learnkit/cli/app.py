@@ -1,4 +1,4 @@
-"""The command `learnkit`: demo, train, extend, evaluate, predict, report, serve, optimize, devices.
+"""The command `learnkit`: demo, train, extend, evaluate, predict, serve, optimize, convert, ...
 
 Exit codes: 0 done, 1 done but some images could not be read, 2 a mistake of the user in one
 sentence, 130 interrupted. Whatever is slow to import is imported inside the commands.
@@ -130,6 +130,7 @@ for _function in (
     use.report,
     deploy.serve,
     deploy.optimize,
+    deploy.convert,
     deploy.devices,
 ):
     _command(_function)

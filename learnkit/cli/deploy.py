@@ -1,4 +1,4 @@
-"""The commands for deployment: serve, optimize, devices."""
+"""The commands for deployment: serve, optimize, convert, devices."""
 
 from __future__ import annotations
 
@@ -143,6 +143,42 @@ def optimize(
     print_document(found.document(), report.console)
     faster.save(out)
     report.files("Written", [(out, f"opens as {found.variant}; learnkit.load_learner reads it")])
+    report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
+
+
+def convert(
+    export: Annotated[Path, typer.Argument(metavar="EXPORT.PKL", help="What fastai exported.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model.")],
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Run the code in the file: I trust its author.")
+    ] = False,
+) -> None:
+    """Turn the export.pkl of fastai's vision_learner into a model that holds no code.
+
+    The network is built anew by the name of its architecture, takes the weights, and must give the
+    same logits as fastai's; images are read as fastai's validation reads them. A pickle runs
+    whatever its author put in as soon as it is read, hence --allow-pickle.
+    """
+    if not export.is_file():
+        raise UsageError(
+            f"EXPORT.PKL is {str(export)!r}, which is no file; give what fastai's learn.export "
+            "wrote"
+        )
+    if not allow_pickle:
+        raise UsageError(
+            f"{export} may be a pickle, which runs whatever code its author put in as soon as it "
+            "is read; if you trust who wrote it, add --allow-pickle"
+        )
+    from learnkit.deploy.predictor import load_learner
+    from learnkit.learner.learner import ImageLearner
+    from learnkit.storage.write_folder import check_target
+
+    check_target(out)
+    learn = ImageLearner.from_learner(load_learner(export, allow_pickle=True))
+    with learn.no_bar():
+        learn.export(out)
+    report = Report()
+    report.files("Written", [(out, "gives the logits of fastai's; it holds no code")])
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
 
 

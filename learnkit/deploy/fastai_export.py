@@ -5,6 +5,8 @@ The one place below the learner that knows fastai, and it imports it by name, wh
 
 import hashlib
 import importlib
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,4 +35,14 @@ def load_pickle(path: Path, sha256: str | None, device: Any, allow_pickle: bool)
     if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise BundleCorruptError(f"{path} is not the pinned file: its sha256 is not {sha256}")
     load = importlib.import_module("fastai.learner").load_learner
-    return load(path, cpu=torch.device(device).type == "cpu")
+    try:
+        with warnings.catch_warnings():  # of pickles, which were allowed
+            warnings.simplefilter("ignore", UserWarning)
+            return load(path, cpu=torch.device(device).type == "cpu")
+    except (AttributeError, ImportError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise BundleError(
+            f"{path} cannot be unpickled here: {reason}. Functions and classes of its author must "
+            "be where they were when it was written: define or import them first, in Python, and "
+            "load the file there"
+        ) from error

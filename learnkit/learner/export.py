@@ -19,7 +19,7 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
 from learnkit.interpret.learner_state import class_names, learner_state
 from learnkit.interpret.outputs import collect_outputs
-from learnkit.learner.adopt import spec_of
+from learnkit.learner.adopt import travelling
 from learnkit.learner.dataloaders import is_multi_label
 from learnkit.learner.training_data import own_data
 from learnkit.learner.transforms import preprocessing_of
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 N_PROBES = 4
 
 
-def predictor_of(learn: Learner) -> Predictor:
+def predictor_of(learn: Learner, *, travels: bool = False) -> Predictor:
     """Return a Predictor that shares the learner's model and reads images as its validation does.
+
+    One that `travels` has a network that can be rebuilt from data, see `travelling`.
 
     Raises:
         ExportError: A validation transform is code; the message names it.
@@ -41,7 +43,7 @@ def predictor_of(learn: Learner) -> Predictor:
     recipe = preprocessing_of(learn.dls)
     continual = continual_head(learn.model) is not None
     return Predictor(
-        learn.model,
+        travelling(learn, recipe) if travels else learn.model,
         recipe,
         classes,
         multi_label=is_multi_label(learn.dls),
@@ -56,8 +58,7 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
         ExportError: Something about the learner cannot travel as data; the message names it.
         BundleWriteError: The folder could not be written; what stood there still does.
     """
-    predictor = predictor_of(learn)
-    learn.model.spec = spec_of(learn)
+    predictor = predictor_of(learn, travels=True)
     probes = probe_images(learn, predictor.preprocessing)
     write(path, predictor.record, card=_card(learn, evaluate=evaluate), probes=probes)
     return Path(path)
@@ -75,7 +76,7 @@ def probe_images(learn: Learner, recipe: Preprocessing) -> torch.Tensor | None:
 def _card(learn: Learner, *, evaluate: bool) -> dict[str, Any]:
     """Return what the model card says of data, training and measures."""
     card = {"data": _data_facts(learn), "training": _training_facts(learn)}
-    if evaluate:
+    if evaluate and len(learn.dls.valid_ds):  # fastai's own export comes back without images
         evaluation = collect_outputs(learn).evaluate()
         card["measures"] = evaluation.summary.to_dict()
         table = evaluation.per_class.rename_axis("class").reset_index()
@@ -86,7 +87,8 @@ def _card(learn: Learner, *, evaluate: bool) -> dict[str, Any]:
 def _data_facts(learn: Learner) -> dict[str, Any]:
     """Return the number of images per split and the dataset's fingerprint, where known."""
     names = ("training images", "validation images", "test images")
-    facts = {name: len(dl.dataset) for name, dl in zip(names, learn.dls.loaders, strict=False)}
+    sizes = [len(dl.dataset) for dl in learn.dls.loaders]
+    facts = {name: size for name, size in zip(names, sizes, strict=False) if size}
     dataset = getattr(learn.dls, "image_dataset", None)
     return facts if dataset is None else facts | {"fingerprint": dataset.fingerprint()}
 
@@ -110,8 +112,7 @@ def optimize_learner(
     **settings: Any,
 ) -> tuple[Predictor, ConversionReport]:
     """Return (faster predictor, report); see `ImageLearner.optimize`."""
-    predictor = predictor_of(learn)
-    learn.model.spec = spec_of(learn)
+    predictor = predictor_of(learn, travels=True)
     predictor.probes = probe_images(learn, predictor.preprocessing)
     if predictor.multi_label:
         train, valid = _multi_label(learn)

@@ -28,6 +28,7 @@ def cnn_learner(
     bn_final: bool = False,
     first_bn: bool = True,
     lin_first: bool = False,
+    lin_bias: bool = True,
     y_range: tuple[float, float] | None = None,
     init: Callable | None = nn.init.kaiming_normal_,
     n_in: int | None = None,
@@ -60,6 +61,7 @@ def cnn_learner(
         bn_final: A last batch norm after the last linear layer.
         first_bn: A batch norm before the first linear layer.
         lin_first: Linear layers before their batch norm and dropout.
+        lin_bias: Biases in the linear layers; fastai v2's heads have none.
         y_range: Squash the outputs into this interval.
         init: Initialises the head's weights; None keeps torch's.
         n_in: Input channels; default those of `dls`.
@@ -94,6 +96,7 @@ def cnn_learner(
         bn_final=bn_final,
         first_bn=first_bn,
         lin_first=lin_first,
+        lin_bias=lin_bias,
         y_range=y_range,
         init=init,
         weights=weights,

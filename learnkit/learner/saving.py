@@ -136,8 +136,10 @@ def explained_mismatch(model: nn.Module, file: Any) -> Iterator[None]:
         if "Error(s) in loading state_dict" not in str(error):
             raise
         lines = [line.strip() for line in str(error).splitlines()[1:]]
+        lacking = re.findall(r'"1\.\d+\.bias"', lines[0])
+        v2 = ", lin_bias=False if fastai v2 built it" if lacking else ""
         raise WeightsError(
             f"{str(file)!r} does not fit this network ({len(lines)} kinds of differences, first: "
             f"{lines[0][:200]}); build the learner with the architecture, head and number of "
-            "classes that were saved"
+            f"classes that were saved{v2}"
         ) from error

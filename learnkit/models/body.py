@@ -102,15 +102,16 @@ def assemble_body(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     arch_kwargs: dict[str, Any],
+    pooled: bool = False,
 ) -> nn.Module:
-    """Return the body of an architecture found; see `create_body`."""
+    """Return the body of an architecture found; see `create_body` and `ModelSpec.pooled`."""
     size = as_size(img_size)
-    request = Request(wanted, check_n_in(n_in), size, dict(arch_kwargs))
+    request = Request(wanted, check_n_in(n_in), size, dict(arch_kwargs), pooled)
     network, body, feature_map = _build(arch, request, cut)
     body.n_features = int(feature_map.shape[1])
     body.reduction = _reduction(body, feature_map, network)
     body.arch, body.source, body.arch_kwargs = network.name, arch.source, network.options
-    body.cut, body.img_size = cut, size or network.built_for
+    body.cut, body.img_size, body.pooled = cut, size or network.built_for, pooled
     body.mean = network.mean if mean is None else tuple(map(float, mean))
     body.std = network.std if std is None else tuple(map(float, std))
     return body
@@ -159,7 +160,7 @@ def _build_at(arch: Arch, request: Request, cut: Any) -> tuple[WholeNetwork, nn.
     network = whole_network(arch, request)
     shape = (1, network.n_in, *network.size)
     if arch.source == "timm" or is_timm(network.module):
-        return network, *timm_body(network.module, cut, shape)
+        return network, *timm_body(network.module, cut, shape, pooled=request.pooled)
     default_cut = (default_meta(arch) or family_meta(network.module)).get("cut")
     library = arch.source == "torchvision"
     return network, *children_body(network.module, cut, default_cut, shape, library=library)

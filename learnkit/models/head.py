@@ -170,6 +170,60 @@ def _linear_first(sizes: list[int], dropouts: list[float], first_bn: bool, bias:
     return [*layers, nn.Linear(sizes[-2], sizes[-1], bias=bias)]
 
 
+def layers_of(head: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a head by name, in their order, also where fastai puts some into one module."""
+    found: dict[str, nn.Module] = {}
+    for name, module in head._modules.items():  # fastai's layers share one activation
+        inside = layers_of(module) if isinstance(module, nn.Sequential) else {"": module}
+        found |= {f"{name}.{own}" if own else name: layer for own, layer in inside.items()}
+    return found
+
+
+def head_options(head: nn.Module) -> dict[str, Any]:
+    """The arguments of `create_head` that give the layers of a head; fastai's own heads, too.
+
+    A layer's weights are not compared, and a head in which one linear layer has a bias gives
+    `lin_bias=True`.
+
+    Raises:
+        ModelSpecError: no arguments give these layers in this order.
+    """
+    layers = list(layers_of(head).values())
+    kinds = [type(layer).__name__ for layer in layers]
+    places = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
+    linears = [layers[i] for i in places]
+    options = {
+        "lin_ftrs": [layer.out_features for layer in linears[:-1]],
+        "ps": [_dropout(layers[i:j]) for i, j in zip([0, *places], places, strict=False)],
+        "pool": kinds[:1] in (["AdaptiveConcatPool2d"], ["AdaptiveAvgPool2d"]),
+        "concat_pool": kinds[:1] == ["AdaptiveConcatPool2d"],
+        "bn_final": bool(places) and "BatchNorm1d" in kinds[places[-1] :],
+        "lin_bias": any(layer.bias is not None for layer in linears),
+        "y_range": next(([m.low, m.high] for m in layers if hasattr(m, "low")), None),
+    }
+    for order in ({}, {"first_bn": False}, {"lin_first": True}, _UNNORMED) if linears else ():
+        if kinds == _kinds(linears, options | order):
+            return options | order
+    raise ModelSpecError(
+        f"the head is none of `create_head`: its layers are {', '.join(kinds) or 'none'}"
+    )
+
+
+_UNNORMED = {"lin_first": True, "first_bn": False}
+
+
+def _dropout(layers: Sequence[nn.Module]) -> float:
+    return next((layer.p for layer in layers if isinstance(layer, nn.Dropout)), 0.0)
+
+
+def _kinds(linears: Sequence[nn.Linear], options: Mapping[str, Any]) -> list[str]:
+    """The types of the layers that `create_head` gives with these options."""
+    width = linears[0].in_features // (2 if options["concat_pool"] else 1)
+    with torch.device("meta"):
+        like = create_head(width, n_out=linears[-1].out_features, **options)
+    return [type(layer).__name__ for layer in like]
+
+
 # Number of features and the options of a spec -> a head without any knowledge, to be filled.
 HeadBuilder = Callable[..., nn.Module]
 

@@ -27,12 +27,13 @@ _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "aux1.", "aux2.", "AuxL
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller wants of an architecture: weights, channels, image size, extra arguments."""
+    """What a caller wants of an architecture: weights, channels, size, arguments, its pooling."""
 
     wanted: Wanted
     n_in: int
     img_size: Size | None
     options: dict[str, Any]
+    pooled: bool = False
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def build_body(spec: ModelSpec) -> nn.Module:
             mean=spec.mean,
             std=spec.std,
             arch_kwargs=spec.arch_kwargs,
+            pooled=spec.pooled,
         )
 
 

@@ -31,6 +31,8 @@ class ModelSpec:
             and its options.
         mean: Normalisation per channel, for pixels in [0, 1]; None if there is none.
         std: See `mean`.
+        pooled: Whether the body ends with timm's own pooling, (N,D,1,1), as fastai takes networks
+            that compute tokens.
 
     Raises:
         ModelSpecError: A field holds something a saved network may not have.
@@ -46,6 +48,7 @@ class ModelSpec:
     head: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("img_size", "mean", "std"):
@@ -59,12 +62,23 @@ class ModelSpec:
         check_head(self.head)
         check_stats("mean", self.mean)
         check_stats("std", self.std)
+        if self.pooled is not False and (self.pooled, self.source, self.cut) != (
+            True,
+            "timm",
+            None,
+        ):
+            raise ModelSpecError(
+                f"`pooled`={self.pooled!r}: only a whole network of timm can end with its pooling"
+            )
         object.__setattr__(self, "arch_kwargs", _as_json(self.arch_kwargs))
         object.__setattr__(self, "head", _as_json(self.head))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; `from_dict` gives an equal spec back."""
-        return _as_json({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not self.pooled:
+            del values["pooled"]  # which an older learnkit does not know
+        return _as_json(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
@@ -97,7 +111,7 @@ def describe_body(
     stats = {"mean": body.mean, "std": body.std}
     known = (body.cut, body.img_size, body.arch_kwargs, head)
     try:
-        return ModelSpec(body.source, arch, n_in, n_out, *known, **stats), None
+        return ModelSpec(body.source, arch, n_in, n_out, *known, **stats, pooled=body.pooled), None
     except ModelSpecError as error:
         return None, str(error)
 

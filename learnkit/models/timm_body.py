@@ -81,13 +81,25 @@ class TimmNhwcCutBody(TimmBody):
         return self.model(x).permute(0, 3, 1, 2)
 
 
+class TimmPooledBody(TimmBody):
+    """A whole timm network, its classifier taken off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features that the classifier would be given, as a map (N,D,1,1)."""
+        return self.model(x)[:, :, None, None]
+
+
 def is_timm(module: nn.Module) -> bool:
     """True if `module` is a whole timm network."""
     return hasattr(module, "forward_features") and hasattr(module, "pretrained_cfg")
 
 
-def timm_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmBody, Tensor]:
+def timm_body(
+    model: nn.Module, cut: Any, shape: tuple[int, ...], *, pooled: bool = False
+) -> tuple[TimmBody, Tensor]:
     """Return the body of a timm network and the (empty) feature map of a dry run at `shape`.
+
+    With `pooled` the map has one place: the features that timm itself pools.
 
     Raises:
         CutError: `cut` leaves no feature map.
@@ -95,7 +107,7 @@ def timm_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmB
     if cut is not None:
         return _cut_body(model, cut, shape)
     stem = _stem_names(model)
-    body, seen = _layout(model, shape)
+    body, seen = _pooled(model, shape) if pooled else _layout(model, shape)
     drop_unused(model, seen)
     body.stem = tuple(f"model.{name}" for name in stem)
     return body, seen.output
@@ -115,6 +127,12 @@ def _cut_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmB
     body = (TimmNhwcCutBody if nhwc else TimmCutBody)(trunk)
     body.stem = tuple(f"model.{name}" for name in stem)
     return body, feature_map
+
+
+def _pooled(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, DryRun]:
+    """Return the wrapper of a network that ends with its own pooling, and what it sees."""
+    seen = dry_run(model, lambda net, x: net(x), shape)
+    return TimmPooledBody(model), dataclasses.replace(seen, output=seen.output[:, :, None, None])
 
 
 def _layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, DryRun]:

@@ -357,6 +357,23 @@ def test_predict_out_goes_on_after_ctrl_c_and_gives_the_same_file(
     assert (code, "is there already" in err) == (2, True)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_convert_turns_fastais_export_into_a_model_that_answers_alike(images, tmp_path, capsys):
+    from fastai.vision.all import ImageDataLoaders, Resize, vision_learner
+
+    dls = ImageDataLoaders.from_folder(images, valid_pct=0.3, item_tfms=Resize(32), num_workers=0)
+    learn = vision_learner(dls, "test_resnet", pretrained=False, path=tmp_path)
+    learn.export("export.pkl")
+    out = tmp_path / "model"
+    code, output, _ = learnkit(capsys, "convert", tmp_path / "export.pkl", out, "--allow-pickle")
+    assert code == 0
+    assert "it holds no code" in " ".join(output.split())
+    file = dls.valid_ds.items[0]
+    with learn.no_bar():
+        expected = learn.predict(file)[2]
+    assert torch.allclose(load_learner(out).predict(file).probs, expected, atol=1e-6)
+
+
 def test_report_says_what_a_model_is_and_what_its_variants_cost(tmp_path, capsys):
     page = tmp_path / "model.html"
     code, out, err = learnkit(capsys, "report", GOLDEN, "--html", page)
@@ -474,6 +491,10 @@ MISTAKES = {
     "report {images}": "is not a bundle: it has no manifest.json",
     "report {model} --html a.png": "--html is 'a.png'; name a file that ends in .html",
     "report {model} --html {tmp}/no/a.html": "No such file or directory",
+    "convert nowhere.pkl {tmp}/m": "EXPORT.PKL is 'nowhere.pkl', which is no file",
+    "convert {model}/config.json {tmp}/m": "whatever code .* if you trust .* --allow-pickle",
+    "convert {model}/config.json {tmp}/m --allow-pickle": "config.json cannot be unpickled here",
+    "convert {model}/config.json {images} --allow-pickle": "is a folder with files that no bundle",
     "demo --out {images}": "is not empty and was not made by the demo",
 }
 
