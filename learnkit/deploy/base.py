@@ -34,6 +34,24 @@ if TYPE_CHECKING:
 
 _OWN = ("_home", "_monitor")  # what a deep copy does not take along
 
+# What fastai's users type at a learner that came from `load_learner`, and what does that here.
+_TRAINS = "a predictor does not train: `ImageLearner(dls, predictor.model)` does"
+_AS_LOADED = "the device is chosen on loading: `load_learner(path, device='cuda')`"
+_SHOWS = "`evaluate(images)` measures; pictures of results are in `learn.interpret()`"
+_ELSEWHERE = {
+    "dls": "a predictor has no loaders: it takes files, `predict_batch(files)`",
+    "test_dl": "give the files themselves: `predict_batch(files)` or `get_preds(files)`",
+    "export": "`save(path)` writes the bundle",
+    "no_bar": "verbs with a progress bar take `progress=False`",
+    "eval": "a predictor always predicts as in evaluation",
+    **dict.fromkeys(("to", "cpu", "cuda"), _AS_LOADED),
+    **dict.fromkeys(("show_results", "interpret", "validate"), _SHOWS),
+    **dict.fromkeys(
+        ("fit", "fit_one_cycle", "fine_tune", "lr_find", "freeze", "loss_func"), _TRAINS
+    ),
+}
+_ELSEWHERE["data"] = _ELSEWHERE["dls"]
+
 
 class BasePredictor(Shown):
     """Verbs over a `Model`: images in, predictions out.
@@ -61,6 +79,11 @@ class BasePredictor(Shown):
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the probabilities."""
         return self.record.classes
+
+    @property
+    def vocab(self) -> tuple[str, ...]:
+        """The `classes`, by fastai's name for them."""
+        return self.classes
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -166,6 +189,19 @@ class BasePredictor(Shown):
         """
         stream = predict_stream(self, items, bs=bs, n_workers=n_workers)
         return [raised(result) for _, result in stream]
+
+    def get_preds(
+        self, items: Iterable[Any], bs: int = BATCH, *, n_workers: int = 2
+    ) -> tuple[np.ndarray, None]:
+        """(probabilities (N, C) of `predict_batch`, None for targets), as fastai's for `test_dl`.
+
+        A tensor where there is torch. Raises like `predict`.
+        """
+        found = self.predict_batch(items, bs, n_workers=n_workers)
+        rows = [np.asarray(one.probs) for one in found]
+        return self._wrap(
+            np.stack(rows) if rows else np.empty((0, len(self.classes)), np.float32)
+        ), None
 
     def predict_folder(
         self,
@@ -321,6 +357,10 @@ class BasePredictor(Shown):
         own = {name: value for name, value in self.__dict__.items() if name not in _OWN}
         new.__dict__.update(copy.deepcopy(own, memo))
         return new
+
+    def __getattr__(self, name: str) -> Any:
+        where = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{where}")
 
     def _about(self) -> str:
         """Size of images and class names, for `repr`."""

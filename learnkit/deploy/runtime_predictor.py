@@ -204,7 +204,7 @@ class RuntimePredictor(BasePredictor):
                 f"`{name}` needs torch, and this model was loaded to predict without it: install "
                 "torch and learnkit as a whole, and open the bundle with load_learner"
             )
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return super().__getattr__(name)
 
     def __dir__(self) -> Collection[str]:
         return [name for name in super().__dir__() if name not in _NEEDS_TORCH]

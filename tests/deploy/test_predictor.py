@@ -67,6 +67,33 @@ def test_batches_answer_in_order_like_single_images(predictor, bs, n_workers):
         )
 
 
+def test_fastais_batches_are_the_probabilities_of_predict_batch(predictor):
+    images = [picture(i) for i in range(5)]
+    probs, targets = predictor.get_preds(images)
+    assert targets is None
+    assert torch.equal(probs, torch.stack([p.probs for p in predictor.predict_batch(images)]))
+    assert predictor.get_preds([])[0].shape == (0, len(CLASSES))
+    label, index, _ = predictor.predict(images[0])
+    assert predictor.vocab[index] == label
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("dls", r"no loaders: it takes files, `predict_batch\(files\)`"),
+        ("test_dl", r"`get_preds\(files\)`"),
+        ("export", r"`save\(path\)`"),
+        ("fine_tune", "does not train: .*ImageLearner"),
+        ("cuda", "load_learner.path, device='cuda'."),
+        ("colour", "'Predictor' object has no attribute 'colour'$"),
+    ],
+)
+def test_what_a_learner_has_and_a_predictor_has_not_names_the_way(predictor, name, remedy):
+    assert not hasattr(predictor, name)
+    with pytest.raises(AttributeError, match=remedy):
+        getattr(predictor, name)
+
+
 def test_no_images_give_no_predictions(predictor):
     assert predictor.predict_batch([]) == []
     assert predictor.logits(torch.zeros(0, 3, 32, 32, dtype=torch.uint8)).shape == (0, 3)
