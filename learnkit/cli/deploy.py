@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -174,7 +175,9 @@ def convert(
     from learnkit.storage.write_folder import check_target
 
     check_target(out)
-    learn = ImageLearner.from_learner(load_learner(export, allow_pickle=True))
+    with warnings.catch_warnings():  # fastai's, of pickles, which were allowed
+        warnings.simplefilter("ignore", UserWarning)
+        learn = ImageLearner.from_learner(load_learner(export, allow_pickle=True))
     with learn.no_bar():
         learn.export(out)
     report = Report()

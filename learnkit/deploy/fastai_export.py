@@ -6,7 +6,6 @@ The one place below the learner that knows fastai, and it imports it by name, wh
 import hashlib
 import importlib
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,7 @@ def load_pickle(path: Path, sha256: str | None, device: Any, allow_pickle: bool)
         raise BundleCorruptError(f"{path} is not the pinned file: its sha256 is not {sha256}")
     load = importlib.import_module("fastai.learner").load_learner
     try:
-        with warnings.catch_warnings():  # of pickles, which were allowed
-            warnings.simplefilter("ignore", UserWarning)
-            return load(path, cpu=torch.device(device).type == "cpu")
+        return load(path, cpu=torch.device(device).type == "cpu")
     except (AttributeError, ImportError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise BundleError(
