@@ -51,8 +51,10 @@ class Network(Session):
         if owned:
             model.eval()
         else:
-            with _LOCKS_GUARD:  # the one lock of a shared model, whichever predictor asks
-                self._lock = _LOCKS.setdefault(model, threading.Lock())
+            # one lock for whoever runs this body: heads over it may differ
+            shared = model[0] if self.has_body else model
+            with _LOCKS_GUARD:
+                self._lock = _LOCKS.setdefault(shared, threading.Lock())
 
     @property
     def device(self) -> str:  # type: ignore[override]

@@ -17,6 +17,7 @@ from learnkit.data.read_images import watched
 from learnkit.deploy.home import Home
 from learnkit.errors import PredictionError
 from learnkit.inference.batch import BATCH, predict_stream, prediction_table
+from learnkit.inference.class_names import check_assigned
 from learnkit.inference.digest import same_state
 from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.model import Model
@@ -344,6 +345,13 @@ class BasePredictor(Shown):
             n = 10_000 if images_per_false_alarm is None else images_per_false_alarm
             self._monitor = Monitor(scoring, images_per_false_alarm=n, file=file)
         return self._monitor
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "record" in self.__dict__:
+            known = getattr(type(self), name, None)
+            fixed = isinstance(known, property) and known.fset is None
+            check_assigned(name, fixed=fixed, variant=self.variant)
+        super().__setattr__(name, value)
 
     def __copy__(self) -> Self:
         new = type(self).__new__(type(self))

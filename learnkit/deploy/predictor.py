@@ -41,7 +41,7 @@ from learnkit.deploy.set_fields import set_fields
 from learnkit.errors import OptimizedModelError, OptimizeError
 from learnkit.inference.batch import BATCH
 from learnkit.inference.calibration import calibrate_detector
-from learnkit.inference.class_names import checked_threshold, head_classes, not_settable
+from learnkit.inference.class_names import checked_threshold, head_classes
 from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.features import check_same_features, feature_rows
 from learnkit.inference.model import Model
@@ -671,12 +671,6 @@ class Predictor(BasePredictor):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return opened_learner, pickled(self)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        known = getattr(type(self), name, None)
-        if isinstance(known, property) and known.fset is None and self.variant is not None:
-            raise OptimizedModelError(not_settable(name))
-        super().__setattr__(name, value)
 
     def document(self) -> Document:
         """Its `repr`, its digest if it is of a bundle, and the last changes."""

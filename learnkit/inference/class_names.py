@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
 
 
+_OPTIMIZED = ("device", "threads", "metadata", "class_names", "ood_threshold")
+_AS_TRAINED = ("class_names", "threshold", "ood_threshold", "false_alarm_rate", "metadata")
+_SAID_BY = {"classes": "class_names"}  # attributes that `set` knows by another name
+
+
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """`classes` as a tuple; PredictionError unless they are different names, none empty."""
     if isinstance(classes, str):  # letter by letter it would be a list of names
@@ -61,12 +66,31 @@ def check_settable(refused: Mapping[str, Any], *, optimized: bool = False) -> No
         raise TypeError(f"Predictor.set() got an unexpected keyword argument {names[0]!r}")
 
 
+def check_assigned(name: str, *, fixed: bool, variant: str | None) -> None:
+    """Raise if a predictor's attribute is assigned to that only its method `set` can change.
+
+    Args:
+        name: of the attribute.
+        fixed: whether it is a property without a setter.
+        variant: of a converted network; None for weights as trained.
+
+    Raises:
+        OptimizedModelError: of a converted network; what cannot be set at all, too.
+        AttributeError: of weights as trained.
+    """
+    how = _SAID_BY.get(name, name)
+    if how != "metadata" and how in (_AS_TRAINED if variant is None else _OPTIMIZED):
+        kind = AttributeError if variant is None else OptimizedModelError
+        raise kind(f"`{name}` cannot be assigned to; call set({how}=...), which checks it")
+    if fixed and variant is not None:
+        raise OptimizedModelError(not_settable(name))
+
+
 def not_settable(name: str) -> str:
     """Why a setting of an optimised model cannot be set, and what to do."""
     return (
-        f"`{name}` cannot be set: after optimisation only device, threads, metadata, class_names, "
-        "ood_threshold may be set; change the float32 model (load_learner(path, "
-        "variant='float32')) and optimise it again"
+        f"`{name}` cannot be set: after optimisation only {', '.join(_OPTIMIZED)} may be set; "
+        "change the float32 model (load_learner(path, variant='float32')) and optimise it again"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,26 @@ def predictor_of(learn: Learner, *, travels: bool = False) -> Predictor:
         multi_label=is_multi_label(learn.dls),
         detector=None if continual else learner_state(learn).ood_detector,
     )
+
+
+def own_predictor_of(learn: Learner) -> Predictor:
+    """Return the same with a head, or detector, of its own over the network they share.
+
+    What the predictor learns or sets is then its own, and the learner's is not its.
+
+    Raises:
+        ExportError: A validation transform is code; the message names it.
+    """
+    predictor, model = predictor_of(learn), learn.model
+    if predictor.ood is None:
+        return predictor
+    if predictor.continual is None:
+        predictor.detector = copy.deepcopy(predictor.detector)
+        return predictor
+    model = copy.copy(model)
+    model._modules = dict(learn.model._modules)  # a copy shares them
+    model[1] = copy.deepcopy(learn.model[1])
+    return Predictor(model, predictor.preprocessing)
 
 
 def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -> Path:

@@ -34,7 +34,12 @@ from learnkit.interpret.plots import plot_history
 from learnkit.interpret.uncertainty_plots import plot_ood
 from learnkit.learner import continual, uncertainty
 from learnkit.learner.adopt import adopted_arguments, go_on_from
-from learnkit.learner.export import export_learner, optimize_learner, predictor_of
+from learnkit.learner.export import (
+    export_learner,
+    optimize_learner,
+    own_predictor_of,
+    predictor_of,
+)
 from learnkit.learner.saving import (
     explained_mismatch,
     explained_workers,
@@ -249,8 +254,15 @@ class ImageLearner(Learner):
         return uncertainty.evaluation_with_ood(self, interp.evaluation, interp.outputs, ood)
 
     def predictor(self) -> Predictor:
-        """A Predictor that shares this learner's model and reads images as validation does."""
-        return predictor_of(self)
+        """A Predictor over this learner's network that reads images as validation does.
+
+        It knows what the learner knows now. What either learns, sets or renames from here on the
+        other does not notice; training moves the network they share.
+
+        Raises:
+            ExportError: A validation transform is code; the message names it.
+        """
+        return own_predictor_of(self)
 
     def predict(self, item: Any, rm_type_tfms: Any = None, with_input: bool = False) -> Any:
         """A Prediction, which unpacks as (label, index, probs), of a path, picture, array..."""

@@ -227,6 +227,14 @@ def test_names_refused_leave_everything_else_as_it_was(predictor, names, how):
     assert (predictor.classes, predictor.metadata) == (("ok", "scratch"), {})
 
 
+@pytest.mark.parametrize("name", ["ood_threshold", "false_alarm_rate", "class_names", "classes"])
+def test_an_assignment_that_would_do_nothing_says_how_it_is_set(predictor, name):
+    how = name.replace("classes", "class_names")
+    with pytest.raises(AttributeError, match=rf"`{name}` .* call set\({how}=...\)"):
+        setattr(predictor, name, 5.0)
+    assert name not in vars(predictor)
+
+
 # -- what to learn from -------------------------------------------------------------------------
 
 

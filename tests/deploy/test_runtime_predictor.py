@@ -270,6 +270,13 @@ def test_names_thresholds_and_metadata_may_be_set(continual):
     assert predictor.classes[0] == "rot"
 
 
+def test_an_assignment_that_would_do_nothing_says_how_it_is_set(continual):
+    predictor = load_runtime(continual[0])
+    for name in ("ood_threshold", "class_names", "threads"):
+        with pytest.raises(OptimizedModelError, match=rf"`{name}` .* call set\({name}=...\)"):
+            setattr(predictor, name, 1)
+
+
 def test_whoever_wants_to_teach_it_is_told_how(continual):
     predictor = load_runtime(continual[0])
     for verb in ("extend", "forget", "undo", "save", "evaluate"):

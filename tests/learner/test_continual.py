@@ -1,6 +1,7 @@
 """A learner that goes on learning: from new images alone, exactly, and all or nothing."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -773,3 +774,52 @@ class TestSnapshot:
             with pytest.raises(ContinualNotInitializedError, match="init_continual"):
                 call()
         assert learn.state.record is None
+
+
+class TestOwnPredictor:
+    """A predictor taken from a learner owns what it learns and sets."""
+
+    def test_changes_nothing_of_the_learner(self, learn, new, old):
+        before, record = learn.continual.history, learn.state.record
+        own = learn.predictor()
+        own.set(ood_threshold=-9.0, class_names={"a": "apple"}).extend(only(new, ["d"]))
+        own.snapshot("x")
+        assert own.predict(old.paths[0]).is_ood
+        assert own.classes == ("apple", "b", "c", "d")
+        assert (learn.continual.history, learn.state.record) == (before, record)
+        assert learn.predict(old.paths[0]).label in OLD
+        assert not learn.predict(old.paths[0]).is_ood
+
+    def test_knows_what_the_learner_knew_and_learns_on_alike(self, learn, new, old):
+        own, image = learn.predictor(), old.paths[0]
+        assert own.predict(image).to_dict() == learn.predict(image).to_dict()
+        learn.forget("c")
+        assert own.continual.n_images["c"] == 6
+        learn.undo()
+        own.extend(new)
+        learn.extend(new)
+        assert own.continual.knowledge.digest == learn.continual.knowledge.digest
+        assert own.model[0] is learn.model[0]
+
+    def test_travels_as_the_learner_does(self, learn, old, tmp_path):
+        learn.predictor().save(tmp_path / "m")
+        found = load_learner(tmp_path / "m").predict(old.paths[0])
+        assert found.to_dict() == learn.predict(old.paths[0]).to_dict()
+
+    def test_leaves_the_modes_of_the_network_they_share(self, learn, old):
+        learn.model.train()
+        own = learn.predictor()
+        with ThreadPoolExecutor(4) as pool:
+            verbs = [own.predict, learn.predict] * 6
+            found = list(pool.map(lambda verb: verb(old.paths[0]).probs, verbs))
+        assert all(torch.equal(one, found[0]) for one in found)
+        assert all(module.training for module in learn.model[0].modules())
+
+    def test_of_a_trained_head_owns_its_detector(self, plain, old):
+        plain.fit_ood()
+        before = plain.ood.threshold
+        own = plain.predictor().set(ood_threshold=-9.0, class_names={"a": "apple"})
+        assert own.predict(old.paths[0]).is_ood
+        assert plain.ood.threshold is before
+        assert plain.ood.classes == tuple(OLD)
+        assert plain.predict(old.paths[0]).label in OLD

@@ -373,6 +373,18 @@ def test_only_five_things_may_be_set(faster, setting):
         faster.preprocessing = None
 
 
+@pytest.mark.parametrize("name", ["device", "threads", "class_names", "classes", "ood_threshold"])
+def test_what_may_be_set_says_how_where_it_is_assigned_to(faster, name):
+    before = dict(faster.__dict__)
+    how = name.replace("classes", "class_names")
+    with pytest.raises(OptimizedModelError, match=rf"`{name}` .* call set\({how}=...\)") as caught:
+        setattr(faster, name, getattr(faster, name, 1))
+    assert "only device" not in str(caught.value)
+    assert faster.__dict__ == before
+    faster.metadata = {"line": 5}
+    assert faster.metadata == {"line": 5}
+
+
 def test_those_five_can_be_set(faster):
     threshold = faster.continual.threshold.value
     faster.set(threads=2, device="cpu", metadata={"line": 4}, class_names={"a": "A"})
