@@ -1,6 +1,7 @@
 """Arguments of the command line: their types, and checks of their values."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,5 +82,5 @@ def check_start(pretrained: bool, weights: Path | None, lr: float | None, head_o
         raise UsageError("--weights and --no-pretrained exclude each other; leave one out")
     if head_only and not pretrained:
         raise UsageError("--head-only needs a pretrained body; leave --no-pretrained out")
-    if lr is not None and not lr > 0:
-        raise UsageError(f"--lr is {lr}; it must be above 0, such as 0.001")
+    if lr is not None and not 0 < lr < math.inf:
+        raise UsageError(f"--lr is {lr}; it must be above 0 and finite, such as 0.001")

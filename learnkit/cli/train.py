@@ -59,7 +59,7 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate; 0.002 pretrained, else 0.01.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 42,
     augment: Annotated[bool, typer.Option(help="Flip, turn, zoom training images.")] = False,
     continual: Annotated[
         bool, typer.Option("--continual", help="End ready to learn more classes by `extend`.")

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from learnkit.data.arguments import check_seed
 from learnkit.data.display import counts_document, show_images
 from learnkit.data.halcon import dictionary_table, halcon_dictionary
 from learnkit.data.labels import Label, nfc
@@ -338,6 +339,7 @@ class ImageDataset(Shown):
         """`n` images drawn without replacement, in the order they stand here."""
         if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= len(self):
             raise DataError(f"`n` is {n!r}; it must be an integer from 0 to {len(self)}")
+        check_seed(seed)
         rows = np.random.default_rng(seed).permutation(len(self))[:n]
         return self.filter(np.isin(np.arange(len(self)), rows))
 
@@ -381,7 +383,7 @@ class ImageDataset(Shown):
             train: Share in 0..1.
             valid: Share in 0..1.
             test: Share in 0..1; None is the rest.
-            seed: Of the shuffle.
+            seed: Of the shuffle; None for another one every time.
             stratify: Give every class these shares; False gives them to the whole only.
             group: Column, or one value per row: images of one group stay together (one part seen
                 from several sides, one patient).
@@ -390,6 +392,7 @@ class ImageDataset(Shown):
         Raises:
             SplitError: A share is wrong, there is a split already, or one asked for stays empty.
         """
+        check_seed(seed)
         shares = check_shares(train, valid, test)
         if self.splits and not overwrite:
             raise SplitError(

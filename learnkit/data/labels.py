@@ -152,8 +152,10 @@ def _text(name: str) -> str:
 
 def _has(label: Any, name: Any, multi_label: bool) -> bool:
     candidates = label if multi_label else [label]
+    # A missing value first: pandas' NA is neither equal to anything nor unequal.
     return any(
-        one is name or one == name or (_is_missing(one) and _is_missing(name)) for one in candidates
+        _is_missing(one) if _is_missing(name) else not _is_missing(one) and one == name
+        for one in candidates
     )
 
 

@@ -121,6 +121,11 @@ def df_table(
         )
     table = frame.rename(columns=names).reset_index(drop=True)
     if label_delim is not None:
+        if not isinstance(label_delim, str) or not label_delim:
+            raise DataError(
+                f"`label_delim` is {label_delim!r}; give the text between two labels, such as ';', "
+                "or None where every cell holds one"
+            )
         table["label"] = [_parts(label, label_delim) for label in table["label"]]
     if check_files:
         root = Path(os.path.abspath(folder))
@@ -144,7 +149,10 @@ def _compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
 def _parts(label: Any, delim: str) -> list[str]:
     """The labels in one cell; an empty cell has none."""
     if not isinstance(label, str):
-        raise DataError(f"label {label!r} is no text; `label_delim` splits text")
+        raise DataError(
+            f"label {label!r} is no text; `label_delim` splits text: write an empty text '' where "
+            "an image has no label"
+        )
     return [part.strip() for part in label.split(delim) if part.strip()]
 
 

@@ -19,13 +19,14 @@ from fastai.data.transforms import (
     OneHotEncode,
     ToTensor,
 )
-from fastai.vision.augment import aug_transforms
 from fasttransform import Pipeline, Transform
 
+from learnkit.data.arguments import check_number
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import image_size
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, ImageReadError, warn_user
+from learnkit.learner.augmentation import batch_augmentation, item_augmentation
 from learnkit.learner.transforms import LabelOf, ReadImage, ResizeLikeRecipe
 
 _SPLITS = ("train", "valid", "test")
@@ -57,7 +58,8 @@ def image_dataloaders(
         dataset: Split, with at least two training images and one validation image.
         size: Height and width in pixels; an int means a square.
         bs: Images per batch; lowered to the number of training images if that is smaller.
-        augment: Batch transforms for training; True means fastai's `aug_transforms()`.
+        augment: Batch transforms for training alone, one or many; True means fastai's
+            `aug_transforms()`.
         item_tfms: Transforms of single training images in their original size, before the resize.
         channels: 3 (RGB) or 1 (grey).
         method: "crop", "squish" or "pad"; see `Preprocessing`. None is "crop", with a warning where
@@ -69,15 +71,22 @@ def image_dataloaders(
         **recipe: Further fields of `Preprocessing`, such as `crop` or `bit_depth`.
 
     Raises:
-        DataError: Too few images, or a label of valid or test does not occur in train.
+        DataError: Too few images, or a label of valid or test does not occur in train; an argument
+            is wrong, or `augment` has a transform that has to be for all images.
         SplitError: The dataset is not split.
     """
+    check_number("bs", bs, least=1)
+    check_number("seed", seed, least=0)
+    if num_workers is not None:
+        check_number("num_workers", num_workers, least=0)
     dataset.check_split()
     if preprocessing is None:
         fields = {"size": size, "channels": channels, "method": method or "crop", **recipe}
         preprocessing = Preprocessing(**fields)
         if method is None:
             _warn_of_cut(dataset.paths, preprocessing)
+    batch_tfms = batch_augmentation(augment, preprocessing.size)
+    item_tfms = _item_transforms(item_tfms, preprocessing)
     splits = [[i for i, s in enumerate(dataset.frame["split"]) if s == name] for name in _SPLITS]
     datasets = _datasets(dataset, preprocessing, [s for s in splits if s], resize=not item_tfms)
     n_train = len(datasets.train)
@@ -86,8 +95,8 @@ def image_dataloaders(
         bs=bs,
         # A last batch of one image would break batch norm; every other image is used each epoch.
         drop_last=n_train % bs == 1,
-        after_item=[*_item_transforms(item_tfms, preprocessing), ToTensor()],
-        after_batch=[IntToFloatTensor(), *_batch_transforms(augment, preprocessing.size)],
+        after_item=[*item_tfms, ToTensor()],
+        after_batch=[IntToFloatTensor(), *batch_tfms],
         # Not the training pipeline: fastai's affine transforms resample validation images too.
         dl_kwargs=[{}] + [{"after_batch": [IntToFloatTensor()]}] * (datasets.n_subsets - 1),
         num_workers=num_workers,
@@ -143,27 +152,10 @@ def _datasets(
     return Datasets(paths, pipelines, splits=splits, n_inp=1)
 
 
-def _item_transforms(item_tfms: Iterable | None, preprocessing: Preprocessing) -> list[Transform]:
+def _item_transforms(item_tfms: Any, preprocessing: Preprocessing) -> list[Transform]:
     """Return the training-only item transforms followed by the recipe's resize, or nothing."""
-    if not item_tfms:
-        return []
-    transforms = [copy.copy(tfm) for tfm in item_tfms]
-    for tfm in transforms:
-        tfm.split_idx = 0
-    return [*transforms, ResizeLikeRecipe(preprocessing)]
-
-
-def _batch_transforms(augment: bool | Iterable | None, size: tuple[int, int]) -> list[Transform]:
-    """Return the training-only batch transforms that `augment` stands for."""
-    transforms = aug_transforms() if augment is True else list(augment or [])
-    for tfm in transforms:
-        resized = getattr(tfm, "cp_size", None)
-        if resized not in (None, size):
-            raise DataError(
-                f"`augment` resizes training images to {resized}, but `size` is {size}; leave "
-                "`size` out of aug_transforms(), or give both the same"
-            )
-    return transforms
+    transforms = item_augmentation(item_tfms)
+    return [*transforms, ResizeLikeRecipe(preprocessing)] if transforms else []
 
 
 def is_multi_label(dls: DataLoaders) -> bool:

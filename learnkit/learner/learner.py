@@ -41,8 +41,8 @@ from learnkit.learner.export import (
     predictor_of,
 )
 from learnkit.learner.saving import (
+    explained_batches,
     explained_mismatch,
-    explained_workers,
     load_with_state,
     save_with_state,
 )
@@ -126,7 +126,7 @@ class ImageLearner(Learner):
 
     def all_batches(self) -> None:
         """Run the batches of the current loader."""
-        with explained_workers(self):
+        with explained_batches(self):
             super().all_batches()
 
     def fit(self, *args: Any, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.errors import WeightsError, WorkerError
+from learnkit.errors import DataError, WeightsError, WorkerError
 from learnkit.interpret.learner_state import ContinualRecord, names_of
 from learnkit.learner.trained_head import untrained_head
 
@@ -113,11 +113,23 @@ def _read_extra(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 @contextmanager
-def explained_workers(learn: Any) -> Iterator[None]:
-    """Raise WorkerError, naming the ways out, when a reading process has died."""
+def explained_batches(learn: Any) -> Iterator[None]:
+    """Explain what may stop a pass: a reading process that died, a batch of one image.
+
+    Raises:
+        WorkerError: The process; the message names the ways out.
+        DataError: A batch norm that trains cannot normalise by one image.
+    """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        if "Expected more than 1 value per channel when training" in str(error):
+            raise DataError(
+                f"a training batch holds one image ({len(learn.dl)} batches, `bs` is "
+                f"{getattr(learn.dl, 'bs', None)}), and a batch norm needs two to normalise by: "
+                "use a `bs` of at least 2, and drop_last=True where one image is left for the last "
+                "batch"
+            ) from error
         if not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", str(error)):
             raise
         raise WorkerError(

@@ -459,6 +459,11 @@ MISTAKES = {
     "train nowhere": "nowhere' does not exist or is not a folder; check the path",
     "train {images} --arch resnet81": "no architecture of this name; nearest: .*resnet18",
     "train {images} --lr 0": "--lr is 0.0; it must be above 0",
+    "train {images} --lr inf": "--lr is inf; it must be above 0 and finite",
+    "train {images} --lr nan": "--lr is nan; it must be above 0",
+    "train {images} --bs 1 --size 32 --epochs 1 --no-pretrained --arch test_resnet --out {tmp}/m": (
+        "a training batch holds one image .*, and a batch norm needs two"
+    ),
     "train {images} --arch-args same": "--arch-args is 'same'; write NAME=VALUE",
     "train {images} --mean 0.5": "--mean and --std belong together",
     "train {images} --mean dark --std 1": "--mean is 'dark'; write numbers such as 0.5,0.5,0.5",
@@ -510,7 +515,11 @@ def test_a_mistake_is_told_in_one_sentence(run, known, images, tmp_path, capsys,
 
 
 @pytest.mark.parametrize(
-    "argv", [["train", "x", "--colour"], ["fly"], ["train"], ["train", "x", "--size", "big"]]
+    "argv",
+    [
+        *(["train", "x", "--colour"], ["fly"], ["train"], ["train", "x", "--size", "big"]),
+        *(["train", "x", "--bs", "0"], ["train", "x", "--seed", "-1"], ["train", "x", "--bs", "a"]),
+    ],
 )
 def test_a_wrong_option_gives_exit_code_2(capsys, argv):
     code, _, err = learnkit(capsys, *argv)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 import types
 import unicodedata
@@ -157,6 +158,18 @@ def test_one_text_is_no_list_of_classes(tmp_path):
         ImageDataset(frame, tmp_path, classes="12")
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, "x", True])
+def test_a_seed_is_a_whole_number(seed):
+    data = dataset(["a", "b"] * 4)
+    rule = re.escape(f"`seed` is {seed!r}; give a whole number from 0 on, or None for another")
+    with pytest.raises(DataError, match=rule):
+        data.split(seed=seed)
+    with pytest.raises(DataError, match=rule):
+        data.sample(2, seed=seed)
+    assert len(data.sample(2, seed=np.int64(3))) == len(data.sample(2, seed=None)) == 2
+    assert data.split(0.5, 0.5, seed=None).splits == ["train", "valid"]
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -166,6 +179,11 @@ def test_one_text_is_no_list_of_classes(tmp_path):
         (["a", True], r"label True \(bool\)"),
         (["a", ["b"]], "mix single names and lists"),
         ([["a"], [None]], "have no label"),
+        (["a", pd.NA], r"1 images, such as '001.png', have no label"),
+        (pd.array(["a", pd.NA], dtype="string"), r"have no label \(seen: <NA>\)"),
+        (pd.array([1, pd.NA], dtype="Int64"), r"'001.png', have no label \(seen: <NA>\)"),
+        ([["a"], ["b", pd.NA]], r"1 images, such as '001.png', have no label \(seen: <NA>\)"),
+        ([["a"], [pd.NA, None]], r"1 images, such as '001.png', have no label"),
         ([{"a": 1}, "b"], "labels must be names"),
         ([], "the table has no rows: no images found"),
     ],

@@ -1,6 +1,7 @@
 """Folders, file names and tables become datasets, or an error names what is wrong."""
 
 import os
+import re
 import unicodedata
 
 import pandas as pd
@@ -290,6 +291,14 @@ def test_missing_labels_in_a_table_are_refused(tmp_path):
     frame = pd.DataFrame({"path": ["1.png", "2.png"], "label": ["a", float("nan")]})
     with pytest.raises(DataError, match=r"1 images, such as '2.png', have no label"):
         ImageDataset.from_df(frame, tmp_path, check_files=False)
+
+
+@pytest.mark.parametrize("delimiter", ["", 5, b";"])
+def test_a_delimiter_is_text(tmp_path, delimiter):
+    frame = pd.DataFrame({"path": ["1.png"], "label": ["a"]})
+    message = re.escape(f"`label_delim` is {delimiter!r}; give the text between two labels")
+    with pytest.raises(DataError, match=message):
+        ImageDataset.from_df(frame, tmp_path, label_delim=delimiter, check_files=False)
 
 
 def test_a_delimiter_needs_text(tmp_path):

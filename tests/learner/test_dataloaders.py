@@ -8,10 +8,33 @@ import numpy as np
 import pytest
 import torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
-from fastai.data.transforms import Normalize, get_image_files, parent_label
-from fastai.vision.augment import Flip, RandomResizedCrop, RandTransform, Resize, aug_transforms
+from fastai.data.transforms import (
+    IntToFloatTensor,
+    Normalize,
+    ToTensor,
+    get_image_files,
+    parent_label,
+)
+from fastai.vision.augment import (
+    Brightness,
+    Contrast,
+    Dihedral,
+    Flip,
+    Hue,
+    RandomErasing,
+    RandomResizedCrop,
+    RandomResizedCropGPU,
+    RandTransform,
+    Resize,
+    Rotate,
+    Saturation,
+    Warp,
+    Zoom,
+    aug_transforms,
+)
 from fastai.vision.core import PILImage, PILImageBW
 from fastai.vision.data import ImageBlock, ImageDataLoaders
+from fasttransform import Transform
 from helpers import write_image_folder
 from PIL import Image
 
@@ -95,6 +118,86 @@ def test_augmentation_touches_training_images_only(data):
     assert torch.equal(all_inputs(augmented.valid), all_inputs(plain.valid))
     flipped, image = augmented.train.one_batch()[0], plain.train.one_batch()[0]
     assert torch.allclose(flipped, image.flip(-1), atol=1e-5)
+
+
+class Darker(Transform):
+    order = 20
+
+    def encodes(self, x: torch.Tensor):
+        return x / 2 if x.is_floating_point() else x
+
+
+def halve(x):
+    return x / 2 if x.ndim == 4 else x
+
+
+TO_HALVES = Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=False)
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ([Flip(), TO_HALVES], "`augment` has Normalize, which is for all images; leave it out:"),
+        (TO_HALVES, "normalises all images as the network was trained, or by its `normalize=("),
+        ([IntToFloatTensor()], "`augment` has IntToFloatTensor, which is for all images; leave it"),
+        ([IntToFloatTensor], "`augment` has IntToFloatTensor, which is for all images"),
+        ([Darker()], "`augment` has Darker, which does not say that it is for training images alo"),
+        (Darker(split_idx=1), "`augment` has Darker, which does not say"),
+        ([halve], "`augment` has halve, which does not say .* Transform(function, split_idx=0)"),
+        ("light", "`augment` is or has 'light'; give True for fastai's aug_transforms(), trans"),
+        (1, "`augment` is or has 1; give True"),
+        ([None], "`augment` is or has None; give True"),
+        ([Darker, RandomResizedCropGPU], "`augment` has the class RandomResizedCropGPU, which ne"),
+    ],
+)
+def test_what_is_not_for_training_images_alone_is_no_augmentation(data, augment, message):
+    with pytest.raises(DataError, match=re.escape(message).replace(r"\ \.\*\ ", " .* ")):
+        data.dataloaders(size=16, augment=augment)
+
+
+@pytest.mark.parametrize(
+    "augment", [Darker(split_idx=0), [Darker(split_idx=0)], Transform(halve, split_idx=0)]
+)
+def test_what_says_that_it_is_for_training_images_changes_these_alone(data, augment):
+    plain, darker = data.dataloaders(size=16), data.dataloaders(size=16, augment=augment)
+    assert torch.equal(all_inputs(darker.valid), all_inputs(plain.valid))
+    assert torch.allclose(darker.train.one_batch()[0], plain.train.one_batch()[0] / 2)
+
+
+def test_every_augmentation_of_fastai_is_taken(data):
+    kinds = [Flip, Dihedral, Zoom, Rotate, Warp, Brightness, Contrast, Saturation, Hue]
+    every = [kind() for kind in kinds] + [RandomErasing(), RandomResizedCropGPU(16)]
+    dls = data.dataloaders(size=16, augment=every)
+    assert torch.equal(all_inputs(dls.valid), all_inputs(data.dataloaders(size=16).valid))
+    data.dataloaders(size=16, augment=Flip).train.one_batch()
+
+
+@pytest.mark.parametrize("tfm", [TO_HALVES, IntToFloatTensor(), [ToTensor(), TO_HALVES]])
+def test_item_transforms_are_for_training_images_too(data, tfm):
+    with pytest.raises(DataError, match=r"`item_tfms` has .*, which is for all images; leave it"):
+        data.dataloaders(size=16, item_tfms=tfm)
+
+
+def test_a_function_among_item_transforms_leaves_validation_and_itself_alone(data):
+    def black(image):
+        return image.point(lambda _: 0) if isinstance(image, Image.Image) else image
+
+    plain, dark = data.dataloaders(size=16), data.dataloaders(size=16, item_tfms=black)
+    assert torch.equal(all_inputs(dark.valid), all_inputs(plain.valid))
+    assert not dark.train.one_batch()[0].any()
+    assert not hasattr(black, "split_idx")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [("bs", value, "from 1 on") for value in (0, -1, 2.0, "8", True, None)]
+    + [("num_workers", value, "from 0 on") for value in (-1, 1.5, "2")]
+    + [("seed", value, "from 0 on") for value in (None, -1, 0.5, "x")],
+)
+def test_counts_and_seeds_are_whole_numbers(data, name, value, rule):
+    message = re.escape(f"`{name}` is {value!r}; give a whole number {rule}")
+    with pytest.raises(DataError, match=message):
+        data.dataloaders(size=16, **{name: value})
 
 
 def test_item_transforms_see_the_original_size_and_leave_validation_alone(data):

@@ -29,6 +29,7 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import load_learner
 from learnkit.errors import (
     CutError,
+    DataError,
     ExportError,
     InputSizeError,
     UnknownArchitectureError,
@@ -282,6 +283,17 @@ class TestFailures:
         other = make(dls, path=quiet.path, lin_ftrs=[16])
         with pytest.raises(WeightsError, match=r"'three_classes' does not fit .* size mismatch"):
             other.load("three_classes")
+
+    @pytest.mark.parametrize("bs", [1, 17])
+    def test_a_batch_of_one_image_is_explained(self, data, bs):
+        loaders = data.dataloaders(size=32, bs=bs)
+        loaders.train.drop_last = False  # of 18 images
+        learn = make(loaders)
+        with (
+            learn.no_bar(),
+            pytest.raises(DataError, match=r"holds one image \(.* `bs` is 17?\), .* needs two"),
+        ):
+            learn.fit(1)
 
     def test_a_dead_reading_process_is_explained(self, data):
         class Die(Transform):
