@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from learnkit.uncertainty.checks import Array
-from learnkit.uncertainty.ood import softmax
 
-_CHUNK = 2**18  # logits worked on at once
+_CHUNK = 2**15  # logits worked on at once: what lies about fits a processor's cache
 _IMPOSSIBLE = -1e30  # for -inf: of probability 0 as well, but 0 times it is 0
-_PRECISE = 1e-8  # Newton's last step: the next would be of its square
+_PRECISE = 1e-6  # Newton's last step: the next would be of its square
 
 
 class LogLoss(NamedTuple):
@@ -34,13 +33,17 @@ class LogLoss(NamedTuple):
         for start in range(0, len(self.logits), step):
             part = slice(start, start + step)
             l = np.maximum(self.logits[part], _IMPOSSIBLE)
-            moments = softmax(factor * l + self.offset)
-            moments *= l
-            mean, square = moments.sum(1), np.einsum("ij,ij->i", moments, l)
+            odds = factor * l
+            odds += self.offset
+            odds -= odds.max(1, keepdims=True)
+            np.exp(odds, out=odds)
+            total = odds.sum(1)
+            odds *= l
+            mean, square = odds.sum(1) / total, np.einsum("ij,ij->i", odds, l) / total
             slope += float(self.weights[part] @ (mean - self.truth[part]))
             curvature += float(self.weights[part] @ (square - mean * mean))
-        total = float(self.weights.sum())
-        return slope / total, curvature / total
+        n = float(self.weights.sum())
+        return slope / n, curvature / n
 
 
 class Expected(NamedTuple):

@@ -49,18 +49,23 @@ def temper(
     offset = torch.zeros(logits.shape[1], dtype=torch.float64) if log_prior is None else log_prior
     logits = (logits - logits.amax(1, keepdim=True)).clamp_min_(-1e30)
     truth, truth_offset = _softened(logits, offset, targets, weights)
-    spread = torch.cat([block.clamp_min(-1e15).square_().mean(1) for block in _blocks(logits)])
     factor = best_factor(
         LogLoss(*(t.numpy() for t in (logits, truth, weights, offset))),
         1 / bounds[1],
         1 / bounds[0],
-        start=1 / max(float(weights @ spread) ** 0.5, 1e-15),  # leaves a spread of about 1
+        start=1 / (expected or max(_spread(logits, weights), 1e-15)),
         # ten samples of which half are wrong would speak for no confidence at all
         expected=Expected(1 / expected, _SPREAD, effective_number(weights)) if expected else None,
     )
     sums = [torch.logsumexp((block * factor).add_(offset), 1) for block in _blocks(logits)]
     total = torch.cat(sums) - truth * factor - truth_offset
     return Tempered(1 / factor, float(weights @ total))
+
+
+def _spread(logits: Tensor, weights: Tensor) -> float:
+    """Root mean square of all logits: divided by it, they spread by about 1."""
+    squares = [block.clamp_min(-1e15).square_().mean(1) for block in _blocks(logits)]
+    return float(weights @ torch.cat(squares)) ** 0.5
 
 
 def effective_number(weights: Tensor) -> float:
