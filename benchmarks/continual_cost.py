@@ -4,8 +4,9 @@
 2. Processor time and peak memory over numbers of classes and features, each in a fresh process:
    of a refit (everything that follows from given statistics), of learning four images more, one of
    them of a new class (statistics and refit, beside the classifier there is), and of loading (from
-   tensors in memory). The memory is the peak of resident memory (Linux) less what it was before:
-   less the statistics, and for learning more, less the classifier fitted to them.
+   tensors in memory), and of learning one image more, the least of five. The memory is the peak of
+   resident memory (Linux) less what it was before: less the statistics, and for learning more, less
+   the classifier fitted to them. `--beside CHECKOUT` measures another checkout in turns with it.
 3. Learning from features, with the refit, against deep streaming LDA, which updates a covariance
    per sample (`streaming_lda` in `_baselines.py`, the arithmetic of avalanche's `StreamingLDA`).
 
@@ -15,6 +16,7 @@ Run: python benchmarks/continual_cost.py [--data FOLDER --weights FILE] [--round
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,7 +33,7 @@ from _bench import interleaved_times, report, timing_row, write_csv
 from frozen_features import write_digits
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.knowledge import Knowledge
+from learnkit.continual.knowledge import History, Knowledge
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.dataset import ImageDataset
@@ -42,6 +44,7 @@ from learnkit.learner.learner import ImageLearner
 PER_CLASS = 64
 # classes, features, images of a class
 SHAPES = [(c, d, PER_CLASS) for c in (10, 100, 1000) for d in (512, 1280, 2048)] + [(65_535, 64, 2)]
+FEW = [(2, 1280, 20), (2, 1280, 120), (10, 1280, 20), (10, 1280, 200)]  # where one image matters
 GOAL_AT, GOAL_SECONDS, GOAL_MB = (1000, 2048), 5.0, 500
 PASS, INIT, EXTEND, DEPLOYED = "feature pass", "init_continual", "extend", "extend, deployed"
 OURS, PEER = "learnkit extend", "streaming LDA, per sample"
@@ -59,6 +62,7 @@ def options() -> Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--refit", type=int, nargs=3, metavar=("CLASSES", "WIDTH", "PER_CLASS"))
     parser.add_argument("--table-only", action="store_true", help="the second part alone")
+    parser.add_argument("--beside", type=Path, help="another checkout, for the second part")
     return parser.parse_args()
 
 
@@ -170,22 +174,30 @@ def refit(n_classes: int, width: int, per_class: int) -> dict[str, float]:
     small.extend(torch.rand(4, 8), list("aabb"))  # what libraries set up once
     head = ContinualClassifier(width)
     with Cost() as refitted:
-        head._states = (knowledge.derive(None),)
+        head.history = History((knowledge.derive(None),))
     labels = torch.tensor([0, 0, 1, 1])
     features = random_features(labels, n_classes, width)
     with Cost() as extended:
         head.extend(features, ["00000", "00000", "00001", "new"])
+    one = min(learn_one(head, random_features(labels[:1], n_classes, width)) for _ in range(5))
     state = head.state()
     state = state[0], {name: tensor.clone() for name, tensor in state[1].items()}
     del head, knowledge
     with Cost() as loaded:
         ContinualClassifier.from_state(*state)
     costs = {"refit": refitted, "extend": extended, "load": loaded}
-    return {"statistics_mb": held} | {
+    return {"statistics_mb": held, "one_image_cpu_s": one} | {
         f"{what}_{unit}": value
         for what, cost in costs.items()
         for unit, value in (("cpu_s", cost.seconds), ("wall_s", cost.wall), ("mb", cost.megabytes))
     }
+
+
+def learn_one(head: ContinualClassifier, features: torch.Tensor) -> float:
+    """Processor seconds of learning one image more of a class there is."""
+    start = time.process_time()
+    head.extend(features, ["00000"])
+    return round(time.process_time() - start, 3)
 
 
 class Cost:
@@ -212,27 +224,37 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
-def refit_table(rounds: int) -> list[dict[str, object]]:
+def refit_table(rounds: int, beside: Path | None) -> list[dict[str, object]]:
     """A row per shape, each the medians over some fresh processes, memory the largest."""
-    rows = []
-    for shape in SHAPES:
+    rows, here = [], Path(__file__).parents[1]
+    for shape in (*FEW, *SHAPES):
         call = [sys.executable, __file__, "--refit", *map(str, shape)]
-        found = [
-            json.loads(subprocess.run(call, check=True, capture_output=True).stdout)
-            for _ in range(rounds)
-        ]
-        row = dict(zip(("classes", "features", "images_per_class"), shape, strict=True))
-        for name in found[0]:
-            values = [one[name] for one in found]
-            row[name] = max(values) if name.endswith("mb") else round(float(np.median(values)), 3)
-        rows.append(row)
-        print(row, flush=True)
+        found = {"this": [], **({"beside": []} if beside else {})}
+        for _ in range(rounds):
+            for name, costs in found.items():
+                path = {"PYTHONPATH": str(here if name == "this" else beside)}
+                done = subprocess.run(call, check=True, capture_output=True, env=os.environ | path)
+                costs.append(json.loads(done.stdout))
+        for name, costs in found.items():
+            about = dict(zip(("classes", "features", "images_per_class"), shape, strict=True))
+            rows.append({"checkout": name} | about | _summary(costs))
+            print(rows[-1], flush=True)
     return rows
+
+
+def _summary(costs: list[dict[str, float]]) -> dict[str, float]:
+    """Medians of seconds and the largest of megabytes over some processes."""
+    pick = {name: [one[name] for one in costs] for name in costs[0]}
+    return {
+        name: max(values) if name.endswith("mb") else round(float(np.median(values)), 3)
+        for name, values in pick.items()
+    }
 
 
 def check_goal(rows: list[dict[str, object]]) -> None:
     """Assert the goal of the largest network: memory always, time on cores that are free."""
-    (row,) = (one for one in rows if (one["classes"], one["features"]) == GOAL_AT)
+    ours = [one for one in rows if one["checkout"] == "this"]
+    (row,) = (one for one in ours if (one["classes"], one["features"]) == GOAL_AT)
     for what in "refit", "extend":
         assert row[f"{what}_mb"] < GOAL_MB, f"{what} takes {row[f'{what}_mb']} MB"
         if row[f"{what}_wall_s"] >= GOAL_SECONDS:
@@ -252,7 +274,7 @@ def main() -> None:
         print(report(rows))
         print("goals: init and extend at most 1.1 x the pass; streaming LDA at least 20 x learnkit")
         print(f"wrote {write_csv('continual_cost', rows)}")
-    table = refit_table(max(1, asked.rounds // 2))
+    table = refit_table(max(1, asked.rounds // 2), asked.beside)
     print(report(table))
     print("goal for 1000 classes x 2048 features: below 5 s on two cores, below 500 MB")
     print(f"wrote {write_csv('continual_refit', table)}")
