@@ -300,7 +300,7 @@ def _true_means(geometry: Geometry) -> tuple[Tensor, Tensor]:
     leverage = 0.0 if geometry.spectrum.is_flat else (1 - geometry.shrinkage) * geometry.d_eff / n
     stretch = 1 / (1 - counts / (counts - 1).clamp_min(1) * leverage).clamp_min(0.05)
     n_classes = len(counts)
-    apart = geometry.means.square().sum(1).mean() * n_classes / max(n_classes - 1, 1)
+    apart = geometry.lengths.mean() * n_classes / max(n_classes - 1, 1)
     kept = (1 - geometry.d_eff * stretch / counts / apart.clamp_min(1e-12)).clamp(0.05, 1)
     return kept, stretch * (1 + kept / counts)
 
@@ -320,6 +320,7 @@ def held_out_mahalanobis(linear: LinearClassifier) -> Tensor:
     at = loo.rows[:n]
     samples = LooSamples(
         points=spectrum.turn(loo.memory.features),
+        class_means=spectrum.means,
         memory=loo.memory,
         labels=torch.searchsorted(spectrum.classes, loo.labels[:n]),
         copies=loo.memory.copies[at],

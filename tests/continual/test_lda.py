@@ -471,10 +471,13 @@ def rare_beside_many(n_few, n_many, n_classes, seed):
 
 def test_held_out_images_tell_how_far_fresh_ones_lie_from_their_class_means():
     (features, labels), (fresh, of) = rare_beside_many(20, 20, 4, seed=3)
-    basis = Basis.of(gather(features, labels).moments(), "uniform")
+    moments = gather(features, labels).moments()
+    basis = Basis.of(moments, "uniform")
     geometry = basis.spectrum.geometry(0.3)
-    away = basis.spectrum.turn(embedded(fresh)) * geometry.scale
-    away = (away - geometry.means[[int(label) for label in of]]).square().sum(1)
+    scatter, dof = moments.scatter, moments.dof
+    covariance = 0.7 * scatter / dof + 0.3 * scatter.trace() / dof / 300 * torch.eye(300).double()
+    away = embedded(fresh) - moments.means[[int(label) for label in of]]
+    away = (away * torch.linalg.solve(covariance, away.T).T).sum(1)
     wanted = float(away.mean()) * 20 / 21
     assert mean_noise(basis.samples, geometry).variance == pytest.approx(wanted, rel=0.05)
     assert geometry.d_eff < 0.8 * wanted  # the learned ones lie nearer

@@ -73,16 +73,17 @@ def test_numbers_that_are_not_finite_leave_those_of_others():
 
 class TestDerivation:
     @pytest.mark.parametrize("threads", [2, 4])
-    def test_has_the_same_bits_with_any_number_of_threads(self, threads):
+    @pytest.mark.parametrize("n", [60, 300])  # fewer than features, and more
+    def test_has_the_same_bits_with_any_number_of_threads(self, n, threads):
         generator = torch.Generator().manual_seed(0)
-        features = torch.rand(300, 192, generator=generator)
-        labels = [f"class {i % 7}" for i in range(300)]
+        features = torch.rand(n, 192, generator=generator)
+        labels = [f"class {i % 7}" for i in range(n)]
         heads = []
-        for n in (1, threads):
-            with torch_threads(n):
+        for used in (1, threads):
+            with torch_threads(used):
                 heads.append(ContinualClassifier(192))
                 heads[-1].extend(features, labels)
-                assert torch.get_num_threads() == n
+                assert torch.get_num_threads() == used
         one, several = (head.scoring for head in heads)
         assert one.threshold.value == several.threshold.value
         assert one.temperature == several.temperature

@@ -65,7 +65,7 @@ def _discriminant(
     """Discriminant of the selected shrinkage, with the scores of another beside it."""
     geometry = basis.spectrum.geometry(selection.shrinkage)
     left_out = score_left_out(basis.samples, geometry, debias)
-    lengths = geometry.means.square().sum(1)
+    lengths = geometry.lengths
     noise = mean_noise(basis.samples, geometry)
     debts = noise.debts(lengths, geometry.counts, debias)
     factors = noise.reliabilities(geometry.counts, debias)

@@ -52,15 +52,14 @@ class _Products:
     def __init__(
         self, geometry: Geometry, points: Tensor, labels: Tensor, m_means: Tensor | None = None
     ) -> None:
-        scaled = geometry.means * geometry.scale
         rows = torch.arange(len(points))
         if m_means is None:
             own, which = torch.unique(labels, return_inverse=True)
-            m_means = (geometry.means[own] @ geometry.means.T)[which]
+            m_means = (geometry.weights[own] @ geometry.spectrum.means.T)[which]
         self.uu = points.square() @ geometry.scale.square()
-        self.u_means = points @ scaled.T
+        self.u_means = points @ geometry.weights.T
         self.m_means = m_means
-        self.means_means = geometry.means.square().sum(1)
+        self.means_means = geometry.lengths
         self.um, self.mm = self.u_means[rows, labels], self.m_means[rows, labels]
         self.rows, self.labels = rows, labels
 
@@ -134,11 +133,14 @@ def leave_one_out(
 
 
 def own_left_out(
-    geometry: Geometry, points: Tensor, labels: Tensor, copies: Tensor | None = None
+    geometry: Geometry, squares: Tensor, labels: Tensor, copies: Tensor | None = None
 ) -> Tensor:
-    """The distances (R,) to the own class alone; arguments of `leave_one_out`."""
+    """The distances (R,) to the own class alone; arguments of `leave_one_out`, but for `squares`.
+
+    These are the squares of the samples less their class means, in the axes of the spectrum (R,K).
+    """
     n, k = geometry.counts[labels], _copies(copies, labels)
-    length = (points * geometry.scale - geometry.means[labels]).square().sum(1)
+    length = squares @ geometry.scale.square()
     gain = _gain(k * n / (n - k) * _unit(geometry), length)
     own = (n / (n - k)).square() * (length + gain * length.square())
     return own * _fewer(geometry, k)
@@ -156,7 +158,7 @@ def log_det_left_out(
 
 def _log_det(geometry: Geometry, n: Tensor) -> Tensor:
     """Log determinant (R,) of the covariance, divided by n degrees of freedom less."""
-    return -2 * geometry.scale.log().sum() - len(geometry.scale) * _fewer(geometry, n).log()
+    return geometry.log_det - geometry.spectrum.n_features * _fewer(geometry, n).log()
 
 
 def leave_pair_out(

@@ -31,7 +31,7 @@ from learnkit.continual.closed_form.whitening import Geometry, Spectrum, fit_spe
 # of those that take part in the search, and multiplications in it.
 _MAX_FEATURES, _MAX_LOGITS = 8_000_000, 4_000_000
 _MAX_SEARCHED, _MAX_SEARCHED_LOGITS = 4_000_000, 1_000_000
-_MAX_PRODUCTS = 2_000_000_000
+_MAX_PRODUCTS = 1_000_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)

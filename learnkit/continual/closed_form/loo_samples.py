@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,22 +28,23 @@ from learnkit.uncertainty.embedding import GRID
 
 Prior = Literal["uniform", "training"]
 _ENOUGH = 256  # held-out distances whose mean is known to 2 %: they spread by a third of it
-_BLOCK = 2**20  # numbers in a table of samples by classes, of which some lie about at once
+_BLOCK = 2**18  # numbers in a table of samples by classes, of which some lie about at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LooSamples:
     """Remembered features as held-out samples: each left out, some once more beside a partner.
 
-    `points (M,D)` are the rows of `memory` turned into the axes of the spectrum; `rows (R,)` says
-    which one each sample is, the first `n_single` each once. `labels (R,)` are positions among the
-    classes of the spectrum, `copies (R,)` as in `MemoryRows`, `weights (R,)` sum to 1. A sample
-    leaves with its group. The samples from `n_single` on leave together with the memory row
-    `partners (R - n_single,)` and its group, and the partner then is all that is known of the
-    class.
+    `points (M,K)` are the rows of `memory` turned into the axes of the spectrum, `class_means
+    (P,K)` the class means there. `rows (R,)` says which row each sample is, the first `n_single`
+    each once. `labels (R,)` are positions among the classes of the spectrum, `copies (R,)` as in
+    `MemoryRows`, `weights (R,)` sum to 1. A sample leaves with its group. The samples from
+    `n_single` on leave together with the memory row `partners (R - n_single,)` and its group, and
+    the partner then is all that is known of the class.
     """
 
     points: Tensor
+    class_means: Tensor
     memory: MemoryRows
     labels: Tensor
     copies: Tensor
@@ -57,7 +59,7 @@ class LooSamples:
     def blocks(self, n_columns: int) -> Iterator[slice]:
         """All samples, some at a time: as many as make tables of so many columns small.
 
-        LooSamples that leave alone and those that leave with a partner are never in one block.
+        Samples that leave alone and those that leave with a partner are never in one block.
         """
         step = max(1, _BLOCK // n_columns)
         for first, last in (0, self.n_single), (self.n_single, len(self)):
@@ -68,17 +70,34 @@ class LooSamples:
         """Memory rows that leave with the samples of a block of such, (K,)."""
         return self.partners[block.start - self.n_single : block.stop - self.n_single]
 
+    def points_of(self, block: slice) -> Tensor:
+        """The turned samples of a block (K,D)."""
+        if len(self.points) == self.n_single and block.stop <= self.n_single:
+            return self.points[block]  # every row is a sample, in order: no copy of them
+        return self.points[self.rows[block]]
+
+    @cached_property
+    def _telling(self) -> slice:
+        """Samples that leave alone; where these are many, some, evenly spaced."""
+        return slice(0, self.n_single, max(1, self.n_single // _ENOUGH))
+
+    @cached_property
+    def _residual_squares(self) -> Tensor:
+        """Squares of the telling samples less their class means, in the axes of the spectrum."""
+        own = self.points_of(self._telling)
+        return (own - self.class_means[self.labels[self._telling]]).square_()
+
     def own_left_out(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """Held-out distances to the own class, and images it then has, (K,) each.
 
         Of samples that leave alone; where these are many, of some, evenly spaced.
         """
-        alone = slice(0, self.n_single, max(1, self.n_single // _ENOUGH))
+        alone = self._telling
         labels, copies = self.labels[alone], self.copies[alone]
-        points = self.points[self.rows[alone]]
-        own = own_left_out(geometry, points, labels, copies)
+        own = own_left_out(geometry, self._residual_squares, labels, copies)
         counts = geometry.counts[labels] - copies
         for rows, group, _ in self.grouped(alone):
+            points = self.points_of(alone)
             part, at = leave_group_out(geometry, points[rows], labels[rows], group), labels[rows]
             own[rows] = part.distances.gather(1, at[:, None])[:, 0]
             counts[rows] = part.counts.gather(1, at[:, None])[:, 0]
@@ -86,7 +105,7 @@ class LooSamples:
 
     def left_out(self, geometry: Geometry, block: slice) -> LeftOut:
         """Held-out distances of a block of samples in the whitened space of one shrinkage."""
-        points, labels = self.points[self.rows[block]], self.labels[block]
+        points, labels = self.points_of(block), self.labels[block]
         if block.start < self.n_single:
             found = leave_one_out(geometry, points, labels, self.copies[block])
         else:
@@ -102,7 +121,7 @@ class LooSamples:
     def log_det_left_out(self, geometry: Geometry) -> Tensor:
         """Log determinant of the covariance without each sample that leaves alone, (n_single,)."""
         alone = slice(0, self.n_single)
-        points, labels = self.points[self.rows[alone]], self.labels[alone]
+        points, labels = self.points_of(alone), self.labels[alone]
         found = log_det_left_out(geometry, points, labels, self.copies[alone])
         for rows, group, _ in self.grouped(alone):
             found[rows] = group.log_det(geometry, labels[rows])
@@ -172,6 +191,7 @@ def make_loo_samples(
     ]
     return LooSamples(
         points=_turned(spectrum, memory),
+        class_means=spectrum.means,
         memory=memory,
         labels=labels[rows],
         copies=memory.copies[rows],
@@ -183,9 +203,9 @@ def make_loo_samples(
 
 
 def _turned(spectrum: Spectrum, memory: MemoryRows) -> Tensor:
-    """All memory rows in the axes of the spectrum, float64 (M,D)."""
-    points = torch.empty(memory.grid.shape, dtype=torch.float64)
-    for rows in torch.arange(len(points)).split(max(1, _BLOCK // points.shape[1])):
+    """All memory rows in the axes of the spectrum, float64 (M,K)."""
+    points = torch.empty(len(memory), spectrum.axes.shape[1], dtype=torch.float64)
+    for rows in torch.arange(len(points)).split(max(1, _BLOCK // spectrum.n_features)):
         points[rows] = spectrum.turn(memory.embedded(rows))
     return points
 

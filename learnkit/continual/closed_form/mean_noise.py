@@ -79,12 +79,13 @@ class MeanNoise:
 
 def _signal(geometry: Geometry, variance: float) -> float:
     """Half the mean squared distance between the true means of two classes, noise taken off."""
-    counts, means = geometry.counts, geometry.means
+    counts, means = geometry.counts, geometry.spectrum.means
     if len(counts) == 1:
         return 0.0
     # over all pairs, each weighing the product of the weights of its classes
     weights = counts / (counts + 0.5)
     total = weights.sum()
-    seen = total * (weights @ means.square().sum(1)) - (weights @ means).square().sum()
+    middle = (weights @ means).square() @ geometry.scale.square()
+    seen = total * (weights @ geometry.lengths) - middle
     noise = variance * (weights / counts) @ (total - weights)
     return float((seen - noise) / (total.square() - weights.square().sum()))

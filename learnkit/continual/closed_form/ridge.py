@@ -98,7 +98,9 @@ def _default_temperature(ridge: Ridge) -> float:
     """Temperature where no sample can be left out."""
     spectrum, per_class = ridge.spectrum, ridge.n_images / len(ridge.offsets)
     debt = (spectrum.values / (spectrum.values + ridge.penalty)).sum() / max(spectrum.dof, 1)
-    return default_temperature(spectrum, ridge.weight, per_class * float(debt))
+    weight = ridge.weight
+    apart, spread = (weight * spectrum.means).sum(1).mean(), weight.var(0, correction=0)
+    return default_temperature(spectrum, float(apart), spread, per_class * float(debt))
 
 
 _ZERO = 1e-10
@@ -275,6 +277,6 @@ def _mean_eigenvalue(spectrum: Spectrum, offsets: Tensor) -> float:
     """Mean of the eigenvalues of the total scatter that are not zero; 1 if all are."""
     largest = float(spectrum.values.max())
     rank = int((spectrum.values > _ZERO * largest).sum()) if largest > 0 else 0
-    rank = min(rank + len(offsets) - 1, len(spectrum.values))
+    rank = min(rank + len(offsets) - 1, spectrum.n_features)
     total = spectrum.total + float(spectrum.counts @ offsets.square().sum(1))
     return total / rank if rank and total > _ZERO else 1.0

@@ -90,8 +90,7 @@ def temper_samples(
 
 def expected_temperature(geometry: Geometry) -> float:
     """Temperature of the discriminant to expect before any sample is seen."""
-    weight = geometry.means * geometry.scale
-    return default_temperature(geometry.spectrum, weight, geometry.d_eff) / GUESS_IS_TOO_HIGH
+    return _default_temperature(geometry) / GUESS_IS_TOO_HIGH
 
 
 def weigh_evidence(
@@ -114,43 +113,51 @@ def default_selection(spectrum: Spectrum, shrinkages: tuple[float, ...]) -> Sele
     """Shrinkage and temperature where nothing can be left out, from the statistics alone."""
     wanted = default_shrinkage(spectrum)
     shrinkage = min(shrinkages, key=lambda candidate: abs(candidate - wanted))
-    geometry = spectrum.geometry(shrinkage)
-    weight = geometry.means * geometry.scale
-    temperature = default_temperature(spectrum, weight, geometry.d_eff)
+    temperature = _default_temperature(spectrum.geometry(shrinkage))
     return Selection(shrinkage, temperature, "default: no sample can be left out")
 
 
 def default_shrinkage(spectrum: Spectrum) -> float:
     """Shrinkage to expect: 1/2 for as many degrees of freedom as twice the axes, 1 for none."""
     # Within .02 of the log loss of what was best on held-out photographs, 2 to 500 images a class.
-    axes = 2 * len(spectrum.values)
+    axes = 2 * spectrum.n_features
     return axes / (axes + spectrum.dof)
 
 
-def default_temperature(spectrum: Spectrum, weight: Tensor, debt: float) -> float:
+def _default_temperature(geometry: Geometry) -> float:
+    """Temperature of the discriminant where no sample can be left out."""
+    weights = geometry.scale.square()  # of the discriminant, the means times these
+    spread = geometry.spectrum.spread_of_means * weights.square()
+    return default_temperature(
+        geometry.spectrum, float(geometry.lengths.mean()), spread, geometry.d_eff
+    )
+
+
+def default_temperature(spectrum: Spectrum, apart: float, spread: Tensor, debt: float) -> float:
     """Temperature from the spread of the logits within the classes.
 
     Args:
         spectrum: Of the statistics.
-        weight: Of a linear classifier (P,D) in the axes of the spectrum.
+        apart: Mean logit of a class mean for its own class.
+        spread: Variance over the classes of the weights of a linear classifier along each axis of
+            the spectrum (K,).
         debt: By how much noise in the mean of one image drives a class apart from the others.
     """
     # A normal variable of mean m and variance v is a calibrated logit if v = 2 m. Here that is the
     # mean over pairs of classes of the logit between them; seen from the very samples that made it,
     # it is too good, by a factor of 3 on photographs.
     n_classes = len(spectrum.classes)
-    apart = (weight * spectrum.means).sum(1).mean()
     if n_classes == 1 or not apart > 0:
         return 1.0
-    guess = _SOFTNESS * float(apart / spectrum.means.square().sum(1).mean())
+    guess = _SOFTNESS * apart / float(spectrum.spread_of_means.sum())
     if spectrum.is_flat:
         return guess
     pairs = n_classes / (n_classes - 1)
-    within = (weight - weight.mean(0)).square() @ (spectrum.values / spectrum.dof)
-    held_out = pairs * float(apart) - debt * float((1 / spectrum.counts).mean())
+    within = float(spread @ spectrum.values) / spectrum.dof
+    held_out = pairs * apart - debt * float((1 / spectrum.counts).mean())
     # with few images the spread is seen in few directions only: the guess sets the least
     least = guess * _GUESS_IS_WORTH / (_GUESS_IS_WORTH + spectrum.dof)
-    seen = 3 * pairs * float(within.mean()) / held_out if held_out > 0 else guess
+    seen = 3 * pairs * within / held_out if held_out > 0 else guess
     return min(max(seen, least), guess)
 
 

@@ -1,7 +1,8 @@
 """Whitening: the space in which classes are round, by their common covariance.
 
 One eigendecomposition of the within-class scatter serves every shrinkage. Its products carry the
-classifier (`lda.py`) and the Mahalanobis scores alike.
+classifier (`lda.py`) and the Mahalanobis scores alike. With few images, samples and class means lie
+in a space of few dimensions, and the decomposition is done there.
 
 All sums run over the classes in the order of their names, so that the result does not depend, not
 in the last bit, on the order in which the classes arrived.
@@ -32,9 +33,11 @@ class Spectrum:
     """The within-class scatter in its own axes, with the class means; all shrinkages come from it.
 
     `classes (P,)` are the places of the classes that have images, sorted by name; everything
-    "(P, ...)" here and in what is derived goes by this order. `axes (D,D)` holds the eigenvectors
-    as columns, `values (D,)` their scatter, `means (P,D)` the class means in these axes, counted
-    from their common `center (D,)`. `dof` is the number of images less the number of classes.
+    "(P, ...)" here and in what is derived goes by this order. `axes (D,K)` holds eigenvectors as
+    columns, `values (K,)` their scatter, ascending, `means (P,K)` the class means in these axes,
+    counted from their common `center (D,)`. `dof` is the number of images less the number of
+    classes. K is D, or less: then samples and means have no part outside these axes, and there is
+    no scatter.
     """
 
     classes: Tensor
@@ -46,9 +49,19 @@ class Spectrum:
     dof: float
 
     @property
+    def n_features(self) -> int:
+        """Width D of the features."""
+        return len(self.axes)
+
+    @cached_property
     def total(self) -> float:
         """Sum of the scatter over all axes."""
         return float(self.values.sum())
+
+    @cached_property
+    def spread_of_means(self) -> Tensor:
+        """Mean squared distance of the class means from their mean, along each axis (K,)."""
+        return self.means.var(0, correction=0)
 
     @property
     def is_flat(self) -> bool:
@@ -59,10 +72,10 @@ class Spectrum:
     def variance_per_axis(self) -> float:
         """Mean over the axes of the variance within classes; a default if there is none."""
         total = DEFAULT_VARIANCE if self.is_flat else self.total / self.dof
-        return total / len(self.values)
+        return total / self.n_features
 
     def turn(self, features: Tensor) -> Tensor:
-        """Features (N,D), embedded, in these axes and counted from the center: float64 (N,D)."""
+        """Features (N,D), embedded, in these axes and counted from the center: float64 (N,K)."""
         return (features.to(torch.float64) - self.center) @ self.axes
 
     def geometry(self, shrinkage: float) -> Geometry:
@@ -72,28 +85,28 @@ class Spectrum:
         """
         if self.is_flat or shrinkage == 1:
             scale = torch.full_like(self.values, self.variance_per_axis**-0.5)
-            return Geometry(self, 1.0, scale, float(len(scale)), self.means * scale)
+            return Geometry(self, 1.0, scale, float(self.n_features))
         keep = 1 - shrinkage
-        ridged = self.values + shrinkage / keep * self.total / len(self.values)
+        ridged = self.values + shrinkage / keep * self.total / self.n_features
         scale = (self.dof / keep / ridged).sqrt()
         d_eff = float((self.values / ridged).sum()) / keep
-        return Geometry(self, shrinkage, scale, d_eff, self.means * scale)
+        return Geometry(self, shrinkage, scale, d_eff)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Geometry:
     """The whitened space of one shrinkage: squared lengths in it are Mahalanobis distances.
 
-    `means (P,D)` are the class means in it, by sorted name (`classes (P,)` gives their indices),
-    `counts (P,)` their numbers of images, `d_eff` the average squared distance of a sample from
-    its own, perfectly known, mean: the debt of a mean of n images is `d_eff / n`.
+    `means (P,K)` are the class means in it, by sorted name (`classes (P,)` gives their indices),
+    `counts (P,)` their numbers of images, `scale (K,)` by how much each axis is stretched, `d_eff`
+    the average squared distance of a sample from its own, perfectly known, mean: the debt of a mean
+    of n images is `d_eff / n`.
     """
 
     spectrum: Spectrum
     shrinkage: float
     scale: Tensor
     d_eff: float
-    means: Tensor
 
     @property
     def classes(self) -> Tensor:
@@ -106,15 +119,36 @@ class Geometry:
         return self.spectrum.counts
 
     @cached_property
+    def means(self) -> Tensor:
+        """The class means (P,K) in the whitened space."""
+        return self.spectrum.means * self.scale
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Vectors (P,K) whose products with turned features are those with the whitened means."""
+        return self.spectrum.means * self.scale.square()
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Squared lengths (P,) of the whitened means."""
+        return torch.linalg.vecdot(self.weights, self.spectrum.means)
+
+    @property
+    def log_det(self) -> float:
+        """Log determinant of the covariance, over all D dimensions."""
+        outside = self.spectrum.n_features - len(self.scale)
+        return -2 * float(self.scale.log().sum() + outside * self.scale.amax().log())
+
+    @cached_property
     def covectors(self) -> Tensor:
         """Vectors (P,D) whose products with centered features are those with the whitened means."""
-        return (self.means * self.scale) @ self.spectrum.axes.T
+        return self.weights @ self.spectrum.axes.T
 
     @cached_property
     def distances(self) -> ClassDistances:
         """Distances of embedded features to the class means, in numpy."""
         # the squared length of a mean, less what its being a mean of few images adds
-        offsets = self.means.square().sum(1) - self.d_eff / self.counts
+        offsets = self.lengths - self.d_eff / self.counts
         base, axes = self._lengths()
         arrays = (self.spectrum.center, self.covectors, offsets)
         # contiguous as what is read from a file: then products of them are equal to the bit
@@ -124,10 +158,10 @@ class Geometry:
     def _lengths(self) -> tuple[float, Tensor]:
         """(base, axes (D,r)) for squared lengths of whitened features, see `ClassDistances`."""
         # With fewer images than dimensions most axes have no scatter and share one scale: it is in
-        # the base, and the few others have less than that.
+        # the base, and the few others have less than that. What is outside the axes has no scatter.
         base = self.scale.amax().square()
         n_own = int((self.scale < self.scale.amax() * (1 - _SAME)).sum())
-        if 2 * n_own > len(self.scale):
+        if 2 * n_own > self.spectrum.n_features:
             return 0.0, self.spectrum.axes * self.scale
         first = len(self.scale) - n_own  # scatter grows along the axes, the scale falls
         own = self.scale[first:].square() - base
@@ -135,7 +169,7 @@ class Geometry:
 
 
 def fit_spectrum(moments: Moments) -> Spectrum:
-    """Eigendecomposition of the within-class scatter: the one costly step, O(D^3).
+    """Eigendecomposition of the within-class scatter: the one costly step, O(D^3), or O(D^2 K).
 
     Raises:
         ContinualNotInitializedError: No class has an image.
@@ -144,14 +178,45 @@ def fit_spectrum(moments: Moments) -> Spectrum:
         raise ContinualNotInitializedError(
             "no class has an image yet; learn some before a classifier is asked for"
         )
-    values, axes = torch.linalg.eigh(moments.scatter)
     center = moments.means.mean(0)
+    means = moments.means - center
+    # without a sample images are drawn along all axes (`held_out.draw_images`)
+    rank = int(moments.dof) if any(map(len, moments.samples)) else moments.n_features
+    values, axes = _eigen(moments.scatter, means, rank)
     return Spectrum(
         classes=moments.places,
         counts=moments.counts,
         values=values.clamp_min_(0),
         axes=axes,
         center=center,
-        means=(moments.means - center) @ axes,
+        means=means @ axes,
         dof=moments.dof,
     )
+
+
+# More axes than this share of all, and the whole decomposition takes no longer.
+_FEW_AXES = 0.5
+_SPARE = 8  # axes more than the rank, so that none of it is missed by bad luck
+_MISSED = 1e-10  # share of the scatter
+
+
+def _eigen(scatter: Tensor, means: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """(eigenvalues (K,) ascending, axes (D,K)) of a scatter of at most this rank.
+
+    The axes hold all scatter and all means (P,D). With few of both K is less than D: products of
+    the scatter with random vectors span its range, exactly.
+
+    Source: Halko, Martinsson and Tropp, "Finding structure with randomness", 2011, section 4.1.
+    """
+    n_features = len(scatter)
+    if not scatter.any():
+        return scatter.new_zeros(n_features), torch.eye(n_features, dtype=scatter.dtype)
+    n_random = rank + _SPARE
+    if n_random + len(means) <= _FEW_AXES * n_features:
+        shape, generator = (n_features, n_random), torch.Generator().manual_seed(0)
+        random = torch.rand(shape, generator=generator, dtype=scatter.dtype).sub_(0.5)
+        basis, _ = torch.linalg.qr(torch.cat([scatter @ random, means.T], 1))
+        values, turned = torch.linalg.eigh(basis.T @ (scatter @ basis))
+        if scatter.trace() - values.sum() <= _MISSED * scatter.trace():
+            return values, basis @ turned
+    return torch.linalg.eigh(scatter)

@@ -1,0 +1,105 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from continual_helpers import draw, embedded, gather
+
+from learnkit.continual.closed_form import whitening
+from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
+from learnkit.continual.closed_form.ridge import fit_ridge
+from learnkit.continual.closed_form.whitening import fit_spectrum
+
+COUNTS = {"a": 9, "b": 4, "c": 1, "d": 12}
+WIDTH = 96
+FITS = [fit_lda, fit_prototype, fit_ridge]
+
+
+def few_images(counts=COUNTS):
+    features, labels = draw(counts, width=WIDTH)
+    return gather(features, labels).moments(), draw({"new": 20}, width=WIDTH, seed=1)[0]
+
+
+@pytest.fixture
+def all_axes(monkeypatch):
+    def use():
+        monkeypatch.setattr(whitening, "_FEW_AXES", 0.0)
+
+    return use
+
+
+def test_few_images_lie_in_few_dimensions_that_hold_all_scatter_and_all_means():
+    moments, _ = few_images()
+    spectrum = fit_spectrum(moments)
+    n_axes = spectrum.axes.shape[1]
+    assert n_axes <= WIDTH // 2
+    torch.testing.assert_close(spectrum.axes.T @ spectrum.axes, torch.eye(n_axes).double())
+    back = (spectrum.axes * spectrum.values) @ spectrum.axes.T
+    torch.testing.assert_close(back, moments.scatter, rtol=0, atol=1e-13)
+    means = spectrum.center + spectrum.means @ spectrum.axes.T
+    torch.testing.assert_close(means, moments.means, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shrinkage", [0.01, 0.3, 1.0])
+def test_distances_of_any_image_are_those_of_the_whole_covariance(shrinkage):
+    moments, fresh = few_images()
+    geometry = fit_spectrum(moments).geometry(shrinkage)
+    fresh, round_ = embedded(fresh), moments.scatter.trace() / moments.dof / WIDTH
+    covariance = (1 - shrinkage) * moments.scatter / moments.dof
+    covariance += shrinkage * round_ * torch.eye(WIDTH, dtype=torch.float64)
+    away = fresh[:, None] - moments.means
+    squared = (away * torch.linalg.solve(covariance, away.mT).mT).sum(2)
+    wanted = (squared - geometry.d_eff / moments.counts).amin(1)
+    found = geometry.distances.mahalanobis(fresh.numpy())
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-9)
+    assert geometry.log_det == pytest.approx(float(torch.logdet(covariance)), rel=1e-9)
+    variance = torch.linalg.solve(covariance, moments.scatter / moments.dof).trace()
+    assert geometry.d_eff == pytest.approx(float(variance), rel=1e-9)
+
+
+@pytest.mark.parametrize("counts", [COUNTS, {"a": 20}, {"a": 2, "b": 2}], ids=str)
+@pytest.mark.parametrize("fit", FITS)
+def test_a_fit_in_few_dimensions_is_that_in_all(fit, counts, all_axes):
+    moments, fresh = few_images(counts)
+    few = fit(moments)
+    all_axes()
+    every = fit(moments)
+    assert few.geometry.spectrum.axes.shape[1] < every.geometry.spectrum.axes.shape[1] == WIDTH
+    assert few.shrinkage == every.shrinkage
+    for name in "temperature", "expected_temperature":
+        assert getattr(few, name) == pytest.approx(getattr(every, name), rel=1e-9)
+    torch.testing.assert_close(few.logits(embedded(fresh)), every.logits(embedded(fresh)))
+    for name in "logits", "mahalanobis", "relative":
+        torch.testing.assert_close(getattr(few.loo, name), getattr(every.loo, name))
+    scores = (one.geometry.distances.mahalanobis(embedded(fresh).numpy()) for one in (few, every))
+    np.testing.assert_allclose(*scores, rtol=1e-9)
+
+
+def test_a_remainder_of_a_forgotten_class_is_in_the_few_dimensions_too(all_axes):
+    features, labels = draw({"a": 9, "b": 9, "gone": 12}, width=WIDTH)
+    moments = gather(features, labels, memory_size=4).forget("gone").moments()
+    few = fit_lda(moments)
+    all_axes()
+    every = fit_lda(moments)
+    assert few.geometry.spectrum.axes.shape[1] < WIDTH
+    torch.testing.assert_close(few.weight, every.weight)
+    torch.testing.assert_close(few.loo.logits, every.loo.logits)
+
+
+def test_scatter_that_few_dimensions_do_not_hold_gets_all_of_them():
+    moments, _ = few_images()
+    spectrum = fit_spectrum(replace(moments, dof=3.0))  # fewer than the images say
+    back = (spectrum.axes * spectrum.values) @ spectrum.axes.T
+    assert spectrum.axes.shape == (WIDTH, WIDTH)
+    torch.testing.assert_close(back, moments.scatter, rtol=0, atol=1e-13)
+
+
+def test_one_image_a_class_has_no_scatter_and_any_axes():
+    moments, fresh = few_images({"a": 1, "b": 1, "c": 1})
+    geometry = fit_spectrum(moments).geometry(0.3)
+    fresh = embedded(fresh)
+    wanted = (fresh[:, None] - moments.means).square().sum(2) * geometry.scale[0].square()
+    found = geometry.distances.mahalanobis(fresh.numpy())
+    np.testing.assert_allclose(found, wanted.amin(1) - WIDTH, rtol=1e-9)
+    assert math.isclose(geometry.d_eff, WIDTH)
