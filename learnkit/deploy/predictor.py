@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 def load_learner(
     path: str | os.PathLike,
+    file: str | None = None,
     *,
     sha256: str | None = None,
     device: str | torch.device = "cpu",
@@ -69,6 +70,7 @@ def load_learner(
 
     Args:
         path: folder written by `learn.export` or `Predictor.save`.
+        file: its name in `path`, as in fastai v1; default `path` itself.
         sha256: what `save` returned (`Predictor.digest`): nothing else is accepted.
         device: where the network runs.
         allow_pickle: also open fastai's `export.pkl`. That RUNS whatever code its author put in;
@@ -87,6 +89,7 @@ def load_learner(
         BundleError: a pickle, and `allow_pickle` is not set; or no such variant.
         MissingExtraError: the variant's backend is not installed; the message has the pip line.
     """
+    path = path if file is None else Path(path) / file
     if pickle_file := pickle_at(Path(path)):
         return load_pickle(pickle_file, sha256, device, allow_pickle)
     record = read(path, variant=variant, sha256=sha256, device=str(device), threads=threads)

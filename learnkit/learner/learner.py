@@ -103,6 +103,11 @@ class ImageLearner(Learner):
                 cbs.append(kind())
         super().__init__(dls, model, *args, train_bn=train_bn, cbs=cbs, **kwargs)
 
+    @property
+    def data(self) -> DataLoaders:
+        """The loaders, by the name that fastai v1 had for `dls`."""
+        return self.dls
+
     @classmethod
     def from_learner(cls, learn: Learner) -> ImageLearner:
         """An ImageLearner over the same data, model and optimizer; `learn` stays usable."""
@@ -279,17 +284,19 @@ class ImageLearner(Learner):
         reading.setdefault("progress", hasattr(self, "progress"))
         return predictor_of(self).suggest(images, n, **reading)
 
-    def export(self, path: str | Path = "model", *, evaluate: bool = True) -> Path:
+    def export(self, path: str | Path | None = None, *, evaluate: bool = True) -> Path:
         """The folder of the bundle written: data only, loads with `load_learner`.
 
         Args:
             path: Folder to create, or an earlier bundle to replace; relative to where Python runs.
+                Default `model` in the learner's own `path`.
             evaluate: Measure the validation images (one pass) for the model card.
 
         Raises:
             ExportError: Something about the learner cannot travel as data; the message names it.
             BundleWriteError: The folder could not be written; what stood there still does.
         """
+        path = Path(self.path) / "model" if path is None else path
         return export_learner(self, path, evaluate=evaluate)
 
     def optimize(

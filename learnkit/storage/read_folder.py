@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,9 @@ def set_aside(target: Path) -> Path | None:
     return None if os.path.lexists(target) else next(iter(leftovers(target, "old")), None)
 
 
+_LOOKED_AT = 1000  # entries of a folder that is no bundle
+
+
 def read_folder(
     path: str | os.PathLike, *, sha256: str | None = None, wanted: Collection[str] | None = None
 ) -> Folder:
@@ -137,7 +141,9 @@ def _read_once(folder: Path, sha256: str | None, wanted: Collection[str] | None)
 def read_manifest(folder: Path, sha256: str | None) -> tuple[dict[str, Any], str]:
     """The manifest, its entries checked, and its digest."""
     if not os.path.lexists(folder / MANIFEST):
-        raise BundleNotFoundError(f"{folder} is not a bundle: it has no {MANIFEST}")
+        inside = [one for one in islice(folder.iterdir(), _LOOKED_AT) if (one / MANIFEST).is_file()]
+        there = f"; there is one in it: {min(inside)}" if inside else ""
+        raise BundleNotFoundError(f"{folder} is not a bundle: it has no {MANIFEST}{there}")
     data = _read_regular(folder / MANIFEST, MAX_MANIFEST_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if sha256 not in {None, digest}:

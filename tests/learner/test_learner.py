@@ -28,6 +28,7 @@ from learnkit.callback.frozen_features import FrozenFeatures
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import load_learner
 from learnkit.errors import (
+    BundleError,
     CutError,
     DataError,
     ExportError,
@@ -345,6 +346,20 @@ class TestExport:
         with pytest.raises(ExportError, match=reason):
             learn.export(tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
+
+
+class TestPathsOfFastai:
+    """What fastai v1's page of `vision.learner` does with an exported learner."""
+
+    def test_export_without_a_path_lands_in_the_learners_own(self, quiet, tmp_path, monkeypatch):
+        monkeypatch.setattr(quiet, "path", tmp_path)
+        assert quiet.export(evaluate=False) == tmp_path / "model"
+        assert load_learner(quiet.path, "model").classes == tuple(quiet.dls.vocab)
+        with pytest.raises(BundleError, match=r"there is one in it: .*model"):
+            load_learner(quiet.path)
+
+    def test_data_are_the_loaders(self, quiet):
+        assert quiet.data is quiet.dls
 
 
 class TestAdopting:

@@ -124,6 +124,13 @@ def test_a_path_without_a_bundle_is_named(tmp_path):
         read_folder(tmp_path / "model.bin")
 
 
+def test_a_bundle_inside_the_folder_given_is_named(tmp_path):
+    write_folder(tmp_path / "model", OLD)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(BundleError, match=r"no manifest.json; there is one in it: .*model$"):
+        read_folder(tmp_path)
+
+
 def test_a_bundle_may_be_opened_through_a_link_to_its_folder(tmp_path):
     write_folder(tmp_path / "v2", OLD)
     (tmp_path / "current").symlink_to(tmp_path / "v2")
