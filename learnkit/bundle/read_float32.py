@@ -37,6 +37,7 @@ from learnkit.errors import (
 from learnkit.inference.class_names import checked_threshold
 from learnkit.inference.model import Model
 from learnkit.inference.scoring import logits_of
+from learnkit.interpret.normalization import Normalization, note_conventions
 from learnkit.models.rebuild import rebuild
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
 
@@ -72,6 +73,8 @@ def read_float32(
     )
     module = _module(folder, contents)
     head, detector = None, None
+    names = None if continual else contents.classes
+    note_conventions(module, Normalization(recipe.mean, recipe.std), names)
     if continual:
         tensors = folder.tensors(STATE)
         width, classes = module[0].n_features, contents.classes

@@ -21,6 +21,7 @@ from learnkit.interpret.heatmaps import (
     loss_title,
 )
 from learnkit.interpret.learner_state import class_names
+from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.outputs import Outputs, collect_from
 from learnkit.interpret.source import Source
 from learnkit.interpret.tables import errors_table, mistakes_of, report_text
@@ -249,6 +250,8 @@ class ClassificationInterpretation(Shown):
         inputs, images = self._source.read(positions)
         heatmaps = None
         if heatmap:
+            pixels = renormalization(self.learn, self._source.template)
+            inputs = inputs if pixels is None else pixels(inputs)
             classes = explained_classes(self.outputs, positions, explain)
             heatmaps = evidence(self.learn.model, inputs, classes, min_cells=heatmap_thresh)
         titles = [loss_title(self.outputs, i) for i in positions] if show_text else None

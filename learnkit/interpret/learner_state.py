@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.errors import InterpretationError
+from learnkit.interpret.normalization import network_classes
 
 if TYPE_CHECKING:
     from learnkit.continual.ood_detector import OodDetector
@@ -52,11 +53,15 @@ class LearnerState:
     Attributes:
         record: of the continual state; None outside it.
         ood_detector: what `fit_ood` made for the trained head, None without.
+        metadata: what came along in the bundle it was made from, its model card included.
+        probes: images uint8 (n, C, H, W) of that bundle; they go on with the next one.
         fits_to_come: fits that the running verb has still to begin.
     """
 
     record: ContinualRecord | None = None
     ood_detector: OodDetector | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    probes: Tensor | None = None
     fits_to_come: int = 0
 
 
@@ -98,20 +103,40 @@ def class_numbers(
 def class_names(learn: Any) -> list[str] | None:
     """What the learner's outputs are called, None if nobody says.
 
-    In the continual state the names of the classes it has learned, else those of its loaders.
+    In the continual state the names of the classes it has learned, else those its head was trained
+    with, else those of its loaders.
     """
     head = continual_head(learn.model)
-    return list(head.classes) if head is not None else names_of(learn.dls)
+    if head is not None:
+        return list(head.classes)
+    names = network_classes(learn.model)
+    return names_of(learn.dls) if names is None else list(names)
 
 
 def names_of(loaders: Any) -> list[str] | None:
-    """The class names of a loader, or of several; None if there are none."""
+    """The class names of a loader, or of several; None if there are none.
+
+    fastai's datasets have a `vocab`; those of torchvision have `classes`, also under a `Subset`.
+    """
     vocab = getattr(loaders, "vocab", None)
+    if vocab is None:
+        first = next(iter(getattr(loaders, "loaders", ())), loaders)
+        vocab = _classes_of(getattr(first, "dataset", None))
     if vocab is None:
         return None
     if len(vocab) and not isinstance(vocab[-1], str) and hasattr(vocab[-1], "__iter__"):
         vocab = vocab[-1]  # one vocabulary per block: the labels' is the last
     return [str(name) for name in vocab]
+
+
+def _classes_of(dataset: Any) -> list[str] | None:
+    """What a dataset that is not fastai's, or the one it is a part of, calls its classes."""
+    if dataset is None or hasattr(dataset, "tls"):
+        return None
+    classes = getattr(dataset, "classes", None)
+    if isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes):
+        return list(classes)
+    return _classes_of(getattr(dataset, "dataset", None))
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from learnkit.interpret.checks import (
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
 from learnkit.interpret.learner_state import class_names, detector_of, loss_of, renumbering
 from learnkit.interpret.losses import activation_of, item_losses
+from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.source import Source, split_batch
 from learnkit.models.eval_mode import evaluating
 
@@ -184,6 +185,7 @@ def collect_from(
     """Run the learner's model once over a `Source`; see `collect_outputs`."""
     show = hasattr(learn, "progress") if progress is None else progress
     detector, numbers = detector_of(learn), renumbering(learn, source.dl)
+    pixels = renormalization(learn, source.template)
     rows: list[dict[str, Tensor]] = []
     n_seen = 0
     with (
@@ -195,6 +197,7 @@ def collect_from(
     ):
         for batch in batches:
             xb, target = split_batch(learn, batch)
+            xb = xb if pixels is None else tuple(map(pixels, xb))
             if source.targets is not None:
                 target = source.targets[n_seen : n_seen + len(xb[0])]
             elif target is not None and numbers is not None:

@@ -188,7 +188,7 @@ def _path_getter(dataset: Any, item: Any) -> Any:
 def _unlabelled_dl(learn: Any, data: Any) -> Any:
     """Return a loader over the files of an ImageDataset that reads them as validation does."""
     items = getattr(learn.dls.valid_ds, "items", None)
-    if items is None or not len(items) or not isinstance(next(iter(items)), str | Path):
+    if items is None or not all(isinstance(item, str | Path) for item in list(items[:1])):
         raise InterpretationError(
             "`data` cannot be read: the learner's loaders do not take files as items. Pass"
             " `dl=learn.dls.test_dl(items, with_labels=True)` with items of their own kind"

@@ -44,8 +44,9 @@ from learnkit.inference.features import feature_rows
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import progress_over, randomness_kept
 from learnkit.interpret.learner_state import ContinualRecord, names_of
+from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.source import Source
-from learnkit.learner.dataloaders import is_multi_label, is_normalized, with_normalization
+from learnkit.learner.dataloaders import agreeing_loaders, is_multi_label
 from learnkit.learner.trained_head import untrained_head
 from learnkit.learner.training_data import (
     case_matters,
@@ -323,10 +324,7 @@ def _loaders(learn: Any, data: Any) -> DataLoaders:
             f"`data` is a {type(data).__name__}; refit trains, so give a split ImageDataset, or "
             "DataLoaders"
         )
-    recipe = preprocessing_of(learn.dls)
-    if recipe.mean is None or is_normalized(data):
-        return data
-    return with_normalization(data, recipe.mean, recipe.std)
+    return agreeing_loaders(learn.model, data)
 
 
 def _check_nothing_lost(head: Any, labels: Any) -> None:
@@ -437,7 +435,7 @@ def empty_head(
 def _of_batches(learn: Any, source: Source, show: bool, with_logits: bool = False) -> Tensor:
     """Features (and logits) of what a loader gives, in its own batches."""
     device = next((p.device for p in learn.model.parameters()), torch.device("cpu"))
-    rows = []
+    rows, pixels = [], renormalization(learn, source.template)
     with (
         randomness_kept(),
         evaluating(learn.model),
@@ -446,6 +444,7 @@ def _of_batches(learn: Any, source: Source, show: bool, with_logits: bool = Fals
     ):
         for batch in batches:
             images = batch[0] if isinstance(batch, list | tuple) else batch
+            images = images if pixels is None else pixels(images)
             feature_map = learn.model[0](to_device(detached(images), device))
             row = feature_map.to(torch.float32).mean((2, 3))
             if with_logits:

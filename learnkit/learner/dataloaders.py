@@ -1,6 +1,7 @@
 """From an `ImageDataset` to the fastai DataLoaders a learner trains on."""
 
 import copy
+import io
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,12 +21,21 @@ from fastai.data.transforms import (
     ToTensor,
 )
 from fasttransform import Pipeline, Transform
+from PIL import Image
 
+from learnkit.continual.classifier import continual_head
 from learnkit.data.arguments import check_number
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import image_size
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import DataError, ImageReadError, warn_user
+from learnkit.errors import DataError, ImageReadError, first_few, warn_user
+from learnkit.interpret.learner_state import names_of
+from learnkit.interpret.normalization import (
+    network_classes,
+    network_normalization,
+    normalization_of,
+    note_conventions,
+)
 from learnkit.learner.augmentation import batch_augmentation, item_augmentation
 from learnkit.learner.transforms import LabelOf, ReadImage, ResizeLikeRecipe
 
@@ -51,8 +61,9 @@ def image_dataloaders(
 ) -> DataLoaders:
     """Return fastai DataLoaders: train (shuffled), valid, and test when the dataset has one.
 
-    All three read files through one `Preprocessing`, kept as `dls.preprocessing`; its mean and std
-    are filled in by `cnn_learner` from the network. The dataset is kept as `dls.image_dataset`.
+    All three read files through one `Preprocessing`, kept as `dls.preprocessing`. Where it has no
+    mean and std, `cnn_learner` normalises with those of the network. The dataset is kept as
+    `dls.image_dataset`.
 
     Args:
         dataset: Split, with at least two training images and one validation image.
@@ -104,8 +115,49 @@ def image_dataloaders(
     )
     for offset, dl in enumerate(dls.loaders):
         dl.rng = random.Random(seed + offset)
+    if preprocessing.mean is not None:
+        dls = with_normalization(dls, preprocessing.mean, preprocessing.std)
     dls.preprocessing, dls.image_dataset = preprocessing, dataset
     return dls
+
+
+def empty_dataloaders(
+    preprocessing: Preprocessing, classes: Sequence[str], *, multi_label: bool = False
+) -> DataLoaders:
+    """Return DataLoaders, train and valid, without an image: they say how images are read.
+
+    Args:
+        preprocessing: The recipe, with its mean and std.
+        classes: What targets are called.
+        multi_label: Whether an image may have several labels.
+    """
+    black = io.BytesIO()  # fastai learns the types of a batch from one image
+    Image.new("L", (8, 8)).save(black, "PNG")
+    item = black.getvalue()
+    label = [classes[0]] if multi_label else classes[0]
+    pipelines = [
+        [ReadImage(preprocessing)],
+        [LabelOf({item: label}), *_encoders(classes, multi_label)],
+    ]
+    datasets = _for_any_item(Datasets([item], pipelines, splits=[[0], [0]], n_inp=1))
+    one = datasets.dataloaders(
+        num_workers=0,
+        drop_last=False,
+        after_item=[ToTensor()],
+        after_batch=[IntToFloatTensor()],
+    )
+    dls = one.new_empty()
+    if preprocessing.mean is not None:
+        dls = with_normalization(dls, preprocessing.mean, preprocessing.std)
+    dls.preprocessing = preprocessing
+    return dls
+
+
+def _encoders(classes: Sequence[str], multi_label: bool) -> list[Transform]:
+    """Return what makes a target of a label, the classes numbered as they stand."""
+    if multi_label:
+        return [MultiCategorize(vocab=classes), OneHotEncode()]
+    return [Categorize(vocab=classes, sort=False)]
 
 
 def _warn_of_cut(paths: Sequence[Path], preprocessing: Preprocessing) -> None:
@@ -143,13 +195,16 @@ def _datasets(
             f"{len(paths) - len(labels)} files occur more than once in the dataset; a file has one "
             "label and one split: drop the repeated rows"
         )
-    encoders = (
-        [MultiCategorize(vocab=dataset.classes), OneHotEncode()]
-        if dataset.multi_label
-        else [Categorize(vocab=dataset.classes, sort=False)]
-    )
+    encoders = _encoders(dataset.classes, dataset.multi_label)
     pipelines = [[ReadImage(preprocessing, resize=resize)], [LabelOf(labels), *encoders]]
-    return Datasets(paths, pipelines, splits=splits, n_inp=1)
+    return _for_any_item(Datasets(paths, pipelines, splits=splits, n_inp=1))
+
+
+def _for_any_item(datasets: Datasets) -> Datasets:
+    """Return `datasets` whose `test_dl` takes whatever an image is read from, not paths alone."""
+    for tl in datasets.tls:  # fastai notes what the first item was, and begins there
+        tl.types[0] = object
+    return datasets
 
 
 def _item_transforms(item_tfms: Any, preprocessing: Preprocessing) -> list[Transform]:
@@ -162,13 +217,18 @@ def is_multi_label(dls: DataLoaders) -> bool:
     """Return True if a target is one 0 or 1 per class."""
     return any(
         isinstance(tfm, MultiCategorize | EncodedMultiCategorize | OneHotEncode)
-        for tfm in dls.valid.dataset.tls[-1].tfms.fs
+        for tl in getattr(dls.valid.dataset, "tls", ())[-1:]
+        for tfm in tl.tfms.fs
     )
 
 
 def is_normalized(dls: DataLoaders) -> bool:
     """Return True if a `Normalize` already runs on the validation batches."""
-    return any(isinstance(tfm, Normalize) for tfm in dls.valid.after_batch.fs)
+    return _normalizes(dls.valid)
+
+
+def _normalizes(dl: TfmdDL) -> bool:
+    return any(isinstance(tfm, Normalize) for tfm in dl.after_batch.fs)
 
 
 def with_normalization(
@@ -177,19 +237,56 @@ def with_normalization(
     """Return DataLoaders that also normalise batches; the given ones stay as they are.
 
     Args:
-        dls: DataLoaders without `Normalize`.
+        dls: DataLoaders; those of them that have `Normalize` are taken over.
         mean: One value per channel, of pixels in 0..1.
         std: One value per channel.
     """
+    normalize = Normalize.from_stats(tuple(mean), tuple(std), cuda=False)
     new = copy.copy(dls)
-    new.loaders = [_normalized(dl, tuple(mean), tuple(std)) for dl in dls.loaders]
+    new.loaders = [dl if _normalizes(dl) else _normalized(dl, normalize) for dl in dls.loaders]
     return new
 
 
-def _normalized(dl: TfmdDL, mean: tuple, std: tuple) -> TfmdDL:
+def agreeing_loaders(model: Any, dls: DataLoaders) -> DataLoaders:
+    """Return `dls`, or a copy that normalises as the network's pixels were when it was trained.
+
+    Raises:
+        DataError: They normalise otherwise, or have classes the network has no output for.
+    """
+    _check_classes(network_classes(model), names_of(dls))
+    wanted = network_normalization(model)
+    found = [normalization_of(dl) for dl in dls.loaders]
+    if wanted is None or None in found or all(one.is_like(wanted) for one in found):
+        return dls  # of loaders that do not tell, each pass looks at the pixels
+    others = [one for one in found if one.mean is not None and not one.is_like(wanted)]
+    if others:
+        raise DataError(
+            f"`dls` has {others[0]}, and the network was built for {wanted}; leave Normalize out "
+            "of the loaders: what the network needs is added"
+        )
+    return with_normalization(dls, wanted.mean, wanted.std)
+
+
+def note_loaders(model: Any, dls: DataLoaders) -> None:
+    """Let a network that does not say so yet say what it is trained on: the pixels of `dls`."""
+    names = None if continual_head(model) is not None else names_of(dls)
+    note_conventions(model, normalization_of(dls.loaders[:2][-1]), names)
+
+
+def _check_classes(known: Sequence[str] | None, names: Sequence[str] | None) -> None:
+    """Raise DataError where loaders have classes that are no outputs of the network."""
+    if known is None or names is None or not (others := sorted(set(names) - set(known))):
+        return
+    raise DataError(
+        f"`dls` has classes the network has no output for: {first_few(map(repr, others))}; it has "
+        f"{len(known)} outputs: {first_few(map(repr, known))}. Build a new learner for them with "
+        "cnn_learner(dls, arch), or learn them in the continual state with learn.extend(data)"
+    )
+
+
+def _normalized(dl: TfmdDL, normalize: Normalize) -> TfmdDL:
     """Return a copy of one loader, with its own place in the shuffling, that normalises."""
     state = random.getstate()  # a new loader draws its seed from the caller's generator
-    normalize = Normalize.from_stats(mean, std, cuda=False)
     new = dl.new(after_batch=Pipeline([*dl.after_batch.fs, normalize]))
     random.setstate(state)
     new.rng.setstate(dl.rng.getstate())

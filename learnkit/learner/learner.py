@@ -34,6 +34,7 @@ from learnkit.interpret.plots import plot_history
 from learnkit.interpret.uncertainty_plots import plot_ood
 from learnkit.learner import continual, uncertainty
 from learnkit.learner.adopt import adopted_arguments, go_on_from
+from learnkit.learner.dataloaders import agreeing_loaders, note_loaders
 from learnkit.learner.export import (
     export_learner,
     optimize_learner,
@@ -48,6 +49,7 @@ from learnkit.learner.saving import (
 )
 from learnkit.learner.trained_head import training
 from learnkit.learner.validation import (
+    inputs_of_network,
     loss_of_outputs,
     no_training_events,
     show_results,
@@ -101,7 +103,31 @@ class ImageLearner(Learner):
             wanted = kind is not BnFreeze or not train_bn
             if wanted and not any(isinstance(cb, kind) for cb in cbs):
                 cbs.append(kind())
+        dls = agreeing_loaders(model, dls)
         super().__init__(dls, model, *args, train_bn=train_bn, cbs=cbs, **kwargs)
+        note_loaders(model, dls)
+
+    @property
+    def dls(self) -> DataLoaders:
+        """The DataLoaders it trains on: those given, or a copy of them that normalises.
+
+        Pixels of new loaders are normalised as the network was trained, also where only a pass runs
+        over them; classes go by their names, so that their order may be another one.
+
+        Raises:
+            DataError: New loaders normalise otherwise than the network was trained, or have classes
+                it has no output for.
+        """
+        if "dls" not in vars(self):
+            raise AttributeError("dls")
+        return vars(self)["dls"]
+
+    @dls.setter
+    def dls(self, dls: DataLoaders) -> None:
+        if "model" in vars(self):  # fastai sets the loaders first
+            dls = agreeing_loaders(self.model, dls)
+            note_loaders(self.model, dls)
+        vars(self)["dls"] = dls
 
     @property
     def data(self) -> DataLoaders:
@@ -170,6 +196,7 @@ class ImageLearner(Learner):
     def _split(self, b: Any) -> None:
         """Inputs and targets of a batch; fastai's passes, fits and metrics all ask here."""
         super()._split(b)
+        self.xb = inputs_of_network(self, self.xb)
         self.yb = targets_of_outputs(self, self.yb)
 
     def validate(self, ds_idx: int = 1, dl: Any = None, cbs: Any = None) -> Any:

@@ -5,6 +5,10 @@ validation transforms of any fastai image DataLoaders as data, so that training,
 deployment share one `Preprocessing`; a transform that is code is refused by name.
 """
 
+import os
+from collections.abc import Hashable
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -15,8 +19,9 @@ from fastai.vision.augment import AffineCoordTfm, Resize
 from fastai.vision.core import PILBase, PILImage, PILImageBW
 from fasttransform import Transform
 
+from learnkit.data.image import source_name
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import ExportError
+from learnkit.errors import DataError, ExportError
 
 
 class ReadImage(Transform):
@@ -44,14 +49,38 @@ class ResizeLikeRecipe(Transform):
 
 
 class LabelOf(Transform):
-    """Path -> label by look-up: labels come from the table, a path is never parsed again."""
+    """Path -> label by look-up: labels come from the table, a path is not parsed again.
+
+    A file that is not in the table is labelled by its folder where all those in it are.
+
+    Raises:
+        DataError: Nothing tells the label of a file.
+    """
 
     def __init__(self, labels: dict):
         self.labels = labels
 
     def encodes(self, path):  # noqa: D102
-        label = self.labels[path]
+        label = self._label(path)
         return list(label) if isinstance(label, tuple) else label
+
+    def _label(self, item: Any) -> Any:
+        if isinstance(item, str | os.PathLike):
+            item = Path(item)
+        if isinstance(item, Hashable) and item in self.labels:
+            return self.labels[item]
+        folder = item.parent.name if isinstance(item, Path) else None
+        if folder in self.labels.values() and self._by_folder:
+            return folder
+        raise DataError(
+            f"the label of {source_name(item)} is not known: it is no file of the dataset the "
+            "loaders were made of. Give labelled files as data=ImageDataset.from_folder(...), or "
+            "leave out with_labels=True"
+        )
+
+    @cached_property
+    def _by_folder(self) -> bool:
+        return all(isinstance(p, Path) and p.parent.name == n for p, n in self.labels.items())
 
 
 def preprocessing_of(dls: DataLoaders) -> Preprocessing:

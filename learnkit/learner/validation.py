@@ -23,6 +23,7 @@ from learnkit.callback.base import TrainingCallback
 from learnkit.continual.classifier import continual_head
 from learnkit.errors import InterpretationError
 from learnkit.interpret.learner_state import class_names, renumbering
+from learnkit.interpret.normalization import renormalization
 
 
 def targets_of_outputs(learn: Any, targets: Sequence[Any]) -> tuple[Any, ...]:
@@ -33,6 +34,18 @@ def targets_of_outputs(learn: Any, targets: Sequence[Any]) -> tuple[Any, ...]:
     """
     numbers = renumbering(learn, getattr(learn, "dl", None)) if len(targets) == 1 else None
     return tuple(targets) if numbers is None else (numbers(targets[0]),)
+
+
+class _Batches(list):
+    """Batches of the loader `source`, whose pixels are those of its own batches."""
+
+    source: Any = None
+
+
+def inputs_of_network(learn: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Inputs of a batch of the running pass, with pixels as the network takes them."""
+    pixels = renormalization(learn, getattr(learn, "dl", None))
+    return tuple(inputs) if pixels is None else tuple(map(pixels, inputs))
 
 
 @contextmanager
@@ -76,7 +89,9 @@ def show_results(learn: Any, dl: Any, *, max_n: int, **kwargs: Any) -> None:
             "The samples have no labels to show beside the predicted ones; pass a loader with "
             "labels, or ask `learn.predict_batch(files)`"
         )
-    predicted = learn.get_preds(dl=[batch[: dl.n_inp]], with_decoded=True)[2]
+    batches = _Batches([batch[: dl.n_inp]])
+    batches.source = dl
+    predicted = learn.get_preds(dl=batches, with_decoded=True)[2]
     numbers = renumbering(learn, dl)
     if (numbers is None and not continual) or len(batch) != 2 or predicted.ndim != 1:
         dl.show_results(batch, predicted, max_n=max_n, **kwargs)

@@ -405,3 +405,34 @@ class TestCut:
         assert len(self.warnings_of(data)) == 1
         assert len(set(asked)) == 200
         assert {path.parent.name for path in asked} == {"a", "b"}
+
+
+class TestNewItems:
+    """`test_dl` over images the loaders were not made of."""
+
+    def test_of_every_kind_are_read_alike(self, data):
+        dls = data.dataloaders(size=16)
+        path = data.paths[0]
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+        kinds = [path, str(path), path.read_bytes(), np.asarray(picture), picture]
+        batches = [dls.test_dl([kind]).one_batch()[0] for kind in kinds]
+        assert all(torch.equal(batches[0], batch) for batch in batches)
+
+    def test_are_labelled_by_their_folder_as_the_dataset_is(self, data, tmp_path):
+        dls = data.dataloaders(size=16)
+        root = write_image_folder(tmp_path, {"b": 1, "a": 1})
+        files = [root / "b" / "000.png", str(root / "a" / "000.png"), data.paths[-1]]
+        dl = dls.test_dl(files, with_labels=True)
+        names = [dls.vocab[i] for i in dl.one_batch()[1]]
+        assert names == ["b", "a", data.labels[-1]]
+
+    def test_of_no_known_label_are_named(self, data, folder, tmp_path):
+        path = write_image_folder(tmp_path, {"z": 1}) / "z" / "000.png"
+        with pytest.raises(DataError, match=r"label of .*000\.png' is not known: .*with_labels"):
+            data.dataloaders(size=16).test_dl([path], with_labels=True).one_batch()
+        other = data.frame.assign(label=["a" if n == "b" else "b" for n in data.labels])
+        dls = ImageDataset(other, data.root).dataloaders(size=16)  # labelled by a table
+        path = write_image_folder(tmp_path, {"a": 1}) / "a" / "000.png"
+        with pytest.raises(DataError, match="is not known"):
+            dls.test_dl([path], with_labels=True).one_batch()
