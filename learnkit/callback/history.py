@@ -7,6 +7,7 @@ two is overfitting.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -134,6 +135,19 @@ class _ErrorRate:
     @property
     def value(self) -> float:
         return self.n_wrong / self.n if self.n else float("nan")
+
+
+def is_history(state: Any) -> bool:
+    """Whether `state` is one that `TrainingHistory.state` gave, by its form."""
+    if not isinstance(state, Mapping) or state.keys() != {"rows", "n_fits"}:
+        return False
+    rows = state["rows"]
+    return type(state["n_fits"]) is int and isinstance(rows, list) and all(map(_is_row, rows))
+
+
+def _is_row(row: Any) -> bool:
+    plain = str | int | float | None
+    return isinstance(row, Mapping) and all(isinstance(value, plain) for value in row.values())
 
 
 def _number(value: Any) -> Any:

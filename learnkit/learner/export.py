@@ -18,6 +18,7 @@ from learnkit.continual.classifier import continual_head
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
+from learnkit.inference.prediction import finite_or_none
 from learnkit.interpret.learner_state import class_names, learner_state
 from learnkit.interpret.outputs import collect_outputs
 from learnkit.learner.adopt import travelling
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from learnkit.optimize.conversion_report import ConversionReport
 
 N_PROBES = 4
+HISTORY = "training_history"  # where a bundle's metadata keeps the epochs
 
 
 def predictor_of(learn: Learner, *, travels: bool = False) -> Predictor:
@@ -48,6 +50,7 @@ def predictor_of(learn: Learner, *, travels: bool = False) -> Predictor:
         recipe,
         classes,
         multi_label=is_multi_label(learn.dls),
+        metadata=learner_state(learn).metadata,
         detector=None if continual else learner_state(learn).ood_detector,
     )
 
@@ -80,16 +83,23 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
         BundleWriteError: The folder could not be written; what stood there still does.
     """
     predictor = predictor_of(learn, travels=True)
+    if learn.training_history.rows:
+        predictor.metadata[HISTORY] = _history(learn)
     probes = probe_images(learn, predictor.preprocessing)
     write(path, predictor.record, card=_card(learn, evaluate=evaluate), probes=probes)
     return Path(path)
 
 
 def probe_images(learn: Learner, recipe: Preprocessing) -> torch.Tensor | None:
-    """Return a few validation images uint8 (n, C, H, W); None if they are not files."""
+    """Return a few validation images uint8 (n, C, H, W); None if they are not files.
+
+    A learner of a bundle has those of the bundle where it has no images of its own.
+    """
     files = [item for item in learn.dls.valid_ds.items if isinstance(item, str | Path)]
     if not files:
-        return None
+        probes = learner_state(learn).probes
+        fitting = probes is not None and probes.shape[1:] == (recipe.channels, *recipe.size)
+        return probes if fitting else None
     chosen = np.linspace(0, len(files) - 1, min(N_PROBES, len(files))).astype(int)
     return torch.stack([recipe.load(files[i]) for i in chosen])
 
@@ -97,6 +107,10 @@ def probe_images(learn: Learner, recipe: Preprocessing) -> torch.Tensor | None:
 def _card(learn: Learner, *, evaluate: bool) -> dict[str, Any]:
     """Return what the model card says of data, training and measures."""
     card = {"data": _data_facts(learn), "training": _training_facts(learn)}
+    if not any(len(dl.dataset) for dl in learn.dls.loaders):  # made from a bundle, without images
+        earlier = dict(learner_state(learn).metadata.get("card", {}))
+        told = {k: v for k, v in earlier.items() if k not in {"training", "measures", "per_class"}}
+        return card | told
     if evaluate and len(learn.dls.valid_ds):  # fastai's own export comes back without images
         evaluation = collect_outputs(learn).evaluate()
         card["measures"] = evaluation.summary.to_dict()
@@ -112,6 +126,19 @@ def _data_facts(learn: Learner) -> dict[str, Any]:
     facts = {name: size for name, size in zip(names, sizes, strict=False) if size}
     dataset = getattr(learn.dls, "image_dataset", None)
     return facts if dataset is None else facts | {"fingerprint": dataset.fingerprint()}
+
+
+def _history(learn: Learner) -> dict[str, Any]:
+    """Return the epochs of the history as JSON values; what is no number or text stays here."""
+    state = learn.training_history.state()
+    rows = [
+        {k: v for k, v in row.items() if isinstance(v, str | int | float)} for row in state["rows"]
+    ]
+    finite = [
+        {k: finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()}
+        for row in rows
+    ]
+    return {**state, "rows": finite}
 
 
 def _training_facts(learn: Learner) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from learnkit.interpret.plots import plot_history
 from learnkit.interpret.uncertainty_plots import plot_ood
 from learnkit.learner import continual, uncertainty
 from learnkit.learner.adopt import adopted_arguments, go_on_from
+from learnkit.learner.bundle import learner_from
 from learnkit.learner.dataloaders import agreeing_loaders, note_loaders
 from learnkit.learner.export import (
     export_learner,
@@ -138,6 +139,31 @@ class ImageLearner(Learner):
     def from_learner(cls, learn: Learner) -> ImageLearner:
         """An ImageLearner over the same data, model and optimizer; `learn` stays usable."""
         return go_on_from(learn, cls(**adopted_arguments(learn)))
+
+    @classmethod
+    def from_bundle(
+        cls, path: str | Path, data: Any = None, *, sha256: str | None = None, **kwargs: Any
+    ) -> ImageLearner:
+        """A learner that goes on where a bundle stopped; `load_learner` only predicts and extends.
+
+        It gives the bundle's answers, and trains, learns classes and is exported as the learner
+        was that wrote it. Weights, classes, recipe, history, continual state with its steps to
+        undo, OOD detector and metadata come along; a trained head that the continual state took the
+        place of does not: `refit` makes a new one.
+
+        Args:
+            path: Folder that `export` or `Predictor.save` wrote; the float32 weights are read.
+            data: Images to train and validate on: a split ImageDataset, whose files are read by the
+                bundle's recipe, or DataLoaders. Without, it has no images, and extends as it is.
+            sha256: As in `load_learner`.
+            **kwargs: For fastai's Learner: `metrics`, `loss_func`, `cbs`, ...
+
+        Raises:
+            BundleError: As in `load_learner`.
+            DataError: `data` has classes the network has no output for, normalises otherwise, or
+                has several labels per image and the network one.
+        """
+        return learner_from(cls, path, data, sha256=sha256, **kwargs)
 
     def _bn_bias_state(self, with_bias: bool) -> Sequence[dict]:
         """Optimizer states of the norms: fastai asks here which of them train though frozen."""

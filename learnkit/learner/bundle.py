@@ -1,0 +1,85 @@
+"""A learner that goes on where a bundle stopped: network, classes, state and history come along."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+from fastai.data.core import DataLoaders
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from torch import nn
+
+from learnkit.bundle.read import read
+from learnkit.bundle.variant import FLOAT32
+from learnkit.callback.folded_norms import FoldedNorms, folded_norms
+from learnkit.callback.history import is_history
+from learnkit.continual.classifier import continual_head
+from learnkit.data.dataset import ImageDataset
+from learnkit.errors import DataError
+from learnkit.inference.model import Model
+from learnkit.interpret.learner_state import ContinualRecord, LearnerState, names_of
+from learnkit.learner.dataloaders import empty_dataloaders, is_multi_label
+from learnkit.learner.export import HISTORY
+from learnkit.models.param_groups import param_groups
+
+
+def learner_from(
+    kind: Any, path: str | os.PathLike, data: Any, *, sha256: str | None, **given: Any
+) -> Any:
+    """A learner of `kind` that goes on where a bundle stopped; see `ImageLearner.from_bundle`."""
+    record = read(path, variant=FLOAT32, sha256=sha256)
+    dls, model = _loaders_for(record, data), record.network.model
+    if continual_head(model) is not None:  # its trained head is gone; another has the usual layout
+        model.spec = replace(model.spec, head={})
+    loss = BCEWithLogitsLossFlat(thresh=record.threshold) if record.multi_label else None
+    arguments = {"loss_func": loss or CrossEntropyLossFlat(), "splitter": param_groups, **given}
+    learn = kind(dls, model, **arguments)
+    if folded_norms(model[0]):
+        learn.add_cb(FoldedNorms())
+    learn.state = LearnerState(
+        record=_continual_record(model),
+        ood_detector=record.detector,
+        metadata=dict(record.metadata),
+        probes=record.probes,
+    )
+    history = record.metadata.get(HISTORY)
+    if is_history(history):
+        learn.training_history.load_state(history)
+    return learn
+
+
+def _loaders_for(record: Model, data: Any) -> DataLoaders:
+    """Loaders over `data` that read images as the bundle's model does, or over none.
+
+    Raises:
+        DataError: `data` is of another kind, or has several labels per image and the model one.
+    """
+    recipe = record.preprocessing
+    if data is None:
+        return empty_dataloaders(recipe, record.classes, multi_label=record.multi_label)
+    dls = data.dataloaders(preprocessing=recipe) if isinstance(data, ImageDataset) else data
+    if not isinstance(dls, DataLoaders):
+        raise DataError(
+            f"`data` is a {type(data).__name__}; give a split ImageDataset, DataLoaders, or "
+            "nothing for a learner without images"
+        )
+    if names_of(dls) is not None and is_multi_label(dls) != record.multi_label:
+        kinds = "several labels per image", "one label per image"
+        here, there = kinds if is_multi_label(dls) else kinds[::-1]
+        raise DataError(f"`data` has {here}, and the model of the bundle gives {there}")
+    return dls
+
+
+def _continual_record(model: nn.Module) -> ContinualRecord | None:
+    """What a learner notes of a continual head that was loaded, with as many steps to undo."""
+    head = continual_head(model)
+    if head is None:
+        return None
+    record = None
+    for knowledge in reversed(head.history.states):
+        names = dict(knowledge.statistics.former_names)
+        record = ContinualRecord(former_names=names, earlier=record)
+    return record
