@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from learnkit.data.image import FORMATS, naming_errors, read_image
+from learnkit.data.image import FORMATS, naming_errors, open_file, read_image
 from learnkit.data.near_duplicates import near_duplicate_groups
 from learnkit.data.read_images import load_ahead, watched
 from learnkit.data.split import split_counts
@@ -103,7 +103,8 @@ def _about_all(finding: str, severity: str, detail: str, paths: Any = (), name: 
 
 def _look_at(path: Path, fast: bool) -> _Seen:
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
         return _Seen(error=f"cannot be opened: {error.strerror or error}")
     seen = {"n_bytes": len(data), "digest": hashlib.sha256(data).hexdigest()}

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from learnkit.data.arguments import check_seed
 from learnkit.data.display import counts_document, show_images
 from learnkit.data.halcon import dictionary_table, halcon_dictionary
+from learnkit.data.image import open_file
 from learnkit.data.labels import Label, nfc
 from learnkit.data.readers import csv_table, df_table, folder_table, names_table
 from learnkit.data.split import (
@@ -490,6 +491,7 @@ class ImageDataset(Shown):
 def _digest(path: Path) -> str:
     """sha256 in hex of a file."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open_file(path) as file:
+            return hashlib.sha256(file.read()).hexdigest()
     except OSError as error:
         raise ImageReadError(f"image {str(path)!r} cannot be read: {error.strerror}") from error

@@ -7,13 +7,15 @@ formats on its list, and never touches Pillow's global settings, so threads may 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -99,13 +101,29 @@ def image_size(path: str | os.PathLike[str], *, exif_transpose: bool = True) -> 
         ImageReadError: The file is missing, or no image.
     """
     name = source_name(path)
-    with naming_errors(name, path), open(path, "rb") as file:
+    with naming_errors(name, path), open_file(path) as file:
         image = _open(file, name)
         width, height = image.size
         # Pillow turns a TIFF itself, and decodes a whole PNG in search of EXIF data behind it.
         tells = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
         turned = exif_transpose and tells and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
     return (height, width) if turned else (width, height)
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, open for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a socket or a device, which might keep a reader
+            waiting for ever.
+    """
+    # without O_NONBLOCK, opening a pipe waits for a writer, and no Ctrl-C ends that
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is a pipe or a device, no regular file", os.fspath(path))
 
 
 def is_hidden(name: str) -> bool:
@@ -173,7 +191,7 @@ def _decode(source: Any, name: str, bit_depth: int | None, max_pixels: int) -> I
     if isinstance(source, Image.Image):
         return _loaded(source, name, bit_depth, max_pixels)
     if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:
+        with open_file(source) as file:
             return _loaded(_open(file, name), name, bit_depth, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         return _loaded(_open(io.BytesIO(source), name), name, bit_depth, max_pixels)
@@ -242,7 +260,7 @@ def _head(source: Any) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source[:16])
     if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:
+        with open_file(source) as file:
             return file.read(16)
     source.seek(0)
     return source.read(16)

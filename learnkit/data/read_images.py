@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from learnkit.errors import ImageReadError, UnreadableImagesError
 
+_PATIENCE = 1  # seconds for a reader to end
 _LISTED = 100  # images a message names; the error keeps them all
 
 
@@ -61,18 +64,41 @@ def load_ahead(
     if n_workers < 1:
         yield from ((item, load_or_error(item)) for item in items)
         return
-    pool = ThreadPoolExecutor(n_workers, "learnkit-decode")
+    tasks: SimpleQueue = SimpleQueue()
+    # daemons, unlike those of an executor: a read that never returns must not keep Ctrl-C waiting
+    named = {"target": _work, "args": (tasks, load_or_error), "daemon": True}
+    workers = [Thread(name=f"learnkit-decode-{i}", **named) for i in range(n_workers)]
+    for worker in workers:
+        worker.start()
     waiting: deque = deque()
     try:
         for item in items:
-            waiting.append((item, pool.submit(load_or_error, item)))
+            future: Future = Future()
+            tasks.put((future, item))
+            waiting.append((item, future))
             if len(waiting) >= n_ahead:
                 first, future = waiting.popleft()
                 yield first, future.result()
         for item, future in waiting:
             yield item, future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        for _, future in waiting:
+            future.cancel()
+        for _ in workers:
+            tasks.put(None)
+        for worker in workers:
+            worker.join(_PATIENCE)
+
+
+def _work(tasks: SimpleQueue, load: Callable[[Any], Any]) -> None:
+    """Load what is asked for, until None is."""
+    while (task := tasks.get()) is not None:
+        future, item = task
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(load(item))
+            except BaseException as error:  # noqa: BLE001  # raised where the result is wanted
+                future.set_exception(error)
 
 
 def watched(

@@ -1,6 +1,7 @@
 """Every odd file gives either its right pixels or an error that names it."""
 
 import io
+import os
 import resource
 import struct
 import zlib
@@ -11,7 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import image_size, read_image
+from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, ImageReadError
 
 
@@ -472,3 +475,42 @@ def test_the_size_of_what_is_no_image_is_an_error_that_names_it(tmp_path):
     for file in (tmp_path / "text.png", tmp_path / "missing.png", str(tmp_path)):
         with pytest.raises(ImageReadError, match=str(file)):
             image_size(file)
+
+
+def within(seconds, function):
+    """What a function that might wait for ever raises."""
+    with ThreadPoolExecutor(1) as pool, pytest.raises(Exception) as caught:  # noqa: PT011
+        pool.submit(function).result(seconds)
+    return caught.value
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+class TestPipes:
+    @pytest.fixture
+    def pipe(self, tmp_path):
+        path = tmp_path / "a" / "pipe.png"
+        path.parent.mkdir()
+        os.mkfifo(path)
+        # released in the end, so that a reader that does wait fails the test and no more
+        yield path
+        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+
+    @pytest.mark.parametrize("read", [read_image, image_size, Preprocessing(8).read])
+    def test_a_pipe_among_the_images_is_refused_at_once(self, pipe, read):
+        error = within(20, lambda: read(pipe))
+        assert isinstance(error, ImageReadError)
+        assert "pipe.png' cannot be read: it is a pipe or a device, no regular file" in str(error)
+
+    def test_the_rest_of_a_folder_is_checked_and_digested(self, pipe):
+        Image.fromarray(noise()).save(pipe.with_name("b.png"))
+        data = ImageDataset.from_folder(pipe.parent.parent)
+        found = data.check(progress=False)
+        assert "pipe.png" in found.loc[found["finding"] == "unreadable", "path"].item()
+        assert isinstance(within(20, lambda: data.fingerprint(content=True)), ImageReadError)
+
+    def test_a_device_is_refused_and_a_link_to_a_file_is_read(self, tmp_path):
+        with pytest.raises(ImageReadError, match="pipe or a device"):
+            read_image("/dev/zero")
+        Image.fromarray(noise()).save(tmp_path / "b.png")
+        (tmp_path / "c.png").symlink_to(tmp_path / "b.png")
+        assert pixels(read_image(tmp_path / "c.png")) == noise().tolist()

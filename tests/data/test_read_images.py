@@ -1,5 +1,8 @@
 """Many images are read ahead of their use, in order, and all that fail are named."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -39,6 +42,28 @@ def test_a_broken_off_stream_stops_decoding():
     assert len(loaded) < 200
     own = set(threading.enumerate()) - before
     assert not [t for t in own if t.name.startswith("learnkit-decode")]
+
+
+_STALLED = """
+import threading
+from learnkit.data.read_images import load_ahead
+def load(item):
+    print("reading", flush=True)
+    threading.Event().wait()
+list(load_ahead(load, range(9), n_ahead=4, n_workers=2))
+"""
+
+
+def test_ctrl_c_ends_a_pass_whose_reads_never_return():
+    command = [sys.executable, "-c", _STALLED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert b"KeyboardInterrupt" in errors
 
 
 def unless_odd(i):
