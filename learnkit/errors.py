@@ -5,9 +5,14 @@ Each derives from `LearnkitError` and from the built-in a caller would expect, s
 names the argument, the value seen, the rule and the remedy. After one, nothing is half done.
 """
 
+import functools
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 class LearnkitError(Exception):
@@ -249,8 +254,48 @@ class ServingError(LearnkitError, ValueError):
     """A model cannot be served like this: an address, a token or a limit breaks its rule."""
 
 
+_held: ContextVar[list[str] | None] = ContextVar("held", default=None)
+
+
+def warned_after(function: Callable[P, T]) -> Callable[P, T]:
+    """Say what `warn_user` is given in a call when that has succeeded, or not at all.
+
+    A warning tells of an effect; a call that fails has none.
+
+    >>> @warned_after
+    ... def learn(n):
+    ...     warn_user("some images count twice now")
+    ...     return 1 // n
+    >>> with warnings.catch_warnings(record=True) as said:
+    ...     try:
+    ...         learn(0)
+    ...     except ZeroDivisionError:
+    ...         print(len(said))
+    0
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if _held.get() is not None:  # a call within a call: the outer one may fail yet
+            return function(*args, **kwargs)
+        held: list[str] = []
+        token = _held.set(held)
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            _held.reset(token)
+        for message in dict.fromkeys(held):
+            warn_user(message)
+        return result
+
+    return run
+
+
 def warn_user(message: str) -> None:
-    """Warn at the line of the first caller outside learnkit."""
+    """Warn at the line of the first caller outside learnkit; see `warned_after`."""
+    if (held := _held.get()) is not None:
+        held.append(message)
+        return
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("learnkit."):
         level, frame = level + 1, frame.f_back

@@ -21,8 +21,10 @@ def read(
 ) -> Model:
     """The model in the bundle at `path`; arguments and errors as of `load_learner`."""
     opened = which_variant(path, variant, sha256)
-    warn_behind(path, opened.section, opened.name)
     with newer_is_told(opened.section):
-        if opened.name != FLOAT32:
-            return load_variant(path, opened, device=device, threads=threads)
-        return read_float32(path, sha256=sha256, device=device)
+        if opened.name == FLOAT32:
+            model = read_float32(path, sha256=sha256, device=device)
+        else:
+            model = load_variant(path, opened, device=device, threads=threads)
+    warn_behind(path, opened.section, opened.name)
+    return model

@@ -47,7 +47,6 @@ def read_runtime(
 ) -> Model:
     """The variant of the bundle at `path` as a model without torch; see `load_runtime`."""
     name, section, folder = _files(path, variant, sha256)
-    warn_behind(path, section, name)
     with newer_is_told(section):
         described = Variant.from_bytes(folder.bytes(path_of(name, "json")), name)
         session = _session(described, folder, threads, device)
@@ -55,6 +54,7 @@ def read_runtime(
         _check_fit(session, described, scoring)
         where = path_of(name, "probe.safetensors")
         check_recorded(session, folder.arrays(where), where, described.versions)
+    warn_behind(path, section, name)
     return Model(
         session,
         described.recipe(),

@@ -14,7 +14,7 @@ from learnkit.bundle.siblings import siblings_in, with_siblings
 from learnkit.bundle.write_float32 import float32_files
 from learnkit.bundle.write_variant import bundle_with_variants
 from learnkit.continual.knowledge import UNDO_LEVELS
-from learnkit.errors import ExportError
+from learnkit.errors import ExportError, warned_after
 from learnkit.inference.model import Model
 from learnkit.storage.write_folder import write_folder
 
@@ -26,6 +26,7 @@ class Written(NamedTuple):
     siblings: Any
 
 
+@warned_after
 def write(
     path: str | os.PathLike,
     model: Model,

@@ -21,7 +21,7 @@ from learnkit.cli.arguments import (
     PathsArgument,
 )
 from learnkit.cli.console import Report, fail
-from learnkit.errors import PredictionError, UsageError
+from learnkit.errors import PredictionError, UsageError, warned_after
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +32,7 @@ _SHOWN_ROWS = 20
 _TABLES = (".csv", ".jsonl", ".parquet")
 
 
+@warned_after
 def extend(
     model: ModelArgument,
     folder: FolderArgument,

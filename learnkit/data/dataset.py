@@ -32,7 +32,7 @@ from learnkit.data.split import (
     splits_in,
 )
 from learnkit.data.table import clean_table
-from learnkit.errors import DataError, ImageReadError, SplitError
+from learnkit.errors import DataError, ImageReadError, SplitError, warned_after
 from learnkit.report.document import Document
 from learnkit.report.notebook import Shown
 
@@ -364,6 +364,7 @@ class ImageDataset(Shown):
         """The test images. SplitError if there are none."""
         return self.filter(in_split(self._frame, "test"))
 
+    @warned_after
     def split(
         self,
         train: float = 0.7,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from learnkit.continual.classifier import check_detects_ood
+from learnkit.errors import warned_after
 from learnkit.inference.class_names import (
     check_one_threshold,
     check_settable,
@@ -15,6 +16,7 @@ from learnkit.inference.class_names import (
 )
 
 
+@warned_after
 def set_fields(
     predictor: Any,
     unknown: Mapping[str, Any],

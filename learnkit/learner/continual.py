@@ -38,6 +38,7 @@ from learnkit.errors import (
     DataError,
     first_few,
     warn_user,
+    warned_after,
 )
 from learnkit.inference.batch import BATCH
 from learnkit.inference.features import feature_rows
@@ -62,6 +63,7 @@ from learnkit.learner.transforms import preprocessing_of
 from learnkit.models.eval_mode import evaluating
 
 
+@warned_after
 def init_continual(
     learn: Any, data: Any = None, *, reset_class_information: bool = False, **settings: Any
 ) -> ChangeReport | None:
@@ -111,6 +113,7 @@ def _first_images(
     return replace(report, what="init_continual", notes=notes)
 
 
+@warned_after
 def extend(learn: Any, data: Any, labels: Any = None, *, reuse_names: bool = False) -> ChangeReport:
     """What learning new classes, or more of the known ones, did; see `ImageLearner.extend`."""
     head, record = check_continual(continual_head(learn.model)), _record(learn)
@@ -149,6 +152,7 @@ def subtract(
     )
 
 
+@warned_after
 def change(
     learn: Any,
     step: Callable[[ContinualClassifier], ChangeReport],
@@ -204,6 +208,7 @@ def restore(learn: Any, name: str) -> ChangeReport:
     return change(learn, lambda head: head.restore(name), **noted)
 
 
+@warned_after
 def drop_continual(learn: Any) -> Any:
     """The learner, out of the continual state; see `ImageLearner.drop_continual`."""
     check_continual(continual_head(learn.model))
@@ -298,6 +303,7 @@ _SETTINGS = (
 )
 
 
+@warned_after
 def refit(learn: Any, data: Any, epochs: int, **training: Any) -> ChangeReport:
     """What training and a new continual state did; see `ImageLearner.refit`."""
     head = check_continual(continual_head(learn.model))

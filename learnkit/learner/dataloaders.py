@@ -28,7 +28,7 @@ from learnkit.data.arguments import check_number
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import image_size
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import DataError, ImageReadError, first_few, warn_user
+from learnkit.errors import DataError, ImageReadError, first_few, warn_user, warned_after
 from learnkit.interpret.learner_state import names_of
 from learnkit.interpret.normalization import (
     network_classes,
@@ -44,6 +44,7 @@ _MOST_CUT = 0.2  # share of the images' area
 _N_SIZES = 200  # files whose headers are read to know it
 
 
+@warned_after
 def image_dataloaders(
     dataset: ImageDataset,
     *,

@@ -19,7 +19,7 @@ from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled
-from learnkit.errors import OodLockedError, OodUnsupportedError
+from learnkit.errors import OodLockedError, OodUnsupportedError, warned_after
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.evaluation import with_ood_scores
 from learnkit.interpret.checks import detached
@@ -74,6 +74,7 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
     return fitted
 
 
+@warned_after
 def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings: Any) -> Threshold:
     """The threshold of a detector fitted; see `ImageLearner.fit_ood`."""
     head = continual_head(learn.model)

@@ -22,7 +22,7 @@ from learnkit.bundle.write_float32 import base_files
 from learnkit.data.labelled_images import Labelled
 from learnkit.deploy.predictor import load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
-from learnkit.errors import BundleCorruptError
+from learnkit.errors import BundleCorruptError, BundleWriteError
 from learnkit.optimize.gates import Gates
 
 COUNTS = {"ok": 12, "bad": 12}
@@ -121,6 +121,9 @@ def test_the_card_names_the_variants_of_the_bundle_it_is_in(written, tmp_path):
 def test_variants_of_a_model_that_has_changed_are_left_out_with_one_warning(bundle, recwarn):
     plain = load(bundle, "float32")
     learn_more(plain)
+    with pytest.raises(BundleWriteError):
+        plain.save(bundle / "config.json" / "below")
+    assert said(recwarn) == []  # nothing was left out of anything
     plain.save(bundle)
     (message,) = said(recwarn)
     assert f"left out: {HALF}, {SAME}. It has changed" in message

@@ -286,6 +286,15 @@ def test_extend_with_unreadable_images_writes_nothing(known, images, tmp_path, c
     assert not (tmp_path / "more").exists()
 
 
+def test_extend_that_fails_gives_no_notes_on_what_it_did_not_do(known, images, tmp_path, capsys):
+    for name in ("odd", "o dd"):  # of which a warning says that they look alike
+        shutil.copytree(images / "odd", tmp_path / "new" / name)
+    (tmp_path / "new" / "odd" / "000.png").write_bytes(b"x")
+    call = ("extend", known, tmp_path / "new", "--out", tmp_path / "more")
+    code, _, err = learnkit(capsys, *call)
+    assert (code, err.count("\n"), "note:" in err) == (2, 1, False)
+
+
 def test_evaluate_measures_how_unknown_images_are_noticed(known, images, unknown, capsys):
     model = load_learner(known)
     data = ImageDataset.from_folder(images)

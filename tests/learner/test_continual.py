@@ -1,6 +1,7 @@
 """A learner that goes on learning: from new images alone, exactly, and all or nothing."""
 
 import copy
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -308,6 +309,37 @@ class TestExtend:
 
 def interrupt(*_, **__):
     raise KeyboardInterrupt
+
+
+class TestWarnings:
+    """A warning tells of what was done: of a call that failed there is none."""
+
+    @pytest.fixture
+    def broken(self, tmp_path):
+        path = tmp_path / "broken.png"
+        path.write_bytes(b"no image")
+        return path
+
+    def test_of_repetition_comes_after_it(self, learn, old, broken):
+        again = old.train.paths[:3]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(UnreadableImagesError):
+                learn.extend([*again, broken], "a")
+        with pytest.warns(UserWarning, match="3 of the 3 images were learned before"):
+            learn.extend(again, "a")
+
+    def test_of_other_data_comes_after_the_state_began(self, plain, old, broken):
+        fewer = old.filter(old.frame.groupby("label").cumcount() > 2)
+        lines = fewer.frame.assign(path=[str(path) for path in fewer.paths])
+        lines.loc[lines.index[0], "path"] = str(broken)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(UnreadableImagesError):
+                plain.init_continual(ImageDataset(lines, "/"))
+        assert plain.continual is None
+        with pytest.warns(UserWarning, match="not what the learner was trained on"):
+            plain.init_continual(fewer)
 
 
 class TestChanges:
