@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _OWN = ("_home", "_monitor")  # what a deep copy does not take along
 
 # What fastai's users type at a learner that came from `load_learner`, and what does that here.
-_TRAINS = "a predictor does not train: `ImageLearner(dls, predictor.model)` does"
+_TRAINS = "a predictor does not train: `ImageLearner.from_bundle(path, data)` does"
 _AS_LOADED = "the device is chosen on loading: `load_learner(path, device='cuda')`"
 _SHOWS = "`evaluate(images)` measures; pictures of results are in `learn.interpret()`"
 _ELSEWHERE = {

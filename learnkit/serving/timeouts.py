@@ -6,19 +6,21 @@ import asyncio
 import logging
 from typing import Any
 
+from learnkit.serving.header_limits import bounded
+
 _NOISE = "Invalid HTTP request received."
 
 
 def impatient(seconds: float) -> type[asyncio.Protocol]:
     """Uvicorn's protocol, which closes connections without a request for `seconds`.
 
-    How long a body may take is `Limits.seconds`, too.
+    Headers are bounded, see `bounded`. How long a body may take is `Limits.seconds`, too.
     """
     # uvicorn itself waits for ever for the end of a request's headers: a few hundred clients who
     # never come to it would keep all others out
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-    base: Any = AutoHTTPProtocol
+    base = bounded(AutoHTTPProtocol)
 
     class Impatient(base):
         _giving_up: asyncio.TimerHandle | None = None

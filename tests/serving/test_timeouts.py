@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 
 import pytest
 
@@ -60,3 +61,49 @@ def test_what_is_no_http_is_answered_and_not_logged(capfd):
     assert found.startswith(b"HTTP/1.1 400 Bad Request")
     logging.getLogger("uvicorn.error").warning("something else")
     assert capfd.readouterr().err.splitlines() == ["WARNING:  something else"]
+
+
+class TestHeaders:
+    """Whatever stands around bodies is bounded, and who sends too much of it is told so."""
+
+    FLOODS = {
+        "one header": REQUEST + b"a: " + b"x" * 300_000,
+        "many headers": REQUEST + b"a: 1\r\n" * 500,
+        "request line": b"GET /" + b"x" * 300_000,
+    }
+
+    @pytest.mark.parametrize("kind", FLOODS)
+    def test_too_much_is_refused_before_its_end(self, kind):
+        (found,) = asyncio.run(answers(self.FLOODS[kind], seconds=2))
+        status, _, rest = found.partition(b"\r\n")
+        assert status == b"HTTP/1.1 431 Request Header Fields Too Large"
+        assert b"longer than 65,536 bytes or more than 200" in rest
+
+    CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    @pytest.mark.parametrize(
+        "around", [b"4;" + b"x" * 300_000, b"4\r\nabcd\r\n0\r\na: " + b"x" * 300_000]
+    )
+    def test_extensions_of_chunks_and_trailers_are_bounded_too(self, around):
+        (found,) = asyncio.run(answers(self.CHUNKED.replace(b"/ ", b"/slow ") + around, seconds=2))
+        assert found.startswith(b"HTTP/1.1 431")
+        assert found.count(b"HTTP/1.1") == 1
+
+    def test_what_is_within_bounds_is_served_in_pieces_as_at_once(self):
+        head = REQUEST + b"a: " + b"x" * 60_000 + b"\r\n" + b"b: 1\r\n" * 190 + b"\r\n"
+        body = self.CHUNKED + b"1\r\nx\r\n" * 9_000 + b"0\r\n\r\n"
+        large = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + b"y" * 900_000
+        found = asyncio.run(answers(head, body, large, head + head, seconds=2))
+        assert [one.count(b"HTTP/1.1 204") for one in found] == [1, 1, 1, 2]
+
+    def test_nobody_waits_for_who_sends_a_header_without_end(self):
+        async def meanwhile():
+            flood = [REQUEST + b"a: " + b"x" * 50_000_000] * 4
+            *refused, served = await answers(*flood, REQUEST + b"\r\n", seconds=2)
+            return [one[:12] for one in refused], served[:12]
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        refused, served = asyncio.run(meanwhile())
+        assert served == b"HTTP/1.1 204"
+        assert set(refused) <= {b"HTTP/1.1 431", b""}  # to a client that goes on sending it is lost
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000

@@ -1,0 +1,72 @@
+"""Limits of request headers, and of all else around bodies; uvicorn's parser has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from learnkit.serving.http_errors import as_json
+
+HEADER_BYTES, HEADERS = 65_536, 200
+_PIECE = 16_384  # bytes that are parsed before they are counted
+_LINGER = 1.0  # seconds to read on after a refusal, so that a client that still sends gets it
+_SENTENCE = (
+    f"the request's line and headers are longer than {HEADER_BYTES:,} bytes or more than {HEADERS};"
+    " send what is large as the body"
+)
+
+
+def bounded(base: Any) -> Any:
+    """Uvicorn's protocol `base`, which refuses with 431 what is too much beside the body.
+
+    That is the request line, headers, what stands between chunks and after the last one: at most
+    `HEADER_BYTES`, and between chunks as much again as they hold; and at most `HEADERS` headers.
+    """
+    # httptools keeps an unfinished line and copies all of it at each arrival: 60 MB of one line
+    # stopped the server for seconds, for everybody
+
+    class Bounded(base):
+        _beside = _in_body = 0
+        _refused = False
+
+        def data_received(self, data: bytes) -> None:
+            for start in range(0, len(data), _PIECE):
+                if self._refused or self.transport.is_closing():
+                    return
+                piece = data[start : start + _PIECE]
+                self._beside += len(piece)
+                super().data_received(piece)
+                if self._is_too_much():
+                    self._refuse()
+
+        def on_body(self, body: bytes) -> None:
+            self._beside -= len(body)
+            self._in_body += len(body)
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._beside = self._in_body = 0
+            super().on_message_complete()
+
+        def _is_too_much(self) -> bool:
+            too_long = self._beside > HEADER_BYTES + self._in_body
+            return too_long or len(getattr(self, "headers", ())) > HEADERS
+
+        def _refuse(self) -> None:
+            self._refused = True
+            if self.cycle is not None and not self.cycle.response_complete:
+                if self.cycle.response_started:
+                    self.transport.close()
+                    return
+                self.cycle.disconnected = True  # whoever reads its body is told, and not heard
+                self.cycle.message_event.set()
+            content = as_json({"error": _SENTENCE})
+            lines = (
+                "HTTP/1.1 431 Request Header Fields Too Large",
+                "content-type: application/json",
+                f"content-length: {len(content)}",
+                "connection: close",
+            )
+            self.transport.write("\r\n".join([*lines, "", ""]).encode() + content)
+            self.loop.call_later(_LINGER, self.transport.close)
+
+    return Bounded
