@@ -177,26 +177,53 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
 
 
-def note_on_remainder(name: str, left: int, n: int) -> tuple[str, ...]:
-    """A note where `left` of the `n` images of a forgotten class stay in the statistics."""
-    if not left:
+def note_on_both(n: int) -> tuple[str, ...]:
+    """A note where `n` images were learned on both sides that are merged."""
+    if not n:
+        return ()
+    return (f"{n} images were learned on both sides, and count twice now; `subtract` them once",)
+
+
+def note_on_unseen(n_unseen: int, n: int) -> tuple[str, ...]:
+    """A note where an earlier version learned images without noting which."""
+    if not n_unseen:
         return ()
     return (
-        f"{left} of {n} images of {name!r} were no longer remembered: their spread stays in the "
-        "covariance that all classes share; to take it out too, undo this and `subtract` the "
-        "images of the class instead",
+        f"an earlier version learned {n_unseen} of {n} images without noting which: those that "
+        "come again count twice",
     )
 
 
-def note_on_return(forgotten: Sequence[Forgotten]) -> tuple[str, ...]:
-    """A note on classes learned again of which this stayed when they were forgotten."""
-    left = Counter()
-    for one in forgotten:
-        left[one.name] += one.count
+def note_on_remainder(name: str, left: int, n: int, *, is_noted: bool) -> tuple[str, ...]:
+    """A note where `left` of the `n` images of a forgotten class stay in the statistics."""
     if not left:
         return ()
-    named = first_few([f"{n} of {name!r}" for name, n in left.items()])
+    instead = ("", "") if is_noted else ("undo this and ", " instead")
     return (
-        f"images forgotten earlier stay in the covariance that all classes share ({named}): those "
-        "of them that are learned again count twice in it",
+        f"{left} of {n} images of {name!r} were no longer remembered: their spread stays in the "
+        f"covariance that all classes share; to take it out too, {instead[0]}`subtract` the images "
+        f"of the class{instead[1]}",
+    )
+
+
+def note_on_return(forgotten: Sequence[Forgotten], *, merged: bool) -> tuple[str, ...]:
+    """Notes on classes with images again of which these stayed when they were forgotten.
+
+    Images that are learned again leave what stayed, if it was noted which they are, and not if
+    statistics are `merged`, where there are no features of most.
+    """
+    left: dict[bool, Counter] = {True: Counter(), False: Counter()}
+    for one in forgotten:
+        twice = merged or len(one.fingerprints) < one.count
+        left[twice][one.name] += one.count
+    return tuple(
+        "images forgotten earlier stay in the covariance that all classes share "
+        f"({first_few([f'{n} of {name!r}' for name, n in counts.items()])})"
+        + (
+            ": those of them that are learned again count twice in it"
+            if twice
+            else " until they are learned again, or subtracted"
+        )
+        for twice, counts in left.items()
+        if counts
     )

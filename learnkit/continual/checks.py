@@ -1,5 +1,6 @@
 """Checks of features and labels as a caller gives them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.names import label_names
-from learnkit.errors import DataError, StatisticsError
+from learnkit.errors import DataError, InsufficientDiversityError, StatisticsError
+from learnkit.uncertainty.embedding import GRID
 from learnkit.uncertainty.ood import is_blank
 
 
@@ -83,10 +85,53 @@ def without_blank(features: Tensor, labels: Sequence[str]) -> tuple[Tensor, list
     return features[~blank], kept, left
 
 
+def shown_images(
+    features: Tensor, labels: Sequence[str], *, known: Set[str]
+) -> tuple[Tensor, list[str], tuple[str, ...]]:
+    """(features, labels, notes) of the images that show something.
+
+    Raises:
+        InsufficientDiversityError: A class that is not yet `known` has none.
+    """
+    shown, kept, blank = without_blank(features, labels)
+    if not blank:
+        return shown, kept, ()
+    nothing = sorted(set(blank) - set(kept) - known)
+    if nothing or not kept:
+        raise InsufficientDiversityError(
+            f"all images of {nothing[:5] or sorted(set(blank))[:5]} are blank (features of "
+            "length 0): there is nothing to learn from; look at the images and the camera"
+        )
+    counts = ", ".join(f"{n} of {name}" for name, n in sorted(Counter(blank).items()))
+    return shown, kept, (f"blank images were left out: {counts}",)
+
+
 def check_same_setting(what: str, mine: Any, its: Any) -> None:
     """Raise StatisticsError unless two statistics that are merged have the same setting."""
     if mine != its:
         raise StatisticsError(
             f"`{what}` is {mine} here and {its} there; only statistics of one network, collected "
             "with the same settings, can be merged"
+        )
+
+
+def check_enough(names: Sequence[str], before: Tensor, after: Tensor) -> None:
+    """Raise StatisticsError if a class would have fewer than no images, (C,) each."""
+    for place in torch.nonzero(after < 0).flatten().tolist():
+        raise StatisticsError(
+            f"class {names[place]!r} has {int(before[place])} images; "
+            f"{int(before[place] - after[place])} cannot be subtracted from it"
+        )
+
+
+def check_subtracted(names: Sequence[str], counts: Tensor, sums: Tensor, gram: Tensor) -> None:
+    """Raise StatisticsError for counts (C,), sums (C,D) and products that no set of images has."""
+    emptied = counts == 0
+    wrong = emptied & (sums != 0).any(dim=1)
+    wrong |= sums.abs().amax(dim=1) > counts * float(GRID)
+    found = [names[place] for place in torch.nonzero(wrong).flatten().tolist()]
+    if found or (gram.diagonal() < 0).any():
+        raise StatisticsError(
+            f"the features subtracted{f' from {found[:5]}' if found else ''} are not those "
+            "that were added; subtract the same images, read by the same network"
         )

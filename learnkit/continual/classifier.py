@@ -248,8 +248,9 @@ class ContinualClassifier(nn.Module):
         reuse_names: bool = False,
         origin: str = "",
         case_sensitive: bool = False,
+        again: bool = False,
     ) -> ChangeReport:
-        """Learn images of new classes, of known ones, or of both.
+        """Learn images of new classes, of known ones, or of both; an image counts once.
 
         Args:
             features: Pooled features (N, D), as the network gives them.
@@ -262,6 +263,8 @@ class ContinualClassifier(nn.Module):
                 of another class.
             origin: Where the last bits of the features come from; see `Session.origin`.
             case_sensitive: Tell names apart by case, 'A' and 'a', from now on; see the setting.
+            again: Count images once more that their class has learned before. They are known by
+                their features, where these have the same origin.
 
         Returns:
             What changed.
@@ -282,6 +285,7 @@ class ContinualClassifier(nn.Module):
                 reuse_names=reuse_names,
                 case_sensitive=case_sensitive,
                 origin=origin,
+                again=again,
             ),
         )
 
@@ -302,6 +306,7 @@ class ContinualClassifier(nn.Module):
     ) -> ChangeReport:
         """Unlearn images: statistics are to the bit as if these had never been learned.
 
+        So are those that were no longer remembered as their class was forgotten, under its name.
         Of a class with more distinct features than `memory` the remembered ones among them are not
         replaced: thresholds then rest on fewer images until others are learned. Validation images
         go with a class of which nothing is left.

@@ -1,28 +1,30 @@
 """The knowledge of a continual classifier: its whole state as one unchanging value."""
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from learnkit.continual.change_report import (
     AuditLog,
     ChangeReport,
+    note_on_both,
     note_on_origins,
     note_on_remainder,
     note_on_return,
+    note_on_unseen,
 )
-from learnkit.continual.checks import check_labelled_features, without_blank
+from learnkit.continual.checks import check_labelled_features, shown_images, without_blank
 from learnkit.continual.derivation import Derived, derive
 from learnkit.continual.embedding import to_grid
-from learnkit.continual.label_issues import label_issues
+from learnkit.continual.label_issues import label_issues, not_learned_before
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.names import check_known, clean_name, index_tensor, name_list
+from learnkit.continual.names import check_all_known, clean_name, index_tensor, name_list
 from learnkit.continual.serialization import (
     FORMAT,
     check_width,
@@ -41,7 +43,6 @@ from learnkit.errors import (
     ContinualPredictionError,
     ContinualStateError,
     DataError,
-    InsufficientDiversityError,
 )
 from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.scoring import Scoring
@@ -67,6 +68,8 @@ class Knowledge:
     validation: FeatureMemory
     manual_threshold: float | None = None
     derived: Derived | None = None
+    # whether it was said that an earlier version learned images without noting which
+    told_unseen: bool = False
     # weights by device, made when first asked for; they follow from `derived`, so nothing changes
     _affine: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -191,15 +194,24 @@ class Knowledge:
         reuse_names: bool = False,
         origin: str = "",
         case_sensitive: bool = False,
+        again: bool = False,
     ) -> Change:
-        """With more images; blank ones are left out."""
+        """With more images; blank ones are left out, and those learned before unless `again`."""
         features, labels, notes = self._shown(features, labels, class_names)
-        if self.derived is not None:
-            notes += label_issues(self.derived.scoring, self.statistics, features, labels)
-        known = self.statistics.told_apart(case_sensitive)
-        grown = known.update(features, labels, class_names, reuse_names=reuse_names)
+        known, _ = self.statistics.told_apart(case_sensitive).recalled(features)
+        if not again:
+            features, labels, more = not_learned_before(known, features, labels)
+            notes += more
+        grown = known.with_classes(name_list("class_names", class_names or ()))
+        if labels:
+            if self.derived is not None:
+                notes += label_issues(self.derived.scoring, self.statistics, features, labels)
+            grown = known.update(features, labels, class_names, reuse_names=reuse_names)
         grown = grown.with_origin(origin)
-        new, notes = self._with(grown), (*notes, *self._notes_on(grown))
+        if not self.told_unseen:
+            notes += note_on_unseen(known.n_unseen, int(known.counts.sum()))
+        new = replace(self._with(grown), told_unseen=True)
+        notes += self._notes_on(grown)
         if grown.case_sensitive != self.statistics.case_sensitive:
             notes += ("names of classes are told apart by case from now on",)
         if validation is None:
@@ -220,8 +232,7 @@ class Knowledge:
             *check_labelled_features(*validation, class_names, self.settings.n_features)
         )
         self.statistics.check_current(labels)
-        for name in dict.fromkeys(labels):
-            check_known(name, self.statistics.class_names)
+        check_all_known(labels, self.statistics.class_names)
         if not labels:
             raise DataError("all images of `validation` are blank; leave it out, or give others")
         grid = to_grid(unit_rows(features, root=self.settings.root))
@@ -247,7 +258,11 @@ class Knowledge:
         if features is None:
             return new, notes
         features, labels, blank = self._shown(features, labels, None)
-        new = new._with(self.statistics.subtract(features, labels))
+        less, forgotten = self.statistics.recalled(features, labels)
+        left = np.flatnonzero(~forgotten)
+        if len(left):
+            less = less.subtract(features[left], [labels[row] for row in left])
+        new = new._with(less)
         emptied = ((self.statistics.counts > 0) & (new.statistics.counts == 0)).nonzero()[:, 0]
         kept = new.validation.emptied(emptied.tolist()) if len(emptied) else new.validation
         if gone := new.validation.n_copies - kept.n_copies:
@@ -271,14 +286,16 @@ class Knowledge:
         place = less.statistics.class_names.index(clean_name(name))
         n = int(self.statistics.counts[place])
         left = less.statistics.n_images - self.statistics.n_images + n
-        notes = note_on_remainder(clean_name(name), left, n)
+        is_noted = len(self.statistics.learned.classes[place]) == n
+        notes = note_on_remainder(clean_name(name), left, n, is_noted=is_noted)
         return replace(less, validation=less.validation.emptied([place])), notes
 
-    def _notes_on(self, grown: ClassStatistics) -> tuple[str, ...]:
+    def _notes_on(self, grown: ClassStatistics, *, merged: bool = False) -> tuple[str, ...]:
         """Notes on classes forgotten earlier that have images again, and on other origins."""
-        new = {grown.class_names[place] for place in grown.places()} - self.statistics.present()
-        back = [one for one in self.statistics.forgotten if one.name in new]
-        return note_on_return(back) + note_on_origins(self.statistics.origins, grown.origins)
+        new = grown.present() - self.statistics.present()
+        back = [one for one in grown.forgotten if one.name in new]
+        said = note_on_return(back, merged=merged)
+        return said + note_on_origins(self.statistics.origins, grown.origins)
 
     def rename(self, names: Mapping[str, str]) -> Change:
         """With classes called otherwise."""
@@ -296,7 +313,8 @@ class Knowledge:
     def merge(self, other: ClassStatistics, *, reuse_names: bool = False) -> Change:
         """With other statistics added."""
         merged = self.statistics.merge(other, reuse_names=reuse_names)
-        return self._with(merged), self._notes_on(merged)
+        both = len(np.intersect1d(*(one.learned.union() for one in (self.statistics, other))))
+        return self._with(merged), note_on_both(both) + self._notes_on(merged, merged=True)
 
     def with_threshold(
         self,
@@ -324,9 +342,8 @@ class Knowledge:
         """Report of what this knowledge has that `before` had not."""
         was, now = before.n_images, self.n_images
         derived_notes = self.derived.notes if self.derived else ()
-        kept = ()
-        if self.manual_threshold is not None and what != "set_threshold":
-            kept = ("the threshold stays as it was set by hand",)
+        stays = self.manual_threshold is not None and what != "set_threshold"
+        kept = ("the threshold stays as it was set by hand",) if stays else ()
         return ChangeReport(
             what=what,
             classes_added=tuple(name for name, n in now.items() if n and name not in was),
@@ -364,25 +381,9 @@ class Knowledge:
     def _shown(
         self, features: Tensor, labels: Sequence[Any], class_names: Sequence[str] | None
     ) -> tuple[Tensor, list[str], tuple[str, ...]]:
-        """(features, labels, notes) of the images that show something.
-
-        Raises:
-            InsufficientDiversityError: A class not known yet has none.
-        """
-        shown, kept, blank = without_blank(
-            *check_labelled_features(features, labels, class_names, self.settings.n_features)
-        )
-        if not blank:
-            return shown, kept, ()
-        known = {name for name, n in self.n_images.items() if n}
-        nothing = sorted(set(blank) - set(kept) - known)
-        if nothing or not kept:
-            raise InsufficientDiversityError(
-                f"all images of {nothing[:5] or sorted(set(blank))[:5]} are blank (features of "
-                "length 0): there is nothing to learn from; look at the images and the camera"
-            )
-        counts = ", ".join(f"{n} of {name}" for name, n in sorted(Counter(blank).items()))
-        return shown, kept, (f"blank images were left out: {counts}",)
+        """(features, labels, notes) of the images that show something; see `shown_images`."""
+        given = check_labelled_features(features, labels, class_names, self.settings.n_features)
+        return shown_images(*given, known=self.statistics.present())
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from learnkit.uncertainty.scoring import Scoring
@@ -49,6 +50,29 @@ def label_issues(
     ]
     of_known = [out for out, name in zip(flagged, labels, strict=True) if name in known]
     return (*_drift(scoring.threshold, of_known), *_twins(labels, likeness, known))
+
+
+def not_learned_before(
+    stats: ClassStatistics, features: Tensor, labels: Sequence[str]
+) -> tuple[Tensor, list[str], tuple[str, ...]]:
+    """(features, labels, notes) of the images that their classes have not learned yet.
+
+    Of those that come twice the first is one.
+    """
+    repeated = stats.repeated(features, labels)
+    elsewhere = int((stats.knows(features) & ~repeated).sum())
+    notes, n, rows = [], len(labels), np.flatnonzero(~repeated)
+    if len(rows) < n:
+        notes.append(
+            f"already learned: {n - len(rows)} of {n} images, which count once; `again=True` "
+            "counts them once more"
+        )
+    if elsewhere:
+        notes.append(
+            f"{elsewhere} of {n} images were learned under another name before, and speak for both "
+            "classes now; `subtract` them from the wrong one"
+        )
+    return features[rows], [labels[row] for row in rows], tuple(notes)
 
 
 def _spread(labels: Sequence[str]) -> list[int]:

@@ -5,9 +5,8 @@ memories merge without loss. A feature that comes several times is kept once wit
 copies; both are functions of the multiset of features seen.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.closed_form.near_copies import near_copy_groups
+from learnkit.continual.embedding import grid_products
+from learnkit.continual.fingerprints import NONE, codes_of, feature_hashes, fingerprints_of
 from learnkit.continual.names import check_known
 from learnkit.errors import StatisticsError
+from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.embedding import GRID
-
-_KEY = b"learnkit feature memory"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,11 @@ class Cell:
     def grid(self) -> Tensor:
         """The features as float64 integers (m, D), for sums."""
         return self.features.to(torch.float64)
+
+    @property
+    def fingerprints(self) -> Array:
+        """Of the images these features stand for, uint64 (n_copies,)."""
+        return np.repeat(codes_of(self.hashes), self.copies)
 
     def total(self) -> Tensor:
         """Sum of the images these features stand for, float64 integers (D,)."""
@@ -228,12 +233,6 @@ def _cell(rows: np.ndarray) -> Cell:
     return Cell(features, tuple(order), tuple(copies[code] for code in order))
 
 
-def feature_hashes(rows: np.ndarray) -> list[bytes]:
-    """A keyed hash of every row's bytes, 16 bytes each, equal on every machine."""
-    little = np.ascontiguousarray(rows, dtype="<i2")
-    return [hashlib.blake2b(row.tobytes(), digest_size=16, key=_KEY).digest() for row in little]
-
-
 def _by_class(grid: Tensor, index: Tensor) -> Iterable[tuple[int, np.ndarray]]:
     """(class, its rows as int16) for every class in `index`."""
     rows, places = grid.to(torch.int16).numpy(), index.numpy()
@@ -249,17 +248,77 @@ class Forgotten:
 
     Their products cannot be told apart without them and stay in the Gram matrix; with these two,
     (n,) and (D,) integers, their share of it stays a within-class one. What was remembered left it.
+    `fingerprints` uint64 (n,) say which images they are, fewer if they were forgotten by an earlier
+    version: one that comes again can be taken out.
     """
 
     name: str
     count: int
     total: Tensor
+    fingerprints: Array = field(default_factory=lambda: NONE)
 
     def key(self) -> tuple[Any, ...]:
         """Sort key, so that the order of forgetting leaves no trace."""
-        return self.name, self.count, tuple(self.total.tolist())
+        return self.name, self.count, tuple(self.total.tolist()), tuple(self.fingerprints.tolist())
+
+    def without(self, grid: Tensor, codes: Array) -> tuple["Forgotten", Tensor]:
+        """(what is left without the images `grid` (N, D), products (D, D) of those taken out).
+
+        All copies of an image leave. `codes` are the fingerprints of `grid`, all of them known.
+        """
+        codes, rows = np.unique(codes, return_index=True)
+        times = np.searchsorted(self.fingerprints, codes, "right")
+        times -= np.searchsorted(self.fingerprints, codes)
+        gone = grid[rows]
+        total = self.total - torch.from_numpy(times).to(torch.float64) @ gone
+        kept = self.fingerprints[~np.isin(self.fingerprints, codes)]
+        left = Forgotten(self.name, self.count - int(times.sum()), total, kept)
+        return left, grid_products(gone, times.tolist())
 
 
 def in_order(forgotten: Iterable[Forgotten]) -> tuple[Forgotten, ...]:
     """Sorted, so that the order of forgetting leaves no trace."""
     return tuple(sorted(forgotten, key=Forgotten.key))
+
+
+def renamed_remainders(
+    forgotten: Iterable[Forgotten], names: Mapping[str, str]
+) -> tuple[Forgotten, ...]:
+    """The same, of classes that are called otherwise now."""
+    return in_order([replace(one, name=names.get(one.name, one.name)) for one in forgotten])
+
+
+def recalled(
+    forgotten: Sequence[Forgotten], grid: Tensor, labels: Sequence[str] | None
+) -> tuple[list[Forgotten], Tensor, Array]:
+    """(remainders without the images `grid` (N, D), products of those found, which these are (N,)).
+
+    With `labels` only those whose label is the name of the forgotten class.
+    """
+    codes, found = fingerprints_of(grid), np.zeros(len(grid), dtype=bool)
+    left, products = [], grid.new_zeros(grid.shape[1], grid.shape[1])
+    for one in forgotten:
+        own = np.isin(codes, one.fingerprints)
+        if labels is not None:
+            own &= np.array(labels, dtype=object) == one.name
+        less, its = one.without(grid[own], codes[own])
+        left.append(less)
+        products += its
+        found |= own
+    return left, products, found
+
+
+def settled_remainders(
+    forgotten: Iterable[Forgotten], gram: Tensor
+) -> tuple[tuple[Forgotten, ...], Tensor]:
+    """(remainders of two images or more, the Gram matrix without the others).
+
+    The sum of one image is the image: its products are known, and leave.
+    """
+    left = []
+    for one in forgotten:
+        if one.count > 1:
+            left.append(one)
+        elif one.count:
+            gram = gram - grid_products(one.total[None])
+    return in_order(left), gram

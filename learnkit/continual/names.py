@@ -123,6 +123,12 @@ def check_known(name: Any, names: Sequence[str], former: Mapping[str, str] | Non
     raise DataError(f"there is no class {clean!r}; did you mean one of {near}?")
 
 
+def check_all_known(labels: Iterable[str], names: Sequence[str]) -> None:
+    """Refuse clean names that are none of `names`; see `check_known`."""
+    for name in dict.fromkeys(labels):
+        check_known(name, names)
+
+
 def check_current(labels: Iterable[str], former: Mapping[str, str], remedy: str) -> None:
     """Refuse names that classes no longer have: they would make new classes in silence.
 

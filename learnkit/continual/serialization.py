@@ -4,14 +4,21 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from learnkit.continual.embedding import EXACT, LARGEST
-from learnkit.continual.memory import Cell, FeatureMemory, Forgotten, feature_hashes, in_order
+from learnkit.continual.fingerprints import (
+    NONE,
+    Fingerprints,
+    feature_hashes,
+    less_one_of_each,
+)
+from learnkit.continual.memory import Cell, FeatureMemory, Forgotten, in_order
 from learnkit.continual.names import check_distinct, clean_name
 from learnkit.continual.settings import Settings
 from learnkit.errors import (
@@ -20,6 +27,7 @@ from learnkit.errors import (
     OodInsufficientDataError,
     StatisticsError,
 )
+from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.embedding import GRID
 
 _TYPES = {
@@ -42,14 +50,14 @@ FORMAT = 2  # of the state of a whole classifier; 1 had none of what is optional
 # means. Nothing else is missing or unknown in a sound state.
 OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}, "origins": []}
 OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False, "case_sensitive": False}
-# by name: (type, function that makes the tensor from all others)
-OPTIONAL_TENSORS: dict[str, tuple[torch.dtype, Callable[[Mapping[str, Tensor]], Tensor]]] = {}
+# Without fingerprints those of the remembered features are all that are known.
+OPTIONAL_TENSORS = {"fingerprints": torch.int64, "fingerprint_sizes": torch.int64}
 
 TENSOR_TYPES = {
     **_TYPES,
     **_MEMORY_TYPES,
     **{name.replace("memory", _VALIDATION): dtype for name, dtype in _MEMORY_TYPES.items()},
-    **{name: dtype for name, (dtype, _) in OPTIONAL_TENSORS.items()},
+    **OPTIONAL_TENSORS,
 }
 _CONFIG = {"format", "settings", "class_names", "forgotten_names", "threshold", *OPTIONAL_CONFIG}
 
@@ -60,13 +68,23 @@ def statistics_tensors(
     gram: Tensor,
     forgotten: Sequence[Forgotten],
     memory: FeatureMemory,
+    learned: Fingerprints,
 ) -> dict[str, Tensor]:
     """All numbers of class statistics, each tensor with memory of its own kind and none shared.
 
-    `counts (C,)`, `sums (C,D)`, `gram (D,D)`, `forgotten_counts (F,)`, `forgotten_sums (F,D)`, and
-    `memory_tensors` of the memory.
+    `counts (C,)`, `sums (C,D)`, `gram (D,D)`, `forgotten_counts (F,)`, `forgotten_sums (F,D)`,
+    `memory_tensors` of the memory; and, unless all images are remembered, `fingerprints (L,)`, the
+    bits of numbers without a sign, class after class and then what is forgotten, and how many each
+    has, `fingerprint_sizes (C+F,)`.
     """
     left = [one.total[None] for one in forgotten]
+    codes = [*learned.classes, *(one.fingerprints for one in forgotten)]
+    optional = {
+        "fingerprints": torch.from_numpy(np.concatenate([NONE, *codes]).view(np.int64)),
+        "fingerprint_sizes": torch.tensor(list(map(len, codes)), dtype=torch.int64),
+    }
+    if len(optional["fingerprints"]) == memory.n_copies:
+        optional = {}  # the features say it all; so does the file of an earlier version, as it was
     return {
         "counts": counts,
         "sums": sums,
@@ -74,6 +92,7 @@ def statistics_tensors(
         "forgotten_counts": torch.tensor([one.count for one in forgotten], dtype=torch.int64),
         "forgotten_sums": torch.cat([sums[:0], *left]),
         **memory_tensors(memory),
+        **optional,
     }
 
 
@@ -106,8 +125,7 @@ def read_statistics(
     names = _read_names(class_names, case_sensitive)
     forgotten_names = _read_list(forgotten_names)
     own = {name: dtype for name, dtype in TENSOR_TYPES.items() if not name.startswith(_VALIDATION)}
-    tensors = _completed(tensors, own)
-    _check_types(tensors, own)
+    _check_tensors(tensors, own)
     counts, sums, gram = (tensors[name] for name in ("counts", "sums", "gram"))
     if gram.dim() != 2 or not gram.shape[0]:
         raise StatisticsError(f"`gram` has shape {tuple(gram.shape)}; it is a square; {DAMAGED}")
@@ -125,15 +143,17 @@ def read_statistics(
     _check_sums("sums", sums, counts)
     _check_sums("forgotten_sums", tensors["forgotten_sums"], tensors["forgotten_counts"])
     _check_gram(gram, int(counts.sum() + tensors["forgotten_counts"].sum()))
+    codes = _read_fingerprints(tensors, memory)
     return {
         "class_names": names,
         "counts": counts.clone(),
         "sums": sums.clone(),
         "gram": gram.clone(),
         "memory": memory,
+        "learned": Fingerprints(codes[: len(names)]),
         "root": root,
         "case_sensitive": case_sensitive,
-        "forgotten": _read_forgotten(tensors, forgotten_names),
+        "forgotten": _read_forgotten(tensors, forgotten_names, codes[len(names) :]),
     }
 
 
@@ -168,12 +188,40 @@ def read_origins(origins: Any) -> tuple[str, ...]:
     return tuple(origins)
 
 
-def _read_forgotten(tensors: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Forgotten, ...]:
+def _read_forgotten(
+    tensors: Mapping[str, Tensor], names: Sequence[str], codes: Sequence[Array]
+) -> tuple[Forgotten, ...]:
     numbers, totals = tensors["forgotten_counts"].tolist(), tensors["forgotten_sums"]
     return in_order(
-        Forgotten(_read_name(name), n, total.clone())
-        for name, n, total in zip(names, numbers, totals, strict=True)
+        Forgotten(_read_name(name), n, total.clone(), own)
+        for name, n, total, own in zip(names, numbers, totals, codes, strict=True)
     )
+
+
+def _read_fingerprints(tensors: Mapping[str, Tensor], memory: FeatureMemory) -> tuple[Array, ...]:
+    """Fingerprints of every class and of what is left of every forgotten one, as stored.
+
+    Raises:
+        StatisticsError: They are more than there are images, not sorted, or lack those remembered.
+    """
+    remembered = [cell.fingerprints for cell in memory.cells]
+    if not set(OPTIONAL_TENSORS) & set(tensors):
+        return (*remembered, *[NONE] * len(tensors["forgotten_counts"]))
+    codes, sizes = (tensors[name] for name in ("fingerprints", "fingerprint_sizes"))
+    owners = torch.cat([tensors["counts"], tensors["forgotten_counts"]])
+    _check_shapes(tensors, {"fingerprint_sizes": tuple(owners.shape)})
+    n = int(sizes.sum())
+    if (sizes < 0).any() or (sizes > owners).any() or codes.shape != (n,):
+        raise StatisticsError(
+            f"`fingerprints` has shape {tuple(codes.shape)} and `fingerprint_sizes` adds up to {n} "
+            f"for {int(owners.sum())} images; {DAMAGED}"
+        )
+    found = np.split(codes.numpy().view(np.uint64), sizes.cumsum(0)[:-1].tolist())
+    if any((own[1:] < own[:-1]).any() for own in found):
+        raise StatisticsError(f"`fingerprints` are not in order; {DAMAGED}")
+    if any(len(less_one_of_each(*both)[1]) for both in zip(found, remembered, strict=False)):
+        raise StatisticsError(f"`fingerprints` lack images that are remembered; {DAMAGED}")
+    return tuple(own.copy() for own in found)
 
 
 def read_memory(
@@ -255,22 +303,20 @@ def _read_list(names: Sequence[str]) -> Sequence[str]:
 DAMAGED = "the statistics are damaged: read them from another copy"
 
 
-def _completed(
-    tensors: Mapping[str, Tensor], names: Mapping[str, torch.dtype]
-) -> dict[str, Tensor]:
-    """The tensors with those that are optional; StatisticsError unless these are then `names`."""
-    lacking = sorted(set(names) & set(OPTIONAL_TENSORS) - set(tensors))
-    missing = sorted(set(names) - set(tensors) - set(lacking))
-    extra = sorted(set(tensors) - set(names))
+def _check_tensors(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
+    """Raise StatisticsError unless these are the tensors of `types`, and their numbers finite.
+
+    Of those that are optional all may be missing.
+    """
+    optional = set(types) & set(OPTIONAL_TENSORS)
+    missing = sorted(
+        set(types) - set(tensors) - (optional if not optional & set(tensors) else set())
+    )
+    extra = sorted(set(tensors) - set(types))
     if missing or extra:
         raise StatisticsError(f"tensors missing: {missing}, unexpected: {extra}; {DAMAGED}")
-    return {**tensors, **{name: OPTIONAL_TENSORS[name][1](tensors) for name in lacking}}
-
-
-def _check_types(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
-    """Raise StatisticsError at what is no tensor of its type, or not finite."""
-    for name, dtype in types.items():
-        tensor = tensors[name]
+    for name, tensor in tensors.items():
+        dtype = types[name]
         if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
             seen = getattr(tensor, "dtype", type(tensor).__name__)
             raise StatisticsError(f"`{name}` is {seen} and not {dtype}; {DAMAGED}")
@@ -333,8 +379,7 @@ def parted_tensors(
     Raises:
         StatisticsError: Tensors are missing or unexpected, or of another type.
     """
-    tensors = _completed(tensors, TENSOR_TYPES)
-    _check_types(tensors, TENSOR_TYPES)
+    _check_tensors(tensors, TENSOR_TYPES)
     validation = {name for name in tensors if name.startswith(_VALIDATION)}
     own = {name: tensor for name, tensor in tensors.items() if name not in validation}
     return own, {name: tensors[name] for name in validation}

@@ -12,14 +12,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.continual.checks import check_labelled_features, check_same_setting
+from learnkit.continual.checks import (
+    check_enough,
+    check_labelled_features,
+    check_same_setting,
+    check_subtracted,
+)
 from learnkit.continual.closed_form.moments import Moments
-from learnkit.continual.embedding import EXACT, to_grid
-from learnkit.continual.memory import FeatureMemory, Forgotten, in_order
+from learnkit.continual.embedding import exact_sum, grid_products, to_grid
+from learnkit.continual.fingerprints import Fingerprints, fingerprints_of, less_one_of_each
+from learnkit.continual.memory import (
+    FeatureMemory,
+    Forgotten,
+    in_order,
+    recalled,
+    renamed_remainders,
+    settled_remainders,
+)
 from learnkit.continual.names import (
+    check_all_known,
     check_current,
     check_distinct,
     check_known,
@@ -37,13 +52,13 @@ from learnkit.continual.serialization import (
     statistics_tensors,
 )
 from learnkit.continual.settings import check_whole
-from learnkit.errors import DataError, StatisticsError
+from learnkit.errors import DataError
+from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.embedding import GRID, unit_rows
 
 _RELABEL = "label these images {now}"
 _NEW_CLASS = ", or, if {old} is another class, pass `reuse_names=True`"
 _RENAME = "rename({{{old}: {now}}}) where it has the former name, before merging"
-_BLOCK = 8192  # rows whose float64 grid is held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +74,7 @@ class ClassStatistics:
         sums: Sum of the features of each class on the grid, float64 integers (C, D).
         gram: Sum of outer products of all features on the grid, float64 integers (D, D).
         memory: Some features of every class.
+        learned: Fingerprints of all images of every class.
         root: Whether features are square-rooted before they are scaled to length 1.
         forgotten: What forgotten classes leave behind in `gram`: images not remembered.
         former_names: What classes were called before they were renamed or merged -> what they are
@@ -73,6 +89,7 @@ class ClassStatistics:
     sums: Tensor
     gram: Tensor
     memory: FeatureMemory
+    learned: Fingerprints
     root: bool
     forgotten: tuple[Forgotten, ...] = ()
     former_names: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +119,7 @@ class ClassStatistics:
             torch.zeros(0, n_features, dtype=torch.float64),
             torch.zeros(n_features, n_features, dtype=torch.float64),
             FeatureMemory(memory_size, n_features),
+            Fingerprints(),
             bool(root),
             case_sensitive=case_sensitive,
         )
@@ -134,10 +152,9 @@ class ClassStatistics:
     @property
     def nbytes(self) -> int:
         """Bytes of all numbers held."""
-        left = sum(one.total.nbytes + 8 for one in self.forgotten)
-        return (
-            sum(t.nbytes for t in (self.counts, self.sums, self.gram)) + left + self.memory.nbytes
-        )
+        left = sum(one.total.nbytes + 8 + one.fingerprints.nbytes for one in self.forgotten)
+        held = (self.counts, self.sums, self.gram, self.memory, self.learned)
+        return left + sum(one.nbytes for one in held)
 
     def with_classes(self, names: Sequence[str]) -> ClassStatistics:
         """With places for those of `names` that have none yet, without images.
@@ -157,6 +174,7 @@ class ClassStatistics:
             counts=torch.cat([self.counts, self.counts.new_zeros(len(new))]),
             sums=torch.cat([self.sums, self.sums.new_zeros(len(new), self.n_features)]),
             memory=self.memory.named(class_names),
+            learned=self.learned.sized(len(class_names)),
         )
 
     def told_apart(self, case_sensitive: bool = True) -> ClassStatistics:
@@ -184,6 +202,7 @@ class ClassStatistics:
             counts=self.counts if as_it_is else self.counts[places],
             sums=self.sums if as_it_is else self.sums[places],
             memory=self.memory.picked(places),
+            learned=self.learned.picked(places),
         )
 
     def means(self) -> Tensor:
@@ -235,6 +254,7 @@ class ClassStatistics:
             and torch.equal(mine.counts, its.counts)
             and torch.equal(mine.sums, its.sums)
             and torch.equal(mine.gram, its.gram)
+            and mine.learned.equals(its.learned)
             and all(a.equals(b) for a, b in zip(mine.memory.cells, its.memory.cells, strict=True))
         )
 
@@ -273,8 +293,9 @@ class ClassStatistics:
             grown,
             counts=grown.counts + torch.bincount(index, minlength=grown.n_classes),
             sums=grown.sums.index_add(0, index, grid),
-            gram=_added(self.gram, _products(grid), self.n_images + len(grid)),
+            gram=exact_sum(self.gram, grid_products(grid), self.n_images + len(grid)),
             memory=grown.memory.add(grid, index),
+            learned=grown.learned.add(fingerprints_of(grid), index),
             former_names=merged_former(self.former_names, {}, set(labels)),
         )
 
@@ -305,8 +326,9 @@ class ClassStatistics:
             grown,
             counts=grown.counts.index_add(0, index, other.counts),
             sums=grown.sums.index_add(0, index, other.sums),
-            gram=_added(self.gram, other.gram, self.n_images + other.n_images),
+            gram=exact_sum(self.gram, other.gram, self.n_images + other.n_images),
             memory=grown.memory.merge(other.memory),
+            learned=grown.learned.merge(other.learned, index),
             forgotten=in_order([*self.forgotten, *other.forgotten]),
             former_names=merged_former(self.former_names, other.former_names, present),
             origins=tuple(sorted({*self.origins, *other.origins})),
@@ -321,9 +343,8 @@ class ClassStatistics:
 
         The memory is as before, too, as long as no class ever had more distinct features than it
         holds. Beyond that features pushed out by these images do not come back, so that fewer are
-        remembered until others are learned; and images that are not remembered are taken on trust:
-        ones that were never added are refused only where counts or sums could not be so. A class
-        left without images keeps its place. What is left of a forgotten class cannot be subtracted.
+        remembered until others are learned. A class left without images keeps its place. What is
+        left of a forgotten class is taken out by `recalled`.
 
         Raises:
             DataError: As `update`; or there is no such class.
@@ -331,28 +352,57 @@ class ClassStatistics:
         """
         grid, labels = self._checked(features, labels, None)
         self.check_current(labels, _RELABEL)
-        for name in dict.fromkeys(labels):
-            check_known(name, self.class_names)
+        check_all_known(labels, self.class_names)
         index = index_tensor(self.class_names, labels)
         counts = self.counts - torch.bincount(index, minlength=self.n_classes)
-        for place in torch.nonzero(counts < 0).flatten().tolist():
-            raise StatisticsError(
-                f"class {self.class_names[place]!r} has {int(self.counts[place])} images; "
-                f"{int(self.counts[place] - counts[place])} cannot be subtracted from it"
-            )
+        check_enough(self.class_names, self.counts, counts)
+        before = self.counts.tolist()
         less = replace(
             self,
             counts=counts,
             sums=self.sums.index_add(0, index, -grid),
-            gram=self.gram - _products(grid),
-            memory=self.memory.remove(grid, index, self.counts.tolist()),
+            gram=self.gram - grid_products(grid),
+            memory=self.memory.remove(grid, index, before),
+            learned=self.learned.remove(fingerprints_of(grid), index, before, self.class_names),
         )
-        less._check_subtracted()
+        check_subtracted(less.class_names, counts, less.sums, less.gram)
         return less
+
+    @property
+    def n_unseen(self) -> int:
+        """Images without a fingerprint: learned by an earlier version, and not remembered."""
+        return int(self.counts.sum()) - len(self.learned)
+
+    def knows(self, features: Tensor) -> Array:
+        """Which images (N, D) are among those learned, of whatever class, bool (N,)."""
+        return self.learned.know(fingerprints_of(self._on_grid(features)))
+
+    def repeated(self, features: Tensor, labels: Sequence[str]) -> Array:
+        """Which images (N, D) their class has learned, or has earlier in the same rows, bool (N,).
+
+        Labels are clean; those of no class have learned none.
+        """
+        codes = fingerprints_of(self._on_grid(features))
+        return self.learned.repeated(codes, labels, self.class_names)
+
+    def recalled(
+        self, features: Tensor, labels: Sequence[str] | None = None
+    ) -> tuple[ClassStatistics, Array]:
+        """(without these images in what forgotten classes left, which of them were there (N,)).
+
+        They are to come again, or to go for good. With `labels` only those whose label is the name
+        of the forgotten class. What an earlier version forgot has no fingerprints, and stays.
+        """
+        if not any(len(one.fingerprints) for one in self.forgotten):
+            return self, np.zeros(len(features), dtype=bool)
+        left, products, found = recalled(self.forgotten, self._on_grid(features), labels)
+        forgotten, gram = settled_remainders(left, self.gram - products)
+        return replace(self, forgotten=forgotten, gram=gram), found
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All numbers as named tensors; see `learnkit.continual.serialization`."""
-        return statistics_tensors(self.counts, self.sums, self.gram, self.forgotten, self.memory)
+        sums = self.counts, self.sums, self.gram
+        return statistics_tensors(*sums, self.forgotten, self.memory, self.learned)
 
     @classmethod
     def from_tensors(
@@ -382,19 +432,10 @@ class ClassStatistics:
     ) -> tuple[Tensor, list[str]]:
         """(features on the grid, clean labels) of what a caller gave."""
         features, labels = check_labelled_features(features, labels, class_names, self.n_features)
-        return to_grid(unit_rows(features, root=self.root)), labels
+        return self._on_grid(features), labels
 
-    def _check_subtracted(self) -> None:
-        """Refuse a result that no set of images could have."""
-        emptied = self.counts == 0
-        wrong = emptied & (self.sums != 0).any(dim=1)
-        wrong |= self.sums.abs().amax(dim=1) > self.counts * float(GRID)
-        names = [self.class_names[place] for place in torch.nonzero(wrong).flatten().tolist()]
-        if names or (self.gram.diagonal() < 0).any():
-            raise StatisticsError(
-                f"the features subtracted{f' from {names[:5]}' if names else ''} are not those "
-                "that were added; subtract the same images, read by the same network"
-            )
+    def _on_grid(self, features: Tensor) -> Tensor:
+        return to_grid(unit_rows(features, root=self.root))
 
     def forget(self, name: str) -> ClassStatistics:
         """With class `name` unknown again: no count, no mean, no memory, but its place kept.
@@ -402,10 +443,8 @@ class ClassStatistics:
         What is remembered leaves the Gram matrix for good. A class that the memory holds as a whole
         is forgotten exactly: all is to the bit as if it had never been there. Of a larger one the
         remainder stays in the pooled scatter, as one of `forgotten`: its products cannot be told
-        apart without the images; `subtract` them instead to take out everything. If the same images
-        are learned again, under whatever name, those of the remainder count twice in the scatter.
-        With all of them learned again thresholds are as before, within noise; with half of 120 a
-        class, 64 remembered, false alarms rose from .04 to .09 on photographs (mean of 5 draws).
+        apart without the images; `subtract` them instead to take out everything. Images of the
+        remainder that come again, under whatever name, are to be `recalled` before they are added.
 
         Raises:
             DataError: There is no such class, or it has no images.
@@ -415,12 +454,10 @@ class ClassStatistics:
         if not self.counts[place]:
             raise DataError(f"class {name!r} has no images: there is nothing to forget")
         cell = self.memory.cells[place]
-        left = Forgotten(
-            name, int(self.counts[place]) - cell.n_copies, self.sums[place] - cell.total()
-        )
-        gram = self.gram - _products(cell.grid, cell.copies)
-        if left.count == 1:  # the sum of one image is the image
-            gram -= _products(left.total[None])
+        codes, _ = less_one_of_each(self.learned.classes[place], cell.fingerprints)
+        n_left, total = int(self.counts[place]) - cell.n_copies, self.sums[place] - cell.total()
+        gram = self.gram - grid_products(cell.grid, cell.copies)
+        left, gram = settled_remainders([Forgotten(name, n_left, total, codes)], gram)
         at = torch.tensor([place])
         return replace(
             self,
@@ -428,7 +465,8 @@ class ClassStatistics:
             sums=self.sums.index_fill(0, at, 0.0),
             gram=gram,
             memory=self.memory.emptied([place]),
-            forgotten=in_order([*self.forgotten, *[left] * (left.count > 1)]),
+            learned=self.learned.emptied(place),
+            forgotten=in_order([*self.forgotten, *left]),
         )
 
     def rename(self, names: Mapping[str, str]) -> ClassStatistics:
@@ -444,7 +482,7 @@ class ClassStatistics:
             self,
             class_names=class_names,
             memory=self.memory.named(class_names),
-            forgotten=_renamed(self.forgotten, new),
+            forgotten=renamed_remainders(self.forgotten, new),
             former_names=former_after(self.former_names, new),
         )
 
@@ -482,7 +520,8 @@ class ClassStatistics:
             counts=counts,
             sums=sums,
             memory=self.memory.joined(places, target),
-            forgotten=_renamed(self.forgotten, dict.fromkeys(names, into)),
+            learned=self.learned.joined(places, target),
+            forgotten=renamed_remainders(self.forgotten, dict.fromkeys(names, into)),
             former_names=former_after(self.former_names, dict.fromkeys(names, into)),
         )
 
@@ -496,38 +535,3 @@ class ClassStatistics:
     def present(self) -> set[str]:
         """Names of classes with images."""
         return {self.class_names[place] for place in self.places()}
-
-
-def _products(grid: Tensor, copies: Sequence[int] | None = None) -> Tensor:
-    """Sum of outer products of the rows, `copies` of each, float64 integers (D, D)."""
-    total = torch.zeros(grid.shape[1], grid.shape[1], dtype=torch.float64)
-    times = torch.ones(len(grid), 1) if copies is None else torch.tensor(copies)[:, None]
-    for block, n in zip(grid.split(_BLOCK), times.split(_BLOCK), strict=True):
-        total.addmm_(block.T, block if copies is None else block * n)
-    return total
-
-
-def _added(gram: Tensor, more: Tensor, n_images: int) -> Tensor:
-    """The sum of two Gram matrices (D, D), of `n_images` in all.
-
-    Raises:
-        StatisticsError: It is not exact in float64.
-    """
-    # The largest diagonal bounds whatever was added up on the way: the products of any two features
-    # by Cauchy-Schwarz, the features themselves because |z| <= z^2 for whole numbers. Squares only
-    # grow, and a sum beyond 2^53 is never rounded below it. int64 at rest would hold 1,000 times
-    # as much; a merge took 1.4 times as long, and every refit would make a float64 copy of it.
-    total = gram + more
-    largest, feature = total.diagonal().max(0)
-    if largest >= EXACT:
-        raise StatisticsError(
-            f"the squares of feature {int(feature)} would add up to {float(largest):.4g} over "
-            f"{n_images:,} images, on the diagonal of the Gram matrix; up to 2^53 = {EXACT:.4g} "
-            "sums are exact in float64: learn fewer images, or subtract some first"
-        )
-    return total
-
-
-def _renamed(forgotten: Sequence[Forgotten], names: Mapping[str, str]) -> tuple[Forgotten, ...]:
-    """The same, of classes that are called otherwise now."""
-    return in_order([replace(one, name=names.get(one.name, one.name)) for one in forgotten])

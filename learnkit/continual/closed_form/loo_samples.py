@@ -311,7 +311,7 @@ def memory_rows(moments: Moments, limit: int | None = None) -> MemoryRows:
     quota = _quota([len(moments.copies[i]) for i in chosen], limit)
     kept = [_whole_groups(moments.groups[i], quota) for i in chosen]
     sizes = torch.tensor([len(rows) for rows in kept], dtype=torch.int64)
-    positions = torch.cat([torch.zeros(0, dtype=torch.int64), *map(torch.tensor, kept)])
+    positions = torch.tensor([row for rows in kept for row in rows], dtype=torch.int64)
     nothing = torch.zeros(0, moments.n_features, dtype=torch.int16)
     members, partners = _grouped([moments.groups[i] for i in chosen], kept)
     return MemoryRows(
