@@ -45,13 +45,16 @@ def extend(
         bool,
         typer.Option("--reuse-names", help="Names that classes had before are of new classes."),
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Count images once more that were learned before.")
+    ] = False,
     case_sensitive: CaseOption = False,
 ) -> None:
     """Teach an exported model new classes, or more of the old, from new images alone.
 
     No training and no old images: seconds. Of a FOLDER split into train/ and valid/ the training
-    images are learned, and the validation images decide when an image counts as unknown. The model
-    must be in the continual state.
+    images are learned, and the validation images decide when an image counts as unknown. An image
+    counts once, however often it comes. The model must be in the continual state.
     """
     from learnkit.continual.classifier import check_continual
     from learnkit.data.dataset import ImageDataset
@@ -67,7 +70,8 @@ def extend(
     if false_alarm_rate is not None:
         predictor.set(false_alarm_rate=false_alarm_rate)
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive or told)
-    change = predictor.extend(data, reuse_names=reuse_names, progress=sys.stderr.isatty())
+    how = {"reuse_names": reuse_names, "again": again}
+    change = predictor.extend(data, **how, progress=sys.stderr.isatty())
     predictor.save(out)
     report.change(change)
     report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])

@@ -332,9 +332,17 @@ class Predictor(BasePredictor):
         )
 
     def extend(
-        self, data: Any, labels: Any = None, *, reuse_names: bool = False, **reading: Any
+        self,
+        data: Any,
+        labels: Any = None,
+        *,
+        reuse_names: bool = False,
+        again: bool = False,
+        **reading: Any,
     ) -> ChangeReport:
         """Learn new classes, or more of known ones, from new images alone; return what changed.
+
+        An image counts once, however often it comes; the report says how many were learned already.
 
         Args:
             data: an ImageDataset, of which the training images (all, if it is not split) are
@@ -344,6 +352,8 @@ class Predictor(BasePredictor):
             labels: one name per image, `{file: name}`, or one for all; datasets have their own.
             reuse_names: take a name that a class had before `rename` or `merge_classes` for the
                 name of another class.
+            again: count images once more that their class has learned before. They are known by
+                their features, as long as these are computed by the same backend, device and `bs`.
             **reading: `bs`, `n_workers` and `progress`, see `features`.
 
         Raises:
@@ -357,6 +367,7 @@ class Predictor(BasePredictor):
         held_out = with_features(found.validation, self.features, reading)
         given = {
             "reuse_names": reuse_names,
+            "again": again,
             "case_sensitive": found.case_sensitive,
             "origin": self.network.origin(reading.get("bs", BATCH)),
         }
@@ -391,7 +402,8 @@ class Predictor(BasePredictor):
     ) -> ChangeReport:
         """Unlearn images as if they had never been learned: takes back an `extend` of them.
 
-        Exact if they are read as they were then: on the same machine, with the same `bs`.
+        Exact if they are read as they were then: on the same machine, with the same `bs`. Images of
+        a forgotten class that it still has in what all classes share can be given under its name.
 
         Args:
             data: see `extend`; of a split dataset the training images are unlearned, and the
@@ -429,7 +441,7 @@ class Predictor(BasePredictor):
 
         Args:
             other: a predictor over the same network in the same variant, or its class statistics.
-                What both have learned counts twice.
+                What both have learned counts twice; the report says how many images that are.
             reuse_names: let a class have a name that the other side's class had before it was
                 renamed or merged: they are two classes.
 

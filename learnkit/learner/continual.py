@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -114,26 +114,30 @@ def _first_images(
 
 
 @warned_after
-def extend(learn: Any, data: Any, labels: Any = None, *, reuse_names: bool = False) -> ChangeReport:
+def extend(learn: Any, data: Any, labels: Any = None, **how: bool) -> ChangeReport:
     """What learning new classes, or more of the known ones, did; see `ImageLearner.extend`."""
     head, record = check_continual(continual_head(learn.model)), _record(learn)
     told = head.settings.case_sensitive
     found = labelled_data(data, labels, classes=head.classes, case_sensitive=told)
     files = files_among(found)
-    _warn_of_repetition(record, files, len(found.labels))
     validation = found.validation
     if validation is not None:
         validation = without_files(validation, files | record.learned)
     features = features_of(learn, found.items)  # reads every image before anything is changed
     held_out = _features_and_labels(learn, validation)
-    given = {"reuse_names": reuse_names, "origin": origin_of(learn, found.items)}
-    given["case_sensitive"] = found.case_sensitive
-    return change(
+    given = {"origin": origin_of(learn, found.items), "case_sensitive": found.case_sensitive, **how}
+    report = change(
         learn,
         lambda head: head.extend(features, found.labels, validation=held_out, **given),
         learned=record.learned | files,
         validated=record.validated | files_among(validation),
     )
+    if twice := len(files & record.validated):
+        warn_user(
+            f"{twice} of the {len(found.labels)} images decide threshold and temperature as "
+            "validation images; having learned from them as well makes both optimistic"
+        )
+    return report
 
 
 def subtract(
@@ -284,17 +288,6 @@ def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
         "threshold and temperature are optimistic: without validation images they come from the "
         "very images the network was trained on",
     )
-
-
-def _warn_of_repetition(record: ContinualRecord, files: Collection[str], n: int) -> None:
-    """Warn if some of the files of `n` new images have had a part in the head before."""
-    if again := len(files & record.learned):
-        warn_user(f"{again} of the {n} images were learned before and count once more now")
-    if twice := len(files & record.validated):
-        warn_user(
-            f"{twice} of the {n} images decide threshold and temperature as validation images; "
-            "learning from them as well makes both optimistic"
-        )
 
 
 _SETTINGS = (

@@ -424,11 +424,14 @@ class ImageLearner(Learner):
             self, data, reset_class_information=reset_class_information, **settings
         )
 
-    def extend(self, data: Any, labels: Any = None, *, reuse_names: bool = False) -> ChangeReport:
+    def extend(
+        self, data: Any, labels: Any = None, *, reuse_names: bool = False, again: bool = False
+    ) -> ChangeReport:
         """Learn new classes, or more of the known ones, from new images alone: what that did.
 
-        The result is the same to the bit as if all images had been there from the beginning. After
-        an exception, whichever, nothing has changed.
+        The result is the same to the bit as if all images had been there from the beginning. An
+        image counts once, however often it comes; the report says how many were learned already.
+        After an exception, whichever, nothing has changed.
 
         Args:
             data: an ImageDataset (of a split one the training images are learned from, the
@@ -438,13 +441,14 @@ class ImageLearner(Learner):
             labels: for images: a name for each, or one for all.
             reuse_names: take a name that a class had before `rename` or `merge_classes` for the
                 name of another class.
+            again: count images once more that their class has learned before.
 
         Raises:
             ContinualNotInitializedError: Call `init_continual` first.
             DataError: No images, labels missing, or a name that a class no longer has.
             UnreadableImagesError: Images cannot be read; all of them are named.
         """
-        return continual.extend(self, data, labels, reuse_names=reuse_names)
+        return continual.extend(self, data, labels, reuse_names=reuse_names, again=again)
 
     def subtract(self, data: Any, labels: Any = None, *, validation: bool = False) -> ChangeReport:
         """Unlearn images as if they had never been there: takes back an `extend` of the same data.
@@ -468,7 +472,8 @@ class ImageLearner(Learner):
         """Drop a class: it keeps its number, can never win, and may be learned again.
 
         Exact for a class of at most `memory` images; of a larger one the spread of the others stays
-        in what all classes share, and the notes of the report say so. `subtract` leaves nothing.
+        in what all classes share, until they are learned again or subtracted; the notes of the
+        report say so.
         """
         return continual.change(self, lambda head: head.forget(name))
 

@@ -72,7 +72,9 @@ def learned_again(
     given = {"validation": validation, "origin": origin}
     new.extend(features, learned.labels, class_names=order, **given)
     if new.n_images != head.n_images:
-        return kept, f"{CARRIED}: blank images are others for the converted network"
+        return kept, (
+            f"{CARRIED}: images that are blank, or count twice, are others for the converted network"
+        )
     _settle(new, head)
     what = f"{len(learned.labels)} images" + (
         f" and {len(validation[1])} of validation" if validation else ""

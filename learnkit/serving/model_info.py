@@ -19,6 +19,7 @@ FORM = {
                 "properties": {
                     "images": {"type": "array", "items": _BINARY["schema"]},
                     "label": {"type": "array", "items": {"type": "string"}},
+                    "again": {"type": "boolean", "default": False},
                 },
             }
         },

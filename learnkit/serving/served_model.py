@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ class ServedModel:
                 "what that takes; serve one from `learnkit train --continual`, with torch",
             )
 
-    def extend(self, images: Sequence[Upload], labels: Sequence[str]) -> dict[str, Any]:
-        """Learn `images`; what changed, as JSON types.
+    def extend(self, images: Sequence[Upload], labels: Sequence[str], **how: Any) -> dict[str, Any]:
+        """Learn `images`; what changed, as JSON types. `how` is for the predictor's `extend`.
 
         Raises:
             Refusal: 422 images or labels that cannot be learned, 501 a model that cannot learn;
@@ -70,7 +70,7 @@ class ServedModel:
             try:
                 if failures := [reason for reason in map(self._refused, images) if reason]:
                     raise ImageReadError("; ".join(failures[:_SHOWN]))
-                report = self._predictor.extend(list(images), list(labels), progress=False)
+                report = self._predictor.extend(list(images), list(labels), progress=False, **how)
             except _CANNOT as error:
                 raise Refusal(501, str(error)) from error
             except LearnkitError as error:
@@ -96,6 +96,14 @@ class ServedModel:
         except ImageReadError as error:
             return str(error)
         return None
+
+
+def flag_in(fields: Mapping[str, Sequence[str]], name: str) -> bool:
+    """Whether a form says that something is true; Refusal 400 if it says something else."""
+    given = list(fields.get(name, ()))
+    if given not in ([], ["true"], ["false"]):
+        raise Refusal(400, f"the field `{name}` is {given[0][:20]!a}; send true or false, once")
+    return given == ["true"]
 
 
 def labels_for(n: int, given: Sequence[str]) -> list[str]:

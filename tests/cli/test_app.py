@@ -274,6 +274,21 @@ def test_extend_may_replace_the_model_and_set_the_false_alarm_rate(known, images
     assert values[0] > values[1]
 
 
+def test_extend_by_the_same_folder_counts_once_unless_again(known, images, tmp_path, capsys):
+    n = load_learner(known).continual.n_images
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    code, out, _ = learnkit(capsys, "extend", known, images, "--out", once)
+    assert code == 0
+    assert "already learned" in out
+    seen = load_learner(once).continual.n_images
+    code, _, err = learnkit(capsys, "extend", once, images, "--out", twice, "--again")
+    assert code == 0, err
+    assert sum(load_learner(twice).continual.n_images.values()) == sum(seen.values()) + len(
+        list(images.rglob("*.png"))
+    )
+    assert sum(n.values()) <= sum(seen.values())
+
+
 def test_extend_with_unreadable_images_writes_nothing(known, images, tmp_path, capsys):
     shutil.copytree(images / "odd", tmp_path / "new" / "odd")
     for name in ("002.png", "005.png"):

@@ -146,7 +146,8 @@ def test_unlearning_an_image_leaves_no_trace(predictor):
 
 # the images of the folder are noise, and lie further out than the few held back
 @pytest.mark.filterwarnings("ignore:.* of the learned images, left out")
-def test_unlearning_a_split_dataset_takes_its_validation_images_back(predictor, tmp_path):
+def test_unlearning_a_split_dataset_takes_its_validation_images_back(tmp_path):
+    predictor = make_continual(OLD, memory=16)  # all images are remembered
     before, said = tensors(predictor), answers(predictor)
     folder = write_image_folder(tmp_path, {"ok": 4, "scratch": 4})
     data = ImageDataset.from_folder(folder).split(0.5, 0.5, 0.0, seed=0)
@@ -191,6 +192,21 @@ def test_classes_are_renamed_and_merged_and_changes_taken_back(predictor):
     predictor.merge_classes(["Kratzer", "dent"], "damage")
     for name in ("scratch", "dent"):
         assert predictor.predict(shades(name, 1, seed=2)[0]).label == "damage"
+
+
+def test_an_image_sent_twice_counts_once_and_is_said(predictor, tmp_path):
+    before = predictor.continual.statistics
+    images, names = labelled(OLD)
+    report = predictor.extend([*images, images[0]], [*names, names[0]], **QUIET)
+    assert report.notes[0].startswith("already learned: 14 of 14 images, which count once")
+    assert predictor.continual.statistics.equals(before)
+    predictor.save(tmp_path / "model")
+    Image.fromarray(np.asarray(images[0])).save(tmp_path / "the same pixels.png")
+    again = load_learner(tmp_path / "model")
+    report = again.extend(tmp_path / "the same pixels.png", names[0], **QUIET)
+    assert report.notes[0].startswith("already learned: 1 of 1")
+    report = again.extend(images[:2], names[:2], again=True, **QUIET)
+    assert sum(report.images.values()) == 2
 
 
 def test_threshold_names_and_false_alarm_rate_can_be_set(predictor, tmp_path):

@@ -232,12 +232,10 @@ class TestExtend:
     def test_takes_a_folder_of_classes_and_a_folder_of_one_class(self, learn, new):
         learn.extend(new.root / "d", labels="d")
         assert learn.continual.n_images["d"] == 12
-        with (
-            pytest.warns(UserWarning, match="30 of the 60 images were learned before"),
-            pytest.warns(UserWarning, match="9 of the 60 images decide threshold and temperature"),
-        ):
-            learn.extend(new.root)
-        assert learn.continual.n_images["d"] == 24
+        with pytest.warns(UserWarning, match="9 of the 60 images decide threshold and temperature"):
+            report = learn.extend(new.root)
+        assert report.notes[0].startswith("already learned: 30 of 60 images")
+        assert learn.continual.n_images["d"] == 12
 
     def test_reports_accuracy_per_class_before_and_after(self, learn, new):
         report = learn.extend(new)
@@ -255,8 +253,7 @@ class TestExtend:
         vocab, rng = list(loaders.vocab), loaders.train.rng.getstate()
         numbers = torch.get_rng_state()
         learn.extend(new)
-        with pytest.warns(UserWarning, match="12 of the 12 images were learned before"):
-            learn.extend(loaders)
+        assert learn.extend(loaders).notes[0].startswith("already learned: 12 of 12 images")
         assert new.frame.equals(frame)
         assert list(loaders.vocab) == vocab
         assert loaders.train.rng.getstate() == rng
@@ -296,10 +293,19 @@ class TestExtend:
         assert (learn.continual.knowledge, learn.state.record) == before
 
     def test_images_learned_before_are_reported(self, learn, old):
-        with pytest.warns(UserWarning, match="3 of the 3 images were learned before"):
-            learn.extend(old.train.paths[:3], old.train.labels[:3])
+        before = learn.continual.statistics
+        report = learn.extend(old.train.paths[:3], old.train.labels[:3])
+        assert report.notes[0].startswith("already learned: 3 of 3 images, which count once")
+        assert learn.continual.statistics.equals(before)
+        report = learn.extend(old.train.paths[:3], old.train.labels[:3], again=True)
+        assert sum(report.images.values()) == 3
         with pytest.warns(UserWarning, match="decide threshold and temperature"):
             learn.extend(old.valid)
+
+    def test_nothing_is_said_of_what_is_then_not_learned(self, learn, old, recwarn):
+        with pytest.raises(DataError):
+            learn.extend(old.valid.paths, labels="  ")
+        assert not [one for one in recwarn if "decide threshold" in str(one.message)]
 
     def test_needs_the_continual_state(self, plain, new):
         for verb in (lambda: plain.extend(new), plain.undo, plain.drop_continual):
@@ -688,7 +694,7 @@ class TestNames:
                     verb(only(old, ["b"]))
         assert learn.continual.knowledge is before
         for model in (learn, predictor):
-            model.extend(files, "z")
+            model.extend(files, "z", again=True)
             model.extend(files[:2], "a", reuse_names=True)
             assert model.continual.n_images == {"z": 12, "b": 0, "c": 12, "a": 2}
 
@@ -714,8 +720,9 @@ class TestNames:
         images = [Image.open(path) for path in data.paths[:3]]
         recwarn.clear()
         for model in (learn, predictor):
-            model.extend(images, ["C", "c", "A"])
-            model.extend(pd.DataFrame({"path": data.paths[:2], "label": ["C", "c"]}))
+            model.extend(images, ["C", "c", "A"], again=True)
+            table = pd.DataFrame({"path": data.paths[:2], "label": ["C", "c"]})
+            model.extend(table, again=True)
             assert model.continual.n_images == {"A": 7, "a": 6, "c": 8, "C": 2}
         assert not [w for w in recwarn if "only in case" in str(w.message)]
         # an older model, which does not tell by case, learns to where the data say so

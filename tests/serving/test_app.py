@@ -371,6 +371,10 @@ def test_new_images_are_learned_as_the_predictor_itself_learns_them(serving, pre
     answer = client.post("/extend", files=form(*images), data=two, headers=BEARER)
     assert answer.json()["change"]["images"] == {"odd": 1, "ok": 1}
     answer = client.post("/extend?label=odd", content=images[0], headers=BEARER)
+    change = answer.json()["change"]
+    assert change["n_images"]["odd"] == 1
+    assert change["notes"][0].startswith("already learned: 1 of 1 images")
+    answer = client.post("/extend?label=odd&again=true", content=images[0], headers=BEARER)
     assert answer.json()["change"]["n_images"]["odd"] == 2
 
 
@@ -450,6 +454,7 @@ def test_a_change_that_fails_changes_nothing(serving, predictor):
         (422, "has 201 characters", {"files": form(good), "data": {"label": "x" * 201}}),
         (422, "can be printed", {"files": form(good), "data": {"label": "\u202eko"}}),
         (400, "has no image", {"files": {"label": (None, "n")}}),
+        (400, "`again` is 'ja'", {"files": form(good), "data": {"label": "n", "again": "ja"}}),
     ]
     for status, sentence, request in requests:
         answer = client.post("/extend", headers=BEARER, **request)
