@@ -73,7 +73,8 @@ def learned_again(
     new.extend(features, learned.labels, class_names=order, **given)
     if new.n_images != head.n_images:
         return kept, (
-            f"{CARRIED}: images that are blank, or count twice, are others for the converted network"
+            f"{CARRIED}: images that are blank, or there twice, are others for the converted "
+            "network"
         )
     _settle(new, head)
     what = f"{len(learned.labels)} images" + (
