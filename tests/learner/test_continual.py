@@ -302,11 +302,6 @@ class TestExtend:
         with pytest.warns(UserWarning, match="decide threshold and temperature"):
             learn.extend(old.valid)
 
-    def test_nothing_is_said_of_what_is_then_not_learned(self, learn, old, recwarn):
-        with pytest.raises(DataError):
-            learn.extend(old.valid.paths, labels="  ")
-        assert not [one for one in recwarn if "decide threshold" in str(one.message)]
-
     def test_needs_the_continual_state(self, plain, new):
         for verb in (lambda: plain.extend(new), plain.undo, plain.drop_continual):
             with pytest.raises(ContinualNotInitializedError, match="init_continual"):
@@ -326,13 +321,13 @@ class TestWarnings:
         path.write_bytes(b"no image")
         return path
 
-    def test_of_repetition_comes_after_it(self, learn, old, broken):
-        again = old.train.paths[:3]
+    def test_of_validation_images_that_are_learned_comes_after_it(self, learn, old, broken):
+        again = old.valid.paths[:3]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with pytest.raises(UnreadableImagesError):
                 learn.extend([*again, broken], "a")
-        with pytest.warns(UserWarning, match="3 of the 3 images were learned before"):
+        with pytest.warns(UserWarning, match="3 of the 3 images decide threshold and temperature"):
             learn.extend(again, "a")
 
     def test_of_other_data_comes_after_the_state_began(self, plain, old, broken):
