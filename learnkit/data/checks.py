@@ -1,7 +1,7 @@
 """Checks of a dataset's files, classes and splits: one table of findings.
 
-Every image is read once; the rest is arithmetic on what was seen. Near duplicates are images whose
-16 x 16 grey thumbnails agree, found by comparing blocks of thumbnails of similar mean brightness.
+Every image is read once; the rest is arithmetic on what was seen. Near duplicates are images of one
+structure, by a perceptual hash.
 """
 
 import functools
@@ -19,13 +19,12 @@ import pandas as pd
 from PIL import Image
 
 from learnkit.data.image import FORMATS, naming_errors, open_file, read_image
-from learnkit.data.near_duplicates import near_duplicate_groups
+from learnkit.data.near_duplicates import near_duplicate_groups, structure
 from learnkit.data.read_images import load_ahead, watched
 from learnkit.data.split import split_counts
 from learnkit.errors import DataError, ImageReadError, first_few
 
 COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
-THUMBNAIL = 16
 _N_WORKERS = min(32, (os.cpu_count() or 1) + 4)  # the standard library's own choice
 _MAX_ASPECT = 20
 _MIN_SIDE = 8
@@ -43,7 +42,7 @@ class _Seen:
     size: tuple[int, int] | None = None
     mode: str = ""
     highest: int | None = None
-    thumbnail: np.ndarray | None = None
+    structure: np.ndarray | None = None
 
 
 def find_problems(
@@ -119,19 +118,14 @@ def _look_at(path: Path, fast: bool) -> _Seen:
 
 
 def _decoded(data: bytes, image: Image.Image) -> dict[str, Any]:
-    """Thumbnail of an image, and the highest value of a 16-bit one."""
+    """Structure of an image, and the highest value of a 16-bit one."""
     picture = read_image(data)
     if not image.mode.startswith("I"):
-        return {"thumbnail": _thumbnail(picture)}
+        return {"structure": structure(picture)}
     highest = int(np.asarray(image).max())
     # By the bits in use, or 12-bit images in 16 bits would all be dark and look the same.
     picture = read_image(image, bit_depth=max(8, highest.bit_length()))
-    return {"thumbnail": _thumbnail(picture), "highest": highest}
-
-
-def _thumbnail(image: Image.Image) -> np.ndarray:
-    grey = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return np.asarray(grey, dtype=np.uint8).ravel()
+    return {"structure": structure(picture), "highest": highest}
 
 
 def _unreadable(table: _Table) -> Iterator[dict]:
@@ -162,13 +156,13 @@ def _near_copies(table: _Table) -> Iterator[dict]:
     """Images that look the same without being the same file; other labels are only mentioned."""
     first = {}  # of the same bytes one: the others are copies, found already
     for i, seen in enumerate(table.seen):
-        if seen.thumbnail is not None:
+        if seen.structure is not None:
             first.setdefault(seen.digest, i)
     rows = list(first.values())
     if len(rows) < 2:
         return
-    thumbnails = np.stack([table.seen[i].thumbnail for i in rows])
-    for members in near_duplicate_groups(thumbnails, progress=table.progress):
+    structures = np.stack([table.seen[i].structure for i in rows])
+    for members in near_duplicate_groups(structures, progress=table.progress):
         by_label = defaultdict(list)
         for j in members:
             by_label[table.labels[rows[j]]].append(rows[j])

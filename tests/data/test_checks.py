@@ -8,8 +8,9 @@ import pytest
 from helpers import write_image_folder
 from PIL import Image
 
+from learnkit.data import near_duplicates
 from learnkit.data.dataset import ImageDataset
-from learnkit.data.near_duplicates import near_duplicate_groups
+from learnkit.data.near_duplicates import near_duplicate_groups, structure
 from learnkit.errors import DataError
 
 
@@ -123,22 +124,87 @@ def test_recompressed_and_rescaled_images_are_near_duplicates_and_others_are_not
     assert alike["detail"] == "look the same but are labelled a and b"
 
 
-def test_near_duplicates_are_those_of_the_slow_loop():
+def texture(seed, kind="grain", side=224):
+    """An even surface that differs from others of its kind only in its fine structure."""
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[:side, :side]
+    grain = rng.normal(size=(side, side))
+    smoother = (grain + np.roll(grain, 1, 0) + np.roll(grain, 1, 1) + np.roll(grain, 1, (0, 1))) / 2
+    shift = rng.uniform(0, 6, 2)
+    grey = (
+        128
+        + {
+            "grain": 12 * grain,
+            "faint": 4 * grain,
+            "cloth": 6 * grain + 24 * np.sin(1.3 * x + shift[0]) * np.sin(1.1 * y + shift[1]),
+            "lit alike": 12 * smoother + 70 * np.exp(-((x - 112) ** 2 + (y - 112) ** 2) / 16_000),
+            "one part each": 6 * smoother + 90 * (np.hypot(x - side / 2, y - side / 2) < side / 3),
+        }[kind]
+    )
+    return Image.fromarray(grey.clip(0, 255).astype("uint8")).convert("RGB")
+
+
+KINDS = ("grain", "faint", "cloth", "lit alike", "one part each")
+
+
+def copies(image):
+    """Copies as they come about: by name the image and how it differs from `image`."""
+    file, (width, height) = io.BytesIO(), image.size
+    image.save(file, "JPEG", quality=85)
+    bright = image.point(lambda value: min(255, round(1.05 * value + 4)))
+    moved = Image.fromarray(np.roll(np.asarray(image), 1, (0, 1)))
+    return {
+        "smaller": image.resize((width * 2 // 3, height * 2 // 3), Image.Resampling.BICUBIC),
+        "larger": image.resize((width * 2, height * 2), Image.Resampling.BILINEAR),
+        "recompressed": Image.open(file),
+        "brighter": bright,
+        "moved": moved,
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_even_textures_are_told_apart_and_their_copies_found(kind):
+    originals = [texture(seed, kind) for seed in range(20)]
+    assert near_duplicate_groups(np.stack([*map(structure, originals)])) == []
+    if kind == "one part each":  # one pixel moves the edge of the part by more than its texture
+        found = {name: one for name, one in copies(originals[3]).items() if name != "moved"}
+    else:
+        found = copies(originals[3])
+    for name, image in found.items():
+        images = np.stack([*map(structure, [*originals, image])])
+        assert near_duplicate_groups(images) == [[3, 20]], name
+
+
+def test_images_without_contrast_are_compared_by_their_level():
+    levels = [10, 10.4, 11, 50, 200, 201, 90]
+    grain = np.random.default_rng(0).normal(0, 0.3, (len(levels), 90, 90))
+    flat = np.rint(np.array(levels)[:, None, None] + grain).astype("uint8")
+    images = [*map(Image.fromarray, flat), texture(0), texture(1)]
+    structures = np.stack([*map(structure, images)])
+    assert near_duplicate_groups(structures) == [[0, 1, 2], [4, 5]]
+
+
+def test_near_duplicates_are_those_of_the_slow_loop(monkeypatch):
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 64)  # several blocks
     rng = np.random.default_rng(1)
-    base = rng.integers(0, 256, (300, 256))
-    copies = base[:100] + rng.integers(-1, 2, (100, 256))
-    brighter = base[100:] + 2
-    x = np.concatenate([base, copies, brighter]).clip(0, 255).astype("uint8")
-    x = np.concatenate([x, np.full((100, 256), 9, "uint8"), x[:1]])  # more than one block
-    tolerance = np.maximum(1, 0.03 * x.std(1))
+    base = rng.integers(-127, 128, (120, 256))
+    copies = base[:80] + rng.normal(0, 1, (80, 256)) * np.linspace(0, 90, 80)[:, None]
+    flat = np.zeros((9, 256))
+    flat[:, 0] = [3, 5, 4, 9, -128, 127, 11, 20, -20]
+    x = np.concatenate([base, copies, flat]).clip(-128, 127).astype("int8")
+    x = x[rng.permutation(len(x))]
     parent = np.arange(len(x))
     for i in range(len(x)):
-        distance = np.sqrt(((x[i].astype(float) - x[i + 1 :]) ** 2).mean(1))
-        near = distance <= np.minimum(tolerance[i], tolerance[i + 1 :])
-        for j in np.flatnonzero(near) + i + 1:
-            parent[parent == parent[j]] = parent[i]
+        for j in range(i):
+            a, b = x[i, 1:].astype(float), x[j, 1:].astype(float)
+            lengths = np.linalg.norm(a) * np.linalg.norm(b)
+            level = not a.any() and not b.any() and abs(int(x[i, 0]) - int(x[j, 0])) <= 1
+            if level or (lengths and a @ b / lengths >= 0.88):
+                parent[parent == parent[j]] = parent[i]
     slow = [np.flatnonzero(parent == root).tolist() for root in np.unique(parent)]
-    assert near_duplicate_groups(x) == sorted(group for group in slow if len(group) > 1)
+    groups = near_duplicate_groups(x)
+    assert groups == sorted(group for group in slow if len(group) > 1)
+    assert len(groups) > 20
+    assert near_duplicate_groups(x[:0]) == []
 
 
 def test_small_classes_are_counted_in_train(folder):
