@@ -11,6 +11,7 @@ from typing import Any
 
 from learnkit.continual.change_report import AuditLog
 from learnkit.errors import ExportError
+from learnkit.evaluation.label_threshold import LabelThreshold, threshold_text
 from learnkit.report.document import (
     Code,
     Document,
@@ -99,6 +100,7 @@ def model_card(
     architecture: str,
     classes: Sequence[str],
     multi_label: bool,
+    threshold: LabelThreshold = 0.5,
     image: str,
     opened_by_timm: str,
     versions: Mapping[str, str],
@@ -114,6 +116,7 @@ def model_card(
         architecture: name of the network.
         classes: class names.
         multi_label: an image may have several labels.
+        threshold: a label counts above this probability, or these, one per class.
         image: how images are read, in a few words.
         opened_by_timm: kind of layout ("classifier", "body" or "own").
         versions: of the packages it was made with.
@@ -130,10 +133,12 @@ def model_card(
     rest = (
         (f"{n_left_out} more are in ", Span("config.json", "code"), ".") if n_left_out > 0 else ()
     )
+    above = f" A label counts above a probability of {threshold_text(threshold, classes)}."
     blocks = [
         Paragraph(card.get("description", "")),
         Paragraph(
             f"{architecture}, {image}, {len(classes)} {'labels' if multi_label else 'classes'}."
+            + (above if multi_label else "")
         ),
         Section("Intended use", [Paragraph(use)]),
         Section("Limits", [Items(limits)]),

@@ -90,7 +90,7 @@ def read_float32(
         recipe,
         contents.classes,
         multi_label=contents.multi_label,
-        threshold=checked_threshold(contents.threshold),
+        threshold=checked_threshold(contents.threshold, len(contents.classes)),
         head=head,
         detector=detector,
         metadata=dict(contents.metadata),

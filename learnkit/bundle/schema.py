@@ -20,6 +20,7 @@ from learnkit.errors import (
     ExportError,
     LearnkitError,
 )
+from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
 from learnkit.storage.formats import parse_json, to_json
 from learnkit.storage.records import read_field
 
@@ -41,6 +42,7 @@ _KNOWN = frozenset(
         "classes",
         "multi_label",
         "threshold",
+        "thresholds",
         "versions",
         "metadata",
         "continual",
@@ -64,7 +66,7 @@ class Contents:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     multi_label: bool
-    threshold: float
+    threshold: LabelThreshold
     layout: Mapping[str, Mapping[str, str]]
     versions: Mapping[str, str]
     metadata: Mapping[str, Any]
@@ -82,7 +84,8 @@ class Contents:
         own = {name: value for name, value in own.items() if value is not None}
         section = {
             "schema": SCHEMA,
-            "critical": list(own),  # older readers refuse what they would get wrong
+            # older readers refuse what they would get wrong
+            "critical": [*own, *["thresholds"] * isinstance(self.threshold, tuple)],
             "model": self.spec.to_dict(),
             "layout": self.layout,
             "preprocessing": self.preprocessing.to_dict(),
@@ -240,8 +243,7 @@ def _ood(section: Mapping[str, Any]) -> dict[str, Any] | None:
     return _get(section, "ood", dict)
 
 
-def _threshold(section: Mapping[str, Any]) -> float:
-    threshold = _get(section, "threshold", float)
-    if not 0 < threshold < 1:
-        raise BundleCorruptError(f"{CONFIG}: `threshold` is {threshold}, not between 0 and 1")
-    return threshold
+def _threshold(section: Mapping[str, Any]) -> LabelThreshold:
+    threshold = _get(section, "threshold", LabelThreshold)
+    name, n_classes = f"{CONFIG}: `threshold`", len(_get(section, "classes", list))
+    return label_threshold(threshold, n_classes, name=name, error=BundleCorruptError)

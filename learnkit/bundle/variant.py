@@ -23,6 +23,7 @@ from learnkit.backends.registry import BACKENDS, PRECISIONS, variant_name
 from learnkit.bundle.schema import CONFIG, SECTION, default_variant
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BundleCorruptError, BundleError, DataError, ExportError, warn_user
+from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
 from learnkit.storage.formats import parse_json, to_json
 from learnkit.storage.read_folder import VARIANTS
 from learnkit.storage.records import from_plain, read_field, to_plain
@@ -45,7 +46,7 @@ class Variant:
         files: endings of the network's files, such as "onnx".
         classes: class names by output; they may be more than the bundle's own, once it has learned.
         multi_label: whether an image may have several labels.
-        threshold: a label counts above this probability, if `multi_label`.
+        threshold: a label counts above this probability, if `multi_label`; one, or one per class.
         n_features: width of the features.
         weights: SHA-256 (hex) over the float32 weights it was made from.
         preprocessing: as in the bundle's own description.
@@ -60,7 +61,7 @@ class Variant:
     files: tuple[str, ...]
     classes: tuple[str, ...]
     multi_label: bool
-    threshold: float
+    threshold: LabelThreshold
     n_features: int
     weights: str
     preprocessing: dict[str, Any]
@@ -160,7 +161,6 @@ def _check(variant: Variant, name: str, where: str) -> None:
         "class names are missing or twice there": 0 < n_classes == len(set(variant.classes)),
         "a class name is empty": all(variant.classes),
         f"`params` are {variant.params}": _known(variant),
-        f"`threshold` is {variant.threshold}": 0 < variant.threshold < 1,
         f"`n_features` is {variant.n_features}": variant.n_features > 0,
         "several labels do not go with class statistics": not (
             variant.multi_label and (variant.continual or variant.ood)
@@ -169,6 +169,8 @@ def _check(variant: Variant, name: str, where: str) -> None:
     }
     if broken := [rule for rule, kept in rules.items() if not kept]:
         raise BundleCorruptError(f"{where}: {broken[0]}")
+    name = f"{where}: `threshold`"
+    label_threshold(variant.threshold, n_classes, name=name, error=BundleCorruptError)
     try:
         variant.recipe()
     except (DataError, TypeError) as error:

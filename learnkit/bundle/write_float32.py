@@ -185,6 +185,7 @@ def _card(
         architecture=contents.spec.arch,
         classes=contents.classes,
         multi_label=contents.multi_label,
+        threshold=contents.threshold,
         image=f"{colour} images of {height} x {width} pixels ({preprocessing.method})",
         opened_by_timm=kind,
         versions=contents.versions,

@@ -20,7 +20,9 @@ from fastai.torch_core import to_device
 
 from learnkit.callback.base import TrainingCallback
 from learnkit.errors import DataError
+from learnkit.evaluation.label_threshold import labels_above
 from learnkit.interpret.contexts import randomness_kept
+from learnkit.interpret.losses import activation_of, loss_threshold
 from learnkit.interpret.source import ValidationView
 from learnkit.models.eval_mode import evaluating
 
@@ -80,7 +82,7 @@ class TrainingHistory(TrainingCallback):
 
     def before_validate(self) -> None:
         """Forget the errors of the last epoch."""
-        self._valid_error = _ErrorRate()
+        self._valid_error = _ErrorRate(self.loss_func)
 
     def after_batch(self) -> None:
         """Count the wrong predictions of a validation batch."""
@@ -103,7 +105,7 @@ class TrainingHistory(TrainingCallback):
 
     def _train_error(self) -> float:
         """Error rate on the chosen training images; leaves modes and random states as they were."""
-        error, device = _ErrorRate(), next(self.model.parameters()).device
+        error, device = _ErrorRate(self.loss_func), next(self.model.parameters()).device
         images = self._chosen_images()
         with randomness_kept(), evaluating(self.model), torch.no_grad():
             for batch in self.dls.valid.new(dataset=images, shuffle=False, drop_last=False):
@@ -122,14 +124,20 @@ class TrainingHistory(TrainingCallback):
 class _ErrorRate:
     """Share of wrong predictions; of wrong labels where an image may have several."""
 
-    def __init__(self):
+    def __init__(self, loss_func: Any):
         self.n_wrong = self.n = 0
+        self.loss_func = loss_func
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
         # fastai's subclasses of Tensor refuse to be compared with each other
         logits, targets = (t.as_subclass(torch.Tensor) for t in (logits, targets))
         several = targets.ndim == logits.ndim
-        wrong = (logits > 0) != (targets > 0.5) if several else logits.argmax(1) != targets
+        if several:
+            probs = activation_of(self.loss_func, multi_label=True)(logits)
+            above = labels_above(probs.cpu(), loss_threshold(self.loss_func, logits.shape[1]))
+            wrong = torch.from_numpy(above) != (targets > 0.5).cpu()
+        else:
+            wrong = logits.argmax(1) != targets
         self.n_wrong, self.n = self.n_wrong + int(wrong.sum()), self.n + wrong.numel()
 
     @property

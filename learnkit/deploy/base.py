@@ -16,6 +16,7 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import watched
 from learnkit.deploy.home import Home
 from learnkit.errors import PredictionError
+from learnkit.evaluation.label_threshold import LabelThreshold
 from learnkit.inference.batch import BATCH, predict_stream, prediction_table
 from learnkit.inference.class_names import check_assigned
 from learnkit.inference.digest import same_state
@@ -97,7 +98,7 @@ class BasePredictor(Shown):
         return self.record.multi_label
 
     @property
-    def threshold(self) -> float:
+    def threshold(self) -> LabelThreshold:
         """Probability above which a label counts (multi-label only)."""
         return self.record.threshold
 

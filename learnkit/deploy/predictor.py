@@ -128,7 +128,7 @@ class Predictor(BasePredictor):
         preprocessing: from a file to the network's input.
         classes: the C class names, all different. A head in the continual state knows its own.
         multi_label: an image may have several labels, or none.
-        threshold: a label counts above this probability, if `multi_label`.
+        threshold: a label counts above this probability, if `multi_label`; one, or one per class.
         device: where the model is moved to and runs; None leaves it where it is.
         metadata: anything JSON can hold; travels in the bundle.
         owns_model: nobody else uses `model`.
@@ -147,7 +147,7 @@ class Predictor(BasePredictor):
         classes: Sequence[str] | None = None,
         *,
         multi_label: bool = False,
-        threshold: float = 0.5,
+        threshold: float | Sequence[float] = 0.5,
         device: str | torch.device | None = None,
         metadata: Mapping[str, Any] | None = None,
         owns_model: bool = False,
@@ -155,13 +155,14 @@ class Predictor(BasePredictor):
     ):
         model = model if device is None else model.to(device)
         head = continual_head(model)
+        names = head_classes(head, classes, multi_label)
         super().__init__(
             Model(
                 Network(model, preprocessing, owned=owns_model, continual=head is not None),
                 preprocessing,
-                head_classes(head, classes, multi_label),
+                names,
                 multi_label=multi_label,
-                threshold=checked_threshold(threshold),
+                threshold=checked_threshold(threshold, len(names)),
                 head=head,
                 detector=checked_detector(detector, head, multi_label),
                 metadata=dict(metadata or {}),
@@ -495,7 +496,7 @@ class Predictor(BasePredictor):
         self,
         *,
         class_names: Sequence[str] | Mapping[str, str] | None = None,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         ood_threshold: float | None = None,
         false_alarm_rate: float | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -507,7 +508,7 @@ class Predictor(BasePredictor):
 
         Args:
             class_names: all new names, or `{old: new}`.
-            threshold: a label of a multi-label model counts above it.
+            threshold: a label of a multi-label model counts above it; one, or one per class.
             ood_threshold: an image is flagged if its score is above it; it stays through later
                 changes. Only where `detects_ood`, as is the next.
             false_alarm_rate: wanted share of known images flagged; the threshold is fitted to it

@@ -89,7 +89,7 @@ class RuntimePredictor(BasePredictor):
     continual = None  # no class statistics are kept here that could grow
 
     def __init__(self, record: Model):
-        checked_threshold(record.threshold)
+        checked_threshold(record.threshold, len(record.classes))
         super().__init__(record)
 
     @property

@@ -22,7 +22,7 @@ def set_fields(
     unknown: Mapping[str, Any],
     *,
     class_names: Sequence[str] | Mapping[str, str] | None,
-    threshold: float | None,
+    threshold: Any,
     ood_threshold: float | None,
     false_alarm_rate: float | None,
     metadata: Mapping[str, Any] | None,
@@ -45,7 +45,7 @@ def set_fields(
         ood.statistics.rename(in_ood)  # refuses names before anything has changed
     if threshold is not None:
         check_several_labels(predictor.multi_label)
-        changes["threshold"] = checked_threshold(threshold)
+        changes["threshold"] = checked_threshold(threshold, len(classes))
     if device is not None or threads is not None:
         changes["network"] = predictor.record.converted.open(
             predictor.preprocessing,

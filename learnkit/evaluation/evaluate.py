@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learnkit.errors import EvaluationError
 from learnkit.evaluation import measures
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
+from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold, labels_above
 from learnkit.report.document import Document, Table, frame_table
 from learnkit.report.notebook import Shown
 
@@ -30,7 +30,8 @@ class Evaluation(Shown):
         confusion: rows are the truth, columns the prediction; with several labels per sample one
             row per class with the columns tn, fp, fn, tp.
         multi_label: whether a sample may have several labels.
-        threshold: a label counts as predicted above this probability (multi-label only).
+        threshold: a label counts as predicted above this probability, or these, one per class
+            (multi-label only).
 
     Measures without an answer, such as the recall of a class without samples, are NaN.
     """
@@ -39,7 +40,7 @@ class Evaluation(Shown):
     per_class: pd.DataFrame
     confusion: pd.DataFrame
     multi_label: bool = False
-    threshold: float | None = None
+    threshold: LabelThreshold | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -78,7 +79,7 @@ def evaluate(
     classes: Sequence[str],
     *,
     multi_label: bool = False,
-    threshold: float = 0.5,
+    threshold: LabelThreshold = 0.5,
 ) -> Evaluation:
     """Every measure of one set of predictions, from one confusion matrix and the probabilities.
 
@@ -87,7 +88,8 @@ def evaluate(
         targets: class numbers (N,), or zeros and ones (N, C) if `multi_label`.
         classes: C names.
         multi_label: a sample may have several labels, or none.
-        threshold: a label is predicted when its probability is above this (multi-label only).
+        threshold: a label is predicted when its probability is above this; one for all classes, or
+            a list of one per class (multi-label only).
 
     Returns:
         An `Evaluation`. Its summary holds `accuracy` with its 95 % Wilson interval,
@@ -111,10 +113,9 @@ def evaluate(
     check = check_flags if multi_label else check_labels
     targets = check(targets, len(classes))
     check_same_length(probs=probs, targets=targets)
-    if multi_label and not 0 <= threshold <= 1:
-        raise EvaluationError(f"`threshold` is {threshold}; it is a probability, in 0..1")
     if multi_label:
-        preds = probs > threshold
+        threshold = label_threshold(threshold, len(classes), ends=True)
+        preds = labels_above(probs, threshold)
         right, matrix = (preds == targets).all(1), multilabel_confusion(targets, preds)
         shares = {"label_accuracy": measures.accuracy(matrix)}
     else:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import OptimizedModelError, PredictionError
+from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
 
 if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
@@ -50,11 +51,9 @@ def head_classes(
     return head.classes
 
 
-def checked_threshold(threshold: float) -> float:
-    """`threshold` as a float; PredictionError unless it lies in (0, 1)."""
-    if not 0 < threshold < 1:
-        raise PredictionError(f"`threshold`={threshold}; a probability between 0 and 1 is needed")
-    return float(threshold)
+def checked_threshold(threshold: Any, n_classes: int) -> LabelThreshold:
+    """`threshold` as a float, or one per class; PredictionError unless all lie in (0, 1)."""
+    return label_threshold(threshold, n_classes, error=PredictionError)
 
 
 def check_settable(refused: Mapping[str, Any], *, optimized: bool = False) -> None:

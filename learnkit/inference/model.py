@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import PredictionError
+from learnkit.evaluation.label_threshold import LabelThreshold
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class Model:
         preprocessing: from a file to the network's input.
         names: class names of the outputs; a head in the continual state knows its own.
         multi_label: an image may have several labels, or none.
-        threshold: a label counts above this probability, if `multi_label`.
+        threshold: a label counts above this probability, if `multi_label`; one, or one per class.
         head: keeps class statistics, outside the network; None for a trained head.
         detector: tells images out of distribution beside a trained head.
         stored: what was concluded when the model was written, where nothing here can learn.
@@ -51,7 +52,7 @@ class Model:
     preprocessing: Preprocessing
     names: tuple[str, ...]
     multi_label: bool = False
-    threshold: float = 0.5
+    threshold: LabelThreshold = 0.5
     head: ContinualClassifier | None = None
     detector: OodDetector | None = None
     stored: Scoring | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import LearnkitError, PredictionError
+from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
 from learnkit.report.document import Bar, BarRow, Bars, Document, Paragraph, Span
 from learnkit.report.notebook import Shown
 from learnkit.uncertainty.conformal import prediction_sets, set_quantiles
@@ -202,7 +203,7 @@ def prediction_of(
     classes: tuple[str, ...],
     *,
     multi_label: bool = False,
-    threshold: float = 0.5,
+    threshold: LabelThreshold = 0.5,
     **ood: Any,
 ) -> Prediction:
     """The prediction for one row of probabilities (C,); `threshold` counts if `multi_label`.
@@ -211,11 +212,12 @@ def prediction_of(
         probs: probabilities float32 (C,).
         classes: C names.
         multi_label: several labels, or none, are possible.
-        threshold: a label counts above it.
+        threshold: a label counts above it; one per class, or one for all.
         **ood: fields of `Prediction` from `ood_score` on.
     """
     if multi_label:
-        found = tuple(i for i, p in enumerate(probs.tolist()) if p > threshold)
+        above = labels_above(probs, threshold).tolist()
+        found = tuple(i for i, counts in enumerate(above) if counts)
         return Prediction(tuple(classes[i] for i in found), found, probs, classes, **ood)
     index = int(probs.argmax())
     return Prediction(classes[index], index, probs, classes, **ood)

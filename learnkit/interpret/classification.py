@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from learnkit.interpret.heatmaps import (
     loss_title,
 )
 from learnkit.interpret.learner_state import class_names
+from learnkit.interpret.losses import loss_threshold
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.outputs import Outputs, collect_from
 from learnkit.interpret.source import Source
@@ -72,8 +74,10 @@ class ClassificationInterpretation(Shown):
             if y is None:
                 raise InterpretationError("`y` is missing; give the true label of every sample")
             names = classes or (class_names(learn) if learn is not None else None)
-            threshold = float(getattr(getattr(learn, "loss_func", None), "thresh", 0.5))
-            self.outputs = Outputs.from_probs(preds, y, losses, names, threshold=threshold)
+            self.outputs = Outputs.from_probs(preds, y, losses, names)
+            if self.outputs.multi_label:
+                threshold = loss_threshold(getattr(learn, "loss_func", None), preds.shape[1])
+                self.outputs = replace(self.outputs, threshold=threshold)
         else:
             dl = Source.of(learn, preds)
             self.outputs = collect_from(learn, dl)

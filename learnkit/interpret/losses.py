@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnkit.errors import InterpretationError
+from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
+
 # Losses that say nothing about the activation their inputs still need.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "BCEWithLogitsLoss": torch.sigmoid,
@@ -39,6 +42,19 @@ def activation_of(loss_func: Any, *, multi_label: bool = False) -> Callable[[Ten
         loss_func = loss_func.func
     name = getattr(loss_func, "__name__", type(loss_func).__name__)
     return _ACTIVATIONS.get(name, torch.sigmoid if multi_label else partial(torch.softmax, dim=-1))
+
+
+def loss_threshold(loss_func: Any, n_classes: int) -> LabelThreshold:
+    """The probability above which a label counts: the loss's `thresh`, one or one per class; 0.5.
+
+    Raises:
+        InterpretationError: It is no probability, or there are not as many as classes.
+    """
+    while not hasattr(loss_func, "thresh") and isinstance(loss_func, partial):
+        loss_func = loss_func.func
+    thresh = getattr(loss_func, "thresh", 0.5)
+    name = "the loss function's `thresh`"
+    return label_threshold(thresh, n_classes, name=name, error=InterpretationError)
 
 
 def item_losses(loss_func: Any, logits: Tensor, targets: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from learnkit.errors import InterpretationError
 from learnkit.evaluation.evaluate import Evaluation, evaluate
 from learnkit.evaluation.inputs import check_probs
+from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
 from learnkit.interpret.checks import (
     check_activation,
     check_answers,
@@ -27,7 +28,7 @@ from learnkit.interpret.checks import (
 )
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
 from learnkit.interpret.learner_state import class_names, detector_of, loss_of, renumbering
-from learnkit.interpret.losses import activation_of, item_losses
+from learnkit.interpret.losses import activation_of, item_losses, loss_threshold
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.source import Source, split_batch
 from learnkit.models.eval_mode import evaluating
@@ -49,7 +50,8 @@ class Outputs:
         items: the files, if known.
         classes: C names.
         multi_label: whether a sample may have several labels.
-        threshold: a label is predicted above this probability (multi-label only).
+        threshold: a label is predicted above this probability, or these, one per class (multi-label
+            only).
     """
 
     logits: Tensor
@@ -61,7 +63,7 @@ class Outputs:
     items: Sequence[Path] | None = None
     classes: Sequence[str] = ()
     multi_label: bool = False
-    threshold: float = 0.5
+    threshold: LabelThreshold = 0.5
 
     def __post_init__(self):
         check_answers(self.probs, self.targets, self.classes, multi_label=self.multi_label)
@@ -81,7 +83,7 @@ class Outputs:
         losses: Any = None,
         classes: Sequence[str] | None = None,
         *,
-        threshold: float = 0.5,
+        threshold: LabelThreshold = 0.5,
     ) -> Outputs:
         """Outputs of which only probabilities (N, C), truth and losses are known.
 
@@ -118,7 +120,9 @@ class Outputs:
     @cached_property
     def pred_labels(self) -> Tensor:
         """Predicted class numbers int64 (N,), or flags bool (N, C) if `multi_label`."""
-        return self.probs > self.threshold if self.multi_label else self.probs.argmax(1)
+        if self.multi_label:
+            return torch.from_numpy(labels_above(self.probs, self.threshold))
+        return self.probs.argmax(1)
 
     @cached_property
     def correct(self) -> Tensor:
@@ -238,6 +242,7 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
     flags = targets is not None and targets.ndim == 2
     probs = detached(activation_of(loss_of(learn), multi_label=flags)(logits))
     competing = sum_to_one(probs)
+    multi_label = flags or (targets is None and not competing)
     if targets is not None:
         check_activation(probs, competing, flags=flags, loss=learn.loss_func)
     return Outputs(
@@ -249,6 +254,6 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
         ood_scores=joined.get("ood_scores"),
         items=source.items,
         classes=class_names(learn) or [str(i) for i in range(logits.shape[1])],
-        multi_label=flags or (targets is None and not competing),
-        threshold=float(getattr(learn.loss_func, "thresh", 0.5)),
+        multi_label=multi_label,
+        threshold=loss_threshold(learn.loss_func, logits.shape[1]) if multi_label else 0.5,
     )

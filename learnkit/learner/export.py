@@ -20,6 +20,7 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
 from learnkit.inference.prediction import finite_or_none
 from learnkit.interpret.learner_state import class_names, learner_state
+from learnkit.interpret.losses import loss_threshold
 from learnkit.interpret.outputs import collect_outputs
 from learnkit.learner.adopt import travelling
 from learnkit.learner.dataloaders import is_multi_label
@@ -45,11 +46,13 @@ def predictor_of(learn: Learner, *, travels: bool = False) -> Predictor:
     classes = class_names(learn)
     recipe = preprocessing_of(learn.dls)
     continual = continual_head(learn.model) is not None
+    multi_label = is_multi_label(learn.dls)
     return Predictor(
         travelling(learn, recipe) if travels else learn.model,
         recipe,
         classes,
-        multi_label=is_multi_label(learn.dls),
+        multi_label=multi_label,
+        threshold=loss_threshold(learn.loss_func, len(classes)) if multi_label else 0.5,
         metadata=learner_state(learn).metadata,
         detector=None if continual else learner_state(learn).ood_detector,
     )

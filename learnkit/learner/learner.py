@@ -12,6 +12,7 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 import pandas as pd
 from fastai.callback.training import BnFreeze
 from fastai.data.core import DataLoaders
+from fastai.data.transforms import get_c
 from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attached to it
 from fastcore.basics import listify
 from torch import nn
@@ -42,6 +43,7 @@ from learnkit.learner.export import (
     own_predictor_of,
     predictor_of,
 )
+from learnkit.learner.label_metrics import comparable_loss, metrics_of_loss
 from learnkit.learner.saving import (
     explained_batches,
     explained_mismatch,
@@ -107,6 +109,8 @@ class ImageLearner(Learner):
         dls = agreeing_loaders(model, dls)
         super().__init__(dls, model, *args, train_bn=train_bn, cbs=cbs, **kwargs)
         note_loaders(model, dls)
+        self.loss_func = comparable_loss(self.loss_func)
+        self.metrics = metrics_of_loss(self.metrics, self.loss_func, get_c(dls) or None)
 
     @property
     def dls(self) -> DataLoaders:

@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity
 
 from learnkit.backends.network import channels_last, comparable
 from learnkit.data.read_images import watched
+from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
 from learnkit.evaluation.measures import expected_calibration_error
 from learnkit.inference.scoring import check_outputs
 from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
@@ -80,7 +81,7 @@ def compare(
     classes: Sequence[str],
     *,
     multi_label: bool = False,
-    threshold: float = 0.5,
+    threshold: LabelThreshold = 0.5,
     unknown: tuple[Tensor, Tensor] | None = None,
 ) -> Quality:
     """What changed between two answers on the same pictures.
@@ -91,7 +92,7 @@ def compare(
         pictures: the images, with labels or without.
         classes: class names.
         multi_label: whether an image may have several labels.
-        threshold: a label counts above this probability, if `multi_label`.
+        threshold: a label counts above this probability, or these, if `multi_label`.
         unknown: scores of images of no known class, before and after.
     """
     sound = before.finite & after.finite
@@ -138,14 +139,14 @@ def _sound(values: Tensor, finite: Tensor) -> Tensor:
 
 
 def _labels(
-    probs: Tensor, classes: Sequence[str], multi_label: bool, threshold: float
+    probs: Tensor, classes: Sequence[str], multi_label: bool, threshold: LabelThreshold
 ) -> list[Hashable]:
     """A name per image, or a sorted tuple of names."""
     if not multi_label:
         return [classes[i] for i in probs.argmax(1).tolist()]
     return [
-        tuple(sorted(name for name, p in zip(classes, row, strict=True) if p > threshold))
-        for row in probs.tolist()
+        tuple(sorted(name for name, above in zip(classes, row, strict=True) if above))
+        for row in labels_above(probs, threshold).tolist()
     ]
 
 

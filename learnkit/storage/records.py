@@ -69,7 +69,8 @@ def read_field(
         values: the object.
         name: of the field.
         kind: its type: `int`, `str`, `bool`, `float` (also of a whole number; null is NaN), `list`,
-            `dict`, `tuple[str, ...]`, `dict[str, int]`, a dataclass, any of these `| None`, or Any.
+            `dict`, `tuple[str, ...]`, `dict[str, int]`, a dataclass, any of these `| None`, such a
+            value or a tuple of them, or Any.
         where: the file, for the message.
         shown: what the message says of another value.
 
@@ -105,7 +106,9 @@ def _read(hint: Any, value: Any, where: str, shown: Callable[[Any], str]) -> Any
     if origin in (types.UnionType, typing.Union):
         if value is None and types.NoneType in inner:
             return None
-        hint = next(kind for kind in inner if kind is not types.NoneType)
+        kinds = [kind for kind in inner if kind is not types.NoneType]
+        several = (kind for kind in kinds if typing.get_origin(kind) is tuple)
+        hint = next(several, kinds[0]) if isinstance(value, list) else kinds[0]
         return _read(hint, value, where, shown)
     if dataclasses.is_dataclass(hint):
         return from_plain(hint, value, where)

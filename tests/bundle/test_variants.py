@@ -192,14 +192,15 @@ def test_several_variants_share_a_bundle(source, int8, written, tmp_path):
         other.save(tmp_path / "model", others=[stranger])
 
 
-def test_a_trained_head_and_its_names_travel(tmp_path):
-    predictor = make_predictor(multi_label=True, threshold=0.3)
+@pytest.mark.parametrize("threshold", [0.3, (0.3, 0.5, 0.999)])
+def test_a_trained_head_and_its_names_travel(tmp_path, threshold):
+    predictor = make_predictor(multi_label=True, threshold=threshold)
     faster, report = predictor.optimize("bfloat16", backend="torch", progress=False, gates=ANY)
     faster.set(class_names={"NO": "yes"})
     faster.save(tmp_path / "model")
     again = load(tmp_path / "model")
     assert again.classes == ("ok", "yes", "ß/<b>")
-    assert (again.multi_label, again.threshold) == (True, 0.3)
+    assert (again.multi_label, again.threshold) == (True, threshold)
     assert again.predict(TEST.items[0]).label == faster.predict(TEST.items[0]).label
     assert report.state == "the trained head is part of the network"
     with pytest.warns(UserWarning, match="beside it has learned more, or other names"):

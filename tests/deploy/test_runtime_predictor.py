@@ -188,16 +188,17 @@ def test_a_trained_head_predicts_and_its_detector_flags(tmp_path):
         assert other.ood_score is None
 
 
-def test_several_labels_are_those_above_the_threshold(tmp_path):
+@pytest.mark.parametrize("threshold", [0.3, [0.3, 0.6], [0.9, 0.1]])
+def test_several_labels_are_those_above_the_threshold(tmp_path, threshold):
     onnx = onnx_bytes(2)
-    changes = {"multi_label": True, "threshold": 0.3}
+    changes = {"multi_label": True, "threshold": threshold}
     write_bundle(tmp_path / "m", variant_files(onnx=onnx, **changes))
     predictor = load_runtime(tmp_path / "m")
     logits = predictor.session.run(np.stack(queries()))[1]
     probs = 1 / (1 + np.exp(-logits.astype(float)))
     for one, row in zip(predictor.predict_batch(queries()), probs, strict=True):
         np.testing.assert_allclose(one.probs, row, rtol=1e-5)
-        assert one.index == tuple(np.flatnonzero(row > 0.3))
+        assert one.index == tuple(np.flatnonzero(row > np.array(threshold)))
 
 
 def test_grey_images_have_one_channel(tmp_path):
