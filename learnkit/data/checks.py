@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from learnkit.data.image import FORMATS, naming_errors, open_file, read_image
+from learnkit.data.image import FORMATS, naming_errors, open_file, read_image, unread_text
 from learnkit.data.near_duplicates import near_duplicate_groups, structure
 from learnkit.data.read_images import load_ahead, watched
 from learnkit.data.split import split_counts
@@ -49,6 +49,7 @@ def find_problems(
     frame: pd.DataFrame,
     root: Path,
     classes: Sequence[str],
+    unread: Sequence[str] = (),
     *,
     fast: bool,
     min_images: int,
@@ -62,7 +63,10 @@ def find_problems(
     table = _Table(frame, seen, progress)
     checks = (_unreadable, _copies, _near_copies, _deep, _shape, _mixed("size"), _mixed("mode"))
     findings = [row for check in checks for row in check(table)]
-    findings += _few(split_counts(frame, classes), min_images)
+    counts = split_counts(frame, classes)
+    findings += [*_few(counts, min_images), *_absent(counts)]
+    if unread:
+        findings.append(_about_all("skipped files", "warning", unread_text(unread), unread))
     order = {"error": 0, "warning": 1, "info": 2}
     findings.sort(key=lambda row: (order[row["severity"]], row["finding"], row["path"]))
     return pd.DataFrame(findings, columns=list(COLUMNS), dtype=object)
@@ -239,3 +243,19 @@ def _few(counts: pd.DataFrame, min_images: int) -> Iterator[dict]:
             severity = "error" if n == 0 else "warning"
             detail = f"{n} images in {where}, fewer than {min_images}"
             yield _about_all("few images", severity, detail, name=name)
+
+
+def _absent(counts: pd.DataFrame) -> Iterator[dict]:
+    """Classes without images in a split that has some: its figures say nothing of them."""
+    splits = [name for name in counts if name != "unassigned"]
+    for name, row in counts[splits].iterrows():
+        absent = [split for split in splits if split != "train" and not row[split]]
+        if row.sum() and absent:
+            there = ", ".join(f"{row[split]} in {split}" for split in splits if row[split])
+            yield _about_all(
+                "absent from split",
+                "warning",
+                f"its images are {there}, none in {' and '.join(absent)}, whose figures for it are "
+                "empty; move some there, or split again with `split(..., overwrite=True)`",
+                name=name,
+            )

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from learnkit.data.arguments import check_seed
 from learnkit.data.display import counts_document, show_images
 from learnkit.data.halcon import dictionary_table, halcon_dictionary
-from learnkit.data.image import open_file
+from learnkit.data.image import extension_counts, open_file
 from learnkit.data.labels import Label, nfc
 from learnkit.data.readers import csv_table, df_table, folder_table, names_table
 from learnkit.data.split import (
@@ -58,6 +58,8 @@ class ImageDataset(Shown):
             spelled in two ways that look the same.
     """
 
+    _unread: tuple[str, ...] = ()  # images below the folder, in formats that are not read
+
     def __init__(
         self,
         frame: pd.DataFrame,
@@ -90,9 +92,11 @@ class ImageDataset(Shown):
     ) -> "Self":
         """Dataset of every image below `folder`, labelled with the name of the folder it lies in.
 
-        If every top-level folder is called train, valid, val, validation or test, those are the
-        splits and the folders below them the classes. One class alone is fine here (new images for
-        a trained classifier, say); `check_split` refuses to train on it.
+        If every top-level folder is called train, valid, val, validation or test (capitals aside),
+        those are the splits and the folders below them the classes; folders with other images
+        beside two of them are asked about. Images in formats that are not read are counted. One
+        class alone is fine here (new images for a trained classifier, say); `check_split` refuses
+        to train on it.
 
         Args:
             folder: The folder that holds the class folders, at any depth.
@@ -101,10 +105,13 @@ class ImageDataset(Shown):
             case_sensitive: See the class.
 
         Raises:
-            DataError: No folder, no images, images outside class folders, or an empty class folder.
+            DataError: No folder, no images, images outside class folders, an empty class folder, or
+                splits beside other folders.
         """
-        frame, classes = folder_table(folder, splits=splits, allow_empty=allow_empty)
-        return cls(frame, folder, classes=classes, case_sensitive=case_sensitive)
+        frame, classes, unread = folder_table(folder, splits=splits, allow_empty=allow_empty)
+        data = cls(frame, folder, classes=classes, case_sensitive=case_sensitive)
+        data._unread = tuple(map(str, unread))
+        return data
 
     @classmethod
     def from_names(
@@ -126,7 +133,10 @@ class ImageDataset(Shown):
         Raises:
             DataError: No images, a pattern without such a group, or file names it does not match.
         """
-        return cls(names_table(folder, pattern), folder, case_sensitive=case_sensitive)
+        frame, unread = names_table(folder, pattern)
+        data = cls(frame, folder, case_sensitive=case_sensitive)
+        data._unread = tuple(map(str, unread))
+        return data
 
     @classmethod
     def from_csv(
@@ -318,7 +328,13 @@ class ImageDataset(Shown):
         if sizes[""]:
             parts.append(f"unassigned {sizes['']}")
         shown = ", ".join(parts) or "empty"
+        if self._unread:
+            shown += f"; skipped {self._skipped}"
         return f"ImageDataset({len(self)} images, {self.n_classes} classes; {shown}; {self._root})"
+
+    @property
+    def _skipped(self) -> str:
+        return ", ".join(f"{n} {name}" for name, n in extension_counts(self._unread).items())
 
     def filter(
         self, keep: Sequence[bool] | np.ndarray | pd.Series | Callable[[pd.DataFrame], Any]
@@ -334,7 +350,7 @@ class ImageDataset(Shown):
                 f"`keep` is {mask.dtype} of shape {mask.shape}; it must be one bool for each of "
                 f"the {len(self)} rows"
             )
-        return self._with(self._frame[mask].reset_index(drop=True))
+        return self._with(self._frame[mask].reset_index(drop=True), _unread=())
 
     def sample(self, n: int, seed: int = 42) -> "Self":
         """`n` images drawn without replacement, in the order they stand here."""
@@ -435,7 +451,7 @@ class ImageDataset(Shown):
 
     def document(self) -> Document:
         """Images per class and split, as notebooks show them."""
-        return counts_document(self.counts(), len(self), self._root)
+        return counts_document(self.counts(), len(self), self._root, self._skipped)
 
     def check(
         self, fast: bool = False, *, min_images: int = 10, progress: bool = True
@@ -454,7 +470,7 @@ class ImageDataset(Shown):
         from learnkit.data.checks import find_problems  # here: it imports scipy
 
         options = {"fast": fast, "min_images": min_images, "progress": progress}
-        return find_problems(self._frame, self._root, self._classes, **options)
+        return find_problems(self._frame, self._root, self._classes, self._unread, **options)
 
     def drop(self, findings: pd.DataFrame) -> "Self":
         """Without the image in `path` of each finding; select the rows of `check()` you mean."""
@@ -482,10 +498,10 @@ class ImageDataset(Shown):
 
         return image_dataloaders(self, size=size, bs=bs, augment=augment, **kwargs)
 
-    def _with(self, frame: pd.DataFrame) -> "Self":
+    def _with(self, frame: pd.DataFrame, **changes: Any) -> "Self":
         """Another table of the same kind; it was checked when this one was made."""
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, _frame=frame)
+        other.__dict__.update(self.__dict__, _frame=frame, **changes)
         return other
 
 

@@ -40,11 +40,12 @@ def show_images(
     return axes
 
 
-def counts_document(counts: pd.DataFrame, n_images: int, root: Path) -> Document:
-    """Images per class and split."""
+def counts_document(counts: pd.DataFrame, n_images: int, root: Path, skipped: str = "") -> Document:
+    """Images per class and split, and what was `skipped`."""
     head = Span(f"{n_images} images, {len(counts)} classes", "strong")
     table = frame_table(counts, "class", max_rows=_MAX_ROWS, rest="classes")
-    return Document([Paragraph((head, " in ", Span(str(root), "code"))), table])
+    more = (f"; skipped {skipped}",) if skipped else ()
+    return Document([Paragraph((head, " in ", Span(str(root), "code"), *more)), table])
 
 
 def _grid(n: int, side: float) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 The one reader of learnkit: training, checks and deployment all see a file through `read_image`. It
 guesses nothing (16-bit and float pixels need a range, an animation needs a frame), decodes only the
-formats on its list, and never touches Pillow's global settings, so threads may share it.
+formats on its list, and never touches Pillow's global settings, so threads may share it (but
+registers HEIF where pillow-heif is installed).
 """
 
 from __future__ import annotations
@@ -12,25 +13,47 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from learnkit.errors import DataError, ImageReadError
+from learnkit.errors import DataError, ImageReadError, warn_user
 
 if TYPE_CHECKING:
     import torch
 
 
+def _reads_heif() -> bool:
+    """Whether pillow-heif is installed, the extra `heif`; Pillow knows its format from then on."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
 # Pillow is told these by name, so that none of its rarer decoders ever sees a file.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
-IMAGE_EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+_READ = "png jpg jpeg jpe jfif bmp tif tiff webp gif pbm pgm ppm pnm"
+# Images by their names in formats that are not read, or only with what may not be installed.
+_OTHERS = (
+    "heic heif hif avif jxl jp2 j2k jpx apng dib tga ico icns psd svg eps pcx dds exr hdr dcm "
+    "dicom raw dng cr2 cr3 nef nrw arw orf raf rw2 pef srw"
 )
+IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _READ.split())
+_HEIF = frozenset({".heic", ".heif", ".hif"})
+if find_spec("PIL._avif"):  # in Pillow's own wheels from 11.3 on
+    FORMATS, IMAGE_EXTENSIONS = (*FORMATS, "AVIF"), IMAGE_EXTENSIONS | {".avif"}
+if _reads_heif():
+    FORMATS, IMAGE_EXTENSIONS = (*FORMATS, "HEIF"), IMAGE_EXTENSIONS | _HEIF
+_OTHER_EXTENSIONS = frozenset(f".{name}" for name in _OTHERS.split()) - IMAGE_EXTENSIONS
 MAX_PIXELS = 50_000_000
 _ORIENTATION = 0x0112  # the EXIF tag
 _QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap width and height
@@ -83,7 +106,20 @@ def read_image(
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """Every file below `folder` with an image extension, sorted by path; hidden ones are skipped.
 
-    Links are followed, a link back to a folder above itself is not.
+    Warns of images in formats that are not read. Links are followed, a link back to a folder above
+    itself is not.
+
+    Raises:
+        DataError: `folder` is not a folder.
+    """
+    images, others = image_files(folder)
+    if others:
+        warn_user(f"below {str(folder)!r} there are {unread_text(others)}")
+    return images
+
+
+def image_files(folder: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
+    """(files `find_images` finds, images by their names in formats that are not read), by path.
 
     Raises:
         DataError: `folder` is not a folder.
@@ -91,7 +127,34 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"folder {str(folder)!r} does not exist or is not a folder; check the path")
-    return sorted(path for path in _walk(folder, ()) if path.suffix.lower() in IMAGE_EXTENSIONS)
+    images, others = [], []
+    for path in _walk(folder, ()):
+        if (extension := path.suffix.lower()) in IMAGE_EXTENSIONS:
+            images.append(path)
+        elif extension in _OTHER_EXTENSIONS:
+            others.append(path)
+    return sorted(images), sorted(others)
+
+
+def unread_text(others: Iterable[str | os.PathLike[str]]) -> str:
+    """How many images there are in formats that are not read, and the remedy, for a message.
+
+    >>> unread_text(["a.dcm", "b.DCM", "c.psd"])
+    '3 images that are not read (2 .dcm, 1 .psd); convert them to PNG'
+    """
+    counted = extension_counts(others)
+    heif = _HEIF.isdisjoint(IMAGE_EXTENSIONS) and not _HEIF.isdisjoint(counted)
+    remedy = 'for .heic and .heif `pip install "learnkit[heif]"`; others: ' if heif else ""
+    shown = ", ".join(f"{n} {extension}" for extension, n in counted.items())
+    return (
+        f"{sum(counted.values())} images that are not read ({shown}); {remedy}convert them to PNG"
+    )
+
+
+def extension_counts(paths: Iterable[str | os.PathLike[str]]) -> dict[str, int]:
+    """Number of files by extension, in small letters, the most frequent first."""
+    counted = Counter(Path(path).suffix.lower() for path in paths)
+    return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
 
 
 def image_size(path: str | os.PathLike[str], *, exif_transpose: bool = True) -> tuple[int, int]:
@@ -295,7 +358,8 @@ def eight_bit_image(image: Image.Image, name: str, bit_depth: int | None) -> Ima
         )
     if not image.mode.startswith("I"):
         return image
-    if image.mode == "I" and bit_depth is None:
+    # Pillow scales a PPM of more than 8 bits to 16.
+    if image.mode == "I" and bit_depth is None and image.format != "PPM":
         raise ImageReadError(
             f"image {name} has 32-bit pixels, whose range is not known; say `bit_depth=` (16, ...)"
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from learnkit.data.image import IMAGE_EXTENSIONS, find_images, is_hidden
+from learnkit.data.image import IMAGE_EXTENSIONS, image_files, is_hidden, unread_text
 from learnkit.data.labels import nfc
 from learnkit.data.table import (
     COLUMNS,
@@ -16,7 +16,7 @@ from learnkit.data.table import (
     clean_paths,
     object_table,
 )
-from learnkit.errors import DataError
+from learnkit.errors import DataError, first_few
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -29,16 +29,17 @@ SPLIT_FOLDERS = {
 
 def folder_table(
     folder: str | os.PathLike[str], *, splits: bool, allow_empty: bool
-) -> tuple[pd.DataFrame, list[str]]:
-    """(table, class names) of every image below `folder`: see `ImageDataset.from_folder`.
+) -> tuple[pd.DataFrame, list[str], list[Path]]:
+    """(table, class names, images not read) below `folder`: see `ImageDataset.from_folder`.
 
     Raises:
-        DataError: No folder, no images, images outside class folders, or an empty class folder.
+        DataError: No folder, no images, images outside class folders, an empty class folder, or
+            folders of splits beside others with images.
     """
     root = Path(os.path.abspath(folder))
-    relative = [path.relative_to(root) for path in _images_below(root)]
-    top = _folders(root)
-    named = splits and bool(top) and all(path.name.lower() in SPLIT_FOLDERS for path in top)
+    images, others = _images_below(root)
+    relative = [path.relative_to(root) for path in images]
+    named = splits and _are_splits(root, relative)
     depth = 2 if named else 1
     if loose := [path for path in relative if len(path.parts) <= depth]:
         remedy = "put each into a folder named after its class"
@@ -56,17 +57,43 @@ def folder_table(
     frame = object_table({"path": [path.as_posix() for path in relative], "label": labels})
     if named:
         frame["split"] = [SPLIT_FOLDERS[path.parts[0].lower()] for path in relative]
-    return frame, sorted({*labels, *map(os.path.basename, empty)})
+    return frame, sorted({*labels, *map(os.path.basename, empty)}), others
 
 
-def names_table(folder: str | os.PathLike[str], pattern: str | re.Pattern[str]) -> pd.DataFrame:
-    """Table of every image below `folder` by its file name: see `ImageDataset.from_names`.
+def _are_splits(root: Path, images: list[Path]) -> bool:
+    """Whether the top-level folders are splits; two of them may lie beside folders without images.
+
+    Args:
+        root: Where they lie.
+        images: Every image below it, as paths relative to it.
+
+    Raises:
+        DataError: A training split and another lie beside folders with other images.
+    """
+    top = [path.name for path in _folders(root)]
+    own = [name for name in top if name.lower() in SPLIT_FOLDERS]
+    filled = {path.parts[0] for path in images}
+    loose = [name for name in top if name not in own and name in filled]
+    kinds = {SPLIT_FOLDERS[name.lower()] for name in own}
+    if loose and "train" in kinds and len(kinds) > 1:
+        raise DataError(
+            f"{str(root)!r} has the splits {own} beside {first_few(map(repr, loose))} with images "
+            f"of their own; move those away or read one folder by itself, such as "
+            f"{str(root / own[0])!r}, or say `splits=False` if every folder is a class"
+        )
+    return bool(own) and not loose and (len(own) == len(top) or len(kinds) > 1)
+
+
+def names_table(
+    folder: str | os.PathLike[str], pattern: str | re.Pattern[str]
+) -> tuple[pd.DataFrame, list[Path]]:
+    """(table, images not read) below `folder` by file name: see `ImageDataset.from_names`.
 
     Raises:
         DataError: No images, a pattern without a label, or file names it does not match.
     """
     regex = _compiled(pattern)
-    paths = _images_below(Path(folder))
+    paths, others = _images_below(Path(folder))
     found = [regex.search(path.name) for path in paths]
     if unmatched := [path.name for path, match in zip(paths, found, strict=True) if not match]:
         raise DataError(
@@ -79,7 +106,8 @@ def names_table(folder: str | os.PathLike[str], pattern: str | re.Pattern[str]) 
         raise DataError(
             f"`pattern` names a group {clash[0]!r}, which is a column of its own; rename it"
         )
-    return object_table({"path": paths, "label": [m.group(label) for m in found], **columns})
+    table = object_table({"path": paths, "label": [m.group(label) for m in found], **columns})
+    return table, others
 
 
 def csv_table(csv: str | os.PathLike[str], sep: str) -> pd.DataFrame:
@@ -156,15 +184,16 @@ def _parts(label: Any, delim: str) -> list[str]:
     return [part.strip() for part in label.split(delim) if part.strip()]
 
 
-def _images_below(root: Path) -> list[Path]:
-    """Every image below `root`, sorted by path; a DataError if there is none."""
-    images = find_images(root)
+def _images_below(root: Path) -> tuple[list[Path], list[Path]]:
+    """(images below `root`, images not read), sorted by path; a DataError if nothing is read."""
+    images, others = image_files(root)
     if not images:
         raise DataError(
             f"no images found under {str(root)!r}; looked at every depth for "
             f"{', '.join(sorted(IMAGE_EXTENSIONS))}"
+            + (f"; there are {unread_text(others)}" if others else "")
         )
-    return images
+    return images, others
 
 
 def _empty_class_folders(root: Path, images: list[Path], labels: set[str], depth: int) -> list[str]:

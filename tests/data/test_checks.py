@@ -223,6 +223,26 @@ def test_small_classes_are_counted_in_train(folder):
     ]
 
 
+def test_a_class_without_images_in_a_split_is_told_with_a_remedy(folder):
+    frame = ImageDataset.from_folder(folder).frame
+    assert found(check(ImageDataset(frame, folder)), "absent from split").empty  # no split at all
+    frame["split"] = ["train", "valid", "test"] * 4
+    assert found(check(ImageDataset(frame, folder)), "absent from split").empty
+    frame.loc[frame["label"] == "ok", "split"] = ["train"] * 5 + ["test"]
+    findings = found(check(ImageDataset(frame, folder)), "absent from split")
+    assert findings[["class", "severity", "path"]].to_numpy().tolist() == [["ok", "warning", ""]]
+    detail = findings["detail"].iloc[0]
+    assert detail.startswith("its images are 5 in train, 1 in test, none in valid, whose figures")
+    assert "`split(..., overwrite=True)`" in detail
+    frame.loc[frame["label"] == "ok", "split"] = "train"
+    detail = found(check(ImageDataset(frame, folder)), "absent from split")["detail"].iloc[0]
+    assert detail.startswith("its images are 6 in train, none in valid and test, whose")
+    frame["label"] = [["nok"]] * 6 + [["nok", "ok"]] * 6
+    findings = found(check(ImageDataset(frame, folder)), "absent from split")
+    assert findings["class"].tolist() == ["ok"]
+    assert found(check(ImageDataset(frame, folder).train), "absent from split").empty
+
+
 def test_mixed_sizes_modes_and_extreme_shapes_are_reported(folder):
     Image.new("L", (300, 5), 9).save(folder / "ok" / "line.png")
     findings = check(ImageDataset.from_folder(folder)).set_index("finding")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageFile
 
 from learnkit.data.dataset import ImageDataset
-from learnkit.data.image import image_size, read_image
+from learnkit.data.image import find_images, image_size, read_image
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, ImageReadError
 
@@ -188,6 +188,33 @@ def test_alpha_is_laid_over_the_background():
     assert abs(half - np.array([100, 0, 200]) * 128 / 255).max() <= 1
 
 
+@pytest.mark.parametrize(("name", "mode"), [("x.ppm", "RGB"), ("x.pgm", "L"), ("x.pnm", "RGB")])
+def test_plain_formats_are_found_and_give_the_pixels_that_were_saved(tmp_path, name, mode):
+    saved = Image.fromarray(noise()).convert(mode)
+    saved.save(tmp_path / name)
+    assert find_images(tmp_path) == [tmp_path / name]
+    assert pixels(read_image(tmp_path / name)) == pixels(saved.convert("RGB"))
+
+
+def test_a_deep_pgm_is_read_by_its_own_range(tmp_path):
+    values = [0, 100, 2000, 4095]
+    data = b"P5 4 1 4095\n" + b"".join(value.to_bytes(2, "big") for value in values)
+    found = np.asarray(read_image(data, channels=1)).ravel()
+    np.testing.assert_allclose(found, np.array(values) / 4095 * 255, atol=0.51)
+
+
+@pytest.mark.parametrize(("name", "needs"), [("x.avif", "PIL._avif"), ("x.heic", "pillow_heif")])
+def test_photographs_of_phones_are_read_where_that_is_installed(tmp_path, name, needs):
+    pytest.importorskip(needs)
+    y, x = np.mgrid[:48, :64]
+    wanted = np.stack([4 * x, 5 * y, 128 + 0 * x], axis=-1).astype("uint8")
+    Image.fromarray(wanted).save(tmp_path / name, quality=95)
+    assert find_images(tmp_path) == [tmp_path / name]
+    found = np.asarray(read_image(tmp_path / name)).astype(int)
+    assert np.abs(found - wanted).mean() < 3
+    assert image_size(tmp_path / name) == (64, 48)
+
+
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
 def test_hidden_colours_behind_transparency_never_show(format):
     hidden = noise(channels=4)
@@ -323,8 +350,8 @@ def test_a_web_page_called_jpg_is_shown_for_what_it_is(tmp_path):
 
 def test_formats_off_the_list_are_not_tried(tmp_path):
     path = tmp_path / "x.png"
-    Image.fromarray(noise()).save(path, "PPM")
-    with pytest.raises(ImageReadError, match=r"begins with b'P6.*: not PNG"):
+    Image.fromarray(noise()).save(path, "PCX")
+    with pytest.raises(ImageReadError, match=r"begins with b'.n.x05.*: not PNG"):
         read_image(path)
 
 

@@ -3,12 +3,14 @@
 import os
 import re
 import unicodedata
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from helpers import write_image_folder
 from PIL import Image
 
+from learnkit.data import image
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import find_images
 from learnkit.errors import DataError
@@ -130,6 +132,54 @@ def test_find_images_sorts_and_knows_extensions_in_any_case(tmp_path):
     touch(tmp_path, "b.PNG", "a.jpeg", "c/d.webp", "e.txt", "f.png.bak", "g.TIF")
     names = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
     assert names == ["a.jpeg", "b.PNG", "c/d.webp", "g.TIF"]
+
+
+def test_images_in_formats_that_are_not_read_are_counted_and_said(tmp_path):
+    touch(tmp_path, "a/x.dcm", "a/y.DCM", "b/z.psd", "b/.hidden.psd", "a/notes.txt")
+    write_image_folder(tmp_path, {"a": 2, "b": 2})
+    named = ImageDataset.from_names(tmp_path, r"(\d)")
+    for data in (ImageDataset.from_folder(tmp_path), named):
+        assert "; skipped 2 .dcm, 1 .psd; " in repr(data)
+        assert "skipped 2 .dcm, 1 .psd" in data._repr_html_()
+        findings = data.split(0.5, 0.5).check(min_images=0, progress=False)
+        row = findings[findings["finding"] == "skipped files"].iloc[0]
+        assert (row["severity"], row["path"]) == ("warning", "")
+        assert row["detail"].startswith("3 images that are not read (2 .dcm, 1 .psd); convert them")
+        assert [Path(path).name for path in row["paths"]] == ["x.dcm", "y.DCM", "z.psd"]
+        kept = data.drop(findings)  # what the finding is about is no image of the dataset
+        assert len(kept) == len(data)
+        assert "skipped" not in repr(kept)
+    with pytest.warns(UserWarning, match=r"there are 3 images .* read \(2 .dcm, 1 .psd\)"):
+        assert len(find_images(tmp_path)) == 4
+    touch(tmp_path / "raw", "a/1.cr2")
+    with pytest.raises(DataError, match=r"no images found .*; there are 1 images .*\(1 .cr2\)"):
+        ImageDataset.from_folder(tmp_path / "raw")
+
+
+def test_what_heic_needs_is_said_where_it_is_not_installed(monkeypatch):
+    assert "heif" not in image.unread_text(["a.psd"])
+    monkeypatch.setattr(image, "IMAGE_EXTENSIONS", frozenset({".png"}))
+    text = image.unread_text(["a.HEIC", "b.psd"])
+    assert 'for .heic and .heif `pip install "learnkit[heif]"`; others: convert them' in text
+
+
+@pytest.mark.parametrize("names", [("Train", "Test", "Meta"), ("train", "val", "extra", "more")])
+def test_splits_beside_other_folders_with_images_are_asked_about(tmp_path, names):
+    train, test, *others = names
+    touch(tmp_path, f"{train}/a/1.png", f"{train}/b/1.png", f"{test}/a/2.png")
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "about.txt").touch()
+    data = ImageDataset.from_folder(tmp_path)  # without images they are no classes
+    assert (data.classes, len(data.splits)) == (["a", "b"], 2)
+    touch(tmp_path, *[f"{name}/0.png" for name in others])
+    with pytest.raises(DataError) as caught:
+        ImageDataset.from_folder(tmp_path)
+    wanted = f"has the splits {sorted([train, test])} beside {', '.join(map(repr, others))} with"
+    assert wanted in str(caught.value)
+    assert "`splits=False`" in str(caught.value)
+    assert ImageDataset.from_folder(tmp_path, splits=False).classes == sorted(["a", "b", *others])
+    assert ImageDataset.from_folder(tmp_path / train).classes == ["a", "b"]
 
 
 @pytest.fixture
