@@ -1,5 +1,6 @@
 """Base of learnkit's training callbacks: real fits only, errors in their own words."""
 
+import math
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -7,6 +8,12 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 from fastai.callback.core import Callback
 
 from learnkit.errors import LearnkitError
+
+
+def current_lr(opt: Any) -> float:
+    """The learning rate of the last parameter group; NaN without an optimizer that has one."""
+    hypers = getattr(opt, "hypers", None)
+    return float(hypers[-1].get("lr", math.nan)) if hypers else math.nan
 
 
 class TrainingCallback(Callback):

@@ -74,7 +74,7 @@ def epoch_line(row: dict, n_epochs: int) -> str:
     numbers = [
         f"{k.replace('_', ' ')} {v:.4f}"
         for k, v in row.items()
-        if k not in hidden and v is not None
+        if k not in hidden and v is not None and v == v  # NaN was not measured
     ]
     parts = [f"epoch {row['epoch']}/{n_epochs}", *numbers, f"{row['seconds']:.1f} s"]
     return "   ".join(parts)

@@ -6,6 +6,8 @@ alone do not show: the error on training images *as the network would see them w
 two is overfitting.
 """
 
+import itertools
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from fastai.learner import Recorder
 from fastai.torch_core import to_device
 
-from learnkit.callback.base import TrainingCallback
+from learnkit.callback.base import TrainingCallback, current_lr
 from learnkit.errors import DataError
 from learnkit.evaluation.label_threshold import labels_above
 from learnkit.interpret.contexts import randomness_kept
@@ -50,6 +52,9 @@ class TrainingHistory(TrainingCallback):
     @property
     def frame(self) -> pd.DataFrame:
         """Table of the epochs: fit, epoch, lr at its end, losses, metrics, seconds.
+
+        A metric of a name that is taken gets a number: "accuracy_2". What fastai's recorder did not
+        measure is NaN: a pass that was cut short, the rate of a learner without optimizer.
 
         Fits and epochs count from 1, epochs over all fits. With `train_share` also `train_error`
         and `valid_error`, the share of wrong predictions (0 to 1) in eval mode on the chosen
@@ -95,13 +100,18 @@ class TrainingHistory(TrainingCallback):
             self.rows.append(self._row())
 
     def _row(self) -> dict[str, Any]:
-        names = [name for name in self.recorder.metric_names[1:] if name != "time"]
-        row = {"fit": self.n_fits, "epoch": len(self.rows) + 1}
-        row["lr"] = float(self.opt.hypers[-1]["lr"])
-        row |= zip(names, map(_number, self.recorder.values[-1]), strict=False)
+        row = {"fit": self.n_fits, "epoch": len(self.rows) + 1, "lr": current_lr(self.opt)}
+        last = {}
         if self.train_share is not None:
-            row |= {"train_error": self._train_error(), "valid_error": self._valid_error.value}
-        return row | {"seconds": time.perf_counter() - self._started}
+            last |= {"train_error": self._train_error(), "valid_error": self._valid_error.value}
+        last["seconds"] = time.perf_counter() - self._started
+        if (recorder := vars(self.learn).get("recorder")) is not None:
+            taken = {*row, *last}
+            for name, value in _recorded(recorder):
+                column = _free(name, taken)
+                taken.add(column)
+                row[column] = value
+        return row | last
 
     def _train_error(self) -> float:
         """Error rate on the chosen training images; leaves modes and random states as they were."""
@@ -156,6 +166,29 @@ def is_history(state: Any) -> bool:
 def _is_row(row: Any) -> bool:
     plain = str | int | float | None
     return isinstance(row, Mapping) and all(isinstance(value, plain) for value in row.values())
+
+
+def _recorded(recorder: Recorder) -> list[tuple[str, Any]]:
+    """(name, number) of everything fastai's recorder has of the last epoch; NaN for what it lacks.
+
+    Of a pass that was cut short it leaves the numbers out without a gap: those of the other pass
+    would stand under their names.
+    """
+    names = list(recorder.metric_names[1:])
+    names = names[:-1] if recorder.add_time else names
+    n_metrics = len(recorder.metrics)
+    n_train = min(len(names), 1 + n_metrics * recorder.train_metrics)
+    values = list(map(_number, recorder.values[-1]))
+    if recorder.cancel_train:
+        values = [math.nan] * n_train + values
+    values += [math.nan] * (n_train + (1 + n_metrics) * recorder.valid_metrics - len(values))
+    return list(zip(names, values, strict=False))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`name`, or with the first number that makes it another: "accuracy_2"."""
+    numbered = (f"{name}_{n}" for n in itertools.count(2))
+    return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
 def _number(value: Any) -> Any:

@@ -12,7 +12,7 @@ from fastai.callback.core import CancelFitException
 from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback
 from torch import nn
 
-from learnkit.callback.base import TrainingCallback
+from learnkit.callback.base import TrainingCallback, current_lr
 from learnkit.errors import DataError, LearnkitError, NonFiniteLossError, first_few, warn_user
 from learnkit.storage.formats import first_non_finite
 
@@ -143,7 +143,7 @@ class StopOnNonFinite(TrainingCallback):
         self._when = when
 
     def _give_up(self, what: str) -> None:
-        rate = float(self.opt.hypers[-1]["lr"])
+        rate = current_lr(self.opt)
         items = _items_of_batch(self.dl, self.iter)
         inputs = [x for x in self.xb if isinstance(x, torch.Tensor) and x.is_floating_point()]
         broken = [i for x in inputs for i, row in enumerate(x) if not torch.isfinite(row).all()]
@@ -159,7 +159,8 @@ class StopOnNonFinite(TrainingCallback):
     def _restore(self) -> None:
         """Put the good weights back and clear what the bad step left in gradients and optimizer."""
         self.model.load_state_dict(self._good)
-        self.opt.clear_state()
+        if self.opt is not None:
+            self.opt.clear_state()
         for parameter in self.model.parameters():
             parameter.grad = None
 

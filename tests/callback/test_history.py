@@ -3,12 +3,22 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from fastai.basics import Callback, CrossEntropyLossFlat, Learner, Recorder, Transform, noop
+from fastai.basics import (
+    Callback,
+    CrossEntropyLossFlat,
+    Learner,
+    Metric,
+    Recorder,
+    Transform,
+    noop,
+)
+from fastai.callback.training import ShortEpochCallback
 from fastai.data.all import DataBlock, RandomSplitter
 from helpers import toy_learner
 from torch import nn
 
 from learnkit.callback.history import TrainingHistory
+from learnkit.callback.stop_on_non_finite import StopOnNonFinite
 from learnkit.errors import DataError
 
 
@@ -30,6 +40,92 @@ def test_numbers_are_those_of_the_recorder():
     assert learn.training_history.frame[names].to_numpy().tolist() == [
         list(v) for v in learn.recorder.values
     ]
+
+
+class Fixed(Metric):
+    """A metric of any name whose value is told."""
+
+    def __init__(self, name, number):
+        self._name, self._value = name, number
+
+    @property
+    def name(self):
+        return self._name
+
+    @property
+    def value(self):
+        return self._value
+
+
+TAKEN = ["fit", "epoch", "lr", "seconds", "time", "train_error", "valid_error", "train_loss"]
+
+
+def test_metrics_of_a_taken_name_get_a_column_of_their_own():
+    metrics = [Fixed(name, i) for i, name in enumerate([*TAKEN, "a", "a", "a_2", "a"])]
+    learn = toy_learner(TrainingHistory(0.5))
+    learn.metrics = metrics
+    learn.fit(2)
+    frame = learn.training_history.frame
+    columns = [name if name == "time" else f"{name}_2" for name in TAKEN]
+    columns += ["a", "a_2", "a_2_2", "a_3"]
+    assert frame[columns].to_numpy().tolist() == [list(range(len(metrics)))] * 2
+    assert list(frame["epoch"]) == [1, 2]
+    assert frame["train_loss"].tolist() == [values[0] for values in learn.recorder.values]
+
+
+@pytest.mark.parametrize("add_time", [True, False])
+@pytest.mark.parametrize(
+    ("train_metrics", "valid_metrics"), [(False, True), (True, True), (True, False), (False, False)]
+)
+@pytest.mark.parametrize("cut", ["none", "train", "both"])
+def test_numbers_of_a_pass_cut_short_stand_in_their_own_columns(
+    add_time, train_metrics, valid_metrics, cut
+):
+    recorder = Recorder(add_time=add_time, train_metrics=train_metrics, valid_metrics=valid_metrics)
+    learn = toy_learner(
+        [TrainingHistory(), *([] if cut == "none" else [ShortEpochCallback(0, cut == "both")])]
+    )
+    learn.remove_cb(Recorder)
+    learn.add_cb(recorder)
+    learn.metrics = [*learn.metrics, Fixed("seven", 7.0)]
+    learn.fit(2)
+    row = dict(learn.training_history.frame.iloc[-1])
+    names = recorder.metric_names[1 : -1 if add_time else None]
+    measured = dict(zip(names, recorder.values[-1], strict=False))  # right where nothing is cut
+    for name in names:
+        split = "train" if name.startswith("train_") or not valid_metrics else "valid"
+        if split == "train" and not train_metrics and name != "train_loss":
+            continue  # fastai names it and measures it not
+        is_cut = cut == "both" or (cut == "train" and split == "train")
+        assert np.isnan(row[name]) == is_cut, name
+        if not is_cut and name.endswith("seven"):
+            assert row[name] == 7
+        if cut == "none":
+            assert row[name] == measured[name]
+    if cut == "train" and valid_metrics:
+        learn.model.eval()
+        with torch.no_grad():
+            x, y = zip(*learn.dls.valid.dataset, strict=True)
+            loss = learn.loss_func(learn.model(torch.stack(x)), torch.stack(y))
+        assert row["valid_loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_a_diary_never_ends_a_training():
+    learn = toy_learner(TrainingHistory())
+    learn.remove_cb(Recorder)
+    learn.fit(2, 1e-3)
+    frame = learn.training_history.frame
+    assert list(frame.columns) == ["fit", "epoch", "lr", "seconds"]
+    assert list(frame["lr"]) == [1e-3] * 2
+
+
+def test_a_pass_before_there_is_an_optimizer_has_a_row_without_a_rate():
+    learn = toy_learner([TrainingHistory(), StopOnNonFinite()])
+    with learn:
+        for event in ("before_train", "after_train"):
+            learn(event)
+    (row,) = learn.training_history.rows
+    assert np.isnan(row["lr"])
 
 
 def test_lr_find_get_preds_and_validate_add_no_row(tmp_path):
