@@ -18,10 +18,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from learnkit.cli import deploy, train, use
+from learnkit._version import __version__
+from learnkit.cli import change, deploy, train, use
 from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
-from learnkit.cli.console import fail
-from learnkit.errors import ConversionRefusedError, LearnkitError, WeightsUnavailableError
+from learnkit.cli.console import Report, fail
+from learnkit.errors import (
+    ContinualNotInitializedError,
+    ConversionRefusedError,
+    LearnkitError,
+    UnreadableImagesError,
+    WeightsUnavailableError,
+)
 
 app = typer.Typer(
     name="learnkit",
@@ -39,13 +46,25 @@ _BOXES = 80  # columns from which on the boxes of a command's help hold the name
 _HINTS: dict[type, str] = {
     WeightsUnavailableError: " Here: --weights FILE, or --no-pretrained.",
     ConversionRefusedError: " Here: --fallback, or --force.",
+    ContinualNotInitializedError: " Here: learnkit train FOLDER --continual makes such a model.",
+    UnreadableImagesError: " Here: learnkit check FOLDER lists them.",
 }
 _state: dict[str, Any] = {"debug": False, "argv": []}
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        Report().console.print(f"learnkit {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
+    version: Annotated[  # its callback answers
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_say_version, is_eager=True),
+    ] = False,
 ) -> None:
     _state["debug"] = debug
 
@@ -124,7 +143,11 @@ def _one_line(text: object) -> str:
 for _function in (
     train.demo,
     train.train,
+    use.check,
     use.extend,
+    change.undo,
+    change.forget,
+    change.rename,
     use.evaluate,
     use.predict,
     use.report,

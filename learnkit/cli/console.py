@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from learnkit.evaluation.evaluate import Evaluation
 
 
+_FINDINGS = 5  # shown of each kind
 _PIPE = 10_000  # columns of what is no terminal: nothing is folded or cut for `grep`
 
 
@@ -82,7 +83,7 @@ class Report:
             [
                 f"{name} (new)" if name in change.classes_added else name,
                 f"{n:+d}",
-                str(change.n_images[name]),
+                str(change.n_images.get(name, 0)),
             ]
             for name, n in (change.images or {}).items()
         ]
@@ -100,6 +101,18 @@ class Report:
                 self.say(f"{name} {former} -> {after:.4g}")
         for note in change.notes:
             self.say(note)
+
+    def findings(self, found: pd.DataFrame) -> None:
+        """Write what `ImageDataset.check` found: each kind, how often, and the first of them."""
+        if found.empty:
+            self.say("nothing to object to")
+        for (severity, finding), rows in found.groupby(["severity", "finding"], sort=False):
+            self.console.print(Text(f"{severity}: {finding} ({len(rows)})", style="bold"))
+            for row in rows.head(_FINDINGS).to_dict("records"):
+                about = ", ".join(filter(None, (row["path"], row["class"], row["split"])))
+                self.say(": ".join(filter(None, (about, row["detail"]))))
+            if len(rows) > _FINDINGS:
+                self.say(f"and {len(rows) - _FINDINGS} more")
 
     def files(self, title: str, paths: Iterable[tuple[Path, str]]) -> None:
         """Write a list of (path, what it is)."""

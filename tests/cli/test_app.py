@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from learnkit import load_learner
+from learnkit._version import __version__
 from learnkit.callback import checkpoint
 from learnkit.callback.checkpoint_file import read_checkpoint
 from learnkit.cli.app import main
@@ -381,6 +382,44 @@ def test_predict_out_goes_on_after_ctrl_c_and_gives_the_same_file(
     assert (code, "is there already" in err) == (2, True)
 
 
+def test_changes_without_images_are_made_in_place_and_can_be_undone(known, tmp_path, capsys):
+    model = shutil.copytree(known, tmp_path / "model")
+    assert learnkit(capsys, "rename", model, "bad=broken")[0] == 0
+    assert load_learner(model).classes == ("broken", "good")
+    code, output, _ = learnkit(capsys, "forget", model, "broken", "--out", tmp_path / "other")
+    assert code == 0
+    assert re.search(r"broken +│ +-12 │ +0", output)
+    assert load_learner(tmp_path / "other").continual.n_images == {"broken": 0, "good": 14}
+    assert learnkit(capsys, "undo", model)[0] == 0
+    assert load_learner(model).classes == ("bad", "good")
+
+
+def test_of_several_changes_all_are_made_or_none(known, tmp_path, capsys):
+    model = shutil.copytree(known, tmp_path / "model")
+    code, _, error = learnkit(capsys, "forget", model, "bad", "nowhere")
+    assert code == 2
+    assert "there is no class 'nowhere'" in error
+    assert load_learner(model).continual.n_images == {"bad": 12, "good": 14}
+
+
+def test_check_shows_findings_and_gives_exit_code_1_for_errors(images, tmp_path, capsys):
+    folder = shutil.copytree(images, tmp_path / "copy")
+    code, output, _ = learnkit(capsys, "check", folder)
+    assert (code, "error" in output) == (0, False)
+    (folder / "bad" / "torn.png").write_bytes(b"x")
+    shutil.copy(folder / "good" / "000.png", folder / "odd" / "again.png")
+    code, output, _ = learnkit(capsys, "check", folder, "--csv", tmp_path / "found.csv")
+    assert code == 1
+    assert "error: unreadable (1)\n    bad/torn.png, bad: it begins with b'x'" in output
+    table = pd.read_csv(tmp_path / "found.csv")
+    assert {"unreadable", "conflicting labels"} <= set(table["finding"])
+
+
+def test_version_is_told(capsys):
+    code, output, _ = learnkit(capsys, "--version")
+    assert (code, output) == (0, f"learnkit {__version__}\n")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_convert_turns_fastais_export_into_a_model_that_answers_alike(images, tmp_path, capsys):
     from fastai.vision.all import ImageDataLoaders, Resize, vision_learner
@@ -524,6 +563,13 @@ MISTAKES = {
     "convert {model}/config.json {tmp}/m": "whatever code .* if you trust .* --allow-pickle",
     "convert {model}/config.json {tmp}/m --allow-pickle": "config.json cannot be unpickled here",
     "convert {model}/config.json {images} --allow-pickle": "is a folder with files that no bundle",
+    "check nowhere": "nowhere' does not exist or is not a folder",
+    "check {images} --csv a.png": "--csv is 'a.png'; name a file that ends in .csv",
+    "undo {known}": "there is no change to undo",
+    "undo {model}": "is not in the continual state: .* Here: learnkit train FOLDER --continual",
+    "rename {known} bad": "OLD=NEW is 'bad'; write a class and its new name",
+    "rename {known} bad=a bad=b": "gives one class two names",
+    "rename {known} bad=good": "good",
     "demo --out {images}": "is not empty and was not made by the demo",
 }
 

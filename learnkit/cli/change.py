@@ -1,0 +1,78 @@
+"""The commands that change what an exported model knows without images: undo, forget, rename."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from learnkit.cli.arguments import ModelArgument
+from learnkit.cli.console import Report
+from learnkit.errors import UsageError, warned_after
+
+if TYPE_CHECKING:
+    from learnkit.continual.change_report import ChangeReport
+    from learnkit.deploy.predictor import Predictor
+
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder of the changed model; MODEL itself if left out.")
+]
+
+
+@warned_after
+def undo(model: ModelArgument, out: OutOption = None) -> None:
+    """Take back the last change: what was learned, forgotten or renamed; three times at most."""
+    _changed(model, out, lambda predictor: predictor.undo())
+
+
+@warned_after
+def forget(
+    model: ModelArgument,
+    names: Annotated[list[str], typer.Argument(metavar="CLASS", help="Classes to forget.")],
+    out: OutOption = None,
+) -> None:
+    """Forget classes: no image is put into them any more. `learnkit undo MODEL` takes it back."""
+    _changed(model, out, *(lambda predictor, name=name: predictor.forget(name) for name in names))
+
+
+@warned_after
+def rename(
+    model: ModelArgument,
+    names: Annotated[list[str], typer.Argument(metavar="OLD=NEW", help="Names to change.")],
+    out: OutOption = None,
+) -> None:
+    """Give classes other names. `learnkit undo MODEL` takes it back."""
+    pairs = dict(_pair(text) for text in names)
+    if len(pairs) < len(names):
+        raise UsageError("OLD=NEW gives one class two names; write each class once")
+    _changed(model, out, lambda predictor: predictor.rename(pairs))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """(old, new) of OLD=NEW.
+
+    >>> _pair("nok=not ok")
+    ('nok', 'not ok')
+    """
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise UsageError(f"OLD=NEW is {text!r}; write a class and its new name, such as nok=broken")
+    return old, new
+
+
+def _changed(model: Path, out: Path | None, *changes: Callable[[Predictor], ChangeReport]) -> None:
+    """Write the model after all of the changes, or after none."""
+    from learnkit.deploy.predictor import load_learner
+    from learnkit.storage.write_folder import check_target
+
+    out, report = model if out is None else out, Report()
+    check_target(out)
+    predictor = load_learner(model)
+    found = [change(predictor) for change in changes]
+    predictor.save(out)
+    for change in found:
+        report.change(change)
+    report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])
+    report.command("Next", f"learnkit undo {out}", f"learnkit evaluate {out} FOLDER")
