@@ -89,6 +89,7 @@ def read_float32(
         Network(module.to(device), recipe, owned=True, continual=continual),
         recipe,
         contents.classes,
+        class_ids=contents.class_ids,
         multi_label=contents.multi_label,
         threshold=checked_threshold(contents.threshold, len(contents.classes)),
         head=head,

@@ -59,6 +59,7 @@ def read_runtime(
         session,
         described.recipe(),
         described.classes,
+        class_ids=described.class_ids,
         multi_label=described.multi_label,
         threshold=described.threshold,
         stored=scoring,

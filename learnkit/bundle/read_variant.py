@@ -82,6 +82,7 @@ def load_variant(
             converted.open(recipe, threads=threads, device=device),
             recipe,
             variant.classes,
+            class_ids=variant.class_ids,
             multi_label=variant.multi_label,
             threshold=variant.threshold,
             head=None if is_detector else head,

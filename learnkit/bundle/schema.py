@@ -59,7 +59,7 @@ class Contents:
 
     `continual` describes the head's state in the continual state, None otherwise; `ood` the OOD
     detector beside a trained head. `default_variant` names what runs unless another is asked for;
-    None means the weights themselves.
+    None means the weights themselves. `class_ids` are as of a `Model`.
     """
 
     spec: ModelSpec
@@ -73,6 +73,7 @@ class Contents:
     continual: Mapping[str, Any] | None = None
     ood: Mapping[str, Any] | None = None
     default_variant: str | None = None
+    class_ids: tuple[int, ...] = ()
 
     def to_bytes(self, timm_config: Mapping[str, Any]) -> bytes:
         """config.json, with timm's own fields.
@@ -82,6 +83,7 @@ class Contents:
         """
         own = {"continual": self.continual, "ood": self.ood}
         own = {name: value for name, value in own.items() if value is not None}
+        ids = {"class_ids": list(self.class_ids)} if self.class_ids else {}
         section = {
             "schema": SCHEMA,
             # older readers refuse what they would get wrong
@@ -94,6 +96,7 @@ class Contents:
             "threshold": self.threshold,
             "versions": self.versions,
             "metadata": self.metadata,
+            **ids,
             **own,
         }
         try:
@@ -123,6 +126,7 @@ class Contents:
             continual=_continual(section, spec),
             default_variant=default_variant(section),
             ood=_ood(section),
+            class_ids=_class_ids(section, spec),
         )
 
 
@@ -221,6 +225,19 @@ def _classes(section: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
             f"{CONFIG}: {len(set(classes))} different `classes` for {spec.n_out} outputs"
         )
     return tuple(classes)
+
+
+def _class_ids(section: Mapping[str, Any], spec: ModelSpec) -> tuple[int, ...]:
+    """The ids of the first classes; none in a bundle of an older learnkit."""
+    ids = _get(section, "class_ids", tuple[int, ...]) if "class_ids" in section else ()
+    if not are_class_ids(ids, spec.n_out):
+        raise BundleCorruptError(f"{CONFIG}: `class_ids` are no ids of the {spec.n_out} classes")
+    return ids
+
+
+def are_class_ids(ids: tuple[int, ...], n_classes: int) -> bool:
+    """Whether these can be ids of the first of so many classes."""
+    return len({*ids}) == len(ids) <= n_classes and all(one >= 0 for one in ids)
 
 
 def _continual(section: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any] | None:

@@ -16,17 +16,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from learnkit.backends.registry import BACKENDS, PRECISIONS, variant_name
-from learnkit.bundle.schema import CONFIG, SECTION, default_variant
+from learnkit.bundle.schema import CONFIG, SECTION, are_class_ids, default_variant
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BundleCorruptError, BundleError, DataError, ExportError, warn_user
 from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
 from learnkit.storage.formats import parse_json, to_json
 from learnkit.storage.read_folder import VARIANTS
-from learnkit.storage.records import from_plain, read_field, to_plain
+from learnkit.storage.records import OPTIONAL, from_plain, read_field, to_plain
 
 FLOAT32 = "float32"  # the bundle's own weights, which are no variant
 NETWORK_FILES = {"onnxruntime": ({"onnx"},), "openvino": ({"onnx"}, {"xml", "bin"}), "torch": ((),)}
@@ -53,6 +53,7 @@ class Variant:
         versions: of the packages it was made with.
         continual: what describes the head's state; None for a trained head.
         ood: what describes the detector beside a trained head, if there is one.
+        class_ids: see `Model`.
     """
 
     backend: str
@@ -68,6 +69,7 @@ class Variant:
     versions: dict[str, str]
     continual: dict[str, Any] | None
     ood: dict[str, Any] | None = None
+    class_ids: tuple[int, ...] = field(default=(), metadata=OPTIONAL)
 
     @property
     def name(self) -> str:
@@ -160,6 +162,7 @@ def _check(variant: Variant, name: str, where: str) -> None:
         f"its files are {list(variant.files)}": set(variant.files) in [set(a) for a in allowed],
         "class names are missing or twice there": 0 < n_classes == len(set(variant.classes)),
         "a class name is empty": all(variant.classes),
+        "`class_ids` are no ids of its classes": are_class_ids(variant.class_ids, n_classes),
         f"`params` are {variant.params}": _known(variant),
         f"`n_features` is {variant.n_features}": variant.n_features > 0,
         "several labels do not go with class statistics": not (

@@ -108,6 +108,7 @@ def float32_files(
         metadata={**model.metadata, "card": card},
         continual=config,
         ood=ood,
+        class_ids=model.class_ids[: len(classes)],
     )
     files = {name: tensors_to_bytes(tensors) for name, tensors in packed.files.items()}
     if tensors is not None:

@@ -143,6 +143,7 @@ def _described(model: Model, config: dict | None) -> Variant:
         versions=versions(*PACKAGES.get(converted.backend, ())),
         continual=None if model.head is None else config,
         ood=None if model.detector is None else config,
+        class_ids=model.class_ids[: len(model.classes)],
     )
 
 

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,3 +163,26 @@ def _is_missing(value: Any) -> bool:
     import pandas as pd  # here, since many callers never need it
 
     return pd.isna(value)
+
+
+def ids_of_classes(ids: Sequence[int], n_classes: int) -> tuple[int, ...]:
+    """The ids of all classes: `ids` of the first ones, then those above the largest, one by one.
+
+    >>> ids_of_classes((3, 17), 4), ids_of_classes((), 2), ids_of_classes((3, 17), 1)
+    ((3, 17, 18, 19), (0, 1), (3,))
+    """
+    following = range(max(ids, default=-1) + 1, max(ids, default=-1) + 1 + n_classes)
+    return (*ids, *following)[:n_classes]
+
+
+def ids_by_name(names: Iterable[str], known: Mapping[str, int]) -> tuple[int, ...]:
+    """The ids of classes: those `known`, and for the others those above the largest, one by one.
+
+    >>> ids_by_name("acb", {"a": 3, "b": 17})
+    (3, 18, 17)
+    """
+    names = list(names)
+    new = [name for name in names if name not in known]
+    first = max((known[name] for name in names if name in known), default=-1) + 1
+    own = dict(zip(new, range(first, first + len(new)), strict=True))
+    return tuple((own | dict(known))[name] for name in names)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.data.image import find_images
+from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import watched
 from learnkit.deploy.home import Home
@@ -86,6 +87,15 @@ class BasePredictor(Shown):
     def vocab(self) -> tuple[str, ...]:
         """The `classes`, by fastai's name for them."""
         return self.classes
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """The id of each class, in the order of `classes`; their places, unless it was given ids.
+
+        A class keeps its id, whatever it is called and whichever others come and go. A new one gets
+        the smallest free id above the largest.
+        """
+        return ids_of_classes(self.record.class_ids, len(self.classes))
 
     @property
     def preprocessing(self) -> Preprocessing:

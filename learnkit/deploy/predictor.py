@@ -41,7 +41,7 @@ from learnkit.deploy.set_fields import set_fields
 from learnkit.errors import OptimizedModelError, OptimizeError
 from learnkit.inference.batch import BATCH
 from learnkit.inference.calibration import calibrate_detector
-from learnkit.inference.class_names import checked_threshold, head_classes
+from learnkit.inference.class_names import checked_class_ids, checked_threshold, head_classes
 from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.features import check_same_features, feature_rows
 from learnkit.inference.model import Model
@@ -134,10 +134,13 @@ class Predictor(BasePredictor):
         owns_model: nobody else uses `model`.
         detector: tells images out of distribution beside a trained head, as `learn.fit_ood` makes
             it.
+        class_ids: an id for each of the first classes; later ones follow the largest. None takes
+            their places.
 
     Raises:
         PredictionError: class names that are empty, twice there, no strings or not the head's own;
-            `threshold` outside (0, 1); a `detector` beside a head that needs none.
+            `threshold` outside (0, 1); a `detector` beside a head that needs none; `class_ids` that
+            are no different whole numbers.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class Predictor(BasePredictor):
         metadata: Mapping[str, Any] | None = None,
         owns_model: bool = False,
         detector: OodDetector | None = None,
+        class_ids: Sequence[int] | None = None,
     ):
         model = model if device is None else model.to(device)
         head = continual_head(model)
@@ -166,6 +170,7 @@ class Predictor(BasePredictor):
                 head=head,
                 detector=checked_detector(detector, head, multi_label),
                 metadata=dict(metadata or {}),
+                class_ids=checked_class_ids(class_ids),
             )
         )
 

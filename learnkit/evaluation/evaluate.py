@@ -32,6 +32,7 @@ class Evaluation(Shown):
         multi_label: whether a sample may have several labels.
         threshold: a label counts as predicted above this probability, or these, one per class
             (multi-label only).
+        class_ids: the ids of the classes, in their order, where they are not simply their numbers.
 
     Measures without an answer, such as the recall of a class without samples, are NaN.
     """
@@ -41,6 +42,7 @@ class Evaluation(Shown):
     confusion: pd.DataFrame
     multi_label: bool = False
     threshold: LabelThreshold | None = None
+    class_ids: tuple[int, ...] | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -55,8 +57,10 @@ class Evaluation(Shown):
             {"class": name} | {key: json_value(value) for key, value in row.items()}
             for name, row in zip(self.classes, rows, strict=True)
         ]
+        ids = {} if self.class_ids is None else {"class_ids": list(self.class_ids)}
         return {
             "classes": self.classes,
+            **ids,
             "multi_label": self.multi_label,
             "threshold": self.threshold,
             "summary": summary | {"n": int(self.summary["n"])},
@@ -80,6 +84,7 @@ def evaluate(
     *,
     multi_label: bool = False,
     threshold: LabelThreshold = 0.5,
+    class_ids: Sequence[int] | None = None,
 ) -> Evaluation:
     """Every measure of one set of predictions, from one confusion matrix and the probabilities.
 
@@ -90,6 +95,7 @@ def evaluate(
         multi_label: a sample may have several labels, or none.
         threshold: a label is predicted when its probability is above this; one for all classes, or
             a list of one per class (multi-label only).
+        class_ids: C ids, if the classes have others than their numbers.
 
     Returns:
         An `Evaluation`. Its summary holds `accuracy` with its 95 % Wilson interval,
@@ -126,6 +132,7 @@ def evaluate(
         confusion=_confusion_frame(matrix, classes),
         multi_label=multi_label,
         threshold=threshold if multi_label else None,
+        class_ids=None if class_ids is None else tuple(class_ids),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import OptimizedModelError, PredictionError
@@ -28,6 +28,21 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
         twice = next(name for name in names if names.count(name) > 1)
         raise PredictionError(f"`classes` has {twice!r} twice; every name belongs to one class")
     return names
+
+
+def checked_class_ids(ids: Iterable[int] | None) -> tuple[int, ...]:
+    """`ids` as a tuple, empty where they are the places of the classes anyhow.
+
+    Raises:
+        PredictionError: they are no different whole numbers from 0 on.
+    """
+    found = tuple(ids or ())
+    if not all(type(one) is int and one >= 0 for one in found) or len({*found}) < len(found):
+        raise PredictionError(
+            f"`class_ids`={list(found)[:5]}; give a whole number from 0 on for each class, all "
+            "different"
+        )
+    return () if found == tuple(range(len(found))) else found
 
 
 def head_classes(

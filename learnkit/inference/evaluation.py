@@ -41,6 +41,7 @@ def evaluate_predictor(
         predictor.classes,
         multi_label=predictor.multi_label,
         threshold=predictor.threshold,
+        class_ids=predictor.class_ids if predictor.record.class_ids else None,
     )
     if not predictor.detects_ood:
         return evaluation

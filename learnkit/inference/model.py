@@ -31,6 +31,8 @@ class Model:
         network: the session that runs it.
         preprocessing: from a file to the network's input.
         names: class names of the outputs; a head in the continual state knows its own.
+        class_ids: numbers of the first classes elsewhere, in HALCON say; those of later classes
+            follow the largest. Empty where the places of the classes are their ids.
         multi_label: an image may have several labels, or none.
         threshold: a label counts above this probability, if `multi_label`; one, or one per class.
         head: keeps class statistics, outside the network; None for a trained head.
@@ -51,6 +53,7 @@ class Model:
     network: Session
     preprocessing: Preprocessing
     names: tuple[str, ...]
+    class_ids: tuple[int, ...] = field(default=(), kw_only=True)
     multi_label: bool = False
     threshold: LabelThreshold = 0.5
     head: ContinualClassifier | None = None

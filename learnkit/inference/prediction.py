@@ -44,6 +44,7 @@ class Prediction(Shown):
         nonconformity: nonconformity scores, one minus the probability of the true class, of images
             the model has not learned, and their weights, both (M,), for prediction sets; with
             sets class by class (`per_class=True`) their classes too.
+        class_ids: the ids of the classes, in their order, where they are not simply their numbers.
 
     >>> import torch
     >>> label, index, probs = prediction_of(torch.tensor([.1, .7, .2]), ("ant", "bee", "wasp"))
@@ -59,6 +60,7 @@ class Prediction(Shown):
     ood_threshold: float | None = field(default=None, kw_only=True)
     p_value: float | None = field(default=None, kw_only=True)
     nonconformity: tuple[Values, ...] | None = field(default=None, kw_only=True)
+    class_ids: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.label, self.index, self.probs))
@@ -79,6 +81,17 @@ class Prediction(Shown):
     def confidence(self) -> float:
         """Probability of the likeliest class, in [0, 1]."""
         return float(self.probs.max())
+
+    @property
+    def class_id(self) -> int | tuple[int, ...]:
+        """The id of the label, of a multi-label model a tuple: `index` where there are no others.
+
+        It stays a class's own whatever classes come and go, and is the dataset's if that has ids.
+        """
+        ids = self.class_ids or range(len(self.classes))
+        if isinstance(self.index, tuple):
+            return tuple(ids[place] for place in self.index)
+        return ids[self.index]
 
     @property
     def ranking(self) -> list[tuple[str, float]]:
@@ -125,7 +138,8 @@ class Prediction(Shown):
         """label, index, confidence and probs by class name, all as JSON types.
 
         Models that detect images out of distribution add is_ood, ood_score, ood_threshold and
-        p_value (an infinite score or threshold is None); with `alpha` there is the prediction_set.
+        p_value (an infinite score or threshold is None); with `alpha` there is the prediction_set,
+        and class_id where classes have ids of their own.
         """
         plain = lambda x: list(x) if isinstance(x, tuple) else x
         found = {
@@ -134,6 +148,8 @@ class Prediction(Shown):
             "confidence": self.confidence,
             "probs": dict(zip(self.classes, self.probs.tolist(), strict=True)),
         }
+        if self.class_ids is not None:
+            found["class_id"] = plain(self.class_id)
         if self.ood_score is not None:
             found["is_ood"] = self.is_ood
             for name in ("ood_score", "ood_threshold", "p_value"):
@@ -148,9 +164,9 @@ class Prediction(Shown):
         Models that detect images out of distribution add ood_result (1 or 0), ood_score,
         ood_threshold as HALCON has them, and ood_p_value.
         """
-        ranking = self.ranking
+        ranking, ids = self.ranking, self.class_ids or range(len(self.classes))
         result: dict[str, Any] = {
-            "classification_class_ids": tuple(self._order()),
+            "classification_class_ids": tuple(ids[place] for place in self._order()),
             "classification_class_names": tuple(name for name, _ in ranking),
             "classification_confidences": tuple(prob for _, prob in ranking),
         }

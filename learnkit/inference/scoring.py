@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learnkit.data.labels import ids_of_classes
 from learnkit.errors import PredictionError
 from learnkit.inference.prediction import Result, not_finite, prediction_of
 from learnkit.uncertainty.ood import sigmoid, softmax
@@ -50,6 +51,7 @@ def predictions(
         multi_label=model.multi_label,
         threshold=model.threshold,
         wrap=wrap,
+        class_ids=ids_of_classes(model.class_ids, len(classes)) if model.class_ids else None,
     )
 
 
@@ -70,6 +72,7 @@ def conclude(
     multi_label: bool = False,
     threshold: float = 0.5,
     wrap: Callable[[Array], Any] = np.asarray,
+    class_ids: tuple[int, ...] | None = None,
 ) -> list[Result]:
     """For each image its prediction, or a PredictionError where numbers are not finite.
 
@@ -81,6 +84,7 @@ def conclude(
         multi_label: an image may have several labels, or none.
         threshold: a label counts above it, if `multi_label`.
         wrap: makes what probabilities are given as of the array (N, C).
+        class_ids: of the classes, where these are not their places.
 
     Raises:
         PredictionError: the logits are no (N, C).
@@ -96,7 +100,7 @@ def conclude(
     values = values.astype(np.float64)
     probs = wrap((sigmoid(values) if multi_label else softmax(values)).astype(np.float32))
     told = [{}] * len(probs) if scoring is None else scoring.ood_fields(features)
-    said = {"multi_label": multi_label, "threshold": threshold}
+    said = {"multi_label": multi_label, "threshold": threshold, "class_ids": class_ids}
     return [
         prediction_of(row, classes, **said, **ood) if is_sound else not_finite()
         for row, ood, is_sound in zip(probs, told, sound.tolist(), strict=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
+from learnkit.data.labels import ids_by_name
 from learnkit.errors import InterpretationError
 from learnkit.interpret.normalization import network_classes
 
@@ -36,6 +37,7 @@ class ContinualRecord:
         validated: files that decide threshold and temperature.
         earlier: the record before the last change.
         snapshots: the record by the name that the head's knowledge was kept under.
+        class_ids: ids of the head's first classes, as of a `Model`.
     """
 
     trained_head: nn.Module | None = None
@@ -44,6 +46,7 @@ class ContinualRecord:
     validated: frozenset[str] = frozenset()
     earlier: ContinualRecord | None = None
     snapshots: Mapping[str, ContinualRecord] = field(default_factory=dict)
+    class_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ class LearnerState:
         ood_detector: what `fit_ood` made for the trained head, None without.
         metadata: what came along in the bundle it was made from, its model card included.
         probes: images uint8 (n, C, H, W) of that bundle; they go on with the next one.
+        class_ids: ids that classes have from elsewhere than the loaders' dataset, by name.
         fits_to_come: fits that the running verb has still to begin.
     """
 
@@ -62,6 +66,7 @@ class LearnerState:
     ood_detector: OodDetector | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     probes: Tensor | None = None
+    class_ids: Mapping[str, int] = field(default_factory=dict)
     fits_to_come: int = 0
 
 
@@ -111,6 +116,42 @@ def class_names(learn: Any) -> list[str] | None:
         return list(head.classes)
     names = network_classes(learn.model)
     return names_of(learn.dls) if names is None else list(names)
+
+
+def first_class_ids(learn: Any) -> tuple[int, ...]:
+    """Ids of the learner's first outputs, as of a `Model`; empty where they are their places."""
+    state = learner_state(learn)
+    if continual_head(learn.model) is not None:
+        return () if state.record is None else state.record.class_ids
+    return ids_among(names_of(learn.dls) or (), learn, learn.dls)
+
+
+def ids_among(names: Sequence[str], learn: Any, data: Any) -> tuple[int, ...]:
+    """Ids of classes: the learner's own, else those of `data`, else above the largest.
+
+    Args:
+        names: of the classes.
+        learn: the learner; its own ids are those that it was given, and of its loaders' dataset.
+        data: an ImageDataset, or loaders over one; anything else has no ids.
+
+    Returns:
+        One id for each, or none where these are the places of the classes.
+    """
+    known: dict[str, int] = {}
+    for found in (learner_state(learn).class_ids, _ids_in(learn.dls), _ids_in(data)):
+        taken = {*known.values()}
+        known |= {n: i for n, i in found.items() if n not in known and i not in taken}
+    ids = ids_by_name(names, known)
+    return () if ids == tuple(range(len(ids))) else ids
+
+
+def _ids_in(data: Any) -> dict[str, int]:
+    """Ids of the classes of a dataset, by name; none where they are their places."""
+    dataset = getattr(data, "image_dataset", data)
+    ids = getattr(dataset, "class_ids", None)
+    if not isinstance(ids, list) or ids == list(range(len(ids))):
+        return {}
+    return dict(zip(dataset.classes, ids, strict=True))
 
 
 def names_of(loaders: Any) -> list[str] | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnkit.data.labels import ids_of_classes
 from learnkit.errors import InterpretationError
 from learnkit.evaluation.evaluate import Evaluation, evaluate
 from learnkit.evaluation.inputs import check_probs
@@ -27,7 +28,13 @@ from learnkit.interpret.checks import (
     sum_to_one,
 )
 from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
-from learnkit.interpret.learner_state import class_names, detector_of, loss_of, renumbering
+from learnkit.interpret.learner_state import (
+    class_names,
+    detector_of,
+    first_class_ids,
+    loss_of,
+    renumbering,
+)
 from learnkit.interpret.losses import activation_of, item_losses, loss_threshold
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.source import Source, split_batch
@@ -52,6 +59,7 @@ class Outputs:
         multi_label: whether a sample may have several labels.
         threshold: a label is predicted above this probability, or these, one per class (multi-label
             only).
+        class_ids: the ids of the classes, where they are not simply their numbers.
     """
 
     logits: Tensor
@@ -64,6 +72,7 @@ class Outputs:
     classes: Sequence[str] = ()
     multi_label: bool = False
     threshold: LabelThreshold = 0.5
+    class_ids: tuple[int, ...] | None = None
 
     def __post_init__(self):
         check_answers(self.probs, self.targets, self.classes, multi_label=self.multi_label)
@@ -152,7 +161,8 @@ class Outputs:
     def evaluate(self) -> Evaluation:
         """All measures of these outputs."""
         options = {"multi_label": self.multi_label, "threshold": self.threshold}
-        return evaluate(self.probs, self.require_targets(), self.classes, **options)
+        targets, ids = self.require_targets(), self.class_ids
+        return evaluate(self.probs, targets, self.classes, class_ids=ids, **options)
 
 
 def collect_outputs(
@@ -241,7 +251,7 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
     logits, targets = joined["logits"].float(), joined.get("targets")
     flags = targets is not None and targets.ndim == 2
     probs = detached(activation_of(loss_of(learn), multi_label=flags)(logits))
-    competing = sum_to_one(probs)
+    competing, ids = sum_to_one(probs), first_class_ids(learn)
     multi_label = flags or (targets is None and not competing)
     if targets is not None:
         check_activation(probs, competing, flags=flags, loss=learn.loss_func)
@@ -256,4 +266,5 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
         classes=class_names(learn) or [str(i) for i in range(logits.shape[1])],
         multi_label=multi_label,
         threshold=loss_threshold(learn.loss_func, logits.shape[1]) if multi_label else 0.5,
+        class_ids=ids_of_classes(ids, logits.shape[1]) if ids else None,
     )

@@ -17,7 +17,9 @@ from learnkit.bundle.variant import FLOAT32
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
 from learnkit.callback.history import is_history
 from learnkit.continual.classifier import continual_head
+from learnkit.continual.knowledge import Knowledge
 from learnkit.data.dataset import ImageDataset
+from learnkit.data.labels import ids_of_classes
 from learnkit.errors import DataError
 from learnkit.inference.model import Model
 from learnkit.interpret.learner_state import ContinualRecord, LearnerState, names_of
@@ -40,10 +42,11 @@ def learner_from(
     if folded_norms(model[0]):
         learn.add_cb(FoldedNorms())
     learn.state = LearnerState(
-        record=_continual_record(model),
+        record=_continual_record(model, record.class_ids),
         ood_detector=record.detector,
         metadata=dict(record.metadata),
         probes=record.probes,
+        class_ids=_ids_by_name(record),
     )
     history = record.metadata.get(HISTORY)
     if is_history(history):
@@ -73,13 +76,26 @@ def _loaders_for(record: Model, data: Any) -> DataLoaders:
     return dls
 
 
-def _continual_record(model: nn.Module) -> ContinualRecord | None:
+def _ids_by_name(record: Model) -> dict[str, int]:
+    """The ids of the classes of a bundle's model, where they are not simply their places."""
+    if not record.class_ids:
+        return {}
+    ids = ids_of_classes(record.class_ids, len(record.classes))
+    return dict(zip(record.classes, ids, strict=True))
+
+
+def _continual_record(model: nn.Module, class_ids: tuple[int, ...]) -> ContinualRecord | None:
     """What a learner notes of a continual head that was loaded, with as many steps to undo."""
     head = continual_head(model)
     if head is None:
         return None
-    record = None
-    for knowledge in reversed(head.history.states):
-        names = dict(knowledge.statistics.former_names)
-        record = ContinualRecord(former_names=names, earlier=record)
-    return record
+    record, history = None, head.history
+    for knowledge in reversed(history.states):
+        record = replace(_noted(knowledge, class_ids), earlier=record)
+    snapshots = {name: _noted(one, class_ids) for name, one in history.snapshots.items()}
+    return replace(record, snapshots=snapshots)
+
+
+def _noted(knowledge: Knowledge, class_ids: tuple[int, ...]) -> ContinualRecord:
+    names = dict(knowledge.statistics.former_names)
+    return ContinualRecord(former_names=names, class_ids=class_ids)

@@ -30,7 +30,7 @@ from learnkit.continual.classifier import ContinualClassifier, check_continual, 
 from learnkit.continual.knowledge import Knowledge
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled, parted
-from learnkit.data.labels import sorted_names
+from learnkit.data.labels import ids_of_classes, sorted_names
 from learnkit.errors import (
     ContinualAlreadyInitializedError,
     ContinualStateError,
@@ -44,7 +44,12 @@ from learnkit.inference.batch import BATCH
 from learnkit.inference.features import feature_rows
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import progress_over, randomness_kept
-from learnkit.interpret.learner_state import ContinualRecord, names_of
+from learnkit.interpret.learner_state import (
+    ContinualRecord,
+    first_class_ids,
+    ids_among,
+    names_of,
+)
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.source import Source
 from learnkit.learner.dataloaders import agreeing_loaders, is_multi_label
@@ -86,7 +91,12 @@ def init_continual(
         first = _first_images(learn, head, found, validation, names)
         report = _reported(first, None, head, started)
     # Last, when nothing can fail any more: after an exception the learner is as it was.
-    record = ContinualRecord(learn.model[1], {}, files_among(found), files_among(validation))
+    record = ContinualRecord(
+        learn.model[1],
+        learned=files_among(found),
+        validated=files_among(validation),
+        class_ids=ids_among(head.classes, learn, data),
+    )
     learn.model[1] = head
     learn.state = replace(learn.state, record=record, ood_detector=None)
     return report
@@ -343,8 +353,12 @@ def _begin(learn: Any, dls: DataLoaders) -> None:
     spec = getattr(learn.model, "spec", None)
     if spec is not None:
         learn.model.spec = replace(spec, n_out=len(names))
+    ids = learn.state.class_ids
+    if kept := first_class_ids(learn):
+        names = continual_head(learn.model).classes
+        ids = dict(zip(names, ids_of_classes(kept, len(names)), strict=True))
     learn.model[1], learn.dls, learn.opt = new, dls, None
-    learn.state = replace(learn.state, record=None)
+    learn.state = replace(learn.state, record=None, class_ids=ids)
 
 
 @contextmanager

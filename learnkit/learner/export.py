@@ -19,7 +19,7 @@ from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
 from learnkit.inference.prediction import finite_or_none
-from learnkit.interpret.learner_state import class_names, learner_state
+from learnkit.interpret.learner_state import class_names, first_class_ids, learner_state
 from learnkit.interpret.losses import loss_threshold
 from learnkit.interpret.outputs import collect_outputs
 from learnkit.learner.adopt import travelling
@@ -55,6 +55,7 @@ def predictor_of(learn: Learner, *, travels: bool = False) -> Predictor:
         threshold=loss_threshold(learn.loss_func, len(classes)) if multi_label else 0.5,
         metadata=learner_state(learn).metadata,
         detector=None if continual else learner_state(learn).ood_detector,
+        class_ids=first_class_ids(learn),
     )
 
 
@@ -75,7 +76,8 @@ def own_predictor_of(learn: Learner) -> Predictor:
     model = copy.copy(model)
     model._modules = dict(learn.model._modules)  # a copy shares them
     model[1] = copy.deepcopy(learn.model[1])
-    return Predictor(model, predictor.preprocessing)
+    kept = {"metadata": predictor.metadata, "class_ids": predictor.record.class_ids}
+    return Predictor(model, predictor.preprocessing, **kept)
 
 
 def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -> Path:

@@ -37,11 +37,12 @@ def save_with_state(learn: Any, file: Any, save: Callable[..., Path], **kwargs: 
     detector, record = learn.state.ood_detector, learn.state.record
     extra = path.with_suffix(_EXTRA)
     former_names = {} if record is None else dict(record.former_names)
-    if detector is None and not former_names:
+    class_ids = () if record is None else record.class_ids
+    if detector is None and not former_names and not class_ids:
         extra.unlink(missing_ok=True)
         return path
     config, tensors = (None, {}) if detector is None else detector.state()
-    facts = {"ood": config, "former_names": former_names}
+    facts = {"ood": config, "former_names": former_names, "class_ids": list(class_ids)}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, extra, metadata={"learnkit": json.dumps(facts)})
     return path
@@ -56,7 +57,8 @@ def load_with_state(learn: Any, file: Any, load: Callable[..., Any], **kwargs: A
     with _fitting_head(learn):
         load(file, **kwargs)
     is_continual = continual_head(learn.model) is not None
-    record = ContinualRecord(former_names=facts["former_names"]) if is_continual else None
+    noted = {"former_names": facts["former_names"], "class_ids": tuple(facts["class_ids"])}
+    record = ContinualRecord(**noted) if is_continual else None
     learn.state = replace(learn.state, record=record, ood_detector=detector)
     return learn
 
@@ -101,7 +103,7 @@ def _head_for(learn: Any, state: Mapping[str, Tensor]) -> Any:
 
 def _read_extra(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Facts and tensors of the extra file of a saved state; empty ones without one."""
-    empty: dict[str, Any] = {"ood": None, "former_names": {}}
+    empty: dict[str, Any] = {"ood": None, "former_names": {}, "class_ids": []}
     if not path.is_file():
         return empty, {}
     with safe_open(path, "pt") as file:

@@ -1,7 +1,8 @@
 """Records from JSON and back: frozen dataclasses, read strictly, for files come from strangers.
 
 A field with `metadata=NOT_STORED` stays at home: it is not written, and read as its default. One
-with `metadata={"formerly": name}` is read under that name, too.
+with `metadata={"formerly": name}` is read under that name, too; one with `metadata=OPTIONAL` is
+written where it is not its default, and may be missing.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from learnkit.errors import BundleCorruptError
 
 Record = TypeVar("Record")
 NOT_STORED = {"stored": False}
+OPTIONAL = {"optional": True}
 
 
 def to_plain(value: Any) -> Any:
     """`value` as JSON knows it: records become objects, tuples lists, NaN and infinities null."""
     if dataclasses.is_dataclass(value):
-        return {name: to_plain(getattr(value, name)) for name in _stored(type(value))}
+        plain = {name: to_plain(getattr(value, name)) for name in _stored(type(value))}
+        optional = _optional(type(value)).items()
+        left_out = {name for name, default in optional if getattr(value, name) == default}
+        return {name: one for name, one in plain.items() if name not in left_out}
     if isinstance(value, dict):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -47,6 +52,9 @@ def from_plain(kind: type[Record], values: Any, where: str) -> Record:
     types_of = typing.get_type_hints(kind)
     hints = {name: types_of[name] for name in _stored(kind)}
     values = _renamed(kind, values)
+    if isinstance(values, dict):  # as if it had been written whole
+        lacking = _optional(kind).keys() - values.keys()
+        hints = {name: hint for name, hint in hints.items() if name not in lacking}
     if not isinstance(values, dict) or values.keys() != hints.keys():
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
         raise BundleCorruptError(
@@ -93,6 +101,11 @@ def _renamed(kind: type, values: Any) -> Any:
     if not isinstance(values, dict) or not former.keys() >= values.keys():
         return values
     return {former[name]: value for name, value in values.items()}
+
+
+def _optional(kind: type) -> dict[str, Any]:
+    """The defaults of the fields that may be missing."""
+    return {f.name: f.default for f in dataclasses.fields(kind) if f.metadata.get("optional")}
 
 
 def _name(kind: Any) -> str:

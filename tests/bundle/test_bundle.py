@@ -15,6 +15,7 @@ from deploy_helpers import (
     make_model,
     make_predictor,
     rewrite,
+    section,
 )
 
 from learnkit.bundle import read_float32 as reading
@@ -27,6 +28,7 @@ from learnkit.errors import (
     BundleVersionError,
     BundleWriteError,
     ExportError,
+    PredictionError,
 )
 
 
@@ -549,3 +551,30 @@ def test_safetensors_alone_reads_the_weights(saved):
     assert IMAGENET["mean"] == tuple(
         json.loads((saved[0] / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]["mean"]
     )
+
+
+class TestClassIds:
+    """Ids of classes are an optional field: without any a bundle is as it was before there were."""
+
+    def test_travel_and_are_not_written_where_they_are_places(self, tmp_path):
+        make_predictor(class_ids=[40, 2, 7]).save(tmp_path / "m")
+        found = load_learner(tmp_path / "m")
+        assert found.class_ids == (40, 2, 7)
+        told = found.predict(images()[0]).to_halcon()
+        names = told["classification_class_names"]
+        ids = [found.class_ids[found.classes.index(name)] for name in names]
+        assert list(told["classification_class_ids"]) == ids
+        make_predictor(class_ids=[0, 1, 2]).save(tmp_path / "n")
+        assert "class_ids" not in section(tmp_path / "n")
+        assert load_learner(tmp_path / "n").class_ids == (0, 1, 2)
+
+    @pytest.mark.parametrize("ids", ["40", [1, 1], [-1], [0, 1, 2, 3], [1.5], None])
+    def test_that_no_classes_have_are_refused(self, copy, ids):
+        edit_config(copy, lambda s: s.update(class_ids=ids))
+        with pytest.raises(BundleCorruptError, match="class_ids"):
+            load_learner(copy)
+
+    @pytest.mark.parametrize("ids", [[1, 1], [-1], ["a"], [True, 2]])
+    def test_that_are_none_are_refused_by_a_predictor(self, ids):
+        with pytest.raises(PredictionError, match=r"`class_ids`=.*whole number"):
+            make_predictor(class_ids=ids)

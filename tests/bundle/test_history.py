@@ -164,6 +164,15 @@ class TestVariant:
         again.undo()
         assert again.classes == ("ok", "bad", "new")
 
+    def test_keeps_the_ids_of_its_classes(self, tmp_path):
+        predictor = as_variant(learned())
+        predictor.record = predictor.record.replace(class_ids=(9, 4))
+        predictor.save(tmp_path / "m")
+        again = load_learner(tmp_path / "m")
+        assert (again.classes, again.class_ids) == (("ok", "bad", "dent"), (9, 4, 10))
+        again.extend(*labelled({"more": 3}, seed=4), **QUIET)
+        assert again.class_ids == (9, 4, 10, 11)
+
     def test_in_a_newer_state_is_told_from_a_damaged_one(self, tmp_path):
         as_variant(learned()).save(tmp_path / "m")
         newer = lambda data: data.replace(b'"format": %d' % FORMAT, b'"format": 99')

@@ -271,6 +271,19 @@ def test_names_thresholds_and_metadata_may_be_set(continual):
     assert predictor.classes[0] == "rot"
 
 
+def test_classes_have_the_ids_of_the_variant(continual, tmp_path):
+    files = variant_files(onnx=onnx_bytes(), head=continual[2], class_ids=(17, 3))
+    write_bundle(tmp_path / "m", files, default=NAME)
+    predictor = load_runtime(tmp_path / "m")
+    assert predictor.class_ids == (17, 3, 18)
+    told = predictor.set(class_names={"red": "rot"}).predict(shades("red", 1, size=SIZE)[0])
+    assert (told.label, told.class_id, told.to_halcon()["classification_class_ids"][0]) == (
+        *("rot", 17, 17),
+    )
+    plain = json.loads((continual[0] / "variants" / f"{NAME}.json").read_text("utf-8"))
+    assert "class_ids" not in plain  # older readers take no field they do not know
+
+
 def test_an_assignment_that_would_do_nothing_says_how_it_is_set(continual):
     predictor = load_runtime(continual[0])
     for name in ("ood_threshold", "class_names", "threads"):
@@ -423,6 +436,8 @@ def edited(path, **changes):
         {"preprocessing": {"size": SIZE, "channels": 1}},
         {"params": {"spinning": "yes"}},
         {"multi_label": True},
+        {"class_ids": [1, 1]},
+        {"class_ids": [0, 2, 4, 6]},
     ],
     ids=str,
 )

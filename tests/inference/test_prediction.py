@@ -56,6 +56,17 @@ def test_halcon_keys_run_from_likeliest_to_least_likely():
     assert result["classification_confidences"] == pytest.approx((0.65, 0.25, 0.1))
 
 
+def test_ids_of_classes_take_the_place_of_their_numbers():
+    probs = torch.tensor([0.1, 0.25, 0.65])
+    told = prediction_of(probs, CLASSES, class_ids=(3, 17, 5))
+    assert told.to_halcon()["classification_class_ids"] == (5, 17, 3)
+    assert (told.index, told.class_id, told.to_dict()["class_id"]) == (2, 5, 5)
+    several = prediction_of(probs, CLASSES, class_ids=(3, 17, 5), multi_label=True, threshold=0.2)
+    assert (several.index, several.class_id) == ((1, 2), (17, 5))
+    assert several.to_dict()["class_id"] == [17, 5]
+    assert (single().class_id, "class_id" in single().to_dict()) == (2, False)
+
+
 def test_labels_of_a_multi_label_model_are_those_above_the_threshold():
     assert multi()[:2] == (("ant", "<i>wasp</i>"), (0, 2))
     assert multi(0.95)[:2] == ((), ())

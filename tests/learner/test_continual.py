@@ -857,3 +857,106 @@ class TestOwnPredictor:
         assert plain.ood.threshold is before
         assert plain.ood.classes == tuple(OLD)
         assert plain.predict(old.paths[0]).label in OLD
+
+
+class TestClassIds:
+    """Classes keep the ids of their dataset, whatever comes, goes or is called otherwise."""
+
+    IDS = {"a": 17, "b": 3, "c": 40}
+
+    @pytest.fixture
+    def numbered(self, old):
+        return ImageDataset(old.frame, old.root, class_ids=self.IDS)
+
+    @pytest.fixture
+    def trained(self, numbered):
+        return tiny_learner(numbered)
+
+    @staticmethod
+    def ids(learn):
+        """By name, as a prediction says them in HALCON's terms."""
+        predict = learn.predict(np.zeros((24, 20, 3), np.uint8) + 9)
+        told = predict.to_halcon()
+        names, ids = (told[f"classification_class_{what}"] for what in ("names", "ids"))
+        found = dict(zip(names, ids, strict=True))
+        assert predict.class_id == found[predict.label] == predict.to_dict()["class_id"]
+        return found
+
+    def test_are_those_of_the_dataset(self, trained, old):
+        assert self.ids(trained) == self.IDS
+        assert trained.evaluate().to_dict()["class_ids"] == [17, 3, 40]
+        assert trained.predict(old.paths[0]).index in range(3)
+
+    def test_of_a_dataset_without_any_are_places(self, plain, old):
+        told = plain.predict(old.paths[0])
+        assert told.class_ids is None
+        assert sorted(told.to_halcon()["classification_class_ids"]) == [0, 1, 2]
+        assert (told.class_id, "class_id" in told.to_dict()) == (told.index, False)
+        assert plain.evaluate().class_ids is None
+
+    def test_stay_through_every_change_and_new_classes_follow_the_largest(
+        self, trained, numbered, new
+    ):
+        trained.init_continual(numbered)
+        assert self.ids(trained) == self.IDS
+        trained.extend(only(new, ["e"]))
+        assert self.ids(trained) == {**self.IDS, "e": 41}
+        trained.undo()
+        trained.extend(new)
+        grown = {**self.IDS, "d": 41, "e": 42}
+        assert self.ids(trained) == grown
+        trained.forget("b")
+        trained.rename({"a": "apple"})
+        assert self.ids(trained) == {"apple": 17, "b": 3, "c": 40, "d": 41, "e": 42}
+        trained.merge_classes(["apple", "c"], "fruit")
+        assert self.ids(trained)["fruit"] == 17
+        assert trained.evaluate().class_ids == (17, 3, 40, 41, 42)
+        for _ in range(3):
+            trained.undo()
+        assert self.ids(trained) == grown
+
+    @WITHOUT_OPTIMIZER
+    def test_travel_in_files_bundles_and_back_to_a_learner(self, trained, numbered, new, tmp_path):
+        trained.init_continual(numbered)
+        trained.extend(only(new, ["d"]))
+        trained.rename({"a": "apple"})
+        expected = {"apple": 17, "b": 3, "c": 40, "d": 41}
+        other = tiny_learner(only(new, ["d", "e"]))
+        trained.path = other.path = tmp_path
+        trained.save("ids")
+        assert self.ids(other.load("ids")) == expected
+        trained.export(tmp_path / "m")
+        found = load_learner(tmp_path / "m")
+        assert self.ids(found) == dict(zip(found.classes, found.class_ids, strict=True)) == expected
+        found.extend(only(new, ["e"]))
+        assert self.ids(found) == {**expected, "e": 42}
+        found.save(tmp_path / "n")
+        again = quiet(ImageLearner.from_bundle(tmp_path / "n"))
+        assert self.ids(again) == {**expected, "e": 42}
+        again.forget("b")
+        again.undo()
+        again.undo()
+        assert self.ids(again) == expected
+        assert self.ids(trained.predictor()) == expected
+
+    def test_of_a_trained_head_travel(self, trained, tmp_path):
+        trained.export(tmp_path / "m")
+        assert self.ids(load_learner(tmp_path / "m")) == self.IDS
+        again = quiet(ImageLearner.from_bundle(tmp_path / "m"))
+        assert self.ids(again) == self.IDS
+        found = load_learner(tmp_path / "m").set(class_names={"a": "apple"})
+        assert self.ids(found) == {"apple": 17, "b": 3, "c": 40}
+
+    def test_go_on_after_a_refit_with_data_that_have_none(self, trained, numbered, everything, new):
+        trained.init_continual(numbered)
+        trained.extend(new)
+        with trained.no_logging():
+            trained.refit(everything, 1)
+        expected = {**self.IDS, "d": 41, "e": 42}
+        assert self.ids(trained) == expected
+        trained.drop_continual()
+        assert self.ids(trained) == expected
+
+    def test_of_the_data_count_where_the_loaders_have_none(self, plain, numbered):
+        plain.init_continual(numbered)
+        assert self.ids(plain) == self.IDS

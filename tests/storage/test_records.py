@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from learnkit.errors import BundleCorruptError
-from learnkit.storage.records import NOT_STORED, from_plain, read_field, to_plain
+from learnkit.storage.records import NOT_STORED, OPTIONAL, from_plain, read_field, to_plain
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,19 @@ def test_one_field_is_checked_as_those_of_a_record_are():
         assert str(error.value) == message
     with pytest.raises(BundleCorruptError, match="`names` is 1 long; it must be a dict"):
         read_field(values, "names", dict, "f", shown=lambda value: f"{len(value)} long")
+
+
+@dataclass(frozen=True)
+class Marked:
+    x: float
+    marks: tuple[int, ...] = field(default=(), metadata=OPTIONAL)
+
+
+def test_what_is_optional_may_be_missing_and_is_written_where_it_says_something():
+    for record, plain in ((Marked(1.0), {"x": 1.0}), (Marked(1.0, (2,)), {"x": 1.0, "marks": [2]})):
+        assert to_plain(record) == plain
+        assert from_plain(Marked, plain, "f") == record
+    with pytest.raises(BundleCorruptError, match="`marks`"):
+        from_plain(Marked, {"x": 1.0, "marks": None}, "f")
+    with pytest.raises(BundleCorruptError, match="fields"):
+        from_plain(Marked, {"marks": []}, "f")
