@@ -1,8 +1,9 @@
 """Promises under bursts: false alarms when each image is learned in several versions.
 
-Versions are features with a little noise, or, for data whose name ends in "_bursts", versions of
-the file: there `train` holds `N_VERSIONS` rows of each photograph one after another (the original,
-saved again, brighter, moved, mirrored, ...), and `test` photographs as they are.
+Versions are features with a little noise ("near") or with more than near copies have ("far"), or,
+for data whose name ends in "_bursts", versions of the file; with "group" it is said which belong
+together. Of files `train` holds `N_VERSIONS` rows of each photograph one after another (the
+original, saved again, brighter, moved, mirrored, ...), and `test` photographs as they are.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from learnkit.evaluation import measures
 
 N_VERSIONS = 13
 IMAGES, VERSIONS = (5, 20, 40), (1, 3, 10)
-NOISE = 0.15  # length of the noise in lengths of the features
+NOISE = {"near": 0.15, "far": 0.6}  # length of the noise in lengths of the features
 
 
 def rows(features_by_name: dict[str, dict[str, Split]], draws: int) -> Iterator[dict]:
@@ -33,15 +34,26 @@ def rows(features_by_name: dict[str, dict[str, Split]], draws: int) -> Iterator[
             order = {c: rng.permutation(np.flatnonzero(labels == c)) for c in classes}
             for n in (n for n in IMAGES if n <= most):
                 images = np.concatenate([own[:n] for own in order.values()])
-                for k in VERSIONS:
-                    features = _versions(data["train"], images, k, step, draw)
-                    head = ContinualClassifier(features.shape[1])
-                    head.extend(features, list(labels[images]) * k)
-                    where = {"promise": f"{n} images a class", "data": name, "case": f"{k} each"}
-                    yield from _rows({**where, "draw": draw}, head, data["test"])
+                where = {"promise": f"{n} images a class", "data": name, "draw": draw}
+                for k, kind in _kinds(step):
+                    features = _versions(data["train"], images, k, step, draw, NOISE.get(kind, 0))
+                    for groups in (None, list(range(len(images))) * k) if k > 1 else (None,):
+                        head = ContinualClassifier(features.shape[1])
+                        head.extend(features, list(labels[images]) * k, groups=groups)
+                        case = " ".join([f"{k} each", *([kind] if kind else [])])
+                        case += "" if groups is None else ", group"
+                        yield from _rows({**where, "case": case}, head, data["test"])
 
 
-def _versions(split: Split, images: np.ndarray, k: int, step: int, draw: int) -> torch.Tensor:
+def _kinds(step: int) -> list[tuple[int, str]]:
+    """Numbers of versions, and how they are made: a single one is as it is, of files is one way."""
+    kinds = ("",) if step > 1 else tuple(NOISE)
+    return [(k, kind) for k in VERSIONS for kind in (kinds if k > 1 else ("",))]
+
+
+def _versions(
+    split: Split, images: np.ndarray, k: int, step: int, draw: int, noise: float
+) -> torch.Tensor:
     """Features (k N, D) of N images in k versions each, the first as they are."""
     rng = np.random.default_rng(draw)
     if step > 1:
@@ -49,9 +61,9 @@ def _versions(split: Split, images: np.ndarray, k: int, step: int, draw: int) ->
         chosen = [images * step, *(images * step + others[:, i] for i in range(k - 1))]
         return split.features[np.concatenate(chosen)]
     plain = split.features[images]
-    length = plain.norm(dim=1, keepdim=True) * NOISE / plain.shape[1] ** 0.5
-    noise = torch.from_numpy(rng.normal(size=(k - 1, *plain.shape))) * length
-    return torch.cat([plain, *(plain + noise).clamp_min(0)])
+    length = plain.norm(dim=1, keepdim=True) * noise / plain.shape[1] ** 0.5
+    moved = torch.from_numpy(rng.normal(size=(k - 1, *plain.shape))) * length
+    return torch.cat([plain, *(plain + moved).clamp_min(0)])
 
 
 def _rows(where: dict, head: ContinualClassifier, test: Split) -> Iterator[dict]:

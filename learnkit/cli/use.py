@@ -74,13 +74,20 @@ def extend(
     again: Annotated[
         bool, typer.Option("--again", help="Count images once more that were learned before.")
     ] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="What it finds in a path belongs together: bursts, parts."
+        ),
+    ] = None,
     case_sensitive: CaseOption = False,
 ) -> None:
     """Teach an exported model new classes, or more of the old, from new images alone.
 
     No training and no old images: seconds. Of a FOLDER split into train/ and valid/ the training
     images are learned, and the validation images decide when an image counts as unknown. An image
-    counts once, however often it comes. The model must be in the continual state.
+    counts once, however often it comes. With --group 'part[0-9]+' threshold and confidence rest on
+    all images of a part left out together. The model must be in the continual state.
     """
     from learnkit.continual.classifier import check_continual
     from learnkit.data.dataset import ImageDataset
@@ -96,7 +103,7 @@ def extend(
     if false_alarm_rate is not None:
         predictor.set(false_alarm_rate=false_alarm_rate)
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive or told)
-    how = {"reuse_names": reuse_names, "again": again}
+    how = {"reuse_names": reuse_names, "again": again, "group": group}
     change = predictor.extend(data, **how, progress=sys.stderr.isatty())
     predictor.save(out)
     report.change(change)

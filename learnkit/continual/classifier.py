@@ -48,7 +48,7 @@ class ContinualClassifier(nn.Module):
     Threshold and temperature take images for independent of each other. Near copies (bursts,
     augmented files, files saved again) are found among the remembered features of a class, leave
     together and weigh as one image. What else belongs together is not known, nor that a whole class
-    is one burst: learn one image of each part, or give `validation` images of other parts.
+    is one burst: say it by `groups`, or give `validation` images of other parts.
 
     Args:
         n_features: Width D of the pooled features.
@@ -249,6 +249,7 @@ class ContinualClassifier(nn.Module):
         origin: str = "",
         case_sensitive: bool = False,
         again: bool = False,
+        groups: Sequence[Any] | None = None,
     ) -> ChangeReport:
         """Learn images of new classes, of known ones, or of both; an image counts once.
 
@@ -265,6 +266,9 @@ class ContinualClassifier(nn.Module):
             case_sensitive: Tell names apart by case, 'A' and 'a', from now on; see the setting.
             again: Count images once more that their class has learned before. They are known by
                 their features, where these have the same origin.
+            groups: What each image belongs to (a burst, a part, a patient), None for nothing: when
+                images are left out to fit threshold and temperature, the whole group of their
+                class is, and it weighs as one image.
 
         Returns:
             What changed.
@@ -286,6 +290,7 @@ class ContinualClassifier(nn.Module):
                 case_sensitive=case_sensitive,
                 origin=origin,
                 again=again,
+                groups=groups,
             ),
         )
 

@@ -211,13 +211,13 @@ def _notes_on(
 ) -> tuple[str, ...]:
     """Notes on held-out images, threshold, temperature and score; mostly few."""
     notes, threshold = [], scoring.threshold
-    alone = [
-        n for n, count in zip(stats.class_names, stats.counts.tolist(), strict=True) if count < 2
-    ]
+    each = zip(stats.class_names, stats.counts.tolist(), stats.memory.cells, strict=True)
+    alone = [name for name, n, cell in each if n < 2 or (any(cell.given) and not any(cell.groups))]
     if alone and held_out.source != "validation":
+        group = " or group" if stats.memory.given().any() else ""
         notes.append(
-            f"one image each of {first_few(alone)}: threshold and confidence for them are guessed "
-            "from the other classes; more images will help"
+            f"one image{group} each of {first_few(alone)}: threshold and confidence for them are "
+            "guessed from the other classes; more images will help"
         )
     if held_out.source == MIXED:
         notes.append(
@@ -247,15 +247,17 @@ _MANY_NEAR = 0.05
 
 def _near_copies(stats: ClassStatistics) -> tuple[str, ...]:
     """A note where many remembered features are near copies of others, else none."""
-    cells = stats.memory.cells
-    n = sum(len(cell.groups) for cell in cells)
-    n_copies = n - sum(len(set(cell.groups)) for cell in cells)
+    n = len(stats.memory)
+    first = [(row, one) for cell in stats.memory.cells for row, one in enumerate(cell.groups)]
+    told = stats.memory.given().tolist()
+    n_copies = sum(row != one and not code for (row, one), code in zip(first, told, strict=True))
     if n_copies <= _MANY_NEAR * n:
         return ()
     return (
         f"{n_copies} of {n} remembered images are near copies of others (bursts, augmented files, "
-        "files saved again): each group counts as one image for threshold and confidence; learn "
-        "images of other things rather than more of these",
+        "files saved again): each group counts as one image for threshold and confidence; say by "
+        "`group=` what belongs together, and learn images of other things rather than more of "
+        "these",
     )
 
 

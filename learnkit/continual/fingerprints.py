@@ -10,13 +10,14 @@ probability of 3 in 100 million.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from learnkit.errors import StatisticsError, first_few
+from learnkit.errors import DataError, StatisticsError, first_few
 from learnkit.uncertainty.checks import Array
 
 _KEY = b"learnkit feature memory"
@@ -38,6 +39,24 @@ def codes_of(hashes: Iterable[bytes]) -> Array:
 def fingerprints_of(grid: Tensor) -> Array:
     """The fingerprints uint64 (N,) of features on the integer grid (N, D)."""
     return codes_of(feature_hashes(grid.numpy()))
+
+
+def group_codes(groups: Sequence[Any], n: int) -> Array:
+    """Numbers int64 (N,) that stand for groups, equal for equal texts on every machine; 0 for None.
+
+    Raises:
+        DataError: There is not one for each of `n` images.
+    """
+    if isinstance(groups, str | Mapping | Set) or len(groups) != n:
+        raise DataError(
+            f"`groups` is {groups!r:.100}; give one value for each of {n} images, None for none"
+        )
+    texts = {str(group) for group in groups if group is not None}
+    hashed = {text: hashlib.blake2b(text.encode(), digest_size=_BYTES, key=_KEY) for text in texts}
+    codes = {
+        text: int.from_bytes(one.digest(), "big", signed=True) or 1 for text, one in hashed.items()
+    }
+    return np.array([0 if one is None else codes[str(one)] for one in groups], dtype=np.int64)
 
 
 def less_one_of_each(held: Array, codes: Array) -> tuple[Array, Array]:

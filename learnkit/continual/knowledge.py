@@ -195,9 +195,11 @@ class Knowledge:
         origin: str = "",
         case_sensitive: bool = False,
         again: bool = False,
+        groups: Sequence[Any] | None = None,
     ) -> Change:
         """With more images; blank ones are left out, and those learned before unless `again`."""
-        features, labels, notes = self._shown(features, labels, class_names)
+        given = check_labelled_features(features, labels, class_names, self.settings.n_features)
+        features, labels, notes = shown_images(*given, known=self.statistics.present())
         known, _ = self.statistics.told_apart(case_sensitive).recalled(features)
         if not again:
             features, labels, more = not_learned_before(known, features, labels)
@@ -208,6 +210,8 @@ class Knowledge:
                 notes += label_issues(self.derived.scoring, self.statistics, features, labels)
             grown = known.update(features, labels, class_names, reuse_names=reuse_names)
         grown = grown.with_origin(origin)
+        if groups is not None:
+            grown = grown.grouped(*given, groups)
         if not self.told_unseen:
             notes += note_on_unseen(known.n_unseen, int(known.counts.sum()))
         new = replace(self._with(grown), told_unseen=True)
@@ -257,7 +261,8 @@ class Knowledge:
             new, notes = self._without_validation(validation)
         if features is None:
             return new, notes
-        features, labels, blank = self._shown(features, labels, None)
+        given = check_labelled_features(features, labels, None, self.settings.n_features)
+        features, labels, blank = shown_images(*given, known=self.statistics.present())
         less, forgotten = self.statistics.recalled(features, labels)
         left = np.flatnonzero(~forgotten)
         if len(left):
@@ -377,13 +382,6 @@ class Knowledge:
         settings = replace(self.settings, case_sensitive=statistics.case_sensitive)
         known = {"settings": settings, "statistics": statistics, "validation": validation}
         return replace(self, **known, derived=None, _affine={})
-
-    def _shown(
-        self, features: Tensor, labels: Sequence[Any], class_names: Sequence[str] | None
-    ) -> tuple[Tensor, list[str], tuple[str, ...]]:
-        """(features, labels, notes) of the images that show something; see `shown_images`."""
-        given = check_labelled_features(features, labels, class_names, self.settings.n_features)
-        return shown_images(*given, known=self.statistics.present())
 
 
 @dataclass(frozen=True, eq=False)

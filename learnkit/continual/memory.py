@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.continual.closed_form.near_copies import near_copy_groups
+from learnkit.continual.closed_form.near_copies import near_copy_groups, with_given_groups
 from learnkit.continual.embedding import grid_products
 from learnkit.continual.fingerprints import NONE, codes_of, feature_hashes, fingerprints_of
 from learnkit.continual.names import check_known
@@ -26,11 +26,15 @@ from learnkit.uncertainty.embedding import GRID
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """The remembered features of one class, lowest hash first: int16 (m, D), and their copies."""
+    """The remembered features of one class, lowest hash first: int16 (m, D), and their copies.
+
+    `given (m,)` are codes of the groups they are said to be of, 0 for none, () for none of all.
+    """
 
     features: Tensor
     hashes: tuple[bytes, ...] = ()
     copies: tuple[int, ...] = ()
+    given: tuple[int, ...] = ()
 
     @property
     def n_copies(self) -> int:
@@ -53,12 +57,20 @@ class Cell:
 
     @cached_property
     def groups(self) -> tuple[int, ...]:
-        """Of each feature the first one that it is a near copy of, itself mostly; (m,)."""
-        return near_copy_groups(self.features)
+        """Of each feature the first one that it is a near copy of, or is said to go with; (m,)."""
+        return with_given_groups(near_copy_groups(self.features), self.given)
+
+    def with_groups(self, codes: Mapping[bytes, int]) -> "Cell":
+        """With groups of some features, by hash; the lower of two codes, so that order is none."""
+        told = self.given or (0,) * len(self.hashes)
+        each = zip(told, self.hashes, strict=True)
+        given = tuple(_either(code, codes.get(one, 0)) for code, one in each)
+        return replace(self, given=given if any(given) else ())
 
     def equals(self, other: "Cell") -> bool:
         """Whether both hold the same features as often."""
-        return self.hashes == other.hashes and self.copies == other.copies
+        mine, its = ((one.hashes, one.copies, one.given) for one in (self, other))
+        return mine == its
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +99,10 @@ class FeatureMemory:
     @property
     def nbytes(self) -> int:
         """Bytes taken by features, hashes and copies."""
-        return sum(cell.features.nbytes + 24 * len(cell.hashes) for cell in self.cells)
+        return sum(
+            cell.features.nbytes + 24 * len(cell.hashes) + 8 * len(cell.given)
+            for cell in self.cells
+        )
 
     def of(self, name: str) -> Tensor:
         """Remembered features of one class on the integer grid, int16 (m, D), lowest hash first.
@@ -118,6 +133,11 @@ class FeatureMemory:
         """How many images each row of `all()` stands for, int64 (M,)."""
         return torch.tensor([n for cell in self.cells for n in cell.copies], dtype=torch.int64)
 
+    def given(self) -> Tensor:
+        """The code of the group that each row of `all()` is said to be of, 0 for none, (M,)."""
+        told = [cell.given or (0,) * len(cell.hashes) for cell in self.cells]
+        return torch.tensor([code for codes in told for code in codes], dtype=torch.int64)
+
     def named(self, class_names: Sequence[str]) -> "FeatureMemory":
         """The same cells under other names; more names than cells get empty ones."""
         extra = len(class_names) - len(self.cells)
@@ -131,6 +151,22 @@ class FeatureMemory:
         for place, rows in _by_class(grid, index):
             cells[place] = self._lowest([cells[place], _cell(rows)])
         return self._with(cells)
+
+    def grouped(self, grid: Tensor, index: Tensor, codes: Array) -> "FeatureMemory":
+        """With the rows of `grid`, as far as they are remembered, in groups of these codes (N,)."""
+        cells, hashes = list(self.cells), np.array(feature_hashes(grid.numpy()), dtype=object)
+        for place in set(index.tolist()):
+            told: dict[bytes, int] = {}
+            for row in np.flatnonzero(index.numpy() == place):
+                told[hashes[row]] = _either(told.get(hashes[row], 0), int(codes[row]))
+            cells[place] = cells[place].with_groups(told)
+        return self._with(cells)
+
+    def with_given(self, codes: Sequence[int]) -> "FeatureMemory":
+        """With the codes of groups (M,) that `given` gave, added to those there are."""
+        left = iter(codes)
+        told = [{one: next(left) for one in cell.hashes} for cell in self.cells]
+        return self._with([a.with_groups(b) for a, b in zip(self.cells, told, strict=True)])
 
     def remove(
         self, grid: Tensor, index: Tensor, counts: Sequence[int] | None = None
@@ -202,7 +238,10 @@ class FeatureMemory:
             return filled[0]
         copies: Counter[bytes] = Counter()
         rows: dict[bytes, Tensor] = {}
+        given: dict[bytes, int] = {}
         for cell in cells:
+            for code, group in zip(cell.hashes, cell.given, strict=False):
+                given[code] = _either(given.get(code, 0), group)
             for row, (code, n) in enumerate(zip(cell.hashes, cell.copies, strict=True)):
                 copies[code] += n
                 rows.setdefault(code, cell.features[row])
@@ -210,7 +249,7 @@ class FeatureMemory:
         if not hashes:
             return self.empty_cell()
         kept = torch.stack([rows[code] for code in hashes])
-        return Cell(kept, hashes, tuple(copies[code] for code in hashes))
+        return Cell(kept, hashes, tuple(copies[code] for code in hashes)).with_groups(given)
 
     def _without(self, cell: Cell, rows: np.ndarray) -> tuple[Cell, int]:
         """(the cell without one copy of each row, number of rows that are not in it)."""
@@ -220,7 +259,13 @@ class FeatureMemory:
         kept = [row for row, n in enumerate(left) if n]
         hashes = tuple(cell.hashes[row] for row in kept)
         less = Cell(cell.features[kept], hashes, tuple(left[row] for row in kept))
+        less = less.with_groups(dict(zip(cell.hashes, cell.given, strict=False)))
         return less, len(rows) - (cell.n_copies - less.n_copies)
+
+
+def _either(one: int, other: int) -> int:
+    """The lower of two codes of groups, the one there is if the other is 0."""
+    return min(one, other) if one and other else one or other
 
 
 def _cell(rows: np.ndarray) -> Cell:

@@ -51,7 +51,9 @@ FORMAT = 2  # of the state of a whole classifier; 1 had none of what is optional
 OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}, "origins": []}
 OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False, "case_sensitive": False}
 # Without fingerprints those of the remembered features are all that are known.
-OPTIONAL_TENSORS = {"fingerprints": torch.int64, "fingerprint_sizes": torch.int64}
+OPTIONAL_TENSORS = dict.fromkeys(
+    ["fingerprints", "fingerprint_sizes", "memory_groups"], torch.int64
+)
 
 TENSOR_TYPES = {
     **_TYPES,
@@ -75,7 +77,7 @@ def statistics_tensors(
     `counts (C,)`, `sums (C,D)`, `gram (D,D)`, `forgotten_counts (F,)`, `forgotten_sums (F,D)`,
     `memory_tensors` of the memory; and, unless all images are remembered, `fingerprints (L,)`, the
     bits of numbers without a sign, class after class and then what is forgotten, and how many each
-    has, `fingerprint_sizes (C+F,)`.
+    has, `fingerprint_sizes (C+F,)`; and, if there are any, codes of groups, `memory_groups (M,)`.
     """
     left = [one.total[None] for one in forgotten]
     codes = [*learned.classes, *(one.fingerprints for one in forgotten)]
@@ -85,6 +87,8 @@ def statistics_tensors(
     }
     if len(optional["fingerprints"]) == memory.n_copies:
         optional = {}  # the features say it all; so does the file of an earlier version, as it was
+    if (groups := memory.given()).any():
+        optional["memory_groups"] = groups
     return {
         "counts": counts,
         "sums": sums,
@@ -140,6 +144,9 @@ def read_statistics(
     _check_shapes(tensors, shapes)
     _check_counts(counts, tensors["forgotten_counts"])
     memory = read_memory(tensors, names, n_features, memory_size, counts)
+    if "memory_groups" in tensors:
+        _check_shapes(tensors, {"memory_groups": (len(memory),)})
+        memory = memory.with_given(tensors["memory_groups"].tolist())
     _check_sums("sums", sums, counts)
     _check_sums("forgotten_sums", tensors["forgotten_sums"], tensors["forgotten_counts"])
     _check_gram(gram, int(counts.sum() + tensors["forgotten_counts"].sum()))
@@ -205,9 +212,11 @@ def _read_fingerprints(tensors: Mapping[str, Tensor], memory: FeatureMemory) -> 
         StatisticsError: They are more than there are images, not sorted, or lack those remembered.
     """
     remembered = [cell.fingerprints for cell in memory.cells]
-    if not set(OPTIONAL_TENSORS) & set(tensors):
+    codes, sizes = (tensors.get(name) for name in ("fingerprints", "fingerprint_sizes"))
+    if codes is sizes is None:
         return (*remembered, *[NONE] * len(tensors["forgotten_counts"]))
-    codes, sizes = (tensors[name] for name in ("fingerprints", "fingerprint_sizes"))
+    if codes is None or sizes is None:
+        raise StatisticsError(f"`fingerprints` or `fingerprint_sizes` is missing; {DAMAGED}")
     owners = torch.cat([tensors["counts"], tensors["forgotten_counts"]])
     _check_shapes(tensors, {"fingerprint_sizes": tuple(owners.shape)})
     n = int(sizes.sum())
@@ -306,12 +315,9 @@ DAMAGED = "the statistics are damaged: read them from another copy"
 def _check_tensors(tensors: Mapping[str, Tensor], types: Mapping[str, torch.dtype]) -> None:
     """Raise StatisticsError unless these are the tensors of `types`, and their numbers finite.
 
-    Of those that are optional all may be missing.
+    Those that are optional may be missing.
     """
-    optional = set(types) & set(OPTIONAL_TENSORS)
-    missing = sorted(
-        set(types) - set(tensors) - (optional if not optional & set(tensors) else set())
-    )
+    missing = sorted(set(types) - set(OPTIONAL_TENSORS) - set(tensors))
     extra = sorted(set(tensors) - set(types))
     if missing or extra:
         raise StatisticsError(f"tensors missing: {missing}, unexpected: {extra}; {DAMAGED}")

@@ -24,7 +24,12 @@ from learnkit.continual.checks import (
 )
 from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.embedding import exact_sum, grid_products, to_grid
-from learnkit.continual.fingerprints import Fingerprints, fingerprints_of, less_one_of_each
+from learnkit.continual.fingerprints import (
+    Fingerprints,
+    fingerprints_of,
+    group_codes,
+    less_one_of_each,
+)
 from learnkit.continual.memory import (
     FeatureMemory,
     Forgotten,
@@ -337,6 +342,16 @@ class ClassStatistics:
     def with_origin(self, origin: str) -> ClassStatistics:
         """With one more origin of features; "" is none that is known."""
         return replace(self, origins=tuple(sorted({*self.origins, origin} - {""})))
+
+    def grouped(
+        self, features: Tensor, labels: Sequence[str], groups: Sequence[Any]
+    ) -> ClassStatistics:
+        """With images that were added said to belong together: one value each, None for none.
+
+        Groups of a class are left out as a whole; what is not remembered of them is estimated.
+        """
+        index, codes = index_tensor(self.class_names, labels), group_codes(groups, len(labels))
+        return replace(self, memory=self.memory.grouped(self._on_grid(features), index, codes))
 
     def subtract(self, features: Tensor, labels: Sequence[Any]) -> ClassStatistics:
         """Without these images: counts, sums and products as if they had never been added.

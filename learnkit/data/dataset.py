@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from learnkit.data.arguments import check_seed
 from learnkit.data.display import counts_document, show_images
+from learnkit.data.groups import groups_of
 from learnkit.data.halcon import dictionary_table, halcon_dictionary
 from learnkit.data.image import extension_counts, open_file
 from learnkit.data.labels import Label, nfc
@@ -389,7 +390,7 @@ class ImageDataset(Shown):
         *,
         seed: int = 42,
         stratify: bool = True,
-        group: str | Sequence[object] | None = None,
+        group: Any = None,
         overwrite: bool = False,
     ) -> "Self":
         """The same images, each assigned to train, valid or test.
@@ -403,8 +404,9 @@ class ImageDataset(Shown):
             test: Share in 0..1; None is the rest.
             seed: Of the shuffle; None for another one every time.
             stratify: Give every class these shares; False gives them to the whole only.
-            group: Column, or one value per row: images of one group stay together (one part seen
-                from several sides, one patient).
+            group: Images of one group stay together (one part seen from several sides, a burst, one
+                patient): a column; a regular expression whose only group, or whole match, in the
+                path is the group; `{file: group}`; or one value per row.
             overwrite: Replace a split there already is.
 
         Raises:
@@ -416,8 +418,23 @@ class ImageDataset(Shown):
             raise SplitError(
                 f"the dataset is split already ({self!r}); pass `overwrite=True` to split it anew"
             )
-        column = split_column(self._frame, shares, seed=seed, stratify=stratify, group=group)
+        try:
+            groups = None if group is None else self.groups(group)
+        except DataError as error:
+            raise SplitError(str(error)) from error
+        column = split_column(self._frame, shares, seed=seed, stratify=stratify, groups=groups)
         return self._with(self._frame.assign(split=column))
+
+    def groups(self, group: Any) -> list[Any]:
+        """The group of every row, as `split` and `extend` mean `group`.
+
+        Raises:
+            DataError: It does not say one for every row.
+        """
+        if isinstance(group, Mapping):
+            return groups_of({self.root / file: name for file, name in group.items()}, self.paths)
+        columns = {name: self._frame[name].tolist() for name in self._frame}
+        return groups_of(group, self._frame["path"].tolist(), columns)
 
     def check_split(self) -> None:
         """Return if a classifier can be trained and evaluated by this split.

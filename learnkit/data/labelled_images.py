@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from learnkit.data.groups import groups_of
 from learnkit.data.image import find_images, is_tensor
 from learnkit.data.read_images import file_of
 from learnkit.errors import DataError
@@ -23,15 +24,19 @@ class Labelled(NamedTuple):
     """Images, one label each, and those set apart to decide threshold and confidence.
 
     `case_sensitive` is what a dataset says: names that differ only in case are of two classes.
+    `groups` say what each image belongs to, None if nobody said.
     """
 
     items: list[Any]
     labels: list[str]
     validation: Labelled | None = None
     case_sensitive: bool = False
+    groups: list[Any] | None = None
 
 
-def labelled_images(data: Any, labels: Any = None, *, case_sensitive: bool = False) -> Labelled:
+def labelled_images(
+    data: Any, labels: Any = None, *, case_sensitive: bool = False, group: Any = None
+) -> Labelled:
     """The images and labels meant by `data` and `labels`.
 
     Args:
@@ -41,21 +46,29 @@ def labelled_images(data: Any, labels: Any = None, *, case_sensitive: bool = Fal
         labels: one label per image, `{file: label}`, or one for all of them; also for a folder
             whose images are all of one class. A dataset has its own.
         case_sensitive: classes of a folder or a DataFrame may differ only in case.
+        group: what each image belongs to: a column, a regular expression for its path, `{file:
+            group}`, or one value per image, as in `ImageDataset.split`.
 
     Raises:
         DataError: labels missing, given twice, of another number, without an order (a set) or no
-            names; one file under two labels; several labels per image; no images.
+            names; one file under two labels; several labels per image; no images; no group for an
+            image.
     """
     if isinstance(data, Labelled) and labels is None:
-        return data
+        return grouped_images(data, group)
     if labels is None:
         data = _dataset_of(data, case_sensitive=case_sensitive)
     if is_dataset(data):
-        return _of_dataset(data, labels)
+        return _of_dataset(data, labels, group)
     items = files_or_images(data)
     found = _checked_labels(labels, items)
     _check_one_label(items, found)
-    return Labelled(items, found)
+    return grouped_images(Labelled(items, found), group)
+
+
+def grouped_images(images: Labelled, group: Any) -> Labelled:
+    """The images with the groups that `group` says, where it says any."""
+    return images if group is None else images._replace(groups=groups_of(group, images.items))
 
 
 def parted(found: Labelled, validation: bool) -> tuple[Labelled | None, Labelled | None]:
@@ -173,25 +186,24 @@ def _dataset_of(data: Any, *, case_sensitive: bool = False) -> Any:
     return ImageDataset.from_df(data, Path.cwd(), case_sensitive=case_sensitive)
 
 
-def _of_dataset(data: ImageDataset, labels: Any) -> Labelled:
+def _of_dataset(data: ImageDataset, labels: Any, group: Any) -> Labelled:
     if labels is not None:
         raise DataError("`labels` is given and the dataset has labels of its own; leave it out")
     if data.multi_label:
         raise DataError(
             "the dataset has several labels per image; learning continually needs exactly one"
         )
-    if "train" not in data.splits:
-        return _with_case(Labelled(data.paths, _checked_labels(data.labels, data.paths)), data)
-    validation = None
-    if "valid" in data.splits:
-        validation = Labelled(data.valid.paths, data.valid.labels)
-    train = data.train
+    groups, train, validation = None if group is None else data.groups(group), data, None
+    if "train" in data.splits:
+        train = data.train
+        if groups is not None:
+            own = zip(groups, data.frame["split"], strict=True)
+            groups = [one for one, split in own if split == "train"]
+        if "valid" in data.splits:
+            validation = Labelled(data.valid.paths, data.valid.labels)
     labels = _checked_labels(train.labels, train.paths)
-    return _with_case(Labelled(train.paths, labels, validation), data)
-
-
-def _with_case(images: Labelled, data: Any) -> Labelled:
-    return images._replace(case_sensitive=bool(getattr(data, "case_sensitive", False)))
+    case_sensitive = bool(getattr(data, "case_sensitive", False))
+    return Labelled(train.paths, labels, validation, case_sensitive, groups)
 
 
 def _checked_labels(labels: Any, items: Sequence[Any]) -> list[str]:

@@ -141,20 +141,18 @@ def split_column(
     *,
     seed: int,
     stratify: bool,
-    group: str | Sequence[object] | None,
+    groups: Sequence[object] | None,
 ) -> pd.Series:
     """The split of every row, as `ImageDataset.split` says: "train", "valid" or "test".
 
     Raises:
-        SplitError: `group` does not give one value per row, or a split asked for stays empty.
+        SplitError: A split asked for stays empty.
     """
     # By path, so that the same images are divided alike however their rows are sorted.
     order = np.argsort(frame["path"].to_numpy(dtype=object), kind="stable")
     strata = np.array(_strata(frame) if stratify else [""] * len(frame), dtype=object)
-    groups = None
-    if group is not None:
-        values = _groups(frame, group)
-        groups = [values[i] for i in order]
+    if groups is not None:
+        groups = [groups[i] for i in order]
     assigned = np.empty(len(frame), dtype=np.int64)
     assigned[order] = assign_splits(strata[order], shares, seed=seed, groups=groups)
     for name, share, n in zip(SPLITS, shares, np.bincount(assigned, minlength=3), strict=True):
@@ -231,16 +229,3 @@ def _strata(frame: pd.DataFrame) -> list[str]:
         label if isinstance(label, str) else min(label, key=lambda n: (frequency[n], n), default="")
         for label in labels
     ]
-
-
-def _groups(frame: pd.DataFrame, group: str | Sequence[object]) -> list[object]:
-    """The group of each row: a column's values, or the values given."""
-    if isinstance(group, str) and group not in frame:
-        raise SplitError(f"`group` is {group!r}; columns are {list(frame)}")
-    values = frame[group].tolist() if isinstance(group, str) else list(group)
-    if len(values) != len(frame) or pd.isna(pd.Series(values, dtype=object)).any():
-        raise SplitError(
-            f"`group` has {len(values)} values for {len(frame)} images, or some are missing; "
-            "give one per image"
-        )
-    return values

@@ -344,6 +344,7 @@ class Predictor(BasePredictor):
         *,
         reuse_names: bool = False,
         again: bool = False,
+        group: Any = None,
         **reading: Any,
     ) -> ChangeReport:
         """Learn new classes, or more of known ones, from new images alone; return what changed.
@@ -360,6 +361,9 @@ class Predictor(BasePredictor):
                 name of another class.
             again: count images once more that their class has learned before. They are known by
                 their features, as long as these are computed by the same backend, device and `bs`.
+            group: what each image belongs to (a burst, one part, one patient), as in
+                `ImageDataset.split`: a column, a regular expression for its path, `{file: group}`,
+                or one value per image. Threshold and confidence then rest on whole groups left out.
             **reading: `bs`, `n_workers` and `progress`, see `features`.
 
         Raises:
@@ -368,12 +372,13 @@ class Predictor(BasePredictor):
                 file under two labels; a name that a class no longer has.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head, found = self._labelled(data, labels)
+        head, found = self._labelled(data, labels, group)
         features, names = with_features(found, self.features, reading)
         held_out = with_features(found.validation, self.features, reading)
         given = {
             "reuse_names": reuse_names,
             "again": again,
+            "groups": found.groups,
             "case_sensitive": found.case_sensitive,
             "origin": self.network.origin(reading.get("bs", BATCH)),
         }
@@ -677,14 +682,17 @@ class Predictor(BasePredictor):
         self.record = self.record.replace(siblings=siblings)
         return digest
 
-    def _labelled(self, data: Any, labels: Any) -> tuple[ContinualClassifier, Labelled]:
+    def _labelled(
+        self, data: Any, labels: Any, group: Any = None
+    ) -> tuple[ContinualClassifier, Labelled]:
         """(the head, images and labels), names told apart as the head does."""
         head = check_continual(self.continual)
-        return head, self._found(head, data, labels)
+        return head, self._found(head, data, labels, group)
 
     @staticmethod
-    def _found(head: ContinualClassifier, data: Any, labels: Any) -> Labelled:
-        return labelled_images(data, labels, case_sensitive=head.settings.case_sensitive)
+    def _found(head: ContinualClassifier, data: Any, labels: Any, group: Any = None) -> Labelled:
+        told = head.settings.case_sensitive
+        return labelled_images(data, labels, case_sensitive=told, group=group)
 
     def _pixels(self, images: Tensor) -> np.ndarray:
         check_batch(images, self.preprocessing.channels)

@@ -70,7 +70,12 @@ from learnkit.models.eval_mode import evaluating
 
 @warned_after
 def init_continual(
-    learn: Any, data: Any = None, *, reset_class_information: bool = False, **settings: Any
+    learn: Any,
+    data: Any = None,
+    *,
+    reset_class_information: bool = False,
+    group: Any = None,
+    **settings: Any,
 ) -> ChangeReport | None:
     """What putting the learner into the continual state did; see `ImageLearner.init_continual`."""
     check_supported(learn)
@@ -80,7 +85,7 @@ def init_continual(
             "drop_continual() first"
         )
     started, names = time.perf_counter(), names_of(learn.dls) or []
-    found = None if data is None else labelled_data(data, classes=names)
+    found = None if data is None else labelled_data(data, classes=names, group=group)
     if not reset_class_information:
         check_no_class_lost(names, found.labels if found else ())
         warn_if_not_training_data(learn, data, found)
@@ -118,24 +123,29 @@ def _first_images(
         class_names=order,
         validation=_features_and_labels(learn, validation),
         origin=origin_of(learn, found.items),
+        groups=found.groups,
     )
     notes = (*report.notes, *_origin(learn, validation))
     return replace(report, what="init_continual", notes=notes)
 
 
 @warned_after
-def extend(learn: Any, data: Any, labels: Any = None, **how: bool) -> ChangeReport:
+def extend(
+    learn: Any, data: Any, labels: Any = None, *, group: Any = None, **how: bool
+) -> ChangeReport:
     """What learning new classes, or more of the known ones, did; see `ImageLearner.extend`."""
     head, record = check_continual(continual_head(learn.model)), _record(learn)
     told = head.settings.case_sensitive
-    found = labelled_data(data, labels, classes=head.classes, case_sensitive=told)
+    seen = {"classes": head.classes, "case_sensitive": told, "group": group}
+    found = labelled_data(data, labels, **seen)
     files = files_among(found)
     validation = found.validation
     if validation is not None:
         validation = without_files(validation, files | record.learned)
     features = features_of(learn, found.items)  # reads every image before anything is changed
     held_out = _features_and_labels(learn, validation)
-    given = {"origin": origin_of(learn, found.items), "case_sensitive": found.case_sensitive, **how}
+    given = {"origin": origin_of(learn, found.items), "case_sensitive": found.case_sensitive}
+    given |= {"groups": found.groups, **how}
     report = change(
         learn,
         lambda head: head.extend(features, found.labels, validation=held_out, **given),

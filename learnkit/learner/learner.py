@@ -396,7 +396,12 @@ class ImageLearner(Learner):
         return detector_of(self)
 
     def init_continual(
-        self, data: Any = None, *, reset_class_information: bool = False, **settings: Any
+        self,
+        data: Any = None,
+        *,
+        reset_class_information: bool = False,
+        group: Any = None,
+        **settings: Any,
     ) -> ChangeReport | None:
         """Put the learner into the continual state: what it did, or None without data.
 
@@ -411,6 +416,7 @@ class ImageLearner(Learner):
                 that are left out one by one. Without data nothing is known until the first
                 `extend`.
             reset_class_information: allow classes the learner knows now to be dropped.
+            group: what each image belongs to, see `extend`.
             **settings: `memory` (features remembered of each class, 64), `classifier` ("lda",
                 "ridge" or "prototype"), `false_alarm_rate` (0.05), `score` ("combined",
                 "mahalanobis", "relative", "knn", "msp" or "energy"), `guarantee` ("loo", "split"
@@ -425,11 +431,21 @@ class ImageLearner(Learner):
             UnreadableImagesError: Images cannot be read; all of them are named.
         """
         return continual.init_continual(
-            self, data, reset_class_information=reset_class_information, **settings
+            self,
+            data,
+            reset_class_information=reset_class_information,
+            group=group,
+            **settings,
         )
 
     def extend(
-        self, data: Any, labels: Any = None, *, reuse_names: bool = False, again: bool = False
+        self,
+        data: Any,
+        labels: Any = None,
+        *,
+        reuse_names: bool = False,
+        again: bool = False,
+        group: Any = None,
     ) -> ChangeReport:
         """Learn new classes, or more of the known ones, from new images alone: what that did.
 
@@ -446,13 +462,17 @@ class ImageLearner(Learner):
             reuse_names: take a name that a class had before `rename` or `merge_classes` for the
                 name of another class.
             again: count images once more that their class has learned before.
+            group: what each image belongs to (a burst, one part, one patient), as in
+                `ImageDataset.split`: a column, a regular expression for its path, `{file: group}`,
+                or one value per image. Threshold and temperature rest on whole groups left out.
 
         Raises:
             ContinualNotInitializedError: Call `init_continual` first.
             DataError: No images, labels missing, or a name that a class no longer has.
             UnreadableImagesError: Images cannot be read; all of them are named.
         """
-        return continual.extend(self, data, labels, reuse_names=reuse_names, again=again)
+        how = {"reuse_names": reuse_names, "again": again, "group": group}
+        return continual.extend(self, data, labels, **how)
 
     def subtract(self, data: Any, labels: Any = None, *, validation: bool = False) -> ChangeReport:
         """Unlearn images as if they had never been there: takes back an `extend` of the same data.
@@ -568,7 +588,9 @@ class ImageLearner(Learner):
         """
         return uncertainty.calibrate(self, dl, ds_idx=ds_idx)
 
-    def fit_ood(self, data: Any = None, *, validation: Any = None, **settings: Any) -> Threshold:
+    def fit_ood(
+        self, data: Any = None, *, validation: Any = None, group: Any = None, **settings: Any
+    ) -> Threshold:
         """Fit an out-of-distribution (OOD) detector for a trained head: its threshold.
 
         Predictions then carry `.is_ood`, `.ood_score` and `.p_value`. Fitting again replaces it;
@@ -578,13 +600,14 @@ class ImageLearner(Learner):
             data: the training data, as for `extend`; those of the learner by default.
             validation: images the network was not trained on, with labels; by default the
                 validation split of `data`, or of the learner.
+            group: what each image of `data` belongs to, see `extend`.
             **settings: `score`, `false_alarm_rate`, `guarantee`, `per_class`, `memory`; see
                 `init_continual`.
 
         Raises:
             OodLockedError: In the continual state, which detects out-of-distribution images itself.
         """
-        return uncertainty.fit_ood(self, data, validation=validation, **settings)
+        return uncertainty.fit_ood(self, data, validation=validation, group=group, **settings)
 
     def clear_ood(self) -> Self:
         """Remove what `fit_ood` made; training is allowed again."""

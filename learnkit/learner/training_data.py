@@ -11,7 +11,13 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import Tensor
 
-from learnkit.data.labelled_images import Labelled, image_paths, labelled_images
+from learnkit.data.groups import groups_of
+from learnkit.data.labelled_images import (
+    Labelled,
+    grouped_images,
+    image_paths,
+    labelled_images,
+)
 from learnkit.data.read_images import file_of
 from learnkit.errors import DataError, ExportError, first_few, warn_user
 from learnkit.interpret.learner_state import names_of
@@ -135,6 +141,7 @@ def labelled_data(
     *,
     classes: Sequence[str] = (),
     case_sensitive: bool = False,
+    group: Any = None,
 ) -> Labelled:
     """Images with their labels, and those held back for validation, of whatever was given.
 
@@ -145,20 +152,22 @@ def labelled_data(
         labels: for images: one name each, or one for all of them.
         classes: what the class numbers of a loader without a vocabulary stand for.
         case_sensitive: classes of a folder or a DataFrame may differ only in case.
+        group: what each image belongs to, see `labelled_images`; of loaders of which nobody knows
+            the files, one value per image.
 
     Raises:
-        DataError: no images, labels missing or not one per image.
+        DataError: no images, labels or groups missing or not one per image.
     """
     if labels is None and isinstance(data, DataLoaders):
-        return _of_loaders(data, classes)
+        return _of_loaders(data, classes, group)
     if labels is None and _is_loader(data):
-        return _of_loader(data, classes)
+        return _of_loader(data, classes, group)
     if data is None and labels is None:
         raise DataError(
             "`data` is missing; give an ImageDataset, DataLoaders, a DataLoader, a folder of class "
             "folders, a DataFrame with the columns path and label, or images with `labels`"
         )
-    return labelled_images(data, labels, case_sensitive=case_sensitive)
+    return labelled_images(data, labels, case_sensitive=case_sensitive, group=group)
 
 
 def case_matters(learn: Any, found: Labelled | None) -> bool:
@@ -186,15 +195,15 @@ def _is_loader(data: Any) -> bool:
     return hasattr(data, "dataset") and hasattr(data, "__iter__")
 
 
-def _of_loaders(dls: DataLoaders, classes: Sequence[str]) -> Labelled:
+def _of_loaders(dls: DataLoaders, classes: Sequence[str], group: Any) -> Labelled:
     dataset = getattr(dls, "image_dataset", None)
     if dataset is not None:
-        return labelled_images(dataset)
+        return labelled_images(dataset, group=group)
     train, *rest = (_of_loader(dl, classes) for dl in dls.loaders[:2])
-    return train._replace(validation=rest[0] if rest else None)
+    return grouped_images(train, group)._replace(validation=rest[0] if rest else None)
 
 
-def _of_loader(dl: Any, classes: Sequence[str]) -> Labelled:
+def _of_loader(dl: Any, classes: Sequence[str], group: Any = None) -> Labelled:
     """The images of one loader in dataset order; labels by its own vocabulary if it has one."""
     source = Source(dl)
     names, numbers = names_of(dl) or classes, _numbers(dl, source)
@@ -205,7 +214,11 @@ def _of_loader(dl: Any, classes: Sequence[str]) -> Labelled:
             f"`data` has the class number {outside[0]}, but there are {len(names)} class names; "
             "pass a loader with a vocabulary, or the images with `labels`"
         )
-    return Labelled(source.items or source, [str(names[n]) for n in numbers])
+    items, labels = source.items or source, [str(names[n]) for n in numbers]
+    if group is not None and items is source:
+        items_or_none = [None] * len(labels)
+        return Labelled(source, labels, groups=groups_of(group, items_or_none))
+    return grouped_images(Labelled(items, labels), group)
 
 
 def _numbers(dl: Any, source: Source) -> list[int]:

@@ -75,15 +75,18 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
 
 
 @warned_after
-def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings: Any) -> Threshold:
+def fit_ood(
+    learn: Any, data: Any = None, *, validation: Any = None, group: Any = None, **settings: Any
+) -> Threshold:
     """The threshold of a detector fitted; see `ImageLearner.fit_ood`."""
     head = continual_head(learn.model)
     if head is not None:
-        return _fit_threshold(learn, head, data, validation, settings)
+        given = settings if group is None else {**settings, "group": group}
+        return _fit_threshold(learn, head, data, validation, given)
     check_supported(learn)
     own = data is None
     found = labelled_data(
-        data_of_training(learn) if own else data, classes=names_of(learn.dls) or ()
+        data_of_training(learn) if own else data, classes=names_of(learn.dls) or (), group=group
     )
     if isinstance(validation, Outputs):
         held_out = _HeldOut(*_features_and_labels(validation), validation.logits)
@@ -94,7 +97,8 @@ def fit_ood(learn: Any, data: Any = None, *, validation: Any = None, **settings:
     features = features_of(learn, found.items)
     validation = None if held_out is None else (held_out.features, held_out.labels)
     origin = origin_of(learn, found.items)
-    detector.extend(features, found.labels, validation=validation, origin=origin)
+    given = {"validation": validation, "origin": origin, "groups": found.groups}
+    detector.extend(features, found.labels, **given)
     if held_out is not None:
         _calibrate_sets(learn, detector, held_out.logits, held_out.labels)
     learn.state = replace(learn.state, ood_detector=detector)

@@ -21,7 +21,7 @@ from learnkit.serving.http_errors import Refusal, as_json
 from learnkit.serving.limits import Gate, Limits
 from learnkit.serving.metrics import METRICS_TYPE, metrics_text
 from learnkit.serving.model_info import FORM, model_facts
-from learnkit.serving.served_model import ServedModel, flag_in, labels_for
+from learnkit.serving.served_model import ServedModel, flag_in, groups_in, labels_for
 from learnkit.serving.uploads import Upload, check_pixels, read_uploads
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ class Service:
     async def extend(self, request: "Request") -> tuple[int, Any]:
         """Status and answer: what changed. Nothing of the request is read without the token.
 
-        An image counts once, however often it is sent, unless the form says `again=true`.
+        An image counts once, however often it is sent, unless the form says `again=true`. The
+        field `group` says what images belong to, once for all or once for each.
         What was learned is on disk when the answer says `saved`: killing the process loses nothing
         of it. Other requests are predicted meanwhile.
         """
@@ -172,7 +173,8 @@ class Service:
         with self.gate.request() as ticket:
             uploads, fields = await read_uploads(request, ticket, self.limits)
             labels = labels_for(len(uploads), fields.get("label", []))
-            work = partial(self._learn, uploads, labels, again=flag_in(fields, "again"))
+            how = {"again": flag_in(fields, "again"), "group": groups_in(fields, len(uploads))}
+            work = partial(self._learn, uploads, labels, **how)
             answer = await asyncio.get_running_loop().run_in_executor(self._learning, work)
         return 200, answer
 

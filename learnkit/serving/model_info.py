@@ -20,6 +20,7 @@ FORM = {
                     "images": {"type": "array", "items": _BINARY["schema"]},
                     "label": {"type": "array", "items": {"type": "string"}},
                     "again": {"type": "boolean", "default": False},
+                    "group": {"type": "array", "items": {"type": "string"}},
                 },
             }
         },

@@ -106,6 +106,22 @@ def flag_in(fields: Mapping[str, Sequence[str]], name: str) -> bool:
     return given == ["true"]
 
 
+def groups_in(fields: Mapping[str, Sequence[str]], n: int) -> list[str] | None:
+    """What a form says each of `n` images belongs to; None if it says nothing.
+
+    Raises:
+        Refusal: 400 another number.
+    """
+    given = list(fields.get("group", ()))
+    if len(given) not in (0, 1, n):
+        raise Refusal(
+            400,
+            f"the request has {len(given)} groups for {n} images; send the field `group` once, or "
+            "once for each image, in their order",
+        )
+    return given * (n if len(given) == 1 else 1) or None
+
+
 def labels_for(n: int, given: Sequence[str]) -> list[str]:
     """One label for each of `n` images: `given`, or the only one there is for all.
 

@@ -290,6 +290,17 @@ def test_extend_by_the_same_folder_counts_once_unless_again(known, images, tmp_p
     assert sum(n.values()) <= sum(seen.values())
 
 
+def test_extend_takes_groups_from_the_paths(known, images, tmp_path, capsys):
+    out = tmp_path / "grouped"
+    code, _, err = learnkit(capsys, "extend", known, images, "--out", out, "--group", r"/0\d(\d)")
+    assert code == 0, err
+    given = load_learner(out).continual.statistics.memory.given()
+    assert 1 < len(set(given.tolist())) <= 10
+    code, _, err = learnkit(capsys, "extend", known, images, "--out", out, "--group", "serial")
+    assert code != 0
+    assert "finds nothing in" in err
+
+
 def test_extend_with_unreadable_images_writes_nothing(known, images, tmp_path, capsys):
     shutil.copytree(images / "odd", tmp_path / "new" / "odd")
     for name in ("002.png", "005.png"):

@@ -806,6 +806,7 @@ def test_nothing_to_subtract_and_wrong_validation_images_change_nothing():
 
 def test_a_state_from_before_there_were_optional_keys_is_read_and_written_anew():
     head = full()
+    head.extend(*images(5), groups=[1] * 25)
     config, tensors = head.state()
     settings = {k: v for k, v in config["settings"].items() if k not in OPTIONAL_SETTINGS}
     config = {k: v for k, v in config.items() if k not in OPTIONAL_CONFIG}

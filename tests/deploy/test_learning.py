@@ -194,6 +194,21 @@ def test_classes_are_renamed_and_merged_and_changes_taken_back(predictor):
         assert predictor.predict(shades(name, 1, seed=2)[0]).label == "damage"
 
 
+def test_groups_are_learned_and_travel(tmp_path, predictor):
+    images, names = labelled(OLD)
+    groups = [i % 4 for i in range(len(names))]
+    with pytest.raises(DataError, match="has 2 values for 13 images"):
+        predictor.extend(images, names, group=[1, 2], **QUIET)
+    predictor.extend(images, names, group=groups, **QUIET)
+    given = predictor.continual.statistics.memory.given()
+    assert len(set(given.tolist())) == 4
+    assert predictor.continual.knowledge.derived.linear.loo.n_single == 8
+    predictor.save(tmp_path / "model")
+    again = load_learner(tmp_path / "model")
+    assert torch.equal(again.continual.statistics.memory.given(), given)
+    assert answers(again) == answers(predictor)
+
+
 def test_an_image_sent_twice_counts_once_and_is_said(predictor, tmp_path):
     before = predictor.continual.statistics
     images, names = labelled(OLD)

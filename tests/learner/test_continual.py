@@ -302,6 +302,24 @@ class TestExtend:
         with pytest.warns(UserWarning, match="decide threshold and temperature"):
             learn.extend(old.valid)
 
+    def test_groups_are_left_out_as_a_whole(self, plain, old, tmp_path):
+        group = {path: i % 3 for i, path in enumerate(old.paths)}
+        plain.fit_ood(old, group=group)
+        told = plain.ood.statistics.memory.given()
+        plain.clear_ood()
+        report = plain.init_continual(old, group=group)
+        assert not any("near copies" in note for note in report.notes)
+        head = plain.continual
+        assert torch.equal(head.statistics.memory.given(), told)
+        assert len(set(told.tolist())) == 3
+        assert head.knowledge.derived.linear.loo.n_single == 9  # three groups of three classes
+        plain.drop_continual()
+        plain.init_continual(plain.dls, group=r"(\d)\.png")
+        assert len(set(plain.continual.statistics.memory.given().tolist())) > 3
+        with pytest.raises(DataError, match="finds nothing in 3 of 3 paths"):
+            plain.extend(old.train.paths[:3], "a", group="burst")
+        plain.extend([Image.open(path) for path in old.valid.paths[:2]], "b", group=["x", "x"])
+
     def test_needs_the_continual_state(self, plain, new):
         for verb in (lambda: plain.extend(new), plain.undo, plain.drop_continual):
             with pytest.raises(ContinualNotInitializedError, match="init_continual"):

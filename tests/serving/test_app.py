@@ -376,6 +376,9 @@ def test_new_images_are_learned_as_the_predictor_itself_learns_them(serving, pre
     assert change["notes"][0].startswith("already learned: 1 of 1 images")
     answer = client.post("/extend?label=odd&again=true", content=images[0], headers=BEARER)
     assert answer.json()["change"]["n_images"]["odd"] == 2
+    assert not predictor.continual.statistics.memory.given().any()
+    client.post("/extend?label=odd&group=monday", content=images[0], headers=BEARER)
+    assert predictor.continual.statistics.memory.given().count_nonzero() == 1
 
 
 def test_what_was_learned_is_on_disk_when_the_client_is_told(predictor, tmp_path):
@@ -454,6 +457,11 @@ def test_a_change_that_fails_changes_nothing(serving, predictor):
         (422, "has 201 characters", {"files": form(good), "data": {"label": "x" * 201}}),
         (422, "can be printed", {"files": form(good), "data": {"label": "\u202eko"}}),
         (400, "has no image", {"files": {"label": (None, "n")}}),
+        (
+            400,
+            "2 groups for 1 images",
+            {"files": form(good), "data": {"group": ["a", "b"], "label": "n"}},
+        ),
         (400, "`again` is 'ja'", {"files": form(good), "data": {"label": "n", "again": "ja"}}),
     ]
     for status, sentence, request in requests:

@@ -44,6 +44,10 @@ class Moments:
 
     @property
     def is_alone(self) -> list[bool]:
-        """Which classes are one image, or copies of one: without it, nothing of them is left."""
+        """Which classes are one image, or one group: without it, nothing of them is left."""
         each = zip(self.counts.tolist(), self.copies, self.groups, strict=True)
-        return [n == 1 or (sum(copies) == n and not any(first)) for n, copies, first in each]
+        # several remembered images all of one group: so are, most likely, those not remembered
+        return [
+            n == 1 or (not any(first) and (sum(copies) == n or len(first) > 1))
+            for n, copies, first in each
+        ]

@@ -52,6 +52,23 @@ def near_copy_groups(grid: Tensor) -> tuple[int, ...]:
     return tuple(first)
 
 
+def with_given_groups(groups: Sequence[int], codes: Sequence[int]) -> tuple[int, ...]:
+    """Groups of rows (m,) that also keep together what has the same code; 0 says nothing.
+
+    Args:
+        groups: Of each row, as `near_copy_groups` gives them.
+        codes: Of the group that each is said to be of.
+    """
+    first, rows_of = list(groups), {}
+    for row, code in enumerate(codes):
+        rows_of.setdefault(code, []).append(row)
+    rows_of.pop(0, None)
+    for rows in rows_of.values():
+        joined = {first[row] for row in rows}
+        first = [min(joined) if one in joined else one for one in first]
+    return tuple(first)
+
+
 def _clusters(squared: Array, limit: float) -> Iterator[tuple[float, list[int]]]:
     """(largest distance that connects it, its rows) of every cluster of single linkage."""
     near = np.argwhere(np.triu(squared <= limit, 1))

@@ -1,0 +1,91 @@
+"""Groups of images that belong together: a burst, views of one part, photographs of one patient."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+from learnkit.data.read_images import file_of
+from learnkit.errors import DataError
+
+
+def groups_of(
+    group: Any, items: Sequence[Any], columns: Mapping[str, Iterable[Any]] | None = None
+) -> list[Any]:
+    r"""The group of every image, as `split(group=)` and `extend(group=)` mean it.
+
+    Args:
+        group: A column; else a regular expression, searched for in each path, whose only group, or
+            all of the match, is the group; `{file: group}`; or one value per image.
+        items: The images, for a regular expression and `{file: group}` their files.
+        columns: Of the table the images come from, if there is one.
+
+    Raises:
+        DataError: No such column and no expression that finds a group in every path, or not one
+            value for every image.
+
+    >>> groups_of(r"part(\d+)", ["a/part7_1.png", "a/part7_2.png", "a/part8_1.png"])
+    ['7', '7', '8']
+    """
+    if isinstance(group, str) and columns is not None and group in columns:
+        values = list(columns[group])
+    elif isinstance(group, str | re.Pattern):
+        return _found_in(group, items, columns)
+    elif isinstance(group, Mapping):
+        values = _by_file(group, items)
+    elif isinstance(group, Set) or not isinstance(group, Iterable):
+        raise DataError(
+            f"`group` is {group!r:.100} ({type(group).__name__}); give a column, a regular "
+            "expression, {file: group}, or a list with one value per image"
+        )
+    else:
+        values = list(group)
+    if len(values) != len(items) or any(map(_is_missing, values)):
+        raise DataError(
+            f"`group` has {len(values)} values for {len(items)} images, or some are missing; "
+            "give one per image"
+        )
+    return values
+
+
+def _found_in(
+    pattern: str | re.Pattern[str],
+    items: Sequence[Any],
+    columns: Mapping[str, Iterable[Any]] | None,
+) -> list[str]:
+    """What the expression finds in the path of every image."""
+    where = f"`group` is {getattr(pattern, 'pattern', pattern)!r}; "
+    where += "" if columns is None else f"columns are {list(columns)}, and "
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"{where}it is no regular expression: {error}") from error
+    if regex.groups > 1:
+        raise DataError(f"{where}the expression has {regex.groups} groups; give it one, or none")
+    paths = [str(item).replace("\\", "/") if file_of(item) else "" for item in items]
+    found = [regex.search(path) if path else None for path in paths]
+    if None in found:
+        n, first = found.count(None), items[found.index(None)]
+        raise DataError(
+            f"{where}the expression finds nothing in {n} of {len(items)} paths, such as "
+            f"{str(first)[-80:]!r}"
+        )
+    return [match.group(regex.groups) for match in found]
+
+
+def _by_file(group: Mapping[Any, Any], items: Sequence[Any]) -> list[Any]:
+    """The values of `{file: group}`, in the order of the images; other files may be in it."""
+    by_file = {file_of(key) or key: value for key, value in group.items()}
+    files = list(map(file_of, items))
+    if lacking := [item for item, file in zip(items, files, strict=True) if file not in by_file]:
+        raise DataError(
+            f"`group` lacks {str(lacking[0])[-80:]!r} ({len(lacking)} of {len(items)} images); "
+            "give one group per file, or a list with one value per image"
+        )
+    return [by_file[file] for file in files]
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, pandas' NA, or NaN, which equals nothing, itself included."""
+    return value is None or type(value).__name__ == "NAType" or bool(value != value)

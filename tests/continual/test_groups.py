@@ -1,0 +1,220 @@
+"""Groups of images that are said to belong together: left out as a whole, whoever learned them."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from continual_helpers import bursts, draw, examples, on_grid
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.closed_form.near_copies import with_given_groups
+from learnkit.continual.fingerprints import group_codes
+from learnkit.continual.statistics import ClassStatistics
+from learnkit.errors import DataError, StatisticsError
+from learnkit.uncertainty.embedding import GRID
+
+few, D = examples(8), 12
+seeds = st.integers(0, 999)
+
+
+def learned(*batches, memory=64, width=D):
+    head = ContinualClassifier(width, memory=memory)
+    for features, labels, groups in batches:
+        if labels:
+            head.extend(features, labels, groups=groups)
+    return head
+
+
+def pick(batch, rows):
+    return batch[0][list(rows)], *([part[row] for row in rows] for part in batch[1:])
+
+
+def same(one, other):
+    return one.statistics.equals(other.statistics) and one.threshold.value == other.threshold.value
+
+
+def parts(seed=0, n=18):
+    features, labels = draw({"a": n, "b": n - 6}, seed=seed)
+    return features, labels, [f"part {i % 5}" for i in range(len(labels))]
+
+
+def test_what_has_one_code_is_one_group_with_its_near_copies():
+    assert with_given_groups([0, 1, 2, 3], [0, 0, 0, 0]) == (0, 1, 2, 3)
+    assert with_given_groups([0, 1, 2, 3], [0, 7, 0, 7]) == (0, 1, 2, 1)
+    # 0 and 2 are near copies, 2 and 3 of one part, 3 and 4 near copies
+    assert with_given_groups([0, 1, 0, 3, 3], [0, 0, 5, 5, 0]) == (0, 1, 0, 0, 0)
+    assert with_given_groups([0, 1, 2, 3, 4], [1, 2, 1, 2, 0]) == (0, 1, 0, 1, 4)
+
+
+@few
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.lists(st.integers(0, 2), min_size=9))
+def test_groups_are_the_connected_components_of_both(firsts, codes):
+    near = [min(i, first) for i, first in enumerate(firsts)]
+    near = [near[near[near[i]]] for i in near]  # heads are heads of themselves
+    codes = codes[: len(near)]
+    linked = np.eye(len(near), dtype=bool)
+    for i, one in enumerate(near):
+        for j, other in enumerate(near):
+            linked[i, j] |= one == other or (codes[i] == codes[j] != 0)
+    for _ in near:
+        linked = linked @ linked
+    wanted = [int(np.flatnonzero(row)[0]) for row in linked]
+    assert list(with_given_groups(near, codes)) == wanted
+
+
+def test_codes_are_of_the_text_and_never_none():
+    codes = group_codes(["7", 7, None, "8", np.int64(7)], 5)
+    assert codes[0] == codes[1] == codes[4] != codes[3]
+    assert (codes[2], codes.dtype) == (0, np.int64)
+    assert (codes[[0, 1, 3, 4]] != 0).all()
+    for wrong in (["a"], "ab", {"a": 1, "b": 2}):
+        with pytest.raises(DataError, match="give one value for each of 2 images"):
+            group_codes(wrong, 2)
+
+
+def gathered(*batches, memory_size):
+    stats = ClassStatistics.empty(D, root=False, memory_size=memory_size)
+    for features, labels, groups in batches:
+        if labels:
+            stats = stats.update(features, labels).grouped(features, labels, groups)
+    return stats
+
+
+@few
+@given(seeds, st.permutations(range(30)), st.lists(st.integers(1, 29), max_size=3), st.booleans())
+def test_order_and_batches_leave_no_trace_of_groups(seed, order, cuts, small):
+    batch, size = parts(seed), 7 if small else 64
+    pieces = [pick(batch, piece) for piece in np.split(np.array(order), sorted(set(cuts)))]
+    # some come again, and others say that they belong elsewhere
+    twice = (*pick(batch, order[:9])[:2], [f"part {i % 2}" for i in range(9)])
+    whole = gathered(twice, batch, memory_size=size)
+    assert whole.memory.given().any()
+    assert gathered(*pieces, twice, memory_size=size).equals(whole)
+    merged = gathered(memory_size=size)
+    for piece in (*pieces, twice):
+        merged = gathered(piece, memory_size=size).merge(merged)
+    assert merged.equals(whole)
+
+
+def test_a_classifier_learns_groups_in_any_order_to_the_bit():
+    batch = parts()
+    backwards = learned(pick(batch, range(29, 11, -1)), pick(batch, range(12)))
+    assert same(backwards, learned(batch))
+
+
+def test_groups_are_kept_by_every_change():
+    batch = parts()
+    head = learned(batch)
+    head.rename({"a": "c"})
+    head.merge_classes(["c", "b"], "d")
+    told = {g: group_codes([g], 1)[0] for g in set(batch[2])}
+    rows = {
+        tuple(row.tolist()): g
+        for row, g in zip((on_grid(batch[0]) * GRID).short(), batch[2], strict=True)
+    }
+    cell = head.statistics.memory.cells[0]
+    assert [told[rows[tuple(row.tolist())]] for row in cell.features] == list(cell.given)
+    head.undo()
+    head.undo()
+    assert same(head, learned(batch))
+    head.subtract(*pick(batch, range(18, 30))[:2])
+    assert same(head, learned(pick(batch, range(18))))
+    head.forget("a")
+    assert not len(head.statistics.memory)
+
+
+def test_groups_travel_with_the_state_and_are_none_of_an_earlier_one():
+    head = learned(parts(), memory=9)
+    config, tensors = head.state()
+    assert tensors["memory_groups"].shape == (18,)
+    back = ContinualClassifier.from_state(json.loads(json.dumps(config)), tensors)
+    assert same(back, head)
+    plain = {name: one for name, one in tensors.items() if name != "memory_groups"}
+    without = learned((*parts()[:2], None), memory=9)
+    assert same(ContinualClassifier.from_state(config, plain), without)
+    assert "memory_groups" not in without.state()[1]
+    for wrong in (tensors["memory_groups"][:-1], tensors["memory_groups"].float()):
+        with pytest.raises(StatisticsError, match="memory_groups"):
+            ContinualClassifier.from_state(config, {**tensors, "memory_groups": wrong})
+
+
+def test_groups_may_be_said_of_images_that_were_learned_without():
+    batch = parts()
+    head = learned((*batch[:2], None))
+    assert not same(head, learned(batch))
+    head.extend(*batch[:2], groups=batch[2])
+    assert same(head, learned(batch))
+
+
+def test_wrong_groups_change_nothing():
+    batch = parts()
+    head = learned(batch)
+    before = head.knowledge
+    with pytest.raises(DataError, match="one value for each of 30 images"):
+        head.extend(*batch[:2], groups=["x"])
+    with pytest.raises(DataError, match="one value for each of 30 images"):
+        head.extend(*draw({"a": 30}, seed=3), groups="part")
+    assert head.knowledge is before
+
+
+def false_alarms(images, labels, groups, fresh):
+    head = ContinualClassifier(images.shape[1])
+    head.extend(images, labels, groups=groups)
+    return head.is_ood(fresh).float().mean().item()
+
+
+@pytest.mark.parametrize("versions", [3, 10])
+def test_bursts_that_are_said_flag_no_more_than_single_images(versions):
+    told, counts = [], {"a": 20, "b": 20}
+    for seed in range(3):
+        fresh, _ = draw({"a": 200, "b": 200}, width=128, seed=99 + seed)
+        single = draw(counts, width=128, seed=seed)
+        # further apart than near copies: nobody sees that they belong together
+        many = bursts(counts, width=128, versions=versions, seed=seed, apart=0.7)
+        groups = [i % 40 for i in range(len(many[1]))]
+        rates = [
+            false_alarms(*one, fresh) for one in ((*single, None), (*many, groups), (*many, None))
+        ]
+        told.append(rates)
+    single, grouped, silent = np.mean(told, axis=0)
+    assert grouped <= 1.2 * single + 0.005
+    assert grouped < silent
+
+
+def test_a_group_leaves_as_a_whole_and_weighs_as_one():
+    features, labels, groups = parts()
+    head = learned((features, labels, groups))
+    loo = head.knowledge.derived.linear.loo
+    assert loo.n_single == 10  # five parts of each class
+    z, memory = on_grid(features), loo.memory
+    for row in loo.rows[:10]:
+        own = memory.features[memory.members[row][memory.members[row] >= 0]]
+        places = {int(torch.cdist(one[None], z).argmin()) for one in own}
+        (name,), (part,) = {labels[i] for i in places}, {groups[i] for i in places}
+        assert places == {i for i in range(30) if (labels[i], groups[i]) == (name, part)}
+
+
+def test_a_class_of_one_group_is_taken_for_one_image_whatever_is_remembered():
+    features, labels = draw({"a": 30, "b": 12, "c": 12}, width=24)
+    groups = ["one day"] * 30 + [None] * 24
+    for memory in (64, 8):
+        head = ContinualClassifier(24, memory=memory)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            report = head.extend(features, labels, groups=groups)
+        assert any("one image or group each of a: threshold" in note for note in report.notes)
+        assert np.isfinite(head.threshold.value)
+        assert not (head.knowledge.derived.linear.loo.memory.labels == 0).any()
+
+
+def test_the_note_on_near_copies_names_the_remedy_until_it_is_taken():
+    batch = bursts({"a": 12, "b": 12}, width=64)
+    head = ContinualClassifier(64)
+    notes = head.extend(*batch).notes
+    assert any("near copies of others" in note and "say by `group=`" in note for note in notes)
+    notes = head.extend(*batch, groups=[i % 24 for i in range(72)]).notes
+    assert not any("near copies" in note for note in notes)
