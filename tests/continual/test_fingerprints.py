@@ -350,7 +350,7 @@ def test_what_an_earlier_version_forgot_counts_twice_and_is_said():
         (lambda t: {"fingerprint_sizes": t["fingerprint_sizes"][:-1]}, "fingerprint_sizes"),
         (lambda t: {"fingerprint_sizes": -t["fingerprint_sizes"]}, "for 64 images"),
         (lambda t: {"fingerprint_sizes": t["fingerprint_sizes"].flip(0)}, "for 64 images"),
-        (lambda t: {"fingerprint_sizes": None}, "missing: .'fingerprint_sizes'"),
+        (lambda t: {"fingerprint_sizes": None}, "or `fingerprint_sizes` is missing"),
     ],
 )
 def test_damaged_fingerprints_are_refused(change, message):
