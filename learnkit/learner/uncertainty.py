@@ -29,11 +29,9 @@ from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.learner.continual import (
     check_supported,
     empty_head,
-    features_and_logits,
-    features_of,
-    origin_of,
     validation_images,
 )
+from learnkit.learner.features import features_and_logits, features_of, origin_of
 from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (
     case_matters,
