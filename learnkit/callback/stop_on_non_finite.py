@@ -49,7 +49,7 @@ class StopOnNonFinite(TrainingCallback):
     def before_train(self) -> None:
         """Refuse a loader without batches and a network that is not finite to begin with."""
         if len(self.dls.train) == 0:  # fastai would report a loss of NaN
-            self._stop(DataError(_no_batches(self.dls.train)))
+            self._stop(DataError(no_batches(self.dls.train)))
         if self._good is None and not self._quiet:
             if (name := first_non_finite(self.model.state_dict())) is not None:
                 self._stop(NonFiniteLossError(_bad_start(name)))
@@ -205,7 +205,8 @@ def _remedy(broken: list[int]) -> str:
     return "train with a lower learning rate (a tenth of it, or what `lr_find` suggests)"
 
 
-def _no_batches(dl: Any) -> str:
+def no_batches(dl: Any) -> str:
+    """What to say of a training loader without batches."""
     n, bs = getattr(dl, "n", None), getattr(dl, "bs", None)
     return (
         f"the training loader has 0 batches: {n} images, batch size {bs}, and the last, incomplete "

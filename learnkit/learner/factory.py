@@ -8,6 +8,7 @@ from fastai.data.core import DataLoaders
 from torch import nn
 
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
+from learnkit.learner.arguments import check_order, explained_arguments, shared_out
 from learnkit.learner.build import assemble
 from learnkit.learner.learner import ImageLearner
 from learnkit.models.param_groups import as_splitter, param_groups
@@ -73,17 +74,23 @@ def cnn_learner(
         arch_kwargs: Further arguments of the constructor, such as `{"pad_type": "same"}`.
         data: fastai v1's name for `dls`.
         base_arch: fastai v1's name for `arch`.
-        **learner_kwargs: For fastai's Learner: `metrics`, `loss_func`, `cbs`, `path`, ...
+        **learner_kwargs: For fastai's Learner: `metrics`, `loss_func`, `cbs`, `path`, ...; others
+            go to the constructor of a timm network, such as `drop_path_rate`.
 
     Raises:
+        TypeError: An argument is unknown, or given in the order of fastai v2.
         UnknownArchitectureError: No such name; the nearest are suggested.
         CutError: `cut` truncates the network or leaves no feature map.
         WeightsUnavailableError: The hub cannot be reached; raised before any training.
         InputSizeError: The images do not fit the network.
     """
-    model, dls = assemble(
-        dls if dls is not None else data,
-        arch if arch is not None else base_arch,
+    check_order(pretrained, cut, split_on)
+    dls, arch = dls if dls is not None else data, arch if arch is not None else base_arch
+    learner_kwargs, options = shared_out(learner_kwargs, arch, cnn_learner)
+    build = explained_arguments(cnn_learner, arch, options)(assemble)
+    model, dls = build(
+        dls,
+        arch,
         pretrained=pretrained,
         normalize=normalize,
         n_in=n_in,
@@ -100,7 +107,7 @@ def cnn_learner(
         y_range=y_range,
         init=init,
         weights=weights,
-        arch_kwargs=arch_kwargs,
+        arch_kwargs=options | (arch_kwargs or {}),
     )
     groups = split_on if split_on is not None else splitter
     splitter = param_groups if groups is None else as_splitter(groups)

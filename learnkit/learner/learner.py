@@ -18,12 +18,14 @@ from fastcore.basics import listify
 from torch import nn
 
 from learnkit.callback.history import TrainingHistory
-from learnkit.callback.stop_on_non_finite import StopOnNonFinite
+from learnkit.callback.stop_on_non_finite import StopOnNonFinite, no_batches
 from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
 from learnkit.continual.names import name_list, new_names
+from learnkit.data.arguments import check_number
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
+from learnkit.errors import DataError
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.batch import BATCH
 from learnkit.inference.prediction import Prediction
@@ -204,6 +206,21 @@ class ImageLearner(Learner):
         """Train the head, then everything, as in fastai. Raises like `fit`."""
         with training(self, n_fits=2):
             super().fine_tune(*args, **kwargs)
+
+    def lr_find(
+        self, start_lr: Any = 1e-7, end_lr: Any = 10, num_it: int = 100, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Learning rates suggested by a mock training, as in fastai; nothing is changed.
+
+        Raises:
+            DataError: The training loader has no batches, or an argument is no rate or count.
+        """
+        if len(self.dls.train) == 0:
+            raise DataError(no_batches(self.dls.train))
+        check_number("num_it", num_it, least=6)
+        if not isinstance(start_lr, Iterable) and not start_lr > 0:
+            raise DataError(f"`start_lr` is {start_lr!r}; give a rate above 0, such as 1e-7")
+        return super().lr_find(start_lr, end_lr, num_it, *args, **kwargs)
 
     def save(self, file: Any, **kwargs: Any) -> Path:
         """The file written: weights, optimizer state, and in the continual state what was learned.

@@ -123,7 +123,13 @@ def _torchvision_weights(arch: Arch, tag: Any) -> tv.WeightsEnum:
     entries = tv.get_model_weights(arch.build)
     if isinstance(tag, entries):
         return tag
-    name = "DEFAULT" if tag is None else str(tag).rpartition(".")[2]
+    kind, _, name = str("DEFAULT" if tag is None else tag).rpartition(".")
+    if isinstance(tag, tv.WeightsEnum) or kind not in ("", entries.__name__):
+        # entries of different networks share their last names
+        raise WeightsUnavailableError(
+            f"`weights`={tag!s}: these are not weights of {arch.label}, whose entries are in "
+            f"{entries.__name__}: {', '.join(entries.__members__)}"
+        )
     if name not in entries.__members__:
         known = ", ".join(entries.__members__)
         raise WeightsUnavailableError(f"`weights`={tag!r}: {arch.label} has {known}")

@@ -22,6 +22,7 @@ from fastai.vision.core import PILImage
 from fastai.vision.learner import vision_learner
 from fasttransform import Transform
 from helpers import SHARED, write_image_folder
+from timm.layers import DropPath
 from torch import nn
 
 from learnkit.callback.frozen_features import FrozenFeatures
@@ -78,6 +79,40 @@ class TestFactory:
         assert isinstance(trained, Learner)
         assert list(trained.history["epoch"]) == [1, 2]
         assert trained.history["accuracy"].iloc[-1] > 0.9
+
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [("pool", "concat_pool"), ("callback_fns", "cbs"), ("metric", "metrics"), ("n_inn", "n_in")]
+        + [("bn_wd", "wd_bn_bias"), ("concat_pools", "concat_pool"), ("opt_fn", "opt_func")],
+    )
+    def test_an_unknown_argument_is_named_with_what_was_meant(self, dls, name, meant):
+        for arch in ("test_resnet", tv.resnet18):
+            what = arch if isinstance(arch, str) else "resnet18"
+            message = (
+                f"^cnn_learner has no argument `{name}`, nor has {what}; did you mean `{meant}`"
+            )
+            with pytest.raises(TypeError, match=message):
+                cnn_learner(dls, arch, False, **{name: True})
+
+    def test_an_argument_of_no_one_is_named(self, dls):
+        message = "^cnn_learner has no argument `colour`, nor has (test_resnet|resnet18); arg"
+        for arch in ("test_resnet", tv.resnet18):
+            with pytest.raises(TypeError, match=message):
+                cnn_learner(dls, arch, False, colour=1)
+        with pytest.raises(TypeError, match=r"^ResNet.__init__\(\) got an unexpected"):
+            make(dls, arch_kwargs={"colour": 1})  # said by whoever it was given to
+
+    def test_arguments_of_timm_pass_through(self, dls):
+        learn = make(dls, drop_path_rate=0.25, arch_kwargs={"drop_rate": 0.1})
+        assert learn.model.spec.arch_kwargs == {"drop_path_rate": 0.25, "drop_rate": 0.1}
+        rates = [m.drop_prob for m in learn.model.modules() if isinstance(m, DropPath)]
+        assert max(rates) == pytest.approx(0.25)
+
+    @pytest.mark.parametrize("given", [(False, 3, False), (True, None, True)])
+    def test_the_order_of_fastai_v2_is_named(self, dls, given):
+        told = "normalize={}, n_out={}, pretrained={}".format(*given)
+        with pytest.raises(TypeError, match=f"`split_on` is {given[2]}; .* Name them: {told}$"):
+            cnn_learner(dls, "test_resnet", *given)
 
     def test_v1_names_build_the_same_network(self, dls):
         torch.manual_seed(1)
@@ -284,6 +319,30 @@ class TestFailures:
         other = make(dls, path=quiet.path, lin_ftrs=[16])
         with pytest.raises(WeightsError, match=r"'three_classes' does not fit .* size mismatch"):
             other.load("three_classes")
+
+    def test_lr_find_of_no_batches_says_what_fit_says(self, data):
+        learn = make(data.dataloaders(size=32, bs=6))
+        learn.dls.train.bs, learn.dls.train.drop_last = 64, True
+        for call in (learn.lr_find, partial(learn.fit, 1)):
+            with learn.no_bar(), pytest.raises(DataError, match="loader has 0 batches: 18 images"):
+                call()
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [({"num_it": n}, f"`num_it` is {n}; give a whole number from 6 on") for n in (0, -1, 2.5)]
+        + [({"start_lr": r}, f"`start_lr` is {r}; give a rate above 0") for r in (0, -1e-3)],
+    )
+    def test_lr_find_needs_rates_and_a_count(self, dls, wrong, message):
+        with pytest.raises(DataError, match=message):
+            make(dls).lr_find(show_plot=False, **wrong)
+
+    def test_lr_find_takes_what_fastai_takes(self, dls, tmp_path):
+        learn = make(dls, path=tmp_path)
+        before = [p.clone() for p in learn.model.parameters()]
+        with learn.no_bar():
+            assert learn.lr_find(1e-6, 1, 8, False, False).valley > 0
+            assert learn.lr_find(slice(1e-6, 1e-5).stop, num_it=6, show_plot=False).valley > 0
+        assert all(map(torch.equal, before, learn.model.parameters()))
 
     @pytest.mark.parametrize("bs", [1, 17])
     def test_a_batch_of_one_image_is_explained(self, data, bs):

@@ -88,6 +88,16 @@ def test_torchvisions_cache_is_used_without_asking_anyone(offline, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [tv.Swin_T_Weights.IMAGENET1K_V1, tv.ResNet34_Weights.DEFAULT, "Swin_T_Weights.IMAGENET1K_V1"],
+)
+def test_weights_of_another_network_are_refused_though_their_last_names_agree(offline, weights):
+    message = f"`weights`={weights!s}: these are not weights of torchvision:resnet18, whose entries"
+    with pytest.raises(WeightsUnavailableError, match=rf"{message} are in ResNet18_Weights: IMAG"):
+        create_body(tv.resnet18, weights=weights)
+
+
 def test_a_download_that_fails_halfway_is_explained_too(offline, monkeypatch):
     def broken(*_, **__):
         raise ConnectionResetError("reset by peer\nmore")
