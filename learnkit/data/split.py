@@ -181,11 +181,13 @@ def in_split(frame: pd.DataFrame, name: str) -> np.ndarray:
     return (frame["split"] == name).to_numpy(dtype=bool)
 
 
-def check_training_splits(frame: pd.DataFrame, *, multi_label: bool) -> None:
-    """Return if a classifier can be trained and evaluated by the splits of `frame`.
+def check_training_splits(
+    frame: pd.DataFrame, *, multi_label: bool, validated: bool = True
+) -> None:
+    """Return if a classifier can be trained and, if `validated`, evaluated by `frame`'s splits.
 
     Raises:
-        SplitError: There is no train or no valid.
+        SplitError: There is no train, or no valid for one that is `validated`.
         DataError: Train has one class only, or another split has a label train lacks.
     """
     train = frame[in_split(frame, "train")]
@@ -195,7 +197,7 @@ def check_training_splits(frame: pd.DataFrame, *, multi_label: bool) -> None:
             f"all {len(train)} training images are {next(iter(learned))!r}; telling "
             "classes apart needs at least two. Add images of another class"
         )
-    for name in [split for split in splits_in(frame) if split != "train"] or ["valid"]:
+    for name in [split for split in splits_in(frame) if split != "train"]:
         seen = Counter(names_in(frame["label"][in_split(frame, name)]))
         if unknown := {label: n for label, n in sorted(seen.items()) if label not in learned}:
             shown = ", ".join(f"{label!r} ({n} images)" for label, n in unknown.items())
@@ -203,7 +205,8 @@ def check_training_splits(frame: pd.DataFrame, *, multi_label: bool) -> None:
                 f"{name!r} has classes that 'train' lacks: {shown}; move some of their images "
                 "to train, or drop them with `filter`"
             )
-    in_split(frame, "valid")
+    if validated:
+        in_split(frame, "valid")
 
 
 def split_counts(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from learnkit.data.arguments import check_number
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import image_size
 from learnkit.data.preprocess import Preprocessing
+from learnkit.data.split import check_training_splits
 from learnkit.errors import DataError, ImageReadError, first_few, warn_user, warned_after
 from learnkit.interpret.learner_state import names_of
 from learnkit.interpret.normalization import (
@@ -40,6 +41,12 @@ from learnkit.learner.augmentation import batch_augmentation, item_augmentation
 from learnkit.learner.transforms import LabelOf, ReadImage, ResizeLikeRecipe
 
 _SPLITS = ("train", "valid", "test")
+_NO_VALIDATION = (
+    "the dataset has no validation images: training shows no measures, no best epoch can be kept, "
+    "and nothing but the training images tells of overfitting. For continual learning they are not "
+    "needed: thresholds and confidence come from learned images left out. "
+    "`split(..., overwrite=True)` makes some"
+)
 _MOST_CUT = 0.2  # share of the images' area
 _N_SIZES = 200  # files whose headers are read to know it
 
@@ -66,8 +73,10 @@ def image_dataloaders(
     mean and std, `cnn_learner` normalises with those of the network. The dataset is kept as
     `dls.image_dataset`.
 
+    Warns where there are no validation images, which only continual learning does without.
+
     Args:
-        dataset: Split, with at least two training images and one validation image.
+        dataset: Split, with at least two training images.
         size: Height and width in pixels; an int means a square.
         bs: Images per batch; lowered to the number of training images if that is smaller.
         augment: Batch transforms for training alone, one or many; True means fastai's
@@ -85,13 +94,15 @@ def image_dataloaders(
     Raises:
         DataError: Too few images, or a label of valid or test does not occur in train; an argument
             is wrong, or `augment` has a transform that has to be for all images.
-        SplitError: The dataset is not split.
+        SplitError: The dataset has no training images.
     """
     check_number("bs", bs, least=1)
     check_number("seed", seed, least=0)
     if num_workers is not None:
         check_number("num_workers", num_workers, least=0)
-    dataset.check_split()
+    check_training_splits(dataset.frame, multi_label=dataset.multi_label, validated=False)
+    if "valid" not in dataset.splits:
+        warn_user(_NO_VALIDATION)
     if preprocessing is None:
         fields = {"size": size, "channels": channels, "method": method or "crop", **recipe}
         preprocessing = Preprocessing(**fields)
@@ -100,7 +111,8 @@ def image_dataloaders(
     batch_tfms = batch_augmentation(augment, preprocessing.size)
     item_tfms = _item_transforms(item_tfms, preprocessing)
     splits = [[i for i, s in enumerate(dataset.frame["split"]) if s == name] for name in _SPLITS]
-    datasets = _datasets(dataset, preprocessing, [s for s in splits if s], resize=not item_tfms)
+    splits = [*splits[:2], *([splits[2]] if splits[2] else [])]  # fastai has a valid, always
+    datasets = _datasets(dataset, preprocessing, splits, resize=not item_tfms)
     n_train = len(datasets.train)
     bs = min(bs, n_train)
     dls = datasets.dataloaders(

@@ -15,6 +15,7 @@ from fastai.data.transforms import (
     get_image_files,
     parent_label,
 )
+from fastai.metrics import accuracy
 from fastai.vision.augment import (
     Brightness,
     Contrast,
@@ -35,14 +36,15 @@ from fastai.vision.augment import (
 from fastai.vision.core import PILImage, PILImageBW
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 from fasttransform import Transform
-from helpers import write_image_folder
+from helpers import quiet, write_image_folder
 from PIL import Image
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import DataError, ExportError, SplitError
+from learnkit.errors import DataError, ExportError, InterpretationError, SplitError
 from learnkit.learner import dataloaders
 from learnkit.learner.dataloaders import image_dataloaders, with_normalization
+from learnkit.learner.factory import cnn_learner
 from learnkit.learner.transforms import preprocessing_of
 
 STATS = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -228,6 +230,28 @@ def test_augmentation_that_resizes_to_another_size_is_refused(data):
 def test_unsplit_dataset_is_refused_with_the_remedy(folder):
     with pytest.raises(SplitError, match="split"):
         ImageDataset.from_folder(folder).dataloaders(size=16)
+
+
+@pytest.mark.parametrize("test", [0, 0.25])
+def test_without_validation_images_all_else_goes_on_and_what_is_lost_is_said(folder, test):
+    data = ImageDataset.from_folder(folder).split(1 - test, 0, test, seed=0)
+    with pytest.warns(UserWarning, match="no validation images: .* thresholds and confidence come"):
+        dls = data.dataloaders(size=32, bs=8)
+    sizes = [len(dl.dataset) for dl in dls.loaders]
+    assert sizes == [len(data.train), 0, *([len(data.test)] if test else [])]
+    learn = quiet(cnn_learner(dls, "test_resnet", pretrained=False, metrics=accuracy))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Your generator is empty", UserWarning)  # fastprogress
+        learn.fit(1)
+    assert learn.recorder.values[-1][1:] == [None, None]
+    learn.init_continual(data)
+    assert learn.continual.threshold.source != "validation"
+    assert learn.continual.classes == ("a", "b", "c")
+    with pytest.raises(InterpretationError, match="no samples in the loader"):
+        learn.evaluate()
+    assert len(learn.outputs(data=data.train)) == len(data.train)
+    with pytest.raises(SplitError, match="no 'valid' images"):
+        data.check_split()
 
 
 def test_label_of_valid_not_in_train_is_refused_by_name(data):
