@@ -14,10 +14,17 @@ from PIL import Image
 from learnkit.data.groups import groups_of
 from learnkit.data.image import find_images, is_tensor
 from learnkit.data.read_images import file_of
-from learnkit.errors import DataError
+from learnkit.errors import DataError, first_few
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset
+
+
+_DL_DATASET = {"class_names", "class_ids", "samples"}
+_NO_KEYS = (
+    "give a list of files or images (and `labels`, which may be {file: label}), or HALCON's whole "
+    "DLDataset with 'class_names', 'class_ids' and 'samples'"
+)
 
 
 class Labelled(NamedTuple):
@@ -42,7 +49,8 @@ def labelled_images(
     Args:
         data: an ImageDataset, of which the training images (all, if it is not split) are learned
             from and the validation images set apart; a folder with one folder per class; a
-            DataFrame with the columns path and label; or images of any kind `predict` takes.
+            DataFrame with the columns path and label; HALCON's DLDataset dictionary; or images of
+            any kind `predict` takes.
         labels: one label per image, `{file: label}`, or one for all of them; also for a folder
             whose images are all of one class. A dataset has its own.
         case_sensitive: classes of a folder or a DataFrame may differ only in case.
@@ -56,7 +64,7 @@ def labelled_images(
     """
     if isinstance(data, Labelled) and labels is None:
         return grouped_images(data, group)
-    if labels is None:
+    if labels is None or isinstance(data, Mapping):
         data = _dataset_of(data, case_sensitive=case_sensitive)
     if is_dataset(data):
         return _of_dataset(data, labels, group)
@@ -103,7 +111,7 @@ def images_of_split(data: Any, splits: Sequence[str]) -> tuple[list[Any], list[H
         files = find_images(data)
         if any(path.parent == Path(data) for path in files):
             return files, None
-    if _is_folder(data) or _is_table(data):
+    if _is_folder(data) or _is_table(data) or isinstance(data, Mapping):
         data = _dataset_of(data)
     if not is_dataset(data):
         return files_or_images(data), None
@@ -128,11 +136,14 @@ def files_or_images(data: Any) -> list[Any]:
     """The images meant by `data`, labels aside; a single image becomes a list of one.
 
     Args:
-        data: a dataset, a table with a column path, a folder, files, or images at hand.
+        data: a dataset, a table with a column path, HALCON's DLDataset dictionary, a folder, files,
+            or images at hand.
 
     Raises:
         DataError: it is none of these.
     """
+    if isinstance(data, Mapping):
+        data = _dataset_of(data)
     if isinstance(data, Labelled):
         return list(data.items)
     if is_dataset(data):
@@ -151,7 +162,11 @@ def files_or_images(data: Any) -> list[Any]:
             f"{data!r:.100} is of type {type(data).__name__}; give a dataset, a folder, files or "
             "images"
         ) from None
-    return list(items)
+    items = list(items)
+    if dictionary := next((one for one in items if isinstance(one, Mapping)), None):
+        keys = first_few(map(repr, dictionary))
+        raise DataError(f"among the images is a dictionary with the keys {keys}; {_NO_KEYS}")
+    return items
 
 
 def is_dataset(data: Any) -> bool:
@@ -161,7 +176,8 @@ def is_dataset(data: Any) -> bool:
 
 def has_labels(data: Any) -> bool:
     """Whether `data` brings labels of its own: a dataset, a table, or a folder."""
-    return isinstance(data, Labelled) or is_dataset(data) or _is_table(data) or _is_folder(data)
+    kinds = (is_dataset, _is_table, _is_folder)
+    return isinstance(data, Labelled | Mapping) or any(is_kind(data) for is_kind in kinds)
 
 
 def _is_folder(data: Any) -> bool:
@@ -174,13 +190,23 @@ def _is_table(data: Any) -> bool:
 
 
 def _dataset_of(data: Any, *, case_sensitive: bool = False) -> Any:
-    """The dataset that a folder of class folders or a table is; anything else as it is."""
-    is_path = isinstance(data, str | os.PathLike)
-    if not is_path and not _is_table(data):
+    """The dataset that a folder of class folders, a table or a DLDataset is; others as they are.
+
+    Raises:
+        DataError: it is another dictionary.
+    """
+    is_path, is_mapping = isinstance(data, str | os.PathLike), isinstance(data, Mapping)
+    if not is_path and not is_mapping and not _is_table(data):
         return data
+    if is_mapping and not set(data) >= _DL_DATASET:
+        raise DataError(
+            f"the images are a dictionary with the keys {first_few(map(repr, data))}; {_NO_KEYS}"
+        )
     # Here, not above: it imports pandas, which those who give lists of images may lack.
     from learnkit.data.dataset import ImageDataset
 
+    if is_mapping:
+        return ImageDataset.from_halcon(data, case_sensitive=case_sensitive)
     if is_path:
         return ImageDataset.from_folder(data, case_sensitive=case_sensitive)
     return ImageDataset.from_df(data, Path.cwd(), case_sensitive=case_sensitive)

@@ -9,6 +9,7 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import (
     Labelled,
     files_or_images,
+    has_labels,
     image_paths,
     images_of_split,
     labelled_images,
@@ -40,6 +41,40 @@ def test_one_label_serves_a_whole_folder_and_a_single_image(folder):
         items, labels, *_ = labelled_images(one, "damage")
         assert (len(items), labels) == (1, ["damage"])
         assert items[0] is one
+
+
+def test_a_dictionary_of_halcon_is_the_dataset_it_describes(folder):
+    data = ImageDataset.from_folder(folder).split(0.5, 0.25, 0.25, seed=1)
+    dictionary = data.to_halcon()
+    assert labelled_images(dictionary) == labelled_images(data)
+    assert files_or_images(dictionary) == data.paths
+    for split in ("train", "test"):
+        assert images_of_split(dictionary, (split,)) == images_of_split(data, (split,))
+    assert has_labels(dictionary)
+    with pytest.raises(DataError, match="the dataset has labels of its own; leave it out"):
+        labelled_images(dictionary, "dent")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"a.png": "dent", "b.png": "scratch"},
+        {"dent": ["a.png"], "scratch": ["b.png"]},
+        {"samples": [], "class_names": []},
+        [{"image_file_name": "a.png", "image_label_id": [0]}],
+        ["a.png", {"image": picture()}],
+    ],
+)
+def test_other_dictionaries_are_not_taken_by_their_keys(given):
+    for read in (
+        labelled_images,
+        lambda data: labelled_images(data, "dent"),
+        files_or_images,
+        image_paths,
+        lambda data: images_of_split(data, ("train",)),
+    ):
+        with pytest.raises(DataError, match=r"dictionary with the keys '.*'; give a list of files"):
+            read(given)
 
 
 def test_stacked_images_and_generators_are_taken_one_by_one():
