@@ -29,6 +29,7 @@ from learnkit.models.spec import ModelSpec
 MODEL_FILE, HEAD_FILE = "model.safetensors", "head.safetensors"
 _BODY = "0.model."
 _CROP_MODES = {"crop": "center", "squish": "squash", "pad": "border"}
+_CROP_MODES |= {"keep": "center", "grid": "squash"}  # the nearest that timm has
 
 # file -> {prefix of a tensor's name in it: prefix of its name in the model}; the longest one counts
 Layout = Mapping[str, Mapping[str, str]]

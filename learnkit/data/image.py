@@ -67,6 +67,7 @@ def read_image(
     background: int | tuple[int, int, int] = 255,
     exif_transpose: bool = True,
     max_pixels: int = MAX_PIXELS,
+    plain_convert: bool = False,
 ) -> Image.Image:
     """Upright 8-bit image of mode "RGB" (`channels=3`) or "L" (`channels=1`), decoded in full.
 
@@ -82,6 +83,9 @@ def read_image(
         background: Grey value or (r, g, b) seen through transparent pixels.
         exif_transpose: Turn the image as its EXIF orientation says (Pillow turns TIFF always).
         max_pixels: Larger images are refused by their header, before anything is decoded.
+        plain_convert: Convert as Pillow's `convert` alone does, which is how fastai reads: alpha
+            and colour keys are dropped, pixels of more than 8 bits are clipped to 0..255, of an
+            animation the first frame is read; `bit_depth` and `background` play no part.
 
     Raises:
         ImageReadError: The file is missing, empty, damaged, too large, of another format, has
@@ -94,9 +98,11 @@ def read_image(
     check_read_options(channels, bit_depth, background, max_pixels)
     name = source_name(source)
     with naming_errors(name, source):
-        image = _decode(source, name, bit_depth, max_pixels)
+        image = _decode(source, name, bit_depth, max_pixels, first_frame=plain_convert)
         if exif_transpose and image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
+        if plain_convert:
+            return image.convert("RGB" if channels == 3 else "L")
         image = eight_bit_image(image, name, bit_depth)
         if image.has_transparency_data:
             image = _composite(image, background)
@@ -189,6 +195,19 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     raise OSError(errno.EINVAL, "it is a pipe or a device, no regular file", os.fspath(path))
 
 
+def image_kind(path: str | os.PathLike[str]) -> tuple[Any, ...]:
+    """What decides how an image file is converted: format, mode, transparency, several frames.
+
+    Raises:
+        ImageReadError: The file is missing, or no image.
+    """
+    name = source_name(path)
+    with naming_errors(name, path), open_file(path) as file:
+        image = _open(file, name, first_frame=True)
+        several = getattr(image, "n_frames", 1) > 1
+        return image.format, image.mode, image.has_transparency_data, several
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is passed over: dot files, and what macOS zips add."""
     return name.startswith(".") or name == "__MACOSX"
@@ -247,7 +266,9 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
                 yield from _walk(Path(entry.path), above)
 
 
-def _decode(source: Any, name: str, bit_depth: int | None, max_pixels: int) -> Image.Image:
+def _decode(
+    source: Any, name: str, bit_depth: int | None, max_pixels: int, *, first_frame: bool
+) -> Image.Image:
     """Loaded PIL image of any kind of source, in whatever mode it came."""
     if isinstance(source, np.ndarray) or is_tensor(source):
         return image_from_array(source, name, bit_depth, max_pixels)
@@ -255,22 +276,23 @@ def _decode(source: Any, name: str, bit_depth: int | None, max_pixels: int) -> I
         return _loaded(source, name, bit_depth, max_pixels)
     if isinstance(source, str | os.PathLike):
         with open_file(source) as file:
-            return _loaded(_open(file, name), name, bit_depth, max_pixels)
+            return _loaded(_open(file, name, first_frame), name, bit_depth, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _loaded(_open(io.BytesIO(source), name), name, bit_depth, max_pixels)
+        return _loaded(_open(io.BytesIO(source), name, first_frame), name, bit_depth, max_pixels)
     if hasattr(source, "read") and hasattr(source, "seek"):
-        return _loaded(_open(source, name), name, bit_depth, max_pixels)
+        return _loaded(_open(source, name, first_frame), name, bit_depth, max_pixels)
     raise ImageReadError(
         f"`source` is a {type(source).__name__}; an image is read from a path, bytes, a binary "
         "file, a PIL image, an array (H, W, C) or a tensor (C, H, W)"
     )
 
 
-def _open(file: IO[bytes], name: str) -> Image.Image:
-    """PIL image of a file with one frame, not decoded yet."""
+def _open(file: IO[bytes], name: str, first_frame: bool = False) -> Image.Image:
+    """PIL image of a file with one frame, or of the first one, not decoded yet."""
     image = Image.open(file, formats=FORMATS)
     # An MPO is a JPEG with previews or a second eye behind it; its first frame is the photograph.
-    n_frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    plain = first_frame or image.format == "MPO"
+    n_frames = 1 if plain else getattr(image, "n_frames", 1)
     if n_frames > 1:
         raise ImageReadError(
             f"image {name} has {n_frames} frames; which one is meant is not known. Save that one "

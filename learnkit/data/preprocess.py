@@ -15,24 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from learnkit.data.geometry import Resizing, centred_box, check_resizing
 from learnkit.data.image import MAX_PIXELS, check_read_options, read_image
-from learnkit.errors import DataError, ImageReadError, InputSizeError
+from learnkit.errors import DataError, InputSizeError
 
 if TYPE_CHECKING:
     import torch
-
-
-METHODS = ("crop", "squish", "pad")
-_NUMPY_PAD = {"zeros": "constant", "border": "edge", "reflection": "reflect"}
-PAD_MODES = tuple(_NUMPY_PAD)
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True)
@@ -45,14 +33,17 @@ class Preprocessing:
         mean: Per channel, of pixels in 0..1; None for no normalisation.
         std: Per channel, of pixels in 0..1; given exactly when `mean` is.
         method: "crop" cuts the largest centred box of the target's aspect, "squish" distorts, "pad"
-            fills up to the target's aspect.
-        crop: Share of that box's sides that is kept, in (0, 1]; 1 for "pad".
+            fills up to the target's aspect; "keep" cuts out, or fills up, without a resize; "grid"
+            resamples from corner to corner, as fastai's batch transforms do.
+        crop: Share of that box's sides that is kept, in (0, 1]; 1 for "pad", "keep" and "grid".
         interpolation: Pillow's filter for the one resize, by name.
         bit_depth: As in `read_image`.
         background: As in `read_image`.
         exif_transpose: As in `read_image`.
-        pad_mode: "zeros", "border" or "reflection": what "pad" fills with.
+        pad_mode: "zeros", "border" or "reflection": what "pad" and "keep" fill with.
         max_pixels: As in `read_image`.
+        before: Changes of size that come first, such as the larger one of fastai's presizing.
+        plain_convert: As in `read_image`.
 
     Raises:
         DataError: A field breaks its rule; the message names it.
@@ -73,9 +64,12 @@ class Preprocessing:
     exif_transpose: bool = True
     pad_mode: str = "zeros"
     max_pixels: int = MAX_PIXELS
+    before: tuple[Resizing, ...] = ()
+    plain_convert: bool = False
 
     def __post_init__(self) -> None:
         size = (self.size,) * 2 if isinstance(self.size, int) else self.size
+        object.__setattr__(self, "before", tuple(map(_resizing, self.before)))
         for name, value in [("size", _tuple(size)), ("background", _tuple(self.background))]:
             object.__setattr__(self, name, value)
         for name in ("mean", "std"):
@@ -95,20 +89,19 @@ class Preprocessing:
             background=self.background,
             exif_transpose=self.exif_transpose,
             max_pixels=self.max_pixels,
+            plain_convert=self.plain_convert,
         )
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """PIL image of `size` and the same mode: a centred cut or fill, then one resize.
+        """PIL image of `size` and the same mode: what `before` says, then a cut or fill, a resize.
 
         Raises:
             ImageReadError: The image is so long and thin that padding would exceed `max_pixels`.
         """
-        height, width = self.size
-        box = centred_box(image.size, (width, height), self.method, self.crop)
-        if self.method == "pad":
-            check_padding(image.size, box, self.max_pixels)
-        image = cut(image, box, self.pad_mode)
-        return image.resize((width, height), RESAMPLING[self.interpolation])
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Resizing)}
+        for one in (*self.before, Resizing(**own)):
+            image = one(image, self.max_pixels)
+        return image
 
     def share_cut(self, size: tuple[int, int]) -> float:
         """Share of the area of an image of `size` (width, height) that "crop" cuts for its aspect.
@@ -118,7 +111,10 @@ class Preprocessing:
         >>> Preprocessing(224).share_cut((400, 300))
         0.25
         """
-        left, top, right, bottom = centred_box(size, self.size[::-1], self.method)
+        first = (*self.before, self)[0]
+        if first.method in ("keep", "grid"):
+            return 0.0
+        left, top, right, bottom = centred_box(size, first.size[::-1], first.method)
         return max(0.0, 1 - (right - left) * (bottom - top) / math.prod(size))
 
     def pixels(self, source: Any) -> np.ndarray:
@@ -163,6 +159,7 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON types; `from_dict` gives an equal recipe back."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {"before": [one.to_dict() for one in self.before]}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
     @classmethod
@@ -193,30 +190,29 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(channels_first, order="C"))
 
 
+def _resizing(one: Any) -> Any:
+    """A `Resizing` of what `to_dict` made of it."""
+    if not isinstance(one, dict):
+        return one
+    known = {field.name for field in dataclasses.fields(Resizing)}
+    if unknown := sorted(map(str, set(one) - known)):
+        raise DataError(f"`before` has unknown fields {unknown}; known are {sorted(known)}")
+    return Resizing(**one)
+
+
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
-
-
-_CHOICES = {
-    "method": METHODS,
-    "interpolation": tuple(RESAMPLING),
-    "pad_mode": PAD_MODES,
-    "exif_transpose": (True, False),
-}
-
-
-_MAX_SIDE = 16_384
 
 
 def check_recipe(recipe: Preprocessing) -> None:
     """Raise DataError at the first field that breaks its rule; the message names it."""
     check_read_options(recipe.channels, recipe.bit_depth, recipe.background, recipe.max_pixels)
-    _check_size(recipe.size)
-    for name, allowed in _CHOICES.items():
-        value = getattr(recipe, name)
-        if type(value) is not type(allowed[0]) or value not in allowed:
-            raise DataError(f"`{name}` is {value!r}; it must be one of {allowed}")
-    _check_crop(recipe.crop, recipe.method)
+    check_resizing(recipe)
+    if not all(isinstance(one, Resizing) for one in recipe.before):
+        raise DataError(f"`before` is {recipe.before!r}; it must hold `Resizing`s")
+    for name in ("exif_transpose", "plain_convert"):
+        if (value := getattr(recipe, name)) not in (True, False) or type(value) is not bool:
+            raise DataError(f"`{name}` is {value!r}; it must be one of (True, False)")
     _check_statistics(recipe.mean, recipe.std, recipe.channels)
 
 
@@ -258,22 +254,6 @@ def finite_floats(name: str, values: Any) -> tuple[float, ...] | None:
     return tuple(numbers)
 
 
-def _check_size(size: Any) -> None:
-    if not (
-        isinstance(size, tuple)
-        and len(size) == 2
-        and all(type(side) is int and 1 <= side <= _MAX_SIDE for side in size)
-    ):
-        raise DataError(f"`size` is {size!r}; it must be (height, width) in 1..{_MAX_SIDE}")
-
-
-def _check_crop(crop: Any, method: str) -> None:
-    if type(crop) not in (int, float) or not 0 < crop <= 1:
-        raise DataError(f"`crop` is {crop!r}; it must be a share in (0, 1]")
-    if method == "pad" and crop != 1:
-        raise DataError(f"`crop` is {crop!r} with `method='pad'`, which cuts nothing; use 1")
-
-
 def _check_statistics(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int
 ) -> None:
@@ -286,56 +266,3 @@ def _check_statistics(
             )
     if std is not None and min(std) <= 0:
         raise DataError(f"`std` is {std}; every value must be above 0")
-
-
-Box = tuple[int, int, int, int]
-
-
-def centred_box(
-    size: tuple[int, int], target: tuple[int, int], method: str, crop: float = 1.0
-) -> Box:
-    """(left, top, right, bottom) of what is resized to `target`; reaches outside for "pad".
-
-    Args:
-        size: (width, height) of the image.
-        target: (width, height) wanted in the end.
-        method: "crop" is the largest box of the target's aspect inside the image, "pad" the
-            smallest around it, "squish" the image.
-        crop: Factor on the sides of that box.
-
-    >>> centred_box((60, 40), (10, 10), "crop"), centred_box((60, 40), (10, 10), "pad")
-    ((10, 0, 50, 40), (0, -10, 60, 50))
-    """
-    box: tuple[float, float] = size
-    if method != "squish":
-        ratios = [have / want for have, want in zip(size, target, strict=True)]
-        scale = max(ratios) if method == "pad" else min(ratios)
-        box = (scale * target[0], scale * target[1])
-    # Truncation, and truncation again for the corner, is what fastai does; it lets a side become 0.
-    width, height = (max(1, int(side * crop)) for side in box)
-    left, top = int(0.5 * (size[0] - width)), int(0.5 * (size[1] - height))
-    return left, top, left + width, top + height
-
-
-def check_padding(size: tuple[int, int], box: Box, max_pixels: int) -> None:
-    """Raise ImageReadError if padding a thin image to `box` would take more than `max_pixels`."""
-    width, height = box[2] - box[0], box[3] - box[1]
-    if width * height > max(max_pixels, math.prod(size)):
-        raise ImageReadError(
-            f"image of {size[0]} x {size[1]} would be padded to {width} x {height}, over "
-            f"`max_pixels={max_pixels}`; use method 'squish' or 'crop'"
-        )
-
-
-def cut(image: Image.Image, box: Box, pad_mode: str = "zeros") -> Image.Image:
-    """The pixels in `box`; those outside the image are filled in as `pad_mode` says."""
-    left, top, right, bottom = box
-    width, height = image.size
-    inner = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
-    if inner != (0, 0, width, height):
-        image = image.crop(inner)
-    if inner == box:
-        return image
-    pads = [(inner[1] - top, bottom - inner[3]), (inner[0] - left, right - inner[2]), (0, 0)]
-    pixels = np.asarray(image)
-    return Image.fromarray(np.pad(pixels, pads[: pixels.ndim], mode=_NUMPY_PAD[pad_mode]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,17 @@ from fastai.learner import Learner
 
 from learnkit.bundle.write import write
 from learnkit.continual.classifier import continual_head
+from learnkit.data.image import image_kind
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
+from learnkit.errors import ExportError
 from learnkit.inference.prediction import finite_or_none
+from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import class_names, first_class_ids, learner_state
 from learnkit.interpret.losses import loss_threshold
 from learnkit.interpret.outputs import collect_outputs
+from learnkit.interpret.source import Source
 from learnkit.learner.adopt import travelling
 from learnkit.learner.dataloaders import is_multi_label
 from learnkit.learner.training_data import own_data
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from learnkit.optimize.conversion_report import ConversionReport
 
 N_PROBES = 4
+_N_HEADERS = 200  # files looked at for kinds of images
+_ROUNDING = 2 / 255  # batch transforms leave pixels between two of 8 bits
 HISTORY = "training_history"  # where a bundle's metadata keeps the epochs
 
 
@@ -100,13 +106,47 @@ def probe_images(learn: Learner, recipe: Preprocessing) -> torch.Tensor | None:
 
     A learner of a bundle has those of the bundle where it has no images of its own.
     """
-    files = [item for item in learn.dls.valid_ds.items if isinstance(item, str | Path)]
+    with randomness_kept():
+        source = Source(learn.dls.valid)
+    files = source.items
     if not files:
         probes = learner_state(learn).probes
         fitting = probes is not None and probes.shape[1:] == (recipe.channels, *recipe.size)
         return probes if fitting else None
-    chosen = np.linspace(0, len(files) - 1, min(N_PROBES, len(files))).astype(int)
+    chosen = _evenly(files, N_PROBES)
+    _check_reading(source, recipe, [*chosen, *_of_each_kind(files)])
     return torch.stack([recipe.load(files[i]) for i in chosen])
+
+
+def _evenly(files: Sequence[Path], n: int) -> list[int]:
+    return np.linspace(0, len(files) - 1, min(n, len(files))).astype(int).tolist()
+
+
+def _of_each_kind(files: Sequence[Path]) -> list[int]:
+    """The places of one file of each kind, as far as headers of some of them tell."""
+    kinds = {image_kind(files[i]): i for i in reversed(_evenly(files, _N_HEADERS))}
+    return sorted(kinds.values())
+
+
+def _check_reading(source: Source, recipe: Preprocessing, places: Sequence[int]) -> None:
+    """Compare what the network saw of files in training with what it will see of them.
+
+    Raises:
+        ExportError: A file is read otherwise; the message names it.
+    """
+    inputs, _ = source.read(places)
+    std = torch.tensor(recipe.std or [1.0]).view(-1, 1, 1)
+    for place, seen in zip(places, inputs.cpu(), strict=True):
+        path = source.items[place]
+        found = recipe(path)
+        same = found.shape == seen.shape
+        if same and float(((found - seen) * std).abs().max()) <= _ROUNDING:
+            continue
+        raise ExportError(
+            f"{str(path)!r} is another picture to the loaders than to the recipe that would travel "
+            f"({recipe}); make them with ImageDataset.dataloaders(), whose files are read by one "
+            "recipe everywhere"
+        )
 
 
 def _card(learn: Learner, *, evaluate: bool) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def preprocessing_of(dls: DataLoaders) -> Preprocessing:
 
 def _image_class(tfm: Transform) -> type | None:
     """Return the fastai image class whose `create` this transform is, or None."""
-    methods = getattr(tfm.encodes, "methods", [])
+    methods = getattr(getattr(tfm, "encodes", None), "methods", [])
     owners = (getattr(method.implementation, "__self__", None) for method in methods)
     return next((o for o in owners if isinstance(o, type) and issubclass(o, PILBase)), None)
 
@@ -124,9 +124,17 @@ def _fields_of(tfm: Transform, stage: str) -> dict[str, Any]:
     if isinstance(tfm, ReadImage | ResizeLikeRecipe):
         return {k: v for k, v in vars(tfm.preprocessing).items() if k not in ("mean", "std")}
     if image_class := _image_class(tfm):
-        channels = 1 if issubclass(image_class, PILImageBW) else 3
-        # fastai's `PILImage.create` ignores EXIF orientation, and so did the network's training.
-        return {"exif_transpose": False, "channels": channels}
+        # fastai's `PILImage.create` ignores EXIF orientation and converts as Pillow does, and so
+        # did the network's training.
+        modes = {"RGB": 3, "L": 1}
+        mode = image_class._open_args.get("mode")
+        own = image_class.create.__func__ is not PILBase.create.__func__
+        if own or mode not in modes or len(image_class._open_args) > 1:
+            raise ExportError(
+                f"`{image_class.__name__}` opens images in a way of its own, which cannot travel "
+                "as data; use PILImage or PILImageBW, or ImageDataset.dataloaders()"
+            )
+        return {"exif_transpose": False, "channels": modes[mode], "plain_convert": True}
     if type(tfm) is ToTensor or (type(tfm) is IntToFloatTensor and tfm.div == 255):
         return {}
     if isinstance(tfm, AffineCoordTfm) and tfm.cp_size is None:
