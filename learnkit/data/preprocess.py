@@ -98,10 +98,15 @@ class Preprocessing:
         Raises:
             ImageReadError: The image is so long and thin that padding would exceed `max_pixels`.
         """
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Resizing)}
-        for one in (*self.before, Resizing(**own)):
+        for one in self.steps:
             image = one(image, self.max_pixels)
         return image
+
+    @property
+    def steps(self) -> tuple[Resizing, ...]:
+        """All changes of size: those `before`, and that of its own fields."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Resizing)}
+        return (*self.before, Resizing(**own))
 
     def share_cut(self, size: tuple[int, int]) -> float:
         """Share of the area of an image of `size` (width, height) that "crop" cuts for its aspect.
@@ -111,7 +116,7 @@ class Preprocessing:
         >>> Preprocessing(224).share_cut((400, 300))
         0.25
         """
-        first = (*self.before, self)[0]
+        first = self.steps[0]
         if first.method in ("keep", "grid"):
             return 0.0
         left, top, right, bottom = centred_box(size, first.size[::-1], first.method)

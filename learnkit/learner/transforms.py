@@ -5,8 +5,10 @@ validation transforms of any fastai image DataLoaders as data, so that training,
 deployment share one `Preprocessing`; a transform that is code is refused by name.
 """
 
+import dataclasses
+import math
 import os
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,26 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
-from fastai.vision.augment import AffineCoordTfm, Resize
+from fastai.vision.augment import (
+    AffineCoordTfm,
+    CropPad,
+    RandomCrop,
+    RandomResizedCrop,
+    RandomResizedCropGPU,
+    Resize,
+)
 from fastai.vision.core import PILBase, PILImage, PILImageBW
 from fasttransform import Transform
+from PIL import Image
 
+from learnkit.data.geometry import Resizing
 from learnkit.data.image import source_name
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, ExportError
+from learnkit.interpret.contexts import randomness_kept
+
+# Fields that other transforms tell: statistics, and geometry.
+_OTHERS = {"mean", "std", "before", *(field.name for field in dataclasses.fields(Resizing))}
 
 
 class ReadImage(Transform):
@@ -92,24 +107,33 @@ def preprocessing_of(dls: DataLoaders) -> Preprocessing:
         ExportError: A validation transform is code, or has no counterpart in `Preprocessing`.
     """
     valid = dls.valid
-    fields: dict[str, Any] = {}
-    opened = False
-    for tfm in valid.dataset.tls[0].tfms.fs:
-        opened = opened or isinstance(tfm, ReadImage) or _image_class(tfm) is not None
-        if opened:
-            fields |= _fields_of(tfm, "type_tfms")
-    if not opened:
+    valid, fields, steps = dls.valid, {}, []
+    for stage, tfm in _validation_transforms(valid):
+        fields |= _fields_of(tfm, stage)
+        steps += _steps_of(tfm, stage, steps)
+    if not steps:
+        with randomness_kept():
+            steps = [Resizing(tuple(valid.one_batch()[0].shape[-2:]), "squish")]
+    last = {field.name: getattr(steps[-1], field.name) for field in dataclasses.fields(Resizing)}
+    return Preprocessing(**fields, **last, before=tuple(steps[:-1]))
+
+
+def _validation_transforms(valid: Any) -> Iterator[tuple[str, Transform]]:
+    """Yield (stage, transform) of validation images, from the one that opens files on."""
+    first = next(iter(getattr(valid.dataset, "tls", ())), None)
+    fs = [] if first is None else list(first.tfms.fs)
+    while fs and not isinstance(fs[0], ReadImage) and _image_class(fs[0]) is None:
+        fs.pop(0)  # what leads from an item to its file, such as a column of a table
+    if not fs:
         raise ExportError(
             "`dls` does not open its images with PILImage.create or an ImageDataset; learnkit "
             "cannot tell how a file becomes a tensor. Make them with ImageDataset.dataloaders()"
         )
+    yield from (("type_tfms", tfm) for tfm in fs)
     for stage in ("after_item", "before_batch", "after_batch"):
         for tfm in getattr(valid, stage).fs:
             if tfm.split_idx != 0:
-                fields |= _fields_of(tfm, stage)
-    if "size" not in fields:
-        fields |= {"size": tuple(valid.one_batch()[0].shape[-2:]), "method": "squish"}
-    return Preprocessing(**fields)
+                yield stage, tfm
 
 
 def _image_class(tfm: Transform) -> type | None:
@@ -120,38 +144,103 @@ def _image_class(tfm: Transform) -> type | None:
 
 
 def _fields_of(tfm: Transform, stage: str) -> dict[str, Any]:
-    """Return the fields of `Preprocessing` that one validation transform stands for."""
+    """Return the fields of `Preprocessing`, geometry aside, that one transform stands for."""
     if isinstance(tfm, ReadImage | ResizeLikeRecipe):
-        return {k: v for k, v in vars(tfm.preprocessing).items() if k not in ("mean", "std")}
+        return {k: v for k, v in vars(tfm.preprocessing).items() if k not in _OTHERS}
     if image_class := _image_class(tfm):
-        # fastai's `PILImage.create` ignores EXIF orientation and converts as Pillow does, and so
-        # did the network's training.
-        modes = {"RGB": 3, "L": 1}
-        mode = image_class._open_args.get("mode")
-        own = image_class.create.__func__ is not PILBase.create.__func__
-        if own or mode not in modes or len(image_class._open_args) > 1:
-            raise ExportError(
-                f"`{image_class.__name__}` opens images in a way of its own, which cannot travel "
-                "as data; use PILImage or PILImageBW, or ImageDataset.dataloaders()"
-            )
-        return {"exif_transpose": False, "channels": modes[mode], "plain_convert": True}
-    if type(tfm) is ToTensor or (type(tfm) is IntToFloatTensor and tfm.div == 255):
-        return {}
-    if isinstance(tfm, AffineCoordTfm) and tfm.cp_size is None:
-        return {}  # on validation images the identity, up to rounding
+        return _fields_of_opener(image_class)
     if type(tfm) is Normalize:
         return {
             "mean": tuple(tfm.mean.flatten().tolist()),
             "std": tuple(tfm.std.flatten().tolist()),
         }
-    if type(tfm) is Resize:
-        width, height = tfm.size
-        fields = {"size": (height, width), "method": tfm.method, "pad_mode": tfm.pad_mode}
-        return {**fields, "interpolation": tfm.mode.name.lower()}
+    return {}
+
+
+def _fields_of_opener(image_class: Any) -> dict[str, Any]:
+    modes, told = {"RGB": 3, "L": 1}, image_class._open_args
+    own = image_class.create.__func__ is not PILBase.create.__func__
+    if own or told.get("mode") not in modes or len(told) > 1:
+        raise ExportError(
+            f"`{image_class.__name__}` opens images in a way of its own, which cannot travel as "
+            "data; use PILImage or PILImageBW, or ImageDataset.dataloaders()"
+        )
+    # fastai's `create` ignores EXIF orientation and converts as Pillow does, and so did training.
+    return {"exif_transpose": False, "channels": modes[told["mode"]], "plain_convert": True}
+
+
+def _steps_of(tfm: Transform, stage: str, before: Sequence[Resizing]) -> list[Resizing]:
+    """Return what one transform does to the size of validation images, after the steps `before`."""
+    reads = isinstance(tfm, ReadImage)
+    if (reads and tfm.resize) or isinstance(tfm, ResizeLikeRecipe):
+        return list(tfm.preprocessing.steps)
+    if reads or _image_class(tfm) is not None or type(tfm) in (ToTensor, Normalize):
+        return []
+    if type(tfm) is IntToFloatTensor and tfm.div == 255:
+        return []
+    if isinstance(tfm, AffineCoordTfm | RandomResizedCropGPU):
+        steps = _steps_of_batch(tfm, before)
+    else:
+        steps = _STEPS.get(type(tfm), lambda _: None)(tfm)
+    if steps is not None:
+        return steps
     # what a user would call it: its function's name, else its class's
     name = (tfm.name if type(tfm) is Transform else type(tfm).__name__).rpartition(".")[2]
     raise ExportError(
         f"the validation transform `{name}` ({stage}) is code and cannot travel as data; use "
-        "Resize, ToTensor, IntToFloatTensor and Normalize, or ImageDataset.dataloaders(), or mark "
-        "it as training-only with `split_idx = 0`"
+        "Resize, RandomResizedCrop, CropPad, ToTensor, IntToFloatTensor and Normalize, or "
+        "ImageDataset.dataloaders(), or mark it as training-only with `split_idx = 0`"
     )
+
+
+def _resize(tfm: Resize) -> list[Resizing]:
+    size, mode = tuple(tfm.size[::-1]), _filter(tfm)
+    return [Resizing(size, tfm.method, interpolation=mode, pad_mode=tfm.pad_mode)]
+
+
+def _crop_pad(tfm: CropPad) -> list[Resizing]:
+    return [Resizing(tuple(tfm.size[::-1]), "keep", pad_mode=tfm.pad_mode)]
+
+
+def _random_crop(tfm: RandomCrop) -> list[Resizing]:
+    return [Resizing(tuple(tfm.size[::-1]), "keep")]
+
+
+def _random_resized_crop(tfm: RandomResizedCrop) -> list[Resizing]:
+    """The whole image, a bit larger than `size`, and the middle of that."""
+    height, width = size = tuple(tfm.size[::-1])
+    more = math.ceil(max(size) * tfm.val_xtra / 8) * 8
+    first = Resizing((height + more, width + more), "squish", interpolation=_filter(tfm))
+    return [first, Resizing(size, "keep")] if more else [first]
+
+
+def _filter(tfm: Any) -> str:
+    return Image.Resampling(tfm.mode).name.lower()
+
+
+_STEPS: dict[type, Callable[[Any], list[Resizing]]] = {
+    Resize: _resize,
+    CropPad: _crop_pad,
+    RandomCrop: _random_crop,
+    RandomResizedCrop: _random_resized_crop,
+}
+
+
+def _steps_of_batch(tfm: Any, before: Sequence[Resizing]) -> list[Resizing] | None:
+    """The steps of a transform of batches; None if no recipe has them."""
+    if isinstance(tfm, AffineCoordTfm):
+        if tfm.cp_size is None:
+            return []  # on validation images the identity, up to rounding
+        plain = tfm.mode == "bilinear" and tfm.align_corners is True
+        return [Resizing(tfm.cp_size, "grid")] if plain else None
+    if tfm.mode != "bilinear" or not before:
+        return None
+    height, width = size = before[-1].size
+    low, high = tfm.ratio
+    if width / height < low:
+        size = (int(width / low), width)
+    elif width / height > high:
+        size = (height, int(height * high))
+    size = tuple(int(side * tfm.valid_scale) for side in size)
+    middle = [Resizing(size, "keep")] if size != (height, width) else []
+    return [*middle, Resizing(tuple(tfm.size), "grid")]

@@ -1,5 +1,6 @@
 """Loaders read files through one recipe, and any DataLoaders can be read back as one."""
 
+import json
 import random
 import re
 import warnings
@@ -17,15 +18,19 @@ from fastai.data.transforms import (
 )
 from fastai.metrics import accuracy
 from fastai.vision.augment import (
+    AffineCoordTfm,
     Brightness,
     Contrast,
+    CropPad,
     Dihedral,
     Flip,
     Hue,
+    RandomCrop,
     RandomErasing,
     RandomResizedCrop,
     RandomResizedCropGPU,
     RandTransform,
+    RatioResize,
     Resize,
     Rotate,
     Saturation,
@@ -47,6 +52,23 @@ from learnkit.learner.dataloaders import image_dataloaders, with_normalization
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.transforms import preprocessing_of
 
+# (item transforms, batch transforms): fastai's course and its page on augmentation, and neighbours
+PIPELINES = {
+    "random resized crop": (RandomResizedCrop(16, min_scale=0.5), []),
+    "wide random resized crop": (RandomResizedCrop((14, 30), val_xtra=0.4), aug_transforms()),
+    "random resized crop without more": (RandomResizedCrop(16, val_xtra=0), []),
+    "presizing": (Resize(24), aug_transforms(size=16)),
+    "presizing by far": (Resize(60), aug_transforms(size=16, min_scale=0.75)),
+    "squished presizing": (Resize((30, 24), method="squish"), aug_transforms(size=(16, 13))),
+    "enlarging": (Resize(12), aug_transforms(size=20)),
+    "crop of batches": (Resize(40), [RandomResizedCropGPU(16, min_scale=0.5, valid_scale=0.8)]),
+    "wide crop of batches": (Resize((20, 50)), [RandomResizedCropGPU(16)]),
+    "crop or pad": (CropPad(22), []),
+    "crop or pad by reflection": (CropPad((30, 14), pad_mode="reflection"), []),
+    "resized, then cut": ([Resize(24), CropPad(16)], []),
+    "resized, then cut anywhere": ([Resize(24), RandomCrop(16)], []),
+    "of one size as they are": ([], aug_transforms(size=16)),
+}
 STATS = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
@@ -306,15 +328,47 @@ class TestPreprocessingOfFastaiLoaders:
         # fastai resamples validation images with the identity, which rounds
         assert torch.allclose(all_inputs(dls.valid), expected, atol=1e-5)
 
-    def test_presizing_has_no_counterpart_and_is_refused_by_name(self, folder):
+    @pytest.mark.parametrize("name", PIPELINES)
+    def test_pipelines_that_fastai_teaches_equal_its_validation_tensors(self, folder, name):
+        items, batches = PIPELINES[name]
         dls = ImageDataLoaders.from_folder(
             folder,
             valid_pct=0.4,
-            item_tfms=Resize(24),
-            batch_tfms=aug_transforms(size=16),
+            seed=1,
+            item_tfms=items,
+            batch_tfms=[*batches, Normalize.from_stats(*STATS, cuda=False)],
+            bs=4,
             num_workers=0,
         )
-        with pytest.raises(ExportError, match=r"`Flip` \(after_batch\) is code"):
+        recipe = preprocessing_of(dls)
+        assert Preprocessing.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+        expected = torch.stack([recipe(path) for path in dls.valid.items])
+        # what batch transforms leave between two of 8 bits is rounded
+        rounded = any(getattr(tfm, "cp_size", getattr(tfm, "size", None)) for tfm in batches)
+        tolerance = 0.51 / 255 / min(STATS[1]) if rounded else 1e-5
+        assert torch.allclose(all_inputs(dls.valid), expected, atol=tolerance)
+
+    @pytest.mark.parametrize(
+        "tfm",
+        [
+            AffineCoordTfm(size=16, mode="nearest", align_corners=True),
+            AffineCoordTfm(size=16),
+            RandomResizedCropGPU(16, mode="nearest"),
+        ],
+        ids=["nearest", "other corners", "nearest crop"],
+    )
+    def test_resampling_without_counterpart_is_refused_by_name(self, folder, tfm):
+        dls = ImageDataLoaders.from_folder(
+            folder, valid_pct=0.4, item_tfms=Resize(24), batch_tfms=tfm, num_workers=0
+        )
+        with pytest.raises(ExportError, match=rf"`{type(tfm).__name__}` \(after_batch\) is code"):
+            preprocessing_of(dls)
+
+    def test_images_of_any_shape_are_no_data(self, folder):
+        dls = ImageDataLoaders.from_folder(
+            folder, valid_pct=0.4, item_tfms=RatioResize(16), num_workers=0
+        )
+        with pytest.raises(ExportError, match=r"`RatioResize` \(after_item\) is code"):
             preprocessing_of(dls)
 
     def test_grey_images_have_one_channel(self, folder):

@@ -6,9 +6,9 @@ import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import get_image_files, parent_label
 from fastai.metrics import accuracy
-from fastai.vision.augment import Resize
+from fastai.vision.augment import CropPad, RandomResizedCrop, Resize, aug_transforms
 from fastai.vision.core import PILImage, PILImageBW
-from fastai.vision.data import ImageBlock
+from fastai.vision.data import ImageBlock, ImageDataLoaders
 from helpers import quiet, write_image_folder
 from PIL import Image
 
@@ -138,6 +138,31 @@ def test_one_file_of_a_rare_kind_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "preprocessing_of", other)
     with pytest.raises(ExportError, match=r"z\.png' is another picture"):
         learn.export(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("items", "batches"),
+    [
+        (RandomResizedCrop(24, min_scale=0.5), aug_transforms()),
+        (Resize(40), aug_transforms(size=24, min_scale=0.75)),
+        (CropPad(24), None),
+    ],
+    ids=["random resized crop", "presizing", "crop or pad"],
+)
+def test_pipelines_that_fastai_teaches_are_exported(tmp_path, items, batches):
+    root = write_image_folder(tmp_path / "images", {"a": 8, "b": 8}, size=(50, 36))
+    dls = ImageDataLoaders.from_folder(
+        root, valid_pct=0.5, seed=0, item_tfms=items, batch_tfms=batches, bs=4, num_workers=0
+    )
+    learn = quiet(cnn_learner(dls, "test_resnet", False, metrics=accuracy))
+    expected = learn.get_preds()[0]
+    model = load_learner(learn.export(tmp_path / "model"))
+    for one in (learn, model):
+        found = torch.stack([p.probs for p in one.predict_batch(dls.valid.items)])
+        assert torch.allclose(found, expected, atol=2e-3)  # pixels of 8 bits
+    learn.fit_ood()
+    learn.clear_ood().init_continual(dls)
+    assert set(learn.continual.classes) == {"a", "b"}
 
 
 class Inverted(PILImage):
