@@ -301,6 +301,57 @@ def test_extend_takes_groups_from_the_paths(known, images, tmp_path, capsys):
     assert "finds nothing in" in err
 
 
+def test_extend_tells_names_apart_by_case_from_the_first_time_on(known, images, tmp_path, capsys):
+    for name, kind in (("GOOD", "new"), ("BAD", "newer")):
+        shutil.copytree(images / "odd", tmp_path / kind / name)
+    call = ("extend", known, tmp_path / "new", "--out", tmp_path / "more")
+    code, _, err = learnkit(capsys, *call)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "differ only in case" in err
+    assert "case_sensitive" in err
+    assert not (tmp_path / "more").exists()
+    code, out, _ = learnkit(capsys, *call, "--case-sensitive")
+    assert code == 0
+    assert "told apart by case from now on" in out.replace("\n", " ")
+    assert load_learner(tmp_path / "more").classes == ("bad", "good", "GOOD")
+    more = tmp_path / "more"
+    assert learnkit(capsys, "extend", more, tmp_path / "newer", "--out", more, "--again")[0] == 0
+    assert load_learner(more).continual.n_images["BAD"] == 10
+
+
+def test_extend_takes_a_former_name_for_a_new_class_if_told(known, images, tmp_path, capsys):
+    predictor = load_learner(known)
+    predictor.rename({"good": "fine"})
+    predictor.save(tmp_path / "renamed")
+    shutil.copytree(images / "odd", tmp_path / "new" / "good")
+    call = ("extend", tmp_path / "renamed", tmp_path / "new", "--out", tmp_path / "more")
+    code, _, err = learnkit(capsys, *call)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'good'" in err
+    assert "'fine'" in err
+    assert not (tmp_path / "more").exists()
+    assert learnkit(capsys, *call, "--reuse-names")[0] == 0
+    found = load_learner(tmp_path / "more")
+    assert found.classes == ("bad", "fine", "good")
+    assert found.continual.n_images["good"] == 10
+
+
+def test_extend_sets_the_validation_images_of_a_split_folder_aside(known, images, tmp_path, capsys):
+    for i, file in enumerate(sorted((images / "odd").iterdir())):
+        part = tmp_path / "new" / ("valid" if i < 3 else "train") / "odd"
+        part.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, part)
+    before = len(load_learner(known).continual.knowledge.validation)
+    call = ("extend", known, tmp_path / "new", "--out", tmp_path / "more")
+    code, out, _ = learnkit(capsys, *call)
+    assert code == 0
+    assert "+7" in out
+    head = load_learner(tmp_path / "more").continual
+    assert head.n_images["odd"] == 7
+    assert len(head.knowledge.validation) == before + 3
+    assert head.threshold.source == "validation and leave-one-out"
+
+
 def test_extend_with_unreadable_images_writes_nothing(known, images, tmp_path, capsys):
     shutil.copytree(images / "odd", tmp_path / "new" / "odd")
     for name in ("002.png", "005.png"):

@@ -62,10 +62,10 @@ def over(predictor, network):
     )
 
 
-def with_detector():
+def with_detector(**settings):
     predictor = make_predictor()
     features = predictor.features(labelled(COUNTS)[0], progress=False)
-    detector = OodDetector(features.shape[1], memory=8)
+    detector = OodDetector(features.shape[1], memory=8, **settings)
     detector.extend(features, labelled(COUNTS)[1])
     truth = torch.arange(len(features)) % 3
     detector.fit_sets(predictor.logits(torch.zeros(24, 3, 32, 32).byte()).softmax(1), truth)
@@ -80,10 +80,12 @@ HEADS = {
     "one class": lambda: make_continual({"ok": 9}),
     "without memory": lambda: _without_memory(),
     "by energy": lambda: make_continual(COUNTS, score="energy"),
+    "class by class": lambda: make_continual(COUNTS, per_class=True),
     "a threshold by hand": lambda: make_continual(COUNTS).set(ood_threshold=1.25),
     "a forgotten class": lambda: _forgotten(),
     "trained": lambda: make_predictor(),
     "trained, with a detector": with_detector,
+    "trained, class by class": lambda: with_detector(per_class=True),
     "multi-label": lambda: make_predictor(multi_label=True, threshold=0.3),
 }
 
@@ -124,6 +126,10 @@ def test_every_head_concludes_the_same_with_torch_and_without(head, tmp_path):
     over(predictor, network).save(tmp_path / "m")
     learner = assert_equal_to_the_bit(tmp_path / "m", network.name)
     assert learner.detects_ood == (head not in ("trained", "multi-label"))
+    if head.endswith("class by class"):
+        assert len(set(learner.ood.scoring.shifts)) == 3
+        labels = learner.predict(IMAGES[0]).nonconformity[2]
+        assert set(labels.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(("backend", "precision"), VARIANTS)

@@ -396,6 +396,31 @@ def test_those_five_can_be_set(faster):
     faster.set(ood_threshold=threshold, class_names={"A": "a"})
 
 
+@pytest.mark.parametrize("learned", [LEARNED, None], ids=["learned again", "carried over"])
+def test_a_promise_class_by_class_stays(learned, given_times):
+    plain = make_continual(COUNTS, per_class=True)
+    faster, _ = plain.optimize(
+        "bfloat16", backend="torch", test=TEST, learned=learned, force=True, **QUIET
+    )
+    assert faster.continual.settings.per_class
+    assert faster.continual.threshold.statement.startswith("class by class")
+    assert len(set(faster.continual.scoring.shifts)) == len(COUNTS)
+    assert len(faster.continual.scoring.nonconformity) == 3  # with a class for each
+
+
+def test_a_model_learned_again_keeps_the_log_and_has_features_of_its_own_origin(given_times):
+    plain = make_continual(COUNTS)
+    plain.rename({"a": "A"})
+    names = ["A" if name == "a" else name for name in LEARNED.labels]
+    learned = LEARNED._replace(labels=names)
+    faster, _ = plain.optimize("bfloat16", backend="torch", learned=learned, force=True, **QUIET)
+    assert faster.audit == plain.audit
+    assert len(faster.audit) == 2
+    (origin,) = faster.continual.statistics.origins
+    assert " bfloat16, " in origin
+    assert plain.continual.statistics.origins != (origin,)
+
+
 def test_optimising_twice_says_how_to_get_another_variant(faster):
     with pytest.raises(OptimizeError, match=r"already.*variant='float32'"):
         faster.optimize("int8")
