@@ -96,6 +96,12 @@ class TestRoundTrip:
         assert len(again.continual.history.states) == 1
         assert again.audit == predictor.audit
 
+    def test_the_state_before_the_first_image_is_none_to_go_back_to(self, tmp_path):
+        predictor = make_continual({"ok": 6, "bad": 5})
+        assert len(predictor.continual.history.states) == 2
+        predictor.save(tmp_path / "m")
+        assert digests(load_learner(tmp_path / "m")) == digests(predictor)[:1]
+
     def test_fewer_states_go_along_if_asked_for(self, tmp_path):
         predictor = learned()
         predictor.save(tmp_path / "m", history=1)
@@ -163,6 +169,18 @@ class TestVariant:
         assert digests(again) == digests(predictor)
         again.undo()
         assert again.classes == ("ok", "bad", "new")
+
+    @pytest.mark.filterwarnings("ignore:'float32' in .* is the model as it was")
+    def test_goes_along_with_as_many_former_states_as_the_float32_model(self, tmp_path):
+        predictor = as_variant(learned())
+        predictor.save(tmp_path / "m")
+        load_learner(tmp_path / "m", variant="float32").save(tmp_path / "n", history=1)
+        for variant in ("float32", "torch-float32"):
+            again = load_learner(tmp_path / "n", variant=variant)
+            assert digests(again) == digests(predictor)[:2]
+        predictor.save(tmp_path / "o", history=1)
+        for variant in ("float32", "torch-float32"):
+            assert len(load_learner(tmp_path / "o", variant=variant).continual.history.states) == 2
 
     def test_keeps_the_ids_of_its_classes(self, tmp_path):
         predictor = as_variant(learned())

@@ -1,6 +1,8 @@
 """Snapshots and the log of changes of a classifier."""
 
 import re
+import time
+from datetime import datetime, timezone
 
 import pytest
 import torch
@@ -61,6 +63,31 @@ class TestLog:
         parts = head_of(*((features[i::3].flip(0), labels[i::3][::-1]) for i in (2, 0, 1)))
         assert parts.classes != whole.classes
         assert parts.audit[-1].digest == whole.audit[-1].digest
+
+    def test_digests_tell_validation_images_apart_and_not_the_order_of_classes(self):
+        heads = [head_of(images("ab")), head_of(images("ba"))]
+        features, labels = images("ab")
+        heads[1] = head_of((features.flip(0), labels[::-1]))
+        assert [head.classes for head in heads] == [("a", "b"), ("b", "a")]
+        for head in heads:
+            before = head.knowledge.digest
+            head.validate(*images("aab", 1, seed=2))
+            assert head.knowledge.digest != before
+        assert heads[0].knowledge.digest == heads[1].knowledge.digest
+        heads[1].validate(*images("b", 1, seed=3))
+        assert heads[0].knowledge.digest != heads[1].knowledge.digest
+
+    @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone cannot be set here")
+    def test_times_are_those_of_greenwich_wherever_it_is_written(self, monkeypatch):
+        monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # 14 hours ahead
+        time.tzset()
+        try:
+            when = head_of(images("ab")).audit[0].when
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+        told = datetime.strptime(when, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+        assert abs((datetime.now(timezone.utc) - told).total_seconds()) < 3600
 
     def test_keeps_the_last_thousand(self):
         log = AuditLog()
@@ -135,6 +162,21 @@ class TestSnapshot:
         head.drop_snapshot("0")
         head.snapshot("one more")
         assert list(head.history.snapshots) == [*"1234567", "one more"]
+        head.snapshot("one more")  # of a name that is there already
+
+    def test_and_former_states_of_large_models_keep_only_what_cannot_be_derived(self, monkeypatch):
+        monkeypatch.setattr("learnkit.continual.knowledge._SMALL", 0)
+        head, (features, _) = head_of(images("ab")), images("ab")
+        logits, scores = head(features), head.ood_scores(features)
+        head.snapshot("x")
+        head.extend(*images("bc", seed=1))
+        states = [head.history.states[1], head.history.snapshots["x"]]
+        assert [state.derived for state in states] == [None, None]
+        for back in (head.undo, lambda: head.restore("x")):
+            back()
+            assert torch.equal(head(features), logits)
+            assert torch.equal(head.ood_scores(features), scores)
+            head.extend(*images("bc", seed=1))
 
 
 class TestOrigin:

@@ -1,6 +1,7 @@
 """A learner that goes on learning: from new images alone, exactly, and all or nothing."""
 
 import copy
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,8 @@ from learnkit.errors import (
     UnreadableImagesError,
 )
 from learnkit.interpret.outputs import Outputs
+from learnkit.interpret.source import Source
+from learnkit.learner.continual import origin_of
 from learnkit.learner.dataloaders import with_normalization
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
@@ -328,6 +331,26 @@ class TestExtend:
 
 def interrupt(*_, **__):
     raise KeyboardInterrupt
+
+
+class TestOrigin:
+    """The state keeps where the last bits of its features come from."""
+
+    def test_is_the_same_for_all_that_is_read_from_files(self, learn, new):
+        (origin,) = learn.continual.statistics.origins
+        assert re.fullmatch(r"torch \S+ float32, cpu \w+, batches of 16", origin)
+        report = learn.extend(new)
+        assert learn.continual.statistics.origins == (origin,)
+        assert not any("origins" in note for note in report.notes)
+
+    def test_of_a_loaders_own_batches_is_another(self, learn):
+        (origin,) = learn.continual.statistics.origins
+        found = origin_of(learn, Source.of(learn, learn.dls.valid))
+        assert found == origin.replace("batches of 16", "batches of a loader's size")
+
+    def test_of_a_detector_is_kept_too(self, plain):
+        plain.fit_ood()
+        assert len(plain.ood.statistics.origins) == 1
 
 
 class TestWarnings:
