@@ -55,7 +55,8 @@ def _row(backend: Backend, device: str) -> dict[str, Any]:
     reasons = {precision: why_not(backend, precision, device) for precision in PRECISIONS}
     if backend.missing:
         absent = ", ".join(backend.missing)
-        remedy = f'{absent} not installed: pip install "learnkit[{backend.extra}]"'
+        package = "learnkit" if backend.extra is None else f'"learnkit[{backend.extra}]"'
+        remedy = f"{absent} not installed: pip install {package}"
         reasons = {precision: reason or remedy for precision, reason in reasons.items()}
     return {
         "backend": backend.name,

@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             warnings.simplefilter("ignore")
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_: fail(f"note: {_one_line(message)}")
+        if "" in _state["argv"]:  # of which a path would be the folder one is in
+            fail("an argument is empty, as an unset variable is; leave it out, or fill it in")
+            sys.exit(2)
         app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
 
 

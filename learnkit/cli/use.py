@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from csv import QUOTE_MINIMAL, QUOTE_NONNUMERIC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +53,7 @@ def check(
     found = data.check(fast, progress=sys.stderr.isatty())
     report.frame(data.counts().rename_axis("class").reset_index())
     if csv is not None:
-        found.to_csv(csv, index=False, errors="surrogateescape")
+        write_csv(found, csv)
     report.findings(found)
     if (found["severity"] == "error").any():
         raise typer.Exit(1)
@@ -233,13 +234,32 @@ def _predict_into(out: Path, predictor: Predictor, files: Sequence[Path], *, res
 def _write(table: pd.DataFrame, csv: Path | None, to_json: Path | None) -> None:
     """Write predictions where they were asked for, `-` being standard output, or show them."""
     if csv is not None:
-        table.to_csv(csv, index=False, errors="surrogateescape")
+        write_csv(table, csv)
     if to_json is not None:
         text = json.dumps(records(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         text = text.encode("utf-8", "backslashreplace").decode()  # names that are no text
         sys.stdout.write(text) if str(to_json) == "-" else to_json.write_text(text, "utf-8")
     if csv is None and to_json is None:
         _show(table)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table that pandas and spreadsheets read, whatever the names of files are.
+
+    What UTF-8 cannot hold is written as an escape. A name that spreadsheets would compute (=, +, -
+    or @ in front) stays as it is: open such a table with its columns as text.
+    """
+    texts = [name for name in table if table[name].dtype.kind not in "biuf"]
+    cells = {name: [_cell(value) for value in table[name]] for name in texts}
+    returns = any("\r" in cell for name in texts for cell in cells[name])
+    quoting = QUOTE_NONNUMERIC if returns else QUOTE_MINIMAL  # pandas leaves a CR unquoted
+    table.assign(**cells).to_csv(path, index=False, quoting=quoting)
+
+
+def _cell(value: Any) -> str:
+    from learnkit.inference.prediction_table import as_written
+
+    return "" if value is None or value != value else as_written(str(value))  # NaN is not itself
 
 
 def _show(table: pd.DataFrame) -> None:

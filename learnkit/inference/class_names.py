@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
 
 
+LONGEST_NAME = 200  # characters of a class name that comes from outside
 _OPTIMIZED = ("device", "threads", "metadata", "class_names", "ood_threshold")
 _AS_TRAINED = ("class_names", "threshold", "ood_threshold", "false_alarm_rate", "metadata")
 _SAID_BY = {"classes": "class_names"}  # attributes that `set` knows by another name
@@ -141,5 +142,11 @@ def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) 
         raise PredictionError(
             f"`class_names` has {len(names)} names for {len(classes)} classes; give one each, or "
             "{old: new}"
+        )
+    new = [one for one in names if isinstance(one, str) and one not in classes]
+    if odd := [one for one in new if len(one) > LONGEST_NAME or not one.isprintable()]:
+        raise PredictionError(
+            f"`class_names` has {odd[0][:20]!a} of {len(odd[0])} characters; a class name has "
+            f"{LONGEST_NAME} at most, all of which can be printed"
         )
     return checked_classes(names)

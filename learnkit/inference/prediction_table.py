@@ -116,7 +116,7 @@ def _write_jsonl(file: BinaryIO, layout: Layout, rows: Iterable[Row]) -> None:
 
 def _write_csv(file: BinaryIO, layout: Layout, rows: Iterable[Row]) -> None:
     with _as_text(file, errors="backslashreplace") as text:
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(_Lines(text), lineterminator="\r\n")
         writer.writerow([*OWN_COLUMNS, *(f"p({name})" for name in layout.classes)])
         for row in rows:
             label = row["label"]
@@ -124,6 +124,20 @@ def _write_csv(file: BinaryIO, layout: Layout, rows: Iterable[Row]) -> None:
                 label = json.dumps(label, ensure_ascii=False)
             own = [*({**row, "label": label}[k] for k in OWN_COLUMNS[:-1]), layout.model]
             writer.writerow(own + (row["probs"] or [None] * len(layout.classes)))
+
+
+class _Lines:
+    """A file whose lines end in LF, for a writer that ends them in CR and LF.
+
+    With LF alone `csv.writer` does not quote a CR, and readers take it for the end of the row.
+    """
+
+    def __init__(self, text: TextIO):
+        self._text = text
+
+    def write(self, line: str) -> None:
+        """Write a row, as `csv.writer` gives it."""
+        self._text.write(line.removesuffix("\r\n") + "\n")
 
 
 def _write_parquet(file: BinaryIO, layout: Layout, rows: Iterable[Row]) -> None:

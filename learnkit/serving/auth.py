@@ -70,8 +70,9 @@ def check_exposure(host: str, allow_extend: bool, token: str | None) -> None:
 
 def check_bearer(header: str | None, token: str) -> None:
     """Raise Refusal 401 unless `header` is `Bearer TOKEN`; takes the same time for any other."""
-    given = (header or "").encode("utf-8", "replace")
-    if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+    scheme, _, given = (header or "").partition(" ")
+    given = f"{scheme.lower()} {given.strip()}"  # the name of a scheme has no case
+    if not hmac.compare_digest(given.encode("utf-8", "replace"), f"bearer {token}".encode()):
         raise Refusal(
             401,
             "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`",

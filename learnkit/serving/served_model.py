@@ -15,13 +15,14 @@ from learnkit.errors import (
     LearnkitError,
     OptimizedModelError,
 )
+from learnkit.inference.class_names import LONGEST_NAME
 from learnkit.inference.digest import model_digest
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.uploads import Upload
 
 _CANNOT = (ContinualNotInitializedError, ContinualUnsupportedError, OptimizedModelError)
 _SHOWN = 20
-_LONGEST_LABEL = 200  # every later answer has all of them
+_FORMULA = ("=", "+", "-", "@")
 
 
 class ServedModel:
@@ -126,7 +127,8 @@ def labels_for(n: int, given: Sequence[str]) -> list[str]:
     """One label for each of `n` images: `given`, or the only one there is for all.
 
     Raises:
-        Refusal: 400 none, or another number; 422 one that is endless, or cannot be shown.
+        Refusal: 400 none, or another number; 422 one that is endless, cannot be shown, or is a
+            formula where a spreadsheet opens a table of predictions.
     """
     if len(given) not in (1, n):
         raise Refusal(
@@ -135,10 +137,16 @@ def labels_for(n: int, given: Sequence[str]) -> list[str]:
             "once for each image, in their order",
         )
     for label in given:
-        if len(label) > _LONGEST_LABEL or not label.isprintable():
+        if len(label) > LONGEST_NAME or not label.isprintable():
             raise Refusal(
                 422,
                 f"the label {label[:20]!a} has {len(label)} characters; a class name has "
-                f"{_LONGEST_LABEL} at most, all of which can be printed",
+                f"{LONGEST_NAME} at most, all of which can be printed",
+            )
+        if label.startswith(_FORMULA) and len(label) > 1:
+            raise Refusal(
+                422,
+                f"the label {label[:20]!a} begins with {label[0]!r}: spreadsheets would compute "
+                "it; begin with a letter or a digit",
             )
     return list(given) * (n if len(given) == 1 else 1)

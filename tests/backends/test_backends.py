@@ -368,6 +368,14 @@ class TestDevices:
         assert "avx512_bf16" in rows["openvino"]["why_not"]["bfloat16"]
         assert "flags unknown" in repr(devices())
 
+    def test_names_what_brings_a_backend_that_is_not_installed(self, monkeypatch):
+        missing = property(lambda backend: backend.packages)
+        monkeypatch.setattr(type(backends.BACKENDS["torch"]), "missing", missing)
+        rows = {row["backend"]: row for row in devices()}
+        told = {name: rows[name]["why_not"]["float32"] for name in rows}
+        assert told["torch"].endswith("torch not installed: pip install learnkit")
+        assert told["openvino"].endswith('pip install "learnkit[openvino]"')
+
     def test_fits_a_terminal_and_names_only_what_could_run_elsewhere(self, monkeypatch):
         monkeypatch.setattr(processor, "processor_flags", lambda: frozenset({"fma", "avx2"}))
         lines = repr(devices()).splitlines()

@@ -204,9 +204,27 @@ def test_predict_writes_file_names_that_are_no_text(run, images, tmp_path, capsy
         pytest.skip("this file system refuses such names")
     targets = ["--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json"]
     assert learnkit(capsys, "predict", run[2], tmp_path / name, *targets)[0] == 0
-    assert b"/\xff.png," in (tmp_path / "p.csv").read_bytes()
+    (path,) = pd.read_csv(tmp_path / "p.csv")["path"]  # UTF-8, whatever the names are
+    assert path.endswith(r"\udcff.png")
     (found,) = json.loads((tmp_path / "p.json").read_text("utf-8"))
     assert found["path"] == str(tmp_path / name)
+
+
+def test_names_with_line_ends_quotes_and_formulae_come_back_from_the_table(
+    run, images, tmp_path, capsys
+):
+    names = ["a\rb.png", "a\nb.png", 'a"b,c.png', "=1+1.png", " a.png"]
+    for name in names:
+        shutil.copy(images / "bad" / "000.png", tmp_path / name)
+    assert learnkit(capsys, "predict", run[2], tmp_path, "--csv", tmp_path / "p.csv")[0] == 0
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert sorted(table["path"]) == sorted(str(tmp_path / name) for name in names)
+    assert table["confidence"].notna().all()
+    out = tmp_path / "out.csv"
+    assert learnkit(capsys, "predict", run[2], tmp_path, "--out", out)[0] == 0
+    assert sorted(pd.read_csv(out)["path"]) == sorted(table["path"])
+    code, output, _ = learnkit(capsys, "predict", run[2], tmp_path, "--out", out, "--resume")
+    assert (code, "5 of them from an earlier call" in output) == (0, True)
 
 
 @pytest.mark.parametrize("tail", [["--json"], ["--json", "-"], ["--json", "--debug"]])

@@ -291,6 +291,11 @@ def test_class_names_and_threshold_can_be_set_and_are_saved(predictor, tmp_path)
     predictor.set(class_names=["x", "y", "z"]).save(tmp_path / "model")
     assert load_learner(tmp_path / "model").classes == ("x", "y", "z")
     for names, reason in [
+        (
+            ["x\x1b[31m", "y", "z"],
+            "of 6 characters; a class name has 200 at most, all of which can",
+        ),
+        ({"x": "a" * 201}, "of 201 characters; a class name has 200 at most"),
         (["x"], "1 names for 3"),
         ({"q": "r"}, r"\['q'\]"),
         ({"x": "y"}, "'y' twice"),

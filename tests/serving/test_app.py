@@ -456,6 +456,8 @@ def test_a_change_that_fails_changes_nothing(serving, predictor):
         (422, "OK", {"files": form(good), "data": {"label": "OK"}}),
         (422, "has 201 characters", {"files": form(good), "data": {"label": "x" * 201}}),
         (422, "can be printed", {"files": form(good), "data": {"label": "\u202eko"}}),
+        (422, "spreadsheets would", {"files": form(good), "data": {"label": "=1+1"}}),
+        (422, "begins with '@'", {"files": form(good), "data": {"label": "@SUM(A1)"}}),
         (400, "has no image", {"files": {"label": (None, "n")}}),
         (
             400,

@@ -85,3 +85,11 @@ def test_tokens_are_compared_in_constant_time(monkeypatch):
 def test_limits_that_let_nothing_through_are_refused(limits, match):
     with pytest.raises(ServingError, match=match):
         Limits(**limits)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_name_of_the_scheme_has_no_case_and_the_token_has(scheme):
+    check_bearer(f"{scheme} {TOKEN}", TOKEN)
+    for wrong in (f"Basic {TOKEN}", f"{scheme} {TOKEN.upper()}", f"{scheme}{TOKEN}"):
+        with pytest.raises(Refusal, match="missing or wrong"):
+            check_bearer(wrong, TOKEN)
