@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P, T = ParamSpec("P"), TypeVar("T")
 
@@ -35,9 +35,13 @@ class ImageReadError(LearnkitError, OSError):
 
 
 class UnreadableImagesError(ImageReadError):
-    """Some of many images cannot be read; `failures` maps each to its reason."""
+    """Some of many images cannot be read; `failures` maps each to its reason.
+
+    `evaluation` is that of the other images, where images were to be evaluated.
+    """
 
     failures: dict[str, str]
+    evaluation: Any = None
 
 
 # -- models -------------------------------------------------------------------------------------

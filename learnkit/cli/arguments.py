@@ -38,12 +38,14 @@ def tidy_arguments(argv: Sequence[str]) -> list[str]:
 
     >>> tidy_arguments(["predict", "model", "a.png", "--json", "--debug"])
     ['--debug', 'predict', 'model', 'a.png', '--json', '-']
+    >>> tidy_arguments([]), tidy_arguments(["--debug"])
+    ([], [])
     """
     rest = [arg for arg in argv if arg != DEBUG]
     tidy = [DEBUG] if DEBUG in argv else []
-    for arg, after in zip(rest, [*rest[1:], "--"], strict=True):
+    for arg, after in zip(rest, [*rest, "--"][1:], strict=True):
         tidy += [arg, "-"] if arg == "--json" and after.startswith("--") else [arg]
-    return tidy
+    return tidy if rest else []  # the help, as without any
 
 
 def named_value(text: str) -> tuple[str, Any]:

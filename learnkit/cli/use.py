@@ -22,12 +22,13 @@ from learnkit.cli.arguments import (
     PathsArgument,
 )
 from learnkit.cli.console import Report, fail
-from learnkit.errors import PredictionError, UsageError, warned_after
+from learnkit.errors import PredictionError, UnreadableImagesError, UsageError, warned_after
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from learnkit.deploy.predictor import Predictor
+    from learnkit.evaluation.evaluate import Evaluation
 
 _SHOWN_ROWS = 20
 _TABLES = (".csv", ".jsonl", ".parquet")
@@ -123,6 +124,7 @@ def evaluate(
     """Evaluate an exported model on labelled images.
 
     Of a FOLDER split into train/, valid/ and test/ the test images are taken, else the valid ones.
+    Images that cannot be read are listed with the reason, and the exit code is then 1.
     """
     from learnkit.cli import workflow
     from learnkit.data.dataset import ImageDataset
@@ -131,10 +133,21 @@ def evaluate(
     report, predictor = Report(), load_learner(model)
     name, images = workflow.held_out(ImageDataset.from_folder(folder))
     unknown = None if ood is None else workflow.images_at([ood])
-    evaluation = predictor.evaluate(images, ood=unknown, progress=sys.stderr.isatty())
+    evaluation, unread = evaluated(predictor, images, unknown)
     title = f"{len(images)} images of {folder} ({name})"
     title += "" if unknown is None else f", {len(unknown)} unknown ones of {ood}"
-    report.evaluation(evaluation, title)
+    report.evaluation(evaluation, title if unread is None else f"{title}, as far as readable")
+    if unread is not None:
+        fail(unread)
+        raise typer.Exit(1)
+
+
+def evaluated(predictor: Predictor, images: Any, unknown: Any) -> tuple[Evaluation, str | None]:
+    """How good a model is on the images that can be read, and what to say of the others."""
+    try:
+        return predictor.evaluate(images, ood=unknown, progress=sys.stderr.isatty()), None
+    except UnreadableImagesError as error:
+        return error.evaluation, " ".join(str(error).split())
 
 
 def predict(

@@ -47,7 +47,7 @@ def read_images(
         elif not failures:
             yield found
     if failures:
-        raise _unreadable(failures, len(items))
+        raise unreadable_images(failures, len(items), "nothing was changed")
 
 
 def load_ahead(
@@ -127,16 +127,33 @@ def file_of(item: Any) -> str:
     return os.path.abspath(os.fsdecode(item)) if isinstance(item, str | os.PathLike) else ""
 
 
-def _unreadable(failures: Mapping[str, str], n: int) -> UnreadableImagesError:
-    """The error that lists `failures` (of `n` images), and keeps them."""
-    listed = list(failures.values())
-    more = f"; and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+def unreadable_images(failures: Mapping[str, str], n: int, then: str) -> UnreadableImagesError:
+    """The error that says each reason once, with its files, and keeps `failures` (of `n` images).
+
+    Args:
+        failures: why, by file.
+        n: How many images there were.
+        then: What became of the call.
+    """
     error = UnreadableImagesError(
-        f"{len(listed)} of {n} images cannot be read, and nothing was changed: "
-        f"{'; '.join(listed[:_LISTED])}{more}. Leave them out, or mend them, and call again"
+        f"{len(failures)} of {n} images cannot be read, and {then}: {reasons_once(failures)}. "
+        "Leave them out, or mend them, and call again"
     )
     error.failures = dict(failures)
     return error
+
+
+def reasons_once(failures: Mapping[str, str]) -> str:
+    """The first files, `_LISTED` of them, each reason behind all of its files."""
+    files: dict[str, list[str]] = {}
+    for name, message in [*failures.items()][:_LISTED]:
+        start = f"image {name!r} "
+        quoted = repr(name) if message.startswith(start) else name
+        reason = message.removeprefix(start).removeprefix("cannot be read: ")
+        files.setdefault(reason, []).append(quoted)
+    said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in files.items())
+    n_left = len(failures) - _LISTED
+    return f"{said}; and {n_left} more" if n_left > 0 else said
 
 
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

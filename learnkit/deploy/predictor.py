@@ -329,7 +329,8 @@ class Predictor(BasePredictor):
 
         Raises:
             DataError: `dataset` has labels this model does not know.
-            ImageReadError: an image cannot be read; the message names it.
+            UnreadableImagesError: images cannot be read; all of them are named, and the error's
+                `evaluation` is that of the others.
             ContinualNotInitializedError: `ood`, and the model detects none such.
         """
         unwatched = copy.copy(self)  # the monitor is for images as they come

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from learnkit.continual.classifier import check_detects_ood
 from learnkit.data.labelled_images import image_paths
-from learnkit.data.read_images import watched
-from learnkit.errors import DataError
+from learnkit.data.read_images import image_name, unreadable_images, watched
+from learnkit.errors import DataError, ImageReadError
 from learnkit.inference.batch import Predicts, predict_stream
 from learnkit.inference.prediction import Prediction, raised
 
@@ -32,27 +32,49 @@ def evaluate_predictor(
     unknown = [] if ood is None else image_paths(ood)
     if ood is not None:
         check_detects_ood(predictor.ood)
+    failures: dict[str, str] = {}
     run = {"bs": bs, "n_workers": n_workers, "progress": progress}
-    found = _predicted(predictor, dataset.paths, **run)
+    found, read = _predicted(predictor, dataset.paths, failures, **run)
     rows = [prediction.probs for prediction in found]
     evaluation = evaluate(
         torch.stack(rows) if rows else torch.empty(0, len(predictor.classes)),
-        targets,
+        targets[read],
         predictor.classes,
         multi_label=predictor.multi_label,
         threshold=predictor.threshold,
         class_ids=predictor.class_ids if predictor.record.class_ids else None,
     )
-    if not predictor.detects_ood:
-        return evaluation
-    return with_ood_measures(evaluation, found, _predicted(predictor, unknown, **run), targets)
+    if predictor.detects_ood:
+        strange, _ = _predicted(predictor, unknown, failures, **run)
+        evaluation = with_ood_measures(evaluation, found, strange, targets[read])
+    if failures:
+        error = unreadable_images(failures, len(dataset) + len(unknown), "the others are judged")
+        error.evaluation = evaluation
+        raise error
+    return evaluation
 
 
 def _predicted(
-    predictor: Predicts, paths: Sequence[Any], *, bs: int, n_workers: int, progress: bool
-) -> list[Prediction]:
-    stream = predict_stream(predictor, paths, bs=bs, n_workers=n_workers)
-    return [raised(result) for _, result in watched(stream, len(paths), progress)]
+    predictor: Predicts,
+    paths: Sequence[Any],
+    failures: dict[str, str],
+    *,
+    bs: int,
+    n_workers: int,
+    progress: bool,
+) -> tuple[list[Prediction], list[int]]:
+    """Predictions and places of the images that can be read; of the others, why they cannot."""
+    found, read = [], []
+    stream = watched(
+        predict_stream(predictor, paths, bs=bs, n_workers=n_workers), len(paths), progress
+    )
+    for place, (path, result) in enumerate(stream):
+        if isinstance(result, ImageReadError):
+            failures[image_name(path, place)] = str(result)
+        else:
+            found.append(raised(result))
+            read.append(place)
+    return found, read
 
 
 def with_ood_measures(

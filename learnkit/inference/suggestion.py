@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from learnkit.data.labelled_images import files_or_images
-from learnkit.data.read_images import chunks, image_name, load_ahead, watched
+from learnkit.data.read_images import chunks, image_name, load_ahead, reasons_once, watched
 from learnkit.errors import (
     DataError,
     ImageReadError,
@@ -286,9 +286,7 @@ def _picture(record: Model, item: Any) -> np.ndarray | None:
 
 
 def _nothing_readable(failures: Mapping[str, str], n: int) -> UnreadableImagesError:
-    error = UnreadableImagesError(
-        f"none of the {n} images can be read: {'; '.join([*failures.values()][:5])}"
-    )
+    error = UnreadableImagesError(f"none of the {n} images can be read: {reasons_once(failures)}")
     error.failures = dict(failures)
     return error
 

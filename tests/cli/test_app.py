@@ -93,6 +93,16 @@ def test_help_names_the_commands_without_importing_torch():
     assert out.stdout.strip().endswith("set()")
 
 
+@pytest.mark.parametrize("argv", [[], ["--debug"]])
+def test_without_a_command_the_help_is_shown(argv):
+    for start in ([], ["-c", "from learnkit.cli.app import main; main()"]):
+        command = [sys.executable, *(start or ["-m", "learnkit"]), *argv]
+        run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        assert "Usage: learnkit [OPTIONS] COMMAND" in run.stdout
+        assert all(name in run.stdout for name in ("train", "evaluate", "predict"))
+        assert run.stderr == ""
+
+
 @pytest.mark.parametrize("width", ["40", "80", "200"])
 def test_help_shows_the_names_of_options_in_terminals_of_any_width(width):
     commands = ("demo", "train", "extend", "evaluate", "predict", "report", "serve", "optimize")
@@ -389,6 +399,32 @@ def test_extend_that_fails_gives_no_notes_on_what_it_did_not_do(known, images, t
     call = ("extend", known, tmp_path / "new", "--out", tmp_path / "more")
     code, _, err = learnkit(capsys, *call)
     assert (code, err.count("\n"), "note:" in err) == (2, 1, False)
+
+
+def test_evaluate_judges_the_images_that_can_be_read_and_lists_the_others(
+    run, images, tmp_path, capsys
+):
+    shutil.copytree(images, tmp_path / "all")
+    shutil.copytree(images, tmp_path / "sound")
+    for name in ("good/001.png", "bad/003.png"):
+        (tmp_path / "all" / name).write_bytes(b"no image")
+        (tmp_path / "sound" / name).unlink()
+    for name in ("all", "sound"):  # all images in one split
+        for kind in sorted((tmp_path / name).iterdir()):
+            shutil.move(kind, tmp_path / name / "test" / kind.name)
+    sound = ImageDataset.from_folder(tmp_path / "sound")
+    expected = load_learner(run[2]).evaluate(sound, progress=False)
+    code, out, err = learnkit(capsys, "evaluate", run[2], tmp_path / "all")
+    assert code == 1
+    words = re.sub(r"\W*[│┃]\W*|\s+", " ", out)
+    assert f" accuracy {expected.summary['accuracy']:.4f} " in words
+    assert f" n {len(sound)} " in words
+    assert "as far as readable" in out
+    assert err.count("\n") == 1
+    assert err.startswith("learnkit: 2 of ")
+    assert err.count("no image") == 1  # one reason, once
+    assert "001.png" in err
+    assert "003.png" in err
 
 
 def test_evaluate_measures_how_unknown_images_are_noticed(known, images, unknown, capsys):

@@ -13,7 +13,13 @@ from torch import nn
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor, load_learner
-from learnkit.errors import DataError, ImageReadError, InputSizeError, PredictionError
+from learnkit.errors import (
+    DataError,
+    ImageReadError,
+    InputSizeError,
+    PredictionError,
+    UnreadableImagesError,
+)
 
 
 def picture(seed=0, size=(48, 40)):
@@ -333,8 +339,17 @@ def test_evaluation_refuses_labels_the_model_does_not_know(predictor, tmp_path):
 def test_an_unreadable_image_stops_an_evaluation_by_name(predictor, tmp_path):
     write_image_folder(tmp_path, {"ok": 2, "NO": 2})
     (tmp_path / "ok" / "001.png").write_bytes(b"x")
-    with pytest.raises(ImageReadError, match=r"001\.png"):
+    with pytest.raises(ImageReadError, match=r"001\.png") as caught:
         predictor.evaluate(ImageDataset.from_folder(tmp_path), progress=False)
+    (tmp_path / "ok" / "001.png").unlink()
+    others = predictor.evaluate(ImageDataset.from_folder(tmp_path), progress=False)
+    assert caught.value.evaluation.to_dict() == others.to_dict()
+    assert [*caught.value.failures] == [str(tmp_path / "ok" / "001.png")]
+    for file in (tmp_path / "ok" / "000.png", *(tmp_path / "NO").iterdir()):
+        file.write_bytes(b"x")
+    with pytest.raises(UnreadableImagesError, match="3 of 3 images cannot be read") as caught:
+        predictor.evaluate(ImageDataset.from_folder(tmp_path), progress=False)
+    assert caught.value.evaluation.summary["n"] == 0
 
 
 def test_html_escapes_names_and_repr_says_what_it_is(predictor):

@@ -68,6 +68,23 @@ def test_all_unreadable_images_are_named_at_once(predictor, tmp_path):
     assert isinstance(caught.value, ImageReadError)
 
 
+def test_each_reason_is_said_once_with_its_files(predictor, tmp_path):
+    write_image_folder(tmp_path, {"a": 12})
+    files = sorted((tmp_path / "a").iterdir())
+    for path in files[:5]:
+        path.write_bytes(b"no image")
+    for path in files[5:8]:
+        path.unlink()
+    with pytest.raises(UnreadableImagesError) as caught:
+        predictor.features(files, bs=4, **QUIET)
+    text = str(caught.value)
+    listed = [", ".join(repr(str(path)) for path in group) for group in (files[:5], files[5:8])]
+    assert text.startswith(f"8 of 12 images cannot be read, and nothing was changed: {listed[0]}: ")
+    assert f"; {listed[1]}: there is no such file" in text or f"; {listed[1]}: no such file" in text
+    assert (text.count("it begins with b'no image'"), text.count("no such file")) == (1, 1)
+    assert caught.value.evaluation is None
+
+
 def test_of_very_many_unreadable_images_the_message_names_a_hundred(predictor):
     with pytest.raises(UnreadableImagesError, match="and 20 more") as caught:
         predictor.features([f"{i}.png" for i in range(120)], **QUIET)
