@@ -76,6 +76,8 @@ class Report:
         header = ["measure", "value"]
         self.table(FittedTable(header, rows, frozenset({"value"}), show_header=False), title)
         self.frame(evaluation.per_class.rename_axis("class").reset_index())
+        for note in evaluation.notes:
+            self.say(note)
 
     def change(self, change: ChangeReport) -> None:
         """Write what was learned, class by class, and what follows from it."""

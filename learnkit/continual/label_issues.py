@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from learnkit.continual.fingerprints import NONE
+from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import Threshold
 
 if TYPE_CHECKING:
+    from learnkit.continual.memory import FeatureMemory
     from learnkit.continual.statistics import ClassStatistics
 
 _LOOKED, _PER_CLASS = 512, 32  # images looked at, in all and of a class
@@ -50,6 +53,36 @@ def label_issues(
     ]
     of_known = [out for out, name in zip(flagged, labels, strict=True) if name in known]
     return (*_drift(scoring.threshold, of_known), *_twins(labels, likeness, known))
+
+
+def optimism(
+    stats: ClassStatistics, validation: FeatureMemory, fingerprints: Array
+) -> tuple[str, ...]:
+    """Notes where images to evaluate on, by their fingerprints (N,), have had a part in a model.
+
+    Args:
+        stats: What it learned.
+        validation: Images that decide its threshold and temperature.
+        fingerprints: Of the images.
+    """
+    n, kept = len(fingerprints), [NONE, *(cell.fingerprints for cell in validation.cells)]
+    least = "at least " if stats.n_unseen else ""
+    notes = learned_notes(int(stats.learned.know(fingerprints).sum()), n, least)
+    if decide := int(np.isin(fingerprints, np.concatenate(kept)).sum()):
+        notes += (
+            f"{decide} of {n} images decide threshold and temperature of this model: false alarms "
+            "and calibration error are optimistic",
+        )
+    return notes
+
+
+def learned_notes(n_learned: int, n: int, least: str = "") -> tuple[str, ...]:
+    """A note where a model has learned images to evaluate on."""
+    if not n_learned:
+        return ()
+    return (
+        f"{least}{n_learned} of {n} images were learned by this model: the numbers are optimistic",
+    )
 
 
 def not_learned_before(

@@ -388,17 +388,20 @@ class ClassStatistics:
         """Images without a fingerprint: learned by an earlier version, and not remembered."""
         return int(self.counts.sum()) - len(self.learned)
 
+    def fingerprints(self, features: Tensor) -> Array:
+        """Of images, by their features (N, D), uint64 (N,): `learned` has those of its own."""
+        return fingerprints_of(self._on_grid(features))
+
     def knows(self, features: Tensor) -> Array:
         """Which images (N, D) are among those learned, of whatever class, bool (N,)."""
-        return self.learned.know(fingerprints_of(self._on_grid(features)))
+        return self.learned.know(self.fingerprints(features))
 
     def repeated(self, features: Tensor, labels: Sequence[str]) -> Array:
         """Which images (N, D) their class has learned, or has earlier in the same rows, bool (N,).
 
         Labels are clean; those of no class have learned none.
         """
-        codes = fingerprints_of(self._on_grid(features))
-        return self.learned.repeated(codes, labels, self.class_names)
+        return self.learned.repeated(self.fingerprints(features), labels, self.class_names)
 
     def recalled(
         self, features: Tensor, labels: Sequence[str] | None = None

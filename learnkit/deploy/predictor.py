@@ -315,7 +315,8 @@ class Predictor(BasePredictor):
         """How good the predictions for all images of `dataset` are; one pass.
 
         Where the model detects images out of distribution, the summary holds `false_alarm_rate`,
-        the share of `dataset` flagged as unknown.
+        the share of `dataset` flagged as unknown. Its notes say how many of the images the model is
+        known to have learned, by features of the same `bs` and backend.
 
         Args:
             dataset: labelled images.

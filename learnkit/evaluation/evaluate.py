@@ -13,7 +13,7 @@ from learnkit.evaluation import measures
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
 from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold, labels_above
-from learnkit.report.document import Document, Table, frame_table
+from learnkit.report.document import Document, Items, Table, frame_table
 from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Evaluation(Shown):
         threshold: a label counts as predicted above this probability, or these, one per class
             (multi-label only).
         class_ids: the ids of the classes, in their order, where they are not simply their numbers.
+        notes: for a person to know, such as that the model has learned some of the samples.
 
     Measures without an answer, such as the recall of a class without samples, are NaN.
     """
@@ -43,6 +44,7 @@ class Evaluation(Shown):
     multi_label: bool = False
     threshold: LabelThreshold | None = None
     class_ids: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> list[str]:
@@ -66,15 +68,18 @@ class Evaluation(Shown):
             "summary": summary | {"n": int(self.summary["n"])},
             "per_class": per_class,
             "confusion": self.confusion.to_numpy().tolist(),
+            "notes": list(self.notes),
         }
 
     def __repr__(self) -> str:
-        return f"{_rounded(self.summary).to_string()}\n\n{_rounded(self.per_class).to_string()}"
+        tables = (_rounded(table).to_string() for table in (self.summary, self.per_class))
+        return "\n\n".join([*tables, *self.notes])
 
     def document(self) -> Document:
-        """Two tables: the measures over all samples, and those of each class."""
+        """Two tables: the measures over all samples, and those of each class; and the notes."""
         summary = Table([*self.summary.items()], ("", "value"), "lr")
-        return Document([summary, frame_table(self.per_class, "class", rest="classes")])
+        per_class = frame_table(self.per_class, "class", rest="classes")
+        return Document([summary, per_class, *([Items(self.notes)] if self.notes else [])])
 
 
 def evaluate(

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from learnkit.continual.classifier import check_detects_ood
+from learnkit.continual.label_issues import optimism
 from learnkit.data.labelled_images import image_paths
 from learnkit.data.read_images import image_name, unreadable_images, watched
 from learnkit.errors import DataError, ImageReadError
 from learnkit.inference.batch import Predicts, predict_stream
-from learnkit.inference.prediction import Prediction, raised
+from learnkit.inference.prediction import Prediction, Result, raised
+from learnkit.inference.scoring import predictions_and_features
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +38,9 @@ def evaluate_predictor(
         check_detects_ood(predictor.ood)
     failures: dict[str, str] = {}
     run = {"bs": bs, "n_workers": n_workers, "progress": progress}
-    found, read = _predicted(predictor, dataset.paths, failures, **run)
+    recognizing = predictor if predictor.record.ood is None else _Recognizing(predictor)
+    results, read = _results(recognizing, dataset.paths, failures, **run)
+    found, notes = _recognized(predictor, results)
     rows = [prediction.probs for prediction in found]
     evaluation = evaluate(
         torch.stack(rows) if rows else torch.empty(0, len(predictor.classes)),
@@ -44,9 +50,11 @@ def evaluate_predictor(
         threshold=predictor.threshold,
         class_ids=predictor.class_ids if predictor.record.class_ids else None,
     )
+    evaluation = replace(evaluation, notes=notes)
     if predictor.detects_ood:
-        strange, _ = _predicted(predictor, unknown, failures, **run)
-        evaluation = with_ood_measures(evaluation, found, strange, targets[read])
+        strange, _ = _results(predictor, unknown, failures, **run)
+        sides = found, list(map(raised, strange))
+        evaluation = with_ood_measures(evaluation, *sides, targets[read])
     if failures:
         error = unreadable_images(failures, len(dataset) + len(unknown), "the others are judged")
         error.evaluation = evaluation
@@ -54,7 +62,35 @@ def evaluate_predictor(
     return evaluation
 
 
-def _predicted(
+class _Recognizing:
+    """A predictor whose results come in pairs with the fingerprint of the image."""
+
+    def __init__(self, predictor: Any):
+        self.classes, self.detects_ood = predictor.classes, predictor.detects_ood
+        self.load, self._predictor = predictor.load, predictor
+        self._statistics = predictor.record.ood.statistics
+
+    def try_loaded(self, images: Sequence[Any]) -> list[tuple[Result, int]]:
+        record, wrap = self._predictor.record, self._predictor._wrap
+        results, features = predictions_and_features(record, np.stack(list(images)), wrap)
+        sound = np.nan_to_num(features, posinf=0, neginf=0)
+        return list(zip(results, self._statistics.fingerprints(sound), strict=True))
+
+
+def _recognized(
+    predictor: Any, results: Sequence[Any]
+) -> tuple[list[Prediction], tuple[str, ...]]:
+    """(predictions, notes on images that the model has learned, or that decide its threshold)."""
+    if predictor.record.ood is None:
+        return list(map(raised, results)), ()
+    pairs = [one if isinstance(one, tuple) else (one, 0) for one in results]
+    knowledge = predictor.record.ood.knowledge
+    codes = np.array([code for _, code in pairs], dtype=np.uint64)
+    notes = optimism(knowledge.statistics, knowledge.validation, codes)
+    return [raised(result) for result, _ in pairs], notes
+
+
+def _results(
     predictor: Predicts,
     paths: Sequence[Any],
     failures: dict[str, str],
@@ -62,8 +98,8 @@ def _predicted(
     bs: int,
     n_workers: int,
     progress: bool,
-) -> tuple[list[Prediction], list[int]]:
-    """Predictions and places of the images that can be read; of the others, why they cannot."""
+) -> tuple[list[Any], list[int]]:
+    """Results and places of the images that can be read; of the others, why they cannot."""
     found, read = [], []
     stream = watched(
         predict_stream(predictor, paths, bs=bs, n_workers=n_workers), len(paths), progress
@@ -72,7 +108,7 @@ def _predicted(
         if isinstance(result, ImageReadError):
             failures[image_name(path, place)] = str(result)
         else:
-            found.append(raised(result))
+            found.append(result)
             read.append(place)
     return found, read
 

@@ -37,12 +37,20 @@ def predictions(
     Raises:
         PredictionError: the network gives no (N, C), or no features where they are needed.
     """
+    return predictions_and_features(model, images, wrap)[0]
+
+
+def predictions_and_features(
+    model: Model, images: np.ndarray, wrap: Callable[[Array], Any] = np.asarray
+) -> tuple[list[Result], Array | None]:
+    """What `predictions` gives, and the pooled features (N, D) where anything rests on them."""
     scoring, classes = knowledge_of(model)
     if not len(images):
-        return []
+        return [], None
     features, logits = model.network.run(images)
     if scoring is not None and features is None:
         raise PredictionError(model.network.no_features())
+<<<<<<< Updated upstream
     return conclude(
         scoring,
         features,
@@ -53,6 +61,10 @@ def predictions(
         wrap=wrap,
         class_ids=ids_of_classes(model.class_ids, len(classes)) if model.class_ids else None,
     )
+=======
+    said = {"multi_label": model.multi_label, "threshold": model.threshold, "wrap": wrap}
+    return conclude(scoring, features, logits, classes, **said), features
+>>>>>>> Stashed changes
 
 
 def knowledge_of(model: Model) -> tuple[Scoring | None, tuple[str, ...]]:

@@ -20,7 +20,7 @@ from learnkit.data.labelled_images import (
 )
 from learnkit.data.read_images import file_of
 from learnkit.errors import DataError, ExportError, first_few, warn_user
-from learnkit.interpret.learner_state import names_of
+from learnkit.interpret.learner_state import learner_state, names_of
 from learnkit.interpret.source import Source
 from learnkit.learner.transforms import preprocessing_of
 
@@ -97,6 +97,14 @@ def file_keys(items: Any) -> list[str | None]:
 def files_among(images: Labelled | None) -> frozenset[str]:
     """Those of the images that are files, by absolute name."""
     return frozenset(file_keys(images.items)) - {None} if images else frozenset()
+
+
+def files_known(learn: Any) -> frozenset[str]:
+    """The files the learner was trained on or has learned from, by absolute name."""
+    record, history = learner_state(learn).record, getattr(learn, "training_history", None)
+    is_trained = history is not None and not history.frame.empty
+    trained = files_among(own_data(learn)) if is_trained else frozenset()
+    return trained | (record.learned if record else frozenset())
 
 
 def without_files(

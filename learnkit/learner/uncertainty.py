@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
+from learnkit.continual.label_issues import learned_notes, optimism
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled
+from learnkit.data.read_images import file_of
 from learnkit.errors import OodLockedError, OodUnsupportedError, warned_after
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.evaluation import with_ood_scores
@@ -36,6 +38,7 @@ from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (
     case_matters,
     data_of_training,
+    files_known,
     images_only,
     labelled_data,
 )
@@ -137,12 +140,26 @@ def ood_scores(learn: Any, images: Any) -> Tensor:
 def evaluation_with_ood(
     learn: Any, evaluation: Evaluation, outputs: Outputs, ood: Any
 ) -> Evaluation:
-    """`evaluation` of `outputs`, with measures of OOD detection where the learner detects it."""
+    """`evaluation` of `outputs`, with measures of OOD detection where the learner detects it.
+
+    Its notes say how many of the files the learner was trained on, or has learned since.
+    """
+    evaluation = replace(evaluation, notes=_optimism(learn, outputs))
     if ood is None and outputs.ood_scores is None:
         return evaluation
     threshold = _required(learn).threshold.value
     unknown = () if ood is None else ood_scores(learn, ood)
     return with_ood_scores(evaluation, outputs.ood_scores, unknown, threshold, outputs.targets)
+
+
+def _optimism(learn: Any, outputs: Outputs) -> tuple[str, ...]:
+    """Notes on images that the learner has learned: by file, or by features if it was loaded."""
+    files, known, detector = list(outputs.items or ()), files_known(learn), detector_of(learn)
+    if known or detector is None or not files:
+        return learned_notes(sum(file_of(one) in known for one in files), len(outputs))
+    knowledge = detector.knowledge
+    codes = knowledge.statistics.fingerprints(features_of(learn, files))
+    return optimism(knowledge.statistics, knowledge.validation, codes)
 
 
 def _required(learn: Any) -> ContinualClassifier:

@@ -15,6 +15,7 @@ from learnkit.backends.network import channels_last, comparable
 from learnkit.data.read_images import watched
 from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
 from learnkit.evaluation.measures import expected_calibration_error
+from learnkit.inference.batch import BATCH
 from learnkit.inference.scoring import check_outputs
 from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
 from learnkit.uncertainty.ood_measures import auroc
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 N_WORST = 10
 _SEEN = 5e-4  # changes of a probability below this are none in a table
-_BATCH = 16
 
 
 class Answers(NamedTuple):
@@ -47,12 +47,15 @@ class Answers(NamedTuple):
 
 
 def answers(model: Model, pixels: Tensor, *, progress: bool = False) -> Answers:
-    """What `model` concludes from `pixels` uint8 (N, C, H, W)."""
-    batches = pixels.split(_BATCH) or (pixels,)
+    """What `model` concludes from `pixels` uint8 (N, C, H, W).
+
+    Features are those of the batches that it learns from, to the bit.
+    """
+    batches = pixels.split(BATCH) or (pixels,)
     bar = watched(batches, len(batches), progress, "compare", unit="batch")
-    found = [_raw(model, channels_last(images)) for images in bar]
+    found = [_raw(model, channels_last(_filled(images))) for images in bar]
     logits, features = (
-        torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True)
+        torch.from_numpy(np.concatenate(parts))[: len(pixels)] for parts in zip(*found, strict=True)
     )
     finite = logits.isfinite().all(1) & features.isfinite().all(1)
     logits, features = _sound(logits, finite), _sound(features, finite)
@@ -63,6 +66,12 @@ def answers(model: Model, pixels: Tensor, *, progress: bool = False) -> Answers:
         with torch.no_grad():
             logits = model.head(features)
     return Answers(logits.double(), features.double(), scores, threshold, finite)
+
+
+def _filled(images: Tensor) -> Tensor:
+    """A batch of `BATCH` with the last image again where there are fewer; none of none."""
+    n_missing = BATCH - len(images) if len(images) else 0
+    return torch.cat([images, images[-1:].expand(n_missing, -1, -1, -1)])
 
 
 def _raw(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from learnkit.continual.classifier import check_detects_ood
 from learnkit.data.labelled_images import Labelled, has_labels, labelled_images
-from learnkit.data.read_images import file_of
 from learnkit.errors import DataError, OptimizeError
 from learnkit.inference.model import Model
 from learnkit.optimize import gates as gate
@@ -134,26 +133,6 @@ def learned_images(model: Model, samples: Any, learned: Any) -> Labelled | None:
         return None
 
 
-def optimism(learned: Labelled | None, test: Pictures) -> tuple[str, ...]:
-    """Notes where images that were learned, or decide a threshold, are test images, too."""
-    files = {*test.files} - {""}
-    if learned is None or not files:
-        return ()
-    said = []
-    if n := len(files.intersection(map(file_of, learned.items))):
-        said.append(
-            f"the model has learned {n} of the test images: accuracy and calibration error are "
-            "optimistic, before and after alike"
-        )
-    own = () if learned.validation is None else learned.validation.items
-    if n := len(files.intersection(map(file_of, own))):
-        said.append(
-            f"threshold and temperature are fitted on {n} of the test images: false alarms and "
-            "calibration error are optimistic, before and after alike"
-        )
-    return tuple(said)
-
-
 class Given(NamedTuple):
     """The images that `Predictor.optimize` is given, as they are given."""
 
@@ -191,7 +170,7 @@ def job_of(
         gates=gates,
         batches=tuple(sorted({1, batch_size or BATCHES[-1]})),
         params=params if batch_size is None else {**params, "batch_size": batch_size},
-        notes=(*pictures.notes, *optimism(images, pictures.test)),
+        notes=pictures.notes,
         progress=progress,
         **place,
     )

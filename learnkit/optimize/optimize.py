@@ -157,7 +157,7 @@ def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> Conversi
         quality=trial.quality,
         verdicts=trial.verdicts,
         state=trial.state,
-        notes=(*job.notes, *converted.notes),
+        notes=(*trials.notes, *converted.notes),
         candidates=_candidates(trials, trial, forced),
         forced=forced,
     )

@@ -12,6 +12,7 @@ from learnkit.backends.conversion import Converted
 from learnkit.backends.network import Network, channels_last
 from learnkit.backends.registry import variant_name
 from learnkit.backends.session import Session
+from learnkit.continual.label_issues import optimism
 from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import ExportError, MissingExtraError, OptimizeError
 from learnkit.inference.model import Model
@@ -24,6 +25,16 @@ from learnkit.optimize.relearn import CARRIED, learned_again
 from learnkit.optimize.timing import Times, measure
 
 
+def optimism_about(model: Model, features: Tensor) -> tuple[str, ...]:
+    """Notes where test images, by their features (N, D), were learned or decide a threshold."""
+    if model.ood is None or not features.shape[1]:
+        return ()
+    knowledge = model.ood.knowledge
+    codes = knowledge.statistics.fingerprints(features)
+    notes = optimism(knowledge.statistics, knowledge.validation, codes)
+    return tuple(f"of the test images {note}, before and after alike" for note in notes)
+
+
 class Trials:
     """All that is tried for one job; the model of the job is left as it is."""
 
@@ -31,6 +42,7 @@ class Trials:
         self.job = job
         self.converter = Converter(job.source, job.samples, progress=job.progress)
         self.before = answers(job.source, job.test.pixels, progress=job.progress)
+        self.notes = (*job.notes, *optimism_about(job.source, self.before.features))
         self.unknown_before = self._scores(job.source)
         self.found: dict[str, Trial] = {}
         self.problems: dict[str, str] = {}

@@ -435,6 +435,26 @@ def test_evaluation_tells_how_well_unknown_images_are_noticed(predictor, tmp_pat
 # -- where there is nothing to learn with -------------------------------------------------------
 
 
+def test_an_evaluation_says_how_many_images_were_learned(predictor, tmp_path):
+    for i, (image, name) in enumerate(zip(*labelled(OLD), strict=True)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.fromarray(np.asarray(image)).save(tmp_path / name / f"{i}.png")
+    old = ImageDataset.from_folder(tmp_path)
+    found = predictor.evaluate(old, **QUIET)
+    said = "13 of 13 images were learned by this model: the numbers are optimistic"
+    assert found.notes == (said,)
+    assert str(found).endswith(said)
+    assert found.to_dict()["notes"] == [said]
+    assert said in found._repr_html_()
+    predictor.save(tmp_path / "model")
+    assert load_learner(tmp_path / "model").evaluate(old, **QUIET).notes == (said,)
+    new = ImageDataset.from_folder(write_image_folder(tmp_path / "new", {"ok": 4, "scratch": 4}))
+    assert predictor.evaluate(new, **QUIET).notes == ()
+    predictor.calibrate(new, **QUIET)
+    (note,) = predictor.evaluate(new, **QUIET).notes
+    assert note.startswith("8 of 8 images decide threshold and temperature of this model")
+
+
 def test_a_plain_model_says_how_to_get_one_that_learns(tmp_path):
     predictor = make_predictor()
     assert predictor.continual is None

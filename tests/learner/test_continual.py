@@ -305,6 +305,19 @@ class TestExtend:
         with pytest.warns(UserWarning, match="decide threshold and temperature"):
             learn.extend(old.valid)
 
+    def test_an_evaluation_says_how_many_images_were_learned(self, learn, old, new, tmp_path):
+        assert learn.evaluate().notes == ()
+        assert learn.evaluate(data=old.valid).notes == ()
+        said = "18 of 18 images were learned by this model: the numbers are optimistic"
+        assert learn.evaluate(data=old.train).notes == (said,)
+        learn.extend(new)
+        assert learn.evaluate(data=new.train).notes[0].startswith("12 of 12 images were learned")
+        learn.path = tmp_path
+        learn.save("learned")
+        again = tiny_learner(old, path=tmp_path)  # of what was loaded nobody noted the files
+        again.load("learned")
+        assert again.evaluate(data=old.train).notes == (said,)
+
     def test_groups_are_left_out_as_a_whole(self, plain, old, tmp_path):
         group = {path: i % 3 for i, path in enumerate(old.paths)}
         plain.fit_ood(old, group=group)

@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from deploy_helpers import labelled, shades
+from deploy_helpers import labelled, make_continual, make_predictor, shades
 from helpers import write_image_folder
 from PIL import Image
 
@@ -12,8 +12,9 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, OptimizeError, UnreadableImagesError
-from learnkit.optimize.job import optimism
+from learnkit.optimize.compare import answers
 from learnkit.optimize.samples import check_samples, evenly, kept_apart, read_pictures, set_apart
+from learnkit.optimize.trials import optimism_about
 
 RECIPE = Preprocessing(16)
 CLASSES = ("a", "b")
@@ -177,11 +178,25 @@ def test_what_holds_no_images_is_named(data):
         read(data)
 
 
-def test_a_report_says_where_it_is_judged_by_images_that_were_learned(folder):
-    test, files = read(folder / "a"), sorted((folder / "a").glob("*.png"))
-    elsewhere = [folder.parent / "other" / "a" / file.name for file in files]  # of the same names
-    assert optimism(Labelled(elsewhere, [], Labelled(elsewhere, [])), test) == ()
-    (learned,) = optimism(Labelled(files[:2], [], Labelled(elsewhere, [])), test)
-    assert learned.startswith("the model has learned 2 of the test images")
-    (fitted,) = optimism(Labelled(elsewhere, [], Labelled(files, [])), test.picked([0, 2, 3]))
-    assert fitted.startswith("threshold and temperature are fitted on 3 of the test images")
+def test_a_report_says_where_it_is_judged_by_images_that_were_learned(tmp_path):
+    predictor = make_continual({"ok": 7, "scratch": 6})
+    images, names = labelled({"ok": 7, "scratch": 6})
+    pixels = torch.stack([predictor.preprocessing.load(image) for image in images])
+    strange = torch.stack([predictor.preprocessing.load(one) for one in shades("ok", 9, seed=5)])
+
+    def said(pixels):
+        features = answers(predictor.record, pixels).features
+        assert len(features) == len(pixels)
+        return optimism_about(predictor.record, features)
+
+    assert said(strange) == ()  # whatever folder they are in
+    assert said(pixels[:0]) == ()
+    note = (
+        "of the test images 5 of 14 images were learned by this model: the numbers are optimistic"
+    )
+    assert said(torch.cat([strange, pixels[:5]])) == (f"{note}, before and after alike",)
+    predictor.calibrate(shades("ok", 9, seed=5), "ok", progress=False)
+    (fitted,) = said(strange[:3])
+    assert fitted.startswith("of the test images 3 of 3 images decide threshold and temperature")
+    plain = make_predictor("test_efficientnet", size=32)
+    assert optimism_about(plain.record, answers(plain.record, pixels).features) == ()
