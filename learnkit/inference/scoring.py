@@ -50,21 +50,13 @@ def predictions_and_features(
     features, logits = model.network.run(images)
     if scoring is not None and features is None:
         raise PredictionError(model.network.no_features())
-<<<<<<< Updated upstream
-    return conclude(
-        scoring,
-        features,
-        logits,
-        classes,
-        multi_label=model.multi_label,
-        threshold=model.threshold,
-        wrap=wrap,
-        class_ids=ids_of_classes(model.class_ids, len(classes)) if model.class_ids else None,
-    )
-=======
-    said = {"multi_label": model.multi_label, "threshold": model.threshold, "wrap": wrap}
+    said = {
+        "multi_label": model.multi_label,
+        "threshold": model.threshold,
+        "wrap": wrap,
+        "class_ids": ids_of_classes(model.class_ids, len(classes)) if model.class_ids else None,
+    }
     return conclude(scoring, features, logits, classes, **said), features
->>>>>>> Stashed changes
 
 
 def knowledge_of(model: Model) -> tuple[Scoring | None, tuple[str, ...]]:

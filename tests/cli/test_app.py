@@ -318,6 +318,14 @@ def test_extend_by_the_same_folder_counts_once_unless_again(known, images, tmp_p
     assert sum(n.values()) <= sum(seen.values())
 
 
+def test_evaluate_says_how_many_images_the_model_has_learned(known, images, tmp_path, capsys):
+    for name in ("bad", "good"):
+        shutil.copytree(images / name, tmp_path / "images" / name)
+    code, out, err = learnkit(capsys, "evaluate", known, tmp_path / "images")
+    assert code == 0, err
+    assert "26 of 26 images were learned by this model: the numbers are optimistic" in out
+
+
 def test_extend_takes_groups_from_the_paths(known, images, tmp_path, capsys):
     out = tmp_path / "grouped"
     code, _, err = learnkit(capsys, "extend", known, images, "--out", out, "--group", r"/0\d(\d)")

@@ -178,9 +178,9 @@ def test_what_holds_no_images_is_named(data):
         read(data)
 
 
-def test_a_report_says_where_it_is_judged_by_images_that_were_learned(tmp_path):
+def test_a_report_says_where_it_is_judged_by_images_that_were_learned():
     predictor = make_continual({"ok": 7, "scratch": 6})
-    images, names = labelled({"ok": 7, "scratch": 6})
+    images, _ = labelled({"ok": 7, "scratch": 6})
     pixels = torch.stack([predictor.preprocessing.load(image) for image in images])
     strange = torch.stack([predictor.preprocessing.load(one) for one in shades("ok", 9, seed=5)])
 
@@ -198,5 +198,5 @@ def test_a_report_says_where_it_is_judged_by_images_that_were_learned(tmp_path):
     predictor.calibrate(shades("ok", 9, seed=5), "ok", progress=False)
     (fitted,) = said(strange[:3])
     assert fitted.startswith("of the test images 3 of 3 images decide threshold and temperature")
-    plain = make_predictor("test_efficientnet", size=32)
+    plain = make_predictor()
     assert optimism_about(plain.record, answers(plain.record, pixels).features) == ()
