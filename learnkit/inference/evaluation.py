@@ -77,9 +77,7 @@ class _Recognizing:
         return list(zip(results, self._statistics.fingerprints(sound), strict=True))
 
 
-def _recognized(
-    predictor: Any, results: Sequence[Any]
-) -> tuple[list[Prediction], tuple[str, ...]]:
+def _recognized(predictor: Any, results: Sequence[Any]) -> tuple[list[Prediction], tuple[str, ...]]:
     """(predictions, notes on images that the model has learned, or that decide its threshold)."""
     if predictor.record.ood is None:
         return list(map(raised, results)), ()
