@@ -52,7 +52,7 @@ from learnkit.learner.saving import (
     load_with_state,
     save_with_state,
 )
-from learnkit.learner.trained_head import training
+from learnkit.learner.trained_head import train_batch, training
 from learnkit.learner.validation import (
     inputs_of_network,
     loss_of_outputs,
@@ -206,6 +206,25 @@ class ImageLearner(Learner):
         """Train the head, then everything, as in fastai. Raises like `fit`."""
         with training(self, n_fits=2):
             super().fine_tune(*args, **kwargs)
+
+    def train_batch(self, images: Any, labels: Any = None) -> dict[str, float]:
+        """One training step outside of a fit: {"total_loss": the loss before it}.
+
+        The step is that of a fit over this one batch, at the optimizer's present rate
+        (`learn.opt.set_hypers(lr=1e-3)`); callbacks and the history are not told.
+
+        Args:
+            images: of any kind `predict` takes, read as validation images are: without
+                augmentation; or a batch of a loader, (images, targets) as tensors.
+            labels: a class name or number for each image, one name for all, or a list of names per
+                image where it may have several.
+
+        Raises:
+            DataError: Labels are missing or no classes, or one image where a batch norm trains.
+            NonFiniteLossError: Of the loss or the gradients; no step was made.
+            ContinualStateError: As for `fit`, as is OodLockedError.
+        """
+        return train_batch(self, images, labels)
 
     def lr_find(
         self, start_lr: Any = 1e-7, end_lr: Any = 10, num_it: int = 100, *args: Any, **kwargs: Any

@@ -10,18 +10,27 @@ from typing import Any, NamedTuple
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 import torch
+from fastai.callback.training import BnFreeze
+from fastai.torch_core import to_device
 from torch import Tensor, nn
 
 from learnkit.callback.after_fit import AfterFit
+from learnkit.callback.folded_norms import FoldedNorms
 from learnkit.callback.stored_features import checksums_of
 from learnkit.continual.classifier import continual_head
+from learnkit.data.labelled_images import files_or_images
 from learnkit.errors import (
     ContinualStateError,
     ContinualUnsupportedError,
+    DataError,
+    NonFiniteLossError,
     OodLockedError,
     UncertaintyError,
+    first_few,
 )
-from learnkit.interpret.learner_state import LearnerState
+from learnkit.interpret.learner_state import LearnerState, class_names
+from learnkit.learner.dataloaders import is_multi_label
+from learnkit.learner.transforms import preprocessing_of
 from learnkit.models.eval_mode import evaluating
 from learnkit.models.head import create_head, init_head
 
@@ -122,6 +131,96 @@ def check_trainable(learn: Any) -> None:
             "training would change the features that the out-of-distribution detector is made of; "
             "remove it with learn.clear_ood(), and call fit_ood again after the training"
         )
+
+
+def train_batch(learn: Any, images: Any, labels: Any = None) -> dict[str, float]:
+    """One training step outside of a fit; see `ImageLearner.train_batch`."""
+    check_trainable(learn)
+    model, (x, y) = learn.model, _as_batch(learn, images, labels)
+    if learn.opt is None:
+        learn.create_opt()
+    if learn.wd is not None:
+        learn.opt.set_hypers(wd=learn.wd)
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        model.train()
+        for cb in learn.cbs:
+            if isinstance(cb, BnFreeze | FoldedNorms):
+                cb.before_train()
+        loss = _propagated(learn, x, y)
+    except BaseException:
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                value.copy_(buffers[name])
+        raise
+    else:
+        learn.opt.step()
+    finally:
+        learn.opt.zero_grad()
+        for module, mode in modes:
+            module.training = mode
+    return {"total_loss": loss}
+
+
+def _propagated(learn: Any, x: Tensor, y: Any) -> float:
+    """The loss of a batch, whose gradients are then in the network."""
+    try:
+        loss = learn.loss_func(learn.model(x), y)
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            "the batch holds one image, and a batch norm needs two to normalise by: give two or "
+            "more images"
+        ) from error
+    loss.backward()
+    gradients = [p.grad for p in learn.model.parameters() if p.grad is not None]
+    if not torch.isfinite(torch.stack([loss.detach(), *map(torch.sum, gradients)])).all():
+        raise NonFiniteLossError(
+            f"the loss of the batch is {loss.item()}, or its gradients are not finite; no step was "
+            "made: look at the images, or lower the rate by learn.opt.set_hypers(lr=...)"
+        )
+    return loss.item()
+
+
+def _as_batch(learn: Any, images: Any, labels: Any) -> tuple[Tensor, Any]:
+    """Input and target of the network, where the network is."""
+    if labels is None:
+        pair = isinstance(images, tuple | list) and len(images) == 2
+        if not pair or not all(isinstance(one, Tensor) for one in images):
+            raise DataError(
+                "`labels` is missing; give one for each image, or a batch of a loader: (images, "
+                "targets) as tensors"
+            )
+        x, y = images
+    else:
+        recipe = preprocessing_of(learn.dls)
+        items = files_or_images(images)
+        x = torch.stack([recipe(item) for item in items]) if items else torch.empty(0)
+        y = _targets(learn, labels, len(items))
+    device = next(learn.model.parameters()).device
+    return to_device(x, device), to_device(y, device)
+
+
+def _targets(learn: Any, labels: Any, n: int) -> Tensor:
+    """Class numbers (n,), or flags (n, C) of several labels per image."""
+    labels = [labels] * n if isinstance(labels, str) else list(labels)
+    if not n or len(labels) != n:
+        raise DataError(f"{len(labels)} `labels` for {n} images; give one for each image")
+    several, number = is_multi_label(learn.dls), {}
+    for i, name in enumerate(class_names(learn) or ()):
+        number |= {name: i, i: i}
+    names = [label if several else [label] for label in labels]
+    if unknown := sorted({name for row in names for name in row} - number.keys(), key=str):
+        known = first_few(name for name in number if isinstance(name, str))
+        raise DataError(f"`labels` has {unknown[:5]}, which are no classes here ({known})")
+    if not several:
+        return torch.tensor([number[name] for (name,) in names])
+    flags = torch.zeros(n, len(number) // 2)
+    for row, of_image in zip(flags, names, strict=True):
+        row[[number[name] for name in of_image]] = 1
+    return flags
 
 
 class _Aside(NamedTuple):

@@ -30,10 +30,12 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import load_learner
 from learnkit.errors import (
     BundleError,
+    ContinualStateError,
     CutError,
     DataError,
     ExportError,
     InputSizeError,
+    NonFiniteLossError,
     UnknownArchitectureError,
     WeightsError,
     WeightsUnavailableError,
@@ -311,6 +313,101 @@ class TestVerbs:
             learn.fine_tune(1)
         assert seen == [False, True]
         assert len(learn.history) == 2
+
+
+class TestTrainBatch:
+    @pytest.fixture
+    def build(self, data):
+        def build(**kwargs):
+            torch.manual_seed(0)
+            learn = make(data.dataloaders(size=32, bs=18), ps=0.0, **kwargs)
+            learn.logger = lambda *_: None
+            learn.remove_cb(learn.progress)
+            return learn
+
+        return build
+
+    @pytest.mark.parametrize("given", ["batch", "files", "numbers"])
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_the_step_is_that_of_a_fit_over_this_batch(self, build, data, given, frozen):
+        learn, other = build(wd=0.1), build(wd=0.1)
+        if frozen:
+            learn.freeze()
+            other.freeze()
+        batch = learn.dls.train.one_batch()
+        learn.create_opt()
+        if frozen:
+            learn.freeze()
+        learn.opt.set_hypers(lr=1e-2)
+        learn.model.eval()
+        expected = float(learn.loss_func(copy.deepcopy(learn.model).train()(batch[0]), batch[1]))
+        numbers = [data.classes.index(label) for label in data.train.labels]
+        arguments = {
+            "batch": [batch],
+            "files": [data.train.paths, data.train.labels],
+            "numbers": [data.train.paths, numbers],
+        }[given]
+        found = learn.train_batch(*arguments)
+        other.fit(1, 1e-2)
+        assert found == {"total_loss": pytest.approx(expected, rel=1e-4)}
+        assert not any(module.training for module in learn.model.modules())
+        assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+        for name, value in learn.model.state_dict().items():
+            assert torch.allclose(value, other.model.state_dict()[name], rtol=1e-3, atol=1e-5), name
+        assert learn.history.empty
+
+    def test_the_loss_falls_over_steps(self, build, data):
+        learn = build()
+        losses = [
+            learn.train_batch(data.train.paths, data.train.labels)["total_loss"] for _ in range(8)
+        ]
+        assert losses[-1] < losses[0] / 2
+
+    def test_several_labels_are_lists_of_names(self, data):
+        frame = data.frame.assign(label=[[c, "z"] for c in data.frame["label"]])
+        several = ImageDataset(frame, data.root)
+        learn = make(several.dataloaders(size=32, bs=18), ps=0.0)
+        batch = learn.dls.train.one_batch()
+        expected = learn.loss_func(copy.deepcopy(learn.model).train()(batch[0]), batch[1])
+        found = learn.train_batch(several.train.paths, several.train.labels)["total_loss"]
+        assert found == pytest.approx(float(expected), rel=1e-4)
+
+    @pytest.mark.parametrize(
+        ("n", "labels", "message"),
+        [
+            (2, None, "`labels` is missing; give one for each image, or a batch of a loader"),
+            (2, ["a"], "1 `labels` for 2 images"),
+            (2, ["a", "cat"], r"`labels` has \['cat'\], which are no classes here \(a, b, c\)"),
+            (2, [0, 7], r"`labels` has \[7\], which are no classes"),
+            (0, [], "0 `labels` for 0 images"),
+            (1, "a", "the batch holds one image, and a batch norm needs two"),
+        ],
+    )
+    def test_what_cannot_be_learned_is_said_and_changes_nothing(
+        self, build, data, n, labels, message
+    ):
+        learn = build()
+        before = copy.deepcopy(learn.model.state_dict())
+        with pytest.raises(DataError, match=message):
+            learn.train_batch(data.train.paths[:n], labels)
+        assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+    def test_a_loss_that_is_not_finite_makes_no_step(self, build):
+        learn = build()
+        x, y = learn.dls.train.one_batch()
+        before = copy.deepcopy(learn.model.state_dict())
+        x[3, 0, 0, 0] = float("nan")
+        with pytest.raises(
+            NonFiniteLossError, match=r"the loss of the batch is nan, .*no step was"
+        ):
+            learn.train_batch((x, y))
+        assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+    def test_the_continual_state_is_not_trained(self, build, data):
+        learn = build()
+        learn.init_continual(data)
+        with pytest.raises(ContinualStateError, match="training would change the features"):
+            learn.train_batch(data.train.paths, data.train.labels)
 
 
 class TestFailures:
