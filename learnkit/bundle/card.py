@@ -107,6 +107,7 @@ def model_card(
     continual: Mapping[str, Any] | None = None,
     ood: Mapping[str, Any] | None = None,
     changes: AuditLog | None = None,
+    class_ids: Sequence[int] = (),
 ) -> str:
     """Markdown of the card: use, classes, measures, data, limits, and how to load it.
 
@@ -122,6 +123,7 @@ def model_card(
         versions: of the packages it was made with.
         continual: facts about a model in the continual state: its classes, threshold, temperature.
         ood: facts about the out-of-distribution detector beside a trained head.
+        class_ids: an id for each class, where they have others than their places.
         changes: the log of a model in the continual state; the last ones are shown.
     """
     name = card.get("name") or f"{architecture} classifier"
@@ -134,6 +136,10 @@ def model_card(
         (f"{n_left_out} more are in ", Span("config.json", "code"), ".") if n_left_out > 0 else ()
     )
     above = f" A label counts above a probability of {threshold_text(threshold, classes)}."
+    listed = Items(classes[:_MAX_CLASSES], start=0)
+    if class_ids:
+        rows = zip(class_ids, classes[:_MAX_CLASSES], strict=False)
+        listed = Table([*rows], ("id", "class"))
     blocks = [
         Paragraph(card.get("description", "")),
         Paragraph(
@@ -142,7 +148,7 @@ def model_card(
         ),
         Section("Intended use", [Paragraph(use)]),
         Section("Limits", [Items(limits)]),
-        Section("Classes", [Items(classes[:_MAX_CLASSES], start=0), Paragraph(rest)]),
+        Section("Classes", [listed, Paragraph(rest)]),
         Section("What it has learned", [_pairs(continual or {})]),
         Section("Last changes", [] if changes is None else changes.document().content),
         Section("How it detects out-of-distribution images", [_pairs(ood or {})]),

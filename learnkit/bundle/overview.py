@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from learnkit.bundle.audit import HISTORY, NO_HISTORY, HistoryFacts, history_facts
-from learnkit.bundle.schema import CONFIG, default_variant, newer_is_told, read_section
+from learnkit.bundle.schema import (
+    CONFIG,
+    class_ids_in,
+    default_variant,
+    newer_is_told,
+    read_section,
+)
 from learnkit.bundle.variant import (
     FLOAT32,
     Variant,
@@ -57,6 +63,7 @@ class Listed:
         has_learned: whether it knows more than the float32 model beside it.
         report: what its conversion cost.
         history: the log of its changes, and the names of its snapshots.
+        class_ids: ids of its first classes, as of a `Model`.
     """
 
     name: str
@@ -67,6 +74,7 @@ class Listed:
     has_learned: bool = False
     report: ConversionReport | None = None
     history: HistoryFacts = NO_HISTORY
+    class_ids: tuple[int, ...] = ()
 
     @property
     def n_images(self) -> int | None:
@@ -118,6 +126,7 @@ def _listed(
         sum(sizes.get(name, 0) for name in (*section["layout"], *_STATES, HISTORY)),
         default == FLOAT32,
         history=_history(files, HISTORY),
+        class_ids=class_ids_in(section, len(classes)),
     )
     return [plain, *(_variant(name, files, sizes, default, since) for name in variant_names(sizes))]
 
@@ -140,6 +149,7 @@ def _variant(
         name in since,
         _report(files, path_of(name, "report.json")),
         _history(files, path_of(name, HISTORY)),
+        variant.class_ids,
     )
 
 

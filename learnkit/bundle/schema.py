@@ -126,7 +126,7 @@ class Contents:
             continual=_continual(section, spec),
             default_variant=default_variant(section),
             ood=_ood(section),
-            class_ids=_class_ids(section, spec),
+            class_ids=class_ids_in(section, spec.n_out),
         )
 
 
@@ -227,11 +227,15 @@ def _classes(section: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _class_ids(section: Mapping[str, Any], spec: ModelSpec) -> tuple[int, ...]:
-    """The ids of the first classes; none in a bundle of an older learnkit."""
+def class_ids_in(section: Mapping[str, Any], n_classes: int) -> tuple[int, ...]:
+    """The ids of the first classes; none where these are their places.
+
+    Raises:
+        BundleCorruptError: they are no ids of so many classes.
+    """
     ids = _get(section, "class_ids", tuple[int, ...]) if "class_ids" in section else ()
-    if not are_class_ids(ids, spec.n_out):
-        raise BundleCorruptError(f"{CONFIG}: `class_ids` are no ids of the {spec.n_out} classes")
+    if not are_class_ids(ids, n_classes):
+        raise BundleCorruptError(f"{CONFIG}: `class_ids` are no ids of the {n_classes} classes")
     return ids
 
 

@@ -40,6 +40,7 @@ from learnkit.bundle.timm_layout import pack
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.knowledge import UNDO_LEVELS
 from learnkit.continual.ood_detector import OodDetector
+from learnkit.data.labels import ids_of_classes
 from learnkit.errors import BundleCorruptError, ExportError
 from learnkit.inference.model import Model
 from learnkit.models.rebuild import rebuild
@@ -178,7 +179,7 @@ def _card(
     head: ContinualClassifier | None,
     detector: OodDetector | None,
 ) -> str:
-    preprocessing = contents.preprocessing
+    preprocessing, ids = contents.preprocessing, contents.class_ids
     height, width = preprocessing.size
     colour = "RGB" if preprocessing.channels == 3 else "grey"
     return model_card(
@@ -193,4 +194,5 @@ def _card(
         continual=None if head is None else head_facts(head),
         ood=None if detector is None else detector_facts(detector),
         changes=None if head is None else head.audit,
+        class_ids=ids_of_classes(ids, len(contents.classes)) if ids else (),
     )

@@ -15,6 +15,7 @@ from learnkit.bundle.schema import CONFIG, check_schema, read_section
 from learnkit.bundle.variant import FLOAT32
 from learnkit.cli.console import Report
 from learnkit.cli.table import FittedTable
+from learnkit.data.labels import ids_of_classes
 from learnkit.errors import BundleCorruptError, UsageError
 from learnkit.inference.monitor import drift_file, read_drift_report
 from learnkit.report.document import Document, Section, Table, pairs, value_text
@@ -152,13 +153,15 @@ def _overview(section: Mapping[str, Any], variants: Sequence[Listed], digest: st
 
 
 def _class_table(one: Listed) -> Table:
-    """Its classes, with the number of images where they are counted."""
+    """Its classes, with their ids if they have any, and the images where they are counted."""
     shown, rest = one.classes[:_SHOWN_CLASSES], len(one.classes) - _SHOWN_CLASSES
+    columns = {"class": shown}
+    if one.class_ids:
+        columns["id"] = ids_of_classes(one.class_ids, len(shown))
+    if one.images is not None:
+        columns["images learned"] = tuple(one.images.get(name, 0) for name in shown)
     more = f"and {rest} more" if rest > 0 else ""
-    if one.images is None:
-        return Table([(name,) for name in shown], ("class",), more=more)
-    rows = [(name, one.images.get(name, 0)) for name in shown]
-    return Table(rows, ("class", "images learned"), more=more)
+    return Table([*zip(*columns.values(), strict=True)], tuple(columns), more=more)
 
 
 def _variants_table(variants: Sequence[Listed]) -> Table:

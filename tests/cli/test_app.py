@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from deploy_helpers import make_continual, rewrite, strange
+from deploy_helpers import labelled, make_continual, rewrite, strange
 from helpers import write_image_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -626,6 +626,22 @@ def test_report_shows_the_last_changes_and_the_snapshots(tmp_path, capsys):
         assert first.when[:16].replace("T", " ") in text
     assert shown.index(" 13  undo") < shown.index(" 12  forget")
     assert "as delivered" in out
+
+
+def test_report_and_card_show_the_ids_of_classes_that_have_any(tmp_path, capsys):
+    predictor = make_continual({"ok": 4, "bad": 4})
+    predictor.record = predictor.record.replace(class_ids=(17, 3))
+    predictor.extend(*labelled({"new": 3}), progress=False)
+    predictor.save(tmp_path / "m")
+    code, out, _ = learnkit(capsys, "report", tmp_path / "m")
+    assert code == 0
+    rows = [line.split() for line in out.partition("Classes of")[2].splitlines()]
+    told = [[cell for cell in row if cell not in "│┃|"] for row in rows]
+    for row in (["ok", "17", "4"], ["bad", "3", "4"], ["new", "18", "3"]):
+        assert row in told
+    card = (tmp_path / "m" / "README.md").read_text(encoding="utf-8").partition("## Classes")[2]
+    assert "| 17 | ok |" in card
+    assert "| 18 | new |" in card
 
 
 def test_report_needs_neither_torch_nor_pandas():

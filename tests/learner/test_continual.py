@@ -17,6 +17,7 @@ from helpers import quiet, tiny_learner, write_image_folder
 from PIL import Image
 from torch import nn
 
+from learnkit.backends.network import Network
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import load_learner
 from learnkit.errors import (
@@ -897,6 +898,8 @@ class TestOwnPredictor:
     def test_leaves_the_modes_of_the_network_they_share(self, learn, old):
         learn.model.train()
         own = learn.predictor()
+        sessions = own.network, Network(learn.model, own.preprocessing, owned=False)
+        assert sessions[0]._lock is sessions[1]._lock  # one pass at a time over one body
         with ThreadPoolExecutor(4) as pool:
             verbs = [own.predict, learn.predict] * 6
             found = list(pool.map(lambda verb: verb(old.paths[0]).probs, verbs))
