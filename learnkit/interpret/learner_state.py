@@ -123,7 +123,7 @@ def first_class_ids(learn: Any) -> tuple[int, ...]:
     state = learner_state(learn)
     if continual_head(learn.model) is not None:
         return () if state.record is None else state.record.class_ids
-    return ids_among(names_of(learn.dls) or (), learn, learn.dls)
+    return ids_among(class_names(learn) or (), learn, learn.dls)
 
 
 def ids_among(names: Sequence[str], learn: Any, data: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
+from fastai.data.core import TfmdDL
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.vision.augment import (
     AffineCoordTfm,
@@ -18,9 +19,10 @@ from fastai.vision.augment import (
     SpaceTfm,
     aug_transforms,
 )
-from fasttransform import Transform
+from fasttransform import Pipeline, Transform
 
-from learnkit.errors import DataError
+from learnkit.errors import DataError, warn_user
+from learnkit.learner.transforms import ResizeLikeRecipe
 
 # fastai's augmentations of batches; most say nothing of training by `split_idx`.
 _AUGMENTATIONS = (RandTransform, AffineCoordTfm, SpaceTfm, RandomResizedCropGPU)
@@ -67,6 +69,51 @@ def item_augmentation(item_tfms: Any) -> list[Transform]:
     for tfm in transforms:
         tfm.split_idx = 0
     return transforms
+
+
+def augmented_loader(learn: Any, dl: Any, item_tfms: Any = None, batch_tfms: Any = None) -> Any:
+    """A loader over the images of `dl` whose training-only transforms are those given.
+
+    Without any they are those of `dl` itself, else those the learner trains with.
+
+    Args:
+        learn: the learner.
+        dl: a fastai loader over a dataset; any other comes back as it is.
+        item_tfms: for single images; their stage alone is replaced.
+        batch_tfms: for batches; their stage alone is replaced.
+    """
+    if not isinstance(dl, TfmdDL):
+        return dl
+    given = {"after_item": item_tfms, "after_batch": batch_tfms}
+    if item_tfms is None and batch_tfms is None:
+        train = learn.dls.train
+        if any(_varies(tfm) for name in given for tfm in getattr(dl, name).fs):
+            return dl
+        given = {n: [t for t in getattr(train, n).fs if _varies(t)] for n in given}
+        if not any(given.values()):
+            warn_user(
+                "the training images are not augmented, so that every pass sees the same; give "
+                "batch_tfms=aug_transforms() or the like"
+            )
+            return dl
+        first = ResizeLikeRecipe  # what training does to the size of images it augmented before
+        given["after_item"] += [t for t in train.after_item.fs if isinstance(t, first)]
+    return dl.new(**{name: _with(dl, name, tfms) for name, tfms in given.items()})
+
+
+def _with(dl: Any, stage: str, tfms: Any) -> Pipeline:
+    """A stage of `dl` with other training-only transforms; those of a kind it has replace it."""
+    fs = getattr(dl, stage).fs
+    if tfms is None:
+        return Pipeline([*fs])
+    new = [_transform("tfms", tfm) for tfm in ([tfms] if callable(tfms) else tfms)]
+    kinds = {type(tfm) for tfm in new} - {Transform}
+    return Pipeline([*new, *(t for t in fs if not _varies(t) and type(t) not in kinds)])
+
+
+def _varies(tfm: Transform) -> bool:
+    """Whether a transform is for training images alone, or makes others of them there."""
+    return tfm.split_idx == 0 or isinstance(tfm, _AUGMENTATIONS)
 
 
 def _transforms(name: str, given: Any) -> list[Transform]:

@@ -37,6 +37,7 @@ from learnkit.interpret.plots import plot_history
 from learnkit.interpret.uncertainty_plots import plot_ood
 from learnkit.learner import continual, uncertainty
 from learnkit.learner.adopt import adopted_arguments, go_on_from
+from learnkit.learner.augmentation import augmented_loader
 from learnkit.learner.bundle import learner_from
 from learnkit.learner.dataloaders import agreeing_loaders, note_loaders
 from learnkit.learner.export import (
@@ -289,13 +290,34 @@ class ImageLearner(Learner):
         with loss_of_outputs(self):
             return super().get_preds(ds_idx, dl, **kwargs)
 
-    def tta(self, *args: Any, **kwargs: Any) -> tuple:
+    def tta(
+        self,
+        ds_idx: int = 1,
+        dl: Any = None,
+        n: int = 4,
+        item_tfms: Any = None,
+        batch_tfms: Any = None,
+        beta: float | None = 0.25,
+        use_max: bool = False,
+    ) -> tuple:
         """(probabilities, class numbers) averaged over augmented images, as in fastai.
 
         Class numbers are those of `get_preds`. Callbacks that concern a training do not run.
+
+        Args:
+            ds_idx: which of the learner's loaders, without `dl`.
+            dl: any other loader.
+            n: passes over augmented images.
+            item_tfms: augmentation of single images in place of that of the training.
+            batch_tfms: augmentation of batches in place of that of the training.
+            beta: weight of the images as they are beside the mean of those passes; None returns
+                (mean of the passes, as they are) instead of their mean.
+            use_max: the largest probabilities instead of their mean.
         """
+        dl = self.dls[ds_idx].new(shuffle=False, drop_last=False) if dl is None else dl
+        dl = augmented_loader(self, dl, item_tfms, batch_tfms)
         with no_training_events(self):
-            return super().tta(*args, **kwargs)
+            return super().tta(dl=dl, n=n, beta=beta, use_max=use_max)
 
     def show_results(
         self, ds_idx: int = 1, dl: Any = None, max_n: int = 9, shuffle: bool = True, **kwargs: Any
