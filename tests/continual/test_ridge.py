@@ -42,7 +42,7 @@ def test_is_ridge_regression_on_balanced_targets(penalty):
     features, labels = draw(COUNTS)
     z = on_grid(features).numpy()
     stats = gather(features, labels)
-    classifier = fit_ridge(stats.moments(), penalty=penalty)
+    classifier = fit_ridge(stats.moments(), penalty=penalty, debias=0)
     basis = Basis.of(stats.moments(), "uniform")
     absolute = Ridge.fit(basis.spectrum, penalty).penalty
     targets = np.zeros((len(labels), 4))
@@ -71,7 +71,7 @@ def test_leave_one_out_is_refitting_without_the_sample(penalty, width, monkeypat
     features, labels = draw(COUNTS, width=width)
     basis = Basis.of(gather(features, labels).moments(), "uniform")
     ridge = Ridge.fit(basis.spectrum, penalty)
-    logits = ridge.leave_out(basis.samples)
+    logits = ridge.leave_out(basis.samples).logits
     z = on_grid(features)
     assert len(logits) == len(labels)
     for row, sample in enumerate(basis.memory.features):
@@ -87,7 +87,7 @@ def test_copies_leave_together(monkeypatch):
     features, labels = torch.cat([features, features[:3], features[:1]]), [*labels, *"aaaa"]
     basis = Basis.of(gather(features, labels).moments(), "uniform")
     ridge = Ridge.fit(basis.spectrum, 0.1)
-    logits, z = ridge.leave_out(basis.samples), on_grid(features)
+    logits, z = ridge.leave_out(basis.samples).logits, on_grid(features)
     assert basis.memory.copies.max() == 3
     for row, sample in enumerate(basis.memory.features):
         keep = ((z - sample).abs().sum(1) > 1e-6).nonzero()[:, 0].tolist()
@@ -99,7 +99,7 @@ def test_near_copies_leave_together(monkeypatch):
     features, labels = bursts({"a": 4, "b": 5}, width=96, versions=3)
     basis = Basis.of(gather(features, labels).moments(), "uniform")
     ridge, z = Ridge.fit(basis.spectrum, 0.1), on_grid(features)
-    logits = ridge.leave_out(basis.samples)
+    logits = ridge.leave_out(basis.samples).logits
     assert len(logits) == 9
     for row, members in enumerate(basis.memory.members[basis.samples.rows]):
         own = basis.memory.features[members]
@@ -113,7 +113,7 @@ def test_near_copies_leave_beside_a_partner():
     features, labels = bursts({"a": 4, "b": 5, "one": 1}, width=96, versions=2)
     basis = Basis.of(gather(features[:-1], labels[:-1]).moments(), "uniform")
     ridge, samples = Ridge.fit(basis.spectrum, 0.1), basis.samples
-    logits, z = ridge.leave_out(samples), on_grid(features[:-1])
+    logits, z = ridge.leave_out(samples).logits, on_grid(features[:-1])
     assert len(samples) == 2 * samples.n_single == 18
     for row in range(samples.n_single, len(samples)):
         own = basis.memory.features[basis.memory.members[samples.rows[row]]]
@@ -132,7 +132,7 @@ def test_a_class_of_one_image_is_played_by_a_partner():
     features, labels = draw({"a": 6, "b": 5, "one": 1})
     basis = Basis.of(gather(features, labels).moments(), "uniform")
     ridge, samples = Ridge.fit(basis.spectrum, 0.1), basis.samples
-    logits, z = ridge.leave_out(samples), on_grid(features)
+    logits, z = ridge.leave_out(samples).logits, on_grid(features)
     assert len(samples) == 2 * samples.n_single == 22
     for row in range(samples.n_single, len(samples)):
         memory_row = int(samples.rows[row])
@@ -145,6 +145,70 @@ def test_a_class_of_one_image_is_played_by_a_partner():
         weight = by_definition(z[keep], None, means, ridge.penalty)
         wanted = weight @ (sample - torch.stack(list(means.values())).mean(0))
         torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
+
+
+def metric_of(z, penalty):
+    """The inverse of total scatter plus penalty."""
+    away = z - z.mean(0)
+    return torch.linalg.inv(away.T @ away + penalty * torch.eye(len(z.T), dtype=z.dtype))
+
+
+@pytest.mark.parametrize("case", ["alone", "copies", "near copies", "beside a partner"])
+def test_lengths_and_distances_are_those_of_the_rest(case, monkeypatch):
+    if case == "near copies":
+        features, labels = bursts({"a": 4, "b": 5, "c": 3}, width=96, versions=3)
+    else:
+        keep_every_row(monkeypatch)
+        counts = {"a": 6, "b": 5, "c": 4}
+        features, labels = draw(counts | ({"one": 1} if case == "beside a partner" else {}))
+    if case == "copies":
+        features, labels = torch.cat([features, features[:3]]), [*labels, *"aaa"]
+    basis = Basis.of(gather(features, labels).moments(), "uniform")
+    ridge, samples, z = Ridge.fit(basis.spectrum, 0.1), basis.samples, on_grid(features)
+    found, memory = ridge.leave_out(samples), basis.memory
+    rows = range(samples.n_single if case == "beside a partner" else 0, len(samples))
+    assert len(rows) > 5
+    for row in rows:
+        members = memory.members[samples.rows[row]]
+        own = memory.features[members[members >= 0]]
+        gone = int((z - own[0]).abs().sum(1).argmin())
+        keep = (torch.cdist(z, own).amin(1) > 1e-6).nonzero()[:, 0].tolist()
+        means = class_means(z[keep], [labels[i] for i in keep])
+        metric = metric_of(z[keep], ridge.penalty)
+        if row >= samples.n_single:
+            means[labels[gone]] = memory.features[samples.partners[row - samples.n_single]]
+        away = own[0] - means[labels[gone]]
+        assert float(found.own[row]) == pytest.approx(float(away @ metric @ away), rel=1e-9)
+        means = torch.stack([means[name] for name in sorted(means)])
+        offsets = means - means.mean(0)
+        wanted = (offsets @ metric * offsets).sum(1)
+        torch.testing.assert_close(found.lengths[row], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_of_two_classes_the_one_of_fewer_images_is_relieved_of_all_its_noise():
+    features, labels = draw({"a": 40, "b": 2}, width=60)
+    moments = gather(features, labels).moments()
+    plain, ours = (fit_ridge(moments, penalty=1.0, debias=d) for d in (0.0, 1.0))
+    # halfway between the means plain regression is undecided
+    halfway = moments.means.mean(0)
+    assert float(plain.logits(halfway[None]).diff()) == pytest.approx(0, abs=1e-9)
+    z = on_grid(features)
+    ridge = Ridge.fit(Basis.of(moments, "uniform").spectrum, 1.0)
+    left = []
+    for row in range(len(z)):
+        keep = [i for i in range(len(z)) if i != row]
+        mean = class_means(z[keep], [labels[i] for i in keep])[labels[row]]
+        n = (40, 2)[labels[row] == "b"] - 1
+        away = z[row] - mean
+        left.append(float(away @ metric_of(z[keep], ridge.penalty) @ away) * n / (n + 1))
+    fresh = float(np.mean(left))
+    noise = fresh / (1 + fresh)
+    half = (noise / 2 - noise / 40) / 2 * len(z) / 2
+    factor = float(ours.weight[1].norm() / ours.weight[0].norm())
+    assert 0 < factor < 1  # of the class of fewer images logits count less
+    said = ours.logits(halfway[None])[0] + ours.temperature * math.log(2)  # without the prior
+    first, second = said.tolist()
+    assert second / factor - first == pytest.approx(half, rel=1e-6)
 
 
 @pytest.mark.parametrize("penalty", [0.01, 1.0])
@@ -228,7 +292,7 @@ def test_without_a_memory_cross_validation_chooses():
 def test_forgotten_classes_keep_their_spread_but_lose_their_pull():
     features, labels = draw({"a": 8, "b": 7, "c": 6})
     stats = gather(features, labels, memory_size=0).forget("c")  # all of it is a remainder
-    classifier = fit_ridge(stats.moments())
+    classifier = fit_ridge(stats.moments(), debias=0)
     assert classifier.bias[2] == -math.inf
     basis = Basis.of(stats.moments(), "uniform")
     z = on_grid(features)
@@ -241,3 +305,27 @@ def test_forgotten_classes_keep_their_spread_but_lose_their_pull():
     means = torch.stack(list(class_means(z[:15], labels[:15]).values()))
     wanted = (means - middle) * len(keep) / 2 @ torch.linalg.inv(ridged)
     torch.testing.assert_close(classifier.weight[:2], wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("n_classes", [2, 6])
+@pytest.mark.parametrize("n_few", [1, 3])
+def test_a_class_of_few_images_beside_many_is_found(n_few, n_classes):
+    found = []
+    for seed in range(2):
+        sets = []
+        for n, image_seed in ((n_few, 2 * seed), (60, 2 * seed + 1)):
+            counts = {"a": n} | {f"b{i}": 60 for i in range(n_classes - 1)}
+            sets.append(draw(counts, width=100, noise=2.2, seed=image_seed))
+        (features, labels), (fresh, of) = sets
+        stats = gather(features, labels)
+        right = []
+        for debias in (1.0, 0.0):
+            logits = fit_ridge(stats.moments(), debias=debias).logits(embedded(fresh))
+            names = [stats.class_names[i] for i in logits.argmax(1)]
+            hit = torch.tensor([a == b for a, b in zip(names, of, strict=True)])
+            right.append(hit.double().view(n_classes, -1).mean(1))
+        found.append(torch.stack(right))
+    ours, plain = torch.stack(found).mean(0)
+    assert ours[0] > plain[0] + 0.1
+    assert ours[1:].mean() > plain[1:].mean() - 0.1
+    assert ours.mean() > plain.mean()

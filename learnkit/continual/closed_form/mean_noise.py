@@ -46,7 +46,21 @@ class MeanNoise:
         variance = geometry.d_eff
         if len(own):  # the mean of n images adds an n-th of the variance to the distance
             variance = float((own * counts / (counts + 1)).mean())
-        return cls(variance, max(_signal(geometry, variance), _LEAST * variance))
+        means = weights_of(geometry.counts) @ geometry.spectrum.means
+        middle = float(means.square() @ geometry.scale.square())
+        return cls.told(variance, geometry.counts, geometry.lengths, middle)
+
+    @classmethod
+    def told(cls, variance: float, counts: Tensor, lengths: Tensor, middle: float) -> MeanNoise:
+        """Return the noise of this variance, the signal by the means of `counts` images (P,).
+
+        Args:
+            variance: Of an image.
+            counts: Images of each class.
+            lengths: Squared ones of the means (P,).
+            middle: Squared length of the sum of the means, each times `weights_of(counts)`.
+        """
+        return cls(variance, max(_signal(variance, counts, lengths, middle), _LEAST * variance))
 
     def debts(self, lengths: Tensor, counts: Tensor, debias: float) -> Tensor:
         """Debts (..., P) to take off the squared lengths of the class means before they count.
@@ -77,15 +91,18 @@ class MeanNoise:
         return (share / share.amax(-1, keepdim=True)) ** (debias / 2)
 
 
-def _signal(geometry: Geometry, variance: float) -> float:
+def weights_of(counts: Tensor) -> Tensor:
+    """Weights (P,) of classes of so many images in the mean over all pairs of them."""
+    return counts / (counts + 0.5)
+
+
+def _signal(variance: float, counts: Tensor, lengths: Tensor, middle: float) -> float:
     """Half the mean squared distance between the true means of two classes, noise taken off."""
-    counts, means = geometry.counts, geometry.spectrum.means
     if len(counts) == 1:
         return 0.0
     # over all pairs, each weighing the product of the weights of its classes
-    weights = counts / (counts + 0.5)
+    weights = weights_of(counts)
     total = weights.sum()
-    middle = (weights @ means).square() @ geometry.scale.square()
-    seen = total * (weights @ geometry.lengths) - middle
+    seen = total * (weights @ lengths) - middle
     noise = variance * (weights / counts) @ (total - weights)
     return float((seen - noise) / (total.square() - weights.square().sum()))

@@ -1,7 +1,10 @@
 """Class-balanced ridge regression on class indicators, in closed form from class statistics.
 
 Every class weighs alike, whatever its number of images: the targets of class c are divided by its
-share. Logits count from the mean of the class means. The penalty comes from leave-one-out log loss,
+share. Logits count from the mean of the class means. Means of few images are noisy, which makes
+them lose, as in the discriminant, and its remedies are taken over (`mean_noise.py`): regression is
+a discriminant too, in the metric of the total scatter and without the lengths of the class means.
+These are taken off, less what noise adds to them. The penalty comes from leave-one-out log loss,
 or, where nothing can be left out, from generalised cross-validation, within bounds: with fewer
 images than features and a penalty near nothing every sample explains itself, and neither means
 anything. On photographs the discriminant (`lda.py`) is as good or better throughout, most of all in
@@ -19,10 +22,12 @@ from torch import Tensor
 from learnkit.continual.closed_form.leave_one_out import Group, downdate, woodbury_gains
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier, Scored
 from learnkit.continual.closed_form.loo_samples import LooSamples, Prior, score_left_out
+from learnkit.continual.closed_form.mean_noise import MeanNoise, weights_of
 from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.shrinkage import (
     GUESS_IS_TOO_HIGH,
     Selection,
+    default_shrinkage,
     default_temperature,
     weigh_evidence,
 )
@@ -34,13 +39,19 @@ PENALTIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 def fit_ridge(
-    moments: Moments, *, prior: Prior = "uniform", penalty: float | None = None
+    moments: Moments,
+    *,
+    prior: Prior = "uniform",
+    debias: float = 1.0,
+    penalty: float | None = None,
 ) -> LinearClassifier:
     """Class-balanced ridge classifier; penalty and temperature by leave-one-out log loss.
 
     Args:
         moments: Of the classes.
         prior: Whether classes count alike, or as often as they came ("training").
+        debias: How much of the penalty for few images to take back, in 0..1. With 0 this is
+            textbook ridge regression on balanced targets.
         penalty: In units of the mean non-zero eigenvalue of the total scatter, above 0; default:
             chosen.
 
@@ -48,45 +59,65 @@ def fit_ridge(
         ContinualNotInitializedError: No class has an image.
     """
     basis = Basis.of(moments, prior)
-    selection = _select(basis, PENALTIES if penalty is None else (penalty,))
+    selection = _select(basis, PENALTIES if penalty is None else (penalty,), debias)
     ridge = Ridge.fit(basis.spectrum, selection.shrinkage)
+    left_out = ridge.leave_out(basis.samples)
+    noise, counts = ridge.noise(left_out, basis.samples.n_single), basis.spectrum.counts
+    factors = noise.reliabilities(counts, debias)
+    relief = noise.debts(ridge.lengths, counts, debias) - debias * ridge.lengths
+    weight = ridge.weight - debias * ridge.weight.mean(0)
     scores = basis.spectrum.geometry(basis.select(1.0).shrinkage)
     _, mahalanobis, relative = score_left_out(basis.samples, scores, 1.0)
     return basis.assemble(
         "ridge",
         selection,
-        ridge.weight @ basis.spectrum.axes.T,
-        0.0,
-        ridge.leave_out(basis.samples),
+        factors[:, None] * weight @ basis.spectrum.axes.T,
+        relief / 2 * ridge.n_images / len(counts) * factors,
+        ridge.relieved(left_out, basis.samples, debias),
         Scored(scores, mahalanobis, relative),
         _expected_temperature(ridge),
     )
 
 
-def _select(basis: Basis, penalties: tuple[float, ...]) -> Selection:
+def _select(basis: Basis, penalties: tuple[float, ...], debias: float) -> Selection:
     """Penalty (in the place of the shrinkage) and temperature."""
-    samples = basis.searched
-    alone = not len(samples) or len(basis.spectrum.classes) == 1
+    samples, spectrum = basis.searched, basis.spectrum
+    alone = not len(samples) or len(spectrum.classes) == 1
     errors, losses = {}, {}
     for penalty in penalties:
-        ridge = Ridge.fit(basis.spectrum, penalty)
+        ridge = Ridge.fit(spectrum, penalty)
         errors[penalty] = ridge.generalised_cross_validation()
         if not alone:
-            losses[penalty] = _temper(basis, ridge, samples).log_loss
-    expected = min(errors, key=errors.__getitem__)
+            losses[penalty] = _temper(basis, ridge, samples, debias).log_loss
+    best = min(errors, key=errors.__getitem__)
     if alone:
-        temperature = _default_temperature(Ridge.fit(basis.spectrum, expected))
-        return Selection(expected, temperature, "generalised cross-validation", errors)
-    best = weigh_evidence(losses, expected, samples.weights, math.log)
-    temperature = _temper(basis, Ridge.fit(basis.spectrum, best), basis.samples).temperature
+        temperature = _default_temperature(Ridge.fit(spectrum, best))
+        return Selection(best, temperature, "generalised cross-validation", errors)
+    best = weigh_evidence(losses, _expected_penalty(spectrum) or best, samples.weights, math.log)
+    ridge = Ridge.fit(spectrum, best)
+    temperature = _temper(basis, ridge, basis.samples, debias).temperature
     return Selection(best, temperature, "leave-one-out log loss", losses)
 
 
-def _temper(basis: Basis, ridge: Ridge, samples: LooSamples) -> Tempered:
+def _temper(basis: Basis, ridge: Ridge, samples: LooSamples, debias: float) -> Tempered:
     """Temperature and held-out log loss of one regression."""
-    logits = ridge.leave_out(samples)
+    logits = ridge.relieved(ridge.leave_out(samples), samples, debias)
     about = {"log_prior": basis.log_prior, "expected": _expected_temperature(ridge)}
     return temper(logits, samples.labels, samples.weights, **about)
+
+
+def _expected_penalty(spectrum: Spectrum) -> float:
+    """The penalty that adds as much as the shrinkage to expect does; 0 where there is no scatter.
+
+    Cross-validation would expect less: it minds squared errors of the many images, and with few of
+    them in a class nothing else speaks against it.
+    """
+    if spectrum.is_flat:
+        return 0.0
+    share, counts = default_shrinkage(spectrum), spectrum.counts
+    offsets = spectrum.means - counts @ spectrum.means / counts.sum()
+    ridged = share / (1 - share) * spectrum.total / spectrum.n_features
+    return ridged / _mean_eigenvalue(spectrum, offsets)
 
 
 def _expected_temperature(ridge: Ridge) -> float:
@@ -104,6 +135,32 @@ def _default_temperature(ridge: Ridge) -> float:
 
 
 _ZERO = 1e-10
+
+
+class _LeftOut(NamedTuple):
+    """What the regressions without each sample say of it.
+
+    `logits (R,P)`, of which `n_images (R,)` teach; `lengths (R,P)` squared ones of the class means,
+    counted from their mean; `own (R,)` the squared distance to the mean of the own class, which
+    rests on `counts (R,)` images. Lengths are in the metric of the total scatter.
+    """
+
+    logits: Tensor
+    n_images: Tensor
+    lengths: Tensor
+    own: Tensor
+    counts: Tensor
+
+    @classmethod
+    def empty(cls, n: int, n_classes: int) -> _LeftOut:
+        """Room for n samples."""
+        shapes = (n, n_classes), (n,), (n, n_classes), (n,), (n,)
+        return cls(*(torch.empty(shape, dtype=torch.float64) for shape in shapes))
+
+    def put(self, rows: Tensor | slice, found: _LeftOut) -> None:
+        """Take these for some rows, in place."""
+        for mine, its in zip(self, found, strict=True):
+            mine[rows] = its
 
 
 class Ridge(NamedTuple):
@@ -146,6 +203,30 @@ class Ridge(NamedTuple):
         """Weights (P,D) for samples turned into the axes of the spectrum."""
         return self.solved * (self.n_images / len(self.offsets))
 
+    @property
+    def lengths(self) -> Tensor:
+        """Squared lengths (P,) of the class means, counted from their mean."""
+        away = self.offsets - self.offsets.mean(0)
+        return ((self.solved - self.solved.mean(0)) * away).sum(1)
+
+    def noise(self, left_out: _LeftOut, n_single: int) -> MeanNoise:
+        """The noise of class means in the metric of the total scatter."""
+        counts, spectrum = self.spectrum.counts, self.spectrum
+        if n_single:
+            own, n = left_out.own[:n_single], left_out.counts[:n_single]
+            fresh = float((own * n / (n + 1)).mean())
+        else:
+            spread = spectrum.values / max(spectrum.dof, 1.0)
+            if spectrum.is_flat:
+                spread = torch.full_like(spread, spectrum.variance_per_axis)
+            fresh = float((spread / (spectrum.values + self.penalty)).sum())
+        # the images of a mean are in the scatter themselves, which makes it shorter
+        variance = fresh / (1 + fresh)
+        middle = weights_of(counts) @ (self.offsets - self.offsets.mean(0))
+        return MeanNoise.told(
+            variance, counts, self.lengths, float((self._solve(middle[None])[0] * middle).sum())
+        )
+
     def generalised_cross_validation(self) -> float:
         """Mean squared error to expect on fresh samples, from the statistics alone."""
         # Golub, Heath and Wahba, "Generalized cross-validation", 1979.
@@ -160,16 +241,19 @@ class Ridge(NamedTuple):
         rest = size - fitted - self.penalty * float(self.weight.square().sum())
         return n * max(rest, 0.0) / max(n - dof, _ZERO) ** 2
 
-    def leave_out(self, samples: LooSamples) -> Tensor:
-        """Logits (R,P) as the regression without each sample would give them; exact.
+    def leave_out(self, samples: LooSamples) -> _LeftOut:
+        """What the regression without each sample would say of it; exact.
 
         The penalty is held. A sample with a partner leaves alone, and that is the class mean.
         """
-        logits = torch.empty(len(samples), len(self.offsets), dtype=torch.float64)
+        found = _LeftOut.empty(len(samples), len(self.offsets))
         own_means = self.offsets @ self.solved.T
         for block in samples.blocks(len(self.offsets)):
             labels, copies = samples.labels[block], samples.copies[block]
-            a = samples.points[samples.rows[block]] - self.middle
+            a, counts = (
+                samples.points_of(block) - self.middle,
+                self.spectrum.counts[labels] - copies,
+            )
             means = a @ self.solved.T
             inner = _Inner(self._products(a, a, means), means, own_means[labels])
             if block.start < samples.n_single:
@@ -178,36 +262,80 @@ class Ridge(NamedTuple):
                 v = samples.points[samples.partners_of(block)] - self.middle
                 means = v @ self.solved.T
                 own = _Own(self._products(a, v, means), means, self._products(v, v, means))
-            logits[block] = self._logits(inner, own, labels, copies)
+                counts = torch.ones_like(counts)
+            found.put(block, self._left_out(inner, own, labels, copies, counts))
             for rows, group, partners in samples.grouped(block, with_partners=False):
                 points = samples.points[samples.rows[block][rows]]
                 known = None if partners is None else samples.points[partners]
                 part = self._leave_group_out(points, labels[rows], group, known)
-                logits[block.start + rows] = part
+                found.put(block.start + rows, part)
+        return found
+
+    def relieved(self, left_out: _LeftOut, samples: LooSamples, debias: float) -> Tensor:
+        """Logits (R,P) of left-out samples, relieved of the noise of the class means."""
+        if not debias:
+            return left_out.logits
+        noise, n_classes = self.noise(left_out, samples.n_single), len(self.offsets)
+        logits = torch.empty_like(left_out.logits)
+        for block in samples.blocks(n_classes):
+            plain, n_images, lengths, _, own = (part[block] for part in left_out)
+            at, held = samples.labels[block][:, None], self.spectrum.counts
+            counts = held.repeat(len(plain), 1).scatter_(1, at, own[:, None])
+            relief = noise.debts(lengths, counts, debias) - debias * lengths
+            relief *= (n_images / n_classes / 2)[:, None]
+            # held but for rows that play a class of one image, as in the discriminant
+            factors = noise.reliabilities(
+                held if block.start < samples.n_single else counts, debias
+            )
+            logits[block] = (plain - debias * plain.mean(1, keepdim=True) + relief) * factors
         return logits
 
     def _leave_group_out(
         self, points: Tensor, labels: Tensor, group: Group, means: Tensor | None
-    ) -> Tensor:
-        """Logits (R,P) of samples (R,D) as their groups leave; `means` as in `leave_group_out`."""
+    ) -> _LeftOut:
+        """What is said of samples (R,D) as their groups leave; `means` as in `leave_group_out`."""
         n_images, n_classes = self.n_images, len(self.offsets)
         n, k, rows = self.spectrum.counts[labels], group.n_images, torch.arange(len(points))
         leaving = group.points - self.middle
         total = (group.copies[:, :, None] * leaving).sum(1)
         if means is None:
-            own = (n[:, None] * self.offsets[labels] - total) / (n - k)[:, None]
+            own, counts = (n[:, None] * self.offsets[labels] - total) / (n - k)[:, None], n - k
         else:
-            own = means - self.middle
+            own, counts = means - self.middle, torch.ones_like(k)
         removed = downdate(leaving, group.copies, torch.full_like(n, n_images))
         gains = woodbury_gains(removed, 1.0, self._solve(removed))
+
+        def along(vectors: Tensor) -> Tensor:  # |x|^2 without the group gains |along(x)|^2
+            return (gains @ vectors[:, :, None])[:, :, 0]
+
         right = points - self.middle - self.offsets.mean(0)
         right = right - (own - self.offsets[labels]) / n_classes
-        solved = self._solve(right) + (gains.mT @ (gains @ right[:, :, None]))[:, :, 0]
+        solved = self._solve(right) + (gains.mT @ along(right)[:, :, None])[:, :, 0]
         middle = -total / (n_images - k)[:, None]  # of the images that stay, from that of all
         logits = solved @ self.offsets.T
         logits[rows, labels] = (solved * own).sum(1)
         logits = logits - (solved * middle).sum(1, keepdim=True)
-        return logits * ((n_images - k) / n_classes)[:, None]
+
+        moved, away = own - self.offsets[labels], points - self.middle - own
+        moved_means = self._solve(moved) @ self.offsets.T
+        squared = (self._solve(moved) * moved).sum(1)
+        shares = self._shares(labels)
+        lengths = self._moved_lengths(shares, moved_means, squared)
+        along_means = gains @ (self.offsets - self.offsets.mean(0)).T
+        lengths += (along_means + shares[:, None] * along(moved)[:, :, None]).square().sum(1)
+        distances = (self._solve(away) * away).sum(1) + along(away).square().sum(1)
+        left = n_images - k
+        return _LeftOut(logits * (left / n_classes)[:, None], left, lengths, distances, counts)
+
+    def _shares(self, labels: Tensor) -> Tensor:
+        """How far (R,P) each mean, counted from the mean of all, goes with the own one."""
+        shares = torch.full((len(labels), len(self.offsets)), -1.0 / len(self.offsets)).double()
+        return shares.scatter_add_(1, labels[:, None], torch.ones_like(shares[:, :1]))
+
+    def _moved_lengths(self, shares: Tensor, moved_means: Tensor, squared: Tensor) -> Tensor:
+        """Lengths (R,P) as the own mean moves; its products with the means, its squared length."""
+        across = moved_means - moved_means.mean(1, keepdim=True)
+        return self.lengths + 2 * shares * across + shares.square() * squared[:, None]
 
     def _solve(self, points: Tensor) -> Tensor:
         """Rows (...,D), counted from the middle, divided by total scatter plus penalty."""
@@ -233,8 +361,10 @@ class Ridge(NamedTuple):
             ((1 + b).square() * mean_mean - 2 * (1 + b) * b * mean_a + b.square() * aa)[:, 0],
         )
 
-    def _logits(self, inner: _Inner, own: _Own, labels: Tensor, copies: Tensor) -> Tensor:
-        """Logits (R,P) of the samples a without them, the class mean of each being `own`."""
+    def _left_out(
+        self, inner: _Inner, own: _Own, labels: Tensor, copies: Tensor, counts: Tensor
+    ) -> _LeftOut:
+        """What is said of the samples a without them, the class mean of each being `own`."""
         n_images, n_classes = self.n_images, len(self.offsets)
         share = copies * n_images / (n_images - copies)
         gain = share / (1 - share * inner.aa).clamp_min(1e-12)
@@ -254,7 +384,15 @@ class Ridge(NamedTuple):
         left_right = left_right + moved * right_a[:, None]
         left_a = left_a + moved * inner.aa[:, None]
         logits = left_right + (gain * right_a)[:, None] * left_a
-        return logits * ((n_images - copies) / n_classes)[:, None]
+
+        mean_mean = inner.own_means.gather(1, at)[:, 0]
+        squared, shares = own.own - 2 * mean_own + mean_mean, self._shares(labels)
+        lengths = self._moved_lengths(shares, own.means - inner.own_means, squared)
+        along = inner.a_means - inner.a_means.mean(1, keepdim=True)
+        lengths += gain[:, None] * (along + shares * (own.a - mean_a)[:, None]).square()
+        distances = inner.aa - 2 * own.a + own.own + gain * (inner.aa - own.a).square()
+        left = n_images - copies
+        return _LeftOut(logits * (left / n_classes)[:, None], left, lengths, distances, counts)
 
 
 class _Inner(NamedTuple):
