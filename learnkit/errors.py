@@ -62,6 +62,11 @@ class InputSizeError(LearnkitError, ValueError):
 class WeightsError(LearnkitError, ValueError):
     """A weights file does not fit the network it is loaded into."""
 
+    def __init__(self, message: str):
+        # Names in files of strangers may hold codes that a terminal would obey.
+        shown = (c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)
+        super().__init__("".join(shown))
+
 
 class WeightsUnavailableError(LearnkitError, OSError):
     """Pretrained weights cannot be had: hub unreachable, no such tag, no such file."""

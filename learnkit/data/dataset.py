@@ -150,6 +150,7 @@ class ImageDataset(Shown):
         split_col: str | None = None,
         label_delim: str | None = None,
         sep: str = ",",
+        encoding: str = "utf-8",
         check_files: bool = True,
         case_sensitive: bool = False,
     ) -> "Self":
@@ -165,6 +166,7 @@ class ImageDataset(Shown):
             split_col: As in `from_df`.
             label_delim: As in `from_df`.
             sep: Between the columns.
+            encoding: Of the text: "cp1252" for many files of Windows, "utf-16" for some of Excel.
             check_files: As in `from_df`.
             case_sensitive: See the class.
 
@@ -172,7 +174,7 @@ class ImageDataset(Shown):
             DataError: The file is missing or no table, or as in `from_df`.
         """
         return cls.from_df(
-            csv_table(csv, sep),
+            csv_table(csv, sep, encoding),
             Path(csv).parent if folder is None else folder,
             path_col=path_col,
             label_col=label_col,

@@ -110,16 +110,27 @@ def names_table(
     return table, others
 
 
-def csv_table(csv: str | os.PathLike[str], sep: str) -> pd.DataFrame:
+def csv_table(csv: str | os.PathLike[str], sep: str, encoding: str) -> pd.DataFrame:
     """Table of a CSV file, every cell as text; its first line names the columns.
 
     Raises:
-        DataError: The file is missing or no table.
+        DataError: The file is missing, no table, or in another encoding.
     """
     # As text, so that classes called NA, 007 or None keep their names; without a header, because
     # pandas renames a column that is there twice, which `check_columns` is to refuse.
     try:
-        lines = pd.read_csv(csv, sep=sep, dtype=str, header=None, keep_default_na=False)
+        lines = pd.read_csv(
+            csv, sep=sep, dtype=str, header=None, keep_default_na=False, encoding=encoding
+        )
+    except LookupError as error:
+        raise DataError(
+            f"`encoding` is {encoding!r}, which Python does not know; such are 'utf-8', 'cp1252'"
+        ) from error
+    except UnicodeError as error:
+        raise DataError(
+            f"CSV file {os.fspath(csv)!r} is no text in {encoding!r} ({error}); say its "
+            "`encoding=`, such as 'cp1252' (Windows, Western Europe) or 'utf-16'"
+        ) from error
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise DataError(f"CSV file {os.fspath(csv)!r} cannot be read: {error}") from error
     return lines.iloc[1:].set_axis(lines.iloc[0].tolist(), axis=1).reset_index(drop=True)

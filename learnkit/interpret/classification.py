@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -207,8 +207,8 @@ class ClassificationInterpretation(Shown):
         if self.outputs.losses is None:
             raise InterpretationError(_NO_LOSSES)
         n = len(self.outputs)
-        if k is not None and k < 1:
-            raise InterpretationError(f"`k` is {k}; ask for at least one loss, or None for all")
+        if k is not None:
+            _check_count(k, "None for all")
         losses, positions = self.outputs.losses.topk(n if k is None else min(k, n), largest=largest)
         if not items:
             return losses, positions
@@ -250,7 +250,7 @@ class ClassificationInterpretation(Shown):
             The Axes (k,).
         """
         order = self.top_losses(None, largest)[1].tolist()
-        positions = order[: max(1, k)] if isinstance(k, int) else [order[i] for i in k]
+        positions = [order[rank] for rank in _ranks(k, len(order))]
         inputs, images = self._source.read(positions)
         heatmaps = None
         if heatmap:
@@ -322,3 +322,22 @@ class ClassificationInterpretation(Shown):
             source = Source.of(self.learn, source)
         source.check_length(len(self.outputs))
         return source
+
+
+def _check_count(k: Any, other: str) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InterpretationError(f"`k` is {k!r}; ask for at least one loss, or {other}")
+
+
+def _ranks(k: Any, n: int) -> list[int]:
+    """Ranks among `n` losses, 0 the first, meant by how many or by a list of them."""
+    if isinstance(k, str | bytes) or not isinstance(k, Iterable):
+        _check_count(k, "a list of ranks")
+        return list(range(min(k, n)))
+    ranks = list(k)
+    whole = all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ranks)
+    if not ranks or not whole or not all(-n <= i < n for i in ranks):
+        raise InterpretationError(
+            f"`k` is {ranks!r:.100}; give ranks from 0, the first, to {n - 1}, or how many to draw"
+        )
+    return ranks

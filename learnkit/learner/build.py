@@ -6,7 +6,8 @@ from typing import Any
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import get_c
+from fastai.data.transforms import RegressionSetup, get_c
+from fastai.vision.core import PointScaler
 from torch import nn
 
 from learnkit.errors import DataError, InputSizeError
@@ -33,6 +34,7 @@ def assemble(
     """
     if dls is None or arch is None:
         raise TypeError("cnn_learner needs `dls` and `arch`, as in cnn_learner(dls, 'resnet18')")
+    _check_labels(dls)
     channels, *size = _image_shape(dls)
     if n_in not in (None, channels):
         raise InputSizeError(
@@ -54,6 +56,20 @@ def assemble(
         **model_args,
     )
     return model, dls if normalize is False else _normalized(dls, model[0], channels)
+
+
+def _check_labels(dls: DataLoaders) -> None:
+    """Raise DataError where images are labelled with numbers or points instead of classes."""
+    tls = getattr(getattr(dls.train, "dataset", None), "tls", None) or ()
+    for tfm in [tfm for tl in tls for tfm in tl.tfms.fs] + [
+        *getattr(dls.train.after_item, "fs", ())
+    ]:
+        if isinstance(tfm, RegressionSetup | PointScaler):
+            raise DataError(
+                "the labels of `dls` are numbers or points, not classes (its transforms have "
+                f"{type(tfm).__name__}); learnkit classifies images: use fastai's vision_learner "
+                "for regression, or label the images with classes"
+            )
 
 
 def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:

@@ -107,8 +107,13 @@ def training(learn: Any, *, n_fits: int = 0) -> Iterator[None]:
     # A fit inside such a verb counts down from `n_fits`; `AfterFit` works when none is left.
     left = max(learn.state.fits_to_come - 1, 0) or n_fits
     learn.state = replace(learn.state, fits_to_come=left)
+    found = {name: vars(learn)[name] for name in ("loss_func", "logger") if name in vars(learn)}
     try:
         yield
+    except BaseException:
+        # what callbacks put in its place and, interrupted, could not put back
+        vars(learn).update(found)
+        raise
     finally:
         if n_fits:
             learn.state = replace(learn.state, fits_to_come=0)

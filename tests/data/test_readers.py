@@ -361,3 +361,18 @@ def test_real_files_can_be_shown_after_reading(tmp_path):
     data = ImageDataset.from_folder(write_image_folder(tmp_path, {"a": 1, "b": 1}))
     with Image.open(data.paths[0]) as image:
         assert image.size == (20, 24)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+def test_a_csv_file_is_read_in_its_encoding(tmp_path, encoding):
+    (tmp_path / "a.csv").write_text("path,label\n1.png,Größe\n", encoding=encoding)
+    data = ImageDataset.from_csv(tmp_path / "a.csv", encoding=encoding, check_files=False)
+    assert data.classes == ["Größe"]
+
+
+def test_another_encoding_is_said_with_the_way_to_name_it(tmp_path):
+    (tmp_path / "a.csv").write_text("path,label\n1.png,Größe\n", encoding="latin-1")
+    with pytest.raises(DataError, match=r"a\.csv' is no text in 'utf-8' .*say its `encoding=`"):
+        ImageDataset.from_csv(tmp_path / "a.csv")
+    with pytest.raises(DataError, match="`encoding` is 'klingon', which Python does not know"):
+        ImageDataset.from_csv(tmp_path / "a.csv", encoding="klingon")

@@ -1,4 +1,5 @@
 import random
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -383,3 +384,20 @@ def test_reliability_shows_confidence_and_accuracy_and_what_calibration_did():
     both = meek.plot_reliability(before=sure)
     texts = [text.get_text() for text in both.get_legend().get_texts()]
     assert texts == ["ideal", "before: ECE 0.150", "after: ECE 0.000"]
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, "3", True, np.int64(0)])
+def test_how_many_losses_is_a_whole_number_from_one_on(interp, k):
+    message = re.escape(f"`k` is {k!r}; ask for at least one loss, or ")
+    with pytest.raises(InterpretationError, match=message + "a list of ranks"):
+        interp.plot_top_losses(k)
+    with pytest.raises(InterpretationError, match=message + "None for all"):
+        interp.top_losses(k)
+
+
+@pytest.mark.parametrize("k", [[], [10_000], [0.5], [True], ["a"]])
+def test_ranks_of_losses_are_those_there_are(interp, k):
+    with pytest.raises(
+        InterpretationError, match=r"`k` is \[.*\]; give ranks from 0, the first, to"
+    ):
+        interp.plot_top_losses(k)

@@ -13,12 +13,17 @@ import timm
 import torch
 import torchvision.models as tv
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
+from fastai.callback.progress import CSVLogger
 from fastai.callback.training import BnFreeze
+from fastai.data.block import DataBlock, RegressionBlock
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import accuracy
+from fastai.vision.augment import Resize
 from fastai.vision.core import PILImage
+from fastai.vision.data import ImageBlock, PointBlock
 from fastai.vision.learner import vision_learner
 from fasttransform import Transform
 from helpers import SHARED, write_image_folder
@@ -416,6 +421,38 @@ class TestFailures:
         other = make(dls, path=quiet.path, lin_ftrs=[16])
         with pytest.raises(WeightsError, match=r"'three_classes' does not fit .* size mismatch"):
             other.load("three_classes")
+
+    @pytest.mark.parametrize("mix", [MixUp, CutMix])
+    @pytest.mark.parametrize("event", ["before_batch", "after_loss", "after_backward"])
+    def test_after_ctrl_c_inside_a_mixed_batch_the_learner_is_as_before(
+        self, dls, mix, event, tmp_path
+    ):
+        class CtrlC(Callback):
+            order = 200
+
+            def __call__(self, name):
+                if name == event:
+                    raise KeyboardInterrupt
+
+        learn, logging = make(dls, path=tmp_path), CSVLogger()
+        loss, logger = learn.loss_func, learn.logger
+        with learn.no_bar():
+            with pytest.raises(KeyboardInterrupt):
+                learn.fit(1, cbs=[mix(), CtrlC(), logging])
+            logging.file.close()
+            assert (learn.loss_func, learn.logger) == (loss, logger)
+            assert learn.evaluate().summary["n"] == len(dls.valid_ds)
+
+    @pytest.mark.parametrize(
+        ("block", "label"),
+        [(RegressionBlock, lambda path: 1.5), (PointBlock, lambda path: [[1.0, 2.0]])],
+        ids=["numbers", "points"],
+    )
+    def test_regression_is_refused_before_anything_is_built(self, data, block, label):
+        blocks = DataBlock((ImageBlock, block), get_y=label, item_tfms=Resize(32))
+        loaders = blocks.dataloaders(data.paths, bs=4)
+        with pytest.raises(DataError, match="labels of `dls` are numbers or points, not classes"):
+            make(loaders, y_range=(0, 2), n_out=1)
 
     def test_lr_find_of_no_batches_says_what_fit_says(self, data):
         learn = make(data.dataloaders(size=32, bs=6))

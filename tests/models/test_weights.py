@@ -166,3 +166,11 @@ def test_what_is_wanted_follows_from_both_arguments(tmp_path):
 def test_contradictions_are_refused(arguments, message):
     with pytest.raises(WeightsError, match=message):
         wanted_weights(*arguments)
+
+
+def test_codes_of_terminals_in_names_are_shown_not_obeyed(tmp_path):
+    torch.save({"\x1b[31mred\x07": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        create_body("test_resnet", tmp_path / "w.pth")
+    assert r"\x1b[31mred\x07" in str(caught.value)
+    assert str(caught.value).isprintable()
