@@ -170,30 +170,65 @@ def _paths_of(dataset: Any, indices: list[int] | None) -> list[Path] | None:
     if indices is None or items is None or not indices:
         return None
     rows = items.iloc if hasattr(items, "iloc") else items
-    to_path = _path_getter(dataset, rows[indices[0]])
-    return None if to_path is None else [Path(to_path(rows[i])) for i in indices]
+    steps = _steps_to_file(dataset, rows[indices[0]])
+    return None if steps is None else [Path(_after(steps, rows[i])) for i in indices]
 
 
-def _path_getter(dataset: Any, item: Any) -> Any:
-    """Return what makes a path of an item: nothing to do, or the first step of its reading."""
-    if isinstance(item, str | Path):
-        return lambda item: item
-    steps = [f for tl in getattr(dataset, "tls", [])[:1] for f in tl.tfms.fs]
-    # Rows of a table: their first step looks the file name up; anything else may be expensive.
-    if hasattr(item, "index") and steps and isinstance(steps[0](item), str | Path):
-        return steps[0]
-    return None
+def file_of_item(dataset: Any, item: Any) -> Any:
+    """The file of an item of the kind the dataset has, such as a row of a table; else `item`."""
+    items = getattr(dataset, "items", None)
+    if items is None or not len(items):
+        return item
+    first = (items.iloc if hasattr(items, "iloc") else items)[0]
+    if not isinstance(item, type(first)) or isinstance(first, str | Path):
+        return item
+    steps = _steps_to_file(dataset, item)
+    return _after(steps, item) if steps else item
+
+
+def _steps_to_file(dataset: Any, item: Any) -> list[Any] | None:
+    """Return the first steps of reading, which lead from an item to its file; None if none do."""
+    tls = getattr(dataset, "tls", ())
+    steps, value = [], item
+    for step in tls[0].tfms.fs if len(tls) else ():
+        before, told = value, isinstance(value, str | Path)
+        if told and _opens(step):
+            break
+        value = step(value)
+        if told and not isinstance(value, str | Path):  # it has opened the file
+            value = before
+            break
+        steps.append(step)
+    return steps if isinstance(value, str | Path) else None
+
+
+def _opens(step: Any) -> bool:
+    """Whether a step is known to open a file, so that it need not be tried."""
+    methods = getattr(getattr(step, "encodes", None), "methods", ())
+    names = {getattr(method.implementation, "__name__", "") for method in methods}
+    return type(step).__name__ == "ReadImage" or "create" in names
+
+
+def _after(steps: Sequence[Any], item: Any) -> Any:
+    for step in steps:
+        item = step(item)
+    return item
 
 
 def _unlabelled_dl(learn: Any, data: Any) -> Any:
     """Return a loader over the files of an ImageDataset that reads them as validation does."""
-    items = getattr(learn.dls.valid_ds, "items", None)
-    if items is None or not all(isinstance(item, str | Path) for item in list(items[:1])):
+    dataset = learn.dls.valid_ds
+    items = getattr(dataset, "items", None)
+    steps = None
+    if items is not None:
+        rows = items.iloc if hasattr(items, "iloc") else items
+        steps = _steps_to_file(dataset, rows[0]) if len(items) else []
+    if steps is None:
         raise InterpretationError(
             "`data` cannot be read: the learner's loaders do not take files as items. Pass"
             " `dl=learn.dls.test_dl(items, with_labels=True)` with items of their own kind"
         )
-    return learn.dls.test_dl(list(data.paths))
+    return learn.dls.test_dl(list(data.paths), rm_type_tfms=len(steps))
 
 
 def _targets_of(learn: Any, data: Any) -> Tensor:

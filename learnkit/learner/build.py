@@ -11,6 +11,7 @@ from fastai.vision.core import PointScaler
 from torch import nn
 
 from learnkit.errors import DataError, InputSizeError
+from learnkit.interpret.learner_state import names_of
 from learnkit.learner.dataloaders import is_normalized, with_normalization
 from learnkit.models.create import create_cnn_model
 
@@ -42,7 +43,7 @@ def assemble(
             f"the loaders with dataloaders(channels={n_in})"
         )
     mean, std = (None, None) if isinstance(normalize, bool) else normalize
-    n_out = n_out or get_c(dls)
+    n_out = n_out or get_c(dls) or len(names_of(dls) or ())
     if not n_out:
         raise DataError("`dls` does not tell its number of classes; pass `n_out` or set `dls.c`")
     model = create_cnn_model(
@@ -78,13 +79,17 @@ def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:
     recipe = getattr(dls, "preprocessing", None)
     if recipe is not None:
         return (recipe.channels, *recipe.size)
-    channels, height, width = dls.valid.one_batch()[0].shape[1:]
+    valid = dls.valid
+    batch = valid.one_batch() if hasattr(valid, "one_batch") else next(iter(valid))
+    channels, height, width = batch[0].shape[1:]
     return channels, height, width
 
 
 def _normalized(dls: DataLoaders, body: nn.Module, channels: int) -> DataLoaders:
     """Return `dls` normalised for the body, never twice; the given loaders stay as they are."""
-    if body.mean is None or is_normalized(dls):
+    if body.mean is None or not all(hasattr(dl, "after_batch") for dl in dls.loaders):
+        return dls  # torch's loaders give pixels as they are meant
+    if is_normalized(dls):
         return dls
     mean, std = list(body.mean), list(body.std)
     if channels == 1 and len(mean) == len(std) == 3:  # a colour network that was given grey images

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from fastai.data.core import DataLoaders
+from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
+from learnkit.interpret.learner_state import names_of
 from learnkit.learner.arguments import check_order, explained_arguments, shared_out
 from learnkit.learner.build import assemble
 from learnkit.learner.learner import ImageLearner
+from learnkit.learner.transforms import warn_if_code
 from learnkit.models.param_groups import as_splitter, param_groups
 
 
@@ -109,6 +112,9 @@ def cnn_learner(
         weights=weights,
         arch_kwargs=options | (arch_kwargs or {}),
     )
+    if names_of(dls) is not None and getattr(dls.train_ds, "loss_func", None) is None:
+        learner_kwargs.setdefault("loss_func", CrossEntropyLossFlat())
+    warn_if_code(dls)
     groups = split_on if split_on is not None else splitter
     splitter = param_groups if groups is None else as_splitter(groups)
     learn = ImageLearner(dls, model, splitter=splitter, train_bn=train_bn, **learner_kwargs)

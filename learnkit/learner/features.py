@@ -40,6 +40,8 @@ def features_of(learn: Any, items: Any) -> Tensor:
     show = hasattr(learn, "progress")
     if isinstance(items, Source):
         return _of_batches(learn, items, show)
+    if not len(items) and hasattr(learn.model[0], "n_features"):
+        return torch.empty(0, learn.model[0].n_features)
     recipe = preprocessing_of(learn.dls)
     network = Network(learn.model, recipe, owned=False, continual=True)
     return feature_rows(network, recipe, items, bs=BATCH, n_workers=2, progress=show)

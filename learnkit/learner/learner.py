@@ -58,6 +58,7 @@ from learnkit.learner.validation import (
     inputs_of_network,
     loss_of_outputs,
     no_training_events,
+    predictions_of,
     show_results,
     targets_of_outputs,
 )
@@ -287,6 +288,8 @@ class ImageLearner(Learner):
         Raises:
             InterpretationError: Samples have labels the learner does not know.
         """
+        if dl is None and not hasattr(self.dls[ds_idx], "new"):  # one of torch's
+            dl = self.dls[ds_idx]
         with loss_of_outputs(self):
             return super().get_preds(ds_idx, dl, **kwargs)
 
@@ -385,14 +388,19 @@ class ImageLearner(Learner):
         return own_predictor_of(self)
 
     def predict(self, item: Any, rm_type_tfms: Any = None, with_input: bool = False) -> Any:
-        """A Prediction, which unpacks as (label, index, probs), of a path, picture, array..."""
-        predictor = predictor_of(self)
-        prediction = predictor.predict(item)
-        return (predictor.preprocessing.read(item), *prediction) if with_input else prediction
+        """A Prediction, which unpacks as (label, index, probs), of a path, picture, array...
+
+        Rows of the table that the loaders were made of are taken, too. Where the loaders read by
+        code that no recipe can say, the item is read by them.
+        """
+        (prediction,) = predictions_of(self, [item])
+        if not with_input:
+            return prediction
+        return (predictor_of(self).preprocessing.read(item), *prediction)
 
     def predict_batch(self, items: Iterable[Any], bs: int = BATCH) -> list[Prediction]:
         """One Prediction per item, by forward passes of `bs` images; see `predict_files`."""
-        return predictor_of(self).predict_batch(items, bs=bs)
+        return predictions_of(self, items, bs)
 
     def suggest(self, images: Any, n: int = 20, **reading: Any) -> Suggestions:
         """Up to `n` of `images` to label next, the most valuable first; see `Predictor.suggest`."""

@@ -32,7 +32,7 @@ from PIL import Image
 from learnkit.data.geometry import Resizing
 from learnkit.data.image import source_name
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import DataError, ExportError
+from learnkit.errors import DataError, ExportError, warn_user
 from learnkit.interpret.contexts import randomness_kept
 
 # Fields that other transforms tell: statistics, and geometry.
@@ -116,6 +116,17 @@ def preprocessing_of(dls: DataLoaders) -> Preprocessing:
             steps = [Resizing(tuple(valid.one_batch()[0].shape[-2:]), "squish")]
     last = {field.name: getattr(steps[-1], field.name) for field in dataclasses.fields(Resizing)}
     return Preprocessing(**fields, **last, before=tuple(steps[:-1]))
+
+
+def warn_if_code(dls: DataLoaders) -> None:
+    """Warn, before anything is trained, where a learner over these loaders cannot be exported."""
+    try:
+        preprocessing_of(dls)
+    except ExportError as error:
+        warn_user(
+            f"this learner trains and predicts, but `export`, `optimize` and `predictor` will "
+            f"refuse it: {error}"
+        )
 
 
 def _validation_transforms(valid: Any) -> Iterator[tuple[str, Transform]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -17,13 +18,21 @@ from fastai.data import core
 from fastai.data.transforms import Category
 from fastai.losses import CrossEntropyLossFlat
 from fastcore.foundation import L
-from torch import Tensor
+from torch import Tensor, from_numpy, stack
 
 from learnkit.callback.base import TrainingCallback
 from learnkit.continual.classifier import continual_head
-from learnkit.errors import InterpretationError
-from learnkit.interpret.learner_state import class_names, renumbering
+from learnkit.errors import ExportError, InterpretationError, LearnkitError, PredictionError
+from learnkit.inference.batch import BATCH
+from learnkit.inference.prediction import Prediction
+from learnkit.inference.scoring import conclude
+from learnkit.interpret.learner_state import class_names, detector_of, renumbering
+from learnkit.interpret.losses import loss_threshold
 from learnkit.interpret.normalization import renormalization
+from learnkit.interpret.outputs import collect_outputs
+from learnkit.interpret.source import file_of_item
+from learnkit.learner.dataloaders import is_multi_label
+from learnkit.learner.export import predictor_of
 
 
 def targets_of_outputs(learn: Any, targets: Sequence[Any]) -> tuple[Any, ...]:
@@ -46,6 +55,72 @@ def inputs_of_network(learn: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Inputs of a batch of the running pass, with pixels as the network takes them."""
     pixels = renormalization(learn, getattr(learn, "dl", None))
     return tuple(inputs) if pixels is None else tuple(map(pixels, inputs))
+
+
+def predictions_of(learn: Any, items: Any, bs: int | None = None) -> list[Prediction]:
+    """One Prediction per item, read as the learner's validation reads; rows of its table, too.
+
+    Where no recipe says how files are read, fastai's loaders or torchvision's dataset read them.
+    Without `bs`, `items` is a list of one.
+
+    Raises:
+        PredictionError: Nothing tells how an item is read, or an answer is not finite.
+    """
+    if isinstance(items, list | tuple):
+        items = [file_of_item(learn.dls.valid_ds, item) for item in items]
+    try:
+        predictor = predictor_of(learn)
+    except ExportError as error:
+        items = list(items)
+        return _predictions_by_loader(learn, items, bs or BATCH, error) if items else []
+    return [predictor.predict(*items)] if bs is None else predictor.predict_batch(items, bs=bs)
+
+
+def _predictions_by_loader(
+    learn: Any, items: list[Any], bs: int, problem: ExportError
+) -> list[Prediction]:
+    detector = detector_of(learn)
+    try:
+        dl = _loader_over(learn, items, bs)
+    except (AssertionError, AttributeError) as error:  # what fastai says of items it does not know
+        told = str(error).splitlines()[-1].strip()
+        raise PredictionError(
+            f"`items` cannot be read by the learner's loaders: {told}. No recipe can read them "
+            f"either: {problem}"
+        ) from error
+    outputs = collect_outputs(learn, dl, with_features=detector is not None, progress=False)
+    multi_label = is_multi_label(learn.dls)
+    results = conclude(
+        None if detector is None else detector.scoring,
+        None if outputs.features is None else outputs.features.numpy(),
+        outputs.logits.numpy(),
+        tuple(outputs.classes),
+        multi_label=multi_label,
+        threshold=loss_threshold(learn.loss_func, len(outputs.classes)) if multi_label else 0.5,
+        wrap=from_numpy,
+    )
+    for result in results:
+        if isinstance(result, LearnkitError):
+            raise result
+    return results
+
+
+def _loader_over(learn: Any, items: list[Any], bs: int) -> Any:
+    """Batches of items without labels, by the validation transforms of the learner's loaders."""
+    valid = learn.dls.valid
+    if isinstance(valid, core.TfmdDL):
+        known = getattr(valid.dataset, "items", ())
+        if len(known) and isinstance(known[0], Path):
+            items = [Path(item) if isinstance(item, str) else item for item in items]
+        return learn.dls.test_dl(items, num_workers=0, bs=bs)
+    dataset = valid.dataset
+    while not hasattr(dataset, "loader") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset  # a Subset's
+    tensors = [
+        item if isinstance(item, Tensor) else dataset.transform(dataset.loader(item))
+        for item in items
+    ]
+    return [(stack(tensors[i : i + bs]),) for i in range(0, len(tensors), bs)]
 
 
 @contextmanager
