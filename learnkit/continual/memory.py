@@ -168,6 +168,12 @@ class FeatureMemory:
         told = [{one: next(left) for one in cell.hashes} for cell in self.cells]
         return self._with([a.with_groups(b) for a, b in zip(self.cells, told, strict=True)])
 
+    def recoded(self, codes: Mapping[int, int]) -> "FeatureMemory":
+        """With other codes for the same groups, `{old: new}`."""
+        told = [tuple(codes.get(one, one) for one in cell.given) for cell in self.cells]
+        both = zip(self.cells, told, strict=True)
+        return self._with([replace(cell, given=given) for cell, given in both])
+
     def remove(
         self, grid: Tensor, index: Tensor, counts: Sequence[int] | None = None
     ) -> "FeatureMemory":

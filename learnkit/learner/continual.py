@@ -306,11 +306,14 @@ _SETTINGS = (
 
 
 @warned_after
-def refit(learn: Any, data: Any, epochs: int, **training: Any) -> ChangeReport:
+def refit(
+    learn: Any, data: Any, epochs: int, *, group: Any = None, **training: Any
+) -> ChangeReport:
     """What training and a new continual state did; see `ImageLearner.refit`."""
     head = check_continual(continual_head(learn.model))
     dls = _loaders(learn, data)
-    _check_nothing_lost(head, labelled_data(dls, classes=names_of(dls) or ()).labels)
+    found = labelled_data(dls, classes=names_of(dls) or (), group=group)  # before any training
+    _check_nothing_lost(head, found.labels)
     settings = {name: getattr(head.settings, name) for name in _SETTINGS}
     with _restored_after_failure(learn):
         _begin(learn, dls)
@@ -318,7 +321,7 @@ def refit(learn: Any, data: Any, epochs: int, **training: Any) -> ChangeReport:
         done = [cb for cb in learn.cbs if isinstance(cb, AfterFit) and cb.step == "continual"]
         if done and continual_head(learn.model) is not None:
             return done[0].report
-        return init_continual(learn, data_of_training(learn), **settings)
+        return init_continual(learn, data_of_training(learn), group=group, **settings)
 
 
 def _loaders(learn: Any, data: Any) -> DataLoaders:

@@ -626,18 +626,22 @@ class ImageLearner(Learner):
         """Leave the continual state: the trained head is back, what was learned since is gone."""
         return continual.drop_continual(self)
 
-    def refit(self, data: Any, epochs: int = 1, **training: Any) -> ChangeReport:
+    def refit(
+        self, data: Any, epochs: int = 1, *, group: Any = None, **training: Any
+    ) -> ChangeReport:
         """Fine-tune on images of all classes and begin a new continual state with them.
 
         Args:
             data: a split ImageDataset, or DataLoaders: old and new images together.
             epochs: for `fine_tune`, as is `training`.
+            group: what each image of `data` belongs to, see `extend`; with `ContinualLearning` as a
+                callback it is that one's.
             **training: further arguments of `fine_tune`.
 
         Raises:
             DataError: Classes known now have no training images in `data`.
         """
-        return continual.refit(self, data, epochs, **training)
+        return continual.refit(self, data, epochs, group=group, **training)
 
     def calibrate(self, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
         """Fit the temperature on images the network was not trained on: what it changed.

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from learnkit.backends.session import Session
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.embedding import embed
+from learnkit.continual.embedding import embed, to_grid
+from learnkit.continual.fingerprints import feature_hashes, group_codes
 from learnkit.continual.knowledge import History
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.inference.batch import BATCH
 from learnkit.inference.features import feature_rows
-from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.embedding import GRID, unit_rows
 
 CARRIED = "carried over from float32"
 UNMOVED = 0.5  # steps of the grid on which features of length 1 are kept
@@ -70,17 +71,21 @@ def learned_again(
         )
     order, origin = list(head.classes), network.origin(BATCH)
     given = {"validation": validation, "origin": origin}
-    new.extend(features, learned.labels, class_names=order, **given)
+    codes = _group_codes(head, was, recipe, learned, progress)
+    new.extend(features, learned.labels, class_names=order, groups=codes, **given)
     if new.n_images != head.n_images:
         return kept, (
             f"{CARRIED}: images that are blank, or there twice, are others for the converted "
             "network"
         )
-    _settle(new, head)
+    _settle(new, head, codes)
     what = f"{len(learned.labels)} images" + (
         f" and {len(validation[1])} of validation" if validation else ""
     )
-    return new.eval(), f"learned again from {what}: class statistics, threshold and temperature"
+    lost = "" if codes is None or _remembers_all(head) else "; groups only of images it remembered"
+    return new.eval(), (
+        f"learned again from {what}: class statistics, threshold and temperature{lost}"
+    )
 
 
 def _problem(head: ContinualClassifier, learned: Labelled | None) -> str:
@@ -116,12 +121,45 @@ def _features(network: Session, recipe: Preprocessing, images: Labelled, progres
     return feature_rows(network, recipe, images.items, bs=BATCH, n_workers=2, progress=progress)
 
 
-def _settle(new: ContinualClassifier, head: ContinualClassifier) -> None:
-    """Give `new` what `head` has that images do not decide; nothing is left to undo."""
+def _group_codes(
+    head: ContinualClassifier,
+    was: Session,
+    recipe: Preprocessing,
+    learned: Labelled,
+    progress: bool,
+) -> list[int | None] | None:
+    """Codes of the groups of images (N,), as far as `head` remembers them; None without groups."""
+    memory = head.statistics.memory
+    cells = list(zip(memory.class_names, memory.cells, strict=True))
+    told = {(n, one): g for n, c in cells for one, g in zip(c.hashes, c.given, strict=False) if g}
+    if not told:
+        return None
+    embedded = unit_rows(_features(was, recipe, learned, progress), root=head.settings.root)
+    pairs = zip(learned.labels, feature_hashes(to_grid(embedded).numpy()), strict=True)
+    return [told.get(pair) for pair in pairs]
+
+
+def _remembers_all(head: ContinualClassifier) -> bool:
+    statistics = head.statistics
+    return statistics.memory.n_copies == int(statistics.counts.sum())
+
+
+def _settle(
+    new: ContinualClassifier, head: ContinualClassifier, codes: list[int | None] | None
+) -> None:
+    """Give `new` what `head` has that images do not decide; nothing is left to undo.
+
+    Groups get the `codes` they had, under which more of them will come.
+    """
     if head.knowledge.manual_threshold is not None:
         new.set_threshold(head.knowledge.manual_threshold)
     if isinstance(new, OodDetector):
         new.head_nonconformity, new.head_labels = head.head_nonconformity, head.head_labels
-    statistics = replace(new.statistics, former_names=head.statistics.former_names)
+    named = {"former_names": head.statistics.former_names}
+    if codes is not None:
+        known = [code for code in codes if code is not None]
+        was = dict(zip(group_codes(known, len(known)).tolist(), known, strict=True))
+        named["memory"] = new.statistics.memory.recoded(was)
+    statistics = replace(new.statistics, **named)
     knowledge = replace(new.knowledge, statistics=statistics)
     new.history = History((knowledge,), audit=head.audit)

@@ -479,6 +479,16 @@ class TestTraining:
         assert learn.predict(everything.paths[0]).probs.shape == (5,)
         learn.export(tmp_path / "model")
 
+    def test_refit_leaves_groups_out(self, learn, everything):
+        before = learn.continual.knowledge
+        with pytest.raises(DataError, match="finds nothing"):
+            learn.refit(everything, group="burst")
+        assert learn.continual.knowledge is before
+        with learn.no_logging():
+            learn.refit(everything, group=r"(\d)\.png")
+        given = learn.continual.statistics.memory.given().tolist()
+        assert 1 < len(set(given)) <= 10
+
     def test_refit_refuses_to_lose_classes(self, learn, old, new):
         learn.extend(new)
         before = learn.continual.knowledge
