@@ -356,6 +356,10 @@ class TestOrigin:
         report = learn.extend(new)
         assert learn.continual.statistics.origins == (origin,)
         assert not any("origins" in note for note in report.notes)
+        empty = tiny_learner(new)
+        empty.init_continual(reset_class_information=True)
+        empty.extend(new)
+        assert empty.continual.statistics.origins == (origin,)
 
     def test_of_a_loaders_own_batches_is_another(self, learn):
         (origin,) = learn.continual.statistics.origins
@@ -854,6 +858,16 @@ class TestSnapshot:
         assert (found.snapshots, found.audit) == (learn.snapshots, learn.audit)
         assert [entry.what for entry in learn.audit] == ["extend", "extend"]
         assert found.restore("as trained").n_classes == 3
+
+    def test_comes_back_with_its_names_in_a_learner_made_from_the_export(self, learn, tmp_path):
+        learn.snapshot("as trained")
+        learn.rename({"a": "apple"})
+        learn.export(tmp_path / "m")
+        again = quiet(ImageLearner.from_bundle(tmp_path / "m"))
+        assert again.state.record.former_names == {"a": "apple"}
+        again.restore("as trained")
+        assert again.continual.classes == tuple(OLD)
+        assert again.state.record.former_names == {}
 
     def test_is_dropped_and_refused_as_by_a_predictor(self, learn, plain, old):
         learn.snapshot("x")
