@@ -48,14 +48,18 @@ def probe_tensors(model: nn.Module, probes: Tensor, recipe: Preprocessing) -> di
 
     Of a model in the continual state also `features`.
     """
-    head = continual_head(model)
-    with torch.no_grad():
-        logits = comparable(model(recipe.normalize(probes)))
-    tolerance, features = tolerance_of(logits), None
+    head, features = continual_head(model), None
     if head is not None:
         network = Network(model, recipe, owned=True, continual=True)
         features = torch.from_numpy(network.features(channels_last(probes)))
-        tolerance = max(tolerance, _response(head, features))
+    if head is not None and head.knowledge.derived is None:
+        logits, tolerance = torch.zeros(len(probes), len(head.classes)), 0.0
+    else:
+        with torch.no_grad():
+            logits = comparable(model(recipe.normalize(probes)))
+        tolerance = tolerance_of(logits)
+        if head is not None:
+            tolerance = max(tolerance, _response(head, features))
     found = {"images": probes, "logits": logits, "tolerance": torch.tensor(tolerance)}
     return found if features is None else {**found, "features": features}
 

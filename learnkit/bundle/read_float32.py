@@ -124,6 +124,8 @@ def check_probe_answers(
         if features is not None:
             found = torch.from_numpy(model.network.features(channels_last(images)))
             _compare("features", found, features, tolerance_of(features), written_with)
+        if not model.knows_classes:
+            return
         found = comparable(logits_of(model, channels_last(images)))
     except (RuntimeError, LearnkitError) as error:
         if isinstance(error, BundleProbeError):

@@ -220,7 +220,9 @@ def _classes(section: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
     classes = _get(section, "classes", list)
     if not all(isinstance(name, str) and name for name in classes):
         raise BundleCorruptError(f"{CONFIG}: `classes` holds something that is no name")
-    if len(classes) != spec.n_out or len(set(classes)) != spec.n_out:
+    # what has learned nothing yet has no class, over a network that has an output all the same
+    n_out = len(classes) or int("continual" in section)
+    if n_out != spec.n_out or len(set(classes)) != len(classes):
         raise BundleCorruptError(
             f"{CONFIG}: {len(set(classes))} different `classes` for {spec.n_out} outputs"
         )

@@ -43,13 +43,12 @@ def described(model: nn.Module, head: ContinualClassifier | None, n_in: int) -> 
     """The description of `model`; that of its head is of `head`, if it is continual.
 
     Raises:
-        ExportError: the model has none, or knows no class yet.
+        ExportError: the model has none.
     """
     spec, problem = getattr(model, "spec", None), getattr(model, "spec_problem", None)
     if head is not None:
-        if not head.classes:
-            raise ExportError("the model knows no class yet; extend it before it is exported")
-        own = {"n_out": len(head.classes), "head": {"kind": KIND, "root": head.settings.root}}
+        # a head that knows no class yet has no outputs, but the network under it is as it is
+        own = {"n_out": len(head.classes) or 1, "head": {"kind": KIND, "root": head.settings.root}}
         if spec is not None:
             return replace(spec, **own)
         spec, problem = describe_body(model[0], n_in, **own)
@@ -112,6 +111,8 @@ def read_head(
 
 def head_facts(head: ContinualClassifier) -> dict[str, Any]:
     """What the model card says of a head: images, threshold, temperature, and how they came."""
+    if head.knowledge.derived is None:
+        return {"images learned": 0, "classes known": 0}
     threshold, calibration = head.threshold, head.calibration
     return {
         "images learned": sum(head.n_images.values()),

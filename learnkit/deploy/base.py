@@ -113,6 +113,11 @@ class BasePredictor(Shown):
         return self.record.threshold
 
     @property
+    def knows_classes(self) -> bool:
+        """Whether there is a class to answer with: not before the first images are learned."""
+        return self.record.knows_classes
+
+    @property
     def detects_ood(self) -> bool:
         """Whether predictions say how far out of distribution an image is."""
         return self.record.detects_ood

@@ -32,12 +32,14 @@ def state_of(predictor: Any) -> tuple[Any, ...]:
 
 
 def _content_digest(predictor: Any) -> str:
+    knows = getattr(predictor, "knows_classes", True)  # else it has no threshold either
+    threshold = getattr(predictor, "ood_threshold", None) if knows else None
     settings = {
         "bundle": predictor.digest,
         "classes": list(predictor.classes),
         "multi_label": bool(predictor.multi_label),
         "threshold": getattr(predictor, "threshold", None),
-        "ood_threshold": getattr(predictor, "ood_threshold", None),
+        "ood_threshold": threshold,
         "preprocessing": predictor.preprocessing.to_dict(),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -85,6 +85,11 @@ class Model:
         return self.names if self.head is None else self.head.classes
 
     @property
+    def knows_classes(self) -> bool:
+        """Whether there is a class to answer with: not before the first images are learned."""
+        return self.head is None or self.head.knowledge.derived is not None
+
+    @property
     def detects_ood(self) -> bool:
         """Whether predictions say how far out of distribution an image is."""
         return self.ood is not None or self.stored is not None

@@ -10,9 +10,10 @@ from fastai.data.transforms import RegressionSetup, get_c
 from fastai.vision.core import PointScaler
 from torch import nn
 
+from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, InputSizeError
 from learnkit.interpret.learner_state import names_of
-from learnkit.learner.dataloaders import is_normalized, with_normalization
+from learnkit.learner.dataloaders import empty_dataloaders, is_normalized, with_normalization
 from learnkit.models.create import create_cnn_model
 
 
@@ -71,6 +72,23 @@ def _check_labels(dls: DataLoaders) -> None:
                 f"{type(tfm).__name__}); learnkit classifies images: use fastai's vision_learner "
                 "for regression, or label the images with classes"
             )
+
+
+def loaders_without_data(size: Any, channels: int | None) -> DataLoaders:
+    """Return loaders without an image and without a class, for images of this size.
+
+    Raises:
+        TypeError: There is no size.
+        DataError: It is none.
+    """
+    if size is None:
+        raise TypeError(
+            "cnn_learner has no `dls`; pass them, as in cnn_learner(dls, 'resnet18'), or the "
+            "`size` of the images of a learner that starts without data, as in "
+            "cnn_learner(arch='resnet18', size=224)"
+        )
+    recipe = Preprocessing(size=size, channels=3 if channels is None else channels)
+    return empty_dataloaders(recipe, [])
 
 
 def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:

@@ -141,12 +141,12 @@ def empty_dataloaders(
 
     Args:
         preprocessing: The recipe, with its mean and std.
-        classes: What targets are called.
+        classes: What targets are called; fastai has one, so "nothing yet" if there is none.
         multi_label: Whether an image may have several labels.
     """
     black = io.BytesIO()  # fastai learns the types of a batch from one image
     Image.new("L", (8, 8)).save(black, "PNG")
-    item = black.getvalue()
+    item, classes = black.getvalue(), classes or ["nothing yet"]
     label = [classes[0]] if multi_label else classes[0]
     pipelines = [
         [ReadImage(preprocessing)],

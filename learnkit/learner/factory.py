@@ -11,7 +11,7 @@ from torch import nn
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
 from learnkit.interpret.learner_state import names_of
 from learnkit.learner.arguments import check_order, explained_arguments, shared_out
-from learnkit.learner.build import assemble
+from learnkit.learner.build import assemble, loaders_without_data
 from learnkit.learner.learner import ImageLearner
 from learnkit.learner.transforms import warn_if_code
 from learnkit.models.param_groups import as_splitter, param_groups
@@ -39,6 +39,7 @@ def cnn_learner(
     n_out: int | None = None,
     normalize: bool | tuple[Sequence[float], Sequence[float]] = True,
     train_bn: bool | str = True,
+    size: int | tuple[int, int] | None = None,
     weights: Any = None,
     arch_kwargs: dict[str, Any] | None = None,
     data: DataLoaders | None = None,
@@ -50,8 +51,13 @@ def cnn_learner(
     With pretrained weights the body starts frozen. fastai v1's names (`data`, `base_arch`,
     `split_on`) work too. The given DataLoaders are not changed.
 
+    Without `dls` it starts with nothing: `cnn_learner(arch="resnet18", size=224)` is in the
+    continual state, knows no class yet, and learns any by `extend` alone, here or where it is
+    deployed.
+
     Args:
-        dls: Image DataLoaders; classes, image size and channels are read off them.
+        dls: Image DataLoaders; classes, image size and channels are read off them. None for a
+            learner without data.
         arch: A timm or torchvision name, a constructor, or a module.
         pretrained: True for the hub's weights, False for random ones, or a weights file
             (safetensors, or a state dict that loads with `weights_only=True`).
@@ -73,6 +79,7 @@ def cnn_learner(
         normalize: True normalises with the statistics the weights were trained with, False not at
             all, a pair (mean, std) with these.
         train_bn: See `ImageLearner`.
+        size: Of the images of a learner without `dls`: height and width, or one number for both.
         weights: torchvision's weights enum or name, when not the default ones.
         arch_kwargs: Further arguments of the constructor, such as `{"pad_type": "same"}`.
         data: fastai v1's name for `dls`.
@@ -90,6 +97,11 @@ def cnn_learner(
     check_order(pretrained, cut, split_on)
     dls, arch = dls if dls is not None else data, arch if arch is not None else base_arch
     learner_kwargs, options = shared_out(learner_kwargs, arch, cnn_learner)
+    starts_empty = dls is None and arch is not None
+    if starts_empty:
+        dls, n_out = loaders_without_data(size, n_in), 1
+    elif size is not None:
+        raise TypeError(f"`size` is {size!r}, but `dls` have one: dataloaders(size={size!r})")
     build = explained_arguments(cnn_learner, arch, options)(assemble)
     model, dls = build(
         dls,
@@ -123,4 +135,6 @@ def cnn_learner(
         if folded_norms(model[0]):
             learn.add_cb(FoldedNorms())
         learn.freeze()
+    if starts_empty:
+        learn.init_continual(reset_class_information=True)
     return learn

@@ -68,9 +68,8 @@ def create_app(
         raise MissingExtraError(
             'serving needs FastAPI, which is not installed: `pip install "learnkit[serve]"`'
         ) from error
-    if getattr(predictor, "detects_ood", False) and hasattr(predictor, "monitor"):
-        predictor.monitor(file=drift_file)
     service = Service(predictor, token if allow_extend else None, save_to, limits, n_workers)
+    service.watch(drift_file)
     # no pages of documentation: they load scripts from elsewhere
     app = FastAPI(title="learnkit", docs_url=None, redoc_url=None, lifespan=service.lifespan)
     app.state.service = service
@@ -123,6 +122,24 @@ class Service:
         except LearnkitError as error:
             self.save_error = error
             LOG.error("what the model learned is not saved: %s", error)
+
+    def watch(self, drift_file: str | os.PathLike | None) -> None:
+        """Watch for drift from now on, or from when the model knows a class, if it ever can tell.
+
+        Raises:
+            BundleCorruptError: `drift_file` was not written by a monitor.
+        """
+        self._drift_file = drift_file
+        able = getattr(self.predictor, "detects_ood", False) and hasattr(self.predictor, "monitor")
+        if able and getattr(self.predictor, "knows_classes", True):
+            self.predictor.monitor(file=drift_file)
+
+    def _watch_first_class(self) -> None:
+        if self.monitor is None:
+            try:
+                self.watch(self._drift_file)
+            except LearnkitError as error:
+                LOG.error("drift is not watched: %s", error)
 
     @property
     def monitor(self) -> Monitor | None:
@@ -181,6 +198,7 @@ class Service:
     def _learn(self, uploads: list[Upload], labels: list[str], **how: Any) -> dict[str, Any]:
         change = self.served.extend(uploads, labels, **how)
         self.save()
+        self._watch_first_class()
         saved = self.served.n_unsaved == 0
         return {"model": self.served.digest, "change": change, "saved": saved}
 

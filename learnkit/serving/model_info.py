@@ -34,8 +34,12 @@ def model_facts(predictor: Any) -> dict[str, Any]:
     recipe = predictor.preprocessing
     head = getattr(predictor, "continual", None)
     multi_label = bool(getattr(predictor, "multi_label", False))
-    threshold = getattr(getattr(head, "threshold", None), "value", None)
-    threshold = getattr(predictor, "ood_threshold", threshold)
+    threshold = None
+    if getattr(
+        predictor, "knows_classes", True
+    ):  # what has learned nothing yet has no threshold either
+        threshold = getattr(getattr(head, "threshold", None), "value", None)
+        threshold = getattr(predictor, "ood_threshold", threshold)
     return {
         "classes": list(predictor.classes),
         "multi_label": multi_label,

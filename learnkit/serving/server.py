@@ -129,9 +129,11 @@ def open_model(
 def warm_up(predictor: Any, batch: int) -> None:
     """Predict a full batch, so that time and memory are known before anybody relies on them."""
     # networks keep the memory of their largest batch, and are slow at their first
-    size = predictor.preprocessing.size
-    image = predictor.load(np.zeros((*size, 3), np.uint8))
-    predictor.try_loaded([image] * batch)
+    image = np.zeros((*predictor.preprocessing.size, 3), np.uint8)
+    if predictor.knows_classes:
+        predictor.try_loaded([predictor.load(image)] * batch)
+    else:  # it has learned nothing yet
+        predictor.features([image] * batch, bs=batch, progress=False)
 
 
 def _server(uvicorn: Any, config: Any, when_ready: Callable[[], object]) -> Any:

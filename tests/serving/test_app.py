@@ -19,6 +19,7 @@ from learnkit import Predictor, load_learner
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.serving.app import create_app
 from learnkit.serving.limits import Limits
+from learnkit.serving.server import warm_up
 
 
 @pytest.fixture(scope="module")
@@ -537,3 +538,24 @@ def test_a_server_whose_disk_is_gone_goes_on_and_says_so(predictor, tmp_path, ca
     with TestClient(create_app(predictor, drift_file=tmp_path / "gone" / "m.json")) as client:
         assert client.post("/predict", files=form(png(strange(1)[0]))).status_code == 200
     assert "what the drift monitor saw is not saved" in caplog.text
+
+
+def test_a_model_that_knows_nothing_yet_is_served_and_taught(serving, tmp_path):
+    file = tmp_path / "m.drift.json"
+    options = {"allow_extend": True, "token": TOKEN, "drift_file": file}
+    model = make_continual()
+    warm_up(model, 3)
+    client, image = serving(model, **options), png(shades("ok", 1)[0])
+    answer = client.post("/predict", content=image)
+    assert (answer.status_code, "knows no class yet" in answer.json()["error"]) == (422, True)
+    facts = client.get("/model").json()
+    assert (facts["classes"], facts["ood_threshold"], facts["can_extend"]) == ([], None, True)
+    assert client.get("/health").json()["drift"] is None
+    assert "learnkit_drift" not in client.get("/metrics").text
+    for label in ("ok", "bad"):
+        images = [png(one) for one in shades(label, 3)]
+        given = {"files": form(*images), "data": {"label": label}}
+        assert client.post("/extend", headers=BEARER, **given).status_code == 200
+    answer = client.post("/predict", content=image).json()
+    assert answer["predictions"][0]["label"] == "ok"
+    assert client.get("/health").json()["drift"]["images"] == 1
