@@ -418,7 +418,17 @@ def test_a_failed_save_is_kept_for_whoever_runs_the_server(predictor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "header", [None, "", TOKEN, f"Bearer {TOKEN}x", f"bearer {TOKEN}", "Bearer ", "Bearer \xff"]
+    "header",
+    [
+        None,
+        "",
+        TOKEN,
+        f"Bearer {TOKEN}x",
+        f"bearer {TOKEN}x",
+        f"Basic {TOKEN}",
+        "Bearer ",
+        "Bearer \xff",
+    ],
 )
 def test_only_who_has_the_token_changes_the_model(serving, predictor, header):
     client = serving(allow_extend=True, token=TOKEN)
