@@ -14,6 +14,7 @@ from learnkit.bundle.schema import CONFIG, read_section
 from learnkit.bundle.state import OOD, STATE
 from learnkit.bundle.variant import files_of, learned_since, variant_names
 from learnkit.continual.serialization import in_this_format
+from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BundleCorruptError, BundleError, ExportError, warn_user
 from learnkit.storage.read_folder import VARIANTS, Folder, read_folder
 
@@ -205,6 +206,10 @@ def _rests_on(files: Mapping[str, bytes], hashes: Mapping[str, Any]) -> str:
     """Digest of all in a float32 model that variants are made from."""
     section = read_section(files[CONFIG])
     said = {key: in_this_format(section.get(key)) for key in _RESTS_ON}
+    if isinstance(
+        recipe := said["preprocessing"], Mapping
+    ):  # fields that came later: as if not set
+        said["preprocessing"] = {**Preprocessing(1).to_dict(), **recipe}
     state = {name: hashes[name] for name in (STATE, OOD) if name in hashes}
     text = json.dumps([weights_digest(files, hashes), state, said], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
