@@ -111,6 +111,33 @@ class ClassificationInterpretation(Shown):
         """Class names, in the order of the class numbers."""
         return list(self.outputs.classes)
 
+    @property
+    def vocab(self) -> list[str]:
+        """`classes`, by the name they have in fastai v2."""
+        return self.classes
+
+    @property
+    def preds(self) -> Tensor:
+        """Probabilities (N, C), in dataset order; fastai v1 calls them `probs`, too."""
+        return self.outputs.probs
+
+    probs = preds
+
+    @property
+    def y_true(self) -> Tensor:
+        """True class numbers (N,), or flags (N, C)."""
+        return self.outputs.require_targets()
+
+    @property
+    def pred_class(self) -> Tensor:
+        """Predicted class numbers (N,), or flags (N, C)."""
+        return self.outputs.pred_labels
+
+    @property
+    def losses(self) -> Tensor | None:
+        """Loss of each sample (N,); None where it is not known."""
+        return self.outputs.losses
+
     @cached_property
     def evaluation(self) -> Evaluation:
         """All measures: `.summary`, `.per_class`, `.confusion`."""
@@ -149,8 +176,11 @@ class ClassificationInterpretation(Shown):
         *,
         ax: Axes | None = None,
         figsize: tuple[float, float] | None = None,
+        dpi: float | None = None,
     ) -> Axes | np.ndarray | Figure:
         """Draw the confusion matrix; see `learnkit.interpret.plots.plot_confusion`.
+
+        `dpi` are the dots per inch of its figure; None are matplotlib's.
 
         Returns:
             The Axes (one per label where a sample may have several); the Figure if `return_fig`.
@@ -160,6 +190,7 @@ class ClassificationInterpretation(Shown):
         matrix = self.confusion_matrix()
         if not self.outputs.multi_label:
             axes = plots.plot_confusion(matrix, self.classes, ax=ax, **options)
+            _set_dpi(axes.figure, dpi)
             return axes.figure if return_fig else axes
         if ax is not None:
             raise InterpretationError(
@@ -167,6 +198,7 @@ class ClassificationInterpretation(Shown):
                 " labels; leave it out"
             )
         axes = plots.plot_label_confusions(matrix, self.classes, **options)
+        _set_dpi(axes[0].figure, dpi)
         return axes[0].figure if return_fig else axes
 
     def plot_reliability(
@@ -228,6 +260,8 @@ class ClassificationInterpretation(Shown):
         return_fig: bool | None = None,
         *,
         explain: str = "predicted",
+        nrows: int | None = None,
+        ncols: int | None = None,
     ) -> np.ndarray | Figure:
         """Draw the images with the largest (or smallest) losses.
 
@@ -245,6 +279,8 @@ class ClassificationInterpretation(Shown):
             return_fig: return the Figure instead of the Axes.
             explain: "predicted" or "actual" (as in fastai v1): whose evidence the heatmaps
                 show. The actual class of a bad mistake often has none, and then no map.
+            nrows: rows of the grid, nearly square by default; `ncols` decides if both are given.
+            ncols: columns of the grid.
 
         Returns:
             The Axes (k,).
@@ -261,6 +297,10 @@ class ClassificationInterpretation(Shown):
         titles = [loss_title(self.outputs, i) for i in positions] if show_text else None
         options = {"heatmaps": heatmaps, "alpha": alpha, "cmap": cmap, "figsize": figsize}
         suptitle = SUPTITLE if show_text else None
+        for name, number in {"nrows": nrows, "ncols": ncols}.items():
+            if number is not None and (not isinstance(number, int) or number < 1):
+                raise InterpretationError(f"`{name}` is {number!r}; give a whole number from 1 on")
+        options["n_cols"] = ncols or (None if nrows is None else -(-len(images) // nrows))
         axes = plots.plot_image_grid(images, titles, suptitle=suptitle, **options)
         return axes[0].figure if return_fig else axes
 
@@ -322,6 +362,11 @@ class ClassificationInterpretation(Shown):
             source = Source.of(self.learn, source)
         source.check_length(len(self.outputs))
         return source
+
+
+def _set_dpi(figure: Figure, dpi: float | None) -> None:
+    if dpi is not None:
+        figure.set_dpi(dpi)
 
 
 def _check_count(k: Any, other: str) -> None:

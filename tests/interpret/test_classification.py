@@ -401,3 +401,29 @@ def test_ranks_of_losses_are_those_there_are(interp, k):
         InterpretationError, match=r"`k` is \[.*\]; give ranks from 0, the first, to"
     ):
         interp.plot_top_losses(k)
+
+
+def test_the_numbers_have_the_names_of_fastai(interp):
+    outputs = interp.outputs
+    assert interp.vocab == interp.classes
+    assert interp.probs is interp.preds is outputs.probs
+    assert torch.equal(interp.y_true, outputs.targets)
+    assert torch.equal(interp.pred_class, outputs.probs.argmax(1))
+    assert torch.equal(interp.losses, outputs.losses)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "grid"), [({"nrows": 1}, (1, 4)), ({"ncols": 1}, (4, 1)), ({"nrows": 2}, (2, 2))]
+)
+def test_the_grid_of_top_losses_has_the_rows_and_columns_asked_for(interp, wanted, grid):
+    spec = interp.plot_top_losses(4, **wanted)[0].get_subplotspec().get_gridspec()
+    assert (spec.nrows, spec.ncols) == grid
+
+
+def test_a_grid_without_rows_is_refused(interp):
+    with pytest.raises(InterpretationError, match="`nrows` is 0; give a whole number from 1 on"):
+        interp.plot_top_losses(4, nrows=0)
+
+
+def test_the_confusion_matrix_takes_dots_per_inch(interp):
+    assert interp.plot_confusion_matrix(dpi=37).figure.dpi == 37
