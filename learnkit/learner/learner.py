@@ -53,7 +53,7 @@ from learnkit.learner.saving import (
     load_with_state,
     save_with_state,
 )
-from learnkit.learner.trained_head import train_batch, training
+from learnkit.learner.trained_head import check_trainable, train_batch, training
 from learnkit.learner.validation import (
     inputs_of_network,
     loss_of_outputs,
@@ -236,9 +236,11 @@ class ImageLearner(Learner):
         Raises:
             DataError: The training loader has no batches, or an argument is no rate or count.
         """
+        check_trainable(self)
         if len(self.dls.train) == 0:
             raise DataError(no_batches(self.dls.train))
-        check_number("num_it", num_it, least=6)
+        suggests = kwargs.get("suggest_funcs", args[2] if len(args) > 2 else True) is not None
+        check_number("num_it", num_it, least=6 if suggests else 1)
         if not isinstance(start_lr, Iterable) and not start_lr > 0:
             raise DataError(f"`start_lr` is {start_lr!r}; give a rate above 0, such as 1e-7")
         return super().lr_find(start_lr, end_lr, num_it, *args, **kwargs)

@@ -475,6 +475,7 @@ class TestFailures:
         before = [p.clone() for p in learn.model.parameters()]
         with learn.no_bar():
             assert learn.lr_find(1e-6, 1, 8, False, False).valley > 0
+            assert learn.lr_find(num_it=2, show_plot=False, suggest_funcs=None) is None
             assert learn.lr_find(slice(1e-6, 1e-5).stop, num_it=6, show_plot=False).valley > 0
         assert all(map(torch.equal, before, learn.model.parameters()))
 
