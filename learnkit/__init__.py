@@ -30,6 +30,7 @@ PUBLIC_NAMES: dict[str, str] = {
     "read_image": "learnkit.data.image",
     # models
     "create_body": "learnkit.models.body",
+    "create_cnn_model": "learnkit.models.create",
     "create_head": "learnkit.models.head",
     "model_meta": "learnkit.models.meta",
     # learner

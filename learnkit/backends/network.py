@@ -114,8 +114,8 @@ class Network(Session):
             return None, _numpy(self.model(x))
         feature_map = self.model[0](x)
         logits = None if self.continual else _numpy(self.model[1](feature_map))
-        if feature_map.ndim == 2:  # pooled by the body itself
-            return _numpy(feature_map), logits
+        if feature_map.ndim == 2 and not getattr(self.model[0], "needs_pool", True):
+            return _numpy(feature_map), logits  # fastai's mark of a body that pools itself
         if feature_map.ndim != 4:
             return None, logits
         return _numpy(adaptive_avg_pool2d(feature_map, 1).flatten(1)), logits

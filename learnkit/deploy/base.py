@@ -383,6 +383,9 @@ class BasePredictor(Shown):
         return new
 
     def __getattr__(self, name: str) -> Any:
+        own = getattr(type(self), name, None)
+        if isinstance(own, property):  # one that refused with an AttributeError of its own
+            return own.__get__(self)
         where = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{where}")
 

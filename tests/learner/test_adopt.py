@@ -86,7 +86,7 @@ def test_every_head_of_fastais_answers_as_before(loaders, tmp_path, options):
         (tv.mobilenet_v3_small, 32),
         (tv.squeezenet1_1, 64),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_networks_with_parts_that_fastai_does_not_use_travel_without_them(
     loaders, tmp_path, arch, size
