@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from learnkit.errors import InterpretationError
@@ -21,7 +22,7 @@ from learnkit.interpret.heatmaps import (
     explained_classes,
     loss_title,
 )
-from learnkit.interpret.learner_state import class_names
+from learnkit.interpret.learner_state import class_names, names_of
 from learnkit.interpret.losses import loss_threshold
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.outputs import Outputs, collect_from
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+_LOADERS = ("train", "valid", "test")
 _NO_LOSSES = "There are no losses to sort by; pass `losses`, or make the pass over labelled samples"
 
 
@@ -92,6 +94,8 @@ class ClassificationInterpretation(Shown):
         dl: Any = None,
         data: Any = None,
         *,
+        ds_type: Any = None,
+        tta: bool = False,
         progress: bool | None = None,
     ) -> ClassificationInterpretation:
         """Run the learner once over one of its loaders, over `dl`, or over an ImageDataset.
@@ -101,10 +105,24 @@ class ClassificationInterpretation(Shown):
             ds_idx: 0 for the training images, 1 for validation, 2 for test.
             dl: any other loader; read in dataset order.
             data: an ImageDataset whose labels the learner knows.
+            ds_type: "train", "valid" or "test", which fastai v1 says for `ds_idx`.
+            tta: probabilities averaged over augmented images, `learn.tta()`; losses are of these.
             progress: show a bar; None does so if the learner shows bars.
+
+        Raises:
+            InterpretationError: another `ds_type`; or `tta` where it cannot be.
         """
+        ds_idx = ds_idx if ds_type is None else _numbered(ds_type)
         source = Source.of(learn, dl, ds_idx=ds_idx, data=data)
-        return cls(learn, collect_from(learn, source, progress=progress), dl=source)
+        outputs = collect_from(learn, source, progress=progress)
+        if tta:
+            if data is not None or list(outputs.classes) != list(names_of(learn.dls) or ()):
+                raise InterpretationError(
+                    "`tta` averages over one of the learner's loaders, with the classes it was "
+                    "trained on; leave `data` out, and interpret learned classes without `tta`"
+                )
+            outputs = outputs.with_probs(learn.tta(ds_idx=ds_idx, dl=dl)[0])
+        return cls(learn, outputs, dl=source)
 
     @property
     def classes(self) -> list[str]:
@@ -137,6 +155,35 @@ class ClassificationInterpretation(Shown):
     def losses(self) -> Tensor | None:
         """Loss of each sample (N,); None where it is not known."""
         return self.outputs.losses
+
+    @property
+    def dl(self) -> Any:
+        """The loader the images come from; fastai v1 calls it `data`, too."""
+        return self._source.dl
+
+    data = dl
+
+    def __getitem__(self, positions: Any) -> tuple[Tensor, ...]:
+        """(inputs, probabilities, truth, predictions, losses) of some samples, as in fastai v2.
+
+        Args:
+            positions: a number, a slice, or a list of numbers, in dataset order.
+        """
+        chosen = torch.arange(len(self.outputs))[positions].reshape(-1)
+        inputs = self._source.read(chosen.tolist())[0]
+        losses = None if self.losses is None else self.losses[chosen]
+        return inputs, self.preds[chosen], self.y_true[chosen], self.pred_class[chosen], losses
+
+    def show_results(self, idxs: Sequence[int], **options: Any) -> np.ndarray:
+        """Draw some samples with what is said of them, and their truth; returns the Axes.
+
+        Args:
+            idxs: their positions, in dataset order.
+            **options: for the grid, such as `figsize`.
+        """
+        images = self._source.read(list(idxs))[1]
+        titles = [loss_title(self.outputs, i) for i in idxs]
+        return plots.plot_image_grid(images, titles, suptitle=SUPTITLE, **options)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -362,6 +409,14 @@ class ClassificationInterpretation(Shown):
             source = Source.of(self.learn, source)
         source.check_length(len(self.outputs))
         return source
+
+
+def _numbered(ds_type: Any) -> int:
+    """The number of a loader by the name of fastai v1's `DatasetType`."""
+    name = str(ds_type).rpartition(".")[2].lower()
+    if name not in _LOADERS:
+        raise InterpretationError(f"`ds_type` is {ds_type!r}; it is one of {', '.join(_LOADERS)}")
+    return _LOADERS.index(name)
 
 
 def _set_dpi(figure: Figure, dpi: float | None) -> None:

@@ -7,7 +7,7 @@ concern training) and leaves the learner, its loaders, its loss and all random s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,21 @@ class Outputs:
         if not self.multi_label:
             return self.probs.gather(1, labels[:, None])[:, 0]
         return torch.where(labels.bool(), self.probs, 1 - self.probs).prod(1)
+
+    def with_probs(self, probs: Tensor) -> Outputs:
+        """The same samples with other probabilities (N, C), and the losses that follow from them.
+
+        The loss is minus the logarithm of the true answer's probability; where a sample may have
+        several labels its mean over the classes.
+        """
+        probs = detached(probs).cpu()
+        tiny = torch.finfo(torch.float32).tiny
+        logits = probs.logit(eps=1e-7) if self.multi_label else probs.clamp_min(tiny).log()
+        new = replace(self, probs=probs, logits=logits, losses=None, features=None)
+        if self.targets is None:
+            return new
+        losses = -new.probability_of(self.targets).clamp_min(tiny).log()
+        return replace(new, losses=losses / (probs.shape[1] if self.multi_label else 1))
 
     def evaluate(self) -> Evaluation:
         """All measures of these outputs."""

@@ -20,6 +20,7 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.errors import InterpretationError
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.gradcam import grad_cam
+from learnkit.interpret.heatmaps import loss_title
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.tables import errors_table
 
@@ -62,6 +63,38 @@ def test_every_number_equals_a_slow_loop_over_the_files(learn, interp):
     for i, row in table.iterrows():
         assert row["prob"] == pytest.approx(probs[i].max().item())
         assert row["prob_actual"] == pytest.approx(np.exp(-row["loss"]), rel=1e-5)
+
+
+def test_samples_are_taken_by_position_as_in_fastai(learn, interp):
+    inputs, probs, truth, found, losses = interp[[3, 0]]
+    with torch.no_grad():
+        logits = learn.model.eval()(inputs)
+    torch.testing.assert_close(logits.softmax(1), probs)
+    assert torch.equal(probs, interp.preds[[3, 0]])
+    assert torch.equal(found, probs.argmax(1))
+    torch.testing.assert_close(
+        losses, torch.nn.functional.cross_entropy(logits, truth, reduction="none")
+    )
+    assert [len(part) for part in interp[:2]] == [2] * 5
+    assert len(interp[1][0]) == 1
+    assert interp.dl is interp.data is learn.dls.train
+    axes = interp.show_results([2, 5], figsize=(2, 2))
+    assert [ax.get_title() for ax in axes] == [loss_title(interp.outputs, i) for i in (2, 5)]
+
+
+def test_augmented_passes_are_averaged_and_have_losses_of_their_own(learn):
+    with learn.no_bar():
+        interp = ClassificationInterpretation.from_learner(learn, tta=True)
+        torch.manual_seed(0)
+        plain = ClassificationInterpretation.from_learner(learn, ds_type="DatasetType.Valid")
+        expected = learn.tta()[0]
+    assert torch.equal(plain.y_true, interp.y_true)
+    torch.testing.assert_close(interp.preds.sum(1), torch.ones(len(expected)))
+    wanted = -interp.preds.gather(1, interp.y_true[:, None])[:, 0].log()
+    torch.testing.assert_close(interp.losses, wanted)
+    assert interp.preds.shape == expected.shape
+    with pytest.raises(InterpretationError, match="it is one of train, valid, test"):
+        ClassificationInterpretation.from_learner(learn, ds_type="fix")
 
 
 def test_one_pass_serves_every_question(learn):
