@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from learnkit.data.image import FORMATS, naming_errors, open_file, read_image, unread_text
+from learnkit.data.image import naming_errors, open_file, open_picture, read_image, unread_text
 from learnkit.data.near_duplicates import near_duplicate_groups, structure
 from learnkit.data.read_images import load_ahead, watched
 from learnkit.data.split import split_counts
@@ -112,7 +112,7 @@ def _look_at(path: Path, fast: bool) -> _Seen:
         return _Seen(error=f"cannot be opened: {error.strerror or error}")
     seen = {"n_bytes": len(data), "digest": hashlib.sha256(data).hexdigest()}
     try:
-        with naming_errors("", data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with naming_errors("", data), open_picture(io.BytesIO(data)) as image:
             seen |= {"size": image.size, "mode": image.mode}
             if not fast:
                 seen |= _decoded(data, image)

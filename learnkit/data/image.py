@@ -3,7 +3,7 @@
 The one reader of learnkit: training, checks and deployment all see a file through `read_image`. It
 guesses nothing (16-bit and float pixels need a range, an animation needs a frame), decodes only the
 formats on its list, and never touches Pillow's global settings, so threads may share it (but
-registers HEIF where pillow-heif is installed).
+registers HEIF at the first such file where pillow-heif is installed).
 """
 
 from __future__ import annotations
@@ -29,16 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 
-def _reads_heif() -> bool:
-    """Whether pillow-heif is installed, the extra `heif`; Pillow knows its format from then on."""
-    try:
-        import pillow_heif
-    except ImportError:
-        return False
-    pillow_heif.register_heif_opener()
-    return True
-
-
 # Pillow is told these by name, so that none of its rarer decoders ever sees a file.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _READ = "png jpg jpeg jpe jfif bmp tif tiff webp gif pbm pgm ppm pnm"
@@ -51,8 +41,8 @@ IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _READ.split())
 _HEIF = frozenset({".heic", ".heif", ".hif"})
 if find_spec("PIL._avif"):  # in Pillow's own wheels from 11.3 on
     FORMATS, IMAGE_EXTENSIONS = (*FORMATS, "AVIF"), IMAGE_EXTENSIONS | {".avif"}
-if _reads_heif():
-    FORMATS, IMAGE_EXTENSIONS = (*FORMATS, "HEIF"), IMAGE_EXTENSIONS | _HEIF
+if find_spec("pillow_heif"):  # the extra `heif`
+    IMAGE_EXTENSIONS |= _HEIF
 _OTHER_EXTENSIONS = frozenset(f".{name}" for name in _OTHERS.split()) - IMAGE_EXTENSIONS
 MAX_PIXELS = 50_000_000
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -287,9 +277,25 @@ def _decode(
     )
 
 
+def open_picture(file: IO[bytes]) -> Image.Image:
+    """PIL image of a file in one of the formats that are read, not decoded yet.
+
+    Raises what Pillow raises for others.
+    """
+    begin, at = file.read(12), file.tell()
+    file.seek(at - len(begin))
+    formats = FORMATS
+    if begin[4:8] == b"ftyp" and find_spec("pillow_heif"):
+        import pillow_heif  # only now: most processes never see such a file
+
+        pillow_heif.register_heif_opener()
+        formats = (*FORMATS, "HEIF")
+    return Image.open(file, formats=formats)
+
+
 def _open(file: IO[bytes], name: str, first_frame: bool = False) -> Image.Image:
     """PIL image of a file with one frame, or of the first one, not decoded yet."""
-    image = Image.open(file, formats=FORMATS)
+    image = open_picture(file)
     # An MPO is a JPEG with previews or a second eye behind it; its first frame is the photograph.
     plain = first_frame or image.format == "MPO"
     n_frames = 1 if plain else getattr(image, "n_frames", 1)

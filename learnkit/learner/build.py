@@ -63,9 +63,8 @@ def assemble(
 def _check_labels(dls: DataLoaders) -> None:
     """Raise DataError where images are labelled with numbers or points instead of classes."""
     tls = getattr(getattr(dls.train, "dataset", None), "tls", None) or ()
-    for tfm in [tfm for tl in tls for tfm in tl.tfms.fs] + [
-        *getattr(dls.train.after_item, "fs", ())
-    ]:
+    of_items = getattr(getattr(dls.train, "after_item", None), "fs", ())  # torch's have none
+    for tfm in [*(tfm for tl in tls for tfm in tl.tfms.fs), *of_items]:
         if isinstance(tfm, RegressionSetup | PointScaler):
             raise DataError(
                 "the labels of `dls` are numbers or points, not classes (its transforms have "

@@ -10,9 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote
 
-from PIL import Image
-
-from learnkit.data.image import FORMATS, check_pixel_count, naming_errors, source_name
+from learnkit.data.image import check_pixel_count, naming_errors, open_picture, source_name
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Limits, Ticket, check_size
 
@@ -73,7 +71,7 @@ async def read_uploads(
 def check_pixels(upload: Upload, most: int) -> None:
     """Raise ImageReadError, by the header, for what is no image or has more than `most` pixels."""
     with naming_errors(source_name(upload), upload):
-        check_pixel_count(*Image.open(upload, formats=FORMATS).size, source_name(upload), most)
+        check_pixel_count(*open_picture(upload).size, source_name(upload), most)
     upload.seek(0)
 
 

@@ -45,8 +45,9 @@ def test_a_broken_off_stream_stops_decoding():
 
 
 _STALLED = """
-import threading
+import signal, threading
 from learnkit.data.read_images import load_ahead
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have set it aside
 def load(item):
     print("reading", flush=True)
     threading.Event().wait()
