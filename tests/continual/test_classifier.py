@@ -37,6 +37,9 @@ from learnkit.errors import (
     UncertaintyError,
 )
 
+# few tiny images, validation and learned ones unlike
+pytestmark = pytest.mark.filterwarnings("ignore:.* are more unusual than 95% of")
+
 D = 16
 NAMES = "edcba"  # not in the order of their names
 SCORES = ["combined", "mahalanobis", "relative", "knn", "msp", "energy"]

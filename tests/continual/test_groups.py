@@ -17,6 +17,9 @@ from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, StatisticsError
 from learnkit.uncertainty.embedding import GRID
 
+# one image a class is what these tests learn
+pytestmark = pytest.mark.filterwarnings("ignore:no class has two images that differ")
+
 few, D = examples(8), 12
 seeds = st.integers(0, 999)
 

@@ -26,6 +26,9 @@ from learnkit.errors import (
 )
 from learnkit.uncertainty.ood_measures import evaluate_ood
 
+# few tiny images, validation and learned ones unlike
+pytestmark = pytest.mark.filterwarnings("ignore:.* are more unusual than 95% of")
+
 QUIET = {"progress": False}
 OLD, NEW = {"ok": 7, "scratch": 6}, {"dent": 5, "ok": 2}
 

@@ -13,6 +13,9 @@ from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 from learnkit.learner.transforms import preprocessing_of
 
+# few tiny images, validation and learned ones unlike
+pytestmark = pytest.mark.filterwarnings("ignore:.* are more unusual than 95% of")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -106,7 +109,8 @@ def tiny_like(learn):
 
 class TestContinual:
     @pytest.fixture(scope="class")
-    def learner(self, data):
+    @classmethod
+    def learner(cls, data):
         learn = tiny_learner(only(data, "ab"))
         learn.init_continual(only(data, "ab"))
         learn.extend(only(data, "c"))
@@ -114,7 +118,8 @@ class TestContinual:
         return learn
 
     @pytest.fixture(scope="class")
-    def path(self, learner, tmp_path_factory):
+    @classmethod
+    def path(cls, learner, tmp_path_factory):
         return learner.export(tmp_path_factory.mktemp("continual") / "model")
 
     @pytest.mark.parametrize("with_data", [False, True], ids=["without data", "with data"])

@@ -41,6 +41,9 @@ from learnkit.learner.dataloaders import with_normalization
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 
+# few tiny images, validation and learned ones unlike
+pytestmark = pytest.mark.filterwarnings("ignore:.* are more unusual than 95% of")
+
 OLD, NEW = ["a", "b", "c"], ["d", "e"]
 # fastai says so of every learner that was not trained
 WITHOUT_OPTIMIZER = pytest.mark.filterwarnings("ignore:Saved file doesn't contain an optimizer")

@@ -25,6 +25,9 @@ from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 from learnkit.learner.transforms import preprocessing_of
 
+# plain passes are all these tests need
+pytestmark = pytest.mark.filterwarnings("ignore:the training images are not augmented")
+
 mpl.use("Agg")
 
 

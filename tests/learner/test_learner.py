@@ -345,7 +345,9 @@ class TestTrainBatch:
             learn.freeze()
         learn.opt.set_hypers(lr=1e-2)
         learn.model.eval()
-        expected = float(learn.loss_func(copy.deepcopy(learn.model).train()(batch[0]), batch[1]))
+        with torch.no_grad():
+            logits = copy.deepcopy(learn.model).train()(batch[0])
+            expected = float(learn.loss_func(logits, batch[1]))
         numbers = [data.classes.index(label) for label in data.train.labels]
         arguments = {
             "batch": [batch],

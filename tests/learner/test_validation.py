@@ -16,6 +16,13 @@ from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.learner.dataloaders import with_normalization
 from learnkit.learner.transforms import preprocessing_of
 
+# few tiny images, validation and learned ones unlike
+# plain passes are all these tests need
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* are more unusual than 95% of"),
+    pytest.mark.filterwarnings("ignore:the training images are not augmented"),
+]
+
 mpl.use("Agg")
 
 

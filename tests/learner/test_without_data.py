@@ -8,6 +8,9 @@ from learnkit import ImageDataset, ImageLearner, cnn_learner, load_learner
 from learnkit.cli.app import main
 from learnkit.errors import ContinualPredictionError, DataError, InterpretationError
 
+# one image a class is what these tests learn
+pytestmark = pytest.mark.filterwarnings("ignore:no class has two images that differ")
+
 NONE = "knows no class yet; `extend` it with images and labels"
 
 
