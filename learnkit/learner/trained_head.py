@@ -183,8 +183,8 @@ def _propagated(learn: Any, x: Tensor, y: Any) -> float:
     gradients = [p.grad for p in learn.model.parameters() if p.grad is not None]
     if not torch.isfinite(torch.stack([loss.detach(), *map(torch.sum, gradients)])).all():
         raise NonFiniteLossError(
-            f"the loss of the batch is {loss.detach().item()}, or its gradients are not finite; no step was "
-            "made: look at the images, or lower the rate by learn.opt.set_hypers(lr=...)"
+            f"the loss of the batch is {float(loss.detach())}, or its gradients are not finite; no "
+            "step was made: look at the images, or lower the rate by learn.opt.set_hypers(lr=...)"
         )
     return loss.detach().item()
 
