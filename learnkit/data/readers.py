@@ -27,6 +27,9 @@ SPLIT_FOLDERS = {
 }
 
 
+_WEIGHTS = {".pth", ".pkl", ".ckpt", ".safetensors"}
+
+
 def folder_table(
     folder: str | os.PathLike[str], *, splits: bool, allow_empty: bool
 ) -> tuple[pd.DataFrame, list[str], list[Path]]:
@@ -224,8 +227,16 @@ def _empty_class_folders(root: Path, images: list[Path], labels: set[str], depth
         if relative in filled:
             todo += _folders(folder)
         elif len(relative.parts) >= depth and nfc(folder.name) not in labels:
-            empty.append(relative.as_posix())
+            empty += [] if _is_written_by_training(folder) else [relative.as_posix()]
     return empty
+
+
+def _is_written_by_training(folder: Path) -> bool:
+    """Whether a folder is a bundle, or of saved weights: a learner may write beside its images."""
+    if (folder / "manifest.json").is_file():
+        return True
+    files = [path for path in folder.iterdir() if not is_hidden(path.name)]
+    return bool(files) and all(path.suffix in _WEIGHTS for path in files)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -376,3 +376,15 @@ def test_another_encoding_is_said_with_the_way_to_name_it(tmp_path):
         ImageDataset.from_csv(tmp_path / "a.csv")
     with pytest.raises(DataError, match="`encoding` is 'klingon', which Python does not know"):
         ImageDataset.from_csv(tmp_path / "a.csv", encoding="klingon")
+
+
+def test_what_training_writes_beside_the_classes_is_no_class(tmp_path):
+    write_image_folder(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "one.pth").write_bytes(b"x")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text("{}")
+    assert list(ImageDataset.from_folder(tmp_path).classes) == ["a", "b"]
+    (tmp_path / "models" / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"1 class folders hold no images: \['models'\]"):
+        ImageDataset.from_folder(tmp_path)
