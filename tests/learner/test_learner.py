@@ -377,7 +377,7 @@ class TestTrainBatch:
         batch = learn.dls.train.one_batch()
         expected = learn.loss_func(copy.deepcopy(learn.model).train()(batch[0]), batch[1])
         found = learn.train_batch(several.train.paths, several.train.labels)["total_loss"]
-        assert found == pytest.approx(float(expected), rel=1e-4)
+        assert found == pytest.approx(float(expected.detach()), rel=1e-4)
 
     @pytest.mark.parametrize(
         ("n", "labels", "message"),
