@@ -262,17 +262,18 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     What UTF-8 cannot hold is written as an escape. A name that spreadsheets would compute (=, +, -
     or @ in front) stays as it is: open such a table with its columns as text.
     """
+    from learnkit.inference.prediction_table import as_written
+
+    def cell(value: Any) -> str:
+        return (
+            "" if value is None or value != value else as_written(str(value))
+        )  # NaN is not itself
+
     texts = [name for name in table if table[name].dtype.kind not in "biuf"]
-    cells = {name: [_cell(value) for value in table[name]] for name in texts}
+    cells = {name: [cell(value) for value in table[name]] for name in texts}
     returns = any("\r" in cell for name in texts for cell in cells[name])
     quoting = QUOTE_NONNUMERIC if returns else QUOTE_MINIMAL  # pandas leaves a CR unquoted
     table.assign(**cells).to_csv(path, index=False, quoting=quoting)
-
-
-def _cell(value: Any) -> str:
-    from learnkit.inference.prediction_table import as_written
-
-    return "" if value is None or value != value else as_written(str(value))  # NaN is not itself
 
 
 def _show(table: pd.DataFrame) -> None:

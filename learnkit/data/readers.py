@@ -17,6 +17,7 @@ from learnkit.data.table import (
     object_table,
 )
 from learnkit.errors import DataError, first_few
+from learnkit.storage.read_folder import MANIFEST
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -233,7 +234,7 @@ def _empty_class_folders(root: Path, images: list[Path], labels: set[str], depth
 
 def _is_written_by_training(folder: Path) -> bool:
     """Whether a folder is a bundle, or of saved weights: a learner may write beside its images."""
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST).is_file():
         return True
     files = [path for path in folder.iterdir() if not is_hidden(path.name)]
     return bool(files) and all(path.suffix in _WEIGHTS for path in files)

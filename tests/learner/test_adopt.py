@@ -50,6 +50,16 @@ def probs_of(learn, files):
         return np.stack([learn.predict(file)[2].numpy() for file in files])
 
 
+def check_answers_alike(foreign, path):
+    """The bundle of a learner of fastai's gives fastai's own probabilities."""
+    learn = ImageLearner.from_learner(foreign)
+    with learn.no_bar():
+        model = load_learner(learn.export(path))
+    files = foreign.dls.valid_ds.items
+    found = np.stack([model.predict(file).probs for file in files])
+    np.testing.assert_allclose(found, probs_of(foreign, files), atol=1e-6)
+
+
 HEADS = {
     "plain": {},
     "no hidden layer": {"lin_ftrs": [], "concat_pool": False, "ps": 0.0},
@@ -66,12 +76,7 @@ HEADS = {
 @pytest.mark.parametrize("options", HEADS.values(), ids=HEADS)
 def test_every_head_of_fastais_answers_as_before(loaders, tmp_path, options):
     foreign = fastais(loaders(32), "test_resnet", **options)
-    learn = ImageLearner.from_learner(foreign)
-    with learn.no_bar():
-        model = load_learner(learn.export(tmp_path / "bundle"))
-    files = foreign.dls.valid_ds.items
-    found = np.stack([model.predict(file).probs for file in files])
-    np.testing.assert_allclose(found, probs_of(foreign, files), atol=1e-6)
+    check_answers_alike(foreign, tmp_path / "bundle")
 
 
 # an unused norm, an unused convolution after the pool, tokens that timm itself pools, and a cut of
@@ -92,12 +97,7 @@ def test_networks_with_parts_that_fastai_does_not_use_travel_without_them(
     loaders, tmp_path, arch, size
 ):
     foreign = fastais(loaders(size), arch)
-    learn = ImageLearner.from_learner(foreign)
-    with learn.no_bar():
-        model = load_learner(learn.export(tmp_path / "bundle"))
-    files = foreign.dls.valid_ds.items
-    found = np.stack([model.predict(file).probs for file in files])
-    np.testing.assert_allclose(found, probs_of(foreign, files), atol=1e-6)
+    check_answers_alike(foreign, tmp_path / "bundle")
 
 
 def test_tokens_pooled_by_timm_learn_on_in_the_learner_and_in_the_bundle(loaders, tmp_path):
