@@ -102,10 +102,15 @@ class Knowledge:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of all that cannot be derived, classes in the order of their names."""
+        """SHA-256 (hex) of all that cannot be derived, classes in the order of their names.
+
+        Remembered features enter by their hashes.
+        """
         places = self.statistics.places()
-        kept = self.validation.named(self.statistics.class_names).picked(places)
-        known = replace(self.statistics.canonical(), origins=())  # which are not known by them
+        kept = self.validation.named(self.statistics.class_names).picked(places).hashed()
+        known = self.statistics.canonical()
+        # nothing is known by its origins
+        known = replace(known, memory=known.memory.hashed(), origins=())
         config, tensors = replace(self, statistics=known, validation=kept).to_state()
         return state_digest(config, tensors)
 

@@ -227,6 +227,13 @@ class FeatureMemory:
         names = tuple(self.class_names[place] for place in places)
         return self._with([self.cells[place] for place in places], names)
 
+    def hashed(self) -> "FeatureMemory":
+        """With its hash in the place of each feature, int16 (m, 8): as telling, and small."""
+        rows = [np.frombuffer(b"".join(cell.hashes), "<i2").reshape(-1, 8) for cell in self.cells]
+        features = [torch.from_numpy(one.astype(np.int16)) for one in rows]
+        cells = [replace(a, features=b) for a, b in zip(self.cells, features, strict=True)]
+        return replace(self._with(cells), n_features=8)
+
     def empty_cell(self) -> Cell:
         """A class of which nothing is remembered."""
         return Cell(torch.empty(0, self.n_features, dtype=torch.int16))
