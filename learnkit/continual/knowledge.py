@@ -106,9 +106,8 @@ class Knowledge:
 
         Remembered features enter by their hashes.
         """
-        places = self.statistics.places()
-        kept = self.validation.named(self.statistics.class_names).picked(places).hashed()
-        known = self.statistics.canonical()
+        known, names = self.statistics.canonical(), self.statistics.class_names
+        kept = self.validation.named(names).picked(self.statistics.places()).hashed()
         # nothing is known by its origins
         known = replace(known, memory=known.memory.hashed(), origins=())
         config, tensors = replace(self, statistics=known, validation=kept).to_state()
