@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from csv import QUOTE_MINIMAL, QUOTE_NONNUMERIC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from learnkit.cli.arguments import (
     PathsArgument,
 )
 from learnkit.cli.console import Report, fail
+from learnkit.cli.table import FittedTable
 from learnkit.errors import PredictionError, UnreadableImagesError, UsageError, warned_after
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from learnkit.deploy.predictor import Predictor
     from learnkit.evaluation.evaluate import Evaluation
+    from learnkit.inference.files import FilesReport
 
 _SHOWN_ROWS = 20
 _TABLES = (".csv", ".jsonl", ".parquet")
@@ -168,6 +170,7 @@ def predict(
 ) -> None:
     """Predict images with an exported model.
 
+    An image like none of the classes has the verdict UNKNOWN, where the model detects such images.
     Images that cannot be read are listed with the reason, and the exit code is then 1. With --out
     rows are kept on disk as they are predicted, in FILE.parts, and become FILE at the end.
     """
@@ -178,11 +181,14 @@ def predict(
     files = images_at(paths)
     predictor = load_learner(model)
     if out is not None:
-        n_failed = _predict_into(out, predictor, files, resume=resume)
+        found = _predict_into(out, predictor, files, resume=resume)
+        counts, n_failed = found.counts, found.n_failed
     else:
         table = predictor.predict_files(files, progress=sys.stderr.isatty())
         _write(table, csv, to_json)
-        n_failed = int(table["error"].notna().sum())
+        counts, n_failed = table["verdict"].value_counts(), int(table["error"].notna().sum())
+    if str(to_json) != "-":  # else the screen shows data, and nothing else
+        _say_counts(dict(counts), n_failed, [path for path in (csv, to_json, out) if path])
     if n_failed:
         fail(f"{n_failed} images could not be read; their rows say why")
         raise typer.Exit(1)
@@ -229,8 +235,10 @@ def check_targets(
         raise UsageError(f"{str(out)!r} is there already; name another file, or remove it first")
 
 
-def _predict_into(out: Path, predictor: Predictor, files: Sequence[Path], *, resume: bool) -> int:
-    """Number of images that could not be read, after predicting all the others into `out`."""
+def _predict_into(
+    out: Path, predictor: Predictor, files: Sequence[Path], *, resume: bool
+) -> FilesReport:
+    """Predict all images into `out`; what became of them."""
     from learnkit.inference.files import log_path
 
     try:
@@ -241,7 +249,26 @@ def _predict_into(out: Path, predictor: Predictor, files: Sequence[Path], *, res
         nothing = "before anything was predicted; start again"
         raise Interrupted(log_path(out), nothing) from None
     Report().say(str(found))
-    return found.n_failed
+    return found
+
+
+def _say_counts(counts: Mapping[str, int], n_failed: int, written: Sequence[Path]) -> None:
+    """End with how many images there are of each verdict, and where it is written."""
+    from learnkit.inference.prediction import UNKNOWN
+
+    report, n = Report(), sum(counts.values())
+    rows = [[name, str(count)] for name, count in [*counts.items()][:_SHOWN_ROWS]]
+    if rows:
+        table = FittedTable(["verdict", "images"], rows, frozenset({"images"}))
+        report.table(table, n_left_out=len(counts) - len(rows))
+    parts = [f"{n} image{'' if n == 1 else 's'}"]
+    if UNKNOWN in counts:
+        parts.append(f"{counts[UNKNOWN]} of them {UNKNOWN}, like none of the classes")
+    if n_failed:
+        parts.append(f"{n_failed} more could not be read")
+    report.say(", ".join(parts))
+    if written:
+        report.files("Written", [(path, f"{n + n_failed} rows") for path in written])
 
 
 def _write(table: pd.DataFrame, csv: Path | None, to_json: Path | None) -> None:
@@ -278,11 +305,10 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 def _show(table: pd.DataFrame) -> None:
     """Write the columns worth a look in a terminal, then what is wrong with unreadable images."""
-    report, columns = Report(), ["path", "label", "confidence"]
+    report, columns = Report(), ["path", "verdict", "confidence"]
     read, failed = table[table["error"].isna()], table["error"].dropna()
     if "is_ood" in table:
-        read = read.assign(unknown=read["is_ood"].map({True: "yes", False: ""}).astype(object))
-        columns += ["unknown", "ood_score"]
+        columns = ["path", "verdict", "label", "confidence", "ood_score"]
     if len(read):
         report.frame(read[columns], max_rows=_SHOWN_ROWS)
     for error in failed.head(_SHOWN_ROWS):
@@ -292,14 +318,15 @@ def _show(table: pd.DataFrame) -> None:
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table of predictions for JSON: path, label, confidence and probs, or error.
+    """The rows of a table of predictions for JSON: path, and an error or what is predicted.
 
-    Of models that detect out-of-distribution images also is_ood, ood_score and p_value.
+    That is verdict, label, confidence and probs. Of models that detect out-of-distribution images
+    also is_ood, ood_score and p_value.
     """
     from learnkit.evaluation.evaluate import json_value
 
     names = [c for c in table.columns if c.startswith("p(")]
-    own = ["path", "label", "confidence"]
+    own = ["path", "verdict", "label", "confidence"]
     own += [c for c in ("is_ood", "ood_score", "p_value") if c in table.columns]
     found = []
     for row in table.to_dict("records"):

@@ -251,10 +251,11 @@ class BasePredictor(Shown):
         out: str | os.PathLike | None = None,
         resume: bool = True,
     ) -> pd.DataFrame | FilesReport:
-        """One row per file, in order: path, label, confidence, error, then `p(NAME)` per class.
+        """One row per file: path, verdict, label, confidence, error, then `p(NAME)` per class.
 
-        A file that cannot be read has its reason in `error`, no label and NaN for numbers; the rest
-        are predicted. Memory holds two batches of images, whatever the number of files. In the
+        The verdict is the label, or UNKNOWN where the image is out of distribution. A file that
+        cannot be read has its reason in `error`, no label and NaN for numbers; the rest are
+        predicted. Memory holds two batches of images, whatever the number of files. In the
         continual state is_ood, ood_score and p_value stand between error and probabilities.
 
         A row is the same to the bit whatever files are beside it, how many, in which order, and

@@ -74,7 +74,7 @@ def prediction_table(
     probs: bool = True,
     ood: bool = False,
 ) -> pd.DataFrame:
-    """One row per item: path, label, confidence, error, and `p(NAME)` per class if `probs`.
+    """One row per item: path, verdict, label, confidence, error, and, if `probs`, `p(NAME)` each.
 
     With `ood` the columns is_ood (boolean), ood_score and p_value follow `error`. Rows with an
     error have no label, and NaN for numbers.
@@ -83,7 +83,8 @@ def prediction_table(
         MissingExtraError: pandas is not installed.
     """
     pd = _pandas()
-    kinds = {"path": object, "label": object, "confidence": "float64", "error": object}
+    kinds = dict.fromkeys(("path", "verdict", "label", "confidence", "error"), object)
+    kinds |= {"confidence": "float64"}
     kinds |= {"is_ood": "boolean", "ood_score": "float64", "p_value": "float64"} if ood else {}
     rows, values = [], []
     for item, result in results:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from learnkit.inference.digest import model_digest, same_state, state_of
 from learnkit.inference.prediction_log import PredictionLog, opened_log, refusal
 from learnkit.inference.prediction_table import (
     Layout,
+    Row,
     as_written,
     read_marks,
     row_of,
@@ -38,6 +40,7 @@ class FilesReport(Shown):
         n_failed: rows with an error instead of a label.
         n_resumed: rows that an earlier call had predicted.
         model: digest of the model, the same in every row.
+        counts: images of each verdict, the most frequent first.
     """
 
     path: Path
@@ -45,6 +48,7 @@ class FilesReport(Shown):
     n_failed: int
     n_resumed: int
     model: str
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         resumed = f", {self.n_resumed} of them from an earlier call" if self.n_resumed else ""
@@ -109,9 +113,11 @@ def predict_to_file(
         with opened_log(place) as log:
             log.begin(job, resume=resume)
             n_resumed = _predict_missing(predictor, state, files, log, **run)
-            write_file(target, lambda file: write_table(file, kind, layout, log.rows()))
+            verdicts: Counter[str | None] = Counter()
+            rows = _counted(log.rows(), verdicts)
+            write_file(target, lambda file: write_table(file, kind, layout, rows))
             log.remove()
-            return FilesReport(target, len(files), log.n_failed, n_resumed, layout.model)
+            return _report(target, verdicts, n_resumed, layout.model)
     except LearnkitError:
         raise
     except OSError as error:
@@ -158,16 +164,29 @@ def _predict_missing(
 
 def _report_on(target: Path, kind: str, files: Sequence[str], model: str) -> FilesReport:
     """The report on the finished table at `target`; PredictionError if it is of another job."""
-    n_failed, expected = 0, iter(files)
-    for path, found, failed in read_marks(target, kind):
+    verdicts, expected = Counter(), iter(files)
+    for path, found, verdict in read_marks(target, kind):
         if found != model:
             raise refusal(str(target), "of another model", found)
         if path != as_written(next(expected, "\0")):
             raise refusal(str(target), "of other files", path)
-        n_failed += failed
+        verdicts[verdict] += 1
     if (missing := next(expected, None)) is not None:
         raise refusal(str(target), "of other files", f"without {missing}")
-    return FilesReport(target, len(files), n_failed, len(files), model)
+    return _report(target, verdicts, len(files), model)
+
+
+def _counted(rows: Iterable[Row], verdicts: Counter[str | None]) -> Iterator[Row]:
+    """The rows, which are counted by their verdicts as they pass."""
+    for row in rows:
+        verdicts[row["verdict"]] += 1
+        yield row
+
+
+def _report(target: Path, verdicts: Counter[str | None], n_resumed: int, model: str) -> FilesReport:
+    """The report on a table whose rows have these verdicts, None for an error."""
+    counts = {name: n for name, n in verdicts.most_common() if name is not None}
+    return FilesReport(target, verdicts.total(), verdicts[None], n_resumed, model, counts)
 
 
 def _digest(files: Sequence[str]) -> str:

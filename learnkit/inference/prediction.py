@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     Values = Tensor | np.ndarray
 
+UNKNOWN = "UNKNOWN"
 _SHOWN = 5
-_KNOWN = "of a known kind"
+_KNOWN, _NO_LABEL = "of a known kind", "no label"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,6 +77,16 @@ class Prediction(Shown):
         """The former name of `nonconformity`."""
         warnings.warn("`misfits` is called `nonconformity` now", DeprecationWarning, stacklevel=2)
         return self.nonconformity
+
+    @property
+    def verdict(self) -> str:
+        """What to act on: the label, or "UNKNOWN" for an image that is out of distribution.
+
+        Several labels are joined by commas; none are "no label".
+        """
+        if self.is_ood:
+            return UNKNOWN
+        return self.label if isinstance(self.label, str) else ", ".join(self.label) or _NO_LABEL
 
     @property
     def confidence(self) -> float:
@@ -194,7 +205,7 @@ class Prediction(Shown):
             for name, prob in self.ranking[:_SHOWN]
         ]
         blocks = [
-            Paragraph(Span(", ".join(named) or "no label", "strong")),
+            Paragraph(Span(", ".join(named) or _NO_LABEL, "strong")),
             *self._ood_blocks(),
             Bars(rows, top=1.0),
         ]

@@ -1,8 +1,8 @@
 """The log of predictions until they are a table: one file that only grows, every line checked.
 
-    {"learnkit predictions": 2, ...}    the job: whose predictions of which files
-    0 64 1 [{"path": ...}, ...]         number of the first row, of rows, of errors; the rows
-    64 64 0 [...]
+    {"learnkit predictions": 3, ...}    the job: whose predictions of which files
+    0 64 [{"path": ...}, ...]           number of the first row, number of rows; the rows
+    64 64 [...]
 
 and after each a tab and its CRC-32. A line that was torn when a process or a disk died, or that was
 damaged since, counts as not written; the others stay.
@@ -22,7 +22,7 @@ from learnkit.errors import PredictionError, PredictionFileError
 from learnkit.inference.prediction_table import Row
 from learnkit.storage.filesystem import FileSystem, sync_folder, try_lock
 
-_KIND, _VERSION = "learnkit predictions", 2
+_KIND, _VERSION = "learnkit predictions", 3
 _LONGEST_HEADER = 4096
 _PARTS_OF_A_JOB = {
     _KIND: "of another version of learnkit",
@@ -41,14 +41,10 @@ def refusal(place: str, what: str, found: Any) -> PredictionError:
 
 
 class PredictionLog:
-    """Rows that are predicted so far, by their numbers; the file is open and locked.
-
-    Attributes:
-        n_failed: rows with an error.
-    """
+    """Rows that are predicted so far, by their numbers; the file is open and locked."""
 
     def __init__(self, path: Path, file: BinaryIO):
-        self.path, self._file, self.n_failed = path, file, 0
+        self.path, self._file = path, file
         self._records: dict[int, tuple[int, int]] = {}  # first row: (place in the file, rows)
         self._end = 0
 
@@ -89,11 +85,9 @@ class PredictionLog:
 
     def append(self, first: int, rows: Sequence[Row]) -> None:
         """Add rows, the one numbered `first` and those after it; they are on the disk then."""
-        n_failed = sum(row["error"] is not None for row in rows)
         end = self._end
-        self._write(_line(f"{first} {len(rows)} {n_failed} {json.dumps(rows)}".encode()))
+        self._write(_line(f"{first} {len(rows)} {json.dumps(rows)}".encode()))
         self._records[first] = (end, len(rows))
-        self.n_failed += n_failed
 
     def rows(self) -> Iterator[Row]:
         """All rows in the order of their numbers, those of one record in memory at a time.
@@ -109,7 +103,7 @@ class PredictionLog:
                     f"{str(self.path)!r} was damaged while it was in use; call again, which "
                     "predicts what is lost"
                 )
-            yield from json.loads(content.split(b" ", 3)[3])
+            yield from json.loads(content.split(b" ", 2)[2])
 
     def remove(self) -> None:
         """Drop the file, now that its rows are elsewhere."""
@@ -123,9 +117,8 @@ class PredictionLog:
             if not line.endswith(b"\n"):
                 break
             if (content := _content(line)) is not None:
-                first, n_rows, n_failed = map(int, content.split(b" ", 3)[:3])
+                first, n_rows = map(int, content.split(b" ", 2)[:2])
                 self._records[first] = (end, n_rows)
-                self.n_failed += n_failed
             end += len(line)
         self._file.truncate(end)
         self._end = end

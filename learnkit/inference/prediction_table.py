@@ -19,9 +19,12 @@ from learnkit.data.read_images import chunks
 from learnkit.errors import LearnkitError, MissingExtraError, PredictionError
 from learnkit.inference.prediction import finite_or_none
 
-OWN_COLUMNS = ("path", "label", "confidence", "error", "is_ood", "ood_score", "p_value", "model")
+OWN_COLUMNS = (
+    *("path", "verdict", "label", "confidence", "error"),
+    *("is_ood", "ood_score", "p_value", "model"),
+)
 _MEASURES = ("confidence", "ood_score", "p_value")
-_MARKS = ["path", "model", "error"]
+_MARKS = ["path", "model", "verdict", "error"]
 _ROW_GROUP = 512  # rows of Parquet in memory at a time
 Row = dict[str, Any]
 
@@ -48,7 +51,7 @@ def row_of(path: str, result: Any, *, probs: bool) -> Row:
         return row | {"path": path, "error": str(result), "probs": None}
     label = list(result.label) if isinstance(result.label, tuple) else result.label
     row |= {"path": path, "label": label, "confidence": result.confidence}
-    row |= {name: getattr(result, name) for name in ("is_ood", "ood_score", "p_value")}
+    row |= {name: getattr(result, name) for name in ("verdict", "is_ood", "ood_score", "p_value")}
     return row | {"probs": result.probs.tolist() if probs else None}
 
 
@@ -74,8 +77,8 @@ def write_table(file: BinaryIO, kind: str, layout: Layout, rows: Iterable[Row]) 
     _WRITERS[kind](file, layout, rows)
 
 
-def read_marks(path: Path, kind: str) -> Iterator[tuple[str, str, bool]]:
-    """Path, model, and whether it has an error, of every row that `write_table` wrote, in order.
+def read_marks(path: Path, kind: str) -> Iterator[tuple[str, str, str | None]]:
+    """Path, model and verdict (None of an error) of every row that `write_table` wrote, in order.
 
     Raises:
         PredictionError: the file is something else, or damaged.
@@ -83,8 +86,8 @@ def read_marks(path: Path, kind: str) -> Iterator[tuple[str, str, bool]]:
     try:
         with path.open("rb") as file:
             for row in _READERS[kind](file):
-                found, model, error = (row[name] for name in _MARKS)
-                yield found, model, error not in (None, "")
+                found, model, verdict, error = (row[name] for name in _MARKS)
+                yield found, model, verdict if error in (None, "") else None
     except (KeyError, ValueError, TypeError, csv.Error) as error:  # pyarrow's are ValueErrors, too
         raise PredictionError(
             f"{str(path)!r} is no table of predictions that could be gone on with ({error}); "
@@ -143,7 +146,8 @@ class _Lines:
 def _write_parquet(file: BinaryIO, layout: Layout, rows: Iterable[Row]) -> None:
     pa, parquet = _pyarrow()
     text = pa.string()
-    kinds = {"path": text, "label": pa.list_(text) if layout.multi_label else text}
+    kinds = {"path": text, "verdict": text}
+    kinds |= {"label": pa.list_(text) if layout.multi_label else text}
     kinds |= {"confidence": pa.float64(), "error": text, "is_ood": pa.bool_()}
     kinds |= {"ood_score": pa.float64(), "p_value": pa.float64(), "model": text}
     names = [f"p({name})" for name in layout.classes]

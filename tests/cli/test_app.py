@@ -12,6 +12,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -189,21 +190,28 @@ def test_predict_lists_every_image_it_could_not_read(run, images, tmp_path, caps
         (tmp_path / f"{i:02d}.png").write_bytes(b"x")
     code, out, _ = learnkit(capsys, "predict", run[2], tmp_path)
     assert code == 1
-    table, after = out.split("└")
+    table, after, _ = out.split("└")
     assert table.count(".png") == 1
+    assert "    1 image, 22 more could not be read\n" in out
     assert f"    image '{tmp_path / '19.png'}' cannot be read: " in after
     assert (after.count("cannot be read"), "    and 2 more\n" in after) == (20, True)
 
 
 def test_predict_writes_csv_and_json(run, images, tmp_path, capsys):
     targets = ["--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json"]
-    assert learnkit(capsys, "predict", run[2], images / "bad", *targets)[0] == 0
+    code, out, _ = learnkit(capsys, "predict", run[2], images / "bad", *targets)
+    assert code == 0
     table = pd.read_csv(tmp_path / "p.csv")
     objects = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert len(table) == len(objects) == 12
     for row, found in zip(table.to_dict("records"), objects, strict=True):
         assert (row["path"], row["label"]) == (found["path"], found["label"])
+        assert row["verdict"] == found["verdict"] == row["label"]
         assert found["probs"]["odd"] == pytest.approx(row["p(odd)"], abs=1e-6)
+    counts = {name: int(n) for name, n in re.findall(r"│ (\w+) +│ +(\d+) │", out)}
+    assert counts == dict(table["verdict"].value_counts())
+    for name in ("p.csv", "p.json"):
+        assert re.search(rf"{tmp_path / name} +12 rows", out)
 
 
 def test_predict_writes_file_names_that_are_no_text(run, images, tmp_path, capsys):
@@ -456,16 +464,21 @@ def test_predict_flags_unknown_images(known, images, unknown, tmp_path, capsys):
     paths = [unknown / "0.png", images / "good" / "001.png"]
     code, out, _ = learnkit(capsys, "predict", known, *paths)
     assert code == 0
-    assert len(re.findall(r"\byes\b", out)) == 1
+    assert re.search(r"0\.png +│ UNKNOWN │", out)
+    assert re.search(r"001\.png +│ good +│ good +│", out)
+    assert out.endswith("    2 images, 1 of them UNKNOWN, like none of the classes\n")
     code, out, _ = learnkit(capsys, "predict", known, *paths, "--json")
     first, second = json.loads(out)
     assert (first["is_ood"], second["is_ood"]) == (True, False)
+    assert (first["verdict"], second["verdict"]) == ("UNKNOWN", "good")
     prediction = load_learner(known).predict(paths[0])
     assert first["ood_score"] == pytest.approx(prediction.ood_score, rel=1e-4)
     (unknown / "broken.png").write_bytes(b"x")
     csv = ["--csv", tmp_path / "p.csv"]
     assert learnkit(capsys, "predict", known, unknown, *csv)[0] == 1
-    assert pd.read_csv(tmp_path / "p.csv")["is_ood"].notna().sum() == 6
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table["is_ood"].notna().sum() == 6
+    assert table["verdict"].tolist() == ["UNKNOWN"] * 6 + [pytest.approx(np.nan, nan_ok=True)]
     code, out, _ = learnkit(capsys, "predict", known, unknown, "--json")
     assert set(json.loads(out)[-1]) == {"path", "error"}
     (unknown / "broken.png").unlink()
@@ -479,6 +492,7 @@ def test_predict_out_goes_on_after_ctrl_c_and_gives_the_same_file(
     argv = ["predict", run[2], images, images, tmp_path / "broken.png", "--out"]
     code, said, err = learnkit(capsys, *argv, whole)
     assert (code, f"{whole}: 73 files; 1 could not be read" in said) == (1, True)
+    assert "    72 images, 1 more could not be read\n" in said
     assert err.endswith("1 images could not be read; their rows say why\n")
     append = PredictionLog.append
 

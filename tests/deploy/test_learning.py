@@ -408,13 +408,14 @@ def test_tables_say_how_unusual_each_image_is(predictor, tmp_path):
     write_image_folder(tmp_path, {"a": 3})
     (tmp_path / "a" / "broken.png").write_bytes(b"x")
     table = predictor.predict_folder(tmp_path, **QUIET)
-    expected = ["path", "label", "confidence", "error", "is_ood", "ood_score", "p_value"]
+    expected = [*("path", "verdict", "label", "confidence", "error")]
+    expected += ["is_ood", "ood_score", "p_value"]
     assert list(table.columns) == [*expected, "p(ok)", "p(scratch)"]
     prediction = predictor.predict(table["path"][0])
     assert table["ood_score"][0] == pytest.approx(prediction.ood_score, rel=1e-4)
     assert table["is_ood"].dtype == "boolean"
     assert table["is_ood"].isna().tolist() == [False, False, False, True]
-    assert len(make_predictor().predict_folder(tmp_path, **QUIET).columns) == 4 + 3
+    assert len(make_predictor().predict_folder(tmp_path, **QUIET).columns) == 5 + 3
 
 
 def test_evaluation_tells_how_well_unknown_images_are_noticed(predictor, tmp_path):

@@ -104,7 +104,7 @@ def test_no_images_give_no_predictions(predictor):
     assert predictor.predict_batch([]) == []
     assert predictor.logits(torch.zeros(0, 3, 32, 32, dtype=torch.uint8)).shape == (0, 3)
     table = predictor.predict_files([], progress=False)
-    assert list(table.columns)[:4] == ["path", "label", "confidence", "error"]
+    assert list(table.columns)[:5] == ["path", "verdict", "label", "confidence", "error"]
     assert len(table) == 0
 
 
@@ -147,7 +147,7 @@ def test_a_folder_gives_a_row_per_image_and_unreadable_ones_an_error(predictor, 
 def test_a_folder_can_be_read_flat_and_without_class_columns(predictor, folder):
     table = predictor.predict_folder(folder, recursive=False, progress=False, probs=False)
     assert [os.path.basename(path) for path in table["path"]] == ["top.png", "zero.jpg"]
-    assert list(table.columns) == ["path", "label", "confidence", "error"]
+    assert list(table.columns) == ["path", "verdict", "label", "confidence", "error"]
     with pytest.raises(DataError, match="nowhere"):
         predictor.predict_folder(folder / "nowhere")
 

@@ -87,6 +87,10 @@ def test_tables_say_what_the_data_frame_says(photos, tmp_path, kind):
     frame = predictor.predict_files(photos, progress=False)
     report = predictor.predict_files(photos, out=tmp_path / f"p.{kind}", progress=False)
     assert (report.n_files, report.n_failed, report.n_resumed) == (5, 1, 0)
+    assert report.counts == dict(frame["verdict"].value_counts())
+    assert report.counts["UNKNOWN"] == 1
+    again = predictor.predict_files(photos, out=report.path, progress=False)
+    assert (again.n_failed, again.counts) == (1, report.counts)
     assert report.model == model_digest(predictor)
     assert os.listdir(tmp_path) == [f"p.{kind}"]
     for row, wanted in zip(rows(report.path), frame.to_dict("records"), strict=True):
@@ -94,11 +98,12 @@ def test_tables_say_what_the_data_frame_says(photos, tmp_path, kind):
         assert (row["error"] or None) == wanted["error"]
         probs = row.get("probs", row)
         if wanted["error"] is not None:
-            blank = ("label", "confidence", "is_ood", "ood_score", "p_value")
+            blank = ("verdict", "label", "confidence", "is_ood", "ood_score", "p_value")
             assert {row[name] for name in blank} <= {None, ""}
             assert probs is None or not probs.get("p(ok)")
             continue
-        assert row["label"] == wanted["label"]
+        assert (row["label"], row["verdict"]) == (wanted["label"], wanted["verdict"])
+        assert row["verdict"] == ("UNKNOWN" if wanted["is_ood"] else wanted["label"])
         assert str(row["is_ood"]) == str(wanted["is_ood"])
         for name in ("confidence", "ood_score", "p_value"):
             assert float(row[name]) == wanted[name]
@@ -279,7 +284,7 @@ def test_a_log_that_was_removed_while_one_waited_for_it_is_not_written_to(tmp_pa
     monkeypatch.setattr(prediction_log, "try_lock", lock)
     with opened_log(path) as log:
         log.begin({}, resume=True)
-        assert path.read_bytes().startswith(b'{"learnkit predictions": 2}')
+        assert path.read_bytes().startswith(b'{"learnkit predictions": 3}')
     assert next(turns) == 2
 
 
@@ -339,7 +344,7 @@ def test_unfinished_work_is_gone_on_with_by_the_same_model_on_the_same_files_onl
     with pytest.raises(PredictionError, match="with other columns"):
         predict_to_file(Counting(), NAMES, out, probs=False, **RUN)
     log = tmp_path / "p.csv.parts"
-    log.write_bytes(log.read_bytes().replace(b": 2,", b": 3,"))
+    log.write_bytes(log.read_bytes().replace(b": 3,", b": 2,"))
     with pytest.raises(PredictionError, match="of another version"):
         predict_to_file(Counting(), NAMES, out, **RUN)
     anew = Counting()
