@@ -20,7 +20,11 @@ def bounded(base: Any) -> Any:
 
     That is the request line, headers, what stands between chunks and after the last one: at most
     `HEADER_BYTES`, and between chunks as much again as they hold; and at most `HEADERS` headers.
+    The protocol over h11, which is what there is where httptools is not installed, has limits of
+    its own and stays as it is.
     """
+    if not hasattr(base, "on_body"):  # without that call a body would count as what stands around
+        return base
     # httptools keeps an unfinished line and copies all of it at each arrival: 60 MB of one line
     # stopped the server for seconds, for everybody
 
