@@ -68,16 +68,24 @@ class Report:
         self.table(table, n_left_out=len(frame) - max_rows)
 
     def evaluation(self, evaluation: Evaluation, title: str) -> None:
-        """Write the measures over all images, and those of each class."""
+        """Write the verdict, the measures over all images, and those of each class."""
+        from learnkit.evaluation.verdict import COLUMNS, meaning
+
+        self.verdict(evaluation, title)
         rows = [
-            [name.replace("_", " "), _shown(name, value)]
+            [name.replace("_", " "), _shown(name, value), meaning(name)]
             for name, value in evaluation.summary.items()
         ]
-        header = ["measure", "value"]
-        self.table(FittedTable(header, rows, frozenset({"value"}), show_header=False), title)
+        header = ["measure", "value", "meaning"]
+        self.table(FittedTable(header, rows, frozenset({"value"}), show_header=False))
         self.frame(evaluation.per_class.rename_axis("class").reset_index())
-        for note in evaluation.notes:
-            self.say(note)
+        self.say(COLUMNS)
+
+    def verdict(self, evaluation: Evaluation, title: str) -> None:
+        """Write the verdict and the notes on it, a sentence a line."""
+        self.console.print(Text(printable(title), style="bold"))
+        for sentence in (*evaluation.verdict, *evaluation.notes):
+            self.say(sentence)
 
     def change(self, change: ChangeReport) -> None:
         """Write what was learned, class by class, and what follows from it."""

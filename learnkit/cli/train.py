@@ -146,7 +146,8 @@ def train_folder(
     name, images = workflow.held_out(data)
     report.step(f"Evaluate on the {name} images")
     interp = workflow.interpret(learn, images)
-    report.evaluation(interp.evaluation, f"{len(images)} {name} images")
+    evaluation, title = workflow.evaluation_of(interp), f"{len(images)} {name} images"
+    report.evaluation(evaluation, title)
     report.step(f"Draw pictures into {beside}")
     pictures = workflow.save_pictures(interp, beside)
     data.frame.to_csv(beside / "split.csv", index=False, errors="surrogateescape")
@@ -155,6 +156,7 @@ def train_folder(
     learn.export(out)
     checkpoint.file.unlink(missing_ok=True)  # the training is complete, its result is safe
     _say_what_is_there(report, out, [*pictures, beside / "split.csv", beside / "history.csv"])
+    report.verdict(evaluation, title)
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
 
 

@@ -22,6 +22,7 @@ from learnkit.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from learnkit.callback.checkpoint import Checkpoint
+    from learnkit.evaluation.evaluate import Evaluation
     from learnkit.interpret.classification import ClassificationInterpretation
     from learnkit.learner.learner import ImageLearner
 
@@ -164,6 +165,13 @@ def interpret(learn: ImageLearner, images: ImageDataset) -> ClassificationInterp
 
     show = sys.stdout.isatty()
     return ClassificationInterpretation.from_learner(learn, data=images, progress=show)
+
+
+def evaluation_of(interp: ClassificationInterpretation) -> Evaluation:
+    """How good the learner is on the images, and, in the continual state, its false alarms."""
+    from learnkit.learner.uncertainty import evaluation_with_ood
+
+    return evaluation_with_ood(interp.learn, interp.evaluation, interp.outputs, None)
 
 
 def save_pictures(interp: ClassificationInterpretation, folder: Path) -> list[Path]:

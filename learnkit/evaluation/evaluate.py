@@ -13,7 +13,8 @@ from learnkit.evaluation import measures
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
 from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold, labels_above
-from learnkit.report.document import Document, Items, Table, frame_table
+from learnkit.evaluation.verdict import COLUMNS, meaning, verdict_sentences
+from learnkit.report.document import Document, Items, Paragraph, Span, Table, frame_table
 from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Evaluation(Shown):
             (multi-label only).
         class_ids: the ids of the classes, in their order, where they are not simply their numbers.
         notes: for a person to know, such as that the model has learned some of the samples.
+        n_ood: out-of-distribution images that were shown beside the samples.
+        promised: share of known images that the model's threshold may call unknown.
 
     Measures without an answer, such as the recall of a class without samples, are NaN.
     """
@@ -45,11 +48,25 @@ class Evaluation(Shown):
     threshold: LabelThreshold | None = None
     class_ids: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+    n_ood: int = 0
+    promised: float | None = None
 
     @property
     def classes(self) -> list[str]:
         """Class names, in the order of the class numbers."""
         return list(self.per_class.index)
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """Sentences: how many are right, what misleads, the worst class, the unknown noticed."""
+        return verdict_sentences(
+            self.summary,
+            self.per_class,
+            self.confusion,
+            multi_label=self.multi_label,
+            n_ood=self.n_ood,
+            promised=self.promised,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, NaN as None: `json.dumps` takes it as it is."""
@@ -69,17 +86,24 @@ class Evaluation(Shown):
             "per_class": per_class,
             "confusion": self.confusion.to_numpy().tolist(),
             "notes": list(self.notes),
+            "verdict": list(self.verdict),
         }
 
     def __repr__(self) -> str:
         tables = (_rounded(table).to_string() for table in (self.summary, self.per_class))
-        return "\n\n".join([*tables, *self.notes])
+        return "\n\n".join([" ".join(self.verdict), *tables, *self.notes])
 
     def document(self) -> Document:
-        """Two tables: the measures over all samples, and those of each class; and the notes."""
-        summary = Table([*self.summary.items()], ("", "value"), "lr")
-        per_class = frame_table(self.per_class, "class", rest="classes")
-        return Document([summary, per_class, *([Items(self.notes)] if self.notes else [])])
+        """The verdict, the measures over all samples, those of each class, and the notes."""
+        rows = [(name, value, meaning(name)) for name, value in self.summary.items()]
+        blocks = [
+            Paragraph(" ".join(self.verdict)),
+            Table(rows, ("", "value", "meaning"), "lrl"),
+            frame_table(self.per_class, "class", rest="classes"),
+            Paragraph(Span(COLUMNS, "faint")),
+            Items(self.notes),
+        ]
+        return Document([block for block in blocks if block.content])
 
 
 def evaluate(

@@ -54,7 +54,8 @@ def evaluate_predictor(
     if predictor.detects_ood:
         strange, _ = _results(predictor, unknown, failures, **run)
         sides = found, list(map(raised, strange))
-        evaluation = with_ood_measures(evaluation, *sides, targets[read])
+        promised = predictor.ood.threshold.false_alarm_rate
+        evaluation = with_ood_measures(evaluation, *sides, targets[read], promised)
     if failures:
         error = unreadable_images(failures, len(dataset) + len(unknown), "the others are judged")
         error.evaluation = evaluation
@@ -116,15 +117,21 @@ def with_ood_measures(
     known: Sequence[Prediction],
     unknown: Sequence[Prediction],
     targets: Any,
+    promised: float | None,
 ) -> Evaluation:
     """`evaluation` with what the OOD scores of known and unknown images add to it."""
     scores = [[prediction.ood_score for prediction in side] for side in (known, unknown)]
     threshold = next((p.ood_threshold for p in [*known, *unknown]), None)
-    return with_ood_scores(evaluation, *scores, threshold, targets)
+    return with_ood_scores(evaluation, *scores, threshold, targets, promised)
 
 
 def with_ood_scores(
-    evaluation: Evaluation, known: Any, ood: Any, threshold: float | None, targets: Any
+    evaluation: Evaluation,
+    known: Any,
+    ood: Any,
+    threshold: float | None,
+    targets: Any,
+    promised: float | None = None,
 ) -> Evaluation:
     """`evaluation`, also saying how well OOD images are detected.
 
@@ -137,6 +144,7 @@ def with_ood_scores(
         ood: the OOD scores (M,) of images of no known class, empty without any.
         threshold: the score above which an image is flagged.
         targets: class numbers of the known images (N,).
+        promised: share of known images that the threshold may flag; None if it promises nothing.
     """
     import numpy as np
     import pandas as pd
@@ -154,6 +162,8 @@ def with_ood_scores(
         evaluation,
         summary=summary.rename(evaluation.summary.name),
         per_class=evaluation.per_class.assign(false_alarm_rate=own),
+        n_ood=len(ood),
+        promised=promised,
     )
 
 

@@ -147,9 +147,11 @@ def evaluation_with_ood(
     evaluation = replace(evaluation, notes=_optimism(learn, outputs))
     if ood is None and outputs.ood_scores is None:
         return evaluation
-    threshold = _required(learn).threshold.value
+    threshold = _required(learn).threshold
     unknown = () if ood is None else ood_scores(learn, ood)
-    return with_ood_scores(evaluation, outputs.ood_scores, unknown, threshold, outputs.targets)
+    sides = outputs.ood_scores, unknown
+    promised = threshold.false_alarm_rate
+    return with_ood_scores(evaluation, *sides, threshold.value, outputs.targets, promised)
 
 
 def _optimism(learn: Any, outputs: Outputs) -> tuple[str, ...]:

@@ -132,6 +132,8 @@ def test_train_says_each_step_and_writes_what_it_lists(run):
     code, output, model = run
     assert code == 0, output
     assert [f"{i}/5" in output for i in range(1, 6)] == [True] * 5
+    assert output.count(" images right (") == 2  # above the numbers, and at the end
+    assert re.search(r"\d test images\n +\d+ of \d+ images right .*\n", output)
     for epoch in range(1, 4):
         assert f"epoch {epoch}/3   train loss" in output
     beside = model.with_name("model-training")
@@ -454,6 +456,12 @@ def test_evaluate_measures_how_unknown_images_are_noticed(known, images, unknown
     code, out, _ = learnkit(capsys, "evaluate", known, images.parent / "two", "--ood", unknown)
     assert code == 0
     assert "6 unknown ones" in out.replace("\n", " ")
+    n, n_noticed = len(data), round(6 * expected["detection_rate"])
+    assert f"    {round(n * expected['accuracy'])} of {n} images right (" in out
+    assert f"    {n_noticed} of 6 unknown images noticed (" in out
+    alarms = rf"    {round(n * expected['false_alarm_rate'])} of {n} known images called unknown \("
+    assert re.search(alarms + r"[\d.]+ %, 5 % promised\)", out)
+    assert out.index("images right (") < out.index("accuracy")
     for name in ("false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr"):
         assert re.search(rf"{name.replace('_', ' ')} +. +{expected[name]:.4f}", out), name
     code, out, _ = learnkit(capsys, "evaluate", known, images.parent / "two")
