@@ -18,7 +18,8 @@ ROOT = Path(learnkit.__file__).parent
 # imports and those for type checkers count.
 FLOORS = [
     ("errors", "_version", "_torchvision", "report"),
-    ("storage", "models", "evaluation"),
+    ("storage", "evaluation"),
+    ("models",),
     ("data", "uncertainty"),
     ("continual/closed_form", "backends"),
     ("continual",),

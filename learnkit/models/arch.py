@@ -1,14 +1,19 @@
 """Architectures: the network meant by a name, a function or a module."""
 
+import contextlib
 import difflib
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import timm
+import torch
 import torchvision.models as tv
-from timm.models import is_model, list_pretrained, model_entrypoint
+from timm.models import get_pretrained_cfg, is_model, list_pretrained, model_entrypoint
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from learnkit.errors import UnknownArchitectureError
 
@@ -109,3 +114,89 @@ def _unknown(given: str, prefix: str, name: str) -> str:
     where = {"": "timm and torchvision have", "timm": "timm has"}.get(prefix, "torchvision has")
     hint = f"nearest: {', '.join(near)}" if near else "see timm.list_models()"
     return f"`arch`={given!r}: {where} no architecture of this name; {hint}"
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+# Parameters of no given shape from which on a network is another one. Some are made in passing, for
+# a layer that is replaced; a classifier has as many outputs as there are classes.
+_MOST_STRANGE = 6
+_MOST_NAMED = 4
+_FEWEST = 10  # tensors; no network of the libraries has so few
+
+
+class _AnotherNetwork(Exception):
+    """The network being built is not the one that is looked for."""
+
+
+def architectures_of(given: Shapes, hint: str = "") -> list[str]:
+    """Return the architectures whose weights have these names and shapes, classifiers left out.
+
+    All of timm's and torchvision's are tried, without memory for their weights, and each is given
+    up at the first layers that do not fit: seconds for all of them. Those that `hint`, the name of
+    a file, names are tried before: if one of them fits, no other is looked for.
+
+    Example:
+        >>> import torchvision.models as tv
+        >>> net = tv.squeezenet1_1()
+        >>> shapes = {name: tuple(v.shape) for name, v in net.state_dict().items()}
+        >>> architectures_of(shapes, "squeezenet1_1-b8a52dc0.pth")
+        ['torchvision:squeezenet1_1']
+    """
+    if len(given) < _FEWEST:
+        return []
+    made = {name: name for name in timm.list_models()}
+    made |= {f"torchvision:{name}": name for name in torchvision_names()}
+    likely = [label for label in made if made[label] in hint]
+    for labels in ([max(likely, key=len)] if likely else [], made):
+        if found := [label for label in labels if _fits(label, made[label], given)]:
+            return sorted(found, key=lambda label: (len(label), label))[:_MOST_NAMED]
+    return []
+
+
+def _fits(label: str, name: str, given: Shapes) -> bool:
+    """True if an architecture has the given weights, its classifier left out."""
+    try:
+        with _giving_up_on_others(set(given.values())):
+            if label == name:
+                module, heads = timm.create_model(name, num_classes=0), _timm_classifiers(name)
+            else:
+                module, heads = tv.get_model_builder(name)(weights=None), TV_CLASSIFIERS
+    except Exception:  # noqa: BLE001  # of a network nobody asked for
+        return False
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    counts = lambda name: not name.startswith(heads) and not name.endswith("num_batches_tracked")
+    return {k: v for k, v in own.items() if counts(k)} == {
+        k: v for k, v in given.items() if counts(k)
+    }
+
+
+@contextlib.contextmanager
+def _giving_up_on_others(shapes: set[tuple[int, ...]]) -> Iterator[None]:
+    """Build without memory, and raise once too many parameters have none of the shapes."""
+    builder, strange = threading.get_ident(), 0
+
+    def look(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal strange
+        if parameter is None or threading.get_ident() != builder:
+            return
+        strange += tuple(parameter.shape) not in shapes
+        if strange > _MOST_STRANGE:
+            raise _AnotherNetwork
+
+    hook = register_module_parameter_registration_hook(look)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hook.remove()
+
+
+# What may differ in a weights file: classifiers, which the body drops.
+TV_CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "aux1.", "aux2.", "AuxLogits.")
+
+
+def _timm_classifiers(name: str) -> tuple[str, ...]:
+    """Return the prefixes of a timm network's classifiers."""
+    names = get_pretrained_cfg(name).to_dict().get("classifier") or ()
+    return tuple(f"{one}." for one in ((names,) if isinstance(names, str) else names))

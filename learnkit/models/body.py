@@ -1,7 +1,8 @@
 """Bodies: what turns images (N,C,H,W) into a feature map (N,D,H',W'), whatever the architecture."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from learnkit.models.meta import default_meta, family_meta, meta_of
 from learnkit.models.networks import Request, WholeNetwork, whole_network
 from learnkit.models.timm_body import is_timm, timm_body
 from learnkit.models.torchvision_body import children_body
-from learnkit.models.weights import Wanted, wanted_weights
+from learnkit.models.weights import StatedRecipe, Wanted, stated_recipe, wanted_weights
 
 Size = tuple[int, int]
 # A map smaller than this says too little about the stride: 28 pixels to one is still stride 32.
@@ -105,16 +106,39 @@ def assemble_body(
     pooled: bool = False,
 ) -> nn.Module:
     """Return the body of an architecture found; see `create_body` and `ModelSpec.pooled`."""
-    size = as_size(img_size)
+    size, stated = as_size(img_size), StatedRecipe()
+    if wanted.file is not None and wanted.file.is_file():
+        stated = stated_recipe(wanted.file, arch.name, check_n_in(n_in), decided=mean is not None)
+        if arch.source == "timm":
+            arch_kwargs = stated.options | arch_kwargs
+    mean, std = (stated.mean, stated.std) if mean is None else (mean, std)
     request = Request(wanted, check_n_in(n_in), size, dict(arch_kwargs), pooled)
-    network, body, feature_map = _build(arch, request, cut)
+    with _options_explained(stated, arch):
+        network, body, feature_map = _build(arch, request, cut)
     body.n_features = int(feature_map.shape[1])
     body.reduction = _reduction(body, feature_map, network)
     body.arch, body.source, body.arch_kwargs = network.name, arch.source, network.options
     body.cut, body.img_size, body.pooled = cut, size or network.built_for, pooled
     body.mean = network.mean if mean is None else tuple(map(float, mean))
     body.std = network.std if std is None else tuple(map(float, std))
+    body.recipe_source = stated.source if stated.mean is not None else ""
+    body.weights_file = "" if wanted.file is None else wanted.file.name
     return body
+
+
+@contextmanager
+def _options_explained(stated: StatedRecipe, arch: Arch) -> Iterator[None]:
+    """Say whose an option is that an architecture does not take, if a file says it."""
+    try:
+        yield
+    except TypeError as error:
+        wrong = [name for name in stated.options if f"'{name}'" in str(error)]
+        if not wrong:
+            raise
+        raise WeightsError(
+            f"{stated.source} of the weights says {wrong[0]}={stated.options[wrong[0]]!r}, which "
+            f"{arch.label} does not take; mend it, or check the architecture"
+        ) from error
 
 
 def as_size(img_size: int | Sequence[int] | None) -> Size | None:

@@ -9,7 +9,7 @@ import torchvision.models as tv
 from torch import nn
 
 from learnkit.errors import WeightsUnavailableError
-from learnkit.models.arch import Arch
+from learnkit.models.arch import TV_CLASSIFIERS, Arch
 from learnkit.models.hub import fetching, require_url, unavailable
 from learnkit.models.meta import IMAGENET_STATS, family_meta, meta_of
 from learnkit.models.timm_body import is_timm
@@ -21,8 +21,6 @@ Size = tuple[int, int]
 DEFAULT_SIZE: Size = (224, 224)
 # torchvision's networks for one input size, and the argument that sets it.
 _SIZE_ARGUMENT = {"vit": "image_size", "maxvit": "input_size"}
-# What may differ in a weights file: classifiers, which the body drops.
-_CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "aux1.", "aux2.", "AuxLogits.")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def _torchvision_module(arch: Arch, wanted: Wanted, extra: dict[str, Any]) -> nn
             return arch.build(weights=weights, **extra)
     module = arch.build(weights=None, **extra)
     if wanted.file is not None:
-        load_file_into(module, wanted.file, arch.label, optional=_CLASSIFIERS)
+        load_file_into(module, wanted.file, arch.label, optional=TV_CLASSIFIERS)
     return module
 
 

@@ -120,7 +120,7 @@ def _from_file(config: TimmConfig, path: Path, extra: dict[str, Any]) -> nn.Modu
         with torch.device("meta"):
             published = timm.create_model(config.name, **own)
         as_published = weight_mismatch(published, given, heads)
-        require_fit(path, config.name, min(found, as_published, key=len))
+        require_fit(path, config.name, min(found, as_published, key=len), given)
         module = _adapted(config, given, extra)
     else:
         load_into(module, given)

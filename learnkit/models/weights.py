@@ -1,8 +1,13 @@
-"""Weights from files: read without executing anything, checked both ways before they are used."""
+"""Weights from files: read without executing anything, checked both ways before they are used.
 
+A file may say how the images were made that its network was trained on; `stated_recipe` reads it.
+"""
+
+import math
 import pickle
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from learnkit.errors import WeightsError, WeightsUnavailableError
+from learnkit.errors import (
+    BundleCorruptError,
+    ModelSpecError,
+    WeightsError,
+    WeightsUnavailableError,
+)
+from learnkit.models.arch import architectures_of
+from learnkit.models.spec import check_arch_kwargs, is_int
+from learnkit.storage.formats import parse_json
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -90,9 +103,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, *, mapped: bool = False) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
@@ -159,13 +172,22 @@ def weight_mismatch(
     return WeightMismatch(missing, unexpected, wrong)
 
 
-def require_fit(path: Path, label: str, found: WeightMismatch) -> None:
-    """Raise WeightsError if weights do not fit the network `label`."""
-    if found:
-        raise WeightsError(
-            f"weights file {path.name} does not fit {label}: {found}; check the architecture, its"
-            " extra arguments, `n_in` and `img_size`"
-        )
+def require_fit(path: Path, label: str, found: WeightMismatch, given: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError if weights do not fit the network `label`.
+
+    Where they are those of other architectures, these are named.
+    """
+    if not found:
+        return
+    # what fits but for a few tensors is this architecture, with other arguments
+    shapes = {name: tuple(value.shape) for name, value in given.items()}
+    others = architectures_of(shapes, path.name) if 10 * len(found) > len(shapes) else []
+    if others:
+        more = f" (or {', '.join(others[1:])}, which have the same)" if others[1:] else ""
+        remedy = f"these keys are those of {others[0]}{more}: pass `arch={others[0]!r}`"
+    else:
+        remedy = "check the architecture, its extra arguments, `n_in` and `img_size`"
+    raise WeightsError(f"weights file {path.name} does not fit {label}: {found}; {remedy}")
 
 
 def load_into(module: nn.Module, given: Mapping[str, Tensor]) -> None:
@@ -180,8 +202,199 @@ def load_file_into(
 ) -> None:
     """Load a weights file into `module`, strict both ways but for `optional` prefixes."""
     given = load_weights_file(path)
-    require_fit(path, label, weight_mismatch(module, given, optional))
+    require_fit(path, label, weight_mismatch(module, given, optional), given)
     load_into(module, given)
+
+
+@dataclass(frozen=True)
+class StatedRecipe:
+    """What a weights file, or a configuration beside it, says of the images it was trained on.
+
+    Attributes:
+        mean: Per channel, of pixels in 0..1; None if nothing is said.
+        std: See `mean`.
+        size: (H,W), None if nothing is said.
+        options: Arguments its architecture was built with, such as `pad_type`.
+        source: Where it stands, in words; empty if nothing is said.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+# Entries that hold what is said, and the files beside the weights: timm's, that of transformers.
+_NESTED = ("pretrained_cfg", "default_cfg", "data_config", "config", "args")
+_CONFIGS = ("config.json", "preprocessor_config.json")
+_MAX_CONFIG = 1_000_000
+# Arguments in a configuration that learnkit sets itself.
+_SET_ELSEWHERE = {"num_classes", "in_chans", "img_size", "global_pool"}
+
+
+def stated_recipe(path: Path, arch: str, n_in: int = 3, *, decided: bool = False) -> StatedRecipe:
+    """Return what the weights file `path` says of the images its network was trained on.
+
+    It is read from the metadata of a safetensors file, entries beside the tensors of a checkpoint,
+    and `config.json` (timm's layout) or `preprocessor_config.json` (that of transformers) in the
+    same folder; a configuration of another architecture is not about this file.
+
+    Args:
+        path: The weights file.
+        arch: Name of the architecture it is loaded into.
+        n_in: Number of input channels of the network.
+        decided: Whether mean and std are given otherwise, so that none are needed.
+
+    Raises:
+        WeightsError: A configuration is no JSON, too large or self-contradictory, or a value is
+            none that images can be normalised with.
+    """
+    said: dict[str, tuple[Any, str]] = {}
+    for source, entries in _statements(path, arch):
+        for name, value in _recipe_fields(source, entries, n_in).items():
+            if decided and name in ("mean", "std"):
+                continue
+            before, where = said.setdefault(name, (value, source))
+            if before != value:
+                raise WeightsError(
+                    f"weights file {path.name}: {where} says {name} {before}, {source} says "
+                    f"{value}; remove one of them, or pass `normalize=(mean, std)`"
+                )
+    if ("mean" in said) != ("std" in said):
+        has, lacks = ("mean", "std") if "mean" in said else ("std", "mean")
+        raise WeightsError(
+            f"weights file {path.name}: {said[has][1]} says {has} and no {lacks}; add it, or pass "
+            "`normalize=(mean, std)`"
+        )
+    values = {name: value for name, (value, _) in said.items()}
+    where = dict.fromkeys(source for _, source in said.values())
+    return StatedRecipe(**values, source=" and ".join(where))
+
+
+def _statements(path: Path, arch: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (where, entries) of all that may say something, each mapping by itself."""
+    for source, entries in _own_entries(path):
+        yield from _nested(source, entries)
+    for name in _CONFIGS:
+        beside = path.parent / name
+        if beside.is_file():
+            config = _read_config(beside)
+            named = config.get("architecture")
+            if not isinstance(named, str) or named.partition(".")[0] == arch.partition(".")[0]:
+                yield from _nested(f"{name} beside it", config)
+
+
+def _nested(source: str, entries: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield source, entries
+    for name in _NESTED:
+        if isinstance(entries.get(name), Mapping):
+            yield f"{name} in {source}", entries[name]
+
+
+def _own_entries(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (where, entries) of the file itself: its metadata, or what is not a tensor by name."""
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, "pt") as opened:
+                metadata = opened.metadata() or {}
+        except (safetensors.SafetensorError, OSError):
+            return  # loading it says why
+        yield "its metadata", {name: _value(text) for name, text in metadata.items()}
+        return
+    content = _read_torch(path, mapped=zipfile.is_zipfile(path))
+    while isinstance(content, Mapping):
+        inner = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
+        if inner is None:
+            return
+        yield "its own entries", {k: v for k, v in content.items() if k != inner}
+        content = content[inner]
+
+
+def _value(text: str) -> Any:
+    """Return the value of an entry of safetensors' metadata, which are strings."""
+    try:
+        return parse_json(f'{{"value": {text}}}'.encode(), "metadata")["value"]
+    except BundleCorruptError:
+        return text
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of bounded size."""
+    size = path.stat().st_size
+    if size > _MAX_CONFIG:
+        raise WeightsError(
+            f"{path.name} beside the weights file has {size:,} bytes, more than {_MAX_CONFIG:,}: "
+            "no configuration of a network; move it to another folder"
+        )
+    try:
+        return parse_json(path.read_bytes(), path.name)
+    except BundleCorruptError as error:
+        raise WeightsError(
+            f"beside the weights file, {error}; mend it, or move it to another folder"
+        ) from error
+
+
+def _recipe_fields(source: str, entries: Mapping[str, Any], n_in: int) -> dict[str, Any]:
+    """Return the fields of StatedRecipe that one mapping says, checked."""
+    found: dict[str, Any] = {}
+    for name in ("mean", "std"):
+        value = entries.get(name, entries.get(f"image_{name}"))
+        if value is not None:
+            found[name] = _channel_values(source, name, value, n_in)
+    _rescale(entries, found)
+    size = entries.get("input_size")
+    if isinstance(size, Sequence) and len(size) == 3 and all(map(is_int, size)):
+        found["size"] = tuple(size[1:])
+    given = entries.get("model_args")
+    options = dict(given) if isinstance(given, Mapping) else {}
+    if isinstance(entries.get("pad_type"), str):
+        options["pad_type"] = entries["pad_type"]
+    if options := {name: value for name, value in options.items() if name not in _SET_ELSEWHERE}:
+        _check_options(source, options)
+        found["options"] = options
+    return found
+
+
+def _check_options(source: str, options: Mapping[str, Any]) -> None:
+    """Raise WeightsError if an argument could make a library read files, or is no plain value."""
+    try:
+        check_arch_kwargs(options)
+    except ModelSpecError as error:
+        raise WeightsError(f"{source} of the weights cannot be followed: {error}") from error
+
+
+def _channel_values(source: str, name: str, value: Any, n_in: int) -> tuple[float, ...]:
+    """Return one finite number per channel, or raise WeightsError."""
+    values = value.tolist() if isinstance(value, Tensor) else value
+    values = [values] if isinstance(values, int | float) else values
+    good = isinstance(values, list | tuple) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values
+    )
+    if not good or (name == "std" and min(values, default=0) <= 0):
+        rule = "positive numbers" if name == "std" else "finite numbers"
+        raise WeightsError(f"{source} of the weights says {name} {value!r}: expected {rule}")
+    if len(values) not in (1, 3, n_in):
+        raise WeightsError(
+            f"{source} of the weights says {name} {value!r}, {len(values)} numbers for {n_in} "
+            "channels; mend it, or pass `normalize=(mean, std)`"
+        )
+    return tuple(map(float, values)) * (n_in if len(values) == 1 else 1)
+
+
+def _rescale(entries: Mapping[str, Any], found: dict[str, Any]) -> None:
+    """Turn mean and std into those of pixels in 0..1, in place.
+
+    Means above 1 are of pixels in 0..255, as are all where transformers leaves pixels as they are.
+    """
+    if entries.get("do_normalize") is False and "image_mean" in entries:
+        found |= {"mean": (0.0,) * len(found["mean"]), "std": (1.0,) * len(found["mean"])}
+    factor = entries.get("rescale_factor", 1 / 255)
+    scale = 255 * factor if isinstance(factor, float) and factor > 0 else 1.0
+    if entries.get("do_rescale") is False or max(found.get("mean", (0,))) > 1:
+        scale = 255.0
+    if abs(scale - 1) > 1e-6:
+        found |= {k: tuple(x / scale for x in found[k]) for k in ("mean", "std") if k in found}
 
 
 def _listed(names: list[str], limit: int = 3) -> str:

@@ -2,6 +2,7 @@ import pickle
 import re
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -174,3 +175,14 @@ def test_codes_of_terminals_in_names_are_shown_not_obeyed(tmp_path):
         create_body("test_resnet", tmp_path / "w.pth")
     assert r"\x1b[31mred\x07" in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_keys_of_another_architecture_are_named_as_that(tmp_path):
+    save_file(timm.create_model("test_vit2").state_dict(), tmp_path / "test_vit2.safetensors")
+    told = r"does not fit test_vit: .*; these keys are those of test_vit2: pass `arch='test_vit2'`$"
+    with pytest.raises(WeightsError, match=told):
+        create_body("test_vit", pretrained=tmp_path / "test_vit2.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"does not fit torchvision:resnet18: .*those of test_vit2"
+    ):
+        create_body("torchvision:resnet18", pretrained=tmp_path / "test_vit2.safetensors")
