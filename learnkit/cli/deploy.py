@@ -39,7 +39,15 @@ def serve(
     ] = False,
     token_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File of the token; else $LEARNKIT_TOKEN holds it."),
+        typer.Option(
+            metavar="FILE", help="File of the token to teach and reload; else $LEARNKIT_TOKEN."
+        ),
+    ] = None,
+    predict_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Predict for this token only; else $LEARNKIT_PREDICT_TOKEN."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for what was learned; MODEL itself if left out.")
@@ -59,14 +67,16 @@ def serve(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 2,
 ) -> None:
-    """Serve predictions of an exported model over HTTP: /predict, /model, /health, /metrics.
+    """Serve predictions of an exported model over HTTP; a browser at / is told all that it does.
 
-    Send one image as the body, or several as a form: `curl -F image=@a.jpg URL/predict`. With
-    --allow-extend, `/extend` learns new images; Ctrl-C or SIGTERM ends the server and saves that.
-    Where the model detects unknown images, /health and /metrics tell of drift; what was seen is
-    kept beside the model, in NAME.drift.json.
+    Send one image as the body, several as a form, or base64 as JSON: `curl -F image=@a.jpg
+    URL/predict`. With --allow-extend, `/extend` learns new images and `/undo` takes that back;
+    Ctrl-C or SIGTERM ends the server and saves it. SIGHUP or `/reload` opens MODEL again, the
+    former one answering until the new one is ready. Each request is a line of output. Where the
+    model detects unknown images, /health and /metrics tell of drift; what was seen is kept beside
+    the model, in NAME.drift.json.
     """
-    from learnkit.serving.auth import read_token
+    from learnkit.serving.auth import PREDICT_TOKEN_VARIABLE, read_token
     from learnkit.serving.limits import Limits
     from learnkit.serving.server import serve as run_server
 
@@ -83,7 +93,8 @@ def serve(
         host=host,
         port=port,
         allow_extend=allow_extend,
-        token=read_token(token_file) if allow_extend else None,
+        token=read_token(token_file),
+        predict_token=read_token(predict_token_file, variable=PREDICT_TOKEN_VARIABLE),
         save_to=out,
         limits=limits,
         variant=variant,

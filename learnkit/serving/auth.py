@@ -1,4 +1,4 @@
-"""Authorization: addresses only this machine reaches, and the token that allows to extend."""
+"""Authorization: addresses only this machine reaches, and the tokens to teach and to predict."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from learnkit.errors import ServingError
 from learnkit.serving.http_errors import Refusal
 
 TOKEN_VARIABLE = "LEARNKIT_TOKEN"
+PREDICT_TOKEN_VARIABLE = "LEARNKIT_PREDICT_TOKEN"
 _SHORTEST = 16
 
 
@@ -29,8 +30,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_token(path: Path | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The token in the file at `path`, else that in the environment, if any.
+def read_token(
+    path: Path | None,
+    environ: Mapping[str, str] = os.environ,
+    variable: str = TOKEN_VARIABLE,
+) -> str | None:
+    """The token in the file at `path`, else that in the environment's `variable`, if any.
 
     Raises:
         ServingError: it is shorter than 16 characters, or no plain ASCII.
@@ -41,8 +46,8 @@ def read_token(path: Path | None, environ: Mapping[str, str] = os.environ) -> st
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is no text"
             raise ServingError(f"the token in {path} cannot be read: {why}") from None
-    elif TOKEN_VARIABLE in environ:
-        token, origin = environ[TOKEN_VARIABLE].strip(), f"the token in ${TOKEN_VARIABLE}"
+    elif variable in environ:
+        token, origin = environ[variable].strip(), f"the token in ${variable}"
     else:
         return None
     return checked_token(token, origin)
@@ -68,11 +73,27 @@ def check_exposure(host: str, allow_extend: bool, token: str | None) -> None:
         )
 
 
-def check_bearer(header: str | None, token: str) -> None:
-    """Raise Refusal 401 unless `header` is `Bearer TOKEN`; takes the same time for any other."""
+def check_different(token: str | None, predict_token: str | None) -> None:
+    """Raise ServingError if whoever may predict could teach as well."""
+    if token is not None and token == predict_token:
+        raise ServingError(
+            "the token to predict is the token to teach, too: whoever has it could change the "
+            "model; make another one, for example with `openssl rand -hex 32`"
+        )
+
+
+def is_bearer(header: str | None, *tokens: str) -> bool:
+    """Whether `header` is `Bearer TOKEN` with one of `tokens`; takes the same time for any."""
     scheme, _, given = (header or "").partition(" ")
     given = f"{scheme.lower()} {given.strip()}"  # the name of a scheme has no case
-    if not hmac.compare_digest(given.encode("utf-8", "replace"), f"bearer {token}".encode()):
+    sent = given.encode("utf-8", "replace")
+    found = [hmac.compare_digest(sent, f"bearer {token}".encode()) for token in tokens]
+    return any(found)
+
+
+def check_bearer(header: str | None, *tokens: str) -> None:
+    """Raise Refusal 401 unless `is_bearer`."""
+    if not is_bearer(header, *tokens):
         raise Refusal(
             401,
             "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`",

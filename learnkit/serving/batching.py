@@ -61,6 +61,13 @@ class Batcher:
             self._stopped = True
         self._passing.shutdown()
 
+    def drain(self) -> None:
+        """End the threads once all that was given is answered."""
+        with self._changed:
+            idle = lambda: not (self._n_decoding or self._ready or self._under_way)
+            self._changed.wait_for(idle)
+        self.stop()
+
     def _decode(self, job: _Job, number: int, image: Any) -> None:
         """Read one image, in a decoding thread."""
         loaded = None
@@ -105,6 +112,7 @@ class Batcher:
             with self._changed:
                 self._under_way = False
                 self._schedule()
+                self._changed.notify_all()
 
     def _taken(self) -> list[tuple[_Job, int, Any]]:
         """The images of the next pass: a full batch, or those there are when no more are coming."""

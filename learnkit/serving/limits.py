@@ -63,7 +63,7 @@ class Gate:
         Raises:
             Refusal: 503, there are too many; nothing of it need be read then.
         """
-        if max(self.n_requests, self.n_images) >= self.limits.queue:
+        if self.is_full:
             raise self.busy()
         ticket = Ticket(self)
         self.n_requests += 1
@@ -73,6 +73,11 @@ class Gate:
             self.n_requests -= 1
             self.n_images -= ticket.n_images
             self.n_bytes -= ticket.n_bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next request is refused."""
+        return max(self.n_requests, self.n_images) >= self.limits.queue
 
     def busy(self) -> Refusal:
         """The refusal of a request that there is no room for now."""

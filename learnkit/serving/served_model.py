@@ -10,6 +10,7 @@ from typing import Any
 
 from learnkit.errors import (
     ContinualNotInitializedError,
+    ContinualStateError,
     ContinualUnsupportedError,
     ImageReadError,
     LearnkitError,
@@ -43,7 +44,7 @@ class ServedModel:
     ):
         self._predictor, self._check, self._lock = predictor, check, threading.Lock()
         self.save_to = None if save_to is None else Path(save_to)
-        self.n_unsaved, self.digest = 0, model_digest(predictor)
+        self.n_unsaved, self.digest, self.has_saved = 0, model_digest(predictor), False
 
     @property
     def can_extend(self) -> bool:
@@ -67,13 +68,30 @@ class ServedModel:
             Refusal: 422 images or labels that cannot be learned, 501 a model that cannot learn;
                 nothing is changed then.
         """
+
+        def learn() -> Any:
+            if failures := [reason for reason in map(self._refused, images) if reason]:
+                raise ImageReadError("; ".join(failures[:_SHOWN]))
+            return self._predictor.extend(list(images), list(labels), progress=False, **how)
+
+        return self._changed(learn)
+
+    def undo(self) -> dict[str, Any]:
+        """Take back the last change; what changed, as JSON types.
+
+        Raises:
+            Refusal: 409 there is none to take back, 501 a model that cannot learn.
+        """
+        return self._changed(lambda: self._predictor.undo())
+
+    def _changed(self, change: Callable[[], Any]) -> dict[str, Any]:
         with self._lock:
             try:
-                if failures := [reason for reason in map(self._refused, images) if reason]:
-                    raise ImageReadError("; ".join(failures[:_SHOWN]))
-                report = self._predictor.extend(list(images), list(labels), progress=False, **how)
+                report = change()
             except _CANNOT as error:
                 raise Refusal(501, str(error)) from error
+            except ContinualStateError as error:
+                raise Refusal(409, str(error)) from error
             except LearnkitError as error:
                 raise Refusal(422, str(error)) from error
             self.n_unsaved += 1
@@ -90,6 +108,7 @@ class ServedModel:
             if self.n_unsaved and self.save_to is not None:
                 self._predictor.digest = self._predictor.save(self.save_to)
                 self.n_unsaved, self.digest = 0, model_digest(self._predictor)
+                self.has_saved = True
 
     def _refused(self, image: Upload) -> str | None:
         try:
@@ -105,6 +124,28 @@ def flag_in(fields: Mapping[str, Sequence[str]], name: str) -> bool:
     if given not in ([], ["true"], ["false"]):
         raise Refusal(400, f"the field `{name}` is {given[0][:20]!a}; send true or false, once")
     return given == ["true"]
+
+
+def alpha_in(fields: Mapping[str, Sequence[str]]) -> float | None:
+    """The share of images whose class a prediction set may miss; None if nobody asks for sets.
+
+    Raises:
+        Refusal: 400 it is no number between 0 and 1, or stands there twice.
+    """
+    given = list(fields.get("alpha", ()))
+    if not given:
+        return None
+    try:
+        (alpha,) = map(float, given)
+    except ValueError:
+        alpha = 0.0
+    if not 0 < alpha < 1:  # so written that NaN is refused
+        raise Refusal(
+            400,
+            f"`alpha` is {given[0][:20]!a}; send one number between 0 and 1, such as 0.1: for so "
+            "many images the true class may be missing from the prediction set",
+        )
+    return alpha
 
 
 def groups_in(fields: Mapping[str, Sequence[str]], n: int) -> list[str] | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -15,12 +17,16 @@ import numpy as np
 
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.inference.monitor import drift_file
+from learnkit.serving.access_log import print_access_log
 from learnkit.serving.app import create_app
-from learnkit.serving.auth import check_exposure, is_loopback
+from learnkit.serving.auth import check_different, check_exposure, is_loopback
+from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Limits
+from learnkit.serving.service import Service
 from learnkit.serving.timeouts import impatient, quiet
 from learnkit.storage.write_folder import check_target
 
+LOG = logging.getLogger("learnkit.serving")
 _GRACE_SECONDS = 30  # for requests under way when the server is told to stop
 _FREE_OF_TORCH = ("onnxruntime-", "openvino-")
 _MOST_CONNECTIONS = 1000
@@ -33,6 +39,7 @@ def serve(
     port: int = 8000,
     allow_extend: bool = False,
     token: str | None = None,
+    predict_token: str | None = None,
     save_to: str | os.PathLike | None = None,
     limits: Limits | None = None,
     variant: str | None = None,
@@ -44,13 +51,16 @@ def serve(
 
     Then requests under way are answered. What is learned is saved at each request for it, before
     that is answered. What the drift monitor sees is kept beside the model, in NAME.drift.json.
+    SIGHUP opens the model again, as /reload does: what was saved to `save_to`, once something was.
+    Each request is a line on the standard output, see `log_request`.
 
     Args:
         path: folder of an exported model.
         host: address to listen at; the default is reached from this machine only.
         port: 0 for any that is free.
-        allow_extend: see `create_app`, as for `token`, `limits` and `n_workers`.
+        allow_extend: see `create_app`, as for the tokens, `limits` and `n_workers`.
         token: see there.
+        predict_token: see there.
         save_to: bundle for what was learned; default `path`, whose content is replaced.
         limits: see there.
         variant: of the bundle, such as "onnxruntime-int8", which runs without torch unless it may
@@ -66,26 +76,36 @@ def serve(
     """
     uvicorn = _uvicorn()
     check_exposure(host, allow_extend, token)
+    check_different(token, predict_token)
     save_to = path if save_to is None else save_to
     if allow_extend:
         check_target(Path(save_to))
     listener = _listener(host, port)
     with contextlib.closing(listener):
         limits = limits or Limits()
-        predictor = open_model(path, variant=variant, threads=threads, learning=allow_extend)
-        warm_up(predictor, limits.batch)
+
+        def opened(source: str | os.PathLike = path) -> Any:
+            found = open_model(source, variant=variant, threads=threads, learning=allow_extend)
+            warm_up(found, limits.batch)
+            return found
+
+        predictor = opened()
         app = create_app(
             predictor,
             allow_extend=allow_extend,
             token=token,
+            predict_token=predict_token,
             save_to=save_to,
             limits=limits,
             n_workers=n_workers,
             drift_file=drift_file(path),
+            reopen=lambda: opened(save_to if app.state.service.has_saved else path),
         )
+        service = app.state.service
         say(f"serving {len(predictor.classes)} classes from {os.fspath(path)}")
         if not is_loopback(host):
-            say("anyone who reaches this address can predict; put a proxy with TLS before it")
+            who = "anyone" if predict_token is None else "anyone with a token"
+            say(f"{who} who reaches this address can predict; put a proxy with TLS before it")
         config = uvicorn.Config(
             app,
             http=impatient(limits.seconds),
@@ -96,12 +116,17 @@ def serve(
             limit_concurrency=_MOST_CONNECTIONS,
         )
         quiet()
+        print_access_log()
         address = _url(host, listener.getsockname()[1])
-        _server(uvicorn, config, lambda: say(f"ready at {address}")).run(sockets=[listener])
-    service = app.state.service
+        ready = lambda: say(f"ready at {address}")
+        _server(uvicorn, config, ready, service, say).run(sockets=[listener])
     service.save()  # if the end was forced, nobody has yet
     if service.save_error is not None:
         raise service.save_error
+    learned = f"; what was learned is in {os.fspath(save_to)}" if service.has_saved else ""
+    counts = f"{service.n_answers:,} answers and {service.n_predicted:,} predictions"
+    with contextlib.suppress(OSError):
+        say(f"stopped after {counts}{learned}")
 
 
 def open_model(
@@ -136,14 +161,31 @@ def warm_up(predictor: Any, batch: int) -> None:
         predictor.features([image] * batch, bs=batch, progress=False)
 
 
-def _server(uvicorn: Any, config: Any, when_ready: Callable[[], object]) -> Any:
-    """Uvicorn's server, which says when it is ready and ends quietly when it is told to."""
+def _server(
+    uvicorn: Any,
+    config: Any,
+    when_ready: Callable[[], object],
+    service: Service,
+    say: Callable[[str], object],
+) -> Any:
+    """Uvicorn's server, which says when it is ready, and reloads and ends when it is told to."""
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started and not self.should_exit:
+                if hasattr(signal, "SIGHUP"):  # not on Windows
+                    loop = asyncio.get_running_loop()
+                    loop.add_signal_handler(signal.SIGHUP, self._reload_soon, loop)
                 when_ready()
+
+        def _reload_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+            self._reloading = loop.create_task(reload_and_say(service, say))
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            with contextlib.suppress(OSError):  # nobody reads any more; the model is still saved
+                say(f"stopping; {service.gate.n_requests} requests are answered first")
+            await super().shutdown(sockets)
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -157,6 +199,19 @@ def _server(uvicorn: Any, config: Any, when_ready: Callable[[], object]) -> Any:
                     signal.signal(number, handler)
 
     return Server(config)
+
+
+async def reload_and_say(service: Service, say: Callable[[str], object]) -> None:
+    """Reload the model and say what became of that; whatever happens, one is served."""
+    try:
+        found = await service.reload_model()
+    except Refusal as refusal:
+        say(str(refusal))
+    except Exception as error:
+        # nobody awaits a signal's task: what goes wrong in it is told here or never
+        LOG.error("not reloaded, the former model goes on", exc_info=error)
+    else:
+        say(f"reloaded: serving {len(found['classes'])} classes, model {found['model'][:12]}")
 
 
 def _listener(host: str, port: int) -> socket.socket:

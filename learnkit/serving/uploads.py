@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
+import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,15 @@ _LONGEST_NAME = 200
 _MOST_FIELDS = 100
 _READ_ON = 4  # times the size allowed that is read, to be answered after it
 _READ_ON_SECONDS = 5.0
+_JSON_SIGNS = 16  # brackets, commas and colons for each image allowed; its own are six
+_JSON_FIELDS: dict[str, tuple[type, ...]] = {
+    "label": (str,),
+    "group": (str,),
+    "again": (bool,),
+    "alpha": (float, int),
+}
+_DATA_URI = re.compile(r"^data:[^,]{0,100};base64,", re.IGNORECASE)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _BROKEN_OFF = (
     "the form broke off: its last boundary is missing, and images with it; nothing was done, so "
     "send all of it again"
@@ -40,12 +51,13 @@ async def read_uploads(
 ) -> tuple[list[Upload], dict[str, list[str]]]:
     """The images of a request and the text fields beside them.
 
-    A form (`multipart/form-data`) has any number of images, whatever its fields are called; any
-    other body is one image. Fields of the address count where a form has none of their name.
+    A form (`multipart/form-data`) has any number of images, whatever its fields are called, and so
+    has JSON (`application/json`), see `json_uploads`; any other body is one image. Fields of the
+    address count where a form or JSON has none of their name.
 
     Raises:
-        Refusal: 413 too large; 408 too slow; 400 no images, no form, or broken off; 422 text that
-            is no UTF-8; 503 no room for it now.
+        Refusal: 413 too large; 408 too slow; 400 no images, no form, no JSON, or broken off; 422
+            text that is no UTF-8, images that are no base64; 503 no room for it now.
     """
     in_address = _address_fields(request.scope.get("query_string", b""))
     body = _Body(request, ticket, limits)
@@ -149,6 +161,8 @@ async def _read(
     kind = request.headers.get("content-type", "")
     is_form = kind.lower().startswith("multipart/form-data")
     try:
+        if kind.partition(";")[0].strip().lower() == "application/json":
+            return json_uploads(await counted.body(), limits.images)
         if not is_form:
             return [Upload(await counted.body(), "image")], {}
         charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
@@ -175,11 +189,71 @@ async def _parts(form: Any, charset: str) -> tuple[list[Upload], dict[str, list[
         if isinstance(value, str):
             _add_text(found, field, value, charset)
         else:
-            # without the folders a client may write, and not endless; only shown, so never refused
             called = (value.filename or "").encode("latin-1").decode("utf-8", "replace")
-            own = re.split(r"[/\\]", called)[-1][:_LONGEST_NAME]
-            uploads.append(Upload(await value.read(), own or "image"))
+            uploads.append(Upload(await value.read(), _own_name(called)))
     return uploads, found
+
+
+def _own_name(called: str) -> str:
+    """A name without the folders a client may write, and not endless; only shown, never refused."""
+    return re.split(r"[/\\]", called)[-1][:_LONGEST_NAME] or "image"
+
+
+def json_uploads(data: bytes, most: int) -> tuple[list[Upload], dict[str, list[str]]]:
+    """The images and text fields of a JSON object, at most `most` images.
+
+    `images` is a list of base64 strings, or of `{"name": "a.png", "data": "..."}`; a string may
+    be a data URI. `label` and `group` are a string or a list of them, `again` true or false,
+    `alpha` a number.
+
+    Raises:
+        Refusal: 400 no such object; 413 too many images; 422 an image that is no base64, or texts
+            that are none.
+
+    >>> uploads, fields = json_uploads(b'{"images": ["QUJD"], "label": "ok", "again": true}', 9)
+    >>> uploads[0].getvalue(), fields
+    (b'ABC', {'label': ['ok'], 'again': ['true']})
+    """
+    # a list of a byte for each `[]` would take thirty times the memory that limits speak of
+    if sum(map(data.count, (b"[", b"{", b",", b":"))) > _JSON_SIGNS * (most + 1):
+        raise Refusal(413, f"the JSON has too many parts; {most} images are allowed, so send fewer")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"the body is no JSON ({str(error)[:80]}); send one object") from None
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        raise Refusal(400, 'the JSON has no list `images`; send {"images": ["BASE64", ...]}')
+    if len(images) > most:
+        raise Refusal(413, f"the request has {len(images)} images; {most} are allowed")
+    uploads = [_json_image(number, image) for number, image in enumerate(images, 1)]
+    found = {name: _json_texts(name, content[name]) for name in _JSON_FIELDS if name in content}
+    return uploads, found
+
+
+def _json_image(number: int, image: Any) -> Upload:
+    given = image if isinstance(image, dict) else {"data": image}
+    data, name = given.get("data"), given.get("name", "")
+    if isinstance(data, str) and isinstance(name, str):
+        with contextlib.suppress(ValueError):  # binascii's own is one; so is what is no ASCII
+            encoded = _DATA_URI.sub("", data, count=1)
+            return Upload(base64.b64decode(encoded, validate=True), _own_name(name))
+    raise Refusal(
+        422,
+        f"image {number} of the JSON is no base64; send the file's bytes in base64 without line "
+        "breaks, as `base64 -w0 FILE` writes them",
+    )
+
+
+def _json_texts(name: str, value: Any) -> list[str]:
+    """A field as a form would send it."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, _JSON_FIELDS[name]) for one in values):
+        raise Refusal(422, f"`{name}` of the JSON is {str(value)[:20]!a}; see /openapi.json")
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in values]
+    if any(_LONE_SURROGATE.search(text) for text in texts):
+        raise Refusal(422, f"`{name}` of the JSON has half a surrogate pair; send whole characters")
+    return texts
 
 
 def _address_fields(query: bytes) -> dict[str, list[str]]:

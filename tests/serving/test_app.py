@@ -1,55 +1,23 @@
 """The application as clients meet it: right answers, and a sentence for everything else."""
 
 import asyncio
-import copy
 import json
 import threading
 import time
 
 import numpy as np
 import pytest
-import torch
 from deploy_helpers import make_continual, make_predictor, shades, strange
 from serving_helpers import BEARER, TOKEN, bomb, form, png
 
 pytest.importorskip("fastapi")
 from starlette.testclient import TestClient
 
-from learnkit import Predictor, load_learner
+from learnkit import load_learner
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.serving.app import create_app
 from learnkit.serving.limits import Limits
 from learnkit.serving.server import warm_up
-
-
-@pytest.fixture(scope="module")
-def learned():
-    return make_continual({"ok": 6, "<b>bad": 5})
-
-
-@pytest.fixture
-def predictor(learned):
-    """A predictor of its own over the network that all share."""
-    body, head = learned.model
-    model = torch.nn.Sequential(body, copy.deepcopy(head))
-    model.spec = learned.model.spec
-    return Predictor(model, learned.preprocessing, owns_model=True)
-
-
-@pytest.fixture
-def serving(predictor, tmp_path):
-    """A function that gives a client of an application over `predictor`, or another one."""
-    with_exit = []
-
-    def start(model=predictor, *, raises=True, **options):
-        app = create_app(model, **options)
-        client = TestClient(app, raise_server_exceptions=raises)
-        with_exit.append(client.__enter__())
-        return client
-
-    yield start
-    for client in with_exit:
-        client.__exit__(None, None, None)
 
 
 def test_answers_are_those_of_the_predictor_in_the_order_sent(serving, predictor):
@@ -288,7 +256,10 @@ def test_failures_inside_stay_inside(serving, predictor, monkeypatch):
     monkeypatch.setattr(predictor, "try_loaded", broken)
     answer = client.post("/predict", content=image)
     assert answer.status_code == 500
-    assert answer.json() == {"error": "the server failed at this request; its log says why"}
+    assert answer.json() == {
+        "error": "the server failed at this request; its log says why",
+        "request_id": answer.headers["x-request-id"],
+    }
     monkeypatch.undo()
     assert client.post("/predict", content=image).status_code == 200
     assert client.get("/health").json()["images_waiting"] == 0
@@ -506,7 +477,10 @@ def test_every_number_in_an_answer_is_json(serving, predictor):
 
 def test_the_description_names_what_there_is(serving):
     paths = serving().get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/predict", "/extend", "/health", "/model", "/metrics"}
+    assert set(paths) == {
+        *("/predict", "/extend", "/undo", "/reload"),
+        *("/health", "/ready", "/model", "/metrics"),
+    }
     assert "multipart/form-data" in paths["/predict"]["post"]["requestBody"]["content"]
 
 

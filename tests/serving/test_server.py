@@ -64,11 +64,37 @@ def test_a_served_model_answers_learns_and_stops_when_it_is_told_to(bundle, tmp_
             assert (many.status_code, "Too many files" in many.json()["error"]) == (400, True)
             assert client.post("/predict", content=b"x" * 33_000_000).status_code == 413
             assert client.get("/health").json()["unsaved_changes"] == 0
+            logged = [process.stdout.readline() for _ in range(5)]
+            process.send_signal(signal.SIGHUP)
+            reloaded = process.stdout.readline()
+            assert client.get("/model").json()["model"] == learned.json()["model"]
+            whole = (tmp_path / "learned" / "model.safetensors").read_bytes()
+            (tmp_path / "learned" / "model.safetensors").write_bytes(whole[:-1])
+            process.send_signal(signal.SIGHUP)
+            logged.append(process.stdout.readline())
+            refused = process.stdout.readline()
+            assert client.post("/predict", files=form(*images)).status_code == 200
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (process.returncode, TOKEN in errors) == (0, False)
+    columns = [line.split(" ") for line in logged]
+    assert [(verb, path, status) for _, _, verb, path, status, _, _ in columns] == [
+        ("POST", "/predict", "200"),
+        ("POST", "/extend", "200"),
+        ("POST", "/predict", "400"),
+        ("POST", "/predict", "413"),
+        ("GET", "/health", "200"),
+        ("GET", "/model", "200"),
+    ]
+    assert reloaded == f"reloaded: serving 3 classes, model {learned.json()['model'][:12]}\n"
+    assert refused.startswith("not reloaded, the former model goes on: ")
+    assert output.splitlines()[-2:] == [
+        "stopping; 0 requests are answered first",
+        f"stopped after 7 answers and 6 predictions; what was learned is in {tmp_path / 'learned'}",
+    ]
+    (tmp_path / "learned" / "model.safetensors").write_bytes(whole)
     assert saved.classes == ("ok", "bad", "new")
     assert saved.predict(images[0]).label == "new"
     assert load_learner(bundle).classes == ("ok", "bad")
