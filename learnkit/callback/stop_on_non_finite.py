@@ -2,14 +2,16 @@
 
 import math
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 import torch
 from fastai.callback.core import CancelFitException
-from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback
+from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback, TrackerCallback
+from fastcore.basics import listify
 from torch import nn
 
 from learnkit.callback.base import TrainingCallback, current_lr
@@ -25,7 +27,8 @@ class StopOnNonFinite(TrainingCallback):
     A copy of the weights is taken when training starts, every `every` batches and at the end of
     each epoch, if they are finite. `NonFiniteLossError` names epoch, batch, learning rate and the
     images of the batch; it is raised after the fit has been cleaned up, so the learner can be
-    trained on with a lower rate. Also refuses to train on a loader without batches, and keeps a
+    trained on with a lower rate. Also refuses to train on a loader without batches, or with a
+    callback that watches a measure of validation images where there are none, and keeps a
     `SaveModelCallback` that saved nothing in a fit from loading the file of an earlier one. Beside
     fastai's `TerminateOnNaNCallback`, which asks for a quiet stop, it lets that one stop.
 
@@ -50,6 +53,8 @@ class StopOnNonFinite(TrainingCallback):
         """Refuse a loader without batches and a network that is not finite to begin with."""
         if len(self.dls.train) == 0:  # fastai would report a loss of NaN
             self._stop(DataError(no_batches(self.dls.train)))
+        if self.epoch == 0 and (sentence := _nothing_to_watch(self.learn)):
+            self._stop(DataError(sentence))
         if self._good is None and not self._quiet:
             if (name := first_non_finite(self.model.state_dict())) is not None:
                 self._stop(NonFiniteLossError(_bad_start(name)))
@@ -212,6 +217,40 @@ def no_batches(dl: Any) -> str:
         f"the training loader has 0 batches: {n} images, batch size {bs}, and the last, incomplete "
         f"batch is dropped; use a batch size of at most {n}, or drop_last=False"
     )
+
+
+def _nothing_to_watch(learn: Any) -> str | None:
+    """What to say of a callback that watches validation images where there are none."""
+    if len(learn.dls.loaders) < 2 or len(learn.dls.valid):
+        return None
+    for cb in learn.cbs:
+        if isinstance(cb, TrackerCallback) and cb.run and not cb.monitor.startswith("train_"):
+            return (
+                f"{type(cb).__name__} watches {cb.monitor!r}, and there are no validation images "
+                "to measure it on: give some, as by ImageDataset.split(), or let it watch "
+                "monitor='train_loss'"
+            )
+    return None
+
+
+@contextmanager
+def explained_monitors(learn: Any, cbs: Any) -> Iterator[None]:
+    """Say of a callback that watches what no epoch measures, and so ended the fit, what there is.
+
+    Raises:
+        DataError: One of those of `learn`, or of `cbs`, does.
+    """
+    try:
+        yield
+    except (AssertionError, IndexError) as error:  # fastai's, of which the message is lost
+        measured = list(getattr(learn.recorder, "metric_names", ()))[1:]
+        for cb in [*learn.cbs, *listify(cbs)]:
+            if isinstance(cb, TrackerCallback) and measured and cb.monitor not in measured:
+                raise DataError(
+                    f"{type(cb).__name__} watches {cb.monitor!r}, which no epoch measures; there "
+                    f"are {first_few(map(repr, measured), len(measured))}"
+                ) from error
+        raise
 
 
 def _bad_start(name: str) -> str:

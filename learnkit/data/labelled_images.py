@@ -65,7 +65,7 @@ def labelled_images(
     if isinstance(data, Labelled) and labels is None:
         return grouped_images(data, group)
     if labels is None or isinstance(data, Mapping):
-        data = _dataset_of(data, case_sensitive=case_sensitive)
+        data = dataset_of(data, case_sensitive=case_sensitive)
     if is_dataset(data):
         return _of_dataset(data, labels, group)
     items = files_or_images(data)
@@ -112,7 +112,7 @@ def images_of_split(data: Any, splits: Sequence[str]) -> tuple[list[Any], list[H
         if any(path.parent == Path(data) for path in files):
             return files, None
     if _is_folder(data) or _is_table(data) or isinstance(data, Mapping):
-        data = _dataset_of(data)
+        data = dataset_of(data)
     if not is_dataset(data):
         return files_or_images(data), None
     name = next((name for name in splits if name in getattr(data, "splits", ())), None)
@@ -143,7 +143,7 @@ def files_or_images(data: Any) -> list[Any]:
         DataError: it is none of these.
     """
     if isinstance(data, Mapping):
-        data = _dataset_of(data)
+        data = dataset_of(data)
     if isinstance(data, Labelled):
         return list(data.items)
     if is_dataset(data):
@@ -171,7 +171,8 @@ def files_or_images(data: Any) -> list[Any]:
 
 def is_dataset(data: Any) -> bool:
     """Whether `data` is an ImageDataset, or behaves like one; pandas is not imported to ask."""
-    return hasattr(data, "paths") and hasattr(data, "labels")
+    # fastai's loaders answer for all that their dataset has
+    return all(hasattr(data, name) for name in ("paths", "labels")) and not hasattr(data, "dataset")
 
 
 def has_labels(data: Any) -> bool:
@@ -189,7 +190,7 @@ def _is_table(data: Any) -> bool:
     return isinstance(data, getattr(sys.modules.get("pandas"), "DataFrame", ()))
 
 
-def _dataset_of(data: Any, *, case_sensitive: bool = False) -> Any:
+def dataset_of(data: Any, *, case_sensitive: bool = False) -> Any:
     """The dataset that a folder of class folders, a table or a DLDataset is; others as they are.
 
     Raises:
@@ -210,6 +211,26 @@ def _dataset_of(data: Any, *, case_sensitive: bool = False) -> Any:
     if is_path:
         return ImageDataset.from_folder(data, case_sensitive=case_sensitive)
     return ImageDataset.from_df(data, Path.cwd(), case_sensitive=case_sensitive)
+
+
+def labelled_dataset(data: Any, name: str = "dataset") -> Any:
+    """The dataset that is meant by `data`: one, a folder of class folders, a table, a DLDataset.
+
+    Args:
+        data: what was given.
+        name: the argument it was given as.
+
+    Raises:
+        DataError: It is none of these.
+    """
+    found = dataset_of(data)
+    if not is_dataset(found):
+        raise DataError(
+            f"`{name}` is a {type(data).__name__}; give labelled images: an ImageDataset, a folder "
+            "with a folder per class, a table with the columns path and label, or HALCON's "
+            "DLDataset"
+        )
+    return found
 
 
 def _of_dataset(data: ImageDataset, labels: Any, group: Any) -> Labelled:

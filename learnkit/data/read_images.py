@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from learnkit.data.arguments import check_number
 from learnkit.errors import ImageReadError, UnreadableImagesError
 
 _PATIENCE = 1  # seconds for a reader to end
@@ -53,7 +54,12 @@ def read_images(
 def load_ahead(
     load: Callable[[Any], Any], items: Iterable[Any], *, n_ahead: int, n_workers: int
 ) -> Iterator[tuple[Any, Any]]:
-    """Each item with `load(item)` or the ImageReadError it raised, at most `n_ahead` waiting."""
+    """Each item with `load(item)` or the ImageReadError it raised, at most `n_ahead` waiting.
+
+    Raises:
+        DataError: `n_workers` is no whole number from 0 on.
+    """
+    check_number("n_workers", n_workers, least=0)
 
     def load_or_error(item: Any) -> Any:
         try:

@@ -21,10 +21,12 @@ from learnkit.storage.read_folder import MANIFEST
 
 SPLIT_FOLDERS = {
     "train": "train",
+    "training": "train",
     "valid": "valid",
     "val": "valid",
     "validation": "valid",
     "test": "test",
+    "testing": "test",
 }
 
 

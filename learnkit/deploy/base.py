@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.data.image import find_images
+from learnkit.data.labelled_images import files_or_images
 from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import watched
@@ -54,6 +55,12 @@ _ELSEWHERE = {
     ),
 }
 _ELSEWHERE["data"] = _ELSEWHERE["dls"]
+
+
+def _images(items: Any) -> Iterable[Any]:
+    """`items` one by one; of a single path, a folder or a dictionary the images it stands for."""
+    single = isinstance(items, str | bytes | os.PathLike | Mapping)
+    return files_or_images(items) if single else items
 
 
 class BasePredictor(Shown):
@@ -204,7 +211,7 @@ class BasePredictor(Shown):
 
         Raises like `predict`.
         """
-        stream = predict_stream(self, items, bs=bs, n_workers=n_workers)
+        stream = predict_stream(self, _images(items), bs=bs, n_workers=n_workers)
         return [raised(result) for _, result in stream]
 
     def get_preds(
@@ -277,6 +284,7 @@ class BasePredictor(Shown):
             PredictionError: `out` with other work in it than this, or images that are no files.
             PredictionFileError: `out` cannot be written.
         """
+        paths = _images(paths)
         if out is not None:
             return predict_to_file(
                 self,

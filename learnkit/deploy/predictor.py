@@ -50,7 +50,6 @@ from learnkit.inference.scoring import logits_of, predictions
 from learnkit.report.document import Document
 
 if TYPE_CHECKING:
-    from learnkit.data.dataset import ImageDataset
     from learnkit.evaluation.evaluate import Evaluation
     from learnkit.optimize.conversion_report import ConversionReport
     from learnkit.optimize.gates import Gates
@@ -305,7 +304,7 @@ class Predictor(BasePredictor):
 
     def evaluate(
         self,
-        dataset: ImageDataset,
+        dataset: Any,
         *,
         ood: Any = None,
         bs: int = BATCH,
@@ -319,7 +318,8 @@ class Predictor(BasePredictor):
         known to have learned, by features of the same `bs` and backend.
 
         Args:
-            dataset: labelled images.
+            dataset: labelled images: an ImageDataset, a folder with a folder per class, a table
+                with the columns path and label, or HALCON's DLDataset.
             ood: images that are of no class the model knows: a folder, files, or a dataset. The
                 summary then tells how well they are told apart: `detection_rate` is the share of
                 them flagged, `auroc` the area under the ROC curve, `fpr_at_95_tpr` the share of
@@ -329,7 +329,7 @@ class Predictor(BasePredictor):
             progress: show a progress bar.
 
         Raises:
-            DataError: `dataset` has labels this model does not know.
+            DataError: `dataset` has no labels, or some this model does not know.
             UnreadableImagesError: images cannot be read; all of them are named, and the error's
                 `evaluation` is that of the others.
             ContinualNotInitializedError: `ood`, and the model detects none such.

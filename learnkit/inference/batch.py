@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 BATCH = 16  # small enough that filling up the last batch costs little
 
 
+def check_batch_size(bs: Any) -> None:
+    """Raise PredictionError unless `bs` is a whole number from 1 on."""
+    if not isinstance(bs, int) or isinstance(bs, bool) or bs < 1:
+        raise PredictionError(f"`bs`={bs!r}; a batch has at least one image: give a whole number")
+
+
 class Predicts(Protocol):
     """What can predict many images: a `Predictor`, with torch or without."""
 
@@ -43,8 +49,7 @@ def predict_stream(
     Every forward pass has `bs` images, the last of them repeated where fewer could be read. While
     one batch is in the network the images of the next two are being decoded.
     """
-    if bs < 1:
-        raise PredictionError(f"`bs`={bs}; a batch has at least one image")
+    check_batch_size(bs)
     loaded = load_ahead(predictor.load, items, n_ahead=2 * bs, n_workers=n_workers)
     for batch in chunks(loaded, bs):
         images = [image for _, image in batch if not isinstance(image, LearnkitError)]

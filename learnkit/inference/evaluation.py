@@ -10,7 +10,7 @@ import numpy as np
 
 from learnkit.continual.classifier import check_detects_ood
 from learnkit.continual.label_issues import optimism
-from learnkit.data.labelled_images import image_paths
+from learnkit.data.labelled_images import image_paths, labelled_dataset
 from learnkit.data.read_images import image_name, unreadable_images, watched
 from learnkit.errors import DataError, ImageReadError
 from learnkit.inference.batch import Predicts, predict_stream
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 
 def evaluate_predictor(
-    predictor: Any, dataset: ImageDataset, *, ood: Any, bs: int, n_workers: int, progress: bool
+    predictor: Any, dataset: Any, *, ood: Any, bs: int, n_workers: int, progress: bool
 ) -> Evaluation:
     """How good the predictions for all images of `dataset` are; see `Predictor.evaluate`."""
     import torch
 
     from learnkit.evaluation.evaluate import evaluate
 
+    dataset = labelled_dataset(dataset)
     targets = encoded_labels(dataset, predictor.classes, predictor.multi_label)
     unknown = [] if ood is None else image_paths(ood)
     if ood is not None:

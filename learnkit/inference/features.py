@@ -14,7 +14,7 @@ from learnkit.backends.session import Session
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import chunks, image_name, read_images
 from learnkit.errors import PredictionError
-from learnkit.inference.batch import padded
+from learnkit.inference.batch import check_batch_size, padded
 from learnkit.inference.model import Model
 
 
@@ -38,8 +38,7 @@ def feature_rows(
         UnreadableImagesError: images cannot be read; all of them are named.
         PredictionError: features are not finite; the images are named.
     """
-    if bs < 1:
-        raise PredictionError(f"`bs`={bs}; a batch has at least one image")
+    check_batch_size(bs)
     read = read or network.features
     loaded = read_images(
         recipe.pixels,

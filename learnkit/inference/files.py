@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from learnkit.data.arguments import check_number
 from learnkit.data.read_images import watched
 from learnkit.errors import LearnkitError, PredictionError, PredictionFileError
-from learnkit.inference.batch import BATCH, predict_stream
+from learnkit.inference.batch import BATCH, check_batch_size, predict_stream
 from learnkit.inference.digest import model_digest, same_state, state_of
 from learnkit.inference.prediction_log import PredictionLog, opened_log, refusal
 from learnkit.inference.prediction_table import (
@@ -94,8 +95,8 @@ def predict_to_file(
         PredictionFileError: the disk refuses, or another process writes the same table.
         MissingExtraError: Parquet without pyarrow.
     """
-    if bs < 1:
-        raise PredictionError(f"`bs`={bs}; a batch has at least one image")
+    check_batch_size(bs)
+    check_number("n_workers", n_workers, least=0)
     target, files = Path(out), [_checked_path(path) for path in paths]
     kind, place = table_kind(target), log_path(target)
     _check_target(target)

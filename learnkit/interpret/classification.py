@@ -203,7 +203,15 @@ class ClassificationInterpretation(Shown):
     def most_confused(
         self, min_val: int = 1, slice_size: int | None = None
     ) -> list[tuple[str, str, int]]:
-        """The mistakes made at least `min_val` times: (actual, predicted, n), commonest first."""
+        """The mistakes made at least `min_val` times: (actual, predicted, n), commonest first.
+
+        Raises:
+            InterpretationError: `min_val` is no number, or an image may have several labels.
+        """
+        if isinstance(min_val, bool) or not isinstance(min_val, int | float | np.number):
+            raise InterpretationError(
+                f"`min_val` is {min_val!r}; give how often a mistake was made at least, such as 2"
+            )
         if self.outputs.multi_label:
             raise InterpretationError(
                 "A sample may have several labels, so none is taken for another;"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learnkit.data.labelled_images import dataset_of, is_dataset, labelled_dataset
 from learnkit.errors import InterpretationError
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import randomness_kept
@@ -62,12 +63,21 @@ class Source:
     @classmethod
     @randomness_kept()  # making a loader draws a seed for it
     def of(cls, learn: Any, dl: Any = None, *, ds_idx: int = 1, data: Any = None) -> Source:
-        """The samples of `dl`, else of the ImageDataset `data`, else of `learn.dls[ds_idx]`."""
+        """The samples of `dl`, else of the dataset `data`, else of `learn.dls[ds_idx]`.
+
+        A dataset may stand for `dl` too: whatever brings its own labels, see `labelled_dataset`.
+
+        Raises:
+            InterpretationError: both are given, or `dl` gives no batches; `ds_idx` is of none.
+            DataError: `data` is no labelled images.
+        """
         if dl is not None and data is not None:
             raise InterpretationError("`dl` and `data` both name the samples; give one of them")
-        if data is not None:
+        if data is not None or is_dataset(dl := dataset_of(dl)):
+            data = dl if data is None else labelled_dataset(data, "data")
             return cls(_unlabelled_dl(learn, data), targets=_targets_of(learn, data))
         if dl is not None:
+            _check_loader(dl)
             return cls(dl)
         loaders = learn.dls.loaders
         if not -len(loaders) <= ds_idx < len(loaders):
@@ -124,6 +134,11 @@ def split_batch(learn: Any, batch: Any) -> tuple[tuple, Tensor | None]:
     batch = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
     n_inputs = getattr(learn.dls, "n_inp", max(1, len(batch) - 1))
     xb, yb = batch[:n_inputs], batch[n_inputs:]
+    if other := next((x for x in xb if not isinstance(x, Tensor)), None):
+        raise InterpretationError(
+            f"`dl` gives a {type(other).__name__} where a batch of images as tensors is expected; "
+            "give a loader, or images with labels as `data`: an ImageDataset, or a folder"
+        )
     if len(yb) > 1:
         raise InterpretationError(
             f"A batch has {len(yb)} targets; interpretation of classifiers needs one"
@@ -144,6 +159,20 @@ def to_picture(image: Tensor) -> np.ndarray:
         image = (image - image.min()) / (image.max() - image.min())
     channels = image.clamp(0, 1)
     return (channels[0] if len(channels) < 3 else channels[:3].permute(1, 2, 0)).numpy()
+
+
+def _check_loader(dl: Any) -> None:
+    """Raise InterpretationError where no batches can come of `dl`."""
+    if hasattr(dl, "loaders"):
+        raise InterpretationError(
+            f"`dl` is a {type(dl).__name__} of {len(dl.loaders)} loaders; give one of them, such "
+            "as `dl=dls.valid`, or all labelled images as an ImageDataset"
+        )
+    if not hasattr(dl, "__iter__"):
+        raise InterpretationError(
+            f"`dl` is a {type(dl).__name__}; give a loader, an ImageDataset, or a folder with a "
+            "folder per class"
+        )
 
 
 def _is_fastai(dl: Any) -> bool:
@@ -238,9 +267,10 @@ def _targets_of(learn: Any, data: Any) -> Tensor:
     sets = [set(label) if data.multi_label else {label} for label in data.labels]
     unknown = sorted({str(name) for names in sets for name in names} - set(number))
     if unknown:
+        known = ", ".join(classes[:10]) or "no class yet"
         raise InterpretationError(
             f"`data` has labels the learner does not know: {', '.join(unknown[:5])}; it knows"
-            f" {', '.join(classes[:10])}. Filter `data`, or train on those classes too"
+            f" {known}. Filter `data`, or train on those classes too"
         )
     if not data.multi_label:
         return torch.tensor([number[label] for label in data.labels], dtype=torch.int64)

@@ -1,16 +1,19 @@
-"""Arguments of `cnn_learner`: whose they are, and what was meant by those nobody takes."""
+"""Arguments of `cnn_learner` and `dataloaders`: whose they are, and what was meant otherwise."""
 
+import dataclasses
 import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.learner import Learner
 
+from learnkit.data.preprocess import Preprocessing
 from learnkit.models.arch import resolve_arch
 
 # Names of fastai v1, of v2's vision_learner and of other libraries.
@@ -22,6 +25,15 @@ _ALSO = {
     "loss": "loss_func",
     "optimizer": "opt_func",
     "pool": "concat_pool",
+}
+# What fastai and torch call arguments of `dataloaders`, and where what it has none of is done.
+_OF_LOADERS = {
+    "batch_size": "did you mean `bs`?",
+    "batch_tfms": "did you mean `augment`?",
+    "val_bs": "`bs` is that of validation images, too",
+    "shuffle": "training images are shuffled by `seed`, others never",
+    "valid_pct": "split the dataset first: dataset.split(valid=0.2)",
+    "normalize": "cnn_learner normalises as the network was trained; see its `normalize`",
 }
 _OF_LEARNER = [*inspect.signature(Learner.__init__).parameters][3:]  # without self, dls, model
 
@@ -62,9 +74,22 @@ def explained_arguments(function: Callable, arch: Any, passed: Mapping[str, Any]
         raise TypeError(_unknown(function, found[1], None, arch)) from error
 
 
+def check_keywords(recipe: Mapping[str, Any]) -> None:
+    """Raise TypeError where one is no argument of `ImageDataset.dataloaders`."""
+    fields = [field.name for field in dataclasses.fields(Preprocessing)]
+    own = [*fields, "bs", "augment", "item_tfms", "preprocessing", "seed", "num_workers", "device"]
+    for name in recipe:
+        if name in fields:
+            continue
+        near = difflib.get_close_matches(name, own, 1, 0.6)
+        guess = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(own)}"
+        remedy = _OF_LOADERS.get(name, guess)
+        raise TypeError(f"dataloaders has no argument `{name}`; {remedy}")
+
+
 def check_order(pretrained: Any, cut: Any, split_on: Any) -> None:
     """Raise TypeError where arguments came in the order of fastai v2's `vision_learner`."""
-    if isinstance(split_on, bool):
+    if isinstance(split_on, bool | str | Path | int):  # none of which parameters are grouped by
         raise TypeError(
             f"`split_on` is {split_on!r}; the third to fifth argument of cnn_learner are, as in "
             "fastai v1, pretrained, cut and split_on, in vision_learner normalize, n_out and "

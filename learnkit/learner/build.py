@@ -6,14 +6,18 @@ from typing import Any
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import RegressionSetup, get_c
-from fastai.vision.core import PointScaler
+from fastai.data.transforms import get_c
 from torch import nn
 
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, InputSizeError
 from learnkit.interpret.learner_state import names_of
-from learnkit.learner.dataloaders import empty_dataloaders, is_normalized, with_normalization
+from learnkit.learner.dataloaders import (
+    check_class_labels,
+    empty_dataloaders,
+    is_normalized,
+    with_normalization,
+)
 from learnkit.models.create import create_cnn_model
 
 
@@ -36,7 +40,7 @@ def assemble(
     """
     if dls is None or arch is None:
         raise TypeError("cnn_learner needs `dls` and `arch`, as in cnn_learner(dls, 'resnet18')")
-    _check_labels(dls)
+    check_class_labels(dls)
     channels, *size = _image_shape(dls)
     if n_in not in (None, channels):
         raise InputSizeError(
@@ -58,19 +62,6 @@ def assemble(
         **model_args,
     )
     return model, dls if normalize is False else _normalized(dls, model[0], channels)
-
-
-def _check_labels(dls: DataLoaders) -> None:
-    """Raise DataError where images are labelled with numbers or points instead of classes."""
-    tls = getattr(getattr(dls.train, "dataset", None), "tls", None) or ()
-    of_items = getattr(getattr(dls.train, "after_item", None), "fs", ())  # torch's have none
-    for tfm in [*(tfm for tl in tls for tfm in tl.tfms.fs), *of_items]:
-        if isinstance(tfm, RegressionSetup | PointScaler):
-            raise DataError(
-                "the labels of `dls` are numbers or points, not classes (its transforms have "
-                f"{type(tfm).__name__}); learnkit classifies images: use fastai's vision_learner "
-                "for regression, or label the images with classes"
-            )
 
 
 def loaders_without_data(size: Any, channels: int | None) -> DataLoaders:

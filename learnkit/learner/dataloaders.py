@@ -10,6 +10,7 @@ from typing import Any
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 import numpy as np
+import torch
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import (
     Categorize,
@@ -18,8 +19,10 @@ from fastai.data.transforms import (
     MultiCategorize,
     Normalize,
     OneHotEncode,
+    RegressionSetup,
     ToTensor,
 )
+from fastai.vision.core import PointScaler
 from fasttransform import Pipeline, Transform
 from PIL import Image
 
@@ -37,6 +40,7 @@ from learnkit.interpret.normalization import (
     normalization_of,
     note_conventions,
 )
+from learnkit.learner.arguments import check_keywords
 from learnkit.learner.augmentation import batch_augmentation, item_augmentation
 from learnkit.learner.transforms import LabelOf, ReadImage, ResizeLikeRecipe
 
@@ -92,14 +96,17 @@ def image_dataloaders(
         **recipe: Further fields of `Preprocessing`, such as `crop` or `bit_depth`.
 
     Raises:
+        TypeError: An argument is unknown; what is named nearly so is suggested.
         DataError: Too few images, or a label of valid or test does not occur in train; an argument
             is wrong, or `augment` has a transform that has to be for all images.
         SplitError: The dataset has no training images.
     """
+    check_keywords(recipe)
     check_number("bs", bs, least=1)
     check_number("seed", seed, least=0)
     if num_workers is not None:
         check_number("num_workers", num_workers, least=0)
+    _check_device(device)
     check_training_splits(dataset.frame, multi_label=dataset.multi_label, validated=False)
     if "valid" not in dataset.splits:
         warn_user(_NO_VALIDATION)
@@ -132,6 +139,18 @@ def image_dataloaders(
         dls = with_normalization(dls, preprocessing.mean, preprocessing.std)
     dls.preprocessing, dls.image_dataset = preprocessing, dataset
     return dls
+
+
+def _check_device(device: Any) -> None:
+    """Raise DataError unless torch knows the device and this machine has it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        told = str(error).splitlines()[0]
+        raise DataError(
+            f"`device` is {device!r}, which cannot be used here: {told:.200}; give 'cpu', 'cuda' "
+            "where there is a GPU, or None for fastai's choice"
+        ) from error
 
 
 def empty_dataloaders(
@@ -235,6 +254,19 @@ def is_multi_label(dls: DataLoaders) -> bool:
     )
 
 
+def check_class_labels(dls: DataLoaders) -> None:
+    """Raise DataError where images are labelled with numbers or points instead of classes."""
+    tls = getattr(getattr(dls.train, "dataset", None), "tls", None) or ()
+    of_items = getattr(getattr(dls.train, "after_item", None), "fs", ())  # torch's have none
+    for tfm in [*(tfm for tl in tls for tfm in tl.tfms.fs), *of_items]:
+        if isinstance(tfm, RegressionSetup | PointScaler):
+            raise DataError(
+                "the labels of `dls` are numbers or points, not classes (its transforms have "
+                f"{type(tfm).__name__}); learnkit classifies images: use fastai's vision_learner "
+                "for regression, or label the images with classes"
+            )
+
+
 def is_normalized(dls: DataLoaders) -> bool:
     """Return True if a `Normalize` already runs on the validation batches."""
     return _normalizes(dls.valid)
@@ -264,8 +296,10 @@ def agreeing_loaders(model: Any, dls: DataLoaders) -> DataLoaders:
     """Return `dls`, or a copy that normalises as the network's pixels were when it was trained.
 
     Raises:
-        DataError: They normalise otherwise, or have classes the network has no output for.
+        DataError: They normalise otherwise, have classes the network has no output for, or labels
+            that are no classes.
     """
+    check_class_labels(dls)
     _check_classes(network_classes(model), names_of(dls))
     wanted = network_normalization(model)
     found = [normalization_of(dl) for dl in dls.loaders]

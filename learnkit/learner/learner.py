@@ -18,7 +18,11 @@ from fastcore.basics import listify
 from torch import nn
 
 from learnkit.callback.history import TrainingHistory
-from learnkit.callback.stop_on_non_finite import StopOnNonFinite, no_batches
+from learnkit.callback.stop_on_non_finite import (
+    StopOnNonFinite,
+    explained_monitors,
+    no_batches,
+)
 from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
 from learnkit.continual.names import name_list, new_names
@@ -49,6 +53,7 @@ from learnkit.learner.export import (
 from learnkit.learner.label_metrics import comparable_loss, metrics_of_loss
 from learnkit.learner.saving import (
     explained_batches,
+    explained_divergence,
     explained_mismatch,
     load_with_state,
     save_with_state,
@@ -200,8 +205,10 @@ class ImageLearner(Learner):
         Raises:
             ContinualStateError: The learner is in the continual state; the message names ways out.
             OodLockedError: `fit_ood` has derived something from the present network.
+            DataError: No batches to train on, or a callback watches what nothing measures.
         """
-        with training(self):
+        cbs = kwargs.get("cbs", args[3] if len(args) > 3 else None)
+        with training(self), explained_monitors(self, cbs):
             super().fit(*args, **kwargs)
 
     def fine_tune(self, *args: Any, **kwargs: Any) -> None:
@@ -234,7 +241,8 @@ class ImageLearner(Learner):
         """Learning rates suggested by a mock training, as in fastai; nothing is changed.
 
         Raises:
-            DataError: The training loader has no batches, or an argument is no rate or count.
+            DataError: The training loader has no batches, an argument is no rate or count, or the
+                loss diverged before anything could be suggested.
         """
         check_trainable(self)
         if len(self.dls.train) == 0:
@@ -243,7 +251,8 @@ class ImageLearner(Learner):
         check_number("num_it", num_it, least=6 if suggests else 1)
         if not isinstance(start_lr, Iterable) and not start_lr > 0:
             raise DataError(f"`start_lr` is {start_lr!r}; give a rate above 0, such as 1e-7")
-        return super().lr_find(start_lr, end_lr, num_it, *args, **kwargs)
+        with explained_divergence(self, num_it):
+            return super().lr_find(start_lr, end_lr, num_it, *args, **kwargs)
 
     def save(self, file: Any, **kwargs: Any) -> Path:
         """The file written: weights, optimizer state, and in the continual state what was learned.
@@ -370,6 +379,9 @@ class ImageLearner(Learner):
         ood: Any = None,
     ) -> Evaluation:
         """`.summary`, `.per_class` and `.confusion` of a loader, a dataset or a split by index.
+
+        A dataset is an ImageDataset, a folder with a folder per class, a table with the columns
+        path and label, or HALCON's DLDataset; as `dl` or as `data`.
 
         Where the learner detects OOD, the summary has the `false_alarm_rate` on these images;
         with images of no known class (`ood`: a loader, a folder, files) also `detection_rate`,

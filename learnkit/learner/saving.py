@@ -8,6 +8,7 @@ what renamed classes were called in training.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from learnkit.interpret.learner_state import ContinualRecord, names_of
 from learnkit.learner.trained_head import untrained_head
 
 _EXTRA = ".learnkit.safetensors"
+_SKIPPED, _WINDOW = 5, 16  # losses that fastai leaves out, and those it compares at once
 _CONFIG = "1.config"  # what only the state of a continual head has
 
 
@@ -138,6 +140,28 @@ def explained_batches(learn: Any) -> Iterator[None]:
             f"a reading process died in a pass of {len(learn.dl)} batches: {error}. Usually "
             "memory ran out, or the shared memory in /dev/shm: use a smaller `bs` or fewer "
             "`num_workers`; with num_workers=0 an unreadable image is named"
+        ) from error
+
+
+@contextmanager
+def explained_divergence(learn: Any, num_it: int) -> Iterator[None]:
+    """Explain a search for learning rates whose losses are too few to suggest one.
+
+    Raises:
+        DataError: The loss grew at once, or was no number; the message has the rate.
+    """
+    try:
+        yield
+    except IndexError as error:
+        losses = [float(loss) for loss in learn.recorder.losses]
+        finite = sum(map(math.isfinite, losses))
+        if not losses or finite > num_it // 10 + _SKIPPED + _WINDOW:
+            raise
+        raise DataError(
+            f"lr_find has {finite} finite losses of {num_it} wanted, too few to suggest a rate: "
+            f"the last one is {losses[-1]:.3g} at the rate {float(learn.recorder.lrs[-1]):.3g}. "
+            "Start lower, as by start_lr=1e-7, look at the network's weights if it is so from the "
+            "start, or take more steps with `num_it`"
         ) from error
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.label_issues import learned_notes, optimism
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.read_images import file_of
 from learnkit.errors import OodLockedError, OodUnsupportedError, warned_after
@@ -178,8 +177,7 @@ def _outputs(learn: Any, dl: Any, ds_idx: int, *, with_features: bool = False) -
     """Outputs as they are, or of a pass over a loader, a dataset or a split of the learner."""
     if isinstance(dl, Outputs):
         return dl
-    given = {"data": dl} if isinstance(dl, ImageDataset) else {"dl": dl}
-    return collect_outputs(learn, **given, ds_idx=ds_idx, with_features=with_features)
+    return collect_outputs(learn, dl, ds_idx=ds_idx, with_features=with_features)
 
 
 def _calibrate_sets(

@@ -2,11 +2,16 @@ import pickle
 
 import pytest
 import torch
-from fastai.basics import Callback, CancelFitException
-from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback
+from fastai.basics import Callback, CancelFitException, DataLoaders
+from fastai.callback.tracker import (
+    EarlyStoppingCallback,
+    ReduceLROnPlateau,
+    SaveModelCallback,
+    TerminateOnNaNCallback,
+)
 from helpers import toy_learner
 
-from learnkit.callback.stop_on_non_finite import StopOnNonFinite
+from learnkit.callback.stop_on_non_finite import StopOnNonFinite, explained_monitors
 from learnkit.errors import DataError, NonFiniteLossError
 from learnkit.storage.formats import first_non_finite
 
@@ -335,3 +340,26 @@ def test_beside_terminate_on_nan_the_stop_is_quiet(poison):
 def test_beside_terminate_on_nan_a_loader_without_batches_is_still_refused():
     with pytest.raises(DataError, match="0 batches"):
         toy_learner([TerminateOnNaNCallback(), StopOnNonFinite()], n=12, bs=64).fit(1)
+
+
+@pytest.mark.parametrize("kind", [SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau])
+@pytest.mark.parametrize("monitor", ["valid_loss", "accuracy"])
+def test_a_measure_of_validation_images_is_not_watched_without_any(kind, monitor):
+    learn = toy_learner(cbs=StopOnNonFinite())
+    learn.dls = DataLoaders(learn.dls.train, learn.dls.valid.new(n=0))
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    with pytest.raises(DataError, match=f"^{kind.__name__} watches '{monitor}', and there are no"):
+        learn.fit(1, cbs=kind(monitor=monitor))
+    assert_same(before, learn.model)
+    learn.fit(1, cbs=kind(monitor="train_loss"))  # what there is may be watched
+
+
+def test_a_measure_that_no_epoch_has_is_named_with_those_there_are():
+    learn = toy_learner()
+    with (
+        pytest.raises(DataError, match=r"watches 'acc', which .* there are .*'accuracy', 'time'$"),
+        explained_monitors(learn, SaveModelCallback(monitor="acc")),
+    ):
+        learn.fit(1, cbs=SaveModelCallback(monitor="acc"))
+    with pytest.raises(IndexError, match=r"^mine$"), explained_monitors(learn, None):
+        raise IndexError("mine")

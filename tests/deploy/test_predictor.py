@@ -359,3 +359,42 @@ def test_html_escapes_names_and_repr_says_what_it_is(predictor):
 
 def test_a_given_device_is_where_it_runs(predictor):
     assert make_predictor(device="cpu").device == torch.device("cpu")
+
+
+def test_evaluate_takes_labelled_images_in_every_form_and_names_the_rest(predictor, tmp_path):
+    predictor.set(class_names={CLASSES[2]: "third"})
+    root = write_image_folder(tmp_path / "images", dict.fromkeys(predictor.classes, 3))
+    data = ImageDataset.from_folder(root)
+    known = predictor.evaluate(data, progress=False).summary
+    for form in (root, str(root), data.to_halcon()):
+        assert predictor.evaluate(form, progress=False).summary.equals(known)
+    for wrong in ([root], None, 3, data.split(seed=0).dataloaders(size=32, bs=4).valid):
+        with pytest.raises(DataError, match=r"^`dataset` is a \w+; give labelled images: an Image"):
+            predictor.evaluate(wrong, progress=False)
+    with pytest.raises(DataError, match="a dictionary with the keys 'a'"):
+        predictor.evaluate({"a": 1}, progress=False)
+
+
+@pytest.mark.parametrize("name", ["bs", "n_workers"])
+@pytest.mark.parametrize("value", [-1, 2.0, "8", None, True])
+def test_counts_of_a_pass_are_whole_numbers(predictor, tmp_path, name, value):
+    images, message = [picture()] * 2, f"^`{name}`( is |=){value!r}; .*whole number"
+    write_image_folder(tmp_path, {"a": 2})
+    files = sorted(tmp_path.rglob("*.png"))
+    for verb in (predictor.predict_batch, predictor.get_preds, predictor.features):
+        with pytest.raises((PredictionError, DataError), match=message):
+            verb(images, **{name: value})
+    with pytest.raises((PredictionError, DataError), match=message):
+        predictor.predict_files(files, out=tmp_path / "t.csv", progress=False, **{name: value})
+    assert not list(tmp_path.glob("t.csv*"))
+
+
+def test_one_path_or_a_folder_is_no_list_of_characters(predictor, tmp_path):
+    write_image_folder(tmp_path, {"a": 2})
+    files = sorted(tmp_path.rglob("*.png"))
+    expected = [one.label for one in predictor.predict_batch(files)]
+    assert [one.label for one in predictor.predict_batch(str(tmp_path))] == expected
+    assert [one.label for one in predictor.predict_batch(str(files[0]))] == expected[:1]
+    assert len(predictor.predict_files(tmp_path, progress=False)) == 2
+    with pytest.raises(DataError, match="a dictionary with the keys 'a'"):
+        predictor.predict_batch({"a": files})

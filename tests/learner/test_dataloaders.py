@@ -514,3 +514,24 @@ class TestNewItems:
         path = write_image_folder(tmp_path, {"a": 1}) / "a" / "000.png"
         with pytest.raises(DataError, match="is not known"):
             dls.test_dl([path], with_labels=True).one_batch()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("batch_size", "did you mean `bs`"),
+        ("batch_tfms", "did you mean `augment`"),
+        ("numworkers", "did you mean `num_workers`"),
+        ("shuffle", "training images are shuffled by `seed`"),
+        ("qqq", "there are size, "),
+    ],
+)
+def test_an_unknown_argument_is_named_with_what_was_meant(data, name, remedy):
+    with pytest.raises(TypeError, match=f"^dataloaders has no argument `{name}`; {remedy}"):
+        data.dataloaders(size=32, **{name: None})
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta:x", "cpu:a", []])
+def test_a_device_that_is_none_is_refused(data, device):
+    with pytest.raises(DataError, match=r"^`device` is .*cannot be used here: .*; give 'cpu'"):
+        data.dataloaders(size=32, device=device)

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 from functools import partial
 
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -15,6 +16,7 @@ import torchvision.models as tv
 from fastai.callback.core import Callback
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import BnFreeze
 from fastai.data.block import DataBlock, RegressionBlock
 from fastai.data.transforms import Normalize
@@ -40,6 +42,7 @@ from learnkit.errors import (
     DataError,
     ExportError,
     InputSizeError,
+    InterpretationError,
     NonFiniteLossError,
     UnknownArchitectureError,
     WeightsError,
@@ -283,6 +286,62 @@ class TestVerbs:
         predicted = [quiet.predict(path).label for path in data.test.paths]
         right = sum(a == b for a, b in zip(predicted, data.test.labels, strict=True))
         assert evaluation.summary["accuracy"] == pytest.approx(right / len(data.test))
+
+    def test_evaluate_takes_labelled_images_in_every_form(self, quiet, data, tmp_path):
+        known = quiet.evaluate(data=data.test).summary
+        for label, path in zip(data.test.labels, data.test.paths, strict=True):
+            (tmp_path / label).mkdir(exist_ok=True)
+            (tmp_path / label / path.name).write_bytes(path.read_bytes())
+        table = pd.DataFrame({"path": map(str, data.test.paths), "label": data.test.labels})
+        whole = ImageDataset.from_folder(tmp_path)
+        for form in (whole, tmp_path, str(tmp_path), table, whole.to_halcon()):
+            for given in ({"dl": form}, {"data": form}):
+                found = quiet.evaluate(**given).summary
+                assert found["accuracy"] == known["accuracy"]
+                assert found["log_loss"] == pytest.approx(known["log_loss"], abs=1e-6)
+        assert (
+            quiet.outputs(dl=data.test).targets.tolist()
+            == quiet.outputs(data=data.test).targets.tolist()
+        )
+
+    @pytest.mark.parametrize("verb", ["evaluate", "interpret", "outputs", "calibrate"])
+    def test_what_gives_no_batches_is_refused_with_what_does(self, quiet, verb):
+        paths = [str(path) for path in quiet.dls.valid.items]
+        given = {
+            "of 3 loaders; give one of them": quiet.dls,
+            "`dl` is a int; give a loader": 3,
+            "`dl` gives a str where a batch": paths,
+            "the images are a dictionary": {"a": 1},
+        }
+        for message, dl in given.items():
+            with pytest.raises((InterpretationError, DataError), match=message):
+                getattr(quiet, verb)(dl=dl)
+
+    def test_evaluate_says_what_data_can_be(self, quiet):
+        with pytest.raises(DataError, match="`data` is a list; give labelled images: an ImageD"):
+            quiet.evaluate(data=[1])
+        with pytest.raises(InterpretationError, match="both name the samples"):
+            quiet.evaluate(quiet.dls.valid, data=[1])
+
+    def test_rates_are_not_suggested_where_the_loss_diverges_at_once(self, dls, tmp_path):
+        learn = make(dls, path=tmp_path)
+        before = copy.deepcopy(learn.model.state_dict())
+        with learn.no_bar():
+            with pytest.raises(
+                DataError, match=r"^lr_find has \d+ finite losses of 20 .* Start low"
+            ):
+                learn.lr_find(start_lr=1e4, end_lr=1e10, num_it=20, show_plot=False)
+            for name, value in learn.model.state_dict().items():
+                assert torch.equal(value, before[name])
+            assert learn.lr_find(num_it=20, show_plot=False).valley > 0
+
+    def test_a_measure_nobody_has_is_not_watched(self, dls, tmp_path):
+        learn = make(dls, path=tmp_path)
+        with (
+            learn.no_bar(),
+            pytest.raises(DataError, match="SaveModelCallback watches 'f2', which"),
+        ):
+            learn.fit_one_cycle(1, cbs=SaveModelCallback(monitor="f2"))
 
     def test_history_and_its_plot(self, quiet):
         assert {"train_loss", "valid_loss", "accuracy"} <= set(quiet.history.columns)
