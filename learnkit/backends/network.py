@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -108,6 +110,12 @@ class Network(Session):
         # no_grad: tensors a shared network caches in inference mode could not be trained with later
         with self._lock, evaluating(self.model), torch.no_grad():
             return self._outputs(x)
+
+    @contextmanager
+    def alone(self) -> Iterator[nn.Module]:
+        """The model, for passes with gradients; nobody else runs a shared one meanwhile."""
+        with self._lock or nullcontext():
+            yield self.model
 
     def _outputs(self, x: Tensor) -> Outputs:
         if not self.has_body:

@@ -23,6 +23,7 @@ from learnkit.inference.batch import BATCH, predict_stream, prediction_table
 from learnkit.inference.class_names import check_assigned
 from learnkit.inference.digest import same_state
 from learnkit.inference.files import FilesReport, predict_to_file
+from learnkit.inference.heatmap import Heatmap, explain
 from learnkit.inference.model import Model
 from learnkit.inference.monitor import Monitor
 from learnkit.inference.prediction import Prediction, Result, raised
@@ -330,6 +331,39 @@ class BasePredictor(Shown):
             PredictionError: the network gives no features.
         """
         return suggest(self.record, images, n, n_workers=n_workers, progress=progress)
+
+    def heatmap(
+        self,
+        image: Any,
+        method: str = "gradcam",
+        target: str | Sequence[str] | None = None,
+        *,
+        layer: Any = None,
+        progress: bool = True,
+        **options: int,
+    ) -> Heatmap:
+        """The part of an image that speaks for a class: a `Heatmap` with `maps`, `plot`, `share`.
+
+        Args:
+            image: of any kind `predict` takes.
+            method: "gradcam"; "gradcam++", for several objects of a class; "guided", Grad-CAM down
+                to the pixels; or "occlusion", what confidence is lost where a disc covers the
+                image, for any network, converted ones too: some thousand images long.
+            target: name of the class, or several; default what is predicted.
+            layer: module whose feature map to explain, itself or its name in the network; default
+                what the body gives.
+            progress: show a progress bar, for occlusion.
+            options: of occlusion, `feature_size=30`, diameter of the discs in pixels, and
+                `sampling_size=7`, pixels from one to the next.
+
+        Raises:
+            ImageReadError: the image cannot be read.
+            InterpretationError: an unknown method, option, class or layer; gradients of a converted
+                network; a network without a feature map.
+            PredictionError: the network's output is not finite.
+        """
+        how = {"method": method, "target": target, "layer": layer, "progress": progress}
+        return explain(self.record, self.load(image), **how, **options)
 
     @property
     def is_monitored(self) -> bool:

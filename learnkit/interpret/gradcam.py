@@ -6,6 +6,7 @@ differentiated with `torch.autograd.grad`. So a frozen body makes no difference,
 covers the head only, and neither gradients, modes, hooks nor random numbers of the caller change.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from learnkit.errors import InterpretationError
 from learnkit.models.eval_mode import evaluating
 
+_ACTIVATION = re.compile("elu|silu|swish|mish")
 _CHANNELS_FIRST = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 _NOT_BODY_AND_HEAD = (
     "`heatmap=True` requires a model like `cnn_learner` produces. {found}; the rule is "
@@ -29,6 +31,7 @@ def grad_cam(
     *,
     layer: nn.Module | None = None,
     relu: bool = True,
+    plus_plus: bool = False,
 ) -> Tensor:
     """Class activation maps, float32 (N, H, W) at the feature map's size; higher = more evidence.
 
@@ -45,12 +48,15 @@ def grad_cam(
             maps and tokens (N, L, D) are recognised by the proportions of `x`; prefix tokens
             (class token, registers) are dropped.
         relu: False keeps the negative evidence too.
+        plus_plus: Grad-CAM++, whose weights find all of several objects of a class: each cell
+            counts by how much of the class's evidence it alone can explain.
 
     Raises:
         InterpretationError: the model has no feature map to explain, a class does not exist, or
             the layout of `layer`'s output cannot be told.
 
-    Source: Selvaraju et al., Grad-CAM, ICCV 2017, eq. 1 and 2.
+    Source: Selvaraju et al., Grad-CAM, ICCV 2017, eq. 1 and 2; Chattopadhay et al., Grad-CAM++,
+    WACV 2018, eq. 5 and 19, for the exponential of the logit.
 
     >>> model = nn.Sequential(nn.Identity(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     >>> grad_cam(model, torch.tensor([[[[0., 4.]], [[8., 4.]]]]), 1)
@@ -75,9 +81,58 @@ def grad_cam(
         prefix_counts = {0, *(declared or {1})}  # what timm's networks say, or at most one
         to_nchw = _layout(feature_map, x, layer, prefix_counts)
         gradient, feature_map = to_nchw(gradient), to_nchw(feature_map)
-    weights = gradient.float().mean((2, 3))
-    cam = torch.einsum("nk,nkhw->nhw", weights, feature_map.float())
+    gradient, feature_map = gradient.float(), feature_map.float()
+    weights = _plus_plus(gradient, feature_map) if plus_plus else gradient.mean((2, 3))
+    cam = torch.einsum("nk,nkhw->nhw", weights, feature_map)
     return cam.relu() if relu else cam
+
+
+def guided_backprop(
+    model: nn.Module, x: Tensor, class_idx: int | Sequence[int] | Tensor | None = None
+) -> Tensor:
+    """Guided backpropagation, float32 like `x`: which input pixels raise the logit.
+
+    The gradient of the chosen logit, of which every activation lets back only what is positive.
+    Activations are modules such as ReLU, GELU and SiLU; where a network calls them as functions
+    they let back all of the gradient.
+
+    Args:
+        model: any classifier; runs in eval mode, and is left as it was found.
+        x: normalised images (N, C, H, W) on the model's device.
+        class_idx: the class to explain, one for all images or one per image (N,); None = the
+            predicted class of each image.
+
+    Raises:
+        InterpretationError: a class does not exist, or the logits have no gradient.
+
+    Source: Springenberg et al., "Striving for simplicity", 2015, section 3.4.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+        x = x.detach().as_subclass(Tensor).clone().requires_grad_()
+        handles = [
+            module.register_forward_hook(_only_positive)
+            for module in model.modules()
+            if _ACTIVATION.search(type(module).__name__.lower()) and not [*module.children()]
+        ]
+        try:
+            # the first layer may work in place, which a leaf of the graph refuses
+            return _class_gradient(model(x.clone()), class_idx, x).float()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _only_positive(module: nn.Module, args: object, output: object) -> None:
+    if isinstance(output, Tensor) and output.requires_grad:
+        output.register_hook(lambda gradient: gradient.clamp_min(0))
+
+
+def _plus_plus(gradient: Tensor, feature_map: Tensor) -> Tensor:
+    """The weights (N, K) of Grad-CAM++."""
+    squares, cubes = gradient.square(), gradient.pow(3)
+    among = 2 * squares + cubes * feature_map.sum((2, 3), keepdim=True)
+    share = torch.where(among == 0, 0.0, squares / torch.where(among == 0, 1.0, among))
+    return (share * gradient.relu()).sum((2, 3))
 
 
 def _through_head(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from learnkit.deploy.predictor import Predictor
+    from learnkit.inference.heatmap import Heatmap
     from learnkit.optimize.conversion_report import ConversionReport
 
 
@@ -369,6 +370,10 @@ class ImageLearner(Learner):
     ) -> ClassificationInterpretation:
         """Confusion matrices, top losses and heatmaps; one pass now, arithmetic afterwards."""
         return ClassificationInterpretation.from_learner(self, ds_idx=ds_idx, dl=dl, data=data)
+
+    def heatmap(self, image: Any, method: str = "gradcam", **options: Any) -> Heatmap:
+        """The part of an image that speaks for a class: see `Predictor.heatmap`."""
+        return self.predictor().heatmap(image, method, **options)
 
     def evaluate(
         self,

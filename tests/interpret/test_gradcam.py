@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from learnkit.errors import InterpretationError
-from learnkit.interpret.gradcam import grad_cam
+from learnkit.interpret.gradcam import grad_cam, guided_backprop
 from learnkit.models.create import create_cnn_model
 
 
@@ -404,3 +404,79 @@ def test_the_last_stage_of_a_body_is_a_layer_like_any(arch):
     stages = next(getattr(net, n) for n in ("stages", "blocks", "layer4") if hasattr(net, n))
     x = torch.randn(2, 3, 96, 96)
     assert grad_cam(model, x, 1, layer=stages[-1]).shape == grad_cam(model, x, 1).shape
+
+
+# -- Grad-CAM++ -----------------------------------------------------------------------------------
+
+
+def slow_plus_plus(feature_map, gradient):
+    """Weights of Grad-CAM++ cell by cell, eq. 19 with derivatives of the exponential."""
+    weights = torch.zeros(feature_map.shape[:2])
+    for n, k in torch.cartesian_prod(*map(torch.arange, feature_map.shape[:2])).tolist():
+        total = feature_map[n, k].sum()
+        for g in gradient[n, k].flatten().tolist():
+            denominator = 2 * g**2 + total.item() * g**3
+            alpha = g**2 / denominator if denominator else 0.0
+            weights[n, k] += alpha * max(g, 0.0)
+    return weights
+
+
+def test_plus_plus_is_its_definition_cell_by_cell():
+    torch.manual_seed(3)
+    model, x = small_model(head=(nn.Linear(6, 6), nn.Tanh())), torch.rand(2, 3, 24, 20)
+    feature_map = model[0](x).detach().requires_grad_()
+    logits = model[1](feature_map.clone())
+    gradient = torch.autograd.grad(logits[:, 1].sum(), feature_map)[0]
+    weights = slow_plus_plus(feature_map.detach(), gradient)
+    expected = torch.einsum("nk,nkhw->nhw", weights, feature_map.detach()).relu()
+    found = grad_cam(model, x, 1, plus_plus=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found, grad_cam(model, x, 1))
+
+
+def test_plus_plus_of_a_map_without_gradient_is_zero():
+    model = nn.Sequential(nn.Identity(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    x = torch.rand(1, 2, 4, 4)
+    model[1].append(nn.Linear(2, 2))
+    nn.init.zeros_(model[1][2].weight)
+    assert grad_cam(model, x, 0, plus_plus=True).abs().max() == 0
+
+
+# -- guided backpropagation -----------------------------------------------------------------------
+
+
+def test_guided_backprop_is_the_chain_by_hand():
+    torch.manual_seed(0)
+    first, second = nn.Linear(12, 5), nn.Linear(5, 3)
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(inplace=True), second).eval()
+    x = torch.randn(4, 3, 2, 2)
+    hidden = x.flatten(1) @ first.weight.T + first.bias
+    back = second.weight[[0, 2, 1, 1]].clamp_min(0) * (hidden > 0)
+    expected = (back @ first.weight).view_as(x)
+    torch.testing.assert_close(guided_backprop(model, x, [0, 2, 1, 1]).detach(), expected)
+
+
+def test_guided_backprop_leaves_the_network_as_it_was():
+    model, x = small_model().train(), torch.rand(1, 3, 24, 24)
+    guided_backprop(model, x, 0)
+    assert all(not m._forward_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+    assert not x.requires_grad
+
+
+def test_guided_backprop_of_a_network_without_activations_is_the_gradient():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    x = torch.randn(2, 3, 2, 2)
+    expected = model[1].weight[[1, 1]].view_as(x)
+    torch.testing.assert_close(guided_backprop(model, x, 1), expected)
+
+
+@pytest.mark.parametrize("arch", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
+def test_guided_backprop_runs_through_other_activations(arch):
+    size = 224 if arch.startswith("vit") else 64
+    model = timm.create_model(arch, num_classes=3).eval()
+    found = guided_backprop(model, torch.rand(1, 3, size, size), 2)
+    assert found.shape == (1, 3, size, size)
+    assert found.isfinite().all()
+    assert found.abs().max() > 0
