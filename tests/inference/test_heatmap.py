@@ -38,7 +38,9 @@ def by_hand(predictor, image, method):
     cam = interpolate(cam[:, None], (64, 64), mode="bilinear", align_corners=False)[:, 0]
     if method == "guided":
         cam = cam * guided_backprop(predictor.model, x, PLACES).abs().sum(1)
-    return (cam / cam.amax((1, 2), keepdim=True).clamp_min(1e-12)).detach().numpy()  # or all 0
+    cam = cam.detach().numpy()
+    strongest = np.quantile(cam, 0.995 if method == "guided" else 1, axis=(1, 2), keepdims=True)
+    return np.minimum(cam / np.maximum(strongest, 1e-12), 1)  # or all 0
 
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "guided"])
@@ -134,17 +136,8 @@ def test_without_heat_there_is_no_share_and_it_is_said():
     cold = of(np.zeros((4, 4), np.float32))
     assert np.isnan(cold.share(np.ones((4, 4))))
     assert "no part of the image speaks for a (50.0%)" in repr(cold)
-    assert cold.plot().get_title().split() == [
-        "no",
-        "part",
-        "of",
-        "the",
-        "image",
-        "speaks",
-        "for",
-        "a",
-        "(50.0%)",
-    ]
+    title = cold.plot().get_title().replace("\n", " ")
+    assert title == "no part of the image speaks for a (50.0%)"
 
 
 @pytest.mark.parametrize(

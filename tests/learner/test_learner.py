@@ -85,6 +85,15 @@ def quiet(trained):
 
 
 class TestFactory:
+    def test_heatmaps_are_those_of_its_predictor(self, trained, data):
+        image = data.paths[0]
+        ours, its = (
+            one.heatmap(image, "gradcam++", target="b") for one in (trained, trained.predictor())
+        )
+        assert ours.confidences == its.confidences
+        assert (ours.maps["b"] == its.maps["b"]).all()
+        assert ours.confidences["b"] == trained.predict(image).probs[1].item()
+
     def test_is_a_fastai_learner_that_trains(self, trained):
         assert isinstance(trained, Learner)
         assert list(trained.history["epoch"]) == [1, 2]
