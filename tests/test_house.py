@@ -18,8 +18,7 @@ ROOT = Path(learnkit.__file__).parent
 # imports and those for type checkers count.
 FLOORS = [
     ("errors", "_version", "_torchvision", "report"),
-    ("storage", "evaluation"),
-    ("models",),
+    ("storage", "models", "evaluation"),
     ("data", "uncertainty"),
     ("continual/closed_form", "backends"),
     ("continual",),

@@ -3,6 +3,7 @@
 A file may say how the images were made that its network was trained on; `stated_recipe` reads it.
 """
 
+import json
 import math
 import pickle
 import zipfile
@@ -17,14 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from learnkit.errors import (
-    BundleCorruptError,
     ModelSpecError,
     WeightsError,
     WeightsUnavailableError,
 )
 from learnkit.models.arch import architectures_of
 from learnkit.models.spec import check_arch_kwargs, is_int
-from learnkit.storage.formats import parse_json
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -314,8 +313,8 @@ def _own_entries(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _value(text: str) -> Any:
     """Return the value of an entry of safetensors' metadata, which are strings."""
     try:
-        return parse_json(f'{{"value": {text}}}'.encode(), "metadata")["value"]
-    except BundleCorruptError:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return text
 
 
@@ -328,11 +327,15 @@ def _read_config(path: Path) -> dict[str, Any]:
             "no configuration of a network; move it to another folder"
         )
     try:
-        return parse_json(path.read_bytes(), path.name)
-    except BundleCorruptError as error:
+        content = json.loads(path.read_bytes())
+        found = f"holds a JSON {type(content).__name__}, not an object"
+    except (ValueError, RecursionError) as error:
+        content, found = None, f"is not strict JSON: {error}"
+    if not isinstance(content, dict):
         raise WeightsError(
-            f"beside the weights file, {error}; mend it, or move it to another folder"
-        ) from error
+            f"beside the weights file, {path.name} {found}; mend it, or move it to another folder"
+        )
+    return content
 
 
 def _recipe_fields(source: str, entries: Mapping[str, Any], n_in: int) -> dict[str, Any]:
