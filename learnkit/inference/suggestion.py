@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -135,12 +135,19 @@ def suggest(
     *,
     n_workers: int = 2,
     progress: bool = True,
+    read: Callable[[list[Any]], tuple[np.ndarray, np.ndarray | None]] | None = None,
 ) -> Suggestions:
-    """Up to `n` of `images` to label next, see `BasePredictor.suggest`."""
+    """Up to `n` of `images` to label next, see `BasePredictor.suggest`.
+
+    `read` gives features (N, D) and logits of all images otherwise than the recipe of `record`.
+    """
     items = files_or_images(images)
     _check(n, len(items))
     scoring, classes = knowledge_of(record)
-    places, features, logits, failures = _read(record, items, n_workers, progress)
+    if read is None:
+        places, features, logits, failures = _read(record, items, n_workers, progress)
+    else:
+        places, (features, logits), failures = list(range(len(items))), read(items), {}
     options = {"multi_label": record.multi_label, "threshold": record.threshold}
     results = conclude(scoring, features, logits, classes, **options)
     for place, result in zip(places, results, strict=True):

@@ -215,6 +215,17 @@ def file_of_item(dataset: Any, item: Any) -> Any:
     return _after(steps, item) if steps else item
 
 
+def n_steps_to_file(dataset: Any) -> int | None:
+    """How many steps lead from an item of a dataset to its file; None if none do."""
+    items = getattr(dataset, "items", None)
+    if items is None:
+        return None
+    if not len(items):
+        return 0
+    steps = _steps_to_file(dataset, (items.iloc if hasattr(items, "iloc") else items)[0])
+    return None if steps is None else len(steps)
+
+
 def _steps_to_file(dataset: Any, item: Any) -> list[Any] | None:
     """Return the first steps of reading, which lead from an item to its file; None if none do."""
     tls = getattr(dataset, "tls", ())
@@ -246,18 +257,13 @@ def _after(steps: Sequence[Any], item: Any) -> Any:
 
 def _unlabelled_dl(learn: Any, data: Any) -> Any:
     """Return a loader over the files of an ImageDataset that reads them as validation does."""
-    dataset = learn.dls.valid_ds
-    items = getattr(dataset, "items", None)
-    steps = None
-    if items is not None:
-        rows = items.iloc if hasattr(items, "iloc") else items
-        steps = _steps_to_file(dataset, rows[0]) if len(items) else []
-    if steps is None:
+    n_steps = n_steps_to_file(learn.dls.valid_ds)
+    if n_steps is None:
         raise InterpretationError(
             "`data` cannot be read: the learner's loaders do not take files as items. Pass"
             " `dl=learn.dls.test_dl(items, with_labels=True)` with items of their own kind"
         )
-    return learn.dls.test_dl(list(data.paths), rm_type_tfms=len(steps))
+    return learn.dls.test_dl(list(data.paths), rm_type_tfms=n_steps)
 
 
 def _targets_of(learn: Any, data: Any) -> Tensor:

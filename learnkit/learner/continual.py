@@ -42,7 +42,7 @@ from learnkit.interpret.learner_state import (
     names_of,
 )
 from learnkit.learner.dataloaders import agreeing_loaders, is_multi_label
-from learnkit.learner.features import features_of, origin_of
+from learnkit.learner.features import features_of, origin_of, unreadable_by_recipe
 from learnkit.learner.trained_head import untrained_head
 from learnkit.learner.training_data import (
     case_matters,
@@ -327,6 +327,11 @@ def refit(
 def _loaders(learn: Any, data: Any) -> DataLoaders:
     """Loaders over `data` that read and normalise as the learner's do."""
     if isinstance(data, ImageDataset):
+        if (problem := unreadable_by_recipe(learn)) is not None:
+            raise DataError(
+                "`data` is an ImageDataset, and no recipe reads files as the learner's loaders do; "
+                f"give DataLoaders made as those were ({problem})"
+            )
         recipe = preprocessing_of(learn.dls).replace(mean=None, std=None)
         data = data.dataloaders(preprocessing=recipe, bs=learn.dls.bs)
         data.to(learn.dls.device) if learn.dls.device is not None else None

@@ -41,16 +41,19 @@ _ROUNDING = 2 / 255  # batch transforms leave pixels between two of 8 bits
 HISTORY = "training_history"  # where a bundle's metadata keeps the epochs
 
 
-def predictor_of(learn: Learner, *, travels: bool = False) -> Predictor:
+def predictor_of(
+    learn: Learner, *, travels: bool = False, recipe: Preprocessing | None = None
+) -> Predictor:
     """Return a Predictor that shares the learner's model and reads images as its validation does.
 
-    One that `travels` has a network that can be rebuilt from data, see `travelling`.
+    One that `travels` has a network that can be rebuilt from data, see `travelling`; one with a
+    `recipe` reads by that.
 
     Raises:
         ExportError: A validation transform is code; the message names it.
     """
     classes = class_names(learn)
-    recipe = preprocessing_of(learn.dls)
+    recipe = preprocessing_of(learn.dls) if recipe is None else recipe
     continual = continual_head(learn.model) is not None
     multi_label = is_multi_label(learn.dls)
     return Predictor(

@@ -65,6 +65,7 @@ from learnkit.learner.validation import (
     no_training_events,
     predictions_of,
     show_results,
+    suggestions_of,
     targets_of_outputs,
 )
 from learnkit.uncertainty.calibration import TemperatureFit
@@ -424,7 +425,7 @@ class ImageLearner(Learner):
     def suggest(self, images: Any, n: int = 20, **reading: Any) -> Suggestions:
         """Up to `n` of `images` to label next, the most valuable first; see `Predictor.suggest`."""
         reading.setdefault("progress", hasattr(self, "progress"))
-        return predictor_of(self).suggest(images, n, **reading)
+        return suggestions_of(self, images, n, **reading)
 
     def export(self, path: str | Path | None = None, *, evaluate: bool = True) -> Path:
         """The folder of the bundle written: data only, loads with `load_learner`.

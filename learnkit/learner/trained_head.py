@@ -23,6 +23,7 @@ from learnkit.errors import (
     ContinualStateError,
     ContinualUnsupportedError,
     DataError,
+    ExportError,
     NonFiniteLossError,
     OodLockedError,
     UncertaintyError,
@@ -30,6 +31,7 @@ from learnkit.errors import (
 )
 from learnkit.interpret.learner_state import LearnerState, class_names
 from learnkit.learner.dataloaders import is_multi_label
+from learnkit.learner.features import loader_over
 from learnkit.learner.transforms import preprocessing_of
 from learnkit.models.eval_mode import evaluating
 from learnkit.models.head import create_head, init_head
@@ -200,12 +202,21 @@ def _as_batch(learn: Any, images: Any, labels: Any) -> tuple[Tensor, Any]:
             )
         x, y = images
     else:
-        recipe = preprocessing_of(learn.dls)
         items = files_or_images(images)
-        x = torch.stack([recipe(item) for item in items]) if items else torch.empty(0)
+        x = _pixels(learn, items) if items else torch.empty(0)
         y = _targets(learn, labels, len(items))
     device = next(learn.model.parameters()).device
     return to_device(x, device), to_device(y, device)
+
+
+def _pixels(learn: Any, items: list[Any]) -> Tensor:
+    """Input of the network, read as validation images are."""
+    try:
+        recipe = preprocessing_of(learn.dls)
+    except ExportError as problem:
+        (batch,) = loader_over(learn, items, len(items), problem)
+        return batch[0]
+    return torch.stack([recipe(item) for item in items])
 
 
 def _targets(learn: Any, labels: Any, n: int) -> Tensor:

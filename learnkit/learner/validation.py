@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -18,14 +18,16 @@ from fastai.data import core
 from fastai.data.transforms import Category
 from fastai.losses import CrossEntropyLossFlat
 from fastcore.foundation import L
-from torch import Tensor, from_numpy, stack
+from torch import Tensor, from_numpy
 
 from learnkit.callback.base import TrainingCallback
 from learnkit.continual.classifier import continual_head
-from learnkit.errors import ExportError, InterpretationError, LearnkitError, PredictionError
+from learnkit.data.preprocess import Preprocessing
+from learnkit.errors import ExportError, InterpretationError, LearnkitError
 from learnkit.inference.batch import BATCH
 from learnkit.inference.prediction import Prediction
 from learnkit.inference.scoring import conclude
+from learnkit.inference.suggestion import Suggestions, suggest
 from learnkit.interpret.learner_state import class_names, detector_of, renumbering
 from learnkit.interpret.losses import loss_threshold
 from learnkit.interpret.normalization import renormalization
@@ -33,6 +35,7 @@ from learnkit.interpret.outputs import collect_outputs
 from learnkit.interpret.source import file_of_item
 from learnkit.learner.dataloaders import is_multi_label
 from learnkit.learner.export import predictor_of
+from learnkit.learner.features import loader_over, read_by_loader
 
 
 def targets_of_outputs(learn: Any, targets: Sequence[Any]) -> tuple[Any, ...]:
@@ -43,6 +46,9 @@ def targets_of_outputs(learn: Any, targets: Sequence[Any]) -> tuple[Any, ...]:
     """
     numbers = renumbering(learn, getattr(learn, "dl", None)) if len(targets) == 1 else None
     return tuple(targets) if numbers is None else (numbers(targets[0]),)
+
+
+_SHOWN = 224  # pixels of pictures to show
 
 
 class _Batches(list):
@@ -76,18 +82,21 @@ def predictions_of(learn: Any, items: Any, bs: int | None = None) -> list[Predic
     return [predictor.predict(*items)] if bs is None else predictor.predict_batch(items, bs=bs)
 
 
+def suggestions_of(learn: Any, images: Any, n: int, **reading: Any) -> Suggestions:
+    """Images to label next, read as the learner's validation reads; see `ImageLearner.suggest`."""
+    try:
+        predictor = predictor_of(learn)
+    except ExportError as problem:
+        predictor = predictor_of(learn, recipe=Preprocessing(_SHOWN))  # for pictures alone
+        reading["read"] = partial(read_by_loader, learn, problem=problem)
+    return suggest(predictor.record, images, n, **reading)
+
+
 def _predictions_by_loader(
     learn: Any, items: list[Any], bs: int, problem: ExportError
 ) -> list[Prediction]:
     detector = detector_of(learn)
-    try:
-        dl = _loader_over(learn, items, bs)
-    except (AssertionError, AttributeError) as error:  # what fastai says of items it does not know
-        told = str(error).splitlines()[-1].strip()
-        raise PredictionError(
-            f"`items` cannot be read by the learner's loaders: {told}. No recipe can read them "
-            f"either: {problem}"
-        ) from error
+    dl = loader_over(learn, items, bs, problem)
     outputs = collect_outputs(learn, dl, with_features=detector is not None, progress=False)
     multi_label = is_multi_label(learn.dls)
     results = conclude(
@@ -103,24 +112,6 @@ def _predictions_by_loader(
         if isinstance(result, LearnkitError):
             raise result
     return results
-
-
-def _loader_over(learn: Any, items: list[Any], bs: int) -> Any:
-    """Batches of items without labels, by the validation transforms of the learner's loaders."""
-    valid = learn.dls.valid
-    if isinstance(valid, core.TfmdDL):
-        known = getattr(valid.dataset, "items", ())
-        if len(known) and isinstance(known[0], Path):
-            items = [Path(item) if isinstance(item, str) else item for item in items]
-        return learn.dls.test_dl(items, num_workers=0, bs=bs)
-    dataset = valid.dataset
-    while not hasattr(dataset, "loader") and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset  # a Subset's
-    tensors = [
-        item if isinstance(item, Tensor) else dataset.transform(dataset.loader(item))
-        for item in items
-    ]
-    return [(stack(tensors[i : i + bs]),) for i in range(0, len(tensors), bs)]
 
 
 @contextmanager

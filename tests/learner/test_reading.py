@@ -1,6 +1,7 @@
 """Files read by fastai's own loaders: `predict` and the bundle see them as training did."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
@@ -15,10 +16,12 @@ from PIL import Image
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import read_image
 from learnkit.deploy.predictor import load_learner
-from learnkit.errors import ExportError
+from learnkit.errors import DataError, ExportError, PredictionError, UnreadableImagesError
 from learnkit.learner import export
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.transforms import preprocessing_of
+
+DATA = {"a": 6, "b": 6}
 
 
 def rgba(pixels, path):
@@ -184,3 +187,78 @@ class Hue(PILImage):
 def test_openers_of_the_users_are_refused_by_name(folder, image):
     with pytest.raises(ExportError, match=f"`{image.__name__}` opens images in a way of its own"):
         preprocessing_of(loaders(folder, image))
+
+
+def turned(image: PILImage):
+    return PILImage(image.transpose(Image.Transpose.ROTATE_90))
+
+
+@pytest.fixture(scope="module")
+def both_ways(tmp_path_factory):
+    """Learners of one network: files turned by a transform that is code, and files lying turned."""
+    root = write_image_folder(tmp_path_factory.mktemp("files"), DATA | {"new": 4})
+    twin = tmp_path_factory.mktemp("turned")
+    for path in sorted(root.rglob("*.png")):
+        (twin / path.parent.name).mkdir(exist_ok=True)
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_90).save(twin / path.relative_to(root))
+    torch.manual_seed(0)
+    learners = [_of_table(root, [turned, Resize(32)]), _of_table(twin, [Resize(32)])]
+    learners[1].model.load_state_dict(learners[0].model.state_dict())
+    return root, twin, *learners
+
+
+def _of_table(root, item_tfms):
+    names = [f"{name}/{i:03d}.png" for name in DATA for i in range(6)]
+    table = pd.DataFrame({"name": names, "label": [name[0] for name in names]})
+    table["is_valid"] = [i % 3 == 0 for i in range(len(table))]
+    dls = ImageDataLoaders.from_df(table, root, valid_col="is_valid", item_tfms=item_tfms, bs=4)
+    return quiet(cnn_learner(dls, "test_resnet", False, normalize=False))
+
+
+@pytest.mark.filterwarnings("ignore:this learner trains and predicts, but")
+def test_where_transforms_are_code_all_but_export_learns_through_them(both_ways):
+    root, twin, code, plain = both_ways
+    folders = {code: root, plain: twin}
+
+    def images_of(learn, name):
+        return sorted((folders[learn] / name).glob("*.png"))
+
+    said = []
+    for learn in (code, plain):
+        threshold = learn.fit_ood(learn.dls).value
+        suggested = [one.name for one in learn.suggest(folders[learn] / "new", 2).items]
+        learn.clear_ood().init_continual(learn.dls)
+        learn.extend(images_of(learn, "new"), "new")
+        again = learn.extend(images_of(learn, "new"), "new")
+        assert "already learned: 4 of 4 images" in str(again)  # features are the same to the bit
+        learn.subtract(images_of(learn, "a")[1:2], "a")
+        found = learn.predict_batch(images_of(learn, "b") + images_of(learn, "new"))
+        scores = [one.ood_score for one in found]
+        said.append((threshold, suggested, torch.stack([one.probs for one in found]), scores))
+        with Image.open(images_of(learn, "b")[0]) as picture:
+            assert torch.allclose(learn.predict(picture).probs, found[0].probs, atol=1e-6)
+    (one, names, probs, scores), (other, same_names, same_probs, same_scores) = said
+    assert one == pytest.approx(other, rel=1e-4)
+    assert names == same_names
+    assert torch.allclose(probs, same_probs, atol=1e-4)
+    assert scores == pytest.approx(same_scores, rel=1e-4)
+    with pytest.raises(ExportError, match=r"`turned` .* is code and cannot travel"):
+        code.export(root / "model")
+    with pytest.raises(DataError, match="`data` is an ImageDataset, and no recipe"):
+        code.refit(ImageDataset.from_folder(root).split(seed=0))
+
+
+@pytest.mark.filterwarnings("ignore:this learner trains and predicts, but")
+def test_unreadable_files_are_named_and_nothing_is_learned_through_code(both_ways, tmp_path):
+    root, _, code, _ = both_ways
+    (tmp_path / "x.png").write_bytes(b"no image")
+    before = code.continual and code.continual.n_images
+    if before is None:
+        code.init_continual(code.dls)
+        before = code.continual.n_images
+    with pytest.raises(UnreadableImagesError, match=r"^1 of 2 images cannot be read.*x\.png"):
+        code.extend([tmp_path / "x.png", root / "a" / "000.png"], "a")
+    assert code.continual.n_images == before
+    with pytest.raises(PredictionError, match="cannot be read by the learner's loaders"):
+        code.extend([3.5], "a")
