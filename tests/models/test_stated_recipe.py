@@ -136,11 +136,11 @@ def test_what_is_given_needs_no_saying(file):
         ("[]", "config.json holds a JSON list, not an object"),
         (
             '{"mean": [NaN, 0, 0], "std": [1, 1, 1]}',
-            r"says mean \[nan, 0, 0\]: expected finite numbers",
+            r"says mean \[nan, 0, 0\]: expected",
         ),
         (
             '{"mean": [1e999, 0, 0], "std": [1, 1, 1]}',
-            r"says mean \[inf, 0, 0\]: expected finite numbers",
+            r"says mean \[inf, 0, 0\]: expected",
         ),
         ("[" * 100_000, "config.json is not strict JSON: maximum recursion depth"),
         (b"\xff\xfe", "config.json is not strict JSON"),
