@@ -191,7 +191,7 @@ def predict_in_fresh_process(out: Path, example: Path, report: Report) -> None:
 def _say_what_is_there(report: Report, out: Path, example: Path) -> None:
     what = (
         "how often each digit was taken for which",
-        "the nine worst mistakes and where the network looked",
+        "the worst mistakes and where the network looked",
         "loss, error and accuracy per epoch",
         "scores of digits and of photographs, and the threshold",
         "a prediction for every file",

@@ -179,10 +179,18 @@ def save_pictures(interp: ClassificationInterpretation, folder: Path) -> list[Pa
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {
         "confusion_matrix.png": interp.plot_confusion_matrix(),
-        "top_losses.png": interp.plot_top_losses(9, heatmap=True, alpha=0.45),
+        "top_losses.png": _worst(interp),
         "training_curve.png": interp.learn.plot_history(),
     }
     return [save_figure(axes, folder / name) for name, axes in pictures.items()]
+
+
+def _worst(interp: ClassificationInterpretation) -> Any:
+    """The Axes of the nine worst mistakes; of the largest losses where there is no mistake."""
+    how: dict[str, Any] = {"heatmap": True, "alpha": 0.45}
+    if bool(interp.outputs.correct.all()):
+        return interp.plot_top_losses(9, **how)
+    return interp.plot_multi_top_losses(9, **how)
 
 
 def images_at(paths: Iterable[str | os.PathLike]) -> list[Path]:

@@ -12,6 +12,7 @@ from learnkit.data.image import read_image
 from learnkit.data.labels import Label
 from learnkit.errors import ImageReadError
 from learnkit.report.document import Document, Paragraph, Span, frame_table
+from learnkit.report.figure_text import figure_names
 
 _MAX_ROWS = 30
 
@@ -30,13 +31,19 @@ def show_images(
     axes = _grid(max(len(paths), 1), side) if axes is None else np.atleast_1d(axes)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, path, label in zip(axes.flat, paths, labels, strict=False):
+    titles = [label if isinstance(label, str) else ", ".join(label) for label in labels]
+    lines, style = figure_names(
+        [line for title in titles for line in title.split("\n")],
+        round(16 * side),  # characters that fit above an image
+    )
+    cut = iter(lines)
+    for axis, path, title in zip(axes.flat, paths, titles, strict=False):
         try:
             axis.imshow(read_image(path))
         except ImageReadError:
             axis.text(0.5, 0.5, "unreadable", ha="center", va="center", transform=axis.transAxes)
-        title = label if isinstance(label, str) else ", ".join(label)
-        axis.set_title(title, fontsize="small", parse_math=False)
+        shown = "\n".join(next(cut) for _ in title.split("\n"))
+        axis.set_title(shown, fontsize="small", **style)
     return axes
 
 

@@ -293,22 +293,27 @@ class Monitor(Shown):
         Args:
             ax: where to draw; a new figure if None.
         """
-        from learnkit.interpret.canvas import VERMILION, lighten, new_axes, shorten
+        from learnkit.interpret.canvas import VERMILION, ink, lighten, new_axes
+        from learnkit.report.figure_text import figure_names
 
         ax = ax or new_axes((6.4, 3.4))
         tests = self.state.tests
         shown = sorted(self.state.classes, key=lambda name: -max(tests[name].trace, default=0))
-        for name in (None, *shown[:_LINES]):
+        names, written = figure_names([ALL, *shown[:_LINES]])
+        for name, label in zip((None, *shown[:_LINES]), names, strict=True):
             x, y = _course(tests[name])
-            style = {"color": "black", "linewidth": 2} if name is None else {"linewidth": 1}
-            ax.plot(x, y, label=ALL if name is None else shorten(name), **style)
+            style = {"color": ink(), "linewidth": 2} if name is None else {"linewidth": 1}
+            ax.plot(x, y, label=label, **style)
+        legend = {"fontsize": "small", "frameon": False, "loc": "upper left"}
+        # given by hand: matplotlib leaves out what is called `_something`
+        for text in ax.legend(list(ax.lines)[-len(names) :], names, **legend).get_texts():
+            text.set(**written)
         ax.axhline(self.bound, color=VERMILION, linestyle="--", linewidth=1)
         ax.set_yscale("log")
         ax.set_ylim(1, 3 * max(self.bound, *(y for line in ax.lines for y in line.get_ydata())))
         ax.set_xlabel("images seen (of all, or of a class)")
         ax.set_ylabel("evidence of drift")
         ax.set_title("drift" if self.is_drifting else "no drift", parse_math=False)
-        ax.legend(fontsize="small", frameon=False, loc="upper left")
         lighten(ax)
         return ax
 

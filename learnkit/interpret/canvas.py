@@ -13,23 +13,17 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 
 
-def shorten(text: str, width: int = 20) -> str:
-    """Return `text` in at most `width` characters, its middle replaced by an ellipsis.
+def ink() -> str:
+    """The colour of text where figures are made now: dark on light paper, light on dark."""
+    from matplotlib import rcParams
 
-    >>> shorten("a_very_long_name_of_a_class_17", 15)
-    'a_very_…lass_17'
-    """
-    text = str(text)
-    if len(text) <= width:
-        return text
-    head = width // 2
-    return f"{text[:head]}…{text[len(text) - (width - head - 1) :]}"
+    return rcParams["text.color"]
 
 
 def lighten(ax: Axes) -> None:
     """Leave of the frame and the grid only what helps to read values."""
     ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    ax.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.8)
     ax.set_axisbelow(True)
 
 

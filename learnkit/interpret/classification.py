@@ -20,7 +20,8 @@ from learnkit.interpret.heatmaps import (
     SUPTITLE,
     evidence,
     explained_classes,
-    loss_title,
+    heat_titles,
+    loss_titles,
 )
 from learnkit.interpret.learner_state import class_names, names_of
 from learnkit.interpret.losses import loss_threshold
@@ -182,8 +183,8 @@ class ClassificationInterpretation(Shown):
             **options: for the grid, such as `figsize`.
         """
         images = self._source.read(list(idxs))[1]
-        titles = [loss_title(self.outputs, i) for i in idxs]
-        return plots.plot_image_grid(images, titles, suptitle=SUPTITLE, **options)
+        titles, _, style = loss_titles(self.outputs, list(idxs))
+        return plots.plot_image_grid(images, titles, suptitle=SUPTITLE, style=style, **options)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -320,13 +321,15 @@ class ClassificationInterpretation(Shown):
     ) -> np.ndarray | Figure:
         """Draw the images with the largest (or smallest) losses.
 
-        Over each image: prediction / actual, and below loss / probability of the actual class.
+        Over each image: prediction / actual, below loss / probability of the actual class, the
+        file, and whose evidence the heatmap shows. A large loss need not be a mistake: the text
+        above the images says how many are; `plot_multi_top_losses` draws mistakes alone.
 
         Args:
             k: how many, or which ranks (a list or range, 0 the first).
             largest: begin with the largest loss.
             figsize: in inches.
-            heatmap: lay the Grad-CAM evidence over each image.
+            heatmap: lay the Grad-CAM evidence over each image, beside the image alone.
             heatmap_thresh: fewest cells of a feature map worth drawing; below, a warning says so.
             alpha: opacity of the heatmaps.
             cmap: their colours.
@@ -342,33 +345,71 @@ class ClassificationInterpretation(Shown):
         """
         order = self.top_losses(None, largest)[1].tolist()
         positions = [order[rank] for rank in _ranks(k, len(order))]
-        inputs, images = self._source.read(positions)
-        heatmaps = None
-        if heatmap:
-            pixels = renormalization(self.learn, self._source.template)
-            inputs = inputs if pixels is None else pixels(inputs)
-            classes = explained_classes(self.outputs, positions, explain)
-            heatmaps = evidence(self.learn.model, inputs, classes, min_cells=heatmap_thresh)
-        titles = [loss_title(self.outputs, i) for i in positions] if show_text else None
-        options = {"heatmaps": heatmaps, "alpha": alpha, "cmap": cmap, "figsize": figsize}
-        suptitle = SUPTITLE if show_text else None
         for name, number in {"nrows": nrows, "ncols": ncols}.items():
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise InterpretationError(f"`{name}` is {number!r}; give a whole number from 1 on")
-        options["n_cols"] = ncols or (None if nrows is None else -(-len(images) // nrows))
-        axes = plots.plot_image_grid(images, titles, suptitle=suptitle, **options)
+        n_cols = ncols or (None if nrows is None else -(-len(positions) // nrows))
+        how = {"figsize": figsize, "alpha": alpha, "cmap": cmap, "n_cols": n_cols}
+        said = _said_of(self.outputs, positions) if show_text else None
+        explained = (explain, heatmap_thresh) if heatmap else None
+        axes = self._draw(positions, said, explained, **how)
         return axes[0].figure if return_fig else axes
+
+    def _draw(
+        self,
+        positions: Sequence[int],
+        said: str | None,
+        explained: tuple[str, int] | None,
+        **how: Any,
+    ) -> np.ndarray:
+        """Draw samples; returns the Axes.
+
+        Args:
+            positions: theirs, in dataset order.
+            said: of all of them, above; None for no text at all.
+            explained: whose evidence heatmaps show, and their fewest cells; None for none.
+            **how: options of the grid.
+        """
+        inputs, images = self._source.read(positions)
+        titles, names, style = loss_titles(self.outputs, positions)
+        if explained is not None:
+            pixels = renormalization(self.learn, self._source.template)
+            inputs = inputs if pixels is None else pixels(inputs)
+            classes = explained_classes(self.outputs, positions, explained[0])
+            maps = evidence(self.learn.model, inputs, classes, min_cells=explained[1])
+            if maps is not None:
+                told = heat_titles([names[i] for i in classes.tolist()], maps)
+                titles = [f"{title}\n{line}" for title, line in zip(titles, told, strict=True)]
+                how["heatmaps"] = maps
+        if said is None:
+            return plots.plot_image_grid(images, **how)
+        suptitle = f"{SUPTITLE}\n{said}" if said else SUPTITLE
+        return plots.plot_image_grid(images, titles, suptitle=suptitle, style=style, **how)
 
     def plot_multi_top_losses(
         self,
         samples: int = 3,
         figsize: tuple[float, float] | None = None,
         save_misclassified: bool = False,
+        *,
+        heatmap: bool = False,
+        heatmap_thresh: int = 16,
+        alpha: float = 0.6,
     ) -> np.ndarray | list[Image]:
         """Draw the misclassified images with the largest losses.
 
         An image is misclassified if its predicted set of labels is not exactly the true one; its
         loss is the mean over the classes.
+
+        Where fewer than `samples` are, the text above the images says so.
+
+        Args:
+            samples: how many to draw at most.
+            figsize: in inches.
+            save_misclassified: see below; nothing is drawn then.
+            heatmap: lay the Grad-CAM evidence for the predicted class over each, beside the image.
+            heatmap_thresh: fewest cells of a feature map worth drawing; below, a warning says so.
+            alpha: opacity of the heatmaps.
 
         Returns:
             The Axes, at most `samples`; with `save_misclassified` instead the pictures of *all*
@@ -376,15 +417,17 @@ class ClassificationInterpretation(Shown):
         """
         order = self.top_losses()[1]
         wrong = order[~self.outputs.correct[order]].tolist()
-        drawn = wrong if save_misclassified else wrong[:samples]
-        images = self._source.read(drawn)[1] if drawn else []
-        titles = [loss_title(self.outputs, i) for i in wrong[:samples]]
-        axes = plots.plot_image_grid(images[:samples], titles, suptitle=SUPTITLE, figsize=figsize)
-        if not save_misclassified:
-            return axes
-        from PIL import Image
+        if save_misclassified:
+            from PIL import Image
 
-        return [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
+            images = self._source.read(wrong)[1] if wrong else []
+            return [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
+        if not wrong[:samples]:
+            return plots.plot_image_grid([])
+        few = len(wrong) < samples
+        said = f"only {len(wrong)} of {len(order):,} images are wrong" if few else ""
+        explained = ("predicted", heatmap_thresh) if heatmap else None
+        return self._draw(wrong[:samples], said, explained, figsize=figsize, alpha=alpha)
 
     def print_classification_report(self) -> None:
         """Print scikit-learn's report; classes without samples count as zeros there."""
@@ -430,6 +473,14 @@ def _numbered(ds_type: Any) -> int:
 def _set_dpi(figure: Figure, dpi: float | None) -> None:
     if dpi is not None:
         figure.set_dpi(dpi)
+
+
+def _said_of(outputs: Outputs, positions: Sequence[int]) -> str:
+    """How many of the samples are mistakes, where not all are; else nothing."""
+    n_wrong, n = int((~outputs.correct[list(positions)]).sum()), len(positions)
+    if n_wrong == n:
+        return ""
+    return f"{n_wrong or 'none'} of these {n} {'is' if n_wrong < 2 else 'are'} wrong"
 
 
 def _check_count(k: Any, other: str) -> None:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learnkit.errors import InterpretationError
-from learnkit.interpret.canvas import BLUE, GREEN, GREY, VERMILION, axes_grid, lighten, new_axes
+from learnkit.interpret.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    VERMILION,
+    axes_grid,
+    ink,
+    lighten,
+    new_axes,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +114,7 @@ def _draw_curves(ax: Axes, name: str, epochs: np.ndarray, curves: pd.DataFrame) 
     """Draw one line per column; training blue, validation vermilion, the rest in turn."""
     from matplotlib.ticker import MaxNLocator
 
-    further = iter([GREEN, "#CC79A7", "#56B4E9", "#E69F00", "black"] * len(curves.columns))
+    further = iter([GREEN, "#CC79A7", "#56B4E9", "#E69F00", ink()] * len(curves.columns))
     for column in curves:
         kind = column.split("_")[0]
         color = {"train": BLUE, "valid": VERMILION}.get(kind) or next(further)

@@ -4,34 +4,68 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from learnkit.errors import InterpretationError
-from learnkit.interpret.canvas import shorten
 from learnkit.interpret.gradcam import grad_cam
 from learnkit.interpret.outputs import Outputs
-from learnkit.interpret.tables import label_text
-
-if TYPE_CHECKING:
-    pass
+from learnkit.report.figure_text import figure_names
 
 SUPTITLE = "prediction / actual\nloss / probability of actual"
 _BATCH = 32
+_WIDTH = 24  # characters of a name
+_LABELS = 2  # of an image that has several
 
 
-def loss_title(outputs: Outputs, position: int) -> str:
-    """Return `prediction / actual`, and below `loss / probability of actual`, of one sample."""
-    predicted = shorten(label_text(outputs, outputs.pred_labels[position]), 18)
-    actual = shorten(label_text(outputs, outputs.targets[position]), 18)
-    prob = outputs.probability_of(outputs.targets)[position].item()
-    names = f"{predicted} / {actual}"
-    if len(names) > 26:
-        names = f"{predicted} /\n{actual}"
-    return f"{names}\n{outputs.losses[position].item():.2f} / {prob:.2f}"
+def loss_titles(
+    outputs: Outputs, positions: Sequence[int]
+) -> tuple[list[str], list[str], dict[str, Any]]:
+    """(titles of samples, names of all classes, keywords to write both with).
+
+    A title says `prediction / actual`, below it `loss / probability of actual`, and the file.
+    """
+    names, style = figure_names([*outputs.classes, *_file_names(outputs, positions)], _WIDTH)
+    names, files = names[: len(outputs.classes)], names[len(outputs.classes) :]
+    probs = outputs.probability_of(outputs.targets)
+    titles = []
+    for i, position in enumerate(positions):
+        predicted = _label(names, outputs, outputs.pred_labels[position])
+        actual = _label(names, outputs, outputs.targets[position])
+        between = " / " if len(predicted) + len(actual) <= 23 else " /\n"
+        numbers = f"{outputs.losses[position].item():.2f} / {probs[position].item():.2f}"
+        titles.append("\n".join([f"{predicted}{between}{actual}", numbers, *files[i : i + 1]]))
+    return titles, names, style
+
+
+def heat_titles(classes: Sequence[str], maps: Sequence[np.ndarray]) -> list[str]:
+    """What is said below each title: whose evidence the map shows, if there is any."""
+    return [
+        f"heat: {name}" if heat.max() > 0 else f"no evidence of {name}"
+        for name, heat in zip(classes, maps, strict=True)
+    ]
+
+
+def _file_names(outputs: Outputs, positions: Sequence[int]) -> list[str]:
+    """Names of the samples' files, with the folder where names are there twice; none if unknown."""
+    if not outputs.items:
+        return []
+    paths = [Path(outputs.items[i]) for i in positions]
+    alike = len({path.name for path in paths}) < len(set(paths))
+    return ["/".join(path.parts[-2:]) if alike else path.name for path in paths]
+
+
+def _label(names: Sequence[str], outputs: Outputs, label: Tensor) -> str:
+    """The name of a class number, or those of the first flags (C,); a dash if none is set."""
+    if not outputs.multi_label:
+        return names[int(label)]
+    found = [names[i] for i in torch.nonzero(label)[:, 0].tolist()]
+    more = [f"{len(found) - _LABELS} more"] if len(found) > _LABELS else []
+    return "; ".join([*found[:_LABELS], *more]) or "–"
 
 
 def explained_classes(outputs: Outputs, positions: Sequence[int], explain: str) -> Tensor:

@@ -6,19 +6,22 @@ rc parameter is touched, and the colours are told apart by colour-blind readers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learnkit.interpret.canvas import GREY, axes_grid, new_axes, shorten
+from learnkit.interpret.canvas import GREY, axes_grid, new_axes
 from learnkit.interpret.curves import plot_history as plot_history
 from learnkit.interpret.curves import plot_reliability as plot_reliability
+from learnkit.report.figure_text import figure_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MAX_CELLS_WITH_TEXT = 32  # classes up to which the numbers in the cells can be read
+_MAX_CELLS = 32  # classes up to which the numbers in the cells can be read
+_MISTAKES = "Oranges"
+_FAINT = (0.5, 0.5, 0.5, 0.15)  # seen on light and on dark paper
 _MAX_TICKS = 60
 
 
@@ -36,40 +39,49 @@ def plot_confusion(
 ) -> Axes:
     """Draw a confusion matrix (C, C), rows the truth, and return the Axes.
 
+    A cell's colour is its share of its row, whatever the classes' sizes; mistakes have a hue of
+    their own, and zeros are blank. Beyond 32 classes only those with mistakes are drawn, at most 32
+    of the commonest mistakes, in their order; below the title stands what was left out.
+
     Args:
         confusion: counts.
-        classes: C names; long ones are shortened; above 60 only every second (third, ...) is.
-        ax: where to draw; a new figure whose size follows C if None.
-        normalize: show shares of each row; rows without samples stay grey.
+        classes: C names; long ones are cut where they differ.
+        ax: where to draw; a new figure whose size follows the classes drawn if None.
+        normalize: write shares of each row instead of counts; rows without samples are grey.
         title: of the Axes.
-        cmap: colours, light for few.
+        cmap: colours of what is right, light for few.
         norm_dec: decimals of the shares.
         plot_txt: write the numbers into the cells, up to 32 classes.
         figsize: of the new figure, in inches.
     """
-    import matplotlib as mpl
-    from matplotlib.colors import PowerNorm
-
-    confusion, n = np.asarray(confusion), len(classes)
+    confusion = np.asarray(confusion)
+    rows = _classes_of_mistakes(confusion)
+    names, style = figure_names(classes)
+    names, n = [names[i] for i in rows], len(rows)
+    shares = row_shares(confusion)[np.ix_(rows, rows)]
+    counts = confusion[np.ix_(rows, rows)]
     ax = ax or new_axes(figsize or (_matrix_side(n) + 0.6, _matrix_side(n)), layout="compressed")
-    values = confusion.astype(float)
-    if normalize:  # rows without samples become NaN, which the colours show as grey
-        totals = confusion.sum(1, keepdims=True)
-        values = np.where(totals > 0, values / np.maximum(totals, 1), np.nan)
-    colors = mpl.colormaps[cmap].with_extremes(bad="#f0f0f0") if isinstance(cmap, str) else cmap
-    top = 1.0 if normalize else max(1.0, np.nanmax(values, initial=0))
-    written = plot_txt and n <= _MAX_CELLS_WITH_TEXT
-    # Without numbers the rare mistakes must be seen by their colour: its square root grows sooner.
-    scale = PowerNorm(1.0 if written else 0.5, vmin=0, vmax=top)
-    image = ax.imshow(values, cmap=colors, norm=scale, interpolation="nearest")
-    _name_both_axes(ax, classes)
-    ax.set(title=title, xlabel="Predicted", ylabel="Actual")
+    written = plot_txt and n <= _MAX_CELLS
+    layers = _draw_cells(ax, shares, cmap)
+    _name_both_axes(ax, names, style)
+    ax.set(xlabel="Predicted", ylabel="Actual")
+    ax.set_title("\n".join([title, *_left_out(confusion, rows)]), parse_math=False)
     ax.spines[:].set_color("none")
     if written:
-        _write_cells(ax, values, confusion, top, norm_dec if normalize else None)
-    else:
-        ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
+        _write_cells(ax, shares, counts, layers, norm_dec if normalize else None)
+        return ax
+    for layer, what in zip(
+        layers, ("right", "mistakes")[: 1 + bool(_n_wrong(counts))], strict=False
+    ):
+        bar = ax.figure.colorbar(layer, ax=ax, fraction=0.046, pad=0.03)
+        bar.set_label(f"{what}: share of the row")
     return ax
+
+
+def row_shares(confusion: np.ndarray) -> np.ndarray:
+    """Shares (C, C) of each row's sum; NaN in rows without samples."""
+    totals = confusion.sum(1, keepdims=True)
+    return np.where(totals > 0, confusion / np.maximum(totals, 1), np.nan)
 
 
 def plot_label_confusions(
@@ -83,15 +95,21 @@ def plot_label_confusions(
     plot_txt: bool = True,
     figsize: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Draw one 2 x 2 matrix per label from (C, 2, 2) counts; return the Axes (C,)."""
-    axes = axes_grid(len(classes), n_cols=min(5, len(classes)), cell=(2.3, 2.4), figsize=figsize)
-    for ax, matrix, name in zip(axes, confusions, classes, strict=True):
-        options = {"normalize": normalize, "cmap": cmap, "norm_dec": norm_dec}
-        plot_confusion(
-            matrix, ["no", "yes"], ax=ax, title=shorten(name, 24), plot_txt=plot_txt, **options
-        )
+    """Draw one 2 x 2 matrix per label from (C, 2, 2) counts; return the Axes (C,).
+
+    Beyond 32 labels only those with mistakes are drawn, at most 32 of the most.
+    """
+    confusions = np.asarray(confusions)
+    mistakes = confusions[:, 0, 1] + confusions[:, 1, 0]
+    drawn, (names, style) = _most(mistakes), figure_names(classes, 24)
+    axes = axes_grid(len(drawn), n_cols=min(5, len(drawn) or 1), cell=(2.3, 2.4), figsize=figsize)
+    options = {"normalize": normalize, "cmap": cmap, "norm_dec": norm_dec, "plot_txt": plot_txt}
+    for ax, i in zip(axes, drawn, strict=True):
+        plot_confusion(confusions[i], ["no", "yes"], ax=ax, **options)
+        ax.set_title(names[i], **style)
     if len(axes):
-        axes[0].figure.suptitle(title)
+        note = _left_out_note(mistakes, drawn, "labels")
+        axes[0].figure.suptitle("\n".join([title, *note]), parse_math=False)
     return axes
 
 
@@ -105,8 +123,11 @@ def plot_image_grid(
     suptitle: str | None = None,
     n_cols: int | None = None,
     figsize: tuple[float, float] | None = None,
+    style: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Draw images in a grid, nearly square, and return the Axes (n,).
+
+    Where there is a heatmap, the image stands alone to the left of the one under the map.
 
     Args:
         images: arrays (H, W) or (H, W, 3) in 0..1.
@@ -118,21 +139,39 @@ def plot_image_grid(
         suptitle: over the whole figure.
         n_cols: images per row.
         figsize: in inches.
+        style: keywords for the titles, as `figure_names` gives them with names.
     """
     titles = titles or [""] * len(images)
     heatmaps = heatmaps if heatmaps is not None else [None] * len(images)
     n_lines = 1 + max((text.count("\n") for text in titles), default=0)
-    n_cols = n_cols or max(1, int(np.ceil(np.sqrt(len(images)))))
-    axes = axes_grid(len(images), n_cols=n_cols, cell=(2.6, 2.5 + 0.17 * n_lines), figsize=figsize)
+    wide = 2 if any(heat is not None and np.max(heat) > 0 for heat in heatmaps) else 1
+    n_cols = n_cols or max(1, int(np.ceil(np.sqrt(len(images) / wide))))
+    cell = (2.6 if wide == 1 else 4.2, (2.5 if wide == 1 else 2.1) + 0.17 * n_lines)
+    axes = axes_grid(len(images), n_cols=n_cols, cell=cell, figsize=figsize)
+    style = {"parse_math": False} if style is None else style
     for ax, image, text, heat in zip(axes, images, titles, heatmaps, strict=True):
-        ax.imshow(image, cmap="gray", vmin=0, vmax=1)
-        if heat is not None:
-            draw_heatmap(ax, heat, np.shape(image)[:2], alpha=alpha, cmap=cmap)
-        ax.set_title(text, fontsize=9, linespacing=1.25)
+        _draw_image(ax, np.asarray(image), heat, alpha=alpha, cmap=cmap)
+        ax.set_title(text, fontsize=9, linespacing=1.25, **style)
         ax.axis("off")
     if suptitle and len(axes):
-        axes[0].figure.suptitle(f"{suptitle}\n", fontsize=9, color=GREY)
+        axes[0].figure.suptitle(f"{suptitle}\n", fontsize=9, color=GREY, parse_math=False)
     return axes
+
+
+def _draw_image(
+    ax: Axes, image: np.ndarray, heat: np.ndarray | None, *, alpha: float, cmap: str
+) -> None:
+    """Draw an image (H, W[, 3]); where its map has evidence, beside itself under the map."""
+    if heat is None or np.max(heat) <= 0:
+        ax.imshow(image, cmap="gray", vmin=0, vmax=1)
+        return
+    (h, w), left = image.shape[:2], max(1, image.shape[1] // 24)
+    colors = np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image
+    opaque = np.concatenate([colors, np.ones((h, w, 1))], 2)
+    pair = np.concatenate([opaque, np.zeros((h, left, 4)), opaque], 1)
+    ax.imshow(pair, extent=(-w - left - 0.5, w - 0.5, h - 0.5, -0.5))
+    draw_heatmap(ax, heat, (h, w), alpha=alpha, cmap=cmap)
+    ax.set_xlim(-w - left - 0.5, w - 0.5)  # drawing the map has set it to the map's
 
 
 def draw_heatmap(
@@ -149,34 +188,117 @@ def draw_heatmap(
     return ax
 
 
+def _most(mistakes: np.ndarray) -> list[int]:
+    """Places of all values if they are few or all zero, else of the largest, in order."""
+    if len(mistakes) <= _MAX_CELLS or not mistakes.any():
+        return list(range(len(mistakes)))
+    largest = np.argsort(-mistakes, kind="stable")[:_MAX_CELLS]
+    return sorted(i for i in largest.tolist() if mistakes[i])
+
+
+def _classes_of_mistakes(confusion: np.ndarray) -> list[int]:
+    """The classes to draw: all if they are few or never taken for each other, else of mistakes.
+
+    Commonest mistakes first, as long as both classes find a place.
+    """
+    off = confusion - np.diag(np.diag(confusion))
+    if len(off) <= _MAX_CELLS or not off.any():
+        return list(range(len(off)))
+    rows, columns = np.nonzero(off)
+    order = np.argsort(-off[rows, columns], kind="stable")
+    chosen: set[int] = set()
+    for pair in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if len(chosen.union(pair)) <= _MAX_CELLS:
+            chosen.update(pair)
+    return sorted(chosen)
+
+
+def _n_wrong(confusion: np.ndarray) -> int:
+    return int(confusion.sum() - np.trace(confusion))
+
+
+def _left_out(confusion: np.ndarray, rows: Sequence[int]) -> list[str]:
+    """A line on the classes that are not drawn, and on mistakes there; none if all are."""
+    n, n_wrong = len(confusion), _n_wrong(confusion)
+    if len(rows) == n:
+        return [] if n_wrong or not confusion.any() else ["no mistakes"]
+    hidden = n_wrong - _n_wrong(confusion[np.ix_(rows, rows)])
+    return [
+        f"{len(rows)} of {n:,} classes, those of the commonest mistakes",
+        f"left out: {n - len(rows):,} classes, {hidden:,} of {n_wrong:,} mistakes",
+    ]
+
+
+def _left_out_note(mistakes: np.ndarray, drawn: Sequence[int], what: str) -> list[str]:
+    if len(drawn) == len(mistakes):
+        return []
+    hidden = int(mistakes.sum() - mistakes[drawn].sum())
+    return [
+        f"{len(drawn)} of {len(mistakes):,} {what}, those of the most mistakes; {hidden:,} of "
+        f"{int(mistakes.sum()):,} mistakes are of the others"
+    ]
+
+
+def _draw_cells(ax: Axes, shares: np.ndarray, cmap: Any) -> tuple[Any, Any]:
+    """The images of what is right and of mistakes, each in its colours; zeros are in neither."""
+    import matplotlib as mpl
+    from matplotlib.colors import PowerNorm
+
+    empty, diagonal = np.isnan(shares), np.eye(len(shares), dtype=bool)
+    drawn = []
+    # the square root of a share grows sooner: rare mistakes must be seen by their colour
+    for colors, gamma, others in ((cmap, 1.0, ~diagonal), (_MISTAKES, 0.5, diagonal)):
+        values = np.ma.masked_where(empty | (shares == 0) | others, shares)
+        colors = mpl.colormaps[colors] if isinstance(colors, str) else colors
+        scale = PowerNorm(gamma, vmin=0, vmax=1)
+        drawn.append(ax.imshow(values, cmap=colors, norm=scale, interpolation="nearest"))
+    if empty.any():
+        ax.imshow(np.where(empty[..., None], _FAINT, 0.0), interpolation="nearest")
+    return drawn[0], drawn[1]
+
+
 def _write_cells(
-    ax: Axes, values: np.ndarray, counts: np.ndarray, top: float, decimals: int | None
+    ax: Axes,
+    shares: np.ndarray,
+    counts: np.ndarray,
+    layers: tuple[Any, Any],
+    decimals: int | None,
 ) -> None:
-    """Write each number into its cell, in a colour that can be read there; zeros stay faint."""
-    size = float(np.clip(150 / max(len(values), 1), 5.5, 11))
-    for (row, column), value in np.ndenumerate(values):
-        if np.isnan(value):
-            text, color = "–", GREY
+    """Write each number but zero into its cell, in a colour that can be read there."""
+    size = float(np.clip(150 / max(len(shares), 1), 5.5, 11))
+    for (row, column), share in np.ndenumerate(shares):
+        if np.isnan(share):
+            text, color = ("" if decimals is None else "–"), GREY
+        elif share == 0:
+            continue
         else:
-            text = f"{counts[row, column]}" if decimals is None else f"{value:.{decimals}f}"
-            color = "white" if value > 0.6 * top else "black" if value > 0 else "#b0b0b0"
-        ax.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
+            text = f"{counts[row, column]}" if decimals is None else f"{share:.{decimals}f}"
+            layer = layers[row != column]
+            color = "white" if _is_dark(layer.cmap(layer.norm(share))) else "black"
+        if text:
+            ax.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
 
 
-def _name_both_axes(ax: Axes, classes: Sequence[str]) -> None:
+def _is_dark(color: Sequence[float]) -> bool:
+    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 0.55
+
+
+def _name_both_axes(ax: Axes, names: Sequence[str], style: Mapping[str, Any]) -> None:
     """Write the class names along both sides of a matrix, as many as fit."""
-    n = len(classes)
+    from rich.cells import cell_len
+
+    n = len(names)
     step = int(np.ceil(n / _MAX_TICKS)) or 1
     ticks = np.arange(0, n, step)
-    names = [shorten(classes[i]) for i in ticks]
+    names = [names[i] for i in ticks]
     room = 50 * _matrix_side(n) / max(len(ticks), 1)  # points per name
     size = float(np.clip(0.62 * room, 5.5, 10))
-    ax.set_yticks(ticks, names, fontsize=size)
-    flat = max(map(len, names), default=0) * size * 0.6 < room
+    ax.set_yticks(ticks, names, fontsize=size, **style)
+    flat = max(map(cell_len, names), default=0) * size * 0.6 < room
     turn = (
         {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if n <= 20 else {"rotation": 90}
     )
-    ax.set_xticks(ticks, names, fontsize=size, **({} if flat else turn))
+    ax.set_xticks(ticks, names, fontsize=size, **style, **({} if flat else turn))
     ax.tick_params(length=0 if step == 1 else 2)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.errors import InterpretationError
-from learnkit.interpret.canvas import BLUE, GREY, VERMILION, lighten, new_axes
+from learnkit.interpret.canvas import BLUE, GREY, VERMILION, ink, lighten, new_axes
 from learnkit.uncertainty.checks import check_scores
 from learnkit.uncertainty.ood import BLANK_SCORE
 from learnkit.uncertainty.ood_measures import evaluate_ood
@@ -56,11 +56,11 @@ def plot_ood(
         if len(scores):
             label = f"{name}: {_percent((scores > cut).mean())} of {len(scores)} flagged"
             inside = np.clip(scores, edges[0], edges[-1])
-            style = {"color": color, "alpha": 0.45, "edgecolor": "white", "linewidth": 0.4}
+            style = {"color": color, "alpha": 0.45, "edgecolor": "none", "linewidth": 0.4}
             ax.hist(inside, edges, density=True, label=label, **style)
-    ax.axvline(cut, color="black", linewidth=1.2, linestyle="--", label=_name(threshold, cut))
+    ax.axvline(cut, color=ink(), linewidth=1.2, linestyle="--", label=_name(threshold, cut))
     ax.set(xlabel="OOD score (higher = further out)", ylabel="density")
-    ax.set_title(_separation(known, unknown) if title is None else title)
+    ax.set_title(_separation(known, unknown) if title is None else title, parse_math=False)
     ax.set_xlim(edges[0], edges[-1])
     ax.set_yticks([])
     ax.margins(y=0.12)

@@ -20,7 +20,7 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.errors import InterpretationError
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.gradcam import grad_cam
-from learnkit.interpret.heatmaps import loss_title
+from learnkit.interpret.heatmaps import loss_titles
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.tables import errors_table
 
@@ -79,7 +79,7 @@ def test_samples_are_taken_by_position_as_in_fastai(learn, interp):
     assert len(interp[1][0]) == 1
     assert interp.dl is interp.data is learn.dls.train
     axes = interp.show_results([2, 5], figsize=(2, 2))
-    assert [ax.get_title() for ax in axes] == [loss_title(interp.outputs, i) for i in (2, 5)]
+    assert [ax.get_title() for ax in axes] == loss_titles(interp.outputs, [2, 5])[0]
 
 
 def test_augmented_passes_are_averaged_and_have_losses_of_their_own(learn):
@@ -183,8 +183,45 @@ def test_titles_give_the_probability_of_the_actual_class(interp):
         predicted = CLASSES[out.probs[i].argmax()]
         prob = out.probs[i, out.targets[i]].item()
         expected = f"{predicted} / {actual}\n{out.losses[i].item():.2f} / {prob:.2f}"
-        assert ax.get_title() == expected
+        assert ax.get_title() == f"{expected}\n{out.items[i].name}"
     assert "probability of actual" in axes[0].figure.get_suptitle()
+
+
+def test_files_of_one_name_are_told_by_their_folder(interp):
+    outputs = replace(interp.outputs, items=[Path(f"{i}/a.png") for i in range(13)])
+    titles, _, _ = loss_titles(outputs, [3, 12])
+    assert [title.split("\n")[-1] for title in titles] == ["3/a.png", "12/a.png"]
+    titles, _, _ = loss_titles(replace(outputs, items=None), [3])
+    assert titles[0].count("\n") == 1
+
+
+def test_titles_say_whose_evidence_the_heat_is(interp):
+    axes = interp.plot_top_losses(99, heatmap=True)
+    out, positions = interp.outputs, interp.top_losses()[1]
+    for ax, i in zip(axes, positions.tolist(), strict=True):
+        name = CLASSES[out.pred_labels[i]]
+        seen = len(ax.images) == 2
+        assert ax.get_title().endswith(f"\nheat: {name}" if seen else f"\nno evidence of {name}")
+    actual = interp.plot_top_losses([0], heatmap=True, explain="actual")[0].get_title()
+    assert actual.split("\n")[-1].endswith(CLASSES[out.targets[positions[0]]])
+
+
+def test_right_answers_among_the_largest_losses_are_told(interp):
+    n_wrong = len(interp.errors())
+    everything = interp.plot_top_losses(99)[0].figure.get_suptitle()
+    assert f"{n_wrong} of these {len(interp.outputs)} are wrong" in everything
+    assert "wrong" not in interp.plot_top_losses(1)[0].figure.get_suptitle()
+
+
+def test_the_worst_mistakes_hold_no_right_answer_and_say_if_they_are_few(interp):
+    wrong = interp.errors()
+    axes = interp.plot_multi_top_losses(99, heatmap=True)
+    assert len(axes) == len(wrong)
+    said = axes[0].figure.get_suptitle()
+    assert f"only {len(wrong)} of {len(interp.outputs)} images are wrong" in said
+    files = [ax.get_title().split("\n")[2] for ax in axes]
+    assert files == ["/".join(Path(p).parts[-2:]) for p in wrong["path"]]
+    assert "only" not in interp.plot_multi_top_losses(2)[0].figure.get_suptitle()
 
 
 def test_the_drawn_image_is_the_file_denormalised(interp):
@@ -250,7 +287,11 @@ def test_an_unknown_class_to_explain_is_refused(interp):
 
 def test_the_confusion_plot_shows_the_matrix(interp):
     ax = interp.plot_confusion_matrix()
-    np.testing.assert_array_equal(ax.images[0].get_array(), interp.confusion_matrix())
+    matrix = interp.confusion_matrix()
+    shares = matrix / matrix.sum(1, keepdims=True)
+    np.testing.assert_allclose(ax.images[0].get_array().data, shares)
+    written = [t.get_text() for t in ax.texts]
+    assert written == [str(n) for n in matrix.ravel().tolist() if n]
     assert [t.get_text() for t in ax.get_yticklabels()] == CLASSES
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("Predicted", "Actual")
     assert interp.plot_confusion_matrix(slice_size=10, return_fig=True).axes
@@ -311,7 +352,8 @@ def test_several_labels_give_one_matrix_per_label(multi_learn):
     np.testing.assert_array_equal(interp.confusion_matrix(), expected)
     axes = interp.plot_confusion_matrix()
     assert [ax.get_title() for ax in axes] == ["early", "warm"]
-    np.testing.assert_array_equal(axes[1].images[0].get_array(), expected[1])
+    written = [t.get_text() for t in axes[1].texts]
+    assert written == [str(n) for n in expected[1].ravel().tolist() if n]
     v1 = ClassificationInterpretation(multi_learn, out.probs, out.targets, out.losses)
     np.testing.assert_array_equal(v1.confusion_matrix(), expected)
     with pytest.raises(InterpretationError, match="none is taken for another"):
