@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learnkit.errors import EvaluationError
 from learnkit.evaluation import measures
+from learnkit.evaluation.comparison import Comparison
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
 from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold, labels_above
@@ -37,6 +39,8 @@ class Evaluation(Shown):
         notes: for a person to know, such as that the model has learned some of the samples.
         n_ood: out-of-distribution images that were shown beside the samples.
         promised: share of known images that the model's threshold may call unknown.
+        targets: the truth, as it was given: class numbers (N,), or flags (N, C).
+        right: which samples are right, bool (N,).
 
     Measures without an answer, such as the recall of a class without samples, are NaN.
     """
@@ -50,6 +54,8 @@ class Evaluation(Shown):
     notes: tuple[str, ...] = ()
     n_ood: int = 0
     promised: float | None = None
+    targets: np.ndarray | None = None
+    right: np.ndarray | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -67,6 +73,34 @@ class Evaluation(Shown):
             n_ood=self.n_ood,
             promised=self.promised,
         )
+
+    def compare(self, other: Evaluation) -> Comparison:
+        """How `other` differs from this one on the same samples: McNemar's test.
+
+        Classes may stand in another order, and one may know more of them than the other.
+
+        Raises:
+            EvaluationError: evaluations of other samples, or without their samples.
+        """
+        for one in (self, other):
+            if not isinstance(one, Evaluation) or one.right is None:
+                raise EvaluationError(
+                    f"{one!r:.60} does not say which samples are right; compare two results of "
+                    "`evaluate`"
+                )
+        if not np.array_equal(self._truth(), other._truth()):
+            raise EvaluationError(
+                f"the evaluations are of other samples: {len(self.right)} and {len(other.right)} "
+                "of them, or other labels, or another order; evaluate both on the same images"
+            )
+        return Comparison.of(self.right, other.right)
+
+    def _truth(self) -> np.ndarray:
+        """The truth by name: class names (N,), or for several labels their names joined."""
+        names = np.array(self.classes, dtype=object)
+        if not self.multi_label:
+            return names[self.targets]
+        return np.array([tuple(sorted(names[row])) for row in self.targets == 1], dtype=object)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, NaN as None: `json.dumps` takes it as it is."""
@@ -162,6 +196,8 @@ def evaluate(
         multi_label=multi_label,
         threshold=threshold if multi_label else None,
         class_ids=None if class_ids is None else tuple(class_ids),
+        targets=targets,
+        right=right,
     )
 
 

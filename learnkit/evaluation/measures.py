@@ -38,7 +38,10 @@ def accuracy(confusion: np.ndarray) -> float:
     return ratio(np.trace(confusion), confusion.sum())
 
 
-def wilson_interval(n_right: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
+Z95 = 1.959964  # of the normal distribution, for 95 % confidence
+
+
+def wilson_interval(n_right: int, n: int, *, z: float = Z95) -> tuple[float, float]:
     """Bounds in 0..1 that hold the true share with 95 % confidence, given `n_right` of `n`.
 
     >>> wilson_interval(10, 10)

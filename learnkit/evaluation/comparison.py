@@ -1,0 +1,111 @@
+"""McNemar's test: two classifiers on the same images, judged by those that only one gets right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from learnkit.errors import EvaluationError
+from learnkit.evaluation.measures import Z95
+from learnkit.report.document import Document, Paragraph, Table
+from learnkit.report.notebook import Shown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
+    """A second classifier beside a first one on the same images.
+
+    Attributes:
+        both: images that both get right.
+        only_first: images that only the first gets right: what the second loses.
+        only_second: images that only the second gets right: what it gains.
+        neither: images that neither gets right.
+    """
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    @classmethod
+    def of(cls, first: np.ndarray, second: np.ndarray) -> Comparison:
+        """Return the comparison of which images (N,) each of two classifiers gets right.
+
+        Raises:
+            EvaluationError: no images, or another number of them.
+        """
+        if len(first) != len(second) or not len(first):
+            raise EvaluationError(
+                f"the evaluations are of {len(first)} and {len(second)} images; compare two of the "
+                "same ones, at least one"
+            )
+        counts = [(first == a) & (second == b) for a in (True, False) for b in (True, False)]
+        return cls(*(int(one.sum()) for one in counts))
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of the second less that of the first, -1..1."""
+        return (self.only_second - self.only_first) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Bounds that hold the true difference with 95 % confidence.
+
+        Source: Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
+        proportions based on paired data", 2012, eq. 10.
+        """
+        gained, lost = ((k + 1) / (self.n + 2) for k in (self.only_second, self.only_first))
+        middle = gained - lost
+        half = Z95 * math.sqrt((gained + lost - middle**2) / (self.n + 2))
+        return max(-1.0, middle - half), min(1.0, middle + half)
+
+    @property
+    def p_value(self) -> float:
+        """Probability of a split at least as uneven if both are equally good, 0..1; exact.
+
+        Source: McNemar, "Note on the sampling error of the difference between correlated
+        proportions or percentages", 1947, by the binomial distribution.
+        """
+        n, least = self.only_first + self.only_second, min(self.only_first, self.only_second)
+        return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
+
+    @property
+    def verdict(self) -> str:
+        """Whether one is better, in a sentence."""
+        low, high = self.interval
+        told = (
+            f"the second is right for {self.only_second} images that the first gets wrong, and "
+            f"wrong for {self.only_first} that it gets right"
+        )
+        size = (
+            f"{self.difference * 100:+.1f} points, 95 % interval {low * 100:+.1f} to "
+            f"{high * 100:+.1f}, p = {self.p_value:.2g}"
+        )
+        if self.p_value >= _LEVEL:
+            return f"No difference can be told on {self.n} images: {told} ({size})."
+        better = "better" if self.difference > 0 else "worse"
+        return f"The second is {better}: {told} ({size})."
+
+    def __repr__(self) -> str:
+        return self.verdict
+
+    def document(self) -> Document:
+        """The verdict, and the four counts."""
+        rows = [
+            ("first right", self.both, self.only_first),
+            ("first wrong", self.only_second, self.neither),
+        ]
+        return Document(
+            [Paragraph(self.verdict), Table(rows, ("", "second right", "second wrong"), "lrr")]
+        )
