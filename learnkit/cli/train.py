@@ -51,6 +51,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the exported model.")] = Path("model"),
     pretrained: Annotated[bool, typer.Option(help="Start from published weights.")] = True,
     weights: Annotated[Path | None, typer.Option(help="Start from this weights file.")] = None,
+    weights_check: Annotated[
+        bool,
+        typer.Option("--weights-check", help="Compare what mean, std and padding they may need."),
+    ] = False,
     head_only: Annotated[
         bool, typer.Option("--head-only", help="Leave the pretrained body as it is: fast.")
     ] = False,
@@ -99,6 +103,7 @@ def train(
         arch_kwargs=dict(map(named_value, arch_args or [])),
         mean=numbers("--mean", mean),
         std=numbers("--std", std),
+        check_weights=weights_check,
     )
     try:
         train_folder(
@@ -137,6 +142,10 @@ def train_folder(
     what = f"the head of {plan.arch}" if plan.head_only else plan.arch
     report.step(f"Train {what}{_origin(plan)} at {plan.size} x {plan.size} pixels")
     learn = workflow.build_learner(data, plan)
+    if said := workflow.input_said(learn, plan):
+        report.say(said)
+    if learn.weights_check is not None:
+        report.frame(learn.weights_check.frame)
     if checkpoint.progress:
         report.say(f"going on from {checkpoint.file}")
     workflow.train(learn, plan, cbs=[*workflow.watch(learn, plan, report.say), checkpoint])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class TrainingPlan:
         arch_kwargs: further arguments of the architecture.
         mean: normalisation of the images, one value per channel; None for that of the weights.
         std: see `mean`.
+        check_weights: compare the likely ways to normalise and pad, and take the best.
     """
 
     arch: str = "resnet18"
@@ -62,6 +64,7 @@ class TrainingPlan:
     arch_kwargs: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    check_weights: bool = False
 
     @property
     def max_lr(self) -> float:
@@ -113,16 +116,35 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
     dls = data.dataloaders(
         size=plan.size, bs=plan.bs, augment=plan.augment, channels=plan.channels, seed=plan.seed
     )
-    return cnn_learner(
-        dls,
-        plan.arch,
-        plan.pretrained,
-        normalize=True if plan.mean is None else (plan.mean, plan.std),
-        arch_kwargs=dict(plan.arch_kwargs),
-        metrics=accuracy_multi if data.multi_label else accuracy,
-        train_bn=not plan.head_only,
-        cbs=[history, FrozenFeatures()] if plan.head_only else history,
-    )
+    with warnings.catch_warnings():
+        # `input_said` says it, with what to do on the command line
+        warnings.filterwarnings("ignore", "weights file .* does not say how|`check_weights`: ")
+        return cnn_learner(
+            dls,
+            plan.arch,
+            plan.pretrained,
+            normalize=True if plan.mean is None else (plan.mean, plan.std),
+            check_weights=plan.check_weights,
+            arch_kwargs=dict(plan.arch_kwargs),
+            metrics=accuracy_multi if data.multi_label else accuracy,
+            train_bn=not plan.head_only,
+            cbs=[history, FrozenFeatures()] if plan.head_only else history,
+        )
+
+
+def input_said(learn: ImageLearner, plan: TrainingPlan) -> str:
+    """How a weights file's images are normalised, and who says so; "" where there is none."""
+    from learnkit.inference.weights_check import InputRecipe, assumption_of
+
+    body = learn.model[0]
+    if learn.weights_check is not None:
+        return str(learn.weights_check)
+    if plan.mean is None and body.recipe_source:
+        recipe = InputRecipe("", body.mean, body.std, body.arch_kwargs)
+        return f"{recipe}, as {body.recipe_source} says"
+    assumed = "" if plan.mean else assumption_of(body)
+    how = "; --weights-check compares the likely ones, --mean and --std say it"
+    return f"{assumed}{how}" if assumed else ""
 
 
 def checkpoint_of(file: Path, plan: TrainingPlan, *, resume: bool) -> Checkpoint:

@@ -128,7 +128,7 @@ class Renormalization:
             images = images.float() / 255
         if found is None or found.is_like(self.wanted):
             return images
-        return _normalized(_plain(images, found), self.wanted)
+        return _normalized(plain_pixels(images, found), self.wanted)
 
     @property
     def _given(self) -> Normalization:
@@ -152,7 +152,8 @@ class Renormalization:
         return self._given
 
 
-def _plain(images: Tensor, found: Normalization) -> Tensor:
+def plain_pixels(images: Tensor, found: Normalization) -> Tensor:
+    """Return images (N, C, H, W) as pixels in 0..1, of normalised ones."""
     if found.mean is None:
         return images
     mean, std = _columns(images, found)

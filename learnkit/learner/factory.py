@@ -9,6 +9,7 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
+from learnkit.errors import warn_user, warned_after
 from learnkit.interpret.learner_state import names_of
 from learnkit.learner.arguments import check_order, explained_arguments, shared_out
 from learnkit.learner.build import assemble, loaders_without_data
@@ -17,6 +18,7 @@ from learnkit.learner.transforms import warn_if_code
 from learnkit.models.param_groups import as_splitter, param_groups
 
 
+@warned_after
 def cnn_learner(
     dls: DataLoaders | None = None,
     arch: str | Callable | nn.Module | None = None,
@@ -41,6 +43,7 @@ def cnn_learner(
     train_bn: bool | str = True,
     size: int | tuple[int, int] | None = None,
     weights: Any = None,
+    check_weights: bool = False,
     arch_kwargs: dict[str, Any] | None = None,
     data: DataLoaders | None = None,
     base_arch: Any = None,
@@ -81,6 +84,10 @@ def cnn_learner(
         train_bn: See `ImageLearner`.
         size: Of the images of a learner without `dls`: height and width, or one number for both.
         weights: torchvision's weights enum or name, when not the default ones.
+        check_weights: Compare the likely ways to normalise and pad for these weights, by exact
+            leave-one-out accuracy on up to 200 training images; `learn.weights_check` has the
+            numbers. One that is better beyond chance takes the place of what is assumed of the
+            architecture; what `normalize`, `pad_type` or the weights file say is only doubted.
         arch_kwargs: Further arguments of the constructor, such as `{"pad_type": "same"}`.
         data: fastai v1's name for `dls`.
         base_arch: fastai v1's name for `arch`.
@@ -99,11 +106,13 @@ def cnn_learner(
     learner_kwargs, options = shared_out(learner_kwargs, arch, cnn_learner)
     starts_empty = dls is None and arch is not None
     if starts_empty:
+        if check_weights:
+            raise TypeError("`check_weights` compares by training images, and there is no `dls`")
         dls, n_out = loaders_without_data(size, n_in), 1
     elif size is not None:
         raise TypeError(f"`size` is {size!r}, but `dls` have one: dataloaders(size={size!r})")
     build = explained_arguments(cnn_learner, arch, options)(assemble)
-    model, dls = build(
+    model, dls, check = build(
         dls,
         arch,
         pretrained=pretrained,
@@ -122,6 +131,7 @@ def cnn_learner(
         y_range=y_range,
         init=init,
         weights=weights,
+        check_weights=check_weights,
         arch_kwargs=options | (arch_kwargs or {}),
     )
     if names_of(dls) is not None and getattr(dls.train_ds, "loss_func", None) is None:
@@ -130,6 +140,9 @@ def cnn_learner(
     groups = split_on if split_on is not None else splitter
     splitter = param_groups if groups is None else as_splitter(groups)
     learn = ImageLearner(dls, model, splitter=splitter, train_bn=train_bn, **learner_kwargs)
+    if check is not None:
+        learn.weights_check = check
+        warn_user(f"`check_weights`: {check}")
     if pretrained:
         # Batch norms of a new network are the identity, too: only trained weights tell.
         if folded_norms(model[0]):

@@ -34,6 +34,7 @@ from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.batch import BATCH
 from learnkit.inference.prediction import Prediction
 from learnkit.inference.suggestion import Suggestions
+from learnkit.inference.weights_check import WeightsCheck
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.learner_state import LearnerState, detector_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
@@ -97,9 +98,11 @@ class ImageLearner(Learner):
     Attributes:
         state: All it adds to what fastai's Learner keeps, as one unchanging `LearnerState`; also of
             a learner that was copied, unpickled, or made without `__init__`.
+        weights_check: What `cnn_learner(check_weights=True)` found, else None.
     """
 
     state = LearnerState()
+    weights_check: WeightsCheck | None = None
 
     def __init__(
         self,

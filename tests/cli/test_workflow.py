@@ -122,3 +122,21 @@ def test_files_and_folders_are_found_in_the_order_given(images, tmp_path):
         workflow.images_at([tmp_path / "none"])
     with pytest.raises(DataError, match="holds no images"):
         workflow.images_at([tmp_path])
+
+
+def test_a_weights_file_is_said_to_be_read_or_assumed_or_compared(images, weights, recwarn):
+    data, said = workflow.read_dataset(images), {}
+    for name, more in {"assumed": {}, "given": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}.items():
+        plan = replace(PLAN, pretrained=weights, **more)
+        said[name] = workflow.input_said(workflow.build_learner(data, plan), plan)
+    assert "does not say how its images were normalised" in said["assumed"]
+    assert said["assumed"].endswith(
+        "--weights-check compares the likely ones, --mean and --std say it"
+    )
+    assert said["given"] == ""
+    plan = replace(PLAN, pretrained=weights, check_weights=True)
+    learn = workflow.build_learner(data, plan)
+    assert workflow.input_said(learn, plan) == str(learn.weights_check)
+    assert [*learn.weights_check.frame] == ["input", "recipe", "balanced_accuracy", "log_loss"]
+    assert not [w for w in recwarn if "weights" in str(w.message)]
+    assert workflow.input_said(workflow.build_learner(data, PLAN), PLAN) == ""

@@ -29,6 +29,7 @@ from fastai.vision.data import ImageBlock, PointBlock
 from fastai.vision.learner import vision_learner
 from fasttransform import Transform
 from helpers import SHARED, write_image_folder
+from safetensors.torch import save_file
 from timm.layers import DropPath
 from torch import nn
 
@@ -49,6 +50,7 @@ from learnkit.errors import (
     WeightsUnavailableError,
     WorkerError,
 )
+from learnkit.inference.weights_check import WeightsCheck
 from learnkit.interpret.learner_state import learner_state
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
@@ -723,3 +725,69 @@ def test_three_frozen_epochs_on_real_weights_reach_90_percent(tmp_path):
         learn.fit_one_cycle(3, 2e-3)
     assert learn.history["accuracy"].max() >= 0.9
     assert timm.is_model(learn.model.spec.arch)
+
+
+class TestCheckWeights:
+    """Weights of a file whose recipe nobody says."""
+
+    @pytest.fixture
+    def file(self, tmp_path):
+        path = tmp_path / "w.safetensors"
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_efficientnet").state_dict(), path)
+        return path
+
+    def test_what_is_assumed_is_said_once_where_the_file_says_nothing(self, dls, file):
+        said = r"w.safetensors does not say how .* timm's test_efficientnet is assumed: mean \(0.4"
+        with pytest.warns(UserWarning, match=said):
+            cnn_learner(dls, "test_efficientnet", file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            cnn_learner(dls, "test_efficientnet", file, normalize=((0.5,) * 3, (0.5,) * 3))
+            cnn_learner(dls, "test_efficientnet", file, normalize=False)
+            cnn_learner(dls, "test_efficientnet", False)
+            (file.parent / "config.json").write_text('{"mean": [0.1, 0.2, 0.3], "std": 0.5}')
+            learn = cnn_learner(dls, "test_efficientnet", file)
+        assert learn.model.spec.mean == (0.1, 0.2, 0.3)
+        assert learn.dls.valid.after_batch[-1].mean.flatten().tolist() == pytest.approx(
+            [0.1, 0.2, 0.3]
+        )
+
+    def test_the_chosen_recipe_is_that_of_network_loaders_and_spec(self, dls, file, monkeypatch):
+        best = property(lambda check: check.recipes[-1])
+        monkeypatch.setattr(WeightsCheck, "best", best)
+        monkeypatch.setattr(WeightsCheck, "is_better", True)
+        with pytest.warns(UserWarning, match="`check_weights`: of 8 input recipes on 18 images"):
+            learn = cnn_learner(dls, "test_efficientnet", file, check_weights=True)
+        check, spec = learn.weights_check, learn.model.spec
+        assert spec.mean == check.best.mean == (0, 0, 0)
+        assert spec.std == check.best.std == (1 / 255,) * 3
+        assert spec.arch_kwargs == {"pad_type": "same"}
+        assert type(learn.model[0].model.conv_stem).__name__ == "Conv2dSame"
+        assert learn.dls.valid.after_batch[-1].std.flatten().tolist() == pytest.approx(
+            [1 / 255] * 3
+        )
+
+    def test_the_check_changes_neither_head_nor_random_state(self, dls, file):
+        heads, states = [], []
+        for check in (False, True):
+            torch.manual_seed(5)
+            with pytest.warns(UserWarning, match="is assumed|as was assumed"):
+                learn = cnn_learner(dls, "test_efficientnet", file, check_weights=check)
+            heads.append(learn.model[1].state_dict())
+            states.append(torch.get_rng_state())
+        assert all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+        assert torch.equal(*states)
+
+    def test_what_the_caller_says_is_kept(self, dls, file):
+        given = {"normalize": ((0.1,) * 3, (0.9,) * 3), "pad_type": "same"}
+        with pytest.warns(UserWarning, match="as `normalize` says"):
+            learn = cnn_learner(dls, "test_efficientnet", file, check_weights=True, **given)
+        assert learn.model.spec.mean == (0.1,) * 3
+        assert len(learn.weights_check.recipes) == 5  # no other padding is tried
+
+    def test_what_cannot_be_checked_is_refused_in_a_sentence(self, dls, file):
+        with pytest.raises(WeightsError, match="random weights have no recipe"):
+            cnn_learner(dls, "test_efficientnet", False, check_weights=True)
+        with pytest.raises(TypeError, match="compares by training images, and there is no `dls`"):
+            cnn_learner(arch="test_efficientnet", pretrained=file, size=32, check_weights=True)
