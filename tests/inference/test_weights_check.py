@@ -92,6 +92,7 @@ def test_left_out_verdicts_are_those_of_a_classifier_fitted_without_the_image():
     names = [f"{label:09d}" for label in labels]
     empty = ClassStatistics.empty(features.shape[1], root=False, memory_size=200)
     fitted = fit_lda(empty.update(features, names).canonical().moments())
+    slow = []
     for i in range(len(labels)):
         rest = [j for j in range(len(labels)) if j != i]
         stats = empty.update(features[rest], [names[j] for j in rest]).canonical()
@@ -100,8 +101,10 @@ def test_left_out_verdicts_are_those_of_a_classifier_fitted_without_the_image():
         away = geometry.spectrum.turn(point) * geometry.scale - geometry.means
         logits = (geometry.d_eff / geometry.counts - away.square().sum(1)) / 2 / fitted.temperature
         assert (int(logits.argmax()) == labels[i]) == right[i]
-        # ridge and dimension are those of all images, so nearly
-        assert -logits.log_softmax(0)[labels[i]] == pytest.approx(losses[i], rel=0.15, abs=0.02)
+        slow.append(float(-logits.log_softmax(0)[labels[i]]))
+    # nearly: in closed form, the ridge and the dimension stay those of all images
+    assert slow == pytest.approx(losses, rel=0.3, abs=0.02)
+    assert np.corrcoef(slow, losses)[0, 1] > 0.99
 
 
 def test_balanced_accuracy_counts_classes_alike():
