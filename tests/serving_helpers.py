@@ -1,6 +1,7 @@
 """Requests for a served model: images as clients send them, good and bad."""
 
 import io
+import json
 import struct
 import zlib
 
@@ -31,3 +32,28 @@ def bomb(width=60_000, height=60_000):
 
 def form(*images, name="i.png"):
     return [("images", (name, image, "image/png")) for image in images]
+
+
+PAGES = {"/", "/docs", "/openapi.json"}
+
+
+def check_described(document, response):
+    """Assert that an answer is one that the OpenAPI `document` describes, to the last entry."""
+    from jsonschema import Draft202012Validator
+
+    response.read()
+    path, method = response.request.url.path, response.request.method.lower()
+    if response.is_redirect or (path in PAGES and response.status_code == 200):
+        return
+    operation = document["paths"].get(path, {}).get(method)
+    default = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+    described = operation["responses"] if operation else {"default": default}
+    answer = described.get(str(response.status_code), described["default"])
+    kind = response.headers["content-type"].partition(";")[0]
+    if kind == "text/plain" and not operation:
+        return
+    assert kind in answer["content"], f"{method} {path} {response.status_code} gives {kind}"
+    assert response.headers["x-request-id"]
+    if kind == "application/json":
+        schema = {**answer["content"][kind]["schema"], "components": document["components"]}
+        Draft202012Validator(schema).validate(json.loads(response.content))

@@ -29,7 +29,8 @@ class Span:
 
     Attributes:
         content: text, or pieces of it.
-        style: "strong", "code", "faint", "arrow", or "name" (from outside; HTML cuts long ones).
+        style: "strong", "code", "faint", "arrow", "name" (from outside; HTML cuts long ones), or
+            "link" (a page beside this one, by its name; text elsewhere).
     """
 
     content: Inline

@@ -8,6 +8,7 @@ import io
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -47,6 +48,7 @@ def _templates() -> Environment:
         "filled": filled,
         "ending": lambda name: name if len(name) <= _NAME else f"…{name[1 - _NAME :]}",
         "address": _address,
+        "local": lambda name: f"./{quote(name)}",  # beside the page, whatever the name
     }
     return found
 

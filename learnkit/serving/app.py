@@ -4,6 +4,7 @@ Answers are JSON, or a line of text for each image where the client asks for pla
 is what Prometheus reads.
 """
 
+import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,7 +16,8 @@ from learnkit.serving.auth import check_different, check_exposure, checked_token
 from learnkit.serving.http_errors import Refusal, as_json, as_plain, prefers_plain
 from learnkit.serving.limits import Limits
 from learnkit.serving.metrics import METRICS_TYPE
-from learnkit.serving.model_info import FORM
+from learnkit.serving.openapi import openapi_document
+from learnkit.serving.pages import PAGE_HEADERS, docs_page
 from learnkit.serving.service import Service
 
 if TYPE_CHECKING:
@@ -87,16 +89,22 @@ def create_app(
         def build_middleware_stack(self) -> Any:
             return Accounted(super().build_middleware_stack(), service.observe)
 
-    # no pages of documentation: they load scripts from elsewhere
+        def openapi(self) -> dict[str, Any]:
+            return document
+
+    # no pages of FastAPI's: they load scripts from elsewhere
     app = Application(title="learnkit", docs_url=None, redoc_url=None, lifespan=service.lifespan)
     app.state.service = service
-    for handle in (service.predict, service.extend):
-        app.post(f"/{handle.__name__}", openapi_extra={"requestBody": FORM})(_answering(handle))
-    for handle in (service.undo, service.reload):
+    posted = (service.predict, service.extend, service.undo, service.reload)
+    asked = (service.health, service.ready, service.model)
+    for handle in posted:
         app.post(f"/{handle.__name__}")(_answering(handle))
-    for handle in (service.health, service.ready, service.model):
+    for handle in asked:
         app.get(f"/{handle.__name__}")(_answering(handle))
     app.get("/metrics")(_metrics_of(service))
+    docs = {one.__name__: inspect.getdoc(one) or "" for one in (*posted, *asked, service.metrics)}
+    document = openapi_document(docs, predict_token=predict_token is not None)
+    _serve_pages(app, service)
     _answer_errors(app)
     return app
 
@@ -151,6 +159,24 @@ def _metrics_of(service: Service) -> Callable[["Request"], Awaitable["Response"]
         return Response(service.metrics(), media_type=METRICS_TYPE)
 
     return metrics
+
+
+def _serve_pages(app: "FastAPI", service: Service) -> None:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    async def front(request: Request) -> Response:
+        """What this server is, for people."""
+        page = service.front(request.headers, str(request.base_url).rstrip("/"))
+        return Response(page, headers=PAGE_HEADERS, media_type="text/html")
+
+    async def docs() -> Response:
+        """What can be asked, for people."""
+        page = docs_page(app.openapi())
+        return Response(page, headers=PAGE_HEADERS, media_type="text/html")
+
+    app.get("/")(front)
+    app.get("/docs")(docs)
 
 
 def _answer_errors(app: "FastAPI") -> None:

@@ -1,4 +1,4 @@
-"""The description of a served model as JSON types, and of the forms it takes."""
+"""The description of a served model as JSON types."""
 
 from __future__ import annotations
 
@@ -8,25 +8,6 @@ from learnkit._version import versions
 from learnkit.inference.prediction import finite_or_none
 
 _PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "pillow", "fastapi", "uvicorn")
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-# What /predict and /extend take, for /openapi.json.
-FORM = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    "images": {"type": "array", "items": _BINARY["schema"]},
-                    "label": {"type": "array", "items": {"type": "string"}},
-                    "again": {"type": "boolean", "default": False},
-                    "group": {"type": "array", "items": {"type": "string"}},
-                },
-            }
-        },
-        "application/octet-stream": _BINARY,
-    },
-}
 
 
 def model_facts(predictor: Any) -> dict[str, Any]:

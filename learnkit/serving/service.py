@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from learnkit.errors import LearnkitError, PredictionError
 from learnkit.inference.monitor import Monitor
 from learnkit.inference.prediction import Prediction, Result
+from learnkit.report.document import Span
 from learnkit.serving.auth import check_bearer, is_bearer
 from learnkit.serving.batching import Batcher
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Gate, Limits
 from learnkit.serving.metrics import metrics_text
 from learnkit.serving.model_info import model_facts
+from learnkit.serving.pages import front_page
 from learnkit.serving.served_model import (
     ServedModel,
     alpha_in,
@@ -322,6 +324,25 @@ class Service:
             "can_extend": self._allow_extend and self.served.can_extend,
             "limits": vars(self.limits),
         }
+
+    def front(self, headers: Mapping[str, str], address: str) -> bytes:
+        """The page that says in a browser what this is; of the model only to who may predict."""
+        predictor, facts = self.deployment.predictor, {}
+        can_extend = self._allow_extend and self.served.can_extend
+        if self.is_client(headers):
+            height, width = predictor.preprocessing.size
+            facts = {
+                "model": Span(self.served.digest, "code"),
+                "images are scaled to": f"{height} x {width} pixels",
+                "unknown images": "are told" if predictor.detects_ood else "are not told",
+                "classes": predictor.classes,
+            }
+        facts |= {
+            "predicting": "takes a token" if self._predict_token else "is open to all",
+            "teaching": "takes a token" if can_extend else "is not possible",
+        }
+        takes = self._predict_token is not None
+        return front_page(facts, address=address, takes_token=takes, learns=can_extend)
 
     def is_client(self, headers: Mapping[str, str]) -> bool:
         """Whether who sends these headers may predict: everybody, where that takes no token."""

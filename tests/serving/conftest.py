@@ -1,10 +1,12 @@
 """What the tests of the application share: a model that learns, and clients of it."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from deploy_helpers import make_continual
+from serving_helpers import check_described
 
 from learnkit import Predictor
 
@@ -35,6 +37,7 @@ def serving(predictor, tmp_path):
     def start(model=predictor, *, raises=True, **options):
         app = create_app(model, **options)
         client = TestClient(app, raise_server_exceptions=raises)
+        client.event_hooks["response"].append(partial(check_described, app.openapi()))
         with_exit.append(client.__enter__())
         return client
 

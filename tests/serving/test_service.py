@@ -136,7 +136,13 @@ class TestJson:
             {"name": "../i.png", "data": base64.b64encode(image).decode()}
             for image in (*images, b"no image")
         ]
-        assert client.post("/predict", json={"images": named}).json() == wanted
+        found = client.post("/predict", json={"images": named}).json()
+        for one, other in zip(found["predictions"], wanted["predictions"], strict=True):
+            # images may be in other passes of the network, which changes last bits
+            assert {name: one.get(name) for name in ("name", "decision", "error")} == {
+                name: other.get(name) for name in ("name", "decision", "error")
+            }
+            assert one.get("probs") == pytest.approx(other.get("probs"), abs=1e-5)
         uris = [f"data:image/png;base64,{one['data']}" for one in named]
         for entry in client.post("/predict", json={"images": uris}).json()["predictions"]:
             assert entry.pop("name") == "image"
