@@ -202,7 +202,13 @@ _OPERATIONS: dict[str, tuple[str, tuple[str, ...], bool, str, dict[str, str]]] =
     "health": ("get", (), False, "Health", {}),
     "ready": ("get", (), False, "Ready", {"503": "too many images wait, or no class is known"}),
     "model": ("get", (), False, "Model", {"401": _TAUGHT["401"]}),
-    "metrics": ("get", (), False, "", {"401": _TAUGHT["401"]}),
+    "metrics": (
+        "get",
+        (),
+        False,
+        "",
+        {"401": _TAUGHT["401"], "501": "prometheus_client is not installed"},
+    ),
 }
 _TEACHING = ("extend", "undo", "reload")
 _TELLING = ("predict", "model", "metrics")
@@ -271,7 +277,7 @@ def _operation(name: str, text: str, predict_token: bool) -> dict[str, Any]:
 
 def _answer(name: str) -> Schema:
     if not name:
-        return {"description": "metrics", "content": {"text/plain": {"schema": _TEXT}}}
+        return {"description": "done", "content": {"text/plain": {"schema": _TEXT}}}
     return _response("done", name)
 
 

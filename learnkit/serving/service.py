@@ -20,7 +20,7 @@ from learnkit.serving.auth import check_bearer, is_bearer
 from learnkit.serving.batching import Batcher
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Gate, Limits
-from learnkit.serving.metrics import metrics_text
+from learnkit.serving.metrics import Gauges, Metrics, drift_gauges
 from learnkit.serving.model_info import model_facts
 from learnkit.serving.pages import front_page
 from learnkit.serving.served_model import (
@@ -103,6 +103,7 @@ class Service:
         self.save_error: LearnkitError | None = None
         self.has_saved = self._is_reloading = False
         self.n_answers = self.n_predicted = 0
+        self._metrics = Metrics(self._gauges)
         self._drift_file = drift_file
         self._watch()
 
@@ -177,6 +178,7 @@ class Service:
             _answer(upload, result, alpha) for upload, result in zip(uploads, results, strict=True)
         ]
         content = {"model": deployment.served.digest, "predictions": answers}
+        self._metrics.predicted(results)
         n_predicted = sum(isinstance(result, Prediction) for result in results)
         self.n_predicted += n_predicted
         if n_predicted:
@@ -198,7 +200,9 @@ class Service:
             uploads, fields = await read_uploads(request, ticket, self.limits)
             labels = labels_for(len(uploads), fields.get("label", []))
             how = {"again": flag_in(fields, "again"), "group": groups_in(fields, len(uploads))}
-            return await self._change(lambda served: served.extend(uploads, labels, **how))
+            answer = await self._change(lambda served: served.extend(uploads, labels, **how))
+            self._metrics.learned(sum((answer[1]["change"]["images"] or {}).values()))
+            return answer
 
     async def undo(self, request: Request) -> Answer:
         """Status and answer: what changed by taking back the last change, of three at most."""
@@ -284,7 +288,7 @@ class Service:
         is_told = self.monitor is not None and self.is_client(request.headers)
         return 200, {
             "status": "ok",
-            **self.gauges(),
+            **self._waiting(),
             "drift": self.monitor.to_dict() if is_told else None,
         }
 
@@ -299,7 +303,7 @@ class Service:
             raise Refusal(503, "the model knows no class yet; teach it some with /extend")
         return 200, {"ready": True}
 
-    def gauges(self) -> dict[str, int]:
+    def _waiting(self) -> dict[str, int]:
         """What waits and what is not saved, by name."""
         return {
             "images_waiting": self.gate.n_images,
@@ -307,13 +311,25 @@ class Service:
             "unsaved_changes": self.served.n_unsaved,
         }
 
-    def metrics(self) -> str:
-        """What `health` says, for Prometheus."""
-        return metrics_text(self.gauges(), self.monitor)
+    def _gauges(self) -> Gauges:
+        waiting = {name: [(None, n)] for name, n in self._waiting().items()}
+        head = getattr(self.deployment.predictor, "continual", None)
+        known = {} if head is None else {"class_images": [*head.n_images.items()]}
+        return {**waiting, **known, **drift_gauges(self.monitor)}
+
+    def metrics(self, headers: Mapping[str, str]) -> bytes:
+        """What was answered, is waiting and is known, and whether images drift, for Prometheus.
+
+        Counters begin at the server's start. Beyond 200 classes those that came later are counted
+        together.
+        """
+        self.check_client(headers)
+        return self._metrics.text()
 
     def observe(self, path: str, status: int, seconds: float) -> None:
         """Count an answer."""
         self.n_answers += 1
+        self._metrics.answered(path, status, seconds)
 
     async def model(self, request: Request) -> Answer:
         """Status and answer: what is served."""

@@ -487,9 +487,9 @@ def test_health_and_metrics_tell_of_drift(serving, tmp_path):
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     lines = answer.text.splitlines()
     assert "# TYPE learnkit_drift_images gauge" in lines
-    assert "learnkit_drift_images 3" in lines
-    assert "learnkit_drift_bound 20000" in lines
-    assert "learnkit_images_waiting 0" in lines
+    assert "learnkit_drift_images 3.0" in lines
+    assert "learnkit_drift_bound 20000.0" in lines
+    assert "learnkit_images_waiting 0.0" in lines
     assert any(line.startswith('learnkit_drift_alarm{label="') for line in lines)
     assert not file.exists()  # a few images are not written one by one
 
