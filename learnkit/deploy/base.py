@@ -29,6 +29,7 @@ from learnkit.inference.monitor import Monitor
 from learnkit.inference.prediction import Prediction, Result, raised
 from learnkit.inference.scoring import knowledge_of, predictions
 from learnkit.inference.suggestion import Suggestions, suggest
+from learnkit.inference.tta import views_of
 from learnkit.report.document import Document, Lines, Paragraph, Span
 from learnkit.report.notebook import Shown
 
@@ -50,10 +51,12 @@ _ELSEWHERE = {
     "no_bar": "verbs with a progress bar take `progress=False`",
     "eval": "a predictor always predicts as in evaluation",
     **dict.fromkeys(("to", "cpu", "cuda"), _AS_LOADED),
-    **dict.fromkeys(("show_results", "interpret", "validate"), _SHOWS),
+    **dict.fromkeys(("show_results", "interpret", "validate", "summary"), _SHOWS),
     **dict.fromkeys(
-        ("fit", "fit_one_cycle", "fine_tune", "lr_find", "freeze", "loss_func"), _TRAINS
+        ("fit", "fit_one_cycle", "fit_flat_cos", "fine_tune", "lr_find", "freeze", "unfreeze"),
+        _TRAINS,
     ),
+    **dict.fromkeys(("loss_func", "opt", "metrics", "recorder", "cbs", "add_cb"), _TRAINS),
 }
 _ELSEWHERE["data"] = _ELSEWHERE["dls"]
 
@@ -180,9 +183,18 @@ class BasePredictor(Shown):
         """
         return self.preprocessing.pixels(source)
 
-    def try_loaded(self, images: Sequence[np.ndarray]) -> list[Result]:
-        """For each image that `load` gave its prediction, or a PredictionError."""
-        return predictions(self.record, np.stack(list(images)), self._wrap)
+    @property
+    def tta(self) -> int:
+        """From how many views an image is predicted (test-time augmentation); see `set`."""
+        return views_of(self.record.metadata)
+
+    def try_loaded(self, images: Sequence[np.ndarray], tta: int | None = None) -> list[Result]:
+        """For each image that `load` gave its prediction, or a PredictionError.
+
+        `tta` is as in `predict_batch`.
+        """
+        n_views = self.tta if tta is None else tta
+        return predictions(self.record, np.stack(list(images)), self._wrap, n_views)
 
     def observe(self, results: Sequence[Result]) -> None:
         """Show predictions to the monitor, if there is one; `predict` and its kin have done so."""
@@ -206,23 +218,28 @@ class BasePredictor(Shown):
     __call__ = predict
 
     def predict_batch(
-        self, items: Iterable[Any], bs: int = BATCH, *, n_workers: int = 2
+        self, items: Iterable[Any], bs: int = BATCH, *, n_workers: int = 2, tta: int | None = None
     ) -> list[Prediction]:
         """One prediction per item, in order, as `predict_files`; no items, no predictions.
 
-        Raises like `predict`.
+        With `tta` (test-time augmentation) probabilities are the mean over so many views of each
+        image, at most 10: itself, mirrored, and crops of 7/8 of its sides, mirrored in turn. OOD
+        scores and p-values are those of the image itself, for whose like their threshold was
+        fitted; prediction sets were calibrated without, too. Default is what `set(tta=)` has set.
+
+        Raises like `predict`, and PredictionError for another number of views.
         """
-        stream = predict_stream(self, _images(items), bs=bs, n_workers=n_workers)
+        stream = predict_stream(self, _images(items), bs=bs, n_workers=n_workers, tta=tta)
         return [raised(result) for _, result in stream]
 
     def get_preds(
-        self, items: Iterable[Any], bs: int = BATCH, *, n_workers: int = 2
+        self, items: Iterable[Any], bs: int = BATCH, *, n_workers: int = 2, tta: int | None = None
     ) -> tuple[np.ndarray, None]:
         """(probabilities (N, C) of `predict_batch`, None for targets), as fastai's for `test_dl`.
 
         A tensor where there is torch. Raises like `predict`.
         """
-        found = self.predict_batch(items, bs, n_workers=n_workers)
+        found = self.predict_batch(items, bs, n_workers=n_workers, tta=tta)
         rows = [np.asarray(one.probs) for one in found]
         return self._wrap(
             np.stack(rows) if rows else np.empty((0, len(self.classes)), np.float32)
@@ -237,6 +254,7 @@ class BasePredictor(Shown):
         progress: bool = True,
         *,
         probs: bool = True,
+        tta: int | None = None,
     ) -> pd.DataFrame:
         """`predict_files` of the images in `folder`, sorted by path.
 
@@ -246,7 +264,8 @@ class BasePredictor(Shown):
         found = find_images(folder)
         if not recursive:
             found = [path for path in found if path.parent == Path(folder)]
-        return self.predict_files(found, bs=bs, n_workers=n_workers, progress=progress, probs=probs)
+        how = {"bs": bs, "n_workers": n_workers, "progress": progress, "probs": probs, "tta": tta}
+        return self.predict_files(found, **how)
 
     def predict_files(
         self,
@@ -258,6 +277,7 @@ class BasePredictor(Shown):
         probs: bool = True,
         out: str | os.PathLike | None = None,
         resume: bool = True,
+        tta: int | None = None,
     ) -> pd.DataFrame | FilesReport:
         """One row per file: path, verdict, label, confidence, error, then `p(NAME)` per class.
 
@@ -280,6 +300,7 @@ class BasePredictor(Shown):
             out: write the rows to this .parquet, .csv or .jsonl file instead, each with the model's
                 digest, and return a report: for any number of files, see `predict_to_file`.
             resume: with `out`, go on where an interrupted call was.
+            tta: views of each image over which probabilities are averaged, see `predict_batch`.
 
         Raises:
             PredictionError: `out` with other work in it than this, or images that are no files.
@@ -296,9 +317,10 @@ class BasePredictor(Shown):
                 n_workers=n_workers,
                 progress=progress,
                 probs=probs,
+                tta=tta,
             )
         paths = list(paths)
-        stream = predict_stream(self, paths, bs=bs, n_workers=n_workers)
+        stream = predict_stream(self, paths, bs=bs, n_workers=n_workers, tta=tta)
         return prediction_table(
             watched(stream, len(paths), progress),
             self.classes,

@@ -278,7 +278,7 @@ class Predictor(BasePredictor):
 
     def try_tensors(self, images: Tensor) -> list[Result]:
         """For each of `images` uint8 (N, channels, H, W) its prediction, or a PredictionError."""
-        return predictions(self.record, self._pixels(images), self._wrap)
+        return predictions(self.record, self._pixels(images), self._wrap, self.tta)
 
     def features(
         self, items: Any, *, bs: int = BATCH, n_workers: int = 2, progress: bool = True
@@ -514,6 +514,7 @@ class Predictor(BasePredictor):
         metadata: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
         threads: int | None = None,
+        tta: int | None = None,
         **unknown: Any,
     ) -> Predictor:
         """This predictor with something set; predictions under way end as they began.
@@ -528,6 +529,8 @@ class Predictor(BasePredictor):
             metadata: takes the place of the metadata.
             device: where a converted network runs: "cpu", or "cuda" where its backend has it.
             threads: processor threads one prediction of a converted network may use.
+            tta: views of an image from which all verbs predict, see `predict_batch`; 1 is itself
+                alone. It is kept in the metadata, and so travels in bundles.
             **unknown: anything else is refused.
 
         Raises:
@@ -549,6 +552,7 @@ class Predictor(BasePredictor):
             metadata=metadata,
             device=device,
             threads=threads,
+            tta=tta,
         )
         return self
 

@@ -18,6 +18,7 @@ from learnkit.deploy.home import home_of, pickled
 from learnkit.errors import OptimizedModelError, PredictionError
 from learnkit.inference.class_names import checked_threshold, renamed
 from learnkit.inference.model import Model
+from learnkit.inference.tta import with_views
 
 _NEEDS_TORCH = frozenset(
     {
@@ -142,6 +143,7 @@ class RuntimePredictor(BasePredictor):
         metadata: Mapping[str, Any] | None = None,
         threads: int | None = None,
         device: str | None = None,
+        tta: int | None = None,
     ) -> RuntimePredictor:
         """This predictor with something set; predictions under way end as they began.
 
@@ -152,6 +154,7 @@ class RuntimePredictor(BasePredictor):
             threads: processor threads for one forward pass. The network is read again from its
                 bundle, as it is for `device`.
             device: where it runs: "cpu", or "cuda" where the backend has it.
+            tta: views of an image from which all verbs predict, see `predict_batch`.
 
         Raises:
             PredictionError: another number of names, an unknown old name, a name twice; a threshold
@@ -178,6 +181,8 @@ class RuntimePredictor(BasePredictor):
             changes["network"] = self._opened(threads, device)
         if metadata is not None:
             changes["metadata"] = dict(metadata)
+        if tta is not None:
+            changes["metadata"] = with_views(changes.get("metadata", self.metadata), tta)
         self.record = self.record.replace(**changes)  # at once: no thread sees a half of it
         return self
 

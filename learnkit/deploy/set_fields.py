@@ -14,6 +14,7 @@ from learnkit.inference.class_names import (
     checked_threshold,
     renamed,
 )
+from learnkit.inference.tta import with_views
 
 
 @warned_after
@@ -28,6 +29,7 @@ def set_fields(
     metadata: Mapping[str, Any] | None,
     device: Any,
     threads: int | None,
+    tta: int | None,
 ) -> None:
     """Set what is given, or nothing if one of it is refused; see `Predictor.set`."""
     if predictor.variant is None:
@@ -54,6 +56,8 @@ def set_fields(
         )
     if metadata is not None:
         changes["metadata"] = dict(metadata)
+    if tta is not None:
+        changes["metadata"] = with_views(changes.get("metadata", predictor.metadata), tta)
     if ood_threshold is not None or false_alarm_rate is not None:
         fit = {"false_alarm_rate": false_alarm_rate}
         check_detects_ood(ood).set_threshold(ood_threshold, **fit)

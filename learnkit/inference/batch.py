@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from learnkit.data.read_images import chunks, load_ahead
 from learnkit.errors import LearnkitError, MissingExtraError, PredictionError
 from learnkit.inference.prediction import Result
+from learnkit.inference.tta import checked_views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,18 +43,25 @@ class Predicts(Protocol):
 
 
 def predict_stream(
-    predictor: Predicts, items: Iterable[Any], *, bs: int, n_workers: int
+    predictor: Predicts,
+    items: Iterable[Any],
+    *,
+    bs: int,
+    n_workers: int,
+    tta: int | None = None,
 ) -> Iterator[tuple[Any, Result]]:
     """Each item with its prediction, or with the error that prevented one, in the order of `items`.
 
     Every forward pass has `bs` images, the last of them repeated where fewer could be read. While
-    one batch is in the network the images of the next two are being decoded.
+    one batch is in the network the images of the next two are being decoded. With `tta` each is
+    predicted from so many views; else from as many as the predictor has set.
     """
     check_batch_size(bs)
+    views = {} if tta is None else {"tta": checked_views(tta)}
     loaded = load_ahead(predictor.load, items, n_ahead=2 * bs, n_workers=n_workers)
     for batch in chunks(loaded, bs):
         images = [image for _, image in batch if not isinstance(image, LearnkitError)]
-        found = predictor.try_loaded(padded(images, bs))[: len(images)] if images else []
+        found = predictor.try_loaded(padded(images, bs), **views)[: len(images)] if images else []
         show_monitor(predictor, found)
         results = iter(found)
         for item, image in batch:

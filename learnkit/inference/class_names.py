@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME = 200  # characters of a class name that comes from outside
-_OPTIMIZED = ("device", "threads", "metadata", "class_names", "ood_threshold")
-_AS_TRAINED = ("class_names", "threshold", "ood_threshold", "false_alarm_rate", "metadata")
+_OPTIMIZED = ("device", "threads", "metadata", "class_names", "ood_threshold", "tta")
+_AS_TRAINED = ("class_names", "threshold", "ood_threshold", "false_alarm_rate", "metadata", "tta")
 _SAID_BY = {"classes": "class_names"}  # attributes that `set` knows by another name
 
 

@@ -74,7 +74,9 @@ class _Recognizing:
 
     def try_loaded(self, images: Sequence[Any]) -> list[tuple[Result, int]]:
         record, wrap = self._predictor.record, self._predictor._wrap
-        results, features = predictions_and_features(record, np.stack(list(images)), wrap)
+        results, features = predictions_and_features(
+            record, np.stack(list(images)), wrap, self._predictor.tta
+        )
         sound = np.nan_to_num(features, posinf=0, neginf=0)
         return list(zip(results, self._statistics.fingerprints(sound), strict=True))
 

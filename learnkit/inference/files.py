@@ -26,6 +26,7 @@ from learnkit.inference.prediction_table import (
     table_kind,
     write_table,
 )
+from learnkit.inference.tta import checked_views
 from learnkit.report.document import Document, Lines, Paragraph, Span
 from learnkit.report.notebook import Shown
 from learnkit.storage.filesystem import write_file
@@ -71,6 +72,7 @@ def predict_to_file(
     n_workers: int = 2,
     progress: bool = True,
     probs: bool = True,
+    tta: int | None = None,
 ) -> FilesReport:
     """Predict `paths` into the table `out`, going on where an interrupted call was.
 
@@ -88,6 +90,8 @@ def predict_to_file(
         n_workers: decoding threads.
         progress: show a progress bar.
         probs: add the probability of every class.
+        tta: views of each image, see `predict_files`; with more than one their number stands behind
+            the digest.
 
     Raises:
         PredictionError: `out` names no table; something in `paths` is no path; `resume`, and what
@@ -97,19 +101,21 @@ def predict_to_file(
     """
     check_batch_size(bs)
     check_number("n_workers", n_workers, least=0)
+    n_views = getattr(predictor, "tta", 1) if tta is None else checked_views(tta)
     target, files = Path(out), [_checked_path(path) for path in paths]
     kind, place = table_kind(target), log_path(target)
     _check_target(target)
     state = state_of(predictor)  # before the digest, so that no change falls between them
     layout = Layout(
         tuple(predictor.classes) if probs else (),
-        model_digest(predictor),
+        model_digest(predictor) + (f" tta={n_views}" if n_views > 1 else ""),
         bool(getattr(predictor, "multi_label", False)),
     )
     if resume and target.exists() and not place.exists():
         return _report_on(target, kind, files, layout.model)
     job = {"model": layout.model, "files": _digest(files), "probs": probs}
     run = {"bs": bs, "n_workers": n_workers, "progress": progress, "probs": probs}
+    run |= {"tta": tta}
     try:
         with opened_log(place) as log:
             log.begin(job, resume=resume)
@@ -143,13 +149,14 @@ def _predict_missing(
     n_workers: int,
     progress: bool,
     probs: bool,
+    tta: int | None,
 ) -> int:
     """Predict what `log` lacks, batch by batch; the number of files it had."""
     gaps = log.missing(len(files))
     batches = [gap[i : i + bs] for gap in gaps for i in range(0, len(gap), bs)]
     n_before = len(files) - sum(map(len, batches))
     items = (files[number] for batch in batches for number in batch)
-    stream = predict_stream(predictor, items, bs=bs, n_workers=n_workers)
+    stream = predict_stream(predictor, items, bs=bs, n_workers=n_workers, tta=tta)
     results = iter(watched(stream, len(files), progress, n_before=n_before))
     for batch in batches:
         found = islice(results, len(batch))

@@ -11,6 +11,7 @@ import numpy as np
 from learnkit.data.labels import ids_of_classes
 from learnkit.errors import PredictionError
 from learnkit.inference.prediction import Result, not_finite, prediction_of
+from learnkit.inference.tta import averaged, view
 from learnkit.uncertainty.ood import sigmoid, softmax
 from learnkit.uncertainty.scoring import Scoring
 
@@ -23,7 +24,10 @@ Array = np.ndarray
 
 
 def predictions(
-    model: Model, images: np.ndarray, wrap: Callable[[Array], Any] = np.asarray
+    model: Model,
+    images: np.ndarray,
+    wrap: Callable[[Array], Any] = np.asarray,
+    n_views: int = 1,
 ) -> list[Result]:
     """For each image its prediction, or a PredictionError where numbers are not finite.
 
@@ -33,15 +37,20 @@ def predictions(
         model: says it.
         images: uint8 (N, H, W, channels).
         wrap: makes what probabilities are given as of the array (N, C).
+        n_views: of each image, over which probabilities are averaged; see `tta`. OOD scores are
+            those of the images as they are.
 
     Raises:
         PredictionError: the network gives no (N, C), or no features where they are needed.
     """
-    return predictions_and_features(model, images, wrap)[0]
+    return predictions_and_features(model, images, wrap, n_views)[0]
 
 
 def predictions_and_features(
-    model: Model, images: np.ndarray, wrap: Callable[[Array], Any] = np.asarray
+    model: Model,
+    images: np.ndarray,
+    wrap: Callable[[Array], Any] = np.asarray,
+    n_views: int = 1,
 ) -> tuple[list[Result], Array | None]:
     """What `predictions` gives, and the pooled features (N, D) where anything rests on them."""
     scoring, classes = knowledge_of(model)
@@ -56,7 +65,13 @@ def predictions_and_features(
         "wrap": wrap,
         "class_ids": ids_of_classes(model.class_ids, len(classes)) if model.class_ids else None,
     }
-    return conclude(scoring, features, logits, classes, **said), features
+    results = conclude(scoring, features, logits, classes, **said)
+    if n_views > 1:
+        passes = (model.network.run(view(images, number)) for number in range(1, n_views))
+        others = [conclude(scoring, *one, classes, **said) for one in passes]
+        labels = {"multi_label": model.multi_label, "threshold": model.threshold}
+        results = averaged(results, others, wrap, **labels)
+    return results, features
 
 
 def knowledge_of(model: Model) -> tuple[Scoring | None, tuple[str, ...]]:

@@ -169,3 +169,15 @@ def test_scores_are_those_written_though_the_statistics_give_others_here(tmp_pat
     learner = assert_equal_to_the_bit(tmp_path / "m", None)
     learner.extend(*labelled({"new": 4}, seed=8), progress=False)
     assert learner.predict(shades("new", 1, seed=9)[0]).label == "new"
+
+
+def test_without_torch_views_are_averaged_to_the_same_bits(tmp_path):
+    network = converted("onnxruntime", "float32")
+    over(make_continual(COUNTS), network).set(tta=4).save(tmp_path / "m")
+    learner = assert_equal_to_the_bit(tmp_path / "m", network.name)
+    runtime = load_runtime(tmp_path / "m", variant=network.name, threads=1)
+    assert (learner.tta, runtime.tta) == (4, 4)
+    plain = learner.predict_batch(IMAGES, tta=1)
+    averaged = learner.predict_batch(IMAGES)
+    assert any(not one.probs.equal(two.probs) for one, two in zip(plain, averaged, strict=True))
+    assert runtime.set(tta=1).tta == 1
