@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from learnkit.data.image import naming_errors, open_file, open_picture, read_image, unread_text
+from learnkit.data.image import naming_errors, open_picture, read_image, unread_text
 from learnkit.data.near_duplicates import near_duplicate_groups, structure
 from learnkit.data.read_images import load_ahead, watched
 from learnkit.data.split import split_counts
 from learnkit.errors import DataError, ImageReadError, first_few
+from learnkit.storage.filesystem import open_regular
 
 COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
 _N_WORKERS = min(32, (os.cpu_count() or 1) + 4)  # the standard library's own choice
@@ -106,7 +107,7 @@ def _about_all(finding: str, severity: str, detail: str, paths: Any = (), name: 
 
 def _look_at(path: Path, fast: bool) -> _Seen:
     try:
-        with open_file(path) as file:
+        with open_regular(path) as file:
             data = file.read()
     except OSError as error:
         return _Seen(error=f"cannot be opened: {error.strerror or error}")

@@ -21,7 +21,7 @@ from learnkit.data.arguments import check_seed
 from learnkit.data.display import counts_document, show_images
 from learnkit.data.groups import groups_of
 from learnkit.data.halcon import dictionary_table, halcon_dictionary
-from learnkit.data.image import extension_counts, open_file
+from learnkit.data.image import extension_counts
 from learnkit.data.labels import Label, nfc
 from learnkit.data.readers import csv_table, df_table, folder_table, names_table
 from learnkit.data.split import (
@@ -36,6 +36,7 @@ from learnkit.data.table import clean_table
 from learnkit.errors import DataError, ImageReadError, SplitError, warned_after
 from learnkit.report.document import Document
 from learnkit.report.notebook import Shown
+from learnkit.storage.filesystem import open_regular
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -527,7 +528,7 @@ class ImageDataset(Shown):
 def _digest(path: Path) -> str:
     """sha256 in hex of a file."""
     try:
-        with open_file(path) as file:
+        with open_regular(path) as file:
             return hashlib.sha256(file.read()).hexdigest()
     except OSError as error:
         raise ImageReadError(f"image {str(path)!r} cannot be read: {error.strerror}") from error

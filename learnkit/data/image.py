@@ -8,22 +8,21 @@ registers HEIF at the first such file where pillow-heif is installed).
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from learnkit.errors import DataError, ImageReadError, warn_user
+from learnkit.storage.filesystem import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -160,29 +159,13 @@ def image_size(path: str | os.PathLike[str], *, exif_transpose: bool = True) -> 
         ImageReadError: The file is missing, or no image.
     """
     name = source_name(path)
-    with naming_errors(name, path), open_file(path) as file:
+    with naming_errors(name, path), open_regular(path) as file:
         image = _open(file, name)
         width, height = image.size
         # Pillow turns a TIFF itself, and decodes a whole PNG in search of EXIF data behind it.
         tells = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
         turned = exif_transpose and tells and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
     return (height, width) if turned else (width, height)
-
-
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, open for reading.
-
-    Raises:
-        OSError: it cannot be opened, or is a pipe, a socket or a device, which might keep a reader
-            waiting for ever.
-    """
-    # without O_NONBLOCK, opening a pipe waits for a writer, and no Ctrl-C ends that
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
-    raise OSError(errno.EINVAL, "it is a pipe or a device, no regular file", os.fspath(path))
 
 
 def image_kind(path: str | os.PathLike[str]) -> tuple[Any, ...]:
@@ -192,7 +175,7 @@ def image_kind(path: str | os.PathLike[str]) -> tuple[Any, ...]:
         ImageReadError: The file is missing, or no image.
     """
     name = source_name(path)
-    with naming_errors(name, path), open_file(path) as file:
+    with naming_errors(name, path), open_regular(path) as file:
         image = _open(file, name, first_frame=True)
         several = getattr(image, "n_frames", 1) > 1
         return image.format, image.mode, image.has_transparency_data, several
@@ -265,7 +248,7 @@ def _decode(
     if isinstance(source, Image.Image):
         return _loaded(source, name, bit_depth, max_pixels)
     if isinstance(source, str | os.PathLike):
-        with open_file(source) as file:
+        with open_regular(source) as file:
             return _loaded(_open(file, name, first_frame), name, bit_depth, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         return _loaded(_open(io.BytesIO(source), name, first_frame), name, bit_depth, max_pixels)
@@ -351,7 +334,7 @@ def _head(source: Any) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source[:16])
     if isinstance(source, str | os.PathLike):
-        with open_file(source) as file:
+        with open_regular(source) as file:
             return file.read(16)
     source.seek(0)
     return source.read(16)

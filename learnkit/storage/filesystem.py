@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,23 @@ def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent, FileSystem())
+
+
+def open_regular(path: str | os.PathLike[str], *, follow: bool = True) -> BinaryIO:
+    """A regular file, open for reading; a link is followed unless `follow` is False.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a socket or a device, which might keep a reader
+            waiting for ever, or a link that is not followed.
+    """
+    # without O_NONBLOCK, opening a pipe waits for a writer, and no Ctrl-C ends that
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is a pipe or a device, no regular file", os.fspath(path))
 
 
 def try_lock(descriptor: int) -> bool | None:

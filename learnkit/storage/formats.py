@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,17 @@ from learnkit.errors import BundleCorruptError, ExportError
 if TYPE_CHECKING:
     from torch import Tensor
 
+HEADER_START = 8  # bytes that say how long a safetensors header is
 MAX_HEADER_BYTES = 4_000_000
 MAX_TENSORS = 100_000
 MAX_DEPTH = 64
+_MAX_DIMS = 8
+_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TYPES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
+_TYPES |= {"BOOL": "bool"}
 
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# A text without an end matches, too: else each of its quotes is tried, in quadratic time.
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def to_json(value: Any) -> bytes:
@@ -69,8 +76,7 @@ def _check_depth(data: bytes, name: str) -> None:
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
         raise ValueError(f"the key {twice!r} stands twice in one object")
     return found
 
@@ -147,6 +153,38 @@ def parse_arrays(data: bytes, name: str) -> dict[str, np.ndarray]:
     return arrays
 
 
+def empty_tensors(head: bytes, n_bytes: int, name: str) -> dict[str, Tensor]:
+    """Tensors on torch's meta device, which have a type and a shape and no values.
+
+    Args:
+        head: the safetensors file `name` up to the end of its header, or more of it.
+        n_bytes: of the whole file.
+        name: for messages.
+
+    Raises:
+        BundleCorruptError: the header is none, or does not account for every byte of the file.
+    """
+    import torch
+
+    header = _check_header(head, name, n_bytes)
+    header.pop("__metadata__", None)
+    found, n_used = {}, 0
+    for tensor, entry in header.items():
+        entry = entry if isinstance(entry, dict) else {}
+        kind, shape = _TYPES.get(str(entry.get("dtype")), ""), entry.get("shape")
+        sound = isinstance(shape, list) and all(type(n) is int and 0 <= n <= n_bytes for n in shape)
+        if not (kind and sound and len(shape) <= _MAX_DIMS):
+            raise BundleCorruptError(
+                f"{name}: the tensor {tensor!r:.100} is {entry.get('dtype')!r:.20} of shape "
+                f"{shape!r:.100}, which no weight is"
+            )
+        one = torch.empty(shape, dtype=getattr(torch, kind), device="meta")
+        found[tensor], n_used = one, n_used + one.numel() * one.element_size()
+    if n_used != n_bytes - HEADER_START - int.from_bytes(head[:HEADER_START], "little"):
+        raise BundleCorruptError(f"{name} holds other bytes than those of its tensors")
+    return found
+
+
 def _parsed(data: bytes, name: str, load: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
     _check_header(data, name)
     try:
@@ -159,16 +197,17 @@ def _not_finite(name: str, tensor: str) -> BundleCorruptError:
     return BundleCorruptError(f"{name}: the tensor {tensor!r} holds NaN or infinite values")
 
 
-def _check_header(data: bytes, name: str) -> None:
-    """Look at the header before the library allocates anything for it."""
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > len(data) - 8 or size > MAX_HEADER_BYTES:
+def _check_header(data: bytes, name: str, n_bytes: int | None = None) -> dict[str, Any]:
+    """The header, looked at before the library allocates anything for it; see `empty_tensors`."""
+    size, n_bytes = int.from_bytes(data[:HEADER_START], "little"), n_bytes or len(data)
+    if n_bytes < HEADER_START or size > min(n_bytes - HEADER_START, MAX_HEADER_BYTES):
         raise BundleCorruptError(
-            f"{name} announces a header of {size} bytes in a file of {len(data)}; "
+            f"{name} announces a header of {size} bytes in a file of {n_bytes}; "
             f"at most {MAX_HEADER_BYTES} are read"
         )
-    header = parse_json(data[8 : 8 + size], f"the header of {name}")
+    header = parse_json(data[HEADER_START : HEADER_START + size], f"the header of {name}")
     if len(header) > MAX_TENSORS:
         raise BundleCorruptError(
             f"{name} lists {len(header)} tensors; at most {MAX_TENSORS} are read"
         )
+    return header

@@ -1,8 +1,9 @@
 """A folder of files, read only if it is what was written.
 
 `manifest.json` lists size and SHA-256 of every file. Each is read once into memory, from a regular
-file that is no link, and compared with the manifest before anyone parses it. `write_folder` writes
-such folders. This module knows nothing of models.
+file, and compared with the manifest before anyone parses it. Of links only those are followed by
+which a Hugging Face cache keeps its files. `write_folder` writes such folders. This module knows
+nothing of models.
 """
 
 from __future__ import annotations
@@ -10,15 +11,22 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from learnkit.errors import BundleCorruptError, BundleError, BundleNotFoundError
-from learnkit.storage.formats import parse_arrays, parse_json, parse_tensors
+from learnkit.storage.filesystem import open_regular
+from learnkit.storage.formats import (
+    HEADER_START,
+    MAX_HEADER_BYTES,
+    empty_tensors,
+    parse_arrays,
+    parse_json,
+    parse_tensors,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +35,10 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 VARIANTS = "variants"
 MAX_MANIFEST_BYTES = 1_000_000
+# What a stranger lists is not read before it is looked at. An ONNX file cannot be larger; of the
+# networks that timm knows the largest takes 19 GB in float32.
+MAX_BYTES = {".json": 16_000_000, ".md": 16_000_000, ".xml": 64_000_000, ".onnx": 2**31 - 1}
+MAX_OTHER_BYTES = 32_000_000_000
 
 _NAME = re.compile(rf"(?:{VARIANTS}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{{0,99}}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -42,6 +54,7 @@ class Folder:
     files: dict[str, bytes]
     manifest: dict[str, Any]
     digest: str
+    path: Path | None = None
 
     def json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file; see `parse_json`."""
@@ -54,6 +67,19 @@ class Folder:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The torch tensors in a safetensors file, by name."""
         return parse_tensors(self.bytes(name), name)
+
+    def empty_tensors(self, name: str) -> dict[str, Tensor]:
+        """The torch tensors that the header of a safetensors file lists, without their values.
+
+        The file itself need not have been read, nor is it now.
+        """
+        if name not in (listed := self.manifest["files"]):
+            raise BundleCorruptError(f"{MANIFEST} does not list {name}")
+        size = listed[name]["size"]
+        head = _read_regular(self.path, name, size, only=HEADER_START)
+        n_bytes = min(int.from_bytes(head, "little"), MAX_HEADER_BYTES) + HEADER_START
+        head = _read_regular(self.path, name, size, only=n_bytes)
+        return empty_tensors(head, size, name)
 
     def bytes(self, name: str) -> bytes:
         """The content of a file."""
@@ -101,7 +127,8 @@ def read_folder(
     Raises:
         BundleNotFoundError: no folder, or no manifest in it.
         BundleCorruptError: a file is missing, a link, no regular file, of another size or hash, or
-            the manifest is not `sha256`'s or breaks a rule.
+            larger than any of its kind; or the manifest is not `sha256`'s or breaks a rule.
+        BundleError: the files have more bytes than there is memory.
     """
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise BundleError(f"sha256={sha256!r} is not 64 hexadecimal digits in lower case")
@@ -130,12 +157,14 @@ def _read_once(folder: Path, sha256: str | None, wanted: Collection[str] | None)
     if not folder.is_dir():
         raise BundleError(f"{folder} is a file; a bundle is a folder")
     manifest, digest = read_manifest(folder, sha256)
-    files = {
-        name: _read_listed(folder, name, entry)
+    listed = {
+        name: entry
         for name, entry in manifest["files"].items()
         if (not name.startswith(f"{VARIANTS}/") if wanted is None else name in wanted)
     }
-    return Folder(files, manifest, digest)
+    _check_sizes(folder, {name: entry["size"] for name, entry in listed.items()})
+    files = {name: _read_listed(folder, name, entry) for name, entry in listed.items()}
+    return Folder(files, manifest, digest, folder)
 
 
 def read_manifest(folder: Path, sha256: str | None) -> tuple[dict[str, Any], str]:
@@ -144,7 +173,7 @@ def read_manifest(folder: Path, sha256: str | None) -> tuple[dict[str, Any], str
         inside = [one for one in islice(folder.iterdir(), _LOOKED_AT) if (one / MANIFEST).is_file()]
         there = f"; there is one in it: {min(inside)}" if inside else ""
         raise BundleNotFoundError(f"{folder} is not a bundle: it has no {MANIFEST}{there}")
-    data = _read_regular(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    data = _read_regular(folder, MANIFEST, MAX_MANIFEST_BYTES, exact=False)
     digest = hashlib.sha256(data).hexdigest()
     if sha256 not in {None, digest}:
         raise BundleCorruptError(
@@ -170,10 +199,45 @@ def _check_entry(name: str, entry: Any) -> None:
         raise BundleCorruptError(f"{MANIFEST} gives no sound size and sha256 for {name!r}")
 
 
+def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
+    """Raise unless files of these sizes can be of their kinds, and all of them have room."""
+    for name, size in sizes.items():
+        most = MAX_BYTES.get(Path(name).suffix, MAX_OTHER_BYTES)
+        if size > most:
+            raise BundleCorruptError(
+                f"{MANIFEST} lists {name} with {size} bytes; at most {most} are read"
+            )
+    total, free = sum(sizes.values()), _free_memory()
+    if free is not None and total > free:
+        raise BundleError(
+            f"the bundle at {folder} has files of {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB of "
+            "memory are free; close other programs, or open it on a larger machine"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that this process can still have; None where the system does not say."""
+    found = []
+    for path, pattern in _MEMORY:
+        try:
+            match = re.search(pattern, Path(path).read_text(encoding="ascii"), re.MULTILINE)
+        except OSError:
+            continue
+        if match:
+            found.append(int(match[1]) * (1024 if match[0].endswith("kB") else 1))
+    return min(found, default=None)
+
+
+# Linux's, of the machine and of the container
+_MEMORY = (
+    ("/proc/meminfo", r"^MemAvailable:\s+(\d+) kB"),
+    ("/sys/fs/cgroup/memory.max", r"^(\d+)$"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", r"^(\d+)$"),
+)
+
+
 def _read_listed(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
-    if "/" in name and (folder / VARIANTS).is_symlink():
-        raise BundleCorruptError(f"{folder / VARIANTS} is a link; a bundle holds none")
-    data = _read_regular(folder / name, entry["size"], exact=True)
+    data = _read_regular(folder, name, entry["size"])
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise BundleCorruptError(
             f"{folder / name} is damaged: its sha256 is not the one in {MANIFEST}"
@@ -181,23 +245,48 @@ def _read_listed(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
     return data
 
 
-def _read_regular(path: Path, size: int, *, exact: bool = False) -> bytes:
-    """Content of a regular file of at most (or exactly) `size` bytes; no link is followed."""
-    # without O_NONBLOCK, opening a FIFO in the place of a file waits for a writer for ever
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    flags |= getattr(os, "O_BINARY", 0)
+def _read_regular(
+    folder: Path, name: str, size: int, *, exact: bool = True, only: int | None = None
+) -> bytes:
+    """Content of a regular file of exactly (or at most) `size` bytes, or `only` its first bytes."""
+    path = folder / name
+    if "/" in name and (folder / VARIANTS).is_symlink():
+        raise BundleCorruptError(f"{folder / VARIANTS} is a link; a bundle holds none")
     try:
-        with open(path, "rb", opener=lambda p, _: os.open(p, flags)) as file:
+        with _opened(folder, path) as file:
             found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise BundleCorruptError(f"{path} is not a regular file")
             if found.st_size > size or (exact and found.st_size != size):
                 rule = f"{size} are in {MANIFEST}" if exact else f"at most {size} are read"
                 raise BundleCorruptError(f"{path} is {found.st_size} bytes long; {rule}")
-            data = file.read(size + 1)
+            data = file.read(size + 1 if only is None else only)
     except OSError as error:
-        reason = "it is a link; a bundle holds none" if path.is_symlink() else error.strerror
-        raise BundleCorruptError(f"{path} cannot be read: {reason}") from error
-    if len(data) != found.st_size:
+        raise BundleCorruptError(f"{path} cannot be read: {error.strerror}") from error
+    if only is None and len(data) != found.st_size:
         raise BundleCorruptError(f"{path} changed while it was read")
     return data
+
+
+def _opened(folder: Path, path: Path) -> BinaryIO:
+    """The file at `path`, or that behind it where `folder` is a snapshot of the hub."""
+    if not path.is_symlink():
+        return open_regular(path, follow=False)
+    target = Path(os.path.normpath(os.path.join(os.path.realpath(path.parent), os.readlink(path))))
+    if target.parent != snapshot_blobs(folder):
+        raise BundleCorruptError(
+            f"{path} cannot be read: it is a link, and a bundle holds none but those of a Hugging "
+            "Face cache; copy the bundle with its files, as `cp -rL` does, and open the copy"
+        )
+    return open_regular(target, follow=False)
+
+
+def snapshot_blobs(folder: Path) -> Path | None:
+    """Where the files of a snapshot in a Hugging Face cache are; None for any other folder.
+
+    Such a cache has `models--OWNER--NAME/snapshots/COMMIT`, in which links lead to `blobs` beside
+    `snapshots`.
+    """
+    snapshot = Path(os.path.realpath(folder))
+    if snapshot.parent.name != "snapshots":
+        return None
+    blobs = snapshot.parent.parent / "blobs"
+    return blobs if blobs.is_dir() and not blobs.is_symlink() else None

@@ -26,6 +26,7 @@ from learnkit.storage.read_folder import (
     leftovers,
     read_manifest,
     set_aside,
+    snapshot_blobs,
 )
 
 LOCK_SECONDS = 60
@@ -217,6 +218,11 @@ _DESKTOP_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 def check_target(target: Path) -> None:
     """Raise unless `target` is absent, an empty folder, or a bundle without foreign files."""
     check_outside(target)
+    if snapshot_blobs(target) is not None:
+        raise BundleWriteError(
+            f"{target} is a snapshot in a Hugging Face cache, which holds what the hub does and "
+            "nothing else: choose another path"
+        )
     if not os.path.lexists(target):
         return
     mode = target.lstat().st_mode

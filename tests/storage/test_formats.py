@@ -39,6 +39,23 @@ def test_unsound_json_is_refused_with_file_and_reason(text, reason):
         parse_json(text, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"a": "' + b'\\"' * 1_000_000, "not strict JSON: Unterminated string"),
+        (b"{" + b",".join(b'"%d":1' % (i % 100_000) for i in range(100_001)) + b"}", "'0' stands"),
+        (
+            b"{" + b",".join(b'"%d":1' % i for i in range(100_000)) + b',"99999":1}',
+            "'99999' stands twice",
+        ),
+    ],
+)
+def test_large_unsound_json_is_refused_in_linear_time(text, reason):
+    """In quadratic time the first takes hours, and the last one minutes."""
+    with pytest.raises(BundleCorruptError, match=reason):
+        parse_json(text, "config.json")
+
+
 def test_json_keeps_names_that_other_formats_change():
     names = {
         "NO": "010",
