@@ -7,7 +7,9 @@ recorded logits.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +40,10 @@ from learnkit.inference.class_names import checked_threshold
 from learnkit.inference.model import Model
 from learnkit.inference.scoring import logits_of
 from learnkit.interpret.normalization import Normalization, note_conventions
-from learnkit.models.rebuild import rebuild
+from learnkit.models.rebuild import rebuild, skeleton
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
 
+T = TypeVar("T")
 _TELLING = ("torch", "timm")
 
 
@@ -63,7 +66,7 @@ def read_float32(
         BundleProbeError: the network does not give what was recorded here.
         BundleError: the versions of torch and timm here cannot build the network.
     """
-    folder, contents = _opened(path, sha256)
+    folder, contents, blank = _opened(path, sha256)
     recipe, continual = contents.preprocessing, contents.continual is not None
     probes = read_probes(
         folder.tensors(PROBE),
@@ -71,7 +74,7 @@ def read_float32(
         len(contents.classes),
         continual=continual,
     )
-    module = _module(folder, contents)
+    module = _module(folder, contents, blank)
     head, detector = None, None
     names = None if continual else contents.classes
     note_conventions(module, Normalization(recipe.mean, recipe.std), names)
@@ -159,17 +162,40 @@ def _compare(
         )
 
 
-def _opened(path: str | os.PathLike, sha256: str | None) -> tuple[Folder, Contents]:
-    folder = read_folder(path, sha256=sha256)
-    check_schema(folder.manifest, MANIFEST)
-    return folder, Contents.from_bytes(folder.bytes(CONFIG))
+def _opened(
+    path: str | os.PathLike, sha256: str | None
+) -> tuple[Folder, Contents, nn.Module | None]:
+    """The files, what they describe, and the network without memory, if it has such a form.
+
+    Nothing is read before it is known that the weights are those of the network described.
+    """
+    while True:
+        described = read_folder(path, sha256=sha256, wanted=(CONFIG,))
+        check_schema(described.manifest, MANIFEST)
+        contents = Contents.from_bytes(described.bytes(CONFIG))
+        blank = _built(contents, _weights(described.empty_tensors, contents), skeleton)
+        try:
+            return read_folder(path, sha256=described.digest), contents, blank
+        except BundleCorruptError:
+            if sha256 is not None or read_folder(path, wanted=()).digest == described.digest:
+                raise  # otherwise a writer replaced the bundle under our eyes: read the new one
 
 
-def _module(folder: Folder, contents: Contents) -> nn.Module:
-    files = {name: folder.tensors(name) for name in contents.layout}
+def _module(folder: Folder, contents: Contents, blank: nn.Module | None) -> nn.Module:
+    return _built(contents, _weights(folder.tensors, contents), partial(rebuild, model=blank))
+
+
+def _weights(
+    read: Callable[[str], Mapping[str, Tensor]], contents: Contents
+) -> Mapping[str, Tensor]:
+    """The tensors of the network, by their names in it."""
+    return from_files({name: read(name) for name in contents.layout}, contents.layout)
+
+
+def _built(contents: Contents, weights: Mapping[str, Tensor], build: Callable[..., T]) -> T:
     spec = contents.spec
     try:
-        return rebuild(spec, from_files(files, contents.layout))
+        return build(spec, weights)
     except BundleCorruptError:
         raise
     except Exception as error:  # the libraries raise nearly anything for arguments they do not take

@@ -32,6 +32,7 @@ CONFIG = "config.json"
 PACKAGES = ("torch", "timm", "torchvision", "pillow", "safetensors")  # whose versions it tells
 MAX_CONFIG_BYTES = 16_000_000
 SECTION = "learnkit"
+_MAX_PLACES = 16  # of weights in files; a bundle has three
 _KNOWN = frozenset(
     {
         "schema",
@@ -120,7 +121,7 @@ class Contents:
             classes=_classes(section, spec),
             multi_label=_get(section, "multi_label", bool),
             threshold=_threshold(section),
-            layout=_get(section, "layout", dict[str, dict[str, str]]),
+            layout=_layout(section),
             versions=_get(section, "versions", dict),
             metadata=_get(section, "metadata", dict),
             continual=_continual(section, spec),
@@ -214,6 +215,14 @@ def _described(section: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing]:
     except (LearnkitError, TypeError) as error:
         raise BundleCorruptError(f"{CONFIG}: {error}") from error
     return spec, preprocessing
+
+
+def _layout(section: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Which file holds which weights; few rules, as each is held against each weight."""
+    layout = _get(section, "layout", dict[str, dict[str, str]])
+    if sum(map(len, layout.values())) > _MAX_PLACES or len(layout) > _MAX_PLACES:
+        raise BundleCorruptError(f"{CONFIG}: `layout` has more than {_MAX_PLACES} places")
+    return layout
 
 
 def _classes(section: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:

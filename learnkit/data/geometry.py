@@ -29,6 +29,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _MAX_SIDE = 16_384
+_MAX_AREA = 50_000_000  # as of images that are read
 _CHOICES = {"method": METHODS, "interpolation": tuple(RESAMPLING), "pad_mode": PAD_MODES}
 
 Box = tuple[int, int, int, int]
@@ -91,6 +92,8 @@ def check_resizing(one: Any) -> None:
         and all(type(side) is int and 1 <= side <= _MAX_SIDE for side in size)
     ):
         raise DataError(f"`size` is {size!r}; it must be (height, width) in 1..{_MAX_SIDE}")
+    if math.prod(size) > _MAX_AREA:
+        raise DataError(f"`size` is {size!r}; it must have {_MAX_AREA:,} pixels at most")
     for name, allowed in _CHOICES.items():
         value = getattr(one, name)
         if type(value) is not str or value not in allowed:

@@ -22,6 +22,8 @@ from learnkit.errors import DataError, InputSizeError
 if TYPE_CHECKING:
     import torch
 
+_MAX_BEFORE = 8  # changes of size that come first; fastai has one
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -214,7 +216,9 @@ def check_recipe(recipe: Preprocessing) -> None:
     check_read_options(recipe.channels, recipe.bit_depth, recipe.background, recipe.max_pixels)
     check_resizing(recipe)
     if not all(isinstance(one, Resizing) for one in recipe.before):
-        raise DataError(f"`before` is {recipe.before!r}; it must hold `Resizing`s")
+        raise DataError(f"`before` is {recipe.before!r:.200}; it must hold `Resizing`s")
+    if len(recipe.before) > _MAX_BEFORE:
+        raise DataError(f"`before` has {len(recipe.before)} steps; at most {_MAX_BEFORE} are taken")
     for name in ("exif_transpose", "plain_convert"):
         if (value := getattr(recipe, name)) not in (True, False) or type(value) is not bool:
             raise DataError(f"`{name}` is {value!r}; it must be one of (True, False)")

@@ -158,6 +158,8 @@ HEAD_KEYS += ("y_range", "lin_bias")
 HEAD_KINDS = ("continual",)
 _LIMITS = {"n_in": 1024, "n_out": 1_000_000}
 _MAX_SIDE, _MAX_WIDTH, _MAX_LAYERS = 16_384, 65_536, 16
+# No network needs more of its arguments; numbers beyond these are loops and tables without an end.
+_MAX_ARGUMENTS, _MAX_TEXT, _MAX_FLOAT = 1000, 1000, 1e4
 
 
 def check_arch(source: Any, arch: Any) -> None:
@@ -195,6 +197,8 @@ def check_arch_kwargs(arch_kwargs: Any) -> None:
         raise ModelSpecError(
             f"`arch_kwargs` is {type(arch_kwargs).__name__}, expected a dictionary"
         )
+    if sum(map(_n_values, arch_kwargs.values())) > _MAX_ARGUMENTS:
+        raise ModelSpecError(f"`arch_kwargs` has more than {_MAX_ARGUMENTS} values, as no network")
     for name, value in arch_kwargs.items():
         if not isinstance(name, str) or not name.isidentifier() or name in FORBIDDEN:
             raise ModelSpecError(f"`arch_kwargs` has {name!r}, which a saved network may not set")
@@ -202,6 +206,11 @@ def check_arch_kwargs(arch_kwargs: Any) -> None:
             raise ModelSpecError(
                 f"`arch_kwargs[{name!r}]` is {type(value).__name__}: only numbers, strings, None"
                 " and lists of them can be written down"
+            )
+        if not _is_bounded(value):
+            raise ModelSpecError(
+                f"`arch_kwargs[{name!r}]` is {value!r:.80}: whole numbers go to {_MAX_WIDTH:,}, "
+                f"others to {_MAX_FLOAT:,.0f}, and texts have {_MAX_TEXT} characters at most"
             )
 
 
@@ -269,6 +278,19 @@ def _is_list(
         and len(values) <= longest
         and all(kind(value) and low <= value <= high for value in values)
     )
+
+
+def _n_values(value: Any) -> int:
+    return sum(map(_n_values, value)) + 1 if isinstance(value, list | tuple) else 1
+
+
+def _is_bounded(value: Any) -> bool:
+    """True for JSON values as an architecture can need them."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_bounded, value))
+    if isinstance(value, str):
+        return len(value) <= _MAX_TEXT
+    return value is None or abs(value) <= (_MAX_WIDTH if is_int(value) else _MAX_FLOAT)
 
 
 def _is_plain(value: Any, depth: int = 4) -> bool:

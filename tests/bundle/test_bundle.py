@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -30,6 +31,11 @@ from learnkit.errors import (
     ExportError,
     PredictionError,
 )
+from learnkit.learner.learner import ImageLearner
+from learnkit.models import rebuild
+from learnkit.models.rebuild import build_model
+from learnkit.models.spec import ModelSpec
+from learnkit.storage import read_folder
 
 
 def images(n=3, size=32, channels=3, seed=1):
@@ -472,6 +478,62 @@ HOSTILE = {
         BundleCorruptError,
         "at most 16000000",
     ),
+    "layers without end": (
+        _change("model", arch="resnet18", arch_kwargs={"layers": [100_000] * 4}),
+        BundleCorruptError,
+        r"`arch_kwargs\['layers'\]` is \[100000, .*whole numbers go to 65,536",
+    ),
+    "as many layers as may be written": (
+        _change("model", arch="resnet18", arch_kwargs={"layers": [65_536] * 4}),
+        BundleCorruptError,
+        r"`arch_kwargs`=.* make a network of more than 4\d\d\d parts of resnet18",
+    ),
+    "as many layers, for a size that fails": (
+        _change(
+            "model",
+            arch="vit_tiny_patch16_224",
+            arch_kwargs={"depth": 65_536},
+            img_size=[16_384, 16_384],
+        ),
+        BundleCorruptError,
+        "make a network of more than",
+    ),
+    "a multiplier of layers": (
+        _change("model", arch="efficientnet_b0", arch_kwargs={"depth_multiplier": 1e9}),
+        BundleCorruptError,
+        "others to 10,000",
+    ),
+    "arguments without end": (
+        _change("model", arch="resnet18", arch_kwargs={"layers": [[1] * 10] * 100}),
+        BundleCorruptError,
+        "more than 1000 values",
+    ),
+    "an endless text": (
+        _change("model", arch="resnet18", arch_kwargs={"act_layer": "x" * 1001}),
+        BundleCorruptError,
+        "texts have 1000 characters at most",
+    ),
+    "classes without end": (_change("model", n_out=10**9), BundleCorruptError, "`n_out`=10+"),
+    "images of a million pixels a side": (
+        _change("preprocessing", size=[10**6, 10**6]),
+        BundleCorruptError,
+        r"in 1\.\.16384",
+    ),
+    "images of 268 million pixels": (
+        _change("preprocessing", size=[16_384, 16_384]),
+        BundleCorruptError,
+        "50,000,000 pixels at most",
+    ),
+    "resizes without end": (
+        _change("preprocessing", before=[{"size": [9, 9]}] * 9),
+        BundleCorruptError,
+        "`before` has 9 steps; at most 8",
+    ),
+    "a layout without end": (
+        _set(layout={"model.safetensors": {str(i): "" for i in range(17)}}),
+        BundleCorruptError,
+        "`layout` has more than 16 places",
+    ),
 }
 
 
@@ -508,6 +570,57 @@ def test_other_logits_name_the_versions_of_both_sides(copy, monkeypatch):
         "Exported with learnkit 0.0.9, torch 1.0, timm 0.1; here learnkit 7, torch 8, timm 9"
         in message
     )
+
+
+def _sparse(path, name, entries):
+    """Put a file that takes no room on the disk in the place of `name`: a header, then nothing."""
+    text = json.dumps(entries).encode()
+    size = 8 + len(text) + sum(entry["data_offsets"][1] for entry in entries.values())
+    with open(path / name, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(size)
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"][name] = {"size": size, "sha256": "0" * 64}
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize("opened", [load_learner, ImageLearner.from_bundle])
+def test_weights_of_another_network_are_refused_before_they_are_read(copy, monkeypatch, opened):
+    """30 GB of nothing, in a file whose header is sound."""
+    n = 30 * 10**9
+    entry = {"dtype": "U8", "shape": [n], "data_offsets": [0, n]}
+    _sparse(copy, "model.safetensors", {"conv_stem.weight": entry})
+    monkeypatch.setattr(read_folder, "_free_memory", lambda: None)
+    seen, read = [], read_folder._read_listed
+    monkeypatch.setattr(
+        read_folder, "_read_listed", lambda *args: seen.append(args[1]) or read(*args)
+    )
+    with pytest.raises(BundleCorruptError, match="the weights lack"):
+        opened(copy)
+    assert {*seen} == {"config.json"}
+    monkeypatch.setattr(read_folder, "_free_memory", lambda: 10**9)
+    with pytest.raises(BundleError, match="the weights lack"):
+        opened(copy)
+
+
+def test_arguments_of_an_architecture_that_fit_the_weights_are_taken(tmp_path):
+    model = make_model("test_resnet", **PLAIN_HEAD, arch_kwargs={"layers": [2, 1, 1, 1]})
+    make_predictor(model).save(tmp_path / "model")
+    assert load_learner(tmp_path / "model").model.spec.arch_kwargs == {"layers": [2, 1, 1, 1]}
+
+
+def test_networks_that_cannot_be_built_without_memory_are_bounded_too(monkeypatch):
+    """torchvision's RegNet computes its widths with tensors while it is built."""
+    spec = ModelSpec("torchvision", "regnet_y_400mf", 3, 3, arch_kwargs={"stem_width": 16})
+    plain = ModelSpec("torchvision", "regnet_y_400mf", 3, 3)
+    state = build_model(spec).state_dict()
+    assert rebuild.skeleton(spec, state) is None
+    assert rebuild.rebuild(spec, state).spec == spec
+    with pytest.raises(BundleCorruptError, match=r"the weight .* is"):
+        rebuild.rebuild(plain, state)
+    monkeypatch.setattr(rebuild, "_MOST_VALUES", 10_000_000)
+    with pytest.raises(BundleCorruptError, match="a network of more than 10,000,000 values"):
+        rebuild.rebuild(dataclasses.replace(spec, arch_kwargs={"stem_width": 65_536}), state)
 
 
 def test_a_description_that_does_not_fit_costs_no_memory(copy, monkeypatch):
