@@ -129,7 +129,7 @@ class Report:
         rows = [(str(path), what) for path, what in paths]
         width = max(len(path) for path, _ in rows)
         fits = width + max(len(what) for _, what in rows) + 7 <= self.console.width
-        self.console.print(Text(title, style="bold"))
+        self.console.print(Text(printable(title), style="bold"))
         for path, what in rows:
             self.say(f"{path:<{width}}   {what}" if fits else f"{path}\n        {what}")
 
@@ -157,4 +157,4 @@ def _shown(name: str, value: Any) -> str:
 
 def fail(message: str) -> None:
     """Write one sentence to standard error."""
-    sys.stderr.write(f"learnkit: {message}\n")
+    sys.stderr.write(f"learnkit: {printable(message)}\n")

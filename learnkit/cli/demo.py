@@ -18,6 +18,7 @@ from learnkit.cli import workflow
 from learnkit.cli.console import Report
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import DataError
+from learnkit.storage.write_folder import check_outside
 
 if TYPE_CHECKING:
     from learnkit.learner.learner import ImageLearner
@@ -157,7 +158,9 @@ def prepare_folder(out: Path) -> None:
 
     Raises:
         DataError: `out` holds files that no demo wrote.
+        BundleWriteError: `out` is inside a bundle.
     """
+    check_outside(out)
     if out.exists() and not out.is_dir():
         raise DataError(f"`out` is the file {str(out)!r}; give a folder that is new or empty")
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():

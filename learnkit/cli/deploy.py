@@ -11,6 +11,7 @@ import typer
 
 from learnkit.cli.arguments import ModelArgument
 from learnkit.cli.console import Report
+from learnkit.cli.table import printable
 from learnkit.errors import ConversionRefusedError, UsageError
 from learnkit.report.text import print_document
 
@@ -100,7 +101,7 @@ def serve(
         variant=variant,
         threads=threads,
         n_workers=workers,
-        say=lambda line: print(line, flush=True),  # noqa: T201  # it is what the command says
+        say=lambda line: print(printable(line), flush=True),  # noqa: T201  # it is what the command says
     )
 
 

@@ -22,6 +22,7 @@ from learnkit.report.document import Document, Section, Table, pairs, value_text
 from learnkit.report.html import as_page
 from learnkit.report.text import print_document
 from learnkit.storage.read_folder import MANIFEST, read_folder
+from learnkit.storage.write_folder import check_outside
 
 _SHOWN_CLASSES = 40
 
@@ -95,10 +96,12 @@ def report_model(model: Path, html: Path | None) -> None:
     """Say what the exported `model` is and what its variants cost, and write it to `html`.
 
     Raises:
-        LearnkitError: no such model, or a target that is no HTML file.
+        LearnkitError: no such model, or a target that is no HTML file or inside a bundle.
     """
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--html is {str(html)!r}; name a file that ends in .html")
+    if html is not None:
+        check_outside(html)
     found, report = read_overview(model), Report()
     for title, table in found.tables().items():
         _print_table(report, title, table)

@@ -66,7 +66,7 @@ class FittedTable:
         table = Table(show_header=self.show_header)
         for name, width in zip(self.header, widths, strict=True):
             justify = "right" if name in self.numeric else "left"
-            table.add_column(Text(name), justify=justify, width=width, overflow="fold")
+            table.add_column(Text(printable(name)), justify=justify, width=width, overflow="fold")
         for row in rows:
             cells = zip(self.header, row, widths, strict=True)
             table.add_row(*(Text(self._cut(*cell, ellipsis)) for cell in cells))
@@ -78,7 +78,7 @@ class FittedTable:
         """Each row as its first cell with the others below, by name."""
         for first, *others in rows:
             yield Text(self._cut(self.header[0], first, width, ellipsis), style="bold")
-            named = zip(self.header[1:], others, strict=True)
+            named = zip(map(printable, self.header[1:]), others, strict=True)
             said = [f"{name}{_GAP}{cell}".strip() for name, cell in named if cell]
             for line in textwrap.wrap(", ".join(said), max(width - 4, 1)):
                 yield Text(f"    {line.replace(_GAP, ' ')}")

@@ -211,13 +211,17 @@ def check_targets(
 ) -> None:
     """Raise UsageError unless predictions can be written to these together.
 
-    A target such as `--json photo.jpg` would be overwritten.
+    A target such as `--json photo.jpg` would be overwritten; one inside a bundle is refused, too.
     """
     for option, path, suffix in (("--csv", csv, ".csv"), ("--json", to_json, ".json")):
         if path is not None and str(path) != "-" and path.suffix.lower() != suffix:
             raise UsageError(f"{option} is {str(path)!r}; name a file that ends in {suffix}")
     from learnkit.inference.files import log_path
+    from learnkit.storage.write_folder import check_outside
 
+    for path in (csv, to_json, out):
+        if path is not None:
+            check_outside(path)
     if out is None:
         if resume:
             raise UsageError("--resume goes on with the file of --out; name that")
@@ -277,10 +281,15 @@ def _write(table: pd.DataFrame, csv: Path | None, to_json: Path | None) -> None:
         write_csv(table, csv)
     if to_json is not None:
         text = json.dumps(records(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        text = text.encode("utf-8", "backslashreplace").decode()  # names that are no text
+        text = "".join(one if one.isprintable() or one in " \n" else _escape(one) for one in text)
         sys.stdout.write(text) if str(to_json) == "-" else to_json.write_text(text, "utf-8")
     if csv is None and to_json is None:
         _show(table)
+
+
+def _escape(one: str) -> str:
+    """A character of a JSON text as JSON escapes it: names may be no text, or steer a terminal."""
+    return json.dumps(one)[1:-1]
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

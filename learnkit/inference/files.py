@@ -30,6 +30,7 @@ from learnkit.inference.tta import checked_views
 from learnkit.report.document import Document, Lines, Paragraph, Span
 from learnkit.report.notebook import Shown
 from learnkit.storage.filesystem import write_file
+from learnkit.storage.write_folder import check_outside
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def predict_to_file(
         PredictionError: `out` names no table; something in `paths` is no path; `resume`, and what
             stands there is of another model or other files; the model is changed on the way.
         PredictionFileError: the disk refuses, or another process writes the same table.
+        BundleWriteError: `out` is inside a bundle, which holds nothing but what it lists.
         MissingExtraError: Parquet without pyarrow.
     """
     check_batch_size(bs)
@@ -215,7 +217,8 @@ def _checked_path(path: Any) -> str:
 
 
 def _check_target(target: Path) -> None:
-    """Raise unless `target` is a file or nothing, in a folder."""
+    """Raise unless `target` is a file or nothing, in a folder that is no bundle."""
+    check_outside(target)
     if not target.parent.is_dir():
         raise PredictionFileError(f"there is no folder {str(target.parent)!r} to write to; make it")
     if os.path.lexists(target) and (target.is_symlink() or not target.is_file()):

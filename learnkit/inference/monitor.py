@@ -26,6 +26,7 @@ from learnkit.report.notebook import Shown
 from learnkit.storage.filesystem import write_file
 from learnkit.storage.formats import parse_json, to_json
 from learnkit.storage.records import from_plain, read_field
+from learnkit.storage.write_folder import check_outside
 from learnkit.uncertainty.drift import DriftTest
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class Monitor(Shown):
         PredictionError: `images_per_false_alarm` below 100 or no whole number.
         BundleCorruptError: `file` was not written by a monitor.
         PredictionFileError: `file` cannot be read.
+        BundleWriteError: `file` is inside a bundle.
     """
 
     def __init__(
@@ -173,6 +175,8 @@ class Monitor(Shown):
             )
         self.images_per_false_alarm = n
         self.file = None if file is None else Path(file)
+        if self.file is not None:
+            check_outside(self.file)
         self.save_error: LearnkitError | None = None
         self._lock, self._scores = threading.Lock(), scoring.threshold.calibration_scores
         self._begin = self.state = DriftState.of(scoring)

@@ -16,14 +16,13 @@ from learnkit.errors import (
     LearnkitError,
     OptimizedModelError,
 )
-from learnkit.inference.class_names import LONGEST_NAME
+from learnkit.inference.class_names import name_problem
 from learnkit.inference.digest import model_digest
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.uploads import Upload
 
 _CANNOT = (ContinualNotInitializedError, ContinualUnsupportedError, OptimizedModelError)
 _SHOWN = 20
-_FORMULA = ("=", "+", "-", "@")
 
 
 class ServedModel:
@@ -178,16 +177,6 @@ def labels_for(n: int, given: Sequence[str]) -> list[str]:
             "once for each image, in their order",
         )
     for label in given:
-        if len(label) > LONGEST_NAME or not label.isprintable():
-            raise Refusal(
-                422,
-                f"the label {label[:20]!a} has {len(label)} characters; a class name has "
-                f"{LONGEST_NAME} at most, all of which can be printed",
-            )
-        if label.startswith(_FORMULA) and len(label) > 1:
-            raise Refusal(
-                422,
-                f"the label {label[:20]!a} begins with {label[0]!r}: spreadsheets would compute "
-                "it; begin with a letter or a digit",
-            )
+        if reason := name_problem(label):
+            raise Refusal(422, f"the label {reason}")
     return list(given) * (n if len(given) == 1 else 1)

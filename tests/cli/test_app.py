@@ -850,3 +850,89 @@ def test_a_command_that_needs_more_than_serving_says_what(capsys, monkeypatch, t
     code, out, err = learnkit(capsys, "predict", tmp_path, tmp_path)
     assert (code, out) == (2, "")
     assert "needs learnkit.cli.workflow, which is not installed: `pip install learnkit`" in err
+
+
+# -- hostile names and targets ---------------------------------------------------------------------
+
+STEERING = "a\x1b]0;x\x07\x9b2J\u202eb"  # a window's title, a cleared screen, text turned around
+
+
+@pytest.fixture(scope="module")
+def steering(tmp_path_factory):
+    """(model, images) whose classes and files are called what a terminal obeys."""
+    root = tmp_path_factory.mktemp("steering")
+    images = write_image_folder(root / "images", {STEERING: 6, "good": 6})
+    for path in sorted((images / STEERING).iterdir()):
+        path.rename(path.with_name(f"{STEERING}{path.name}"))
+    (images / "good" / f"{STEERING}.png").write_bytes(b"x")
+    predictor = make_continual()
+    data = ImageDataset.from_folder(images).filter(lambda frame: frame["path"].str[-5] != "b")
+    predictor.extend(data, progress=False)
+    predictor.save(root / "model")
+    return root / "model", images
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report MODEL",
+        "predict MODEL IMAGES",
+        "predict MODEL IMAGES --json -",
+        "evaluate MODEL IMAGES",
+        "check IMAGES",
+        "extend MODEL IMAGES --out NEW",
+        "rename MODEL good=GOOD --out NEW",
+        "rename MODEL GOOD=good --out NEW",
+        "forget MODEL STEERING --out NEW",
+        "forget MODEL STEERINGx --out NEW",
+        "undo MODEL --out NEW",
+        "evaluate STEERING IMAGES",
+        "train STEERING",
+    ],
+)
+def test_terminals_are_shown_what_would_steer_them(steering, tmp_path, capsys, command):
+    model, images = steering
+    named = {"MODEL": model, "IMAGES": images, "NEW": tmp_path / STEERING, "STEERING": STEERING}
+    named["STEERINGx"] = f"{STEERING}x"
+    _, out, err = learnkit(capsys, *(named.get(word, word) for word in command.split()))
+    assert out + err
+    sent = {one for one in out + err if not one.isprintable()} - {"\n"}
+    assert not sent, sorted(sent)
+
+
+def test_json_on_the_screen_holds_the_names_as_they_are(steering, capsys):
+    model, images = steering
+    path = next(path for path in (images / STEERING).iterdir())
+    _, out, _ = learnkit(capsys, "predict", model, path, "--json")
+    (found,) = json.loads(out)
+    assert found["path"] == str(path)
+    assert found["probs"].keys() == {STEERING, "good"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report MODEL --html MODEL/page.html",
+        "predict MODEL IMAGES --csv MODEL/p.csv",
+        "predict MODEL IMAGES --json MODEL/config.json",
+        "predict MODEL IMAGES --out MODEL/variants/p.jsonl",
+        "check IMAGES --csv MODEL/p.csv",
+        "extend MODEL IMAGES --out MODEL/more",
+        "rename MODEL good=GOOD --out MODEL/more",
+        "undo MODEL --out MODEL/more",
+        "optimize MODEL --out MODEL/fast",
+        "train IMAGES --out MODEL/new",
+        "demo --out MODEL/demo",
+    ],
+)
+def test_nothing_is_written_into_a_bundle(known, images, capsys, command):
+    before = {path.name: path.read_bytes() for path in known.iterdir()}
+    words = command.replace("MODEL", str(known)).replace("IMAGES", str(images)).split()
+    code, out, err = learnkit(capsys, *words)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(
+        rf"learnkit: {known}/.* is inside the bundle {known}; a bundle holds nothing but what it "
+        "lists: choose another path\n",
+        err,
+    )
+    assert {path.name: path.read_bytes() for path in known.iterdir()} == before

@@ -301,6 +301,7 @@ def test_class_names_and_threshold_can_be_set_and_are_saved(predictor, tmp_path)
             ["x\x1b[31m", "y", "z"],
             "of 6 characters; a class name has 200 at most, all of which can",
         ),
+        ({"x": "=1+1"}, r"`class_names`: '=1\+1' begins with '=': spreadsheets would compute"),
         ({"x": "a" * 201}, "of 201 characters; a class name has 200 at most"),
         (["x"], "1 names for 3"),
         ({"q": "r"}, r"\['q'\]"),
