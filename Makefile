@@ -8,7 +8,7 @@ TOOLS := .venv/.installed-tools
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup demo test lint format package bench clean
+.PHONY: help setup demo test lint types format package bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -36,7 +36,11 @@ lint: $(TOOLS)  ## ruff check and format check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: lint  ## lint, layers, doctests, tests and notebooks
+types: $(TOOLS)  ## what mypy and pyright see of learnkit's names
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test: lint types  ## lint, types, layers, doctests, tests and notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 format: $(TOOLS)  ## mend what ruff can mend

@@ -15,12 +15,38 @@ from typing import TYPE_CHECKING, Any
 from learnkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from learnkit.backends.devices import devices as devices
+    from learnkit.callback.calibration import Calibration as Calibration
+    from learnkit.callback.checkpoint import Checkpoint as Checkpoint
+    from learnkit.callback.continual import ContinualLearning as ContinualLearning
+    from learnkit.callback.frozen_features import FrozenFeatures as FrozenFeatures
+    from learnkit.callback.history import TrainingHistory as TrainingHistory
+    from learnkit.callback.ood import OutOfDistribution as OutOfDistribution
+    from learnkit.callback.stop_on_non_finite import StopOnNonFinite as StopOnNonFinite
     from learnkit.data.dataset import ImageDataset as ImageDataset
+    from learnkit.data.image import read_image as read_image
+    from learnkit.data.preprocess import Preprocessing as Preprocessing
     from learnkit.deploy.predictor import Predictor as Predictor
     from learnkit.deploy.predictor import load_learner as load_learner
+    from learnkit.deploy.runtime_predictor import RuntimePredictor as RuntimePredictor
     from learnkit.deploy.runtime_predictor import load_runtime as load_runtime
+    from learnkit.errors import LearnkitError as LearnkitError
+    from learnkit.evaluation.evaluate import Evaluation as Evaluation
+    from learnkit.evaluation.evaluate import evaluate as evaluate
+    from learnkit.inference.prediction import Prediction as Prediction
+    from learnkit.interpret.classification import (
+        ClassificationInterpretation as ClassificationInterpretation,
+    )
+    from learnkit.interpret.gradcam import grad_cam as grad_cam
+    from learnkit.interpret.outputs import Outputs as Outputs
     from learnkit.learner.factory import cnn_learner as cnn_learner
     from learnkit.learner.learner import ImageLearner as ImageLearner
+    from learnkit.models.body import create_body as create_body
+    from learnkit.models.create import create_cnn_model as create_cnn_model
+    from learnkit.models.head import create_head as create_head
+    from learnkit.models.meta import model_meta as model_meta
+    from learnkit.optimize.conversion_report import ConversionReport as ConversionReport
+    from learnkit.optimize.gates import Gates as Gates
 
 # Public name -> the module it lives in. `learnkit.all` exports the same names.
 PUBLIC_NAMES: dict[str, str] = {
@@ -53,6 +79,7 @@ PUBLIC_NAMES: dict[str, str] = {
     # deployment
     "Prediction": "learnkit.inference.prediction",
     "Predictor": "learnkit.deploy.predictor",
+    "RuntimePredictor": "learnkit.deploy.runtime_predictor",
     "load_learner": "learnkit.deploy.predictor",
     "load_runtime": "learnkit.deploy.runtime_predictor",
     "devices": "learnkit.backends.devices",

@@ -4,12 +4,21 @@ fastai.vision's names first, then every public name of learnkit, which wins wher
 (`cnn_learner`, `load_learner`, ...).
 """
 
-import learnkit._torchvision
+from typing import TYPE_CHECKING
 
-from fastai.vision.all import *
+import learnkit._torchvision
 
 import learnkit
 
-globals().update({name: getattr(learnkit, name) for name in learnkit.PUBLIC_NAMES})
+if TYPE_CHECKING:
+    # of two names alike mypy takes the first and pyright the last: ours are both
+    # isort: off
+    from learnkit import *
+    from fastai.vision.all import *
+    from learnkit import *
+    # isort: on
+else:
+    from fastai.vision.all import *
 
-__all__ = [name for name in globals() if not name.startswith("_")]
+    globals().update({name: getattr(learnkit, name) for name in learnkit.PUBLIC_NAMES})
+    __all__ = [name for name in globals() if not name.startswith("_")]

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")  # by itself: type checkers see it in no other way
+T = TypeVar("T")
 
 
 class LearnkitError(Exception):

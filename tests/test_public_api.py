@@ -1,5 +1,7 @@
 """The front door: light, complete, and without collisions that would surprise a fastai user."""
 
+import ast
+import inspect
 import pickle
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from fastai.learner import Learner
 
 import learnkit
 from learnkit._version import listed, versions
+from learnkit.deploy.predictor import load_learner
+from learnkit.learner.learner import ImageLearner
 
 CALLBACKS = [
     getattr(learnkit, name)
@@ -81,3 +85,41 @@ def test_versions_of_what_is_installed_are_told_and_learnkits_first():
     assert listed(found, "numpy", "no-such-package") == (
         f"learnkit {learnkit.__version__}, numpy {numpy.__version__}, no-such-package unknown"
     )
+
+
+def test_type_checkers_are_told_of_every_public_name_and_its_home():
+    tree = ast.parse(inspect.getsource(learnkit))
+    (block,) = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    told = {alias.asname: one.module for one in block.body for alias in one.names}
+    assert told == learnkit.PUBLIC_NAMES
+
+
+def overloads(function):
+    """The parameters of a function and those of its overloads, name and default by name."""
+    tree = ast.parse(inspect.getsource(inspect.getmodule(function)))
+    found = [
+        node.args
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == function.__name__
+    ]
+    return [
+        {
+            **{arg.arg: None for arg in args.args},
+            **{
+                arg.arg: ast.unparse(default) if default else None
+                for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+            },
+        }
+        for args in found
+    ]
+
+
+@pytest.mark.parametrize("function", [load_learner, ImageLearner.predict])
+def test_the_first_overload_takes_all_that_the_function_takes(function):
+    first, second, real = overloads(function)
+    assert first == real
+    assert second.keys() <= real.keys()

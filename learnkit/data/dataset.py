@@ -41,6 +41,8 @@ from learnkit.storage.filesystem import open_regular
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from learnkit.learner.dataloaders import DataLoaders
+
 
 class ImageDataset(Shown):
     """A table of labelled images below one folder.
@@ -512,7 +514,9 @@ class ImageDataset(Shown):
         text = json.dumps([sorted(self._classes), rows], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def dataloaders(self, size: Any = 224, bs: int = 64, *, augment: Any = None, **kwargs) -> Any:
+    def dataloaders(
+        self, size: Any = 224, bs: int = 64, *, augment: Any = None, **kwargs: Any
+    ) -> "DataLoaders":
         """Fastai DataLoaders of the splits, see `learner.dataloaders.image_dataloaders`."""
         from learnkit.learner.dataloaders import image_dataloaders
 

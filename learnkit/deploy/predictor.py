@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -55,6 +55,21 @@ if TYPE_CHECKING:
     from learnkit.optimize.gates import Gates
 
 
+@overload
+def load_learner(
+    path: str | os.PathLike,
+    file: str | None = None,
+    *,
+    sha256: str | None = None,
+    device: str | torch.device = "cpu",
+    allow_pickle: Literal[False] = False,
+    variant: str | None = None,
+    threads: int | None = None,
+) -> Predictor: ...
+@overload
+def load_learner(
+    path: str | os.PathLike, file: str | None = None, *, allow_pickle: bool, **how: Any
+) -> Any: ...
 def load_learner(
     path: str | os.PathLike,
     file: str | None = None,
@@ -542,18 +557,10 @@ class Predictor(BasePredictor):
             TypeError: something unknown; `device` or `threads` of weights as trained.
             BackendUnavailableError: the backend has nothing for `device`.
         """
-        set_fields(
-            self,
-            unknown,
-            class_names=class_names,
-            threshold=threshold,
-            ood_threshold=ood_threshold,
-            false_alarm_rate=false_alarm_rate,
-            metadata=metadata,
-            device=device,
-            threads=threads,
-            tta=tta,
-        )
+        promised = {"ood_threshold": ood_threshold, "false_alarm_rate": false_alarm_rate}
+        names = {"class_names": class_names, "threshold": threshold, "metadata": metadata}
+        runs = {"device": device, "threads": threads, "tta": tta}
+        set_fields(self, unknown, **names, **promised, **runs)
         return self
 
     def optimize(
@@ -675,15 +682,8 @@ class Predictor(BasePredictor):
         """
         home = home_of(self, path, "")  # before it is written: it may learn meanwhile
         records = [other.record for other in others]
-        digest, siblings = write(
-            path,
-            self.record,
-            card=card,
-            probes=probes,
-            others=records,
-            variants=variants,
-            history=history,
-        )
+        base = {"card": card, "probes": probes, "variants": variants, "history": history}
+        digest, siblings = write(path, self.record, others=records, **base)
         self._home = home._replace(digest=digest)
         self.record = self.record.replace(siblings=siblings)
         return digest

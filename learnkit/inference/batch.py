@@ -32,8 +32,13 @@ def check_batch_size(bs: Any) -> None:
 class Predicts(Protocol):
     """What can predict many images: a `Predictor`, with torch or without."""
 
-    classes: tuple[str, ...]
-    detects_ood: bool
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+
+    @property
+    def detects_ood(self) -> bool:
+        """Whether predictions say what is out of distribution."""
 
     def load(self, source: Any) -> Any:
         """One image ready for the network, or an ImageReadError."""

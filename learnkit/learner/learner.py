@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
@@ -410,6 +410,12 @@ class ImageLearner(Learner):
         """
         return own_predictor_of(self)
 
+    @overload
+    def predict(
+        self, item: Any, rm_type_tfms: Any = None, with_input: Literal[False] = False
+    ) -> Prediction: ...
+    @overload
+    def predict(self, item: Any, rm_type_tfms: Any = None, *, with_input: bool) -> Any: ...
     def predict(self, item: Any, rm_type_tfms: Any = None, with_input: bool = False) -> Any:
         """A Prediction, which unpacks as (label, index, probs), of a path, picture, array...
 

@@ -11,7 +11,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,10 @@ from learnkit.serving.limits import Limits
 from learnkit.serving.service import Service
 from learnkit.serving.timeouts import impatient, quiet
 from learnkit.storage.write_folder import check_target
+
+if TYPE_CHECKING:
+    from learnkit.deploy.predictor import Predictor
+    from learnkit.deploy.runtime_predictor import RuntimePredictor
 
 LOG = logging.getLogger("learnkit.serving")
 _GRACE_SECONDS = 30  # for requests under way when the server is told to stop
@@ -135,7 +139,7 @@ def open_model(
     variant: str | None = None,
     threads: int | None = None,
     learning: bool = False,
-) -> Any:
+) -> Predictor | RuntimePredictor:
     """The predictor exported to `path`; see `serve`. One that is `learning` has torch."""
     bare = variant is not None and variant.startswith(_FREE_OF_TORCH)
     if not learning and (bare or importlib.util.find_spec("torch") is None):

@@ -1,4 +1,4 @@
-"""The examples that serve a model with other people's servers work as they stand."""
+"""The examples that put a model to work, in other people's servers too, work as they stand."""
 
 import asyncio
 import base64
@@ -72,3 +72,16 @@ def test_gradio_shows_what_the_model_says(model, tmp_path):
     assert shown.fn(str(tmp_path / "c.png")) == ({}, "This file cannot be read as an image.")
     assert shown.fn(None)[0] == {}
     assert [component.label for component in shown.outputs] == ["Class", "Known?"]
+
+
+def test_parts_are_counted_and_what_is_none_is_listed(model, tmp_path, capsys):
+    known, odd = shades("ok", 3), strange(1)
+    for place, pixels in enumerate([*known, *odd]):
+        Image.fromarray(pixels).save(tmp_path / f"{place}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    found = example("count_parts").count(Path(model), tmp_path)
+    expected = [load_learner(model).predict(tmp_path / f"{n}.png") for n in range(4)]
+    labels = [one.label for one in expected if not one.is_ood]
+    assert found.classes == {name: labels.count(name) for name in set(labels)}
+    assert found.unknown == [tmp_path / "3.png"]
+    assert list(found.unread) == [tmp_path / "notes.txt"]
