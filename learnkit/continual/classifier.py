@@ -250,6 +250,7 @@ class ContinualClassifier(nn.Module):
         case_sensitive: bool = False,
         again: bool = False,
         groups: Sequence[Any] | None = None,
+        what: str = "extend",
     ) -> ChangeReport:
         """Learn images of new classes, of known ones, or of both; an image counts once.
 
@@ -269,6 +270,7 @@ class ContinualClassifier(nn.Module):
             groups: What each image belongs to (a burst, a part, a patient), None for nothing: when
                 images are left out to fit threshold and temperature, the whole group of their
                 class is, and it weighs as one image.
+            what: What report and audit log call this: the verb that was typed.
 
         Returns:
             What changed.
@@ -280,7 +282,7 @@ class ContinualClassifier(nn.Module):
                 exactly.
         """
         return self._change(
-            "extend",
+            what,
             lambda now: now.extend(
                 features,
                 labels,

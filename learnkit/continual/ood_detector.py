@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.errors import PredictionError, StatisticsError
+from learnkit.continual.knowledge import UNDO_LEVELS
+from learnkit.errors import ContinualStateError, PredictionError, StatisticsError
 from learnkit.uncertainty.scoring import Scoring
 
 if TYPE_CHECKING:
@@ -33,6 +35,25 @@ class OodDetector(ContinualClassifier):
         super().__init__(n_features, **settings)
         self.head_nonconformity = torch.zeros(0)
         self.head_labels = torch.zeros(0, dtype=torch.int64)
+        # validation images that were kept, and the sets there were, before each `extend_sets`
+        self._before: tuple[tuple[Any, Tensor, Tensor], ...] = ()
+
+    def undo(self) -> ChangeReport:
+        """Go back to before the last change, prediction sets too; not to before it was fitted.
+
+        Raises:
+            ContinualStateError: There is nothing to undo.
+        """
+        states = self.history.states
+        if len(states) > 1 and not states[1].statistics.n_images:
+            raise ContinualStateError(
+                "the detector has not changed since it was fitted; learn.clear_ood() removes it"
+            )
+        report = super().undo()
+        for kept, scores, labels in self._before:
+            if kept is self.knowledge.validation:
+                self.head_nonconformity, self.head_labels = scores, labels
+        return report
 
     def fit_sets(self, probs: Tensor, targets: Tensor) -> None:
         """Calibrate prediction sets by the trained head's probabilities of images it does not know.
@@ -47,8 +68,10 @@ class OodDetector(ContinualClassifier):
         self.head_labels = targets[known].to(torch.int64)
 
     def extend_sets(self, probs: Tensor, targets: Tensor) -> None:
-        """The same by these images beside those there were; see `fit_sets`."""
+        """The same by these images, just validated, beside those there were; see `fit_sets`."""
         scores, labels = self.head_nonconformity, self.head_labels
+        before = [(one.validation, scores, labels) for one in self.history.states[1:2]]
+        self._before = (*before, *self._before)[:UNDO_LEVELS]
         self.fit_sets(probs, targets)
         told = len(labels) == len(scores)  # not in files of an older learnkit
         own = (labels, self.head_labels) if told else (labels[:0],)
@@ -77,7 +100,7 @@ class OodDetector(ContinualClassifier):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = super().__deepcopy__(memo)
         new.head_nonconformity = self.head_nonconformity  # never changed in place: shared
-        new.head_labels = self.head_labels
+        new.head_labels, new._before = self.head_labels, self._before
         return new
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -430,6 +430,9 @@ class Predictor(BasePredictor):
     ) -> ChangeReport:
         """Unlearn images as if they had never been learned: takes back an `extend` of them.
 
+        That is so whoever taught them: of images that an `extend` found learned already, as its
+        report says, `subtract` takes out those, too, and `undo` only what that `extend` brought.
+
         Exact if they are read as they were then: on the same machine, with the same `bs`. Images of
         a forgotten class that it still has in what all classes share can be given under its name.
 
@@ -488,10 +491,12 @@ class Predictor(BasePredictor):
     def undo(self) -> ChangeReport:
         """Take back the last change, three at most, also after `save` and `load_learner`.
 
+        Beside a trained head that is `calibrate` of its detector, while the predictor lives.
+
         Raises:
             ContinualStateError: there is nothing to take back.
         """
-        return check_continual(self.continual).undo()
+        return (self.detector or check_continual(self.continual)).undo()
 
     def snapshot(self, name: str) -> None:
         """Keep all that is known now under a name for `restore`; it travels in the bundle.

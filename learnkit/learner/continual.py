@@ -113,9 +113,9 @@ def _first_images(
         validation=_features_and_labels(learn, validation),
         origin=origin_of(learn, found.items),
         groups=found.groups,
+        what="init_continual",
     )
-    notes = (*report.notes, *_origin(learn, validation))
-    return replace(report, what="init_continual", notes=notes)
+    return replace(report, notes=(*report.notes, *_origin(learn, validation)))
 
 
 @warned_after

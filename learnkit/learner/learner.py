@@ -572,6 +572,9 @@ class ImageLearner(Learner):
     def subtract(self, data: Any, labels: Any = None, *, validation: bool = False) -> ChangeReport:
         """Unlearn images as if they had never been there: takes back an `extend` of the same data.
 
+        That is so whoever taught them: of images that an `extend` found learned already, as its
+        report says, `subtract` takes out those, too, and `undo` only what that `extend` brought.
+
         Args:
             data: as for `extend`; of a split dataset, or DataLoaders, the training images are
                 unlearned and the validation images no longer decide threshold and temperature.

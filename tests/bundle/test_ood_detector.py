@@ -1,5 +1,7 @@
 """A detector of unusual images beside a trained head, from `Predictor` into bundles and back."""
 
+import copy
+
 import pytest
 import safetensors.torch
 import torch
@@ -25,6 +27,7 @@ from learnkit.errors import (
     BundleCorruptError,
     BundleVersionError,
     ContinualNotInitializedError,
+    ContinualStateError,
     DataError,
     PredictionError,
 )
@@ -224,6 +227,32 @@ class TestCalibrate:
         sizes = [len(cell.hashes) for cell in validation.cells]
         kept = dict(zip(validation.class_names, sizes, strict=True))
         assert kept == {"good": 4, "ok": 3, "ß/<b>": 0}
+
+    def test_is_taken_back_with_its_sets_and_no_more_than_that(self):
+        predictor = make_detecting()
+        image, detector = shades("ok", 1, seed=5)[0], predictor.detector
+        states = []
+        for seed in (6, 7):
+            states.append((detector.threshold, detector.head_nonconformity, detector.head_labels))
+            predictor.calibrate(*labelled(self.FRESH, seed=seed), progress=False)
+        twin = copy.deepcopy(predictor)
+        for one in (predictor, twin):
+            for threshold, scores, labels in states[::-1]:
+                assert one.undo().what == "undo"
+                assert one.detector.threshold == threshold
+                assert torch.equal(one.detector.head_nonconformity, scores)
+                assert torch.equal(one.detector.head_labels, labels)
+            with pytest.raises(ContinualStateError, match="has not changed since it was fitted"):
+                one.undo()
+            assert one.predict(image).ood_score is not None
+
+    def test_a_threshold_that_was_set_is_taken_back_and_the_sets_stay(self):
+        predictor = make_detecting()
+        predictor.calibrate(*labelled(self.FRESH, seed=6), progress=False)
+        was, sets = predictor.detector.threshold, predictor.detector.head_nonconformity
+        predictor.set(ood_threshold=99.0).undo()
+        assert predictor.detector.threshold == was
+        assert predictor.detector.head_nonconformity is sets
 
     def test_refused_it_changes_nothing(self):
         predictor = make_detecting()

@@ -859,7 +859,7 @@ class TestSnapshot:
         learn.export(tmp_path / "m")
         found = load_learner(tmp_path / "m")
         assert (found.snapshots, found.audit) == (learn.snapshots, learn.audit)
-        assert [entry.what for entry in learn.audit] == ["extend", "extend"]
+        assert [entry.what for entry in learn.audit] == ["init_continual", "extend"]
         assert found.restore("as trained").n_classes == 3
 
     def test_comes_back_with_its_names_in_a_learner_made_from_the_export(self, learn, tmp_path):
