@@ -85,3 +85,14 @@ def quiet(learn):
     if hasattr(learn, "progress"):
         learn.remove_cb(learn.progress)
     return learn
+
+
+def show_progress_at_once(monkeypatch):
+    """Let a line of progress be written whenever something is done, not after seconds."""
+    from learnkit.report.progress import Progress
+
+    def advance(self, n=1):
+        self.n_done += n
+        self.show()
+
+    monkeypatch.setattr(Progress, "advance", advance)

@@ -1,67 +1,75 @@
-"""Lines of a training on a terminal: a bar while an epoch runs, one line when it is done."""
+"""Lines of a training on a terminal: progress while an epoch runs, one line when it is done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastcore.basics import noop
-from tqdm.auto import tqdm
 
 from learnkit.callback.base import TrainingCallback
 from learnkit.callback.history import TrainingHistory
+from learnkit.report.progress import Progress
 
 
 class EpochLines(TrainingCallback):
-    """Writes a line per epoch and, on a terminal only, shows a bar; see `watch_epochs`.
+    """Writes a line per epoch and shows progress within it; see `watch_epochs`.
 
     Args:
         write: called with the line of each epoch.
         n_epochs: how many there will be over all fits.
     """
 
+    name = "progress"  # as that of fastai's bar: a learner that has one shows bars
     order = TrainingHistory.order + 1  # the line is read off the epoch's row
-    _stateattrs = ("_bar",)
-    _bar: tqdm | None = None
+    _stateattrs = ("_shown",)
+    _shown: Progress | None = None
 
     def __init__(self, write: Callable[[str], None], n_epochs: int):
         super().__init__()
         self.write, self.n_total = write, n_epochs
 
     def before_train(self) -> None:
-        """Show a bar over training and validation batches, on terminals only."""
-        self._close()
+        """Begin to count training and validation batches."""
+        self.close()
         n = len(self.dls.train) + len(self.dls.valid)
         title = f"epoch {len(self.training_history.rows) + 1}/{self.n_total}"
-        self._bar = tqdm(total=n, desc=title, unit="batch", leave=False, disable=None)
+        self._shown = Progress(title, n, "batches").__enter__()
 
     def after_batch(self) -> None:
-        """Move the bar."""
-        if self._bar is not None:
-            self._bar.update()
+        """Count a batch."""
+        if self._shown is not None:
+            self._shown.advance()
 
     def after_epoch(self) -> None:
         """Write the line of an epoch that was trained."""
-        if self._bar is not None:
-            self._close()
+        if self._shown is not None:
+            self.close()
             self.write(epoch_line(self.training_history.rows[-1], self.n_total))
 
     def after_fit(self) -> None:
         """Take the bar of a cancelled epoch away."""
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = None
+    def close(self) -> None:
+        """Count no more."""
+        if self._shown is not None:
+            self._shown.__exit__()
+        self._shown = None
 
 
-def watch_epochs(learn: Any, write: Callable[[str], None], n_epochs: int) -> EpochLines:
-    """An EpochLines for `learn`, whose own bar and table, made for notebooks, are taken away."""
+@contextmanager
+def watch_epochs(learn: Any, write: Callable[[str], None], n_epochs: int) -> Iterator[None]:
+    """Let EpochLines take the place of fastai's own bar and table, made for notebooks."""
     if hasattr(learn, "progress"):
         learn.remove_cb(learn.progress)
-    learn.logger = noop
-    return EpochLines(write, n_epochs)
+    learn.logger, lines = noop, EpochLines(write, n_epochs)
+    learn.add_cb(lines)
+    try:
+        yield
+    finally:
+        lines.close()  # no event comes after an error
 
 
 def epoch_line(row: dict, n_epochs: int) -> str:

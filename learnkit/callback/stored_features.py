@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from fastai.data.load import DataLoader
 from fastai.torch_core import to_device
-from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from learnkit.callback.cacheable import transforms_of
 from learnkit.models.eval_mode import evaluating
+from learnkit.report.progress import watched
 
 Layer = tuple[nn.Module, str]  # a layer by its place: parent and name
 
@@ -93,7 +93,7 @@ def collect(learn: Any, dl: DataLoader) -> StoredSplit | None:
     loader = dl.new(shuffle=False, drop_last=False, get_idxs=everything)
     store, targets, done = None, [], 0
     with evaluating(learn.model), torch.no_grad():
-        for batch in _with_progress(learn, loader):
+        for batch in watched(loader, None, hasattr(learn, "progress"), "features", "batches"):
             images, *y = to_device(batch, next(learn.model.parameters()).device)
             features = stored_output(learn.model, images)
             if store is None:
@@ -167,11 +167,3 @@ def _is_pool(layer: nn.Module) -> bool:
         and not layer.state_dict()
         and not any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
     )
-
-
-def _with_progress(learn: Any, loader: DataLoader) -> Any:
-    """The loader, with fastai's progress bar if the learner shows one."""
-    if not hasattr(learn, "progress"):
-        return loader
-    bar = getattr(learn.progress, "mbar", None)
-    return progress_bar(loader, parent=bar, display=learn.create_mbar, leave=False)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from learnkit.cli.table import FittedTable, printable
+from learnkit.report.progress import clear_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,10 +43,12 @@ class Report:
         """Announce the next step."""
         self.n_done += 1
         number = "" if self.n_steps is None else f"{self.n_done}/{self.n_steps} "
+        clear_line()
         self.console.print(Text(printable(f"{number}{text}"), style="bold cyan"))
 
     def say(self, text: str = "") -> None:
         """Write an indented line; nothing in it is taken for markup."""
+        clear_line()
         lines = "\n".join(map(printable, text.split("\n")))
         self.console.print(Text(f"    {lines}" if text else ""))
 
@@ -157,4 +160,5 @@ def _shown(name: str, value: Any) -> str:
 
 def fail(message: str) -> None:
     """Write one sentence to standard error."""
+    clear_line()
     sys.stderr.write(f"learnkit: {printable(message)}\n")

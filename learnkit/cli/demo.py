@@ -55,7 +55,7 @@ print(f"loaded in {time.perf_counter() - start:.1f} s:", model)
 label, index, probs = model.predict(sys.argv[2])
 print(f"{sys.argv[2]} is a {label} with probability {probs[index]:.4f}")
 assert "fastai" not in sys.modules, "fastai was imported"
-table = model.predict_folder(sys.argv[3], progress=sys.stderr.isatty())
+table = model.predict_folder(sys.argv[3])
 table.to_csv(sys.argv[4], index=False)
 right = (table["path"].map(lambda p: p.replace("\\\\", "/").split("/")[-2]) == table["label"]).sum()
 print(f"{len(table)} files of {sys.argv[3]} predicted, {right} as their folder says")
@@ -116,7 +116,8 @@ def _trained(known: ImageDataset, plan: workflow.TrainingPlan, report: Report) -
         f"{plan.epochs} times over the images"
     )
     learn = workflow.build_learner(known, plan)
-    workflow.train(learn, plan, cbs=workflow.watch(learn, plan, report.say))
+    with workflow.watch(learn, plan, report.say):
+        workflow.train(learn, plan)
     accuracy = workflow.interpret(learn, known.test).evaluation.summary["accuracy"]
     report.say(f"{accuracy:.1%} of their {len(known.test)} test images are right")
     return learn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -148,7 +147,6 @@ def optimize(
             threads=threads,
             force=force,
             fallback=fallback,
-            progress=sys.stderr.isatty(),
         )
     except ConversionRefusedError as error:
         print_document(error.report.document(), report.console)

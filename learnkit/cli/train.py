@@ -148,7 +148,8 @@ def train_folder(
         report.frame(learn.weights_check.frame)
     if checkpoint.progress:
         report.say(f"going on from {checkpoint.file}")
-    workflow.train(learn, plan, cbs=[*workflow.watch(learn, plan, report.say), checkpoint])
+    with workflow.watch(learn, plan, report.say):
+        workflow.train(learn, plan, cbs=checkpoint)
     if continual:
         report.step("Make it a continual learner: one pass over the images, no training")
         report.consequences(learn.init_continual(data))

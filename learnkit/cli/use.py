@@ -53,7 +53,7 @@ def check(
 
     check_targets(csv, None, None, resume=False)
     report, data = Report(), ImageDataset.from_folder(folder, case_sensitive=case_sensitive)
-    found = data.check(fast, progress=sys.stderr.isatty())
+    found = data.check(fast)
     report.frame(data.counts().rename_axis("class").reset_index())
     if csv is not None:
         write_csv(found, csv)
@@ -108,7 +108,7 @@ def extend(
         predictor.set(false_alarm_rate=false_alarm_rate)
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive or told)
     how = {"reuse_names": reuse_names, "again": again, "group": group}
-    change = predictor.extend(data, **how, progress=sys.stderr.isatty())
+    change = predictor.extend(data, **how)
     predictor.save(out)
     report.change(change)
     report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])
@@ -147,7 +147,7 @@ def evaluate(
 def evaluated(predictor: Predictor, images: Any, unknown: Any) -> tuple[Evaluation, str | None]:
     """How good a model is on the images that can be read, and what to say of the others."""
     try:
-        return predictor.evaluate(images, ood=unknown, progress=sys.stderr.isatty()), None
+        return predictor.evaluate(images, ood=unknown), None
     except UnreadableImagesError as error:
         return error.evaluation, " ".join(str(error).split())
 
@@ -184,7 +184,7 @@ def predict(
         found = _predict_into(out, predictor, files, resume=resume)
         counts, n_failed = found.counts, found.n_failed
     else:
-        table = predictor.predict_files(files, progress=sys.stderr.isatty())
+        table = predictor.predict_files(files)
         _write(table, csv, to_json)
         counts, n_failed = table["verdict"].value_counts(), int(table["error"].notna().sum())
     if str(to_json) != "-":  # else the screen shows data, and nothing else
@@ -246,7 +246,7 @@ def _predict_into(
     from learnkit.inference.files import log_path
 
     try:
-        found = predictor.predict_files(files, out=out, resume=resume, progress=sys.stderr.isatty())
+        found = predictor.predict_files(files, out=out, resume=resume)
     except PredictionError as error:
         raise UsageError(f"{error}. Here: remove it, or name another --out") from error
     except KeyboardInterrupt:

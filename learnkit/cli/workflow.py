@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,19 +174,20 @@ def train(learn: ImageLearner, plan: TrainingPlan, *, cbs: Any = None) -> None:
         learn.fit_one_cycle(plan.epochs, plan.max_lr, cbs=cbs)
 
 
-def watch(learn: ImageLearner, plan: TrainingPlan, write: Callable[[str], None]) -> list[Any]:
-    """Callbacks that report each epoch of the plan as a line to `write`."""
+def watch(
+    learn: ImageLearner, plan: TrainingPlan, write: Callable[[str], None]
+) -> AbstractContextManager[None]:
+    """While it is open, epochs of the plan are lines to `write`, and show progress within."""
     from learnkit.callback.epoch_lines import watch_epochs
 
-    return [watch_epochs(learn, write, plan.n_epochs)]
+    return watch_epochs(learn, write, plan.n_epochs)
 
 
 def interpret(learn: ImageLearner, images: ImageDataset) -> ClassificationInterpretation:
-    """What the learner answers to `images`, after one pass; terminals see a bar."""
+    """What the learner answers to `images`, after one pass."""
     from learnkit.interpret.classification import ClassificationInterpretation
 
-    show = sys.stdout.isatty()
-    return ClassificationInterpretation.from_learner(learn, data=images, progress=show)
+    return ClassificationInterpretation.from_learner(learn, data=images)
 
 
 def evaluation_of(interp: ClassificationInterpretation) -> Evaluation:

@@ -20,9 +20,10 @@ from PIL import Image
 
 from learnkit.data.image import naming_errors, open_picture, read_image, unread_text
 from learnkit.data.near_duplicates import near_duplicate_groups, structure
-from learnkit.data.read_images import load_ahead, watched
+from learnkit.data.read_images import load_ahead
 from learnkit.data.split import split_counts
 from learnkit.errors import DataError, ImageReadError, first_few
+from learnkit.report.progress import watched
 from learnkit.storage.filesystem import open_regular
 
 COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
@@ -60,7 +61,7 @@ def find_problems(
     paths = [root / path for path in frame["path"]]
     look = functools.partial(_look_at, fast=fast)
     looks = load_ahead(look, paths, n_ahead=4 * _N_WORKERS, n_workers=_N_WORKERS)
-    seen = [found for _, found in watched(looks, len(paths), progress, "checking images")]
+    seen = [found for _, found in watched(looks, len(paths), progress, "check images")]
     table = _Table(frame, seen, progress)
     checks = (_unreadable, _copies, _near_copies, _deep, _shape, _mixed("size"), _mixed("mode"))
     findings = [row for check in checks for row in check(table)]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from learnkit.data.arguments import check_seed
 from learnkit.data.display import counts_document, show_images
@@ -36,6 +35,7 @@ from learnkit.data.table import clean_table
 from learnkit.errors import DataError, ImageReadError, SplitError, warned_after
 from learnkit.report.document import Document
 from learnkit.report.notebook import Shown
+from learnkit.report.progress import watched
 from learnkit.storage.filesystem import open_regular
 
 if TYPE_CHECKING:
@@ -507,8 +507,9 @@ class ImageDataset(Shown):
             content: Take the bytes of every file in: a changed file changes the fingerprint.
             progress: Show a bar while files are read.
         """
-        bar = tqdm(self.paths, desc="hashing images", disable=not (content and progress))
-        digests = [_digest(path) if content else "" for path in bar]
+        show = content and progress
+        hashed = watched(self.paths, len(self), show, "hash images")
+        digests = [_digest(path) if content else "" for path in hashed]
         columns = (self._frame["path"], self.labels, self._frame["split"], digests)
         rows = sorted(zip(*columns, strict=True))
         text = json.dumps([sorted(self._classes), rows], ensure_ascii=True, separators=(",", ":"))

@@ -7,7 +7,8 @@ from PIL import Image, ImageStat
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm.auto import tqdm
+
+from learnkit.report.progress import watched
 
 _SIDE, _FREQUENCIES = 64, 16
 # Measured on photographs, circuit boards and textures: copies, resized, recompressed, brighter or
@@ -53,12 +54,8 @@ def near_duplicate_groups(structures: np.ndarray, *, progress: bool = False) -> 
     means, x = structures[:, 0].astype(np.float32), structures[:, 1:].astype(np.float32)
     lengths = np.linalg.norm(x, axis=1)
     x /= np.maximum(lengths, 1)[:, None]
-    blocks = tqdm(
-        _pairs(x, means, lengths == 0),
-        total=-(-len(x) // _BLOCK),
-        desc="comparing images",
-        disable=not progress or len(x) < 10 * _BLOCK,
-    )
+    n_blocks, pairs = -(-len(x) // _BLOCK), _pairs(x, means, lengths == 0)
+    blocks = watched(pairs, n_blocks, progress, "compare images", "blocks")
     i, j = np.concatenate([*blocks, np.empty((2, 0), int)], axis=1)
     graph = coo_array((np.ones(len(i), dtype=bool), (i, j)), shape=(len(x), len(x)))
     _, component = connected_components(graph, directed=False)

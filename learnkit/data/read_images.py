@@ -12,6 +12,7 @@ from typing import Any
 
 from learnkit.data.arguments import check_number
 from learnkit.errors import ImageReadError, UnreadableImagesError
+from learnkit.report.progress import watched
 
 _PATIENCE = 1  # seconds for a reader to end
 _LISTED = 100  # images a message names; the error keeps them all
@@ -34,7 +35,7 @@ def read_images(
         n_ahead: How many images, at most, wait in memory for their use.
         n_workers: Decoding threads; 0 decodes between the uses.
         progress: Show a bar.
-        what: The bar's label.
+        what: What is done, for the bar.
 
     Raises:
         UnreadableImagesError: Images cannot be read; all of them are named. Raised when all were
@@ -105,22 +106,6 @@ def _work(tasks: SimpleQueue, load: Callable[[Any], Any]) -> None:
                 future.set_result(load(item))
             except BaseException as error:  # noqa: BLE001  # raised where the result is wanted
                 future.set_exception(error)
-
-
-def watched(
-    stream: Iterable[Any],
-    n: int,
-    progress: bool,
-    what: str = "predict",
-    unit: str = "img",
-    n_before: int = 0,
-) -> Iterable[Any]:
-    """`stream`, of `n` items with `n_before` that are done, behind a progress bar if wanted."""
-    if not progress or not n:
-        return stream
-    from tqdm.auto import tqdm
-
-    return tqdm(stream, total=n, initial=n_before, desc=what, unit=unit)
 
 
 def image_name(item: Any, number: int) -> str:

@@ -15,7 +15,6 @@ from learnkit.data.image import find_images
 from learnkit.data.labelled_images import files_or_images
 from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
-from learnkit.data.read_images import watched
 from learnkit.deploy.home import Home
 from learnkit.errors import PredictionError
 from learnkit.evaluation.label_threshold import LabelThreshold
@@ -32,6 +31,7 @@ from learnkit.inference.suggestion import Suggestions, suggest
 from learnkit.inference.tta import views_of
 from learnkit.report.document import Document, Lines, Paragraph, Span
 from learnkit.report.notebook import Shown
+from learnkit.report.progress import watched
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,8 +7,7 @@ images beside it, their number, and those that cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from learnkit.data.read_images import chunks, load_ahead
@@ -130,24 +129,3 @@ def _pandas() -> Any:
             "or write the rows to a file with `out=`"
         ) from error
     return pandas
-
-
-@contextmanager
-def counted(
-    what: str, n: int | None, progress: bool, unit: str = "img"
-) -> Iterator[Callable[[int], object]]:
-    """Something to call with how many more are done, which moves a bar if wanted.
-
-    Args:
-        what: what is done, the bar's label.
-        n: how many there are; None if nobody knows.
-        progress: show the bar.
-        unit: what is counted.
-    """
-    if not progress:
-        yield lambda _: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=n, desc=what, unit=unit) as bar:
-        yield bar.update

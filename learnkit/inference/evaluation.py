@@ -11,11 +11,12 @@ import numpy as np
 from learnkit.continual.classifier import check_detects_ood
 from learnkit.continual.label_issues import optimism
 from learnkit.data.labelled_images import image_paths, labelled_dataset
-from learnkit.data.read_images import image_name, unreadable_images, watched
+from learnkit.data.read_images import image_name, unreadable_images
 from learnkit.errors import DataError, ImageReadError
 from learnkit.inference.batch import Predicts, predict_stream
 from learnkit.inference.prediction import Prediction, Result, raised
 from learnkit.inference.scoring import predictions_and_features
+from learnkit.report.progress import watched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,10 +104,8 @@ def _results(
 ) -> tuple[list[Any], list[int]]:
     """Results and places of the images that can be read; of the others, why they cannot."""
     found, read = [], []
-    stream = watched(
-        predict_stream(predictor, paths, bs=bs, n_workers=n_workers), len(paths), progress
-    )
-    for place, (path, result) in enumerate(stream):
+    stream = predict_stream(predictor, paths, bs=bs, n_workers=n_workers)
+    for place, (path, result) in enumerate(watched(stream, len(paths), progress)):
         if isinstance(result, ImageReadError):
             failures[image_name(path, place)] = str(result)
         else:

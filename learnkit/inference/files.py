@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from learnkit.data.arguments import check_number
-from learnkit.data.read_images import watched
 from learnkit.errors import LearnkitError, PredictionError, PredictionFileError
 from learnkit.inference.batch import BATCH, check_batch_size, predict_stream
 from learnkit.inference.digest import model_digest, same_state, state_of
@@ -29,6 +28,7 @@ from learnkit.inference.prediction_table import (
 from learnkit.inference.tta import checked_views
 from learnkit.report.document import Document, Lines, Paragraph, Span
 from learnkit.report.notebook import Shown
+from learnkit.report.progress import watched
 from learnkit.storage.filesystem import write_file
 from learnkit.storage.write_folder import check_outside
 

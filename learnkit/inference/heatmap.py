@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learnkit.data.read_images import watched
 from learnkit.errors import InterpretationError, first_few
 from learnkit.inference.prediction import raised
 from learnkit.inference.scoring import predictions
 from learnkit.interpret.occlusion import occlusion_map
+from learnkit.report.progress import watched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from learnkit.data.labelled_images import files_or_images
-from learnkit.data.read_images import chunks, image_name, load_ahead, reasons_once, watched
+from learnkit.data.read_images import chunks, image_name, load_ahead, reasons_once
 from learnkit.errors import (
     DataError,
     ImageReadError,
@@ -18,12 +18,13 @@ from learnkit.errors import (
     PredictionError,
     UnreadableImagesError,
 )
-from learnkit.inference.batch import BATCH, counted, padded
+from learnkit.inference.batch import BATCH, padded
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Prediction, finite_or_none
 from learnkit.inference.scoring import conclude, knowledge_of
 from learnkit.report.document import Document, Gallery, Items, Lines, Paragraph, Picture, Span
 from learnkit.report.notebook import Shown
+from learnkit.report.progress import counted, watched
 from learnkit.uncertainty.coverage import cover
 from learnkit.uncertainty.embedding import unit_rows
 

@@ -40,21 +40,6 @@ def pooled_features(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def progress_over(batches: Any, show: bool) -> Iterator[Any]:
-    """Yield the batches behind fastai's progress bar, which goes away even after an exception."""
-    if not show or not hasattr(batches, "__len__"):
-        yield batches
-        return
-    from fastprogress.fastprogress import progress_bar  # comes with fastai
-
-    bar = progress_bar(batches, leave=False)
-    try:
-        yield bar
-    finally:
-        bar.on_iter_end()
-
-
-@contextmanager
 def randomness_kept() -> Iterator[None]:
     """Restore the random states of torch, numpy and `random`: loaders draw from them."""
     plain_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -27,7 +27,7 @@ from learnkit.interpret.checks import (
     detached,
     sum_to_one,
 )
-from learnkit.interpret.contexts import pooled_features, progress_over, randomness_kept
+from learnkit.interpret.contexts import pooled_features, randomness_kept
 from learnkit.interpret.learner_state import (
     class_names,
     detector_of,
@@ -39,6 +39,7 @@ from learnkit.interpret.losses import activation_of, item_losses, loss_threshold
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.source import Source, split_batch
 from learnkit.models.eval_mode import evaluating
+from learnkit.report.progress import watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,9 +223,8 @@ def collect_from(
         evaluating(learn.model),
         torch.no_grad(),
         pooled_features(learn.model, with_features or detector is not None) as features,
-        progress_over(source.batches(), show) as batches,
     ):
-        for batch in batches:
+        for batch in watched(source.batches(), None, show, "predict", "batches"):
             xb, target = split_batch(learn, batch)
             xb = xb if pixels is None else tuple(map(pixels, xb))
             if source.targets is not None:

@@ -23,12 +23,13 @@ from learnkit.errors import DataError, ExportError, PredictionError
 from learnkit.inference.batch import BATCH, padded
 from learnkit.inference.features import feature_rows
 from learnkit.interpret.checks import detached
-from learnkit.interpret.contexts import progress_over, randomness_kept
+from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import class_names
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.source import Source, n_steps_to_file
 from learnkit.learner.transforms import preprocessing_of
 from learnkit.models.eval_mode import evaluating
+from learnkit.report.progress import watched
 
 _PICTURES = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
@@ -193,13 +194,8 @@ def _of_batches(
     """
     device = next((p.device for p in learn.model.parameters()), torch.device("cpu"))
     rows, pixels = [], renormalization(learn, template)
-    with (
-        randomness_kept(),
-        evaluating(learn.model),
-        torch.no_grad(),
-        progress_over(loader, show) as batches,
-    ):
-        for batch in batches:
+    with randomness_kept(), evaluating(learn.model), torch.no_grad():
+        for batch in watched(loader, None, show, "features", "batches"):
             images = batch[0] if isinstance(batch, list | tuple) else batch
             images = images if pixels is None else pixels(images)
             feature_map = learn.model[0](to_device(detached(images), device))

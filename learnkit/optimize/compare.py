@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from learnkit.backends.network import channels_last, comparable
-from learnkit.data.read_images import watched
 from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
 from learnkit.evaluation.measures import expected_calibration_error
 from learnkit.inference.batch import BATCH
 from learnkit.inference.scoring import check_outputs
 from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
+from learnkit.report.progress import watched
 from learnkit.uncertainty.ood_measures import auroc
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ def answers(model: Model, pixels: Tensor, *, progress: bool = False) -> Answers:
     Features are those of the batches that it learns from, to the bit.
     """
     batches = pixels.split(BATCH) or (pixels,)
-    bar = watched(batches, len(batches), progress, "compare", unit="batch")
-    found = [_raw(model, channels_last(_filled(images))) for images in bar]
+    found = [
+        _raw(model, channels_last(_filled(images)))
+        for images in watched(batches, len(batches), progress, "compare", "batches")
+    ]
     logits, features = (
         torch.from_numpy(np.concatenate(parts))[: len(pixels)] for parts in zip(*found, strict=True)
     )

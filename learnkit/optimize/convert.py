@@ -15,9 +15,9 @@ from learnkit.backends.conversion import Converted
 from learnkit.backends.extras import extra
 from learnkit.backends.network import channels_last
 from learnkit.backends.registry import BACKENDS, check_backend
-from learnkit.inference.batch import counted
 from learnkit.inference.scoring import logits_of
 from learnkit.optimize.quantize.sensitivity import Criterion, Tolerance
+from learnkit.report.progress import counted
 
 if TYPE_CHECKING:
     from learnkit.inference.model import Model
@@ -52,7 +52,7 @@ class Converter:
         from learnkit.backends.onnx_export import export_onnx
 
         recipe, is_open = self.source.preprocessing, self.source.head is not None
-        with counted("export to ONNX", 1, self.progress, "network") as update:
+        with counted("export to ONNX", 1, self.progress, "networks") as update:
             data = export_onnx(self.model, recipe, continual=is_open)
             update(1)
         return data

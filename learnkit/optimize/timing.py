@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learnkit.data.read_images import watched
+from learnkit.report.progress import watched
 
 BATCHES = (1, 16)
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
@@ -69,7 +69,7 @@ def measure(
         progress: show a progress bar.
     """
     found: dict[str, dict[int, Times]] = {name: {} for name in runs}
-    for batch in watched(batches, len(batches), progress, "time", unit="batch size"):
+    for batch in watched(batches, len(batches), progress, "time", "batch sizes"):
         given = images[np.arange(batch) % len(images)]
         calls = {name: partial(run, given) for name, run in runs.items()}
         for name, spent in _turns(calls, seconds, settled, clocks).items():

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from deploy_helpers import labelled, make_continual, rewrite, strange
-from helpers import write_image_folder
+from helpers import show_progress_at_once, write_image_folder
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -676,6 +676,31 @@ def test_report_needs_neither_torch_nor_pandas():
         encoding="utf-8",
     )
     assert found.stdout.strip().endswith("set()")
+
+
+# -- progress -----------------------------------------------------------------------------------
+
+PASSES = {
+    "check {images} --fast": "check images: 36 of 36 images",
+    "predict {known} {images} --json": "predict: 36 of 36 images",
+    "evaluate {known} {images}/../two": "predict: 26 of 26 images",
+    "extend {known} {images} --out {tmp}/m": "features: 36 of 36 images",
+}
+
+
+@pytest.mark.parametrize("line", PASSES)
+def test_progress_is_told_on_standard_error_and_leaves_the_output_alone(
+    known, images, tmp_path, capsys, monkeypatch, line
+):
+    for name in ("bad", "good"):
+        shutil.copytree(images / name, images.parent / "two" / name, dirs_exist_ok=True)
+    argv = line.format(images=images, known=known, tmp=tmp_path).split()
+    quiet = learnkit(capsys, *argv)
+    assert quiet[2] == ""  # it took no two seconds
+    show_progress_at_once(monkeypatch)
+    code, out, err = learnkit(capsys, *argv)
+    assert (code, out) == quiet[:2]
+    assert re.search(rf"^{PASSES[line]}, \d+ s left$", err, re.M), err
 
 
 # -- mistakes -----------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
+import threading
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from fastai.basics import Callback
-from helpers import write_image_folder
+from helpers import show_progress_at_once, write_image_folder
 from safetensors.torch import save_model
 
 from learnkit.cli import workflow
@@ -40,15 +41,33 @@ def test_equal_plans_start_from_equal_weights(images):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_epochs_become_lines_and_errors_of_real_images_are_measured(images):
+def test_epochs_become_lines_and_errors_of_real_images_are_measured(images, monkeypatch, capsys):
+    show_progress_at_once(monkeypatch)
     learn = workflow.build_learner(workflow.read_dataset(images), PLAN)
     lines = []
-    workflow.train(learn, PLAN, cbs=workflow.watch(learn, PLAN, lines.append))
+    with workflow.watch(learn, PLAN, lines.append):
+        workflow.train(learn, PLAN)
     assert [line.split("   ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    n = len(learn.dls.train) + len(learn.dls.valid)
+    said = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == [f"epoch {e}/2: {i} of {n} batches" for e in (1, 2) for i in range(1, n + 1)]
     row = learn.history.iloc[-1]
     assert row["valid_error"] == pytest.approx(1 - row["accuracy"])
     evaluation = learn.evaluate(ds_idx=0)  # every training image: fewer than are watched
     assert row["train_error"] == pytest.approx(1 - evaluation.summary["accuracy"])
+    assert "predict: " in capsys.readouterr().err  # a later pass shows itself, too
+
+
+def test_an_error_within_an_epoch_ends_its_progress(images):
+    learn, lines = workflow.build_learner(workflow.read_dataset(images), PLAN), []
+
+    def after_batch(self):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), workflow.watch(learn, PLAN, lines.append):
+        workflow.train(learn, PLAN, cbs=Callback(after_batch=after_batch))
+    assert learn.progress._shown is None
+    assert not [one for one in threading.enumerate() if one.name.startswith("learnkit-progress")]
 
 
 def test_a_non_finite_loss_names_the_image_files(images):
@@ -88,7 +107,8 @@ def test_pretrained_training_resumes_to_the_same_weights(images, weights, tmp_pa
         bodies.append({k: v.clone() for k, v in learn.model[0].state_dict().items()})
         checkpoint = workflow.checkpoint_of(tmp_path / f"{name}.ckpt", plan, resume=resume)
         states[name] = learn.model.state_dict()
-        workflow.train(learn, plan, cbs=[*workflow.watch(learn, plan, str), checkpoint, *cbs])
+        with workflow.watch(learn, plan, str):
+            workflow.train(learn, plan, cbs=[checkpoint, *cbs])
         return learn
 
     run("whole")

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import write_image_folder
+from helpers import show_progress_at_once, write_image_folder
 from PIL import Image
 
 from learnkit.data import near_duplicates
@@ -289,16 +289,17 @@ def test_dropping_ignores_findings_about_no_image_and_refuses_foreign_ones(folde
         data.drop(findings)
 
 
-def test_findings_come_worst_first_and_a_bar_shows_only_if_wanted(folder, capsys):
+def test_findings_come_worst_first_and_a_bar_shows_only_if_wanted(folder, capsys, monkeypatch):
+    show_progress_at_once(monkeypatch)
     (folder / "ok" / "zero.png").touch()
     shutil.copy(folder / "ok" / "000.png", folder / "ok" / "copy.png")
     Image.new("RGB", (17, 19), "red").save(buffer := io.BytesIO(), "PNG")
     (folder / "nok" / "red.png").write_bytes(buffer.getvalue())
     data = ImageDataset.from_folder(folder)
     assert check(data)["severity"].tolist() == ["error", "warning", "info"]
-    assert "checking images" not in capsys.readouterr().err
+    assert "check images" not in capsys.readouterr().err
     data.check(min_images=1)
-    assert "checking images" in capsys.readouterr().err
+    assert "check images: 15 of 15 images" in capsys.readouterr().err
 
 
 def test_multi_label_data_can_be_checked(folder):

@@ -92,7 +92,7 @@ def assert_same(found, expected):
 
 # without torch
 
-NEEDED = {"learnkit", "numpy", "PIL", "safetensors", "onnxruntime", "tqdm"}
+NEEDED = {"learnkit", "numpy", "PIL", "safetensors", "onnxruntime"}
 SCRIPT = """
 import json, sys, time
 import learnkit
@@ -149,7 +149,7 @@ def test_what_serving_needs_is_pinned_as_everywhere_and_holds_no_torch():
     assert {line.partition(" ;")[0] for line in serving} <= pins
     packages = {line.partition("==")[0] for line in serving}
     assert not packages & {"torch", "torchvision", "timm", "fastai", "pandas", "scipy", "onnx"}
-    assert packages >= {"numpy", "pillow", "safetensors", "onnxruntime", "tqdm", "fastapi"}
+    assert packages >= {"numpy", "pillow", "safetensors", "onnxruntime", "fastapi"}
 
 
 # the same as with torch

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from deploy_helpers import PLAIN_HEAD, make_continual, make_model, make_predictor, shades, strange
+from helpers import show_progress_at_once
 from PIL import Image
 
 from learnkit.deploy.predictor import Predictor
@@ -152,8 +153,9 @@ def test_only_the_first_have_a_picture(model, monkeypatch):
     assert "and 2 more: see table()" in found._repr_html_()
 
 
-def test_bars_are_shown_if_wanted(model, capsys):
+def test_bars_are_shown_if_wanted(model, capsys, monkeypatch):
+    show_progress_at_once(monkeypatch)
     model.suggest(strange(3), 2, progress=True)
-    assert "suggest: 100%" in capsys.readouterr().err
+    assert "suggest: 5 of 5 images, 0 s left" in capsys.readouterr().err
     model.suggest(strange(3), 2, progress=False)
     assert capsys.readouterr().err == ""

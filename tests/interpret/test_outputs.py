@@ -1,6 +1,5 @@
-import contextlib
-import io
 import random
+import threading
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from fastai.callback.mixup import MixUp
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.vision.core import PILImage
-from helpers import quiet, tiny_cnn, write_image_folder
+from helpers import quiet, show_progress_at_once, tiny_cnn, write_image_folder
 from torch import nn
 
 from learnkit.continual.classifier import ContinualClassifier
@@ -121,31 +120,33 @@ def test_the_learner_and_the_random_states_stay_as_they_were(learn):
     assert not any(m._forward_hooks for m in learn.model.modules())
 
 
-def test_after_an_exception_nothing_is_left_behind(dls):
+def test_after_an_exception_nothing_is_left_behind(dls, monkeypatch):
+    show_progress_at_once(monkeypatch)
+
     class Fails(nn.Module):
         def forward(self, x):
             raise RuntimeError("out of order")
 
     learn = Learner(dls, nn.Sequential(tiny_cnn(3)[0], Fails()), loss_func=CrossEntropyLossFlat())
     learn.model.train()
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), pytest.raises(RuntimeError, match="out of order"):
+    with pytest.raises(RuntimeError, match="out of order"):
         collect_outputs(learn, with_features=True, progress=True)
-    assert text.getvalue().endswith("\r")  # the bar wiped its line
+    assert not [one for one in threading.enumerate() if one.name == "learnkit-progress"]
     assert learn.model.training
     assert learn.loss_func.reduction == "mean"
     assert not learn.model[0]._forward_hooks
 
 
-def test_a_bar_is_shown_if_the_learner_shows_bars(dls):
+def test_a_bar_is_shown_if_the_learner_shows_bars(dls, monkeypatch, capsys):
+    show_progress_at_once(monkeypatch)
     learn = Learner(dls, tiny_cnn(3))
-    shown, hidden = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        collect_outputs(learn)
-    with contextlib.redirect_stdout(hidden):
-        collect_outputs(learn, progress=False)
-    assert "100.00%" in shown.getvalue()
-    assert hidden.getvalue() == ""
+    collect_outputs(learn)
+    shown = capsys.readouterr()
+    collect_outputs(learn, progress=False)
+    hidden = capsys.readouterr()
+    n = len(dls.valid)
+    assert f"predict: {n} of {n} batches, 0 s left\n" in shown.err
+    assert shown.out + hidden.out + hidden.err == ""
 
 
 def test_a_shuffling_loader_that_drops_samples_is_read_whole_and_in_order(learn):

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers import show_progress_at_once
 from onnx_helpers import RECIPE, channels_last, exported, network, noise
 from torch import nn
 
@@ -295,13 +296,14 @@ class TestSparing:
         assert asked.kept == tuple(layers[:1])
         assert not asked.sensitivities
 
-    def test_bars_count_images_and_layers(self, capsys):
+    def test_bars_count_images_and_layers(self, capsys, monkeypatch):
+        show_progress_at_once(monkeypatch)
         quantize_onnx(uneven(), SMALL_SAMPLES, Tolerance(max_error=0.2))
         shown = capsys.readouterr().err
-        assert re.search("int8: ranges: 100%.* 16/16 ", shown)
-        assert re.search("convert: 100%.* 2/2 ", shown)
-        assert re.search("try each layer: 100%.* 4/4 ", shown)
-        assert re.search(r"keep layers in float32: [2-4] tries \[", shown)
+        assert "int8: ranges: 16 of 16 images, 0 s left\n" in shown
+        assert "convert: 2 of 2 steps, 0 s left\n" in shown
+        assert "try each layer: 4 of 4 layers, 0 s left\n" in shown
+        assert re.search(r"keep layers in float32: [2-4] tries, \d s so far\n", shown)
 
 
 class TestRefusals:

@@ -13,7 +13,6 @@ from smallest to largest value, and evening out ranges of channels across layers
 import numpy as np
 
 from learnkit.errors import OptimizeError
-from learnkit.inference.batch import counted
 from learnkit.optimize.quantize.graph import FloatNetwork
 from learnkit.optimize.quantize.ranges import observe_activations, spread
 from learnkit.optimize.quantize.sensitivity import (
@@ -23,6 +22,7 @@ from learnkit.optimize.quantize.sensitivity import (
     Tolerance,
     search_layers,
 )
+from learnkit.report.progress import counted
 
 MAX_SAMPLES = 256
 _MIN_SAMPLES = 2
@@ -56,7 +56,7 @@ def quantize_onnx(
         raise OptimizeError(f"`keep` names {sorted(unknown)}; layers are {network.layers}")
     with counted(f"{LABEL}: ranges", len(images), progress) as update:
         seen = observe_activations(network, images, progress=update)
-    with counted(f"{LABEL}: convert", 2, progress, "step") as update:
+    with counted(f"{LABEL}: convert", 2, progress, "steps") as update:
         search = Search(network, images, seen, limits)
         update(1)
         first = search.attempt(limits.keep or ())

@@ -7,10 +7,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from learnkit.inference.batch import counted
 from learnkit.optimize.quantize.bias import correct_biases, with_biases
 from learnkit.optimize.quantize.graph import open_raw, outputs_of, to_int8
 from learnkit.optimize.quantize.ranges import ActivationRanges, spread
+from learnkit.report.progress import counted
 
 Candidate = TypeVar("Candidate")
 
@@ -227,7 +227,7 @@ def search_layers(search: Search, first: Quantized, progress: bool) -> Quantized
     layers = network.layers
     chosen = spread(len(search.images), _N_RANKING)
     images, exact = search.images[chosen], search.seen.features[chosen]
-    with counted(f"{LABEL}: try each layer", len(layers), progress, "layer") as update:
+    with counted(f"{LABEL}: try each layer", len(layers), progress, "layers") as update:
         sensitivities = sensitive_layers(
             layers, lambda name: search.with_one(name, images), exact, update
         )
@@ -242,7 +242,7 @@ def search_layers(search: Search, first: Quantized, progress: bool) -> Quantized
     # More than half would help little: what is left comes from all the others alike. Of ten
     # classes told apart with an accuracy of .71, 4 % of the labels changed (accuracy .70 to .71) at
     # an error of .11 with four layers in float32, and 3 % at .10 with half of them.
-    with counted(f"{LABEL}: keep layers in float32", None, progress, " tries") as update:
+    with counted(f"{LABEL}: keep layers in float32", None, progress, "tries") as update:
         best = fewest(len(layers) // 2, attempt, limits.met_by)
     if best is None:
         best = min(tried, key=lambda one: (-(one.score or 0.0), one.error))

@@ -1,0 +1,264 @@
+"""Progress of a pass: what is said, when, where, and what is left of it."""
+
+import io
+import re
+import sys
+import threading
+
+import pytest
+from rich.cells import cell_len
+
+from learnkit.report import progress
+from learnkit.report.progress import Progress, clear_line, counted, watched
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+class Clock:
+    """Seconds that go by when somebody waits: `speed` things are done in each, until `end`."""
+
+    def __init__(self, shown, speed, end):
+        self.seconds, self.shown, self.speed, self.end = 0.0, shown, speed, end
+        self.waited = []
+
+    def wait(self, seconds):
+        self.waited.append(seconds)
+        self.seconds += seconds
+        self.shown.n_done = self.shown.n_before + int(self.speed * self.seconds)
+        return self.seconds > self.end
+
+    def set(self):
+        """Nobody waits any more."""
+
+
+# Set in the test itself: pytest changes the streams between fixtures and test.
+def piped(monkeypatch):
+    """Standard error, no terminal."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    return sys.stderr
+
+
+def terminal(monkeypatch, columns=80):
+    """Standard error, a terminal."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    return sys.stderr
+
+
+def run(monkeypatch, shown, *, speed, end):
+    """Let a pass go on by a clock of its own; the clock."""
+    clock = Clock(shown, speed, end)
+    monkeypatch.setattr(progress, "_now", lambda: clock.seconds)
+    shown._start, shown._ended = 0.0, clock
+    shown._go_on()
+    shown.__exit__()
+    return clock
+
+
+def test_a_pipe_gets_a_line_after_two_seconds_and_every_ten_with_the_time_left(monkeypatch):
+    stream = piped(monkeypatch)
+    clock = run(monkeypatch, Progress("predict", 400, "images"), speed=4, end=35)
+    assert clock.waited == [2, 10, 10, 10, 10]
+    assert stream.getvalue().splitlines() == [
+        "predict: 8 of 400 images, 1 min 38 s left",
+        "predict: 48 of 400 images, 1 min 28 s left",
+        "predict: 88 of 400 images, 1 min 18 s left",
+        "predict: 128 of 400 images, 1 min 8 s left",
+    ]
+
+
+def test_what_was_done_before_does_not_count_as_speed(monkeypatch):
+    stream = piped(monkeypatch)
+    run(monkeypatch, Progress("predict", 1000, "images", n_before=900), speed=1, end=9)
+    assert stream.getvalue() == "predict: 902 of 1000 images, 1 min 38 s left\n"
+
+
+def test_where_nobody_knows_the_end_the_time_so_far_is_told(monkeypatch):
+    stream = piped(monkeypatch)
+    run(monkeypatch, Progress("search", None, "tries"), speed=2, end=9)
+    run(monkeypatch, Progress("export", 1, "networks"), speed=0, end=9)
+    assert stream.getvalue().splitlines() == [
+        "search: 4 tries, 2 s so far",
+        "export: 0 of 1 networks, 2 s so far",
+    ]
+
+
+def test_a_short_pass_says_nothing_on_a_pipe(monkeypatch):
+    stream = piped(monkeypatch)
+    assert list(watched(range(1000), 1000, True)) == list(range(1000))
+    with counted("suggest", 3, True) as done:
+        done(3)
+    assert stream.getvalue() == ""
+
+
+def test_a_quiet_pass_is_the_stream_itself(monkeypatch):
+    monkeypatch.setattr(threading, "Thread", None)  # none is made
+    stream = [1, 2]
+    assert watched(stream, 2, False) is stream
+    assert watched([], 0, True) == []
+    with counted("suggest", 3, False) as done:
+        done(3)
+
+
+def test_a_loader_is_as_long_as_it_says(monkeypatch):
+    stream = piped(monkeypatch)
+    monkeypatch.setattr(progress._Lines, "first", 0.0)
+    for loader, said in ((range(7), "of 7 batches"), (iter(lambda: 1, 1), None)):
+        steps = watched(loader, None, True, "predict", "batches")
+        for _ in steps:
+            while "predict" not in stream.getvalue():
+                pass
+            steps.close()
+        assert (
+            (said in stream.getvalue()) if said else ("0 batches, 0 s so far" in stream.getvalue())
+        )
+        stream.seek(0)
+        stream.truncate()
+
+
+def drawn(stream):
+    """The lines that a terminal showed, one after the other, without colours."""
+    parts = re.split(r"\r|\x1b\[2K", stream.getvalue())
+    return [one for one in (re.sub(r"\x1b\[[0-9;]*m", "", part) for part in parts) if one]
+
+
+@pytest.mark.parametrize("columns", [30, 60, 120])
+def test_a_terminal_shows_one_line_that_fits_and_is_gone_in_the_end(monkeypatch, columns):
+    stream = terminal(monkeypatch, columns)
+    clock = run(monkeypatch, Progress("predict", 400, "images"), speed=100, end=4)
+    assert clock.waited[:3] == [0.5, 0.2, 0.2]
+    lines = drawn(stream)
+    assert "\n" not in stream.getvalue()
+    assert all(cell_len(line) < columns for line in lines)
+    assert stream.getvalue().endswith("\r\x1b[2K")
+    bars = [len(re.match("[━╸╺]*", line)[0]) for line in lines]
+    if columns == 30:
+        assert lines[0] == "predict: 50 of 400 images, 4…"
+        return
+    assert lines[0].endswith(" predict: 50 of 400 images, 4 s left")
+    assert len(set(bars)) <= 3  # the text grows
+    if columns == 120:
+        assert bars == [40] * len(bars)
+
+
+def test_a_terminal_that_cannot_go_back_gets_lines(monkeypatch):
+    stream = terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    run(monkeypatch, Progress("predict", 400, "images"), speed=4, end=9)
+    assert stream.getvalue() == "predict: 8 of 400 images, 1 min 38 s left\n"
+
+
+def test_without_rich_a_terminal_gets_lines(monkeypatch):
+    stream = terminal(monkeypatch)
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    run(monkeypatch, Progress("predict", 400, "images"), speed=4, end=9)
+    assert stream.getvalue() == "predict: 8 of 400 images, 1 min 38 s left\n"
+
+
+def test_of_passes_inside_each_other_the_outer_is_shown(monkeypatch):
+    stream = piped(monkeypatch)
+    with Progress("outer", 2, "images") as outer:
+        outer.show()
+        with Progress("inner", 2, "images") as inner:
+            inner.show()
+    with Progress("next", 2, "images") as later:
+        later.show()
+    assert [line.partition(":")[0] for line in stream.getvalue().splitlines()] == ["outer", "next"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_ends_it_and_lets_others_be_shown(monkeypatch, error):
+    stream = terminal(monkeypatch)
+    n_threads = threading.active_count()
+
+    def images():
+        yield 1
+        raise error
+
+    with pytest.raises(error):
+        [*watched(images(), 2, True)]
+    assert threading.active_count() == n_threads
+    with pytest.raises(error), counted("suggest", 3, True):
+        raise error
+    with Progress("next", 2, "images") as shown:
+        shown.show()
+        assert progress._live == [shown]
+    assert progress._live == []
+    assert stream.getvalue().endswith("\r\x1b[2K")
+
+
+def test_who_stops_early_ends_it(monkeypatch):
+    piped(monkeypatch)
+    n_threads = threading.active_count()
+    for _ in watched(range(3), 3, True):
+        break
+    assert threading.active_count() == n_threads
+
+
+def test_a_closed_stream_harms_no_pass(monkeypatch):
+    stream = piped(monkeypatch)
+    monkeypatch.setattr(progress._Lines, "first", 0.0)
+    stream.close()
+    with Progress("predict", 2, "images") as shown:
+        shown._beat.join()
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
+    with Progress("predict", 2, "images") as shown:
+        shown.show()
+    assert sys.stdout.getvalue() == ""
+    screen = terminal(monkeypatch)
+    with Progress("predict", 2, "images") as shown:
+        shown.show()
+        screen.close()
+    assert progress._one_at_a_time.acquire(blocking=False)
+    progress._one_at_a_time.release()
+
+
+def test_the_bar_makes_room_for_what_is_written(monkeypatch):
+    stream = terminal(monkeypatch)
+    with Progress("predict", 2, "images") as shown:
+        shown.show()
+        assert not stream.getvalue().endswith("\x1b[2K")
+        clear_line()
+        assert stream.getvalue().endswith("\r\x1b[2K")
+
+
+def test_a_notebook_gets_one_output_that_is_empty_in_the_end(monkeypatch):
+    outputs = []
+
+    class Output:
+        def update(self, one):
+            outputs.append((one._repr_html_(), repr(one)))
+
+    def display(one, display_id):
+        Output().update(one)
+        return Output()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(progress, "_kind", lambda: progress._Notebook)
+    clock = run(monkeypatch, Progress("predict", 400, "images"), speed=100, end=3.5)
+    assert clock.waited == [2, 1, 1]
+    texts = [text for _, text in outputs]
+    assert texts == [
+        "predict: 200 of 400 images, 2 s left",
+        "predict: 300 of 400 images, 1 s left",
+        "",
+    ]
+    assert "200 of 400 images" in outputs[0][0]
+    assert "width:50" in outputs[0][0].replace(" ", "")
+
+
+def test_a_kernel_is_told_from_a_shell(monkeypatch):
+    from types import SimpleNamespace
+
+    for shell, kind in ((SimpleNamespace(kernel=1), "_Notebook"), (SimpleNamespace(), "_Lines")):
+        fake = SimpleNamespace(get_ipython=lambda shell=shell: shell)
+        monkeypatch.setitem(sys.modules, "IPython", fake)
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        assert progress._kind().__name__ == kind
