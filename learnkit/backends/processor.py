@@ -7,7 +7,8 @@ from pathlib import Path
 
 from learnkit.errors import OptimizeError
 
-_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last on ARM
+_BF16_OF_X86 = {"avx512_bf16", "amx_bf16"}
+_BF16 = {*_BF16_OF_X86, "bf16"}  # the last on ARM
 _TELLING = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8mm")
 _WIDEST = ("amx_tile", "avx512f", "avx2", "asimd")
 _SHOWN = {*_BF16, *_TELLING, "amx_int8", "amx_tile", "avx512_fp16"}
@@ -38,6 +39,11 @@ def instruction_set() -> str:
 def has_bfloat16() -> bool:
     """True if the processor multiplies bfloat16 itself; elsewhere it would be slower."""
     return bool(processor_flags() & _BF16)
+
+
+def trains_bfloat16() -> bool:
+    """True if the processor trains faster in bfloat16; ARM's only predict: gradients are slow."""
+    return bool(processor_flags() & _BF16_OF_X86)
 
 
 def n_threads(threads: int | None = None) -> int:

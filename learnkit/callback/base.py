@@ -1,6 +1,8 @@
 """Base of learnkit's training callbacks: real fits only, errors in their own words."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -16,6 +18,17 @@ def current_lr(opt: Any) -> float:
     return float(hypers[-1].get("lr", math.nan)) if hypers else math.nan
 
 
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Give errors of learnkit back the message they had before fastai named callback and event."""
+    try:
+        yield
+    except LearnkitError as error:
+        text = str(error)
+        error.args = (text.partition(":\n\t")[2] or text,)
+        raise
+
+
 class TrainingCallback(Callback):
     """Base of callbacks that concern real fits only.
 
@@ -29,10 +42,5 @@ class TrainingCallback(Callback):
         # `get_preds` and `validate` hold the learner's lock: all that tells `validate` from a fit.
         if "lr_finder" in names or "gather_preds" in names or self.learn.lock.locked():
             return None
-        try:
+        with own_words():
             return super().__call__(event_name)
-        except LearnkitError as error:
-            # fastai has put the names of the callback and of the event before the message
-            text = str(error)
-            error.args = (text.partition(":\n\t")[2] or text,)
-            raise

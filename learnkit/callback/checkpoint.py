@@ -37,6 +37,7 @@ from learnkit.callback.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
+from learnkit.callback.training_precision import precision_of, resume_precision
 
 _CURVES = ("lrs", "losses", "iters")  # of fastai's recorder
 _FIRST = -1_000_000  # of all callbacks
@@ -185,10 +186,13 @@ class Checkpoint(TrainingCallback):
 
     def _begin(self) -> None:
         """Check, before any training, that the file can be written and belongs to this run."""
+        there = {"precision": "float32"} | (self._saved or {"run": {}})["run"]  # as of old files
+        if self._saved is not None:
+            resume_precision(self.learn, there["precision"])
         self.run_is = describe_run(self.learn) | self.config
         check_writable(self.file)
         if self._saved is not None:
-            check_same_run(self.file, self._saved["run"], self.run_is)
+            check_same_run(self.file, there, self.run_is)
             shapes = [_shapes(self._saved["model"]), _shapes(self.model.state_dict())]
             check_same_run(self.file, *shapes)
 
@@ -200,6 +204,7 @@ class Checkpoint(TrainingCallback):
     def _state(self) -> dict[str, Any]:
         history, smooth = vars(self.learn).get("training_history"), self.recorder.smooth_loss
         curves = {name: list(getattr(self.recorder, name)) for name in _CURVES}
+        scaler = vars(self.learn).get("scaler")  # of gradients in float16
         return {
             "seed": self.seed,
             "every": self.every,
@@ -211,6 +216,7 @@ class Checkpoint(TrainingCallback):
             "model": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),
             "gradients": _gradients(self.model),
+            "scaler": None if scaler is None else scaler.state_dict(),
             "callbacks": callback_state(self.learn, self._begun),
             "records": self.records,
             "seconds": self.seconds,
@@ -228,6 +234,8 @@ class Checkpoint(TrainingCallback):
             self.opt.hypers = L(self.opt.hypers, use_list=None)
         for name, gradient in saved.get("gradients", {}).items():
             self.model.get_parameter(name).grad = gradient.to(device)
+        if saved.get("scaler") and vars(self.learn).get("scaler") is not None:
+            self.learn.scaler.load_state_dict(saved["scaler"])
         restore_callbacks(self.learn, saved.get("callbacks", {}))
         self.learn.train_iter = saved["train_iter"]
         if saved["history"] is not None and history is not None:
@@ -260,6 +268,7 @@ def describe_run(learn: Any) -> dict[str, str]:
     if getattr(dls, "vocab", None) is not None:
         described["classes"] = ", ".join(map(str, dls.vocab))
     described["images"] = " + ".join(str(len(dl.dataset)) for dl in dls.loaders)
+    described["precision"] = precision_of(learn)
     described["batch size"] = str(getattr(dls.train, "bs", None))
     if (images := getattr(dls, "image_dataset", None)) is not None:
         described["data"] = images.fingerprint()

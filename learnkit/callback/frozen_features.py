@@ -8,6 +8,7 @@ random numbers stay what they are.
 """
 
 import warnings
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -32,6 +33,7 @@ from learnkit.callback.stored_features import (
     stored_output,
     unskip,
 )
+from learnkit.callback.training_precision import autocast_of, precision_of
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.models.eval_mode import evaluating
 
@@ -149,6 +151,7 @@ class FrozenFeatures(TrainingCallback):
         (objects, sizes), (before, sizes_before) = sources_of(self.learn), self._store.sources
         same = len(objects) == len(before) and sizes == sizes_before
         same = same and all(x is y for x, y in zip(objects, before, strict=True))
+        same = same and precision_of(self.learn) == self._store.precision
         return same and self._store.checksums == checksums_of(self.learn.model[0])
 
     def _compute(self) -> str | None:
@@ -165,10 +168,13 @@ class FrozenFeatures(TrainingCallback):
         n_images = sum(dl.n for dl in loaders)
         if reason := body_reason(body, images) or self._size_reason(images, n_images=n_images):
             return reason
-        splits = [collect(self.learn, dl) for dl in loaders]
+        # what a training step and a validation would have seen of the body
+        contexts = [partial(autocast_of, self.learn), nullcontext]
+        splits = [collect(self.learn, *pair) for pair in zip(loaders, contexts, strict=False)]
         if None in splits:
             return "a loader skips items"
-        self._store = Store(splits, sources_of(self.learn), checksums_of(body))
+        precision = precision_of(self.learn)
+        self._store = Store(splits, sources_of(self.learn), checksums_of(body), precision)
         return None
 
     def _size_reason(self, images: Tensor, *, n_images: int) -> str | None:

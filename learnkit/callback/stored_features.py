@@ -1,8 +1,8 @@
 """Stored features of a frozen body: collected, fed in the order of a loader, the body skipped."""
 
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ class Store:
     splits: list[StoredSplit]
     sources: tuple[list[Any], list[int]]
     checksums: list[int]
+    precision: str
 
 
 class StoredLoader(DataLoader):
@@ -87,15 +88,21 @@ def stored_output(model: nn.Sequential, images: Tensor) -> Tensor:
     return images
 
 
-def collect(learn: Any, dl: DataLoader) -> StoredSplit | None:
-    """Features and targets of all items of `dl` in one pass; None if it skips items."""
+def collect(
+    learn: Any, dl: DataLoader, context: Callable[[Tensor], AbstractContextManager]
+) -> StoredSplit | None:
+    """Features and targets of all items of `dl` in one pass; None if it skips items.
+
+    The body runs in the context of each batch of images.
+    """
     everything = partial(list, range(dl.n))  # also where the loader draws its own order
     loader = dl.new(shuffle=False, drop_last=False, get_idxs=everything)
     store, targets, done = None, [], 0
     with evaluating(learn.model), torch.no_grad():
         for batch in watched(loader, None, hasattr(learn, "progress"), "features", "batches"):
             images, *y = to_device(batch, next(learn.model.parameters()).device)
-            features = stored_output(learn.model, images)
+            with context(images):
+                features = stored_output(learn.model, images).float()
             if store is None:
                 store = torch.empty((dl.n, *features.shape[1:]), dtype=features.dtype)
                 kinds = tuple(map(type, y))

@@ -63,6 +63,9 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate; 0.002 pretrained, else 0.01.")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of training steps: auto, float32, bfloat16 or float16 (GPUs).")
+    ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 42,
     augment: Annotated[bool, typer.Option(help="Flip, turn, zoom training images.")] = False,
     continual: Annotated[
@@ -104,6 +107,7 @@ def train(
         mean=numbers("--mean", mean),
         std=numbers("--std", std),
         check_weights=weights_check,
+        precision=precision,
     )
     try:
         train_folder(

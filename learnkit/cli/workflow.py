@@ -49,6 +49,7 @@ class TrainingPlan:
         mean: normalisation of the images, one value per channel; None for that of the weights.
         std: see `mean`.
         check_weights: compare the likely ways to normalise and pad, and take the best.
+        precision: of training steps, see `cnn_learner`.
     """
 
     arch: str = "resnet18"
@@ -65,6 +66,7 @@ class TrainingPlan:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     check_weights: bool = False
+    precision: str = "auto"
 
     @property
     def max_lr(self) -> float:
@@ -128,6 +130,7 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
             arch_kwargs=dict(plan.arch_kwargs),
             metrics=accuracy_multi if data.multi_label else accuracy,
             train_bn=not plan.head_only,
+            precision=plan.precision,
             cbs=[history, FrozenFeatures()] if plan.head_only else history,
         )
 
@@ -155,7 +158,8 @@ def checkpoint_of(file: Path, plan: TrainingPlan, *, resume: bool) -> Checkpoint
     """
     from learnkit.callback.checkpoint import Checkpoint
 
-    config = {name: value for name, value in asdict(plan).items() if name != "epochs"}
+    # A checkpoint notes which precision "auto" was.
+    config = {k: v for k, v in asdict(plan).items() if k not in {"epochs", "precision"}}
     if resume:
         return Checkpoint.resume(file, config=config)
     if file.exists():

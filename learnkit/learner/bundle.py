@@ -37,8 +37,8 @@ def learner_from(
     if continual_head(model) is not None:  # its trained head is gone; another has the usual layout
         model.spec = replace(model.spec, head={})
     loss = BCEWithLogitsLossFlat(thresh=record.threshold) if record.multi_label else None
-    arguments = {"loss_func": loss or CrossEntropyLossFlat(), "splitter": param_groups, **given}
-    learn = kind(dls, model, **arguments)
+    arguments = {"loss_func": loss or CrossEntropyLossFlat(), "splitter": param_groups}
+    learn = kind(dls, model, **{**arguments, "precision": "auto", **given})
     if folded_norms(model[0]):
         learn.add_cb(FoldedNorms())
     learn.state = LearnerState(

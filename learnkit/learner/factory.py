@@ -41,6 +41,7 @@ def cnn_learner(
     n_out: int | None = None,
     normalize: bool | tuple[Sequence[float], Sequence[float]] = True,
     train_bn: bool | str = True,
+    precision: str = "auto",
     size: int | tuple[int, int] | None = None,
     weights: Any = None,
     check_weights: bool = False,
@@ -82,6 +83,10 @@ def cnn_learner(
         normalize: True normalises with the statistics the weights were trained with, False not at
             all, a pair (mean, std) with these.
         train_bn: See `ImageLearner`.
+        precision: Of training steps. "auto" takes bfloat16 where the processor (AVX512_BF16, AMX)
+            or GPU multiplies it itself, and float32 elsewhere; "float32" trains as fastai does to
+            the bit; "float16" is for GPUs. Weights, norm layers' weights and statistics, losses and
+            files stay float32, as do all passes that measure: validation, predictions, statistics.
         size: Of the images of a learner without `dls`: height and width, or one number for both.
         weights: torchvision's weights enum or name, when not the default ones.
         check_weights: Compare the likely ways to normalise and pad for these weights, by exact
@@ -100,6 +105,8 @@ def cnn_learner(
         CutError: `cut` truncates the network or leaves no feature map.
         WeightsUnavailableError: The hub cannot be reached; raised before any training.
         InputSizeError: The images do not fit the network.
+        DataError: There is no such `precision`.
+        BackendUnavailableError: `precision` is "float16" on a processor.
     """
     check_order(pretrained, cut, split_on)
     dls, arch = dls if dls is not None else data, arch if arch is not None else base_arch
@@ -139,7 +146,9 @@ def cnn_learner(
     warn_if_code(dls)
     groups = split_on if split_on is not None else splitter
     splitter = param_groups if groups is None else as_splitter(groups)
-    learn = ImageLearner(dls, model, splitter=splitter, train_bn=train_bn, **learner_kwargs)
+    learn = ImageLearner(
+        dls, model, splitter=splitter, train_bn=train_bn, precision=precision, **learner_kwargs
+    )
     if check is not None:
         learn.weights_check = check
         warn_user(f"`check_weights`: {check}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -22,6 +23,12 @@ from learnkit.callback.stop_on_non_finite import (
     StopOnNonFinite,
     explained_monitors,
     no_batches,
+)
+from learnkit.callback.training_precision import (
+    TrainingPrecision,
+    autocast_model,
+    check_precision,
+    precision_of,
 )
 from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
@@ -92,6 +99,7 @@ class ImageLearner(Learner):
         *args: As for fastai's Learner.
         train_bn: What trains in frozen groups: True the batch norms (as in fastai v1), "all" every
             kind of norm (as in fastai v2), False nothing, and running statistics stay as they are.
+        precision: Of training steps: "float32", "bfloat16", "float16" or "auto"; see `cnn_learner`.
         cbs: Callbacks, as for fastai's Learner.
         **kwargs: As for fastai's Learner.
 
@@ -110,6 +118,7 @@ class ImageLearner(Learner):
         model: nn.Module,
         *args: Any,
         train_bn: bool | str = True,
+        precision: str = "float32",
         cbs: Any = None,
         **kwargs: Any,
     ):
@@ -120,11 +129,15 @@ class ImageLearner(Learner):
             wanted = kind is not BnFreeze or not train_bn
             if wanted and not any(isinstance(cb, kind) for cb in cbs):
                 cbs.append(kind())
+        has_precision = any(isinstance(cb, TrainingPrecision) for cb in cbs)
+        if check_precision(precision) != "float32" and not has_precision:
+            cbs.append(TrainingPrecision(precision))
         dls = agreeing_loaders(model, dls)
         super().__init__(dls, model, *args, train_bn=train_bn, cbs=cbs, **kwargs)
         note_loaders(model, dls)
         self.loss_func = comparable_loss(self.loss_func)
         self.metrics = metrics_of_loss(self.metrics, self.loss_func, get_c(dls) or None)
+        precision_of(self)  # what this device cannot do is refused now
 
     @property
     def dls(self) -> DataLoaders:
@@ -198,6 +211,11 @@ class ImageLearner(Learner):
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 parameter.grad = None
+
+    def _do_one_batch(self) -> None:
+        """One batch; of a training, the model in the precision of the training."""
+        with autocast_model(self) if self.training else nullcontext():
+            super()._do_one_batch()
 
     def all_batches(self) -> None:
         """Run the batches of the current loader."""

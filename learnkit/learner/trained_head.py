@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from learnkit.callback.after_fit import AfterFit
 from learnkit.callback.folded_norms import FoldedNorms
 from learnkit.callback.stored_features import checksums_of
+from learnkit.callback.training_precision import autocast_model
 from learnkit.continual.classifier import continual_head
 from learnkit.data.labelled_images import files_or_images
 from learnkit.errors import (
@@ -173,7 +174,9 @@ def train_batch(learn: Any, images: Any, labels: Any = None) -> dict[str, float]
 def _propagated(learn: Any, x: Tensor, y: Any) -> float:
     """The loss of a batch, whose gradients are then in the network."""
     try:
-        loss = learn.loss_func(learn.model(x), y)
+        with autocast_model(learn):
+            outputs = learn.model(x)
+        loss = learn.loss_func(outputs, y)
     except ValueError as error:
         if "Expected more than 1 value per channel" not in str(error):
             raise
