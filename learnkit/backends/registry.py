@@ -13,6 +13,7 @@ from learnkit.backends.session import Session
 from learnkit.errors import BackendUnavailableError, BundleCorruptError, OptimizeError
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+TRAINING_PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)

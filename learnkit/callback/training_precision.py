@@ -18,12 +18,12 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from learnkit.backends.processor import trains_bfloat16
+from learnkit.backends.registry import TRAINING_PRECISIONS
 from learnkit.callback.base import own_words
 from learnkit.errors import BackendUnavailableError, DataError
 
 _TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FEWEST_PIXELS, _WIDE = 64 * 64, 5
-PRECISIONS_OF_TRAINING = ("auto", *_TYPES)
 
 
 class TrainingPrecision(MixedPrecision):
@@ -98,9 +98,9 @@ class TrainingPrecision(MixedPrecision):
 
 def check_precision(precision: Any) -> str:
     """The name of a precision of training; DataError if it is none."""
-    if precision not in PRECISIONS_OF_TRAINING:
+    if precision not in TRAINING_PRECISIONS:
         raise DataError(
-            f"`precision` is {precision!r}; it must be one of {', '.join(PRECISIONS_OF_TRAINING)}"
+            f"`precision` is {precision!r}; it must be one of {', '.join(TRAINING_PRECISIONS)}"
         )
     return precision
 

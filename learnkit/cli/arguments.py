@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from learnkit.backends.registry import TRAINING_PRECISIONS
 from learnkit.errors import UsageError
 
 DEBUG = "--debug"
@@ -78,7 +79,9 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     return values * 3 if len(values) == 1 else values
 
 
-def check_start(pretrained: bool, weights: Path | None, lr: float | None, head_only: bool) -> None:
+def check_start(
+    pretrained: bool, weights: Path | None, lr: float | None, head_only: bool, precision: str
+) -> None:
     """Raise UsageError if what is to be trained cannot start from what is asked for."""
     if weights is not None and not pretrained:
         raise UsageError("--weights and --no-pretrained exclude each other; leave one out")
@@ -86,3 +89,7 @@ def check_start(pretrained: bool, weights: Path | None, lr: float | None, head_o
         raise UsageError("--head-only needs a pretrained body; leave --no-pretrained out")
     if lr is not None and not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr}; it must be above 0 and finite, such as 0.001")
+    if precision not in TRAINING_PRECISIONS:
+        raise UsageError(
+            f"--precision is {precision!r}; it must be one of {', '.join(TRAINING_PRECISIONS)}"
+        )

@@ -90,7 +90,7 @@ def train(
     _quiet_plots()
     from learnkit.cli.workflow import TrainingPlan
 
-    check_start(pretrained, weights, lr, head_only)
+    check_start(pretrained, weights, lr, head_only, precision)
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together; give both or neither")
     plan = TrainingPlan(

@@ -711,6 +711,10 @@ MISTAKES = {
     "train {images} --lr 0": "--lr is 0.0; it must be above 0",
     "train {images} --lr inf": "--lr is inf; it must be above 0 and finite",
     "train {images} --lr nan": "--lr is nan; it must be above 0",
+    "train {images} --precision int8": "--precision is 'int8'; it must be one of auto, float32,",
+    "train {images} --precision float16 --arch test_resnet --no-pretrained --out {tmp}/half": (
+        "`precision` is 'float16', which torch trains many times slower than float32 on processors"
+    ),
     "train {images} --bs 1 --size 32 --epochs 1 --no-pretrained --arch test_resnet --out {tmp}/m": (
         "a training batch holds one image .*, and a batch norm needs two"
     ),
