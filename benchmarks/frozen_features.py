@@ -43,7 +43,9 @@ def build(data: ImageDataset, arch: str, size: int, *, stored: bool) -> ImageLea
     set_seed(0)
     dls = data.dataloaders(size=size, bs=32)
     cbs = [FrozenFeatures()] if stored else []
-    learn = cnn_learner(dls, arch, pretrained=False, train_bn=False, cbs=cbs)
+    # to the bit; in bfloat16 features rounded at the pool and before it differ
+    given = {"train_bn": False, "precision": "float32", "cbs": cbs}
+    learn = cnn_learner(dls, arch, pretrained=False, **given)
     learn.freeze()
     return learn
 
