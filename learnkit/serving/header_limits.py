@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from learnkit.serving.access_log import ID_HEADER, log_request, new_request_id
 from learnkit.serving.http_errors import as_json
 
 HEADER_BYTES, HEADERS = 65_536, 200
-_PIECE = 16_384  # bytes that are parsed before they are counted
+_PIECE = 4096  # bytes that are parsed before they, and the requests in them, are counted
 _LINGER = 1.0  # seconds to read on after a refusal, so that a client that still sends gets it
 _SENTENCE = (
     f"the request's line and headers are longer than {HEADER_BYTES:,} bytes or more than {HEADERS};"
     " send what is large as the body"
 )
+_NO_HTTP = "this is no request of HTTP/1.1; see /openapi.json for what there is"
 
 
 def bounded(base: Any) -> Any:
@@ -30,11 +32,25 @@ def bounded(base: Any) -> Any:
 
     class Bounded(base):
         _beside = _in_body = 0
-        _refused = False
+        _refused, _unparsed = False, b""
 
         def data_received(self, data: bytes) -> None:
+            self._parse(self._unparsed + data)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()  # reads on
+            self._parse(self._unparsed)
+
+        def _parse(self, data: bytes) -> None:
+            self._unparsed = b""
             for start in range(0, len(data), _PIECE):
                 if self._refused or self.transport.is_closing():
+                    return
+                # each is kept as an object of its own, a hundred times its bytes: 20 MB of them
+                # stopped the server for a minute
+                if self.pipeline:
+                    self._unparsed = data[start:]
+                    self.flow.pause_reading()
                     return
                 piece = data[start : start + _PIECE]
                 self._beside += len(piece)
@@ -53,7 +69,7 @@ def bounded(base: Any) -> Any:
 
         def _is_too_much(self) -> bool:
             too_long = self._beside > HEADER_BYTES + self._in_body
-            return too_long or len(getattr(self, "headers", ())) > HEADERS
+            return too_long or len(self.headers or ()) > HEADERS  # None before the first request
 
         def _refuse(self) -> None:
             self._refused = True
@@ -63,14 +79,25 @@ def bounded(base: Any) -> Any:
                     return
                 self.cycle.disconnected = True  # whoever reads its body is told, and not heard
                 self.cycle.message_event.set()
-            content = as_json({"error": _SENTENCE})
+            self._say("431 Request Header Fields Too Large", _SENTENCE)
+            self.loop.call_later(_LINGER, self.transport.close)
+
+        def send_400_response(self, msg: str) -> None:
+            """Answer what is no HTTP, in the form of all other errors."""
+            self._say("400 Bad Request", _NO_HTTP)
+            self.transport.close()
+
+        def _say(self, status: str, sentence: str) -> None:
+            id_ = new_request_id()
+            content = as_json({"error": sentence, "request_id": id_})
             lines = (
-                "HTTP/1.1 431 Request Header Fields Too Large",
+                f"HTTP/1.1 {status}",
                 "content-type: application/json",
                 f"content-length: {len(content)}",
+                f"{ID_HEADER}: {id_}",
                 "connection: close",
             )
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + content)
-            self.loop.call_later(_LINGER, self.transport.close)
+            log_request(id_, "", "", int(status[:3]), 0.0, len(content))
 
     return Bounded

@@ -1,6 +1,7 @@
 """Clients who open a connection and do not come to the point."""
 
 import asyncio
+import json
 import logging
 import resource
 
@@ -8,6 +9,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 import uvicorn
+import uvicorn.protocols.http.httptools_impl
 from uvicorn.server import ServerState
 
 from learnkit.serving.timeouts import impatient, quiet
@@ -60,7 +62,11 @@ def test_who_never_finishes_a_request_is_given_up_and_nobody_else():
 def test_what_is_no_http_is_answered_and_not_logged(capfd):
     quiet()
     (found,) = asyncio.run(answers(b"\x00\xff" * 50, seconds=2))
-    assert found.startswith(b"HTTP/1.1 400 Bad Request")
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    told = json.loads(body)
+    assert "no request of HTTP/1.1" in told["error"]
+    assert f"X-Request-ID: {told['request_id']}".encode() in head
     logging.getLogger("uvicorn.error").warning("something else")
     assert capfd.readouterr().err.splitlines() == ["WARNING:  something else"]
 
@@ -109,6 +115,24 @@ class TestHeaders:
         served, *refused = asyncio.run(answers(large, *floods, REQUEST, seconds=2))
         assert served.startswith(b"HTTP/1.1 204")
         assert {one[:12] for one in refused} <= {b"HTTP/1.1 400", b""}
+
+    def test_empty_lines_before_a_request_are_nothing(self):
+        found = asyncio.run(answers(b"\r\n" * 50 + REQUEST + b"\r\n", b"\r\n" * 99, seconds=0.5))
+        assert found[0].startswith(b"HTTP/1.1 204")
+        assert found[1] == b""
+
+    def test_requests_sent_ahead_are_answered_in_turn_and_not_piled_up(self, monkeypatch):
+        piled = []
+        base = uvicorn.protocols.http.httptools_impl.HttpToolsProtocol
+        begin = base.on_message_begin
+        monkeypatch.setattr(
+            base, "on_message_begin", lambda self: piled.append(len(self.pipeline)) or begin(self)
+        )
+        one, n = REQUEST + b"\r\n", 1000
+        ahead, other = asyncio.run(answers(one * n, one, seconds=0.5))
+        assert (ahead.count(b"HTTP/1.1 204"), len(piled)) == (n, n + 1)
+        assert max(piled) < 4096 / len(one) + 1
+        assert other.startswith(b"HTTP/1.1 204")
 
     def test_nobody_waits_for_who_sends_a_header_without_end(self):
         async def meanwhile():
