@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.fingerprints import Fingerprints, fingerprints_of, less_one_of_each
+from learnkit.continual.memory import Forgotten
 from learnkit.errors import DataError, StatisticsError
 from learnkit.uncertainty.embedding import GRID
 
@@ -360,3 +361,13 @@ def test_damaged_fingerprints_are_refused(change, message):
     tensors = {name: one for name, one in (tensors | change(tensors)).items() if one is not None}
     with pytest.raises(StatisticsError, match=message):
         ContinualClassifier.from_state(config, tensors)
+
+
+def test_all_copies_of_an_image_leave_the_remainder_of_a_forgotten_class():
+    rows = torch.tensor([[3.0, -1.0, 2.0], [0.0, 5.0, 1.0]], dtype=torch.float64)
+    own = fingerprints_of(rows)
+    kept = Forgotten("a", 3, 2 * rows[0] + rows[1], np.sort(own[[0, 0, 1]]))
+    left, products = kept.without(rows[:1], own[:1])
+    assert (left.count, left.fingerprints.tolist()) == (1, [own[1]])
+    assert torch.equal(left.total, rows[1])
+    assert torch.equal(products, 2 * torch.outer(rows[0], rows[0]))
