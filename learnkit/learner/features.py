@@ -168,15 +168,15 @@ def _by_loader(
         loader = loader_over(learn, filled, BATCH, problem)
         return _of_batches(learn, loader, loader, show, with_logits)[: len(items)]
     except OSError as error:
-        failures = _failures(learn, items, problem)
+        failures = unreadable(learn, items)
         if not failures:
             raise
         raise unreadable_images(failures, len(items), "nothing was changed") from error
 
 
-def _failures(learn: Any, items: Sequence[Any], problem: ExportError) -> dict[str, str]:
-    """Why images cannot be read, by their names."""
-    failures = {}
+def unreadable(learn: Any, items: Sequence[Any]) -> dict[str, str]:
+    """Why the learner's loaders cannot read images, by their names."""
+    failures, problem = {}, ExportError("no recipe was asked")
     for number, item in enumerate(items):
         try:
             list(loader_over(learn, [item], 1, problem))

@@ -413,8 +413,17 @@ class ImageLearner(Learner):
         Where the learner detects OOD, the summary has the `false_alarm_rate` on these images;
         with images of no known class (`ood`: a loader, a folder, files) also `detection_rate`,
         `auroc` and `fpr_at_95_tpr`, out-of-distribution images being the positive class.
+
+        Raises:
+            UnreadableImagesError: Images of a dataset cannot be read; all of them are named, and
+                the error's `evaluation` is that of the others.
+            InterpretationError: There are no images, or the learner does not know their labels.
         """
-        interp = self.interpret(ds_idx, dl=dl, data=data)
+        try:
+            interp = self.interpret(ds_idx, dl=dl, data=data)
+        except OSError as error:
+            images = dl if data is None else data
+            raise uncertainty.evaluation_of_readable(self, images, error, ood=ood) from error
         return uncertainty.evaluation_with_ood(self, interp.evaluation, interp.outputs, ood)
 
     def predictor(self) -> Predictor:

@@ -18,9 +18,14 @@ from torch import Tensor
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.label_issues import learned_notes, optimism
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.data.labelled_images import Labelled
-from learnkit.data.read_images import file_of
-from learnkit.errors import OodLockedError, OodUnsupportedError, warned_after
+from learnkit.data.labelled_images import Labelled, dataset_of, is_dataset
+from learnkit.data.read_images import file_of, unreadable_images
+from learnkit.errors import (
+    OodLockedError,
+    OodUnsupportedError,
+    UnreadableImagesError,
+    warned_after,
+)
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.evaluation import with_ood_scores
 from learnkit.interpret.checks import detached
@@ -32,7 +37,7 @@ from learnkit.learner.continual import (
     empty_head,
     validation_images,
 )
-from learnkit.learner.features import features_and_logits, features_of, origin_of
+from learnkit.learner.features import features_and_logits, features_of, origin_of, unreadable
 from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (
     case_matters,
@@ -134,6 +139,27 @@ def scores_to_plot(
 def ood_scores(learn: Any, images: Any) -> Tensor:
     """Out-of-distribution scores float64 (N,), higher = further out; labels are not needed."""
     return _required(learn).ood_scores(features_of(learn, images_only(images)))
+
+
+def evaluation_of_readable(
+    learn: Any, images: Any, error: OSError, **ood: Any
+) -> UnreadableImagesError:
+    """The error that names the unreadable ones of `images` and keeps the evaluation of the others.
+
+    Args:
+        learn: the learner.
+        images: what it was to evaluate, and in reading which `error` came.
+        error: is raised again where `images` are no dataset, or all of them can be read.
+        **ood: for `learn.evaluate`.
+    """
+    data = dataset_of(images)
+    failures = unreadable(learn, data.paths) if is_dataset(data) else {}
+    if not failures:
+        raise error
+    found = unreadable_images(failures, len(data), "the others are judged")
+    readable = data.filter([str(path) not in failures for path in data.paths])
+    found.evaluation = learn.evaluate(data=readable, **ood) if len(readable) else None
+    return found
 
 
 def evaluation_with_ood(

@@ -46,6 +46,7 @@ from learnkit.errors import (
     InterpretationError,
     NonFiniteLossError,
     UnknownArchitectureError,
+    UnreadableImagesError,
     WeightsError,
     WeightsUnavailableError,
     WorkerError,
@@ -327,6 +328,24 @@ class TestVerbs:
         for message, dl in given.items():
             with pytest.raises((InterpretationError, DataError), match=message):
                 getattr(quiet, verb)(dl=dl)
+
+    def test_evaluate_judges_the_images_it_can_read_and_names_the_others(self, quiet, tmp_path):
+        root = write_image_folder(tmp_path, {"a": 3, "b": 3})
+        known = quiet.evaluate(data=root).summary
+        for name in ("a", "b"):
+            (root / name / "x.png").write_bytes(b"no image")
+        for given in ({"data": root}, {"dl": ImageDataset.from_folder(root)}):
+            with pytest.raises(UnreadableImagesError, match=r"^2 of 8 .* others are judged") as e:
+                quiet.evaluate(**given)
+            assert sorted(map(str, e.value.failures)) == [str(root / n / "x.png") for n in "ab"]
+            assert e.value.evaluation.summary["n"] == 6
+            for name in ("accuracy", "log_loss"):
+                assert e.value.evaluation.summary[name] == pytest.approx(known[name])
+        for path in root.rglob("[0-9]*.png"):
+            path.write_bytes(b"")
+        with pytest.raises(UnreadableImagesError, match=r"^8 of 8") as e:
+            quiet.evaluate(data=root)
+        assert e.value.evaluation is None
 
     def test_evaluate_says_what_data_can_be(self, quiet):
         with pytest.raises(DataError, match="`data` is a list; give labelled images: an ImageD"):
