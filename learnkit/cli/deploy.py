@@ -65,7 +65,10 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of a forward pass; all cores if left out.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 2,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes at one address, where nobody teaches.")
+    ] = 1,
+    decoders: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 2,
 ) -> None:
     """Serve predictions of an exported model over HTTP; a browser at / is told all that it does.
 
@@ -99,7 +102,8 @@ def serve(
         limits=limits,
         variant=variant,
         threads=threads,
-        n_workers=workers,
+        n_workers=decoders,
+        processes=workers,
         say=lambda line: print(printable(line), flush=True),  # noqa: T201  # it is what the command says
     )
 

@@ -10,11 +10,13 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learnkit.backends.processor import n_threads
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.inference.monitor import drift_file
 from learnkit.serving.access_log import print_access_log
@@ -24,6 +26,7 @@ from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Limits
 from learnkit.serving.service import Service
 from learnkit.serving.timeouts import impatient, quiet
+from learnkit.serving.workers import run_workers
 from learnkit.storage.write_folder import check_target
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ def serve(
     variant: str | None = None,
     threads: int | None = None,
     n_workers: int = 2,
+    processes: int = 1,
     say: Callable[[str], object] = print,
 ) -> None:
     """Serve the model exported to `path` until SIGINT or SIGTERM.
@@ -69,61 +73,113 @@ def serve(
         limits: see there.
         variant: of the bundle, such as "onnxruntime-int8", which runs without torch unless it may
             learn; or "float32". Default the one the bundle was saved from.
-        threads: processor threads for the forward pass, whichever backend runs it; default all.
+        threads: processor threads for the forward pass, whichever backend runs it; default all,
+            shared out among `processes`.
         n_workers: see there.
+        processes: that serve at one address, each with the model in its memory, where nobody
+            teaches. /metrics counts over all of them; each watches for drift in the images it
+            gets, which is kept nowhere; SIGHUP reloads all, /reload none.
         say: is told in one line each what is served, and where it is ready.
 
     Raises:
-        ServingError: an address that cannot be used, or that exposes `extend` without a token.
+        ServingError: an address that cannot be used, or that exposes `extend` without a token;
+            several `processes` that would learn, each something else.
         BundleError: no sound model at `path`, or no sound NAME.drift.json beside it.
         BundleWriteError: what was learned could not be saved.
     """
-    uvicorn = _uvicorn()
+    _uvicorn()  # before anything is loaded
     check_exposure(host, allow_extend, token)
     check_different(token, predict_token)
+    check_processes(processes, allow_extend)
     save_to = path if save_to is None else save_to
     if allow_extend:
         check_target(Path(save_to))
     listener = _listener(host, port)
+    work = partial(
+        serve_at,
+        listener,
+        path,
+        allow_extend=allow_extend,
+        token=token,
+        predict_token=predict_token,
+        save_to=save_to,
+        limits=limits or Limits(),
+        variant=variant,
+        threads=n_threads() // processes or 1 if threads is None and processes > 1 else threads,
+        n_workers=n_workers,
+        is_alone=processes == 1,
+    )
     with contextlib.closing(listener):
-        limits = limits or Limits()
-
-        def opened(source: str | os.PathLike = path) -> Any:
-            found = open_model(source, variant=variant, threads=threads, learning=allow_extend)
-            warm_up(found, limits.batch)
-            return found
-
-        predictor = opened()
-        app = create_app(
-            predictor,
-            allow_extend=allow_extend,
-            token=token,
-            predict_token=predict_token,
-            save_to=save_to,
-            limits=limits,
-            n_workers=n_workers,
-            drift_file=drift_file(path),
-            reopen=lambda: opened(save_to if app.state.service.has_saved else path),
-        )
-        service = app.state.service
-        say(f"serving {len(predictor.classes)} classes from {os.fspath(path)}")
         if not is_loopback(host):
             who = "anyone" if predict_token is None else "anyone with a token"
             say(f"{who} who reaches this address can predict; put a proxy with TLS before it")
-        config = uvicorn.Config(
-            app,
-            http=impatient(limits.seconds),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-            limit_concurrency=_MOST_CONNECTIONS,
-        )
-        quiet()
-        print_access_log()
         address = _url(host, listener.getsockname()[1])
         ready = lambda: say(f"ready at {address}")
-        _server(uvicorn, config, ready, service, say).run(sockets=[listener])
+        if processes == 1:
+            work(say, ready)
+        else:
+            run_workers(processes, work, say=say, when_ready=ready, grace=_GRACE_SECONDS + 5)
+
+
+def serve_at(
+    listener: socket.socket,
+    path: str | os.PathLike,
+    say: Callable[[str], object],
+    when_ready: Callable[[], object],
+    *,
+    save_to: str | os.PathLike,
+    limits: Limits,
+    variant: str | None,
+    threads: int | None,
+    is_alone: bool,
+    **settings: Any,
+) -> None:
+    """Serve at a bound socket until SIGINT or SIGTERM; see `serve`.
+
+    Args:
+        listener: the socket.
+        path: folder of an exported model.
+        say: is told what happens.
+        when_ready: is called when requests are answered.
+        save_to: see `serve`, as for `limits`, `variant` and `threads`.
+        limits: see there.
+        variant: see there.
+        threads: see there.
+        is_alone: no other process serves there.
+        **settings: see `create_app`.
+    """
+    uvicorn = _uvicorn()
+
+    def opened(source: str | os.PathLike = path) -> Any:
+        learning = settings["allow_extend"]
+        found = open_model(source, variant=variant, threads=threads, learning=learning)
+        warm_up(found, limits.batch)
+        return found
+
+    predictor = opened()
+    app = create_app(
+        predictor,
+        save_to=save_to,
+        limits=limits,
+        drift_file=drift_file(path) if is_alone else None,
+        reopen=lambda: opened(save_to if app.state.service.has_saved else path),
+        **settings,
+    )
+    service = app.state.service
+    service.is_alone = is_alone
+    say(f"serving {len(predictor.classes)} classes from {os.fspath(path)}")
+    config = uvicorn.Config(
+        app,
+        http=impatient(limits.seconds),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        limit_concurrency=_MOST_CONNECTIONS,
+    )
+    quiet()
+    print_access_log()
+    _server(uvicorn, config, when_ready, service, say).run(sockets=[listener])
     service.save()  # if the end was forced, nobody has yet
     if service.save_error is not None:
         raise service.save_error
@@ -131,6 +187,17 @@ def serve(
     counts = f"{service.n_answers:,} answers and {service.n_predicted:,} predictions"
     with contextlib.suppress(OSError):
         say(f"stopped after {counts}{learned}")
+
+
+def check_processes(processes: int, allow_extend: bool) -> None:
+    """Raise ServingError for a number of processes that cannot be."""
+    if type(processes) is not int or processes < 1:
+        raise ServingError(f"`processes` is {processes!r}; it must be a whole number of at least 1")
+    if processes > 1 and allow_extend:
+        raise ServingError(
+            f"`processes` is {processes} and extending is allowed: each process would learn "
+            "something else; serve with one, or teach a model elsewhere and reload it with SIGHUP"
+        )
 
 
 def open_model(

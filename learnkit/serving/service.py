@@ -76,6 +76,9 @@ class Service:
         predict_token: of who may predict; None lets everybody.
         reopen: opens the model again.
         save_to: see `create_app`, as for the others.
+
+    Attributes:
+        is_alone: no other process serves at the same address.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Service:
         self.has_saved = self._is_reloading = False
         self.n_answers = self.n_predicted = 0
         self._metrics = Metrics(self._gauges)
+        self.is_alone = True
         self._drift_file = drift_file
         self._watch()
 
@@ -235,6 +239,12 @@ class Service:
         if self._token is None:
             raise Refusal(403, "this server reloads for nobody; start it with --token-file")
         check_bearer(request.headers.get("authorization"), self._token)
+        if not self.is_alone:
+            raise Refusal(
+                501,
+                "several processes serve this model, and this is one of them; send SIGHUP to "
+                "the server, which reloads all",
+            )
         return 200, await self.reload_model()
 
     async def reload_model(self) -> dict[str, Any]:

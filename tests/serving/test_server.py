@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from learnkit import load_learner
 from learnkit.cli.app import main
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.runtime_predictor import RuntimePredictor
-from learnkit.errors import ServingError
+from learnkit.errors import BundleNotFoundError, ServingError
 from learnkit.serving.app import create_app
 from learnkit.serving.server import open_model, serve, warm_up
 
@@ -187,3 +188,65 @@ def test_mistakes_are_told_before_anything_is_loaded(
     err = capsys.readouterr().err
     assert caught.value.code == 2
     assert (err.count("\n"), match in err) == (1, True), err
+
+
+def test_several_processes_answer_count_together_and_are_replaced(bundle):
+    command = [sys.executable, "-m", "learnkit", "serve", str(bundle), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LEARNKIT_TOKEN": TOKEN},
+        encoding="utf-8",
+    )
+    said = []
+
+    def until(*parts, times=1):
+        while sum(all(part in line for part in parts) for line in said) < times:
+            said.append(process.stdout.readline())
+            assert said[-1], process.stderr.read()
+        return said[-1]
+
+    try:
+        address = until("ready at http://127.0.0.1:").split()[-1]
+        for number in (1, 2):
+            assert f"worker {number}: serving 2 classes from {bundle}\n" in said
+        image = png(shades("ok", 1)[0])
+        for _ in range(8):  # each its own connection, whichever process takes it
+            assert httpx.post(f"{address}/predict", content=image).status_code == 200
+        metrics = httpx.get(f"{address}/metrics").text
+        assert 'learnkit_predictions_total{label="ok"} 8.0' in metrics
+        refused = httpx.post(f"{address}/reload", headers=BEARER)
+        assert (refused.status_code, "send SIGHUP to the server" in refused.text) == (501, True)
+        process.send_signal(signal.SIGHUP)
+        until("reloaded: serving 2 classes", times=2)
+        begun = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("ascii").split()
+        names = {int(pid): Path(f"/proc/{pid}/cmdline").read_text("utf-8") for pid in begun}
+        # another child keeps track of what processes share
+        os.kill(next(pid for pid, name in names.items() if "spawn_main" in name), signal.SIGKILL)
+        until("ended with exit code -9 and is started again")
+        assert httpx.post(f"{address}/predict", content=image).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (0, "")
+    assert "stopping 2 processes" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"processes": 0}, "`processes` is 0; it must be a whole number of at least 1"),
+        ({"processes": 2, "allow_extend": True, "token": TOKEN}, "would learn something else"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(bundle, options, match):
+    with pytest.raises(ServingError, match=match):
+        serve(bundle, port=0, **options)
+
+
+def test_what_no_process_can_open_is_told_as_by_one(tmp_path):
+    with pytest.raises(BundleNotFoundError, match="nothing"):
+        serve(tmp_path / "nothing", port=0, processes=2, say=lambda line: None)
