@@ -100,15 +100,19 @@ class WeightsCheck(Shown):
 
     @property
     def is_better(self) -> bool:
-        """Whether the best is better than the first beyond chance: a paired t-test of log losses.
+        """Whether the best beats the first by enough to take its place, or to doubt what is said.
 
-        Its level is divided by the number of recipes that might have been the best (Bonferroni).
+        An assumption stays within one standard error of the best (Breiman et al. 1984): beyond, a
+        wrong one costs more than a change among equals. What is said is doubted beyond chance
+        alone: by a paired t-test, its level divided by the number of others (Bonferroni).
         """
         gained = self.losses[0] - self.losses[self.recipes.index(self.best)]
         if not gained.any():
             return False
-        p_value = ttest_1samp(gained, 0.0, alternative="greater").pvalue
-        return bool(p_value * (len(self.recipes) - 1) < _CHANCE)
+        test = ttest_1samp(gained, 0.0, alternative="greater")
+        if self.said_by:
+            return bool(test.pvalue * (len(self.recipes) - 1) < _CHANCE)
+        return bool(test.statistic > 1)
 
     @property
     def chosen(self) -> InputRecipe:
@@ -127,7 +131,8 @@ class WeightsCheck(Shown):
         if self.best is self.recipes[0]:
             return f"{asked}, the best is {first}"
         if not self.is_better:
-            return f"{asked}, none is better beyond chance than {first}; the best is {best}"
+            how = "beyond chance" if self.said_by else "by a standard error"
+            return f"{asked}, none is better {how} than {first}; the best is {best}"
         ending = "not used: check what is said" if self.said_by else "used from here on"
         return f"{asked}, the best is {best}; it is {ending}. {first}"
 

@@ -91,8 +91,8 @@ def cnn_learner(
         weights: torchvision's weights enum or name, when not the default ones.
         check_weights: Compare the likely ways to normalise and pad for these weights, by exact
             leave-one-out accuracy on up to 200 training images; `learn.weights_check` has the
-            numbers. One that is better beyond chance takes the place of what is assumed of the
-            architecture; what `normalize`, `pad_type` or the weights file say is only doubted.
+            numbers. The best takes the place of what is assumed of the architecture; what
+            `normalize`, `pad_type` or the weights file say is only doubted.
         arch_kwargs: Further arguments of the constructor, such as `{"pad_type": "same"}`.
         data: fastai v1's name for `dls`.
         base_arch: fastai v1's name for `arch`.

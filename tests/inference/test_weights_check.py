@@ -62,27 +62,43 @@ def test_what_is_said_is_doubted_and_kept():
     assert "as config.json beside it says" in str(check)
 
 
-def test_differences_within_chance_change_nothing():
-    rng = np.random.default_rng(0)
-    losses = np.stack([np.full(50, 0.5), 0.49 + 0.3 * rng.standard_normal(50)])
-    recipes = tuple(likely_recipes(IMAGENET, [{}])[:2])
-    check = WeightsCheck(recipes, losses < 0.5, losses, np.arange(50) % 2)
-    assert (check.best, check.chosen) == (recipes[1], recipes[0]) or check.best is recipes[0]
-    assert not check.is_better
-    same = WeightsCheck(recipes, losses < 0.5, losses[[0, 0]], np.arange(50) % 2)
-    assert same.best is recipes[0]
-    assert not same.is_better
-    assert "the best is mean (0.485" in str(same)
-
-
-def test_ten_times_the_recipes_need_ten_times_the_evidence():
-    gained = np.random.default_rng(1).normal(0.4, 1, 30)  # p = 0.017, one-sided
-    losses = np.stack([gained + 5, np.full(30, 5.0)])
-    labels = np.arange(30) % 2
+def check_of(gained, said_by="", n_recipes=2):
+    """A check whose second recipe gains so much log loss; the others are far behind."""
+    losses = np.stack([gained + 5, np.full(len(gained), 5.0), *[np.full(len(gained), 9.0)] * 9])
     recipes = likely_recipes(IMAGENET, [{"p": i} for i in range(3)])
-    assert WeightsCheck(tuple(recipes[:2]), losses > 0, losses, labels).is_better
-    many = np.concatenate([losses, np.full((8, 30), 9.0)])
-    assert not WeightsCheck(tuple(recipes[:10]), many > 0, many, labels).is_better
+    labels = np.arange(len(gained)) % 2
+    return WeightsCheck(tuple(recipes[:n_recipes]), *[losses[:n_recipes]] * 2, labels, said_by)
+
+
+def gains(standard_errors, n=30):
+    """Gains of n images whose mean lies so many of its standard errors above 0."""
+    noise = np.random.default_rng(0).standard_normal(n)
+    return (noise - noise.mean()) / noise.std(ddof=1) + standard_errors / np.sqrt(n)
+
+
+@pytest.mark.parametrize(("standard_errors", "taken"), [(0.9, False), (1.1, True)])
+def test_an_assumption_stays_within_one_standard_error_of_the_best(standard_errors, taken):
+    check = check_of(gains(standard_errors))
+    assert check.best is check.recipes[1]
+    assert (check.chosen is check.best) == check.is_better == taken
+    assert ("none is better by a standard error than mean (0.485" in str(check)) != taken
+
+
+def test_equal_recipes_leave_the_first():
+    check = check_of(np.zeros(10))
+    assert check.best is check.chosen is check.recipes[0]
+    assert not check.is_better
+    assert "the best is mean (0.485" in str(check)
+
+
+def test_what_is_said_is_doubted_beyond_chance_however_many_are_compared():
+    # one-sided p of t = 2.2 with 29 degrees of freedom: 0.018, below 0.05 and above 0.05 / 9
+    assert check_of(gains(2.2), "`normalize`", 2).is_better
+    doubted = check_of(gains(2.2), "`normalize`", 10)
+    assert not doubted.is_better
+    assert "none is better beyond chance than" in str(doubted)
+    assert check_of(gains(3.2), "`normalize`", 10).is_better  # 0.0017
+    assert check_of(gains(2.2), "", 10).is_better
 
 
 def test_left_out_verdicts_are_those_of_a_classifier_fitted_without_the_image():
