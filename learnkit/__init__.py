@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from learnkit.optimize.conversion_report import ConversionReport as ConversionReport
     from learnkit.optimize.gates import Gates as Gates
 
+# tqdm's bars are text where ipywidgets is missing, which a user of a notebook need not be told by
+# whichever library imports it first.
+warnings.filterwarnings("ignore", "IProgress not found")
+
 # Public name -> the module it lives in. `learnkit.all` exports the same names.
 PUBLIC_NAMES: dict[str, str] = {
     # data

@@ -19,6 +19,16 @@ T = TypeVar("T")
 class LearnkitError(Exception):
     """Base of all errors learnkit raises on purpose."""
 
+    def __init__(self, *args: Any):
+        super().__init__(*(self._own_words(arg) for arg in args))
+
+    def _own_words(self, message: Any) -> Any:
+        """What it said in a reading process, of which torch makes a message with a traceback."""
+        kind = f"{type(self).__module__}.{type(self).__qualname__}: "
+        if not isinstance(message, str) or not message.startswith("Caught ") or kind not in message:
+            return message
+        return message.rpartition(kind)[2].strip()
+
 
 # -- data ---------------------------------------------------------------------------------------
 
@@ -33,6 +43,10 @@ class SplitError(DataError):
 
 class ImageReadError(LearnkitError, OSError):
     """An image is missing, damaged, of a refused kind or absurdly large; the message names it."""
+
+
+class ImageNotFoundError(ImageReadError, FileNotFoundError):
+    """There is no image at this path."""
 
 
 class UnreadableImagesError(ImageReadError):
@@ -71,6 +85,10 @@ class WeightsError(LearnkitError, ValueError):
 
 class WeightsUnavailableError(LearnkitError, OSError):
     """Pretrained weights cannot be had: hub unreachable, no such tag, no such file."""
+
+
+class WeightsNotFoundError(WeightsUnavailableError, FileNotFoundError):
+    """There is no weights file at this path."""
 
 
 class SplitterError(LearnkitError, ValueError):

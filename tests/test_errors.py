@@ -1,10 +1,14 @@
 """Warnings for the user: where they are said, and when."""
 
+import pickle
 import warnings
 
 import pytest
+from torch._utils import ExceptionWrapper
 
-from learnkit.errors import warn_user, warned_after
+from learnkit import errors
+from learnkit.data.image import read_image
+from learnkit.errors import LearnkitError, warn_user, warned_after
 
 
 @warned_after
@@ -51,3 +55,38 @@ class TestWarnedAfter:
             learn(0)
         warn_user("by itself")
         assert [str(one.message) for one in said] == ["by itself"]
+
+
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, LearnkitError)
+]
+
+
+class TestErrorsOfOtherProcesses:
+    """torch raises an error of a reading process again, its traceback in the message."""
+
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+    def test_every_kind_says_what_it_said_there(self, kind):
+        try:
+            raise kind("image 'a: b.png' is\nno image; remove it")
+        except LearnkitError:
+            wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+        assert "Traceback" in wrapped.exc_msg
+        with pytest.raises(kind) as caught:
+            wrapped.reraise()
+        assert str(caught.value) == "image 'a: b.png' is\nno image; remove it"
+
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+    def test_every_kind_pickles(self, kind):
+        again = pickle.loads(pickle.dumps(kind("Caught in the rain")))
+        assert (type(again), str(again)) == (kind, "Caught in the rain")
+
+
+def test_a_missing_file_is_a_file_that_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        read_image(tmp_path / "none.png")
+    said = f"image {str(tmp_path / 'none.png')!r} cannot be read: there is no such file"
+    assert str(caught.value) == said
+    assert isinstance(caught.value, errors.ImageReadError)

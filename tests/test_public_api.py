@@ -123,3 +123,11 @@ def test_the_first_overload_takes_all_that_the_function_takes(function):
     first, second, real = overloads(function)
     assert first == real
     assert second.keys() <= real.keys()
+
+
+def test_a_notebook_without_widgets_is_not_told_of_them():
+    code = (
+        "import warnings; warnings.simplefilter('error'); import learnkit, tqdm;"
+        "warnings.warn('IProgress not found. Please update jupyter', tqdm.TqdmWarning)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -29,6 +29,16 @@ _N_TRIED = 8
 
 def model_reason(model: nn.Module) -> str | None:
     """Ask for `nn.Sequential(body, head)` whose body, in the modes of now, always does the same."""
+    if reason := structure_reason(model):
+        return reason
+    for name, module in model[0].named_modules():
+        if reason := _moves(module):
+            return f"`{name}` ({type(module).__name__}) of the body {reason}"
+    return None
+
+
+def structure_reason(model: nn.Module) -> str | None:
+    """Ask for `nn.Sequential(body, head)` of which no weight of the body moves."""
     if not isinstance(model, nn.Sequential) or len(model) != 2:
         return f"the model is a {type(model).__name__}, not nn.Sequential(body, head)"
     if "forward" in vars(model):
@@ -45,9 +55,6 @@ def model_reason(model: nn.Module) -> str | None:
                 f"`{name}` of the frozen body keeps a gradient of earlier training, so that weight "
                 "decay and momentum still move it: call `learn.model.zero_grad(set_to_none=True)`"
             )
-    for name, module in body.named_modules():
-        if reason := _moves(module):
-            return f"`{name}` ({type(module).__name__}) of the body {reason}"
     return None
 
 
@@ -64,6 +71,11 @@ def callback_reason(callbacks: list[Any]) -> str | None:
 
 def loader_reason(dl: Any) -> str | None:
     """Ask that `dl` gives the same tensors for the same items whenever it is asked."""
+    return order_reason(dl) or _trial_reason(dl)
+
+
+def order_reason(dl: Any) -> str | None:
+    """Ask for fastai's order of items, and no transform known to be random; reads no image."""
     if not isinstance(dl, DataLoader) or dl.bs is None or dl.n is None or not dl.indexed:
         return f"a loader ({type(dl).__name__}) is not fastai's over an indexed dataset"
     for name in _ORDER_METHODS:
@@ -77,7 +89,7 @@ def loader_reason(dl: Any) -> str | None:
         squishes = isinstance(transform, Resize) and transform.method == ResizeMethod.Squish
         if isinstance(transform, RandTransform) and not squishes:
             return f"the transform {type(transform).__name__} is random on the training images"
-    return _trial_reason(dl)
+    return None
 
 
 def body_reason(body: nn.Module, images: Tensor) -> str | None:

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from fastai.callback.progress import ProgressCallback
-from torch import Tensor
+from torch import Tensor, nn
 
 from learnkit.callback.base import TrainingCallback
 from learnkit.callback.cacheable import (
@@ -21,6 +21,8 @@ from learnkit.callback.cacheable import (
     callback_reason,
     loader_reason,
     model_reason,
+    order_reason,
+    structure_reason,
 )
 from learnkit.callback.stored_features import (
     Store,
@@ -79,8 +81,14 @@ class FrozenFeatures(TrainingCallback):
         self._store = None
 
     def before_fit(self) -> None:
-        """Forget what an interrupted fit may have left."""
+        """Forget what an interrupted fit may have left; say what can be told now already."""
         self._stop_feeding()
+        model = self.learn.model
+        # The modes of the layers are set later, and no image is read yet.
+        reason = structure_reason(model) or self._callback_reason()
+        reason = reason or next(filter(None, map(order_reason, self.dls.loaders[:2])), None)
+        if reason is not None:
+            self.reason = self._tell(reason, quietly=self._has_worked and _body_trains(model))
 
     def before_epoch(self) -> None:
         """Whether the features apply is seen when training begins; it may be cancelled before."""
@@ -129,14 +137,15 @@ class FrozenFeatures(TrainingCallback):
         if reason := model_reason(model):
             self.clear()
             # What it was added for is done when the body begins to train: no news to the user.
-            body = next(model.children(), model)
-            body_trains = any(parameter.requires_grad for parameter in body.parameters())
-            return self._tell(reason, quietly=self._has_worked and body_trains)
-        reason = callback_reason([cb for cb in self.learn.cbs if cb is not self])
+            return self._tell(reason, quietly=self._has_worked and _body_trains(model))
+        reason = self._callback_reason()
         if reason is None and not self._is_current():
             self.clear()
             reason = self._compute()
         return self._tell(reason)
+
+    def _callback_reason(self) -> str | None:
+        return callback_reason([cb for cb in self.learn.cbs if cb is not self])
 
     def _tell(self, reason: str | None, *, quietly: bool = False) -> str | None:
         if reason is not None and reason not in self._told and not quietly:
@@ -187,3 +196,9 @@ class FrozenFeatures(TrainingCallback):
             f"the features of {n_images} images would take {needed:,} bytes, more than "
             f"`max_bytes` = {self.max_bytes:,}"
         )
+
+
+def _body_trains(model: nn.Module) -> bool:
+    """Whether a weight of the body is to be trained."""
+    body = next(model.children(), model)
+    return any(parameter.requires_grad for parameter in body.parameters())

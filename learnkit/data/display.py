@@ -13,6 +13,7 @@ from learnkit.data.labels import Label
 from learnkit.errors import ImageReadError
 from learnkit.report.document import Document, Paragraph, Span, frame_table
 from learnkit.report.figure_text import figure_names
+from learnkit.report.notebook import AxesArray
 
 _MAX_ROWS = 30
 
@@ -61,4 +62,5 @@ def _grid(n: int, side: float) -> np.ndarray:
     n_cols = math.ceil(math.sqrt(n))
     n_rows = math.ceil(n / n_cols)
     size = (side * n_cols, (side + 0.25) * n_rows)
-    return plt.subplots(n_rows, n_cols, figsize=size, squeeze=False, layout="constrained")[1]
+    options = {"figsize": size, "squeeze": False, "layout": "constrained"}
+    return plt.subplots(n_rows, n_cols, **options)[1].view(AxesArray)

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from learnkit.errors import DataError, ImageReadError, warn_user
+from learnkit.errors import DataError, ImageNotFoundError, ImageReadError, warn_user
 from learnkit.storage.filesystem import open_regular
 
 if TYPE_CHECKING:
@@ -194,7 +194,8 @@ def naming_errors(name: str, source: Any) -> Iterator[None]:
     except ImageReadError:
         raise
     except Exception as error:  # decoders raise nearly anything
-        raise ImageReadError(f"image {name} cannot be read: {_reason(error, source)}") from error
+        kind = ImageNotFoundError if isinstance(error, FileNotFoundError) else ImageReadError
+        raise kind(f"image {name} cannot be read: {_reason(error, source)}") from error
 
 
 def source_name(source: Any) -> str:

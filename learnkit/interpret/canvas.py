@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from learnkit.report.notebook import AxesArray
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -41,7 +43,7 @@ def axes_grid(
     import matplotlib.pyplot as plt
 
     if n == 0:
-        return np.empty(0, dtype=object)
+        return np.empty(0, dtype=object).view(AxesArray)
     n_rows = int(np.ceil(n / n_cols))
     size = figsize or (cell[0] * n_cols, cell[1] * n_rows + 0.4)
     axes = plt.subplots(n_rows, n_cols, figsize=size, layout="constrained", squeeze=False)[
@@ -49,4 +51,4 @@ def axes_grid(
     ].ravel()
     for ax in axes[n:]:
         ax.axis("off")
-    return axes[:n]
+    return axes[:n].view(AxesArray)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.errors import DataError, WeightsError, WorkerError
+from learnkit.errors import DataError, WeightsError, WeightsNotFoundError, WorkerError
 from learnkit.interpret.learner_state import ContinualRecord, names_of
 from learnkit.learner.trained_head import untrained_head
 
@@ -57,7 +57,13 @@ def load_with_state(learn: Any, file: Any, load: Callable[..., Any], **kwargs: A
     facts, tensors = _read_extra(extra)
     detector = OodDetector.from_state(facts["ood"], tensors) if facts["ood"] else None
     with _fitting_head(learn):
-        load(file, **kwargs)
+        try:
+            load(file, **kwargs)
+        except FileNotFoundError as error:
+            raise WeightsNotFoundError(
+                f"weights file {str(error.filename)!r} does not exist; `learn.save(name)` writes "
+                "it there, `learn.path` and `learn.model_dir` are where"
+            ) from error
     is_continual = continual_head(learn.model) is not None
     noted = {"former_names": facts["former_names"], "class_ids": tuple(facts["class_ids"])}
     record = ContinualRecord(**noted) if is_continual else None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from learnkit.errors import (
     ModelSpecError,
     WeightsError,
+    WeightsNotFoundError,
     WeightsUnavailableError,
 )
 from learnkit.models.arch import architectures_of
@@ -75,15 +76,17 @@ def load_weights_file(path: str | Path) -> dict[str, Tensor]:
     `{"state_dict": ...}` and the prefixes of DataParallel and torch.compile are removed.
 
     Raises:
-        WeightsUnavailableError: There is no such file.
+        WeightsNotFoundError: There is no such file.
+        WeightsUnavailableError: It is a folder.
         WeightsError: The file is damaged, holds more than tensors, or values that are not finite.
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsUnavailableError(
-            f"weights file {str(path)!r} "
-            + ("is a folder, a file is needed" if path.is_dir() else "does not exist")
-        )
+        if path.is_dir():
+            raise WeightsUnavailableError(
+                f"weights file {str(path)!r} is a folder, a file is needed"
+            )
+        raise WeightsNotFoundError(f"weights file {str(path)!r} does not exist")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     tensors = _without_prefixes(_without_wrappers(read(path), path))
     cast = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}

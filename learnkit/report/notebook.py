@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from learnkit.report.document import Document
 
 
@@ -17,3 +19,16 @@ class Shown:
         from learnkit.report.html import as_html
 
         return as_html(self.document())
+
+
+class AxesArray(np.ndarray):
+    """Axes of a figure as plots return them: an array with a short form, as cells show results.
+
+    >>> np.full((2, 3), None).view(AxesArray)
+    <2 x 3 Axes>
+    """
+
+    def __repr__(self) -> str:
+        return f"<{' x '.join(map(str, self.shape))} Axes>"
+
+    __str__ = __repr__

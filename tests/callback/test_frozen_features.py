@@ -4,6 +4,7 @@ import contextlib
 import copy
 import pickle
 import random
+import re
 import warnings
 
 import numpy as np
@@ -36,11 +37,14 @@ from fastai.vision.all import (
     ranger,
     set_seed,
 )
+from helpers import write_image_folder
 from torch import nn
 
 from learnkit.callback.frozen_features import FrozenFeatures
 from learnkit.callback.stop_on_non_finite import StopOnNonFinite
+from learnkit.data.dataset import ImageDataset
 from learnkit.errors import NonFiniteLossError
+from learnkit.learner.factory import cnn_learner
 from learnkit.models.head import create_head
 
 N_TRAIN, N_VALID, SIZE = 22, 9, 16
@@ -646,3 +650,39 @@ def test_it_pickles_without_its_features(tmp_path):
 def test_its_name_is_free_on_a_learner():
     assert FrozenFeatures().name == "frozen_features"
     assert not hasattr(Learner, "frozen_features")
+
+
+class Noticing(Callback):
+    """Notes what is known when a fit begins, before any batch is made."""
+
+    order = FrozenFeatures.order + 1
+
+    def before_fit(self):
+        self.learn.noticed = self.learn.frozen_features.reason
+
+
+@pytest.mark.parametrize(
+    ("augment", "frozen", "reason"),
+    [
+        (True, True, "the transform .* is random"),
+        (False, False, "the body trains"),
+        (False, True, ""),
+    ],
+)
+def test_why_it_is_idle_is_said_before_the_first_batch(tmp_path, augment, frozen, reason):
+    root = write_image_folder(tmp_path, {"a": 6, "b": 6})
+    data = ImageDataset.from_folder(root).split(0.5, 0.5, seed=0)
+    dls = data.dataloaders(size=32, bs=4, augment=augment)
+    learn = cnn_learner(
+        dls, "test_resnet", False, cbs=[FrozenFeatures(), Noticing()], train_bn=False
+    )
+    if frozen:
+        learn.freeze()
+    with warnings.catch_warnings(record=True) as caught, learn.no_bar(), learn.no_logging():
+        warnings.simplefilter("always")
+        learn.fit(1)
+    said = [str(one.message) for one in caught if "FrozenFeatures" in str(one.message)]
+    assert len(said) == bool(reason)
+    assert all(re.search(f"is idle because {reason}", one) for one in said)
+    assert (learn.noticed is None) == (reason == "")
+    assert learn.noticed == learn.frozen_features.reason

@@ -213,3 +213,13 @@ def test_shortened_names_keep_both_ends_and_the_width(width):
     assert short[0] == "a"
     assert short[-1] == "z"
     assert shorten("short", 20) == "short"
+
+
+def test_several_axes_have_a_short_form_and_are_an_array_all_the_same():
+    images = [np.zeros((4, 4))] * 5
+    axes = plots.plot_image_grid(images)
+    assert repr(axes) == str(axes) == "<5 Axes>"
+    assert repr(axes[:4].reshape(2, 2)) == "<2 x 2 Axes>"
+    assert isinstance(axes, np.ndarray)
+    assert isinstance(axes[0], plt.Axes)
+    assert [ax.get_title() for ax in axes.flat] == [""] * 5

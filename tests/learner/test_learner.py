@@ -810,3 +810,23 @@ class TestCheckWeights:
             cnn_learner(dls, "test_efficientnet", False, check_weights=True)
         with pytest.raises(TypeError, match="compares by training images, and there is no `dls`"):
             cnn_learner(arch="test_efficientnet", pretrained=file, size=32, check_weights=True)
+
+
+def test_a_missing_weights_file_is_named_in_one_line(quiet, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"^weights file '.*none.pth' does not exist; `"
+    ) as e:
+        quiet.load("none")
+    assert isinstance(e.value, WeightsUnavailableError)
+
+
+def test_a_file_that_is_gone_stops_a_fit_with_reading_processes_in_one_line(tmp_path):
+    root = write_image_folder(tmp_path, {"a": 4, "b": 4})
+    data = ImageDataset.from_folder(root).split(0.5, 0.5, seed=0)
+    dls = data.dataloaders(size=32, bs=4, num_workers=1)
+    data.train.paths[0].unlink()
+    learn = make(dls)
+    said = f"image {str(data.train.paths[0])!r} cannot be read: there is no such file"
+    with learn.no_bar(), learn.no_logging(), pytest.raises(FileNotFoundError) as caught:
+        learn.fit(1)
+    assert str(caught.value) == said
