@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import Callback, DataLoaders, OptimWrapper
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler, SchedLin
 from fastai.callback.tracker import (
@@ -196,6 +197,23 @@ class BestOfAll(Callback):
         (folder / f"seen_{self.epoch}.txt").write_text(f"{self.n} {weight}", encoding="utf-8")
 
 
+class Mixed(MixedPrecision):
+    """fastai's, on the CPU: its scale doubles every three steps."""
+
+    def before_fit(self):
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        self.learn.scaler, self.scales = scaler, []
+
+    def before_batch(self):
+        pass
+
+    def after_loss(self):
+        pass
+
+    def after_fit(self):
+        self.learn.ended_with = self.learn.scaler.state_dict()
+
+
 class Graph(ShowGraphCallback):
     """fastai's, with its bar in place of a picture."""
 
@@ -226,6 +244,7 @@ OTHERS = {
     "schedule": lambda: ParamScheduler({"lr": SchedLin(1e-2, 1e-3)}),
     "accumulation": lambda: GradientAccumulation(20),
     "of the user": BestOfAll,
+    "mixed precision": Mixed,
 }
 
 
@@ -275,6 +294,7 @@ def test_other_callbacks_end_as_in_the_uninterrupted_training(tmp_path, other, p
     assert left_behind(folder) == left_behind(tmp_path / "a")
     assert repr(resumed.opt.hypers) == repr(whole.opt.hypers)
     assert getattr(resumed, "graph", None) == getattr(whole, "graph", None)
+    assert getattr(resumed, "ended_with", None) == getattr(whole, "ended_with", None)
     if hasattr(whole.recorder, "hps"):
         assert resumed.recorder.hps == whole.recorder.hps
     plain = {n: v for n, v in vars(cb).items() if isinstance(v, int | float | list | dict)}
