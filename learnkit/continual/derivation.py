@@ -226,7 +226,9 @@ def _notes_on(
             "one, count beside them"
         )
     notes += _near_copies(stats)
-    if _is_worse(calibration):
+    # what it was fitted on by log loss may lose by both of the others
+    less_calibrated = calibration.ece_after > calibration.ece_before
+    if less_calibrated and calibration.brier_after > calibration.brier_before:
         notes.append(
             f"the temperature {calibration.temperature:.3g} makes confidences no better than 1 "
             f"would (ECE {calibration.ece_after:.3f} against {calibration.ece_before:.3f} on held-"
@@ -259,12 +261,6 @@ def _near_copies(stats: ClassStatistics) -> tuple[str, ...]:
         "`group=` what belongs together, and learn images of other things rather than more of "
         "these",
     )
-
-
-def _is_worse(calibration: TemperatureFit) -> bool:
-    """Whether the temperature helps neither ECE nor Brier score of the images it is fitted on."""
-    fit = calibration
-    return fit.ece_after > fit.ece_before and fit.brier_after > fit.brier_before
 
 
 def _warning_on(held_out: HeldOut, settings: Settings) -> str:

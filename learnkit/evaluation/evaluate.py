@@ -124,7 +124,9 @@ class Evaluation(Shown):
         }
 
     def __repr__(self) -> str:
-        tables = (_rounded(table).to_string() for table in (self.summary, self.per_class))
+        # four digits, `n` whole, NaN as a dash
+        show = lambda x: "–" if _is_nan(x) else f"{x:.4g}" if x % 1 else f"{x:.0f}"
+        tables = (table.map(show).to_string() for table in (self.summary, self.per_class))
         return "\n\n".join([" ".join(self.verdict), *tables, *self.notes])
 
     def document(self) -> Document:
@@ -261,12 +263,6 @@ def _named(classes: list[str], name: str) -> pd.Index:
     import pandas as pd
 
     return pd.Index(classes, name=name, dtype=object)
-
-
-def _rounded(table: Any) -> Any:
-    """Return a copy to look at: four digits, `n` whole, NaN as a dash."""
-    show = lambda value: "–" if _is_nan(value) else f"{value:.4g}" if value % 1 else f"{value:.0f}"
-    return table.map(show)
 
 
 def _is_nan(value: Any) -> bool:

@@ -305,9 +305,10 @@ class Monitor(Shown):
         shown = sorted(self.state.classes, key=lambda name: -max(tests[name].trace, default=0))
         names, written = figure_names([ALL, *shown[:_LINES]])
         for name, label in zip((None, *shown[:_LINES]), names, strict=True):
-            x, y = _course(tests[name])
+            test = tests[name]
+            x = [min((i + 1) * test.stride, test.n_images) for i in range(len(test.trace))]
             style = {"color": ink(), "linewidth": 2} if name is None else {"linewidth": 1}
-            ax.plot(x, y, label=label, **style)
+            ax.plot(x, list(test.trace), label=label, **style)
         legend = {"fontsize": "small", "frameon": False, "loc": "upper left"}
         # given by hand: matplotlib leaves out what is called `_something`
         for text in ax.legend(list(ax.lines)[-len(names) :], names, **legend).get_texts():
@@ -412,12 +413,6 @@ def _rows(state: DriftState, bound: float) -> list[tuple[Any, ...]]:
         (label, test.n_images, test.level, bound, raised.get(label))
         for label, test in state.tests.items()
     ]
-
-
-def _course(test: DriftTest) -> tuple[list[float], list[float]]:
-    """(images seen, evidence) along the trace of a test."""
-    ends = [min((i + 1) * test.stride, test.n_images) for i in range(len(test.trace))]
-    return ends, list(test.trace)
 
 
 def _origin(scores: np.ndarray, weights: np.ndarray) -> str:

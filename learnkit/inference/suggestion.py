@@ -156,7 +156,10 @@ def suggest(
             failures[image_name(items[place], place)] = str(result)
     sound = [i for i, result in enumerate(results) if isinstance(result, Prediction)]
     if not sound:
-        raise _nothing_readable(failures, len(items))
+        why = reasons_once(failures)
+        error = UnreadableImagesError(f"none of the {len(items)} images can be read: {why}")
+        error.failures = failures
+        raise error
     readable = [results[i] for i in sound]
     found = choose(scoring, features[sound], readable, min(n, len(sound)), progress=progress)
     suggestions = [
@@ -291,12 +294,6 @@ def _picture(record: Model, item: Any) -> np.ndarray | None:
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     image.thumbnail((_THUMB, _THUMB))
     return np.asarray(image)
-
-
-def _nothing_readable(failures: Mapping[str, str], n: int) -> UnreadableImagesError:
-    error = UnreadableImagesError(f"none of the {n} images can be read: {reasons_once(failures)}")
-    error.failures = dict(failures)
-    return error
 
 
 def _check(n: Any, n_images: int) -> None:

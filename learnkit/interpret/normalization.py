@@ -49,7 +49,8 @@ def normalization_of(dl: Any) -> Normalization | None:
     if fs is None:
         return None
     found = [tfm for tfm in fs if _normalizes(tfm)]
-    if not found or not _sees_images(dl):
+    kinds = str(getattr(dl, "_types", None) or "TensorImage")
+    if not found or "TensorImage" not in kinds:  # plain tensors pass through it unchanged
         return Normalization()
     return Normalization(*(tuple(s.flatten().tolist()) for s in (found[-1].mean, found[-1].std)))
 
@@ -65,12 +66,6 @@ def _wrapped(dl: Any) -> Any:
     names = vars(dl) if hasattr(dl, "__dict__") else {}
     inner = names.get("source", names.get("dl"))
     return inner if hasattr(inner, "after_batch") else None
-
-
-def _sees_images(dl: Any) -> bool:
-    """Whether Normalize does anything there: plain tensors pass through it unchanged."""
-    kinds = getattr(dl, "_types", None)
-    return kinds is None or "TensorImage" in str(kinds)
 
 
 def network_normalization(model: Any) -> Normalization | None:

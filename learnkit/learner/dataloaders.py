@@ -116,7 +116,8 @@ def image_dataloaders(
         if method is None:
             _warn_of_cut(dataset.paths, preprocessing)
     batch_tfms = batch_augmentation(augment, preprocessing.size)
-    item_tfms = _item_transforms(item_tfms, preprocessing)
+    if item_tfms := item_augmentation(item_tfms):
+        item_tfms = [*item_tfms, ResizeLikeRecipe(preprocessing)]
     splits = [[i for i, s in enumerate(dataset.frame["split"]) if s == name] for name in _SPLITS]
     splits = [*splits[:2], *([splits[2]] if splits[2] else [])]  # fastai has a valid, always
     datasets = _datasets(dataset, preprocessing, splits, resize=not item_tfms)
@@ -237,12 +238,6 @@ def _for_any_item(datasets: Datasets) -> Datasets:
     for tl in datasets.tls:  # fastai notes what the first item was, and begins there
         tl.types[0] = object
     return datasets
-
-
-def _item_transforms(item_tfms: Any, preprocessing: Preprocessing) -> list[Transform]:
-    """Return the training-only item transforms followed by the recipe's resize, or nothing."""
-    transforms = item_augmentation(item_tfms)
-    return [*transforms, ResizeLikeRecipe(preprocessing)] if transforms else []
 
 
 def is_multi_label(dls: DataLoaders) -> bool:

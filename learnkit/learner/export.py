@@ -117,18 +117,14 @@ def probe_images(learn: Learner, recipe: Preprocessing) -> torch.Tensor | None:
         fitting = probes is not None and probes.shape[1:] == (recipe.channels, *recipe.size)
         return probes if fitting else None
     chosen = _evenly(files, N_PROBES)
-    _check_reading(source, recipe, [*chosen, *_of_each_kind(files)])
+    # one of each kind too, as far as headers of some of them tell
+    kinds = {image_kind(files[i]): i for i in reversed(_evenly(files, _N_HEADERS))}
+    _check_reading(source, recipe, [*chosen, *sorted(kinds.values())])
     return torch.stack([recipe.load(files[i]) for i in chosen])
 
 
 def _evenly(files: Sequence[Path], n: int) -> list[int]:
     return np.linspace(0, len(files) - 1, min(n, len(files))).astype(int).tolist()
-
-
-def _of_each_kind(files: Sequence[Path]) -> list[int]:
-    """The places of one file of each kind, as far as headers of some of them tell."""
-    kinds = {image_kind(files[i]): i for i in reversed(_evenly(files, _N_HEADERS))}
-    return sorted(kinds.values())
 
 
 def _check_reading(source: Source, recipe: Preprocessing, places: Sequence[int]) -> None:

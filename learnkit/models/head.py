@@ -194,7 +194,10 @@ def head_options(head: nn.Module) -> dict[str, Any]:
     linears = [layers[i] for i in places]
     options = {
         "lin_ftrs": [layer.out_features for layer in linears[:-1]],
-        "ps": [_dropout(layers[i:j]) for i, j in zip([0, *places], places, strict=False)],
+        "ps": [
+            next((layer.p for layer in layers[i:j] if isinstance(layer, nn.Dropout)), 0.0)
+            for i, j in zip([0, *places], places, strict=False)
+        ],
         "pool": kinds[:1] in (["AdaptiveConcatPool2d"], ["AdaptiveAvgPool2d"]),
         "concat_pool": kinds[:1] == ["AdaptiveConcatPool2d"],
         "bn_final": bool(places) and "BatchNorm1d" in kinds[places[-1] :],
@@ -210,10 +213,6 @@ def head_options(head: nn.Module) -> dict[str, Any]:
 
 
 _UNNORMED = {"lin_first": True, "first_bn": False}
-
-
-def _dropout(layers: Sequence[nn.Module]) -> float:
-    return next((layer.p for layer in layers if isinstance(layer, nn.Dropout)), 0.0)
 
 
 def _kinds(linears: Sequence[nn.Linear], options: Mapping[str, Any]) -> list[str]:

@@ -82,7 +82,8 @@ def learned_again(
     what = f"{len(learned.labels)} images" + (
         f" and {len(validation[1])} of validation" if validation else ""
     )
-    lost = "" if codes is None or _remembers_all(head) else "; groups only of images it remembered"
+    n_learned, n_kept = int(head.statistics.counts.sum()), head.statistics.memory.n_copies
+    lost = "; groups only of images it remembered" if codes and n_kept < n_learned else ""
     return new.eval(), (
         f"learned again from {what}: class statistics, threshold and temperature{lost}"
     )
@@ -137,11 +138,6 @@ def _group_codes(
     embedded = unit_rows(_features(was, recipe, learned, progress), root=head.settings.root)
     pairs = zip(learned.labels, feature_hashes(to_grid(embedded).numpy()), strict=True)
     return [told.get(pair) for pair in pairs]
-
-
-def _remembers_all(head: ContinualClassifier) -> bool:
-    statistics = head.statistics
-    return statistics.memory.n_copies == int(statistics.counts.sum())
 
 
 def _settle(
