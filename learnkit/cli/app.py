@@ -157,6 +157,7 @@ for _function in (
     deploy.serve,
     deploy.optimize,
     deploy.convert,
+    deploy.onnx,
     deploy.devices,
 ):
     _command(_function)

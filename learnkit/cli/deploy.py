@@ -199,6 +199,47 @@ def convert(
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
 
 
+def onnx(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT.ONNX", help="The file to write.")],
+    about: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write its metadata there, too, for what reads none."),
+    ] = None,
+    variant: Annotated[
+        str, typer.Option(metavar="NAME", help="Such as onnxruntime-float16.")
+    ] = "float32",
+) -> None:
+    """Write a model as one plain ONNX file, for C++, C# and browsers: no Python needed to run it.
+
+    Pixels go in, resized to the size the model takes; probabilities, features and the OOD score
+    come out, as `learnkit predict` gives them. Classes, thresholds and how images are to be
+    resized stand in the metadata of the file; --about writes them as JSON beside it, since browsers
+    cannot read them off.
+    """
+    from learnkit.deploy.predictor import load_learner
+    from learnkit.storage.filesystem import write_file
+    from learnkit.storage.formats import to_json
+
+    for file in (out, about):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UsageError(f"the folder of {str(file)!r} does not exist; create it first")
+    if out.is_dir():
+        raise UsageError(f"OUT.ONNX is the folder {str(out)!r}; give the name of a file in it")
+    predictor = load_learner(model, variant=variant)
+    found = predictor.to_onnx(out)
+    height, width = predictor.preprocessing.size
+    channels = predictor.preprocessing.channels
+    report = Report()
+    written = [(out, f"image uint8 (N, {height}, {width}, {channels}) in, probabilities out")]
+    if about is not None:
+        write_file(about, lambda file: file.write(to_json(found)))
+        written.append((about, "classes, thresholds, how images are resized"))
+    report.files("Written", written)
+    if "ood_threshold" in found:
+        report.say(f"ood_score above {found['ood_threshold']:.4g}: of no known class")
+
+
 def devices() -> None:
     """List what this machine can run: backends, precisions, processor, parameters, defaults."""
     from learnkit.backends.devices import devices as found

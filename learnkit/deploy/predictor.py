@@ -648,6 +648,25 @@ class Predictor(BasePredictor):
         faster._report = report  # with the pictures that a record of JSON has not
         return faster, report
 
+    def to_onnx(self, path: str | os.PathLike) -> dict[str, Any]:
+        """What stands beside the numbers in the one ONNX file written to `path`: its metadata.
+
+        For programs that have no Python: C++, C#, browsers. Images uint8 (N, H, W, C) of the
+        recipe's size go in as `image`; out come `probabilities` (N, C), `features` (N, D) and,
+        where the model detects images out of distribution, `ood_score` (N,), all float32, equal to
+        this predictor's up to 1e-4. Reading and resizing stay outside, by `preprocessing` in the
+        metadata: ONNX's resizing is not Pillow's. The file is in opset 20, without operators of
+        any maker's own; what is learned later is not in it.
+
+        Raises:
+            ExportError: the model knows no class yet; it was converted to what is no plain ONNX;
+                the network cannot be exported, or gives other numbers in ONNX.
+            MissingExtraError: onnx or onnxscript is not installed.
+        """
+        from learnkit.optimize.plain_onnx import write_onnx
+
+        return write_onnx(Path(path), self.record)
+
     def save(
         self,
         path: str | os.PathLike,

@@ -31,8 +31,8 @@ from learnkit.uncertainty.quantiles import sorted_together
 
 # Above every score of an image that shows something, yet finite in single precision and in JSON.
 BLANK_SCORE = 1e30
-_BLANK_ACTIVATION = 1e-6  # root mean square below which a feature vector says nothing
-_FLOOR = -1.0  # standard deviations below the mean that one score of several may say
+BLANK_ACTIVATION = 1e-6  # root mean square below which a feature vector says nothing
+SCORE_FLOOR = -1.0  # standard deviations below the mean that one score of several may say
 _BLOCK = 2**20  # numbers in the largest table of distances held at once
 
 
@@ -216,7 +216,7 @@ def combine(*standardized: Any) -> Array:
     largest = stacked.max(0)
     if len(stacked) == 1:
         return largest
-    return np.where(largest < BLANK_SCORE, np.maximum(stacked, _FLOOR).mean(0), largest)
+    return np.where(largest < BLANK_SCORE, np.maximum(stacked, SCORE_FLOOR).mean(0), largest)
 
 
 def is_blank(features: Any) -> Array:
@@ -225,4 +225,4 @@ def is_blank(features: Any) -> Array:
     Such a vector (root mean square below 1e-6) has no direction: the frame is empty or saturated.
     """
     features = as_floats(features, name="features")
-    return np.sqrt(np.square(features).mean(1)) < _BLANK_ACTIVATION
+    return np.sqrt(np.square(features).mean(1)) < BLANK_ACTIVATION
