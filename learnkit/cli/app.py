@@ -22,13 +22,8 @@ from learnkit._version import __version__
 from learnkit.cli import change, deploy, train, use
 from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
 from learnkit.cli.console import Report, fail
-from learnkit.errors import (
-    ContinualNotInitializedError,
-    ConversionRefusedError,
-    LearnkitError,
-    UnreadableImagesError,
-    WeightsUnavailableError,
-)
+from learnkit.cli.remedies import options_here, remedy
+from learnkit.errors import LearnkitError
 
 app = typer.Typer(
     name="learnkit",
@@ -43,12 +38,6 @@ app = typer.Typer(
     },
 )
 _BOXES = 80  # columns from which on the boxes of a command's help hold the names of its options
-_HINTS: dict[type, str] = {
-    WeightsUnavailableError: " Here: --weights FILE, or --no-pretrained.",
-    ConversionRefusedError: " Here: --fallback, or --force.",
-    ContinualNotInitializedError: " Here: learnkit train FOLDER --continual makes such a model.",
-    UnreadableImagesError: " Here: learnkit check FOLDER lists them.",
-}
 _state: dict[str, Any] = {"debug": False, "argv": []}
 
 
@@ -80,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if DEBUG not in _state["argv"]:
             warnings.simplefilter("ignore")
             warnings.simplefilter("default", UserWarning)
-            warnings.showwarning = lambda message, *_: fail(f"note: {_one_line(message)}")
+            warnings.showwarning = lambda message, *_: fail(f"note: {_with_remedy(message)}")
         if "" in _state["argv"]:  # of which a path would be the folder one is in
             fail("an argument is empty, as an unset variable is; leave it out, or fill it in")
             sys.exit(2)
@@ -95,6 +84,12 @@ class _Command(TyperCommand):
             self.rich_markup_mode = None
             formatter.write_dl = functools.partial(formatter.write_dl, col_max=8)
         super().format_help(ctx, formatter)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it, with remedies that are options of its own."""
+        names = (name for one in self.params for name in (*one.opts, *one.secondary_opts))
+        options_here.set(frozenset(names))
+        return super().invoke(ctx)
 
 
 def _command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,8 +120,7 @@ def _sentence(error: Exception) -> str:
         )
     if not isinstance(error, LearnkitError) and getattr(error, "filename", None):
         return f"{error.filename}: {error.strerror}"
-    hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), "")
-    return _one_line(error) + hint
+    return _with_remedy(error)
 
 
 def _how_to_go_on(stop: KeyboardInterrupt) -> str:
@@ -139,8 +133,10 @@ def _how_to_go_on(stop: KeyboardInterrupt) -> str:
     return f"interrupted; go on with: {shlex.join(['learnkit', *arguments, '--resume'])}"
 
 
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+def _with_remedy(message: Exception | Warning | str) -> str:
+    """A message in one line, with what to type where it tells what to write in Python."""
+    text = " ".join(str(message).split())
+    return text + remedy(text, type(message))
 
 
 for _function in (

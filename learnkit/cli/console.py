@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from learnkit.cli.remedies import remedy
 from learnkit.cli.table import FittedTable, printable
 from learnkit.report.progress import clear_line
 
@@ -88,7 +89,7 @@ class Report:
         """Write the verdict and the notes on it, a sentence a line."""
         self.console.print(Text(printable(title), style="bold"))
         for sentence in (*evaluation.verdict, *evaluation.notes):
-            self.say(sentence)
+            self.say(sentence + remedy(sentence))
 
     def change(self, change: ChangeReport) -> None:
         """Write what was learned, class by class, and what follows from it."""
@@ -113,7 +114,7 @@ class Report:
                 former = "none" if before is None else f"{before:.4g}"
                 self.say(f"{name} {former} -> {after:.4g}")
         for note in change.notes:
-            self.say(note)
+            self.say(note + remedy(note))
 
     def findings(self, found: pd.DataFrame) -> None:
         """Write what `ImageDataset.check` found: each kind, how often, and the first of them."""
@@ -123,7 +124,8 @@ class Report:
             self.console.print(Text(f"{severity}: {finding} ({len(rows)})", style="bold"))
             for row in rows.head(_FINDINGS).to_dict("records"):
                 about = ", ".join(filter(None, (row["path"], row["class"], row["split"])))
-                self.say(": ".join(filter(None, (about, row["detail"]))))
+                detail = row["detail"] + remedy(row["detail"])
+                self.say(": ".join(filter(None, (about, detail))))
             if len(rows) > _FINDINGS:
                 self.say(f"and {len(rows) - _FINDINGS} more")
 

@@ -26,14 +26,16 @@ BY_WORDS = {
     r"class_names=": "learnkit rename MODEL OLD=NEW",
     r"init_continual\(|fit_ood\(": "learnkit train FOLDER --continual makes such a model",
     r"optimize\(": "learnkit optimize MODEL --out OUT",
+    r"compile=": "--backend NAME, another one",
     r"learnkit\.devices\(": "learnkit devices",
-    r"split\(": "images in FOLDER/train and FOLDER/valid, or class folders alone",
+    r"split\(|overwrite=": "images in FOLDER/train and FOLDER/valid, or class folders alone",
     r"splits=": "other names for these folders, or one of them as FOLDER",
     r"allow_empty=": "images in these folders, or without them",
     r"bit_depth=": "images converted to 8 or 16 bits",
     r"\bcut=|pool=|timm\.list_models\(": "--arch NAME, another one",
     r"normalize=": "--mean R,G,B and --std R,G,B",
     r"variants=": "--out OUT, another folder",
+    r"check_weights=": "--weights-check",
     r"arch_kwargs": "--arch-args NAME=VALUE",
 }
 _PYTHON = re.compile(r"`([a-z_]+)`|(?<![\w-])([a-z_]+)=(False\b)?")
@@ -56,7 +58,8 @@ def remedy(text: str, kind: type = str) -> str:
     found += [hint for words, hint in BY_WORDS.items() if re.search(words, text)]
     found = [hint for hint in found if _can_be_typed(hint, options)]
     found = found[:1] or [", ".join(_same_options(text, options))]
-    return f"{_HERE}{found[0]}." if found[0] else ""
+    stop = "" if text.endswith(".") else "."
+    return f"{stop}{_HERE}{found[0]}." if found[0] else ""
 
 
 def _can_be_typed(hint: str, options: Collection[str]) -> bool:

@@ -68,6 +68,9 @@ def train(
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 42,
     augment: Annotated[bool, typer.Option(help="Flip, turn, zoom training images.")] = False,
+    method: Annotated[
+        str | None, typer.Option(help="crop, squish or pad images that are not square.")
+    ] = None,
     continual: Annotated[
         bool, typer.Option("--continual", help="End ready to learn more classes by `extend`.")
     ] = False,
@@ -103,6 +106,7 @@ def train(
         lr=lr,
         seed=seed,
         augment=augment,
+        method=method,
         arch_kwargs=dict(map(named_value, arch_args or [])),
         mean=numbers("--mean", mean),
         std=numbers("--std", std),

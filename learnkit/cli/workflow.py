@@ -45,6 +45,7 @@ class TrainingPlan:
         seed: of everything random.
         channels: 3 for colour, 1 for grey.
         augment: vary the training images as fastai does by default.
+        method: how images become square: "crop", "squish" or "pad"; None crops and tells of it.
         arch_kwargs: further arguments of the architecture.
         mean: normalisation of the images, one value per channel; None for that of the weights.
         std: see `mean`.
@@ -62,6 +63,7 @@ class TrainingPlan:
     seed: int = 42
     channels: int = 3
     augment: bool = False
+    method: str | None = None
     arch_kwargs: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -116,7 +118,12 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
     np.random.seed(plan.seed % 2**32)  # noqa: NPY002  # fastai draws from the global state
     torch.manual_seed(plan.seed)
     dls = data.dataloaders(
-        size=plan.size, bs=plan.bs, augment=plan.augment, channels=plan.channels, seed=plan.seed
+        size=plan.size,
+        bs=plan.bs,
+        augment=plan.augment,
+        method=plan.method,
+        channels=plan.channels,
+        seed=plan.seed,
     )
     with warnings.catch_warnings():
         # `input_said` says it, with what to do on the command line

@@ -213,7 +213,7 @@ def _targets(
 
 
 def _watched(batches: list[Any], progress: bool) -> Iterator[Any]:
-    return iter(watched(batches, len(batches), progress, "heatmap", "batch"))
+    return iter(watched(batches, len(batches), progress, "heatmap", "batches"))
 
 
 def _by_gradients(

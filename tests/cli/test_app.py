@@ -729,7 +729,16 @@ MISTAKES = {
     "evaluate {model} nowhere": "nowhere' does not exist or is not a folder",
     "evaluate {images} {images}": "is not a bundle",
     "evaluate {model} {images} --ood {images}": "is not in the continual state",
-    "evaluate {known} {images}": r"labels \['odd'\] that this model does not know",
+    "evaluate {known} {images}": (
+        r"labels \['odd'\] that this model does not know.*\. Here: learnkit rename MODEL OLD=NEW\.$"
+    ),
+    "optimize {known} --out {tmp}/m --precision int8": (
+        r"`samples` is missing: .*\. Here: --samples\.$"
+    ),
+    "train {images} --method cut": r"`method` is 'cut'.*'squish'.*\. Here: --method\.$",
+    "predict {images}/../x.pkl {images}": (
+        r"a pickle, .*\. Here: learnkit convert EXPORT\.PKL OUT --allow-pickle\.$"
+    ),
     "evaluate {known} {images} --ood {tmp}": "holds no images",
     "extend {model} {images} --out {tmp}/m": "is not in the continual state: .*init_continual",
     "extend {known} nowhere --out {tmp}/m": "nowhere' does not exist or is not a folder",
@@ -767,6 +776,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_told_in_one_sentence(run, known, images, tmp_path, capsys, line):
+    (images.parent / "x.pkl").touch()
     argv = line.format(images=images, model=run[2], known=known, tmp=tmp_path).split()
     code, _, err = learnkit(capsys, *argv)
     assert code == 2
