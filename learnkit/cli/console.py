@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,13 +63,24 @@ class Report:
 
     def frame(self, frame: pd.DataFrame, *, max_rows: int = 60) -> None:
         """Write the first rows of a data frame; numbers to the right."""
-        rows = [
-            [_shown(str(name), value) for name, value in zip(frame.columns, row, strict=True)]
-            for row in frame.head(max_rows).itertuples(index=False)
-        ]
         numeric = [str(name) for name in frame.columns if frame[name].dtype.kind in "iuf"]
-        table = FittedTable([str(name) for name in frame.columns], rows, frozenset(numeric))
-        self.table(table, n_left_out=len(frame) - max_rows)
+        rows = [*frame.itertuples(index=False)]
+        self.rows([str(name) for name in frame.columns], rows, max_rows, numeric)
+
+    def rows(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        max_rows: int,
+        numeric: Sequence[str] = ("confidence", "ood_score"),
+    ) -> None:
+        """Write the first rows of values; columns of numbers, by name, to the right."""
+        cells = [
+            [_shown(name, value) for name, value in zip(header, row, strict=True)]
+            for row in rows[:max_rows]
+        ]
+        table = FittedTable(header, cells, frozenset(numeric))
+        self.table(table, n_left_out=len(rows) - max_rows)
 
     def evaluation(self, evaluation: Evaluation, title: str) -> None:
         """Write the verdict, the measures over all images, and those of each class."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from csv import QUOTE_MINIMAL, QUOTE_NONNUMERIC
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from learnkit.deploy.predictor import Predictor
     from learnkit.evaluation.evaluate import Evaluation
     from learnkit.inference.files import FilesReport
+    from learnkit.inference.prediction_table import Row
 
 _SHOWN_ROWS = 20
 _TABLES = (".csv", ".jsonl", ".parquet")
@@ -175,20 +177,21 @@ def predict(
     rows are kept on disk as they are predicted, in FILE.parts, and become FILE at the end.
     """
     from learnkit.cli.workflow import images_at
-    from learnkit.deploy.predictor import load_learner
+    from learnkit.serving.server import open_model
 
     check_targets(csv, to_json, out, resume=resume)
     files = images_at(paths)
-    predictor = load_learner(model)
+    predictor = open_model(model)  # with torch, or where there is none without
     if out is not None:
         found = _predict_into(out, predictor, files, resume=resume)
         counts, n_failed = found.counts, found.n_failed
     else:
-        table = predictor.predict_files(files)
-        _write(table, csv, to_json)
-        counts, n_failed = table["verdict"].value_counts(), int(table["error"].notna().sum())
+        rows = _predicted(predictor, files)
+        _write(rows, predictor, csv, to_json)
+        counts = Counter(row["verdict"] for row in rows if row["error"] is None)
+        counts, n_failed = dict(counts.most_common()), len(rows) - counts.total()
     if str(to_json) != "-":  # else the screen shows data, and nothing else
-        _say_counts(dict(counts), n_failed, [path for path in (csv, to_json, out) if path])
+        _say_counts(counts, n_failed, [path for path in (csv, to_json, out) if path])
     if n_failed:
         fail(f"{n_failed} images could not be read; their rows say why")
         raise typer.Exit(1)
@@ -216,6 +219,10 @@ def check_targets(
     for option, path, suffix in (("--csv", csv, ".csv"), ("--json", to_json, ".json")):
         if path is not None and str(path) != "-" and path.suffix.lower() != suffix:
             raise UsageError(f"{option} is {str(path)!r}; name a file that ends in {suffix}")
+        if path is not None and not path.parent.is_dir():  # else told after all the work
+            raise UsageError(
+                f"{option} is {str(path)!r}, in a non-existent directory; make it first"
+            )
     from learnkit.inference.files import log_path
     from learnkit.storage.write_folder import check_outside
 
@@ -237,6 +244,18 @@ def check_targets(
         )
     if not resume and out.exists():
         raise UsageError(f"{str(out)!r} is there already; name another file, or remove it first")
+
+
+def _predicted(predictor: Any, files: Sequence[Path]) -> list[Row]:
+    """A row for each image, or for the reason why it cannot be read; without pandas."""
+    from learnkit.inference.batch import BATCH, predict_stream
+    from learnkit.inference.prediction_table import row_of
+    from learnkit.report.progress import watched
+
+    stream = predict_stream(predictor, files, bs=BATCH, n_workers=2)
+    return [
+        row_of(str(path), result, probs=True) for path, result in watched(stream, len(files), True)
+    ]
 
 
 def _predict_into(
@@ -275,16 +294,22 @@ def _say_counts(counts: Mapping[str, int], n_failed: int, written: Sequence[Path
         report.files("Written", [(path, f"{n + n_failed} rows") for path in written])
 
 
-def _write(table: pd.DataFrame, csv: Path | None, to_json: Path | None) -> None:
+def _write(rows: Sequence[Row], predictor: Any, csv: Path | None, to_json: Path | None) -> None:
     """Write predictions where they were asked for, `-` being standard output, or show them."""
     if csv is not None:
-        write_csv(table, csv)
+        from learnkit.inference.digest import model_digest
+        from learnkit.inference.prediction_table import Layout, write_table
+
+        layout = Layout(predictor.classes, model_digest(predictor), predictor.multi_label)
+        with csv.open("wb") as file:
+            write_table(file, "csv", layout, rows)
     if to_json is not None:
-        text = json.dumps(records(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        found = records(rows, predictor.classes, ood=predictor.detects_ood)
+        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         text = "".join(one if one.isprintable() or one in " \n" else _escape(one) for one in text)
         sys.stdout.write(text) if str(to_json) == "-" else to_json.write_text(text, "utf-8")
     if csv is None and to_json is None:
-        _show(table)
+        _show(rows, ood=predictor.detects_ood)
 
 
 def _escape(one: str) -> str:
@@ -312,36 +337,39 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     table.assign(**cells).to_csv(path, index=False, quoting=quoting)
 
 
-def _show(table: pd.DataFrame) -> None:
+def _show(rows: Sequence[Row], *, ood: bool) -> None:
     """Write the columns worth a look in a terminal, then what is wrong with unreadable images."""
-    report, columns = Report(), ["path", "verdict", "confidence"]
-    read, failed = table[table["error"].isna()], table["error"].dropna()
-    if "is_ood" in table:
+    report = Report()
+    columns = ["path", "verdict", "confidence"]
+    if ood:
         columns = ["path", "verdict", "label", "confidence", "ood_score"]
-    if len(read):
-        report.frame(read[columns], max_rows=_SHOWN_ROWS)
-    for error in failed.head(_SHOWN_ROWS):
+    read = [row for row in rows if row["error"] is None]
+    failed = [row["error"] for row in rows if row["error"] is not None]
+    if read:
+        report.rows(columns, [[row[name] for name in columns] for row in read], _SHOWN_ROWS)
+    for error in failed[:_SHOWN_ROWS]:
         report.say(error)
     if len(failed) > _SHOWN_ROWS:
         report.say(f"and {len(failed) - _SHOWN_ROWS} more")
 
 
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table of predictions for JSON: path, and an error or what is predicted.
+def records(rows: Sequence[Row], classes: Sequence[str], *, ood: bool) -> list[dict[str, Any]]:
+    """Predictions for JSON: path, and an error or what is predicted.
 
     That is verdict, label, confidence and probs. Of models that detect out-of-distribution images
     also is_ood, ood_score and p_value.
     """
-    from learnkit.evaluation.evaluate import json_value
+    from learnkit.inference.prediction import finite_or_none
 
-    names = [c for c in table.columns if c.startswith("p(")]
-    own = ["path", "verdict", "label", "confidence"]
-    own += [c for c in ("is_ood", "ood_score", "p_value") if c in table.columns]
     found = []
-    for row in table.to_dict("records"):
+    for row in rows:
         if row["error"] is not None:
             found.append({"path": row["path"], "error": row["error"]})
             continue
-        probs = {name[2:-1]: row[name] for name in names}
-        found.append({k: json_value(row[k]) for k in own} | {"probs": probs})
+        one = {k: row[k] for k in ("path", "verdict", "label")}
+        one |= {"confidence": finite_or_none(row["confidence"])}
+        if ood:
+            one |= {"is_ood": row["is_ood"]}
+            one |= {k: finite_or_none(row[k]) for k in ("ood_score", "p_value")}
+        found.append(one | {"probs": dict(zip(classes, row["probs"], strict=True))})
     return found

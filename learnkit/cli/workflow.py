@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import find_images
 from learnkit.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from learnkit.callback.checkpoint import Checkpoint
+    from learnkit.data.dataset import ImageDataset
     from learnkit.evaluation.evaluate import Evaluation
     from learnkit.interpret.classification import ClassificationInterpretation
     from learnkit.learner.learner import ImageLearner
@@ -89,6 +89,8 @@ def read_dataset(
     Raises:
         DataError: no such folder, no images, or nothing to validate on.
     """
+    from learnkit.data.dataset import ImageDataset  # here: predicting needs no pandas
+
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive)
     return data if data.splits else data.split(0.7, 0.15, 0.15, seed=seed)
 

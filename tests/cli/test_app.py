@@ -27,6 +27,7 @@ from learnkit.callback import checkpoint
 from learnkit.callback.checkpoint_file import read_checkpoint
 from learnkit.cli.app import main
 from learnkit.data.dataset import ImageDataset
+from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.inference.prediction_log import PredictionLog
 
 _RUN = """
@@ -273,6 +274,33 @@ def test_predict_imports_no_fastai(run, images):
         command, capture_output=True, text=True, check=True, encoding="utf-8"
     ).stdout
     assert out.endswith("False\n")
+
+
+def test_predict_needs_neither_torch_nor_pandas(images, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"x")
+    code = """
+import sys
+sys.modules.update(torch=None, torchvision=None, timm=None, fastai=None, pandas=None)
+from learnkit.cli.app import main
+main(sys.argv[1:])
+"""
+    paths = [images / "bad" / "000.png", tmp_path / "broken.png"]
+    targets = ["--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json"]
+    for tail, name in (([], ""), (targets, "p.csv"), (["--out", tmp_path / "q.csv"], "q.csv")):
+        command = [sys.executable, "-c", code, "predict", GOLDEN, *paths, *tail]
+        done = subprocess.run(
+            [*map(str, command)], capture_output=True, text=True, check=False, encoding="utf-8"
+        )
+        assert done.returncode == 1, done.stderr
+        assert "1 images could not be read" in done.stderr
+        assert "1 more could not be read" in done.stdout
+        assert name in done.stdout
+    expected = load_runtime(GOLDEN).predict(paths[0])
+    (found, failed) = json.loads((tmp_path / "p.json").read_text("utf-8"))
+    assert failed == {"path": str(paths[1]), "error": failed["error"]}
+    assert found["probs"] == dict(zip(expected.classes, expected.probs.tolist(), strict=True))
+    assert found["ood_score"] == pytest.approx(expected.ood_score, rel=1e-9)
+    assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "q.csv").read_bytes()
 
 
 # -- models that go on learning -------------------------------------------------------------------
