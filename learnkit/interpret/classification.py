@@ -441,6 +441,24 @@ class ClassificationInterpretation(Shown):
             f" {len(self.classes)} classes, accuracy {share:.4f}, {wrong} wrong)"
         )
 
+    def plot_history(self, ax: Any = None) -> Any:
+        """Axes of losses and metrics per epoch of the learner's training."""
+        return self._learner.plot_history(ax)
+
+    def plot_ood(self, ood: Any = None, *, ax: Any = None) -> Any:
+        """Axes with the OOD scores of these images; see `ImageLearner.plot_ood`."""
+        return self._learner.plot_ood(ood, dl=self.outputs, ax=ax)
+
+    @property
+    def _learner(self) -> Any:
+        """The learner, where there is one that knows its history and its threshold."""
+        if not hasattr(self.learn, "plot_ood"):
+            raise InterpretationError(
+                f"`learn` is {self.learn!r}, which keeps neither history nor OOD scores; interpret "
+                "an ImageLearner"
+            )
+        return self.learn
+
     def document(self) -> Document:
         """The evaluation, and the classes that are confused most."""
         mistakes = [] if self.outputs.multi_label else self.most_confused()[:10]

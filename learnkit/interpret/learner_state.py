@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.data.labels import ids_by_name
-from learnkit.errors import InterpretationError
-from learnkit.interpret.normalization import network_classes
+from learnkit.errors import InterpretationError, LearnkitError
+from learnkit.interpret.normalization import network_classes, network_normalization
+from learnkit.report.document import Document, Paragraph, Span, pairs, visible
 
 if TYPE_CHECKING:
     from learnkit.continual.ood_detector import OodDetector
@@ -255,3 +256,100 @@ def _is_own(learn: Any, dl: Any) -> bool:
 def loss_of(learn: Any) -> Any:
     """The loss the outputs were made for; in the continual state plain cross-entropy."""
     return learn.loss_func if continual_head(learn.model) is None else nn.CrossEntropyLoss()
+
+
+_NAMES_SHOWN, _LONGEST = 10, 40
+
+
+def learner_document(learn: Any) -> Document:
+    """What a learner is and knows, without a pass over data: network, images, classes, state."""
+    facts = _facts_of(learn)
+    return Document([Paragraph(Span(type(learn).__name__, "strong")), pairs(facts)])
+
+
+def learner_line(learn: Any) -> str:
+    """The same in one line."""
+    facts = _facts_of(learn)
+    shown = [facts[name] for name in ("network", "classes", "state") if name in facts]
+    return f"{type(learn).__name__}({'; '.join(shown)})"
+
+
+def _facts_of(learn: Any) -> dict[str, str]:
+    """Name and value of what there is to say; also of a learner that lacks the usual parts."""
+    parts = vars(learn)
+    model, dls = parts.get("model"), parts.get("dls")
+    body = model[0] if isinstance(model, nn.Sequential) and len(model) else model
+    arch = getattr(body, "arch", None)
+    kind = "no network" if model is None else type(model).__name__
+    facts = {"network": arch if isinstance(arch, str) else kind}
+    if isinstance(model, nn.Module):
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        moves = sum(n for n, wanted in sizes if wanted)
+        facts["parameters"] = f"{sum(n for n, _ in sizes):,}, {moves:,} of them not frozen"
+        if (names := _names_of_outputs(model, dls)) is not None:
+            facts["classes"] = names_text(names)
+    if dls is not None:
+        facts["images"] = loaders_text(dls)
+    if model is not None and (pixels := network_normalization(model)) is not None:
+        facts["pixels"] = str(pixels)
+    return facts | _state_texts(learn, model)
+
+
+def _names_of_outputs(model: Any, dls: Any) -> Sequence[str] | None:
+    head = continual_head(model)
+    names = network_classes(model) if head is None else head.classes
+    return names_of(dls) if names is None else names
+
+
+def names_text(names: Sequence[str]) -> str:
+    """How many classes there are, and what the first are called."""
+    if not len(names):
+        return "no class yet"
+    shown = [visible(str(name), "?") for name in names[:_NAMES_SHOWN]]
+    shown = [f"{name[:_LONGEST]}..." if len(name) > _LONGEST else name for name in shown]
+    more = ", ..." if len(names) > _NAMES_SHOWN else ""
+    kind = "class" if len(names) == 1 else "classes"
+    return f"{len(names)} {kind}: {', '.join(shown)}{more}"
+
+
+def loaders_text(dls: Any) -> str:
+    """How many images loaders have, of which size, and in which batches; none is read."""
+    loaders = list(getattr(dls, "loaders", ()))
+    counts = [_n_items(dl) for dl in loaders]
+    kinds = ("train", "valid", "test")
+    parts = [f"{n} {kind}" for kind, n in zip(kinds, counts, strict=False) if n is not None]
+    recipe = getattr(dls, "preprocessing", None)
+    if recipe is not None:
+        parts.append(" x ".join(map(str, (recipe.channels, *recipe.size))))
+    size = getattr(loaders[0], "bs", None) if loaders else None
+    return ", ".join([*parts, *([f"batches of {size}"] if size else [])])
+
+
+def _n_items(dl: Any) -> int | None:
+    """The number of samples; None where a loader does not tell."""
+    n = getattr(dl, "n", None)
+    return n if isinstance(n, int) else None
+
+
+def _state_texts(learn: Any, model: Any) -> dict[str, str]:
+    """The state in a phrase, and the thresholds in force."""
+    history = vars(learn).get("training_history")
+    n_epochs = 0 if history is None else len(history.frame)
+    head = None if model is None else continual_head(model)
+    detector = learner_state(learn).ood_detector if head is None else head
+    if head is not None:
+        n_images = sum(head.n_images.values())
+        texts = {"state": f"continual, {n_images:,} images learned"}
+    else:
+        epochs = "1 epoch" if n_epochs == 1 else f"{n_epochs} epochs"
+        texts = {"state": f"trained for {epochs}" if n_epochs else "not trained here"}
+        texts["state"] += ", detects OOD" if detector is not None else ""
+    if detector is None:
+        return texts
+    try:
+        threshold = detector.threshold
+        texts["OOD threshold"] = f"{threshold.value:.4g}: {threshold.statement}"
+        texts["temperature"] = f"{detector.temperature:.4g}"
+    except LearnkitError:  # it knows no class yet
+        pass
+    return texts

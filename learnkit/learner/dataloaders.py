@@ -33,7 +33,7 @@ from learnkit.data.image import image_size
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.split import check_training_splits
 from learnkit.errors import DataError, ImageReadError, first_few, warn_user, warned_after
-from learnkit.interpret.learner_state import names_of
+from learnkit.interpret.learner_state import loaders_text, names_of, names_text
 from learnkit.interpret.normalization import (
     network_classes,
     network_normalization,
@@ -43,6 +43,8 @@ from learnkit.interpret.normalization import (
 from learnkit.learner.arguments import check_keywords
 from learnkit.learner.augmentation import batch_augmentation, item_augmentation
 from learnkit.learner.transforms import LabelOf, ReadImage, ResizeLikeRecipe
+from learnkit.report.document import Document, Paragraph, Span, pairs
+from learnkit.report.notebook import Shown
 
 _SPLITS = ("train", "valid", "test")
 _NO_VALIDATION = (
@@ -53,6 +55,18 @@ _NO_VALIDATION = (
 )
 _MOST_CUT = 0.2  # share of the images' area
 _N_SIZES = 200  # files whose headers are read to know it
+
+
+class ShownLoaders(DataLoaders, Shown):
+    """fastai's DataLoaders that say what they hold, in a line and in notebooks; nothing is read."""
+
+    def __repr__(self) -> str:
+        return f"DataLoaders({loaders_text(self)}; {names_text(names_of(self) or ())})"
+
+    def document(self) -> Document:
+        """Images, sizes, batches and classes."""
+        facts = {"images": loaders_text(self), "classes": names_text(names_of(self) or ())}
+        return Document([Paragraph(Span("DataLoaders", "strong")), pairs(facts)])
 
 
 @warned_after
@@ -237,6 +251,7 @@ def _for_any_item(datasets: Datasets) -> Datasets:
     """Return `datasets` whose `test_dl` takes whatever an image is read from, not paths alone."""
     for tl in datasets.tls:  # fastai notes what the first item was, and begins there
         tl.types[0] = object
+    datasets._dbunch_type = ShownLoaders
     return datasets
 
 

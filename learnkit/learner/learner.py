@@ -39,11 +39,18 @@ from learnkit.deploy.predictor import Predictor
 from learnkit.errors import DataError
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.batch import BATCH
+from learnkit.inference.files import FilesReport
 from learnkit.inference.prediction import Prediction
 from learnkit.inference.suggestion import Suggestions
 from learnkit.inference.weights_check import WeightsCheck
 from learnkit.interpret.classification import ClassificationInterpretation
-from learnkit.interpret.learner_state import LearnerState, detector_of
+from learnkit.interpret.learner_state import (
+    LearnerState,
+    class_names,
+    detector_of,
+    learner_document,
+    learner_line,
+)
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.plots import plot_history
 from learnkit.interpret.uncertainty_plots import plot_ood
@@ -76,6 +83,8 @@ from learnkit.learner.validation import (
     suggestions_of,
     targets_of_outputs,
 )
+from learnkit.report.document import Document
+from learnkit.report.notebook import Shown
 from learnkit.uncertainty.calibration import TemperatureFit
 from learnkit.uncertainty.threshold import Threshold
 
@@ -87,7 +96,7 @@ if TYPE_CHECKING:
     from learnkit.optimize.conversion_report import ConversionReport
 
 
-class ImageLearner(Learner):
+class ImageLearner(Learner, Shown):
     """A fastai Learner that also interprets, evaluates, exports and predicts.
 
     Everything of fastai's Learner works as before. Two callbacks come with it: `TrainingHistory`
@@ -160,6 +169,18 @@ class ImageLearner(Learner):
             dls = agreeing_loaders(self.model, dls)
             note_loaders(self.model, dls)
         vars(self)["dls"] = dls
+
+    def __repr__(self) -> str:
+        return learner_line(self)
+
+    def document(self) -> Document:
+        """What it is and knows: network, classes, images, state, thresholds; nothing is run."""
+        return learner_document(self)
+
+    @property
+    def classes(self) -> list[str]:
+        """What its outputs are called, in their order; in the continual state those known now."""
+        return class_names(self) or []
 
     @property
     def data(self) -> DataLoaders:
@@ -397,6 +418,27 @@ class ImageLearner(Learner):
         """The part of an image that speaks for a class: see `Predictor.heatmap`."""
         return self.predictor().heatmap(image, method, **options)
 
+    def plot_confusion_matrix(
+        self, ds_idx: int = 1, *, dl: Any = None, data: Any = None, **options: Any
+    ) -> Any:
+        """Axes of the confusion matrix after one pass; `interpret()` is for more than one picture.
+
+        The images are chosen as in `interpret`, `options` are those of its method of this name.
+        """
+        return self.interpret(ds_idx, dl=dl, data=data).plot_confusion_matrix(**options)
+
+    def plot_top_losses(
+        self, k: int = 9, ds_idx: int = 1, *, dl: Any = None, data: Any = None, **options: Any
+    ) -> Any:
+        """Axes with the images of the largest losses; see `plot_confusion_matrix`."""
+        return self.interpret(ds_idx, dl=dl, data=data).plot_top_losses(k, **options)
+
+    def most_confused(
+        self, min_val: int = 1, ds_idx: int = 1, *, dl: Any = None, data: Any = None
+    ) -> list[tuple[str, str, int]]:
+        """The mistakes made at least `min_val` times; see `plot_confusion_matrix`."""
+        return self.interpret(ds_idx, dl=dl, data=data).most_confused(min_val)
+
     def evaluate(
         self,
         dl: Any = None,
@@ -457,6 +499,14 @@ class ImageLearner(Learner):
     def predict_batch(self, items: Iterable[Any], bs: int = BATCH) -> list[Prediction]:
         """One Prediction per item, by forward passes of `bs` images; see `predict_files`."""
         return predictions_of(self, items, bs)
+
+    def predict_folder(self, folder: str | Path, *args: Any, **options: Any) -> pd.DataFrame:
+        """One row per image in a folder; see `Predictor.predict_folder`."""
+        return predictor_of(self).predict_folder(folder, *args, **options)
+
+    def predict_files(self, paths: Iterable[Any], **options: Any) -> pd.DataFrame | FilesReport:
+        """One row per file; see `Predictor.predict_files`."""
+        return predictor_of(self).predict_files(paths, **options)
 
     def suggest(self, images: Any, n: int = 20, **reading: Any) -> Suggestions:
         """Up to `n` of `images` to label next, the most valuable first; see `Predictor.suggest`."""

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 from functools import partial
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import timm
@@ -52,7 +53,8 @@ from learnkit.errors import (
     WorkerError,
 )
 from learnkit.inference.weights_check import WeightsCheck
-from learnkit.interpret.learner_state import learner_state
+from learnkit.interpret.classification import ClassificationInterpretation
+from learnkit.interpret.learner_state import learner_state, names_text
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 
@@ -830,3 +832,81 @@ def test_a_file_that_is_gone_stops_a_fit_with_reading_processes_in_one_line(tmp_
     with learn.no_bar(), learn.no_logging(), pytest.raises(FileNotFoundError) as caught:
         learn.fit(1)
     assert str(caught.value) == said
+
+
+class TestShown:
+    """What a learner and its loaders say of themselves; nothing is read for it."""
+
+    @pytest.fixture(autouse=True)
+    def no_pass(self, monkeypatch):
+        if_read = lambda *_: pytest.fail("images were read")
+        monkeypatch.setattr("fastai.data.load.DataLoader.__iter__", if_read)
+
+    def test_a_line_names_network_classes_and_state(self, dls, trained):
+        assert repr(make(dls)) == "ImageLearner(test_resnet; 3 classes: a, b, c; not trained here)"
+        assert repr(trained).endswith("3 classes: a, b, c; trained for 2 epochs)")
+        assert trained.classes == ["a", "b", "c"]
+
+    def test_a_page_names_images_pixels_and_parameters(self, dls):
+        page = make(dls)._repr_html_()
+        n = sum(p.numel() for p in make(dls).model.parameters())
+        for text in (f"{n:,}, {n:,} of them not frozen", "18 train, 9 valid", "3 x 32 x 32"):
+            assert text in page
+        assert "batches of 6" in page
+        assert "pixels normalised with mean [0.5, 0.5, 0.5]" in page
+
+    def test_loaders_say_what_they_hold_also_in_a_copy(self, dls):
+        said = (
+            "DataLoaders(18 train, 9 valid, 9 test, 3 x 32 x 32, batches of 6; 3 classes: a, b, c)"
+        )
+        assert repr(dls) == repr(make(dls).dls) == repr(copy.copy(dls)) == said
+        assert "18 train" in dls._repr_html_()
+        assert repr(pickle.loads(pickle.dumps(dls))) == said
+
+    def test_learners_without_the_usual_parts_say_so(self, dls):
+        assert repr(object.__new__(ImageLearner)) == "ImageLearner(no network; not trained here)"
+        object.__new__(ImageLearner)._repr_html_()
+        home_made = ImageLearner(dls, nn.Linear(3, 3), loss_func=nn.CrossEntropyLoss())
+        assert repr(home_made).startswith("ImageLearner(Linear; 3 classes")
+        home_made.remove_cb(home_made.training_history)
+        home_made.remove_cb(home_made.recorder)
+        assert "not trained here" in home_made._repr_html_()
+
+    def test_hostile_and_many_names_stay_short_and_harmless(self):
+        said = names_text(["\x1b[31mred", "<b>", "n" * 500, *map(str, range(997))])
+        assert said.startswith(f"1000 classes: ?[31mred, <b>, {'n' * 40}..., 0, 1")
+        assert said.endswith(", 6, ...")
+
+
+def test_the_continual_state_and_its_threshold_are_shown(data):
+    learn = cnn_learner(arch="test_resnet", pretrained=False, size=32)
+    assert repr(learn) == "ImageLearner(test_resnet; no class yet; continual, 0 images learned)"
+    assert "threshold" not in learn._repr_html_()
+    with learn.no_bar():
+        learn.extend(data.train)
+    assert repr(learn).endswith("; 3 classes: a, b, c; continual, 18 images learned)")
+    assert f"{learn.ood.threshold.value:.4g}: " in learn._repr_html_()
+    assert f"{learn.continual.temperature:.4g}" in learn._repr_html_()
+
+
+def test_what_is_looked_for_on_the_learner_is_there(quiet, data):
+    interp = quiet.interpret()
+    assert quiet.most_confused() == interp.most_confused()
+    assert quiet.most_confused(data=data.test) == quiet.interpret(data=data.test).most_confused()
+    matrix = quiet.plot_confusion_matrix(normalize=True)
+    assert len(matrix.texts) == len(interp.plot_confusion_matrix(normalize=True).texts)
+    assert len(quiet.plot_top_losses(2)) == 2
+    files = [str(path) for path in data.test.paths]
+    by_hand = quiet.predictor().predict_files(files, progress=False)
+    assert quiet.predict_files(files, progress=False).equals(by_hand)
+    folder = data.test.paths[0].parent
+    assert len(quiet.predict_folder(folder, progress=False)) == 12
+    plt.close("all")
+
+
+def test_what_is_looked_for_on_an_interpretation_is_there(trained):
+    interp = trained.interpret()
+    assert len(interp.plot_history()) == len(trained.plot_history())
+    with pytest.raises(InterpretationError, match="keeps neither history nor OOD scores"):
+        ClassificationInterpretation(None, interp.outputs).plot_history()
+    plt.close("all")
