@@ -12,6 +12,7 @@ import binascii
 import sys
 
 import litserve as ls
+from starlette.responses import JSONResponse
 
 from learnkit import LearnkitError, load_learner
 from learnkit.inference.batch import predict_stream
@@ -49,8 +50,11 @@ class Classifier(ls.LitAPI):
         return list(output)
 
     def encode_response(self, output):
-        """What the client gets as JSON."""
-        return {"error": str(output)} if isinstance(output, LearnkitError) else output.to_dict()
+        """What the client gets as JSON; 422 with the reason for what cannot be predicted."""
+        if isinstance(output, LearnkitError):
+            # an HTTPException would fail every request of the batch
+            return JSONResponse({"error": str(output)}, status_code=422)
+        return output.to_dict()
 
 
 def make_server(path: str) -> ls.LitServer:

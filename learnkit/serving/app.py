@@ -100,7 +100,7 @@ def create_app(
     for handle in posted:
         app.post(f"/{handle.__name__}")(_answering(handle))
     for handle in asked:
-        app.get(f"/{handle.__name__}")(_answering(handle))
+        app.api_route(f"/{handle.__name__}", methods=["GET", "HEAD"])(_answering(handle))
     app.get("/metrics")(_metrics_of(service))
     docs = {one.__name__: inspect.getdoc(one) or "" for one in (*posted, *asked, service.metrics)}
     document = openapi_document(docs, predict_token=predict_token is not None)

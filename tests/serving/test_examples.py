@@ -51,7 +51,8 @@ def test_litserve_answers_what_the_model_says(model, monkeypatch):
             assert (found["label"], found["is_ood"]) == (expected["label"], expected["is_ood"])
             assert found["probs"] == pytest.approx(expected["probs"], abs=1e-5)
         for wrong in ({"image": "%%"}, {}, {"image": "QUJD"}):
-            assert "cannot be read" in client.post("/predict", json=wrong).json()["error"]
+            answer = client.post("/predict", json=wrong)
+            assert (answer.status_code, "cannot be read" in answer.json()["error"]) == (422, True)
 
 
 def test_gradio_shows_what_the_model_says(model, tmp_path):

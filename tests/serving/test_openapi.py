@@ -3,6 +3,9 @@
 `check_described` holds every answer in the tests of the application against it, see `conftest`.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 from deploy_helpers import make_predictor, shades
 from serving_helpers import BEARER, PAGES, TOKEN, check_described, form, png
@@ -88,3 +91,10 @@ def test_the_check_of_answers_notices_what_is_not_described(serving):
     answer._content = answer.content.replace(b'"confidence"', b'"trust"')
     with pytest.raises(jsonschema.ValidationError):
         check_described(document, answer)
+
+
+def test_the_readme_names_all_of_it(serving):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = text[text.index("\n| ask | answer |") : text.index("An error is a status")]
+    named = set(re.findall(r"(?:POST |GET |`)(/[a-z.]*)`", rows))
+    assert named == {*serving().app.openapi()["paths"], *PAGES}

@@ -279,6 +279,10 @@ class TestReady:
         answer = serving().get("/ready")
         assert (answer.status_code, answer.json()) == (200, {"ready": True})
 
+    @pytest.mark.parametrize("path", ["/ready", "/health"])
+    def test_probes_that_want_no_body_are_answered(self, serving, path):
+        assert serving().head(path).status_code == 200
+
     def test_it_is_not_before_a_class_is_known(self, serving):
         client = serving(make_continual(), allow_extend=True, token=TOKEN)
         answer = client.get("/ready")
