@@ -54,6 +54,6 @@ def check_described(document, response):
         return
     assert kind in answer["content"], f"{method} {path} {response.status_code} gives {kind}"
     assert response.headers["x-request-id"]
-    if kind == "application/json":
+    if kind == "application/json" and response.request.method != "HEAD":
         schema = {**answer["content"][kind]["schema"], "components": document["components"]}
         Draft202012Validator(schema).validate(json.loads(response.content))
