@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,7 @@ class ClassificationInterpretation(Shown):
         *,
         ds_type: Any = None,
         tta: bool = False,
+        act: Callable[[Tensor], Tensor] | None = None,
         progress: bool | None = None,
     ) -> ClassificationInterpretation:
         """Run the learner once over one of its loaders, over `dl`, or over an ImageDataset.
@@ -108,6 +109,7 @@ class ClassificationInterpretation(Shown):
             data: an ImageDataset whose labels the learner knows.
             ds_type: "train", "valid" or "test", which fastai v1 says for `ds_idx`.
             tta: probabilities averaged over augmented images, `learn.tta()`; losses are of these.
+            act: makes probabilities of logits, in place of what the loss function says.
             progress: show a bar; None does so if the learner shows bars.
 
         Raises:
@@ -116,6 +118,8 @@ class ClassificationInterpretation(Shown):
         ds_idx = ds_idx if ds_type is None else _numbered(ds_type)
         source = Source.of(learn, dl, ds_idx=ds_idx, data=data)
         outputs = collect_from(learn, source, progress=progress)
+        if act is not None:
+            outputs = outputs.with_probs(act(outputs.logits))
         if tta:
             if data is not None or list(outputs.classes) != list(names_of(learn.dls) or ()):
                 raise InterpretationError(

@@ -75,6 +75,7 @@ from learnkit.learner.saving import (
 )
 from learnkit.learner.trained_head import check_trainable, train_batch, training
 from learnkit.learner.validation import (
+    check_not_empty,
     inputs_of_network,
     loss_of_outputs,
     no_training_events,
@@ -371,8 +372,12 @@ class ImageLearner(Learner, Shown):
             beta: weight of the images as they are beside the mean of those passes; None returns
                 (mean of the passes, as they are) instead of their mean.
             use_max: the largest probabilities instead of their mean.
+
+        Raises:
+            InterpretationError: There are no samples, or labels the learner does not know.
         """
         dl = self.dls[ds_idx].new(shuffle=False, drop_last=False) if dl is None else dl
+        check_not_empty(dl)
         dl = augmented_loader(self, dl, item_tfms, batch_tfms)
         with no_training_events(self):
             return super().tta(dl=dl, n=n, beta=beta, use_max=use_max)
@@ -383,9 +388,10 @@ class ImageLearner(Learner, Shown):
         """Draw images with their class and the predicted one, as in fastai.
 
         Raises:
-            InterpretationError: Samples have labels the learner does not know.
+            InterpretationError: Samples have labels the learner does not know, or there are none.
         """
         dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
+        check_not_empty(dl)
         show_results(self, dl, max_n=max_n, **kwargs)
 
     @property

@@ -129,6 +129,15 @@ def loss_of_outputs(learn: Any) -> Iterator[None]:
         learn.loss_func = own
 
 
+def check_not_empty(dl: Any) -> None:
+    """Raise InterpretationError where a loader has no samples."""
+    if hasattr(dl, "__len__") and not len(dl):
+        raise InterpretationError(
+            "There are no samples in the loader; give another one as `dl`, or ds_idx=0 for the "
+            "training images"
+        )
+
+
 @contextmanager
 def no_training_events(learn: Any) -> Iterator[None]:
     """Keep callbacks of real fits out of `tta`, which tells all callbacks that a fit has ended."""

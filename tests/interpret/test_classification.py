@@ -502,3 +502,12 @@ def test_a_grid_without_rows_is_refused(interp):
 
 def test_the_confusion_matrix_takes_dots_per_inch(interp):
     assert interp.plot_confusion_matrix(dpi=37).figure.dpi == 37
+
+
+def test_probabilities_are_made_of_logits_as_asked_for(learn):
+    interp = ClassificationInterpretation.from_learner(learn, act=lambda x: (2 * x).softmax(1))
+    plain = ClassificationInterpretation.from_learner(learn)
+    expected = (2 * plain.outputs.logits).softmax(1)
+    assert torch.allclose(interp.preds, expected)
+    own = expected[torch.arange(len(expected)), plain.y_true]
+    assert torch.allclose(interp.losses, -own.log(), atol=1e-5)

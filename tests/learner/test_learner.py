@@ -24,7 +24,7 @@ from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import accuracy
-from fastai.vision.augment import Resize
+from fastai.vision.augment import Flip, Resize
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock, PointBlock
 from fastai.vision.learner import vision_learner
@@ -374,6 +374,17 @@ class TestVerbs:
             pytest.raises(DataError, match="SaveModelCallback watches 'f2', which"),
         ):
             learn.fit_one_cycle(1, cbs=SaveModelCallback(monitor="f2"))
+
+    def test_without_validation_images_a_pass_says_so(self, data, tmp_path):
+        with pytest.warns(UserWarning, match="no validation images"):
+            dls = data.train.dataloaders(size=32, bs=6)
+        learn = make(dls, path=tmp_path)
+        for verb in (learn.tta, learn.show_results, learn.evaluate, learn.interpret):
+            with learn.no_bar(), pytest.raises(InterpretationError, match="There are no samples"):
+                verb()
+            plt.close("all")
+        with learn.no_bar():
+            assert len(learn.tta(0, batch_tfms=Flip())[0]) == len(data.train)
 
     def test_history_and_its_plot(self, quiet):
         assert {"train_loss", "valid_loss", "accuracy"} <= set(quiet.history.columns)
