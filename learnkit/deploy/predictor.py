@@ -630,13 +630,14 @@ class Predictor(BasePredictor):
             ExportError: the network has operators that ONNX has not, or no body.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        from learnkit.optimize.optimize import optimize
+        from learnkit.optimize.optimize import candidates, optimize
 
         if self.variant is not None:
             raise OptimizeError(
                 f"this model is optimised already ({self.variant}); to convert it otherwise, take "
                 "the float32 model: load_learner(path, variant='float32').optimize(...)"
             )
+        candidates(backend, precision, device, backend_params)  # refused before files are made
         base = base_files(self.record)  # as it is now: it may learn on before the other is saved
         about = {"backend": backend, "device": device, "threads": threads, "batch_size": batch_size}
         images = {"test": test, "ood": ood, "learned": learned}

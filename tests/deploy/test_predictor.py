@@ -17,6 +17,7 @@ from learnkit.errors import (
     DataError,
     ImageReadError,
     InputSizeError,
+    OptimizeError,
     PredictionError,
     UnreadableImagesError,
 )
@@ -399,3 +400,21 @@ def test_one_path_or_a_folder_is_no_list_of_characters(predictor, tmp_path):
     assert len(predictor.predict_files(tmp_path, progress=False)) == 2
     with pytest.raises(DataError, match="a dictionary with the keys 'a'"):
         predictor.predict_batch({"a": files})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"precision": "int3"}, "`precision` is 'int3'"),
+        ({"backend": "tensorrt"}, "tensorrt"),
+        ({"speed": 3}, "no backend has a parameter speed"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_before_files_are_made(
+    predictor, monkeypatch, given, message
+):
+    made = []
+    monkeypatch.setattr("learnkit.deploy.predictor.base_files", made.append)
+    with pytest.raises(OptimizeError, match=message):
+        predictor.optimize(**given, progress=False)
+    assert made == []
