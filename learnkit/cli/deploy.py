@@ -46,7 +46,7 @@ def serve(
     predict_token_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Predict for this token only; else $LEARNKIT_PREDICT_TOKEN."
+            metavar="FILE", help="Predict for this token only; else for $LEARNKIT_PREDICT_TOKEN"
         ),
     ] = None,
     out: Annotated[
