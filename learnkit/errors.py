@@ -19,8 +19,8 @@ T = TypeVar("T")
 class LearnkitError(Exception):
     """Base of all errors learnkit raises on purpose."""
 
-    def __init__(self, *args: Any):
-        super().__init__(*(self._own_words(arg) for arg in args))
+    def __init__(self, *args: Any, **named: Any):  # ImportError takes `name`
+        super().__init__(*(self._own_words(arg) for arg in args), **named)
 
     def _own_words(self, message: Any) -> Any:
         """What it said in a reading process, of which torch makes a message with a traceback."""

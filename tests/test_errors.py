@@ -90,3 +90,8 @@ def test_a_missing_file_is_a_file_that_is_not_found(tmp_path):
     said = f"image {str(tmp_path / 'none.png')!r} cannot be read: there is no such file"
     assert str(caught.value) == said
     assert isinstance(caught.value, errors.ImageReadError)
+
+
+def test_a_missing_package_is_named_as_of_any_import_error():
+    error = errors.MissingExtraError("onnx is not installed", name="onnx")
+    assert (str(error), error.name) == ("onnx is not installed", "onnx")
