@@ -6,6 +6,7 @@ from types import ModuleType
 from learnkit.errors import MissingExtraError
 
 _EXTRAS = {"openvino": "openvino"}  # all others come with "onnx"
+_ALONE = {"huggingface_hub"}  # or are installed by their own name
 
 
 def extra(name: str) -> ModuleType:
@@ -18,8 +19,9 @@ def extra(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
+        wanted = f'"learnkit[{_EXTRAS.get(package, "onnx")}]"'
         raise MissingExtraError(
             f"{package} cannot be imported ({error}); install it with: "
-            f'pip install "learnkit[{_EXTRAS.get(package, "onnx")}]"',
+            f"pip install {package if package in _ALONE else wanted}",
             name=package,
         ) from error

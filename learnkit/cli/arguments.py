@@ -16,7 +16,7 @@ FolderArgument = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Images in one folder per class.")
 ]
 ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Folder of an exported model.")
+    Path, typer.Argument(metavar="MODEL", help="Folder of an exported model, or hf-hub:OWNER/NAME.")
 ]
 PathsArgument = Annotated[
     list[Path], typer.Argument(metavar="PATHS", help="Image files, and folders of them.")

@@ -16,6 +16,7 @@ from learnkit.bundle.variant import FLOAT32
 from learnkit.cli.console import Report
 from learnkit.cli.table import FittedTable
 from learnkit.data.labels import ids_of_classes
+from learnkit.deploy.hub_bundle import located
 from learnkit.errors import BundleCorruptError, UsageError
 from learnkit.inference.monitor import drift_file, read_drift_report
 from learnkit.report.document import Document, Section, Table, pairs, value_text
@@ -78,6 +79,7 @@ def read_overview(path: Path) -> Overview:
     Raises:
         BundleError: there is none, or it is damaged.
     """
+    path = Path(located(path))
     manifest = read_folder(path, wanted=()).manifest
     found = read_folder(path, wanted=[*filter(is_listed_from, manifest["files"])])
     check_schema(found.manifest, MANIFEST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -37,6 +38,7 @@ from learnkit.data.preprocess import Preprocessing, check_batch
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.home import home_of, pickled
+from learnkit.deploy.hub_bundle import located, publish
 from learnkit.deploy.set_fields import set_fields
 from learnkit.errors import OptimizedModelError, OptimizeError
 from learnkit.inference.batch import BATCH
@@ -65,6 +67,7 @@ def load_learner(
     allow_pickle: Literal[False] = False,
     variant: str | None = None,
     threads: int | None = None,
+    revision: str | None = None,
 ) -> Predictor: ...
 @overload
 def load_learner(
@@ -79,11 +82,13 @@ def load_learner(
     allow_pickle: bool = False,
     variant: str | None = None,
     threads: int | None = None,
+    revision: str | None = None,
 ) -> Any:
     """The `Predictor` in the bundle at `path`, checked before use: hashes, tensors, probe images.
 
     Args:
-        path: folder written by `learn.export` or `Predictor.save`.
+        path: folder written by `learn.export` or `Predictor.save`; or "hf-hub:OWNER/NAME", which
+            is fetched into the cache of the Hugging Face hub.
         file: its name in `path`, as in fastai v1; default `path` itself.
         sha256: what `save` returned (`Predictor.digest`): nothing else is accepted.
         device: where the network runs.
@@ -94,16 +99,18 @@ def load_learner(
             itself: a warning says if another one beside it has learned since.
         threads: processor threads one prediction of an optimised variant may use; default all this
             process may use.
+        revision: branch, tag or commit on the hub, also as "hf-hub:OWNER/NAME@REVISION"; default
+            main. With `sha256` nothing but that bundle is accepted, whatever stands there.
 
     Raises:
-        BundleNotFoundError: no bundle there.
+        BundleNotFoundError: no bundle there, or no way to the hub.
         BundleCorruptError: damaged, altered, or not the one pinned by `sha256`.
         BundleVersionError: written in a format newer than this learnkit reads.
         BundleProbeError: the network does not give the recorded logits here.
         BundleError: a pickle, and `allow_pickle` is not set; or no such variant.
         MissingExtraError: the variant's backend is not installed; the message has the pip line.
     """
-    path = path if file is None else Path(path) / file
+    path = located(path if file is None else Path(path) / file, revision=revision, sha256=sha256)
     if pickle_file := pickle_at(Path(path)):
         return load_pickle(pickle_file, sha256, device, allow_pickle)
     record = read(path, variant=variant, sha256=sha256, device=str(device), threads=threads)
@@ -313,9 +320,8 @@ class Predictor(BasePredictor):
             UnreadableImagesError: images cannot be read; all of them are named.
             PredictionError: the network has no feature map, or gives features that are not finite.
         """
-        items = files_or_images(items)
         run = {"bs": bs, "n_workers": n_workers, "progress": progress}
-        return feature_rows(self.network, self.preprocessing, items, **run)
+        return feature_rows(self.network, self.preprocessing, files_or_images(items), **run)
 
     def evaluate(
         self,
@@ -713,6 +719,26 @@ class Predictor(BasePredictor):
         self.record = self.record.replace(siblings=siblings)
         return digest
 
+    def push_to_hub(self, repository: str, *, private: bool = True, **saved: Any) -> str:
+        """SHA-256 (hex) that pins the bundle put into a repository of the Hugging Face hub.
+
+        `load_learner("hf-hub:OWNER/NAME", sha256=...)` opens it. The model card is the repository's
+        README. What an earlier bundle left there is taken away in the same commit. It is written as
+        whoever is logged in (`hf auth login`), or has the token in $HF_TOKEN.
+
+        Args:
+            repository: OWNER/NAME, or OWNER/NAME@BRANCH; made if it is not there.
+            private: whether a repository that is made is seen by its owner alone.
+            **saved: as of `save`: `card`, `probes`, `others`, `variants` and `history`.
+
+        Raises:
+            BundleWriteError: the hub refuses or does not answer, or the repository holds what is no
+                bundle's.
+            MissingExtraError: huggingface_hub is not installed.
+        """
+        saved["others"] = [other.record for other in saved.get("others", ())]
+        return publish(repository, partial(write, model=self.record, **saved), private=private)
+
     def _labelled(
         self, data: Any, labels: Any, group: Any = None
     ) -> tuple[ContinualClassifier, Labelled]:
@@ -738,8 +764,5 @@ class Predictor(BasePredictor):
         return Document([*super().document().content, *log])
 
     def __repr__(self) -> str:
-        if self.variant is not None:
-            return f"Predictor({self.variant}, {self._about()})"
-        spec = getattr(self.model, "spec", None)
-        arch = type(self.model).__name__ if spec is None else spec.arch
-        return f"Predictor({arch}, {self._about()})"
+        name = self.variant or getattr(getattr(self.model, "spec", None), "arch", None)
+        return f"Predictor({name or type(self.model).__name__}, {self._about()})"

@@ -15,6 +15,7 @@ from learnkit.bundle.read_runtime import read_facts_of_history, read_runtime, re
 from learnkit.continual.change_report import AuditLog
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.home import home_of, pickled
+from learnkit.deploy.hub_bundle import located
 from learnkit.errors import OptimizedModelError, PredictionError
 from learnkit.inference.class_names import checked_threshold, renamed
 from learnkit.inference.model import Model
@@ -24,7 +25,7 @@ _NEEDS_TORCH = frozenset(
     {
         *("extend", "subtract", "forget", "rename", "merge_classes", "merge", "undo"),
         *("evaluate", "features", "save", "optimize", "calibrate", "snapshot", "restore"),
-        "drop_snapshot",
+        *("drop_snapshot", "push_to_hub"),
     }
 )
 
@@ -36,6 +37,7 @@ def load_runtime(
     sha256: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    revision: str | None = None,
 ) -> RuntimePredictor:
     """The model in a variant of the bundle at `path`, for a process without torch.
 
@@ -44,21 +46,24 @@ def load_runtime(
     shapes, and probe images whose recorded answers must come out again.
 
     Args:
-        path: folder written by `save` of an optimised predictor.
+        path: folder written by `save` of an optimised predictor; or "hf-hub:OWNER/NAME", which is
+            fetched into the cache of the Hugging Face hub (needs huggingface_hub).
         variant: its name, such as "onnxruntime-int8"; default the one the bundle was saved from,
             or the only one that runs without torch.
         sha256: what `save` returned: nothing else is accepted.
         threads: processor threads for one forward pass; default all this process may use.
         device: "cpu", or "cuda" where the backend has it.
+        revision: branch, tag or commit on the hub, also as "hf-hub:OWNER/NAME@REVISION".
 
     Raises:
-        BundleNotFoundError: no bundle there.
+        BundleNotFoundError: no bundle there, or no way to the hub.
         BundleError: no such variant, or none that runs without torch; the message has the remedy.
         BundleCorruptError: damaged, altered, or not the one pinned by `sha256`.
         BundleVersionError: written in a format newer than this learnkit reads.
         BundleProbeError: the network does not give the recorded answers here.
         MissingExtraError: the backend is not installed; the message has the pip line.
     """
+    path = located(path, revision=revision, sha256=sha256)
     record = read_runtime(path, variant=variant, sha256=sha256, threads=threads, device=device)
     predictor = RuntimePredictor(record)
     predictor.digest = record.digest

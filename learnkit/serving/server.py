@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.backends.processor import n_threads
+from learnkit.deploy.hub_bundle import located
 from learnkit.errors import MissingExtraError, ServingError
 from learnkit.inference.monitor import drift_file
 from learnkit.serving.access_log import print_access_log
@@ -63,7 +64,7 @@ def serve(
     Each request is a line on the standard output, see `log_request`.
 
     Args:
-        path: folder of an exported model.
+        path: folder of an exported model, or "hf-hub:OWNER/NAME".
         host: address to listen at; the default is reached from this machine only.
         port: 0 for any that is free.
         allow_extend: see `create_app`, as for the tokens, `limits` and `n_workers`.
@@ -161,7 +162,7 @@ def serve_at(
         predictor,
         save_to=save_to,
         limits=limits,
-        drift_file=drift_file(path) if is_alone else None,
+        drift_file=drift_file(located(path)) if is_alone else None,
         reopen=lambda: opened(save_to if app.state.service.has_saved else path),
         **settings,
     )

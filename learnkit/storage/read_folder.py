@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 VARIANTS = "variants"
+ON_HUB = "hf-hub:"  # begins the name of a bundle on the Hugging Face hub
 MAX_MANIFEST_BYTES = 1_000_000
 # What a stranger lists is not read before it is looked at. An ONNX file cannot be larger; of the
 # networks that timm knows the largest takes 19 GB in float32.
@@ -162,7 +163,7 @@ def _read_once(folder: Path, sha256: str | None, wanted: Collection[str] | None)
         for name, entry in manifest["files"].items()
         if (not name.startswith(f"{VARIANTS}/") if wanted is None else name in wanted)
     }
-    _check_sizes(folder, {name: entry["size"] for name, entry in listed.items()})
+    check_sizes(folder, {name: entry["size"] for name, entry in listed.items()})
     files = {name: _read_listed(folder, name, entry) for name, entry in listed.items()}
     return Folder(files, manifest, digest, folder)
 
@@ -199,7 +200,7 @@ def _check_entry(name: str, entry: Any) -> None:
         raise BundleCorruptError(f"{MANIFEST} gives no sound size and sha256 for {name!r}")
 
 
-def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
+def check_sizes(folder: Path, sizes: dict[str, int]) -> None:
     """Raise unless files of these sizes can be of their kinds, and all of them have room."""
     for name, size in sizes.items():
         most = MAX_BYTES.get(Path(name).suffix, MAX_OTHER_BYTES)

@@ -21,6 +21,7 @@ from learnkit.storage.filesystem import FileSystem, sync_folder, try_lock
 from learnkit.storage.formats import to_json
 from learnkit.storage.read_folder import (
     MANIFEST,
+    ON_HUB,
     VARIANTS,
     is_plain_name,
     leftovers,
@@ -54,6 +55,7 @@ def write_folder(
         BundleWriteError: the target is something else, or the disk refused. The old folder still
             stands, unless the message says that the new one does.
     """
+    _check_local(path)
     fs, target = fs or FileSystem(), Path(os.path.abspath(path))
     manifest = to_json({**(about or {}), "files": _entries(files)})
     check_outside(target)
@@ -217,6 +219,7 @@ _DESKTOP_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 def check_target(target: Path) -> None:
     """Raise unless `target` is absent, an empty folder, or a bundle without foreign files."""
+    _check_local(target)
     check_outside(target)
     if snapshot_blobs(target) is not None:
         raise BundleWriteError(
@@ -236,6 +239,15 @@ def check_target(target: Path) -> None:
         raise BundleWriteError(
             f"{target} is a folder with files that no bundle put there ({shown}); a bundle "
             "replaces nothing but a bundle: choose another path, or move them away first"
+        )
+
+
+def _check_local(target: str | os.PathLike) -> None:
+    """Raise if `target` is a place on the hub, which no folder of that name is to be taken for."""
+    if Path(target).as_posix().startswith(ON_HUB):
+        raise BundleWriteError(
+            f"{os.fspath(target)} is no folder: a bundle is written to one, and gets to the hub by "
+            "Predictor.push_to_hub; choose a folder"
         )
 
 
