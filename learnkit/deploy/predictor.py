@@ -356,9 +356,8 @@ class Predictor(BasePredictor):
             ContinualNotInitializedError: `ood`, and the model detects none such.
         """
         unwatched = copy.copy(self)  # the monitor is for images as they come
-        return evaluate_predictor(
-            unwatched, dataset, ood=ood, bs=bs, n_workers=n_workers, progress=progress
-        )
+        run = {"bs": bs, "n_workers": n_workers, "progress": progress}
+        return evaluate_predictor(unwatched, dataset, ood=ood, **run)
 
     def extend(
         self,
@@ -398,14 +397,10 @@ class Predictor(BasePredictor):
         head, found = self._labelled(data, labels, group)
         features, names = with_features(found, self.features, reading)
         held_out = with_features(found.validation, self.features, reading)
-        given = {
-            "reuse_names": reuse_names,
-            "again": again,
-            "groups": found.groups,
-            "case_sensitive": found.case_sensitive,
-            "origin": self.network.origin(reading.get("bs", BATCH)),
-        }
-        return head.extend(features, names, validation=held_out, **given)
+        given = {"reuse_names": reuse_names, "again": again, "groups": found.groups}
+        told, origin = found.case_sensitive, self.network.origin(reading.get("bs", BATCH))
+        about = {"validation": held_out, "case_sensitive": told, "origin": origin}
+        return head.extend(features, names, **given, **about)
 
     def calibrate(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
         """Fit threshold and temperature to fresh images, not learned; return what changed.
