@@ -28,6 +28,7 @@ def interleaved_times(
     repeats: int = 15,
     warmup: int = 2,
     settle: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call, `repeats` per candidate; one call of each per round.
 
@@ -42,9 +43,9 @@ def interleaved_times(
         for name in names[first:] + names[:first]:
             for _ in range(settle):
                 candidates[name]()
-            start = time.perf_counter()
+            start = clock()
             candidates[name]()
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             if round_ >= warmup:
                 times[name].append(elapsed)
     return times

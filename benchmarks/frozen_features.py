@@ -25,11 +25,11 @@ CASES = (("mobilenetv3_small_050", 224), ("resnet18", 224), ("resnet18", 64))
 PLAIN, STORED = "every epoch", "stored features"
 
 
-def write_digits(root: Path, size: int) -> ImageDataset:
+def write_digits(root: Path, size: int, *, n_images: int = N_IMAGES) -> ImageDataset:
     """The first digits as PNG files of `size` pixels, one folder per class, split 75/25."""
     digits = load_digits()
     for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        if i == N_IMAGES:
+        if i == n_images:
             break
         folder = root / str(label)
         folder.mkdir(parents=True, exist_ok=True)
