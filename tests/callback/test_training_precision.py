@@ -233,9 +233,11 @@ def test_statistics_of_a_batch_norm_are_summed_in_float32(data):
     assert not torch.equal(norm.running_mean, norm.running_mean.bfloat16().float())
 
 
-def test_gradients_of_wide_depthwise_convolutions_are_those_of_float32(data):
+@pytest.mark.parametrize(("kernel", "stride"), [(7, 1), (3, 2)], ids=["wide", "strided"])
+def test_gradients_of_slow_depthwise_convolutions_are_those_of_float32(data, kernel, stride):
     torch.manual_seed(0)
-    pointwise, wide = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 7, padding=3, groups=8)
+    pointwise = nn.Conv2d(3, 8, 1)
+    wide = nn.Conv2d(8, 8, kernel, stride, padding=kernel // 2, groups=8)
     learn = tiny(data)
     learn.model = nn.Sequential(pointwise, wide)
     images = torch.randn(2, 3, 16, 16)
