@@ -4,10 +4,12 @@ import importlib.metadata
 from typing import Any
 
 from learnkit.backends.processor import n_threads, processor_name, telling_flags
+from learnkit.backends.providers import providers_here
 from learnkit.backends.registry import BACKENDS, PRECISIONS, Backend, why_not
 from learnkit.report.document import Document, Items, Mark, Paragraph, Span, Table
 from learnkit.report.notebook import Shown
 
+_UNSEEN = "no test of learnkit has run there; `optimize` compares and times it on your images"
 _HEADER = ("backend", "device", "version", *PRECISIONS)
 
 
@@ -47,7 +49,7 @@ def devices() -> Devices:
     precision for those that cannot.
     """
     rows = [_row(backend, "cpu") for backend in BACKENDS.values()]
-    rows += [_row(b, "cuda") for b in BACKENDS.values() if not b.missing and _has_cuda(b)]
+    rows += [_row(b, device) for b in BACKENDS.values() if not b.missing for device in _more(b)]
     return Devices(rows)
 
 
@@ -68,22 +70,23 @@ def _row(backend: Backend, device: str) -> dict[str, Any]:
     }
 
 
-def _has_cuda(backend: Backend) -> bool:
+def _more(backend: Backend) -> tuple[str, ...]:
+    """The devices present beside the processor."""
     if backend.name == "torch":
         import torch
 
-        return torch.cuda.is_available()
+        return ("cuda",) if torch.cuda.is_available() else ()
     if backend.name == "onnxruntime":
-        import onnxruntime
-
-        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    return False
+        return tuple(device for device in providers_here() if device != "cpu")
+    return ()
 
 
 def _notes(row: dict[str, Any]) -> list[tuple[str, str]]:
     """(what it is about, what there is to say): parameters, and why something cannot be run."""
     given = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
-    found = [(row["backend"], f"takes {given}")] if given else []
+    found = [(row["backend"], f"takes {given}")] if given and row["device"] == "cpu" else []
+    if row["backend"] == "onnxruntime" and row["device"] != "cpu":
+        found.append((row["device"], _UNSEEN))
     reasons: dict[str, list[str]] = {}
     for precision, reason in row["why_not"].items():
         if precision in BACKENDS[row["backend"]].precisions:  # it has none elsewhere either

@@ -1,6 +1,8 @@
 """Networks in onnxruntime; needs no torch."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 
 from learnkit.backends.extras import extra
 from learnkit.backends.onnx_file import check_onnx
+from learnkit.backends.providers import PROVIDERS, providers_here
 from learnkit.backends.session import Outputs, Session, brief, signature
 from learnkit.errors import BackendUnavailableError, BundleCorruptError, PredictionError
 
@@ -17,7 +20,8 @@ CHANGING = ["WeightBiasQuantization"]
 #: without it processors that have AVX2 and no VNNI cut off sums of products of 8 bits at 16 bits:
 #: measured there, features of MobileNetV2 were off by .64 of their spread instead of .13
 EXACT_SUMS = "session.x64quantprecision", "1"
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# where TensorRT has no operator for a layer CUDA has one; the processor comes last by itself
+_BEHIND = {"tensorrt": [PROVIDERS["cuda"]]}
 
 
 class OrtSession(Session):
@@ -27,7 +31,7 @@ class OrtSession(Session):
         precision: what the file's weights are.
         files: `{"onnx": bytes}`.
         threads: processor threads one run may use.
-        device: "cpu" or "cuda".
+        device: "cpu", or "cuda", "tensorrt", "coreml" or "directml" where it has them.
         spinning: within a run, threads wait for the next piece of work in a loop: faster, and in
             the way of whatever else the processor has to do.
 
@@ -49,6 +53,8 @@ class OrtSession(Session):
         ort = extra("onnxruntime")
         check_onnx(files["onnx"])
         check_provider(ort, device)
+        # DirectML runs one batch at a time; all others any number
+        self._turn = Lock() if device == "directml" else nullcontext()
         self._session = _opened(ort, files["onnx"], threads, device, spinning)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         sizes = signature(
@@ -59,7 +65,8 @@ class OrtSession(Session):
 
     def _run(self, images: np.ndarray) -> Outputs:
         try:
-            features, *logits = self._session.run(None, {"image": images})
+            with self._turn:
+                features, *logits = self._session.run(None, {"image": images})
         except _errors() as error:
             raise PredictionError(f"onnxruntime cannot run the network: {brief(error)}") from error
         return features, logits[0] if logits else None
@@ -67,9 +74,8 @@ class OrtSession(Session):
 
 def check_provider(ort: ModuleType, device: str) -> None:
     """Raise BackendUnavailableError if this onnxruntime cannot run on `device`."""
-    provider = _PROVIDERS.get(device)
-    if provider not in ort.get_available_providers():
-        possible = [n for n, p in _PROVIDERS.items() if p in ort.get_available_providers()]
+    possible = list(providers_here())
+    if device not in possible:
         raise BackendUnavailableError(
             f"`device`={device!r}; this onnxruntime {ort.__version__} runs on {possible}"
         )
@@ -83,13 +89,16 @@ def _opened(ort: ModuleType, data: bytes, threads: int, device: str, spinning: b
     options.add_session_config_entry(*EXACT_SUMS)
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs: be idle
+    if device == "directml":  # it refuses to plan memory ahead
+        options.enable_mem_pattern = False
     try:
+        providers = [PROVIDERS[device], *_BEHIND.get(device, ())]
         session = ort.InferenceSession(
-            data, options, providers=[_PROVIDERS[device]], disabled_optimizers=CHANGING
+            data, options, providers=providers, disabled_optimizers=CHANGING
         )
     except _errors() as error:
         raise BundleCorruptError(f"onnxruntime cannot read the network: {brief(error)}") from error
-    if _PROVIDERS[device] not in session.get_providers():  # it takes the processor instead
+    if PROVIDERS[device] not in session.get_providers():  # it takes the processor instead
         raise BackendUnavailableError(f"`device`={device!r}; onnxruntime cannot start it here")
     return session
 

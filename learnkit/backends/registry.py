@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from learnkit.backends.processor import has_bfloat16, n_threads, telling_flags
+from learnkit.backends.providers import PROVIDERS, providers_here
 from learnkit.backends.session import Session
 from learnkit.errors import BackendUnavailableError, BundleCorruptError, OptimizeError
 
@@ -27,6 +28,7 @@ class Backend:
         precisions: those it knows.
         parameters: what `optimize` passes on to it, with defaults.
         files: kinds of files a session needs, by precision where it is not one ONNX file.
+        devices: names of those it can use, wherever they are present.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Backend:
     precisions: tuple[str, ...]
     parameters: Mapping[str, Any]
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    devices: tuple[str, ...] = ("cpu",)
 
     def files_of(self, precision: str) -> tuple[str, ...]:
         """Kinds of the files a session of this precision needs."""
@@ -56,6 +59,7 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 "onnx",
                 ("float32", "float16", "int8"),
                 {"spinning": True},
+                devices=tuple(PROVIDERS),
             ),
             Backend(
                 "openvino",
@@ -71,6 +75,7 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 None,
                 ("float32", "float16", "bfloat16"),
                 {"channels_last": True, "compile": False},
+                devices=("cpu", "cuda"),
             ),
         )
     }
@@ -93,7 +98,7 @@ def open_session(
         precision: "float32", "float16", "bfloat16" or "int8"; what the files were made for.
         files: bytes by kind: `onnx`, or `xml` and `bin`.
         threads: processor threads one run may use; None for all this process has.
-        device: "cpu", or "cuda" where the backend has it.
+        device: "cpu", or another that `devices` lists for the backend.
         **params: the backend's own, see `devices`.
 
     Raises:
@@ -161,10 +166,11 @@ def why_not(backend: Backend, precision: str, device: str = "cpu") -> str | None
         return f"the processor has neither avx512_bf16 nor amx_bf16 (its flags: {flags})"
     if device == "cpu" and precision == "float16" and backend.name == "torch":
         return "on processors torch computes float16 several times slower than float32"
-    if device == "cuda" and backend.name == "openvino":
-        return "it has no CUDA"
-    if device not in {"cpu", "cuda"}:
-        return "a device is 'cpu' or 'cuda'"
+    if device != "cpu" and backend.name == "onnxruntime" and not backend.missing:
+        here = providers_here()
+        return None if device in here else f"the onnxruntime installed has {', '.join(here)}"
+    if device not in backend.devices:
+        return f"its devices are {', '.join(backend.devices)}"
     return None
 
 

@@ -62,6 +62,9 @@ def serve(
     max_mb: Annotated[int, typer.Option(min=1, help="Megabytes of one request.")] = 32,
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of one image.")] = 50_000_000,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="cpu, or another of `learnkit devices`.")
+    ] = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of a forward pass; all cores if left out.")
     ] = None,
@@ -101,6 +104,7 @@ def serve(
         save_to=out,
         limits=limits,
         variant=variant,
+        device=device,
         threads=threads,
         n_workers=decoders,
         processes=workers,
@@ -118,6 +122,9 @@ def optimize(
     backend: Annotated[
         str, typer.Option(help="onnxruntime, openvino or torch; auto takes the fastest.")
     ] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="cpu, or another of `learnkit devices`.")
+    ] = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of a prediction; all cores if left out.")
     ] = None,
@@ -148,6 +155,7 @@ def optimize(
             backend=backend,
             test=test,
             ood=ood,
+            device=device,
             threads=threads,
             force=force,
             fallback=fallback,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from learnkit.backends.network import Network, channels_last
+from learnkit.backends.providers import ONNX_DEVICES
 from learnkit.bundle.read import read
 from learnkit.bundle.variant import FLOAT32
 from learnkit.bundle.write import write
@@ -264,9 +265,9 @@ class Predictor(BasePredictor):
         self.record = self.record.replace(probes=value)
 
     @property
-    def device(self) -> torch.device:
-        """Where the network runs."""
-        return torch.device(self.network.device)
+    def device(self) -> Any:
+        """Where the network runs: torch's device, or the name of one that torch does not know."""
+        return name if (name := self.network.device) in ONNX_DEVICES else torch.device(name)
 
     @property
     def threads(self) -> int:
@@ -548,7 +549,7 @@ class Predictor(BasePredictor):
             false_alarm_rate: wanted share of known images flagged; the threshold is fitted to it
                 from what the model knows, now and after every change.
             metadata: takes the place of the metadata.
-            device: where a converted network runs: "cpu", or "cuda" where its backend has it.
+            device: where a converted network runs: "cpu", or another that `devices` lists.
             threads: processor threads one prediction of a converted network may use.
             tta: views of an image from which all verbs predict, see `predict_batch`; 1 is itself
                 alone. It is kept in the metadata, and so travels in bundles.
@@ -604,7 +605,7 @@ class Predictor(BasePredictor):
                 images, or images of any kind `predict` takes. Other precisions need none.
             backend: "onnxruntime", "openvino" or "torch"; "auto" tries all that are possible here
                 and takes the fastest that passes. `learnkit.devices()` lists them.
-            device: "cpu", or "cuda" where the backend has it.
+            device: "cpu", or another that `learnkit.devices()` lists for the backend.
             test: images to compare it on, 500 or more, best with labels; as `samples`, but of a
                 dataset the test images, else the validation images. Without it a third of
                 `samples` is set apart.

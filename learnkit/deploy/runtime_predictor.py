@@ -52,7 +52,7 @@ def load_runtime(
             or the only one that runs without torch.
         sha256: what `save` returned: nothing else is accepted.
         threads: processor threads for one forward pass; default all this process may use.
-        device: "cpu", or "cuda" where the backend has it.
+        device: "cpu", or another that `learnkit.devices()` lists.
         revision: branch, tag or commit on the hub, also as "hf-hub:OWNER/NAME@REVISION".
 
     Raises:
@@ -158,7 +158,7 @@ class RuntimePredictor(BasePredictor):
             metadata: takes the place of what there was.
             threads: processor threads for one forward pass. The network is read again from its
                 bundle, as it is for `device`.
-            device: where it runs: "cpu", or "cuda" where the backend has it.
+            device: where it runs: "cpu", or another that `learnkit.devices()` lists.
             tta: views of an image from which all verbs predict, see `predict_batch`.
 
         Raises:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from learnkit.backends.conversion import Converted
 from learnkit.backends.network import Network, channels_last
+from learnkit.backends.providers import ONNX_DEVICES
 from learnkit.backends.registry import variant_name
 from learnkit.backends.session import Session
 from learnkit.continual.label_issues import optimism
@@ -106,7 +107,9 @@ class Trials:
         for backend, name in names.items():
             if name not in runs:
                 runs[name] = self._reference(backend).run
-        job, model = self.job, self.converter.model.to(self.job.device)
+        job = self.job
+        # where torch has no such device it runs on the processor: that is what there was before
+        model = self.converter.model.to("cpu" if job.device in ONNX_DEVICES else job.device)
         is_open = job.source.head is not None
         runs[EAGER] = Network(model, job.source.preprocessing, owned=True, continual=is_open).run
         with torch_threads(max(trial.network.threads for trial in trials)):

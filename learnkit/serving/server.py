@@ -52,6 +52,7 @@ def serve(
     limits: Limits | None = None,
     variant: str | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     n_workers: int = 2,
     processes: int = 1,
     say: Callable[[str], object] = print,
@@ -76,6 +77,7 @@ def serve(
             learn; or "float32". Default the one the bundle was saved from.
         threads: processor threads for the forward pass, whichever backend runs it; default all,
             shared out among `processes`.
+        device: where the network runs: "cpu", or another that `learnkit devices` lists.
         n_workers: see there.
         processes: that serve at one address, each with the model in its memory, where nobody
             teaches. /metrics counts over all of them; each watches for drift in the images it
@@ -107,6 +109,7 @@ def serve(
         limits=limits or Limits(),
         variant=variant,
         threads=n_threads() // processes or 1 if threads is None and processes > 1 else threads,
+        device=device,
         n_workers=n_workers,
         is_alone=processes == 1,
     )
@@ -132,6 +135,7 @@ def serve_at(
     limits: Limits,
     variant: str | None,
     threads: int | None,
+    device: str,
     is_alone: bool,
     **settings: Any,
 ) -> None:
@@ -146,6 +150,7 @@ def serve_at(
         limits: see there.
         variant: see there.
         threads: see there.
+        device: see there.
         is_alone: no other process serves there.
         **settings: see `create_app`.
     """
@@ -153,7 +158,8 @@ def serve_at(
 
     def opened(source: str | os.PathLike = path) -> Any:
         learning = settings["allow_extend"]
-        found = open_model(source, variant=variant, threads=threads, learning=learning)
+        how = {"variant": variant, "threads": threads, "device": device}
+        found = open_model(source, **how, learning=learning)
         warm_up(found, limits.batch)
         return found
 
@@ -206,6 +212,7 @@ def open_model(
     *,
     variant: str | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     learning: bool = False,
 ) -> Predictor | RuntimePredictor:
     """The predictor exported to `path`; see `serve`. One that is `learning` has torch."""
@@ -213,14 +220,14 @@ def open_model(
     if not learning and (bare or importlib.util.find_spec("torch") is None):
         from learnkit.deploy.runtime_predictor import load_runtime
 
-        return load_runtime(path, variant=variant, threads=threads)
+        return load_runtime(path, variant=variant, threads=threads, device=device)
     import torch
 
     from learnkit.deploy.predictor import load_learner
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return load_learner(path, variant=variant, threads=threads)
+    return load_learner(path, variant=variant, threads=threads, device=device)
 
 
 def warm_up(predictor: Any, batch: int) -> None:
