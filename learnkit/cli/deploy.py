@@ -228,10 +228,13 @@ def onnx(
     from learnkit.deploy.predictor import load_learner
     from learnkit.storage.filesystem import write_file
     from learnkit.storage.formats import to_json
+    from learnkit.storage.write_folder import check_outside
 
     for file in (out, about):
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"the folder of {str(file)!r} does not exist; create it first")
+        if file is not None:
+            check_outside(file)
     if out.is_dir():
         raise UsageError(f"OUT.ONNX is the folder {str(out)!r}; give the name of a file in it")
     predictor = load_learner(model, variant=variant)

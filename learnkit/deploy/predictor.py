@@ -664,6 +664,7 @@ class Predictor(BasePredictor):
         Raises:
             ExportError: the model knows no class yet; it was converted to what is no plain ONNX;
                 the network cannot be exported, or gives other numbers in ONNX.
+            BundleWriteError: `path` is inside a bundle.
             MissingExtraError: onnx or onnxscript is not installed.
         """
         from learnkit.optimize.plain_onnx import write_onnx

@@ -19,6 +19,7 @@ from learnkit.errors import ExportError
 from learnkit.inference.prediction import Prediction
 from learnkit.inference.scoring import knowledge_of, predictions
 from learnkit.storage.filesystem import write_file
+from learnkit.storage.write_folder import check_outside
 from learnkit.uncertainty.embedding import BLANK
 from learnkit.uncertainty.ood import BLANK_ACTIVATION, BLANK_SCORE, SCORE_FLOOR
 from learnkit.uncertainty.scoring import OF_CLASSES, OF_LOGITS, Scoring
@@ -86,6 +87,7 @@ def plain_onnx(model: Model) -> tuple[bytes, dict[str, Any]]:
 
 def write_onnx(path: Path, model: Model) -> dict[str, Any]:
     """The metadata of the file written to `path`: what `plain_onnx` gives, whole or not at all."""
+    check_outside(path)
     data, about = plain_onnx(model)
     write_file(path, lambda file: file.write(data))
     return about

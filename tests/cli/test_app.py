@@ -988,6 +988,8 @@ def test_json_on_the_screen_holds_the_names_as_they_are(steering, capsys):
         "rename MODEL good=GOOD --out MODEL/more",
         "undo MODEL --out MODEL/more",
         "optimize MODEL --out MODEL/fast",
+        "onnx MODEL MODEL/model.onnx",
+        "onnx MODEL model.onnx --about MODEL/config.json",
         "train IMAGES --out MODEL/new",
         "demo --out MODEL/demo",
     ],
