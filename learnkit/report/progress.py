@@ -91,6 +91,7 @@ class Progress(Shown):
     def __init__(self, what: str, n: int | None, unit: str, n_before: int = 0):
         self.what, self.n, self.unit, self.n_before = what, n, unit, n_before
         self.n_done, self._start = n_before, _now()
+        self._last = self._start
         self._view: _View | None = None
         self._ended = threading.Event()
         self._beat: threading.Thread | None = None
@@ -117,6 +118,7 @@ class Progress(Shown):
     def advance(self, n: int = 1) -> None:
         """Count `n` more."""
         self.n_done += n
+        self._last = _now()
 
     def show(self) -> None:
         """Show what is done now, unless another pass is shown."""
@@ -149,7 +151,10 @@ class Progress(Shown):
         n_own = self.n_done - self.n_before
         if self.n is None or not n_own:
             return f"{self.what}: {count}, {duration(seconds)} so far"
-        left = seconds / n_own * max(self.n - self.n_done, 0)
+        n_left = max(self.n - self.n_done, 0)
+        # Many are done at once, in batches: counted down from the last of them, until it is late.
+        left = (self._last - self._start) / n_own * n_left - (_now() - self._last)
+        left = left if left > 0 else seconds / n_own * n_left
         return f"{self.what}: {count}, {duration(left)} left"
 
     __repr__ = __str__

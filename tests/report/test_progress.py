@@ -29,7 +29,9 @@ class Clock:
     def wait(self, seconds):
         self.waited.append(seconds)
         self.seconds += seconds
-        self.shown.n_done = self.shown.n_before + int(self.speed * self.seconds)
+        n_now = self.shown.n_before + int(self.speed * self.seconds)
+        if n_now > self.shown.n_done:
+            self.shown.advance(n_now - self.shown.n_done)
         return self.seconds > self.end
 
     def set(self):
@@ -55,7 +57,7 @@ def run(monkeypatch, shown, *, speed, end):
     """Let a pass go on by a clock of its own; the clock."""
     clock = Clock(shown, speed, end)
     monkeypatch.setattr(progress, "_now", lambda: clock.seconds)
-    shown._start, shown._ended = 0.0, clock
+    shown._start, shown._last, shown._ended = 0.0, 0.0, clock
     shown._go_on()
     shown.__exit__()
     return clock
@@ -77,6 +79,18 @@ def test_what_was_done_before_does_not_count_as_speed(monkeypatch):
     stream = piped(monkeypatch)
     run(monkeypatch, Progress("predict", 1000, "images", n_before=900), speed=1, end=9)
     assert stream.getvalue() == "predict: 902 of 1000 images, 1 min 38 s left\n"
+
+
+def test_between_batches_the_time_is_counted_down_and_up_again_when_it_is_late(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress, "_now", lambda: now[0])
+    shown, said = Progress("predict", 48, "images"), []
+    for now[0], n in ((8.0, 16), (13.0, 0), (20.0, 0), (32.0, 0), (40.0, 16)):
+        if n:
+            shown.advance(n)
+        said.append(str(shown).partition(", ")[2])
+    # 16 in 8 s leave 16 s for 32 more; after 24 s they are late; 32 in 40 s leave 20 s for 16
+    assert said == ["16 s left", "11 s left", "4 s left", "1 min 4 s left", "20 s left"]
 
 
 def test_where_nobody_knows_the_end_the_time_so_far_is_told(monkeypatch):
