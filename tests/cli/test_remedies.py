@@ -32,7 +32,7 @@ IN_PYTHON = {
     *("device=", "encoding=", "image_dir="),
     *("classifier=", "score=", "memory=", "shrinkage=", "temperature=", "lin_bias="),
     *("target=", "train_bn=", "num_workers=", "drop_last=", "with_labels="),
-    *("data=", "sha256=", "p=", "history="),
+    *("data=", "ds_idx=", "sha256=", "p=", "history="),
     *("set_to_none=", "progress="),
     # verbs of a learner or of a predictor in a notebook
     *("cnn_learner(", "dataloaders(", "drop_continual(", "evaluate(", "from_bundle("),
