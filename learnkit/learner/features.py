@@ -11,7 +11,7 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 
 import numpy as np
 import torch
-from fastai.data.core import TfmdDL
+from fastai.data.core import TfmdLists
 from fastai.torch_core import to_device
 from PIL import Image
 from torch import Tensor
@@ -111,8 +111,8 @@ def loader_over(learn: Any, items: Sequence[Any], bs: int, problem: ExportError)
     try:
         for item in items:
             if not isinstance(item, _PICTURES | type(first)):
-                raise TypeError(f"a {type(item).__name__} is no file and no picture")
-        if isinstance(valid, TfmdDL) and hasattr(valid.dataset, "tls"):
+                raise TypeError(f"{type(item)} is no file and no picture")
+        if isinstance(valid.dataset, TfmdLists) or hasattr(valid.dataset, "tls"):
             if isinstance(first, Path):
                 items = [Path(item) if isinstance(item, str) else item for item in items]
             items = [_as_file(item) if isinstance(item, Image.Image) else item for item in items]
@@ -125,12 +125,8 @@ def loader_over(learn: Any, items: Sequence[Any], bs: int, problem: ExportError)
             item if isinstance(item, Tensor) else dataset.transform(dataset.loader(item))
             for item in items
         ]
-    except (
-        AssertionError,
-        AttributeError,
-        TypeError,
-    ) as error:  # what fastai says of items it does not know
-        told = str(error).splitlines()[-1].strip()
+    except (AssertionError, AttributeError, TypeError) as error:  # fastai's, of items it minds
+        told = (str(error) or type(error).__name__).splitlines()[-1].strip()
         raise PredictionError(
             f"`items` cannot be read by the learner's loaders: {told}. No recipe can read them "
             f"either: {problem}"
