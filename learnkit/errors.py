@@ -6,7 +6,10 @@ names the argument, the value seen, the rule and the remedy. After one, nothing 
 """
 
 import functools
+import os
+import site
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -28,6 +31,14 @@ class LearnkitError(Exception):
         if not isinstance(message, str) or not message.startswith("Caught ") or kind not in message:
             return message
         return message.rpartition(kind)[2].strip()
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the lines of the caller and the message; `%debug` has the others."""
+        folders = (os.path.dirname(__file__), os.path.dirname(os.__file__), *site.getsitepackages())
+        libraries = tuple(os.path.join(folder, "") for folder in folders)
+        frames = traceback.extract_tb(self.__traceback__)
+        own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+        return [*traceback.format_list(own), *traceback.format_exception_only(self)]
 
 
 # -- data ---------------------------------------------------------------------------------------

@@ -95,3 +95,12 @@ def test_a_missing_file_is_a_file_that_is_not_found(tmp_path):
 def test_a_missing_package_is_named_as_of_any_import_error():
     error = errors.MissingExtraError("onnx is not installed", name="onnx")
     assert (str(error), error.name) == ("onnx is not installed", "onnx")
+
+
+def test_a_notebook_shows_the_lines_of_the_caller_and_the_message(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        read_image(tmp_path / "none.png")
+    *lines, message = caught.value._render_traceback_()
+    assert [__file__ in line for line in lines] == [True]
+    assert 'read_image(tmp_path / "none.png")' in lines[0]
+    assert message == f"learnkit.errors.ImageNotFoundError: {caught.value}\n"

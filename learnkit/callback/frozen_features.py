@@ -7,7 +7,6 @@ the body, and the skipping ends inside that call. `learn.model`, `learn.dls`, op
 random numbers stay what they are.
 """
 
-import warnings
 from contextlib import nullcontext
 from functools import partial
 
@@ -36,6 +35,7 @@ from learnkit.callback.stored_features import (
     unskip,
 )
 from learnkit.callback.training_precision import autocast_of, precision_of
+from learnkit.errors import warn_user
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.models.eval_mode import evaluating
 
@@ -149,7 +149,7 @@ class FrozenFeatures(TrainingCallback):
 
     def _tell(self, reason: str | None, *, quietly: bool = False) -> str | None:
         if reason is not None and reason not in self._told and not quietly:
-            warnings.warn(f"FrozenFeatures is idle because {reason}", stacklevel=1)
+            warn_user(f"FrozenFeatures is idle because {reason}")
             self._told.add(reason)
         return reason
 
