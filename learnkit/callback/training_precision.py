@@ -160,14 +160,15 @@ def multiplies_bfloat16(device: str) -> bool:
     return device == "cpu" and trains_bfloat16()
 
 
-def autocast_of(learn: Any, images: Tensor) -> AbstractContextManager:
+def autocast_of(learn: Any, images: Any) -> AbstractContextManager:
     """A context in which layers compute as a training step of the learner over these images.
 
     With "auto", images of fewer than 64 x 64 pixels are computed in float32, which is faster then.
     """
     own, dtype = _own(learn), _TYPES[precision_of(learn)]
     # Rounding the weights takes as long for a small image as for a large one.
-    small = images.ndim != 4 or images.shape[2] * images.shape[3] < _FEWEST_PIXELS
+    shape = getattr(images, "shape", ())
+    small = len(shape) != 4 or shape[2] * shape[3] < _FEWEST_PIXELS
     if dtype is None or (small and own is not None and own.asked == "auto"):
         return nullcontext()
     return torch.autocast(_device(learn), dtype)

@@ -460,6 +460,25 @@ def test_float16_scales_its_gradients_and_a_checkpoint_keeps_the_scale(data, tmp
     assert learn.scaler is None
 
 
+def test_models_may_take_more_than_a_batch_of_images(data, bfloat16):
+    class Sum(nn.Module):
+        def forward(self, pair, scale):
+            return self.layer(pair[0] + pair[1]) * scale
+
+    learn, images = tiny(data, "auto"), torch.randn(2, 3, 64, 64)
+    learn.model = Sum()
+    learn.model.layer = nn.Conv2d(3, 4, 1)
+    with autocast_model(learn):
+        found = learn.model((images, images), 2)
+    assert torch.equal(found, learn.model((images, images), 2))
+    learn = tiny(data, "bfloat16")
+    learn.model = Sum()
+    learn.model.layer = nn.Conv2d(3, 4, 1)
+    with autocast_model(learn):
+        found = learn.model((images, images), 2)
+    assert torch.equal(found, found.bfloat16().float())
+
+
 def test_learners_pickle_with_it(data):
     learn = tiny(data)
     learn.fit(1)
