@@ -178,7 +178,13 @@ _TAUGHT = {
 }
 # Path, method, parameters of the address, body, answer, and what else is answered, by status.
 _OPERATIONS: dict[str, tuple[str, tuple[str, ...], bool, str, dict[str, str]]] = {
-    "predict": ("post", ("alpha",), True, "Predictions", {**_RECEIVING, "401": _TAUGHT["401"]}),
+    "predict": (
+        "post",
+        ("alpha",),
+        True,
+        "Predictions",
+        {**_RECEIVING, "401": _TAUGHT["401"], "501": "this model has no prediction sets"},
+    ),
     "extend": (
         "post",
         ("label", "group", "again"),

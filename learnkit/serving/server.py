@@ -255,11 +255,8 @@ def _server(
             if self.started and not self.should_exit:
                 if hasattr(signal, "SIGHUP"):  # not on Windows
                     loop = asyncio.get_running_loop()
-                    loop.add_signal_handler(signal.SIGHUP, self._reload_soon, loop)
+                    loop.add_signal_handler(signal.SIGHUP, Reloader(service, say).ask)
                 when_ready()
-
-        def _reload_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-            self._reloading = loop.create_task(reload_and_say(service, say))
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             with contextlib.suppress(OSError):  # nobody reads any more; the model is still saved
@@ -280,17 +277,36 @@ def _server(
     return Server(config)
 
 
-async def reload_and_say(service: Service, say: Callable[[str], object]) -> None:
-    """Reload the model and say what became of that; whatever happens, one is served."""
-    try:
-        found = await service.reload_model()
-    except Refusal as refusal:
-        say(str(refusal))
-    except Exception as error:
-        # nobody awaits a signal's task: what goes wrong in it is told here or never
-        LOG.error("not reloaded, the former model goes on", exc_info=error)
-    else:
-        say(f"reloaded: serving {len(found['classes'])} classes, model {found['model'][:12]}")
+class Reloader:
+    """Reloads the model whenever it is asked to, and says what became of that.
+
+    Whoever asks while it does is served by one more reload: what was read may be outdated by then.
+    """
+
+    def __init__(self, service: Service, say: Callable[[str], object]):
+        self._service, self._say = service, say
+        self._is_wanted = False
+        self._task: asyncio.Task[None] | None = None
+
+    def ask(self) -> None:
+        """Reload soon, in the loop that runs."""
+        self._is_wanted = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        while self._is_wanted:
+            self._is_wanted = False
+            try:
+                found = await self._service.reload_model()
+            except Refusal as refusal:
+                self._say(str(refusal))
+            except Exception as error:
+                # nobody awaits a signal's task: what goes wrong in it is told here or never
+                LOG.error("not reloaded, the former model goes on", exc_info=error)
+            else:
+                n, digest = len(found["classes"]), found["model"][:12]
+                self._say(f"reloaded: serving {n} classes, model {digest}")
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -1,5 +1,6 @@
 """`learnkit serve` in a process of its own: ready, asked, told to stop."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -22,7 +23,8 @@ from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.runtime_predictor import RuntimePredictor
 from learnkit.errors import BundleNotFoundError, ServingError
 from learnkit.serving.app import create_app
-from learnkit.serving.server import open_model, serve, warm_up
+from learnkit.serving.http_errors import Refusal
+from learnkit.serving.server import Reloader, open_model, serve, warm_up
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,39 @@ def test_mistakes_are_told_before_anything_is_loaded(
     err = capsys.readouterr().err
     assert caught.value.code == 2
     assert (err.count("\n"), match in err) == (1, True), err
+
+
+def test_who_asks_for_a_reload_during_one_is_served_by_one_more(caplog):
+    begun, said = [], []
+
+    class Served:
+        async def reload_model(self):
+            begun.append(len(begun))
+            if len(begun) == 1:
+                for _ in range(3):
+                    reloader.ask()
+                    await asyncio.sleep(0)
+            if len(begun) == 2:
+                raise Refusal(409, "not reloaded, the former model goes on: broken")
+            if len(begun) == 3:
+                raise MemoryError
+            return {"classes": ["a", "b"], "model": "0123456789abcdef"}
+
+    reloader = Reloader(Served(), said.append)
+
+    async def ask():
+        for _ in range(3):
+            reloader.ask()
+            await reloader._task
+
+    asyncio.run(ask())
+    assert begun == [0, 1, 2, 3]
+    assert said == [
+        "reloaded: serving 2 classes, model 0123456789ab",
+        "not reloaded, the former model goes on: broken",
+        "reloaded: serving 2 classes, model 0123456789ab",
+    ]
+    assert "not reloaded, the former model goes on" in caplog.text
 
 
 def test_several_processes_answer_count_together_and_are_replaced(bundle):
