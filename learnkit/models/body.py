@@ -136,7 +136,7 @@ def _options_explained(stated: StatedRecipe, arch: Arch) -> Iterator[None]:
         if not wrong:
             raise
         raise WeightsError(
-            f"{stated.source} of the weights says {wrong[0]}={stated.options[wrong[0]]!r}, which "
+            f"weights file: {stated.source} says {wrong[0]}={stated.options[wrong[0]]!r}, which "
             f"{arch.label} does not take; mend it, or check the architecture"
         ) from error
 

@@ -254,7 +254,8 @@ def stated_recipe(path: Path, arch: str, n_in: int = 3, *, decided: bool = False
     """
     said: dict[str, tuple[Any, str]] = {}
     for source, entries in _statements(path, arch):
-        for name, value in _recipe_fields(source, entries, n_in).items():
+        label = f"weights file {path.name}: {source}"
+        for name, value in _recipe_fields(label, entries, n_in).items():
             if decided and name in ("mean", "std"):
                 continue
             before, where = said.setdefault(name, (value, source))
@@ -270,7 +271,7 @@ def stated_recipe(path: Path, arch: str, n_in: int = 3, *, decided: bool = False
             "`normalize=(mean, std)`"
         )
     values = {name: value for name, (value, _) in said.items()}
-    where = dict.fromkeys(source for _, source in said.values())
+    where = dict.fromkeys(source.rpartition(" in ")[2] for _, source in said.values())
     return StatedRecipe(**values, source=" and ".join(where))
 
 
@@ -367,7 +368,7 @@ def _check_options(source: str, options: Mapping[str, Any]) -> None:
     try:
         check_arch_kwargs(options)
     except ModelSpecError as error:
-        raise WeightsError(f"{source} of the weights cannot be followed: {error}") from error
+        raise WeightsError(f"{source} cannot be followed: {error}") from error
 
 
 def _channel_values(source: str, name: str, value: Any, n_in: int) -> tuple[float, ...]:
@@ -379,10 +380,10 @@ def _channel_values(source: str, name: str, value: Any, n_in: int) -> tuple[floa
     )
     if not good or (name == "std" and min(values, default=0) <= 0):
         rule = "positive numbers" if name == "std" else "finite numbers"
-        raise WeightsError(f"{source} of the weights says {name} {value!r}: expected {rule}")
+        raise WeightsError(f"{source} says {name} {value!r}: expected {rule}")
     if len(values) not in (1, 3, n_in):
         raise WeightsError(
-            f"{source} of the weights says {name} {value!r}, {len(values)} numbers for {n_in} "
+            f"{source} says {name} {value!r}, {len(values)} numbers for {n_in} "
             "channels; mend it, or pass `normalize=(mean, std)`"
         )
     return tuple(map(float, values)) * (n_in if len(values) == 1 else 1)
