@@ -159,7 +159,7 @@ def compare_accuracies(weights: Path, folder: Path | None) -> None:
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rounds", type=int, nargs="?", default=5)
+    parser.add_argument("rounds", type=int, nargs="?", default=3)
     parser.add_argument(
         "--weights", type=Path, help="weights of MobileNetV2 (TensorFlow's padding)"
     )
