@@ -38,7 +38,8 @@ lint: $(TOOLS)  ## ruff check and format check
 
 types: $(TOOLS)  ## what mypy and pyright see of learnkit's names
 	$(BIN)/mypy
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	@if command -v node >/dev/null; then $(BIN)/pyright --pythonpath $(BIN)/python; \
+	else echo "pyright is left out: it runs on Node.js, which is not installed (apt install nodejs)"; fi
 
 test: lint types  ## lint, types, layers, doctests, tests and notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
