@@ -744,7 +744,7 @@ def test_three_frozen_epochs_on_real_weights_reach_90_percent(tmp_path):
     (root,) = (p.parent for p in tmp_path.rglob("train"))
     torch.manual_seed(0)
     learn = cnn_learner(
-        ImageDataset.from_folder(root).dataloaders(size=160, bs=32),
+        ImageDataset.from_folder(root).dataloaders(size=160, bs=32, method="crop"),
         "mobilenetv2_100",
         pretrained=SHARED / "weights/mobilenetv2_100.tf_in1k.safetensors",
         arch_kwargs={"pad_type": "same"},
