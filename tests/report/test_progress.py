@@ -12,6 +12,13 @@ from learnkit.report import progress
 from learnkit.report.progress import Progress, clear_line, counted, watched
 
 
+@pytest.fixture(autouse=True)
+def nothing_in_view(monkeypatch):
+    """Passes that ended in an error of a test before may not be collected yet."""
+    monkeypatch.setattr(progress, "_one_at_a_time", threading.Lock())
+    monkeypatch.setattr(progress, "_live", [])
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
