@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from learnkit.errors import EvaluationError
-from learnkit.evaluation.measures import Z95
+from learnkit.evaluation.measures import paired_interval
 from learnkit.report.document import Document, Paragraph, Table
 from learnkit.report.notebook import Shown
 
@@ -60,15 +60,8 @@ class Comparison(Shown):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds that hold the true difference with 95 % confidence.
-
-        Source: Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
-        proportions based on paired data", 2012, eq. 10.
-        """
-        gained, lost = ((k + 1) / (self.n + 2) for k in (self.only_second, self.only_first))
-        middle = gained - lost
-        half = Z95 * math.sqrt((gained + lost - middle**2) / (self.n + 2))
-        return max(-1.0, middle - half), min(1.0, middle + half)
+        """Bounds that hold the true difference with about 95 % confidence: `paired_interval`."""
+        return paired_interval(self.only_first, self.only_second, self.n)
 
     @property
     def p_value(self) -> float:

@@ -56,6 +56,27 @@ def wilson_interval(n_right: int, n: int, *, z: float = Z95) -> tuple[float, flo
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
+def paired_interval(n_lost: int, n_gained: int, n: int) -> tuple[float, float]:
+    """Bounds that hold the change of a share with about 95 % confidence, from paired answers.
+
+    Args:
+        n_lost: images right before and wrong after.
+        n_gained: images wrong before and right after.
+        n: all images.
+
+    >>> paired_interval(0, 0, 500)
+    (-0.0055, 0.0055)
+    """
+    if n == 0:
+        return float("nan"), float("nan")
+    # Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial proportions
+    # based on paired data", 2012
+    lost, gained = (n_lost + 1) / (n + 2), (n_gained + 1) / (n + 2)
+    change = gained - lost
+    half = Z95 * np.sqrt((lost + gained - change**2) / (n + 2))
+    return max(-1.0, float(change - half)), min(1.0, float(change + half))
+
+
 class ClassRates(NamedTuple):
     """Precision, recall and F1, float64 (C,) each in 0..1; NaN for a class without samples."""
 

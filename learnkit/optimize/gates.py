@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from learnkit.errors import OptimizeError
-from learnkit.evaluation.measures import wilson_interval
+from learnkit.evaluation.measures import paired_interval, wilson_interval
 
 PROVING = 500  # test images recommended: enough to prove the default gates, with some to spare
 BUSY = "others used the machine while it was timed"
-_Z = 1.959964  # 95 % of a normal distribution lie within
 
 
 @dataclass(frozen=True)
@@ -73,27 +72,6 @@ class Verdict:
     def __str__(self) -> str:
         note = f"; {self.note}" if self.note else ""
         return f"{self.gate}: {self.word} ({self.found}; asked: {self.rule}{note})"
-
-
-def paired_interval(n_lost: int, n_gained: int, n: int) -> tuple[float, float]:
-    """Bounds that hold the change of a share with about 95 % confidence, from paired answers.
-
-    Args:
-        n_lost: images right before and wrong after.
-        n_gained: images wrong before and right after.
-        n: all images.
-
-    >>> paired_interval(0, 0, 500)
-    (-0.0055, 0.0055)
-    """
-    if n == 0:
-        return math.nan, math.nan
-    # Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial proportions
-    # based on paired data", 2012
-    lost, gained = (n_lost + 1) / (n + 2), (n_gained + 1) / (n + 2)
-    change = gained - lost
-    half = _Z * math.sqrt((lost + gained - change**2) / (n + 2))
-    return max(-1.0, change - half), min(1.0, change + half)
 
 
 def agreement_verdict(n_same: int, n: int, gates: Gates) -> Verdict:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from learnkit.evaluation.measures import wilson_interval
-from learnkit.optimize.gates import paired_interval
+from learnkit.evaluation.measures import paired_interval, wilson_interval
 from learnkit.storage.records import NOT_STORED
 
 

@@ -3,13 +3,13 @@ import math
 import pytest
 
 from learnkit.errors import OptimizeError
+from learnkit.evaluation.measures import paired_interval
 from learnkit.optimize.gates import (
     Gates,
     accuracy_verdict,
     agreement_verdict,
     failures,
     finite_verdict,
-    paired_interval,
     passes,
     ratio_text,
     speed_verdict,
