@@ -8,11 +8,11 @@ TOOLS := .venv/.installed-tools
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup demo test lint types format package bench clean
+.PHONY: help setup demo test test-browser lint types format package bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(BASE): requirements.txt setup.cfg setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("learnkit needs Python >= 3.10, found " + sys.version.split()[0] + "; run `make PYTHON=python3.11 ...`" if sys.version_info < (3, 10) else 0)'
@@ -43,6 +43,9 @@ types: $(TOOLS)  ## what mypy and pyright see of learnkit's names
 
 test: lint types  ## lint, types, layers, doctests, tests and notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test-browser: $(TOOLS)  ## the pages people see, in the system's Chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
 format: $(TOOLS)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
