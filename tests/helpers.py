@@ -1,6 +1,5 @@
 """Small image folders and networks that many tests need."""
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +88,7 @@ def quiet(learn):
 
 
 def show_progress_at_once(monkeypatch):
-    """Let a line of progress be written whenever something is done, not after seconds.
-
-    Passes that ended in an error of a test before may not be collected yet, and would be in view.
-    """
-    from learnkit.report import progress
+    """Let a line of progress be written whenever something is done, not after seconds."""
     from learnkit.report.progress import Progress
 
     def advance(self, n=1):
@@ -101,5 +96,3 @@ def show_progress_at_once(monkeypatch):
         self.show()
 
     monkeypatch.setattr(Progress, "advance", advance)
-    monkeypatch.setattr(progress, "_one_at_a_time", threading.Lock())
-    monkeypatch.setattr(progress, "_live", [])

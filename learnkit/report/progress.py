@@ -1,11 +1,14 @@
 """Progress of a long pass on standard error: a live bar on a terminal or in a notebook, else lines.
 
 A log gets a line after two seconds and every ten from then on. What is over sooner shows nothing.
+So does a pass whose consumer is gone: the traceback of its error can hold it for as long as a
+notebook lives.
 """
 
 from __future__ import annotations
 
 import contextvars
+import inspect
 import os
 import sys
 import threading
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.util import find_spec
 from operator import length_hint
+from types import CodeType
 from typing import Any, Protocol
 
 from learnkit.report.document import Bar, BarRow, Bars, Document
@@ -21,7 +25,9 @@ from learnkit.report.notebook import Shown
 
 _WIDEST_BAR, _NARROWEST_BAR = 40, 5
 _now = time.monotonic
-_one_at_a_time = threading.Lock()
+# Frames that are on no stack while they wait, though whoever consumes goes on.
+_WAIT = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_line = threading.RLock()  # held while a bar is drawn, or another pass gets its line
 _live: list[Progress] = []  # the one that is shown, if any is
 
 
@@ -48,9 +54,30 @@ def _closed_streams_ignored() -> AbstractContextManager[None]:
 
 def _counting(stream: Iterable[Any], progress: Progress) -> Iterator[Any]:
     with progress:
+        progress.consumer = _caller()
         for item in stream:
             yield item
+            progress.consumer = _caller()
             progress.advance()
+
+
+# Not the frame itself, which would hold all that is in it.
+def _caller() -> tuple[int, CodeType]:
+    """Who called the generator that asks: the next frame that is no generator's."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_flags & _WAIT and frame.f_back:
+        frame = frame.f_back
+    return id(frame), frame.f_code
+
+
+def _on_a_stack(wanted: tuple[int, CodeType]) -> bool:
+    """Whether a thread runs in this frame."""
+    for frame in sys._current_frames().values():
+        while frame:
+            if (id(frame), frame.f_code) == wanted:
+                return True
+            frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -74,7 +101,7 @@ def counted(
 
 def clear_line() -> None:
     """Take the bar off its line of the terminal, for something else to be written there."""
-    for one in _live:
+    for one in [*_live]:
         one.lift()
 
 
@@ -92,6 +119,7 @@ class Progress(Shown):
         self.what, self.n, self.unit, self.n_before = what, n, unit, n_before
         self.n_done, self._start = n_before, _now()
         self._last = self._start
+        self.consumer: tuple[int, CodeType] | None = None
         self._view: _View | None = None
         self._ended = threading.Event()
         self._beat: threading.Thread | None = None
@@ -107,13 +135,11 @@ class Progress(Shown):
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        if self._beat is not None:
+        # The collector may end it from any thread, its own included.
+        if self._beat not in (None, threading.current_thread()):
             self._beat.join()
-        if self._view is not None:
-            _live.remove(self)
-            self.lift()
-            self._view = None
-            _one_at_a_time.release()
+        with _line:
+            self._leave()
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more."""
@@ -121,19 +147,35 @@ class Progress(Shown):
         self._last = _now()
 
     def show(self) -> None:
-        """Show what is done now, unless another pass is shown."""
-        if self._view is None:
-            if not _one_at_a_time.acquire(blocking=False):
-                return
-            self._view = _kind()()
-            _live.append(self)
-        self._view.draw(self)
+        """Show what is done now, unless another pass is shown or nobody consumes this one."""
+        # Never waiting: who draws may collect this pass, and waits for this thread then.
+        if not _line.acquire(blocking=False):
+            return
+        try:
+            for one in [*_live]:
+                if not one._is_consumed():
+                    one._leave()
+            if self._is_consumed() and _live in ([], [self]):
+                _live[:] = [self]
+                self._view = self._view or _kind()()
+                self._view.draw(self)
+        finally:
+            _line.release()
 
     def lift(self) -> None:
         """Take the bar away until it is shown again."""
         if self._view is not None:
             with _closed_streams_ignored():
                 self._view.clear()
+
+    def _leave(self) -> None:
+        """Leave the line to others, if it is this one's."""
+        if self in _live:
+            _live.remove(self)
+            self.lift()
+
+    def _is_consumed(self) -> bool:
+        return self.consumer is None or _on_a_stack(self.consumer)
 
     def _go_on(self) -> None:
         with _closed_streams_ignored():
@@ -218,6 +260,8 @@ class _Terminal:
 
         self._console = Console(stderr=True, force_terminal=True)
         self._erase = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+        # A prompt may stand in the line of a pass that failed.
+        self._erase_rest = Control((ControlType.ERASE_IN_LINE, 0))
 
     def draw(self, progress: Progress) -> None:
         from rich.progress_bar import ProgressBar
@@ -234,7 +278,7 @@ class _Terminal:
         self._console.print(Segments(parts))
 
     def clear(self) -> None:
-        self._console.control(self._erase)
+        self._console.control(self._erase_rest)
 
 
 class _Notebook:

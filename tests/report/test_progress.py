@@ -1,22 +1,18 @@
 """Progress of a pass: what is said, when, where, and what is left of it."""
 
+import asyncio
 import io
 import re
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.cells import cell_len
 
 from learnkit.report import progress
 from learnkit.report.progress import Progress, clear_line, counted, watched
-
-
-@pytest.fixture(autouse=True)
-def nothing_in_view(monkeypatch):
-    """Passes that ended in an error of a test before may not be collected yet."""
-    monkeypatch.setattr(progress, "_one_at_a_time", threading.Lock())
-    monkeypatch.setattr(progress, "_live", [])
 
 
 class Terminal(io.StringIO):
@@ -145,7 +141,7 @@ def test_a_loader_is_as_long_as_it_says(monkeypatch):
 
 def drawn(stream):
     """The lines that a terminal showed, one after the other, without colours."""
-    parts = re.split(r"\r|\x1b\[2K", stream.getvalue())
+    parts = re.split(r"\r|\x1b\[[02]K", stream.getvalue())
     return [one for one in (re.sub(r"\x1b\[[0-9;]*m", "", part) for part in parts) if one]
 
 
@@ -157,7 +153,7 @@ def test_a_terminal_shows_one_line_that_fits_and_is_gone_in_the_end(monkeypatch,
     lines = drawn(stream)
     assert "\n" not in stream.getvalue()
     assert all(cell_len(line) < columns for line in lines)
-    assert stream.getvalue().endswith("\r\x1b[2K")
+    assert stream.getvalue().endswith("\r\x1b[0K")
     bars = [len(re.match("[━╸╺]*", line)[0]) for line in lines]
     if columns == 30:
         assert lines[0] == "predict: 50 of 400 images, 4…"
@@ -211,7 +207,7 @@ def test_an_error_ends_it_and_lets_others_be_shown(monkeypatch, error):
         shown.show()
         assert progress._live == [shown]
     assert progress._live == []
-    assert stream.getvalue().endswith("\r\x1b[2K")
+    assert stream.getvalue().endswith("\r\x1b[0K")
 
 
 def test_who_stops_early_ends_it(monkeypatch):
@@ -220,6 +216,140 @@ def test_who_stops_early_ends_it(monkeypatch):
     for _ in watched(range(3), 3, True):
         break
     assert threading.active_count() == n_threads
+
+
+def after(condition, *items):
+    """Items that take until a condition holds."""
+    while not condition():
+        time.sleep(0.001)
+    yield from items
+
+
+def fails_with_a_variable(images):
+    held = iter(images)
+    next(held)
+    raise ValueError("out of order")
+
+
+def fails_with_a_generator(images):
+    held = (number for number, _ in enumerate(images))
+    next(held)
+    raise ValueError("out of order")
+
+
+def fails_in_a_thread(images):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(fails_with_a_variable, images).result()
+
+
+def fails_in_a_coroutine(images):
+    async def consume():
+        fails_with_a_generator(images)
+
+    asyncio.run(consume())
+
+
+FAILURES = [
+    fails_with_a_variable,
+    fails_with_a_generator,
+    fails_in_a_thread,
+    fails_in_a_coroutine,
+]
+
+
+@pytest.mark.parametrize("fail", FAILURES)
+def test_a_pass_that_a_traceback_holds_leaves_the_line_to_the_next(monkeypatch, fail):
+    stream = piped(monkeypatch)
+    monkeypatch.setattr(progress._Lines, "first", 0.0)
+    slow = after(lambda: "failed" in stream.getvalue(), 1, 2)
+    with pytest.raises(ValueError, match="out of order") as held:
+        fail(watched(slow, 2, True, "failed"))
+    assert len(progress._live) == 1
+    [*watched(after(lambda: "next" in stream.getvalue(), 1, 2), 2, True, "next")]
+    assert progress._live == []
+    assert held.tb is not None
+
+
+@pytest.mark.parametrize("fail", FAILURES)
+def test_the_bar_of_a_pass_that_a_traceback_holds_goes_by_itself(monkeypatch, fail):
+    stream = terminal(monkeypatch)
+    monkeypatch.setattr(progress._Terminal, "first", 0.0)
+    monkeypatch.setattr(progress._Terminal, "interval", 0.001)
+    slow = after(lambda: "predict" in stream.getvalue(), 1, 2)
+    with pytest.raises(ValueError, match="out of order") as held:
+        fail(watched(slow, 2, True))
+    [*after(lambda: not progress._live)]
+    shown = stream.getvalue()
+    assert shown.endswith("\r\x1b[0K")
+    time.sleep(0.02)
+    assert stream.getvalue() == shown
+    assert held.tb is not None
+
+
+def test_a_pass_handed_on_is_shown_again_in_the_same_output(monkeypatch):
+    said = []
+
+    class Output:
+        first, interval = 0.0, 0.001
+
+        def __init__(self):
+            said.append("made")
+
+        def draw(self, shown):
+            said.append(shown.n_done)
+
+        def clear(self):
+            said.append("cleared")
+
+    monkeypatch.setattr(progress, "_kind", lambda: Output)
+
+    def slow():
+        for n in range(3):
+            yield from after(lambda n=n: said[-1:] == [n], n)
+
+    images = watched(slow(), 3, True)
+
+    def look():
+        return next(images)
+
+    assert look() == 0
+    [*after(lambda: said[-1] == "cleared")]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: [*images]).result() == [1, 2]
+    distinct = [one for one, last in zip(said, [None, *said], strict=False) if one != last]
+    assert distinct == ["made", 0, "cleared", 1, 2, "cleared"]
+
+
+def test_a_consumer_that_waits_for_something_else_goes_on(monkeypatch):
+    stream = piped(monkeypatch)
+    monkeypatch.setattr(progress._Lines, "first", 0.0)
+    monkeypatch.setattr(progress._Lines, "interval", 0.001)
+
+    def numbered():
+        yield from enumerate(watched([1, 2], 2, True))
+
+    for number, _ in numbered():
+        [*after(lambda n=number: f"{n} of 2 images" in stream.getvalue())]
+        assert len(progress._live) == 1
+
+
+def test_the_collector_may_end_a_pass_from_its_own_thread(monkeypatch):
+    ended = []
+
+    class Collects:
+        first, interval = 0.0, 0.001
+
+        def draw(self, shown):
+            ended.append(shown.__exit__())
+
+        def clear(self):
+            """Nothing was drawn."""
+
+    monkeypatch.setattr(progress, "_kind", lambda: Collects)
+    with Progress("predict", 2, "images") as shown:
+        shown._beat.join()
+    assert ended == [None]
+    assert progress._live == []
 
 
 def test_a_closed_stream_harms_no_pass(monkeypatch):
@@ -237,17 +367,16 @@ def test_a_closed_stream_harms_no_pass(monkeypatch):
     with Progress("predict", 2, "images") as shown:
         shown.show()
         screen.close()
-    assert progress._one_at_a_time.acquire(blocking=False)
-    progress._one_at_a_time.release()
+    assert progress._live == []
 
 
 def test_the_bar_makes_room_for_what_is_written(monkeypatch):
     stream = terminal(monkeypatch)
     with Progress("predict", 2, "images") as shown:
         shown.show()
-        assert not stream.getvalue().endswith("\x1b[2K")
+        assert not stream.getvalue().endswith("\r\x1b[0K")
         clear_line()
-        assert stream.getvalue().endswith("\r\x1b[2K")
+        assert stream.getvalue().endswith("\r\x1b[0K")
 
 
 def test_a_notebook_gets_one_output_that_is_empty_in_the_end(monkeypatch):
