@@ -21,6 +21,7 @@ ModelArgument = Annotated[
 PathsArgument = Annotated[
     list[Path], typer.Argument(metavar="PATHS", help="Image files, and folders of them.")
 ]
+BALANCES = {"no": False, "equal": True, "sqrt": "sqrt"}
 CaseOption = Annotated[
     bool, typer.Option("--case-sensitive", help="A and a are two classes, as letters are.")
 ]
@@ -35,10 +36,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def tidy_arguments(argv: Sequence[str]) -> list[str]:
-    """The arguments with `--debug` in front wherever it stood, and `-` after a bare `--json`.
+    """The arguments with `--debug` in front, `-` after a bare `--json`, `equal` after `--balance`.
 
     >>> tidy_arguments(["predict", "model", "a.png", "--json", "--debug"])
     ['--debug', 'predict', 'model', 'a.png', '--json', '-']
+    >>> tidy_arguments(["train", "--balance", "parts", "--balance", "sqrt"])
+    ['train', '--balance', 'equal', 'parts', '--balance', 'sqrt']
     >>> tidy_arguments([]), tidy_arguments(["--debug"])
     ([], [])
     """
@@ -46,6 +49,7 @@ def tidy_arguments(argv: Sequence[str]) -> list[str]:
     tidy = [DEBUG] if DEBUG in argv else []
     for arg, after in zip(rest, [*rest, "--"][1:], strict=True):
         tidy += [arg, "-"] if arg == "--json" and after.startswith("--") else [arg]
+        tidy += ["equal"] if arg == "--balance" and after not in BALANCES else []
     return tidy if rest else []  # the help, as without any
 
 
@@ -80,7 +84,12 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 
 def check_start(
-    pretrained: bool, weights: Path | None, lr: float | None, head_only: bool, precision: str
+    pretrained: bool,
+    weights: Path | None,
+    lr: float | None,
+    head_only: bool,
+    precision: str,
+    balance: str = "no",
 ) -> None:
     """Raise UsageError if what is to be trained cannot start from what is asked for."""
     if weights is not None and not pretrained:
@@ -89,6 +98,8 @@ def check_start(
         raise UsageError("--head-only needs a pretrained body; leave --no-pretrained out")
     if lr is not None and not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr}; it must be above 0 and finite, such as 0.001")
+    if balance not in BALANCES:
+        raise UsageError(f"--balance is {balance!r}; it must be one of {', '.join(BALANCES)}")
     if precision not in TRAINING_PRECISIONS:
         raise UsageError(
             f"--precision is {precision!r}; it must be one of {', '.join(TRAINING_PRECISIONS)}"

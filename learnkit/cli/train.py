@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from learnkit.cli.arguments import (
+    BALANCES,
     CaseOption,
     FolderArgument,
     Interrupted,
@@ -71,6 +72,15 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="crop, squish or pad images that are not square.")
     ] = None,
+    balance: Annotated[
+        str,
+        typer.Option(
+            metavar="[equal|sqrt]", help="Draw training images so that classes come alike often."
+        ),
+    ] = "no",
+    class_weights: Annotated[
+        bool, typer.Option("--class-weights", help="Let rare classes weigh more in training.")
+    ] = False,
     continual: Annotated[
         bool, typer.Option("--continual", help="End ready to learn more classes by `extend`.")
     ] = False,
@@ -93,7 +103,7 @@ def train(
     _quiet_plots()
     from learnkit.cli.workflow import TrainingPlan
 
-    check_start(pretrained, weights, lr, head_only, precision)
+    check_start(pretrained, weights, lr, head_only, precision, balance)
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together; give both or neither")
     plan = TrainingPlan(
@@ -112,6 +122,8 @@ def train(
         std=numbers("--std", std),
         check_weights=weights_check,
         precision=precision,
+        balance=BALANCES[balance],
+        class_weights=class_weights,
     )
     try:
         train_folder(
@@ -152,6 +164,8 @@ def train_folder(
     learn = workflow.build_learner(data, plan)
     if said := workflow.input_said(learn, plan):
         report.say(said)
+    if plan.class_weights:
+        report.say("train_loss is weighted by class; valid_loss and all measures are not")
     if learn.weights_check is not None:
         report.frame(learn.weights_check.frame)
     if checkpoint.progress:

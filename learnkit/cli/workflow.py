@@ -51,6 +51,8 @@ class TrainingPlan:
         std: see `mean`.
         check_weights: compare the likely ways to normalise and pad, and take the best.
         precision: of training steps, see `cnn_learner`.
+        balance: draw training images by class, see `ImageDataset.dataloaders`.
+        class_weights: weigh classes inversely to their numbers of images, in training losses.
     """
 
     arch: str = "resnet18"
@@ -69,6 +71,8 @@ class TrainingPlan:
     std: tuple[float, ...] | None = None
     check_weights: bool = False
     precision: str = "auto"
+    balance: bool | str = False
+    class_weights: bool = False
 
     @property
     def max_lr(self) -> float:
@@ -125,6 +129,7 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
         augment=plan.augment,
         method=plan.method,
         channels=plan.channels,
+        balance=plan.balance,
         seed=plan.seed,
     )
     with warnings.catch_warnings():
@@ -140,6 +145,7 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
             metrics=accuracy_multi if data.multi_label else accuracy,
             train_bn=not plan.head_only,
             precision=plan.precision,
+            class_weights=plan.class_weights,
             cbs=[history, FrozenFeatures()] if plan.head_only else history,
         )
 

@@ -21,7 +21,7 @@ from learnkit.data.display import counts_document, show_images
 from learnkit.data.groups import groups_of
 from learnkit.data.halcon import dictionary_table, halcon_dictionary
 from learnkit.data.image import extension_counts
-from learnkit.data.labels import Label, nfc
+from learnkit.data.labels import Label, nfc, weights_of_classes
 from learnkit.data.readers import csv_table, df_table, folder_table, names_table
 from learnkit.data.split import (
     check_shares,
@@ -453,6 +453,20 @@ class ImageDataset(Shown):
     def counts(self) -> pd.DataFrame:
         """Number of images, classes x splits (`unassigned` for none); zeros included."""
         return split_counts(self._frame, self._classes)
+
+    def class_weights(self, balance: bool | str = True) -> dict[str, float]:
+        """Weight of every class in a loss, {name: weight}, with a mean of 1 over the images.
+
+        Of the training images, if there are any, else of all. With several labels per image it is
+        the weight of the images that show a label (torch's `pos_weight`).
+
+        Args:
+            balance: True weighs inversely to the number of images, so that all classes count alike;
+                "sqrt" inversely to its root, False all alike.
+        """
+        rows = self.train if "train" in self.splits else self
+        found = weights_of_classes(rows.labels, self._classes, balance)
+        return found if balance else dict.fromkeys(found, 1.0)
 
     def show(
         self, n: int = 9, *, seed: int | None = 42, axes: Any = None, side: float = 2.0

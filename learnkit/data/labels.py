@@ -82,6 +82,39 @@ def names_in(labels: Iterable[Label]) -> list[str]:
     return [name for label in labels for name in ((label,) if isinstance(label, str) else label)]
 
 
+def weights_of_classes(
+    labels: Sequence[Label], classes: Sequence[str], balance: bool | str = True
+) -> dict[str, float]:
+    """Class weights that even out how often classes occur: {name: weight}, in order of `classes`.
+
+    One label per image: inverse to the number of its images (scikit-learn's "balanced"), or to the
+    root of it for "sqrt", with a mean of 1 over the images. Several labels per image: the images
+    without a label over those with it (torch's `pos_weight`), or the root of that. A class without
+    images weighs 0: no loss has a term of it.
+
+    >>> weights_of_classes(["a", "a", "a", "b"], ["a", "b"])
+    {'a': 0.6666666666666666, 'b': 2.0}
+    """
+    check_balance(balance)
+    counts = Counter(names_in(labels))
+    power = 0.5 if balance == "sqrt" else 1.0
+    if any(not isinstance(label, str) for label in labels):
+        n = len(labels)
+        return {c: ((n - counts[c]) / counts[c]) ** power if counts[c] else 0.0 for c in classes}
+    shares = {c: counts[c] ** -power if counts[c] else 0.0 for c in classes}
+    total = sum(counts[c] * share for c, share in shares.items())
+    return {c: share * len(labels) / total for c, share in shares.items()}
+
+
+def check_balance(balance: Any) -> None:
+    """Raise DataError unless `balance` is False, True or "sqrt"."""
+    if not (isinstance(balance, bool) or balance == "sqrt"):
+        raise DataError(
+            f"`balance` is {balance!r}; it must be True (classes count alike), 'sqrt' (half-way "
+            "there) or False"
+        )
+
+
 def nfc(name: str) -> str:
     """`name` in Unicode's composed form: one spelling of what looks the same."""
     # macOS decomposes file names and others compose them: one folder, copied, would be two classes.

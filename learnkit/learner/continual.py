@@ -333,7 +333,8 @@ def _loaders(learn: Any, data: Any) -> DataLoaders:
                 f"give DataLoaders made as those were ({problem})"
             )
         recipe = preprocessing_of(learn.dls).replace(mean=None, std=None)
-        data = data.dataloaders(preprocessing=recipe, bs=learn.dls.bs)
+        balance = getattr(learn.dls, "balance", False)
+        data = data.dataloaders(preprocessing=recipe, bs=learn.dls.bs, balance=balance)
         data.to(learn.dls.device) if learn.dls.device is not None else None
     if not isinstance(data, DataLoaders):
         raise DataError(

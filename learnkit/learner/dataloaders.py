@@ -30,6 +30,7 @@ from learnkit.continual.classifier import continual_head
 from learnkit.data.arguments import check_number
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import image_size
+from learnkit.data.labels import check_balance
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.split import check_training_splits
 from learnkit.errors import DataError, ImageReadError, first_few, warn_user, warned_after
@@ -69,6 +70,35 @@ class ShownLoaders(DataLoaders, Shown):
         return Document([Paragraph(Span("DataLoaders", "strong")), pairs(facts)])
 
 
+class BalancedLoader(TfmdDL):
+    """A loader that, where it shuffles, draws its images by weight, with replacement.
+
+    Copies that do not shuffle, and those over other images, go through every image once.
+
+    Args:
+        dataset: As fastai's.
+        weights: One number per image, in proportion to which it is drawn; None for all alike.
+        **kwargs: As fastai's.
+    """
+
+    def __init__(
+        self, dataset: Any = None, *, weights: Sequence[float] | None = None, **kwargs: Any
+    ):
+        super().__init__(dataset, **kwargs)
+        self.weights = weights
+
+    def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> TfmdDL:
+        """A copy, of another kind or over other images, as fastai's."""
+        same = dataset is None or dataset is self.dataset
+        if not same or not issubclass(cls or BalancedLoader, BalancedLoader):
+            return super().new(dataset, cls or TfmdDL, **kwargs)
+        return super().new(dataset, cls, **{"weights": self.weights, **kwargs})
+
+    def shuffle_fn(self, idxs: list[int]) -> list[int]:
+        """As many places as there are, drawn by weight."""
+        return self.rng.choices(idxs, weights=self.weights, k=len(idxs))
+
+
 @warned_after
 def image_dataloaders(
     dataset: ImageDataset,
@@ -80,6 +110,7 @@ def image_dataloaders(
     channels: int = 3,
     method: str | None = None,
     preprocessing: Preprocessing | None = None,
+    balance: bool | str = False,
     seed: int = 42,
     num_workers: int = 0,
     device: Any = None,
@@ -104,6 +135,10 @@ def image_dataloaders(
         method: "crop", "squish" or "pad"; see `Preprocessing`. None is "crop", with a warning where
             that cuts off more than a fifth of the images' area.
         preprocessing: The whole recipe instead of `size`, `channels`, `method` and `recipe`.
+        balance: True draws the training images of every epoch, as many as there are, so that every
+            class comes equally often; "sqrt" in proportion to the root of its images. Drawn with
+            replacement, by `seed`. Only training epochs are: passes that measure or learn
+            statistics see every image once.
         seed: Seeds the order of the training images.
         num_workers: Reading processes; 0 is fastest for small images.
         device: As in fastai; its default device when None.
@@ -121,6 +156,12 @@ def image_dataloaders(
     if num_workers is not None:
         check_number("num_workers", num_workers, least=0)
     _check_device(device)
+    check_balance(balance)
+    if balance and dataset.multi_label:
+        raise DataError(
+            "`balance` draws images by their class, and these have several labels each; weigh the "
+            "labels in the loss instead: cnn_learner(dls, arch, class_weights=True)"
+        )
     check_training_splits(dataset.frame, multi_label=dataset.multi_label, validated=False)
     if "valid" not in dataset.splits:
         warn_user(_NO_VALIDATION)
@@ -148,11 +189,15 @@ def image_dataloaders(
         num_workers=num_workers,
         device=device,
     )
+    if balance:
+        weights = dataset.class_weights(balance)
+        of_images = [weights[label] for label in dataset.train.labels]
+        dls.train = dls.train.new(cls=BalancedLoader, weights=of_images)
     for offset, dl in enumerate(dls.loaders):
         dl.rng = random.Random(seed + offset)
     if preprocessing.mean is not None:
         dls = with_normalization(dls, preprocessing.mean, preprocessing.std)
-    dls.preprocessing, dls.image_dataset = preprocessing, dataset
+    dls.preprocessing, dls.image_dataset, dls.balance = preprocessing, dataset, balance
     return dls
 
 

@@ -1,6 +1,6 @@
 """The factory of learners: `cnn_learner` cuts a backbone and puts a head on it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,13 @@ from fastai.data.core import DataLoaders
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
+from learnkit.callback.class_weights import ClassWeights, check_weighable
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
 from learnkit.errors import warn_user, warned_after
 from learnkit.interpret.learner_state import names_of
 from learnkit.learner.arguments import check_order, explained_arguments, shared_out
 from learnkit.learner.build import assemble, loaders_without_data
+from learnkit.learner.dataloaders import BalancedLoader
 from learnkit.learner.learner import ImageLearner
 from learnkit.learner.transforms import warn_if_code
 from learnkit.models.param_groups import as_splitter, param_groups
@@ -45,6 +47,7 @@ def cnn_learner(
     size: int | tuple[int, int] | None = None,
     weights: Any = None,
     check_weights: bool = False,
+    class_weights: bool | str | Mapping[str, float] = False,
     arch_kwargs: dict[str, Any] | None = None,
     data: DataLoaders | None = None,
     base_arch: Any = None,
@@ -93,6 +96,10 @@ def cnn_learner(
             leave-one-out accuracy on up to 200 training images; `learn.weights_check` has the
             numbers. The best takes the place of what is assumed of the architecture; what
             `normalize`, `pad_type` or the weights file say is only doubted.
+        class_weights: Weights of the classes in training losses: True inversely to their numbers
+            of images, "sqrt" to the root of these, or {name: weight}, as
+            `ImageDataset.class_weights` gives them. They are nowhere else: `valid_loss`, top
+            losses, thresholds and predictions know none, `train_loss` is the weighted one.
         arch_kwargs: Further arguments of the constructor, such as `{"pad_type": "same"}`.
         data: fastai v1's name for `dls`.
         base_arch: fastai v1's name for `arch`.
@@ -149,6 +156,14 @@ def cnn_learner(
     learn = ImageLearner(
         dls, model, splitter=splitter, train_bn=train_bn, precision=precision, **learner_kwargs
     )
+    if class_weights is not False:
+        learn.add_cb(ClassWeights(class_weights))
+        check_weighable(learn)
+        if isinstance(dls.train, BalancedLoader):
+            warn_user(
+                "`class_weights` and `dataloaders(balance=)` both even out the classes, so that "
+                "rare ones count twice; leave one of the two out"
+            )
     if check is not None:
         learn.weights_check = check
         warn_user(f"`check_weights`: {check}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -18,6 +17,7 @@ from fastai.vision.all import Learner  # with fit_one_cycle, lr_find, ... attach
 from fastcore.basics import listify
 from torch import nn
 
+from learnkit.callback.class_weights import weighted_loss
 from learnkit.callback.history import TrainingHistory
 from learnkit.callback.stop_on_non_finite import (
     StopOnNonFinite,
@@ -235,9 +235,11 @@ class ImageLearner(Learner, Shown):
                 parameter.grad = None
 
     def _do_one_batch(self) -> None:
-        """One batch; of a training, the model in the precision of the training."""
-        with autocast_model(self) if self.training else nullcontext():
-            super()._do_one_batch()
+        """One batch; of a training, in its precision and with its class weights."""
+        if not self.training:
+            return super()._do_one_batch()
+        with autocast_model(self), weighted_loss(self):
+            return super()._do_one_batch()
 
     def all_batches(self) -> None:
         """Run the batches of the current loader."""

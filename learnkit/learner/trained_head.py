@@ -15,6 +15,7 @@ from fastai.torch_core import to_device
 from torch import Tensor, nn
 
 from learnkit.callback.after_fit import AfterFit
+from learnkit.callback.class_weights import weighted_loss
 from learnkit.callback.folded_norms import FoldedNorms
 from learnkit.callback.stored_features import checksums_of
 from learnkit.callback.training_precision import autocast_model
@@ -176,7 +177,8 @@ def _propagated(learn: Any, x: Tensor, y: Any) -> float:
     try:
         with autocast_model(learn):
             outputs = learn.model(x)
-        loss = learn.loss_func(outputs, y)
+        with weighted_loss(learn):
+            loss = learn.loss_func(outputs, y)
     except ValueError as error:
         if "Expected more than 1 value per channel" not in str(error):
             raise

@@ -1005,3 +1005,32 @@ def test_nothing_is_written_into_a_bundle(known, images, capsys, command):
         err,
     )
     assert {path.name: path.read_bytes() for path in known.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "balance", "class_weights"),
+    [
+        ([], False, False),
+        (["--balance"], True, False),
+        (["--balance", "equal"], True, False),
+        (["--balance", "sqrt", "--class-weights"], "sqrt", True),
+    ],
+    ids=["plain", "bare", "equal", "sqrt"],
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_train_balances_as_its_options_say(
+    images, monkeypatch, capsys, options, balance, class_weights, last
+):
+    plans = []
+    monkeypatch.setattr(
+        "learnkit.cli.train.train_folder", lambda _, __, plan, **___: plans.append(plan)
+    )
+    argv = ["train", images, *options] if last else ["train", *options, images]
+    assert learnkit(capsys, *argv)[0] == 0
+    assert (plans[0].balance, plans[0].class_weights) == (balance, class_weights)
+
+
+def test_an_unknown_balance_is_a_mistake_in_one_sentence(images, capsys):
+    code, _, said = learnkit(capsys, "train", images, "--balance=log")
+    assert code == 2
+    assert "--balance is 'log'; it must be one of no, equal, sqrt" in " ".join(said.split())

@@ -70,6 +70,16 @@ def test_an_error_within_an_epoch_ends_its_progress(images):
     assert not [one for one in threading.enumerate() if one.name.startswith("learnkit-progress")]
 
 
+def test_balance_and_class_weights_reach_the_training(images):
+    data = workflow.read_dataset(images)
+    learn = workflow.build_learner(data, replace(PLAN, balance="sqrt"))
+    weights = data.class_weights("sqrt")
+    assert learn.dls.train.weights == [weights[name] for name in data.train.labels]
+    learn = workflow.build_learner(data, replace(PLAN, class_weights=True))
+    expected = list(data.class_weights().values())
+    assert learn.class_weights.weights().tolist() == pytest.approx(expected)
+
+
 def test_a_non_finite_loss_names_the_image_files(images):
     learn = workflow.build_learner(workflow.read_dataset(images), PLAN)
     with (

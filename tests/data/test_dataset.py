@@ -361,3 +361,39 @@ def test_repr_says_how_many_of_what():
     assert repr(data).startswith(
         "ImageDataset(3 images, 2 classes; train 1, valid 1, unassigned 1; "
     )
+
+
+def labelled(counts, split="train"):
+    rows = [(f"{name}{i}.png", name, split) for name, n in counts.items() for i in range(n)]
+    return pd.DataFrame(rows, columns=["path", "label", "split"])
+
+
+def test_class_weights_are_those_of_scikit_learn_over_the_training_images(tmp_path):
+    from sklearn.utils.class_weight import compute_class_weight
+
+    train = labelled({"a": 3, "b": 40, "c": 7})
+    valid = labelled({"a": 9, "c": 1}, "valid").assign(path=lambda f: "v" + f["path"])
+    data = ImageDataset(pd.concat([train, valid]), tmp_path)
+    found = data.class_weights()
+    expected = compute_class_weight("balanced", classes=np.array(list("abc")), y=train["label"])
+    assert list(found) == data.classes
+    assert list(found.values()) == pytest.approx(expected.tolist())
+    roots = data.class_weights("sqrt")
+    assert roots["a"] / roots["b"] == pytest.approx((40 / 3) ** 0.5)
+    for weights in (found, roots):
+        assert sum(weights[name] for name in train["label"]) == pytest.approx(len(train))
+    assert data.class_weights(False) == {"a": 1, "b": 1, "c": 1}
+    unsplit = ImageDataset(train.assign(split=""), tmp_path).class_weights()
+    assert unsplit == found
+
+
+def test_a_class_without_training_images_weighs_nothing(tmp_path):
+    data = ImageDataset(labelled({"a": 3, "b": 4}), tmp_path, classes=["a", "b", "z"])
+    assert data.class_weights()["z"] == 0
+    assert data.class_weights()["a"] == pytest.approx(7 / 6)
+
+
+def test_an_unknown_balance_is_refused(tmp_path):
+    data = ImageDataset(labelled({"a": 3, "b": 4}), tmp_path)
+    with pytest.raises(DataError, match=r"`balance` is 'log'; it must be True .* or False"):
+        data.class_weights("log")

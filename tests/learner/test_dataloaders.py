@@ -6,9 +6,11 @@ import re
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
+from fastai.data.core import TfmdDL
 from fastai.data.transforms import (
     IntToFloatTensor,
     Normalize,
@@ -43,7 +45,9 @@ from fastai.vision.data import ImageBlock, ImageDataLoaders
 from fasttransform import Transform
 from helpers import quiet, write_image_folder
 from PIL import Image
+from scipy.stats import chisquare
 
+from learnkit.callback.frozen_features import FrozenFeatures
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, ExportError, InterpretationError, SplitError
@@ -535,3 +539,97 @@ def test_an_unknown_argument_is_named_with_what_was_meant(data, name, remedy):
 def test_a_device_that_is_none_is_refused(data, device):
     with pytest.raises(DataError, match=r"^`device` is .*cannot be used here: .*; give 'cpu'"):
         data.dataloaders(size=32, device=device)
+
+
+class TestBalance:
+    """Training images drawn so that classes come alike often, and nothing else changed by it."""
+
+    counts = {"a": 24, "b": 8, "c": 3}
+
+    @pytest.fixture
+    def data(self, tmp_path):
+        folder = write_image_folder(tmp_path / "images", self.counts)
+        write_image_folder(folder.parent / "valid", {"a": 4, "b": 4, "c": 1})
+        frame = ImageDataset.from_folder(folder).frame.assign(split="train")
+        valid = ImageDataset.from_folder(folder.parent / "valid").frame.assign(split="valid")
+        valid["path"] = [str(folder.parent / "valid" / path) for path in valid["path"]]
+        return ImageDataset(pd.concat([frame, valid]).drop(columns="image_id"), folder)
+
+    @staticmethod
+    def draws(dl, n_epochs):
+        """How often each training image comes, in as many epochs; no image is read."""
+        drawn = []
+        for _ in range(n_epochs):
+            dl.randomize()
+            drawn += dl.get_idxs()
+        return np.bincount(drawn, minlength=dl.n)
+
+    @pytest.mark.parametrize(
+        ("balance", "share"), [(True, lambda n: 1.0), ("sqrt", lambda n: n**0.5)]
+    )
+    def test_frequencies_are_those_wanted(self, data, balance, share):
+        dls = data.dataloaders(size=16, bs=8, balance=balance, seed=3)
+        times = self.draws(dls.train, 200)
+        labels = data.train.labels
+        wanted = np.array([share(self.counts[n]) / self.counts[n] for n in labels])
+        wanted *= times.sum() / wanted.sum()
+        assert times.sum() == 200 * len(labels)
+        assert chisquare(times, wanted).pvalue > 0.01
+        plain = chisquare(times, np.full(len(labels), 200.0)).pvalue
+        assert plain < 1e-6  # it is no uniform draw
+
+    def test_epochs_differ_and_the_seed_gives_them_again(self, data):
+        one, same = (data.dataloaders(size=16, balance=True, seed=5) for _ in range(2))
+        other = data.dataloaders(size=16, balance=True, seed=6)
+        orders = [[dl.get_idxs() for _ in range(2)] for dl in (one.train, same.train, other.train)]
+        assert orders[0] == orders[1] != orders[2]
+        assert orders[0][0] != orders[0][1]
+
+    def test_batches_hold_the_images_drawn(self, data):
+        dl = data.dataloaders(size=16, bs=8, balance=True).train
+        state = dl.rng.getstate()
+        targets = torch.cat([torch.Tensor(y) for _, y in dl]).long().tolist()
+        dl.rng.setstate(state)
+        dl.randomize()
+        names = data.train.labels
+        drawn = [data.classes.index(names[i]) for i in dl.get_idxs()]
+        assert targets == drawn
+
+    def test_passes_that_measure_see_every_training_image_once(self, data):
+        learn = cnn_learner(data.dataloaders(size=32, bs=8, balance=True), "test_resnet", False)
+        learn = quiet(learn)
+        assert isinstance(learn.dls.train, dataloaders.BalancedLoader)  # also once normalised
+        counts = learn.evaluate(ds_idx=0).per_class["n"]
+        assert counts.to_dict() == self.counts
+        assert len(learn.get_preds(ds_idx=0)[0]) == sum(self.counts.values())
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+            learn.init_continual(learn.dls)
+        assert dict(learn.continual.n_images) == self.counts
+        assert isinstance(learn.dls.train.new(data.valid.paths), TfmdDL)
+
+    def test_of_several_labels_is_refused_with_what_helps(self, data):
+        several = ImageDataset(data.frame.assign(label=[[n] for n in data.labels]), data.root)
+        with pytest.raises(
+            DataError, match=r"`balance` draws images by their class.*class_weights"
+        ):
+            several.dataloaders(size=16, balance=True)
+
+    def test_twice_evened_out_is_told(self, data):
+        dls = data.dataloaders(size=32, balance=True)
+        with pytest.warns(UserWarning, match="rare ones count twice"):
+            cnn_learner(dls, "test_resnet", False, class_weights=True)
+
+    def test_frozen_features_train_on_the_same_draws(self, data):
+        heads = []
+        for cbs in ([], [FrozenFeatures()]):
+            dls = data.dataloaders(size=32, bs=8, balance=True)
+            torch.manual_seed(0)
+            learn = quiet(cnn_learner(dls, "test_resnet", False, train_bn=False, cbs=cbs))
+            learn.freeze()
+            with learn.no_logging():
+                torch.manual_seed(1)
+                learn.fit(2, 0.01)
+            heads.append(torch.cat([p.flatten() for p in learn.model[1].parameters()]))
+        assert learn.frozen_features.reason is None
+        assert torch.allclose(*heads, rtol=1e-3, atol=1e-5)
