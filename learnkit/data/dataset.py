@@ -149,9 +149,10 @@ class ImageDataset(Shown):
         folder: str | os.PathLike[str] | None = None,
         *,
         path_col: str = "path",
-        label_col: str = "label",
+        label_col: str | Sequence[str] = "label",
         split_col: str | None = None,
         label_delim: str | None = None,
+        suffix: str = "",
         sep: str = ",",
         encoding: str = "utf-8",
         check_files: bool = True,
@@ -168,6 +169,7 @@ class ImageDataset(Shown):
             label_col: As in `from_df`.
             split_col: As in `from_df`.
             label_delim: As in `from_df`.
+            suffix: As in `from_df`.
             sep: Between the columns.
             encoding: Of the text: "cp1252" for many files of Windows, "utf-16" for some of Excel.
             check_files: As in `from_df`.
@@ -183,6 +185,7 @@ class ImageDataset(Shown):
             label_col=label_col,
             split_col=split_col,
             label_delim=label_delim,
+            suffix=suffix,
             check_files=check_files,
             case_sensitive=case_sensitive,
         )
@@ -194,9 +197,10 @@ class ImageDataset(Shown):
         folder: str | os.PathLike[str],
         *,
         path_col: str = "path",
-        label_col: str = "label",
+        label_col: str | Sequence[str] = "label",
         split_col: str | None = None,
         label_delim: str | None = None,
+        suffix: str = "",
         check_files: bool = True,
         case_sensitive: bool = False,
     ) -> "Self":
@@ -206,10 +210,14 @@ class ImageDataset(Shown):
             frame: The table; left unchanged.
             folder: What paths are relative to.
             path_col: Column of paths, below `folder` or absolute.
-            label_col: Column of class names (text or integers), or of lists of them.
-            split_col: Column of "train", "valid" (or "val", "validation"), "test" or nothing; None
-                takes a column called `split` if there is one.
+            label_col: Column of class names (text or integers), or of lists of them; or several
+                columns, one per class, of 0 and 1: one label per image where every row has exactly
+                one 1, else several.
+            split_col: Column of "train", "valid" (or "val", "validation"), "test" or nothing, or of
+                booleans: whether a row is for validation; None takes a column called `split` if
+                there is one.
             label_delim: What separates several labels in one cell; makes the data multi-label.
+            suffix: Added to every path, such as ".jpg" where the table leaves it out.
             check_files: Look whether every file is there.
             case_sensitive: See the class.
 
@@ -217,16 +225,17 @@ class ImageDataset(Shown):
             DataError: A column is missing or there twice, a label is missing, a path climbs out
                 of `folder`, is listed twice or does not exist.
         """
-        table = df_table(
+        table, classes = df_table(
             frame,
             folder,
             path_col=path_col,
             label_col=label_col,
             split_col=split_col,
             label_delim=label_delim,
+            suffix=suffix,
             check_files=check_files,
         )
-        return cls(table, folder, case_sensitive=case_sensitive)
+        return cls(table, folder, classes=classes, case_sensitive=case_sensitive)
 
     @classmethod
     def from_halcon(

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +148,28 @@ def df_table(
     folder: str | os.PathLike[str],
     *,
     path_col: str,
-    label_col: str,
+    label_col: str | Sequence[str],
     split_col: str | None,
     label_delim: str | None,
+    suffix: str,
     check_files: bool,
-) -> pd.DataFrame:
-    """`frame` with the columns of a dataset, further ones kept: see `ImageDataset.from_df`.
+) -> tuple[pd.DataFrame, list[str] | None]:
+    """(`frame` with the columns of a dataset, further ones kept; classes, if columns name them).
+
+    See `ImageDataset.from_df`.
 
     Raises:
         DataError: A column is missing or there twice, labels are no text to be split at
-            `label_delim`, a path climbs out of `folder`, is listed twice or does not exist.
+            `label_delim` or no 0 and 1, a path climbs out of `folder`, is listed twice or does not
+            exist.
     """
-    check_columns(frame, [path_col, label_col, *([split_col] if split_col else [])])
-    names = {path_col: "path", label_col: "label"} | ({split_col: "split"} if split_col else {})
+    split_cols, classes = [split_col] if split_col else [], None
+    if not isinstance(label_col, str) and isinstance(label_col, Sequence):
+        classes = list(label_col)
+        check_columns(frame, [path_col, *classes, *split_cols])
+        frame, label_col = _with_named_labels(frame, classes, label_delim), "label"
+    check_columns(frame, [path_col, label_col, *split_cols])
+    names = {path_col: "path", label_col: "label"} | dict.fromkeys(split_cols, "split")
     if clash := [new for old, new in names.items() if old != new and new in frame.columns]:
         raise DataError(
             f"the table has a column {clash[0]!r} besides the one used for it; rename it"
@@ -172,10 +182,60 @@ def df_table(
                 "or None where every cell holds one"
             )
         table["label"] = [_parts(label, label_delim) for label in table["label"]]
+    if suffix:
+        table["path"] = [_suffixed(path, suffix) for path in table["path"]]
+    if "split" in table:
+        table["split"] = _splits_of(table["split"])
     if check_files:
         root = Path(os.path.abspath(folder))
         check_files_exist([root / path for path in clean_paths(table["path"].tolist(), root)])
-    return table
+    return table, classes
+
+
+def _with_named_labels(
+    frame: pd.DataFrame, classes: list[str], label_delim: str | None
+) -> pd.DataFrame:
+    """`frame` with a column "label" in place of columns of 0 and 1, one per class."""
+    if not classes or label_delim is not None or "label" in set(frame) - set(classes):
+        raise DataError(
+            f"`label_col` is {classes!r}: columns of 0 and 1, one per class; it needs at least one "
+            "of them, no `label_delim`, and no other column called 'label'"
+        )
+    flags = [[_flag(value, name) for value in frame[name]] for name in classes]
+    found = [
+        [name for name, flag in zip(classes, row, strict=True) if flag]
+        for row in zip(*flags, strict=True)
+    ]
+    single = all(len(names) == 1 for names in found)
+    labels = pd.Series([names[0] if single else names for names in found], dtype=object)
+    rest = frame.drop(columns=classes)
+    return rest.assign(label=labels.set_axis(rest.index))
+
+
+_FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+
+
+def _flag(value: Any, column: str) -> bool:
+    text = str(value).strip().lower()
+    if text not in _FLAGS:
+        raise DataError(
+            f"label column {column!r} has {value!r}; of several label columns each is a class, and "
+            "holds 0 or 1 in every row"
+        )
+    return _FLAGS[text]
+
+
+def _splits_of(values: pd.Series) -> list[Any]:
+    """What a split column says; "valid" and "train" for the booleans of an `is_valid`."""
+    texts = [str(value).strip().lower() for value in values]
+    if not set(texts) <= _FLAGS.keys():
+        return values.tolist()
+    return ["valid" if _FLAGS[text] else "train" for text in texts]
+
+
+def _suffixed(path: Any, suffix: str) -> Any:
+    """A path with `suffix` behind it; what is no path is left for `clean_paths` to refuse."""
+    return f"{os.fspath(path)}{suffix}" if isinstance(path, str | os.PathLike) and path else path
 
 
 def _compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:

@@ -388,3 +388,111 @@ def test_what_training_writes_beside_the_classes_is_no_class(tmp_path):
     (tmp_path / "models" / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"1 class folders hold no images: \['models'\]"):
         ImageDataset.from_folder(tmp_path)
+
+
+FLAGS = (
+    "image,rust,dent,scratch,is_valid\n1,1,0,0,False\n2,0,1,0,True\n3,1,1,0,False\n4,0,0,0,True\n"
+)
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda text: text,
+        lambda text: text.replace(",1", ",1.0").replace(",0", ",0.0"),
+        lambda text: text.replace("True", "1").replace("False", "0"),
+        lambda text: text.replace(",1", ",TRUE").replace(",0", ",FALSE"),
+    ],
+    ids=["digits", "floats", "split in digits", "words"],
+)
+@pytest.mark.parametrize("kind", ["csv", "df"])
+def test_columns_of_0_and_1_are_classes_and_booleans_a_split(tmp_path, spell, kind):
+    touch(tmp_path, *[f"{i}.png" for i in range(1, 5)])
+    csv = write_csv(tmp_path, spell(FLAGS))
+    given = csv if kind == "csv" else pd.read_csv(csv)  # numbers and booleans of their own types
+    read = ImageDataset.from_csv if kind == "csv" else ImageDataset.from_df
+    if kind == "df":
+        given["image"] = given["image"].astype(str)
+    columns = {"path_col": "image", "label_col": ["rust", "dent", "scratch"]}
+    data = read(given, tmp_path, **columns, split_col="is_valid", suffix=".png")
+    assert data.multi_label
+    assert data.classes == ["dent", "rust", "scratch"]  # also that of which there is no image
+    assert data.labels == [("rust",), ("dent",), ("dent", "rust"), ()]
+    assert data.frame["split"].tolist() == ["train", "valid", "train", "valid"]
+    assert data.frame["path"].tolist() == [f"{i}.png" for i in range(1, 5)]
+    assert list(data.frame) == ["image_id", "path", "label", "split"]
+
+
+def test_exactly_one_in_every_row_is_one_label_per_image(tmp_path):
+    touch(tmp_path, "1.png", "2.png")
+    csv = write_csv(tmp_path, "path,MEL,NV\n1.png,1.0,0.0\n2.png,0.0,1.0\n")
+    data = ImageDataset.from_csv(csv, label_col=["MEL", "NV"])
+    assert (data.multi_label, data.labels) == (False, ["MEL", "NV"])
+
+
+def test_the_same_csv_gives_fastais_items_targets_and_split(tmp_path):
+    import learnkit._torchvision  # noqa: F401  # before fastai
+
+    from fastai.data.block import MultiCategoryBlock
+    from fastai.vision.data import ImageDataLoaders
+
+    touch(tmp_path / "images", *[f"{i}.png" for i in range(1, 5)])
+    for i in range(1, 5):
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{i}.png")
+    csv = write_csv(tmp_path, FLAGS)
+    columns = ["dent", "rust", "scratch"]
+    dls = ImageDataLoaders.from_csv(
+        tmp_path,
+        csv.name,
+        folder="images",
+        fn_col="image",
+        suff=".png",
+        label_col=columns,
+        valid_col="is_valid",
+        y_block=MultiCategoryBlock(encoded=True, vocab=columns),
+        num_workers=0,
+    )
+    data = ImageDataset.from_csv(
+        csv,
+        tmp_path / "images",
+        path_col="image",
+        suffix=".png",
+        label_col=columns,
+        split_col="is_valid",
+    )
+    for ours, theirs in ((data.train, dls.train_ds), (data.valid, dls.valid_ds)):
+        names = [f"{image}.png" for image in theirs.items["image"]]
+        assert [path.name for path in ours.paths] == names
+        assert ours.targets.tolist() == [theirs[i][1].int().tolist() for i in range(len(theirs))]
+
+
+@pytest.mark.parametrize("value", ["2", "", "yes"])
+def test_label_columns_hold_0_and_1(tmp_path, value):
+    csv = write_csv(tmp_path, f"path,a,b\n1.png,1,{value}\n")
+    with pytest.raises(DataError, match=f"label column 'b' has '{value}'; .* holds 0 or 1"):
+        ImageDataset.from_csv(csv, label_col=["a", "b"], check_files=False)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ("path,a,label", {}, "no other column called 'label'"),
+        ("path,a,c", {"label_delim": ";"}, "no `label_delim`"),
+        ("path,b,c", {}, "the table has no column 'a'"),
+    ],
+)
+def test_label_columns_stand_alone(tmp_path, columns, options, message):
+    csv = write_csv(tmp_path, f"{columns}\n1.png,1,0\n")
+    with pytest.raises(DataError, match=message):
+        ImageDataset.from_csv(csv, label_col=["a"], check_files=False, **options)
+
+
+def test_a_split_of_words_and_booleans_is_refused(tmp_path):
+    csv = write_csv(tmp_path, "path,label,split\n1.png,a,True\n2.png,b,train\n")
+    with pytest.raises(DataError, match=r"split \['True'\] is not known"):
+        ImageDataset.from_csv(csv, check_files=False)
+
+
+def test_a_csv_of_excel_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.csv").write_text("path,label\n1.png,a\n", encoding="utf-8-sig")
+    assert ImageDataset.from_csv(tmp_path / "a.csv", check_files=False).labels == ["a"]
