@@ -124,6 +124,30 @@ class Preprocessing:
         left, top, right, bottom = centred_box(size, first.size[::-1], first.method)
         return max(0.0, 1 - (right - left) * (bottom - top) / math.prod(size))
 
+    def seen_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """What is left of an image of `size` (width, height): left, top, right, bottom.
+
+        In shares of its sides; beyond 0..1 where it is filled up.
+
+        >>> Preprocessing(224).seen_box((400, 300)), Preprocessing(8, method="pad").seen_box((2, 4))
+        ((0.125, 0.0, 0.875, 1.0), (-0.5, 0.0, 1.5, 1.0))
+        """
+        low, high = (0.0, 0.0), (1.0, 1.0)
+        for one in self.steps:
+            target = one.size[::-1]
+            whole = one.method == "grid"
+            box = (0, 0, *size) if whole else centred_box(size, target, one.method, one.crop)
+            ends = ((box[0], box[1]), (box[2], box[3]))
+            low, high = (  # type: ignore[assignment]
+                tuple(
+                    a + (b - a) * at / side
+                    for a, b, at, side in zip(low, high, end, size, strict=True)
+                )
+                for end in ends
+            )
+            size = target
+        return *low, *high
+
     def pixels(self, source: Any) -> np.ndarray:
         """uint8 array (H, W, C), contiguous and its own memory, of anything `read_image` takes."""
         pixels = np.array(self.read(source), order="C")

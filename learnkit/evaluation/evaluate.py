@@ -14,6 +14,7 @@ from learnkit.evaluation import measures
 from learnkit.evaluation.comparison import Comparison
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
+from learnkit.evaluation.intervals import auroc_interval, class_intervals, mean_intervals
 from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold, labels_above
 from learnkit.evaluation.verdict import COLUMNS, meaning, verdict_sentences
 from learnkit.report.document import Document, Items, Paragraph, Span, Table, frame_table
@@ -41,6 +42,7 @@ class Evaluation(Shown):
         promised: share of known images that the model's threshold may call unknown.
         targets: the truth, as it was given: class numbers (N,), or flags (N, C).
         right: which samples are right, bool (N,).
+        page: what was answered to each image and where it is, for the page; None of arrays.
 
     Measures without an answer, such as the recall of a class without samples, are NaN.
     """
@@ -56,6 +58,7 @@ class Evaluation(Shown):
     promised: float | None = None
     targets: np.ndarray | None = None
     right: np.ndarray | None = None
+    page: Any = None
 
     @property
     def classes(self) -> list[str]:
@@ -73,6 +76,45 @@ class Evaluation(Shown):
             n_ood=self.n_ood,
             promised=self.promised,
         )
+
+    @property
+    def intervals(self) -> pd.DataFrame:
+        """Bounds of 95 % confidence, columns low and high, of every measure that is a share.
+
+        Shares of samples have Wilson's, means over classes `mean_intervals`, and `auroc` its own.
+        """
+        import pandas as pd
+
+        n, found = int(self.summary["n"]), {}
+        matrix = self.confusion.to_numpy()
+        if self.multi_label:
+            matrix = matrix.reshape(-1, 2, 2)
+        found |= mean_intervals(matrix)
+        found["balanced_accuracy"] = found["macro_recall"]
+        counts = {"label_accuracy": n * len(self.classes), "detection_rate": self.n_ood}
+        for name, value in self.summary.items():
+            if name.endswith(("accuracy", "_rate")) and name not in found:
+                total = counts.get(name, n)
+                right = 0 if _is_nan(value) else round(value * total)
+                found[name] = measures.wilson_interval(right, total)
+            elif name == "auroc":
+                found[name] = auroc_interval(value, n, self.n_ood)
+        rows = {name: found[name] for name in self.summary.index if name in found}
+        return pd.DataFrame.from_dict(rows, "index", columns=["low", "high"])
+
+    @property
+    def class_intervals(self) -> pd.DataFrame:
+        """Bounds of 95 % confidence by class: precision_low, precision_high, recall_low, ..."""
+        import pandas as pd
+
+        matrix = self.confusion.to_numpy()
+        found = class_intervals(matrix.reshape(-1, 2, 2) if self.multi_label else matrix)
+        columns = {
+            f"{name}_{end}": bounds[:, side]
+            for name, bounds in found.items()
+            for side, end in enumerate(("low", "high"))
+        }
+        return pd.DataFrame(columns, index=self.per_class.index)
 
     def compare(self, other: Evaluation) -> Comparison:
         """How `other` differs from this one on the same samples: McNemar's test.

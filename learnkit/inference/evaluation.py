@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from learnkit.data.labelled_images import image_paths, labelled_dataset
 from learnkit.data.read_images import image_name, unreadable_images
 from learnkit.errors import DataError, ImageReadError
 from learnkit.inference.batch import Predicts, predict_stream
+from learnkit.inference.heatmap import evidence_of_files
 from learnkit.inference.prediction import Prediction, Result, raised
 from learnkit.inference.scoring import predictions_and_features
+from learnkit.interpret.page.images import EvaluatedImages
+from learnkit.interpret.page.page import EvaluationPage
 from learnkit.report.progress import watched
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ def evaluate_predictor(
     run = {"bs": bs, "n_workers": n_workers, "progress": progress}
     recognizing = predictor if predictor.record.ood is None else _Recognizing(predictor)
     results, read = _results(recognizing, dataset.paths, failures, **run)
-    found, notes = _recognized(predictor, results)
+    found, learned, notes = _recognized(predictor, results)
     rows = [prediction.probs for prediction in found]
     evaluation = evaluate(
         torch.stack(rows) if rows else torch.empty(0, len(predictor.classes)),
@@ -52,12 +56,16 @@ def evaluate_predictor(
         threshold=predictor.threshold,
         class_ids=predictor.class_ids if predictor.record.class_ids else None,
     )
-    evaluation = replace(evaluation, notes=notes)
+    evaluation, strange, sources = replace(evaluation, notes=notes), [], []
     if predictor.detects_ood:
-        strange, _ = _results(predictor, unknown, failures, **run)
-        sides = found, list(map(raised, strange))
+        results, read_strange = _results(predictor, unknown, failures, **run)
+        strange, sources = list(map(raised, results)), [unknown[place] for place in read_strange]
         promised = predictor.ood.threshold.false_alarm_rate
-        evaluation = with_ood_measures(evaluation, *sides, targets[read], promised)
+        evaluation = with_ood_measures(evaluation, found, strange, targets[read], promised)
+    sources = [dataset.paths[place] for place in read] + sources
+    images = _evaluated(predictor, [*found, *strange], targets[read], sources)
+    images = replace(images, root=dataset.root, learned=learned, unreadable=failures)
+    evaluation = replace(evaluation, page=EvaluationPage(images))
     if failures:
         error = unreadable_images(failures, len(dataset) + len(unknown), "the others are judged")
         error.evaluation = evaluation
@@ -82,15 +90,58 @@ class _Recognizing:
         return list(zip(results, self._statistics.fingerprints(sound), strict=True))
 
 
-def _recognized(predictor: Any, results: Sequence[Any]) -> tuple[list[Prediction], tuple[str, ...]]:
-    """(predictions, notes on images that the model has learned, or that decide its threshold)."""
+def _evaluated(
+    predictor: Any, found: Sequence[Prediction], targets: Any, sources: Sequence[Any]
+) -> EvaluatedImages:
+    """The images of an evaluation, with what was answered to each."""
+    rows = [np.asarray(prediction.probs) for prediction in found]
+    scored = bool(found) and found[0].ood_score is not None
+    head = predictor.continual
+    return EvaluatedImages(
+        probs=np.stack(rows) if rows else np.zeros((0, len(predictor.classes)), np.float32),
+        targets=np.asarray(targets),
+        sources=sources,
+        threshold=predictor.threshold,
+        ood_scores=np.array([one.ood_score for one in found]) if scored else None,
+        ood_threshold=found[0].ood_threshold if scored else None,
+        n_learned={} if head is None else head.n_images,
+        facts=facts_of(predictor),
+        decode=predictor.preprocessing.decode,
+        box=predictor.preprocessing.seen_box,
+        heat=partial(evidence_of_files, predictor.record),
+    )
+
+
+def facts_of(predictor: Any) -> dict[str, str]:
+    """What a page says of a model: its name, architecture, size of images and digest."""
+    card, home = predictor.metadata.get("card") or {}, predictor._home
+    network = getattr(predictor.record.network, "model", None)
+    spec = getattr(network, "spec", None)
+    arch = [getattr(spec, "arch", ""), predictor.variant]
+    height, width = predictor.preprocessing.size
+    return {
+        "name": str(card.get("name") or (home and home.path.name) or ""),
+        "arch": ", ".join(map(str, filter(None, arch))),
+        "size": f"{height} x {width} pixels",
+        "digest": predictor.digest or "",
+    }
+
+
+def _recognized(
+    predictor: Any, results: Sequence[Any]
+) -> tuple[list[Prediction], Any, tuple[str, ...]]:
+    """(predictions, which images the model has learned, notes on these).
+
+    The notes also tell of images that decide its threshold. None where nobody knows.
+    """
     if predictor.record.ood is None:
-        return list(map(raised, results)), ()
+        return list(map(raised, results)), None, ()
     pairs = [one if isinstance(one, tuple) else (one, 0) for one in results]
     knowledge = predictor.record.ood.knowledge
     codes = np.array([code for _, code in pairs], dtype=np.uint64)
     notes = optimism(knowledge.statistics, knowledge.validation, codes)
-    return [raised(result) for result, _ in pairs], notes
+    learned = knowledge.statistics.learned.know(codes)
+    return [raised(result) for result, _ in pairs], learned, notes
 
 
 def _results(

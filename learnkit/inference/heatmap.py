@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.errors import InterpretationError, first_few
+from learnkit.inference.batch import BATCH
 from learnkit.inference.prediction import raised
 from learnkit.inference.scoring import predictions
 from learnkit.interpret.occlusion import occlusion_map
@@ -166,6 +167,41 @@ def explain(
         dict(zip(names, maps, strict=True)),
         dict(zip(names, probs, strict=True)),
     )
+
+
+def evidence_of_files(model: Model, sources: Sequence[Any], places: Sequence[int]) -> Any:
+    """Grad-CAM maps (h, w), at the feature map's size, of each image for one class.
+
+    None where there are none: no gradients, as of a converted network, or no feature map.
+
+    Args:
+        model: says it.
+        sources: images of any kind that can be predicted.
+        places: the number of a class for each.
+
+    Raises:
+        ImageReadError: an image cannot be read.
+    """
+    alone = getattr(model.network, "alone", None)
+    if alone is None or not len(sources):
+        return None
+    import torch
+
+    from learnkit.interpret.gradcam import grad_cam
+
+    maps: list[Array] = []
+    for start in range(0, len(sources), BATCH):
+        chunk = slice(start, start + BATCH)
+        pixels = np.stack([model.preprocessing.pixels(one) for one in sources[chunk]])
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(model.network.device)
+        with alone() as network:
+            x = model.preprocessing.normalize(batch)
+            try:
+                found = grad_cam(network, x, list(places[chunk]))
+            except InterpretationError:
+                return None
+        maps += list(found.float().cpu().numpy())
+    return maps
 
 
 def _check(method: object, layer: object, options: dict[str, int]) -> None:

@@ -1,0 +1,340 @@
+"""The evaluation page's numbers: one dictionary of JSON types, version 1, that the page draws."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learnkit._version import __version__
+from learnkit.evaluation.evaluate import json_value
+from learnkit.evaluation.inspection import Inspection, good_classes, inspection
+from learnkit.evaluation.measures import calibration_bins, class_counts, wilson_interval
+from learnkit.evaluation.verdict import meaning
+from learnkit.interpret.page.sentences import summary_sentences
+
+if TYPE_CHECKING:
+    from learnkit.evaluation.evaluate import Evaluation
+    from learnkit.interpret.page.images import EvaluatedImages
+
+VERSION = 1
+N_BINS = 15
+MAX_ROWS = 100_000  # images that are listed; above, right ones are counted alone
+_MAX_SUSPECTS = 200
+_MAX_HEATS = 200
+_TOP, _LEAST_PROB = 5, 0.001
+Array = np.ndarray
+# Left out of the row of an image where it has this value: 50,000 rows are a file to be mailed.
+DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("pa", "l", "s", "h", "ha", "hs", "sha")),
+    "hb": [0.0, 0.0, 1.0, 1.0],
+    **dict.fromkeys(("th", "big", "d"), -1),
+    **dict.fromkeys(("u", "o", "k"), False),
+    "w": 0,
+}
+
+
+def page_data(
+    evaluation: Evaluation,
+    images: EvaluatedImages,
+    *,
+    good: Sequence[str] = (),
+    title: str | None = None,
+    command: str = "",
+    created: str | None = None,
+) -> tuple[list[int], dict[str, Any]]:
+    """(places of the images listed, what `page_html` draws, without pictures).
+
+    Args:
+        evaluation: of the known images.
+        images: these, and what was answered to each.
+        good: names of the classes that mean a part is good.
+        title: of the page; default the model on so many images.
+        command: that made it.
+        created: when, as "2026-11-25T22:50Z"; default now.
+
+    Raises:
+        EvaluationError: `good` names no class, or all of them.
+    """
+    n, classes = images.n_known, evaluation.classes
+    is_good = good_classes(good, classes)
+    inspected = _inspected(images, is_good) if is_good.any() and not images.multi_label else None
+    suspicion, groups = suspicions(images), same_files(images)
+    listed = _listed(images, suspicion)
+    rows = _image_rows(images, suspicion, groups, listed)
+    folder = images.root.name if images.root is not None else ""
+    place = {number: row for row, number in enumerate(listed.tolist())}
+    duplicates = [[place[i] for i in group if i in place] for group in groups]
+    model = {"learnkit": __version__, **dict.fromkeys(("name", "arch", "size", "digest"), "")}
+    model |= images.facts
+    name = model["name"] or model["arch"] or "model"
+    created = created or time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
+    data = {
+        "version": VERSION,
+        "kind": "evaluation",
+        "title": title or f"{name} on {n} images" + (f" of {folder}" if folder else ""),
+        "created": created,
+        "model": model,
+        "data": {"folder": folder, "n": n, "fingerprint": _fingerprint(images)},
+        "multi_label": images.multi_label,
+        "good_set": inspected is not None,
+        "classes": [
+            {"name": name, "good": bool(one), "n_learned": images.n_learned.get(name)}
+            for name, one in zip(classes, is_good, strict=True)
+        ],
+        "summary": summary_sentences(evaluation, images, inspected, groups),
+        "measures": {name: json_value(value) for name, value in evaluation.summary.items()},
+        "meanings": {name: meaning(name) for name in evaluation.summary.index},
+        "intervals": {
+            name: [json_value(low), json_value(high)]
+            for name, low, high in evaluation.intervals.itertuples()
+        },
+        "confusion": [] if images.multi_label or not n else evaluation.confusion.values.tolist(),
+        "label_tables": _label_tables(evaluation) if images.multi_label else [],
+        "rows": _class_rows(evaluation, images) if n else [],
+        "ood": _ood(evaluation, images),
+        "bins": _bins(images),
+        "unreadable": [{"path": path, "why": why} for path, why in images.failures.items()],
+        "duplicates": duplicates,
+        "findings": [],
+        "images": rows,
+        "rows_left_out": len(images) - len(listed),
+        "pictures_left_out": len(rows),
+        "thumbs": [],
+        "bigs": [],
+        "command": command,
+    }
+    return listed.tolist(), data | {"measured": _measured(data, images)}
+
+
+def suspicions(images: EvaluatedImages) -> Array:
+    """How likely each known image is labelled wrongly (N,), 1 less its label's probability.
+
+    0 unless another class is predicted, and as surely as images of that class usually are: with a
+    probability of at least the mean of those labelled so. At most 200 are kept. Of several labels
+    per image none is judged.
+
+    Source: Northcutt, Jiang and Chuang, "Confident learning", 2021, section 3.1.
+    """
+    found = np.zeros(images.n_known)
+    if images.multi_label or not images.n_known:
+        return found
+    n_classes, rows = images.probs.shape[1], np.arange(images.n_known)
+    counts = np.bincount(images.targets, minlength=n_classes)
+    sums = np.bincount(images.targets, images.actual_probs, n_classes)
+    usual = np.where(counts, sums / np.maximum(counts, 1), np.inf)
+    predicted = images.predicted[: images.n_known]
+    sure = images.probs[rows, predicted] >= usual[predicted]
+    wrong = np.flatnonzero((predicted != images.targets) & sure)
+    kept = wrong[np.argsort(images.actual_probs[wrong], kind="stable")][:_MAX_SUSPECTS]
+    found[kept] = 1 - images.actual_probs[kept]
+    return found
+
+
+def same_files(images: EvaluatedImages) -> list[list[int]]:
+    """Places of images that are the same file, byte by byte, in groups of two or more."""
+    groups: dict[str, list[int]] = {}
+    for place, digest in enumerate(images.sha256):
+        if digest is not None:
+            groups.setdefault(digest, []).append(place)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def heat_text(heat: Array) -> str:
+    """A map of evidence (h, w) as base64 of bytes, row by row, the strongest cell being 255."""
+    strongest = float(heat.max()) if heat.size else 0.0
+    scaled = np.clip(heat / strongest, 0, 1) * 255 if strongest > 0 else np.zeros_like(heat)
+    return base64.b64encode(np.rint(scaled).astype(np.uint8).tobytes()).decode("ascii")
+
+
+def _inspected(images: EvaluatedImages, good: Array) -> Inspection:
+    n = images.n_known
+    flagged = None if images.ood_scores is None else images.flagged[:n]
+    return inspection(images.targets, images.predicted[:n], good, flagged)
+
+
+def _listed(images: EvaluatedImages, suspicion: Array) -> Array:
+    """Places of the images to list: all, or as many as there may be, the remarkable ones first."""
+    if len(images) <= MAX_ROWS:
+        return np.arange(len(images))
+    remarkable = images.flagged.copy()
+    remarkable[images.n_known :] = True
+    remarkable[: images.n_known] |= ~images.right | (suspicion > 0)
+    order = np.argsort(~remarkable, kind="stable")
+    return np.sort(order[:MAX_ROWS])
+
+
+def _image_rows(
+    images: EvaluatedImages, suspicion: Array, groups: Sequence[Sequence[int]], listed: Array
+) -> list[dict[str, Any]]:
+    group_of = {place: number for number, group in enumerate(groups) for place in group}
+    heats = _heats(images)
+    order = np.argsort(-images.probs, 1, kind="stable")[:, :_TOP]
+    rows = []
+    for place in listed.tolist():
+        known = place < images.n_known
+        top = [[int(c), _short(images.probs[place, c])] for c in order[place]]
+        row = {
+            "p": images.names[place],
+            "a": _label(images.targets[place]) if known else -1,
+            "y": _label(images.predicted[place]),
+            "t": top[:1] + [pair for pair in top[1:] if pair[1] >= _LEAST_PROB],
+            "pa": _short(images.actual_probs[place]) if known else None,
+            "l": _short(images.losses[place]) if known else None,
+            "s": None if images.ood_scores is None else _short(images.ood_scores[place]),
+            "u": bool(images.flagged[place]),
+            "o": not known,
+            "w": _short(suspicion[place]) if known else 0,
+            "d": group_of.get(place, -1),
+            "k": bool(known and images.learned is not None and images.learned[place]),
+            "sha": images.sha256[place],
+            **heats.get(place, {}),
+        }
+        rows.append({key: one for key, one in row.items() if one != DEFAULTS.get(key, row)})
+    return rows
+
+
+def _heats(images: EvaluatedImages) -> dict[int, dict[str, Any]]:
+    """For the worst mistakes the maps of what was predicted and of the truth, by place."""
+    wrong = np.flatnonzero(~images.right)
+    if images.multi_label or not len(wrong):
+        return {}
+    worst = wrong[np.argsort(-images.losses[wrong], kind="stable")][:_MAX_HEATS].tolist()
+    said = images.maps(worst, images.predicted[worst].tolist())
+    meant = images.maps(worst, images.targets[worst].tolist())
+    if said is None or meant is None:
+        return {}
+    return {
+        place: {
+            "h": heat_text(one),
+            "ha": heat_text(other),
+            "hs": list(one.shape),
+            "hb": [round(at, 4) for at in images.seen_box(place)],
+        }
+        for place, one, other in zip(worst, said, meant, strict=True)
+    }
+
+
+def _label(value: Any) -> int | list[int]:
+    """A class number, or those of flags (C,)."""
+    return np.flatnonzero(value).tolist() if np.ndim(value) else int(value)
+
+
+def _short(value: Any) -> float | None:
+    """A number of four significant digits; None for what is not finite."""
+    value = float(value)
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _class_rows(evaluation: Evaluation, images: EvaluatedImages) -> list[dict[str, Any]]:
+    matrix, classes = evaluation.confusion.to_numpy(), evaluation.classes
+    if images.multi_label:
+        matrix = matrix.reshape(-1, 2, 2)
+    hits, counts, predicted = class_counts(matrix)
+    alarms = None
+    if images.ood_scores is not None and not images.multi_label:
+        flagged = images.flagged[: images.n_known]
+        alarms = np.bincount(images.targets[flagged], minlength=len(classes))
+    return [
+        {
+            "name": name,
+            "n": int(counts[i]),
+            "learned": images.n_learned.get(name),
+            "found": _rate(hits[i], counts[i]),
+            "right": _rate(hits[i], predicted[i]),
+            "taken_for": None if images.multi_label else _taken_for(matrix[i], i, classes),
+            "false_alarm": None if alarms is None else _rate(alarms[i], counts[i]),
+        }
+        for i, name in enumerate(classes)
+    ]
+
+
+def _rate(k: Any, n: Any) -> list[Any]:
+    """[k, n, low, high], the bounds None of nothing."""
+    low, high = wilson_interval(int(k), int(n))
+    return [int(k), int(n), json_value(low), json_value(high)]
+
+
+def _taken_for(row: Array, place: int, classes: Sequence[str]) -> str | None:
+    others = row.copy()
+    others[place] = 0
+    return classes[int(others.argmax())] if others.any() else None
+
+
+def _label_tables(evaluation: Evaluation) -> list[dict[str, Any]]:
+    f1 = evaluation.per_class["f1"].to_numpy()
+    order = np.argsort(np.where(np.isnan(f1), 2.0, f1), kind="stable")
+    cells = evaluation.confusion.to_numpy()
+    return [
+        {
+            "name": evaluation.classes[i],
+            **dict(zip(("tn", "fp", "fn", "tp"), cells[i].tolist(), strict=True)),
+            "f1": json_value(f1[i]),
+        }
+        for i in order.tolist()
+    ]
+
+
+def _ood(evaluation: Evaluation, images: EvaluatedImages) -> dict[str, Any] | None:
+    if images.ood_scores is None:
+        return None
+    n, measures = images.n_known, evaluation.summary
+    strange = images.flagged[n:]
+    return {
+        "threshold": None if images.ood_threshold is None else _short(images.ood_threshold),
+        "promised": evaluation.promised,
+        "rate": float(images.flagged[:n].mean()) if n else None,
+        "detected": float(strange.mean()) if len(strange) else None,
+        "auroc": json_value(measures.get("auroc")),
+        "missed": int((~strange).sum()),
+        "n_strange": len(strange),
+    }
+
+
+def _bins(images: EvaluatedImages) -> dict[str, list[Any]]:
+    n = images.n_known
+    found = calibration_bins(images.probs[:n], images.targets, n_bins=N_BINS)
+    return {
+        "edges": [i / N_BINS for i in range(N_BINS + 1)],
+        "n": [int(one) for one in found.n],
+        "confidence": [json_value(one) for one in found.confidence],
+        "accuracy": [json_value(one) for one in found.accuracy],
+    }
+
+
+def _fingerprint(images: EvaluatedImages) -> str:
+    """SHA-256 of names, labels and files: the same images under the same labels have the same."""
+    digest = hashlib.sha256()
+    for place in range(images.n_known):
+        about = (images.names[place], _label(images.targets[place]), images.sha256[place])
+        digest.update(repr(about).encode())
+    return digest.hexdigest()
+
+
+def _measured(data: dict[str, Any], images: EvaluatedImages) -> list[list[str]]:
+    """Label and text of everything that it takes to repeat the evaluation."""
+    model, n_strange = data["model"], len(images) - images.n_known
+    found = {
+        "model": model["name"],
+        "network": ", ".join(filter(None, (model["arch"], model["size"]))),
+        "model digest": model["digest"],
+        "learnkit": model["learnkit"],
+        "images": f"{data['data']['n']}" + (f", {n_strange} strange ones" if n_strange else ""),
+        "folder": data["data"]["folder"],
+        "images' fingerprint": data["data"]["fingerprint"],
+        "learned images among them": _learned_text(images),
+        "unreadable": str(len(images.unreadable)),
+        "right images not listed": str(data["rows_left_out"] or ""),
+        "created": data["created"],
+        "command": data["command"],
+    }
+    return [[label, text] for label, text in found.items() if text]
+
+
+def _learned_text(images: EvaluatedImages) -> str:
+    return "not known" if images.learned is None else str(int(np.sum(images.learned)))

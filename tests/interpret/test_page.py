@@ -1,0 +1,405 @@
+"""The evaluation page's numbers: against the evaluation, scikit-learn, slow loops and the files."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deploy_helpers import labelled, make_continual, make_model, make_predictor, strange
+from PIL import Image
+
+from learnkit.data.preprocess import Preprocessing
+from learnkit.errors import EvaluationError, UnreadableImagesError, UsageError
+from learnkit.evaluation.evaluate import evaluate
+from learnkit.interpret.page.build import DEFAULTS, heat_text, page_data, suspicions
+from learnkit.interpret.page.images import EvaluatedImages
+from learnkit.interpret.page.page import EvaluationPage
+from learnkit.interpret.page.thumbs import data_url, picture_order
+
+CLASSES = ["good", "scratch", "dent"]
+
+
+def answers(n=60, n_strange=0, seed=0, n_classes=3, **given):
+    """Random answers, most of them right, and their evaluation."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, n_classes, n)
+    logits = rng.normal(size=(n + n_strange, n_classes)) * 1.5
+    logits[np.arange(n), targets] += 1.5
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    probs = probs.astype(np.float32)
+    scores = np.concatenate([rng.normal(size=n), rng.normal(3, 1, n_strange)])
+    images = EvaluatedImages(
+        probs,
+        targets,
+        [rng.integers(0, 255, (4, 6, 3)).astype(np.uint8) for _ in range(n + n_strange)],
+        ood_scores=scores,
+        ood_threshold=1.6,
+        **given,
+    )
+    names = (
+        (CLASSES * n_classes)[:n_classes] if n_classes == 3 else list(map(str, range(n_classes)))
+    )
+    return evaluate(probs[:n], targets, names), images
+
+
+def data_of(evaluation, images, **about):
+    return EvaluationPage(images).data(evaluation, **about)
+
+
+def full(row):
+    return DEFAULTS | row
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Shades of two known classes and strange images, as files; one is damaged, one is a copy."""
+    root = tmp_path_factory.mktemp("page")
+    images, labels = labelled({"a": 6, "b": 6}, seed=3)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (root / "parts" / label).mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[0x010E] = "taken at home"
+        Image.fromarray(image).save(root / "parts" / label / f"{i}.png", exif=exif)
+    (root / "strange").mkdir()
+    for i, image in enumerate(strange(4)):
+        Image.fromarray(image).save(root / "strange" / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return make_continual({"a": 20, "b": 20})
+
+
+def test_numbers_are_those_of_the_evaluation():
+    evaluation, images = answers()
+    data = data_of(evaluation, images, pictures=False)
+    assert data["confusion"] == evaluation.confusion.values.tolist()
+    for name, value in evaluation.summary.items():
+        assert data["measures"][name] == pytest.approx(value)
+    assert data["data"]["n"] == 60 == sum(map(sum, data["confusion"]))
+
+
+def test_rows_of_images_add_up_to_the_confusion_matrix():
+    evaluation, images = answers(n_strange=7)
+    data = data_of(evaluation, images, pictures=False)
+    counted = np.zeros((3, 3), int)
+    for row in data["images"]:
+        if not full(row)["o"]:
+            counted[row["a"], row["y"]] += 1
+    assert counted.tolist() == data["confusion"]
+    assert [full(row)["o"] for row in data["images"]] == [False] * 60 + [True] * 7
+    assert all(row["a"] == -1 for row in data["images"][60:])
+
+
+def test_rates_of_classes_are_those_of_scikit_learn():
+    from sklearn.metrics import precision_recall_fscore_support
+
+    evaluation, images = answers()
+    rows = data_of(evaluation, images, pictures=False)["rows"]
+    precision, recall, _, n = precision_recall_fscore_support(
+        images.targets, images.predicted, labels=range(3)
+    )
+    for i, row in enumerate(rows):
+        assert row["found"][0] / row["found"][1] == pytest.approx(recall[i])
+        assert row["right"][0] / row["right"][1] == pytest.approx(precision[i])
+        assert row["n"] == n[i]
+        flagged = (images.ood_scores[images.targets == i] > 1.6).sum()
+        assert row["false_alarm"][:2] == [flagged, n[i]]
+        low, high = row["found"][2:]
+        assert low < recall[i] < high
+
+
+def test_strange_images_and_threshold_are_counted_by_hand():
+    evaluation, images = answers(n_strange=9)
+    ood = data_of(evaluation, images, pictures=False)["ood"]
+    scores = images.ood_scores
+    assert ood["missed"] == (scores[60:] <= 1.6).sum()
+    assert ood["rate"] == pytest.approx((scores[:60] > 1.6).mean())
+    assert ood["detected"] == pytest.approx((scores[60:] > 1.6).mean())
+    assert ood["n_strange"] == 9
+
+
+def test_escapes_and_rejects_are_counted_by_hand():
+    evaluation, images = answers(n=200, seed=4)
+    data = data_of(evaluation, images, good=["good"], pictures=False)
+    escapes = rejects = defects = 0
+    for row in map(full, data["images"]):
+        is_good, passed = row["a"] == 0, row["y"] == 0 and not row["u"]
+        defects += not is_good
+        escapes += not is_good and passed
+        rejects += is_good and not passed
+    texts = " ".join(one["text"] for one in data["summary"])
+    assert f"{escapes} of {defects} defects passed as good" in texts
+    assert f"{rejects} of {200 - defects} good parts rejected" in texts
+    assert [one["good"] for one in data["classes"]] == [True, False, False]
+
+
+def test_good_classes_must_be_classes_and_leave_defects():
+    evaluation, images = answers()
+    with pytest.raises(EvaluationError, match="`good` names 'fine', which is no class; the cla"):
+        data_of(evaluation, images, good=["fine"])
+    with pytest.raises(EvaluationError, match="every class"):
+        data_of(evaluation, images, good=CLASSES)
+
+
+def test_suspects_are_those_of_confident_learning_in_a_slow_loop():
+    _, images = answers(n=300, seed=2)
+    usual = [
+        np.mean([p[c] for p, t in zip(images.probs, images.targets, strict=True) if t == c])
+        for c in range(3)
+    ]
+    for place, found in enumerate(suspicions(images)):
+        probs, label = images.probs[place], images.targets[place]
+        top = probs.argmax()
+        wanted = 1 - probs[label] if top != label and probs[top] >= usual[top] else 0
+        assert found == pytest.approx(wanted, abs=1e-6)
+    assert (suspicions(images) > 0).any()
+
+
+def test_at_most_200_suspects_are_shown_the_worst():
+    evaluation, images = answers(n=4000, seed=1)
+    found = suspicions(images)
+    assert (found > 0).sum() == 200
+    assert evaluation.summary["n"] == 4000
+
+
+def test_json_holds_numbers_alone_and_no_nan():
+    evaluation, images = answers(n=3, seed=5)  # a class without images gives NaN measures
+    data = data_of(evaluation, images, pictures=False)
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_the_same_input_gives_the_same_data():
+    about = {"created": "2026-11-25T22:50Z", "command": "learnkit evaluate m f"}
+    one, other = (data_of(*answers(n_strange=3), **about) for _ in range(2))
+    assert json.dumps(one) == json.dumps(other)
+    assert one["created"] == "2026-11-25T22:50Z"
+    assert ["command", "learnkit evaluate m f"] in one["measured"]
+
+
+def test_five_thousand_images_are_a_tenth_of_12_mb_at_most():
+    evaluation, images = answers(n=5_000, n_classes=10)
+    sources = [f"/data/parts/class_{t}/image_{i:06}.jpg" for i, t in enumerate(images.targets)]
+    named = EvaluatedImages(
+        images.probs,
+        images.targets,
+        sources,
+        Path("/data/parts"),
+        ood_scores=images.ood_scores,
+        ood_threshold=1.6,
+    )
+    vars(named)["sha256"] = ["0" * 64] * 5_000
+    listed, data = page_data(evaluation, named)
+    assert len(listed) == 5_000
+    assert len(json.dumps(data, separators=(",", ":"))) < 1.2e6
+
+
+def test_above_the_limit_right_images_are_not_listed(monkeypatch):
+    monkeypatch.setattr("learnkit.interpret.page.build.MAX_ROWS", 300)
+    evaluation, images = answers(n=405, n_strange=10)
+    listed, data = page_data(evaluation, images)
+    assert len(data["images"]) == 300
+    assert data["rows_left_out"] == 115
+    assert sum(map(sum, data["confusion"])) == 405
+    wrong = set(np.flatnonzero(~images.right).tolist())
+    assert wrong <= set(listed)
+    assert set(range(405, 415)) <= set(listed)
+    assert ["right images not listed", "115"] in data["measured"]
+
+
+def test_sentences_warn_only_where_it_is_true():
+    evaluation, images = answers(n=600, n_strange=8, seed=3)
+    texts = [one["text"] for one in data_of(evaluation, images, pictures=False)["summary"]]
+    joined = " ".join(texts)
+    for absent in ("learned", "mean little", "Not tested", "hides", "No images of", "copy"):
+        assert absent not in joined
+    learned = np.zeros(20, bool)
+    learned[:3] = True
+    evaluation, images = answers(n=20, learned=learned)
+    summary = data_of(evaluation, images, pictures=False)["summary"]
+    warned = {one["text"]: one["show"] for one in summary if one["warning"]}
+    assert "The model has learned 3 of these 20 images: the figures are optimistic." in warned
+    assert "Not tested whether strange images are noticed: add --ood FOLDER." in warned
+    assert any("mean little" in text for text in warned)
+
+
+def test_no_mistakes_are_said():
+    probs = np.eye(3, dtype=np.float32)[[0, 1, 2] * 40]
+    images = EvaluatedImages(probs, probs.argmax(1), [None] * 120)
+    data = data_of(evaluate(probs, probs.argmax(1), CLASSES), images, pictures=False)
+    assert data["summary"][0]["text"].startswith("No mistakes among 120 images (100.0 %, surely")
+    assert data["ood"] is None
+    assert data["images"][0]["p"] == "image 1"
+
+
+def test_several_labels_per_image_have_a_table_each():
+    rng = np.random.default_rng(0)
+    probs = rng.random((50, 3)).astype(np.float32)
+    targets = rng.random((50, 3)) < 0.5
+    evaluation = evaluate(probs, targets, CLASSES, multi_label=True)
+    data = data_of(evaluation, EvaluatedImages(probs, targets, [None] * 50), pictures=False)
+    assert data["multi_label"]
+    assert data["confusion"] == []
+    f1 = [table["f1"] for table in data["label_tables"]]
+    assert f1 == sorted(f1)
+    for table in data["label_tables"]:
+        place = CLASSES.index(table["name"])
+        said = probs[:, place] > 0.5
+        assert table["tp"] == (said & targets[:, place]).sum()
+        assert table["fn"] == (~said & targets[:, place]).sum()
+    for row, flags in zip(data["images"], targets, strict=True):
+        assert row["a"] == np.flatnonzero(flags).tolist()
+
+
+def test_the_budget_goes_to_errors_flagged_missed_suspects_then_each_class():
+    rows = [{"a": c, "y": c, "t": [[c, p]]} for c in (0, 1) for p in np.linspace(0.5, 0.99, 20)]
+    rows[3] |= {"y": 1, "l": 1.0}
+    rows[8] |= {"y": 1, "l": 5.0, "w": 0.9}
+    rows[9] |= {"u": True}
+    rows += [{"a": -1, "y": 0, "o": True, "t": [[0, 0.4]]}]
+    rows[11] |= {"w": 0.5}
+    first, rest = picture_order(rows)
+    assert first == [8, 3, 9, 40, 11]
+    assert rest[:2] == [19, 39]  # the surest of each class
+    assert set(rest[:24]) >= {20, 21, 22, 23, 24, 25}  # the least sure six of class 1
+    assert sorted([*first, *rest]) == list(range(41))
+
+
+def test_pictures_keep_to_the_budget_and_what_is_left_out_is_counted():
+    evaluation, images = answers(n=400)
+    data = data_of(evaluation, images, max_mb=0.1)
+    assert len(json.dumps(data, separators=(",", ":"))) <= 100_000
+    with_picture = [i for i, row in enumerate(data["images"]) if "th" in row]
+    assert data["pictures_left_out"] == 400 - len(with_picture) > 0
+    first, rest = picture_order(data["images"])
+    order = [*first, *rest]
+    assert with_picture == sorted(order[: len(with_picture)])
+
+
+def test_no_pictures_at_all_if_none_are_wanted():
+    evaluation, images = answers()
+    data = data_of(evaluation, images, pictures=False)
+    assert (data["thumbs"], data["bigs"], data["pictures_left_out"]) == ([], [], 60)
+    with pytest.raises(UsageError, match="`max_mb` is 900; give megabytes from 0 to 200"):
+        data_of(evaluation, images, max_mb=900)
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (3000, 2000), (20, 30)])
+def test_thumbnails_are_whole_and_small(size):
+    url = data_url(Image.new("L", size, 90), 160)
+    picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+    assert max(picture.size) == min(160, max(size))
+    assert picture.size[0] == max(1, round(size[0] * max(picture.size) / max(size)))
+
+
+def test_heat_is_scaled_to_bytes_and_zero_stays_zero():
+    assert base64.b64decode(heat_text(np.array([[0.0, 1.0], [2.0, 4.0]]))) == b"\0\x40\x80\xff"
+    assert base64.b64decode(heat_text(np.zeros((2, 2)))) == b"\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size"),
+    [
+        (Preprocessing(64), (300, 200)),
+        (Preprocessing(64, crop=0.875), (200, 300)),
+        (Preprocessing((40, 64), method="pad"), (200, 150)),
+        (Preprocessing(64, method="squish"), (200, 100)),
+        (Preprocessing(48, method="keep", before=({"size": (64, 64)},)), (320, 240)),
+    ],
+)
+def test_the_box_that_the_network_sees_is_where_pixels_come_from(recipe, size):
+    width, height = size
+    ramps = np.zeros((height, width, 3), np.uint8)
+    ramps[..., 0] = np.linspace(0, 255, width)
+    ramps[..., 1] = np.linspace(0, 255, height)[:, None]
+    seen = recipe.pixels(ramps).astype(float) / 255
+    left, top, right, bottom = recipe.seen_box(size)
+    n_rows, n_columns = seen.shape[:2]
+    row, column = n_rows // 2, n_columns // 2
+    for at in (0.4, 0.6):
+        x = left + (right - left) * (int(at * n_columns) + 0.5) / n_columns
+        y = top + (bottom - top) * (int(at * n_rows) + 0.5) / n_rows
+        assert seen[row, int(at * n_columns), 0] == pytest.approx(x, abs=0.02)
+        assert seen[int(at * n_rows), column, 1] == pytest.approx(y, abs=0.02)
+
+
+def test_a_predictor_evaluates_files_to_a_page(predictor, folders):
+    evaluation = predictor.evaluate(folders / "parts", ood=folders / "strange", progress=False)
+    data = evaluation.page.data(evaluation)
+    assert [row["p"] for row in data["images"]][:2] == ["a/0.png", "a/1.png"]
+    assert data["images"][-1]["p"] == "strange/3.png"
+    assert data["data"]["folder"] == "parts"
+    assert [one["n_learned"] for one in data["classes"]] == [20, 20]
+    assert data["ood"]["n_strange"] == 4
+    assert data["ood"]["detected"] == evaluation.summary["detection_rate"]
+    text = json.dumps(data)
+    assert str(folders) not in text
+    for url in data["thumbs"]:
+        picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+        assert not picture.getexif()
+    assert data["pictures_left_out"] == 0
+
+
+def test_learned_images_are_found_by_their_features(predictor, folders):
+    knows = make_continual({"a": 20, "b": 20})
+    knows.extend([folders / "parts" / "a" / "2.png"], "a", progress=False)
+    evaluation = knows.evaluate(folders / "parts", progress=False)
+    data = evaluation.page.data(evaluation, pictures=False)
+    assert [row["p"] for row in data["images"] if full(row)["k"]] == ["a/2.png"]
+    assert any("has learned 1 of these 12 images" in one["text"] for one in data["summary"])
+
+
+def test_heat_of_mistakes_is_grad_cam_of_both_classes(folders):
+    from learnkit.interpret.gradcam import grad_cam
+
+    network = make_predictor(make_model(n_out=2, size=64), size=64, classes=["b", "a"])
+    evaluation = network.evaluate(folders / "parts", progress=False)
+    rows = evaluation.page.data(evaluation, pictures=False)["images"]
+    wrong = [row for row in rows if row["a"] != row["y"]]
+    assert len(wrong) > 3
+    for row in wrong:
+        x = network.preprocessing(folders / "parts" / row["p"])[None]
+        for key, number in (("h", row["y"]), ("ha", row["a"])):
+            heat = grad_cam(network.model, x, number)[0].numpy()
+            told = np.frombuffer(base64.b64decode(row[key]), np.uint8).reshape(row["hs"])
+            wanted = heat / heat.max() * 255 if heat.max() > 0 else 0 * heat
+            np.testing.assert_allclose(told, wanted, atol=1)
+
+
+def test_unreadable_images_are_listed_by_relative_name(predictor, folders, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    Image.open(folders / "parts" / "a" / "0.png").save(tmp_path / "set" / "a" / "0.png")
+    (tmp_path / "set" / "b" / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(UnreadableImagesError) as raised:
+        predictor.evaluate(tmp_path / "set", progress=False)
+    evaluation = raised.value.evaluation
+    data = evaluation.page.data(evaluation)
+    (one,) = data["unreadable"]
+    assert one["path"] == "b/bad.png"
+    assert str(tmp_path) not in json.dumps(data)
+    assert len(data["images"]) == 1
+
+
+def test_copies_of_a_file_are_grouped(predictor, folders, tmp_path):
+    for i, source in enumerate(["0.png", "1.png", "0.png"]):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / f"{i}.png").write_bytes((folders / "parts" / "a" / source).read_bytes())
+    evaluation = predictor.evaluate(tmp_path, progress=False)
+    data = evaluation.page.data(evaluation, pictures=False)
+    assert data["duplicates"] == [[0, 2]]
+    assert [full(row)["d"] for row in data["images"]] == [0, -1, 0]
+
+
+def test_hostile_names_stay_text(tmp_path, predictor, folders):
+    name = 'a"><img src=x onerror=alert(1)>\n'.replace("/", "")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / f"{name}.png").write_bytes((folders / "parts/a/0.png").read_bytes())
+    evaluation = predictor.evaluate(tmp_path, progress=False)
+    data = evaluation.page.data(evaluation, pictures=False)
+    assert data["images"][0]["p"] == f"a/{name}.png"
+    assert re.fullmatch("[0-9a-f]{64}", data["images"][0]["sha"])
