@@ -1,4 +1,4 @@
-"""Label issues: what is odd about new images to a classifier that has not learned them yet.
+"""Label issues: what is odd about images to a classifier that has not learned them.
 
 Many images of known classes that are flagged as OOD mean that something has changed: the camera,
 the light, the labels. A new class that looks like a known one may be that class under another name.
@@ -9,19 +9,47 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from learnkit.continual.fingerprints import NONE
+from learnkit.continual.checks import check_labelled_features
+from learnkit.continual.closed_form.every_image import EveryImage, leave_every_image_out
+from learnkit.continual.embedding import to_grid
+from learnkit.continual.fingerprints import NONE, fingerprints_of
+from learnkit.continual.statistics import ClassStatistics
+from learnkit.data.image import read_image
+from learnkit.data.read_images import image_name
+from learnkit.errors import DataError, ImageReadError
+from learnkit.report.document import (
+    ARROW,
+    Document,
+    Gallery,
+    Lines,
+    Paragraph,
+    Picture,
+    Span,
+    Table,
+)
+from learnkit.report.notebook import Shown
 from learnkit.uncertainty.checks import Array
+from learnkit.uncertainty.embedding import unit_rows
+from learnkit.uncertainty.label_noise import (
+    OUTLYING,
+    LabelNoise,
+    false_discovery_rates,
+    fit_label_noise,
+    label_suspects,
+    robust_deviations,
+)
 from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import Threshold
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from learnkit.continual.memory import FeatureMemory
-    from learnkit.continual.statistics import ClassStatistics
 
 _LOOKED, _PER_CLASS = 512, 32  # images looked at, in all and of a class
 _LEAST_FLAGGED = 0.25  # share flagged that is worth a word, however many images there are
@@ -157,3 +185,190 @@ def _at_least(k: int, n: int, rate: float) -> float:
     0.5
     """
     return sum(math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(k, n + 1))
+
+
+_LENGTHS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # of the list, that are told of
+_PICTURES, _THUMB = 12, 96  # in a notebook; pixels of the longer side
+
+
+class LabelErrors(Shown):
+    """Images in the order in which their labels should be looked at, the most suspicious first.
+
+    Attributes:
+        frame: a row per image: `path`; `label`; `predicted`, the likeliest class of the image left
+            out; `p_label` and `p_predicted`, the probabilities of the two; `p_wrong`, that the
+            label is wrong; `suspect`, whether the rule of confident learning names it;
+            `false_discovery`, the share of right labels to expect among the rows down to this one;
+            `ood_score`, how far the image is from every class, in robust standard deviations, and
+            `outlier`, whether that is over 3.5; `place` among the images given. Images of classes
+            that have no other image cannot be left out: they stand last, with NaN.
+        noise: of the labels, as estimated.
+        items: the images, as they were given.
+    """
+
+    def __init__(self, frame: pd.DataFrame, noise: LabelNoise, items: Sequence[Any]):
+        self.frame, self.noise, self.items = frame, noise, items
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def suspects(self) -> pd.DataFrame:
+        """The rows of `frame` whose labels are probably wrong."""
+        return self.frame[self.frame["suspect"]]
+
+    @property
+    def outliers(self) -> pd.DataFrame:
+        """The rows of `frame` that are far from every class, the farthest first."""
+        found = self.frame[self.frame["outlier"]]
+        return found.sort_values("ood_score", ascending=False, kind="stable")
+
+    @property
+    def n_wrong(self) -> float:
+        """Number of wrong labels to expect."""
+        return float(self.frame["p_wrong"].sum())
+
+    def __str__(self) -> str:
+        left = int(self.frame["p_label"].isna().sum())
+        alone = f"; {left} could not be left out: their classes have no other image" if left else ""
+        found = self.suspects
+        right = len(found) - float(found["p_wrong"].sum())
+        return (
+            f"about {self.n_wrong:.0f} of {len(self)} labels are wrong; {len(found)} are suspects, "
+            f"of which about {right:.0f} are right{alone}"
+        )
+
+    def __repr__(self) -> str:
+        return f"LabelErrors({self})"
+
+    def document(self) -> Document:
+        """The sentence, what to expect of lists of some lengths, and the first suspects."""
+        rows = [
+            (k, f"{k - k * rate:.0f}", f"{rate:.0%}")
+            for k in _LENGTHS
+            if k <= len(self) and (rate := self.frame["false_discovery"].iloc[k - 1]) == rate
+        ]
+        lengths = Table(rows, ("look at the first", "wrong, about", "right, about"), "rrr")
+        shown = self.suspects.head(_PICTURES)
+        pictures = [self._picture(row) for row in shown.to_dict("records")]
+        return Document([Paragraph(Span(str(self), "strong")), lengths, Gallery(pictures)])
+
+    def _picture(self, row: dict[str, Any]) -> Picture:
+        verdict = (row["label"], ARROW, row["predicted"], f" {row['p_predicted']:.0%}")
+        try:
+            image = read_image(self.items[row["place"]])
+        except ImageReadError:
+            return Picture(row["path"], None, Lines((verdict,)))
+        image.thumbnail((_THUMB, _THUMB))
+        return Picture(row["path"], None, Lines((verdict,)), np.asarray(image))
+
+
+def label_errors(
+    features: Tensor,
+    labels: Sequence[str],
+    items: Sequence[Any],
+    *,
+    root: bool = False,
+    groups: Sequence[Any] | None = None,
+) -> LabelErrors:
+    """Labels that are probably wrong: each image by the statistics of all others, exactly.
+
+    An image leaves its class, the covariance and the mean of all with its copies, and, given
+    groups, with its group: no training, no folds.
+
+    Args:
+        features: pooled features (N, D) of the images.
+        labels: a class name per image.
+        items: the images, for their names and pictures.
+        root: whether to take square roots of the features first.
+        groups: what each image belongs to, None for none.
+
+    Raises:
+        DataError: fewer than two classes, or no class with two images that differ.
+    """
+    features, labels = check_labelled_features(features, labels, None, features.shape[1])
+    if len(names := sorted(set(labels))) < 2:
+        raise DataError(
+            f"all {len(labels)} labels are {names[0]!r}; label errors are found between classes: "
+            "give images of two or more"
+        )
+    stats = _statistics_of_all(features, labels, root, groups)
+    moments = stats.moments()
+    if all(moments.is_alone):
+        raise DataError(
+            f"none of the {len(names)} classes has two images that differ: an image left out has "
+            "nothing to be compared with; give more images"
+        )
+    every = leave_every_image_out(moments)
+    return _ranked(every, _rows_of(every, features, labels, stats.class_names, root), labels, items)
+
+
+def _statistics_of_all(
+    features: Tensor, labels: Sequence[str], root: bool, groups: Sequence[Any] | None
+) -> ClassStatistics:
+    """Statistics that remember every image, classes in the order of their names."""
+    most = max(Counter(labels).values())
+    empty = ClassStatistics.empty(
+        features.shape[1], root=root, memory_size=most, case_sensitive=True
+    )
+    stats = empty.update(features, labels)
+    stats = stats if groups is None else stats.grouped(features, labels, groups)
+    return stats.canonical()
+
+
+def _rows_of(
+    every: EveryImage, features: Tensor, labels: Sequence[str], names: Sequence[str], root: bool
+) -> Array:
+    """Row of each image among those left out, -1 for none, int64 (N,)."""
+    memory, place = every.memory, {name: i for i, name in enumerate(names)}
+    own = zip(memory.labels.tolist(), fingerprints_of(memory.grid).tolist(), strict=True)
+    row = {key: i for i, key in enumerate(own)}
+    codes = fingerprints_of(to_grid(unit_rows(features.numpy(), root=root))).tolist()
+    keys = zip((place[label] for label in labels), codes, strict=True)
+    return np.array([row.get(key, -1) for key in keys], dtype=np.int64)
+
+
+def _ranked(
+    every: EveryImage, rows: Array, labels: Sequence[str], items: Sequence[Any]
+) -> LabelErrors:
+    """The table of all images, `rows` (N,) of which were left out."""
+    import pandas as pd
+
+    names = sorted(set(labels))
+    known = np.flatnonzero(rows >= 0)
+    at = rows[known]
+    logits, given = every.logits.numpy(), every.labels.numpy()
+    counted = np.sort(at)  # in an order of their own: else the last bits would tell that given
+    noise = fit_label_noise(
+        logits[counted], given[counted], every.shares.numpy(), temperature=every.temperature
+    )
+    logits, given = logits[at], given[at]
+    probs = noise.probs(logits)
+    predicted = probs.argmax(1)
+    # the cube root of a squared distance is close to normal (Wilson and Hilferty, 1931)
+    scores = robust_deviations(np.cbrt(np.maximum(every.mahalanobis.numpy()[at], 0)))
+
+    def column(values: Array, otherwise: Any) -> Array:
+        whole = np.full(len(rows), otherwise, dtype=np.asarray(values).dtype)
+        whole[known] = values
+        return whole
+
+    frame = pd.DataFrame(
+        {
+            "path": [image_name(item, number) for number, item in enumerate(items)],
+            "label": list(labels),
+            "predicted": column(np.array(names, dtype=object)[predicted], None),
+            "p_label": column(probs[np.arange(len(at)), given], np.nan),
+            "p_predicted": column(probs.max(1), np.nan),
+            "p_wrong": column(noise.wrong(probs, given), np.nan),
+            "suspect": column(label_suspects(probs, given), False),
+            "ood_score": column(scores, np.nan),
+            "outlier": column(scores > OUTLYING, False),
+            "place": np.arange(len(rows)),
+        }
+    )
+    odds = column(noise.log_odds(logits, given), np.nan)
+    frame = frame.iloc[np.argsort(odds, kind="stable")].reset_index(drop=True)  # NaN last
+    rates = false_discovery_rates(frame["p_wrong"].to_numpy())
+    frame.insert(7, "false_discovery", rates)
+    return LabelErrors(frame, noise, items)

@@ -79,6 +79,16 @@ def grouped_images(images: Labelled, group: Any) -> Labelled:
     return images if group is None else images._replace(groups=groups_of(group, images.items))
 
 
+def all_labelled(data: Any, labels: Any = None, *, group: Any = None) -> Labelled:
+    """The images and labels of all splits of `data`; arguments and errors of `labelled_images`."""
+    data = dataset_of(data) if labels is None else data
+    if not is_dataset(data) or isinstance(data, Labelled):
+        return labelled_images(data, labels, group=group)
+    whole = labelled_images(data, labels, group=group)  # checked, of the training images
+    groups = None if group is None else data.groups(group)
+    return Labelled(list(data.paths), list(data.labels), None, whole.case_sensitive, groups)
+
+
 def parted(found: Labelled, validation: bool) -> tuple[Labelled | None, Labelled | None]:
     """(images learned from, validation images) of `found`.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.data.image import find_images
-from learnkit.data.labelled_images import files_or_images
+from learnkit.data.labelled_images import all_labelled, files_or_images
 from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.home import Home
@@ -36,6 +36,8 @@ from learnkit.report.progress import watched
 if TYPE_CHECKING:
     import pandas as pd
     from typing_extensions import Self
+
+    from learnkit.continual.label_issues import LabelErrors
 
 
 _OWN = ("_home", "_monitor")  # what a deep copy does not take along
@@ -353,6 +355,45 @@ class BasePredictor(Shown):
             PredictionError: the network gives no features.
         """
         return suggest(self.record, images, n, n_workers=n_workers, progress=progress)
+
+    def label_errors(
+        self,
+        data: Any,
+        labels: Any = None,
+        *,
+        group: Any = None,
+        bs: int = BATCH,
+        n_workers: int = 2,
+        progress: bool = True,
+    ) -> LabelErrors:
+        """Labels of images that are probably wrong, the most suspicious first; needs torch.
+
+        Each image is compared with the class statistics of all others, exactly: nothing is trained,
+        and what the model itself has learned plays no part, its network alone does. A network that
+        was trained on these very images, wrong labels included, believes them more than it should.
+
+        Args:
+            data: labelled images of any kind `extend` takes; of a dataset all splits.
+            labels: as for `extend`.
+            group: what belongs together, bursts or views of a part, and is left out together.
+            bs: images per forward pass.
+            n_workers: decoding threads; 0 decodes between the passes.
+            progress: show a progress bar.
+
+        Returns:
+            `LabelErrors`: a `frame` in that order, its `suspects`, its `outliers`, and how many
+            right labels to expect among the first so many.
+
+        Raises:
+            DataError: labels are missing, or all of one class, or no class has two images.
+            UnreadableImagesError: images cannot be read; all of them are named.
+            PredictionError: the network gives no features.
+        """
+        from learnkit.inference.features import find_label_errors
+
+        images = all_labelled(data, labels, group=group)
+        run = {"bs": bs, "n_workers": n_workers, "progress": progress}
+        return find_label_errors(self.record, images, **run)
 
     def heatmap(
         self,

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from learnkit.backends.network import channels_last, default_probes, tolerance_of
 from learnkit.backends.session import Session
+from learnkit.continual.label_issues import LabelErrors, label_errors
+from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import chunks, image_name, read_images
 from learnkit.errors import PredictionError
@@ -55,6 +57,19 @@ def feature_rows(
     features = torch.from_numpy(np.concatenate(rows))
     _check_finite(features, items)
     return features
+
+
+def find_label_errors(model: Model, images: Labelled, **run: Any) -> LabelErrors:
+    """Labels that are probably wrong, by the features of a model's network alone.
+
+    Args:
+        model: whose network and recipe are used.
+        images: with their labels, and groups where there are any.
+        **run: `bs`, `n_workers` and `progress`, see `feature_rows`.
+    """
+    features = feature_rows(model.network, model.preprocessing, images.items, **run)
+    root = model.ood is not None and model.ood.settings.root
+    return label_errors(features, images.labels, images.items, root=root, groups=images.groups)
 
 
 def _check_finite(features: Tensor, items: Sequence[Any]) -> None:

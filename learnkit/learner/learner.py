@@ -32,6 +32,7 @@ from learnkit.callback.training_precision import (
 )
 from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
+from learnkit.continual.label_issues import LabelErrors
 from learnkit.continual.names import name_list, new_names
 from learnkit.data.arguments import check_number
 from learnkit.data.dataset import ImageDataset
@@ -795,6 +796,20 @@ class ImageLearner(Learner, Shown):
             OodLockedError: In the continual state, which detects out-of-distribution images itself.
         """
         return uncertainty.fit_ood(self, data, validation=validation, group=group, **settings)
+
+    def label_errors(
+        self, data: Any = None, labels: Any = None, *, group: Any = None
+    ) -> LabelErrors:
+        """Labels that are probably wrong, the most suspicious first: see `Predictor.label_errors`.
+
+        Ask before the network is trained on the images: afterwards it believes their labels.
+
+        Args:
+            data: Labelled images of any kind `extend` takes, all splits; default: the learner's.
+            labels: As for `extend`.
+            group: What belongs together and is left out together.
+        """
+        return uncertainty.label_errors_of(self, data, labels, group=group)
 
     def clear_ood(self) -> Self:
         """Remove what `fit_ood` made; training is allowed again."""

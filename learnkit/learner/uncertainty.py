@@ -13,12 +13,18 @@ from typing import Any, NamedTuple
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 import torch
+from fastai.data.core import DataLoaders
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
-from learnkit.continual.label_issues import learned_notes, optimism
+from learnkit.continual.label_issues import (
+    LabelErrors,
+    label_errors,
+    learned_notes,
+    optimism,
+)
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.data.labelled_images import Labelled, dataset_of, is_dataset
+from learnkit.data.labelled_images import Labelled, all_labelled, dataset_of, is_dataset
 from learnkit.data.read_images import file_of, unreadable_images
 from learnkit.errors import (
     OodLockedError,
@@ -125,6 +131,25 @@ def _fit_threshold(
         head.validate(*_features_and_labels(_outputs(learn, validation, 1, with_features=True)))
     head.set_threshold(None, **settings)
     return head.threshold
+
+
+def label_errors_of(
+    learn: Any, data: Any = None, labels: Any = None, *, group: Any = None
+) -> LabelErrors:
+    """Labels that are probably wrong; see `ImageLearner.label_errors`."""
+    data = data_of_training(learn) if data is None and labels is None else data
+    if isinstance(data, DataLoaders) or hasattr(data, "dataset"):
+        found = labelled_data(data, labels, classes=names_of(learn.dls) or (), group=group)
+        items, names, groups = found.items, found.labels, found.groups
+        if found.validation is not None and group is None and isinstance(items, list):
+            items, names = items + found.validation.items, names + found.validation.labels
+    else:
+        items, names, _, _, groups = all_labelled(data, labels, group=group)
+    head = continual_head(learn.model)
+    root = head is not None and head.settings.root
+    features = features_of(learn, items)
+    shown = items if isinstance(items, Sequence) else [None] * len(names)
+    return label_errors(features, names, shown, root=root, groups=groups)
 
 
 def scores_to_plot(

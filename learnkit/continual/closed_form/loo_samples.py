@@ -202,6 +202,24 @@ def make_loo_samples(
     )
 
 
+def every_row_out(spectrum: Spectrum, memory: MemoryRows) -> LooSamples:
+    """Every row of a memory once, all of the same weight, each leaving with its group."""
+    position = torch.full((int(spectrum.classes.max()) + 1,), -1, dtype=torch.int64)
+    position[spectrum.classes] = torch.arange(len(spectrum.classes))
+    n = len(memory)
+    return LooSamples(
+        points=_turned(spectrum, memory),
+        class_means=spectrum.means,
+        memory=memory,
+        labels=position[memory.labels],
+        copies=memory.copies,
+        weights=torch.full((n,), 1 / max(n, 1), dtype=torch.float64),
+        rows=torch.arange(n),
+        partners=memory.partners[:0],
+        n_single=n,
+    )
+
+
 def _turned(spectrum: Spectrum, memory: MemoryRows) -> Tensor:
     """All memory rows in the axes of the spectrum, float64 (M,K)."""
     points = torch.empty(len(memory), spectrum.axes.shape[1], dtype=torch.float64)
