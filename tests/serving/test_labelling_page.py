@@ -59,11 +59,25 @@ class TestTexts:
         ("stem", "ends"),
         [
             ("moved_", ["skip", "unusable", "ask"]),
-            ("do_", "skip unusable ask undo rename merge forget create label".split()),
+            (
+                "do_",
+                ["skip", "unusable", "ask", "undo", "rename", "merge", "forget", "create", "label"],
+            ),
             ("state_", ["learned", "refused", "undone", "moved", "queued"]),
-            ("name_", "empty long signs ends reserved same forgotten".split()),
+            ("name_", ["empty", "long", "signs", "ends", "reserved", "same", "forgotten"]),
             ("learned", ["", "_already"]),
-            ("", "sending held learning queued failed taking_back cannot_take_back".split()),
+            (
+                "",
+                [
+                    "sending",
+                    "held",
+                    "learning",
+                    "queued",
+                    "failed",
+                    "taking_back",
+                    "cannot_take_back",
+                ],
+            ),
             ("", ["taken_back", "nothing_to_take_back", "refused", "flagged", "unsure", "sure"]),
             ("theme_", ["auto", "light", "dark"]),
             ("show_", ["unknown", "unsure", "all"]),
@@ -138,8 +152,7 @@ class TestLooks:
         blocks = re.findall(r":root[^{]*\{([^{}]*--ground[^{}]*)\}", FILES["label.css"])
         assert len(blocks) == 3
         assert blocks[1].split() == blocks[2].split(), "dark by choice is dark by the machine"
-        found = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", blocks[request.param == "dark"]))
-        return found
+        return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", blocks[request.param == "dark"]))
 
     def test_every_text_has_a_contrast_of_7_or_more(self, colours):
         low = {
