@@ -90,9 +90,18 @@ class Checkpoint(TrainingCallback):
 
     @classmethod
     def resume(
-        cls, file: str | os.PathLike, *, config: Mapping[str, Any] | None = None
+        cls,
+        file: str | os.PathLike,
+        *,
+        config: Mapping[str, Any] | None = None,
+        unsaid: Mapping[str, Any] | None = None,
     ) -> "Checkpoint":
         """A checkpoint that takes the training up where `file` left it, and goes on saving there.
+
+        Args:
+            file: what was saved.
+            config: as it was then.
+            unsaid: of settings in `config` that `file` may not name yet, what they were then.
 
         Raises:
             CheckpointError: there is no such file, or it is damaged. That it belongs to another run
@@ -101,12 +110,24 @@ class Checkpoint(TrainingCallback):
         saved = read_checkpoint(file)
         checkpoint = cls(file, every=saved["every"], seed=saved["seed"], config=config)
         checkpoint._saved = saved
+        before = {name: str(value) for name, value in (unsaid or {}).items()}
+        saved["run"] = {n: before[n] for n in checkpoint.config if n in before} | saved["run"]
         return checkpoint
 
     @property
     def progress(self) -> tuple[int, int] | None:
         """(fit, from 0; epochs done in it) of the file resumed from, None for a new training."""
         return None if self._saved is None else (self._saved["phase"], self._saved["epoch"] + 1)
+
+    @property
+    def _run_there(self) -> dict[str, str]:
+        """What the run was that wrote the file."""
+        return {"precision": "float32"} | self._saved["run"]  # which old files do not name
+
+    def resume_precision(self, learn: Any) -> None:
+        """Let a learner whose precision is "auto" go on in that of the file resumed from."""
+        if self._saved is not None:
+            resume_precision(learn, self._run_there["precision"])
 
     # fastai sorts the callbacks anew for every event. Where an epoch may be skipped this one comes
     # first, so that none has acted on it; where an epoch ends it comes last, when all have.
@@ -186,13 +207,11 @@ class Checkpoint(TrainingCallback):
 
     def _begin(self) -> None:
         """Check, before any training, that the file can be written and belongs to this run."""
-        there = {"precision": "float32"} | (self._saved or {"run": {}})["run"]  # as of old files
-        if self._saved is not None:
-            resume_precision(self.learn, there["precision"])
+        self.resume_precision(self.learn)
         self.run_is = describe_run(self.learn) | self.config
         check_writable(self.file)
         if self._saved is not None:
-            check_same_run(self.file, there, self.run_is)
+            check_same_run(self.file, self._run_there, self.run_is)
             shapes = [_shapes(self._saved["model"]), _shapes(self.model.state_dict())]
             check_same_run(self.file, *shapes)
 

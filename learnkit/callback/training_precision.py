@@ -5,6 +5,7 @@ what flows between the layers of a training step is rounded. All that measures s
 whole: validation, predictions, class statistics, calibration, export.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -144,6 +145,25 @@ def precision_of(learn: Any) -> str:
     if own.asked == "auto" and own.resumed is not None:
         return own.resumed
     return training_precision(own.asked, device, bfloat16=multiplies_bfloat16(device))
+
+
+def precision_said(learn: Any) -> str:
+    """Which precision the "auto" of a learner's training is, and why; "" where it was asked for."""
+    own, device = _own(learn), _device(learn)
+    if own is None or own.asked != "auto":
+        return ""
+    kind = "this processor" if device == "cpu" else f"this {device} device"
+    if own.resumed is not None:
+        return f"training steps in {own.resumed}, as before the interruption"
+    if precision_of(learn) == "float32":
+        return f"training steps in float32: {kind} does not multiply bfloat16 itself"
+    size = getattr(getattr(learn.dls, "preprocessing", None), "size", None)
+    if size is not None and math.prod(size) < _FEWEST_PIXELS:
+        return (
+            f"training steps in float32: images of {size[0]} x {size[1]} pixels are too small to "
+            "gain by bfloat16"
+        )
+    return f"training steps in bfloat16, which {kind} multiplies itself; weights stay float32"
 
 
 def resume_precision(learn: Any, precision: str) -> None:

@@ -11,6 +11,7 @@ import io
 import shlex
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from learnkit.cli import change, deploy, train, use
 from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
 from learnkit.cli.console import Report, fail
 from learnkit.cli.remedies import options_here, remedy
+from learnkit.cli.table import printable
 from learnkit.errors import LearnkitError
 
 app = typer.Typer(
@@ -73,7 +75,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "" in _state["argv"]:  # of which a path would be the folder one is in
             fail("an argument is empty, as an unset variable is; leave it out, or fill it in")
             sys.exit(2)
-        app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
+        try:
+            app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
+        except Exception:
+            if argv is None:  # the process ends here; typer has a hook of its own
+                sys.excepthook = _show_traceback
+            raise
+
+
+def _show_traceback(*error: Any) -> None:
+    """Write a traceback without what steers a terminal: names of files and classes are in it."""
+    lines = "".join(traceback.format_exception(*error)).split("\n")
+    sys.stderr.write("\n".join(map(printable, lines)))
 
 
 class _Command(TyperCommand):

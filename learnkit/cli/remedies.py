@@ -37,6 +37,7 @@ BY_WORDS = {
     r"variants=": "--out OUT, another folder",
     r"check_weights=": "--weights-check",
     r"arch_kwargs": "--arch-args NAME=VALUE",
+    r"heatmap_thresh": "--size PIXELS, a larger one",
 }
 _PYTHON = re.compile(r"`([a-z_]+)`|(?<![\w-])([a-z_]+)=(False\b)?")
 _OPTION = re.compile(r"--[a-z][a-z-]*")

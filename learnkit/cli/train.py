@@ -47,7 +47,10 @@ def demo(
 def train(
     folder: FolderArgument,
     arch: Annotated[str, typer.Option(help="A timm or torchvision name.")] = "resnet18",
-    size: Annotated[int, typer.Option(min=1, help="Height and width in pixels.")] = 224,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Height and width in pixels; the weights file's, else 224."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs over the whole network.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder of the exported model.")] = Path("model"),
     pretrained: Annotated[bool, typer.Option(help="Start from published weights.")] = True,
@@ -101,7 +104,7 @@ def train(
     --resume goes on from, the split, and the pictures.
     """
     _quiet_plots()
-    from learnkit.cli.workflow import TrainingPlan
+    from learnkit.cli.workflow import TrainingPlan, size_of_weights
 
     check_start(pretrained, weights, lr, head_only, precision, balance)
     if (mean is None) != (std is None):
@@ -109,7 +112,7 @@ def train(
     plan = TrainingPlan(
         arch=arch,
         pretrained=str(weights) if weights else pretrained,
-        size=size,
+        size=size or size_of_weights(arch, weights),
         epochs=epochs,
         head_only=head_only,
         bs=bs,
@@ -170,6 +173,8 @@ def train_folder(
         report.frame(learn.weights_check.frame)
     if checkpoint.progress:
         report.say(f"going on from {checkpoint.file}")
+    if said := workflow.precision_said(learn, checkpoint):
+        report.say(said)
     with workflow.watch(learn, plan, report.say):
         workflow.train(learn, plan, cbs=checkpoint)
     if continual:

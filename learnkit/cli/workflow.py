@@ -107,6 +107,16 @@ def held_out(data: ImageDataset) -> tuple[str, ImageDataset]:
     return name, getattr(data, name)
 
 
+def size_of_weights(arch: str, weights: Path | None) -> int:
+    """Height and width that a weights file says its network was trained with; 224 without."""
+    from learnkit.models.weights import stated_recipe
+
+    if weights is None or not weights.is_file():
+        return TrainingPlan.size
+    height, width = stated_recipe(weights, arch, decided=True).size or (0, 0)
+    return height if height == width > 0 else TrainingPlan.size
+
+
 def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
     """An untrained learner; the same plan and images give the same weights."""
     import learnkit._torchvision  # noqa: F401  # before fastai
@@ -152,17 +162,25 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
 
 def input_said(learn: ImageLearner, plan: TrainingPlan) -> str:
     """How a weights file's images are normalised, and who says so; "" where there is none."""
-    from learnkit.inference.weights_check import InputRecipe, assumption_of
+    from learnkit.inference.weights_check import InputRecipe, assumption_of, stated
 
     body = learn.model[0]
     if learn.weights_check is not None:
         return str(learn.weights_check)
     if plan.mean is None and body.recipe_source:
         recipe = InputRecipe("", body.mean, body.std, body.arch_kwargs)
-        return f"{recipe}, as {body.recipe_source} says"
+        return stated(recipe, body.recipe_source)
     assumed = "" if plan.mean else assumption_of(body)
     how = "; --weights-check compares the likely ones, --mean and --std say it"
     return f"{assumed}{how}" if assumed else ""
+
+
+def precision_said(learn: ImageLearner, checkpoint: Checkpoint) -> str:
+    """Which precision "auto" is in this training, and why; "" where another one was asked for."""
+    from learnkit.callback.training_precision import precision_said
+
+    checkpoint.resume_precision(learn)
+    return precision_said(learn)
 
 
 def checkpoint_of(file: Path, plan: TrainingPlan, *, resume: bool) -> Checkpoint:
@@ -176,7 +194,8 @@ def checkpoint_of(file: Path, plan: TrainingPlan, *, resume: bool) -> Checkpoint
     # A checkpoint notes which precision "auto" was.
     config = {k: v for k, v in asdict(plan).items() if k not in {"epochs", "precision"}}
     if resume:
-        return Checkpoint.resume(file, config=config)
+        # What a plan did not say yet was as it is by default now.
+        return Checkpoint.resume(file, config=config, unsaid=asdict(TrainingPlan()))
     if file.exists():
         raise CheckpointError(
             f"an unfinished training stands in {str(file)!r}; go on with it by --resume, or remove "

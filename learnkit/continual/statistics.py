@@ -43,6 +43,7 @@ from learnkit.continual.names import (
     check_current,
     check_distinct,
     check_known,
+    check_names_given,
     clean_name,
     former_after,
     index_tensor,
@@ -491,9 +492,11 @@ class ClassStatistics:
         """With classes called otherwise, `{old: new}`; names may be swapped.
 
         Raises:
-            DataError: There is no such class, or a new name looks like another class's.
+            DataError: There is no such class, or a new name looks like another class's, is endless,
+                cannot be printed, or is a formula in spreadsheets.
         """
         new = {self._known(old): to for old, to in new_names(names).items()}
+        check_names_given(set(new.values()) - set(self.class_names))
         class_names = tuple(new.get(name, name) for name in self.class_names)
         check_distinct(class_names, case_sensitive=self.case_sensitive)
         return replace(

@@ -11,6 +11,8 @@ import numpy as np
 from learnkit.errors import DataError, warn_user
 
 Label = str | tuple[str, ...]
+LONGEST_NAME = 200  # characters of a class name that comes from outside
+_FORMULA = ("=", "+", "-", "@")
 _SEVERAL = (list, tuple, set, frozenset, np.ndarray)  # what holds the names of one image
 
 
@@ -219,3 +221,24 @@ def ids_by_name(names: Iterable[str], known: Mapping[str, int]) -> tuple[int, ..
     first = max((known[name] for name in names if name in known), default=-1) + 1
     own = dict(zip(new, range(first, first + len(new)), strict=True))
     return tuple((own | dict(known))[name] for name in names)
+
+
+def name_problem(name: str, verb: str = "has") -> str:
+    """Why a class may not get this name from outside; empty if it may.
+
+    >>> name_problem("ok"), name_problem("-")
+    ('', '')
+    >>> name_problem("=1+1")
+    "'=1+1' begins with '=': spreadsheets would compute it; begin with a letter or a digit"
+    """
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        return (
+            f"{name[:20]!a} {verb} {len(name)} characters; a class name has {LONGEST_NAME} at "
+            "most, all of which can be printed"
+        )
+    if name.startswith(_FORMULA) and len(name) > 1:
+        return (
+            f"{name[:20]!a} begins with {name[0]!r}: spreadsheets would compute it; begin with a "
+            "letter or a digit"
+        )
+    return ""

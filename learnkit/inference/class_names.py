@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
+from learnkit.data.labels import name_problem
 from learnkit.errors import OptimizedModelError, PredictionError
 from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
 
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
 
 
-LONGEST_NAME = 200  # characters of a class name that comes from outside
-_FORMULA = ("=", "+", "-", "@")
 _OPTIMIZED = ("device", "threads", "metadata", "class_names", "ood_threshold", "tta")
 _AS_TRAINED = ("class_names", "threshold", "ood_threshold", "false_alarm_rate", "metadata", "tta")
 _SAID_BY = {"classes": "class_names"}  # attributes that `set` knows by another name
@@ -148,24 +147,3 @@ def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) 
         if isinstance(one, str) and one not in classes and (reason := name_problem(one, "of")):
             raise PredictionError(f"`class_names`: {reason}")
     return checked_classes(names)
-
-
-def name_problem(name: str, verb: str = "has") -> str:
-    """Why a class may not get this name from outside; empty if it may.
-
-    >>> name_problem("ok"), name_problem("-")
-    ('', '')
-    >>> name_problem("=1+1")
-    "'=1+1' begins with '=': spreadsheets would compute it; begin with a letter or a digit"
-    """
-    if len(name) > LONGEST_NAME or not name.isprintable():
-        return (
-            f"{name[:20]!a} {verb} {len(name)} characters; a class name has {LONGEST_NAME} at "
-            "most, all of which can be printed"
-        )
-    if name.startswith(_FORMULA) and len(name) > 1:
-        return (
-            f"{name[:20]!a} begins with {name[0]!r}: spreadsheets would compute it; begin with a "
-            "letter or a digit"
-        )
-    return ""

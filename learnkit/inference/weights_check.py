@@ -121,9 +121,9 @@ class WeightsCheck(Shown):
 
     def __str__(self) -> str:
         of_first = (
-            f"{self.recipes[0]}, as {self.said_by} says"
+            stated(self.recipes[0], self.said_by)
             if self.said_by
-            else (f"{self.recipes[0]}, as was assumed")
+            else f"{self.recipes[0]}, as was assumed"
         )
         asked = f"of {len(self.recipes)} input recipes on {len(self.labels)} images, each left out"
         best = f"{self.best}: {self._numbers(self.best)}"
@@ -160,6 +160,17 @@ class WeightsCheck(Shown):
         table = [[row[0], row[1], f"{row[2]:.1%}", f"{row[3]:.3f}"] for row in rows]
         header = ("input", "recipe", "balanced accuracy", "log loss")
         return Document([Paragraph(str(self)), Table(table, header, "llrr")])
+
+
+def stated(recipe: InputRecipe, said_by: str) -> str:
+    """Return a recipe and who says it, one or several.
+
+    >>> recipe = InputRecipe("", (0.5,), (0.5,))
+    >>> stated(recipe, "its metadata"), stated(recipe, "its metadata and config.json beside it")
+    ('mean (0.5), std (0.5), as its metadata says', \
+'mean (0.5), std (0.5), as its metadata and config.json beside it say')
+    """
+    return f"{recipe}, as {said_by} {'say' if ' and ' in said_by else 'says'}"
 
 
 def assumption_of(body: nn.Module) -> str:

@@ -20,6 +20,7 @@ from learnkit.interpret.heatmaps import (
     SUPTITLE,
     evidence,
     explained_classes,
+    file_at,
     heat_titles,
     loss_titles,
 )
@@ -452,6 +453,19 @@ class ClassificationInterpretation(Shown):
     def plot_ood(self, ood: Any = None, *, ax: Any = None) -> Any:
         """Axes with the OOD scores of these images; see `ImageLearner.plot_ood`."""
         return self._learner.plot_ood(ood, dl=self.outputs, ax=ax)
+
+    def heatmap(self, image: Any, method: str = "gradcam", **options: Any) -> Any:
+        """The part of an image that speaks for a class: see `Predictor.heatmap`.
+
+        Args:
+            image: the place of one of these images, in dataset order; or any that `predict` takes.
+            method: see there.
+            **options: see there.
+
+        Raises:
+            InterpretationError: There is no image at this place, or its file is not known.
+        """
+        return self._learner.heatmap(file_at(self.outputs, image), method, **options)
 
     @property
     def _learner(self) -> Any:

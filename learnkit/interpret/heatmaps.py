@@ -68,6 +68,24 @@ def _label(names: Sequence[str], outputs: Outputs, label: Tensor) -> str:
     return "; ".join([*found[:_LABELS], *more]) or "–"
 
 
+def file_at(outputs: Outputs, image: Any) -> Any:
+    """The file of a sample by its place; anything but a whole number as it is.
+
+    Raises:
+        InterpretationError: There is no sample at this place, or its file is not known.
+    """
+    if not isinstance(image, int | np.integer):
+        return image
+    files, n = outputs.items, len(outputs)
+    if files is not None and -n <= image < n:
+        return files[image]
+    why = "their files are not known" if files is None else f"there are {n}"
+    raise InterpretationError(
+        f"`image` is {image}, a place among these images, and {why}; give another place, or a file "
+        "or picture"
+    )
+
+
 def explained_classes(outputs: Outputs, positions: Sequence[int], explain: str) -> Tensor:
     """Return the class whose evidence is drawn for each sample, int64 (n,).
 

@@ -23,6 +23,7 @@ from learnkit.callback.after_fit import AfterFit
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
 from learnkit.continual.knowledge import Knowledge
+from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled, parted
 from learnkit.data.labels import ids_of_classes, sorted_names
@@ -35,6 +36,7 @@ from learnkit.errors import (
     warn_user,
     warned_after,
 )
+from learnkit.inference.features import check_same_features
 from learnkit.interpret.learner_state import (
     ContinualRecord,
     first_class_ids,
@@ -42,6 +44,7 @@ from learnkit.interpret.learner_state import (
     names_of,
 )
 from learnkit.learner.dataloaders import agreeing_loaders, is_multi_label
+from learnkit.learner.export import predictor_of
 from learnkit.learner.features import features_of, origin_of, unreadable_by_recipe
 from learnkit.learner.trained_head import untrained_head
 from learnkit.learner.training_data import (
@@ -190,6 +193,23 @@ def change(
     report = step(head)
     learn.state = replace(learn.state, record=replace(record, **{"earlier": record, **noted}))
     return _reported(report, before, head, started)
+
+
+def merge(learn: Any, other: Any, *, reuse_names: bool = False) -> ChangeReport:
+    """What learning all that a copy has learned did; see `ImageLearner.merge`."""
+    check_continual(continual_head(learn.model))
+    theirs = other
+    if not isinstance(other, ClassStatistics):
+        copies = [predictor_of(one) if hasattr(one, "dls") else one for one in (learn, other)]
+        records = [getattr(one, "record", None) for one in copies]
+        if records[1] is None:
+            raise DataError(
+                f"`other` is a {type(other).__name__}; give a learner or a predictor over the same "
+                "network, or class statistics"
+            )
+        theirs = check_continual(records[1].head).statistics
+        check_same_features(*records)
+    return change(learn, lambda head: head.merge(theirs, reuse_names=reuse_names))
 
 
 def undo(learn: Any) -> ChangeReport:

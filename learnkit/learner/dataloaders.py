@@ -4,6 +4,7 @@ import copy
 import io
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,27 @@ class ShownLoaders(DataLoaders, Shown):
         return Document([Paragraph(Span("DataLoaders", "strong")), pairs(facts)])
 
 
-class BalancedLoader(TfmdDL):
+class PlainNamesDL(TfmdDL):
+    """fastai's loader whose pictures have class names as they are: `$` begins no formula."""
+
+    def show_batch(self, *args: Any, **options: Any) -> Any:
+        """Draw a batch, as in fastai."""
+        with _no_formulas():
+            return super().show_batch(*args, **options)
+
+    def show_results(self, *args: Any, **options: Any) -> Any:
+        """Draw a batch with what was predicted, as in fastai."""
+        with _no_formulas():
+            return super().show_results(*args, **options)
+
+
+def _no_formulas() -> AbstractContextManager[None]:
+    import matplotlib.pyplot as plt
+
+    return plt.rc_context({"text.parse_math": False})
+
+
+class BalancedLoader(PlainNamesDL):
     """A loader that, where it shuffles, draws its images by weight, with replacement.
 
     Copies that do not shuffle, and those over other images, go through every image once.
@@ -91,7 +112,7 @@ class BalancedLoader(TfmdDL):
         """A copy, of another kind or over other images, as fastai's."""
         same = dataset is None or dataset is self.dataset
         if not same or not issubclass(cls or BalancedLoader, BalancedLoader):
-            return super().new(dataset, cls or TfmdDL, **kwargs)
+            return super().new(dataset, cls or PlainNamesDL, **kwargs)
         return super().new(dataset, cls, **{"weights": self.weights, **kwargs})
 
     def shuffle_fn(self, idxs: list[int]) -> list[int]:
@@ -296,7 +317,7 @@ def _for_any_item(datasets: Datasets) -> Datasets:
     """Return `datasets` whose `test_dl` takes whatever an image is read from, not paths alone."""
     for tl in datasets.tls:  # fastai notes what the first item was, and begins there
         tl.types[0] = object
-    datasets._dbunch_type = ShownLoaders
+    datasets._dbunch_type, datasets._dl_type = ShownLoaders, PlainNamesDL
     return datasets
 
 

@@ -700,6 +700,15 @@ class ImageLearner(Learner, Shown):
         renamed = {name: into for name in names if name != into}
         return continual.change(self, lambda head: head.merge_classes(names, into), renamed=renamed)
 
+    def merge(self, other: Any, *, reuse_names: bool = False) -> ChangeReport:
+        """Learn all that another copy of this model has learned elsewhere: see `Predictor.merge`.
+
+        Args:
+            other: a learner or predictor over the same network, or its class statistics.
+            reuse_names: see there.
+        """
+        return continual.merge(self, other, reuse_names=reuse_names)
+
     def undo(self) -> ChangeReport:
         """Take back the last change of the continual state."""
         return continual.undo(self)

@@ -18,7 +18,7 @@ from learnkit.callback.after_fit import AfterFit
 from learnkit.callback.class_weights import weighted_loss
 from learnkit.callback.folded_norms import FoldedNorms
 from learnkit.callback.stored_features import checksums_of
-from learnkit.callback.training_precision import autocast_model
+from learnkit.callback.training_precision import autocast_model, precision_of
 from learnkit.continual.classifier import continual_head
 from learnkit.data.labelled_images import files_or_images
 from learnkit.errors import (
@@ -38,6 +38,7 @@ from learnkit.learner.transforms import preprocessing_of
 from learnkit.models.eval_mode import evaluating
 from learnkit.models.head import create_head, init_head
 
+_SCALES = [2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0]
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Flatten)
 
 
@@ -186,7 +187,7 @@ def _propagated(learn: Any, x: Tensor, y: Any) -> float:
             "the batch holds one image, and a batch norm needs two to normalise by: give two or "
             "more images"
         ) from error
-    loss.backward()
+    _backward(learn, loss)
     gradients = [p.grad for p in learn.model.parameters() if p.grad is not None]
     if not torch.isfinite(torch.stack([loss.detach(), *map(torch.sum, gradients)])).all():
         raise NonFiniteLossError(
@@ -194,6 +195,27 @@ def _propagated(learn: Any, x: Tensor, y: Any) -> float:
             "step was made: look at the images, or lower the rate by learn.opt.set_hypers(lr=...)"
         )
     return loss.detach().item()
+
+
+def _backward(learn: Any, loss: Tensor) -> None:
+    """Add the gradients of a loss to those in the network.
+
+    In float16 they are computed as many times larger as they can be: small ones would be rounded to
+    zero, large ones overflow. A single step has no earlier ones to find that scale by.
+    """
+    if precision_of(learn) != "float16":
+        loss.backward()
+        return
+    trained = [p for p in learn.model.parameters() if p.requires_grad]
+    loss = loss.as_subclass(Tensor)  # of fastai's kinds, gradients would be views
+    for scale in _SCALES:
+        found = torch.autograd.grad(loss * scale, trained, retain_graph=True, allow_unused=True)
+        if all(g is None or g.isfinite().all() for g in found):
+            break
+    for parameter, gradient in zip(trained, found, strict=True):
+        if gradient is not None:
+            own = gradient / scale
+            parameter.grad = own if parameter.grad is None else parameter.grad + own
 
 
 def _as_batch(learn: Any, images: Any, labels: Any) -> tuple[Tensor, Any]:

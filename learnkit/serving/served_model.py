@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from learnkit.data.labels import name_problem
 from learnkit.errors import (
     ContinualNotInitializedError,
     ContinualStateError,
@@ -16,7 +17,6 @@ from learnkit.errors import (
     LearnkitError,
     OptimizedModelError,
 )
-from learnkit.inference.class_names import name_problem
 from learnkit.inference.digest import model_digest
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.uploads import Upload

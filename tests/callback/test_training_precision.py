@@ -30,6 +30,7 @@ from learnkit.errors import (
     DataError,
     NonFiniteLossError,
 )
+from learnkit.learner import trained_head
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 
@@ -495,3 +496,24 @@ def test_a_learner_is_float32_unless_asked(data):
         == []
     )
     assert precision_of(tiny_learner(data, precision="bfloat16")) == "bfloat16"
+
+
+@pytest.mark.parametrize("height", [1e-5, 1e3])
+def test_a_single_step_in_float16_has_the_gradients_of_float32(data, monkeypatch, height):
+    # what float16 rounds to zero, or what overflows once it is scaled up
+    def gradients(precision):
+        for one in (module, trained_head):  # no processor is asked whether it can
+            monkeypatch.setattr(one, "precision_of", lambda learn: precision)
+        learn, found = tiny(data, "float32", train_bn=False), []
+        learn.freeze()  # gradients of convolutions in float16 take a processor seconds
+        own = learn.loss_func
+        learn.loss_func = lambda outputs, y: own(outputs, y) * height
+        learn.create_opt()
+        parameters = [*learn.model[1].parameters()]
+        look = lambda: found.append(torch.cat([p.grad.flatten() for p in parameters]))
+        monkeypatch.setattr(learn.opt, "step", look)
+        learn.train_batch(learn.dls.train.one_batch())
+        return found[0]
+
+    wide, half = gradients("float32"), gradients("float16")
+    assert 0 < (half - wide).norm() < 0.1 * wide.norm()

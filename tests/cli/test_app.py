@@ -833,6 +833,27 @@ def test_debug_shows_the_traceback():
     assert type(caught.value).__name__ == "DataError"
 
 
+_RAISES = """
+import sys
+from learnkit.cli import workflow
+from learnkit.cli.app import main
+from learnkit.errors import DataError
+def refuse(*args, **kwargs):
+    raise DataError("\\x1b[31mred\\x9b\\u202e")
+workflow.read_dataset = refuse
+main()
+"""
+
+
+def test_a_traceback_steers_no_terminal(tmp_path):
+    command = [sys.executable, "-c", _RAISES, "--debug", "train", "a", "--out", tmp_path / "b"]
+    done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.splitlines()[-1] == "learnkit.errors.DataError: ?[31mred??"
+    assert all(line.isprintable() for line in done.stderr.splitlines())
+
+
 # -- interruptions ------------------------------------------------------------------------------
 
 

@@ -1,3 +1,5 @@
+import contextlib
+import json
 import threading
 from dataclasses import replace
 
@@ -6,8 +8,10 @@ import timm
 import torch
 from fastai.basics import Callback
 from helpers import show_progress_at_once, write_image_folder
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 
+from learnkit.backends import processor
+from learnkit.callback.checkpoint_file import read_checkpoint, write_checkpoint
 from learnkit.cli import workflow
 from learnkit.errors import CheckpointError, DataError, NonFiniteLossError
 
@@ -170,3 +174,78 @@ def test_a_weights_file_is_said_to_be_read_or_assumed_or_compared(images, weight
     assert [*learn.weights_check.frame] == ["input", "recipe", "balanced_accuracy", "log_loss"]
     assert not [w for w in recwarn if "weights" in str(w.message)]
     assert workflow.input_said(workflow.build_learner(data, PLAN), PLAN) == ""
+
+
+def _begun(images, file, plan=PLAN):
+    """The data of a training with the checkpoint `file`, interrupted in its second epoch."""
+    data = workflow.read_dataset(images)
+    learn = workflow.build_learner(data, plan)
+    checkpoint = workflow.checkpoint_of(file, plan, resume=False)
+    with pytest.raises(KeyboardInterrupt), workflow.watch(learn, plan, str):
+        workflow.train(learn, plan, cbs=[checkpoint, Interrupt()])
+    return data
+
+
+def test_a_checkpoint_of_before_a_setting_was_there_goes_on_with_what_it_was_then(images, tmp_path):
+    file = tmp_path / "a.ckpt"
+    data, saved = _begun(images, file), read_checkpoint(file)
+    for name in ("check_weights", "method"):
+        del saved["run"][name]
+    write_checkpoint(file, saved)
+    for plan, said in [
+        (replace(PLAN, method="pad"), "method is 'None' there and 'pad' here"),
+        (replace(PLAN, bs=9), "bs is '8' there and '9' here"),
+        (PLAN, ""),
+    ]:
+        learn = workflow.build_learner(data, plan)
+        checkpoint = workflow.checkpoint_of(file, plan, resume=True)
+        fails = pytest.raises(CheckpointError, match=said) if said else contextlib.nullcontext()
+        with fails, workflow.watch(learn, plan, str):
+            workflow.train(learn, plan, cbs=checkpoint)
+    assert len(learn.history) == PLAN.n_epochs
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "size", "said"),
+    [
+        ("amx_bf16", "auto", 64, "in bfloat16, which this processor multiplies itself"),
+        ("amx_bf16", "auto", 32, "in float32: images of 32 x 32 pixels are too small to gain"),
+        ("avx2", "auto", 64, "in float32: this processor does not multiply bfloat16 itself"),
+        ("amx_bf16", "bfloat16", 64, ""),
+        ("amx_bf16", "float32", 64, ""),
+    ],
+)
+def test_what_auto_precision_is_and_why_is_said(
+    images, tmp_path, monkeypatch, flags, asked, size, said
+):
+    monkeypatch.setattr(processor, "processor_flags", lambda: frozenset({flags}))
+    plan = replace(PLAN, precision=asked, size=size)
+    learn = workflow.build_learner(workflow.read_dataset(images), plan)
+    checkpoint = workflow.checkpoint_of(tmp_path / "a.ckpt", plan, resume=False)
+    found = workflow.precision_said(learn, checkpoint)
+    assert said in found
+    assert bool(said) == bool(found)
+
+
+def test_a_resumed_training_says_the_precision_it_goes_on_in(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(processor, "processor_flags", lambda: frozenset({"avx2"}))
+    data = _begun(images, tmp_path / "a.ckpt")
+    monkeypatch.setattr(processor, "processor_flags", lambda: frozenset({"amx_bf16"}))
+    learn = workflow.build_learner(data, PLAN)
+    checkpoint = workflow.checkpoint_of(tmp_path / "a.ckpt", PLAN, resume=True)
+    assert workflow.precision_said(learn, checkpoint) == (
+        "training steps in float32, as before the interruption"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [([3, 160, 160], 160), ([3, 160, 192], 224), (None, 224), ([3, 0, 0], 224), ("large", 224)],
+)
+def test_images_are_as_large_as_the_weights_file_says_unless_it_is_said(tmp_path, said, size):
+    file = tmp_path / "a.safetensors"
+    metadata = {} if said is None else {"input_size": json.dumps(said)}
+    save_file({"a": torch.zeros(1)}, file, metadata)
+    assert workflow.size_of_weights("resnet18", file) == size
+    assert workflow.size_of_weights("resnet18", None) == 224
+    assert workflow.size_of_weights("resnet18", tmp_path / "none") == 224

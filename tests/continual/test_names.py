@@ -298,3 +298,28 @@ class TestCase:
     def test_the_setting_is_true_or_false(self):
         with pytest.raises(StatisticsError, match="`case_sensitive` is 1; give True or False"):
             ContinualClassifier(12, case_sensitive=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "=1+1",
+            r"the new name '=1\+1' begins with '=': spreadsheets would compute it; begin with",
+        ),
+        (
+            "\x1b[31m",
+            "the new name '.*' of 5 characters; a class name has 200 at most, all of which",
+        ),
+        ("a" * 201, "the new name 'a{20}' of 201 characters"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["rename", "merge_classes"])
+def test_new_names_by_hand_are_those_that_set_and_extend_over_http_take(name, reason, verb):
+    head = learned(["bee", "ant", "=x"])
+    before = head.statistics
+    with pytest.raises(DataError, match=reason):
+        head.rename({"bee": name}) if verb == "rename" else head.merge_classes(["bee", "ant"], name)
+    assert head.statistics is before
+    head.rename({"bee": "=x", "=x": "bee"})  # what a folder may be called is nobody's new name
+    head.merge_classes(["bee", "ant"], "=x")

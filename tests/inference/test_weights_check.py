@@ -59,7 +59,9 @@ def test_what_is_said_is_doubted_and_kept():
     assert check.best.name == "-1..1"
     assert check.chosen is check.recipes[0]
     assert "it is not used: check what is said" in str(check)
-    assert "as config.json beside it says" in str(check)
+    assert "as config.json beside it says: " in str(check)
+    several = compared(said_by="its metadata and config.json beside it")
+    assert "as its metadata and config.json beside it say: " in str(several)
 
 
 def check_of(gained, said_by="", n_recipes=2):

@@ -1044,3 +1044,31 @@ class TestClassIds:
     def test_of_the_data_count_where_the_loaders_have_none(self, plain, numbered):
         plain.init_continual(numbered)
         assert self.ids(plain) == self.IDS
+
+
+def test_what_a_copy_has_learned_is_learned_by_merging(everything, old, new, learn, tmp_path):
+    copy_of = load_learner(learn.export(tmp_path / "model", evaluate=False))
+    together = tiny_learner(old)
+    together.init_continual(old)
+    together.extend(only(everything, ["d"]))
+    together.extend(only(everything, ["e"]))
+    copy_of.extend(only(everything, ["e"]).train)
+    learn.extend(only(everything, ["d"]).train)
+    copy_of.forget("a"), copy_of.forget("b"), copy_of.forget("c")
+    report = learn.merge(copy_of)
+    assert report.classes_added == ("e",)
+    assert learn.continual.statistics.equals(together.continual.statistics)
+    learn.undo()
+    assert learn.continual.classes == (*OLD, "d")
+
+
+def test_only_what_has_statistics_of_the_same_network_is_merged(old, learn, plain):
+    other = tiny_learner(old)
+    torch.nn.init.normal_(next(other.model[0].parameters()))
+    other.init_continual(old)
+    with pytest.raises(PredictionError, match="over another network, precision or preprocessing"):
+        learn.merge(other)
+    with pytest.raises(DataError, match="`other` is a str; give a learner or a predictor over"):
+        learn.merge("model")
+    with pytest.raises(ContinualNotInitializedError):
+        tiny_learner(old).merge(learn)

@@ -5,6 +5,7 @@ import random
 import re
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -633,3 +634,19 @@ class TestBalance:
             heads.append(torch.cat([p.flatten() for p in learn.model[1].parameters()]))
         assert learn.frozen_features.reason is None
         assert torch.allclose(*heads, rtol=1e-3, atol=1e-5)
+
+
+def test_class_names_are_drawn_as_they_are(tmp_path):
+    # matplotlib takes them for a formula, here one that does not end
+    name = "$\\frac{$"
+    data = ImageDataset.from_folder(write_image_folder(tmp_path, {name: 6, "b": 6})).split(0.5, 0.5)
+    dls = data.dataloaders(size=32, bs=4)
+    learn = quiet(cnn_learner(dls, "test_resnet", False))
+    draws = [dls.show_batch, dls.valid.show_batch, learn.show_results]
+    for draw in [*draws, lambda: dls.test_dl(data.paths, with_labels=True).show_batch()]:
+        draw()
+        figure = plt.gcf()
+        figure.canvas.draw()
+        assert any(name in axes.get_title() for axes in figure.axes)
+        plt.close(figure)
+    assert plt.rcParams["text.parse_math"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import timm
@@ -29,7 +30,7 @@ from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock, PointBlock
 from fastai.vision.learner import vision_learner
 from fasttransform import Transform
-from helpers import SHARED, write_image_folder
+from helpers import SHARED, tiny_learner, write_image_folder
 from safetensors.torch import save_file
 from timm.layers import DropPath
 from torch import nn
@@ -921,3 +922,16 @@ def test_what_is_looked_for_on_an_interpretation_is_there(trained):
     with pytest.raises(InterpretationError, match="keeps neither history nor OOD scores"):
         ClassificationInterpretation(None, interp.outputs).plot_history()
     plt.close("all")
+
+
+def test_an_image_explained_by_its_place_is_the_one_at_that_place(data):
+    learn = tiny_learner(data)
+    interp = learn.interpret()
+    place = len(interp.outputs) - 1
+    by_file = learn.heatmap(interp.outputs.items[place])
+    for image in (place, -1, np.int64(place), interp.outputs.items[place]):
+        found = interp.heatmap(image)
+        assert [*found.maps] == [*by_file.maps]
+        assert all(np.array_equal(found.maps[name], by_file.maps[name]) for name in found.maps)
+    with pytest.raises(InterpretationError, match=f"and there are {place + 1}; give another place"):
+        interp.heatmap(place + 1)
