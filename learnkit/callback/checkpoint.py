@@ -53,8 +53,10 @@ class Checkpoint(TrainingCallback):
     One object accompanies one training, however many fits that takes: a resumed training repeats
     the same calls, and what is already done is skipped (fastai's table shows the skipped epochs
     with the numbers they had). Other callbacks are told nothing of skipped epochs: they get back
-    the numbers they had kept, and lists and dictionaries of numbers. While a checkpoint is active,
-    every epoch sets the global random seeds.
+    the numbers they had kept, and lists and dictionaries of numbers. Curves go on at the step they
+    had come to where fastai's callback for TensorBoard gets the folder of before, and that for
+    Weights & Biases the run of before. While a checkpoint is active, every epoch sets the global
+    random seeds.
 
     Args:
         file: where to save; its folder is made. Replaced atomically: a kill leaves the last one.

@@ -1,11 +1,14 @@
 import pickle
 import random
 import re
+import sys
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from fastai.basics import Callback, DataLoaders, OptimWrapper
+from fastai.basics import Callback, DataLoaders, OptimWrapper, to_detach
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler, SchedLin
@@ -300,6 +303,68 @@ def test_other_callbacks_end_as_in_the_uninterrupted_training(tmp_path, other, p
     plain = {n: v for n, v in vars(cb).items() if isinstance(v, int | float | list | dict)}
     plain.pop("scheds", None)  # functions
     assert {n: getattr(again, n) for n in plain} == plain
+
+
+def tensorboard(monkeypatch, board):
+    """fastai's callback for TensorBoard; what it writes goes to `board`: (tag, step) -> number."""
+
+    class SummaryWriter:
+        def __init__(self, log_dir):
+            self.close = lambda: None
+
+        def add_scalar(self, tag, value, step):
+            board[tag, step] = float(value)
+
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    fake = ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.delitem(sys.modules, "fastai.callback.tensorboard", raising=False)
+    callback = import_module("fastai.callback.tensorboard").TensorBoardCallback
+    return lambda: callback(trace_model=False, log_preds=False)
+
+
+def wandb(monkeypatch, board):
+    """fastai's callback for Weights & Biases, whose runs take no step twice once it is left."""
+    fake = ModuleType("wandb")
+    fake.run = SimpleNamespace(step=0, summary={})
+    fake.config = SimpleNamespace(update=lambda *_, **__: None)
+
+    def log(numbers, step=None):
+        fake.run.step += step is None
+        if step is not None and step >= fake.run.step:
+            fake.run.step = step
+            fake.run.summary |= numbers
+            board.update({(tag, step): float(to_detach(v)) for tag, v in numbers.items()})
+
+    fake.log = log
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delitem(sys.modules, "fastai.callback.wandb", raising=False)
+    module = import_module("fastai.callback.wandb")
+    # fastai itself fails there: `init_args` of its fastcore wants objects with a `__dict__`.
+    monkeypatch.setattr(module, "_format_config", lambda config: None)
+    return lambda: module.WandbCallback(log_preds=False)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("tracker", [tensorboard, wandb])
+def test_a_tracker_shows_the_curves_of_the_uninterrupted_training(
+    tmp_path, monkeypatch, tracker, plan
+):
+    curves = []
+    for stops in ([], [10], [7, 7]):
+        board, file = {}, tmp_path / f"{len(curves)}.ckpt"
+        make = tracker(monkeypatch, board)
+        for n in stops:
+            way = Checkpoint.resume if file.exists() else Checkpoint
+            with pytest.raises(KeyboardInterrupt):
+                train([way(file), make(), CtrlC(n)], plan=plan)
+        way = Checkpoint.resume if stops else Checkpoint
+        train([way(file), make()], plan=plan)
+        curves.append({at: v for at, v in board.items() if "per_sec" not in at[0]})
+    assert {"train_loss", "accuracy", "lr_0"} <= {tag for tag, _ in curves[0]}
+    assert curves[1] == curves[0]
+    assert curves[2] == curves[0]
 
 
 def test_a_skipped_epoch_is_told_to_nobody(tmp_path):
