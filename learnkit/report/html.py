@@ -24,17 +24,18 @@ def as_html(document: Document) -> str:
     Its style sheet touches nothing else on the page. Without it (some viewers remove it) verdicts
     keep their signs and words, and tables their rows.
     """
-    return _templates().get_template("fragment.html").render(blocks=document.content)
+    return templates().get_template("fragment.html").render(blocks=document.content)
 
 
 def as_page(title: str, documents: Mapping[str, Document]) -> str:
     """A whole page: each document below its heading, if that is not empty."""
     parts = {heading: Markup(as_html(one)) for heading, one in documents.items()}
-    return _templates().get_template("page.html").render(title=title, parts=parts)
+    return templates().get_template("page.html").render(title=title, parts=parts)
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The templates of documents and pages; whatever stands in them is escaped."""
     found = Environment(
         loader=PackageLoader("learnkit.report"),
         autoescape=True,
@@ -48,6 +49,7 @@ def _templates() -> Environment:
         "filled": filled,
         "ending": lambda name: name if len(name) <= _NAME else f"…{name[1 - _NAME :]}",
         "address": _address,
+        "of": lambda index, values: values[index],
         "local": lambda name: f"./{quote(name)}",  # beside the page, whatever the name
     }
     return found
