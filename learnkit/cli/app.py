@@ -1,4 +1,4 @@
-"""The command `learnkit`: demo, train, extend, evaluate, predict, serve, optimize, convert, ...
+"""The command `learnkit`: demo, train, extend, evaluate, predict, serve, label, optimize, ...
 
 Exit codes: 0 done, 1 done but some images could not be read, 2 a mistake of the user in one
 sentence, 130 interrupted. Whatever is slow to import is imported inside the commands.
@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from learnkit._version import __version__
-from learnkit.cli import change, deploy, train, use
+from learnkit.cli import change, deploy, label, train, use
 from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
 from learnkit.cli.console import Report, fail
 from learnkit.cli.remedies import options_here, remedy
@@ -164,6 +164,7 @@ for _function in (
     use.predict,
     use.report,
     deploy.serve,
+    label.label,
     deploy.optimize,
     deploy.convert,
     deploy.onnx,

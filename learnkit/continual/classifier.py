@@ -411,6 +411,18 @@ class ContinualClassifier(nn.Module):
             self.history = self.history.undone(former, report)
             return report
 
+    def replace_knowledge(
+        self, knowledge: Knowledge, what: str, notes: Sequence[str] = ()
+    ) -> ChangeReport:
+        """Know this from now on, a change that can be undone; what follows from it is derived.
+
+        Args:
+            knowledge: Made from some that was known here, by its own changes.
+            what: What report and audit log call the change.
+            notes: For the report.
+        """
+        return self._change(what, lambda _: (knowledge, tuple(notes)))
+
     def snapshot(self, name: str) -> None:
         """Keep all that is known now under a name, for `restore`; eight names at most.
 

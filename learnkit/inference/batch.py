@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from learnkit.data.read_images import chunks, load_ahead
 from learnkit.errors import LearnkitError, MissingExtraError, PredictionError
 from learnkit.inference.prediction import Result
@@ -17,6 +19,8 @@ from learnkit.inference.tta import checked_views
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from learnkit.backends.session import Session
 
 
 BATCH = 16  # small enough that filling up the last batch costs little
@@ -82,6 +86,23 @@ def show_monitor(predictor: Predicts, results: Sequence[Result]) -> None:
 def padded(images: Sequence[Any], n: int) -> list[Any]:
     """`images`, at least one, and the last of them again until there are `n`."""
     return [*images, *images[-1:] * (n - len(images))]
+
+
+def padded_run(
+    network: Session, images: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(features (N, D), logits (N, C) or None) of at most `BATCH` images uint8 (H, W, channels).
+
+    Always as many go through the network, so that an image's features do not depend on the others.
+
+    Raises:
+        PredictionError: the network gives no features.
+    """
+    filled = np.stack(padded(images, BATCH)) if len(images) else network.no_images()
+    features, logits = network.run(filled)
+    if features is None:
+        raise PredictionError(network.no_features())
+    return features[: len(images)], None if logits is None else logits[: len(images)]
 
 
 def prediction_table(

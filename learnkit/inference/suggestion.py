@@ -15,10 +15,9 @@ from learnkit.errors import (
     DataError,
     ImageReadError,
     LearnkitError,
-    PredictionError,
     UnreadableImagesError,
 )
-from learnkit.inference.batch import BATCH, padded
+from learnkit.inference.batch import BATCH, padded_run
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Prediction, finite_or_none
 from learnkit.inference.scoring import conclude, knowledge_of
@@ -269,20 +268,11 @@ def _read(
                 places.append(place)
                 yield found
 
-    batches = [_run(record, images) for images in chunks(readable(), BATCH)] or [_run(record, [])]
-    features, logits = zip(*batches, strict=True)
+    network = record.network
+    batches = [padded_run(network, images) for images in chunks(readable(), BATCH)]
+    features, logits = zip(*(batches or [padded_run(network, [])]), strict=True)
     together = None if logits[0] is None else np.concatenate(logits)
     return places, np.concatenate(features), together, failures
-
-
-def _run(record: Model, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    network = record.network
-    # always as many, so that an image's features do not depend on those beside it
-    filled = np.stack(padded(images, BATCH)) if images else network.no_images()
-    features, logits = network.run(filled)
-    if features is None:
-        raise PredictionError(network.no_features())
-    return features[: len(images)], None if logits is None else logits[: len(images)]
 
 
 def _picture(record: Model, item: Any) -> np.ndarray | None:

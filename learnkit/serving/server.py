@@ -90,14 +90,14 @@ def serve(
         BundleError: no sound model at `path`, or no sound NAME.drift.json beside it.
         BundleWriteError: what was learned could not be saved.
     """
-    _uvicorn()  # before anything is loaded
+    uvicorn_module()  # before anything is loaded
     check_exposure(host, allow_extend, token)
     check_different(token, predict_token)
     check_processes(processes, allow_extend)
     save_to = path if save_to is None else save_to
     if allow_extend:
         check_target(Path(save_to))
-    listener = _listener(host, port)
+    listener = bound_socket(host, port)
     work = partial(
         serve_at,
         listener,
@@ -117,7 +117,7 @@ def serve(
         if not is_loopback(host):
             who = "anyone" if predict_token is None else "anyone with a token"
             say(f"{who} who reaches this address can predict; put a proxy with TLS before it")
-        address = _url(host, listener.getsockname()[1])
+        address = address_of(host, listener.getsockname()[1])
         ready = lambda: say(f"ready at {address}")
         if processes == 1:
             work(say, ready)
@@ -154,7 +154,7 @@ def serve_at(
         is_alone: no other process serves there.
         **settings: see `create_app`.
     """
-    uvicorn = _uvicorn()
+    uvicorn = uvicorn_module()
 
     def opened(source: str | os.PathLike = path) -> Any:
         learning = settings["allow_extend"]
@@ -186,7 +186,7 @@ def serve_at(
     )
     quiet()
     print_access_log()
-    _server(uvicorn, config, when_ready, service, say).run(sockets=[listener])
+    uvicorn_server(uvicorn, config, when_ready, service, say).run(sockets=[listener])
     service.save()  # if the end was forced, nobody has yet
     if service.save_error is not None:
         raise service.save_error
@@ -240,14 +240,18 @@ def warm_up(predictor: Any, batch: int) -> None:
         predictor.features([image] * batch, bs=batch, progress=False)
 
 
-def _server(
+def uvicorn_server(
     uvicorn: Any,
     config: Any,
     when_ready: Callable[[], object],
     service: Service,
     say: Callable[[str], object],
+    on_stop: Callable[[], object] = lambda: None,
 ) -> Any:
-    """Uvicorn's server, which says when it is ready, and reloads and ends when it is told to."""
+    """Uvicorn's server, which says when it is ready, and reloads and ends when it is told to.
+
+    `on_stop` is called before it waits for the ends of requests: what streams ends there.
+    """
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -261,6 +265,7 @@ def _server(
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             with contextlib.suppress(OSError):  # nobody reads any more; the model is still saved
                 say(f"stopping; {service.gate.n_requests} requests are answered first")
+            on_stop()
             await super().shutdown(sockets)
 
         @contextlib.contextmanager
@@ -309,7 +314,7 @@ class Reloader:
                 self._say(f"reloaded: serving {n} classes, model {digest}")
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def bound_socket(host: str, port: int) -> socket.socket:
     """A socket bound to the address."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -327,16 +332,17 @@ def _listener(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _url(host: str, port: int) -> str:
+def address_of(host: str, port: int) -> str:
     """The address of a server, for a browser.
 
-    >>> _url("::1", 8000)
+    >>> address_of("::1", 8000)
     'http://[::1]:8000'
     """
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _uvicorn() -> Any:
+def uvicorn_module() -> Any:
+    """Uvicorn; MissingExtraError if what serving needs is not installed."""
     try:
         import python_multipart  # noqa: F401  # what Starlette reads forms with
         import uvicorn

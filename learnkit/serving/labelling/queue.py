@@ -1,0 +1,56 @@
+"""The order in which images are asked for: arrays in, places out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+VIEWS = ("unknown", "unsure", "all")
+_SURE = 0.5  # lead of the likeliest class over the next from which on it is no question
+_BLIND = 10  # every so many-th image is asked without what the model thinks
+
+
+def asking_order(
+    names: Sequence[str],
+    scores: np.ndarray,
+    leads: np.ndarray,
+    flagged: np.ndarray,
+    skipped: np.ndarray,
+    view: str = "unknown",
+) -> np.ndarray:
+    """Places (K,) of the images that are asked for, the first to ask first.
+
+    Those put off come last, whatever they are. Ties go by name.
+
+    Args:
+        names: of N images.
+        scores: OOD scores (N,); NaN where the model tells none, which comes first.
+        leads: of the likeliest class over the next, (N,), in 0..1.
+        flagged: which are out of distribution, bool (N,).
+        skipped: which were put off, bool (N,).
+        view: "unknown" asks for those flagged, the furthest out first; "unsure" also for those
+            with a small lead, the smallest first; "all" for every image, those flagged first.
+
+    >>> asking_order(["b", "a", "c"], np.array([2.0, 2, 9]), np.zeros(3), np.ones(3, bool),
+    ...     np.array([False, False, True])).tolist()
+    [1, 0, 2]
+    """
+    scores = np.where(np.isnan(scores), np.inf, scores)
+    asked = flagged | skipped
+    if view == "unsure":
+        asked = asked | (leads < _SURE)
+    elif view == "all":
+        asked = np.ones(len(scores), bool)
+    first = leads if view == "unsure" else -scores
+    # the last key counts first; flagged ones lead where all are asked for
+    keys = (np.asarray(names, dtype=str), first, ~flagged, skipped)
+    if view == "unsure":
+        keys = (keys[0], -scores, first, skipped)
+    order = np.lexsort(keys) if len(scores) else np.zeros(0, np.intp)
+    return order[asked[order]]
+
+
+def is_blind(image_id: str) -> bool:
+    """Whether an image, known by hexadecimal digits, is asked without what the model thinks."""
+    return int(image_id[:8], 16) % _BLIND == 0

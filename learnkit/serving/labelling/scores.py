@@ -1,0 +1,120 @@
+"""Scores of the images that wait, from kept features: judged anew whenever the model changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from learnkit.serving.labelling.kept_features import KeptFeatures
+from learnkit.uncertainty.scoring import Scoring
+
+_BLOCK = 1024  # rows judged at once
+_GROWTH = 1024
+
+
+class Scores:
+    """What the model says of every image that came: one place in arrays for each.
+
+    Args:
+        kept: the features of the images.
+    """
+
+    def __init__(self, kept: KeptFeatures):
+        self.kept, self._lock = kept, threading.Lock()
+        self._place: dict[str, int] = {}
+        self._row = np.zeros(0, np.intp)
+        self.ood, self.p, self.lead = (np.zeros(0) for _ in range(3))
+        self.said = np.zeros(0, np.intp)
+        self.flagged = np.zeros(0, bool)
+        self.version = 0
+        self.scoring: Scoring | None = None
+        self.classes: tuple[str, ...] = ()
+
+    def know(self, scoring: Scoring | None, classes: Sequence[str]) -> None:
+        """Judge by this from now on; None says that no class is known."""
+        self.scoring, self.classes = scoring, tuple(classes)
+
+    def add(self, images: Iterable[tuple[str, str]]) -> None:
+        """Take in images, (id, SHA-256), whose features are kept, and judge them."""
+        new = [(image, sha) for image, sha in images if image not in self._place]
+        if not new:
+            return
+        with self._lock:
+            start = len(self._place)
+            self._grow(start + len(new))
+            places = np.arange(start, start + len(new))
+            self._row[places] = self.kept.places([sha for _, sha in new])
+            self._place.update({image: start + i for i, (image, _) in enumerate(new)})
+        self._judge(places)
+
+    def _grow(self, n: int) -> None:
+        if n <= len(self._row):
+            return
+        more = max(n, len(self._row) + _GROWTH)
+        blank = {"_row": 0, "ood": np.nan, "p": np.nan, "lead": 0.0, "said": -1, "flagged": True}
+        for name, value in blank.items():
+            old = getattr(self, name)
+            new = np.full(more, value, old.dtype)
+            new[: len(old)] = old
+            setattr(self, name, new)
+
+    def __contains__(self, image: str) -> bool:
+        return image in self._place
+
+    def places(self, images: Iterable[str]) -> np.ndarray:
+        """Places in the arrays of images, which are all there."""
+        return np.array([self._place[image] for image in images], np.intp)
+
+    def rescore(
+        self, images: Sequence[str], is_outdated: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Judge images anew, block by block, unless that `is_outdated` meanwhile."""
+        places = self.places(images)
+        for start in range(0, len(places), _BLOCK):
+            if is_outdated():
+                return
+            self._judge(places[start : start + _BLOCK])
+
+    def _judge(self, places: np.ndarray) -> None:
+        scoring = self.scoring
+        self.version += 1
+        for start in range(0, len(places), _BLOCK):
+            part = places[start : start + _BLOCK]
+            if scoring is None:
+                self.ood[part], self.p[part], self.lead[part] = np.nan, np.nan, 0.0
+                self.said[part], self.flagged[part] = -1, True
+                continue
+            features = self.kept.block(self._row[part])
+            probs, scores = scoring.probs(features), scoring.ood_scores(features)
+            first = probs.argmax(1)
+            ordered = np.sort(np.pad(probs, ((0, 0), (1, 0))), axis=1)
+            self.said[part], self.p[part] = first, ordered[:, -1]
+            self.lead[part] = ordered[:, -1] - ordered[:, -2]
+            self.ood[part], self.flagged[part] = scores, scoring.threshold.is_ood(scores)
+            self.version += 1
+
+    def of(self, image: str) -> dict[str, Any]:
+        """What is said of an image: `said`, `p`, `ood` and `flagged`, as JSON types."""
+        place = self._place[image]
+        said, p, ood = int(self.said[place]), float(self.p[place]), float(self.ood[place])
+        known = 0 <= said < len(self.classes)
+        return {
+            "said": self.classes[said] if known else None,
+            "p": round(p, 4) if known else None,
+            "ood": round(ood, 4) if np.isfinite(ood) else None,
+            "flagged": bool(self.flagged[place]),
+        }
+
+    def probs(self, image: str) -> list[float]:
+        """Probabilities of the classes in their order; none where no class is known."""
+        if self.scoring is None:
+            return []
+        rows = self.kept.block(self._row[[self._place[image]]])
+        return [round(float(p), 4) for p in self.scoring.probs(rows)[0]]
+
+    def features(self, images: Sequence[str]) -> np.ndarray:
+        """Kept features float32 (N, D) of images."""
+        return self.kept.block(self._row[self.places(images)])

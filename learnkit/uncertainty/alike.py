@@ -1,0 +1,56 @@
+"""Groups of images that are alike: average linkage of their features, cut at one distance."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from learnkit.uncertainty.embedding import unit_rows
+from learnkit.uncertainty.scoring import Scoring
+
+_CUT = 0.3  # cosine distance where the model says nothing of how far its images are apart
+
+
+def groups_alike(features: np.ndarray, cut: float, *, root: bool = False) -> list[list[int]]:
+    """Places of images by group, the largest group first, in each the most typical first.
+
+    Args:
+        features: pooled features (N, D).
+        cut: mean cosine distance, in 0..2, below which two groups are one.
+        root: see `unit_rows`.
+
+    >>> groups_alike(np.array([[1, 0], [0, 1], [1, 0.1], [1, 0.2]]), 0.3)
+    [[2, 3, 0], [1]]
+    """
+    rows = unit_rows(features, root=root)
+    if len(rows) < 2:
+        return [[place] for place in range(len(rows))]
+    distances = np.clip(1 - rows @ rows.T, 0, 2)
+    condensed = distances[np.triu_indices(len(rows), 1)]
+    numbers = fcluster(linkage(condensed, "average"), cut, "distance")
+    found = [np.flatnonzero(numbers == one) for one in np.unique(numbers)]
+    found = [places[np.argsort(_strangeness(distances, places), kind="stable")] for places in found]
+    return [one.tolist() for one in sorted(found, key=lambda places: (-len(places), places.min()))]
+
+
+def _strangeness(distances: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Mean distance of each to the others of its group."""
+    return distances[np.ix_(places, places)].mean(1)
+
+
+def cut_of(scoring: Scoring | None) -> float:
+    """The cosine distance from the nearest known image at which the model flags an image.
+
+    Of unit vectors it is half the squared distance; scores that have no such part say nothing.
+
+    >>> cut_of(None)
+    0.3
+    """
+    parts = (
+        {} if scoring is None else {name: (loc, spread) for name, loc, spread in scoring.standards}
+    )
+    if "knn" not in parts:
+        return _CUT
+    location, spread = parts["knn"]
+    distance = location + spread * max(0.0, scoring.threshold.value)
+    return float(np.clip(distance**2 / 2, 0.02, 1.0))
