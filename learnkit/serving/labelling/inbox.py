@@ -123,7 +123,7 @@ class Inbox:
         return folder / f"{Path(own).stem}_{picture.sha[:8]}{Path(own).suffix}"
 
     def targets(self, pictures: Sequence[InboxImage], label: str | None) -> dict[str, str]:
-        """Where the files of pictures go, by id, below the folder of labelled ones; see `target`."""
+        """Where the files of pictures go, by id, below the folder of labelled ones."""
         found: dict[str, str] = {}
         for one in pictures:
             file = self.target(one, label).relative_to(self.labelled)
