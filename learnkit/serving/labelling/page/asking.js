@@ -14,14 +14,13 @@ let shownId = null;
 let heated = false;
 
 export function build() {
-  const label = (name, isNew) => answerLabel(name, isNew);
   parts.stage = h("div.stage");
   parts.zoom = new Zoom(parts.stage);
   parts.verdict = h("p.verdict", { id: "verdict" });
   parts.heat = keyed("H", text("heat"), toggleHeat, { class: "heat", "aria-pressed": "false" });
   parts.like = h("div.alike");
   parts.below = h("div.below", {}, parts.verdict, parts.heat, parts.like);
-  parts.kinds = new Kinds(label);
+  parts.kinds = new Kinds(answerLabel);
   parts.question = h("h2");
   parts.none = h("p.hint", { hidden: true });
   parts.actions = h("div.actions");
@@ -50,8 +49,10 @@ export function relabel() {
 function current() {
   const item = store.queue[0];
   if (!item || store.blocked) return null;
-  return pictures.get(item.id)?.complete || broken.has(item.id) ? item : null;
+  return isSeen(item) ? item : null;
 }
+
+const isSeen = (item) => Boolean(pictures.get(item.id)?.complete) || broken.has(item.id);
 
 export function key(pressed) {
   if (store.keys[pressed]) return answerLabel(store.keys[pressed]);
@@ -65,11 +66,11 @@ export function key(pressed) {
   return pressed.length === 1 && parts.kinds.begin(pressed);
 }
 
-function answerLabel(label, isNew = false) {
+function answerLabel(label, made = {}) {
   const item = current();
   if (!item) return;
   fly();
-  answer([item], { label, new: isNew || undefined, blind: isHidden(item) });
+  answer([item], { label, new: made.new, again: made.again, blind: isHidden(item) });
 }
 
 function act(action) {
@@ -83,7 +84,7 @@ async function askNew() {
   const item = current();
   if (!item || store.server.lock_classes) return;
   const made = await newKind();
-  if (made && store.queue[0]?.id === item.id) answerLabel(made.name, made.new);
+  if (made && store.queue[0]?.id === item.id) answerLabel(made.name, made);
 }
 
 export function undo() {
@@ -173,7 +174,7 @@ export function render() {
 
 function renderPicture(item) {
   const id = item?.id ?? null;
-  const mark = item && `${id} ${broken.has(id)} ${Boolean(pictures.get(id)?.complete)}`;
+  const mark = item && `${id} ${broken.has(id)} ${isSeen(item)}`;
   if (!item) { parts.stage.replaceChildren(h("p.loading", {}, text("loading"))); shownId = null; return; }
   if (shownId !== id || parts.mark !== mark) showPicture(item);
   parts.mark = mark;
@@ -184,6 +185,7 @@ function showPicture(item) {
   if (shownId !== item.id && parts.lastId !== item.id) parts.zoom.reset();
   shownId = parts.lastId = item.id;
   parts.stage.dataset.id = item.id;
+  parts.stage.setAttribute("aria-busy", String(!isSeen(item)));
   if (broken.has(item.id)) {
     parts.stage.replaceChildren(h("p.loading", {}, text("picture_failed")));
     return;
@@ -245,7 +247,7 @@ function renderEmpty() {
   parts.empty.replaceChildren(
     id ? h("figure", {}, picture(id, "", 640), label ? h("figcaption", { dir: "auto" }, text("last_named", { label })) : null)
       : h("p.done", { "aria-hidden": "true" }, "✓"),
-    h("h2", {}, text("nothing_waits")),
+    h("h2", {}, counts.reading ? text("reading", { n: counts.reading }) : text("nothing_waits")),
     h("p", {}, `${text("named_today", { n: counts.done_today })} ${text("knows", { n: names().length })}`),
     h("p.hint", {}, text("stays_open")));
   shownId = null;

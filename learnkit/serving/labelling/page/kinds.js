@@ -68,6 +68,7 @@ export class Kinds {
     const name = button.dataset.label;
     const key = keyOf(name);
     const p = this.probs?.[names().indexOf(name)];
+    button.classList.toggle("good", name === store.server.good);
     const share = p === undefined ? "" : text("percent", { n: Math.round(100 * p) });
     say(button.querySelector(".share"), p >= 0.005 ? share : "");
     button.querySelector(".bar").style.width = `${100 * (p || 0)}%`;
@@ -105,7 +106,7 @@ export class Kinds {
     const name = this.field.value;
     this.clear();
     const made = await newKind({ name });
-    if (made) this.choose(made.name, made.new);
+    if (made) this.choose(made.name, made);
   }
 }
 
@@ -127,7 +128,7 @@ export function problem(name) {
 
 const TOLD = { empty: "name_empty", long: "name_long", signs: "name_signs", ends: "name_ends", reserved: "name_reserved", same: "name_same", forgotten: "name_forgotten" };
 
-/** Ask for the name of a new kind: {name, new}; a known one if it was that; null if cancelled. */
+/** Ask for a new name: {name, new, again}; a known or a forgotten one if it was that; null if cancelled. */
 export function newKind({ name = "", create = text("create"), title = text("new_title"), advice = text("advice") } = {}) {
   return dialog(title, (finish) => {
     const field = h("input", {
@@ -136,8 +137,6 @@ export function newKind({ name = "", create = text("create"), title = text("new_
     const why = h("p.wrong", { id: "new-why", role: "alert" });
     const like = h("p.like", { id: "new-like" });
     const known = h("p.answers.known");
-    let forgotten = null;
-
     const show = (wrong) => {
       field.setAttribute("aria-invalid", wrong ? "true" : "false");
       say(why, wrong ? told(wrong) : "");
@@ -145,7 +144,7 @@ export function newKind({ name = "", create = text("create"), title = text("new_
     };
     const offer = (wrong) => {
       const isOld = wrong.code === "forgotten";
-      return h("button", { type: "button", on: { click: () => finish({ name: wrong.known, new: isOld }) } },
+      return h("button", { type: "button", on: { click: () => finish({ name: wrong.known, new: isOld, again: isOld }) } },
         text(isOld ? "take_up" : "is_it", { label: wrong.known }));
     };
     const alike = () => {
@@ -161,7 +160,6 @@ export function newKind({ name = "", create = text("create"), title = text("new_
     const send = async (event) => {
       event.preventDefault();
       const wrong = problem(field.value) || (await refusedByServer(field.value));
-      forgotten = wrong?.code === "forgotten" ? wrong.known : forgotten;
       show(wrong);
       if (!wrong) return finish({ name: field.value, new: true });
       field.focus();

@@ -4,7 +4,7 @@ import * as asking from "./asking.js";
 import * as log from "./log.js";
 import * as many from "./many.js";
 import { dialog, find, h, hasDialog, picture, say } from "./dom.js";
-import { refill, refresh, start } from "./server.js";
+import { refill, start, tryAgain } from "./server.js";
 import { changed, set, settings, stateOf, store, whenChanged } from "./store.js";
 import { TEXTS, speak, text } from "./texts.js";
 
@@ -52,8 +52,8 @@ function pressed(event) {
   const key = meaning(event);
   if (event.repeat && !["+", "-"].includes(key)) return; // a key held down names one picture
   if ([" ", "enter", "tab"].includes(key)) return; // those of the element that has the focus
-  if (["backspace", "/", "'"].includes(key)) event.preventDefault();
-  if (key.length === 1 && /\p{L}/u.test(key)) event.preventDefault(); // typed on into the field that finds
+  // else a sign would be typed on, into the dialog or the field that it opens
+  if (key.length === 1 || key === "backspace") event.preventDefault();
   VIEWS[store.view].key(key);
 }
 
@@ -122,7 +122,7 @@ function renderBars() {
   element.dataset.now = now;
   element.replaceChildren(...bars.map(([kind, words, like]) => h(`div.bar.${kind}`, {},
     h("span", {}, words), ...like.map((one) => picture(one.id, one.label)),
-    kind === "note" ? null : h("button", { type: "button", on: { click: refresh } }, text("try_again")))));
+    kind === "note" ? null : h("button", { type: "button", on: { click: tryAgain } }, text("try_again")))));
 }
 
 function render() {

@@ -105,13 +105,19 @@ function row(line) {
     h("td", {}, undoes ? h("button", { type: "button", on: { click: () => undoFrom(line) } }, text("undo_from")) : null));
 }
 
-async function undoFrom(line) {
-  const those = found.lines.filter((one) => one.line >= line.line && one.state !== "undone" && one.do !== "undo");
-  const n = those.reduce((sum, one) => sum + (one.ids || []).length, 0);
+async function undoFrom({ line }) {
+  let would;
+  try {
+    would = await post("/label/undo", { key: random(16), line, dry: true });
+  } catch (error) {
+    await choose(text("undo_from"), error.message, [[null, text("close")]]);
+    return;
+  }
+  const lost = Object.entries(would.counts || {}).map(([name, n]) => `${name}: ${n}`).join(", ");
   const sure = await confirmed(
-    text("undo_from_title", { n: those.length }), text("undo_from_text", { n }), text("undo_from"));
+    text("undo_from_title", { n: would.changes }), [text("undo_from_text", { n: would.ids.length }), lost], text("undo_from"));
   if (!sure) return;
-  await change("/label/undo", { line: line.line });
+  await change("/label/undo", { line });
   store.answered = [];
 }
 

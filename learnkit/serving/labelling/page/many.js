@@ -24,7 +24,7 @@ export function build() {
   parts.tools = h("div.tools");
   parts.tiles = h("div.tiles", { role: "group", on: { keydown: move } });
   parts.chosen = h("h3");
-  parts.kinds = new Kinds((label, isNew) => answerChosen({ label, new: isNew || undefined }));
+  parts.kinds = new Kinds((label, made = {}) => answerChosen({ label, new: made.new, again: made.again }));
   parts.actions = h("div.actions");
   parts.none = h("p.none");
   parts.group = h("div.group", {},
@@ -181,7 +181,7 @@ function answerChosen(said) {
 async function askNew() {
   if (!chosen.size || store.blocked || store.server.lock_classes) return;
   const made = await newKind({ create: text("create_many") });
-  if (made) answerChosen({ label: made.name, new: made.new || undefined });
+  if (made) answerChosen({ label: made.name, new: made.new, again: made.again });
 }
 
 export function key(pressed) {

@@ -97,7 +97,13 @@ export function absorb(state) {
 let waitingForRoom = null;
 function waitForRoom() {
   clearTimeout(waitingForRoom);
-  waitingForRoom = setTimeout(refresh, POLL);
+  waitingForRoom = setTimeout(tryAgain, POLL);
+}
+
+/** Send once more what could not be saved, or ask whether it can by now. */
+export async function tryAgain() {
+  if (store.outbox.length && !store.offline) await pump(true);
+  else await refresh();
 }
 
 // --------------------------------------------------------------------------------------- queue
@@ -130,7 +136,7 @@ export function refill(fields = {}) {
 }
 
 async function fill(fields) {
-  const start = store.clock;
+  const start = { clock: store.clock, pending: pending() };
   const have = [...store.queue.map((one) => one.id), ...store.outbox.filter((one) => !one.of).flatMap((one) => one.ids)];
   const question = { n: Math.max(0, HELD - store.queue.length), have: have.join(","), ...fields };
   if (settings.show) question.view = settings.show;
@@ -161,8 +167,13 @@ function refillNow() {
   return false;
 }
 
+/** Images of what the server has not got yet: it speaks of them as they were. */
+const pending = () => new Set(store.outbox.flatMap((one) => one.ids));
+
 function take(answer, start) {
-  const old = (id) => (store.touched.get(id) || 0) > start; // answered or taken back meanwhile
+  const now = pending();
+  const isTouched = (id) => (store.touched.get(id) || 0) > start.clock;
+  const old = (id) => isTouched(id) || start.pending.has(id) || now.has(id);
   const gone = new Set((answer.gone || []).filter((id) => !old(id)));
   const wanted = settings.show || store.server.show;
   store.queue = store.queue.filter((item, place) => {
@@ -170,7 +181,7 @@ function take(answer, start) {
     const known = place > 0 && wanted === "unknown" && item.flagged === false && !item.back;
     return !gone.has(item.id) && !known;
   });
-  const here = new Set([...store.queue.map((one) => one.id), ...store.outbox.flatMap((one) => (one.of ? [] : one.ids))]);
+  const here = new Set(store.queue.map((one) => one.id));
   for (const item of answer.images || []) {
     if (here.has(item.id) || old(item.id)) continue;
     store.queue.push(item);
@@ -206,7 +217,7 @@ export function takeBack() {
   if (!entry) return null;
   store.answered.splice(store.answered.indexOf(entry), 1);
   const waits = store.outbox.indexOf(entry);
-  if (waits >= 0 && store.busy !== entry) { // nobody has heard it
+  if (waits >= 0 && !entry.sent) { // nobody has heard it
     store.outbox.splice(waits, 1);
     store.newest = { ...entry, status: "taken_back" };
   } else post_({ key: random(16), of: entry.key, ids: entry.ids, items: entry.items, label: entry.label, status: "taking_back" });
@@ -227,10 +238,11 @@ function post_(entry) {
 }
 
 /** Send what waits, one after the other, in the order in which it was said. */
-export async function pump() {
-  if (store.busy || store.blocked || asking || !store.outbox.length) return;
+export async function pump(isTrial = false) {
+  if (store.busy || (store.blocked && !isTrial) || asking || !store.outbox.length) return;
   const entry = store.outbox[0];
   store.busy = entry;
+  entry.sent = true; // its reply may be lost
   entry.status = entry.of ? "taking_back" : "learning";
   changed();
   let goesOn = true;
@@ -246,11 +258,11 @@ export async function pump() {
 }
 
 function send(entry) {
-  const { key, of, ids, label, action, blind, correct } = entry;
+  const { key, of, ids, label, action, blind, correct, again } = entry;
   const who = settings.who;
   if (of) return post("/label/undo", { key, of, who });
   const digest = store.server?.digest;
-  return post("/label/answer", { ids, label, action, key, digest, who, blind, correct, new: entry.new });
+  return post("/label/answer", { ids, label, action, key, digest, who, blind, correct, again, new: entry.new });
 }
 
 function settle(entry, got) {
@@ -277,11 +289,19 @@ async function unsettled(entry, error) {
     waitForRoom();
     return false;
   }
+  if (error.kind === "model" && error.result) { // opened again, with this label
+    settle(entry, error);
+    return true;
+  }
   if (error.kind === "model" && (entry.tries = (entry.tries || 0) + 1) < 4) {
     if (store.server) store.server.digest = error.digest;
     return true;
   }
   if (error.kind === "taken" || error.kind === "already") return await settleDispute(entry, error);
+  if (error.kind === "gone" && error.gone && entry.ids.length > error.gone.length) {
+    dropFrom(entry, error.gone);
+    return true;
+  }
   store.outbox.shift();
   Object.assign(entry, { status: entry.of ? "cannot_take_back" : "failed", reason: error.message });
   store.newest = entry;
@@ -289,6 +309,13 @@ async function unsettled(entry, error) {
   if (error.kind !== "gone" && !entry.of) store.queue.unshift(...entry.items.slice(0, 1));
   await refill();
   return true;
+}
+
+/** Leave images out of an answer about many, which is a new one then. */
+function dropFrom(entry, gone) {
+  Object.assign(entry, {
+    key: random(16), ids: entry.ids.filter((id) => !gone.includes(id)), items: entry.items.filter((one) => !gone.includes(one.id)),
+  });
 }
 
 async function settleDispute(entry, error) {

@@ -41,6 +41,8 @@ export const TEXTS = {
     key_is_with: "{label}, key {key}, the model says {p} %",
 
     nothing_waits: "Nothing waits.",
+    reading: "{n} pictures are being read …",
+    reading_one: "1 picture is being read …",
     named_today: "{n} named today.",
     named_today_one: "1 named today.",
     knows: "The model knows {n} kinds.",
@@ -235,6 +237,8 @@ export const TEXTS = {
     key_is_with: "{label}, Taste {key}, das Modell sagt {p} %",
 
     nothing_waits: "Nichts wartet.",
+    reading: "{n} Bilder werden gelesen …",
+    reading_one: "1 Bild wird gelesen …",
     named_today: "{n} heute benannt.",
     named_today_one: "1 heute benannt.",
     knows: "Das Modell kennt {n} Arten.",
