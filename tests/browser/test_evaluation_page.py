@@ -384,6 +384,7 @@ def test_hostile_names_are_text(open_page, seen):
     assert page.evaluate("window.hacked") is None
     assert page.locator("b[onmouseover], img[src=x]").count() == 0
     assert page.inner_text("h1") == HOSTILE[0]
+    assert not set("\u202e\u2028\u2029\x1b") & set(page.inner_text("body"))
     assert HOSTILE[0] in page.inner_text("#finding-list")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert seen.errors == []

@@ -11,7 +11,8 @@ function el(tag, props, ...kids) {
   e.append(...kids.filter(k => k != null && k !== ""));
   return e;
 }
-const bdi = text => el("bdi", {textContent: text}), span = (className, ...kids) => el("span", {className}, ...kids);
+// Characters that turn a line around could show another name than there is
+const bdi = text => el("bdi", {textContent: String(text).replace(/(?![\u00ad\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, "\ufffd")}), span = (className, ...kids) => el("span", {className}, ...kids);
 const on = (e, what, then) => e.addEventListener(what, then), box = e => e.getBoundingClientRect();
 const press = (b, on) => b.setAttribute("aria-pressed", on), pick = (all, b) => $$(all).forEach(one => press(one, one === b)), count = n => n.toLocaleString("en");
 const many = (n, one) => `${count(n)} ${one}${n === 1 ? "" : "s"}`;
@@ -103,10 +104,10 @@ function drawHeat(canvas, img, i, which, opacity) {
   values.forEach((v, k) => {
     const at = v / 255 * (COLOURS.length - 1), lo = Math.min(Math.floor(at), COLOURS.length - 2), part = at - lo;
     for (let c = 0; c < 3; c++) pixels.data[4 * k + c] = COLOURS[lo][c] * (1 - part) + COLOURS[lo + 1][c] * part;
-    pixels.data[4 * k + 3] = 255 * opacity * (.35 + .65 * v / 255);
+    pixels.data[4 * k + 3] = 255 * opacity * Math.sqrt(v / 255);
   });
   small.getContext("2d").putImageData(pixels, 0, 0);
-  // the picture stands in its box as large as it fits; the map lies on what of it the network saw
+  // the map lies on that part of the picture that the network saw
   const here = box(img), around = box(canvas.parentNode);
   const scale = Math.min(here.width / img.naturalWidth, here.height / img.naturalHeight);
   const w = img.naturalWidth * scale, h = img.naturalHeight * scale, part = I[i].hb || [0, 0, 1, 1];
@@ -199,14 +200,13 @@ function openPicture(i) {
   big.hidden = !src; $("#big-none").hidden = !!src;
   if (src) big.src = src; else big.removeAttribute("src");
   big.alt = src ? `Picture ${image.p}` : "";
-  big.className = BIGS[image.big ?? -1] ? "" : "enlarged";
   const facts = [["actual", image.o ? "none: a strange image" : words(actual(i)) || "nothing"], ["predicted", scored(i) ? `${words(said(i)) || "nothing"} ${sure(i) == null || MULTI ? "" : percent(sure(i))}` : "–"]];
   if (image.s != null) { const t = D.ood?.threshold; facts.push(["unusual?", `${image.u ? "yes" : "no"}: ${digits(image.s)}${t == null ? "" : ` of ${digits(t)}`}`]); }
   if (image.k) facts.push(["learned", "the model has learned this image"]);
   $("#overlay-facts").replaceChildren(...facts.flatMap(([k, v]) => [el("dt", {textContent: k}), el("dd", {}, bdi(v))]));
   const rows = [...image.t || []];
   if (!MULTI && !image.o && actual(i) >= 0 && image.pa != null && !rows.some(r => r[0] === actual(i))) rows.push([actual(i), image.pa]);
-  // with few classes a key is always the same one; with many those that are shown have keys
+  // of few classes each has its key, of many those shown
   keyed = MULTI ? [] : C.length <= 9 ? C.map((_, k) => k) : rows.map(r => r[0]);
   $("#overlay-classes").replaceChildren($("#overlay-classes caption"), ...rows.map(([k, p]) => {
     const key = keyed.indexOf(k);
@@ -222,7 +222,7 @@ function openPicture(i) {
   const here = chosen.indexOf(i);
   $("#previous").disabled = here <= 0; $("#next").disabled = here < 0 || here >= chosen.length - 1;
   markTools();
-  if (!overlay.open) overlay.showModal();
+  if (!overlay.open) { overlay.showModal(); overlay.focus(); }
   showHeat();
 }
 function showHeat() {
@@ -281,7 +281,7 @@ function option(i) {
 function markTools() {
   const i = opened, tools = $("#mark-tools"), m = marks[I[i].p], note = $("#mark-note");
   note.textContent = !m ? "" : m.action === "drop" ? "marked: bad, to be dropped" : `marked: is ${m.to}`;
-  // what has the focus stays where it is, so a second key or Tab goes on from there
+  // what has the focus stays
   if (tools.dataset.i === String(i)) { $("[data-unmark]", tools).disabled = !m; return; }
   tools.dataset.i = i;
   tools.replaceChildren("mark: ");
@@ -333,7 +333,7 @@ function moreSuspects() {
   rows.append(...suspects.slice(n, n + PAGE).map(suspectRow));
   $("#more-suspects").hidden = n + PAGE >= suspects.length;
 }
-// A cell that begins like a formula gets an apostrophe, and one that begins with an apostrophe another
+// No cell begins a formula; who reads it takes one apostrophe off
 const csvCell = v => { const t = String(v ?? ""), safe = /^[=+\-@\t\r']/.test(t) ? "'" + t : t; return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe; };
 const csvLine = cells => cells.join(",") + "\n", number = v => v == null ? "" : v;
 function download(name, text) {
