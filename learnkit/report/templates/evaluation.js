@@ -12,7 +12,7 @@ function el(tag, props, ...kids) {
   return e;
 }
 // Characters that turn a line around could show another name than there is
-const bdi = text => el("bdi", {textContent: String(text).replace(/(?![\u00ad\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, "\ufffd")}), span = (className, ...kids) => el("span", {className}, ...kids);
+const plain = text => String(text).replace(/(?![\u00ad\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, "\ufffd"), bdi = text => el("bdi", {textContent: plain(text)}), span = (className, ...kids) => el("span", {className}, ...kids);
 const on = (e, what, then) => e.addEventListener(what, then), box = e => e.getBoundingClientRect();
 const press = (b, on) => b.setAttribute("aria-pressed", on), pick = (all, b) => $$(all).forEach(one => press(one, one === b)), count = n => n.toLocaleString("en");
 const many = (n, one) => `${count(n)} ${one}${n === 1 ? "" : "s"}`;
@@ -276,11 +276,11 @@ function marked() {
   if (opened >= 0) markTools();
 }
 function option(i) {
-  return el("select", {"aria-label": `Another class for ${I[i].p}`}, el("option", {value: "", textContent: "other …"}), ...C.map((c, k) => el("option", {value: k, textContent: c})));
+  return el("select", {"aria-label": `Another class for ${I[i].p}`}, el("option", {value: "", textContent: "other …"}), ...C.map((c, k) => el("option", {value: k, textContent: plain(c)})));
 }
 function markTools() {
   const i = opened, tools = $("#mark-tools"), m = marks[I[i].p], note = $("#mark-note");
-  note.textContent = !m ? "" : m.action === "drop" ? "marked: bad, to be dropped" : `marked: is ${m.to}`;
+  note.textContent = !m ? "" : m.action === "drop" ? "marked: bad, to be dropped" : `marked: is ${plain(m.to)}`;
   // what has the focus stays
   if (tools.dataset.i === String(i)) { $("[data-unmark]", tools).disabled = !m; return; }
   tools.dataset.i = i;
