@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from learnkit.errors import DataError, InputSizeError
 if TYPE_CHECKING:
     import torch
 
+_DRAFTS = (8, 4, 2)  # by which libjpeg decodes smaller
+_DRAFT_GAP = 3  # pixels of a draft per pixel of the result, at least
 _MAX_BEFORE = 8  # changes of size that come first; fastai has one
 
 
@@ -46,6 +50,10 @@ class Preprocessing:
         max_pixels: As in `read_image`.
         before: Changes of size that come first, such as the larger one of fastai's presizing.
         plain_convert: As in `read_image`.
+        draft: Decode JPEG files at a half, quarter or eighth where that leaves three pixels or more
+            for each of the result and the same cut: several times faster for photographs, whose
+            values move by 5 of 255 at most, on average by less than 1 (hard edges between
+            saturated colours by 25). Images at hand come as they are.
 
     Raises:
         DataError: A field breaks its rule; the message names it.
@@ -68,6 +76,7 @@ class Preprocessing:
     max_pixels: int = MAX_PIXELS
     before: tuple[Resizing, ...] = ()
     plain_convert: bool = False
+    draft: bool = False
 
     def __post_init__(self) -> None:
         size = (self.size,) * 2 if isinstance(self.size, int) else self.size
@@ -80,10 +89,33 @@ class Preprocessing:
 
     def read(self, source: Any) -> Image.Image:
         """PIL image of `size`, mode "RGB" or "L", of anything `read_image` takes."""
-        return self.resize(self.decode(source))
+        return self.resize(self._decode(source, self.draft_factor if self.draft else None))
 
     def decode(self, source: Any) -> Image.Image:
         """PIL image in its original size, mode "RGB" or "L", of anything `read_image` takes."""
+        return self._decode(source, None)
+
+    def draft_factor(self, size: tuple[int, int]) -> int:
+        """By what a JPEG of `size` (width, height) may be decoded smaller: 8, 4, 2, or 1.
+
+        >>> [Preprocessing(224).draft_factor(size) for size in ((4000, 3000), (500, 375))]
+        [4, 1]
+        """
+        first = self.steps[0]
+        if first.method not in ("crop", "squish", "pad") or first.interpolation == "nearest":
+            return 1
+        cut = partial(centred_box, target=first.size[::-1], method=first.method, crop=first.crop)
+        box = cut(size)
+        least = min((box[2] - box[0]) / first.size[1], (box[3] - box[1]) / first.size[0])
+        for factor in _DRAFTS:
+            if least >= _DRAFT_GAP * factor and not any(side % factor for side in size):
+                # The same cut to the pixel: half a pixel of a draft would be seen at an edge.
+                smaller = cut((size[0] // factor, size[1] // factor))
+                if tuple(side * factor for side in smaller) == box:
+                    return factor
+        return 1
+
+    def _decode(self, source: Any, draft: Callable[[tuple[int, int]], int] | None) -> Image.Image:
         return read_image(
             source,
             channels=self.channels,
@@ -92,6 +124,7 @@ class Preprocessing:
             exif_transpose=self.exif_transpose,
             max_pixels=self.max_pixels,
             plain_convert=self.plain_convert,
+            draft=draft,
         )
 
     def resize(self, image: Image.Image) -> Image.Image:
@@ -243,7 +276,7 @@ def check_recipe(recipe: Preprocessing) -> None:
         raise DataError(f"`before` is {recipe.before!r:.200}; it must hold `Resizing`s")
     if len(recipe.before) > _MAX_BEFORE:
         raise DataError(f"`before` has {len(recipe.before)} steps; at most {_MAX_BEFORE} are taken")
-    for name in ("exif_transpose", "plain_convert"):
+    for name in ("exif_transpose", "plain_convert", "draft"):
         if (value := getattr(recipe, name)) not in (True, False) or type(value) is not bool:
             raise DataError(f"`{name}` is {value!r}; it must be one of (True, False)")
     _check_statistics(recipe.mean, recipe.std, recipe.channels)

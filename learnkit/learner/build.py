@@ -176,7 +176,7 @@ def loaders_without_data(size: Any, channels: int | None) -> DataLoaders:
             "`size` of the images of a learner that starts without data, as in "
             "cnn_learner(arch='resnet18', size=224)"
         )
-    recipe = Preprocessing(size=size, channels=3 if channels is None else channels)
+    recipe = Preprocessing(size=size, channels=3 if channels is None else channels, draft=True)
     return empty_dataloaders(recipe, [])
 
 

@@ -151,7 +151,8 @@ def image_dataloaders(
         bs: Images per batch; lowered to the number of training images if that is smaller.
         augment: Batch transforms for training alone, one or many; True means fastai's
             `aug_transforms()`.
-        item_tfms: Transforms of single training images in their original size, before the resize.
+        item_tfms: Transforms of single training images in their original size, before the resize;
+            all images are then decoded in full.
         channels: 3 (RGB) or 1 (grey).
         method: "crop", "squish" or "pad"; see `Preprocessing`. None is "crop", with a warning where
             that cuts off more than a fifth of the images' area.
@@ -163,7 +164,8 @@ def image_dataloaders(
         seed: Seeds the order of the training images.
         num_workers: Reading processes; 0 is fastest for small images.
         device: As in fastai; its default device when None.
-        **recipe: Further fields of `Preprocessing`, such as `crop` or `bit_depth`.
+        **recipe: Further fields of `Preprocessing`, such as `crop` or `bit_depth`; `draft` is True
+            unless said otherwise.
 
     Raises:
         TypeError: An argument is unknown; what is named nearly so is suggested.
@@ -187,12 +189,13 @@ def image_dataloaders(
     if "valid" not in dataset.splits:
         warn_user(_NO_VALIDATION)
     if preprocessing is None:
-        fields = {"size": size, "channels": channels, "method": method or "crop", **recipe}
-        preprocessing = Preprocessing(**fields)
+        fields = {"size": size, "channels": channels, "method": method or "crop", "draft": True}
+        preprocessing = Preprocessing(**{**fields, **recipe})
         if method is None:
             _warn_of_cut(dataset.paths, preprocessing)
     batch_tfms = batch_augmentation(augment, preprocessing.size)
     if item_tfms := item_augmentation(item_tfms):
+        preprocessing = preprocessing.replace(draft=False)  # they see the original size
         item_tfms = [*item_tfms, ResizeLikeRecipe(preprocessing)]
     splits = [[i for i, s in enumerate(dataset.frame["split"]) if s == name] for name in _SPLITS]
     splits = [*splits[:2], *([splits[2]] if splits[2] else [])]  # fastai has a valid, always

@@ -1,17 +1,21 @@
 """The recipe equals fastai's validation transforms, and travels as data."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
-from fastai.vision.augment import Resize
+from fastai.vision.augment import FlipItem, Resize
 from fastai.vision.core import PILImage, PILImageBW, TensorImage
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from learnkit.data.dataset import ImageDataset
+from learnkit.data.geometry import Resizing, centred_box
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, ImageReadError, InputSizeError
+from learnkit.learner.transforms import preprocessing_of
 
 SIZES = [(5, 6), (7, 5), (33, 64), (64, 33), (50, 50), (131, 29)]
 TARGETS = [32, (17, 31), (40, 13)]
@@ -222,3 +226,137 @@ def test_from_dict_is_strict(fields, message):
 def test_from_dict_needs_a_dictionary_with_size(fields):
     with pytest.raises(DataError, match="must be a dictionary with `size`"):
         Preprocessing.from_dict(fields)
+
+
+def jpeg(image, quality=90, **options):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, **options)
+    return file.getvalue()
+
+
+def photograph(height, width, seed=0):
+    """Blobs of all sizes, as scenes have them: an octave more, half the contrast."""
+    rng, total = np.random.default_rng(seed), 0
+    for octave in range(2, 9):
+        side = 2**octave
+        small = rng.integers(0, 256, (side * 3 // 4 + 1, side + 1, 3)).astype("uint8")
+        big = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+        total = total + np.asarray(big, dtype=float) / 2 ** (octave - 1)
+    return Image.fromarray(((total - total.min()) * (255 / np.ptp(total))).astype("uint8"))
+
+
+class TestDraft:
+    """JPEGs decoded smaller by libjpeg: nearly the same pixels, exactly the same cut."""
+
+    def test_recipes_without_the_field_decode_in_full_as_they_did(self):
+        fields = Preprocessing(32).to_dict()
+        del fields["draft"]
+        assert Preprocessing.from_dict(fields) == Preprocessing(32)
+        raw = jpeg(photograph(600, 800))
+        expected = Preprocessing(32).resize(Image.open(io.BytesIO(raw)))
+        assert np.array_equal(np.asarray(Preprocessing(32).read(raw)), np.asarray(expected))
+
+    @pytest.mark.parametrize("quality", [95, 75])
+    @pytest.mark.parametrize(
+        ("method", "size"), [("crop", 64), ("squish", (48, 80)), ("pad", 56), ("crop", (60, 32))]
+    )
+    def test_photographs_stay_within_a_few_grey_levels(self, method, size, quality):
+        raw = jpeg(photograph(960, 1280), quality)
+        full = Preprocessing(size, method=method)
+        draft = full.replace(draft=True)
+        assert draft.draft_factor((1280, 960)) >= 2
+        difference = np.abs(draft.pixels(raw).astype(int) - full.pixels(raw))
+        assert 0 < difference.max() <= 5
+        assert difference.mean() < 1
+
+    @pytest.mark.parametrize("kind", ["noise", "coloured squares", "lines"])
+    def test_what_no_camera_sees_stays_within_the_bound_that_is_stated(self, kind):
+        rng = np.random.default_rng(1)
+        image = noise(960, 1280)
+        if kind == "coloured squares":
+            squares = rng.integers(0, 2, (96, 128, 3)) * 255
+            image = Image.fromarray(np.kron(squares, np.ones((10, 10, 1))).astype("uint8"))
+        if kind == "lines":
+            image = Image.new("RGB", (1280, 960), "white")
+            for _ in range(60):
+                ends = [tuple(map(int, rng.integers(0, (1280, 960)))) for _ in range(2)]
+                colour = tuple(map(int, rng.integers(0, 255, 3)))
+                ImageDraw.Draw(image).line(ends, fill=colour, width=int(rng.integers(1, 4)))
+        raw = jpeg(image, 75)
+        for size in (160, 80, 40):  # at a half, a quarter, an eighth
+            full = Preprocessing(size, method="squish")
+            pixels = full.replace(draft=True).pixels(raw)
+            assert np.abs(pixels.astype(int) - full.pixels(raw)).max() <= 25
+
+    def test_the_cut_is_the_same_to_the_pixel(self):
+        rng = np.random.default_rng(0)
+        n_drafted = 0
+        for _ in range(3000):
+            width, height = (8 * int(n) for n in rng.integers(30, 600, 2))
+            size = tuple(map(int, rng.integers(8, 300, 2)))
+            method = str(rng.choice(["crop", "squish", "pad"]))
+            crop = float(rng.choice([1, 0.875]))
+            recipe = Preprocessing(size, method=method, crop=1 if method == "pad" else crop)
+            factor = recipe.draft_factor((width, height))
+            cut = [recipe.method, recipe.crop]
+            box = centred_box((width, height), size[::-1], *cut)
+            smaller = centred_box((width // factor, height // factor), size[::-1], *cut)
+            assert tuple(side * factor for side in smaller) == box
+            n_drafted += factor > 1
+        assert n_drafted > 100
+
+    @pytest.mark.parametrize(
+        "recipe",
+        [
+            Preprocessing(64, method="keep"),
+            Preprocessing(64, method="grid"),
+            Preprocessing(64, interpolation="nearest"),
+            Preprocessing(64, before=(Resizing(64, "keep"),)),
+            Preprocessing(200),
+            Preprocessing(8).replace(size=(8, 4000)),
+        ],
+        ids=str,
+    )
+    def test_where_it_would_be_seen_it_is_not_done(self, recipe):
+        assert recipe.draft_factor((1280, 960)) == 1
+
+    def test_images_turned_by_exif_are_drafted_upright(self):
+        image = photograph(960, 1280)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        raw = jpeg(image, exif=exif)
+        full, draft = Preprocessing((44, 22)), Preprocessing((44, 22), draft=True)
+        assert draft.draft_factor((960, 1280)) != draft.draft_factor((1280, 960))
+        assert draft.read(raw).size == (22, 44)
+        assert np.abs(draft.pixels(raw).astype(int) - full.pixels(raw)).max() <= 5
+
+    def test_a_file_is_decoded_alike_from_path_bytes_and_file(self, tmp_path):
+        raw = jpeg(photograph(960, 1280))
+        (tmp_path / "a.jpg").write_bytes(raw)
+        recipe = Preprocessing(64, draft=True)
+        found = [recipe.pixels(one) for one in (tmp_path / "a.jpg", raw, io.BytesIO(raw))]
+        assert np.array_equal(found[0], found[1])
+        assert np.array_equal(found[0], found[2])
+
+    def test_an_image_at_hand_is_left_as_it_is(self):
+        image = Image.open(io.BytesIO(jpeg(photograph(960, 1280))))
+        full, draft = Preprocessing(64), Preprocessing(64, draft=True)
+        assert np.array_equal(draft.pixels(image), full.pixels(image))
+        assert image.size == (1280, 960)
+
+    def test_the_limit_of_pixels_is_that_of_the_file(self):
+        raw = jpeg(photograph(960, 1280))
+        with pytest.raises(ImageReadError, match="1280 x 960 = 1,228,800 pixels, over the limit"):
+            Preprocessing(64, draft=True, max_pixels=1_000_000).read(raw)
+
+    def test_loaders_draft_unless_images_are_augmented_in_their_own_size(self, tmp_path):
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            noise(20, 20).save(tmp_path / name)
+        data = ImageDataset.from_folder(tmp_path).split(0.5, 0.5)
+        assert preprocessing_of(data.dataloaders(16)).draft
+        assert not preprocessing_of(data.dataloaders(16, draft=False)).draft
+        assert not preprocessing_of(data.dataloaders(16, item_tfms=FlipItem())).draft
+        recipe = Preprocessing(16, draft=True)
+        loaders = data.dataloaders(preprocessing=recipe, item_tfms=FlipItem())
+        assert not preprocessing_of(loaders).draft
