@@ -84,6 +84,9 @@ def train(
     class_weights: Annotated[
         bool, typer.Option("--class-weights", help="Let rare classes weigh more in training.")
     ] = False,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder to keep decoded images in, for the next epochs.")
+    ] = None,
     continual: Annotated[
         bool, typer.Option("--continual", help="End ready to learn more classes by `extend`.")
     ] = False,
@@ -127,6 +130,7 @@ def train(
         precision=precision,
         balance=BALANCES[balance],
         class_weights=class_weights,
+        store=store,
     )
     try:
         train_folder(

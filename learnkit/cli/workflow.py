@@ -53,6 +53,7 @@ class TrainingPlan:
         precision: of training steps, see `cnn_learner`.
         balance: draw training images by class, see `ImageDataset.dataloaders`.
         class_weights: weigh classes inversely to their numbers of images, in training losses.
+        store: folder that decoded images are kept in; it changes no result.
     """
 
     arch: str = "resnet18"
@@ -73,6 +74,7 @@ class TrainingPlan:
     precision: str = "auto"
     balance: bool | str = False
     class_weights: bool = False
+    store: Path | None = None
 
     @property
     def max_lr(self) -> float:
@@ -140,6 +142,7 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
         method=plan.method,
         channels=plan.channels,
         balance=plan.balance,
+        store=plan.store,
         seed=plan.seed,
     )
     with warnings.catch_warnings():
@@ -191,8 +194,9 @@ def checkpoint_of(file: Path, plan: TrainingPlan, *, resume: bool) -> Checkpoint
     """
     from learnkit.callback.checkpoint import Checkpoint
 
-    # A checkpoint notes which precision "auto" was.
-    config = {k: v for k, v in asdict(plan).items() if k not in {"epochs", "precision"}}
+    # A checkpoint notes which precision "auto" was; from a store come the same pixels.
+    left_out = {"epochs", "precision", "store"}
+    config = {k: v for k, v in asdict(plan).items() if k not in left_out}
     if resume:
         # What a plan did not say yet was as it is by default now.
         return Checkpoint.resume(file, config=config, unsaid=asdict(TrainingPlan()))

@@ -41,6 +41,7 @@ from learnkit.storage.filesystem import open_regular
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from learnkit.data.store import ImageStore
     from learnkit.learner.dataloaders import DataLoaders
 
 
@@ -62,6 +63,7 @@ class ImageDataset(Shown):
             spelled in two ways that look the same.
     """
 
+    _store: "ImageStore | None" = None  # what `preprocess` filled
     _unread: tuple[str, ...] = ()  # images below the folder, in formats that are not read
 
     def __init__(
@@ -538,12 +540,57 @@ class ImageDataset(Shown):
         text = json.dumps([sorted(self._classes), rows], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def preprocess(
+        self,
+        folder: str | os.PathLike[str],
+        size: Any = 224,
+        *,
+        n_workers: int | None = None,
+        progress: bool = True,
+        **recipe: Any,
+    ) -> "Self":
+        """The same dataset, whose `dataloaders()` read pixels from a store instead of files.
+
+        Every image is decoded and resized once, into one memory-mapped array in `folder`, beside
+        the hashes of the files and the recipe. After a kill at any moment the same call goes on;
+        files that are new or have changed are read again, there and by `dataloaders()`, and
+        processes may share a store. Training sees the pixels it sees without; what is predicted or
+        evaluated later is read from its files.
+
+        Args:
+            folder: Absent, empty, or a store by the same recipe.
+            size: Height and width in pixels; an int means a square.
+            n_workers: Decoding threads; None is one per processor.
+            progress: Show a bar.
+            **recipe: As in `dataloaders`: `method`, `channels`, ..., or all as `preprocessing`.
+
+        Raises:
+            UnreadableImagesError: Images cannot be read; all of them are named, the others stored.
+            DataError: The folder holds something else, a store by another recipe, or cannot be
+                written.
+        """
+        from learnkit.data.store import ImageStore, recipe_of
+
+        store = ImageStore(folder, recipe_of(size, **recipe))
+        files = dict(zip(self._frame["path"], self.paths, strict=True))
+        return self._with(
+            self._frame, _store=store.fill(files, n_workers=n_workers, progress=progress)
+        )
+
     def dataloaders(
-        self, size: Any = 224, bs: int = 64, *, augment: Any = None, **kwargs: Any
+        self, size: Any = None, bs: int = 64, *, augment: Any = None, **kwargs: Any
     ) -> "DataLoaders":
-        """Fastai DataLoaders of the splits, see `learner.dataloaders.image_dataloaders`."""
+        """Fastai DataLoaders of the splits, see `learner.dataloaders.image_dataloaders`.
+
+        Without `size` 224 x 224 pixels, or what `preprocess` stored.
+        """
         from learnkit.learner.dataloaders import image_dataloaders
 
+        if self._store is not None and "store" not in kwargs:
+            if size is None and "preprocessing" not in kwargs:
+                kwargs = {"preprocessing": self._store.recipe, **kwargs}
+            kwargs = {"store": self._store.folder, **kwargs}
+        size = 224 if size is None else size
         return image_dataloaders(self, size=size, bs=bs, augment=augment, **kwargs)
 
     def _with(self, frame: pd.DataFrame, **changes: Any) -> "Self":

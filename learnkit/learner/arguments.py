@@ -77,7 +77,7 @@ def explained_arguments(function: Callable, arch: Any, passed: Mapping[str, Any]
 def check_keywords(recipe: Mapping[str, Any]) -> None:
     """Raise TypeError where one is no argument of `ImageDataset.dataloaders`."""
     fields = [field.name for field in dataclasses.fields(Preprocessing)]
-    own = [*fields, "bs", "augment", "item_tfms", "preprocessing", "balance"]
+    own = [*fields, "bs", "augment", "item_tfms", "preprocessing", "balance", "store"]
     own += ["seed", "num_workers", "device"]
     for name in recipe:
         if name in fields:

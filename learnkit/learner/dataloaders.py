@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -16,13 +17,13 @@ from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import (
     Categorize,
     EncodedMultiCategorize,
-    IntToFloatTensor,
     MultiCategorize,
     Normalize,
     OneHotEncode,
     RegressionSetup,
     ToTensor,
 )
+from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, TensorMultiCategory
 from fastai.vision.core import PointScaler
 from fasttransform import Pipeline, Transform
 from PIL import Image
@@ -34,6 +35,7 @@ from learnkit.data.image import image_size
 from learnkit.data.labels import check_balance
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.split import check_training_splits
+from learnkit.data.store import ImageStore, recipe_of
 from learnkit.errors import DataError, ImageReadError, first_few, warn_user, warned_after
 from learnkit.interpret.learner_state import loaders_text, names_of, names_text
 from learnkit.interpret.normalization import (
@@ -44,7 +46,7 @@ from learnkit.interpret.normalization import (
 )
 from learnkit.learner.arguments import check_keywords
 from learnkit.learner.augmentation import batch_augmentation, item_augmentation
-from learnkit.learner.transforms import LabelOf, ReadImage, ResizeLikeRecipe
+from learnkit.learner.transforms import BytesToFloat, LabelOf, ReadImage, ResizeLikeRecipe
 from learnkit.report.document import Document, Paragraph, Span, pairs
 from learnkit.report.notebook import Shown
 
@@ -117,7 +119,68 @@ class BalancedLoader(PlainNamesDL):
 
     def shuffle_fn(self, idxs: list[int]) -> list[int]:
         """As many places as there are, drawn by weight."""
+        if self.weights is None:
+            return super().shuffle_fn(idxs)
         return self.rng.choices(idxs, weights=self.weights, k=len(idxs))
+
+
+class StoredPixels:
+    """Pixels and targets of the images of one split, by their places in it.
+
+    Args:
+        store: Has the images.
+        files: The images, in their order.
+        targets: Class numbers (N,), or 0 and 1 (N, C) of several labels per image.
+    """
+
+    def __init__(self, store: ImageStore, files: Sequence[Path], targets: np.ndarray):
+        self.store, self.rows = store, store.row_numbers(files)
+        self.targets = torch.from_numpy(targets if targets.ndim == 1 else targets.astype("float32"))
+
+    def batch(self, places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The uncached loader's batch of these images, before its batch transforms."""
+        pixels = torch.from_numpy(self.store.pixels(self.rows[list(places)]))
+        of_image = TensorImage if pixels.shape[1] != 1 else TensorImageBW
+        targets = self.targets[list(places)]
+        of_target = TensorCategory if targets.ndim == 1 else TensorMultiCategory
+        return of_image(pixels), of_target(targets)
+
+
+class StoreLoader(BalancedLoader):
+    """A loader that takes its batches whole from a store, not image by image.
+
+    It does so while nothing is done to single images but making tensors of them; else, and in
+    copies over other images, it is an ordinary loader, whose dataset reads from the store, too.
+
+    Args:
+        dataset: As fastai's.
+        stored: Pixels and targets of its items.
+        **kwargs: As `BalancedLoader`.
+    """
+
+    def __init__(self, dataset: Any = None, *, stored: StoredPixels | None = None, **kwargs: Any):
+        super().__init__(dataset, **kwargs)
+        self.stored = stored
+
+    def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> TfmdDL:
+        """A copy, of another kind or over other images, as fastai's."""
+        stays = dataset is None or dataset is self.dataset
+        kept = {"stored": self.stored} if stays and (cls or StoreLoader) is StoreLoader else {}
+        return super().new(dataset, cls, **{**kept, **kwargs})
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a batch can be taken as it is."""
+        plain = all(type(tfm) is ToTensor for tfm in self.after_item.fs)
+        return self.stored is not None and plain and not self.before_batch.fs
+
+    def do_item(self, s: int | None) -> Any:
+        """The item at a place; the place itself where batches are whole."""
+        return (s or 0) if self._whole else super().do_item(s)
+
+    def do_batch(self, b: Sequence[Any]) -> Any:
+        """The batch of items, or of places."""
+        return self.stored.batch(b) if self._whole else super().do_batch(b)
 
 
 @warned_after
@@ -132,6 +195,7 @@ def image_dataloaders(
     method: str | None = None,
     preprocessing: Preprocessing | None = None,
     balance: bool | str = False,
+    store: str | os.PathLike[str] | None = None,
     seed: int = 42,
     num_workers: int = 0,
     device: Any = None,
@@ -161,6 +225,8 @@ def image_dataloaders(
             class comes equally often; "sqrt" in proportion to the root of its images. Drawn with
             replacement, by `seed`. Only training epochs are: passes that measure or learn
             statistics see every image once.
+        store: Folder of a store, which is filled first where images are new or have changed; the
+            loaders read pixels from it, the same ones; see `ImageDataset.preprocess`.
         seed: Seeds the order of the training images.
         num_workers: Reading processes; 0 is fastest for small images.
         device: As in fastai; its default device when None.
@@ -189,17 +255,25 @@ def image_dataloaders(
     if "valid" not in dataset.splits:
         warn_user(_NO_VALIDATION)
     if preprocessing is None:
-        fields = {"size": size, "channels": channels, "method": method or "crop", "draft": True}
-        preprocessing = Preprocessing(**{**fields, **recipe})
+        preprocessing = recipe_of(size, channels=channels, method=method, **recipe)
         if method is None:
             _warn_of_cut(dataset.paths, preprocessing)
     batch_tfms = batch_augmentation(augment, preprocessing.size)
+    if store is not None and item_tfms:
+        raise DataError(
+            "`item_tfms` see images in their original size, and a store has them resized; use "
+            "`augment`, which sees batches, or leave `store` out"
+        )
     if item_tfms := item_augmentation(item_tfms):
         preprocessing = preprocessing.replace(draft=False)  # they see the original size
         item_tfms = [*item_tfms, ResizeLikeRecipe(preprocessing)]
     splits = [[i for i, s in enumerate(dataset.frame["split"]) if s == name] for name in _SPLITS]
     splits = [*splits[:2], *([splits[2]] if splits[2] else [])]  # fastai has a valid, always
-    datasets = _datasets(dataset, preprocessing, splits, resize=not item_tfms)
+    stored = None
+    if store is not None:
+        files = dict(zip(dataset.frame["path"], dataset.paths, strict=True))
+        stored = ImageStore(store, preprocessing).fill(files)
+    datasets = _datasets(dataset, preprocessing, splits, stored, resize=not item_tfms)
     n_train = len(datasets.train)
     bs = min(bs, n_train)
     dls = datasets.dataloaders(
@@ -207,16 +281,21 @@ def image_dataloaders(
         # A last batch of one image would break batch norm; every other image is used each epoch.
         drop_last=n_train % bs == 1,
         after_item=[*item_tfms, ToTensor()],
-        after_batch=[IntToFloatTensor(), *batch_tfms],
+        after_batch=[BytesToFloat(), *batch_tfms],
         # Not the training pipeline: fastai's affine transforms resample validation images too.
-        dl_kwargs=[{}] + [{"after_batch": [IntToFloatTensor()]}] * (datasets.n_subsets - 1),
+        dl_kwargs=[{}] + [{"after_batch": [BytesToFloat()]}] * (datasets.n_subsets - 1),
         num_workers=num_workers,
         device=device,
     )
+    if stored is not None:
+        for place, rows in enumerate(splits):
+            pixels = StoredPixels(stored, [dataset.paths[i] for i in rows], dataset.targets[rows])
+            dls.loaders[place] = dls.loaders[place].new(cls=StoreLoader, stored=pixels)
     if balance:
         weights = dataset.class_weights(balance)
         of_images = [weights[label] for label in dataset.train.labels]
-        dls.train = dls.train.new(cls=BalancedLoader, weights=of_images)
+        kind = BalancedLoader if stored is None else StoreLoader
+        dls.train = dls.train.new(cls=kind, weights=of_images)
     for offset, dl in enumerate(dls.loaders):
         dl.rng = random.Random(seed + offset)
     if preprocessing.mean is not None:
@@ -260,7 +339,7 @@ def empty_dataloaders(
         num_workers=0,
         drop_last=False,
         after_item=[ToTensor()],
-        after_batch=[IntToFloatTensor()],
+        after_batch=[BytesToFloat()],
     )
     dls = one.new_empty()
     if preprocessing.mean is not None:
@@ -301,7 +380,12 @@ def _share_cut(path: Path, preprocessing: Preprocessing) -> float | None:
 
 
 def _datasets(
-    dataset: ImageDataset, preprocessing: Preprocessing, splits: list[list[int]], *, resize: bool
+    dataset: ImageDataset,
+    preprocessing: Preprocessing,
+    splits: list[list[int]],
+    stored: ImageStore | None,
+    *,
+    resize: bool,
 ) -> Datasets:
     """Return fastai Datasets of (image, encoded label) with one subset per split."""
     paths = list(dataset.paths)
@@ -312,7 +396,7 @@ def _datasets(
             "label and one split: drop the repeated rows"
         )
     encoders = _encoders(dataset.classes, dataset.multi_label)
-    pipelines = [[ReadImage(preprocessing, resize=resize)], [LabelOf(labels), *encoders]]
+    pipelines = [[ReadImage(preprocessing, stored, resize=resize)], [LabelOf(labels), *encoders]]
     return _for_any_item(Datasets(paths, pipelines, splits=splits, n_inp=1))
 
 

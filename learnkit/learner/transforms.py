@@ -15,8 +15,11 @@ from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
+import numpy as np
+import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
+from fastai.torch_core import TensorImage
 from fastai.vision.augment import (
     AffineCoordTfm,
     CropPad,
@@ -28,10 +31,12 @@ from fastai.vision.augment import (
 from fastai.vision.core import PILBase, PILImage, PILImageBW
 from fasttransform import Transform
 from PIL import Image
+from torch import Tensor
 
 from learnkit.data.geometry import Resizing
 from learnkit.data.image import source_name
 from learnkit.data.preprocess import Preprocessing
+from learnkit.data.store import ImageStore
 from learnkit.errors import DataError, ExportError, warn_user
 from learnkit.interpret.contexts import randomness_kept
 
@@ -40,14 +45,21 @@ _OTHERS = {"mean", "std", "before", *(field.name for field in dataclasses.fields
 
 
 class ReadImage(Transform):
-    """File -> PIL image by the dataset's one recipe; with `resize=False` in its original size."""
+    """File -> PIL image by the dataset's one recipe; with `resize=False` in its original size.
 
-    def __init__(self, preprocessing: Preprocessing, *, resize: bool = True):
-        self.preprocessing, self.resize = preprocessing, resize
+    Files that are in `store`, if there is one, are taken from it, and look the same.
+    """
+
+    def __init__(
+        self, preprocessing: Preprocessing, store: ImageStore | None = None, *, resize: bool = True
+    ):
+        self.preprocessing, self.store, self.resize = preprocessing, store, resize
 
     def encodes(self, path):  # noqa: D102  # fastai's name for a transform's body
         p = self.preprocessing
-        image = p.read(path) if self.resize else p.decode(path)
+        image = None if self.store is None else self.store.image(path)
+        if image is None:
+            image = p.read(path) if self.resize else p.decode(path)
         return (PILImage if p.channels == 3 else PILImageBW)(image)
 
 
@@ -61,6 +73,21 @@ class ResizeLikeRecipe(Transform):
 
     def encodes(self, image: PILBase):  # noqa: D102
         return type(image)(self.preprocessing.resize(image))
+
+
+class BytesToFloat(IntToFloatTensor):
+    """fastai's division by 255 to the bit; on processors in about half of its time.
+
+    Large tensors of torch are new memory each time, and half of the time goes into its pages of
+    4 kB; numpy asks for large ones.
+    """
+
+    def encodes(self, o: TensorImage):  # noqa: D102
+        plain = o.as_subclass(Tensor)
+        if o.device.type != "cpu" or o.dtype != torch.uint8:
+            return o.float().div_(self.div)
+        found = torch.from_numpy(np.empty(o.shape, dtype=np.float32))
+        return type(o)(found.copy_(plain).div_(self.div))
 
 
 class LabelOf(Transform):
@@ -187,7 +214,7 @@ def _steps_of(tfm: Transform, stage: str, before: Sequence[Resizing]) -> list[Re
         return list(tfm.preprocessing.steps)
     if reads or _image_class(tfm) is not None or type(tfm) in (ToTensor, Normalize):
         return []
-    if type(tfm) is IntToFloatTensor and tfm.div == 255:
+    if type(tfm) in (IntToFloatTensor, BytesToFloat) and tfm.div == 255:
         return []
     if isinstance(tfm, AffineCoordTfm | RandomResizedCropGPU):
         steps = _steps_of_batch(tfm, before)

@@ -84,6 +84,20 @@ def test_balance_and_class_weights_reach_the_training(images):
     assert learn.class_weights.weights().tolist() == pytest.approx(expected)
 
 
+def test_a_training_from_a_store_ends_in_the_same_weights(images, tmp_path):
+    data, states = workflow.read_dataset(images), []
+    for store in (None, tmp_path / "store", tmp_path / "store"):
+        learn = workflow.build_learner(data, replace(PLAN, store=store))
+        with workflow.watch(learn, PLAN, str):
+            workflow.train(learn, PLAN)
+        states.append(learn.model.state_dict())
+    for other in states[1:]:
+        assert all(torch.equal(states[0][name], other[name]) for name in other)
+    plan = replace(PLAN, store=tmp_path)
+    checkpoint = workflow.checkpoint_of(tmp_path / "c.ckpt", plan, resume=False)
+    assert "store" not in checkpoint.config
+
+
 def test_a_non_finite_loss_names_the_image_files(images):
     learn = workflow.build_learner(workflow.read_dataset(images), PLAN)
     with (

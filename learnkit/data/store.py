@@ -1,0 +1,158 @@
+"""The preprocessed store of a dataset: every image decoded and resized once, then read as pixels.
+
+It holds what `Preprocessing.read` gives of a file, (C, H, W) of uint8, beside the hash of the file.
+A file that changed is read again; another recipe is refused.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from learnkit.data.image import naming_errors, source_name
+from learnkit.data.preprocess import Preprocessing
+from learnkit.data.read_images import load_ahead, unreadable_images
+from learnkit.errors import ImageReadError
+from learnkit.report.progress import watched
+from learnkit.storage.filesystem import open_regular
+from learnkit.storage.row_store import RowStore, StoredRow, content_hash
+
+_TOGETHER = 32  # images a kill may cost
+
+
+def recipe_of(
+    size: Any,
+    *,
+    preprocessing: Preprocessing | None = None,
+    method: str | None = None,
+    **fields: Any,
+) -> Preprocessing:
+    """The recipe that loaders and stores make of their arguments; a whole one as it is."""
+    if preprocessing is not None:
+        return preprocessing
+    return Preprocessing(**{"size": size, "method": method or "crop", "draft": True, **fields})
+
+
+class ImageStore:
+    """The pixels of images by one recipe, in a folder; processes may share it.
+
+    Args:
+        folder: Absent, empty, or of a store by the same recipe.
+        recipe: How a file becomes pixels; its mean and std are no part of that.
+
+    Raises:
+        DataError: The folder holds something else, or pixels by another recipe.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], recipe: Preprocessing) -> None:
+        self.recipe = recipe.replace(mean=None, std=None)
+        shape = (recipe.channels, *recipe.size)
+        self._store = RowStore(folder, shape, self.recipe.to_dict())
+        self._numbers: dict[Path, int] = {}
+        self._rows = self._store.rows()
+
+    def __reduce__(self) -> tuple:
+        return _reopened, (self.folder, self.recipe, self._numbers)
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, absolute."""
+        return self._store.folder
+
+    def fill(
+        self, files: Mapping[str, Path], *, n_workers: int | None = None, progress: bool = True
+    ) -> "ImageStore":
+        """This store with the pixels of all `files`, those read that are new or have changed.
+
+        Args:
+            files: Path of every file by the name it is known under, wherever the files lie.
+            n_workers: Decoding threads; None is one per processor.
+            progress: Show a bar.
+
+        Raises:
+            UnreadableImagesError: Images cannot be read; all of them are named, the others stored.
+            DataError: The disk refused, or `n_workers` is no whole number from 0 on.
+        """
+        failures: dict[str, str] = {}
+        if self._missing(files):
+            with self._store.writing() as append:  # which reads what others wrote meanwhile
+                todo = self._missing(files)
+                loaded = load_ahead(
+                    partial(self._load, files),
+                    todo,
+                    n_ahead=2 * _TOGETHER,
+                    n_workers=(os.cpu_count() or 1) if n_workers is None else n_workers,
+                )
+                waiting = []
+                for name, found in watched(loaded, len(todo), progress, "preprocess"):
+                    if isinstance(found, ImageReadError):
+                        failures[str(files[name])] = str(found)
+                        continue
+                    waiting.append((name, *found))
+                    if len(waiting) == _TOGETHER:
+                        append(waiting)
+                        waiting = []
+                append(waiting)
+        entries = self._store.entries
+        self._numbers |= {files[name]: entries[name].row for name in files if name in entries}
+        self._rows = self._store.rows()
+        if failures:
+            raise unreadable_images(failures, len(files), "the others are stored")
+        return self
+
+    def row_numbers(self, files: Sequence[Path]) -> np.ndarray:
+        """int64 (N,): the rows of files that were filled in."""
+        return np.array([self._numbers[file] for file in files], dtype=np.int64)
+
+    def pixels(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 (N, C, H, W), a copy, of rows by their numbers."""
+        return np.asarray(self._rows[rows])
+
+    def image(self, file: object) -> Image.Image | None:
+        """PIL image of a file that was filled in, as `recipe.read` gives it; None of any other."""
+        number = self._numbers.get(file) if isinstance(file, Path) else None
+        if number is None:
+            return None
+        pixels = np.asarray(self._rows[number])
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy())
+
+    def _missing(self, files: Mapping[str, Path]) -> list[str]:
+        """Names of files that are not stored, or are not what they were when they were."""
+        entries = self._store.entries
+        return [
+            name
+            for name, file in files.items()
+            if name not in entries or not _is_as_then(file, entries[name])
+        ]
+
+    def _load(self, files: Mapping[str, Path], name: str) -> tuple[StoredRow, bytes | None]:
+        """Entry and pixels of one file; no pixels where its content is what it was."""
+        file, known = files[name], self._store.entries.get(name)
+        # Size and time before the content: a change in between is seen next time.
+        with naming_errors(source_name(file), file), open_regular(file) as opened:
+            about, digest = os.fstat(opened.fileno()), content_hash(opened.read())
+        found = StoredRow(-1, about.st_size, about.st_mtime_ns, digest)
+        if known is not None and known.sha256 == digest:
+            return dataclasses.replace(found, row=known.row), None
+        pixels = np.asarray(self.recipe.read(file))
+        channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return found, channels_first.tobytes()
+
+
+def _is_as_then(file: Path, entry: StoredRow) -> bool:
+    try:
+        return entry.is_of(os.stat(file))
+    except OSError:  # reading it says why
+        return False
+
+
+def _reopened(folder: Path, recipe: Preprocessing, numbers: dict[Path, int]) -> ImageStore:
+    """A store in another process, which reads it through a memory map of its own."""
+    store = ImageStore(folder, recipe)
+    store._numbers = numbers
+    return store
