@@ -414,7 +414,9 @@ class TestPreprocessingOfFastaiLoaders:
 
 def test_recipe_fields_pass_through(data):
     dls = image_dataloaders(data, size=16, crop=0.875, interpolation="bicubic")
-    assert preprocessing_of(dls) == Preprocessing(16, crop=0.875, interpolation="bicubic")
+    assert preprocessing_of(dls) == Preprocessing(
+        16, crop=0.875, interpolation="bicubic", draft=True
+    )
 
 
 def test_images_are_not_kept_in_memory(data):
