@@ -34,6 +34,7 @@ KEYS = (
     "training",
     "measures",
     "per_class",
+    "good",
 )
 _MAX_CLASSES = 1000
 _USE = (
@@ -149,6 +150,7 @@ def model_card(
         Section("Intended use", [Paragraph(use)]),
         Section("Limits", [Items(limits)]),
         Section("Classes", [listed, Paragraph(rest)]),
+        Section("Good parts", [Items([str(name) for name in card.get("good") or ()])]),
         Section("What it has learned", [_pairs(continual or {})]),
         Section("Last changes", [] if changes is None else changes.document().content),
         Section("How it detects out-of-distribution images", [_pairs(ood or {})]),

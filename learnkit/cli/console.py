@@ -88,12 +88,12 @@ class Report:
 
         self.verdict(evaluation, title)
         rows = [
-            [name.replace("_", " "), _shown(name, value), meaning(name)]
-            for name, value in evaluation.summary.items()
+            [name.replace("_", " "), _shown(name, value), interval, meaning(name)]
+            for name, value, interval in evaluation.with_intervals()
         ]
-        header = ["measure", "value", "meaning"]
-        self.table(FittedTable(header, rows, frozenset({"value"}), show_header=False))
-        self.frame(evaluation.per_class.rename_axis("class").reset_index())
+        header = ["measure", "value", "95 % interval", "meaning"]
+        self.table(FittedTable(header, rows, frozenset({"value"})))
+        self.frame(evaluation.per_class_shown().rename_axis("class").reset_index())
         self.say(COLUMNS)
 
     def verdict(self, evaluation: Evaluation, title: str) -> None:

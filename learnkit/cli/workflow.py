@@ -234,9 +234,7 @@ def interpret(learn: ImageLearner, images: ImageDataset) -> ClassificationInterp
 
 def evaluation_of(interp: ClassificationInterpretation) -> Evaluation:
     """How good the learner is on the images, and, in the continual state, its false alarms."""
-    from learnkit.learner.uncertainty import evaluation_with_ood
-
-    return evaluation_with_ood(interp.learn, interp.evaluation, interp.outputs, None)
+    return interp.learn.evaluate(interp)
 
 
 def save_pictures(interp: ClassificationInterpretation, folder: Path) -> list[Path]:

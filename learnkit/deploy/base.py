@@ -21,6 +21,7 @@ from learnkit.evaluation.label_threshold import LabelThreshold
 from learnkit.inference.batch import BATCH, predict_stream, prediction_table
 from learnkit.inference.class_names import check_assigned
 from learnkit.inference.digest import same_state
+from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.heatmap import Heatmap, explain
 from learnkit.inference.model import Model
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from learnkit.continual.label_issues import LabelErrors
+    from learnkit.evaluation.evaluate import Evaluation
 
 
 _OWN = ("_home", "_monitor")  # what a deep copy does not take along
@@ -427,6 +429,50 @@ class BasePredictor(Shown):
         """
         how = {"method": method, "target": target, "layer": layer, "progress": progress}
         return explain(self.record, self.load(image), **how, **options)
+
+    def evaluate(
+        self,
+        dataset: Any,
+        *,
+        ood: Any = None,
+        measures: Sequence[str] | None = None,
+        good: Sequence[str] | None = None,
+        bs: int = BATCH,
+        n_workers: int = 2,
+        progress: bool = True,
+    ) -> Evaluation:
+        """How good the predictions for all images of `dataset` are; one pass.
+
+        Where the model detects images out of distribution, the summary holds `false_alarm_rate`,
+        the share of `dataset` flagged as unknown. Its notes say how many of the images the model is
+        known to have learned, by features of the same `bs` and backend.
+
+        Args:
+            dataset: labelled images: an ImageDataset, a folder with a folder per class, a table
+                with the columns path and label, or HALCON's DLDataset.
+            ood: images that are of no class the model knows: a folder, files, or a dataset. The
+                summary then tells how well they are told apart: `detection_rate` is the share of
+                them flagged, `auroc` the area under the ROC curve, `fpr_at_95_tpr` the share of
+                `dataset` that a threshold would flag which finds 95 % of them.
+            measures: names of the measures wanted; default all. See `evaluate`.
+            good: names of the classes that mean a part is good, for `escape_rate` and
+                `false_reject_rate`; a part that is flagged goes to a person and is not passed.
+                Default what the model's card says, if anything.
+            bs: images per forward pass.
+            n_workers: decoding threads; 0 decodes between the passes.
+            progress: show a progress bar.
+
+        Raises:
+            DataError: `dataset` has no labels, or some this model does not know.
+            EvaluationError: an unknown measure or class, said before any image is read.
+            UnreadableImagesError: images cannot be read; all of them are named, and the error's
+                `evaluation` is that of the others.
+            ContinualNotInitializedError: `ood`, and the model detects none such.
+        """
+        unwatched = copy.copy(self)  # the monitor is for images as they come
+        run = {"bs": bs, "n_workers": n_workers, "progress": progress}
+        wanted = {"ood": ood, "measures": measures, "good": good}
+        return evaluate_predictor(unwatched, dataset, **wanted, **run)
 
     @property
     def is_monitored(self) -> bool:

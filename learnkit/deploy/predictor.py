@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -45,7 +44,6 @@ from learnkit.errors import OptimizedModelError, OptimizeError
 from learnkit.inference.batch import BATCH
 from learnkit.inference.calibration import calibrate_detector
 from learnkit.inference.class_names import checked_class_ids, checked_threshold, head_classes
-from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.features import check_same_features, feature_rows
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Result
@@ -53,7 +51,6 @@ from learnkit.inference.scoring import logits_of, predictions
 from learnkit.report.document import Document
 
 if TYPE_CHECKING:
-    from learnkit.evaluation.evaluate import Evaluation
     from learnkit.optimize.conversion_report import ConversionReport
     from learnkit.optimize.gates import Gates
 
@@ -323,42 +320,6 @@ class Predictor(BasePredictor):
         """
         run = {"bs": bs, "n_workers": n_workers, "progress": progress}
         return feature_rows(self.network, self.preprocessing, files_or_images(items), **run)
-
-    def evaluate(
-        self,
-        dataset: Any,
-        *,
-        ood: Any = None,
-        bs: int = BATCH,
-        n_workers: int = 2,
-        progress: bool = True,
-    ) -> Evaluation:
-        """How good the predictions for all images of `dataset` are; one pass.
-
-        Where the model detects images out of distribution, the summary holds `false_alarm_rate`,
-        the share of `dataset` flagged as unknown. Its notes say how many of the images the model is
-        known to have learned, by features of the same `bs` and backend.
-
-        Args:
-            dataset: labelled images: an ImageDataset, a folder with a folder per class, a table
-                with the columns path and label, or HALCON's DLDataset.
-            ood: images that are of no class the model knows: a folder, files, or a dataset. The
-                summary then tells how well they are told apart: `detection_rate` is the share of
-                them flagged, `auroc` the area under the ROC curve, `fpr_at_95_tpr` the share of
-                `dataset` that a threshold would flag which finds 95 % of them.
-            bs: images per forward pass.
-            n_workers: decoding threads; 0 decodes between the passes.
-            progress: show a progress bar.
-
-        Raises:
-            DataError: `dataset` has no labels, or some this model does not know.
-            UnreadableImagesError: images cannot be read; all of them are named, and the error's
-                `evaluation` is that of the others.
-            ContinualNotInitializedError: `ood`, and the model detects none such.
-        """
-        unwatched = copy.copy(self)  # the monitor is for images as they come
-        run = {"bs": bs, "n_workers": n_workers, "progress": progress}
-        return evaluate_predictor(unwatched, dataset, ood=ood, **run)
 
     def extend(
         self,

@@ -24,7 +24,7 @@ from learnkit.inference.tta import with_views
 _NEEDS_TORCH = frozenset(
     {
         *("extend", "subtract", "forget", "rename", "merge_classes", "merge", "undo"),
-        *("evaluate", "features", "save", "optimize", "calibrate", "snapshot", "restore"),
+        *("features", "save", "optimize", "calibrate", "snapshot", "restore"),
         *("drop_snapshot", "push_to_hub"),
     }
 )

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from learnkit.errors import EvaluationError
-from learnkit.evaluation import measures
 from learnkit.evaluation.comparison import Comparison
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
+from learnkit.evaluation.inspection import Inspection, good_classes, inspection
 from learnkit.evaluation.intervals import auroc_interval, class_intervals, mean_intervals
 from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold, labels_above
+from learnkit.evaluation.measures import (
+    accuracy,
+    asked_measures,
+    balanced_accuracy,
+    brier_score,
+    class_counts,
+    expected_calibration_error,
+    log_loss,
+    precision_recall_f1,
+    ratio,
+    top_k_accuracy,
+    top_k_of,
+    wilson_interval,
+)
 from learnkit.evaluation.verdict import COLUMNS, meaning, verdict_sentences
 from learnkit.report.document import Document, Items, Paragraph, Span, Table, frame_table
 from learnkit.report.notebook import Shown
@@ -29,7 +45,8 @@ class Evaluation(Shown):
     """How good a classifier is on a set of samples.
 
     Attributes:
-        summary: one float per measure, `n` first.
+        summary: one float per measure, `n` first; those asked for by `measures`, if any were.
+        all_measures: one float per measure, whatever was asked for.
         per_class: one row per class: n, precision, recall, f1, predicted.
         confusion: rows are the truth, columns the prediction; with several labels per sample one
             row per class with the columns tn, fp, fn, tp.
@@ -42,12 +59,16 @@ class Evaluation(Shown):
         promised: share of known images that the model's threshold may call unknown.
         targets: the truth, as it was given: class numbers (N,), or flags (N, C).
         right: which samples are right, bool (N,).
-        page: what was answered to each image and where it is, for the page; None of arrays.
+        predicted: class numbers (N,), or flags (N, C).
+        asked: names of the measures that were asked for; None for all.
+        good: names of the classes that mean a part is good.
+        inspection: escapes and false rejects, where there are such classes.
+        page: what was answered to each image and where it is, for `save_html`; None of arrays.
 
     Measures without an answer, such as the recall of a class without samples, are NaN.
     """
 
-    summary: pd.Series
+    all_measures: pd.Series
     per_class: pd.DataFrame
     confusion: pd.DataFrame
     multi_label: bool = False
@@ -58,7 +79,18 @@ class Evaluation(Shown):
     promised: float | None = None
     targets: np.ndarray | None = None
     right: np.ndarray | None = None
+    predicted: np.ndarray | None = None
+    asked: tuple[str, ...] | None = None
+    good: tuple[str, ...] = ()
+    inspection: Inspection | None = None
     page: Any = None
+
+    @property
+    def summary(self) -> pd.Series:
+        """One float per measure, `n` first; those asked for, if any were."""
+        if self.asked is None:
+            return self.all_measures
+        return self.all_measures[[name for name in self.asked if name in self.all_measures]]
 
     @property
     def classes(self) -> list[str]:
@@ -69,12 +101,13 @@ class Evaluation(Shown):
     def verdict(self) -> tuple[str, ...]:
         """Sentences: how many are right, what misleads, the worst class, the unknown noticed."""
         return verdict_sentences(
-            self.summary,
+            self.all_measures,
             self.per_class,
             self.confusion,
             multi_label=self.multi_label,
             n_ood=self.n_ood,
             promised=self.promised,
+            inspection=self.inspection,
         )
 
     @property
@@ -85,20 +118,22 @@ class Evaluation(Shown):
         """
         import pandas as pd
 
-        n, found = int(self.summary["n"]), {}
-        matrix = self.confusion.to_numpy()
-        if self.multi_label:
-            matrix = matrix.reshape(-1, 2, 2)
-        found |= mean_intervals(matrix)
+        n, found = int(self.all_measures["n"]), {}
+        found |= mean_intervals(self._matrix)
         found["balanced_accuracy"] = found["macro_recall"]
-        counts = {"label_accuracy": n * len(self.classes), "detection_rate": self.n_ood}
+        totals = {"label_accuracy": n * len(self.classes), "detection_rate": self.n_ood}
+        if self.inspection is not None:
+            totals |= {
+                "escape_rate": self.inspection.n_defects,
+                "false_reject_rate": self.inspection.n_good,
+            }
         for name, value in self.summary.items():
-            if name.endswith(("accuracy", "_rate")) and name not in found:
-                total = counts.get(name, n)
-                right = 0 if _is_nan(value) else round(value * total)
-                found[name] = measures.wilson_interval(right, total)
-            elif name == "auroc":
+            if name == "auroc":
                 found[name] = auroc_interval(value, n, self.n_ood)
+            elif name.endswith(("accuracy", "_rate")) and name not in found:
+                total = totals.get(name, n)
+                right = 0 if _is_nan(value) else round(value * total)
+                found[name] = wilson_interval(right, total)
         rows = {name: found[name] for name in self.summary.index if name in found}
         return pd.DataFrame.from_dict(rows, "index", columns=["low", "high"])
 
@@ -107,14 +142,74 @@ class Evaluation(Shown):
         """Bounds of 95 % confidence by class: precision_low, precision_high, recall_low, ..."""
         import pandas as pd
 
-        matrix = self.confusion.to_numpy()
-        found = class_intervals(matrix.reshape(-1, 2, 2) if self.multi_label else matrix)
+        found = class_intervals(self._matrix)
         columns = {
             f"{name}_{end}": bounds[:, side]
             for name, bounds in found.items()
             for side, end in enumerate(("low", "high"))
         }
         return pd.DataFrame(columns, index=self.per_class.index)
+
+    def save_html(self, path: str | os.PathLike, **options: Any) -> Path:
+        """Write a page that shows how good the model is and where it errs; return its path.
+
+        One file that opens anywhere, with pictures of the mistakes and where the network looked.
+
+        Args:
+            path: the file; one that is there is replaced if it is a page of learnkit's.
+            **options: `good`, names of the classes that mean a part is good; `max_mb=25`, size that
+                pictures may fill; `pictures=False` for none; `force=True` replaces any file;
+                `title`; `command`, which it says it was made by.
+
+        Raises:
+            EvaluationError: it is of arrays, without images; or `good` names no class.
+            UsageError: another file stands there, or the name does not end in .html.
+        """
+        if self.page is None:
+            raise EvaluationError(
+                "this evaluation is of arrays, so there are no images to show; evaluate a model on "
+                "images: `learn.evaluate(...)`, `predictor.evaluate(...)`"
+            )
+        return self.page.save_html(self, path, **options)
+
+    @property
+    def _matrix(self) -> np.ndarray:
+        """The confusion matrix (C, C), or (C, 2, 2) of several labels per image."""
+        cells = self.confusion.to_numpy()
+        return cells.reshape(-1, 2, 2) if self.multi_label else cells
+
+    def inspected(self, good: Sequence[str], flagged: Any = None) -> Evaluation:
+        """This evaluation with `escape_rate` and `false_reject_rate`, see `inspection`.
+
+        Args:
+            good: names of the classes that mean a part is good; without any nothing changes.
+            flagged: which images are taken for unknown (N,), and go to a person.
+
+        Raises:
+            EvaluationError: `good` names no class, or all; or an image may have several labels.
+        """
+        if not len(good):
+            return self
+        if self.multi_label:
+            raise EvaluationError(
+                "`good` is for parts of one class each; here an image may have several labels"
+            )
+        names = (good,) if isinstance(good, str) else tuple(good)
+        is_good = good_classes(names, self.classes)
+        found = inspection(self.targets, self.predicted, is_good, flagged)
+        with_rates = replace(self, good=names, inspection=found)
+        return with_rates.with_measures(
+            escape_rate=ratio(found.n_escapes, found.n_defects),
+            false_reject_rate=ratio(found.n_rejects, found.n_good),
+        )
+
+    def with_measures(self, **values: float) -> Evaluation:
+        """This evaluation with more measures, or others of the same names."""
+        import pandas as pd
+
+        kept = self.all_measures.drop(index=[n for n in values if n in self.all_measures])
+        found = pd.concat([kept, pd.Series(values, dtype=float)])
+        return replace(self, all_measures=found.rename(self.all_measures.name))
 
     def compare(self, other: Evaluation) -> Comparison:
         """How `other` differs from this one on the same samples: McNemar's test.
@@ -158,7 +253,11 @@ class Evaluation(Shown):
             **ids,
             "multi_label": self.multi_label,
             "threshold": self.threshold,
-            "summary": summary | {"n": int(self.summary["n"])},
+            "summary": summary | ({"n": int(summary["n"])} if "n" in summary else {}),
+            "intervals": {
+                name: [json_value(low), json_value(high)]
+                for name, low, high in self.intervals.itertuples()
+            },
             "per_class": per_class,
             "confusion": self.confusion.to_numpy().tolist(),
             "notes": list(self.notes),
@@ -171,17 +270,43 @@ class Evaluation(Shown):
         tables = (table.map(show).to_string() for table in (self.summary, self.per_class))
         return "\n\n".join([" ".join(self.verdict), *tables, *self.notes])
 
+    def with_intervals(self) -> list[tuple[str, float, str]]:
+        """(measure, value, its interval as a text, "" where it has none) of the summary."""
+        bounds = {name: interval_text(*pair) for name, *pair in self.intervals.itertuples()}
+        return [(name, value, bounds.get(name, "")) for name, value in self.summary.items()]
+
+    def per_class_shown(self) -> pd.DataFrame:
+        """`per_class` for reading, an interval behind each of precision, recall and F1."""
+        frame, bounds = self.per_class.copy(), self.class_intervals
+        for name in ("f1", "recall", "precision"):
+            pairs = zip(bounds[f"{name}_low"], bounds[f"{name}_high"], strict=True)
+            at = frame.columns.get_loc(name) + 1
+            frame.insert(at, f"{name} 95 %", [interval_text(*pair) for pair in pairs])
+        return frame
+
     def document(self) -> Document:
         """The verdict, the measures over all samples, those of each class, and the notes."""
-        rows = [(name, value, meaning(name)) for name, value in self.summary.items()]
+        rows = [
+            (name, value, interval, meaning(name))
+            for name, value, interval in self.with_intervals()
+        ]
         blocks = [
             Paragraph(" ".join(self.verdict)),
-            Table(rows, ("", "value", "meaning"), "lrl"),
-            frame_table(self.per_class, "class", rest="classes"),
+            Table(rows, ("", "value", "95 % interval", "meaning"), "lrrl"),
+            frame_table(self.per_class_shown(), "class", rest="classes"),
             Paragraph(Span(COLUMNS, "faint")),
             Items(self.notes),
         ]
         return Document([block for block in blocks if block.content])
+
+
+def interval_text(low: float, high: float) -> str:
+    """An interval for reading; nothing for NaN.
+
+    >>> interval_text(0.6123, 0.94), interval_text(float("nan"), float("nan"))
+    ('0.61 - 0.94', '')
+    """
+    return "" if _is_nan(low) else f"{low:.2f} - {high:.2f}"
 
 
 def evaluate(
@@ -192,6 +317,8 @@ def evaluate(
     multi_label: bool = False,
     threshold: LabelThreshold = 0.5,
     class_ids: Sequence[int] | None = None,
+    measures: Sequence[str] | None = None,
+    good: Sequence[str] = (),
 ) -> Evaluation:
     """Every measure of one set of predictions, from one confusion matrix and the probabilities.
 
@@ -203,6 +330,10 @@ def evaluate(
         threshold: a label is predicted when its probability is above this; one for all classes, or
             a list of one per class (multi-label only).
         class_ids: C ids, if the classes have others than their numbers.
+        measures: names of the measures wanted, in the order wanted; default all. Of the truth among
+            the k likeliest, "top_k_accuracy" with any number k: "top_3_accuracy".
+        good: names of the classes that mean a part is good; the summary then holds `escape_rate`,
+            defects that pass as good, and `false_reject_rate`, good parts that do not.
 
     Returns:
         An `Evaluation`. Its summary holds `accuracy` with its 95 % Wilson interval,
@@ -213,7 +344,7 @@ def evaluate(
 
     Raises:
         EvaluationError: logits instead of probabilities, values that are not finite, lengths that
-            differ, or class numbers outside `classes`.
+            differ, class numbers outside `classes`, or an unknown measure.
 
     >>> evaluate([[.9, .1], [.2, .8], [.6, .4]], [0, 1, 1], ["cat", "dog"]).confusion
     predicted  cat  dog
@@ -222,6 +353,7 @@ def evaluate(
     dog          1    1
     """
     classes = [str(name) for name in classes]
+    asked = asked_measures(measures, multi_label=multi_label, good=good)
     probs = check_probs(probs, multi_label=multi_label, n_classes=len(classes))
     check = check_flags if multi_label else check_labels
     targets = check(targets, len(classes))
@@ -230,11 +362,12 @@ def evaluate(
         threshold = label_threshold(threshold, len(classes), ends=True)
         preds = labels_above(probs, threshold)
         right, matrix = (preds == targets).all(1), multilabel_confusion(targets, preds)
-        shares = {"label_accuracy": measures.accuracy(matrix)}
+        shares = {"label_accuracy": accuracy(matrix)}
     else:
-        right, matrix, shares = _count_labels(probs, targets)
-    return Evaluation(
-        summary=_summary(probs, targets, matrix, int(right.sum()), shares),
+        preds, matrix, shares = _count_labels(probs, targets, asked or ())
+        right = preds == targets
+    evaluation = Evaluation(
+        all_measures=_summary(probs, targets, matrix, int(right.sum()), shares),
         per_class=_per_class(matrix, classes),
         confusion=_confusion_frame(matrix, classes),
         multi_label=multi_label,
@@ -242,18 +375,23 @@ def evaluate(
         class_ids=None if class_ids is None else tuple(class_ids),
         targets=targets,
         right=right,
+        predicted=preds,
+        asked=asked,
     )
+    return evaluation.inspected(good)
 
 
-def _count_labels(probs: np.ndarray, targets: np.ndarray) -> tuple:
-    """Return (right per sample, confusion matrix, the measures only this kind of data has)."""
+def _count_labels(probs: np.ndarray, targets: np.ndarray, asked: Sequence[str]) -> tuple:
+    """Return (predictions, confusion matrix, the measures only this kind of data has)."""
     n_classes = probs.shape[1]
     pred_labels = probs.argmax(1) if len(probs) else targets
     matrix = confusion_matrix(targets, pred_labels, n_classes)
     k = min(5, n_classes - 1)  # the k = C likeliest of C classes always hold the truth
-    shares = {f"top_{k}_accuracy": measures.top_k_accuracy(probs, targets, k)} if k > 1 else {}
-    shares["balanced_accuracy"] = measures.balanced_accuracy(matrix)
-    return pred_labels == targets, matrix, shares
+    names = [f"top_{k}_accuracy"] if k > 1 else []
+    names += [name for name in asked if top_k_of(name)]
+    shares = {name: top_k_accuracy(probs, targets, top_k_of(name)) for name in names}
+    shares["balanced_accuracy"] = balanced_accuracy(matrix)
+    return pred_labels, matrix, shares
 
 
 def _summary(
@@ -266,18 +404,18 @@ def _summary(
     import pandas as pd
 
     n = len(targets)
-    low, high = measures.wilson_interval(n_right, n)
-    macro = measures.precision_recall_f1(matrix).macro()
+    low, high = wilson_interval(n_right, n)
+    macro = precision_recall_f1(matrix).macro()
     values = {
         "n": float(n),
-        "accuracy": measures.ratio(n_right, n),
+        "accuracy": ratio(n_right, n),
         "accuracy_low": low,
         "accuracy_high": high,
         **shares,
         **{f"macro_{name}": value for name, value in macro._asdict().items()},
-        "log_loss": measures.log_loss(probs, targets),
-        "brier_score": measures.brier_score(probs, targets),
-        "ece": measures.expected_calibration_error(probs, targets),
+        "log_loss": log_loss(probs, targets),
+        "brier_score": brier_score(probs, targets),
+        "ece": expected_calibration_error(probs, targets),
     }
     return pd.Series(values, name="value", dtype=float)
 
@@ -285,8 +423,8 @@ def _summary(
 def _per_class(matrix: np.ndarray, classes: list[str]) -> pd.DataFrame:
     import pandas as pd
 
-    _, n, predicted = measures.class_counts(matrix)
-    rates = measures.precision_recall_f1(matrix)._asdict()
+    _, n, predicted = class_counts(matrix)
+    rates = precision_recall_f1(matrix)._asdict()
     return pd.DataFrame({"n": n, **rates, "predicted": predicted}, index=_named(classes, "class"))
 
 

@@ -8,6 +8,8 @@ sample of weight 2 counts like two samples.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,63 @@ from learnkit.evaluation.inputs import (
 )
 
 LOG_CLIP = float(np.finfo(np.float32).eps)  # 1.19e-7: what single precision resolves next to 1
+
+
+_OF_ALL = (
+    *("n", "accuracy", "accuracy_low", "accuracy_high", "macro_precision", "macro_recall"),
+    *("macro_f1", "log_loss", "brier_score", "ece"),
+)
+_OF_OOD = ("false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr")
+
+
+def asked_measures(
+    names: Sequence[str] | None, *, multi_label: bool = False, good: Any = (), n_ood: int = -1
+) -> tuple[str, ...] | None:
+    """The names of the measures wanted, checked; None for all.
+
+    Args:
+        names: as a caller gave them.
+        multi_label: an image may have several labels.
+        good: classes that mean a part is good.
+        n_ood: sets of images that OOD scores are there for: -1 none, 0 of known ones, 1 of both.
+
+    Raises:
+        EvaluationError: one is unknown, or cannot be measured here.
+    """
+    if names is None:
+        return None
+    names = (names,) if isinstance(names, str) else tuple(names)
+    possible = [*_OF_ALL, "label_accuracy" if multi_label else "balanced_accuracy"]
+    possible += ["escape_rate", "false_reject_rate"] if len(good) else []
+    possible += {-1: (), 0: _OF_OOD[:1]}.get(n_ood, _OF_OOD)
+    for name in names:
+        if name in possible or (not multi_label and top_k_of(name)):
+            continue
+        needs = _NEEDS.get(name, "which is unknown")
+        top = "" if multi_label else ", and top_k_accuracy with a number k, as top_3_accuracy"
+        raise EvaluationError(
+            f"`measures` names {name!r}, {needs}; there are {', '.join(possible)}{top}"
+        )
+    return names
+
+
+_NEEDS = {
+    **dict.fromkeys(("escape_rate", "false_reject_rate"), "which needs `good=[...]`"),
+    **dict.fromkeys(_OF_OOD, "which needs a model that detects unknown images, and `ood=`"),
+    "false_alarm_rate": "which needs a model that detects unknown images",
+    "balanced_accuracy": "which is for one label per image",
+    "label_accuracy": "which is for several labels per image",
+}
+
+
+def top_k_of(name: Any) -> int:
+    """The k of a measure called "top_k_accuracy"; 0 of any other.
+
+    >>> top_k_of("top_12_accuracy"), top_k_of("accuracy")
+    (12, 0)
+    """
+    found = re.fullmatch(r"top_([1-9]\d*)_accuracy", name) if isinstance(name, str) else None
+    return int(found[1]) if found else 0
 
 
 def class_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,6 +9,8 @@ from learnkit.evaluation.measures import wilson_interval
 if TYPE_CHECKING:
     import pandas as pd
 
+    from learnkit.evaluation.inspection import Inspection
+
 _NAMED = 5  # classes that a sentence names
 # Accuracy is that of the large classes where the largest has this many times its even share, and
 # the mean over the classes is lower by this much.
@@ -30,6 +32,8 @@ MEANINGS = {
     "detection_rate": "unknown images that are noticed",
     "auroc": "unknown scored above known; 1 is best",
     "fpr_at_95_tpr": "false alarms at 95 % of the unknown noticed",
+    "escape_rate": "defects that pass as good and are not flagged",
+    "false_reject_rate": "good parts that are rejected or flagged",
 }
 COLUMNS = (
     "n: images of the class; precision: right among those called it; recall: found among its "
@@ -56,6 +60,7 @@ def verdict_sentences(
     multi_label: bool = False,
     n_ood: int = 0,
     promised: float | None = None,
+    inspection: Inspection | None = None,
 ) -> tuple[str, ...]:
     """How many are right, what misleads, the worst class, and what is noticed of the unknown.
 
@@ -66,6 +71,7 @@ def verdict_sentences(
         multi_label: whether an image may have several labels.
         n_ood: out-of-distribution images that were shown.
         promised: share of the known images that may be called unknown.
+        inspection: escapes and false rejects, where good classes are told.
     """
     n = int(summary["n"])
     if not n:
@@ -78,6 +84,7 @@ def verdict_sentences(
     else:
         said += _imbalance(summary, per_class)
         said += _worst_class(per_class, confusion)
+    said += [] if inspection is None else _inspected(inspection)
     said += _absent(per_class)
     return *said, *_unknown(summary, n, n_ood, promised)
 
@@ -125,6 +132,15 @@ def _worst_label(per_class: pd.DataFrame, confusion: pd.DataFrame) -> list[str]:
     name = known["f1"].idxmin()
     _, extra, missed, found = map(int, confusion.loc[name, ["tn", "fp", "fn", "tp"]])
     return [f"Worst label: {name}, {found} of {found + missed} found, {extra} found wrongly."]
+
+
+def _inspected(found: Inspection) -> list[str]:
+    """Defects that passed, and good parts that did not."""
+    kinds = (
+        (found.n_escapes, found.n_defects, "defects passed as good"),
+        (found.n_rejects, found.n_good, "good parts rejected"),
+    )
+    return [f"{_counted(k, n, what)}." for k, n, what in kinds if n]
 
 
 def _absent(per_class: pd.DataFrame) -> list[str]:

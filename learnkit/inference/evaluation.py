@@ -4,73 +4,125 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learnkit.continual.classifier import check_detects_ood
-from learnkit.continual.label_issues import optimism
 from learnkit.data.labelled_images import image_paths, labelled_dataset
 from learnkit.data.read_images import image_name, unreadable_images
 from learnkit.errors import DataError, ImageReadError
+from learnkit.evaluation.inspection import good_classes
+from learnkit.evaluation.measures import asked_measures, top_k_of
 from learnkit.inference.batch import Predicts, predict_stream
 from learnkit.inference.heatmap import evidence_of_files
 from learnkit.inference.prediction import Prediction, Result, raised
-from learnkit.inference.scoring import predictions_and_features
+from learnkit.inference.scoring import knowledge_of, predictions_and_features
 from learnkit.interpret.page.images import EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.report.progress import watched
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from learnkit.data.dataset import ImageDataset
     from learnkit.evaluation.evaluate import Evaluation
 
 
 def evaluate_predictor(
-    predictor: Any, dataset: Any, *, ood: Any, bs: int, n_workers: int, progress: bool
+    predictor: Any,
+    dataset: Any,
+    *,
+    ood: Any,
+    measures: Any,
+    good: Any,
+    bs: int,
+    n_workers: int,
+    progress: bool,
 ) -> Evaluation:
     """How good the predictions for all images of `dataset` are; see `Predictor.evaluate`."""
-    import torch
-
     from learnkit.evaluation.evaluate import evaluate
 
+    good = good_of(predictor) if good is None else good
+    n_ood = -1 if not predictor.detects_ood else int(ood is not None)
+    known = {"multi_label": predictor.multi_label, "good": good}
+    asked = asked_measures(measures, **known, n_ood=n_ood)
+    good_classes(good, predictor.classes)
     dataset = labelled_dataset(dataset)
     targets = encoded_labels(dataset, predictor.classes, predictor.multi_label)
     unknown = [] if ood is None else image_paths(ood)
-    if ood is not None:
-        check_detects_ood(predictor.ood)
+    if ood is not None and not predictor.detects_ood:
+        from learnkit.continual.classifier import check_detects_ood
+
+        check_detects_ood(predictor.record.ood)
     failures: dict[str, str] = {}
     run = {"bs": bs, "n_workers": n_workers, "progress": progress}
     recognizing = predictor if predictor.record.ood is None else _Recognizing(predictor)
     results, read = _results(recognizing, dataset.paths, failures, **run)
     found, learned, notes = _recognized(predictor, results)
-    rows = [prediction.probs for prediction in found]
     evaluation = evaluate(
-        torch.stack(rows) if rows else torch.empty(0, len(predictor.classes)),
+        _probs(found, len(predictor.classes)),
         targets[read],
         predictor.classes,
         multi_label=predictor.multi_label,
         threshold=predictor.threshold,
         class_ids=predictor.class_ids if predictor.record.class_ids else None,
+        measures=None if asked is None else [name for name in asked if top_k_of(name)],
+        good=good,
     )
-    evaluation, strange, sources = replace(evaluation, notes=notes), [], []
-    if predictor.detects_ood:
+    evaluation, strange, sources = replace(evaluation, notes=notes, asked=asked), [], []
+    if (scoring := knowledge_of(predictor.record)[0]) is not None:
         results, read_strange = _results(predictor, unknown, failures, **run)
         strange, sources = list(map(raised, results)), [unknown[place] for place in read_strange]
-        promised = predictor.ood.threshold.false_alarm_rate
+        promised = scoring.threshold.false_alarm_rate
         evaluation = with_ood_measures(evaluation, found, strange, targets[read], promised)
     sources = [dataset.paths[place] for place in read] + sources
-    images = _evaluated(predictor, [*found, *strange], targets[read], sources)
-    images = replace(images, root=dataset.root, learned=learned, unreadable=failures)
-    evaluation = replace(evaluation, page=EvaluationPage(images))
+    scored = bool(found) and found[0].ood_score is not None
+    images = EvaluatedImages(
+        probs=_probs([*found, *strange], len(predictor.classes)),
+        targets=targets[read],
+        sources=sources,
+        root=dataset.root,
+        threshold=predictor.threshold,
+        ood_scores=np.array([one.ood_score for one in [*found, *strange]]) if scored else None,
+        ood_threshold=found[0].ood_threshold if scored else None,
+        learned=learned,
+        unreadable=failures,
+    )
+    evaluation = replace(evaluation, page=EvaluationPage(pictured(images, predictor)))
     if failures:
         error = unreadable_images(failures, len(dataset) + len(unknown), "the others are judged")
         error.evaluation = evaluation
         raise error
     return evaluation
+
+
+def good_of(predictor: Any) -> tuple[str, ...]:
+    """The classes that mean a part is good, as far as the model's card says and it knows them."""
+    card = predictor.metadata.get("card") or {}
+    return tuple(name for name in card.get("good") or () if name in predictor.classes)
+
+
+def _probs(found: Sequence[Prediction], n_classes: int) -> np.ndarray:
+    rows = [np.asarray(prediction.probs) for prediction in found]
+    return np.stack(rows) if rows else np.zeros((0, n_classes), np.float32)
+
+
+def pictured(images: EvaluatedImages, predictor: Any) -> EvaluatedImages:
+    """The images with their pictures, what speaks for classes in them, and the model's facts."""
+    recipe, record, sources = predictor.preprocessing, predictor.record, images.sources
+
+    def picture(place: int) -> Any:
+        return recipe.decode(sources[place])
+
+    def heat(places: Sequence[int], numbers: Sequence[int]) -> Any:
+        return evidence_of_files(record, [sources[place] for place in places], numbers)
+
+    return replace(
+        images,
+        picture=picture,
+        box=recipe.seen_box,
+        heat=heat,
+        facts=facts_of(predictor),
+        n_learned={} if record.ood is None else record.ood.n_images,
+    )
 
 
 class _Recognizing:
@@ -88,28 +140,6 @@ class _Recognizing:
         )
         sound = np.nan_to_num(features, posinf=0, neginf=0)
         return list(zip(results, self._statistics.fingerprints(sound), strict=True))
-
-
-def _evaluated(
-    predictor: Any, found: Sequence[Prediction], targets: Any, sources: Sequence[Any]
-) -> EvaluatedImages:
-    """The images of an evaluation, with what was answered to each."""
-    rows = [np.asarray(prediction.probs) for prediction in found]
-    scored = bool(found) and found[0].ood_score is not None
-    head = predictor.continual
-    return EvaluatedImages(
-        probs=np.stack(rows) if rows else np.zeros((0, len(predictor.classes)), np.float32),
-        targets=np.asarray(targets),
-        sources=sources,
-        threshold=predictor.threshold,
-        ood_scores=np.array([one.ood_score for one in found]) if scored else None,
-        ood_threshold=found[0].ood_threshold if scored else None,
-        n_learned={} if head is None else head.n_images,
-        facts=facts_of(predictor),
-        decode=predictor.preprocessing.decode,
-        box=predictor.preprocessing.seen_box,
-        heat=partial(evidence_of_files, predictor.record),
-    )
 
 
 def facts_of(predictor: Any) -> dict[str, str]:
@@ -136,6 +166,8 @@ def _recognized(
     """
     if predictor.record.ood is None:
         return list(map(raised, results)), None, ()
+    from learnkit.continual.label_issues import optimism
+
     pairs = [one if isinstance(one, tuple) else (one, 0) for one in results]
     knowledge = predictor.record.ood.knowledge
     codes = np.array([code for _, code in pairs], dtype=np.uint64)
@@ -199,31 +231,29 @@ def with_ood_scores(
         targets: class numbers of the known images (N,).
         promised: share of known images that the threshold may flag; None if it promises nothing.
     """
-    import numpy as np
-    import pandas as pd
-
     from learnkit.uncertainty.ood import evaluate_ood
 
     found = evaluate_ood(known, ood, threshold)
     names = ("false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr")
     values = {name: getattr(found, name) for name in (names if len(ood) else names[:1])}
-    summary = pd.concat([evaluation.summary, pd.Series(values, dtype=float)])
-    flagged = np.asarray(known, float) > (np.nan if threshold is None else threshold)
+    # so written that NaN is flagged, as a prediction's `is_ood` is
+    limit = np.nan if threshold is None else threshold
+    flagged = ~(np.asarray(known, float) <= limit) & (threshold is not None)
     n = evaluation.per_class["n"].to_numpy()
     own = np.bincount(np.asarray(targets), flagged, len(n)) / np.where(n, n, np.nan)
-    return replace(
-        evaluation,
-        summary=summary.rename(evaluation.summary.name),
+    found = replace(
+        evaluation.with_measures(**values),
         per_class=evaluation.per_class.assign(false_alarm_rate=own),
         n_ood=len(ood),
         promised=promised,
     )
+    return found.inspected(evaluation.good, flagged)
 
 
-def encoded_labels(dataset: ImageDataset, classes: tuple[str, ...], multi_label: bool) -> Tensor:
+def encoded_labels(
+    dataset: ImageDataset, classes: tuple[str, ...], multi_label: bool
+) -> np.ndarray:
     """Class numbers (N,), or zeros and ones (N, C) if `multi_label`."""
-    import torch
-
     number = {name: i for i, name in enumerate(classes)}
     labels = [label if isinstance(label, tuple) else (label,) for label in dataset.labels]
     found = {name for names in labels for name in names}
@@ -233,8 +263,8 @@ def encoded_labels(dataset: ImageDataset, classes: tuple[str, ...], multi_label:
             f"{list(classes)}: filter those images out, or rename with set(class_names=)"
         )
     if not multi_label:
-        return torch.tensor([number[names[0]] for names in labels], dtype=torch.int64)
-    targets = torch.zeros(len(labels), len(classes), dtype=torch.int64)
+        return np.array([number[names[0]] for names in labels], np.int64)
+    targets = np.zeros((len(labels), len(classes)), np.int64)
     for row, names in zip(targets, labels, strict=True):
         row[[number[name] for name in names]] = 1
     return targets

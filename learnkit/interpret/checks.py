@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from learnkit.errors import InterpretationError
 
 _ONE_ANSWER = "interpretation of classifiers needs logits (N, C), one row per image"
+_LOADERS = ("train", "valid", "test")
 _NO_MASKS = "Segmentation, with one answer per pixel, is not interpreted here"
 
 
@@ -77,3 +79,39 @@ def check_activation(probs: Tensor, competing: bool, *, flags: bool, loss: Any) 
 
 def _finite_sums(probs: Tensor) -> Tensor:
     return probs[probs.isfinite().all(1)].sum(1)
+
+
+def check_count(k: Any, other: str) -> None:
+    """Raise InterpretationError unless `k` is a whole number from 1 on; `other` may be given."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InterpretationError(f"`k` is {k!r}; ask for at least one loss, or {other}")
+
+
+def ranks_among(k: Any, n: int) -> list[int]:
+    """Ranks among `n` losses, 0 the first, meant by how many or by a list of them.
+
+    Raises:
+        InterpretationError: there is no such rank.
+    """
+    if isinstance(k, str | bytes) or not isinstance(k, Iterable):
+        check_count(k, "a list of ranks")
+        return list(range(min(k, n)))
+    ranks = list(k)
+    whole = all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ranks)
+    if not ranks or not whole or not all(-n <= i < n for i in ranks):
+        raise InterpretationError(
+            f"`k` is {ranks!r:.100}; give ranks from 0, the first, to {n - 1}, or how many to draw"
+        )
+    return ranks
+
+
+def loader_number(ds_type: Any) -> int:
+    """The number of a loader by the name of fastai v1's `DatasetType`.
+
+    Raises:
+        InterpretationError: another name.
+    """
+    name = str(ds_type).rpartition(".")[2].lower()
+    if name not in _LOADERS:
+        raise InterpretationError(f"`ds_type` is {ds_type!r}; it is one of {', '.join(_LOADERS)}")
+    return _LOADERS.index(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.evaluation.measures import CalibrationBins, calibration_bins
 from learnkit.interpret import plots
+from learnkit.interpret.checks import check_count, loader_number, ranks_among
 from learnkit.interpret.heatmaps import (
     SUPTITLE,
     evidence,
@@ -23,24 +24,26 @@ from learnkit.interpret.heatmaps import (
     file_at,
     heat_titles,
     loss_titles,
+    mistakes_among,
 )
-from learnkit.interpret.learner_state import class_names, names_of
+from learnkit.interpret.learner_state import class_names, names_of, ood_limit
 from learnkit.interpret.losses import loss_threshold
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.outputs import Outputs, collect_from
 from learnkit.interpret.source import Source
-from learnkit.interpret.tables import errors_table, mistakes_of, report_text
+from learnkit.interpret.tables import errors_table, mistakes_of, report_text, samples_table
 from learnkit.interpret.uncertainty_plots import plot_calibration
 from learnkit.report.document import Document, Section, Table
 from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-_LOADERS = ("train", "valid", "test")
 _NO_LOSSES = "There are no losses to sort by; pass `losses`, or make the pass over labelled samples"
 
 
@@ -116,7 +119,7 @@ class ClassificationInterpretation(Shown):
         Raises:
             InterpretationError: another `ds_type`; or `tta` where it cannot be.
         """
-        ds_idx = ds_idx if ds_type is None else _numbered(ds_type)
+        ds_idx = ds_idx if ds_type is None else loader_number(ds_type)
         source = Source.of(learn, dl, ds_idx=ds_idx, data=data)
         outputs = collect_from(learn, source, progress=progress)
         if act is not None:
@@ -301,7 +304,7 @@ class ClassificationInterpretation(Shown):
             raise InterpretationError(_NO_LOSSES)
         n = len(self.outputs)
         if k is not None:
-            _check_count(k, "None for all")
+            check_count(k, "None for all")
         losses, positions = self.outputs.losses.topk(n if k is None else min(k, n), largest=largest)
         if not items:
             return losses, positions
@@ -349,13 +352,13 @@ class ClassificationInterpretation(Shown):
             The Axes (k,).
         """
         order = self.top_losses(None, largest)[1].tolist()
-        positions = [order[rank] for rank in _ranks(k, len(order))]
+        positions = [order[rank] for rank in ranks_among(k, len(order))]
         for name, number in {"nrows": nrows, "ncols": ncols}.items():
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise InterpretationError(f"`{name}` is {number!r}; give a whole number from 1 on")
         n_cols = ncols or (None if nrows is None else -(-len(positions) // nrows))
         how = {"figsize": figsize, "alpha": alpha, "cmap": cmap, "n_cols": n_cols}
-        said = _said_of(self.outputs, positions) if show_text else None
+        said = mistakes_among(self.outputs, positions) if show_text else None
         explained = (explain, heatmap_thresh) if heatmap else None
         axes = self._draw(positions, said, explained, **how)
         return axes[0].figure if return_fig else axes
@@ -375,11 +378,9 @@ class ClassificationInterpretation(Shown):
             explained: whose evidence heatmaps show, and their fewest cells; None for none.
             **how: options of the grid.
         """
-        inputs, images = self._source.read(positions)
+        inputs, images = self._inputs(positions)
         titles, names, style = loss_titles(self.outputs, positions)
         if explained is not None:
-            pixels = renormalization(self.learn, self._source.template)
-            inputs = inputs if pixels is None else pixels(inputs)
             classes = explained_classes(self.outputs, positions, explained[0])
             maps = evidence(self.learn.model, inputs, classes, min_cells=explained[1])
             if maps is not None:
@@ -433,6 +434,69 @@ class ClassificationInterpretation(Shown):
         said = f"only {len(wrong)} of {len(order):,} images are wrong" if few else ""
         explained = ("predicted", heatmap_thresh) if heatmap else None
         return self._draw(wrong[:samples], said, explained, figsize=figsize, alpha=alpha)
+
+    def samples(self, **which: Any) -> pd.DataFrame:
+        """Table of the samples that all conditions hold for, indexed by position.
+
+        Columns as of `errors`, and where the learner detects OOD `ood_score` and `is_ood`.
+
+        Args:
+            **which: any of `pred` and `true`, the name of a class or several; `confidence`, bounds
+                of the largest probability; `ood`, whether it is flagged; `correct`.
+
+        Raises:
+            InterpretationError: an unknown class, no bounds, or `ood` where nothing is flagged.
+        """
+        return samples_table(self.outputs, ood_limit(self.learn), **which)
+
+    def plot_samples(self, n: int = 24, **which: Any) -> np.ndarray:
+        """Draw the samples that `samples` finds, the largest losses first; returns the Axes.
+
+        Args:
+            n: how many to draw at most.
+            **which: as of `samples`.
+        """
+        check_count(n, "more than one")
+        found = self.samples(**which)
+        if self.losses is not None:
+            found = found.sort_values("loss", ascending=False, kind="stable")
+        positions = found.index[:n].tolist()
+        if not positions:
+            return plots.plot_image_grid([])
+        few = f"{len(positions)} of {len(found)} samples" if n < len(found) else ""
+        return self._draw(positions, few, None)
+
+    def save_html(self, path: Any, *, ood: Any = None, **options: Any) -> Path:
+        """Write a page with the verdict, the matrix and the pictures; return its path.
+
+        Args:
+            path: the file, see `Evaluation.save_html`.
+            ood: images of no class: are they noticed? See `ImageLearner.evaluate`.
+            **options: see `Evaluation.save_html`.
+        """
+        return self._learner.evaluate(self, ood=ood).save_html(path, **options)
+
+    def picture(self, place: int) -> Image:
+        """The picture of a sample as the network sees it."""
+        from PIL import Image
+
+        (image,) = self._source.read([place])[1]
+        return Image.fromarray((image * 255).round().astype(np.uint8))
+
+    def heat(self, places: Sequence[int], numbers: Sequence[int]) -> list[np.ndarray] | None:
+        """Grad-CAM maps (h, w) of samples, each for the class of a number; None without any."""
+        try:
+            return evidence(
+                self.learn.model, self._inputs(places)[0], torch.tensor(numbers), min_cells=1
+            )
+        except InterpretationError:
+            return None
+
+    def _inputs(self, places: Sequence[int]) -> tuple[Tensor, list[np.ndarray]]:
+        """(inputs of the network, pictures) of samples."""
+        inputs, images = self._source.read(places)
+        pixels = renormalization(self.learn, self._source.template)
+        return inputs if pixels is None else pixels(inputs), images
 
     def print_classification_report(self) -> None:
         """Print scikit-learn's report; classes without samples count as zeros there."""
@@ -498,41 +562,6 @@ class ClassificationInterpretation(Shown):
         return source
 
 
-def _numbered(ds_type: Any) -> int:
-    """The number of a loader by the name of fastai v1's `DatasetType`."""
-    name = str(ds_type).rpartition(".")[2].lower()
-    if name not in _LOADERS:
-        raise InterpretationError(f"`ds_type` is {ds_type!r}; it is one of {', '.join(_LOADERS)}")
-    return _LOADERS.index(name)
-
-
 def _set_dpi(figure: Figure, dpi: float | None) -> None:
     if dpi is not None:
         figure.set_dpi(dpi)
-
-
-def _said_of(outputs: Outputs, positions: Sequence[int]) -> str:
-    """How many of the samples are mistakes, where not all are; else nothing."""
-    n_wrong, n = int((~outputs.correct[list(positions)]).sum()), len(positions)
-    if n_wrong == n:
-        return ""
-    return f"{n_wrong or 'none'} of these {n} {'is' if n_wrong < 2 else 'are'} wrong"
-
-
-def _check_count(k: Any, other: str) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise InterpretationError(f"`k` is {k!r}; ask for at least one loss, or {other}")
-
-
-def _ranks(k: Any, n: int) -> list[int]:
-    """Ranks among `n` losses, 0 the first, meant by how many or by a list of them."""
-    if isinstance(k, str | bytes) or not isinstance(k, Iterable):
-        _check_count(k, "a list of ranks")
-        return list(range(min(k, n)))
-    ranks = list(k)
-    whole = all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ranks)
-    if not ranks or not whole or not all(-n <= i < n for i in ranks):
-        raise InterpretationError(
-            f"`k` is {ranks!r:.100}; give ranks from 0, the first, to {n - 1}, or how many to draw"
-        )
-    return ranks

@@ -86,6 +86,14 @@ def file_at(outputs: Outputs, image: Any) -> Any:
     )
 
 
+def mistakes_among(outputs: Outputs, positions: Sequence[int]) -> str:
+    """How many of the samples are mistakes, where not all are; else nothing."""
+    n_wrong, n = int((~outputs.correct[list(positions)]).sum()), len(positions)
+    if n_wrong == n:
+        return ""
+    return f"{n_wrong or 'none'} of these {n} {'is' if n_wrong < 2 else 'are'} wrong"
+
+
 def explained_classes(outputs: Outputs, positions: Sequence[int], explain: str) -> Tensor:
     """Return the class whose evidence is drawn for each sample, int64 (n,).
 

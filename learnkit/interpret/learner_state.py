@@ -84,6 +84,12 @@ def detector_of(learn: Any) -> ContinualClassifier | None:
     return learner_state(learn).ood_detector if head is None else head
 
 
+def ood_limit(learn: Any) -> float | None:
+    """The OOD score above which the learner flags an image; None if it flags none."""
+    detector = None if learn is None else detector_of(learn)
+    return None if detector is None else detector.threshold.value
+
+
 def class_numbers(
     learn: Any, classes: Sequence[str], *, in_training: bool = False
 ) -> dict[str, int]:

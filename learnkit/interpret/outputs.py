@@ -174,9 +174,9 @@ class Outputs:
         losses = -new.probability_of(self.targets).clamp_min(tiny).log()
         return replace(new, losses=losses / (probs.shape[1] if self.multi_label else 1))
 
-    def evaluate(self) -> Evaluation:
-        """All measures of these outputs."""
-        options = {"multi_label": self.multi_label, "threshold": self.threshold}
+    def evaluate(self, **wanted: Any) -> Evaluation:
+        """The measures of these outputs: all, or those wanted by `measures` and `good`."""
+        options = {"multi_label": self.multi_label, "threshold": self.threshold, **wanted}
         targets, ids = self.require_targets(), self.class_ids
         return evaluate(self.probs, targets, self.classes, class_ids=ids, **options)
 

@@ -455,27 +455,27 @@ class ImageLearner(Learner, Shown):
         ds_idx: int = 1,
         data: ImageDataset | None = None,
         ood: Any = None,
+        measures: Sequence[str] | None = None,
+        good: Sequence[str] = (),
     ) -> Evaluation:
         """`.summary`, `.per_class` and `.confusion` of a loader, a dataset or a split by index.
 
         A dataset is an ImageDataset, a folder with a folder per class, a table with the columns
-        path and label, or HALCON's DLDataset; as `dl` or as `data`.
+        path and label, or HALCON's DLDataset; as `dl` or as `data`. An interpretation as `dl` is
+        evaluated without another pass. `save_html` of the result writes a page with its pictures.
 
         Where the learner detects OOD, the summary has the `false_alarm_rate` on these images;
         with images of no known class (`ood`: a loader, a folder, files) also `detection_rate`,
-        `auroc` and `fpr_at_95_tpr`, out-of-distribution images being the positive class.
+        `auroc` and `fpr_at_95_tpr`, out-of-distribution images being the positive class. Names of
+        `measures` and of `good` classes are as in `evaluate`.
 
         Raises:
             UnreadableImagesError: Images of a dataset cannot be read; all of them are named, and
                 the error's `evaluation` is that of the others.
             InterpretationError: There are no images, or the learner does not know their labels.
         """
-        try:
-            interp = self.interpret(ds_idx, dl=dl, data=data)
-        except OSError as error:
-            images = dl if data is None else data
-            raise uncertainty.evaluation_of_readable(self, images, error, ood=ood) from error
-        return uncertainty.evaluation_with_ood(self, interp.evaluation, interp.outputs, ood)
+        wanted = {"ood": ood, "measures": measures, "good": good}
+        return uncertainty.evaluate_learner(self, dl, ds_idx, data, **wanted)
 
     def predictor(self) -> Predictor:
         """A Predictor over this learner's network that reads images as validation does.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
+import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from torch import Tensor
@@ -33,17 +34,30 @@ from learnkit.errors import (
     warned_after,
 )
 from learnkit.evaluation.evaluate import Evaluation
-from learnkit.inference.evaluation import with_ood_scores
+from learnkit.evaluation.measures import asked_measures, top_k_of
+from learnkit.inference.evaluation import pictured, with_ood_scores
 from learnkit.interpret.checks import detached
+from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.interpret.learner_state import class_names, detector_of, names_of
+from learnkit.interpret.learner_state import class_names, detector_of, loss_of, names_of
+from learnkit.interpret.losses import activation_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
+from learnkit.interpret.page.images import EvaluatedImages, common_folder
+from learnkit.interpret.page.page import EvaluationPage
 from learnkit.learner.continual import (
     check_supported,
     empty_head,
     validation_images,
 )
-from learnkit.learner.features import features_and_logits, features_of, origin_of, unreadable
+from learnkit.learner.dataloaders import is_multi_label
+from learnkit.learner.export import predictor_of
+from learnkit.learner.features import (
+    features_and_logits,
+    features_of,
+    origin_of,
+    unreadable,
+    unreadable_by_recipe,
+)
 from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (
     case_matters,
@@ -166,8 +180,36 @@ def ood_scores(learn: Any, images: Any) -> Tensor:
     return _required(learn).ood_scores(features_of(learn, images_only(images)))
 
 
-def evaluation_of_readable(
-    learn: Any, images: Any, error: OSError, **ood: Any
+def evaluate_learner(
+    learn: Any, dl: Any, ds_idx: int, data: Any, *, ood: Any, measures: Any, good: Any
+) -> Evaluation:
+    """How good the learner is on a loader, a dataset, a split, or an interpretation of these.
+
+    Raises:
+        UnreadableImagesError: images of a dataset cannot be read; the error's `evaluation` is that
+            of the others.
+    """
+    n_ood = -1 if detector_of(learn) is None else int(ood is not None)
+    asked = asked_measures(measures, good=good, n_ood=n_ood, multi_label=_many(learn))
+    wanted = {"ood": ood, "measures": measures, "good": good}
+    try:
+        interp = dl
+        if not isinstance(dl, ClassificationInterpretation):
+            interp = learn.interpret(ds_idx, dl=dl, data=data)
+    except OSError as error:
+        images = dl if data is None else data
+        raise _with_evaluation_of_readable(learn, images, error, **wanted) from error
+    top = None if asked is None else [name for name in asked if top_k_of(name)]
+    evaluation = interp.outputs.evaluate(measures=top, good=good)
+    return _with_ood(learn, interp, replace(evaluation, asked=asked), ood)
+
+
+def _many(learn: Any) -> bool:
+    return continual_head(learn.model) is None and is_multi_label(learn.dls)
+
+
+def _with_evaluation_of_readable(
+    learn: Any, images: Any, error: OSError, **wanted: Any
 ) -> UnreadableImagesError:
     """The error that names the unreadable ones of `images` and keeps the evaluation of the others.
 
@@ -175,7 +217,7 @@ def evaluation_of_readable(
         learn: the learner.
         images: what it was to evaluate, and in reading which `error` came.
         error: is raised again where `images` are no dataset, or all of them can be read.
-        **ood: for `learn.evaluate`.
+        **wanted: for `learn.evaluate`.
     """
     data = dataset_of(images)
     failures = unreadable(learn, data.paths) if is_dataset(data) else {}
@@ -183,35 +225,96 @@ def evaluation_of_readable(
         raise error
     found = unreadable_images(failures, len(data), "the others are judged")
     readable = data.filter([str(path) not in failures for path in data.paths])
-    found.evaluation = learn.evaluate(data=readable, **ood) if len(readable) else None
+    found.evaluation = learn.evaluate(data=readable, **wanted) if len(readable) else None
+    if found.evaluation is not None:
+        images = replace(found.evaluation.page.images, unreadable=failures)
+        found.evaluation = replace(found.evaluation, page=EvaluationPage(images))
     return found
 
 
-def evaluation_with_ood(
-    learn: Any, evaluation: Evaluation, outputs: Outputs, ood: Any
+def _with_ood(
+    learn: Any, interp: ClassificationInterpretation, evaluation: Evaluation, ood: Any
 ) -> Evaluation:
-    """`evaluation` of `outputs`, with measures of OOD detection where the learner detects it.
+    """`evaluation` with measures of OOD detection where the learner detects it, and its page.
 
     Its notes say how many of the files the learner was trained on, or has learned since.
     """
-    evaluation = replace(evaluation, notes=_optimism(learn, outputs))
-    if ood is None and outputs.ood_scores is None:
-        return evaluation
-    threshold = _required(learn).threshold
-    unknown = () if ood is None else ood_scores(learn, ood)
-    sides = outputs.ood_scores, unknown
-    promised = threshold.false_alarm_rate
-    return with_ood_scores(evaluation, *sides, threshold.value, outputs.targets, promised)
+    outputs = interp.outputs
+    learned, notes = _optimism(learn, outputs)
+    evaluation, images = replace(evaluation, notes=notes), _images_of(learn, interp, learned)
+    if ood is not None or outputs.ood_scores is not None:
+        threshold = _required(learn).threshold
+        sources, probs, unknown = _answers_to(learn, ood)
+        sides = outputs.ood_scores, unknown
+        promised = threshold.false_alarm_rate
+        evaluation = with_ood_scores(evaluation, *sides, threshold.value, outputs.targets, promised)
+        images = replace(
+            images,
+            probs=np.concatenate([images.probs, probs]),
+            sources=[*images.sources, *sources],
+            ood_scores=np.concatenate([outputs.ood_scores.numpy(), unknown]),
+            ood_threshold=threshold.value,
+        )
+    return replace(evaluation, page=EvaluationPage(_pictured(learn, interp, images)))
 
 
-def _optimism(learn: Any, outputs: Outputs) -> tuple[str, ...]:
-    """Notes on images that the learner has learned: by file, or by features if it was loaded."""
+def _answers_to(learn: Any, ood: Any) -> tuple[list[Any], np.ndarray, np.ndarray]:
+    """(files or None, probabilities (M, C), OOD scores (M,)) of images of no class."""
+    detector, n_classes = _required(learn), len(class_names(learn) or ())
+    if ood is None:
+        return [], np.zeros((0, n_classes), np.float32), np.zeros(0)
+    items = images_only(ood)
+    if continual_head(learn.model) is not None:
+        features = features_of(learn, items)
+        probs = detector.scoring.probs(features.numpy())
+    else:
+        features, logits = features_and_logits(learn, items, n_classes)
+        probs = activation_of(loss_of(learn), multi_label=False)(logits).numpy()
+    sources = items if isinstance(items, list) else [None] * len(features)
+    return sources, np.asarray(probs, np.float32), detector.ood_scores(features).numpy()
+
+
+def _images_of(
+    learn: Any, interp: ClassificationInterpretation, learned: np.ndarray | None
+) -> EvaluatedImages:
+    """The images of an interpretation, with what was answered to each."""
+    outputs, own = interp.outputs, getattr(learn.dls, "image_dataset", None)
+    sources = [None] * len(outputs) if outputs.items is None else list(outputs.items)
+    root = common_folder(sources)
+    if own is not None and root is not None and root.is_relative_to(own.root):
+        root = own.root
+    head = continual_head(learn.model)
+    return EvaluatedImages(
+        probs=outputs.probs.numpy(),
+        targets=outputs.targets.numpy().astype(np.int64),
+        sources=sources,
+        root=root,
+        threshold=outputs.threshold,
+        learned=learned,
+        n_learned={} if head is None else head.n_images,
+    )
+
+
+def _pictured(
+    learn: Any, interp: ClassificationInterpretation, images: EvaluatedImages
+) -> EvaluatedImages:
+    """The images with pictures and heat: read by the recipe, or as the loaders read them."""
+    if all(map(file_of, images.sources)) and unreadable_by_recipe(learn) is None:
+        n_learned = images.n_learned
+        return replace(pictured(images, predictor_of(learn)), n_learned=n_learned)
+    return replace(images, picture=interp.picture, heat=interp.heat)
+
+
+def _optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Which images the learner has learned, and notes: by file, or by features if it was loaded."""
     files, known, detector = list(outputs.items or ()), files_known(learn), detector_of(learn)
     if known or detector is None or not files:
-        return learned_notes(sum(file_of(one) in known for one in files), len(outputs))
+        learned = np.array([file_of(one) in known for one in files or [""] * len(outputs)], bool)
+        return learned if known else None, learned_notes(int(learned.sum()), len(outputs))
     knowledge = detector.knowledge
     codes = knowledge.statistics.fingerprints(features_of(learn, files))
-    return optimism(knowledge.statistics, knowledge.validation, codes)
+    notes = optimism(knowledge.statistics, knowledge.validation, codes)
+    return knowledge.statistics.learned.know(codes), notes
 
 
 def _required(learn: Any) -> ContinualClassifier:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deploy_helpers import rewrite, shades
+from deploy_helpers import rewrite, shades, strange
 from PIL import Image
 from runtime_helpers import (
     NAME,
@@ -293,7 +293,7 @@ def test_an_assignment_that_would_do_nothing_says_how_it_is_set(continual):
 
 def test_whoever_wants_to_teach_it_is_told_how(continual):
     predictor = load_runtime(continual[0])
-    for verb in ("extend", "forget", "undo", "save", "evaluate"):
+    for verb in ("extend", "forget", "undo", "save"):
         assert not hasattr(predictor, verb)
         with pytest.raises(OptimizedModelError, match=r"install torch .* load_learner"):
             getattr(predictor, verb)
@@ -506,3 +506,31 @@ def test_threads_of_a_network_from_no_bundle_or_one_that_is_gone_are_refused(con
     from_nowhere = Model(predictor.session, predictor.preprocessing, predictor.classes)
     with pytest.raises(OptimizedModelError, match="came from no bundle"):
         RuntimePredictor(from_nowhere).set(threads=2)
+
+
+def test_it_is_evaluated_as_with_torch_and_has_a_page_without_heat(continual, tmp_path):
+    from PIL import Image
+
+    for name in ("red", "green", "blue"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i, image in enumerate(shades(name, 4, seed=5, size=SIZE)):
+            Image.fromarray(image).save(tmp_path / "set" / name / f"{i}.png")
+    (tmp_path / "other").mkdir()
+    for i, image in enumerate(strange(3, size=SIZE)):
+        Image.fromarray(image).save(tmp_path / "other" / f"{i}.png")
+    predictor = load_runtime(continual[0])
+    found = predictor.evaluate(tmp_path / "set", ood=tmp_path / "other", progress=False)
+    files = sorted((tmp_path / "set").glob("*/*.png"))
+    said = predictor.predict_batch(files)
+    right = [one.label == path.parent.name for one, path in zip(said, files, strict=True)]
+    assert found.summary["accuracy"] == pytest.approx(np.mean(right))
+    assert found.summary["false_alarm_rate"] == pytest.approx(np.mean([p.is_ood for p in said]))
+    strangers = predictor.predict_batch(sorted((tmp_path / "other").iterdir()))
+    wanted = np.mean([one.is_ood for one in strangers])
+    assert found.summary["detection_rate"] == pytest.approx(wanted)
+    page = found.page.data(found)
+    assert [row["t"][0][1] for row in page["images"]] == [
+        pytest.approx(one.confidence, rel=1e-3) for one in [*said, *strangers]
+    ]
+    assert not any("h" in row for row in page["images"])
+    assert page["pictures_left_out"] == 0

@@ -10,6 +10,8 @@ import torch
 
 from learnkit.errors import EvaluationError
 from learnkit.evaluation.evaluate import evaluate
+from learnkit.evaluation.measures import wilson_interval
+from learnkit.inference.evaluation import with_ood_scores
 
 N = 240
 
@@ -214,3 +216,66 @@ def test_false_alarms_are_told_of_each_class():
     assert np.isnan(rates["c"])
     assert found.summary["false_alarm_rate"] == 0.4
     assert "false_alarm_rate" not in evaluation.per_class
+
+
+def test_only_the_measures_asked_for_are_in_the_summary_in_that_order():
+    rng = np.random.default_rng(0)
+    probs, targets = rng.dirichlet(np.ones(8), 60), rng.integers(0, 8, 60)
+    asked = ["ece", "top_3_accuracy", "accuracy", "top_7_accuracy"]
+    found = evaluate(probs, targets, list("abcdefgh"), measures=asked)
+    everything = evaluate(probs, targets, list("abcdefgh"))
+    assert list(found.summary.index) == asked
+    assert list(found.to_dict()["summary"]) == asked
+    assert found.summary["ece"] == everything.summary["ece"]
+    assert found.verdict == everything.verdict
+    from sklearn.metrics import top_k_accuracy_score
+
+    for k in (3, 7):
+        wanted = top_k_accuracy_score(targets, probs, k=k, labels=range(8))
+        assert found.summary[f"top_{k}_accuracy"] == pytest.approx(wanted)
+        low, high = found.intervals.loc[f"top_{k}_accuracy"]
+        assert (low, high) == pytest.approx(wilson_interval(round(wanted * 60), 60))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("acuracy", "which is unknown; there are n, accuracy, "),
+        ("top_0_accuracy", "which is unknown"),
+        ("auroc", "which needs a model that detects unknown images, and `ood=`"),
+        ("escape_rate", r"which needs `good=\[...\]`"),
+        ("label_accuracy", "which is for several labels per image"),
+    ],
+)
+def test_a_measure_that_cannot_be_is_refused_with_those_there_are(name, why):
+    with pytest.raises(EvaluationError, match=f"`measures` names '{name}', {why}") as error:
+        evaluate([[0.9, 0.1]], [0], ["a", "b"], measures=["accuracy", name])
+    assert "balanced_accuracy" in str(error.value)
+    assert "as top_3_accuracy" in str(error.value)
+
+
+def test_escapes_and_false_rejects_of_an_inspection():
+    probs = np.eye(3)[[0, 0, 0, 1, 1, 2, 0, 0]]
+    targets = [0, 0, 1, 1, 2, 2, 2, 0]  # good: 3 of 3 pass; of 5 defects 2 pass as good
+    found = evaluate(probs, targets, ["fine", "scratch", "dent"], good=["fine"])
+    assert found.summary["escape_rate"] == pytest.approx(2 / 5)
+    assert found.summary["false_reject_rate"] == 0
+    assert tuple(found.intervals.loc["escape_rate"]) == pytest.approx(wilson_interval(2, 5))
+    assert "2 of 5 defects passed as good (40.0 %, 95 % interval" in " ".join(found.verdict)
+    with_flags = with_ood_scores(found, [0, 0, 9, 0, 0, 0, 0, 9], [], 1.0, targets)
+    assert with_flags.summary["escape_rate"] == pytest.approx(1 / 5)  # one goes to a person
+    assert with_flags.summary["false_reject_rate"] == pytest.approx(1 / 3)
+    assert with_flags.inspection.n_flagged == 2
+
+
+def test_good_is_refused_where_images_have_several_labels():
+    with pytest.raises(EvaluationError, match="parts of one class each"):
+        evaluate([[0.9, 0.1]], [[1, 0]], ["a", "b"], multi_label=True, good=["a"])
+
+
+def test_intervals_are_shown_beside_the_measures():
+    found = evaluate(np.eye(2)[[0, 1, 1, 0]], [0, 1, 0, 0], ["a", "b"])
+    shown = found._repr_html_()
+    low, high = wilson_interval(3, 4)
+    assert f"{low:.2f} - {high:.2f}" in shown
+    assert "recall 95 %" in shown

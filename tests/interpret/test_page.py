@@ -181,6 +181,11 @@ def test_the_same_input_gives_the_same_data():
     assert ["command", "learnkit evaluate m f"] in one["measured"]
 
 
+def test_a_moment_that_is_none_is_refused():
+    with pytest.raises(EvaluationError, match="`created` is 'now'; give a moment such as '2026"):
+        data_of(*answers(), created="now")
+
+
 def test_five_thousand_images_are_a_tenth_of_12_mb_at_most():
     evaluation, images = answers(n=5_000, n_classes=10)
     sources = [f"/data/parts/class_{t}/image_{i:06}.jpg" for i, t in enumerate(images.targets)]
@@ -403,3 +408,58 @@ def test_hostile_names_stay_text(tmp_path, predictor, folders):
     data = evaluation.page.data(evaluation, pictures=False)
     assert data["images"][0]["p"] == f"a/{name}.png"
     assert re.fullmatch("[0-9a-f]{64}", data["images"][0]["sha"])
+
+
+def test_a_page_is_one_file_that_holds_the_data(predictor, folders, tmp_path):
+    evaluation = predictor.evaluate(folders / "parts", progress=False)
+    path = evaluation.save_html(tmp_path / "page.html", created="2026-11-25T22:50Z")
+    html = path.read_text("utf-8")
+    assert 'name="generator" content="learnkit ' in html[:1024]
+    assert "src=http" not in html
+    assert "a/0.png" in html
+    again = evaluation.save_html(tmp_path / "again.html", created="2026-11-25T22:50Z")
+    assert again.read_text("utf-8") == html
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["again.html", "page.html"]
+
+
+def test_only_a_page_of_learnkits_is_replaced(predictor, folders, tmp_path):
+    evaluation = predictor.evaluate(folders / "parts", progress=False)
+    path = tmp_path / "page.html"
+    path.write_text("my own")
+    with pytest.raises(UsageError, match="is no page of learnkit's; name another file, or replace"):
+        evaluation.save_html(path)
+    assert path.read_text() == "my own"
+    evaluation.save_html(path, force=True)
+    before = path.read_bytes()
+    evaluation.save_html(path, title="other")
+    assert path.read_bytes() != before
+    for wrong, why in (
+        (tmp_path / "page.txt", "ends in .html"),
+        (tmp_path / "none" / "page.html", "there is no folder"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            evaluation.save_html(wrong)
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        evaluation.save_html(tmp_path / "folder.html", force=True)
+
+
+def test_an_interrupted_page_leaves_what_was_there(predictor, folders, tmp_path, monkeypatch):
+    evaluation = predictor.evaluate(folders / "parts", progress=False)
+    path = evaluation.save_html(tmp_path / "page.html")
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        evaluation.save_html(path, title="new")
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_an_evaluation_of_arrays_has_no_page():
+    evaluation, _ = answers()
+    with pytest.raises(EvaluationError, match="of arrays, so there are no images to show"):
+        evaluation.save_html("page.html")

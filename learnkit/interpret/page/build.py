@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit._version import __version__
+from learnkit.errors import EvaluationError
 from learnkit.evaluation.evaluate import json_value
 from learnkit.evaluation.inspection import Inspection, good_classes, inspection
 from learnkit.evaluation.measures import calibration_bins, class_counts, wilson_interval
@@ -27,6 +28,7 @@ N_BINS = 15
 MAX_ROWS = 100_000  # images that are listed; above, right ones are counted alone
 _MAX_SUSPECTS = 200
 _MAX_HEATS = 200
+_MINUTE = "%Y-%m-%dT%H:%MZ"
 _TOP, _LEAST_PROB = 5, 0.001
 Array = np.ndarray
 # Left out of the row of an image where it has this value: 50,000 rows are a file to be mailed.
@@ -43,7 +45,7 @@ def page_data(
     evaluation: Evaluation,
     images: EvaluatedImages,
     *,
-    good: Sequence[str] = (),
+    good: Sequence[str] | None = None,
     title: str | None = None,
     command: str = "",
     created: str | None = None,
@@ -53,16 +55,17 @@ def page_data(
     Args:
         evaluation: of the known images.
         images: these, and what was answered to each.
-        good: names of the classes that mean a part is good.
+        good: names of the classes that mean a part is good; default as it was evaluated.
         title: of the page; default the model on so many images.
         command: that made it.
         created: when, as "2026-11-25T22:50Z"; default now.
 
     Raises:
-        EvaluationError: `good` names no class, or all of them.
+        EvaluationError: `good` names no class, or all of them; or `created` is no such moment.
     """
     n, classes = images.n_known, evaluation.classes
-    is_good = good_classes(good, classes)
+    _check_moment(created)
+    is_good = good_classes(evaluation.good if good is None else good, classes)
     inspected = _inspected(images, is_good) if is_good.any() and not images.multi_label else None
     suspicion, groups = suspicions(images), same_files(images)
     listed = _listed(images, suspicion)
@@ -73,7 +76,7 @@ def page_data(
     model = {"learnkit": __version__, **dict.fromkeys(("name", "arch", "size", "digest"), "")}
     model |= images.facts
     name = model["name"] or model["arch"] or "model"
-    created = created or time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
+    created = created or time.strftime(_MINUTE, time.gmtime())
     data = {
         "version": VERSION,
         "kind": "evaluation",
@@ -110,6 +113,15 @@ def page_data(
         "command": command,
     }
     return listed.tolist(), data | {"measured": _measured(data, images)}
+
+
+def _check_moment(created: str | None) -> None:
+    try:
+        time.strptime(created or "2026-01-01T00:00Z", _MINUTE)
+    except (TypeError, ValueError):
+        raise EvaluationError(
+            f"`created` is {created!r}; give a moment such as '2026-11-25T22:50Z', in UTC"
+        ) from None
 
 
 def suspicions(images: EvaluatedImages) -> Array:

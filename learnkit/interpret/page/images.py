@@ -43,9 +43,9 @@ class EvaluatedImages:
         n_learned: images learned by class name, where they are counted.
         unreadable: why images cannot be read, by file.
         facts: the model: name, arch, size, digest.
-        decode: the picture in a source; default as `read_image` reads it.
+        picture: the picture of an image by its place; default as `read_image` reads its source.
         box: what the network sees of a picture of a size, of which heat is; default all of it.
-        heat: Grad-CAM maps (h, w) of sources for class numbers; None where there are none.
+        heat: Grad-CAM maps (h, w) of places for class numbers; None where there are none.
     """
 
     probs: Array
@@ -59,9 +59,9 @@ class EvaluatedImages:
     n_learned: Mapping[str, int] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
-    decode: Callable[[Any], Image] = read_image
+    picture: Callable[[int], Image] | None = None
     box: Callable[[tuple[int, int]], tuple[float, ...]] | None = None
-    heat: Callable[[Sequence[Any], Sequence[int]], list[Array] | None] | None = None
+    heat: Callable[[Sequence[int], Sequence[int]], list[Array] | None] | None = None
 
     def __len__(self) -> int:
         return len(self.probs)
@@ -145,11 +145,13 @@ class EvaluatedImages:
         Raises:
             ImageReadError: it cannot be read any more.
         """
-        return self.decode(self.sources[place])
+        if self.picture is not None:
+            return self.picture(place)
+        return read_image(self.sources[place])
 
     def maps(self, places: Sequence[int], numbers: Sequence[int]) -> list[Array] | None:
         """The heat (h, w) of each image for a class; None where there are no gradients."""
-        return self.heat and self.heat([self.sources[place] for place in places], numbers)
+        return self.heat and self.heat(places, numbers)
 
     def seen_box(self, place: int) -> tuple[float, ...]:
         """What the network sees of a picture: left, top, right, bottom, in shares of its sides.

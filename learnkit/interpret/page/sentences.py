@@ -162,7 +162,7 @@ def _absent(evaluation: Evaluation) -> list[Sentence]:
 
 def _hidden(evaluation: Evaluation) -> list[Sentence]:
     """What accuracy hides: one that is far above the mean over the classes."""
-    measures = evaluation.summary
+    measures = evaluation.all_measures
     balanced, accuracy = measures.get("balanced_accuracy"), measures["accuracy"]
     if balanced is None or not accuracy - balanced > _GAP:
         return []
