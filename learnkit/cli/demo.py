@@ -33,6 +33,8 @@ _OURS = (
     "unknown.png",
     "predictions.csv",
 )
+TO_LABEL = "to-label"  # a model that has not seen the late classes, and pictures to name
+_PHOTOGRAPHS_TO_LABEL = 24
 # At 32 pixels a ResNet of stride 32 ends in a map of one cell, where no heatmap has a place; with
 # `output_stride=8` (dilated convolutions) it ends in 4 x 4.
 PLAN = workflow.TrainingPlan(
@@ -79,7 +81,8 @@ def run_demo(out: Path, *, plan: workflow.TrainingPlan = PLAN, n_images: int | N
     prepare_folder(out)
     data, known, new = _read(out, plan, n_images, report)
     learn = _trained(known, plan, report)
-    _learn_on(learn, data, known, new, report)
+    _remember(learn, data, known, out, report)
+    _learn_on(learn, data, new, report)
     _tell_the_unknown(learn, data, out, report)
     report.step("See what calibration did to the confidences")
     report.frame(learn.continual.calibration.table().rename_axis("measure").reset_index())
@@ -123,13 +126,40 @@ def _trained(known: ImageDataset, plan: workflow.TrainingPlan, report: Report) -
     return learn
 
 
-def _learn_on(
-    learn: ImageLearner, data: ImageDataset, known: ImageDataset, new: ImageDataset, report: Report
+def _remember(
+    learn: ImageLearner, data: ImageDataset, known: ImageDataset, out: Path, report: Report
 ) -> None:
-    """Extend the trained network by the classes put aside, from their images alone."""
+    """Make the trained network one that learns, and put it aside as it is now, to be taught."""
     report.step("Make it a continual learner: one pass over its images, no training")
     change = learn.init_continual(known)
     report.say(f"{change.n_classes} classes in {change.seconds:.1f} s")
+    learn.export(out / TO_LABEL / "model")
+    n = write_inbox(out, data.test)
+    report.say(f"as it is now it is in {out / TO_LABEL}, with {n} pictures for you to name")
+
+
+def write_inbox(out: Path, held_out: ImageDataset) -> int:
+    """Number of pictures put where `learnkit label` looks: digits held out, and photographs."""
+    inbox = out / TO_LABEL / "inbox"
+    inbox.mkdir(parents=True)
+    for path in held_out.paths:
+        shutil.copyfile(path, inbox / f"digit_{path.name}")  # whose name does not tell its class
+    photographs = out / "photographs"
+    write_photographs(photographs)
+    chosen = sorted(photographs.iterdir())[::5][:_PHOTOGRAPHS_TO_LABEL]
+    for path in chosen:
+        shutil.copyfile(path, inbox / f"photograph_{path.name}")
+    return len(held_out.paths) + len(chosen)
+
+
+def is_to_label(out: Path) -> bool:
+    """Whether an earlier demo has left a model and pictures to name."""
+    folders = [out / TO_LABEL / name for name in ("model", "inbox")]
+    return (out / MARKER).is_file() and all(map(Path.is_dir, folders))
+
+
+def _learn_on(learn: ImageLearner, data: ImageDataset, new: ImageDataset, report: Report) -> None:
+    """Extend the trained network by the classes put aside, from their images alone."""
     report.step(f"Extend it by {', '.join(LATE_CLASSES)} from their images alone, no training")
     change = learn.extend(new)
     report.consequences(change)
@@ -173,7 +203,7 @@ def prepare_folder(out: Path) -> None:
     (out / MARKER).write_text(_MARK, encoding="utf-8")
     for name in _OURS:
         (out / name).unlink(missing_ok=True)
-    for name in ("model", "photographs"):
+    for name in ("model", "photographs", TO_LABEL):
         shutil.rmtree(out / name, ignore_errors=True)
 
 
@@ -209,11 +239,13 @@ def _say_what_is_there(report: Report, out: Path, example: Path) -> None:
             (out / "photographs", "what is no digit"),
             *written,
             (out / "model", "the exported model; open its README.md"),
+            (out / TO_LABEL, "a model that knows seven digits, and what it does not know"),
         ],
     )
     report.command(
         "Next",
         f"learnkit predict {out / 'model'} {example}",
+        f"learnkit label {out / TO_LABEL / 'model'} {out / TO_LABEL / 'inbox'}      # in a browser",
         "learnkit train FOLDER --out my-model      # your images, one folder per class",
     )
 

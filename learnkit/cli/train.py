@@ -34,14 +34,26 @@ def demo(
         "digits-demo"
     ),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
+    label: Annotated[
+        bool, typer.Option("--label", help="Then open the page where you name what it cannot.")
+    ] = False,
 ) -> None:
-    """Train, interpret, export and predict on 1,797 real handwritten digits."""
+    """Train, interpret, export and predict on 1,797 real handwritten digits.
+
+    With --label the page of `learnkit label` opens in the end, over digits and photographs that a
+    model of seven digits has not seen; where an earlier demo was, at once, as you left it.
+    """
     from dataclasses import replace
 
     _quiet_plots()
-    from learnkit.cli.demo import PLAN, run_demo
+    from learnkit.cli.demo import PLAN, TO_LABEL, is_to_label, run_demo
 
-    run_demo(out, plan=replace(PLAN, epochs=epochs))
+    if not (label and is_to_label(out)):
+        run_demo(out, plan=replace(PLAN, epochs=epochs))
+    if label:
+        from learnkit.cli.label import label as open_page
+
+        open_page(str(out / TO_LABEL / "model"), out / TO_LABEL / "inbox", port=0)
 
 
 def train(

@@ -14,6 +14,7 @@ from learnkit.cli.demo import (
     write_digits,
     write_photographs,
 )
+from learnkit.cli.train import demo
 from learnkit.data.image import read_image
 from learnkit.deploy.predictor import load_learner
 from learnkit.errors import DataError
@@ -67,11 +68,27 @@ def test_every_step_runs_and_every_file_listed_is_there(tmp_path, capfd, monkeyp
     assert all(f"{step}/10" in said for step in range(1, 11))
     assert "fastai was not imported" in said
     pictures = ["confusion_matrix.png", "top_losses.png", "training_curve.png", "unknown.png"]
-    for name in ["digits", "photographs", *pictures, "predictions.csv", "model"]:
+    for name in ["digits", "photographs", *pictures, "predictions.csv", "model", "to-label"]:
         assert (out / name).exists()
         assert str(out / name) in said
     assert len(pd.read_csv(out / "predictions.csv")) == 200
     assert load_learner(out / "model").continual.classes == tuple("0123456789")
+    assert f"learnkit label {out / 'to-label' / 'model'} {out / 'to-label' / 'inbox'}" in said
+    unfinished = load_learner(out / "to-label" / "model")
+    assert unfinished.continual.classes == tuple("0123456")
+    waiting = sorted((out / "to-label" / "inbox").iterdir())
+    assert sum(path.name.startswith("photograph") for path in waiting) == 24
+    n_learned = sum(unfinished.continual.n_images.values())
+    unfinished.extend([path for path in waiting if path.name.startswith("digit")], "held out")
+    n_held_out = unfinished.continual.n_images["held out"]
+    assert sum(unfinished.continual.n_images.values()) == n_learned + n_held_out, "none was seen"
+    assert n_held_out == len(waiting) - 24 > 0
+    opened = []
+    monkeypatch.setattr("learnkit.cli.label.label", lambda *args, **how: opened.append((args, how)))
+    demo(out, label=True)  # it is there: nothing is trained, the page opens at once
+    model, inbox = out / "to-label" / "model", out / "to-label" / "inbox"
+    assert opened == [((str(model), inbox), {"port": 0})]
+    assert sorted(inbox.iterdir()) == waiting
     for name in pictures:
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
