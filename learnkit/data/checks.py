@@ -1,7 +1,8 @@
 """Checks of a dataset's files, classes and splits: one table of findings.
 
 Every image is read once; the rest is arithmetic on what was seen. Near duplicates are images of one
-structure, by a perceptual hash.
+structure, by a perceptual hash; dark, bright, blank and blurred images, and those of an odd shape,
+are beyond limits that each finding states.
 """
 
 import functools
@@ -9,14 +10,16 @@ import hashlib
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.ndimage import laplace
 
 from learnkit.data.image import naming_errors, open_picture, read_image, unread_text
 from learnkit.data.near_duplicates import near_duplicate_groups, structure
@@ -28,10 +31,49 @@ from learnkit.storage.filesystem import open_regular
 
 COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
 _N_WORKERS = min(32, (os.cpu_count() or 1) + 4)  # the standard library's own choice
-_MAX_ASPECT = 20
-_MIN_SIDE = 8
+# Of photographs (ants and bees, CIFAR-10), circuit boards and crops of these nothing healthy is
+# beyond them; blurred by two pixels (Gaussian) 19 of 20 are. A limit of None is not looked at.
+LIMITS: Mapping[str, float] = MappingProxyType(
+    {
+        "dark": 55,  # grey level that 99 of 100 pixels stay below
+        "bright": 200,  # grey level that 99 of 100 pixels are above
+        "blank": 1.0,  # standard deviation of all grey levels
+        "blurred": 0.12,  # deviation of the Laplacian in parts of that of the grey levels
+        "shape": 2.5,  # times as wide or as narrow as the middle image
+        "aspect": 20,  # times as long as wide
+        "side": 8,  # pixels
+    }
+)
+_LOOKED = 512  # pixels of the longer side to which larger pictures are reduced before
+_FEW_SHAPES = 10  # images that do not tell what is odd
 # Of copies the one in the test or validation images stays: dropping one from train costs least.
 _KEEP_FIRST = {"test": 0, "valid": 1, "train": 2, "": 3}
+
+
+class Tones(NamedTuple):
+    """How light and how sharp a picture is.
+
+    The grey levels, 0..255, that 1 and 99 of 100 pixels are at or below, the standard deviation of
+    all, and that of the Laplacian, which answers to edges, in parts of it: 0 where there is none.
+    """
+
+    low: int
+    high: int
+    contrast: float
+    sharpness: float
+
+
+def tones_of(image: Image.Image) -> Tones:
+    """The tones of a picture; of a large one, reduced to 512 pixels or a few more."""
+    grey = image.convert("L")
+    if (factor := max(grey.size) // _LOOKED) > 1:
+        grey = grey.reduce(factor)
+    below = np.cumsum(grey.histogram()) / (grey.width * grey.height)
+    low, high = (int(np.searchsorted(below, share)) for share in (0.01, 0.99))
+    values = np.asarray(grey, dtype=np.float32)
+    contrast = float(values.std())
+    edges = float(laplace(values, mode="nearest").std())
+    return Tones(low, high, contrast, edges / contrast if contrast > 0 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +87,7 @@ class _Seen:
     mode: str = ""
     highest: int | None = None
     structure: np.ndarray | None = None
+    tones: Tones | None = None
 
 
 def find_problems(
@@ -56,14 +99,17 @@ def find_problems(
     fast: bool,
     min_images: int,
     progress: bool,
+    limits: Mapping[str, float | None] = LIMITS,
 ) -> pd.DataFrame:
     """Findings about the images of a dataset's table, worst first: see `ImageDataset.check`."""
+    limits = _checked_limits(limits)
     paths = [root / path for path in frame["path"]]
     look = functools.partial(_look_at, fast=fast)
     looks = load_ahead(look, paths, n_ahead=4 * _N_WORKERS, n_workers=_N_WORKERS)
     seen = [found for _, found in watched(looks, len(paths), progress, "check images")]
-    table = _Table(frame, seen, progress)
-    checks = (_unreadable, _copies, _near_copies, _deep, _shape, _mixed("size"), _mixed("mode"))
+    table = _Table(frame, seen, progress, limits)
+    checks = (_unreadable, _copies, _near_copies, _deep, _shape, _odd_shape, _tones)
+    checks += (_mixed("size"), _mixed("mode"))
     findings = [row for check in checks for row in check(table)]
     counts = split_counts(frame, classes)
     findings += [*_few(counts, min_images), *_absent(counts)]
@@ -89,10 +135,16 @@ def not_in_findings(frame: pd.DataFrame, findings: pd.DataFrame) -> np.ndarray:
 class _Table:
     """The rows of a dataset beside what was seen of each file."""
 
-    def __init__(self, frame: pd.DataFrame, seen: list[_Seen], progress: bool) -> None:
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        seen: list[_Seen],
+        progress: bool,
+        limits: Mapping[str, float] = LIMITS,
+    ) -> None:
         self.paths, self.splits = frame["path"].tolist(), frame["split"].tolist()
         self.labels = [x if isinstance(x, str) else ", ".join(x) for x in frame["label"]]
-        self.seen, self.progress = seen, progress
+        self.seen, self.progress, self.limits = seen, progress, limits
 
     def row(self, finding: str, severity: str, i: int, detail: str, group: Any = ()) -> dict:
         """Finding about image `i`, to be dropped for it."""
@@ -127,11 +179,11 @@ def _decoded(data: bytes, image: Image.Image) -> dict[str, Any]:
     """Structure of an image, and the highest value of a 16-bit one."""
     picture = read_image(data)
     if not image.mode.startswith("I"):
-        return {"structure": structure(picture)}
+        return {"structure": structure(picture), "tones": tones_of(picture)}
     highest = int(np.asarray(image).max())
     # By the bits in use, or 12-bit images in 16 bits would all be dark and look the same.
     picture = read_image(image, bit_depth=max(8, highest.bit_length()))
-    return {"structure": structure(picture), "highest": highest}
+    return {"structure": structure(picture), "tones": tones_of(picture), "highest": highest}
 
 
 def _unreadable(table: _Table) -> Iterator[dict]:
@@ -208,14 +260,68 @@ def _deep(table: _Table) -> Iterator[dict]:
 
 
 def _shape(table: _Table) -> Iterator[dict]:
+    aspect, side = table.limits["aspect"], table.limits["side"]
     for i, seen in enumerate(table.seen):
         if seen.size is None:
             continue
         detail = f"{seen.size[0]} x {seen.size[1]} pixels"
-        if max(seen.size) > _MAX_ASPECT * min(seen.size):
+        if max(seen.size) > aspect * min(seen.size):
             yield table.row("extreme aspect", "warning", i, detail)
-        if min(seen.size) < _MIN_SIDE:
+        if min(seen.size) < side:
             yield table.row("tiny image", "warning", i, detail)
+
+
+def _odd_shape(table: _Table) -> Iterator[dict]:
+    """Images much wider or narrower than the others; cropped or squished they show other things."""
+    sizes = {i: seen.size for i, seen in enumerate(table.seen) if seen.size is not None}
+    if len(sizes) < _FEW_SHAPES:
+        return
+    aspects = {i: width / height for i, (width, height) in sizes.items()}
+    middle, limit = float(np.median(list(aspects.values()))), table.limits["shape"]
+    for i, aspect in aspects.items():
+        if (times := max(aspect / middle, middle / aspect)) > limit:
+            how = "wide" if aspect > middle else "narrow"
+            detail = f"{sizes[i][0]} x {sizes[i][1]} pixels, {times:.1f} times as {how}"
+            detail += f" as the middle image (over {limit:g})"
+            yield table.row("odd shape", "info", i, detail)
+
+
+def _tones(table: _Table) -> Iterator[dict]:
+    """Images that show little: blank, dark, bright or blurred ones, the limit in the detail."""
+    limits = table.limits
+    for i, seen in enumerate(table.seen):
+        if (tones := seen.tones) is None:
+            continue
+        if tones.contrast < limits["blank"]:
+            what = f"grey levels deviate by {tones.contrast:.2g} (under {limits['blank']:g})"
+            yield table.row("blank image", "info", i, what)
+        elif tones.sharpness < limits["blurred"]:
+            what = f"sharpness {tones.sharpness:.3f} (under {limits['blurred']:g})"
+            yield table.row("blurred image", "info", i, what)
+        if tones.high < limits["dark"]:
+            what = f"99 of 100 pixels are at most {tones.high} of 255 (under {limits['dark']:g})"
+            yield table.row("dark image", "info", i, what)
+        if tones.low > limits["bright"]:
+            what = f"99 of 100 pixels are above {tones.low} of 255 (over {limits['bright']:g})"
+            yield table.row("bright image", "info", i, what)
+
+
+def _checked_limits(limits: Mapping[str, float | None]) -> dict[str, float]:
+    """All limits, those that are not given as they are by default, None as one nothing is beyond.
+
+    Raises:
+        DataError: An unknown name, or no number of 0 or more.
+    """
+    never = {"bright": np.inf, "shape": np.inf, "aspect": np.inf}
+    for name, value in limits.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        if name not in LIMITS or not (value is None or number):
+            raise DataError(
+                f"`limits` has {name!r}: {value!r}; give numbers of 0 or more, or None, for "
+                f"{', '.join(LIMITS)}"
+            )
+    found = dict(LIMITS) | dict(limits)
+    return {name: never.get(name, 0.0) if v is None else float(v) for name, v in found.items()}
 
 
 def _mixed(what: str) -> Callable[[_Table], Iterator[dict]]:

@@ -501,7 +501,12 @@ class ImageDataset(Shown):
         return counts_document(self.counts(), len(self), self._root, self._skipped)
 
     def check(
-        self, fast: bool = False, *, min_images: int = 10, progress: bool = True
+        self,
+        fast: bool = False,
+        *,
+        min_images: int = 10,
+        limits: Mapping[str, float | None] | None = None,
+        progress: bool = True,
     ) -> pd.DataFrame:
         """Findings, worst first: finding, severity, path, class, split, detail, paths.
 
@@ -510,13 +515,17 @@ class ImageDataset(Shown):
 
         Args:
             fast: Read headers and bytes only: damage inside a file, near duplicates and unused bits
-                are not looked for.
+                are not looked for, nor are dark, bright, blank and blurred images.
             min_images: Classes with fewer are reported, and counted in train if there is a split.
+            limits: Of single images: `dark` (55), `bright` (200) and `blank` (1.0) in grey levels,
+                `blurred` (0.12), `shape` (2.5 times the middle aspect), `aspect` (20), `side` (8
+                pixels). None for one of them: not looked for.
             progress: Show a bar.
         """
         from learnkit.data.checks import find_problems  # here: it imports scipy
 
         options = {"fast": fast, "min_images": min_images, "progress": progress}
+        options["limits"] = limits or {}
         return find_problems(self._frame, self._root, self._classes, self._unread, **options)
 
     def drop(self, findings: pd.DataFrame) -> "Self":

@@ -44,6 +44,8 @@ if find_spec("PIL._avif"):  # in Pillow's own wheels from 11.3 on
 if find_spec("pillow_heif"):  # the extra `heif`
     IMAGE_EXTENSIONS |= _HEIF
 _OTHER_EXTENSIONS = frozenset(f".{name}" for name in _OTHERS.split()) - IMAGE_EXTENSIONS
+# What macOS zips add, and what `learnkit clean` and `learnkit label` put aside.
+_PASSED_OVER = {"__MACOSX", "_removed", "_unusable"}
 MAX_PIXELS = 50_000_000
 _ORIENTATION = 0x0112  # the EXIF tag
 _QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap width and height
@@ -187,8 +189,11 @@ def image_kind(path: str | os.PathLike[str]) -> tuple[Any, ...]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is passed over: dot files, and what macOS zips add."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder of this name is passed over.
+
+    Those are dot files, what macOS zips add, and images that people have put aside.
+    """
+    return name.startswith(".") or name in _PASSED_OVER
 
 
 @contextmanager

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 from helpers import show_progress_at_once, write_image_folder
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from learnkit.data import near_duplicates
+from learnkit.data.checks import LIMITS, tones_of
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.near_duplicates import near_duplicate_groups, structure
 from learnkit.errors import DataError
@@ -296,7 +297,7 @@ def test_findings_come_worst_first_and_a_bar_shows_only_if_wanted(folder, capsys
     Image.new("RGB", (17, 19), "red").save(buffer := io.BytesIO(), "PNG")
     (folder / "nok" / "red.png").write_bytes(buffer.getvalue())
     data = ImageDataset.from_folder(folder)
-    assert check(data)["severity"].tolist() == ["error", "warning", "info"]
+    assert check(data)["severity"].tolist() == ["error", "warning", "info", "info"]
     assert "check images" not in capsys.readouterr().err
     data.check(min_images=1)
     assert "check images: 15 of 15 images" in capsys.readouterr().err
@@ -308,3 +309,74 @@ def test_multi_label_data_can_be_checked(folder):
     shutil.copy(folder / "ok" / "000.png", folder / "ok" / "001.png")
     row = check(ImageDataset(frame, folder)).iloc[0]
     assert (row["finding"], row["class"]) == ("duplicate", "a")
+
+
+def noise(seed, side=64, low=0, high=256):
+    return np.random.default_rng(seed).integers(low, high, (side, side)).astype("uint8")
+
+
+def test_tones_are_those_of_a_slow_loop():
+    pixels = noise(1)
+    ordered = sorted(pixels.ravel().tolist())
+    tones = tones_of(Image.fromarray(pixels))
+    assert tones.low == ordered[int(np.ceil(0.01 * len(ordered))) - 1]
+    assert tones.high == ordered[int(np.ceil(0.99 * len(ordered))) - 1]
+    assert tones.contrast == pytest.approx(pixels.std())
+    wide = np.pad(pixels.astype(float), 1, mode="edge")
+    edges = [
+        wide[i, j + 1] + wide[i + 2, j + 1] + wide[i + 1, j] + wide[i + 1, j + 2]
+        - 4 * wide[i + 1, j + 1]
+        for i in range(64)
+        for j in range(64)
+    ]  # fmt: skip
+    assert tones.sharpness == pytest.approx(np.std(edges) / pixels.std(), rel=1e-5)
+
+
+def test_sharpness_knows_neither_brightness_nor_contrast():
+    pixels = noise(2, low=100, high=200)
+    half = Image.fromarray(pixels // 2)
+    assert tones_of(half).sharpness == pytest.approx(
+        tones_of(Image.fromarray(pixels)).sharpness, rel=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "detail"),
+    [
+        ("dark image", noise(3, high=50), "at most 49 of 255 (under 55)"),
+        ("bright image", noise(4, low=210), "are above 210 of 255 (over 200)"),
+        ("blank image", np.full((64, 64), 128, "uint8"), "grey levels deviate by 0 (under 1)"),
+        ("blurred image", None, "(under 0.12)"),
+    ],
+    ids=["dark", "bright", "blank", "blurred"],
+)
+def test_pictures_that_show_little_are_found_and_their_limit_is_said(folder, name, picture, detail):
+    if picture is None:
+        picture = np.asarray(smooth(5).filter(ImageFilter.GaussianBlur(2)))
+    Image.fromarray(picture).convert("RGB").save(folder / "ok/planted.png")
+    (row,) = check(ImageDataset.from_folder(folder)).query("finding == @name").to_dict("records")
+    assert (row["path"], row["severity"]) == ("ok/planted.png", "info")
+    assert detail in row["detail"]
+    key = name.split()[0]
+    for limits in ({key: None}, {key: 254 if key == "bright" else 0}):
+        assert found(check(ImageDataset.from_folder(folder), limits=limits), name).empty
+    assert found(check(ImageDataset.from_folder(folder), fast=True), name).empty
+
+
+def test_an_image_of_another_shape_than_the_others_is_odd(folder):
+    Image.fromarray(noise(6, side=90)[:18]).convert("RGB").save(folder / "ok" / "wide.png")
+    data = ImageDataset.from_folder(folder)
+    (row,) = found(check(data), "odd shape").to_dict("records")
+    assert row["path"] == "ok/wide.png"
+    assert row["detail"] == "90 x 18 pixels, 6.0 times as wide as the middle image (over 2.5)"
+    assert found(check(data, limits={"shape": 6.5}), "odd shape").empty
+    few = data.filter([path.name == "wide.png" or path.stem == "000" for path in data.paths])
+    assert found(check(few), "odd shape").empty
+
+
+@pytest.mark.parametrize("limits", [{"dim": 3}, {"dark": -1}, {"dark": "55"}, {"side": True}])
+def test_limits_that_are_none_are_refused(folder, limits):
+    ((name, value),) = limits.items()
+    with pytest.raises(DataError, match=f"`limits` has '{name}': {value!r}; give numbers of 0 or"):
+        check(ImageDataset.from_folder(folder), limits=limits)
+    assert "dark" in LIMITS

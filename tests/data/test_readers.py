@@ -99,6 +99,7 @@ def test_a_class_missing_from_one_split_is_no_empty_class(tmp_path):
 
 def test_hidden_files_and_folders_are_skipped(tmp_path):
     names = ["a/1.png", "a/._1.png", ".git/x.png", "__MACOSX/a/1.png", "a/.thumbs/1.png"]
+    names += ["_removed/a/2.png", "_unusable/3.png"]
     assert len(ImageDataset.from_folder(touch(tmp_path, *names))) == 1
 
 
