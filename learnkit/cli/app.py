@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from learnkit._version import __version__
-from learnkit.cli import change, deploy, label, train, use
+from learnkit.cli import change, clean, deploy, label, train, use
 from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
 from learnkit.cli.console import Report, fail
 from learnkit.cli.remedies import options_here, remedy
@@ -155,7 +155,8 @@ def _with_remedy(message: Exception | Warning | str) -> str:
 for _function in (
     train.demo,
     train.train,
-    use.check,
+    clean.check,
+    clean.clean,
     use.extend,
     change.undo,
     change.forget,

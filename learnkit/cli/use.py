@@ -1,4 +1,4 @@
-"""The commands that use images or an exported model: check, extend, evaluate, predict, report.
+"""The commands that use images or an exported model: extend, evaluate, predict, report.
 
 Whatever is slow to import is imported inside the functions.
 """
@@ -36,32 +36,6 @@ if TYPE_CHECKING:
 
 _SHOWN_ROWS = 20
 _TABLES = (".csv", ".jsonl", ".parquet")
-
-
-def check(
-    folder: FolderArgument,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table there.")] = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Look at headers only: neither damage nor near copies.")
-    ] = False,
-    case_sensitive: CaseOption = False,
-) -> None:
-    """Check the images of a folder before they are learned: damage, copies, leaks, small classes.
-
-    Of each finding the first images are shown; --csv writes all. The exit code is 1 if training
-    would fail or its numbers would lie.
-    """
-    from learnkit.data.dataset import ImageDataset
-
-    check_targets(csv, None, None, resume=False)
-    report, data = Report(), ImageDataset.from_folder(folder, case_sensitive=case_sensitive)
-    found = data.check(fast)
-    report.frame(data.counts().rename_axis("class").reset_index())
-    if csv is not None:
-        write_csv(found, csv)
-    report.findings(found)
-    if (found["severity"] == "error").any():
-        raise typer.Exit(1)
 
 
 @warned_after

@@ -7,15 +7,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageChops
 
 from learnkit.data.image import read_image
 from learnkit.data.labels import Label
 from learnkit.errors import ImageReadError
-from learnkit.report.document import Document, Paragraph, Span, frame_table
+from learnkit.report.document import (
+    Document,
+    Gallery,
+    Items,
+    Lines,
+    Paragraph,
+    Picture,
+    Section,
+    Span,
+    frame_table,
+)
 from learnkit.report.figure_text import figure_names
 from learnkit.report.notebook import AxesArray
 
 _MAX_ROWS = 30
+_MAX_PICTURES, _PICTURE = 12, 360  # of a kind of finding; pixels of the longer side
 
 
 def show_images(
@@ -46,6 +58,61 @@ def show_images(
         shown = "\n".join(next(cut) for _ in title.split("\n"))
         axis.set_title(shown, fontsize="small", **style)
     return axes
+
+
+def compared_pictures(one: Image.Image, other: Image.Image, side: int = 160) -> Image.Image:
+    """Two pictures and their difference side by side, each `side` pixels wide, RGB.
+
+    The second is brought to the size of the first; the difference is drawn four times as strong, so
+    that a copy saved again is nearly black and a speck in it is not.
+    """
+    size = (side, max(1, round(side * one.height / one.width)))
+    size = size if size[1] <= 2 * side else (side, 2 * side)
+    pair = [image.convert("RGB").resize(size, Image.Resampling.LANCZOS) for image in (one, other)]
+    difference = ImageChops.difference(*pair).point([min(4 * i, 255) for i in range(256)] * 3)
+    whole = Image.new("RGB", (3 * size[0], size[1]))
+    for place, picture in enumerate((*pair, difference)):
+        whole.paste(picture, (place * size[0], 0))
+    return whole
+
+
+def findings_document(found: pd.DataFrame, root: Path) -> Document:
+    """What `ImageDataset.check` found, kind by kind, with pictures of the first images.
+
+    Of copies the two and their difference are shown side by side.
+    """
+    if found.empty:
+        return Document([Paragraph(Span("nothing to object to", "strong"))])
+    sections = []
+    for (severity, finding), rows in found.groupby(["severity", "finding"], sort=False):
+        shown = rows.head(_MAX_ROWS).to_dict("records")
+        items = [_sentence(row) for row in shown]
+        if len(rows) > len(items):
+            items.append(f"and {len(rows) - len(items)} more")
+        pictures = [one for row in shown[:_MAX_PICTURES] if (one := _picture(row, root))]
+        title = f"{severity}: {finding} ({len(rows)})"
+        sections.append(Section(title, [Items(items), Gallery(pictures)], severity != "info"))
+    return Document(sections)
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    about = ", ".join(filter(None, (row["path"], row["class"], row["split"])))
+    return ": ".join(filter(None, (about, row["detail"])))
+
+
+def _picture(row: dict[str, Any], root: Path) -> Picture | None:
+    """The image of a finding, or the pair; None of what cannot be read."""
+    paths = [row["path"]] if row["path"] else []
+    paths = list(row["paths"][:2]) if len(row["paths"]) > 1 else paths
+    try:
+        images = [read_image(root / path) for path in paths]
+    except ImageReadError:
+        return None
+    if not images:
+        return None
+    shown = compared_pictures(*images) if len(images) > 1 else images[0].convert("RGB")
+    shown.thumbnail((_PICTURE, _PICTURE))
+    return Picture(" | ".join(paths), None, Lines(()), np.asarray(shown))
 
 
 def counts_document(counts: pd.DataFrame, n_images: int, root: Path, skipped: str = "") -> Document:

@@ -21,6 +21,7 @@ from learnkit.uncertainty.ood import softmax
 # higher, by a factor of up to 11 seen on photographs with 30 % wrong labels.
 _COLDEST, _WARMEST, _STEPS = 1 / 16, 1.25, 25
 _MOST = 0.95  # share of random labels
+_CHI_SQUARED = 3.841  # the 95 % quantile, of one degree of freedom
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,22 +67,63 @@ def fit_label_noise(
         shares: how often each class comes, (C,), all above 0 and summing to 1.
         temperature: of the logits where every label is taken for right.
     """
-    rows = np.arange(len(labels))
+    drawn = shares[labels]
 
     def at(log_temperature: float) -> tuple[float, float]:  # (loss, rate)
-        scaled = logits / np.exp(log_temperature) + np.log(shares)
-        own = softmax(scaled)[rows, labels]
-        rate = _likeliest_rate(own, shares[labels])
-        mixed = np.maximum((1 - rate) * own + rate * shares[labels], 1e-300)
-        return float(-np.log(mixed).mean()), rate
+        own = _own(logits, labels, shares, log_temperature)
+        rate = _likeliest_rate(own, drawn)
+        return _loss(own, drawn, rate), rate
 
-    grid = np.log(temperature) + np.linspace(np.log(_COLDEST), np.log(_WARMEST), _STEPS)
+    grid = _temperatures(temperature)
     best = grid[np.argmin([at(one)[0] for one in grid])]
     step = grid[1] - grid[0]
     found = minimize_scalar(
         lambda one: at(one)[0], bounds=(best - step, best + step), method="bounded"
     )
     return LabelNoise(at(found.x)[1], float(np.exp(found.x)), np.asarray(shares, np.float64))
+
+
+def label_noise_bounds(
+    noise: LabelNoise, logits: Array, labels: Array, *, temperature: float
+) -> tuple[LabelNoise, LabelNoise]:
+    """The least and the largest noise that the labels do not speak against, at a level of 95 %.
+
+    By the likelihood ratio, the temperature being as it fits each rate best (profile likelihood).
+    Arguments as for `fit_label_noise`, whose result `noise` is.
+    """
+    drawn = noise.shares[labels]
+    grid = [np.log(noise.temperature), *_temperatures(temperature)]
+    owns = [_own(logits, labels, noise.shares, one) for one in grid]
+    allowed = _loss(owns[0], drawn, noise.rate) + _CHI_SQUARED / 2 / len(labels)
+
+    def best(rate: float) -> tuple[float, int]:
+        return min((_loss(own, drawn, rate), i) for i, own in enumerate(owns))
+
+    found = []
+    for end in (0.0, _MOST):
+        inside, outside = noise.rate, end
+        if best(end)[0] <= allowed:
+            inside = end
+        for _ in range(30 if inside != end else 0):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if best(middle)[0] <= allowed else (inside, middle)
+        found.append(LabelNoise(inside, float(np.exp(grid[best(inside)[1]])), noise.shares))
+    return found[0], found[1]
+
+
+def _temperatures(temperature: float) -> Array:
+    """Logarithms of the temperatures looked at."""
+    return np.log(temperature) + np.linspace(np.log(_COLDEST), np.log(_WARMEST), _STEPS)
+
+
+def _own(logits: Array, labels: Array, shares: Array, log_temperature: float) -> Array:
+    """Probabilities (N,) of the labels at a temperature."""
+    scaled = logits / np.exp(log_temperature) + np.log(shares)
+    return softmax(scaled)[np.arange(len(labels)), labels]
+
+
+def _loss(own: Array, drawn: Array, rate: float) -> float:
+    return float(-np.log(np.maximum((1 - rate) * own + rate * drawn, 1e-300)).mean())
 
 
 def _likeliest_rate(own: Array, drawn: Array) -> float:

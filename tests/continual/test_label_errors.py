@@ -61,7 +61,10 @@ def test_wrong_labels_of_digits_come_first(found):
 def test_the_number_of_wrong_labels_is_estimated(found):
     errors, wrong = found
     assert errors.n_wrong == pytest.approx(wrong.sum(), rel=0.2)
-    assert str(errors).startswith(f"about {errors.n_wrong:.0f} of 1797 labels are wrong; ")
+    low, high = errors.n_wrong_interval
+    assert low < errors.n_wrong < high
+    text = f"about {errors.n_wrong:.0f} of 1797 labels are wrong ({low:.0f} to {high:.0f}); "
+    assert str(errors).startswith(text)
 
 
 def test_the_false_discovery_rate_is_that_of_the_list(found):

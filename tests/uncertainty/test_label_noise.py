@@ -7,6 +7,7 @@ from learnkit.uncertainty.label_noise import (
     LabelNoise,
     false_discovery_rates,
     fit_label_noise,
+    label_noise_bounds,
     label_suspects,
     robust_deviations,
 )
@@ -96,3 +97,30 @@ def test_log_odds_are_those_of_the_probabilities_as_far_as_these_go():
     np.testing.assert_allclose(noise.log_odds(logits, labels)[seen], np.log(own / (1 - own))[seen])
     sure = np.array([[200.0, 0.0, 0.0], [300.0, 0.0, 0.0]])
     assert np.diff(noise.log_odds(sure, np.zeros(2, int)))[0] == pytest.approx(50)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.3])
+def test_the_bounds_hold_the_true_rate_about_as_often_as_they_say(rate):
+    held = 0
+    for seed in range(20):
+        logits, labels, _, shares = noisy(rate, n=250, seed=seed)
+        found = fit_label_noise(logits, labels, shares, temperature=4.0)
+        low, high = label_noise_bounds(found, logits, labels, temperature=4.0)
+        assert low.rate <= found.rate <= high.rate
+        held += low.rate <= rate <= high.rate
+    assert held >= 17
+
+
+def test_bounds_are_where_the_likelihood_ratio_says_so():
+    logits, labels, _, shares = noisy(0.1, n=1000, seed=5)
+    found = fit_label_noise(logits, labels, shares, temperature=4.0)
+    low, high = label_noise_bounds(found, logits, labels, temperature=4.0)
+
+    def loss(rate, temperature):
+        own = softmax(logits / temperature + np.log(shares))[np.arange(1000), labels]
+        return -np.log((1 - rate) * own + rate * shares[labels]).mean()
+
+    least = loss(found.rate, found.temperature)
+    for one in (low, high):
+        best = min(loss(one.rate, t) for t in np.geomspace(1.0, 4.0, 200))
+        assert 2 * 1000 * (best - least) == pytest.approx(3.841, abs=0.3)  # steps of 12 %

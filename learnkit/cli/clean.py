@@ -1,0 +1,186 @@
+"""The commands `check` and `clean`: what is wrong with a folder of images, and putting it right.
+
+Whatever is slow to import is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from learnkit.cli.arguments import CaseOption, FolderArgument, named_value
+from learnkit.cli.console import Report, fail
+from learnkit.cli.use import check_targets, write_csv
+from learnkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from learnkit.deploy.clean import FolderReport
+
+_SHOWN_ROWS = 20
+CsvOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table there.")]
+HtmlOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures there.")
+]
+LimitOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="dark=55, bright=200, blank=1, blurred=0.12, shape=2.5, aspect=20 or side=8.",
+    ),
+]
+
+
+def check(
+    folder: FolderArgument,
+    csv: CsvOption = None,
+    html: HtmlOption = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Look at headers only: neither damage nor near copies.")
+    ] = False,
+    limit: LimitOption = None,
+    case_sensitive: CaseOption = False,
+) -> None:
+    """Check the images of a folder before they are learned: damage, copies, leaks, small classes.
+
+    Of each finding the first images are shown; --csv writes all, --html their pictures, copies side
+    by side with the difference. The exit code is 1 if training would fail or its numbers would lie.
+    """
+    from learnkit.data.dataset import ImageDataset
+    from learnkit.data.display import findings_document
+    from learnkit.report.html import as_page
+
+    check_targets(csv, None, None, resume=False)
+    _check_html(html)
+    report, data = Report(), ImageDataset.from_folder(folder, case_sensitive=case_sensitive)
+    found = data.check(fast, limits=_limits(limit))
+    report.frame(data.counts().rename_axis("class").reset_index())
+    if csv is not None:
+        write_csv(found, csv)
+    report.findings(found)
+    if html is not None:
+        about = {"": data.document(), "Findings": findings_document(found, data.root)}
+        page = as_page(f"{data.root.name}: what a check found", about)
+        html.write_text(page, encoding="utf-8")
+        report.files("Written", [(html, "the findings with their pictures")])
+    if (found["severity"] == "error").any():
+        raise typer.Exit(1)
+
+
+def clean(
+    folder: FolderArgument,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Exported model whose features tell images apart."),
+    ] = None,
+    csv: CsvOption = None,
+    html: HtmlOption = None,
+    apply: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Table of corrections to carry out.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER2", help="New folder that is corrected.")
+    ] = None,
+    limit: LimitOption = None,
+    case_sensitive: CaseOption = False,
+) -> None:
+    """Find labels that are probably wrong, and all that `check` finds; or apply corrections.
+
+    Each image is compared with the class statistics of all others: nothing is trained. --csv writes
+    all images, the most suspicious first; --html a page to mark them on. Write relabel or drop into
+    the column action, and the new class into new; then --apply FILE --out FOLDER2 writes a new
+    folder and puts what is dropped into _removed/ of it. Nothing is ever deleted.
+    """
+    if (model is None) == (apply is None):
+        raise UsageError("give --model MODEL to look through the folder, or --apply FILE")
+    if apply is not None:
+        _apply(folder, apply, out)
+        return
+    from learnkit.data.dataset import ImageDataset
+    from learnkit.deploy.clean import look_through
+    from learnkit.deploy.predictor import load_learner
+
+    if out is not None:
+        raise UsageError("--out is where --apply writes; leave it out, or give --apply FILE")
+    check_targets(csv, None, None, resume=False)
+    _check_html(html)
+    data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive)
+    found = look_through(load_learner(model), data, limits=_limits(limit))
+    _say(found, folder, model, csv, html)
+    if found.unreadable:
+        fail(f"{len(found.unreadable)} images could not be read; their rows say why")
+        raise typer.Exit(1)
+
+
+def _say(
+    found: FolderReport, folder: Path, model: Path, csv: Path | None, html: Path | None
+) -> None:
+    """Write what was found to the screen, and where it was asked for."""
+    report, errors = Report(), found.errors
+    report.findings(found.findings)
+    suspects = found.table[found.table["why"].str.startswith("looks like ")]
+    columns = ["path", "old", "new", "p_label", "p_wrong", "false_discovery"]
+    report.say()
+    report.say(str(errors))
+    if len(suspects):
+        report.rows(columns, suspects[columns].to_numpy().tolist(), _SHOWN_ROWS, columns[3:])
+        report.say(
+            "p_wrong: that the label is wrong; false_discovery: the share of right labels to "
+            "expect in the list down to this row"
+        )
+    for row in errors.outliers.head(5).itertuples():
+        report.say(f"{found.images.names[row.place]}: unlike all others ({row.ood_score:.1f})")
+    written = []
+    if csv is not None:
+        write_csv(found.quoted_table(), csv)
+        written.append((csv, f"{len(found.table)} images, to be marked in the column action"))
+    if html is not None:
+        _write_page(found, f"learnkit clean {folder.name} --model {model.name}", html)
+        written.append((html, "a page to look at them and to mark them"))
+    if written:
+        report.files("Written", written)
+    name = csv or Path("corrections.csv")
+    report.command("Next", f"learnkit clean {folder} --apply {name} --out {folder.name}-clean")
+
+
+def _write_page(found: FolderReport, command: str, html: Path) -> None:
+    from learnkit.report.page import page_html
+    from learnkit.storage.filesystem import write_file
+
+    page = page_html(found.page_data(command=command)).encode("utf-8", "surrogatepass")
+    write_file(html, lambda file: file.write(page))
+
+
+def _apply(folder: Path, table: Path, out: Path | None) -> None:
+    """Carry out corrections; the exit code is 1 if a row was refused."""
+    from learnkit.deploy.corrections import apply_corrections, read_corrections
+
+    if out is None:
+        raise UsageError("--apply needs --out FOLDER2; the folder itself is never changed")
+    report = Report()
+    done = apply_corrections(folder, read_corrections(table), out)
+    report.say(str(done))
+    for where, why in done.refused.items():
+        report.say(f"refused: {where}: {why}")
+    report.files("Written", [(done.out, "the corrected folder")])
+    if done.refused:
+        fail(f"{len(done.refused)} rows were refused; their files are as they were")
+        raise typer.Exit(1)
+
+
+def _check_html(html: Path | None) -> None:
+    from learnkit.storage.write_folder import check_outside
+
+    if html is None:
+        return
+    if html.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--html is {str(html)!r}; name a file that ends in .html")
+    if not html.parent.is_dir():
+        raise UsageError(f"--html is {str(html)!r}, in a non-existent directory; make it first")
+    check_outside(html)
+
+
+def _limits(texts: list[str] | None) -> dict[str, Any]:
+    """The limits of `--limit`."""
+    return dict(named_value(text) for text in texts or ())
