@@ -27,6 +27,12 @@ CaseOption = Annotated[
 ]
 
 
+GoodOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CLASS", help="A class that means the part is good; repeat."),
+]
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C on the way; the same command with `--resume` goes on, if `kept` is there."""
 

@@ -15,6 +15,7 @@ from learnkit.cli.arguments import (
     BALANCES,
     CaseOption,
     FolderArgument,
+    GoodOption,
     Interrupted,
     check_start,
     named_value,
@@ -110,13 +111,14 @@ def train(
         str | None, typer.Option(metavar="R,G,B", help="Of pixels in 0..1, if not the weights'.")
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="See --mean.")] = None,
+    good: GoodOption = None,
     case_sensitive: CaseOption = False,
 ) -> None:
     """Train a classifier on a folder of images, evaluate it, and export it.
 
     FOLDER has one folder of images per class, or train/, valid/ and test/ with those in them; else
     70/15/15 of each class are taken. Beside OUT, the folder OUT-training holds the checkpoint that
-    --resume goes on from, the split, and the pictures.
+    --resume goes on from, the split, the pictures, and report.html, which shows where it errs.
     """
     _quiet_plots()
     from learnkit.cli.workflow import TrainingPlan, size_of_weights
@@ -145,9 +147,8 @@ def train(
         store=store,
     )
     try:
-        train_folder(
-            folder, out, plan, resume=resume, continual=continual, case_sensitive=case_sensitive
-        )
+        how = {"continual": continual, "case_sensitive": case_sensitive, "good": good or ()}
+        train_folder(folder, out, plan, resume=resume, **how)
     except KeyboardInterrupt:
         nothing = "before the first epoch was complete; nothing is saved, train again"
         raise Interrupted(checkpoint_file(out), nothing) from None
@@ -161,22 +162,31 @@ def train_folder(
     resume: bool,
     continual: bool = False,
     case_sensitive: bool = False,
+    good: Sequence[str] = (),
 ) -> None:
     """Train on the images below `folder`, evaluate the model, export it to `out`.
 
-    With `continual` the model ends in the state in which `extend` can add classes.
+    With `continual` the model ends in the state in which `extend` can add classes. The classes in
+    `good` mean that a part is good; the model's card says so.
 
     Raises:
         LearnkitError: the folder, an option or the target will not do; said before any training.
     """
     from learnkit.cli import workflow
+    from learnkit.evaluation.inspection import good_classes
+    from learnkit.interpret.page.page import page_target
+    from learnkit.learner.export import note_good
     from learnkit.storage.write_folder import check_target
 
     report, beside = Report(n_steps=5 + continual), training_folder(out)
     check_target(out)
+    page = beside / "report.html"
+    if page.exists():
+        page_target(page)  # said before the training
     checkpoint = workflow.checkpoint_of(checkpoint_file(out), plan, resume=resume)
     report.step(f"Read the images in {folder}")
     data = workflow.read_dataset(folder, seed=plan.seed, case_sensitive=case_sensitive)
+    good_classes(good, data.classes)
     report.frame(data.counts().reset_index(), max_rows=_SHOWN_ROWS)
     what = f"the head of {plan.arch}" if plan.head_only else plan.arch
     report.step(f"Train {what}{_origin(plan)} at {plan.size} x {plan.size} pixels")
@@ -198,6 +208,7 @@ def train_folder(
         report.consequences(learn.init_continual(data))
     name, images = workflow.held_out(data)
     report.step(f"Evaluate on the {name} images")
+    note_good(learn, good)
     interp = workflow.interpret(learn, images)
     evaluation, title = workflow.evaluation_of(interp), f"{len(images)} {name} images"
     report.evaluation(evaluation, title)
@@ -208,7 +219,8 @@ def train_folder(
     report.step(f"Export to {out}")
     learn.export(out)
     checkpoint.file.unlink(missing_ok=True)  # the training is complete, its result is safe
-    _say_what_is_there(report, out, [*pictures, beside / "split.csv", beside / "history.csv"])
+    evaluation.save_html(page, title=f"{out.name} on {len(images)} {name} images of {folder.name}")
+    _say_what_is_there(report, out, [page, *pictures, beside / "split.csv", beside / "history.csv"])
     report.verdict(evaluation, title)
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
 
@@ -222,6 +234,7 @@ def _origin(plan: TrainingPlan) -> str:
 
 def _say_what_is_there(report: Report, out: Path, files: Sequence[Path]) -> None:
     what = {
+        "report.html": "how good it is and where it errs; open it in a browser",
         "confusion_matrix.png": "how often each class was taken for which",
         "top_losses.png": "the worst mistakes and where the network looked",
         "training_curve.png": "loss, error and accuracy per epoch",
@@ -230,7 +243,8 @@ def _say_what_is_there(report: Report, out: Path, files: Sequence[Path]) -> None
     }
     rows = [(path, what[path.name]) for path in files]
     report.say()
-    report.files("Written", [(out, "the exported model; open its README.md"), *rows])
+    page, *others = rows
+    report.files("Written", [page, (out, "the exported model; open its README.md"), *others])
 
 
 def training_folder(out: Path) -> Path:

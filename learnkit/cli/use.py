@@ -6,6 +6,7 @@ Whatever is slow to import is imported inside the functions.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import typer
 from learnkit.cli.arguments import (
     CaseOption,
     FolderArgument,
+    GoodOption,
     Interrupted,
     ModelArgument,
     PathsArgument,
@@ -94,12 +96,26 @@ def extend(
 def evaluate(
     model: ModelArgument,
     folder: FolderArgument,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures, too.")
+    ] = None,
     ood: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Images of none of the classes: are they noticed?"),
     ] = None,
+    good: GoodOption = None,
+    max_mb: Annotated[
+        float, typer.Option(min=0, max=200, help="Megabytes that the page may have.")
+    ] = 25,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Put the pictures into the page.")
+    ] = True,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace FILE even if it is no page of learnkit's.")
+    ] = False,
 ) -> None:
-    """Evaluate an exported model on labelled images.
+    """Evaluate an exported model on labelled images; --html shows where it errs.
 
     Of a FOLDER split into train/, valid/ and test/ the test images are taken, else the valid ones.
     Images that cannot be read are listed with the reason, and the exit code is then 1.
@@ -108,22 +124,56 @@ def evaluate(
     from learnkit.data.dataset import ImageDataset
     from learnkit.deploy.predictor import load_learner
 
+    _check_page(html, open_page=open_page, force=force, images=images)
     report, predictor = Report(), load_learner(model)
-    name, images = workflow.held_out(ImageDataset.from_folder(folder))
+    name, data = workflow.held_out(ImageDataset.from_folder(folder))
     unknown = None if ood is None else workflow.images_at([ood])
-    evaluation, unread = evaluated(predictor, images, unknown)
-    title = f"{len(images)} images of {folder} ({name})"
+    evaluation, unread = evaluated(predictor, data, unknown, good)
+    title = f"{len(data)} images of {folder} ({name})"
     title += "" if unknown is None else f", {len(unknown)} unknown ones of {ood}"
     report.evaluation(evaluation, title if unread is None else f"{title}, as far as readable")
+    if html is not None:
+        command = ["learnkit", "evaluate", model.name, folder.name, "--html", html.name]
+        command += [] if ood is None else ["--ood", ood.name]
+        command += [part for one in evaluation.good for part in ("--good", one)]
+        about = {"max_mb": max_mb, "pictures": images, "command": shlex.join(command)}
+        evaluation.save_html(html, force=force, **about)
+        _say_page(report, html, open_page)
     if unread is not None:
         fail(unread)
         raise typer.Exit(1)
 
 
-def evaluated(predictor: Predictor, images: Any, unknown: Any) -> tuple[Evaluation, str | None]:
+def _check_page(html: Path | None, *, open_page: bool, force: bool, images: bool) -> None:
+    """Raise UsageError unless the page can be written; said before any work."""
+    from learnkit.interpret.page.page import page_target
+    from learnkit.storage.write_folder import check_outside
+
+    if html is not None:
+        page_target(html, force=force)
+        check_outside(html)
+        return
+    for option, given in (("--open", open_page), ("--force", force), ("--no-images", not images)):
+        if given:
+            raise UsageError(f"{option} is about the page of --html; name its file, --html FILE")
+
+
+def _say_page(report: Report, html: Path, open_page: bool) -> None:
+    report.files("Written", [(html, "the pictures behind the numbers")])
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(html.absolute().as_uri())
+        return
+    report.say(f"Open {html} in a browser")
+
+
+def evaluated(
+    predictor: Predictor, images: Any, unknown: Any, good: Sequence[str] | None = None
+) -> tuple[Evaluation, str | None]:
     """How good a model is on the images that can be read, and what to say of the others."""
     try:
-        return predictor.evaluate(images, ood=unknown), None
+        return predictor.evaluate(images, ood=unknown, good=good or None), None
     except UnreadableImagesError as error:
         return error.evaluation, " ".join(str(error).split())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,8 @@ def _check_reading(source: Source, recipe: Preprocessing, places: Sequence[int])
 def _card(learn: Learner, *, evaluate: bool) -> dict[str, Any]:
     """Return what the model card says of data, training and measures."""
     card = {"data": _data_facts(learn), "training": _training_facts(learn)}
+    if good := good_of_learner(learn):
+        card["good"] = list(good)
     if not any(len(dl.dataset) for dl in learn.dls.loaders):  # made from a bundle, without images
         earlier = dict(learner_state(learn).metadata.get("card", {}))
         told = {k: v for k, v in earlier.items() if k not in {"training", "measures", "per_class"}}
@@ -161,6 +164,19 @@ def _card(learn: Learner, *, evaluate: bool) -> dict[str, Any]:
         table = evaluation.per_class.rename_axis("class").reset_index()
         card["per_class"] = table.to_dict("records")
     return card
+
+
+def note_good(learn: Learner, good: Sequence[str]) -> None:
+    """Note the classes that mean a part is good; they travel in the model's card."""
+    card = {**(learn.state.metadata.get("card") or {}), "good": list(good)}
+    if good:
+        learn.state = replace(learn.state, metadata={**learn.state.metadata, "card": card})
+
+
+def good_of_learner(learn: Learner) -> tuple[str, ...]:
+    """The classes that mean a part is good, as far as anybody said so and it knows them."""
+    card = learner_state(learn).metadata.get("card") or {}
+    return tuple(name for name in card.get("good") or () if name in (class_names(learn) or ()))
 
 
 def _data_facts(learn: Learner) -> dict[str, Any]:

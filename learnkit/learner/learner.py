@@ -456,7 +456,7 @@ class ImageLearner(Learner, Shown):
         data: ImageDataset | None = None,
         ood: Any = None,
         measures: Sequence[str] | None = None,
-        good: Sequence[str] = (),
+        good: Sequence[str] | None = None,
     ) -> Evaluation:
         """`.summary`, `.per_class` and `.confusion` of a loader, a dataset or a split by index.
 

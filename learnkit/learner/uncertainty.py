@@ -50,7 +50,7 @@ from learnkit.learner.continual import (
     validation_images,
 )
 from learnkit.learner.dataloaders import is_multi_label
-from learnkit.learner.export import predictor_of
+from learnkit.learner.export import good_of_learner, predictor_of
 from learnkit.learner.features import (
     features_and_logits,
     features_of,
@@ -189,6 +189,7 @@ def evaluate_learner(
         UnreadableImagesError: images of a dataset cannot be read; the error's `evaluation` is that
             of the others.
     """
+    good = good_of_learner(learn) if good is None else good
     n_ood = -1 if detector_of(learn) is None else int(ood is not None)
     asked = asked_measures(measures, good=good, n_ood=n_ood, multi_label=_many(learn))
     wanted = {"ood": ood, "measures": measures, "good": good}

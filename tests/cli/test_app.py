@@ -1055,3 +1055,101 @@ def test_an_unknown_balance_is_a_mistake_in_one_sentence(images, capsys):
     code, _, said = learnkit(capsys, "train", images, "--balance=log")
     assert code == 2
     assert "--balance is 'log'; it must be one of no, equal, sqrt" in " ".join(said.split())
+
+
+def page_of(path):
+    """The data of a page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path, re.S)
+    return json.loads(found[1])
+
+
+def test_evaluate_writes_a_page_and_says_how_to_open_it(run, images, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    call = ("evaluate", run[2], images, "--html", page, "--good", "good")
+    code, out, err = learnkit(capsys, *call)
+    assert (code, err) == (0, "")
+    assert out.rstrip().endswith(f"Open {page} in a browser")
+    assert "defects passed as good" in out
+    text = page.read_text("utf-8")
+    data = page_of(text)
+    assert str(images) not in text
+    assert str(run[2].parent) not in text
+    wanted = load_learner(run[2]).evaluate(images, progress=False)
+    assert data["confusion"] == wanted.confusion.values.tolist()
+    assert data["command"] == (
+        f"learnkit evaluate {run[2].name} {images.name} --html report.html --good good"
+    )
+    assert len(data["thumbs"]) == 36
+    code, _, err = learnkit(capsys, *call, "--no-images")  # it is replaced
+    assert (code, err) == (0, "")
+    assert page_of(page.read_text("utf-8"))["thumbs"] == []
+
+
+def test_evaluate_replaces_no_other_file_and_says_so_before_any_work(
+    run, images, tmp_path, capsys, monkeypatch
+):
+    page = tmp_path / "mine.html"
+    page.write_text("mine")
+    monkeypatch.setattr("learnkit.deploy.predictor.load_learner", None)
+    code, _, err = learnkit(capsys, "evaluate", run[2], images, "--html", page)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is no page of learnkit's" in err
+    assert "Here: --force." in err
+    assert page.read_text() == "mine"
+    for option in ("--open", "--force", "--no-images"):
+        code, _, err = learnkit(capsys, "evaluate", run[2], images, option)
+        assert (code, f"{option} is about the page of --html" in err) == (2, True)
+
+
+def test_evaluate_opens_the_page_if_asked(run, images, tmp_path, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    page = tmp_path / "a b.html"
+    code, out, _ = learnkit(capsys, "evaluate", run[2], images, "--html", page, "--open")
+    assert code == 0
+    assert opened == [page.as_uri()]
+    assert "in a browser" not in out
+
+
+def test_a_good_class_that_is_none_is_refused(run, images, capsys):
+    code, _, err = learnkit(capsys, "evaluate", run[2], images, "--good", "fine")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "`good` names 'fine', which is no class; the classes are 'bad', 'good', 'odd'" in err
+
+
+def test_images_that_cannot_be_read_are_listed_on_the_page(run, images, tmp_path, capsys):
+    shutil.copytree(images, tmp_path / "set")
+    (tmp_path / "set" / "bad" / "000.png").write_bytes(b"no image")
+    page = tmp_path / "report.html"
+    code, _, _ = learnkit(capsys, "evaluate", run[2], tmp_path / "set", "--html", page)
+    data = page_of(page.read_text("utf-8"))
+    assert (code, data["data"]["n"]) == (1, 35)
+    assert [one["path"] for one in data["unreadable"]] == ["bad/000.png"]
+    assert str(tmp_path) not in page.read_text("utf-8")
+    for path in (tmp_path / "set").rglob("*.png"):
+        path.write_bytes(b"no image")
+    code, _, _ = learnkit(capsys, "evaluate", run[2], tmp_path / "set", "--html", page)
+    data = page_of(page.read_text("utf-8"))
+    assert (code, data["data"]["n"], len(data["unreadable"]), data["rows"]) == (1, 0, 36, [])
+
+
+def test_training_writes_the_page_first_and_notes_good_classes(images, tmp_path, capsys):
+    out = tmp_path / "model"
+    call = ("train", images, *SMALL, "--epochs", "1", "--out", out)
+    code, said, _ = learnkit(capsys, *call, "--good", "good")
+    assert code == 0
+    page = out.with_name("model-training") / "report.html"
+    written = said[said.index("Written") :].split("\n")
+    assert str(page) in written[1]
+    data = page_of(page.read_text("utf-8"))
+    assert [one["name"] for one in data["classes"] if one["good"]] == ["good"]
+    assert data["title"].startswith("model on ")
+    assert "defects passed as good" in said
+    _, said, _ = learnkit(capsys, "evaluate", out, images)
+    assert "defects passed as good" in said
+    assert "## Good parts" in (out / "README.md").read_text("utf-8")
+    code, _, err = learnkit(capsys, *call, "--good", "fine")
+    assert (code, "`good` names 'fine', which is no class" in err) == (2, True)
+    page.write_text("my own notes")
+    code, _, err = learnkit(capsys, *call)
+    assert (code, "is no page of learnkit's" in err) == (2, True)
