@@ -1,8 +1,8 @@
 """Checks of a dataset's files, classes and splits: one table of findings.
 
 Every image is read once; the rest is arithmetic on what was seen. Near duplicates are images of one
-structure, by a perceptual hash; dark, bright, blank and blurred images, and those of an odd shape,
-are beyond limits that each finding states.
+structure, by a perceptual hash, and small ones with the same pixels a little apart. Dark, bright,
+blank and blurred images, and those of an odd shape, are beyond limits that each finding states.
 """
 
 import functools
@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import laplace
 
 from learnkit.data.image import naming_errors, open_picture, read_image, unread_text
-from learnkit.data.near_duplicates import near_duplicate_groups, structure
+from learnkit.data.near_duplicates import near_duplicate_groups, structure_and_spectrum
 from learnkit.data.read_images import load_ahead
 from learnkit.data.split import split_counts
 from learnkit.errors import DataError, ImageReadError, first_few
@@ -87,6 +87,7 @@ class _Seen:
     mode: str = ""
     highest: int | None = None
     structure: np.ndarray | None = None
+    spectrum: np.ndarray | None = None
     tones: Tones | None = None
 
 
@@ -107,7 +108,7 @@ def find_problems(
     look = functools.partial(_look_at, fast=fast)
     looks = load_ahead(look, paths, n_ahead=4 * _N_WORKERS, n_workers=_N_WORKERS)
     seen = [found for _, found in watched(looks, len(paths), progress, "check images")]
-    table = _Table(frame, seen, progress, limits)
+    table = _Table(frame, root, seen, progress, limits)
     checks = (_unreadable, _copies, _near_copies, _deep, _shape, _odd_shape, _tones)
     checks += (_mixed("size"), _mixed("mode"))
     findings = [row for check in checks for row in check(table)]
@@ -138,10 +139,12 @@ class _Table:
     def __init__(
         self,
         frame: pd.DataFrame,
+        root: Path,
         seen: list[_Seen],
         progress: bool,
         limits: Mapping[str, float] = LIMITS,
     ) -> None:
+        self.root = root
         self.paths, self.splits = frame["path"].tolist(), frame["split"].tolist()
         self.labels = [x if isinstance(x, str) else ", ".join(x) for x in frame["label"]]
         self.seen, self.progress, self.limits = seen, progress, limits
@@ -176,14 +179,30 @@ def _look_at(path: Path, fast: bool) -> _Seen:
 
 
 def _decoded(data: bytes, image: Image.Image) -> dict[str, Any]:
-    """Structure of an image, and the highest value of a 16-bit one."""
-    picture = read_image(data)
+    """What an image is compared and judged by, and the highest value of a 16-bit one."""
+    picture, highest = _picture(data, image)
+    compared = structure_and_spectrum(picture)
+    return compared | {"tones": tones_of(picture), "highest": highest}
+
+
+def _picture(data: bytes, image: Image.Image) -> tuple[Image.Image, int | None]:
+    """An image with 8 bits, and the highest value if it has 16."""
     if not image.mode.startswith("I"):
-        return {"structure": structure(picture), "tones": tones_of(picture)}
+        return read_image(data), None
     highest = int(np.asarray(image).max())
     # By the bits in use, or 12-bit images in 16 bits would all be dark and look the same.
-    picture = read_image(image, bit_depth=max(8, highest.bit_length()))
-    return {"structure": structure(picture), "tones": tones_of(picture), "highest": highest}
+    return read_image(image, bit_depth=max(8, highest.bit_length())), highest
+
+
+def _grey(path: Path) -> np.ndarray:
+    """Grey pixels float32 (H, W) of an image that could be read; of one that is gone since none."""
+    try:
+        with open_regular(path) as file:
+            data = file.read()
+        with naming_errors("", data), open_picture(io.BytesIO(data)) as image:
+            return np.asarray(_picture(data, image)[0].convert("L"), np.float32)
+    except (OSError, ImageReadError):
+        return np.empty((0, 0), np.float32)
 
 
 def _unreadable(table: _Table) -> Iterator[dict]:
@@ -220,7 +239,12 @@ def _near_copies(table: _Table) -> Iterator[dict]:
     if len(rows) < 2:
         return
     structures = np.stack([table.seen[i].structure for i in rows])
-    for members in near_duplicate_groups(structures, progress=table.progress):
+    spectra = np.stack([table.seen[i].spectrum for i in rows])
+
+    def read(row: int) -> np.ndarray:
+        return _grey(table.root / table.paths[rows[row]])
+
+    for members in near_duplicate_groups(structures, spectra, read, progress=table.progress):
         by_label = defaultdict(list)
         for j in members:
             by_label[table.labels[rows[j]]].append(rows[j])

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from learnkit.data import near_duplicates
 from learnkit.data.checks import LIMITS, tones_of
 from learnkit.data.dataset import ImageDataset
-from learnkit.data.near_duplicates import near_duplicate_groups, structure
+from learnkit.data.near_duplicates import is_moved, near_duplicate_groups, structure_and_spectrum
 from learnkit.errors import DataError
 
 
@@ -144,6 +144,14 @@ def texture(seed, kind="grain", side=224):
     return Image.fromarray(grey.clip(0, 255).astype("uint8")).convert("RGB")
 
 
+def structure(image):
+    return structure_and_spectrum(image)["structure"]
+
+
+def spectrum(image):
+    return structure_and_spectrum(image)["spectrum"]
+
+
 KINDS = ("grain", "faint", "cloth", "lit alike", "one part each")
 
 
@@ -173,6 +181,121 @@ def test_even_textures_are_told_apart_and_their_copies_found(kind):
     for name, image in found.items():
         images = np.stack([*map(structure, [*originals, image])])
         assert near_duplicate_groups(images) == [[3, 20]], name
+
+
+def groups_of(images):
+    """Groups of images by their structures and spectra, and their pixels where it takes these."""
+    compared = [np.stack([look(image) for image in images]) for look in (structure, spectrum)]
+    return near_duplicate_groups(
+        *compared, lambda i: np.asarray(images[i].convert("L"), np.float32)
+    )
+
+
+def moved_by(image, down, right):
+    """The image moved, with its last row and column again where it leaves a gap."""
+    padded = np.pad(np.asarray(image), [(2, 2), (2, 2), (0, 0)], mode="edge")
+    height, width = image.height, image.width
+    return Image.fromarray(padded[2 - down :, 2 - right :][:height, :width])
+
+
+def recompressed(image, quality=85):
+    """What JPEG leaves of it."""
+    image.save(file := io.BytesIO(), "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+MOVES = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-2, 2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", [24, 32, 48, 96, 224])
+def test_small_images_moved_by_a_pixel_or_two_are_found_and_others_told_apart(kind, side):
+    originals = [texture(seed, kind, side) for seed in range(12)]
+    assert groups_of(originals) == []
+    for down, right in {24: MOVES[:4], 32: MOVES, 48: MOVES}.get(side, MOVES[4:]):
+        moved = moved_by(originals[3], down, right)
+        assert groups_of([*originals, moved]) == [[3, 12]], (down, right)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_a_copy"),
+    [
+        (lambda image: image, True),
+        (lambda image: recompressed(image, 95), True),
+        (lambda image: image.point(lambda value: round(0.8 * value + 9)), True),
+        (lambda image: image.point(lambda value: 255 - value), False),
+        (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), False),
+        (lambda image: image.resize((31, 32)), False),
+        (lambda image: Image.new("RGB", image.size, "grey"), False),
+    ],
+)
+def test_of_a_moved_copy_only_place_and_light_may_differ(change, is_a_copy):
+    image = texture(1, "cloth", 32)
+    for down, right in [(0, 0), *MOVES]:
+        pair = [np.asarray(one.convert("L"), np.float32) for one in (image, change(image))]
+        pair[1] = np.roll(pair[1], (down, right), (0, 1))
+        assert is_moved(*pair) is is_a_copy
+        assert is_moved(*pair[::-1]) is is_a_copy
+
+
+def test_a_small_flaw_makes_another_picture_of_a_moved_board():
+    rng = np.random.default_rng(0)
+    board = np.kron(rng.integers(0, 2, (8, 8)), np.full((6, 6), 200)).astype("float32") + 20
+    other = np.roll(board, 1, 1)
+    assert is_moved(board, other)
+    other[20:23, 20:23] = 240 - other[20:23, 20:23]
+    assert not is_moved(board, other)
+
+
+def test_images_moved_too_far_or_too_large_to_need_it_are_not_compared():
+    image = texture(1, "cloth", 32)
+    assert groups_of([image, moved_by(image, 2, 2)]) == [[0, 1]]
+    assert groups_of([image, Image.fromarray(np.roll(np.asarray(image), 3, 1))]) == []
+    assert spectrum(texture(0, side=256)).any()
+    assert not spectrum(texture(0, side=257)).any()
+    assert not spectrum(Image.new("RGB", (32, 32), "grey")).any()
+
+
+def test_moved_copies_among_many_are_those_of_the_slow_loop(monkeypatch):
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 16)  # several blocks
+    images = [texture(seed, "cloth", 32) for seed in range(30)]
+    images += [moved_by(images[seed], seed % 3 - 1, 1) for seed in range(0, 30, 3)]
+    images = [images[i] for i in np.random.default_rng(0).permutation(40)]
+    pixels = [np.asarray(image.convert("L"), np.float32) for image in images]
+    pairs = [[i, j] for j in range(40) for i in range(j) if is_moved(pixels[i], pixels[j])]
+    assert len(pairs) == 10
+    assert groups_of(images) == sorted(pairs)
+
+
+def test_of_many_alike_few_are_read(monkeypatch):
+    images = [texture(seed, "one part each", 32) for seed in range(60)]
+    compared = [np.stack([look(image) for image in images]) for look in (structure, spectrum)]
+    monkeypatch.setattr(near_duplicates, "_SPECTRA_ALIKE", -1)  # all are
+    tried = []
+    monkeypatch.setattr(near_duplicates, "is_moved", lambda a, b: bool(tried.append((a, b))))
+    assert near_duplicate_groups(*compared, lambda i: i) == []
+    assert len(tried) == 8 * 60
+
+
+def test_a_check_finds_moved_copies_and_passes_over_files_gone_since(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    for seed in range(4):
+        texture(seed, "cloth", 32).save(tmp_path / "a" / f"{seed}.png")
+    deep = np.asarray(texture(7, "cloth", 32).convert("L")).astype("uint16") * 16
+    for name, move in (("deep.png", 0), ("deeper.png", 1)):
+        Image.fromarray(np.roll(deep, move, 0)).save(tmp_path / "a" / name)
+    moved_by(texture(2, "cloth", 32), 0, 1).save(tmp_path / "a" / "moved.png")
+    data = ImageDataset.from_folder(tmp_path)
+    near = found(check(data), "near duplicate")
+    assert near["paths"].tolist() == [("a/deep.png", "a/deeper.png"), ("a/2.png", "a/moved.png")]
+    groups = near_duplicates.near_duplicate_groups
+
+    def without_files(*args, **kwargs):
+        (tmp_path / "a" / "moved.png").unlink()
+        return groups(*args, **kwargs)
+
+    monkeypatch.setattr("learnkit.data.checks.near_duplicate_groups", without_files)
+    assert len(found(check(data), "near duplicate")) == 1
 
 
 def test_images_without_contrast_are_compared_by_their_level():
