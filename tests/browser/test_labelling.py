@@ -673,6 +673,31 @@ def test_disk_that_is_full_blocks_the_keys_and_loses_no_label(begin, page, monke
     assert room.labels() == ["ok"]
 
 
+def test_where_another_met_a_full_disk_one_may_try_oneself(begin, page):
+    room = begin({"a": strange(3)})
+    room.place.desk.trouble = "cannot save: No space left on device"  # who met it has gone home
+    enter(room, page, state="REFUSED")
+    image = shown(page)
+    page.keyboard.press("1")
+    assert shown(page) == image
+    page.get_by_role("button", name="Try again").click()
+    settled(page)
+    press(page, "1")
+    expect(last(page)).to_contain_text("learned (7)")
+    assert room.place.views.state()["trouble"] is None
+
+
+def test_notes_of_the_server_are_said_in_the_language_of_the_page(begin, new_context, monkeypatch):
+    like = [{"id": "0" * 32, "label": "<b>bad"}, {"id": "1" * 32, "label": "ok"}]
+    notes = [{"kind": "drift", "text": "english", "like": []}]
+    notes.append({"kind": "mixed", "text": "english", "like": like})
+    monkeypatch.setattr(views.Views, "_notes", lambda self, today: notes)
+    room = begin({"a": strange(1)})
+    page = enter(room, new_context(locale="de-DE").new_page())
+    expect(page.locator(".bar.note").first).to_contain_text("Viele Überraschungen")
+    expect(page.locator(".bar.note").last).to_contain_text("für ok hält, heißen <b>bad.")
+
+
 def test_nothing_waits_until_a_picture_comes(begin, page):
     room = begin({"a": strange(1)})
     enter(room, page)
@@ -696,6 +721,7 @@ def test_undo_from_here_says_what_it_takes_back(begin, page):
     rows.nth(2).get_by_role("button", name="undo from here").click()
     expect(page.locator("dialog")).to_contain_text("Take back 3 changes?")
     expect(page.locator("dialog")).to_contain_text("3 pictures")
+    expect(page.locator("dialog")).to_contain_text(re.compile("bad: 2, ok: 1|ok: 1, bad: 2"))
     page.locator("dialog").get_by_role("button", name="undo from here").click()
     expect(page.locator("#waiting")).to_have_text("5 waiting")
     assert room.labels() == ["ok"]

@@ -207,7 +207,7 @@ function renderVerdict(item) {
   const score = Number.isFinite(item.ood) && Number.isFinite(threshold) && !hidden
     ? text("score_from", { score: item.ood.toPrecision(2), threshold: threshold.toPrecision(2) }) : "";
   const told = heats.get(item.id);
-  const heat = !heated || !told ? "" : told.error ? text("heat_none", { error: told.error }) : told.of ? text("heat_of", { label: told.of }) : "";
+  const heat = !heated || !told ? "" : told.error ? text("heat_none", { error: told.error }) : told.empty ? text("heat_empty", { label: told.of }) : told.of ? text("heat_of", { label: told.of }) : "";
   const now = JSON.stringify([kind, score, heat, item.name, document.documentElement.lang]);
   if (parts.verdict.dataset.now !== now) {
     parts.verdict.dataset.now = now;

@@ -4,7 +4,7 @@ import * as asking from "./asking.js";
 import * as log from "./log.js";
 import * as many from "./many.js";
 import { dialog, find, h, hasDialog, picture, say } from "./dom.js";
-import { refill, start, tryAgain } from "./server.js";
+import { goOn, refill, start } from "./server.js";
 import { changed, set, settings, stateOf, store, whenChanged } from "./store.js";
 import { TEXTS, speak, text } from "./texts.js";
 
@@ -109,20 +109,26 @@ function renderHead() {
   find("settings").setAttribute("aria-label", `${settings.who || text("anonymous")}, ${text("settings")}`);
 }
 
+/** A note of the server in the language of the page. */
+function noted({ kind, text: words, like = [] }) {
+  if (kind === "drift") return text("note_drift");
+  return kind === "mixed" && like.length > 1 ? text("note_mixed", { label: like[0].label, said: like[1].label }) : words;
+}
+
 /** The bars above the picture: what is wrong, and what is worth knowing. */
 function renderBars() {
   const bars = [];
   const n = store.outbox.length;
   if (store.blocked) bars.push(["trouble", text("trouble", { why: store.blocked }), []]);
   else if (store.offline) bars.push(["offline", n ? text("offline_waiting", { n }) : text("offline"), []]);
-  for (const note of store.server?.notes || []) bars.push(["note", note.text, note.like || []]);
+  for (const note of store.server?.notes || []) bars.push(["note", noted(note), note.like || []]);
   const now = JSON.stringify([bars, document.documentElement.lang]);
   const element = find("bars");
   if (element.dataset.now === now) return;
   element.dataset.now = now;
   element.replaceChildren(...bars.map(([kind, words, like]) => h(`div.bar.${kind}`, {},
     h("span", {}, words), ...like.map((one) => picture(one.id, one.label)),
-    kind === "note" ? null : h("button", { type: "button", on: { click: tryAgain } }, text("try_again")))));
+    kind === "note" ? null : h("button", { type: "button", on: { click: goOn } }, text("try_again")))));
 }
 
 function render() {

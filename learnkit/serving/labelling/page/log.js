@@ -113,7 +113,7 @@ async function undoFrom({ line }) {
     await choose(text("undo_from"), error.message, [[null, text("close")]]);
     return;
   }
-  const lost = Object.entries(would.counts || {}).map(([name, n]) => `${name}: ${n}`).join(", ");
+  const lost = Object.entries(would.labels || {}).map(([name, n]) => `${name}: ${n}`).join(", ");
   const sure = await confirmed(
     text("undo_from_title", { n: would.changes }), [text("undo_from_text", { n: would.ids.length }), lost], text("undo_from"));
   if (!sure) return;

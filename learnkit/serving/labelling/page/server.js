@@ -89,7 +89,8 @@ export function absorb(state) {
   const before = store.server && names();
   store.server = state;
   store.offline = false;
-  store.blocked = state.trouble || null;
+  store.excused = state.trouble === store.excused ? store.excused : null;
+  store.blocked = (state.trouble !== store.excused && state.trouble) || null;
   assignKeys(state.classes, before);
   if (store.blocked) waitForRoom();
 }
@@ -101,9 +102,16 @@ function waitForRoom() {
 }
 
 /** Send once more what could not be saved, or ask whether it can by now. */
-export async function tryAgain() {
+async function tryAgain() {
   if (store.outbox.length && !store.offline) await pump(true);
   else await refresh();
+}
+
+/** Someone wants to go on: keys are heard, and the next answer shows whether it can be saved. */
+export function goOn() {
+  store.excused = store.blocked;
+  store.blocked = null;
+  tryAgain();
 }
 
 // --------------------------------------------------------------------------------------- queue
@@ -285,6 +293,7 @@ async function unsettled(entry, error) {
   if (error.status === 401) return Boolean(await askForKey());
   if (error.status === 507 || error.kind === "disk") {
     store.blocked = error.message;
+    store.excused = null;
     entry.status = entry.of ? "taking_back" : "held";
     waitForRoom();
     return false;

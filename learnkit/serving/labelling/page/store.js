@@ -11,6 +11,7 @@ export const store = {
   busy: null, // the one of the outbox that is on its way
   offline: false,
   blocked: null, // why nothing can be saved, in a sentence
+  excused: null, // such a sentence in spite of which someone wants to try
   loaded: false,
   view: "one", // the tab
   keys: {}, // "1" -> name of a kind
