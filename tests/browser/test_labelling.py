@@ -618,6 +618,15 @@ def test_keys_stay_where_they_are_when_kinds_come_and_go(begin, page):
     assert words() == ["1 first", "3 three"]
 
 
+def test_a_kind_called_like_a_digit_has_its_key(begin, page):
+    room = begin({"a": strange(4)}, counts={"0": 2, "1": 2, "5": 2, "ok": 2})
+    enter(room, page)
+    texts = page.locator(".keyed .kind").all_inner_texts()
+    assert [one.split()[:2] for one in texts] == [["0", "0"], ["1", "1"], ["5", "5"], ["6", "ok"]]
+    press(page, "5", "0", "6")
+    until(lambda: room.labels() == ["5", "0", "ok"], "labels arrive")
+
+
 def test_where_there_are_many_kinds_typing_finds_one(begin, page):
     names = ["Crack", "Cracked edge", "Été", *(f"kind {k}" for k in range(12))]
     room = begin({"a": strange(4)}, counts=dict.fromkeys(names, 2))

@@ -103,7 +103,8 @@ export const keyOf = (name) => Object.keys(store.keys).find((key) => store.keys[
 
 /**
  * Give kinds their keys, and let each keep its own: 1 to 9 in the model's order; where there are more
- * kinds, for the most used. A new kind gets the next one, a renamed one that of its old name.
+ * kinds, for the most used. A new kind gets the next one, a renamed one that of its old name. A kind
+ * whose name is a digit has the key of that digit, where it is free.
  */
 export function assignKeys(classes, before) {
   const now = classes.map((one) => one.name);
@@ -114,8 +115,10 @@ export function assignKeys(classes, before) {
   }
   if (!before) store.keys = kept(ofTab, "keys", {})[store.server.model] || {};
   for (const [key, name] of Object.entries(store.keys)) if (!now.includes(name)) delete store.keys[key];
+  for (const name of now) if (/^[0-9]$/.test(name) && !keyOf(name)) store.keys[name] ??= name;
   const without = classes.filter((one) => !keyOf(one.name));
-  const most = [...without].sort((a, b) => b.count - a.count).slice(0, CLOSEST - Object.keys(store.keys).length);
+  const nFree = CLOSEST - Object.keys(store.keys).filter((key) => key !== "0").length;
+  const most = [...without].sort((a, b) => b.count - a.count).slice(0, nFree);
   for (const one of without.filter((name) => most.includes(name))) store.keys[freeKey()] = one.name;
   ofTab?.setItem(`${PLACE}.keys`, JSON.stringify({ [store.server.model]: store.keys }));
 }
