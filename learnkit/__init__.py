@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from learnkit.evaluation.evaluate import Evaluation as Evaluation
     from learnkit.evaluation.evaluate import evaluate as evaluate
     from learnkit.inference.prediction import Prediction as Prediction
+    from learnkit.interpret.accuracy_matrix import AccuracyMatrix as AccuracyMatrix
     from learnkit.interpret.classification import (
         ClassificationInterpretation as ClassificationInterpretation,
     )
@@ -80,6 +81,7 @@ PUBLIC_NAMES: dict[str, str] = {
     "Outputs": "learnkit.interpret.outputs",
     "ClassificationInterpretation": "learnkit.interpret.classification",
     "grad_cam": "learnkit.interpret.gradcam",
+    "AccuracyMatrix": "learnkit.interpret.accuracy_matrix",
     # deployment
     "Prediction": "learnkit.inference.prediction",
     "Predictor": "learnkit.deploy.predictor",
