@@ -244,21 +244,20 @@ class Desk:
 
     def _learn(self, change: Change) -> None:
         """Learn the images of a label, or refuse them and leave the model as it is."""
-        before, started = self.teacher.digest, time.perf_counter()
-        now, images = self.teacher.knowledge, self.book.changes.teaching(change)
-        try:
-            if "was" in change.about:  # the label before is in force no longer
-                known, notes = self.teacher.ledger.folded(self.book.changes), ()
-            else:
-                known, notes = self.teacher.ledger.extended(now, change, images)
-            report = self.teacher.head.replace_knowledge(known, "label", notes)
-        except LearnkitError as error:
-            self.book.write({"do": "refused", "of": change.key, "reason": str(error)})
-            return
-        change.about["notes"] = list(report.notes)
-        self.teacher.digest = self.teacher.knowledge.digest
-        self._done("learned")
-        self._note_learned(change, before, started)
+        started, images = time.perf_counter(), self.book.changes.teaching(change)
+        with self.teacher.lock:
+            before = self.teacher.digest
+            try:
+                if "was" in change.about:  # the label before is in force no longer
+                    known = self.teacher.ledger.folded(self.book.changes)
+                else:
+                    known, _ = self.teacher.ledger.extended(self.knowledge, change, images)
+                self.teacher.put(known, "label")
+            except LearnkitError as error:
+                self.book.write({"do": "refused", "of": change.key, "reason": str(error)})
+                return
+            self._done("learned")
+            self._note_learned(change, before, started)
         self._done("noted")
 
     def _note_learned(self, change: Change, before: str, started: float) -> None:
@@ -309,26 +308,37 @@ class Desk:
         }
         if asked.get("dry") is True:
             return 200, content
-        keys, teaches = [one.key for one in found], any(one.do not in ASIDE for one in found)
-        try:
-            known = self.teacher.ledger.folded(self.book.changes, keys) if teaches else None
-        except ContinualStateError as error:
-            raise Refusal(409, str(error), more={"kind": "rests"}) from error
-        self.book.write(
-            {"do": "undo", "key": key, "who": who_in(asked, named=self.named), "of": keys}
-        )
-        self._done("journal")
-        if known is not None and known.digest != self.teacher.digest:
-            self.teacher.put(known, "undo")
-        self._done("learned")
-        for change in found:
-            self.book.write({"do": "undone", "of": change.key, "after": self.teacher.digest})
+        keys, who = [one.key for one in found], who_in(asked, named=self.named)
+        with self.teacher.lock:
+            self._reload_if_changed()
+            known = self._known_without(found)
+            self.book.write({"do": "undo", "key": key, "who": who, "of": keys})
+            self._done("journal")
+            if known is not None and known.digest != self.teacher.digest:
+                self.teacher.put(known, "undo")
+            self._done("learned")
+            for change in found:
+                self.book.write({"do": "undone", "of": change.key, "after": self.teacher.digest})
         self._done("noted")
         self.book.put_files_right()
         self._done("moved")
         self._judge()
         self._changed()
         return 200, content
+
+    def _known_without(self, changes: Sequence[Change]) -> Knowledge | None:
+        """What is known without some changes, None if they teach nothing.
+
+        Raises:
+            Refusal: 409 a later change rests on one of them.
+        """
+        if all(one.do in ASIDE for one in changes):
+            return None
+        try:
+            keys = [one.key for one in changes]
+            return self.teacher.ledger.folded(self.book.changes, keys)
+        except ContinualStateError as error:
+            raise Refusal(409, str(error), more={"kind": "rests"}) from error
 
     def _to_undo(self, asked: dict[str, Any]) -> list[Change]:
         """The changes that are meant, the last one first."""
@@ -356,6 +366,7 @@ class Desk:
         if do is None:
             raise Refusal(400, "send `check`, `rename` and `to`, `merge` and `into`, or `forget`")
         name, to = asked[do], asked.get("to" if do == "rename" else "into")
+        self._reload_if_changed()
         check_class_change(do, name, to, self.knowledge)
         to = checked_name(to) if do != "forget" else None
         about = {"key": key, "who": who_in(asked, named=self.named), "do": do, "from": name}
@@ -371,9 +382,11 @@ class Desk:
         self._done("journal")
         self.book.settle_all(pictures)
         self._done("moved")
-        self.teacher.put(known, do)
-        self._done("learned")
-        self._note_learned(change, before, started)
+        with self.teacher.lock:
+            self.teacher.put(known, do)
+            self._done("learned")
+            self._note_learned(change, before, started)
+        self._done("noted")
         self._judge()
         self._changed()
         return 200, {"result": "learned"}

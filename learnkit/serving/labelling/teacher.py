@@ -39,6 +39,9 @@ class Teacher:
         kept: features of the images.
         store: folder for what all starts from.
         reopen: opens the model at `out` anew.
+
+    Attributes:
+        lock: held while the model is changed; not while it is saved.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Teacher:
     ):
         self.predictor, self.out, self.book, self.kept = predictor, out, book, kept
         self._base_file, self._reopen = store / _BASE, reopen
-        self.on_disk = _digest_at(out)
+        self.on_disk, self.lock = _digest_at(out), threading.RLock()
         self.ledger = self._opened_ledger()
         self.digest = self.knowledge.digest
 
@@ -189,7 +192,10 @@ class Teacher:
         Raises:
             LearnkitError: it cannot be written; what stood there still does.
         """
-        known = self.knowledge
+        with self.lock:  # else what another program saved would be written over
+            if self.is_changed_elsewhere():
+                self.reload()
+            known = self.knowledge
         digest = self.predictor.save(self.out)
         self.on_disk = digest
         if self.knowledge is known:
@@ -252,7 +258,7 @@ class Saver:
                 self._is_wanted = False
                 ending = self._is_ending
             if not self.is_saved:
-                self._save()
+                self.save_now()
             if ending:
                 return
             ended = time.monotonic()
@@ -260,7 +266,8 @@ class Saver:
                 left = lambda: max(0.0, ended + _EVERY - time.monotonic())  # noqa: B023  # called here
                 self._changed.wait_for(lambda: self._is_ending, left())
 
-    def _save(self) -> None:
+    def save_now(self) -> None:
+        """Save, and tell what came of it."""
         try:
             self.saved, self.error = self._teacher.save(), None
         except LearnkitError as error:

@@ -38,6 +38,7 @@ from learnkit.serving.labelling.views import Views
 from learnkit.serving.served_model import ServedModel
 from learnkit.serving.uploads import Upload
 from learnkit.storage.filesystem import open_regular
+from learnkit.uncertainty.scoring import Scoring
 
 _POLL, _FIRST_POLL = 2.0, 1.0  # seconds between looks into the inbox
 _AFTER_ERROR = 10.0
@@ -258,9 +259,11 @@ class Workplace:
 
     def know(self) -> None:
         """Judge from now on by what the model knows at this moment."""
-        head = self.teacher.head
-        known = head.knowledge.derived is not None
-        self.scores.know(head.scoring if known else None, head.classes)
+        self.scores.know(self._scoring(), self.teacher.head.classes)
+
+    def _scoring(self) -> Scoring | None:
+        known = self.teacher.knowledge
+        return None if known.derived is None else known.scoring
 
     def judge(self) -> int:
         """Judge anew what is seen next, the rest right after; how many are unknown no longer."""
@@ -300,6 +303,8 @@ class Workplace:
 
     def _told_of_save(self, error: LearnkitError | None) -> None:
         self._after_save("saved")
+        if self.scores.scoring is not self._scoring():  # another program had changed the model
+            self.judge()
         self.changed()
 
     # -- pictures --------------------------------------------------------------------------------
