@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from deploy_helpers import shades
+from deploy_helpers import shades, strange
 from labelling_helpers import ids_of, make_workplace, name, new_key, put, undo
 
 from learnkit import load_learner
 from learnkit.serving.http_errors import Refusal
 
-STEPS = ("journal", "moved", "learned", "noted", "saved")
+ALL = ("journal", "moved", "learned", "noted", "saved")
+STEPS = {"label": ALL, "undo": ALL, "correct": ALL[:3], "rename": ALL[:3]}
 # One process that has no threads yet, so that it can be copied for each kill.
 SCRIPT = """
 import os, signal, sys
@@ -68,11 +69,9 @@ def killed(bundle, tmp_path_factory):
     """A folder for each thing done and each step after which the process was killed."""
     rooms, original = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("original")
     shutil.copytree(bundle, original / "model")
-    from deploy_helpers import strange
-
     put(original / "inbox", "new", strange(5))
-    for do in WANTED:
-        for step in STEPS:
+    for do, steps in STEPS.items():
+        for step in steps:
             shutil.copytree(original, rooms / f"{do}-{step}")
     script = original / "script.py"
     script.write_text(SCRIPT)
@@ -86,8 +85,7 @@ def killed(bundle, tmp_path_factory):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are copied")
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("do", WANTED)
+@pytest.mark.parametrize(("do", "step"), [(do, step) for do in STEPS for step in STEPS[do]])
 def test_a_kill_after_each_step_is_mended_at_the_next_start(killed, start, do, step):
     room = killed / f"{do}-{step}"
     place = start(room)
@@ -121,7 +119,7 @@ class Crash(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_any_history_with_crashes_gives_what_the_labels_in_force_teach(room, start, seed):
     """Reads again at random moments, from a model that was saved at others."""
     rng, fuse = random.Random(seed), [None]
@@ -136,7 +134,7 @@ def test_any_history_with_crashes_gives_what_the_labels_in_force_teach(room, sta
 
     place = start(room, done=done)
     base = place.teacher.ledger.base
-    for _ in range(14):
+    for _ in range(10):
         fuse[0] = rng.choice([None, 0, 1, 2, 3])
         try:
             do_something(place, rng)
@@ -149,20 +147,15 @@ def test_any_history_with_crashes_gives_what_the_labels_in_force_teach(room, sta
             place.saver.save_now()
         if rng.random() < 0.2:
             place = start(room, done=done)
-        assert (
-            place.teacher.knowledge.digest == place.teacher.ledger.folded(place.book.changes).digest
-        )
+        folded = place.teacher.ledger.folded(place.book.changes)
+        assert place.teacher.knowledge.digest == folded.digest
     in_force = {one.id: one for one in place.book.pictures.values() if one.state == "learned"}
     assert {one.place for one in in_force.values()} == {*(room / "labelled").rglob("[!.]*.png")}
     assert all(one.place.is_file() for one in place.book.pictures.values())
     place.predictor.continual.replace_knowledge(base, "restore")
     for one in in_force.values():
         place.predictor.extend([one.place], one.label, progress=False)
-    wanted, found = (
-        place.predictor.continual.statistics,
-        place.teacher.ledger.folded(place.book.changes),
-    )
-    assert found.statistics.equals(wanted)
+    assert folded.statistics.equals(place.predictor.continual.statistics)
 
 
 def do_something(place, rng):
@@ -187,7 +180,7 @@ def test_a_start_again_knows_images_answers_and_keys(room, start):
     waiting = [one.id for one in place.views.order("all")]
     place.saver.save_now()
     again = start(room)
-    assert [one.id for one in again.views.order("all")] == waiting
+    assert {one.id for one in again.views.order("all")} == {*waiting}
     said = again.desk.answer({"ids": [first], "label": "Scratch", "new": True, "key": key})
     assert (said[1]["result"], said[1]["n"]) == ("learned", 1)
     assert again.predictor.continual.n_images["Scratch"] == 1
