@@ -79,7 +79,16 @@ class Scoring:
 
         A blank image, whose features are all but zero, scores above every threshold.
         """
+        return self._ood_scores(unit_rows(features, root=self.root), features)
+
+    def probs_and_ood_scores(self, features: Array) -> tuple[Array, Array]:
+        """What `probs` and `ood_scores` give, for the work of embedding features once."""
         embedded = unit_rows(features, root=self.root)
+        logits = self._affine(embedded).astype("float32")
+        probs = softmax(logits.astype("float64")).astype("float32")
+        return probs, self._ood_scores(embedded, features)
+
+    def _ood_scores(self, embedded: Array, features: Array) -> Array:
         raw = self._raw_scores(embedded, {part for part, _, _ in self.standards})
         parts = (standardize(raw[part], loc, spread) for part, loc, spread in self.standards)
         scores = combine(*parts)

@@ -88,7 +88,7 @@ class Scores:
                 self.said[part], self.flagged[part] = -1, True
                 continue
             features = self.kept.block(self._row[part])
-            probs, scores = scoring.probs(features), scoring.ood_scores(features)
+            probs, scores = scoring.probs_and_ood_scores(features)
             first = probs.argmax(1)
             ordered = np.sort(np.pad(probs, ((0, 0), (1, 0))), axis=1)
             self.said[part], self.p[part] = first, ordered[:, -1]

@@ -42,7 +42,7 @@ from learnkit.uncertainty.scoring import Scoring
 
 _POLL, _FIRST_POLL = 2.0, 1.0  # seconds between looks into the inbox
 _AFTER_ERROR = 10.0
-_AT_ONCE = 256  # images judged before an answer; the others are right behind it
+_AT_ONCE = 128  # images judged before an answer; the others are right behind it
 _SIDES = (16, 4096)
 _PICTURES = 64  # encoded pictures that are kept
 _SAVING = 3.5  # seconds for the last save; the journal has what does not get through
