@@ -72,6 +72,13 @@ def serve(
         int, typer.Option(min=1, help="Processes at one address, where nobody teaches.")
     ] = 1,
     decoders: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 2,
+    keep_unknown: Annotated[
+        Path | None,
+        typer.Option(metavar="INBOX", help="Keep unknown images here, for `learnkit label`."),
+    ] = None,
+    keep_at_most: Annotated[
+        int, typer.Option(min=1, help="Images in INBOX, beyond which none come in.")
+    ] = 5000,
 ) -> None:
     """Serve predictions of an exported model over HTTP; a browser at / is told all that it does.
 
@@ -108,6 +115,8 @@ def serve(
         threads=threads,
         n_workers=decoders,
         processes=workers,
+        keep_unknown=keep_unknown,
+        keep_at_most=keep_at_most,
         say=lambda line: print(printable(line), flush=True),  # noqa: T201  # it is what the command says
     )
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from learnkit.errors import MissingExtraError
+from learnkit.errors import MissingExtraError, ServingError
 from learnkit.serving.access_log import Accounted, request_id
 from learnkit.serving.auth import check_different, check_exposure, checked_token
 from learnkit.serving.http_errors import Refusal, as_json, as_plain, prefers_plain
@@ -19,6 +19,7 @@ from learnkit.serving.metrics import METRICS_TYPE
 from learnkit.serving.openapi import openapi_document
 from learnkit.serving.pages import PAGE_HEADERS, docs_page
 from learnkit.serving.service import Service
+from learnkit.serving.unknown_images import MOST_KEPT, UnknownImages
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -39,6 +40,8 @@ def create_app(
     n_workers: int = 2,
     drift_file: str | os.PathLike | None = None,
     reopen: Callable[[], Any] | None = None,
+    keep_unknown: str | os.PathLike | None = None,
+    keep_at_most: int = MOST_KEPT,
 ) -> "FastAPI":
     """The FastAPI application that serves `predictor`; any ASGI server runs it, in one process.
 
@@ -54,10 +57,13 @@ def create_app(
         drift_file: where the drift monitor keeps what it saw, to go on after a restart; nowhere if
             None. It watches wherever the model detects images out of distribution.
         reopen: gives the predictor as it is on disk now, for /reload; None reloads nothing.
+        keep_unknown: folder that images out of distribution are kept in, for `learnkit label`.
+        keep_at_most: images in it, beyond which none come in.
 
     Raises:
         BundleCorruptError: `drift_file` was not written by a monitor.
-        ServingError: `allow_extend` without a `token`, a bad one, or one for both.
+        ServingError: `allow_extend` without a `token`, a bad one, or one for both; a folder for
+            unknown images that cannot be used, or a model that tells none.
         MissingExtraError: FastAPI is not installed.
     """
     check_exposure("127.0.0.1", allow_extend, token)
@@ -81,6 +87,7 @@ def create_app(
         limits=limits,
         n_workers=n_workers,
         drift_file=drift_file,
+        unknown=_unknown_images(predictor, keep_unknown, keep_at_most),
     )
 
     class Application(FastAPI):
@@ -107,6 +114,20 @@ def create_app(
     _serve_pages(app, service)
     _answer_errors(app)
     return app
+
+
+def _unknown_images(
+    predictor: Any, folder: str | os.PathLike | None, most: int
+) -> UnknownImages | None:
+    """What keeps unknown images, if any are to be kept."""
+    if folder is None:
+        return None
+    if not getattr(predictor, "detects_ood", False):
+        raise ServingError(
+            "--keep-unknown keeps images that the model flags as unknown, and this one tells none; "
+            "serve one from `learnkit train --continual`"
+        )
+    return UnknownImages(folder, most)
 
 
 def _answering(

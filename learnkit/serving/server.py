@@ -27,6 +27,7 @@ from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Limits
 from learnkit.serving.service import Service
 from learnkit.serving.timeouts import impatient, quiet
+from learnkit.serving.unknown_images import MOST_KEPT
 from learnkit.serving.workers import run_workers
 from learnkit.storage.write_folder import check_target
 
@@ -55,6 +56,8 @@ def serve(
     device: str = "cpu",
     n_workers: int = 2,
     processes: int = 1,
+    keep_unknown: str | os.PathLike | None = None,
+    keep_at_most: int = MOST_KEPT,
     say: Callable[[str], object] = print,
 ) -> None:
     """Serve the model exported to `path` until SIGINT or SIGTERM.
@@ -82,6 +85,8 @@ def serve(
         processes: that serve at one address, each with the model in its memory, where nobody
             teaches. /metrics counts over all of them; each watches for drift in the images it
             gets, which is kept nowhere; SIGHUP reloads all, /reload none.
+        keep_unknown: see `create_app`, as for `keep_at_most`.
+        keep_at_most: see there.
         say: is told in one line each what is served, and where it is ready.
 
     Raises:
@@ -112,6 +117,8 @@ def serve(
         device=device,
         n_workers=n_workers,
         is_alone=processes == 1,
+        keep_unknown=keep_unknown,
+        keep_at_most=keep_at_most,
     )
     with contextlib.closing(listener):
         if not is_loopback(host):

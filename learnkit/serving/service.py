@@ -30,6 +30,7 @@ from learnkit.serving.served_model import (
     groups_in,
     labels_for,
 )
+from learnkit.serving.unknown_images import UnknownImages
 from learnkit.serving.uploads import Upload, check_pixels, read_uploads
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Service:
         predict_token: of who may predict; None lets everybody.
         reopen: opens the model again.
         save_to: see `create_app`, as for the others.
+        unknown: keeps images out of distribution.
 
     Attributes:
         is_alone: no other process serves at the same address.
@@ -93,6 +95,7 @@ class Service:
         limits: Limits | None,
         n_workers: int,
         drift_file: str | os.PathLike | None,
+        unknown: UnknownImages | None = None,
     ):
         self.limits = limits or Limits()
         self.gate = Gate(self.limits)
@@ -108,7 +111,7 @@ class Service:
         self.n_answers = self.n_predicted = 0
         self._metrics = Metrics(self._gauges)
         self.is_alone = True
-        self._drift_file = drift_file
+        self._drift_file, self.unknown = drift_file, unknown
         self._watch()
 
     @property
@@ -129,6 +132,8 @@ class Service:
         finally:
             self._learning.shutdown()  # a change that has begun is completed, and saved
             self.deployment.batcher.stop()
+            if self.unknown is not None:
+                self.unknown.close()
             self.save()
             self._save_drift()
 
@@ -178,6 +183,8 @@ class Service:
             alpha = alpha_in(fields)
             deployment = self.deployment  # no `await` from here until it has the images
             results = await deployment.batcher.predict(uploads)
+            if self.unknown is not None:
+                self.unknown.offer(uploads, results)
         answers = [
             _answer(upload, result, alpha) for upload, result in zip(uploads, results, strict=True)
         ]
