@@ -107,7 +107,8 @@ class Desk:
 
     def _repeated(self, key: str, make: Callable[[], Answer]) -> Answer:
         """The answer to what was asked under this key before, or the one that is made now."""
-        if (change := self.book.changes.by_key.get(key)) and key not in self._repeats:
+        change = self.book.changes.by_key.get(key)
+        if change and key not in self._repeats and not change.about.get("failed"):
             return 200, outcome_of(change)  # asked before a restart
         try:
             found = self._repeats.answer(key, make)
@@ -237,7 +238,7 @@ class Desk:
         try:
             self.book.settle_all(pictures)
         except OSError:
-            self.book.write({"do": "undone", "of": change.key})
+            self.book.write({"do": "undone", "of": change.key, "failed": True})
             self.book.put_files_right()
             raise
         self._done("moved")

@@ -17,8 +17,8 @@ from learnkit.data.image import IMAGE_EXTENSIONS
 from learnkit.errors import ServingError
 from learnkit.storage.filesystem import FileSystem, open_regular, sync_folder
 
-OWN = ".learnkit"  # hidden, as readers of image folders skip it
-UNUSABLE = ".unusable"
+OWN = ".learnkit"  # hidden: readers of image folders skip it
+UNUSABLE = "_unusable"  # passed over by readers of image folders, too
 _STILL = 1.0  # seconds that a file's size must have stood still
 
 

@@ -174,11 +174,12 @@ class Changes:
             change = self.by_key.get(line.get("of", ""))
             if change is not None:
                 change.state = do
-                kept = ("reason", "before", "after", "ms", "n", "already")
+                kept = ("reason", "before", "after", "ms", "n", "failed")
                 change.about.update({name: line[name] for name in kept if name in line})
             return change
         if do == NAMED or do in ASIDE or do in CLASSES:
             change = Change(line["key"], do, images_in(line), self.n_lines, about=dict(line))
+            self.by_key.pop(change.key, None)  # tried again, after it failed: it is the last now
             self.by_key[change.key] = change
             if do in CLASSES:
                 self.of_classes.append(change)

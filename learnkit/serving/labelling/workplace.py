@@ -37,7 +37,7 @@ from learnkit.serving.labelling.teacher import Saver, Teacher
 from learnkit.serving.labelling.views import Views
 from learnkit.serving.served_model import ServedModel
 from learnkit.serving.uploads import Upload
-from learnkit.storage.filesystem import open_regular
+from learnkit.storage.filesystem import open_regular, write_file
 from learnkit.uncertainty.scoring import Scoring
 
 _POLL, _FIRST_POLL = 2.0, 1.0  # seconds between looks into the inbox
@@ -160,6 +160,19 @@ class Workplace:
         pause = _FIRST_POLL
         while not self._ended.wait(pause):
             pause = _POLL if self.try_look() else _AFTER_ERROR
+            if self.desk.trouble is not None:
+                self.recheck_disk()
+
+    def recheck_disk(self) -> None:
+        """See whether labels can be written again, for pages that wait for that."""
+        probe = self.store / "probe"
+        try:
+            write_file(probe, lambda file: file.write(bytes(4096)))
+        except OSError:
+            return
+        probe.unlink(missing_ok=True)
+        self.desk.trouble = None
+        self.changed()
 
     def try_look(self) -> bool:
         """Look into the inbox; False if that is impossible now, which pages are told."""

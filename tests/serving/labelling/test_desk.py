@@ -151,7 +151,7 @@ def test_what_is_put_aside_teaches_nothing_and_comes_back(place, room):
     counts = place.views.state()["counts"]
     assert (counts["skipped"], counts["unusable"], counts["asked"]) == (1, 1, 1)
     assert place.views.order("unknown")[-1].id == skipped
-    assert (room / "labelled/.unusable/new1.png").is_file()
+    assert (room / "labelled/_unusable/new1.png").is_file()
     for _ in range(4):
         undo(place)
     assert len(place.views.order("unknown")) == 5
@@ -269,11 +269,27 @@ def test_a_folder_that_cannot_be_written_to_takes_the_label_back(place, room):
     image = ids_of(place, "new")[0]
     (room / "labelled").mkdir()
     (room / "labelled/bad").write_text("no folder")
-    error = refused(name, place, image, "bad")
+    asked = {"ids": [image], "label": "bad", "key": new_key()}
+    error = refused(place.desk.answer, asked)
     assert error.status == 507
     assert place.book.pictures[image].state == "waiting"
     assert place.predictor.continual.n_images == {"ok": 6, "bad": 5}
     assert (room / "inbox/new0.png").is_file()
+    (room / "labelled/bad").unlink()
+    assert place.desk.answer(asked)[1]["result"] == "learned"  # of the same key: tried again
+
+
+def test_pages_that_wait_for_a_full_disk_go_on_when_it_is_not_full(place, monkeypatch):
+    import os
+
+    place.desk.trouble = "cannot save: No space left on device"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space")))
+        place.recheck_disk()
+    assert place.views.state()["trouble"]
+    place.recheck_disk()
+    assert place.views.state()["trouble"] is None
+    assert not [one for one in place.store.iterdir() if one.name.startswith("probe")]
 
 
 def test_a_group_is_one_change(place):
