@@ -347,6 +347,20 @@ def test_taken_back_five_times_everything_is_as_before(begin, page):
     expect(last(page)).to_contain_text("there is nothing to take back")
 
 
+def test_what_is_put_off_comes_last(begin, page):
+    room = begin({"a": strange(10)})
+    enter(room, page)
+    put_off = [shown(page)]
+    press(page, "s")
+    put_off.append(shown(page))
+    press(page, "s")
+    for _ in range(8):
+        assert shown(page) not in put_off
+        press(page, "1")
+    until(lambda: len(room.labels()) == 8, "labels arrive", page)
+    assert shown(page) in put_off
+
+
 # 7
 def test_answers_without_a_connection_arrive_once_when_it_is_back(begin, page):
     room = begin({"a": strange(8)})

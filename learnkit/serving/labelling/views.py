@@ -192,7 +192,9 @@ class Views:
         leases, pictures = self.desk.leases, self.desk.book.pictures
         order = self.order(view)
         asked = {one.id for one in order}
-        own = [pictures[one] for one in leases.of(owner) if one in asked]
+        # what was put off comes last, though the page that did so may still hold it
+        held = [pictures[one] for one in leases.of(owner) if one in asked]
+        own = [one for one in held if one.state != "skipped"]
         lead = [pictures[first]] if first in pictures and pictures[first].waits else []
         found: list[InboxImage] = []
         for picture in dict.fromkeys(one.id for one in [*lead, *own, *order]):
