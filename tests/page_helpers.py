@@ -74,7 +74,7 @@ def parts_page():
         for i in range(n):
             sure = round(0.99 - 0.011 * ((k * 13) % 37), 4)
             one = image(f"{PARTS[a]}/exp{k}_num_{77000 + k}.jpg", a, y, 6, sure, th=k, big=-1)
-            one |= {"s": round(0.1 + 0.013 * k, 4), "sha": f"{k:064x}"}
+            one |= {"s": round(0.1 + 0.013 * k, 4) if k else 0.8, "sha": f"{k:064x}"}
             one["u"] = one["s"] > 0.8
             if a != y:
                 # the map for the actual class of the first image of a kind is zero everywhere

@@ -161,6 +161,17 @@ def test_back_closes_a_picture(opened):
     assert "open" not in opened.url
 
 
+def test_a_picture_that_was_closed_is_no_step_of_the_history(opened):
+    cell(opened, FRAY, FREE).click()
+    opened.locator(".picture").first.click()
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("Escape")
+    opened.wait_for_function("location.hash === '#cell=3.4'")
+    opened.go_back()
+    opened.wait_for_function("location.hash === ''")
+    assert title(opened) == "Pictures (70)"
+
+
 @pytest.mark.parametrize(
     "at",
     ["#cell=99.1", "#set=__proto__", "#open=1e9", "#cell=<b>", "#sort=x", "#%", "#label=0.x"],
@@ -397,6 +408,7 @@ def any_page(kind):
     many = [picture(k) for k in range(12)]
     return {
         "parts": lambda: parts_page(),
+        "one": lambda: large_page(1, 20, names=["only"], faulty=0, thumbs=many),
         "two": lambda: large_page(2, 60, names=["ok", "NO"], thumbs=many),
         "forty": lambda: large_page(40, 900, thumbs=many),
         "thousand": lambda: large_page(1000, 3000, thumbs=many),
@@ -404,7 +416,7 @@ def any_page(kind):
     }[kind]()
 
 
-@pytest.mark.parametrize("kind", ["parts", "two", "forty", "thousand", "long"])
+@pytest.mark.parametrize("kind", ["parts", "one", "two", "forty", "thousand", "long"])
 def test_it_is_never_wider_than_the_window(open_page, kind):
     """9"""
     page = open_page(any_page(kind))

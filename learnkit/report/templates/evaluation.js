@@ -62,7 +62,7 @@ function parse(hash) {
 }
 function test(kind, value) {
   const [a, y] = value.split(".").map(Number);
-  if (kind === "set") return Object.hasOwn(SETS, value) && SETS[value][1];
+  if (kind === "set") return SETS[value]?.[1];
   if (kind === "label") {
     const how = LABEL[value.split(".")[1]];
     return how && C[a] != null && (i => has(actual(i), a) === how[1] && has(said(i), a) === how[2]);
@@ -99,7 +99,7 @@ function heatValues(i, which) {
 function drawHeat(canvas, img, i, which, opacity) {
   const values = heatValues(i, which), size = I[i].hs;
   canvas.hidden = true;
-  if (!values || !size || !img.naturalWidth || !values.some(v => v)) return values;
+  if (!values || !size || !img.naturalWidth) return;
   const small = el("canvas", {width: size[1], height: size[0]}), pixels = new ImageData(size[1], size[0]);
   values.forEach((v, k) => {
     const at = v / 255 * (COLOURS.length - 1), lo = Math.min(Math.floor(at), COLOURS.length - 2), part = at - lo;
