@@ -19,8 +19,6 @@ from learnkit.report.charts import HEIGHT, WIDTH, reliability_diagram, score_his
 from learnkit.report.html import templates
 from learnkit.report.matrix import short_names, shown_matrix
 
-__all__ = ["page_html"]
-
 # what an evaluation without them leaves out
 _EMPTY = {
     "kind": "evaluation",
