@@ -732,6 +732,18 @@ def test_cleaning_begins_with_the_labels_and_shows_groups(open_page, parts, seen
     assert seen.errors == []
 
 
+def test_cleaning_shows_what_is_unlike_all_others_and_advises_no_model(open_page, parts, seen):
+    known = [one for one in parts["images"] if not one.get("o")]
+    page = open_page({**parts, "kind": "cleaning", "bins": None, "images": known})
+    text = page.inner_text("#unknown")
+    assert text.splitlines()[0].endswith("What is unlike all others")
+    assert "At 0.8: 6 of 60 known images flagged." in text
+    for alien in ("--ood", "--false-alarm-rate", "the model's"):
+        assert alien not in text
+    assert page.locator("#percentages").count() == 0
+    assert seen.errors == []
+
+
 def test_a_picture_left_out_says_so(open_page):
     page = open_page(
         page_data(["a", "b"], [page_helpers.image("a/1.png", 0, 1, 2, 0.9)]), "#open=0"

@@ -426,7 +426,7 @@ function threshold() {
   const say = t => {
     const k = above(known, t), parts = [`${k} of ${many(known.length, "known image")} flagged`];
     if (strange.length) parts.push(`${above(strange, t)} of ${many(strange.length, "strange image")} noticed`);
-    at.textContent = `${t === own ? `At the model's threshold, ${digits(own)}` : `At ${digits(t)}`}: ${parts.join(", ")}.`;
+    at.textContent = `${t === own && D.kind !== "cleaning" ? `At the model's threshold, ${digits(own)}` : `At ${digits(t)}`}: ${parts.join(", ")}.`;
     const x = Math.min(Math.max((t - lo) / (hi - lo), 0), 1) * +$("#unknown .axis").getAttribute("x2");
     line.setAttribute("x1", x); line.setAttribute("x2", x);
     const command = $("#command");
