@@ -8,8 +8,11 @@ import re
 import numpy as np
 import page_helpers
 import pytest
+from deploy_helpers import make_continual, shades
 from page_helpers import COUNTS, PARTS, large_page, page_data, parts_page, picture
+from PIL import Image
 
+from learnkit.cli.app import main
 from learnkit.report.page import page_html
 
 FRAY, FREE = PARTS.index("MT_Fray"), PARTS.index("MT_Free")
@@ -305,6 +308,46 @@ def test_without_storage_marks_live_in_the_tab_and_it_says_so(new_context, open_
     assert seen.errors == []
 
 
+def test_what_is_marked_on_the_page_of_a_model_is_applied_by_the_command(page, seen, tmp_path):
+    """From real answers to a corrected folder: nothing between them is made up."""
+    names = ["=1+1", "'quoted", "ok"]  # the first is no formula, whatever opens the table
+    root = tmp_path / "parts"
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for k, pixels in enumerate(shades(name, 6, seed=3)):
+            Image.fromarray(pixels).save(root / name / f"-{k}.png")
+    (root / "ok" / "-0.png").rename(root / "'quoted" / "wrong.png")
+    model = make_continual(dict.fromkeys(names, 20))
+    evaluation = model.evaluate(root, progress=False)
+    report = evaluation.save_html(tmp_path / "report.html")
+    page.goto(report.as_uri())
+    numbers = page.eval_on_selector_all(".matrix .cell", "all => all.map(c => +c.textContent)")
+    assert sum(numbers) == 18
+    page.fill("#search", "wrong.png")
+    page.locator(".picture").click()
+    page.locator("#mark-tools select").select_option(label="ok")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#overlay", state="hidden")
+    page.fill("#search", "=1+1/-3")
+    page.locator(".picture").click()
+    page.keyboard.press("b")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#overlay", state="hidden")
+    with page.expect_download() as download:
+        page.click("#download-marks")
+    table = tmp_path / "corrections.csv"
+    download.value.save_as(table)
+    assert "\n'=1+1/-3.png," in table.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["clean", str(root), "--apply", str(table), "--out", str(tmp_path / "clean")])
+    assert not ended.value.code
+    found = {p.relative_to(tmp_path / "clean").as_posix() for p in tmp_path.rglob("clean/**/*.png")}
+    assert {"ok/wrong.png", "_removed/=1+1/-3.png"} <= found
+    assert not {"'quoted/wrong.png", "=1+1/-3.png"} & found
+    assert len(found) == 18
+    assert seen.errors == []
+
+
 def test_cells_of_a_download_begin_no_formula(open_page, seen):
     names = ['=HYPERLINK("x")', "+1", "-1", "@x", "'quoted", 'a,"b"\nc']
     images = [
@@ -323,7 +366,7 @@ def test_cells_of_a_download_begin_no_formula(open_page, seen):
         *("path", "actual", "predicted", "confidence", "loss", "ood_score", "flagged")
     ]
     found = {row["actual"] for row in rows}
-    assert found == {"'" + name if name[0] in "=+-@'" else name for name in names}
+    assert found == {"'" + name if name[0] in "=+-@" else name for name in names}
     assert seen.errors == []
 
 
@@ -605,6 +648,25 @@ def test_twenty_four_at_a_time(opened):
     opened.click("#more")
     assert len(shown(opened)) == 70
     assert not opened.locator("#more").is_visible()
+
+
+def test_letters_lead_to_the_matrix_and_the_pictures(opened):
+    opened.keyboard.press("m")
+    assert focused(opened) == "cell=0.0"
+    opened.keyboard.press("g")
+    assert focused(opened) == opened.locator(".picture").first.get_attribute("data-i")
+    opened.keyboard.press("h")
+    assert opened.get_attribute("#heat", "aria-pressed") == "true"
+    opened.wait_for_selector(".picture canvas", state="visible")
+
+
+def test_a_bin_says_its_sentence_when_it_is_reached(opened):
+    first = opened.locator(".bin").first
+    first.focus()
+    assert opened.inner_text("#bin-sentence") == first.get_attribute("aria-label")
+    opened.locator(".bin").last.hover()
+    last = opened.locator(".bin").last.get_attribute("aria-label")
+    assert opened.inner_text("#bin-sentence") == last
 
 
 def test_worst_first_is_by_loss_and_mistakes_lead(opened, parts):

@@ -333,8 +333,8 @@ function moreSuspects() {
   rows.append(...suspects.slice(n, n + PAGE).map(suspectRow));
   $("#more-suspects").hidden = n + PAGE >= suspects.length;
 }
-// No cell begins a formula; who reads it takes one apostrophe off
-const csvCell = v => { const t = String(v ?? ""), safe = /^[=+\-@\t\r']/.test(t) ? "'" + t : t; return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe; };
+// No cell begins a formula: `clean --apply` takes the apostrophe off
+const csvCell = v => { const t = String(v ?? ""), safe = /^[=+\-@\t\r]/.test(t) ? "'" + t : t; return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe; };
 const csvLine = cells => cells.join(",") + "\n", number = v => v == null ? "" : v;
 function download(name, text) {
   const url = URL.createObjectURL(new Blob([text], {type: "text/csv;charset=utf-8"}));
