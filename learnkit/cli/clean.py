@@ -5,6 +5,7 @@ Whatever is slow to import is imported inside the functions.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from learnkit.errors import UsageError
 if TYPE_CHECKING:
     from learnkit.deploy.clean import FolderReport
 
-_SHOWN_ROWS = 20
+_SHOWN_ROWS, _SHOWN_OUTLIERS = 20, 5
 CsvOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table there.")]
 HtmlOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures there.")
@@ -83,6 +84,12 @@ def clean(
         Path | None, typer.Option(metavar="FOLDER2", help="New folder that is corrected.")
     ] = None,
     limit: LimitOption = None,
+    max_mb: Annotated[
+        float, typer.Option(min=0, max=200, help="Megabytes that the page may have.")
+    ] = 25,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace FILE even if it is no page of learnkit's.")
+    ] = False,
     case_sensitive: CaseOption = False,
 ) -> None:
     """Find labels that are probably wrong, and all that `check` finds; or apply corrections.
@@ -100,23 +107,29 @@ def clean(
     from learnkit.data.dataset import ImageDataset
     from learnkit.deploy.clean import look_through
     from learnkit.deploy.predictor import load_learner
+    from learnkit.interpret.page.page import page_target
 
     if out is not None:
         raise UsageError("--out is where --apply writes; leave it out, or give --apply FILE")
     check_targets(csv, None, None, resume=False)
     _check_html(html)
+    if html is not None:
+        page_target(html, force=force)
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive)
     found = look_through(load_learner(model), data, limits=_limits(limit))
-    _say(found, folder, model, csv, html)
+    name = _say(found, csv)
+    if html is not None:
+        command = shlex.join(["learnkit", "clean", folder.name, "--model", model.name])
+        found.save_html(html, force=force, max_mb=max_mb, command=command)
+        Report().files("Page", [(html, "to look at them and to mark them")])
+    Report().command("Next", f"learnkit clean {folder} --apply {name} --out {folder.name}-clean")
     if found.unreadable:
         fail(f"{len(found.unreadable)} images could not be read; their rows say why")
         raise typer.Exit(1)
 
 
-def _say(
-    found: FolderReport, folder: Path, model: Path, csv: Path | None, html: Path | None
-) -> None:
-    """Write what was found to the screen, and where it was asked for."""
+def _say(found: FolderReport, csv: Path | None) -> Path:
+    """Write what was found to the screen, and to a table; where corrections are to stand."""
     report, errors = Report(), found.errors
     report.findings(found.findings)
     suspects = found.table[found.table["why"].str.startswith("looks like ")]
@@ -129,27 +142,13 @@ def _say(
             "p_wrong: that the label is wrong; false_discovery: the share of right labels to "
             "expect in the list down to this row"
         )
-    for row in errors.outliers.head(5).itertuples():
+    for row in errors.outliers.head(_SHOWN_OUTLIERS).itertuples():
         report.say(f"{found.images.names[row.place]}: unlike all others ({row.ood_score:.1f})")
-    written = []
     if csv is not None:
         write_csv(found.quoted_table(), csv)
-        written.append((csv, f"{len(found.table)} images, to be marked in the column action"))
-    if html is not None:
-        _write_page(found, f"learnkit clean {folder.name} --model {model.name}", html)
-        written.append((html, "a page to look at them and to mark them"))
-    if written:
-        report.files("Written", written)
-    name = csv or Path("corrections.csv")
-    report.command("Next", f"learnkit clean {folder} --apply {name} --out {folder.name}-clean")
-
-
-def _write_page(found: FolderReport, command: str, html: Path) -> None:
-    from learnkit.report.page import page_html
-    from learnkit.storage.filesystem import write_file
-
-    page = page_html(found.page_data(command=command)).encode("utf-8", "surrogatepass")
-    write_file(html, lambda file: file.write(page))
+        what = f"{len(found.table)} images, to be marked in the column action"
+        report.files("Written", [(csv, what)])
+    return csv or Path("corrections.csv")
 
 
 def _apply(folder: Path, table: Path, out: Path | None) -> None:

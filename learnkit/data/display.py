@@ -27,7 +27,7 @@ from learnkit.report.figure_text import figure_names
 from learnkit.report.notebook import AxesArray
 
 _MAX_ROWS = 30
-_MAX_PICTURES, _PICTURE = 12, 360  # of a kind of finding; pixels of the longer side
+_MAX_PICTURES, _PICTURE = 12, 480  # of a kind of finding; pixels of the longer side
 
 
 def show_images(
@@ -60,19 +60,24 @@ def show_images(
     return axes
 
 
-def compared_pictures(one: Image.Image, other: Image.Image, side: int = 160) -> Image.Image:
-    """Two pictures and their difference side by side, each `side` pixels wide, RGB.
+def difference_picture(one: Image.Image, other: Image.Image, side: int = 160) -> Image.Image:
+    """Where two pictures differ, RGB, `side` pixels wide: black where they are the same.
 
     The second is brought to the size of the first; the difference is drawn four times as strong, so
     that a copy saved again is nearly black and a speck in it is not.
     """
-    size = (side, max(1, round(side * one.height / one.width)))
-    size = size if size[1] <= 2 * side else (side, 2 * side)
+    size = (side, min(max(1, round(side * one.height / one.width)), 2 * side))
     pair = [image.convert("RGB").resize(size, Image.Resampling.LANCZOS) for image in (one, other)]
-    difference = ImageChops.difference(*pair).point([min(4 * i, 255) for i in range(256)] * 3)
-    whole = Image.new("RGB", (3 * size[0], size[1]))
-    for place, picture in enumerate((*pair, difference)):
-        whole.paste(picture, (place * size[0], 0))
+    return ImageChops.difference(*pair).point([min(4 * i, 255) for i in range(256)] * 3)
+
+
+def _side_by_side(one: Image.Image, other: Image.Image) -> Image.Image:
+    """Two pictures and where they differ."""
+    difference = difference_picture(one, other)
+    whole = Image.new("RGB", (3 * difference.width, difference.height))
+    for place, picture in enumerate((one, other, difference)):
+        shown = picture.convert("RGB").resize(difference.size, Image.Resampling.LANCZOS)
+        whole.paste(shown, (place * difference.width, 0))
     return whole
 
 
@@ -110,7 +115,7 @@ def _picture(row: dict[str, Any], root: Path) -> Picture | None:
         return None
     if not images:
         return None
-    shown = compared_pictures(*images) if len(images) > 1 else images[0].convert("RGB")
+    shown = _side_by_side(*images) if len(images) > 1 else images[0].convert("RGB")
     shown.thumbnail((_PICTURE, _PICTURE))
     return Picture(" | ".join(paths), None, Lines(()), np.asarray(shown))
 

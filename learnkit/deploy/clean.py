@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnkit.deploy.corrections import COLUMNS, FORMULA
 from learnkit.errors import DataError
 from learnkit.inference.evaluation import facts_of
 from learnkit.interpret.page.folder_page import FolderImages, cleaning_data, digests_of
+from learnkit.interpret.page.page import page_target, write_page
 from learnkit.report.document import Document, Items, Paragraph, Section, Span
 from learnkit.report.notebook import Shown
 
@@ -125,6 +128,20 @@ class FolderReport(Shown):
             created: when, as "2026-11-25T22:50Z"; default now.
         """
         return cleaning_data(self.images, max_mb=max_mb, command=command, created=created)
+
+    def save_html(self, path: str | os.PathLike, *, force: bool = False, **about: Any) -> Path:
+        """Write the page to a file and return its path.
+
+        Args:
+            path: ends in .html; an earlier page of learnkit's is replaced.
+            force: replace any other file, too.
+            **about: as for `page_data`.
+
+        Raises:
+            UsageError: the name does not end in .html, or another file stands there.
+        """
+        path = page_target(path, force=force)
+        return write_page(path, self.page_data(**about))
 
     def __str__(self) -> str:
         kinds = self.findings["finding"].value_counts()

@@ -134,6 +134,20 @@ def test_what_does_not_go_together_is_refused(folder, capsys, options, message, 
     assert {path.name for path in folder.parent.iterdir()} == {"parts"}
 
 
+def test_a_file_that_is_no_page_is_replaced_by_force_alone(folder, model, tmp_path, capsys):
+    html = tmp_path / "mine.html"
+    html.write_text("<p>mine</p>", encoding="utf-8")
+    options = ["clean", folder, "--model", model, "--html", html]
+    code, _, error = learnkit(capsys, *options)
+    assert code == 2
+    assert "is there already and is no page of learnkit's; name another file, or" in error
+    assert html.read_text(encoding="utf-8") == "<p>mine</p>"
+    assert learnkit(capsys, *options, "--force")[0] == 1  # one image cannot be read
+    assert data_of(html)["command"] == "learnkit clean parts --model model"
+    assert learnkit(capsys, *options, "--max-mb", 0)[0] == 1
+    assert data_of(html)["thumbs"] == []
+
+
 def test_check_writes_a_page_with_copies_side_by_side(folder, tmp_path, capsys):
     html = tmp_path / "check.html"
     code, output, _ = learnkit(capsys, "check", folder, "--html", html)

@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from learnkit.data import near_duplicates
 from learnkit.data.checks import LIMITS, tones_of
 from learnkit.data.dataset import ImageDataset
+from learnkit.data.display import difference_picture
 from learnkit.data.near_duplicates import is_moved, near_duplicate_groups, structure_and_spectrum
 from learnkit.errors import DataError
 
@@ -503,3 +504,17 @@ def test_limits_that_are_none_are_refused(folder, limits):
     with pytest.raises(DataError, match=f"`limits` has '{name}': {value!r}; give numbers of 0 or"):
         check(ImageDataset.from_folder(folder), limits=limits)
     assert "dark" in LIMITS
+
+
+def test_the_difference_of_two_pictures_is_where_they_differ():
+    one = Image.fromarray(np.full((80, 160, 3), 100, "uint8"))
+    other = one.copy()
+    other.paste((110, 100, 90), (40, 20, 60, 40))
+    pixels = np.asarray(difference_picture(one, other))
+    assert pixels.shape == (80, 160, 3)
+    assert pixels[30, 50].tolist() == [40, 0, 40]
+    assert not pixels[:15].any()
+    assert not pixels[:, 70:].any()
+    assert not np.asarray(difference_picture(one, one)).any()
+    tall = Image.new("RGB", (10, 1000))
+    assert difference_picture(tall, one).size == (160, 320)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learnkit.data.display import compared_pictures
+from learnkit.data.display import difference_picture
 from learnkit.data.image import read_image
 from learnkit.errors import ImageReadError
 from learnkit.evaluation.evaluate import evaluate
 from learnkit.interpret.page.build import page_data
 from learnkit.interpret.page.images import EvaluatedImages, name_of
-from learnkit.interpret.page.thumbs import add_pictures, data_url
+from learnkit.interpret.page.thumbs import SMALL, add_pictures, data_url
 from learnkit.uncertainty.label_noise import OUTLYING
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _MAX_SUSPECTS = 200
 _MAX_PAIRS = 60  # pictures of differences
-_PAIR_SIDE = 480
 _COPIES = ("duplicate", "near duplicate", "conflicting labels", "look-alikes")
 
 
@@ -132,9 +131,12 @@ def _mark(rows: list[dict[str, Any]], ranked: pd.DataFrame) -> None:
 
 def _findings(images: FolderImages, place_of: Mapping[str, int]) -> list[dict[str, Any]]:
     """Findings with the rows of their images; of pairs a picture of the difference."""
-    found, n_pairs = [], 0
+    found, n_pairs, seen = [], 0, set()
     for one in images.findings.to_dict("records"):
         kind = one["finding"].removesuffix(" across splits")
+        if kind == "conflicting labels" and one["paths"] in seen:
+            continue  # a row for each of the files, of which one shows them all
+        seen.add(one["paths"])
         about = ": ".join(filter(None, (one["path"] or one["class"], one["detail"])))
         row = {
             "kind": kind,
@@ -150,12 +152,12 @@ def _findings(images: FolderImages, place_of: Mapping[str, int]) -> list[dict[st
 
 
 def _pair(root: Path, paths: Sequence[str]) -> str | None:
-    """Two images and their difference side by side, as a data URL."""
+    """Where two images differ, as a data URL."""
     try:
         pair = [read_image(root / path) for path in paths[:2]]
     except ImageReadError:
         return None
-    return data_url(compared_pictures(*pair), _PAIR_SIDE)
+    return data_url(difference_picture(*pair), SMALL)
 
 
 def _summary(images: FolderImages) -> list[dict[str, Any]]:
