@@ -31,6 +31,10 @@ GoodOption = Annotated[
     list[str] | None,
     typer.Option(metavar="CLASS", help="A class that means the part is good; repeat."),
 ]
+RateOption = Annotated[
+    float | None,
+    typer.Option(metavar="RATE", help="Wanted share of known images flagged as unknown."),
+]
 
 
 class Interrupted(KeyboardInterrupt):

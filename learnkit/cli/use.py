@@ -23,6 +23,7 @@ from learnkit.cli.arguments import (
     Interrupted,
     ModelArgument,
     PathsArgument,
+    RateOption,
 )
 from learnkit.cli.console import Report, fail
 from learnkit.cli.table import FittedTable
@@ -45,10 +46,7 @@ def extend(
     model: ModelArgument,
     folder: FolderArgument,
     out: Annotated[Path, typer.Option(help="Folder of the extended model; may be MODEL itself.")],
-    false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(metavar="RATE", help="Wanted share of known images flagged as unknown."),
-    ] = None,
+    false_alarm_rate: RateOption = None,
     reuse_names: Annotated[
         bool,
         typer.Option("--reuse-names", help="Names that classes had before are of new classes."),
@@ -76,14 +74,12 @@ def extend(
     from learnkit.deploy.predictor import load_learner
     from learnkit.storage.write_folder import check_target
 
-    if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
-        raise UsageError(f"--false-alarm-rate is {false_alarm_rate}; between 0 and 1, such as 0.05")
+    _check_rate(false_alarm_rate)
     report = Report()
     check_target(out)
     predictor = load_learner(model)
     told = check_continual(predictor.continual).settings.case_sensitive
-    if false_alarm_rate is not None:
-        predictor.set(false_alarm_rate=false_alarm_rate)
+    _set_rate(predictor, false_alarm_rate)
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive or told)
     how = {"reuse_names": reuse_names, "again": again, "group": group}
     change = predictor.extend(data, **how)
@@ -91,6 +87,23 @@ def extend(
     report.change(change)
     report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
+
+
+def _check_rate(rate: float | None) -> None:
+    if rate is not None and not 0 < rate < 1:
+        raise UsageError(f"--false-alarm-rate is {rate}; between 0 and 1, such as 0.05")
+
+
+def _set_rate(predictor: Any, rate: float | None) -> None:
+    """Flag images as unknown by another false-alarm rate, where one is given."""
+    if rate is None:
+        return
+    if not predictor.needs_torch:
+        raise UsageError(
+            "--false-alarm-rate needs the scores that a model keeps, and this variant runs without "
+            "torch and has its threshold alone; leave it out, or install torch"
+        )
+    predictor.set(false_alarm_rate=rate)
 
 
 def evaluate(
@@ -104,6 +117,7 @@ def evaluate(
         typer.Option(metavar="FOLDER", help="Images of none of the classes: are they noticed?"),
     ] = None,
     good: GoodOption = None,
+    false_alarm_rate: RateOption = None,
     max_mb: Annotated[
         float, typer.Option(min=0, max=200, help="Megabytes that the page may have.")
     ] = 25,
@@ -122,10 +136,12 @@ def evaluate(
     """
     from learnkit.cli import workflow
     from learnkit.data.dataset import ImageDataset
-    from learnkit.deploy.predictor import load_learner
+    from learnkit.serving.server import open_model
 
     _check_page(html, open_page=open_page, force=force, images=images)
-    report, predictor = Report(), load_learner(model)
+    _check_rate(false_alarm_rate)
+    report, predictor = Report(), open_model(model)  # with torch or, where there is none, without
+    _set_rate(predictor, false_alarm_rate)
     name, data = workflow.held_out(ImageDataset.from_folder(folder))
     unknown = None if ood is None else workflow.images_at([ood])
     evaluation, unread = evaluated(predictor, data, unknown, good)
@@ -135,9 +151,11 @@ def evaluate(
     if html is not None:
         command = ["learnkit", "evaluate", model.name, folder.name, "--html", html.name]
         command += [] if ood is None else ["--ood", ood.name]
+        rate = false_alarm_rate
+        command += [] if rate is None else ["--false-alarm-rate", f"{rate:g}"]
         command += [part for one in evaluation.good for part in ("--good", one)]
         about = {"max_mb": max_mb, "pictures": images, "command": shlex.join(command)}
-        evaluation.save_html(html, force=force, **about)
+        evaluation.save_html(html, force=force, progress=True, **about)
         _say_page(report, html, open_page)
     if unread is not None:
         fail(unread)
@@ -193,6 +211,7 @@ def predict(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out after an interruption.")
     ] = False,
+    false_alarm_rate: RateOption = None,
 ) -> None:
     """Predict images with an exported model.
 
@@ -205,7 +224,9 @@ def predict(
 
     check_targets(csv, to_json, out, resume=resume)
     files = images_at(paths)
+    _check_rate(false_alarm_rate)
     predictor = open_model(model)  # with torch, or where there is none without
+    _set_rate(predictor, false_alarm_rate)
     if out is not None:
         found = _predict_into(out, predictor, files, resume=resume)
         counts, n_failed = found.counts, found.n_failed

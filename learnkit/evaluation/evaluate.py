@@ -159,7 +159,8 @@ class Evaluation(Shown):
             path: the file; one that is there is replaced if it is a page of learnkit's.
             **options: `good`, names of the classes that mean a part is good; `max_mb=25`, size that
                 pictures may fill; `pictures=False` for none; `force=True` replaces any file;
-                `title`; `command`, which it says it was made by.
+                `title`; `command`, which it says it was made by; `created`, when, as
+                "2026-11-25T22:50Z"; `progress=True` shows a bar.
 
         Raises:
             EvaluationError: it is of arrays, without images; or `good` names no class.
@@ -282,6 +283,10 @@ class Evaluation(Shown):
             pairs = zip(bounds[f"{name}_low"], bounds[f"{name}_high"], strict=True)
             at = frame.columns.get_loc(name) + 1
             frame.insert(at, f"{name} 95 %", [interval_text(*pair) for pair in pairs])
+        if "false_alarm_rate" in frame:
+            counts = zip(frame["false_alarm_rate"] * frame["n"], frame["n"], strict=True)
+            bounds = [wilson_interval(0 if k != k else round(k), int(n)) for k, n in counts]
+            frame["false_alarm_rate 95 %"] = [interval_text(*pair) for pair in bounds]
         return frame
 
     def document(self) -> Document:

@@ -1,9 +1,12 @@
 """The evaluation page's numbers: against the evaluation, scikit-learn, slow loops and the files."""
 
 import base64
+import dataclasses
 import io
 import json
+import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,12 @@ from deploy_helpers import labelled, make_continual, make_model, make_predictor,
 from PIL import Image
 
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import EvaluationError, UnreadableImagesError, UsageError
+from learnkit.errors import (
+    EvaluationError,
+    ImageReadError,
+    UnreadableImagesError,
+    UsageError,
+)
 from learnkit.evaluation.evaluate import evaluate
 from learnkit.interpret.page.build import DEFAULTS, heat_text, page_data, suspicions
 from learnkit.interpret.page.images import EvaluatedImages
@@ -463,3 +471,28 @@ def test_an_evaluation_of_arrays_has_no_page():
     evaluation, _ = answers()
     with pytest.raises(EvaluationError, match="of arrays, so there are no images to show"):
         evaluation.save_html("page.html")
+
+
+def test_an_evaluation_is_pickled_with_its_answers_and_without_the_model(
+    predictor, folders, tmp_path
+):
+    evaluation = predictor.evaluate(folders / "parts", progress=False)
+    data = pickle.dumps(evaluation)
+    assert len(data) < 100_000
+    again = pickle.loads(data)
+    wanted, found = (one.page.data(one, created="2026-11-25T22:50Z") for one in (evaluation, again))
+    assert found == wanted  # no mistakes here, whose heat would be missing
+    assert found["thumbs"]
+
+
+def test_a_picture_that_is_gone_is_left_out(predictor, folders, tmp_path):
+    shutil.copytree(folders / "parts", tmp_path / "set")
+    evaluation = predictor.evaluate(tmp_path / "set", progress=False)
+    (tmp_path / "set" / "a" / "0.png").unlink()
+    data = evaluation.page.data(evaluation)
+    assert [row["p"] for row in data["images"] if "th" not in row] == ["a/0.png"]
+    assert data["pictures_left_out"] == 1
+    _, images = answers(5)
+    bare = dataclasses.replace(images, sources=[None] * 5)
+    with pytest.raises(ImageReadError, match="image 3 is in no file"):
+        bare.open(2)

@@ -14,6 +14,7 @@ import numpy as np
 
 from learnkit.data.image import image_size, read_image
 from learnkit.data.read_images import file_of, load_ahead
+from learnkit.errors import ImageReadError
 from learnkit.evaluation.label_threshold import labels_above
 from learnkit.evaluation.measures import LOG_CLIP
 from learnkit.storage.filesystem import open_regular
@@ -65,6 +66,10 @@ class EvaluatedImages:
 
     def __len__(self) -> int:
         return len(self.probs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the model stays here: what is pickled, or copied, is the answers and where the images are
+        return {**vars(self), **dict.fromkeys(("picture", "box", "heat"))}
 
     @property
     def n_known(self) -> int:
@@ -147,6 +152,8 @@ class EvaluatedImages:
         """
         if self.picture is not None:
             return self.picture(place)
+        if self.sources[place] is None:
+            raise ImageReadError(f"image {place + 1} is in no file, and whoever read it is gone")
         return read_image(self.sources[place])
 
     def maps(self, places: Sequence[int], numbers: Sequence[int]) -> list[Array] | None:

@@ -32,7 +32,13 @@ class EvaluationPage:
     images: EvaluatedImages
 
     def data(
-        self, evaluation: Evaluation, *, max_mb: float = 25, pictures: bool = True, **about: Any
+        self,
+        evaluation: Evaluation,
+        *,
+        max_mb: float = 25,
+        pictures: bool = True,
+        progress: bool = False,
+        **about: Any,
     ) -> dict[str, Any]:
         """All that the page shows, as JSON types; see `page_data` for `about`.
 
@@ -44,7 +50,8 @@ class EvaluationPage:
             raise UsageError(f"`max_mb` is {max_mb}; give megabytes from 0 to {_LARGEST_MB}")
         listed, data = page_data(evaluation, self.images, **about)
         if pictures:
-            add_pictures(data, lambda row: self.images.open(listed[row]), max_mb=max_mb)
+            read = lambda row: self.images.open(listed[row])
+            add_pictures(data, read, max_mb=max_mb, progress=progress)
         return data
 
     def save_html(
