@@ -21,12 +21,14 @@ import pandas as pd
 from PIL import Image
 from scipy.ndimage import laplace
 
+from learnkit.data.display import displayed_image
 from learnkit.data.image import naming_errors, open_picture, read_image, unread_text
 from learnkit.data.near_duplicates import near_duplicate_groups, structure_and_spectrum
 from learnkit.data.read_images import load_ahead
 from learnkit.data.split import split_counts
 from learnkit.errors import DataError, ImageReadError, first_few
 from learnkit.report.progress import watched
+from learnkit.storage.array_files import array_shape
 from learnkit.storage.filesystem import open_regular
 
 COLUMNS = ("finding", "severity", "path", "class", "split", "detail", "paths")
@@ -169,6 +171,13 @@ def _look_at(path: Path, fast: bool) -> _Seen:
         return _Seen(error=f"cannot be opened: {error.strerror or error}")
     seen = {"n_bytes": len(data), "digest": hashlib.sha256(data).hexdigest()}
     try:
+        with naming_errors("", data):
+            shape = array_shape(io.BytesIO(data))
+        if shape is not None:
+            picture = displayed_image(data)  # reads all of it
+            seen |= {"size": picture.size, "mode": f"{(*shape, 1)[2]} channels"}
+            looks = structure_and_spectrum(picture) | {"tones": tones_of(picture)}
+            return _Seen(**seen, **({} if fast else looks))
         with naming_errors("", data), open_picture(io.BytesIO(data)) as image:
             seen |= {"size": image.size, "mode": image.mode}
             if not fast:
@@ -188,7 +197,7 @@ def _decoded(data: bytes, image: Image.Image) -> dict[str, Any]:
 def _picture(data: bytes, image: Image.Image) -> tuple[Image.Image, int | None]:
     """An image with 8 bits, and the highest value if it has 16."""
     if not image.mode.startswith("I"):
-        return read_image(data), None
+        return displayed_image(data), None
     highest = int(np.asarray(image).max())
     # By the bits in use, or 12-bit images in 16 bits would all be dark and look the same.
     return read_image(image, bit_depth=max(8, highest.bit_length())), highest
@@ -199,6 +208,9 @@ def _grey(path: Path) -> np.ndarray:
     try:
         with open_regular(path) as file:
             data = file.read()
+        with naming_errors("", data):
+            if array_shape(io.BytesIO(data)) is not None:
+                return np.asarray(displayed_image(data).convert("L"), np.float32)
         with naming_errors("", data), open_picture(io.BytesIO(data)) as image:
             return np.asarray(_picture(data, image)[0].convert("L"), np.float32)
     except (OSError, ImageReadError):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageChops
 
+from learnkit.data.geometry import image_of_pixels
 from learnkit.data.image import read_image
 from learnkit.data.labels import Label
 from learnkit.errors import ImageReadError
@@ -25,6 +27,7 @@ from learnkit.report.document import (
 )
 from learnkit.report.figure_text import figure_names
 from learnkit.report.notebook import AxesArray
+from learnkit.storage.array_files import MAX_CHANNELS
 
 _MAX_ROWS = 30
 _MAX_PICTURES, _PICTURE = 12, 480  # of a kind of finding; pixels of the longer side
@@ -52,7 +55,7 @@ def show_images(
     cut = iter(lines)
     for axis, path, title in zip(axes.flat, paths, titles, strict=False):
         try:
-            axis.imshow(read_image(path))
+            axis.imshow(displayed_image(path))
         except ImageReadError:
             axis.text(0.5, 0.5, "unreadable", ha="center", va="center", transform=axis.transAxes)
         shown = "\n".join(next(cut) for _ in title.split("\n"))
@@ -110,7 +113,7 @@ def _picture(row: dict[str, Any], root: Path) -> Picture | None:
     paths = [row["path"]] if row["path"] else []
     paths = list(row["paths"][:2]) if len(row["paths"]) > 1 else paths
     try:
-        images = [read_image(root / path) for path in paths]
+        images = [displayed_image(root / path) for path in paths]
     except ImageReadError:
         return None
     if not images:
@@ -118,6 +121,22 @@ def _picture(row: dict[str, Any], root: Path) -> Picture | None:
     shown = _side_by_side(*images) if len(images) > 1 else images[0].convert("RGB")
     shown.thumbnail((_PICTURE, _PICTURE))
     return Picture(" | ".join(paths), None, Lines(()), np.asarray(shown))
+
+
+def displayed_image(source: Any) -> Image.Image:
+    """An image to look at: of files with more channels the first three, of two the first one.
+
+    Raises:
+        ImageReadError: The file is missing or damaged.
+    """
+    try:
+        return read_image(source)
+    except ImageReadError:
+        for channels in (*range(4, MAX_CHANNELS + 1), 2, 1):
+            with suppress(ImageReadError):
+                pixels = np.asarray(read_image(source, channels=channels))
+                return image_of_pixels(pixels[..., : 3 if channels > 3 else 1]).convert("RGB")
+        raise
 
 
 def counts_document(counts: pd.DataFrame, n_images: int, root: Path, skipped: str = "") -> Document:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -31,6 +33,9 @@ RESAMPLING = {
 _MAX_SIDE = 16_384
 _MAX_AREA = 50_000_000  # as of images that are read
 _CHOICES = {"method": METHODS, "interpolation": tuple(RESAMPLING), "pad_mode": PAD_MODES}
+
+if TYPE_CHECKING:
+    import torch
 
 Box = tuple[int, int, int, int]
 
@@ -81,6 +86,67 @@ class Resizing:
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON types."""
         return {**dataclasses.asdict(self), "size": list(self.size)}
+
+
+class Planes:
+    """An image of any number of channels: as much of Pillow's as changes of size need.
+
+    Args:
+        channels: One grey image of Pillow's for each, of one size.
+    """
+
+    def __init__(self, channels: Sequence[Image.Image]):
+        self.channels, self.size = tuple(channels), channels[0].size
+        self.mode = f"{len(self.channels)} channels"
+
+    def crop(self, box: Box) -> Planes:
+        """What lies in the box, of each channel."""
+        return Planes([one.crop(box) for one in self.channels])
+
+    def resize(self, size: tuple[int, int], resample: Any) -> Planes:
+        """Each channel in another size."""
+        return Planes([one.resize(size, resample) for one in self.channels])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.stack([np.asarray(one) for one in self.channels], axis=-1).astype(dtype or "u1")
+
+
+def image_of_pixels(pixels: np.ndarray) -> Any:
+    """The image of uint8 (H, W) or (H, W, C): Pillow's where C is 1 or 3, else `Planes`."""
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim == 2 or pixels.shape[2] == 3:
+        return Image.fromarray(np.ascontiguousarray(pixels))
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    return Planes([Image.fromarray(plane) for plane in planes])
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether `value` is a torch tensor; torch is not imported to ask."""
+    torch = sys.modules.get("torch")
+    return isinstance(value, getattr(torch, "Tensor", ()))
+
+
+def pixels_last(source: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Array view (H, W, C) of an image array or tensor; other shapes come back with other axes."""
+    if is_tensor(source):
+        array = source.detach().cpu().numpy()
+        return array.transpose(1, 2, 0) if array.ndim == 3 else array[None, None]
+    return source[..., None] if source.ndim == 2 else source
+
+
+def eight_bits(values: np.ndarray, bits: int, name: str) -> np.ndarray:
+    """uint8 of the same shape, 0..2^bits-1 mapped to 0..255 and rounded to nearest."""
+    top = 2**bits - 1
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > top:
+        raise ImageReadError(
+            f"image {name} has values {low}..{high}, outside the 0..{top} of `bit_depth={bits}`; "
+            "declare the bits it really uses"
+        )
+    # 65535 * 255 fits 32 bits, more bits do not; adding half the divisor rounds to nearest.
+    wide = values.astype(np.uint32 if bits <= 16 else np.uint64)
+    return ((wide * 255 + top // 2) // top).astype(np.uint8)
 
 
 def check_resizing(one: Any) -> None:
@@ -158,7 +224,7 @@ def cut(image: Image.Image, box: Box, pad_mode: str = "zeros") -> Image.Image:
         return image
     pads = [(inner[1] - top, bottom - inner[3]), (inner[0] - left, right - inner[2]), (0, 0)]
     pixels = np.asarray(image)
-    return Image.fromarray(np.pad(pixels, pads[: pixels.ndim], mode=_NUMPY_PAD[pad_mode]))
+    return image_of_pixels(np.pad(pixels, pads[: pixels.ndim], mode=_NUMPY_PAD[pad_mode]))
 
 
 def _on_grid(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -172,7 +238,7 @@ def _on_grid(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     columns = _grid_weights(width, size[1], factor)
     found = np.tensordot(columns, np.tensordot(rows, pixels, (1, 0)), (1, 1))
     found = np.moveaxis(found, 0, 1)
-    return Image.fromarray(np.rint(found).clip(0, 255).astype(np.uint8))
+    return image_of_pixels(np.rint(found).clip(0, 255).astype(np.uint8))
 
 
 @lru_cache(maxsize=64)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import io
 import os
-import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,15 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from learnkit.data.geometry import (
+    Planes,
+    eight_bits,
+    image_of_pixels,
+    is_tensor,
+    pixels_last,
+)
 from learnkit.errors import DataError, ImageNotFoundError, ImageReadError, warn_user
+from learnkit.storage.array_files import MAX_CHANNELS, array_in, array_shape
 from learnkit.storage.filesystem import open_regular
 
 if TYPE_CHECKING:
@@ -31,13 +39,14 @@ if TYPE_CHECKING:
 
 # Pillow is told these by name, so that none of its rarer decoders ever sees a file.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+_NPY = ".npy"
 _READ = "png jpg jpeg jpe jfif bmp tif tiff webp gif pbm pgm ppm pnm"
 # Images by their names in formats that are not read, or only with what may not be installed.
 _OTHERS = (
     "heic heif hif avif jxl jp2 j2k jpx apng dib tga ico icns psd svg eps pcx dds exr hdr dcm "
     "dicom raw dng cr2 cr3 nef nrw arw orf raf rw2 pef srw"
 )
-IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _READ.split())
+IMAGE_EXTENSIONS = frozenset({*(f".{name}" for name in _READ.split()), _NPY})
 _HEIF = frozenset({".heic", ".heif", ".hif"})
 if find_spec("PIL._avif"):  # in Pillow's own wheels from 11.3 on
     FORMATS, IMAGE_EXTENSIONS = (*FORMATS, "AVIF"), IMAGE_EXTENSIONS | {".avif"}
@@ -64,13 +73,17 @@ def read_image(
 ) -> Image.Image:
     """Upright 8-bit image of mode "RGB" (`channels=3`) or "L" (`channels=1`), decoded in full.
 
+    Of another number of `channels` it is a `Planes`, of images that have just so many: .npy files
+    (H, W, C) of uint8 or uint16, TIFF files with that many samples or pages, arrays and tensors.
+    Nothing is converted to them.
+
     Grey, palette, 1-bit, CMYK and alpha are converted; 16-bit grey is scaled to 0..255, never
     clipped. Of a camera's multi-picture JPEG (MPO) the main picture is read.
 
     Args:
         source: Path, bytes, binary file object, PIL image, array (H, W) or (H, W, C) or tensor
             (C, H, W) of uint8 or uint16.
-        channels: 3 or 1.
+        channels: 1 to 16.
         bit_depth: Bits in use in images of more than 8 bits (12 for a 12-bit camera). Left out,
             16-bit images use the full 16 bits and 32-bit ones are refused.
         background: Grey value or (r, g, b) seen through transparent pixels.
@@ -91,8 +104,9 @@ def read_image(
     (255, 255, 255)
     """
     check_read_options(channels, bit_depth, background, max_pixels)
-    name = source_name(source)
-    with naming_errors(name, source):
+    with naming_errors(name := source_name(source), source):
+        if (pixels := array_of(source, name, channels, max_pixels)) is not None:
+            return image_of_pixels(_checked_array(pixels, name, channels, bit_depth, max_pixels))
         draft = None if draft is None else partial(_shrink, draft, exif_transpose)
         image = _decode(source, name, bit_depth, max_pixels, plain_convert, draft)
         if exif_transpose and image.getexif().get(_ORIENTATION, 1) != 1:
@@ -167,6 +181,8 @@ def image_size(path: str | os.PathLike[str], *, exif_transpose: bool = True) -> 
     """
     name = source_name(path)
     with naming_errors(name, path), open_regular(path) as file:
+        if shape := array_shape(file):
+            return shape[1], shape[0]
         image = _open(file, name)
         width, height = image.size
         # Pillow turns a TIFF itself, and decodes a whole PNG in search of EXIF data behind it.
@@ -183,9 +199,56 @@ def image_kind(path: str | os.PathLike[str]) -> tuple[Any, ...]:
     """
     name = source_name(path)
     with naming_errors(name, path), open_regular(path) as file:
+        if array_shape(file) is not None:
+            return "array", "", False, False
         image = _open(file, name, first_frame=True)
         several = getattr(image, "n_frames", 1) > 1
         return image.format, image.mode, image.has_transparency_data, several
+
+
+def array_of(source: Any, name: str, channels: int, max_pixels: int) -> np.ndarray | None:
+    """uint8 or uint16 (H, W, C) of what is no picture of Pillow's; None of all that is.
+
+    That are .npy files, and, where neither grey nor colour is asked for, TIFF files and arrays.
+
+    Raises:
+        ImageReadError: It is none of these though `channels` ask for it, too large or damaged.
+    """
+    wide, is_path = channels not in (1, 3), isinstance(source, str | os.PathLike)
+    if isinstance(source, np.ndarray) or is_tensor(source):
+        return pixels_last(source) if wide else None
+    if isinstance(source, Image.Image | Planes):
+        return np.asarray(source) if wide or isinstance(source, Planes) else None
+    others = isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "seek")
+    if not (is_path or others) or (is_path and not wide and Path(source).suffix.lower() != _NPY):
+        return None
+    if isinstance(source, bytes | bytearray | memoryview):
+        source = io.BytesIO(source)
+    with open_regular(source) if is_path else nullcontext(source) as file:
+        try:
+            return array_in(file, channels, max_pixels)
+        except (ValueError, KeyError, SyntaxError, zlib.error) as error:
+            raise ImageReadError(f"image {name} cannot be read: {error}") from error
+
+
+def _checked_array(
+    pixels: np.ndarray, name: str, channels: int, bit_depth: int | None, max_pixels: int
+) -> np.ndarray:
+    """The array as uint8 (H, W, C) with just so many channels."""
+    shape = (*pixels.shape, 1) if pixels.ndim == 2 else pixels.shape
+    if len(shape) != 3 or shape[2] != channels:
+        raise ImageReadError(
+            f"image {name} has shape {pixels.shape}, and `channels` is {channels}; it must be "
+            f"(H, W, {channels}): say the number it has, or move its channels to the end"
+        )
+    check_pixel_count(shape[1], shape[0], name, max_pixels)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ImageReadError(
+            f"image {name} has values of type {pixels.dtype}, whose range is not known; it must "
+            "be uint8 or uint16: multiply floats in 0..1 by 255, round and cast"
+        )
+    pixels = pixels.reshape(shape)
+    return pixels if pixels.dtype == np.uint8 else eight_bits(pixels, bit_depth or 16, name)
 
 
 def is_hidden(name: str) -> bool:
@@ -222,8 +285,11 @@ def check_read_options(
     channels: int, bit_depth: int | None, background: Any, max_pixels: int
 ) -> None:
     """Raise DataError unless the options of `read_image` make sense."""
-    if channels not in (1, 3):
-        raise DataError(f"`channels` is {channels!r}; it must be 3 (RGB) or 1 (grey)")
+    if not (_is_int(channels) and 1 <= channels <= MAX_CHANNELS):
+        raise DataError(
+            f"`channels` is {channels!r}; it must be 3 (RGB), 1 (grey), or another whole number up "
+            f"to {MAX_CHANNELS}"
+        )
     if bit_depth is not None and not (_is_int(bit_depth) and 8 <= bit_depth <= 32):
         raise DataError(f"`bit_depth` is {bit_depth!r}; it must be None or an integer from 8 to 32")
     colour = background if isinstance(background, tuple | list) else (background,) * 3
@@ -268,7 +334,6 @@ def _decode(
             return _loaded(_open(file, name, first_frame), name, bit_depth, max_pixels, shrink)
     if isinstance(source, bytes | bytearray | memoryview):
         source = io.BytesIO(source)
-        return _loaded(_open(source, name, first_frame), name, bit_depth, max_pixels, shrink)
     if hasattr(source, "read") and hasattr(source, "seek"):
         return _loaded(_open(source, name, first_frame), name, bit_depth, max_pixels, shrink)
     raise ImageReadError(
@@ -377,12 +442,6 @@ def _head(source: Any) -> bytes:
 _CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGBA
 
 
-def is_tensor(value: Any) -> bool:
-    """Whether `value` is a torch tensor; torch is not imported to ask."""
-    torch = sys.modules.get("torch")
-    return isinstance(value, getattr(torch, "Tensor", ()))
-
-
 def check_pixel_count(width: int, height: int, name: str, max_pixels: int) -> None:
     """Raise ImageReadError for an image without pixels or with more than `max_pixels`."""
     if width * height > max_pixels:
@@ -408,28 +467,14 @@ def eight_bit_image(image: Image.Image, name: str, bit_depth: int | None) -> Ima
         raise ImageReadError(
             f"image {name} has 32-bit pixels, whose range is not known; say `bit_depth=` (16, ...)"
         )
-    return Image.fromarray(_scale(np.asarray(image), bit_depth or 16, name))
-
-
-def _scale(values: np.ndarray, bits: int, name: str) -> np.ndarray:
-    """uint8 of the same shape, 0..2^bits-1 mapped to 0..255 and rounded to nearest."""
-    top = 2**bits - 1
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > top:
-        raise ImageReadError(
-            f"image {name} has values {low}..{high}, outside the 0..{top} of `bit_depth={bits}`; "
-            "declare the bits it really uses"
-        )
-    # 65535 * 255 fits 32 bits, more bits do not; adding half the divisor rounds to nearest.
-    wide = values.astype(np.uint32 if bits <= 16 else np.uint64)
-    return ((wide * 255 + top // 2) // top).astype(np.uint8)
+    return Image.fromarray(eight_bits(np.asarray(image), bit_depth or 16, name))
 
 
 def image_from_array(
     source: np.ndarray | torch.Tensor, name: str, bit_depth: int | None, max_pixels: int
 ) -> Image.Image:
     """8-bit PIL image of an array (H, W[, C]) or a tensor (C, H, W) of uint8 or uint16."""
-    pixels = _channels_last(source)
+    pixels = pixels_last(source)
     if pixels.ndim != 3 or pixels.shape[2] not in _CHANNELS:
         layout = "(C, H, W)" if is_tensor(source) else "(H, W) or (H, W, C)"
         raise ImageReadError(
@@ -442,14 +487,6 @@ def image_from_array(
         )
     check_pixel_count(pixels.shape[1], pixels.shape[0], name, max_pixels)
     if pixels.dtype == np.uint16:
-        pixels = _scale(pixels, bit_depth or 16, name)
+        pixels = eight_bits(pixels, bit_depth or 16, name)
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def _channels_last(source: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Array view (H, W, C) of an image array or tensor; other shapes come back with other axes."""
-    if is_tensor(source):
-        array = source.detach().cpu().numpy()
-        return array.transpose(1, 2, 0) if array.ndim == 3 else array[None, None]
-    return source[..., None] if source.ndim == 2 else source

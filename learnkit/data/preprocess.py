@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from learnkit.data.geometry import Resizing, centred_box, check_resizing
+from learnkit.data.geometry import Resizing, centred_box, check_resizing, image_of_pixels
 from learnkit.data.image import MAX_PIXELS, check_read_options, read_image
 from learnkit.errors import DataError, InputSizeError
 
 if TYPE_CHECKING:
     import torch
 
+PER_IMAGE = ("all_channels", "first_channel", None)
 _DRAFTS = (8, 4, 2)  # by which libjpeg decodes smaller
 _DRAFT_GAP = 3  # pixels of a draft per pixel of the result, at least
 _MAX_BEFORE = 8  # changes of size that come first; fastai has one
@@ -35,7 +36,8 @@ class Preprocessing:
 
     Args:
         size: (height, width) of the result; one integer means a square.
-        channels: 3 (RGB) or 1 (grey).
+        channels: 3 (RGB), 1 (grey), or any other number up to 16, of TIFF and .npy files and
+            arrays that have just so many.
         mean: Per channel, of pixels in 0..1; None for no normalisation.
         std: Per channel, of pixels in 0..1; given exactly when `mean` is.
         method: "crop" cuts the largest centred box of the target's aspect, "squish" distorts, "pad"
@@ -50,6 +52,11 @@ class Preprocessing:
         max_pixels: As in `read_image`.
         before: Changes of size that come first, such as the larger one of fastai's presizing.
         plain_convert: As in `read_image`.
+        per_image: Stretch the contrast of every image to 0..255 after the resize, against light
+            that comes and goes: "all_channels" each channel by its own minimum and maximum,
+            "first_channel" all by those of the first (what lies outside is cut off); what has one
+            value only becomes 0. HALCON's normalisation types of these names; None leaves images as
+            they are. `mean` and `std` come after it.
         draft: Decode JPEG files at a half, quarter or eighth where that leaves three pixels or more
             for each of the result and the same cut: several times faster for photographs, whose
             values move by 5 of 255 at most, on average by less than 1 (hard edges between
@@ -77,6 +84,7 @@ class Preprocessing:
     before: tuple[Resizing, ...] = ()
     plain_convert: bool = False
     draft: bool = False
+    per_image: str | None = None
 
     def __post_init__(self) -> None:
         size = (self.size,) * 2 if isinstance(self.size, int) else self.size
@@ -88,7 +96,7 @@ class Preprocessing:
         check_recipe(self)
 
     def read(self, source: Any) -> Image.Image:
-        """PIL image of `size`, mode "RGB" or "L", of anything `read_image` takes."""
+        """Image of `size`, of anything `read_image` takes: PIL's "RGB" or "L", else `Planes`."""
         return self.resize(self._decode(source, self.draft_factor if self.draft else None))
 
     def decode(self, source: Any) -> Image.Image:
@@ -130,12 +138,14 @@ class Preprocessing:
     def resize(self, image: Image.Image) -> Image.Image:
         """PIL image of `size` and the same mode: what `before` says, then a cut or fill, a resize.
 
+        Last comes what `per_image` says.
+
         Raises:
             ImageReadError: The image is so long and thin that padding would exceed `max_pixels`.
         """
         for one in self.steps:
             image = one(image, self.max_pixels)
-        return image
+        return image if self.per_image is None else _stretched(image, self.per_image)
 
     @property
     def steps(self) -> tuple[Resizing, ...]:
@@ -254,6 +264,21 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(channels_first, order="C"))
 
 
+def _stretched(image: Image.Image, kind: str) -> Image.Image:
+    """The image with each channel, or the first one, reaching from 0 to 255."""
+    pixels = np.asarray(image)
+    values = pixels.reshape(-1, pixels.shape[2] if pixels.ndim == 3 else 1)
+    low, high = values.min(0).astype(np.int64), values.max(0).astype(np.int64)
+    if kind == "first_channel":
+        low, high = low[:1].repeat(len(low)), high[:1].repeat(len(high))
+    span = np.maximum(high - low, 1)
+    # A table of the 256 values of each channel, in integers: the same bits on every machine.
+    table = np.clip(np.arange(256)[:, None], low, high) - low
+    table = ((table * 255 + span // 2) // span).astype(np.uint8)
+    found = table[values, np.arange(len(low))].reshape(pixels.shape)
+    return image_of_pixels(found)
+
+
 def _resizing(one: Any) -> Any:
     """A `Resizing` of what `to_dict` made of it."""
     if not isinstance(one, dict):
@@ -279,6 +304,8 @@ def check_recipe(recipe: Preprocessing) -> None:
     for name in ("exif_transpose", "plain_convert", "draft"):
         if (value := getattr(recipe, name)) not in (True, False) or type(value) is not bool:
             raise DataError(f"`{name}` is {value!r}; it must be one of (True, False)")
+    if recipe.per_image not in PER_IMAGE:
+        raise DataError(f"`per_image` is {recipe.per_image!r}; it must be one of {PER_IMAGE}")
     _check_statistics(recipe.mean, recipe.std, recipe.channels)
 
 

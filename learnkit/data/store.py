@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from learnkit.data.geometry import image_of_pixels
 from learnkit.data.image import naming_errors, source_name
 from learnkit.data.preprocess import Preprocessing
 from learnkit.data.read_images import load_ahead, unreadable_images
@@ -119,7 +120,7 @@ class ImageStore:
         if number is None:
             return None
         pixels = np.asarray(self._rows[number])
-        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy())
+        return image_of_pixels(pixels.transpose(1, 2, 0))
 
     def _missing(self, files: Mapping[str, Path]) -> list[str]:
         """Names of files that are not stored, or are not what they were when they were."""

@@ -87,7 +87,9 @@ def assemble(
     if assumed and check is None and normalize is True and not is_normalized(dls):
         ways = "`check_weights=True` compares the likely ones, `normalize=(mean, std)` says it"
         warn_user(f"{assumed}. {ways}")
-    return model, dls if normalize is False else _normalized(dls, model[0], channels), check
+    if normalize is False:
+        return model, dls, check
+    return model, _normalized(dls, model[0], channels, given=normalize is not True), check
 
 
 def _check_weights(
@@ -192,15 +194,16 @@ def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _normalized(dls: DataLoaders, body: nn.Module, channels: int) -> DataLoaders:
+def _normalized(dls: DataLoaders, body: nn.Module, channels: int, *, given: bool) -> DataLoaders:
     """Return `dls` normalised for the body, never twice; the given loaders stay as they are."""
     if body.mean is None or not all(hasattr(dl, "after_batch") for dl in dls.loaders):
         return dls  # torch's loaders give pixels as they are meant
     if is_normalized(dls):
         return dls
     mean, std = list(body.mean), list(body.std)
-    if channels == 1 and len(mean) == len(std) == 3:  # a colour network that was given grey images
-        mean, std = channel_stats(mean, 1), channel_stats(std, 1)
+    # a colour network that was given images of other channels
+    if channels != 3 and (channels == 1 or not given) and len(mean) == len(std) == 3:
+        mean, std = channel_stats(mean, channels), channel_stats(std, channels)
     if len(mean) != channels or len(std) != channels:
         raise InputSizeError(
             f"`normalize` has {len(mean)} means and {len(std)} standard deviations, but the images "

@@ -46,7 +46,13 @@ from learnkit.interpret.normalization import (
 )
 from learnkit.learner.arguments import check_keywords
 from learnkit.learner.augmentation import batch_augmentation, item_augmentation
-from learnkit.learner.transforms import BytesToFloat, LabelOf, ReadImage, ResizeLikeRecipe
+from learnkit.learner.transforms import (
+    BytesToFloat,
+    LabelOf,
+    ReadImage,
+    ResizeLikeRecipe,
+    TensorPlanes,
+)
 from learnkit.report.document import Document, Paragraph, Span, pairs
 from learnkit.report.notebook import Shown
 
@@ -140,7 +146,7 @@ class StoredPixels:
     def batch(self, places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """The uncached loader's batch of these images, before its batch transforms."""
         pixels = torch.from_numpy(self.store.pixels(self.rows[list(places)]))
-        of_image = TensorImage if pixels.shape[1] != 1 else TensorImageBW
+        of_image = {1: TensorImageBW, 3: TensorImage}.get(pixels.shape[1], TensorPlanes)
         targets = self.targets[list(places)]
         of_target = TensorCategory if targets.ndim == 1 else TensorMultiCategory
         return of_image(pixels), of_target(targets)
@@ -217,7 +223,8 @@ def image_dataloaders(
             `aug_transforms()`.
         item_tfms: Transforms of single training images in their original size, before the resize;
             all images are then decoded in full.
-        channels: 3 (RGB) or 1 (grey).
+        channels: 3 (RGB), 1 (grey), or another number up to 16, of .npy and TIFF files that have
+            just so many.
         method: "crop", "squish" or "pad"; see `Preprocessing`. None is "crop", with a warning where
             that cuts off more than a fifth of the images' area.
         preprocessing: The whole recipe instead of `size`, `channels`, `method` and `recipe`.
@@ -263,6 +270,11 @@ def image_dataloaders(
         raise DataError(
             "`item_tfms` see images in their original size, and a store has them resized; use "
             "`augment`, which sees batches, or leave `store` out"
+        )
+    if item_tfms and preprocessing.channels not in (1, 3):
+        raise DataError(
+            f"`item_tfms` are for grey and colour images, and `channels` is "
+            f"{preprocessing.channels}; use `augment`, which sees batches"
         )
     if item_tfms := item_augmentation(item_tfms):
         preprocessing = preprocessing.replace(draft=False)  # they see the original size
@@ -327,7 +339,10 @@ def empty_dataloaders(
         multi_label: Whether an image may have several labels.
     """
     black = io.BytesIO()  # fastai learns the types of a batch from one image
-    Image.new("L", (8, 8)).save(black, "PNG")
+    if preprocessing.channels in (1, 3):
+        Image.new("L", (8, 8)).save(black, "PNG")
+    else:
+        np.save(black, np.zeros((8, 8, preprocessing.channels), np.uint8))
     item, classes = black.getvalue(), classes or ["nothing yet"]
     label = [classes[0]] if multi_label else classes[0]
     pipelines = [

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
-from fastai.torch_core import TensorImage
+from fastai.torch_core import TensorImage, show_image
 from fastai.vision.augment import (
     AffineCoordTfm,
     CropPad,
@@ -33,15 +33,24 @@ from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
 
-from learnkit.data.geometry import Resizing
+from learnkit.data.geometry import Planes, Resizing
 from learnkit.data.image import source_name
-from learnkit.data.preprocess import Preprocessing
+from learnkit.data.preprocess import Preprocessing, to_tensor
 from learnkit.data.store import ImageStore
 from learnkit.errors import DataError, ExportError, warn_user
 from learnkit.interpret.contexts import randomness_kept
 
 # Fields that other transforms tell: statistics, and geometry.
 _OTHERS = {"mean", "std", "before", *(field.name for field in dataclasses.fields(Resizing))}
+
+
+class TensorPlanes(TensorImage):
+    """An image of another number of channels than 1 or 3; its first three, or one, are shown."""
+
+    def show(self, ctx: Any = None, **kwargs: Any) -> Any:
+        """Draw it, as fastai's images are."""
+        shown = self[:3] if len(self) >= 3 else self[:1]
+        return show_image(shown.as_subclass(Tensor), ctx=ctx, **kwargs)
 
 
 class ReadImage(Transform):
@@ -60,6 +69,8 @@ class ReadImage(Transform):
         image = None if self.store is None else self.store.image(path)
         if image is None:
             image = p.read(path) if self.resize else p.decode(path)
+        if isinstance(image, Planes):
+            return TensorPlanes(to_tensor(image))
         return (PILImage if p.channels == 3 else PILImageBW)(image)
 
 

@@ -431,7 +431,7 @@ def test_sources_that_are_no_images_are_refused(source, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 4}, "`channels` is 4; it must be 3"),
+        ({"channels": 17}, "`channels` is 17; it must be 3"),
         ({"bit_depth": 7}, "`bit_depth` is 7; it must be None or an integer from 8 to 32"),
         ({"bit_depth": True}, "`bit_depth` is True"),
         ({"background": -1}, "`background` is -1; it must be 0..255"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -198,7 +199,7 @@ def test_recipes_that_differ_in_any_field_differ():
         ({"size": "224"}, "`size` is '224'"),
         ({"size": [8, 8, 3]}, r"`size` is \(8, 8, 3\)"),
         ({"size": 10**9}, "1..16384"),
-        ({"channels": 4}, r"`channels` is 4; it must be 3 \(RGB\) or 1 \(grey\)"),
+        ({"channels": 17}, r"`channels` is 17; it must be 3 \(RGB\), 1 \(grey\)"),
         ({"mean": [0.5] * 3}, "`mean` and `std` go together"),
         ({"mean": [0.5], "std": [0.5]}, "`mean` has 1 values for 3 channels"),
         ({"mean": [0.5] * 3, "std": [1, 1, 0]}, "every value must be above 0"),
@@ -360,3 +361,94 @@ class TestDraft:
         recipe = Preprocessing(16, draft=True)
         loaders = data.dataloaders(preprocessing=recipe, item_tfms=FlipItem())
         assert not preprocessing_of(loaders).draft
+
+
+class TestPerImage:
+    """HALCON's all_channels and first_channel: contrast stretched image by image."""
+
+    @staticmethod
+    def by_loop(pixels, kind):
+        """The rule, value by value."""
+        found = np.zeros_like(pixels)
+        for c in range(pixels.shape[2]):
+            of = pixels[..., 0 if kind == "first_channel" else c].astype(float)
+            low, high = of.min(), of.max()
+            for y, x in np.ndindex(pixels.shape[:2]):
+                share = 0.0 if high == low else (pixels[y, x, c] - low) / (high - low)
+                found[y, x, c] = math.floor(min(max(share, 0), 1) * 255 + 0.5)
+        return found
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("kind", ["all_channels", "first_channel"])
+    def test_equals_the_rule_value_by_value(self, kind, channels):
+        rng = np.random.default_rng(3)
+        levels = rng.integers(40, [90, 200, 60][:channels], (9, 7, channels)).astype("uint8")
+        levels[..., -1] //= 2
+        image = levels.squeeze()
+        recipe = Preprocessing((9, 7), channels=channels, per_image=kind)
+        assert np.array_equal(recipe.pixels(image), self.by_loop(levels, kind))
+
+    @pytest.mark.parametrize("kind", ["all_channels", "first_channel"])
+    def test_brightness_and_contrast_of_the_light_do_not_matter(self, kind):
+        plain = np.asarray(noise(20, 20)) // 3
+        recipe = Preprocessing(20, per_image=kind)
+        brighter = recipe.pixels(plain + 80)
+        assert np.array_equal(brighter, recipe.pixels(plain))
+        assert np.abs(recipe.pixels(plain * 2).astype(int) - brighter).max() <= 1
+
+    def test_a_plain_image_becomes_black_and_a_full_one_stays(self):
+        recipe = Preprocessing(8, per_image="all_channels")
+        assert not recipe.pixels(np.full((8, 8, 3), 77, "uint8")).any()
+        full = np.arange(256, dtype="uint8").reshape(16, 16)
+        grey = Preprocessing(16, channels=1, per_image="first_channel")
+        assert np.array_equal(grey.pixels(full)[..., 0], full)
+
+    def test_it_comes_after_the_resize(self):
+        image = photograph(60, 80)
+        small = Preprocessing(16, method="squish").pixels(image)
+        recipe = Preprocessing(16, method="squish", per_image="all_channels")
+        assert np.array_equal(recipe.pixels(image), self.by_loop(small, "all_channels"))
+        assert recipe.pixels(image).min() == 0
+        assert recipe.pixels(image).max() == 255
+
+    def test_it_travels_and_recipes_of_before_have_none(self):
+        recipe = Preprocessing(16, per_image="first_channel")
+        assert Preprocessing.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+        fields = Preprocessing(16).to_dict()
+        del fields["per_image"]
+        assert Preprocessing.from_dict(fields).per_image is None
+
+    @pytest.mark.parametrize("kind", ["none", "true", 1, True])
+    def test_another_kind_is_refused(self, kind):
+        with pytest.raises(DataError, match=r"`per_image` is .*; it must be one of \('all_chan"):
+            Preprocessing(16, per_image=kind)
+
+
+@pytest.mark.parametrize("n_channels", [2, 4, 5, 16])
+@pytest.mark.parametrize("method", ["crop", "squish", "pad", "keep", "grid"])
+def test_each_of_many_channels_is_seen_as_a_grey_image_is(n_channels, method):
+    rng = np.random.default_rng(n_channels)
+    pixels = rng.integers(0, 256, (41, 50, n_channels)).astype("uint8")
+    found = Preprocessing((16, 20), channels=n_channels, method=method).pixels(pixels)
+    grey = Preprocessing((16, 20), channels=1, method=method)
+    for place in range(n_channels):
+        plane = np.ascontiguousarray(pixels[..., place])
+        assert np.array_equal(found[..., place], grey.pixels(plane)[..., 0])
+    deep = pixels.astype("uint16") * 257
+    wide = Preprocessing((16, 20), channels=n_channels, method=method)
+    assert np.array_equal(wide.pixels(deep), found)
+    tensor = torch.from_numpy(np.moveaxis(pixels, 2, 0).copy())
+    assert np.array_equal(wide.pixels(tensor), found)
+
+
+@pytest.mark.parametrize("n_channels", [0, 17, True, 2.0])
+def test_channels_are_a_number_from_1_to_16(n_channels):
+    with pytest.raises(DataError, match="or another whole number up to 16"):
+        Preprocessing(16, channels=n_channels)
+
+
+def test_an_image_of_other_channels_than_asked_for_is_named():
+    with pytest.raises(ImageReadError, match=r"has shape \(8, 8, 3\), and `channels` is 5"):
+        Preprocessing(8, channels=5).pixels(np.zeros((8, 8, 3), "uint8"))
+    with pytest.raises(ImageReadError, match="values of type float32, whose range is not known"):
+        Preprocessing(8, channels=5).pixels(np.zeros((8, 8, 5), "float32"))
