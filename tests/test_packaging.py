@@ -102,6 +102,16 @@ class TestFilesOfPins:
         assert lines(name) == sorted(lines(name), key=str.lower)
 
 
+def test_a_wheel_takes_every_file_of_the_package():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    patterns = config["options.package_data"]["learnkit"].replace(",", " ").split()
+    package = ROOT / "learnkit"
+    beside = {p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert package / "report" / "templates" / "evaluation.js" in beside
+    assert beside == {p for pattern in patterns for p in package.glob(pattern)}
+
+
 def test_a_package_index_shows_the_readme_without_a_picture_or_link_that_leads_nowhere():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     long_description = runpy.run_path(str(ROOT / "setup.py"))["long_description"]
