@@ -432,8 +432,11 @@ def test_each_of_many_channels_is_seen_as_a_grey_image_is(n_channels, method):
     found = Preprocessing((16, 20), channels=n_channels, method=method).pixels(pixels)
     grey = Preprocessing((16, 20), channels=1, method=method)
     for place in range(n_channels):
-        plane = np.ascontiguousarray(pixels[..., place])
-        assert np.array_equal(found[..., place], grey.pixels(plane)[..., 0])
+        plane = grey.pixels(np.ascontiguousarray(pixels[..., place]))[..., 0]
+        # the products of "grid" are rounded otherwise beside others
+        difference = np.abs(found[..., place].astype(int) - plane)
+        assert difference.max() <= (method == "grid")
+        assert difference.mean() < 0.01
     deep = pixels.astype("uint16") * 257
     wide = Preprocessing((16, 20), channels=n_channels, method=method)
     assert np.array_equal(wide.pixels(deep), found)
