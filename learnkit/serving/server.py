@@ -29,6 +29,7 @@ from learnkit.serving.service import Service
 from learnkit.serving.timeouts import impatient, quiet
 from learnkit.serving.unknown_images import MOST_KEPT
 from learnkit.serving.workers import run_workers
+from learnkit.storage.lock import locked
 from learnkit.storage.write_folder import check_target
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def serve(
 
     Raises:
         ServingError: an address that cannot be used, or that exposes `extend` without a token;
-            several `processes` that would learn, each something else.
+            several `processes` that would learn, each something else; a model that another program
+            is teaching.
         BundleError: no sound model at `path`, or no sound NAME.drift.json beside it.
         BundleWriteError: what was learned could not be saved.
     """
@@ -120,7 +122,10 @@ def serve(
         keep_unknown=keep_unknown,
         keep_at_most=keep_at_most,
     )
-    with contextlib.closing(listener):
+    with contextlib.ExitStack() as until_ended:
+        until_ended.enter_context(contextlib.closing(listener))
+        if allow_extend:  # two programs that teach one model would each save what they know
+            until_ended.enter_context(locked(Path(save_to)))
         if not is_loopback(host):
             who = "anyone" if predict_token is None else "anyone with a token"
             say(f"{who} who reaches this address can predict; put a proxy with TLS before it")

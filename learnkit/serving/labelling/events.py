@@ -52,7 +52,8 @@ class Events:
                 if "" in waiting:
                     return
                 for name, make in waiting.items():
-                    yield f"event: {name}\ndata: {json.dumps(make())}\n\n".encode("ascii")
+                    told = json.dumps(await asyncio.to_thread(make))
+                    yield f"event: {name}\ndata: {told}\n\n".encode("ascii")
         finally:
             with self._lock:
                 self._open.discard(stream)

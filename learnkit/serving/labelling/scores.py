@@ -80,20 +80,22 @@ class Scores:
 
     def _judge(self, places: np.ndarray) -> None:
         scoring = self.scoring
-        self.version += 1
         for start in range(0, len(places), _BLOCK):
             part = places[start : start + _BLOCK]
             if scoring is None:
-                self.ood[part], self.p[part], self.lead[part] = np.nan, np.nan, 0.0
-                self.said[part], self.flagged[part] = -1, True
+                self._put(part, said=-1, p=np.nan, lead=0.0, ood=np.nan, flagged=True)
                 continue
-            features = self.kept.block(self._row[part])
-            probs, scores = scoring.probs_and_ood_scores(features)
-            first = probs.argmax(1)
-            ordered = np.sort(np.pad(probs, ((0, 0), (1, 0))), axis=1)
-            self.said[part], self.p[part] = first, ordered[:, -1]
-            self.lead[part] = ordered[:, -1] - ordered[:, -2]
-            self.ood[part], self.flagged[part] = scores, scoring.threshold.is_ood(scores)
+            probs, scores = scoring.probs_and_ood_scores(self.kept.block(self._row[part]))
+            first, second = np.sort(np.pad(probs, ((0, 0), (1, 0))), axis=1)[:, :-3:-1].T
+            flagged = scoring.threshold.is_ood(scores)
+            said = probs.argmax(1)
+            self._put(part, said=said, p=first, lead=first - second, ood=scores, flagged=flagged)
+
+    def _put(self, places: np.ndarray, **values: Any) -> None:
+        """Note what was judged; not while arrays are made longer, which would lose it."""
+        with self._lock:
+            for name, value in values.items():
+                getattr(self, name)[places] = value
             self.version += 1
 
     def of(self, image: str) -> dict[str, Any]:
