@@ -239,12 +239,13 @@ def test_of_a_moved_copy_only_place_and_light_may_differ(change, is_a_copy):
         assert is_moved(*pair[::-1]) is is_a_copy
 
 
-def test_a_small_flaw_makes_another_picture_of_a_moved_board():
+@pytest.mark.parametrize(("contrast", "flaw"), [(200, 220), (40, 40)])
+def test_a_small_flaw_makes_another_picture_of_a_moved_board(contrast, flaw):
     rng = np.random.default_rng(0)
-    board = np.kron(rng.integers(0, 2, (8, 8)), np.full((6, 6), 200)).astype("float32") + 20
+    board = np.kron(rng.integers(0, 2, (8, 8)), np.full((6, 6), contrast)).astype("float32")
     other = np.roll(board, 1, 1)
     assert is_moved(board, other)
-    other[20:23, 20:23] = 240 - other[20:23, 20:23]
+    other[20:23, 20:23] = flaw - other[20:23, 20:23]
     assert not is_moved(board, other)
 
 
@@ -276,6 +277,9 @@ def test_of_many_alike_few_are_read(monkeypatch):
     monkeypatch.setattr(near_duplicates, "is_moved", lambda a, b: bool(tried.append((a, b))))
     assert near_duplicate_groups(*compared, lambda i: i) == []
     assert len(tried) == 8 * 60
+    x = compared[1] / np.linalg.norm(compared[1].astype(float), axis=1, keepdims=True)
+    alike = np.sort((x @ x.T)[np.triu_indices(60, k=1)])
+    assert min(x[i] @ x[j] for i, j in tried) == pytest.approx(alike[-8 * 60])
 
 
 def test_a_check_finds_moved_copies_and_passes_over_files_gone_since(tmp_path, monkeypatch):
