@@ -56,7 +56,7 @@ def assemble(
 
     Raises:
         TypeError: `dls` or `arch` is missing.
-        DataError: The number of classes cannot be told.
+        DataError: The number of classes cannot be told, or `dls` give no batches of images.
         InputSizeError: `n_in` is not the number of channels of the images.
         WeightsError: `check_weights` without trained weights.
     """
@@ -190,7 +190,13 @@ def _image_shape(dls: DataLoaders) -> tuple[int, int, int]:
         return (recipe.channels, *recipe.size)
     valid = dls.valid
     batch = valid.one_batch() if hasattr(valid, "one_batch") else next(iter(valid))
-    channels, height, width = batch[0].shape[1:]
+    images = batch[0] if isinstance(batch, tuple | list) and len(batch) else None
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise DataError(
+            f"a batch of `dls` is a {type(batch).__name__} that does not begin with images; it "
+            "must be (images, labels), the images a tensor (N, C, H, W)"
+        )
+    channels, height, width = images.shape[1:]
     return channels, height, width
 
 

@@ -433,7 +433,13 @@ def is_multi_label(dls: DataLoaders) -> bool:
 
 
 def check_class_labels(dls: DataLoaders) -> None:
-    """Raise DataError where images are labelled with numbers or points instead of classes."""
+    """Raise DataError for one loader alone, or labels that are numbers or points, not classes."""
+    if not hasattr(dls, "loaders"):
+        raise DataError(
+            f"`dls` is a {type(dls).__name__}; it must be DataLoaders of training and validation "
+            "images, as ImageDataset.dataloaders() gives them, or DataLoaders(train, valid) of two "
+            "loaders"
+        )
     tls = getattr(getattr(dls.train, "dataset", None), "tls", None) or ()
     of_items = getattr(getattr(dls.train, "after_item", None), "fs", ())  # torch's have none
     for tfm in [*(tfm for tl in tls for tfm in tl.tfms.fs), *of_items]:

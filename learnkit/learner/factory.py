@@ -123,7 +123,7 @@ def cnn_learner(
         if check_weights:
             raise TypeError("`check_weights` compares by training images, and there is no `dls`")
         dls, n_out = loaders_without_data(size, n_in), 1
-    elif size is not None:
+    elif size is not None and dls is not None:
         raise TypeError(f"`size` is {size!r}, but `dls` have one: dataloaders(size={size!r})")
     build = explained_arguments(cnn_learner, arch, options)(assemble)
     model, dls, check = build(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, parent_label
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
@@ -306,3 +307,43 @@ def test_a_pass_over_the_learners_own_loaders_changes_no_bit(learn):
         dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False)
         plain = [learn.model.eval()(batch[0]) for batch in dl]
         assert torch.equal(learn.get_preds(ds_idx, act=lambda x: x)[0], torch.cat(plain))
+
+
+# -- what is no DataLoaders of images ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["DataLoader", "PlainNamesDL", "list", "ImageDataset"])
+def test_one_loader_or_a_dataset_in_the_place_of_loaders_is_refused(data, dls, learn, kind):
+    one = {
+        "DataLoader": of_torch(data),
+        "PlainNamesDL": dls.train,
+        "list": list(dls.loaders),
+        "ImageDataset": data,
+    }[kind]
+    said = f"`dls` is a {kind}; it must be DataLoaders .* or DataLoaders\\(train, valid\\) of two"
+    with pytest.raises(DataError, match=said):
+        cnn_learner(one, "test_resnet", False)
+    with pytest.raises(DataError, match=said):
+        ImageLearner(one, learn.model)
+
+
+@pytest.mark.parametrize(
+    ("item", "kind"),
+    [
+        ({"image": torch.zeros(3, 8, 8), "label": 0}, "dict"),
+        ((0, torch.zeros(3, 8, 8)), "list"),
+        ((torch.zeros(8, 8), 0), "list"),
+        (torch.zeros(3, 8, 8), "Tensor"),
+    ],
+    ids=["dict", "label first", "no channels", "no label"],
+)
+def test_batches_that_do_not_begin_with_images_are_refused(item, kind):
+    loaders = DataLoaders(*[DataLoader([item] * 6, 3)] * 2)
+    said = f"a batch of `dls` is a {kind} that does not begin with images; it must be"
+    with pytest.raises(DataError, match=said):
+        cnn_learner(loaders, "test_resnet", False, n_out=3)
+
+
+def test_an_architecture_left_out_is_asked_for_without_data_too():
+    with pytest.raises(TypeError, match="cnn_learner needs `dls` and `arch`"):
+        cnn_learner(None, size=32)
