@@ -42,8 +42,8 @@ export function relabel() {
   parts.hint.textContent = text("group_hint");
   parts.tools.replaceChildren(
     keyed("A", text("all"), all), keyed("I", text("invert"), invert),
-    keyed("←", text("previous_group"), () => turn(-1), { id: "previous-group" }),
-    keyed("→", text("next_group"), () => turn(1), { id: "next-group" }));
+    keyed("←", text("previous_group"), () => turn(-1), { id: "previous-group", "aria-label": text("previous_group") }),
+    keyed("→", text("next_group"), () => turn(1), { id: "next-group", "aria-label": text("next_group") }));
   parts.actions.replaceChildren(
     keyed("N", text("new_kind"), askNew, { class: "new" }),
     keyed("S", text("later"), () => answerChosen({ action: "skip" })),
