@@ -684,6 +684,14 @@ def test_disk_that_is_full_blocks_the_keys_and_loses_no_label(begin, page, monke
         return write(self, *args, **more)
 
     monkeypatch.setattr(type(journal), "append", append)
+    probed = workplace.write_file
+
+    def write_file(*args):
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        return probed(*args)
+
+    monkeypatch.setattr(workplace, "write_file", write_file)
     press(page, "1")
     settled(page, "REFUSED")
     expect(page.locator("#bars")).to_contain_text("No space left on device")
@@ -696,8 +704,9 @@ def test_disk_that_is_full_blocks_the_keys_and_loses_no_label(begin, page, monke
     assert room.labels() == ["ok"]
 
 
-def test_where_another_met_a_full_disk_one_may_try_oneself(begin, page):
+def test_where_another_met_a_full_disk_one_may_try_oneself(begin, page, monkeypatch):
     room = begin({"a": strange(3)})
+    monkeypatch.setattr(room.place, "recheck_disk", lambda: None)
     room.place.desk.trouble = "cannot save: No space left on device"  # who met it has gone home
     enter(room, page, state="REFUSED")
     image = shown(page)

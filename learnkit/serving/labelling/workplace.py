@@ -45,6 +45,7 @@ _AFTER_ERROR = 10.0
 _AT_ONCE = 128  # images judged before an answer; the others are right behind it
 _SIDES = (16, 4096)
 _PICTURES = 64  # encoded pictures that are kept
+_PASS = 10.0  # seconds at most for a pass of the network that has begun, on a busy machine
 _SAVING = 3.5  # seconds for the last save; the journal has what does not get through
 
 
@@ -149,6 +150,9 @@ class Workplace:
             if thread.ident is not None:
                 thread.join(_SAVING / 4)
         is_saved = self.saver.stop(_SAVING)
+        for thread in self._threads:  # one within torch when Python ends would abort the process
+            if thread.ident is not None:
+                thread.join(_PASS)
         self.journal.close()
         self.kept.close()
         return is_saved
