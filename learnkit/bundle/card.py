@@ -33,6 +33,7 @@ KEYS = (
     "data",
     "training",
     "measures",
+    "intervals",
     "per_class",
     "good",
 )
@@ -80,7 +81,7 @@ def checked_card(card: Mapping[str, Any]) -> dict[str, Any]:
     """
     if unknown := sorted(set(card) - set(KEYS)):
         raise ExportError(f"`card` has unknown keys {unknown}; a model card knows {list(KEYS)}")
-    for key in ("data", "training", "measures"):
+    for key in ("data", "training", "measures", "intervals"):
         if not isinstance(card.get(key, {}), Mapping):
             raise ExportError(f"`card[{key!r}]` is no mapping from names to values")
     return _plain(card)
@@ -154,7 +155,7 @@ def model_card(
         Section("What it has learned", [_pairs(continual or {})]),
         Section("Last changes", [] if changes is None else changes.document().content),
         Section("How it detects out-of-distribution images", [_pairs(ood or {})]),
-        Section("Measures", [_pairs(card.get("measures", {}))]),
+        Section("Measures", [measures_table(card)]),
         Section("Measures per class", [records(card.get("per_class", []))]),
         Section("Data", [_pairs(card.get("data", {}))]),
         Section("Training", [_pairs(card.get("training", {}))]),
@@ -174,6 +175,19 @@ def _front_matter(card: Mapping[str, Any], opened_by_timm: str) -> str:
         fields["license"] = str(card["license"])
     lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
     return "\n".join(["---", *lines, "---"])
+
+
+def measures_table(card: Mapping[str, Any]) -> Table:
+    """The measures of a card, and the 95 % interval of each that has one."""
+    bounds = card.get("intervals") or {}
+    measures = card.get("measures") or {}
+    if not bounds:
+        return _pairs(measures)
+    rows = []
+    for name, value in measures.items():
+        low, high = bounds.get(name) or (None, None)
+        rows.append((name, value, "" if low is None or high is None else f"{low:.3f} - {high:.3f}"))
+    return Table(rows, ("", "value", "95 % interval"), "lrl")
 
 
 def _pairs(values: Mapping[str, Any]) -> Table:

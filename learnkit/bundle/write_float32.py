@@ -128,7 +128,7 @@ def _own_card(model: Model) -> dict[str, Any]:
     """The card it was read with, without what was measured on another state of knowledge."""
     card = dict(model.metadata.get("card", {}))
     if model.head is not None and model.head.statistics is not model.measured:
-        card = {k: v for k, v in card.items() if k not in {"measures", "per_class"}}
+        card = {k: v for k, v in card.items() if k not in {"measures", "intervals", "per_class"}}
     return card
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from learnkit.bundle.card import measures_table
 from learnkit.bundle.overview import Listed, is_listed_from, listing
 from learnkit.bundle.schema import CONFIG, check_schema, read_section
 from learnkit.bundle.variant import FLOAT32
@@ -35,14 +36,14 @@ class Overview:
     Attributes:
         title: the name on its card, or its architecture.
         facts: what it is, in pairs.
-        measures: how good it was, as far as its card says.
+        card: what its card says, how good it was above all.
         variants: what it can be run as; float32 first.
         drift: what its monitor saw where it was served, if that is beside the bundle.
     """
 
     title: str
     facts: Mapping[str, str]
-    measures: Mapping[str, Any]
+    card: Mapping[str, Any]
     variants: Sequence[Listed]
     drift: Document | None = None
 
@@ -55,7 +56,7 @@ class Overview:
         """Its facts, its measures, its classes and its variants, by title."""
         found = {
             self.title: pairs(self.facts),
-            f"Measures of {FLOAT32}": pairs(self.measures),
+            f"Measures of {FLOAT32}": measures_table(self.card),
             f"Classes of {self.opened.name}": _class_table(self.opened),
             "What it can be run as": _variants_table(self.variants),
         }
@@ -152,7 +153,7 @@ def _overview(section: Mapping[str, Any], variants: Sequence[Listed], digest: st
     return Overview(
         str(card.get("name") or f"{arch} classifier"),
         {name: value for name, value in facts.items() if value},
-        {str(name): value for name, value in (card.get("measures") or {}).items()},
+        card,
         variants,
     )
 

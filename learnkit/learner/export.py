@@ -156,11 +156,15 @@ def _card(learn: Learner, *, evaluate: bool) -> dict[str, Any]:
         card["good"] = list(good)
     if not any(len(dl.dataset) for dl in learn.dls.loaders):  # made from a bundle, without images
         earlier = dict(learner_state(learn).metadata.get("card", {}))
-        told = {k: v for k, v in earlier.items() if k not in {"training", "measures", "per_class"}}
+        of_training = {"training", "measures", "intervals", "per_class"}
+        told = {k: v for k, v in earlier.items() if k not in of_training}
         return card | told
     if evaluate and len(learn.dls.valid_ds):  # fastai's own export comes back without images
         evaluation = collect_outputs(learn).evaluate()
         card["measures"] = evaluation.summary.to_dict()
+        card["intervals"] = {
+            name: [low, high] for name, low, high in evaluation.intervals.itertuples()
+        }
         table = evaluation.per_class.rename_axis("class").reset_index()
         card["per_class"] = table.to_dict("records")
     return card

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learnkit.bundle.card import checked_card, model_card
+from learnkit.bundle.card import checked_card, measures_table, model_card
 from learnkit.bundle.overview import with_variants_listed
 from learnkit.errors import ExportError
 from learnkit.report.markdown import escape
@@ -139,3 +139,13 @@ def test_variants_are_listed_with_what_they_cost_and_how_to_open_each():
         ("load_learner", "torch-bfloat16"),
         ("load_runtime", "onnxruntime-float16"),
     ]
+
+
+def test_measures_have_their_intervals_beside_them():
+    card = {
+        "measures": {"accuracy": 0.9, "ece": 0.03},
+        "intervals": {"accuracy": [0.84, 0.941], "macro_f1": [None, None]},
+    }
+    table = measures_table(checked_card(card))
+    assert table.header == ("", "value", "95 % interval")
+    assert table.content == [("accuracy", 0.9, "0.840 - 0.941"), ("ece", 0.03, "")]
