@@ -101,7 +101,7 @@ def test_the_command_line_teaches_and_shows_it(learn, tmp_path, capsys):
     [
         ({}, TypeError, r"no `dls`; .* or the `size` of .* as in cnn_learner\(arch="),
         ({"size": 0}, DataError, "`size` is"),
-        ({"size": 32, "n_in": 2}, DataError, "`channels` is 2"),
+        ({"size": 32, "n_in": 17}, DataError, "`channels` is 17"),
     ],
 )
 def test_what_it_needs_instead_of_data_is_said(options, kind, match):
