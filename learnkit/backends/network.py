@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from learnkit.backends.session import Outputs, Session
+from learnkit.backends.session import CHANNELS_LAST, Outputs, Session
 from learnkit.data.preprocess import Preprocessing
-from learnkit.models.eval_mode import evaluating
+from learnkit.models.eval_mode import evaluating, is_channels_last
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
@@ -69,6 +69,12 @@ class Network(Session):
         return torch.get_num_threads()
 
     @property
+    def layout(self) -> str:  # type: ignore[override]
+        """The memory layout its body runs in, where it is not torch's own."""
+        last = self.has_body and self.device == "cpu" and is_channels_last(self.model[0])
+        return CHANNELS_LAST if last else ""
+
+    @property
     def n_features(self) -> int | None:  # type: ignore[override]
         """Width D of the features; None if the network has no feature map."""
         return self._widths[0]
@@ -102,8 +108,9 @@ class Network(Session):
 
     def _run(self, images: np.ndarray) -> Outputs:
         x = torch.from_numpy(images if images.flags.writeable else images.copy())
-        # channels first in memory: networks as they were trained give other last bits elsewhere
-        x = self.preprocessing.normalize(x.permute(0, 3, 1, 2).contiguous().to(self.device))
+        # in one layout, or else in the other: networks give other last bits in each
+        x = x.permute(0, 3, 1, 2).to(self.device)
+        x = self.preprocessing.normalize(x if self.layout else x.contiguous())
         if self._lock is None:
             with torch.inference_mode():
                 return self._outputs(x)

@@ -18,6 +18,7 @@ from learnkit.backends.onnx_edit import tidied, write_metadata
 from learnkit.backends.registry import BACKENDS, open_session
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import ExportError, PredictionError
+from learnkit.models.eval_mode import set_channels_last
 
 INPUT, FEATURES, LOGITS = "image", "features", "logits"
 _LIMIT = 2**31 - 2**20  # what one protobuf message can hold
@@ -95,6 +96,7 @@ def _standing_alone(model: nn.Module, recipe: Preprocessing, continual: bool) ->
             "it with cnn_learner or create_cnn_model"
         )
     body, head = copy.deepcopy(model[0]), None if continual else copy.deepcopy(model[1])
+    set_channels_last(body, False)  # what is traced in it is full of operators for strides
     pixels = Pixels(body, head, recipe).to("cpu", torch.float32).eval().requires_grad_(False)
     for module in pixels.modules():
         if getattr(module, "fused_attn", False):  # timm's: ONNX has it for one of its shapes only

@@ -13,6 +13,7 @@ from learnkit.errors import BundleCorruptError, PredictionError
 Shape = tuple[int, int, int]
 Value = tuple[str, bool, Sequence[Any]]  # its name, if it is of the right type, and its shape
 Outputs = tuple[np.ndarray | None, np.ndarray | None]
+CHANNELS_LAST = "channels last"
 _LONGEST = 300  # characters of what a backend complains of
 
 
@@ -27,7 +28,12 @@ class Session(ABC):
         n_outputs: width of the logits; None if the network has no head.
         threads: processor threads one run may use.
         device: "cpu" or "cuda".
+
+    Attributes:
+        layout: of the memory that a live network runs in, where it is not torch's own.
     """
+
+    layout = ""
 
     def __init__(
         self,
@@ -78,7 +84,7 @@ class Session(ABC):
 
     def origin(self, batch: int) -> str:
         """The origin of the features that batches of so many images give; see `feature_origin`."""
-        return feature_origin(self.backend, self.precision, self.device, batch)
+        return feature_origin(self.backend, self.precision, self.device, batch, self.layout)
 
     def no_images(self) -> np.ndarray:
         """An empty batch uint8 (0, H, W, C)."""
@@ -103,14 +109,20 @@ class Session(ABC):
         )
 
 
-def feature_origin(backend: str, precision: str, device: str, batch: int | str) -> str:
-    """What decides the last bits of features, on one line: backend, machine, images in a batch."""
+def feature_origin(
+    backend: str, precision: str, device: str, batch: int | str, layout: str = ""
+) -> str:
+    """What decides the last bits of features, on one line: backend, machine, images in a batch.
+
+    Of torch's own `layout` of memory nothing is said, as before there was another.
+    """
     try:
         release = version(backend)
     except PackageNotFoundError:
         release = "unknown"
     where = f"cpu {instruction_set()}" if device == "cpu" else device
-    return f"{backend} {release} {precision}, {where}, batches of {batch}"
+    how = f"{precision} {layout}".rstrip()
+    return f"{backend} {release} {how}, {where}, batches of {batch}"
 
 
 def brief(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from learnkit.backends.session import Outputs, Session, brief
 from learnkit.backends.torch_threads import torch_threads
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BackendUnavailableError, ExportError
+from learnkit.models.eval_mode import set_channels_last
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _THREADS = threading.Lock()
@@ -88,7 +89,7 @@ class TorchSession(Session):
                 "build it with cnn_learner or create_cnn_model"
             )
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        body = copy.deepcopy(model[0]).eval().requires_grad_(False)
+        body = set_channels_last(copy.deepcopy(model[0]), False).eval().requires_grad_(False)
         body = body.to(device, self._type).to(memory_format=layout)
         if continual:
             return body, None

@@ -18,7 +18,7 @@ from fastai.vision.augment import RandTransform, Resize, ResizeMethod
 from torch import Tensor, nn
 
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.models.eval_mode import evaluating
+from learnkit.models.eval_mode import evaluating, laid_out
 
 # These have code for `before_batch`, but leave the values of the images alone.
 _HARMLESS = (ParamScheduler, CastToTensor)
@@ -121,7 +121,7 @@ def transforms_of(dl: Any) -> list[Any]:
 
 def _moves(module: nn.Module) -> str | None:
     """What makes one layer of a frozen body give another output next time."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    if module._forward_hooks or {*module._forward_pre_hooks.values()} - {laid_out}:
         return "has a forward hook, which stored features would not reach"
     if not module.training:
         return None

@@ -34,7 +34,7 @@ from learnkit.callback.stored_features import (
     stored_output,
     unskip,
 )
-from learnkit.callback.training_precision import autocast_of, precision_of
+from learnkit.callback.training_precision import precision_of, step_of
 from learnkit.errors import warn_user
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.models.eval_mode import evaluating
@@ -178,7 +178,7 @@ class FrozenFeatures(TrainingCallback):
         if reason := body_reason(body, images) or self._size_reason(images, n_images=n_images):
             return reason
         # what a training step and a validation would have seen of the body
-        contexts = [partial(autocast_of, self.learn), nullcontext]
+        contexts = [partial(step_of, self.learn), nullcontext]
         splits = [collect(self.learn, *pair) for pair in zip(loaders, contexts, strict=False)]
         if None in splits:
             return "a loader skips items"

@@ -194,6 +194,13 @@ def autocast_of(learn: Any, images: Any) -> AbstractContextManager:
     return torch.autocast(_device(learn), dtype)
 
 
+def step_of(learn: Any, images: Any) -> AbstractContextManager:
+    """A context in which a frozen body gives what a training step of the learner gets from it."""
+    context = autocast_of(learn, images)
+    # Steps in float32 leave images in torch's own layout, as bodies do where gradients count.
+    return torch.enable_grad() if isinstance(context, nullcontext) else context
+
+
 @contextmanager
 def autocast_model(learn: Any) -> Iterator[None]:
     """Let calls of the learner's model, and nothing else, run in its training precision.

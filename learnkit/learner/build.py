@@ -1,6 +1,7 @@
 """The parts `cnn_learner` puts together: a network that fits the data, and the other way round."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ from learnkit.learner.dataloaders import (
 from learnkit.learner.training_data import labelled_data
 from learnkit.models.body import create_body
 from learnkit.models.create import create_cnn_model
+from learnkit.models.eval_mode import gains_by_channels_last, set_channels_last
 
 _BATCH = 32  # images that are read and compared at a time
 
@@ -83,6 +85,9 @@ def assemble(
     mean, std = (None, None) if isinstance(normalize, bool) else normalize
     stats = {"mean": mean, "std": std}
     model = create_cnn_model(arch, n_out, arch_kwargs=arch_kwargs, **known, **stats, **model_args)
+    if gains_by_channels_last(model[0]):
+        set_channels_last(model[0], True)
+        model.spec = model.spec and replace(model.spec, channels_last=True)
     assumed = assumption_of(model[0])
     if assumed and check is None and normalize is True and not is_normalized(dls):
         ways = "`check_weights=True` compares the likely ones, `normalize=(mean, std)` says it"

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from learnkit.backends.network import Network
-from learnkit.backends.session import feature_origin
+from learnkit.backends.session import CHANNELS_LAST, feature_origin
 from learnkit.data.read_images import image_name, unreadable_images
 from learnkit.errors import DataError, ExportError, PredictionError
 from learnkit.inference.batch import BATCH, padded
@@ -28,7 +28,7 @@ from learnkit.interpret.learner_state import class_names
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.source import Source, n_steps_to_file
 from learnkit.learner.transforms import preprocessing_of
-from learnkit.models.eval_mode import evaluating
+from learnkit.models.eval_mode import evaluating, is_channels_last
 from learnkit.report.progress import watched
 
 _PICTURES = str | Path | bytes | Image.Image | np.ndarray | Tensor
@@ -64,8 +64,9 @@ def features_of(learn: Any, items: Any) -> Tensor:
 def origin_of(learn: Any, items: Any) -> str:
     """The origin of the features that `features_of` gives, see `feature_origin`."""
     batch = "a loader's size" if isinstance(items, Source) else BATCH
-    device = next((p.device for p in learn.model.parameters()), "cpu")
-    return feature_origin("torch", "float32", str(device), batch)
+    device = str(next((p.device for p in learn.model.parameters()), "cpu"))
+    layout = CHANNELS_LAST if device == "cpu" and is_channels_last(learn.model[0]) else ""
+    return feature_origin("torch", "float32", device, batch, layout)
 
 
 def features_and_logits(learn: Any, items: Any, n_classes: int) -> tuple[Tensor, Tensor]:

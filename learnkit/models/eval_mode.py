@@ -1,9 +1,11 @@
-"""Eval mode for a while, and every module's own former mode afterwards."""
+"""How a network measures: in eval mode for a while, and in the memory layout it is fast in."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -27,3 +29,53 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def gains_by_channels_last(body: nn.Module) -> bool:
+    """Whether a processor runs a body faster with the channels of a pixel side by side in memory.
+
+    The rule is by its layers, so that it is the same on every machine: most are convolutions, and
+    none normalises over channels. Measured with AVX-512 in float32, such bodies take .75 to .84 of
+    the time (ResNet, MobileNet, EfficientNet, RegNet, DenseNet), ConvNeXt and ViT all of it.
+    """
+    layers = list(body.modules())
+    n_convolutions, n_linear = (
+        sum(isinstance(layer, kind) for layer in layers) for kind in (nn.Conv2d, nn.Linear)
+    )
+    return n_convolutions > n_linear and not any(isinstance(one, nn.LayerNorm) for one in layers)
+
+
+def set_channels_last(body: nn.Module, wanted: bool) -> nn.Module:
+    """The body, which from now on measures in that layout on processors, or in torch's own.
+
+    Where gradients are asked for, as in a training step, the layout is that of the images.
+    """
+    hooks = body._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is laid_out]:
+        del hooks[key]
+    if wanted:
+        body.register_forward_pre_hook(laid_out)
+    return body
+
+
+def is_channels_last(body: nn.Module) -> bool:
+    """Whether `set_channels_last` asked for it; copies and pickles of a body keep it."""
+    return laid_out in body._forward_pre_hooks.values()
+
+
+def laid_out(body: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Inputs of a body in its layout, where it measures on a processor; a hook of torch's."""
+    images = inputs[0]
+    if torch.is_grad_enabled() or images.device.type != "cpu" or images.ndim != 4:
+        return None
+    return (in_channels_last(images), *inputs[1:])
+
+
+def in_channels_last(images: Tensor) -> Tensor:
+    """The images (N, C, H, W) in the other layout, also those of one channel.
+
+    Of these torch takes both layouts for the same, and its layers give other last bits in each.
+    """
+    if images.stride(1) == 1 and images.is_contiguous(memory_format=torch.channels_last):
+        return images
+    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from learnkit.errors import BundleCorruptError, LearnkitError, ModelSpecError, first_few
 from learnkit.models.arch import resolve_arch
 from learnkit.models.body import assemble_body
+from learnkit.models.eval_mode import set_channels_last
 from learnkit.models.head import build_head
 from learnkit.models.spec import ModelSpec
 from learnkit.models.weights import Wanted
@@ -44,7 +45,7 @@ def build_model(spec: ModelSpec) -> nn.Sequential:
 def build_body(spec: ModelSpec) -> nn.Module:
     """Return the body of a spec with random weights. Raises like `build_model`."""
     with _named(spec):
-        return assemble_body(
+        body = assemble_body(
             resolve_arch(f"{spec.source}:{spec.arch}"),
             Wanted(),
             cut=spec.cut,
@@ -55,6 +56,7 @@ def build_body(spec: ModelSpec) -> nn.Module:
             arch_kwargs=spec.arch_kwargs,
             pooled=spec.pooled,
         )
+    return set_channels_last(body, spec.channels_last)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import nn
 
 from learnkit.errors import ModelSpecError, UnknownArchitectureError
 from learnkit.models.arch import resolve_arch
+from learnkit.models.eval_mode import is_channels_last
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class ModelSpec:
         std: See `mean`.
         pooled: Whether the body ends with timm's own pooling, (N,D,1,1), as fastai takes networks
             that compute tokens.
+        channels_last: Whether the body measures in that memory layout on processors, which decides
+            the last bits of its features; see `set_channels_last`.
 
     Raises:
         ModelSpecError: A field holds something a saved network may not have.
@@ -49,6 +52,7 @@ class ModelSpec:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     pooled: bool = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         for name in ("img_size", "mean", "std"):
@@ -70,14 +74,17 @@ class ModelSpec:
             raise ModelSpecError(
                 f"`pooled`={self.pooled!r}: only a whole network of timm can end with its pooling"
             )
+        if not isinstance(self.channels_last, bool):
+            raise ModelSpecError(f"`channels_last`={self.channels_last!r}: expected true or false")
         object.__setattr__(self, "arch_kwargs", _as_json(self.arch_kwargs))
         object.__setattr__(self, "head", _as_json(self.head))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; `from_dict` gives an equal spec back."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if not self.pooled:
-            del values["pooled"]  # which an older learnkit does not know
+        for name in ("pooled", "channels_last"):
+            if not values[name]:
+                del values[name]  # which an older learnkit does not know
         return _as_json(values)
 
     @classmethod
@@ -108,10 +115,11 @@ def describe_body(
         return None, "its body was not made by create_body"
     # the tag of published weights is left out: it says nothing about the structure
     arch = body.arch.partition(".")[0]
-    stats = {"mean": body.mean, "std": body.std}
+    more = {"mean": body.mean, "std": body.std, "pooled": body.pooled}
+    more["channels_last"] = is_channels_last(body)
     known = (body.cut, body.img_size, body.arch_kwargs, head)
     try:
-        return ModelSpec(body.source, arch, n_in, n_out, *known, **stats, pooled=body.pooled), None
+        return ModelSpec(body.source, arch, n_in, n_out, *known, **more), None
     except ModelSpecError as error:
         return None, str(error)
 
