@@ -7,15 +7,18 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from learnkit._version import __version__
 from learnkit.backends.extras import extra
-from learnkit.backends.network import default_probes
+from learnkit.backends.network import Network, channels_last, default_probes
 from learnkit.backends.onnx_edit import tidied, write_metadata
 from learnkit.backends.registry import BACKENDS, open_session
+from learnkit.backends.session import Session
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import ExportError, PredictionError
 from learnkit.models.eval_mode import set_channels_last
@@ -86,6 +89,41 @@ def export_onnx(model: nn.Module, preprocessing: Preprocessing, *, continual: bo
     _check_alike(data, pixels, preprocessing)
     recipe = {"learnkit": __version__, "preprocessing": preprocessing.to_dict()}
     return write_metadata(data, recipe)
+
+
+_TWINS: WeakKeyDictionary[nn.Module, Session] = WeakKeyDictionary()
+_SAME = 1e-5  # of the largest feature
+
+
+def same_in_onnxruntime(network: Network) -> Session:
+    """A session of onnxruntime that gives a live network's features, to 1e-5 of the largest one.
+
+    It is kept as long as the network's body, and made anew where it gives others than that.
+
+    Raises:
+        ExportError: the network cannot be exported, or gives other features there.
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+    """
+    extra("onnxruntime")
+    images, body = channels_last(default_probes(network.preprocessing)), network.model[0]
+    expected = network.features(images)
+    largest, off = float(np.abs(expected).max()), np.inf
+    for session in (_TWINS.get(body), None):
+        if session is None:
+            with network.alone() as model:
+                data = export_onnx(model, network.preprocessing, continual=True)
+            session = open_session(
+                "onnxruntime", "float32", {"onnx": data}, threads=network.threads
+            )
+        if session.shape == network.shape:
+            off = float(np.abs(session.features(images) - expected).max())
+        if off <= _SAME * largest:
+            _TWINS[body] = session
+            return session
+    raise ExportError(
+        f"`engine`='onnxruntime' gives features that are off by {off:.2g} where the largest is "
+        f"{largest:.2g}; leave `engine` out: torch reads them then"
+    )
 
 
 def _standing_alone(model: nn.Module, recipe: Preprocessing, continual: bool) -> Pixels:

@@ -44,7 +44,7 @@ from learnkit.errors import OptimizedModelError, OptimizeError
 from learnkit.inference.batch import BATCH
 from learnkit.inference.calibration import calibrate_detector
 from learnkit.inference.class_names import checked_class_ids, checked_threshold, head_classes
-from learnkit.inference.features import check_same_features, feature_rows
+from learnkit.inference.features import check_same_features, feature_rows, learning_model
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Result
 from learnkit.inference.scoring import logits_of, predictions
@@ -357,10 +357,11 @@ class Predictor(BasePredictor):
             UnreadableImagesError: images cannot be read; all of them are named.
         """
         head, found = self._labelled(data, labels, group)
-        features, names = with_features(found, self.features, reading)
-        held_out = with_features(found.validation, self.features, reading)
+        by = Predictor.of(learning_model(self.record))
+        features, names = with_features(found, by.features, reading)
+        held_out = with_features(found.validation, by.features, reading)
         given = {"reuse_names": reuse_names, "again": again, "groups": found.groups}
-        told, origin = found.case_sensitive, self.network.origin(reading.get("bs", BATCH))
+        told, origin = found.case_sensitive, by.network.origin(reading.get("bs", BATCH))
         about = {"validation": held_out, "case_sensitive": told, "origin": origin}
         return head.extend(features, names, **given, **about)
 
@@ -386,7 +387,8 @@ class Predictor(BasePredictor):
         if self.detector is not None:
             run = {"bs": BATCH, "n_workers": 2, "progress": True, **reading}
             return calibrate_detector(self.record, held_out, **run)
-        return head.validate(self.features(held_out.items, **reading), held_out.labels)
+        by = Predictor.of(learning_model(self.record))
+        return head.validate(by.features(held_out.items, **reading), held_out.labels)
 
     def subtract(
         self, data: Any, labels: Any = None, *, validation: bool = False, **reading: Any
@@ -414,8 +416,8 @@ class Predictor(BasePredictor):
             UnreadableImagesError: images cannot be read; all of them are named.
         """
         head, found = self._labelled(data, labels)
-        parts = parted(found, validation)
-        learned, held_out = (with_features(part, self.features, reading) for part in parts)
+        by, parts = Predictor.of(learning_model(self.record)), parted(found, validation)
+        learned, held_out = (with_features(part, by.features, reading) for part in parts)
         return head.subtract(*(learned or ()), validation=held_out)
 
     def forget(self, name: str) -> ChangeReport:

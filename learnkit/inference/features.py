@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.backends.network import channels_last, default_probes, tolerance_of
+from learnkit.backends.network import Network, channels_last, default_probes, tolerance_of
 from learnkit.backends.session import Session
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.data.labelled_images import Labelled
@@ -18,6 +18,8 @@ from learnkit.data.read_images import chunks, image_name, read_images
 from learnkit.errors import PredictionError
 from learnkit.inference.batch import check_batch_size, padded
 from learnkit.inference.model import Model
+
+ENGINES = ("torch", "onnxruntime")
 
 
 def feature_rows(
@@ -70,6 +72,47 @@ def find_label_errors(model: Model, images: Labelled, **run: Any) -> LabelErrors
     features = feature_rows(model.network, model.preprocessing, images.items, **run)
     root = model.ood is not None and model.ood.settings.root
     return label_errors(features, images.labels, images.items, root=root, groups=images.groups)
+
+
+def engine_of(origins: Sequence[str]) -> str:
+    """The engine that features of these origins come from: "onnxruntime" if all do, else "torch".
+
+    >>> engine_of(["onnxruntime 1.22 float32, cpu avx2, batches of 16"]), engine_of([])
+    ('onnxruntime', 'torch')
+    >>> engine_of(["onnxruntime 1.22 int8, cpu avx2, batches of 16"])  # of another network
+    'torch'
+    """
+    found = {tuple(origin.partition(",")[0].split()[::2]) for origin in origins}
+    return ENGINES[1] if found == {(ENGINES[1], "float32")} else ENGINES[0]
+
+
+def learning_session(
+    network: Session, origins: Sequence[str], engine: str | None = None
+) -> Session:
+    """The session that reads features to learn: `network`, or what gives the same in onnxruntime.
+
+    Args:
+        network: a live network, or a converted one, which is taken as it is.
+        origins: of the features learned so far; their engine goes on.
+        engine: "torch" or "onnxruntime", in the place of theirs.
+
+    Raises:
+        PredictionError: there is no such engine, or it is asked of a converted network.
+        ExportError: the network gives other features in it.
+    """
+    if engine not in (None, *ENGINES):
+        raise PredictionError(f"`engine` is {engine!r}; it must be one of {', '.join(ENGINES)}")
+    if isinstance(network, Network) and (engine or engine_of(origins)) == ENGINES[1]:
+        from learnkit.backends.onnx_export import same_in_onnxruntime
+
+        return same_in_onnxruntime(network)
+    return network
+
+
+def learning_model(model: Model) -> Model:
+    """The model, its network as what it has learned was read: see `learning_session`."""
+    origins = model.ood.statistics.origins if model.ood is not None else ()
+    return model.replace(network=learning_session(model.network, origins))
 
 
 def _check_finite(features: Tensor, items: Sequence[Any]) -> None:

@@ -36,7 +36,7 @@ from learnkit.errors import (
     warn_user,
     warned_after,
 )
-from learnkit.inference.features import check_same_features
+from learnkit.inference.features import check_same_features, engine_of
 from learnkit.interpret.learner_state import (
     ContinualRecord,
     first_class_ids,
@@ -67,6 +67,7 @@ def init_continual(
     *,
     reset_class_information: bool = False,
     group: Any = None,
+    engine: str = "torch",
     **settings: Any,
 ) -> ChangeReport | None:
     """What putting the learner into the continual state did; see `ImageLearner.init_continual`."""
@@ -81,11 +82,15 @@ def init_continual(
     if not reset_class_information:
         check_no_class_lost(names, found.labels if found else ())
         warn_if_not_training_data(learn, data, found)
+    if found is None and engine != "torch":
+        raise DataError(
+            f"`engine`={engine!r} is kept with what is learned by it; give `data`, or leave it out"
+        )
     settings.setdefault("case_sensitive", case_matters(learn, found))
     head, report, validation = empty_head(learn, **settings), None, None
     if found is not None:
         validation = validation_images(learn, found, own=not reset_class_information)
-        first = _first_images(learn, head, found, validation, names)
+        first = _first_images(learn, head, found, validation, names, engine)
         report = _reported(first, None, head, started)
     # Last, when nothing can fail any more: after an exception the learner is as it was.
     record = ContinualRecord(
@@ -105,16 +110,17 @@ def _first_images(
     found: Labelled,
     validation: Labelled | None,
     names: Sequence[str],
+    engine: str,
 ) -> ChangeReport:
     """Let an empty head learn; the learner's own classes keep their order, others come after."""
     order = [name for name in names if name in set(found.labels)]
     order += sorted_names(set(found.labels) - set(names))
     report = head.extend(
-        features_of(learn, found.items),
+        features_of(learn, found.items, engine),
         found.labels,
         class_names=order,
-        validation=_features_and_labels(learn, validation),
-        origin=origin_of(learn, found.items),
+        validation=_features_and_labels(learn, validation, engine),
+        origin=origin_of(learn, found.items, engine),
         groups=found.groups,
         what="init_continual",
     )
@@ -297,10 +303,10 @@ def validation_images(learn: Any, found: Labelled, *, own: bool) -> Labelled | N
 
 
 def _features_and_labels(
-    learn: Any, images: Labelled | None
+    learn: Any, images: Labelled | None, engine: str | None = None
 ) -> tuple[Tensor, Sequence[str]] | None:
     """What `ContinualClassifier.extend` takes as `validation`."""
-    return None if images is None else (features_of(learn, images.items), images.labels)
+    return None if images is None else (features_of(learn, images.items, engine), images.labels)
 
 
 def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
@@ -335,6 +341,7 @@ def refit(
     found = labelled_data(dls, classes=names_of(dls) or (), group=group)  # before any training
     _check_nothing_lost(head, found.labels)
     settings = {name: getattr(head.settings, name) for name in _SETTINGS}
+    settings["engine"] = engine_of(head.statistics.origins)
     with _restored_after_failure(learn):
         _begin(learn, dls)
         learn.fine_tune(epochs, **training)

@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from learnkit.backends.network import Network
-from learnkit.backends.session import CHANNELS_LAST, feature_origin
+from learnkit.backends.session import CHANNELS_LAST, Session, feature_origin
 from learnkit.data.read_images import image_name, unreadable_images
 from learnkit.errors import DataError, ExportError, PredictionError
 from learnkit.inference.batch import BATCH, padded
-from learnkit.inference.features import feature_rows
+from learnkit.inference.features import ENGINES, feature_rows, learning_session
 from learnkit.interpret.checks import detached
 from learnkit.interpret.contexts import randomness_kept
-from learnkit.interpret.learner_state import class_names
+from learnkit.interpret.learner_state import class_names, detector_of
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.source import Source, n_steps_to_file
 from learnkit.learner.transforms import preprocessing_of
@@ -34,7 +34,7 @@ from learnkit.report.progress import watched
 _PICTURES = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
 
-def features_of(learn: Any, items: Any) -> Tensor:
+def features_of(learn: Any, items: Any, engine: str | None = None) -> Tensor:
     """Pooled features float32 (N, D) of images, in order, as the learner's validation reads them.
 
     Files and pictures go the way they go in deployment, so that a deployed model and the learner
@@ -44,26 +44,52 @@ def features_of(learn: Any, items: Any) -> Tensor:
     Args:
         learn: the learner; its model is left in the modes it is in.
         items: files or pictures, or a `Source` of batches.
+        engine: see `learning_session`; that of what the learner knows, without.
 
     Raises:
         UnreadableImagesError: images cannot be read; all of them are named.
         PredictionError: neither a recipe nor the loaders can read them.
+        DataError: there is no such engine, or it cannot read them.
     """
     show = hasattr(learn, "progress")
+    if engine not in (None, ENGINES[0]):
+        _check_engine(learn, items, engine)
     if isinstance(items, Source):
         return _of_batches(learn, items.batches(), items.template, show)
     if not len(items) and hasattr(learn.model[0], "n_features"):
         return torch.empty(0, learn.model[0].n_features)
     if (problem := unreadable_by_recipe(learn)) is not None:
         return _by_loader(learn, items, problem, show)
-    recipe = preprocessing_of(learn.dls)
-    network = Network(learn.model, recipe, owned=False, continual=True)
+    recipe, network = preprocessing_of(learn.dls), _session(learn, engine)
     return feature_rows(network, recipe, items, bs=BATCH, n_workers=2, progress=show)
 
 
-def origin_of(learn: Any, items: Any) -> str:
+def _check_engine(learn: Any, items: Any, engine: str) -> None:
+    """Raise DataError unless an engine apart from torch can read the images."""
+    if engine not in ENGINES:
+        raise DataError(f"`engine` is {engine!r}; it must be one of {', '.join(ENGINES)}")
+    problem = unreadable_by_recipe(learn)
+    if problem is not None or isinstance(items, Source):
+        raise DataError(
+            f"`engine`={engine!r} reads files by a recipe, and here loaders read the images"
+            f"{f' ({problem})' if problem else ''}; give files or an ImageDataset as `data`, or "
+            "leave `engine` out"
+        )
+
+
+def _session(learn: Any, engine: str | None) -> Session:
+    """What reads features by the learner's recipe."""
+    network = Network(learn.model, preprocessing_of(learn.dls), owned=False, continual=True)
+    known = detector_of(learn)
+    return learning_session(network, () if known is None else known.statistics.origins, engine)
+
+
+def origin_of(learn: Any, items: Any, engine: str | None = None) -> str:
     """The origin of the features that `features_of` gives, see `feature_origin`."""
-    batch = "a loader's size" if isinstance(items, Source) else BATCH
+    is_source = isinstance(items, Source)
+    if not is_source and unreadable_by_recipe(learn) is None:
+        return _session(learn, engine).origin(BATCH)
+    batch = "a loader's size" if is_source else BATCH
     device = str(next((p.device for p in learn.model.parameters()), "cpu"))
     layout = CHANNELS_LAST if device == "cpu" and is_channels_last(learn.model[0]) else ""
     return feature_origin("torch", "float32", device, batch, layout)

@@ -598,7 +598,10 @@ class ImageLearner(Learner, Shown):
                 `extend`.
             reset_class_information: allow classes the learner knows now to be dropped.
             group: what each image belongs to, see `extend`.
-            **settings: `memory` (features remembered of each class, 64), `classifier` ("lda",
+            **settings: `engine` ("torch"; "onnxruntime" reads thousands of files several times as
+                fast, features being the same to 1e-5, which is checked; whatever is learned
+                later, here or where the model is deployed, is read by the same engine),
+                `memory` (features remembered of each class, 64), `classifier` ("lda",
                 "ridge" or "prototype"), `false_alarm_rate` (0.05), `score` ("combined",
                 "mahalanobis", "relative", "knn", "msp" or "energy"), `guarantee` ("loo", "split"
                 or "pac"), `prior` ("training" or "uniform"), `per_class` (False: the false alarms
@@ -608,7 +611,8 @@ class ImageLearner(Learner, Shown):
         Raises:
             ContinualUnsupportedError: No nn.Sequential(body, head), or several labels per image.
             ContinualAlreadyInitializedError: It is in that state already.
-            DataError: Classes would be lost; the message names them.
+            DataError: Classes would be lost, and are named; or `engine` cannot read `data`.
+            ExportError: The network gives other features in `engine`.
             UnreadableImagesError: Images cannot be read; all of them are named.
         """
         return continual.init_continual(

@@ -72,10 +72,13 @@ def laid_out(body: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None
 
 
 def in_channels_last(images: Tensor) -> Tensor:
-    """The images (N, C, H, W) in the other layout, also those of one channel.
+    """The images (N, C, H, W) in the other layout, also those of one channel, or a single one.
 
-    Of these torch takes both layouts for the same, and its layers give other last bits in each.
+    Torch tells the layout by the strides, also where these say nothing, as of one channel or image,
+    and its layers give other last bits in each.
     """
-    if images.stride(1) == 1 and images.is_contiguous(memory_format=torch.channels_last):
+    _, n_channels, height, width = images.shape
+    line = width * n_channels
+    if images.stride() == (height * line, 1, line, n_channels):
         return images
     return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)

@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from helpers import quiet, tiny_learner, write_image_folder
 from PIL import Image
 from torch import nn
 
+from learnkit.backends import onnx_export
 from learnkit.backends.network import Network
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import load_learner
@@ -26,6 +28,7 @@ from learnkit.errors import (
     ContinualStateError,
     ContinualUnsupportedError,
     DataError,
+    ExportError,
     InterpretationError,
     OodLockedError,
     OodUnsupportedError,
@@ -39,7 +42,9 @@ from learnkit.interpret.source import Source
 from learnkit.learner.continual import origin_of
 from learnkit.learner.dataloaders import with_normalization
 from learnkit.learner.factory import cnn_learner
+from learnkit.learner.features import features_of
 from learnkit.learner.learner import ImageLearner
+from learnkit.models.eval_mode import set_channels_last
 
 # few tiny images, validation and learned ones unlike
 pytestmark = pytest.mark.filterwarnings("ignore:.* are more unusual than 95% of")
@@ -355,7 +360,7 @@ class TestOrigin:
 
     def test_is_the_same_for_all_that_is_read_from_files(self, learn, new):
         (origin,) = learn.continual.statistics.origins
-        assert re.fullmatch(r"torch \S+ float32, cpu \w+, batches of 16", origin)
+        assert re.fullmatch(r"torch \S+ float32 channels last, cpu \w+, batches of 16", origin)
         report = learn.extend(new)
         assert learn.continual.statistics.origins == (origin,)
         assert not any("origins" in note for note in report.notes)
@@ -372,6 +377,101 @@ class TestOrigin:
     def test_of_a_detector_is_kept_too(self, plain):
         plain.fit_ood()
         assert len(plain.ood.statistics.origins) == 1
+
+
+class TestLayout:
+    """Whoever measures does so in one memory layout, which the bundle and the state say."""
+
+    def test_learner_and_predictor_agree_to_the_bit(self, learn, plain, old, tmp_path):
+        files = old.valid.paths
+        model = load_learner(learn.export(tmp_path / "model", evaluate=False))
+        assert model.network.layout == learn.predictor().network.layout == "channels last"
+        assert model.model.spec.channels_last
+        assert torch.equal(model.features(files), features_of(learn, files))
+        x = torch.stack([model.preprocessing(file) for file in files[:4]])
+        with torch.no_grad():
+            found = learn.model.eval()[0](x).mean((2, 3))
+            plainly = set_channels_last(copy.deepcopy(learn.model[0]), False)(x).mean((2, 3))
+        assert torch.allclose(found, plainly, rtol=1e-4)
+        assert torch.allclose(model.features(files[:4]), found, rtol=1e-4, atol=1e-6)
+
+    def test_a_bundle_of_before_goes_on_as_it_was(self, learn, old, tmp_path):
+        set_channels_last(learn.model[0], False)  # as learners were
+        learn.model.spec = replace(learn.model.spec, channels_last=False)
+        learn.drop_continual().init_continual(old)
+        (origin,) = learn.continual.statistics.origins
+        assert "channels last" not in origin
+        path = learn.export(tmp_path / "model", evaluate=False)
+        assert "channels_last" not in (path / "config.json").read_text(encoding="utf-8")
+        model = load_learner(path)
+        assert model.network.layout == ""
+        assert torch.equal(model.features(old.valid.paths), features_of(learn, old.valid.paths))
+        assert "already learned: " in str(model.extend(old.train).notes)
+        again = ImageLearner.from_bundle(path, old)
+        assert "already learned: " in str(again.extend(old.train).notes)
+        assert again.continual.statistics.origins == (origin,)
+
+    def test_features_of_both_layouts_are_not_mixed_in_silence(self, learn, new):
+        set_channels_last(learn.model[0], False)
+        notes = learn.extend(new).notes
+        assert any("features of different origins are together now" in note for note in notes)
+
+
+class TestEngine:
+    """Features to learn, read by onnxruntime: nearly equal, and never mixed in silence."""
+
+    @pytest.fixture
+    def learned(self, plain, old):
+        plain.init_continual(old, engine="onnxruntime")
+        return plain
+
+    def test_they_are_those_of_torch_to_one_in_a_hundred_thousand(self, learned, old):
+        files = old.train.paths
+        found, expected = features_of(learned, files), features_of(learned, files, "torch")
+        assert not torch.equal(found, expected)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert learned.evaluate().summary["accuracy"] >= 0
+
+    def test_what_is_learned_later_is_read_by_the_same_engine(self, learned, old, new, tmp_path):
+        (origin,) = learned.continual.statistics.origins
+        assert re.fullmatch(r"onnxruntime \S+ float32, cpu \w+, batches of 16", origin)
+        one = only(new, ["d"])
+        learned.extend(one)
+        assert "already learned" in str(learned.extend(one).notes)
+        model = load_learner(learned.export(tmp_path / "model", evaluate=False))
+        assert "already learned" in str(model.extend(one.train).notes)
+        model.extend(only(new, ["e"]).train)
+        assert model.continual.statistics.origins == (origin,)
+        model.subtract(one.train)
+        again = ImageLearner.from_bundle(tmp_path / "model", old)
+        again.subtract(one)
+        assert again.continual.n_images["d"] == model.continual.n_images["d"] == 0
+        assert again.continual.statistics.origins == (origin,)
+
+    def test_another_body_is_exported_anew(self, learned, old):
+        before = features_of(learned, old.train.paths)
+        with torch.no_grad():
+            next(learned.model[0].parameters()).mul_(1.5)
+        after = features_of(learned, old.train.paths)
+        expected = features_of(learned, old.train.paths, "torch")
+        assert not torch.allclose(after, before, rtol=1e-2)
+        assert (after - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+    def test_what_it_cannot_read_is_refused_and_nothing_is_changed(self, plain, old, monkeypatch):
+        head = plain.model[1]
+        for data, engine, reason in [
+            (old, "tensorrt", "`engine` is 'tensorrt'; it must be one of torch, onnxruntime"),
+            (None, "onnxruntime", "kept with what is learned by it; give `data`, or leave it out"),
+        ]:
+            with pytest.raises(DataError, match=reason):
+                plain.init_continual(data, engine=engine, reset_class_information=True)
+        with pytest.raises(DataError, match="reads files by a recipe, and here loaders read the"):
+            features_of(plain, Source.of(plain, plain.dls.valid), "onnxruntime")
+        monkeypatch.setattr(onnx_export, "_SAME", 0.0)
+        with pytest.raises(ExportError, match=r"off by \S+ where the largest is \S+; leave `eng"):
+            plain.init_continual(old, engine="onnxruntime")
+        assert plain.model[1] is head
+        assert plain.continual is None
 
 
 class TestWarnings:
