@@ -496,3 +496,16 @@ def test_a_picture_that_is_gone_is_left_out(predictor, folders, tmp_path):
     bare = dataclasses.replace(images, sources=[None] * 5)
     with pytest.raises(ImageReadError, match="image 3 is in no file"):
         bare.open(2)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(2, "L"), (5, "RGB")])
+def test_images_of_many_channels_show_the_first_of_them(channels, mode):
+    evaluation, images = answers(6)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, channels), np.uint8)
+    read = Preprocessing(16, channels=channels).decode
+    many = dataclasses.replace(images, picture=lambda place: read(pixels))
+    shown = many.open(0)
+    assert shown.mode == mode
+    wanted = pixels[..., 0] if channels == 2 else pixels[..., :3]
+    assert (np.asarray(shown) == wanted).all()
+    assert len(data_of(evaluation, many)["thumbs"]) == 6

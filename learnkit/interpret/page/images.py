@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL.Image import merge
 
+from learnkit.data.geometry import Planes
 from learnkit.data.image import image_size, read_image
 from learnkit.data.read_images import file_of, load_ahead
 from learnkit.errors import ImageReadError
@@ -151,7 +153,7 @@ class EvaluatedImages:
             ImageReadError: it cannot be read any more.
         """
         if self.picture is not None:
-            return self.picture(place)
+            return _shown(self.picture(place))
         if self.sources[place] is None:
             raise ImageReadError(f"image {place + 1} is in no file, and whoever read it is gone")
         return read_image(self.sources[place])
@@ -172,6 +174,14 @@ class EvaluatedImages:
             return 0.0, 0.0, 1.0, 1.0
         file = file_of(self.sources[place])
         return self.box(image_size(file) if file else self.open(place).size)
+
+
+def _shown(picture: Any) -> Image:
+    """A picture of Pillow's; of two channels the first, of more than three the first three."""
+    if not isinstance(picture, Planes):
+        return picture
+    channels = picture.channels
+    return channels[0] if len(channels) < 3 else merge("RGB", channels[:3])
 
 
 def name_of(source: Any, place: int, root: Path | None) -> str:
