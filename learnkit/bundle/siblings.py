@@ -78,7 +78,8 @@ class BaseFiles:
             found = self._read(self.hashes.keys() - self.files.keys() - beside)
         except BundleError as error:
             raise BundleError(f"{self._remedy()}: {error}") from error
-        found = {**self.files, **found}
+        at_hand = {name: data for name, data in self.files.items() if name not in beside}
+        found = {**at_hand, **found}
         if not variants:
             return found
         if stale := [name for name in self.stale if name not in replaced]:
@@ -110,13 +111,14 @@ class BaseFiles:
         return f", which does not bring back what {', '.join(more)} had learned" if more else ""
 
     def _read(self, names: set[str]) -> dict[str, bytes]:
-        """These files from the folder; BundleError unless they are what they were."""
-        if not names:
-            return {}
+        """These files, at hand or from the folder; BundleError unless they are what they were."""
+        at_hand = {name: self.files[name] for name in names & self.files.keys()}
+        if not (names := names - at_hand.keys()):
+            return at_hand
         found = read_folder(self.folder, wanted=names).files
         if changed := sorted(n for n in names if _sha256(found.get(n, b"")) != self.hashes[n]):
             raise BundleError(f"{changed[0]} is another one, or gone")
-        return found
+        return at_hand | found
 
     def _remedy(self) -> str:
         return (
@@ -156,16 +158,18 @@ class Siblings:
     """Variants beside a float32 model in a bundle.
 
     Attributes:
-        folder: the bundle.
+        folder: the bundle; None if their files are at hand.
         hashes: SHA-256 (hex) of their files, by name.
         rests_on: digest of the weights and the knowledge they were made from.
         learned: the variants that know more by now.
+        files: those at hand, by name.
     """
 
-    folder: Path
+    folder: Path | None
     hashes: Mapping[str, str]
     rests_on: str
     learned: tuple[str, ...]
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def names(self) -> list[str]:
@@ -199,7 +203,18 @@ def with_siblings(files: Mapping[str, bytes], siblings: Siblings | None) -> Base
     if siblings.rests_on != _rests_on(files, base.hashes):
         return replace(base, stale=tuple(siblings.names), learned=siblings.learned)
     hashes = {**base.hashes, **siblings.hashes}
-    return BaseFiles(files, hashes, siblings.folder, learned=siblings.learned)
+    at_hand = {**files, **siblings.files}
+    return BaseFiles(at_hand, hashes, siblings.folder, learned=siblings.learned)
+
+
+def at_hand(beside: BaseFiles | Siblings | None) -> BaseFiles | Siblings | None:
+    """The same with all its files in memory, so that the folder they came from may go."""
+    if beside is None:
+        return None
+    if isinstance(beside, BaseFiles):
+        return replace(beside, files=beside.read(), folder=None)
+    found = read_folder(beside.folder, wanted=beside.hashes.keys())
+    return replace(beside, files=found.files, folder=None)
 
 
 def _rests_on(files: Mapping[str, bytes], hashes: Mapping[str, Any]) -> str:

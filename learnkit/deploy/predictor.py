@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from learnkit.backends.network import Network, channels_last
 from learnkit.backends.providers import ONNX_DEVICES
 from learnkit.bundle.read import read
+from learnkit.bundle.siblings import at_hand
 from learnkit.bundle.variant import FLOAT32
 from learnkit.bundle.write import write
 from learnkit.bundle.write_float32 import base_files
@@ -49,6 +51,7 @@ from learnkit.inference.model import Model
 from learnkit.inference.prediction import Result
 from learnkit.inference.scoring import logits_of, predictions
 from learnkit.report.document import Document
+from learnkit.storage.archive import packed, unpack
 
 if TYPE_CHECKING:
     from learnkit.optimize.conversion_report import ConversionReport
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
 
 @overload
 def load_learner(
-    path: str | os.PathLike,
+    path: str | os.PathLike | bytes,
     file: str | None = None,
     *,
     sha256: str | None = None,
@@ -72,7 +75,7 @@ def load_learner(
     path: str | os.PathLike, file: str | None = None, *, allow_pickle: bool, **how: Any
 ) -> Any: ...
 def load_learner(
-    path: str | os.PathLike,
+    path: str | os.PathLike | bytes,
     file: str | None = None,
     *,
     sha256: str | None = None,
@@ -86,7 +89,7 @@ def load_learner(
 
     Args:
         path: folder written by `learn.export` or `Predictor.save`; or "hf-hub:OWNER/NAME", which
-            is fetched into the cache of the Hugging Face hub.
+            is fetched into the cache of the Hugging Face hub; or what `to_bytes` returned.
         file: its name in `path`, as in fastai v1; default `path` itself.
         sha256: what `save` returned (`Predictor.digest`): nothing else is accepted.
         device: where the network runs.
@@ -108,6 +111,9 @@ def load_learner(
         BundleError: a pickle, and `allow_pickle` is not set; or no such variant.
         MissingExtraError: the variant's backend is not installed; the message has the pip line.
     """
+    if isinstance(path, bytes):
+        how: dict[str, Any] = {"sha256": sha256, "device": str(device), "threads": threads}
+        return _of_bytes(path, variant=variant, **how)
     path = located(path if file is None else Path(path) / file, revision=revision, sha256=sha256)
     if pickle_file := pickle_at(Path(path)):
         return load_pickle(pickle_file, sha256, device, allow_pickle)
@@ -115,6 +121,17 @@ def load_learner(
     predictor = Predictor.of(record)
     predictor.digest = record.digest
     predictor._home = home_of(predictor, path, str(record.digest))
+    return predictor
+
+
+def _of_bytes(data: bytes, **how: Any) -> Predictor:
+    """The predictor in a bundle that is bytes; it is in no folder then."""
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(data, Path(folder))
+        record = read(folder, **how)
+        record = record.replace(siblings=at_hand(record.siblings))
+    predictor = Predictor.of(record)
+    predictor.digest = record.digest
     return predictor
 
 
@@ -678,6 +695,16 @@ class Predictor(BasePredictor):
         self._home = home._replace(digest=digest)
         self.record = self.record.replace(siblings=siblings)
         return digest
+
+    def to_bytes(self) -> bytes:
+        """The bundle that `save` would write, as bytes: for databases, messages, pickles.
+
+        `load_learner(bytes)` opens it, with the checks of a folder. A predictor that was opened so
+        stands in no folder until it is saved. Raises like `save`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder) / "model", self.record)
+            return packed(Path(folder) / "model")
 
     def push_to_hub(self, repository: str, *, private: bool = True, **saved: Any) -> str:
         """SHA-256 (hex) that pins the bundle put into a repository of the Hugging Face hub.

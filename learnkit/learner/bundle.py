@@ -21,6 +21,7 @@ from learnkit.continual.knowledge import Knowledge
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labels import ids_of_classes
 from learnkit.deploy.hub_bundle import located
+from learnkit.deploy.predictor import load_learner
 from learnkit.errors import DataError
 from learnkit.inference.model import Model
 from learnkit.interpret.learner_state import ContinualRecord, LearnerState, names_of
@@ -30,10 +31,13 @@ from learnkit.models.param_groups import param_groups
 
 
 def learner_from(
-    kind: Any, path: str | os.PathLike, data: Any, *, sha256: str | None, **given: Any
+    kind: Any, path: str | os.PathLike | bytes, data: Any, *, sha256: str | None, **given: Any
 ) -> Any:
     """A learner of `kind` that goes on where a bundle stopped; see `ImageLearner.from_bundle`."""
-    record = read(located(path, sha256=sha256), variant=FLOAT32, sha256=sha256)
+    if isinstance(path, bytes):
+        record = load_learner(path, variant=FLOAT32, sha256=sha256).record
+    else:
+        record = read(located(path, sha256=sha256), variant=FLOAT32, sha256=sha256)
     dls, model = _loaders_for(record, data), record.network.model
     if continual_head(model) is not None:  # its trained head is gone; another has the usual layout
         model.spec = replace(model.spec, head={})

@@ -196,7 +196,7 @@ class ImageLearner(Learner, Shown):
 
     @classmethod
     def from_bundle(
-        cls, path: str | Path, data: Any = None, *, sha256: str | None = None, **kwargs: Any
+        cls, path: str | Path | bytes, data: Any = None, *, sha256: str | None = None, **kwargs: Any
     ) -> ImageLearner:
         """A learner that goes on where a bundle stopped; `load_learner` only predicts and extends.
 
@@ -206,7 +206,8 @@ class ImageLearner(Learner, Shown):
         place of does not: `refit` makes a new one.
 
         Args:
-            path: Folder that `export` or `Predictor.save` wrote; the float32 weights are read.
+            path: Folder that `export` or `Predictor.save` wrote, or the bytes of
+                `Predictor.to_bytes`; the float32 weights are read.
             data: Images to train and validate on: a split ImageDataset, whose files are read by the
                 bundle's recipe, or DataLoaders. Without, it has no images, and extends as it is.
             sha256: As in `load_learner`.
