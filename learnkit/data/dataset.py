@@ -27,6 +27,7 @@ from learnkit.data.split import (
     check_shares,
     check_training_splits,
     in_split,
+    rows_drawn,
     split_column,
     split_counts,
     splits_in,
@@ -123,17 +124,18 @@ class ImageDataset(Shown):
     def from_names(
         cls,
         folder: str | os.PathLike[str],
-        pattern: str | re.Pattern[str],
+        pattern: str | re.Pattern[str] | None = None,
         *,
         case_sensitive: bool = False,
     ) -> "Self":
-        r"""Dataset of every image below `folder`, labelled by a pattern found in its file name.
+        r"""Dataset of every image below `folder`, labelled by its file name.
 
         Args:
             folder: Searched at every depth.
             pattern: Regular expression whose group `label`, or only group, is the label. Other
                 named groups become columns: `r"(?P<label>\w+?)_(?P<serial>\d+)"` allows
-                `split(group="serial")`.
+                `split(group="serial")`. None takes the name without digits and separators at its
+                end: "rust_017.png" is of "rust".
             case_sensitive: See the class.
 
         Raises:
@@ -369,13 +371,26 @@ class ImageDataset(Shown):
             )
         return self._with(self._frame[mask].reset_index(drop=True), _unread=())
 
-    def sample(self, n: int, seed: int = 42) -> "Self":
-        """`n` images drawn without replacement, in the order they stand here."""
-        if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= len(self):
-            raise DataError(f"`n` is {n!r}; it must be an integer from 0 to {len(self)}")
-        check_seed(seed)
-        rows = np.random.default_rng(seed).permutation(len(self))[:n]
-        return self.filter(np.isin(np.arange(len(self)), rows))
+    def sample(
+        self,
+        n: int | None = None,
+        seed: int = 42,
+        *,
+        fraction: float | None = None,
+        stratify: bool = False,
+    ) -> "Self":
+        """Some images, drawn without replacement, in the order they stand here.
+
+        Args:
+            n: How many.
+            seed: Of the draw.
+            fraction: Share in 0..1, instead of `n`.
+            stratify: Draw the same share of every class.
+
+        Raises:
+            DataError: Neither or both of `n` and `fraction`, or one out of its range.
+        """
+        return self.filter(rows_drawn(self._frame, n, fraction, seed=seed, stratify=stratify))
 
     @property
     def splits(self) -> list[str]:

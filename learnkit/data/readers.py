@@ -91,16 +91,28 @@ def _are_splits(root: Path, images: list[Path]) -> bool:
     return bool(own) and not loose and (len(own) == len(top) or len(kinds) > 1)
 
 
+def class_in_name(stem: str) -> str:
+    """The class that the name of a file tells: all but digits and separators at its end.
+
+    >>> class_in_name("Crack_017"), class_in_name("good-3 (2)"), class_in_name("042")
+    ('Crack', 'good', '042')
+    """
+    return re.sub(r"[\W\d_]+$", "", stem) or stem
+
+
 def names_table(
-    folder: str | os.PathLike[str], pattern: str | re.Pattern[str]
+    folder: str | os.PathLike[str], pattern: str | re.Pattern[str] | None
 ) -> tuple[pd.DataFrame, list[Path]]:
     """(table, images not read) below `folder` by file name: see `ImageDataset.from_names`.
 
     Raises:
         DataError: No images, a pattern without a label, or file names it does not match.
     """
-    regex = _compiled(pattern)
     paths, others = _images_below(Path(folder))
+    if pattern is None:
+        labels = [class_in_name(path.stem) for path in paths]
+        return object_table({"path": paths, "label": labels}), others
+    regex = _compiled(pattern)
     found = [regex.search(path.name) for path in paths]
     if unmatched := [path.name for path, match in zip(paths, found, strict=True) if not match]:
         raise DataError(

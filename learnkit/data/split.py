@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from learnkit.data.arguments import check_seed
 from learnkit.data.labels import names_in
 from learnkit.errors import DataError, SplitError, first_few, warn_user
 
@@ -162,6 +163,38 @@ def split_column(
                 "raise the share, or set it to 0"
             )
     return pd.Series([SPLITS[i] for i in assigned], dtype=object)
+
+
+def rows_drawn(
+    frame: pd.DataFrame, n: int | None, fraction: float | None, *, seed: int, stratify: bool
+) -> np.ndarray:
+    """Whether each row is one of those drawn without replacement, bool (N,).
+
+    With `stratify` every class has its share of them, rounded by the largest remainder.
+
+    Raises:
+        DataError: Neither or both of `n` and `fraction`, or one out of its range.
+    """
+    check_seed(seed)
+    if (n is None) == (fraction is None):
+        raise DataError(f"`n` is {n!r} and `fraction` {fraction!r}; give one of them")
+    if fraction is not None:
+        if isinstance(fraction, bool) or not 0 <= fraction <= 1:
+            raise DataError(f"`fraction` is {fraction!r}; it must lie in 0..1")
+        n = round(fraction * len(frame))
+    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= len(frame):
+        raise DataError(f"`n` is {n!r}; it must be an integer from 0 to {len(frame)}")
+    rng, drawn = np.random.default_rng(seed), np.zeros(len(frame), dtype=bool)
+    if not stratify:
+        drawn[rng.permutation(len(frame))[:n]] = True
+        return drawn
+    names, codes = np.unique(np.array(_strata(frame), dtype=object), return_inverse=True)
+    quotas = np.bincount(codes, minlength=len(names)) * (n / max(1, len(frame)))
+    counts = np.floor(quotas + 1e-9).astype(np.int64)
+    counts[np.argsort(counts - quotas, kind="stable")[: n - counts.sum()]] += 1
+    for code, count in enumerate(counts):
+        drawn[rng.permutation(np.flatnonzero(codes == code))[:count]] = True
+    return drawn
 
 
 def splits_in(frame: pd.DataFrame) -> list[str]:

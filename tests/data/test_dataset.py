@@ -286,6 +286,43 @@ def test_filter_takes_masks_and_callables():
         data.filter([True])
 
 
+def test_a_stratified_sample_has_every_class_by_its_share():
+    data = dataset(["a"] * 60 + ["b"] * 30 + ["c"] * 9)
+    third = data.sample(fraction=1 / 3, stratify=True)
+    assert pd.Series(third.labels).value_counts().to_dict() == {"a": 20, "b": 10, "c": 3}
+    ten = data.sample(10, stratify=True, seed=1)
+    assert pd.Series(ten.labels).value_counts().to_dict() == {"a": 6, "b": 3, "c": 1}
+    assert ten.paths != data.sample(10, stratify=True, seed=2).paths
+    assert len(data.sample(fraction=1)) == 99
+    assert len(data.sample(fraction=0.0, stratify=True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "`n` is None and `fraction` None; give one of them"),
+        ({"n": 1, "fraction": 0.5}, "`n` is 1 and `fraction` 0.5; give one of them"),
+        ({"fraction": 1.5}, r"`fraction` is 1.5; it must lie in 0\.\.1"),
+        ({"fraction": True}, r"`fraction` is True; it must lie in 0\.\.1"),
+    ],
+)
+def test_a_sample_is_a_number_or_a_share(given, said):
+    with pytest.raises(DataError, match=said):
+        dataset(["a", "b"]).sample(**given)
+
+
+def test_names_without_a_pattern_lose_digits_and_separators_at_their_end(tmp_path):
+    for name in ("rust_01", "rust-2 (3)", "no rust_4", "0815"):
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    data = ImageDataset.from_names(tmp_path)
+    assert sorted(zip([path.stem for path in data.paths], data.labels, strict=True)) == [
+        ("0815", "0815"),
+        ("no rust_4", "no rust"),
+        ("rust-2 (3)", "rust"),
+        ("rust_01", "rust"),
+    ]
+
+
 def test_sample_is_seeded_ordered_and_without_repetition():
     data = dataset([f"{i % 3}" for i in range(50)])
     one, same, other = data.sample(10, 1), data.sample(10, 1), data.sample(10, 2)
