@@ -20,7 +20,12 @@ T = TypeVar("T")
 
 
 class LearnkitError(Exception):
-    """Base of all errors learnkit raises on purpose."""
+    """Base of all errors learnkit raises on purpose.
+
+    `code` is the number HALCON has for this kind of error; None where it has none.
+    """
+
+    code: int | None = None
 
     def __init__(self, *args: Any, **named: Any):  # ImportError takes `name`
         super().__init__(*(self._own_words(arg) for arg in args), **named)
@@ -47,6 +52,8 @@ class LearnkitError(Exception):
 class DataError(LearnkitError, ValueError):
     """A dataset, its labels or its table breaks a rule."""
 
+    code = 7925
+
 
 class SplitError(DataError):
     """A split is missing, impossible, or would silently overwrite another."""
@@ -54,6 +61,8 @@ class SplitError(DataError):
 
 class ImageReadError(LearnkitError, OSError):
     """An image is missing, damaged, of a refused kind or absurdly large; the message names it."""
+
+    code = 7790
 
 
 class ImageNotFoundError(ImageReadError, FileNotFoundError):
@@ -76,6 +85,8 @@ class UnreadableImagesError(ImageReadError):
 class UnknownArchitectureError(LearnkitError, ValueError):
     """No library offers an architecture of this name; the nearest names are suggested."""
 
+    code = 7780
+
 
 class CutError(LearnkitError, ValueError, NameError):
     """A `cut` finds no feature map or truncates the network. Also a NameError, as in fastai v1."""
@@ -84,9 +95,13 @@ class CutError(LearnkitError, ValueError, NameError):
 class InputSizeError(LearnkitError, ValueError):
     """An image size or channel count does not fit the network."""
 
+    code = 7789
+
 
 class WeightsError(LearnkitError, ValueError):
     """A weights file does not fit the network it is loaded into."""
+
+    code = 7780
 
     def __init__(self, message: str):
         # Names in files of strangers may hold codes that a terminal would obey.
@@ -96,6 +111,8 @@ class WeightsError(LearnkitError, ValueError):
 
 class WeightsUnavailableError(LearnkitError, OSError):
     """Pretrained weights cannot be had: hub unreachable, no such tag, no such file."""
+
+    code = 7780
 
 
 class WeightsNotFoundError(WeightsUnavailableError, FileNotFoundError):
@@ -145,12 +162,16 @@ class UncertaintyError(LearnkitError, ValueError):
 class InterpretationError(LearnkitError, ValueError):
     """The question has no meaning for this model or data."""
 
+    code = 7851
+
 
 # -- deployment ---------------------------------------------------------------------------------
 
 
 class ExportError(LearnkitError, ValueError):
     """Something about the learner cannot travel as data; the message names it."""
+
+    code = 7781
 
 
 class BundleWriteError(LearnkitError, OSError):
@@ -159,9 +180,13 @@ class BundleWriteError(LearnkitError, OSError):
     Only a failed last flush to the disk is reported although the new bundle is in place.
     """
 
+    code = 7781
+
 
 class BundleError(LearnkitError, ValueError):
     """A bundle is refused."""
+
+    code = 7780
 
 
 class BundleNotFoundError(BundleError, FileNotFoundError):
@@ -175,6 +200,8 @@ class BundleCorruptError(BundleError):
 class BundleVersionError(BundleError):
     """A bundle was written in a format newer than this learnkit reads."""
 
+    code = 7782
+
 
 class BundleProbeError(BundleError):
     """The loaded network does not reproduce the logits recorded at export."""
@@ -186,6 +213,8 @@ class NotPicklableError(LearnkitError, TypeError):
 
 class PredictionError(LearnkitError, ValueError):
     """A prediction cannot be made: wrong input, or the network's output is not finite."""
+
+    code = 7783
 
 
 class PredictionFileError(LearnkitError, OSError):
@@ -202,17 +231,25 @@ class OodError(LearnkitError):
 class OodUnsupportedError(OodError, TypeError):
     """This model has no scores of this kind to detect unusual images by."""
 
+    code = 7985
+
 
 class OodInsufficientDataError(OodError, ValueError):
     """Too few images, or too much alike, to fit a score or a threshold."""
+
+    code = 7986
 
 
 class OodInternalError(OodError, RuntimeError):
     """A fitted score is not finite although its input is; the message names the stage."""
 
+    code = 7987
+
 
 class OodLockedError(OodError, RuntimeError):
     """The change would make the fitted detection wrong; the message says how to drop it first."""
+
+    code = 7988
 
 
 # -- continual learning -------------------------------------------------------------------------
@@ -225,25 +262,37 @@ class ContinualError(LearnkitError):
 class ContinualUnsupportedError(ContinualError, TypeError):
     """This model cannot learn continually: no feature map, several labels an image, ..."""
 
+    code = 7970
+
 
 class ContinualNotInitializedError(ContinualError, RuntimeError):
     """The model is not in the continual state; `init_continual` brings it there."""
+
+    code = 7971
 
 
 class ContinualAlreadyInitializedError(ContinualError, RuntimeError):
     """The model is in the continual state already; `extend` it, or drop that state first."""
 
+    code = 7972
+
 
 class ContinualPredictionError(ContinualError, PredictionError):
     """No prediction: no class is known, or the features are not finite or of another width."""
+
+    code = 7973
 
 
 class ContinualStateError(ContinualError, RuntimeError):
     """The operation would invalidate the class statistics, such as training their network."""
 
+    code = 7974
+
 
 class InsufficientDiversityError(ContinualError, DataError):
     """The images do not suffice to learn a class from: none readable, or all without content."""
+
+    code = 7975
 
 
 class StatisticsError(ContinualError, ValueError):
@@ -271,9 +320,13 @@ class MissingExtraError(LearnkitError, ImportError):
 class OptimizeError(LearnkitError, ValueError):
     """A model cannot be optimised with these samples or settings, or has been already."""
 
+    code = 7917
+
 
 class BackendUnavailableError(OptimizeError):
     """No such backend, or it cannot do this here; the message names what is possible."""
+
+    code = 7960
 
 
 class ConversionRefusedError(OptimizeError):
@@ -284,6 +337,8 @@ class ConversionRefusedError(OptimizeError):
 
 class OptimizedModelError(LearnkitError, AttributeError):
     """Something of an optimised model was to be set or looked into that is fixed."""
+
+    code = 7916
 
 
 # -- serving ------------------------------------------------------------------------------------

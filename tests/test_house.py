@@ -43,7 +43,7 @@ HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {("data/dataset.py", "learner")}
 # Files that import fastai under the line, each for a reason of its own.
 KNOWS_FASTAI = {"interpret/outputs.py", "interpret/losses.py", "interpret/source.py"}
-FASTAI_ROOMS = {"callback", "learner", "cli", "all"}
+FASTAI_ROOMS = {"callback", "learner", "halcon", "cli", "all"}
 FASTAI = {"fastai", "fastcore", "fasttransform"}
 MAX_FILES, MAX_CODE = 18, 300
 # Rooms that mirror another one and may repeat its file names.

@@ -1,0 +1,203 @@
+"""HALCON's dictionary operators, on plain dictionaries."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learnkit.errors import DataError
+from learnkit.halcon.errors import H_ERR_DL_FILE_READ, operator_error
+from learnkit.halcon.operators import as_tuple, one_of, operator
+from learnkit.storage.formats import parse_json
+
+
+@operator("DictHandle")
+def create_dict() -> dict[str, Any]:
+    """An empty dictionary."""
+    return {}
+
+
+@operator("CopiedDictHandle")
+def copy_dict(
+    dict_handle: dict[str, Any], gen_param_name: Any = (), gen_param_value: Any = ()
+) -> dict[str, Any]:
+    """A copy that shares no dictionary with the first."""
+    return copy.deepcopy(dict_handle)
+
+
+@operator()
+def set_dict_tuple(dict_handle: MutableMapping[str, Any], key: str, tuple: Any) -> None:
+    """Set a key; what it held before is gone."""
+    dict_handle[key] = tuple
+
+
+@operator()
+def set_dict_tuple_at(
+    dict_handle: MutableMapping[str, Any], key: str, index: int, value: Any
+) -> None:
+    """Set one element of a tuple; it grows by zeros up to `index`."""
+    values = as_tuple(dict_handle.get(key, []))
+    values += [0] * (index + 1 - len(values))
+    values[index] = value
+    dict_handle[key] = values
+
+
+@operator("Tuple")
+def get_dict_tuple(dict_handle: MutableMapping[str, Any], key: str) -> list[Any]:
+    """The tuple of a key as a list; of one element, too.
+
+    >>> get_dict_tuple({"class_names": "ok"}, "class_names")
+    ['ok']
+    """
+    return as_tuple(_value(dict_handle, key))
+
+
+@operator("Tuple")
+def get_dict_tuple_s(dict_handle: MutableMapping[str, Any], key: str) -> Any:
+    """The only element of a key's tuple."""
+    return one_of(_value(dict_handle, key), repr(key))
+
+
+@operator()
+def set_dict_object(object: Any, dict_handle: MutableMapping[str, Any], key: str) -> None:
+    """Set a key to an image; the image comes first, as in HALCON."""
+    dict_handle[key] = object
+
+
+@operator("Object")
+def get_dict_object(dict_handle: MutableMapping[str, Any], key: str) -> Any:
+    """The image of a key."""
+    return _value(dict_handle, key)
+
+
+@operator("GenParamValue")
+def get_dict_param(
+    dict_handle: MutableMapping[str, Any], gen_param_name: str, dict_key: Any = ()
+) -> list[Any]:
+    """'keys'; or for each key 'key_exists' (1 or 0), or 'key_data_type' ('tuple', 'object')."""
+    if gen_param_name == "keys":
+        return list(dict_handle)
+    keys = as_tuple(dict_key)
+    if gen_param_name == "key_exists":
+        return [int(key in dict_handle) for key in keys]
+    if gen_param_name == "key_data_type":
+        values = (_value(dict_handle, key) for key in keys)
+        return ["object" if isinstance(one, np.ndarray) else "tuple" for one in values]
+    raise DataError(
+        f"`gen_param_name` is {gen_param_name!r}; it takes 'keys', 'key_exists' or 'key_data_type'"
+    )
+
+
+@operator("GenParamValue")
+def get_dict_param_s(
+    dict_handle: MutableMapping[str, Any], gen_param_name: str, dict_key: Any = ()
+) -> Any:
+    """The only element of `get_dict_param`."""
+    return one_of(get_dict_param(dict_handle, gen_param_name, dict_key), repr(gen_param_name))
+
+
+@operator()
+def remove_dict_key(dict_handle: MutableMapping[str, Any], key: Any) -> None:
+    """Remove keys; those that are not there are no error."""
+    for one in as_tuple(key):
+        dict_handle.pop(one, None)
+
+
+@operator("DictHandle")
+def read_dict(
+    file_name: str | os.PathLike[str], gen_param_name: Any = (), gen_param_value: Any = ()
+) -> dict[str, Any]:
+    """The dictionary in a JSON file; arrays are lists, unlike HALCON, which makes dictionaries.
+
+    Raises:
+        HOperatorError: 7780, the file is missing, no JSON, or HALCON's binary form, which is
+            closed; the message has the line that writes it as JSON.
+    """
+    path = Path(file_name)
+    if not path.is_file():
+        raise operator_error(H_ERR_DL_FILE_READ, f"there is no file {str(file_name)!r}")
+    if path.suffix == ".hdict":
+        raise operator_error(
+            H_ERR_DL_FILE_READ,
+            f"{path.name!r} is HALCON's binary form, which is closed; write it as JSON in "
+            f"HDevelop: write_dict (DLDataset, '{path.stem}.json', [], [])",
+        )
+    return parse_json(path.read_bytes(), path.name)
+
+
+@operator()
+def write_dict(
+    dict_handle: MutableMapping[str, Any],
+    file_name: str | os.PathLike[str],
+    gen_param_name: Any = (),
+    gen_param_value: Any = (),
+) -> None:
+    """Write a dictionary as JSON, whatever the file is called; images cannot be in it."""
+    Path(file_name).write_text(dict_to_json_s(dict_handle), encoding="utf-8")
+
+
+@operator("JsonString")
+def dict_to_json(
+    dict_handle: MutableMapping[str, Any], gen_param_name: Any = (), gen_param_value: Any = ()
+) -> list[str]:
+    """The dictionary as JSON."""
+    return [_json(dict_handle)]
+
+
+@operator("JsonString")
+def dict_to_json_s(
+    dict_handle: MutableMapping[str, Any], gen_param_name: Any = (), gen_param_value: Any = ()
+) -> str:
+    """The dictionary as JSON."""
+    return _json(dict_handle)
+
+
+@operator("DictHandle")
+def json_to_dict(
+    json_string: str, gen_param_name: Any = (), gen_param_value: Any = ()
+) -> list[dict[str, Any]]:
+    """The dictionary that a JSON text holds."""
+    return [json_to_dict_s(json_string)]
+
+
+@operator("DictHandle")
+def json_to_dict_s(
+    json_string: str, gen_param_name: Any = (), gen_param_value: Any = ()
+) -> dict[str, Any]:
+    """The dictionary that a JSON text holds."""
+    return parse_json(json_string.encode(), "the text")
+
+
+@operator("Dict")
+def as_python_dict(dict_handle: dict[str, Any]) -> dict[str, Any]:
+    """The dictionary itself."""
+    return dict_handle
+
+
+as_python_dict_s = from_python_dict = as_python_dict
+
+
+def _value(dict_handle: MutableMapping[str, Any], key: str) -> Any:
+    if key not in dict_handle:
+        known = ", ".join(map(repr, list(dict_handle)[:10])) or "no key"
+        raise DataError(f"the dictionary has no key {key!r}; it has {known}")
+    return dict_handle[key]
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the dictionary cannot be written as JSON: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} is no tuple; images go with write_dl_samples")

@@ -1,0 +1,100 @@
+"""Images as HALCON's scripts read and pass them: arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from learnkit.data import image as images
+from learnkit.halcon.errors import (
+    H_ERR_DL_INPUT_WRONG_TYPE,
+    H_ERR_DL_INPUT_WRONG_VALUES,
+    operator_error,
+)
+from learnkit.halcon.operators import as_tuple, operator
+
+RANGE_MIN, RANGE_MAX = -127.0, 128.0
+_SHIFT = 127  # scale_image (Image, Image, 1, -127)
+_GREY = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
+
+
+@operator("Image")
+def read_image(file_name: Any) -> Any:
+    """The image of a file, or a list of images of several: uint8, (H, W) or (H, W, 3)."""
+    if isinstance(file_name, str | os.PathLike):
+        return _pixels(file_name)
+    return [_pixels(one) for one in file_name]
+
+
+def _pixels(file: str | os.PathLike[str]) -> np.ndarray:
+    mode = images.image_kind(file)[1]
+    return np.array(images.read_image(file, channels=1 if mode in _GREY else 3))
+
+
+@operator("Image")
+def himage_from_numpy_array(array: np.ndarray) -> np.ndarray:
+    """The array itself: images are arrays here."""
+    return np.asarray(array)
+
+
+@operator("Array")
+def himage_as_numpy_array(himage: np.ndarray) -> np.ndarray:
+    """The array itself."""
+    return np.asarray(himage)
+
+
+@operator("Width", "Height")
+def get_image_size(image: np.ndarray) -> tuple[int, int]:
+    """(width, height) of an image."""
+    return image.shape[1], image.shape[0]
+
+
+def is_one_image(value: Any) -> bool:
+    """Whether `value` is one image rather than several."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 2 or (value.ndim == 3 and value.shape[-1] <= 16)
+    return isinstance(value, str | os.PathLike | Image.Image) or not isinstance(value, Sequence)
+
+
+def images_in(value: Any) -> list[Any]:
+    """The images meant: one, a list of them, or an array (N, H, W, C)."""
+    if is_one_image(value):
+        return [value]
+    return list(value) if isinstance(value, np.ndarray) else as_tuple(value)
+
+
+def as_bytes(image: Any, where: str) -> np.ndarray:
+    """An image's grey values as uint8 (H, W[, C]), as it was read.
+
+    Floats are taken for what `scale_image (Image, Image, 1, -127)` makes and are shifted back; that
+    is exact. No other float image is believed: whether 0.5 is half of white or nearly black,
+    nothing in the image tells.
+
+    Raises:
+        HOperatorError: 7790, no array or of another type; 7791, grey values outside the range, or
+            floats that were not shifted.
+    """
+    pixels = np.asarray(image)
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind != "f" or pixels.ndim not in (2, 3):
+        raise operator_error(
+            H_ERR_DL_INPUT_WRONG_TYPE,
+            f"{where} has an 'image' of type {pixels.dtype} and shape {pixels.shape}; pass it as "
+            "it was read: uint8, (height, width) or (height, width, channels)",
+        )
+    shifted = pixels.astype(np.float64) + _SHIFT
+    exact = np.array_equal(shifted, np.rint(shifted)) and pixels.min(initial=0) < 0
+    if not exact or shifted.min(initial=0) < 0 or shifted.max(initial=0) > 255:
+        low, high = (float(f(pixels)) for f in (np.min, np.max)) if pixels.size else (0.0, 0.0)
+        raise operator_error(
+            H_ERR_DL_INPUT_WRONG_VALUES,
+            f"{where} has an 'image' of floats in {low:.4g}..{high:.4g}, which are not grey values "
+            f"shifted by -{_SHIFT} into {RANGE_MIN:.0f}..{RANGE_MAX:.0f}; pass the image as it was "
+            "read, the network scales it",
+        )
+    return shifted.astype(np.uint8)

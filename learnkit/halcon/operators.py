@@ -1,0 +1,144 @@
+"""How operators and procedures are called: errors with HALCON's numbers, tuples of any length."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from learnkit.errors import LearnkitError
+from learnkit.halcon import errors
+from learnkit.halcon.errors import (
+    HError,
+    HTupleConversionError,
+    as_halcon_error,
+    operator_error,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# By name, for those who call through HDevEngine's classes.
+CALLABLES: dict[str, Callable[..., Any]] = {}
+OUTPUTS: dict[str, tuple[str, ...]] = {}
+
+_TRUE, _FALSE = (True, 1, "true"), (False, 0, "false")
+
+
+def operator(*outputs: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a function raise HALCON's errors, and be found by name; `outputs` are HALCON's names."""
+    return functools.partial(_registered, outputs=outputs)
+
+
+# Procedures are called alike; their own complaints are an `HError` without a number.
+procedure = operator
+
+
+def _registered(function: Callable[P, T], *, outputs: tuple[str, ...]) -> Callable[P, T]:
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except HError:
+            raise
+        except LearnkitError as error:
+            raise as_halcon_error(error) from error
+
+    CALLABLES[function.__name__], OUTPUTS[function.__name__] = run, outputs
+    return run
+
+
+def input_names(function: Callable[..., Any]) -> list[str]:
+    """Names of a function's inputs in their documented order."""
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether HALCON's name and the binding's are one: `DLSampleBatch` and `dlsample_batch`."""
+    return one.replace("_", "").lower() == other.replace("_", "").lower()
+
+
+def as_tuple(value: Any) -> list[Any]:
+    """A list of what may be a scalar, any sequence, or a dictionary with the keys 0, 1, 2, ...
+
+    HALCON's JSON has scalars for tuples of one element, and such dictionaries for arrays.
+
+    >>> as_tuple(3), as_tuple((3, 4)), as_tuple({"0": "a", "1": "b"}), as_tuple([])
+    ([3], [3, 4], ['a', 'b'], [])
+    """
+    if isinstance(value, Mapping) and value and _is_array(value):
+        return [value[key] for key in sorted(value, key=int)]
+    if isinstance(value, np.ndarray):
+        return value.reshape(-1).tolist()
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [] if value is None else [value]
+
+
+def _is_array(value: Mapping[Any, Any]) -> bool:
+    keys = {str(key) for key in value}
+    return keys == {str(place) for place in range(len(value))}
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """The dictionary meant; `[]`, `{}` and None are all none."""
+    if value is None or (isinstance(value, Sequence) and not value):
+        return {}
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
+        (value,) = value
+    if not isinstance(value, Mapping):
+        raise operator_error(
+            errors.H_ERR_DL_UNSUPPORTED_GENPARAM,
+            f"{value!r:.100} is a {type(value).__name__}; give a dictionary, or [] for none",
+        )
+    return dict(value)
+
+
+def as_bool(value: Any, name: str) -> bool:
+    """True or False of what HALCON writes for them: 'true' and 'false', 1 and 0."""
+    (one,) = as_tuple(value) or (None,)
+    if one in _TRUE:
+        return True
+    if one in _FALSE:
+        return False
+    raise wrong_value(name, value, "'true' or 'false'")
+
+
+def wrong_value(name: str, value: Any, allowed: str) -> HError:
+    """Error 7914: the value of a parameter is none of those there are."""
+    return operator_error(
+        errors.H_ERR_DL_UNSUPPORTED_GENVALUE, f"{name!r} is {value!r:.100}; it takes {allowed}"
+    )
+
+
+def checked_params(
+    given: Any, defaults: Mapping[str, Any], where: str, *, of_operator: bool = True
+) -> dict[str, Any]:
+    """`defaults` with what is given.
+
+    Raises:
+        HError: A key is unknown (7911 where an operator is called); the message lists those known.
+    """
+    given = as_dict(given)
+    if unknown := [key for key in given if key not in defaults]:
+        known = ", ".join(map(repr, defaults)) or "no key"
+        told = f"{where} does not know {unknown[0]!r}; it takes {known}"
+        if of_operator:
+            raise operator_error(errors.H_ERR_DL_UNSUPPORTED_GENPARAM, told)
+        raise HError(told)
+    return {**defaults, **given}
+
+
+def one_of(value: Any, where: str) -> Any:
+    """The only element of a tuple, as operators whose name ends in `_s` return it."""
+    found = as_tuple(value)
+    if len(found) != 1:
+        raise HTupleConversionError(f"{where} has {len(found)} elements; the `_s` form needs one")
+    return found[0]

@@ -1,0 +1,278 @@
+"""Preprocessing: images in the size of the network, once, as samples on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from learnkit.data.preprocess import Preprocessing
+from learnkit.data.read_images import read_images
+from learnkit.errors import DataError
+from learnkit.halcon.dataset import check_type, samples_of
+from learnkit.halcon.errors import HError
+from learnkit.halcon.handles import checked_model
+from learnkit.halcon.images import RANGE_MAX, RANGE_MIN, as_bytes
+from learnkit.halcon.model import samples_in
+from learnkit.halcon.operators import as_bool, as_dict, as_tuple, checked_params, procedure
+from learnkit.storage.filesystem import write_file
+
+FILE_NAME, FOLDER = "dl_dataset.json", "samples"
+_TEXT = "dlsample"  # the chunk of a PNG that holds all of a sample but its image
+_NORMALIZATIONS = ("none", "all_channels", "first_channel", "constant_values")
+_DOMAINS = ("full_domain", "crop_domain")
+_MEANS = {
+    "mean_values_normalization": [123.675, 116.28, 103.53],
+    "deviation_values_normalization": [58.395, 57.12, 57.375],
+}
+_AHEAD = 64
+
+
+@procedure("DLPreprocessParam")
+def create_dl_preprocess_param(
+    dlmodel_type: str,
+    image_width: int,
+    image_height: int,
+    image_num_channels: int,
+    image_range_min: Any = (),
+    image_range_max: Any = (),
+    normalization_type: Any = "none",
+    domain_handling: Any = "full_domain",
+    ignore_class_ids: Any = (),
+    set_background_id: Any = (),
+    class_ids_background: Any = (),
+    gen_param: Any = (),
+) -> dict[str, Any]:
+    """The parameters of preprocessing, as a dictionary with HALCON's keys.
+
+    Images are resized without regard to their proportions; grey values stay as they were read. The
+    network scales and normalises them itself.
+
+    Raises:
+        HError: a model type other than 'classification', or a value that there is not.
+    """
+    if dlmodel_type != "classification":
+        raise HError(f"`dlmodel_type` is {dlmodel_type!r}; only 'classification' is preprocessed")
+    size = {"image_width": image_width, "image_height": image_height}
+    for name, value in size.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise HError(f"`{name}` is {value!r}; it is a number of pixels from 1 on")
+    if image_num_channels not in (1, 3):
+        raise HError(f"`image_num_channels` is {image_num_channels!r}; it is 1 or 3")
+    normalization = _one("normalization_type", normalization_type, _NORMALIZATIONS)
+    param = {
+        "model_type": dlmodel_type,
+        **size,
+        "image_num_channels": image_num_channels,
+        "image_range_min": (as_tuple(image_range_min) or [RANGE_MIN])[0],
+        "image_range_max": (as_tuple(image_range_max) or [RANGE_MAX])[0],
+        "normalization_type": normalization,
+        "domain_handling": _one("domain_handling", domain_handling, _DOMAINS),
+        "ignore_class_ids": as_tuple(ignore_class_ids),
+        "set_background_id": as_tuple(set_background_id),
+        "class_ids_background": as_tuple(class_ids_background),
+    }
+    return param | (_MEANS if normalization == "constant_values" else {}) | as_dict(gen_param)
+
+
+def _one(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """The value, if it is allowed; scripts of old say 'true' and 'false' for the first two."""
+    found = (as_tuple(value) or [allowed[0]])[0]
+    found = {"true": "all_channels", "false": "none"}.get(found, found)
+    if found not in allowed:
+        raise HError(f"`{name}` is {value!r}; it takes {', '.join(map(repr, allowed))}")
+    return found
+
+
+@procedure("DLPreprocessParam")
+def create_dl_preprocess_param_from_model(
+    dlmodel_handle: Any,
+    normalization_type: Any = "none",
+    domain_handling: Any = "full_domain",
+    set_background_id: Any = (),
+    class_ids_background: Any = (),
+    gen_param: Any = (),
+) -> dict[str, Any]:
+    """`create_dl_preprocess_param` with the size, channels and range of a model."""
+    recipe = checked_model(dlmodel_handle).recipe
+    height, width = recipe.size
+    what = ("classification", width, height, recipe.channels, RANGE_MIN, RANGE_MAX)
+    rest = (normalization_type, domain_handling, [], set_background_id, class_ids_background)
+    return create_dl_preprocess_param(*what, *rest, gen_param)
+
+
+@procedure("DLDatasetFileName")
+def preprocess_dl_dataset(
+    dldataset: MutableMapping[str, Any],
+    data_directory: str | os.PathLike[str],
+    dlpreprocess_param: Mapping[str, Any],
+    gen_param: Any = (),
+) -> str:
+    """Write every image in the network's size; return the file of the dataset that points to them.
+
+    The dataset gets `dlsample_dir` and `preprocess_param`, each sample `dlsample_file_name`: a PNG
+    file without loss, which holds the sample's other keys as text. The folder is there whole, or
+    not at all.
+
+    Args:
+        dldataset: changed in place, after success.
+        data_directory: to write to.
+        dlpreprocess_param: of `create_dl_preprocess_param`.
+        gen_param: 'overwrite_files': 'false', 'true', or 'auto', which keeps what was preprocessed
+            alike; 'show_progress' ('true').
+
+    Raises:
+        HError: there are samples in the folder already, parameters are wrong, or images cannot be
+            read; all of those are named.
+    """
+    defaults = {"overwrite_files": "false", "show_progress": "true"}
+    params = checked_params(gen_param, defaults, "preprocess_dl_dataset", of_operator=False)
+    recipe, folder = recipe_of(dlpreprocess_param), Path(data_directory)
+    check_type(dldataset)
+    samples = samples_of(dldataset)
+    done = _with_samples(dldataset, folder, dlpreprocess_param, samples)
+    target, mode = folder / FOLDER, params["overwrite_files"]
+    if mode == "auto" and _is_done(folder, done):
+        return _noted(dldataset, done, folder)
+    if target.exists() and mode != "auto" and not as_bool(mode, "overwrite_files"):
+        raise HError(
+            f"{target} is there already; set 'overwrite_files' to 'true', or to 'auto' to keep "
+            "samples that were made alike"
+        )
+    _write_samples(target, recipe, done, as_bool(params["show_progress"], "show_progress"))
+    return _noted(dldataset, done, folder)
+
+
+def _with_samples(
+    dldataset: Mapping[str, Any], folder: Path, param: Mapping[str, Any], samples: list[Any]
+) -> dict[str, Any]:
+    """The dataset as it is when its images are preprocessed."""
+    ids = [sample.get("image_id", place) for place, sample in enumerate(samples)]
+    if len(set(map(str, ids))) < len(ids):
+        raise HError("'image_id' is not unique; every sample needs its own")
+    named = [
+        {**sample, "image_id": one, "dlsample_file_name": f"{int(one)}_dlsample.png"}
+        for sample, one in zip(samples, ids, strict=True)
+    ]
+    kept = {**dldataset, "samples": named, "preprocess_param": dict(param)}
+    return kept | {"dlsample_dir": str(Path(os.path.abspath(folder / FOLDER)))}
+
+
+def _is_done(folder: Path, done: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this dataset, preprocessed alike, with all its files."""
+    try:
+        found = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    files = [
+        Path(done["dlsample_dir"]) / sample["dlsample_file_name"] for sample in done["samples"]
+    ]
+    return found == json.loads(json.dumps(done)) and all(file.is_file() for file in files)
+
+
+def _write_samples(
+    target: Path, recipe: Preprocessing, done: Mapping[str, Any], progress: bool
+) -> None:
+    """Write the samples beside `target` and put them in its place when all are there."""
+    samples, root = done["samples"], Path(str(done.get("image_dir", "")))
+    files = [root / sample["image_file_name"] for sample in samples]
+    new = target.with_name(f".{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        read = read_images(
+            recipe.pixels, files, n_ahead=_AHEAD, progress=progress, what="preprocess"
+        )
+        for sample, pixels in zip(samples, read, strict=True):
+            write_sample(new / sample["dlsample_file_name"], {**sample, "image": pixels})
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _noted(dldataset: MutableMapping[str, Any], done: dict[str, Any], folder: Path) -> str:
+    """The file of the dataset; the caller's dictionary knows now what is in it."""
+    path = Path(os.path.abspath(folder / FILE_NAME))
+    write_file(path, lambda file: file.write(json.dumps(done, ensure_ascii=False).encode()))
+    for sample, one in zip(samples_of(dldataset), done["samples"], strict=True):
+        sample.update(one)
+    dldataset.update({key: done[key] for key in ("preprocess_param", "dlsample_dir")})
+    return str(path)
+
+
+def write_sample(file: Path, sample: Mapping[str, Any]) -> None:
+    """Write a sample as PNG, without loss, its other keys as text within.
+
+    Raises:
+        DataError: a key holds what JSON cannot.
+    """
+    rest = {
+        key: value
+        for key, value in sample.items()
+        if key not in ("image", "dlsample_file_name", "image_file_name", "split")
+    }
+    try:
+        text = json.dumps(rest, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the sample for {file.name} cannot be written: {error}") from error
+    pixels = sample["image"]
+    about = PngInfo()
+    about.add_text(_TEXT, text)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1:] == (1,) else pixels)
+    write_file(file, lambda out: image.save(out, "PNG", pnginfo=about, compress_level=1))
+
+
+def sample_text(file: Path) -> dict[str, Any]:
+    """All of a written sample but its image."""
+    with Image.open(file, formats=["PNG"]) as image:
+        found = json.loads(getattr(image, "text", {}).get(_TEXT, "{}"))
+    return found if isinstance(found, dict) else {}
+
+
+@procedure()
+def preprocess_dl_samples(dlsample_batch: Any, dlpreprocess_param: Mapping[str, Any]) -> None:
+    """Bring the 'image' of samples, in place, into the network's size: uint8 (H, W, C).
+
+    Raises:
+        HError: a sample has no 'image', its number is named; or parameters are wrong.
+        HOperatorError: 7790 and 7791, an image of another type or of other grey values.
+    """
+    recipe, samples = recipe_of(dlpreprocess_param), samples_in(dlsample_batch)
+    for place, sample in enumerate(samples):
+        if "image" not in sample:
+            raise HError(f"sample {place} has no 'image'; it has {sorted(map(str, sample))}")
+    found = [
+        recipe.pixels(as_bytes(sample["image"], f"sample {place}"))
+        for place, sample in enumerate(samples)
+    ]
+    for sample, pixels in zip(samples, found, strict=True):
+        sample["image"] = pixels
+
+
+def recipe_of(dlpreprocess_param: Mapping[str, Any]) -> Preprocessing:
+    """How images are read by these parameters; the network normalises them itself.
+
+    Raises:
+        HError: a key is missing or has a value that there is not.
+    """
+    param = as_dict(dlpreprocess_param)
+    needed = ("image_width", "image_height", "image_num_channels")
+    if missing := [key for key in needed if key not in param]:
+        raise HError(
+            f"`dlpreprocess_param` has no {missing[0]!r}; create_dl_preprocess_param makes it"
+        )
+    width, height, channels = ((as_tuple(param[key]) or [None])[0] for key in needed)
+    normalization = _one("normalization_type", param.get("normalization_type"), _NORMALIZATIONS)
+    if normalization in ("all_channels", "first_channel"):
+        raise HError(
+            f"'normalization_type' is {normalization!r}, which is not there yet; take 'none': the "
+            "network normalises as it was trained"
+        )
+    return Preprocessing((height, width), channels=channels, method="squish")

@@ -1,0 +1,307 @@
+"""Samples: DLSample dictionaries made from images, read, written and augmented."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from learnkit.halcon import dataset
+from learnkit.halcon.errors import HError
+from learnkit.halcon.images import as_bytes, images_in, read_image
+from learnkit.halcon.model import samples_in
+from learnkit.halcon.operators import as_tuple, checked_params, procedure
+from learnkit.halcon.preprocess import sample_text, write_sample
+
+_AUGMENTATION: dict[str, Any] = {
+    "augmentation_percentage": 50,
+    "rotate": 0,
+    "rotate_range": 0,
+    "mirror": "off",
+    "brightness_variation": 0,
+    "brightness_variation_spot": 0,
+    "contrast_variation": 0,
+    "saturation_variation": 0,
+    "crop_percentage": "off",
+    "crop_pixel": "off",
+}
+_OFF = ("off", 0, None, [], 0.0)
+_FLIPS: dict[str, tuple[int, ...]] = {"r": (0,), "c": (1,), "rc": (0, 1), "cr": (0, 1)}
+
+
+@procedure("DLSampleBatch")
+def gen_dl_samples_from_images(images: Any) -> list[dict[str, Any]]:
+    """One sample per image, as read: of arrays, PIL images or files, one or several."""
+    found = [
+        read_image(one) if isinstance(one, str | os.PathLike) else np.asarray(one)
+        for one in images_in(images)
+    ]
+    return [{"image": pixels} for pixels in found]
+
+
+@procedure("DLSampleBatch")
+def gen_dl_samples(
+    dldataset: Mapping[str, Any],
+    sample_indices: Any,
+    restrict_keys_dlsample: Any = "off",
+    gen_param: Any = (),
+) -> list[dict[str, Any]]:
+    """Samples of a dataset with the images as they lie in 'image_dir', before preprocessing.
+
+    Args:
+        dldataset: the dataset.
+        sample_indices: places of samples, as `find_dl_samples` gives them.
+        restrict_keys_dlsample: 'off' or 'classification', with labels; 'image_only', without.
+        gen_param: 'ignore_missing_labels' ('false').
+
+    Raises:
+        HOperatorError: 7926, there is no such sample.
+        HError: another restriction or parameter.
+    """
+    checked_params(
+        gen_param, {"ignore_missing_labels": "false"}, "gen_dl_samples", of_operator=False
+    )
+    wanted = (as_tuple(restrict_keys_dlsample) or ["off"])[0]
+    if wanted not in ("off", "classification", "image_only"):
+        raise HError(
+            f"`restrict_keys_dlsample` is {wanted!r}; it takes 'off', 'classification' or "
+            "'image_only'"
+        )
+    root = Path(str(dldataset.get("image_dir", "")))
+    found = []
+    for sample in dataset.chosen(dldataset, sample_indices):
+        one = {"image": read_image(root / sample["image_file_name"])}
+        labels = {} if wanted == "image_only" else {"image_label_id": _label_id(sample)}
+        found.append(one | {"image_id": sample["image_id"], **labels})
+    return found
+
+
+def _label_id(sample: Mapping[str, Any]) -> list[Any]:
+    return as_tuple(sample.get("image_label_id", []))
+
+
+@procedure("DLSampleBatch")
+def read_dl_samples(dldataset: Mapping[str, Any], sample_indices: Any) -> list[dict[str, Any]]:
+    """The preprocessed samples with these places; ids of classes are those of the dataset.
+
+    Raises:
+        HOperatorError: 7926, there is no such sample.
+        HError: the dataset was not preprocessed.
+    """
+    found = []
+    for sample in dataset.chosen(dldataset, sample_indices):
+        file = _file_of(dldataset, sample)
+        pixels = read_image(file)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        own = {"image_id": sample.get("image_id"), "image_label_id": _label_id(sample)}
+        found.append({**sample_text(file), "image": pixels, **own})
+    return found
+
+
+@procedure()
+def write_dl_samples(
+    dldataset: Mapping[str, Any],
+    sample_indices: Any,
+    dlsample_batch: Any,
+    gen_param_name: Any = (),
+    gen_param_value: Any = (),
+) -> None:
+    """Write samples in the place of those with these places, without loss.
+
+    Args:
+        dldataset: with 'dlsample_dir'.
+        sample_indices: one place for each sample.
+        dlsample_batch: the samples; their 'image_id' is that of the dataset's.
+        gen_param_name: 'raise_error_if_content_not_serializable', which is always so here.
+        gen_param_value: its value.
+
+    Raises:
+        HError: another number of samples than of places, another 'image_id', or a key that holds
+            what a file cannot.
+    """
+    rows, samples = dataset.chosen(dldataset, sample_indices), samples_in(dlsample_batch)
+    if len(rows) != len(samples):
+        raise HError(f"there are {len(samples)} samples for {len(rows)} places; give one each")
+    for row, sample in zip(rows, samples, strict=True):
+        if sample.get("image_id", row["image_id"]) != row["image_id"]:
+            raise HError(
+                f"the sample with 'image_id' {sample['image_id']} was to be written in the place "
+                f"of {row['image_id']}"
+            )
+    pixels = [as_bytes(one["image"], f"sample {place}") for place, one in enumerate(samples)]
+    for row, sample, image in zip(rows, samples, pixels, strict=True):
+        row.setdefault("dlsample_file_name", f"{row['image_id']}_dlsample.png")
+        write_sample(_file_of(dldataset, row), {**sample, "image": image})
+
+
+def _file_of(dldataset: Mapping[str, Any], sample: Mapping[str, Any]) -> Path:
+    """The file of a sample, which lies in 'dlsample_dir'."""
+    if "dlsample_dir" not in dldataset or "dlsample_file_name" not in sample:
+        raise HError("the dataset is not preprocessed; call preprocess_dl_dataset")
+    name = str((as_tuple(sample["dlsample_file_name"]) or [""])[0]).replace("\\", "/")
+    if not name or name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
+        raise HError(
+            f"'dlsample_file_name' is {name!r}; it must lie below 'dlsample_dir': relative, "
+            "without '..'"
+        )
+    return Path(str(dldataset["dlsample_dir"])) / name
+
+
+@procedure()
+def augment_dl_samples(dlsample_batch: Any, gen_param: Any = ()) -> None:
+    """Distort some samples in place, for training: each chosen one in one way, drawn at random.
+
+    Args:
+        dlsample_batch: the samples.
+        gen_param: 'augmentation_percentage' (50) of the samples are distorted, by one of: 'rotate'
+            (90 or 180: multiples of it), 'rotate_range' (degrees to either side), 'mirror' ('r',
+            'c', 'rc'), 'brightness_variation' and 'brightness_variation_spot' (grey values),
+            'contrast_variation' and 'saturation_variation' (0..1), 'crop_percentage' (of the
+            sides, kept), 'crop_pixel'.
+
+    Raises:
+        HError: an unknown key, or a value that it does not take.
+    """
+    param = augmentation(gen_param)
+    rng = np.random.default_rng(dataset.seed())
+    samples = samples_in(dlsample_batch)
+    found = [as_bytes(one["image"], f"sample {place}") for place, one in enumerate(samples)]
+    for sample, pixels in zip(samples, found, strict=True):
+        sample["image"] = augmented(pixels, param, rng)
+
+
+def augmentation(gen_param: Any) -> dict[str, Any]:
+    """The checked parameters of an augmentation."""
+    param = checked_params(gen_param, _AUGMENTATION, "the augmentation", of_operator=False)
+    if param["mirror"] not in (*_OFF, *_FLIPS):
+        raise HError(f"'mirror' is {param['mirror']!r}; it takes 'off', 'r', 'c' or 'rc'")
+    if param["rotate"] not in (*_OFF, 90, 180):
+        raise HError(f"'rotate' is {param['rotate']!r}; it takes 0, 90 or 180")
+    for name, most in _LIMITS.items():
+        if (value := param[name]) in _OFF:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            raise HError(f"{name!r} is {value!r}; it is a number in 0..{most}, or 'off'")
+    return param
+
+
+_LIMITS = {
+    "augmentation_percentage": 100,
+    "rotate_range": 180,
+    "brightness_variation": 255,
+    "brightness_variation_spot": 255,
+    "contrast_variation": 1,
+    "saturation_variation": 1,
+    "crop_percentage": 100,
+    "crop_pixel": 16_384,
+}
+
+
+def augmented(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    """The image (H, W[, C]) uint8, distorted in one way or not at all; of the same shape."""
+    ways = [way for name, way in _WAYS.items() if param[name] not in _OFF]
+    if not ways or rng.uniform(0, 100) >= param["augmentation_percentage"]:
+        return pixels
+    way = ways[rng.integers(len(ways))]
+    return np.ascontiguousarray(way(pixels, param, rng)).reshape(pixels.shape)
+
+
+_Way = Callable[[np.ndarray, Mapping[str, Any], np.random.Generator], np.ndarray]
+
+
+def _rotated(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    step = int(param["rotate"]) // 90
+    turns = step * int(rng.integers(1, 4 // step))
+    if turns % 2 and pixels.shape[0] != pixels.shape[1]:
+        return _resized(np.rot90(pixels, turns), pixels.shape)
+    return np.rot90(pixels, turns)
+
+
+def _turned(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    image = _image(pixels)
+    angle = rng.uniform(-1, 1) * param["rotate_range"]
+    mean = tuple(int(v) for v in np.atleast_1d(pixels.reshape(-1, len(image.getbands())).mean(0)))
+    fill = mean if len(mean) > 1 else mean[0]
+    return np.asarray(image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=fill))
+
+
+def _mirrored(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    axes = _FLIPS[param["mirror"]]
+    return np.flip(pixels, axes[rng.integers(len(axes))])
+
+
+def _brightened(
+    pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator
+) -> np.ndarray:
+    shift = rng.uniform(-1, 1) * param["brightness_variation"]
+    return (pixels + np.rint(shift)).clip(0, 255).astype(np.uint8)
+
+
+def _spotted(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    row, column = rng.uniform(0, height), rng.uniform(0, width)
+    radius = rng.uniform(0.1, 0.5) * min(height, width)
+    rows, columns = np.ogrid[:height, :width]
+    spot = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * radius**2))
+    spot = spot if pixels.ndim == 2 else spot[..., None]
+    shift = rng.uniform(-1, 1) * param["brightness_variation_spot"] * spot
+    return (pixels + np.rint(shift)).clip(0, 255).astype(np.uint8)
+
+
+def _contrasted(
+    pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator
+) -> np.ndarray:
+    factor = 1 + rng.uniform(-1, 1) * param["contrast_variation"]
+    return np.asarray(ImageEnhance.Contrast(_image(pixels)).enhance(factor))
+
+
+def _saturated(
+    pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator
+) -> np.ndarray:
+    factor = 1 + rng.uniform(-1, 1) * param["saturation_variation"]
+    return np.asarray(ImageEnhance.Color(_image(pixels)).enhance(factor))
+
+
+def _cropped(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    height, width = (
+        max(1, round(side * param["crop_percentage"] / 100)) for side in pixels.shape[:2]
+    )
+    return _cut(pixels, height, width, rng)
+
+
+def _cut_to(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    height, width = (min(side, max(1, int(param["crop_pixel"]))) for side in pixels.shape[:2])
+    return _cut(pixels, height, width, rng)
+
+
+def _cut(pixels: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    top = int(rng.integers(pixels.shape[0] - height + 1))
+    left = int(rng.integers(pixels.shape[1] - width + 1))
+    return _resized(pixels[top : top + height, left : left + width], pixels.shape)
+
+
+def _resized(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    return np.asarray(_image(pixels).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(
+        np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    )
+
+
+_WAYS: dict[str, _Way] = {
+    "rotate": _rotated,
+    "rotate_range": _turned,
+    "mirror": _mirrored,
+    "brightness_variation": _brightened,
+    "brightness_variation_spot": _spotted,
+    "contrast_variation": _contrasted,
+    "saturation_variation": _saturated,
+    "crop_percentage": _cropped,
+    "crop_pixel": _cut_to,
+}

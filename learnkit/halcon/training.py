@@ -1,0 +1,427 @@
+"""Training: its parameters, the fit over preprocessed samples, and a single step."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import learnkit._torchvision  # noqa: F401  # before fastai
+
+import numpy as np
+from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
+from fastai.optimizer import SGD, Adam
+from fastai.torch_core import set_seed
+from fasttransform import Transform
+from PIL import Image
+
+from learnkit.data.dataset import ImageDataset
+from learnkit.errors import ContinualStateError, OodLockedError
+from learnkit.halcon import errors
+from learnkit.halcon.dataset import preprocessed, samples_of
+from learnkit.halcon.errors import HError, operator_error
+from learnkit.halcon.evaluation import evaluate_dl_model
+from learnkit.halcon.handles import HDlModel, checked_model
+from learnkit.halcon.model import ids_of, sample_images, samples_in, write_dl_model
+from learnkit.halcon.operators import (
+    as_bool,
+    as_dict,
+    as_tuple,
+    checked_params,
+    operator,
+    procedure,
+)
+from learnkit.halcon.samples import augmentation, augmented
+from learnkit.learner.dataloaders import image_dataloaders
+from learnkit.report.progress import counted
+
+_NAMES = ("evaluate", "augment", "change", "serialize", "display", "evaluate_before_train")
+_MEASURE = "top1_error"
+_OF_BODY = 0.01  # of the learning rate
+_DISPLAY = {
+    "enabled": False,
+    "num_images": 6,
+    "randomize_images": True,
+    "update_images_interval_epochs": 4,
+    "change_plot_interval_seconds": 10,
+    "selected_percentage_train_samples": 0,
+}
+
+
+@procedure("TrainParam")
+def create_dl_train_param(
+    dlmodel_handle: Any,
+    num_epochs: int,
+    evaluation_interval_epochs: int = 1,
+    enable_display: Any = "true",
+    random_seed: Any = (),
+    gen_param_name: Any = (),
+    gen_param_value: Any = (),
+) -> dict[str, Any]:
+    """The parameters of a training, as a dictionary with HALCON's keys.
+
+    Args:
+        dlmodel_handle: the model.
+        num_epochs: from 1 on.
+        evaluation_interval_epochs: epochs from one evaluation of the validation images to the next.
+        enable_display: 'true' prints a line per evaluation.
+        random_seed: of order and augmentation; [] takes the clock.
+        gen_param_name: 'evaluate', 'augment', 'change', 'serialize', 'display',
+            'evaluate_before_train'; 'change' and 'serialize' as often as wanted.
+        gen_param_value: a dictionary for each.
+
+    Raises:
+        HError: an unknown name, another number of values than of names, or values out of range.
+    """
+    checked_model(dlmodel_handle)
+    counts = {"num_epochs": num_epochs, "evaluation_interval_epochs": evaluation_interval_epochs}
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise HError(f"`{name}` is {value!r}; it is a whole number from 1 on")
+    names, values = as_tuple(gen_param_name), _values(gen_param_value)
+    if len(names) != len(values):
+        raise HError(f"there are {len(values)} values for the {len(names)} names {names}")
+    if unknown := [name for name in names if name not in _NAMES]:
+        raise HError(f"{unknown[0]!r} is unknown; there are {', '.join(map(repr, _NAMES))}")
+    given = {name: [v for n, v in zip(names, values, strict=True) if n == name] for name in _NAMES}
+    (seed,) = as_tuple(random_seed) or (time.time_ns() % 2**31,)
+    best = [{"type": "best", "basename": "model_best"}]
+    return {
+        **counts,
+        "evaluation_param": as_dict(given["evaluate"]) or {"measures": [_MEASURE]},
+        "augmentation_param": as_dict(given["augment"]),
+        "change_strategies": [_change(as_dict(one)) for one in given["change"]],
+        "serialization_strategies": [
+            _serialization(as_dict(s)) for s in given["serialize"] or best
+        ],
+        "display_param": _DISPLAY | {"enabled": as_bool(enable_display, "enable_display")},
+        "evaluate_before_train": bool(given["evaluate_before_train"])
+        and as_bool(given["evaluate_before_train"][0], "evaluate_before_train"),
+        "seed_rand": int(seed),
+        "update_interval_seconds": 2,
+        "evaluation_comparison_keys": [_MEASURE],
+        "num_samples_mean_loss": 1000,
+    }
+
+
+def _values(value: Any) -> list[Any]:
+    """The values; one dictionary is one value."""
+    return [value] if isinstance(value, Mapping) else as_tuple(value)
+
+
+def _change(strategy: dict[str, Any]) -> dict[str, Any]:
+    """A checked change of a parameter of the model at some epochs."""
+    keys = {"model_param": None, "initial_value": None, "epochs": [], "values": []}
+    keys |= {"scale_momentum_threshold": None}
+    found = checked_params(strategy, keys, "'change'", of_operator=False)
+    found |= {key: as_tuple(found[key]) for key in ("epochs", "values")}
+    if found["model_param"] not in ("learning_rate", "momentum", "weight_prior"):
+        raise HError(
+            f"'change' has the 'model_param' {found['model_param']!r}; it takes 'learning_rate', "
+            "'momentum' or 'weight_prior'"
+        )
+    if len(found["epochs"]) != len(found["values"]):
+        raise HError(
+            f"'change' has {len(found['values'])} values for {len(found['epochs'])} epochs"
+        )
+    return found
+
+
+def _serialization(strategy: dict[str, Any]) -> dict[str, Any]:
+    """A checked strategy of writing the model during the training."""
+    keys = {"type": "best", "basename": None, "epochs": []}
+    found = checked_params(strategy, keys, "'serialize'", of_operator=False)
+    if found["type"] not in ("best", "epochs", "final"):
+        raise HError(
+            f"'serialize' has the type {found['type']!r}; it takes 'best', 'epochs' or 'final'"
+        )
+    return found | {
+        "basename": found["basename"] or f"model_{found['type']}",
+        "epochs": as_tuple(found["epochs"]),
+    }
+
+
+class SampleAugmentation(Transform):
+    """`augment_dl_samples` for the images of a training.
+
+    Args:
+        param: of `augmentation`.
+        seed: of what is drawn.
+    """
+
+    order, split_idx = 1, 0  # of training images alone
+
+    def __init__(self, param: Mapping[str, Any], seed: int):
+        super().__init__()
+        self.param, self.rng = dict(param), np.random.default_rng(seed)
+
+    def encodes(self, image: Image.Image) -> Image.Image:
+        """The image, distorted in one way or not at all."""
+        found = augmented(np.asarray(image), self.param, self.rng)
+        return _like(image, found)
+
+
+def _like(image: Image.Image, pixels: np.ndarray) -> Image.Image:
+    """An image of the same class as `image` with other pixels."""
+    made = Image.fromarray(pixels)
+    return made if type(image) is Image.Image else type(image)(made)
+
+
+class TrainingRecord(Callback):
+    """What `train_dl_model` returns: losses, evaluations; models written on the way.
+
+    Args:
+        model: the model that is trained.
+        dldataset: with the validation images.
+        param: of `create_dl_train_param`.
+        start: the first epoch.
+    """
+
+    run_valid = False
+
+    def __init__(self, model: HDlModel, dldataset: Any, param: Mapping[str, Any], start: int):
+        super().__init__()
+        self.of, self.dldataset, self.param, self.start = model, dldataset, param, start
+        self.results: list[dict[str, float]] = []
+        self.infos: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.best = float("inf")
+        self.advance: Callable[[int], object] = lambda _: None
+        self.has_validation = any(
+            sample.get("split") == "validation" for sample in samples_of(dldataset)
+        )
+
+    def before_epoch(self) -> None:
+        """Set what is to change at this epoch."""
+        for change in self.param["change_strategies"]:
+            values = dict(zip(change["epochs"], change["values"], strict=True))
+            if (epoch := self.start + self.epoch) in values:
+                self._change(change["model_param"], values[epoch])
+
+    def _change(self, name: str, value: float) -> None:
+        """Set a parameter of the training; the body keeps its share of the learning rate."""
+        self.of.parameters[name] = value
+        if name == "learning_rate":
+            n_others = len(self.opt.param_lists) - 1
+            self.opt.set_hypers(lr=[*n_others * [value * _OF_BODY], value])
+        else:
+            self.opt.set_hypers(**{"mom" if name == "momentum" else "wd": value})
+
+    def after_batch(self) -> None:
+        """Note the loss of the step."""
+        if self.training:
+            self.results.append({"total_loss": float(self.loss.detach())})
+            self.advance(1)
+
+    def after_epoch(self) -> None:
+        """Note the epoch; evaluate and write, where it is time."""
+        epoch = self.start + self.epoch + 1
+        last = [one["total_loss"] for one in self.results]
+        size = self.of.parameters["batch_size"]
+        last = last[-max(1, self.param["num_samples_mean_loss"] // size) :]
+        info = {
+            "epoch": epoch,
+            "num_epochs": self.param["num_epochs"],
+            "mean_loss": sum(last) / len(last) if last else float("nan"),
+            "mean_loss_samples": len(last) * size,
+            "model_params": dict(self.of.parameters),
+        }
+        self.infos.append(info)
+        final = epoch == self.param["num_epochs"]
+        if epoch % self.param["evaluation_interval_epochs"] == 0 or final:
+            self._evaluate(epoch, info)
+        for strategy in self.param["serialization_strategies"]:
+            at_epoch = strategy["type"] == "epochs" and epoch in strategy["epochs"]
+            if at_epoch or (strategy["type"] == "final" and final):
+                suffix = f"_{epoch}" if at_epoch else ""
+                self._write(f"{strategy['basename']}{suffix}", epoch)
+
+    def _evaluate(self, epoch: int, info: dict[str, Any]) -> None:
+        """Evaluate the validation images, and write the model if it is the best so far."""
+        if not self.has_validation:
+            return
+        how = {"show_progress": "false", **self.param["evaluation_param"]}
+        how["measures"] = [*dict.fromkeys([*as_tuple(how.get("measures")), _MEASURE])]
+        result, _ = evaluate_dl_model(self.dldataset, self.of, "split", "validation", how)
+        self.evaluations.append({"epoch": epoch, "result": result})
+        value = result["global"][_MEASURE]
+        if self.param["display_param"]["enabled"]:
+            told = f"epoch {epoch}: {_MEASURE} {value:.4f}, mean loss {info['mean_loss']:.4f}"
+            print(told)  # noqa: T201  # it is what 'enable_display' asks for
+        if value < self.best:
+            self.best = value
+            info["best"] = {"epoch": epoch, _MEASURE: value}
+            for strategy in self.param["serialization_strategies"]:
+                if strategy["type"] == "best":
+                    self._write(strategy["basename"], epoch)
+
+    def _write(self, basename: str, epoch: int) -> None:
+        """Write the model, and beside it how the training went so far."""
+        write_dl_model(self.of, f"{basename}.hdl")
+        told = {"epoch": epoch, "train_infos": self.infos, "evaluation_infos": self.evaluations}
+        Path(f"{basename}_info.json").write_text(json.dumps(told, default=_plain), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+@procedure("TrainResults", "TrainInfos", "EvaluationInfos")
+def train_dl_model(
+    dldataset: Mapping[str, Any],
+    dlmodel_handle: Any,
+    train_param: Mapping[str, Any],
+    start_epoch: int = 0,
+) -> tuple[list[dict[str, float]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train a model: (the loss of each step, a note per epoch, the evaluations).
+
+    Differs from HALCON: the body is trained at a hundredth of 'learning_rate'. At the full rate a
+    few dozen images make it forget what it was pretrained on: of ants and bees 51 % were wrong
+    after two epochs, and 6 % are so. `model.learner` has `fine_tune` and `fit_one_cycle` besides.
+
+    Args:
+        dldataset: preprocessed and split.
+        dlmodel_handle: changed.
+        train_param: of `create_dl_train_param`.
+        start_epoch: where the count of epochs begins.
+
+    Raises:
+        HError: the dataset is not preprocessed, has other classes than the model, or fewer training
+            images than a batch; or `start_epoch` is not in 0..num_epochs.
+        HOperatorError: 7917, an optimised model; 7974, one in the continual state; 7988, one with
+            out-of-distribution detection.
+    """
+    model = checked_model(dlmodel_handle)
+    n_epochs = train_param["num_epochs"]
+    if not isinstance(start_epoch, int) or not 0 <= start_epoch <= n_epochs:
+        raise HError(f"`start_epoch` is {start_epoch!r}; it lies in 0..{n_epochs}")
+    data = preprocessed(dldataset)
+    learn = model.learner
+    _check_trainable(model)
+    _check_classes(model, data)
+    size = model.parameters["batch_size"]
+    n_train = sum(data.frame["split"] == "train")
+    if n_train < size:
+        raise HError(
+            f"there are {n_train} training samples and a batch has {size}; lower 'batch_size'"
+        )
+    learn.dls = _loaders(model, data, train_param)
+    record = TrainingRecord(model, dldataset, train_param, start_epoch)
+    for change in train_param["change_strategies"]:
+        if change["initial_value"] is not None:
+            model.parameters[change["model_param"]] = change["initial_value"]
+    _set_optimizer(model)
+    n = n_epochs - start_epoch
+    cbs: list[Any] = [record]
+    if model.parameters["batch_size_multiplier"] > 1:
+        cbs.append(GradientAccumulation(size * model.parameters["batch_size_multiplier"]))
+    rate, decay = model.parameters["learning_rate"], model.parameters["weight_prior"]
+    rates = slice(rate * _OF_BODY, rate)
+    with counted("train", n * len(learn.dls.train), True, "steps") as advance, learn.no_bar():
+        record.advance = advance
+        set_seed(train_param["seed_rand"] % 2**32)
+        learn.unfreeze()
+        learn.fit(n, rates, wd=decay, cbs=cbs)
+    return record.results, record.infos, record.evaluations
+
+
+def _loaders(model: HDlModel, data: ImageDataset, train_param: Mapping[str, Any]) -> Any:
+    """Loaders over preprocessed images; an incomplete batch at the end of an epoch is left out."""
+    param = train_param["augmentation_param"]
+    seed = train_param["seed_rand"]
+    changed = [SampleAugmentation(augmentation(param), seed)] if param else None
+    dls = image_dataloaders(
+        data,
+        bs=model.parameters["batch_size"],
+        preprocessing=model.recipe,
+        item_tfms=changed,
+        seed=seed,
+    )
+    dls.train.drop_last = True
+    return dls
+
+
+def _set_optimizer(model: HDlModel) -> None:
+    """Let the learner train with the model's solver."""
+    p, learn = model.parameters, model.learner
+    adam = {"mom": p["adam_beta1"], "sqr_mom": p["adam_beta2"], "eps": p["adam_epsilon"]}
+    learn.opt_func = (
+        partial(SGD, mom=p["momentum"]) if p["solver_type"] == "sgd" else partial(Adam, **adam)
+    )
+    learn.opt = None
+
+
+def _check_trainable(model: HDlModel) -> None:
+    """Raise what a training is refused with before anything is read."""
+    if model.continual:
+        raise ContinualStateError(
+            "a model in the continual state is not trained any more; read the model as it was "
+            "before init_dl_continual_learning, or call model.learner.refit"
+        )
+    if model.learner.ood is not None:
+        raise OodLockedError(
+            "training would make the out-of-distribution detection wrong; set 'clear_ood' first"
+        )
+
+
+def _check_classes(model: HDlModel, data: ImageDataset) -> None:
+    known, found = set(model.class_names), set(data.classes)
+    if known != found:
+        other = sorted(known ^ found)
+        raise HError(
+            f"the classes of the model and of the dataset differ by {', '.join(map(repr, other))}; "
+            "set 'class_names' and 'class_ids' of the pretrained model to those of the dataset"
+        )
+
+
+@operator("DLTrainResult")
+def train_dl_model_batch(dlmodel_handle: Any, dlsample_batch: Any) -> dict[str, float]:
+    """One step of training by a batch of labelled samples: {'total_loss': the loss before it}.
+
+    Raises:
+        HOperatorError: 7915, another number of samples than batch_size x batch_size_multiplier;
+            7789, a label that is not one id; 7793, an id that no class has; 7917, 7974, 7988, as
+            `train_dl_model`.
+    """
+    model, samples = checked_model(dlmodel_handle), samples_in(dlsample_batch)
+    p = model.parameters
+    wanted = p["batch_size"] * p["batch_size_multiplier"]
+    if len(samples) != wanted:
+        raise operator_error(
+            errors.H_ERR_DL_INVALID_NUM_SAMPLES,
+            f"there are {len(samples)} samples; a batch has 'batch_size' x "
+            f"'batch_size_multiplier' = {wanted}",
+        )
+    learn, images = model.learner, sample_images(samples)
+    _check_trainable(model)
+    labels = _labels(model, samples)
+    if getattr(learn, "opt", None) is None:
+        _set_optimizer(model)
+        learn.unfreeze()
+        learn.create_opt()
+    learn.opt.set_hypers(lr=p["learning_rate"], wd=p["weight_prior"])
+    return learn.train_batch(images, labels)
+
+
+def _labels(model: HDlModel, samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The name of each sample's class."""
+    names = {number: name for name, number in ids_of(model).items()}
+    found = []
+    for place, sample in enumerate(samples):
+        ids = as_tuple(sample.get("image_label_id"))
+        if len(ids) != 1:
+            raise operator_error(
+                errors.H_ERR_DL_INPUT_WRONG_LENGTH,
+                f"sample {place} has {len(ids)} 'image_label_id'; one is needed",
+            )
+        if ids[0] not in names:
+            raise operator_error(
+                errors.H_ERR_DL_CLASS_IDS_INVALID,
+                f"sample {place} has the 'image_label_id' {ids[0]!r}; there are {sorted(names)}",
+            )
+        found.append(names[ids[0]])
+    return found
