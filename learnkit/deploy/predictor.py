@@ -112,8 +112,8 @@ def load_learner(
         MissingExtraError: the variant's backend is not installed; the message has the pip line.
     """
     if isinstance(path, bytes):
-        how: dict[str, Any] = {"sha256": sha256, "device": str(device), "threads": threads}
-        return _of_bytes(path, variant=variant, **how)
+        how = {"variant": variant, "sha256": sha256, "device": str(device), "threads": threads}
+        return _of_bytes(path, how)
     path = located(path if file is None else Path(path) / file, revision=revision, sha256=sha256)
     if pickle_file := pickle_at(Path(path)):
         return load_pickle(pickle_file, sha256, device, allow_pickle)
@@ -124,13 +124,12 @@ def load_learner(
     return predictor
 
 
-def _of_bytes(data: bytes, **how: Any) -> Predictor:
+def _of_bytes(data: bytes, how: dict[str, Any]) -> Predictor:
     """The predictor in a bundle that is bytes; it is in no folder then."""
     with tempfile.TemporaryDirectory() as folder:
         unpack(data, Path(folder))
         record = read(folder, **how)
-        record = record.replace(siblings=at_hand(record.siblings))
-    predictor = Predictor.of(record)
+        predictor = Predictor.of(record.replace(siblings=at_hand(record.siblings)))
     predictor.digest = record.digest
     return predictor
 
