@@ -244,7 +244,7 @@ class ImageDataset(Shown):
     @classmethod
     def from_halcon(
         cls,
-        dataset: Mapping[str, Any],
+        dataset: Mapping[str, Any] | str | os.PathLike[str],
         image_dir: str | os.PathLike[str] | None = None,
         *,
         check_files: bool = True,
@@ -256,7 +256,8 @@ class ImageDataset(Shown):
 
         Args:
             dataset: Has `class_names`, `class_ids` and `samples`, each with `image_file_name`,
-                `image_label_id` and perhaps `image_id` and `split`; left unchanged.
+                `image_label_id` and perhaps `image_id` and `split`; left unchanged. Or the JSON
+                file that holds it.
             image_dir: Where the images are now; None takes the dictionary's own `image_dir`.
             check_files: Look whether every file is there.
             case_sensitive: See the class.

@@ -1,6 +1,7 @@
 """DLDataset dictionaries, as HALCON's deep learning tools read and write them, in plain JSON types.
 
 Only classification has a meaning here: one class per image, in `image_label_id`.
+`annotations.dl_dataset` reads and writes all types.
 """
 
 import json
@@ -13,16 +14,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from learnkit.data.annotations.dl_dataset import MAX_CLASS_ID, one_form, read_dl_dataset
 from learnkit.data.table import COLUMNS, check_files_exist, clean_paths
 from learnkit.errors import DataError
 
-_MAX_CLASS_ID = 65_534  # HALCON's own limit
 _OWN_KEYS = {"image_file_name", "image_id", "image_label_id", "split"}
 _TO_HALCON = {"train": "train", "valid": "validation", "test": "test"}
 
 
 def dictionary_table(
-    dataset: Mapping[str, Any],
+    dataset: Mapping[str, Any] | str | os.PathLike[str],
     image_dir: str | os.PathLike[str] | None,
     *,
     check_files: bool,
@@ -33,6 +34,10 @@ def dictionary_table(
         DataError: A key is missing, ids and names do not fit each other, a sample has no label
             or an unknown one, or a file name is absolute, climbs with ".." or does not exist.
     """
+    if isinstance(dataset, Mapping):
+        dataset = one_form(dataset)
+    else:
+        dataset = read_dl_dataset(dataset).to_dict()
     for key in ("class_names", "class_ids", "samples"):
         if key not in dataset:
             raise DataError(f"the dictionary has no {key!r}; it has {sorted(map(str, dataset))}")
@@ -77,8 +82,8 @@ def _names_of_ids(names: Sequence[Any], ids: Sequence[Any]) -> dict[int, str]:
         )
     if doubled := [value for value, n in Counter(ids).items() if n > 1]:
         raise DataError(f"'class_ids' has {doubled} more than once; ids must be distinct")
-    if wrong := [value for value in ids if not 0 <= value <= _MAX_CLASS_ID]:
-        raise DataError(f"'class_ids' has {wrong[0]}; ids lie in 0..{_MAX_CLASS_ID}")
+    if wrong := [value for value in ids if not 0 <= value <= MAX_CLASS_ID]:
+        raise DataError(f"'class_ids' has {wrong[0]}; ids lie in 0..{MAX_CLASS_ID}")
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise DataError(f"'class_names' has {wrong[0]!r}; names are text")
     return dict(zip(ids, names, strict=True))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from learnkit.data.annotations.dl_dataset import TYPES, dl_dataset_type
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import find_images
 from learnkit.data.readers import class_in_name
@@ -17,12 +18,6 @@ from learnkit.halcon.errors import HError, operator_error
 from learnkit.halcon.operators import as_bool, as_tuple, checked_params, procedure
 
 SPLITS = ("train", "validation", "test")
-_GUESSES = {  # in HALCON's order
-    "anomaly_label": "anomaly_detection",
-    "image_label_id": "classification",
-    "bbox_label_id": "detection",
-    "segmentation_file_name": "segmentation",
-}
 _system: dict[str, Any] = {"seed_rand": 42}
 
 
@@ -198,7 +193,7 @@ def check_type(dldataset: Mapping[str, Any], given: Any = None) -> None:
     if kind is None:
         raise HError(
             "the type of the dataset cannot be told: no sample has "
-            f"{', '.join(map(repr, _GUESSES))}; give 'model_type'"
+            f"{', '.join(map(repr, TYPES))}; give 'model_type'"
         )
     if kind != "classification":
         raise HError(
@@ -208,8 +203,7 @@ def check_type(dldataset: Mapping[str, Any], given: Any = None) -> None:
 
 def model_type(dldataset: Mapping[str, Any]) -> str | None:
     """The type that the keys of the samples tell; None if they do not."""
-    keys = {key for sample in samples_of(dldataset) for key in sample}
-    return next((kind for key, kind in _GUESSES.items() if key in keys), None)
+    return dl_dataset_type(samples_of(dldataset))
 
 
 def chosen(dldataset: Mapping[str, Any], sample_indices: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Annotations of every kind, as HALCON's datasets hold them: classes, masks, anomalies, boxes."""
