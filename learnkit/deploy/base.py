@@ -16,10 +16,10 @@ from learnkit.data.labelled_images import all_labelled, files_or_images
 from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.home import Home
+from learnkit.deploy.settable import check_assigned
 from learnkit.errors import PredictionError
 from learnkit.evaluation.label_threshold import LabelThreshold
 from learnkit.inference.batch import BATCH, predict_stream, prediction_table
-from learnkit.inference.class_names import check_assigned
 from learnkit.inference.digest import same_state
 from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.files import FilesReport, predict_to_file
@@ -516,9 +516,7 @@ class BasePredictor(Shown):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "record" in self.__dict__:
-            known = getattr(type(self), name, None)
-            fixed = isinstance(known, property) and known.fset is None
-            check_assigned(name, fixed=fixed, variant=self.variant)
+            check_assigned(self, name)
         super().__setattr__(name, value)
 
     def __copy__(self) -> Self:

@@ -16,6 +16,7 @@ from learnkit.continual.change_report import AuditLog
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.home import home_of, pickled
 from learnkit.deploy.hub_bundle import located
+from learnkit.deploy.settable import check_settable
 from learnkit.errors import OptimizedModelError, PredictionError
 from learnkit.inference.class_names import checked_threshold, renamed
 from learnkit.inference.model import Model
@@ -92,7 +93,6 @@ class RuntimePredictor(BasePredictor):
     """
 
     needs_torch = False
-    continual = None  # no class statistics are kept here that could grow
 
     def __init__(self, record: Model):
         checked_threshold(record.threshold, len(record.classes))
@@ -102,6 +102,11 @@ class RuntimePredictor(BasePredictor):
     def session(self) -> Any:
         """What runs the network."""
         return self.record.network
+
+    @property
+    def continual(self) -> None:
+        """None: no class statistics are kept here that could grow."""
+        return None
 
     @property
     def ood_threshold(self) -> float | None:
@@ -149,6 +154,7 @@ class RuntimePredictor(BasePredictor):
         threads: int | None = None,
         device: str | None = None,
         tta: int | None = None,
+        **unknown: Any,
     ) -> RuntimePredictor:
         """This predictor with something set; predictions under way end as they began.
 
@@ -160,6 +166,7 @@ class RuntimePredictor(BasePredictor):
                 bundle, as it is for `device`.
             device: where it runs: "cpu", or another that `learnkit.devices()` lists.
             tta: views of an image from which all verbs predict, see `predict_batch`.
+            **unknown: anything else is refused.
 
         Raises:
             PredictionError: another number of names, an unknown old name, a name twice; a threshold
@@ -167,8 +174,10 @@ class RuntimePredictor(BasePredictor):
             UncertaintyError: a threshold that is no finite number.
             BundleError: the bundle is gone, or another one by now.
             BackendUnavailableError: the backend has nothing for `device`.
-            OptimizedModelError: `threads` or `device` of a network that came from no bundle.
+            OptimizedModelError: `threads` or `device` of a network that came from no bundle; what
+                is fixed after optimisation.
         """
+        check_settable(unknown, optimized=True)
         changes: dict[str, Any] = {}
         if (
             class_names is not None

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from learnkit.continual.classifier import check_detects_ood
+from learnkit.deploy.settable import check_settable
 from learnkit.errors import warned_after
 from learnkit.inference.class_names import (
     check_one_threshold,
-    check_settable,
     check_several_labels,
     checked_threshold,
     renamed,

@@ -6,16 +6,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from learnkit.data.labels import name_problem
-from learnkit.errors import OptimizedModelError, PredictionError
+from learnkit.errors import PredictionError
 from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
 
 if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
-
-
-_OPTIMIZED = ("device", "threads", "metadata", "class_names", "ood_threshold", "tta")
-_AS_TRAINED = ("class_names", "threshold", "ood_threshold", "false_alarm_rate", "metadata", "tta")
-_SAID_BY = {"classes": "class_names"}  # attributes that `set` knows by another name
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -70,43 +65,6 @@ def head_classes(
 def checked_threshold(threshold: Any, n_classes: int) -> LabelThreshold:
     """`threshold` as a float, or one per class; PredictionError unless all lie in (0, 1)."""
     return label_threshold(threshold, n_classes, error=PredictionError)
-
-
-def check_settable(refused: Mapping[str, Any], *, optimized: bool = False) -> None:
-    """Raise if one of these settings, which cannot be set, is given."""
-    names = [name for name, value in refused.items() if value is not None]
-    if names and optimized:
-        raise OptimizedModelError(not_settable(names[0]))
-    if names:
-        raise TypeError(f"Predictor.set() got an unexpected keyword argument {names[0]!r}")
-
-
-def check_assigned(name: str, *, fixed: bool, variant: str | None) -> None:
-    """Raise if a predictor's attribute is assigned to that only its method `set` can change.
-
-    Args:
-        name: of the attribute.
-        fixed: whether it is a property without a setter.
-        variant: of a converted network; None for weights as trained.
-
-    Raises:
-        OptimizedModelError: of a converted network; what cannot be set at all, too.
-        AttributeError: of weights as trained.
-    """
-    how = _SAID_BY.get(name, name)
-    if how != "metadata" and how in (_AS_TRAINED if variant is None else _OPTIMIZED):
-        kind = AttributeError if variant is None else OptimizedModelError
-        raise kind(f"`{name}` cannot be assigned to; call set({how}=...), which checks it")
-    if fixed and variant is not None:
-        raise OptimizedModelError(not_settable(name))
-
-
-def not_settable(name: str) -> str:
-    """Why a setting of an optimised model cannot be set, and what to do."""
-    return (
-        f"`{name}` cannot be set: after optimisation only {', '.join(_OPTIMIZED)} may be set; "
-        "change the float32 model (load_learner(path, variant='float32')) and optimise it again"
-    )
 
 
 def check_one_threshold(ood_threshold: float | None, false_alarm_rate: float | None) -> None:

@@ -37,6 +37,7 @@ from learnkit.continual.names import name_list, new_names
 from learnkit.data.arguments import check_number
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor
+from learnkit.deploy.settable import check_assigned_to_learner
 from learnkit.errors import DataError
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.inference.batch import BATCH
@@ -171,6 +172,10 @@ class ImageLearner(Learner, Shown):
             dls = agreeing_loaders(self.model, dls)
             note_loaders(self.model, dls)
         vars(self)["dls"] = dls
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_assigned_to_learner(self, name)
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return learner_line(self)

@@ -935,3 +935,27 @@ def test_an_image_explained_by_its_place_is_the_one_at_that_place(data):
         assert all(np.array_equal(found.maps[name], by_file.maps[name]) for name in found.maps)
     with pytest.raises(InterpretationError, match=f"and there are {place + 1}; give another place"):
         interp.heatmap(place + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        (
+            "classes",
+            "they are those of its data; in the continual state rename({old: new}) renames them",
+        ),
+        ("continual", "init_continual() makes that head, drop_continual() drops it"),
+        ("ood", "fit_ood() makes it, clear_ood() drops it"),
+        ("data", "assign the loaders to `dls`"),
+        ("history", "training writes it, a row per epoch"),
+        ("audit", "every change writes its line there: extend(...), forget(...) and their kin"),
+        ("snapshots", "snapshot(name) adds one, drop_snapshot(name) drops one"),
+    ],
+)
+def test_what_follows_from_other_things_says_what_changes_it(data, name, way):
+    learn = tiny_learner(data)
+    before = {**vars(learn)}
+    with pytest.raises(AttributeError) as caught:
+        setattr(learn, name, None)
+    assert str(caught.value) == f"`{name}` cannot be assigned to; {way}"
+    assert {**vars(learn)} == before
