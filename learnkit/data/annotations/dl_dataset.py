@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from learnkit.data.annotations.boxes import corners_of_rectangles, edges_of_rectangles
 from learnkit.errors import BundleCorruptError, DataError
 from learnkit.storage.formats import parse_json
 
@@ -62,11 +63,12 @@ class DLDataset:
                 f"`dictionary` is {dictionary!r:.80}; a DLDataset is a dictionary with 'samples'"
             )
         self._entries = _checked(one_form(dictionary))
+        kinds = {RECTANGLE1[0]: "rectangle1", RECTANGLE2[0]: "rectangle2"}
+        keys = {key for sample in self._entries["samples"] for key in sample}
+        self._instance_type = next((kind for key, kind in kinds.items() if key in keys), None)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DLDataset) and self._entries == other._entries
-
-    __hash__ = None
 
     def __repr__(self) -> str:
         samples, classes = self._entries["samples"], self._entries["class_names"]
@@ -80,9 +82,25 @@ class DLDataset:
     @property
     def instance_type(self) -> str | None:
         """'rectangle1' or 'rectangle2' where a sample has boxes; else None."""
-        kinds = {"bbox_row1": "rectangle1", "bbox_row": "rectangle2"}
-        keys = {key for sample in self._entries["samples"] for key in sample}
-        return next((kind for key, kind in kinds.items() if key in keys), None)
+        return self._instance_type
+
+    def boxes(self, number: int) -> np.ndarray:
+        """The boxes of a sample in the image: float64, (N, 4) edges or (N, 4, 2) corners.
+
+        Edges are (x0, y0, x1, y1), corners (x, y), clockwise as seen; the image's upper left corner
+        is (0, 0). `instance_type` says which; edges where no sample has boxes.
+
+        >>> box = {"bbox_row1": -0.5, "bbox_col1": 4.5, "bbox_row2": 2.5, "bbox_col2": 9.5}
+        >>> sample = {"image_file_name": "a.png", "bbox_label_id": 0, **box}
+        >>> data = DLDataset({"class_names": "nut", "class_ids": 0, "samples": sample})
+        >>> data.boxes(0).tolist()
+        [[5.0, 0.0, 10.0, 3.0]]
+        """
+        sample = self._entries["samples"][number]
+        if self._instance_type == "rectangle2":
+            rectangles = np.transpose([sample.get(key, []) for key in RECTANGLE2])
+            return corners_of_rectangles(rectangles)
+        return edges_of_rectangles(np.transpose([sample.get(key, []) for key in RECTANGLE1]))
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary: every key that was read, tuples as lists; a copy, ready for JSON.
