@@ -203,8 +203,9 @@ def _checked(entries: dict[str, Any]) -> dict[str, Any]:
         _plain_entries(sample, f"sample {number}")
         for number, sample in enumerate(entries["samples"])
     ]
+    known = {key: dict.fromkeys(plain[key]) for key in ("class_names", "class_ids")}
     for number, sample in enumerate(samples):
-        _check_sample(sample, f"sample {number}", plain)
+        _check_sample(sample, f"sample {number}", known["class_names"], known["class_ids"])
     _check_samples_together(samples)
     # keys in the order they came in
     return {key: samples if key == "samples" else plain[key] for key in entries}
@@ -268,7 +269,9 @@ def _check_distinct(values: list[Any], what: str, rule: str) -> None:
         raise DataError(f"{what} {twice[0]!r} more than once; {rule}")
 
 
-def _check_sample(sample: Mapping[str, Any], owner: str, entries: Mapping[str, Any]) -> None:
+def _check_sample(
+    sample: Mapping[str, Any], owner: str, names: Mapping[str, None], ids: Mapping[int, None]
+) -> None:
     if "image_file_name" not in sample:
         raise DataError(f"{owner} has no 'image_file_name'; it has {sorted(sample)[:10]}")
     for key in _FILES.keys() & sample.keys():
@@ -279,16 +282,17 @@ def _check_sample(sample: Mapping[str, Any], owner: str, entries: Mapping[str, A
         raise DataError(
             f"{owner} has 'split' {sample['split']!r}; splits are 'train', 'validation' and 'test'"
         )
-    names, ids = entries["class_names"], entries["class_ids"]
     if "anomaly_label" in sample and sample["anomaly_label"] not in names:
         raise DataError(
             f"{owner} has 'anomaly_label' {sample['anomaly_label']!r}; 'class_names' are "
-            f"{names[:10]}"
+            f"{list(names)[:10]}"
         )
     for key in ("image_label_id", "bbox_label_id"):
         for one in sample.get(key, []):
             if not isinstance(one, int) or one not in ids:
-                raise DataError(f"{owner} has {key!r} {one!r:.80}; 'class_ids' are {ids[:10]}")
+                raise DataError(
+                    f"{owner} has {key!r} {one!r:.80}; 'class_ids' are {list(ids)[:10]}"
+                )
     rule = "an image has a class once or not"
     _check_distinct(sample.get("image_label_id", []), f"{owner} has 'image_label_id'", rule)
     for one in sample.get("coco_raw_annotations", []):

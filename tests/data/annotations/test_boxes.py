@@ -79,6 +79,11 @@ def test_boxes_without_area_and_the_end_of_the_circle_come_back(rectangle):
     np.testing.assert_allclose(back, [rectangle], atol=1e-9)
 
 
+def test_half_a_turn_is_pi_and_not_minus_pi():
+    corners = [[2, 2], [0, 2], [0, 0], [2, 0]]  # the first way leads to the left, y by 0.0
+    assert rectangles_of_corners([corners]).tolist() == [[0.5, 0.5, math.pi, 1, 1]]
+
+
 SQUARE = [[0, 0], [2, 0], [2, 2], [0, 2]]
 
 
