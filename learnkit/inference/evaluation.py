@@ -69,8 +69,10 @@ def evaluate_predictor(
     )
     evaluation, strange, sources = replace(evaluation, notes=notes, asked=asked), [], []
     if (scoring := knowledge_of(predictor.record)[0]) is not None:
-        results, read_strange = _results(predictor, unknown, failures, **run)
-        strange, sources = list(map(raised, results)), [unknown[place] for place in read_strange]
+        results, read_strange = _results(recognizing, unknown, failures, **run)
+        strange, known, _ = _recognized(predictor, results)
+        sources = [unknown[place] for place in read_strange]
+        evaluation = replace(evaluation, notes=(*notes, *ood_notes(known)))
         promised = scoring.threshold.false_alarm_rate
         evaluation = with_ood_measures(evaluation, found, strange, targets[read], promised)
     sources = [dataset.paths[place] for place in read] + sources
@@ -92,6 +94,16 @@ def evaluate_predictor(
         error.evaluation = evaluation
         raise error
     return evaluation
+
+
+def ood_notes(learned: Any) -> tuple[str, ...]:
+    """A note where images given as out of distribution (N,) were learned; none where unknown."""
+    if learned is None or not np.any(learned):
+        return ()
+    return (
+        f"{int(np.sum(learned))} of {len(learned)} images in `ood` were learned by this model, to "
+        "which they are not out of distribution: leave them out",
+    )
 
 
 def good_of(predictor: Any) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from learnkit.errors import (
 )
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.evaluation.measures import asked_measures, top_k_of
-from learnkit.inference.evaluation import pictured, with_ood_scores
+from learnkit.inference.evaluation import ood_notes, pictured, with_ood_scores
 from learnkit.interpret.checks import detached
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.interpret.contexts import randomness_kept
@@ -245,7 +245,8 @@ def _with_ood(
     evaluation, images = replace(evaluation, notes=notes), _images_of(learn, interp, learned)
     if ood is not None or outputs.ood_scores is not None:
         threshold = _required(learn).threshold
-        sources, probs, unknown = _answers_to(learn, ood)
+        sources, probs, unknown, known = _answers_to(learn, ood)
+        evaluation = replace(evaluation, notes=(*notes, *ood_notes(known)))
         sides = outputs.ood_scores, unknown
         promised = threshold.false_alarm_rate
         evaluation = with_ood_scores(evaluation, *sides, threshold.value, outputs.targets, promised)
@@ -259,11 +260,13 @@ def _with_ood(
     return replace(evaluation, page=EvaluationPage(_pictured(learn, interp, images)))
 
 
-def _answers_to(learn: Any, ood: Any) -> tuple[list[Any], np.ndarray, np.ndarray]:
-    """(files or None, probabilities (M, C), OOD scores (M,)) of images of no class."""
+def _answers_to(
+    learn: Any, ood: Any
+) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray | None]:
+    """(files or None, probabilities (M, C), OOD scores (M,), which were learned) of `ood`."""
     detector, n_classes = _required(learn), len(class_names(learn) or ())
     if ood is None:
-        return [], np.zeros((0, n_classes), np.float32), np.zeros(0)
+        return [], np.zeros((0, n_classes), np.float32), np.zeros(0), None
     items = images_only(ood)
     if continual_head(learn.model) is not None:
         features = features_of(learn, items)
@@ -272,7 +275,10 @@ def _answers_to(learn: Any, ood: Any) -> tuple[list[Any], np.ndarray, np.ndarray
         features, logits = features_and_logits(learn, items, n_classes)
         probs = activation_of(loss_of(learn), multi_label=False)(logits).numpy()
     sources = items if isinstance(items, list) else [None] * len(features)
-    return sources, np.asarray(probs, np.float32), detector.ood_scores(features).numpy()
+    files = files_known(learn)
+    by_file = np.array([file_of(one) in files for one in sources], bool)
+    known = by_file | detector.knowledge.statistics.knows(features)
+    return sources, np.asarray(probs, np.float32), detector.ood_scores(features).numpy(), known
 
 
 def _images_of(

@@ -61,7 +61,8 @@ class Verdict:
     @property
     def word(self) -> str:
         """The verdict in a word."""
-        unknown = "not decided" if self.is_disturbed else "not judged"
+        asked = not self.rule.startswith("nothing")
+        unknown = "not decided" if asked and self.is_disturbed else "not judged"
         return {True: "passed", False: "FAILED", None: unknown}[self.passed]
 
     @property
@@ -130,7 +131,7 @@ def ratio_text(ratio: float) -> str:
 def speed_verdict(
     ratios: Mapping[int, float], reference: str, gates: Gates, disturbed: str = ""
 ) -> Verdict:
-    """The verdict on speed; none where others used the machine meanwhile.
+    """The verdict on speed; none where others used the machine meanwhile, which its note says.
 
     Args:
         ratios: times as fast as the reference, by batch size.
@@ -143,12 +144,10 @@ def speed_verdict(
     rule = "nothing" if gates.speed is None else f"at least {gates.speed:g}x of {reference}"
     if not ratios:
         return Verdict("speed", None, "not measured", rule)
+    note = f"{BUSY} ({disturbed}): optimise again when it is idle" if disturbed else ""
     if not reference:
-        return Verdict("speed", None, shown, "nothing: it saves space, not time")
-    if gates.speed is None:
-        return Verdict("speed", None, shown, rule)
-    if disturbed:
-        note = f"{BUSY} ({disturbed}): optimise again when it is idle"
+        return Verdict("speed", None, shown, "nothing: it saves space, not time", note)
+    if disturbed or gates.speed is None:
         return Verdict("speed", None, shown, rule, note)
     return Verdict("speed", min(ratios.values()) >= gates.speed, shown, rule)
 

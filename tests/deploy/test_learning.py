@@ -459,6 +459,23 @@ def test_an_evaluation_says_how_many_images_were_learned(predictor, tmp_path):
     assert note.startswith("8 of 8 images decide threshold and temperature of this model")
 
 
+def test_an_evaluation_says_which_images_out_of_distribution_were_learned(predictor, tmp_path):
+    new = ImageDataset.from_folder(write_image_folder(tmp_path / "new", {"ok": 4, "scratch": 4}))
+    images = shades("ok", 7) + strange(2)
+    for i, image in enumerate(images):
+        Image.fromarray(np.asarray(image)).save(tmp_path / f"{i}.png")
+    files = [str(tmp_path / f"{i}.png") for i in range(len(images))]
+    (note,) = predictor.evaluate(new, ood=files, **QUIET).notes
+    assert note == (
+        "7 of 9 images in `ood` were learned by this model, to which they are not out of "
+        "distribution: leave them out"
+    )
+    assert predictor.evaluate(new, ood=files[7:], **QUIET).notes == ()
+    predictor.undo()
+    predictor.extend(*labelled({"ok": 7, "scratch": 6}, seed=5), **QUIET)
+    assert predictor.evaluate(new, ood=files, **QUIET).notes == ()
+
+
 def test_a_plain_model_says_how_to_get_one_that_learns(tmp_path):
     predictor = make_predictor()
     assert predictor.continual is None

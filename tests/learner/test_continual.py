@@ -314,6 +314,19 @@ class TestExtend:
         with pytest.warns(UserWarning, match="decide threshold and temperature"):
             learn.extend(old.valid)
 
+    def test_an_evaluation_says_which_images_out_of_distribution_were_learned(
+        self, learn, old, new, tmp_path
+    ):
+        said = "18 of 18 images in `ood` were learned by this model, to which they are not"
+        (note,) = learn.evaluate(ood=old.train).notes
+        assert note.startswith(said)
+        assert learn.evaluate(ood=new.train).notes == ()
+        files = [tmp_path / f"copy{i}.png" for i in range(len(old.train))]
+        for file, path in zip(files, old.train.paths, strict=True):
+            file.write_bytes(path.read_bytes())  # the same pixels, of a file nobody has seen
+        (note,) = learn.evaluate(ood=files).notes
+        assert note.startswith(said)
+
     def test_an_evaluation_says_how_many_images_were_learned(self, learn, old, new, tmp_path):
         assert learn.evaluate().notes == ()
         assert learn.evaluate(data=old.valid).notes == ()

@@ -167,6 +167,10 @@ def test_the_first_line_is_the_verdict_and_what_speaks_for_it():
         disturbed.split("\n\n")[0].split()
     )
     assert "not decided" in disturbed.split("\n\n")[1]
+    unasked = speed_verdict({1: 1777.0}, "eager torch", Gates(speed=None), "it waited")
+    headline = str(replace(PASSED, verdicts=(unasked,))).split("\n\n")[0]
+    assert "as fast as" not in headline
+    assert "speed not decided: others used the machine" in " ".join(headline.split())
     unjudged = replace(PASSED, verdicts=(Verdict("agreement", None, "no images", "nothing"),))
     assert "25% of the size, labels not judged" in " ".join(str(unjudged).split())
     forced = str(replace(REPORT, forced=True)).splitlines()[0]

@@ -92,6 +92,14 @@ def test_a_disturbed_measurement_decides_nothing_whatever_the_ratio():
     assert speed_verdict({1: 2.0}, "", GATES, "it waited").word == "not judged"
 
 
+def test_a_disturbed_measurement_says_so_where_nothing_is_asked_of_it_too():
+    for reference, gates in (("eager torch", Gates(speed=None)), ("", GATES)):
+        verdict = speed_verdict({1: 1777.0}, reference, gates, "it waited")
+        assert (verdict.is_disturbed, verdict.word) == (True, "not judged")
+        assert "others used the machine while it was timed (it waited)" in str(verdict)
+        assert not speed_verdict({1: 2.0}, reference, gates).is_disturbed
+
+
 @pytest.mark.parametrize("ratio", [0.0012, 0.957, 1.0, 1.0999, 1.1, 2.3, 9.99, 10.0, 13.9, 1777.4])
 def test_a_ratio_is_told_in_two_digits_and_never_as_more_than_it_is(ratio):
     text = ratio_text(ratio)
