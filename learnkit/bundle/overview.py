@@ -208,7 +208,8 @@ def _costs(report: ConversionReport | None, reference: ConversionReport) -> dict
         return found
     for one in report.latency:
         if (name := f"ms, batch {one.batch}") in found:
-            found[name] = f"{one.best:.3g} ({ratio_text(one.vs_eager)})"
+            ratio = "disturbed" if report.is_disturbed else ratio_text(one.vs_eager)
+            found[name] = f"{one.best:.3g} ({ratio})"
     return found | {
         "labels kept": percent(report.quality.agreement),
         "accuracy": percent(report.quality.accuracy),

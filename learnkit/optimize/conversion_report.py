@@ -70,6 +70,11 @@ class ConversionReport(Shown):
     forced: bool = False
 
     @property
+    def is_disturbed(self) -> bool:
+        """Whether others used the machine while it was timed."""
+        return any(verdict.is_disturbed for verdict in self.verdicts)
+
+    @property
     def passed(self) -> bool:
         """Whether no gate failed."""
         return passes(self.verdicts)
@@ -187,7 +192,7 @@ def _reason(report: ConversionReport) -> str:
         failed = [verdict for verdict in report.verdicts if verdict.passed is False]
         return "; ".join(f"{one.gate} {one.found} (asked: {one.rule})" for one in failed)
     found = []
-    if any(verdict.is_disturbed for verdict in report.verdicts):
+    if report.is_disturbed:
         found.append(f"speed not decided: {BUSY}")
     elif report.latency:
         ratios = " / ".join(ratio_text(one.vs_eager) for one in report.latency)

@@ -8,6 +8,7 @@ import pytest
 from learnkit.bundle.card import checked_card, measures_table, model_card
 from learnkit.bundle.overview import with_variants_listed
 from learnkit.errors import ExportError
+from learnkit.optimize.gates import BUSY
 from learnkit.report.markdown import escape
 
 HOSTILE = [
@@ -129,6 +130,12 @@ def test_variants_are_listed_with_what_they_cost_and_how_to_open_each():
     lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("|")}
     assert f"| {first['median']:.3g} ({ratio:.1f}x) |" in lines["| onnxruntime-float16"]
     assert "| 100.00% | 100.00% | passed | opens by default" in lines["| onnxruntime-float16"]
+    for verdict in report["verdicts"]:
+        if verdict["gate"] == "speed":
+            verdict |= {"passed": None, "note": f"{BUSY} (it waited)"}
+    busy = {"variants/onnxruntime-float16.report.json": json.dumps(report).encode()}
+    listed = with_variants_listed(files["README.md"].decode(), files | busy)
+    assert f"| {first['median']:.3g} (disturbed) |" in listed.split("## Variants")[1]
     assert "| forced |" in lines["| torch-bfloat16"]
     assert len({line.count(" | ") for line in lines.values()}) == 1
     code = text.split("```python\n")[1].split("```")[0]
