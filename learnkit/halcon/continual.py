@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from learnkit.data.dataset import ImageDataset
 from learnkit.data.labels import nfc
 from learnkit.errors import ContinualNotInitializedError, OodLockedError, OptimizeError
-from learnkit.halcon.dataset import preprocessed, samples_of
+from learnkit.halcon.dataset import samples_of
 from learnkit.halcon.handles import HDlModel, checked_model
 from learnkit.halcon.model import ids_of
 from learnkit.halcon.operators import as_bool, as_dict, as_tuple, checked_params, operator
+from learnkit.halcon.preprocess import images_for
 
 
 @operator()
@@ -42,7 +42,7 @@ def init_dl_continual_learning(
         raise OptimizeError(
             "an optimised model cannot be put into the continual state; its model can"
         )
-    data = preprocessed(dldataset) if dldataset else None
+    data = images_for(model, dldataset) if dldataset else None
     if model.made is None and data is None:
         model.starts_empty()
         return
@@ -80,7 +80,7 @@ def extend_dl_continual_learning(
         raise ContinualNotInitializedError(
             "the model is not in the continual state; call init_dl_continual_learning first"
         )
-    data = preprocessed(dldataset)
+    data = images_for(model, dldataset)
     (model.learner if model.converted is None else model.converted).extend(data)
     _take_over_ids(model, dldataset)
 
@@ -119,5 +119,5 @@ def fit_dl_out_of_distribution(dlmodel_handle: Any, dldataset: Any, gen_param: A
         raise OptimizeError("an optimised model is fixed; fit the model it was made from")
     if model.continual:
         raise OodLockedError("a model in the continual state tells images of no class already")
-    data: ImageDataset = preprocessed(dldataset)
+    data = images_for(model, dldataset)
     model.learner.fit_ood(data, **settings)

@@ -12,7 +12,7 @@ from fastai.torch_core import set_seed
 
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
-from learnkit.errors import OptimizeError
+from learnkit.errors import DataError, OptimizeError
 from learnkit.halcon.errors import (
     H_ERR_DL_CLASS_IDS_INVALID,
     H_ERR_DL_CLASS_IDS_MISSING,
@@ -69,6 +69,7 @@ class HDlModel:
         pretrained: a row of `PRETRAINED` while its network is not made yet; None afterwards.
         size: (height, width) of the images.
         channels: of the images.
+        per_image: how the contrast of each image is stretched, as `Preprocessing` has it.
         names: of the classes, while the network is not made yet.
         ids: the id of each class, in the order of the names.
         parameters: of the training, by HALCON's names.
@@ -78,6 +79,7 @@ class HDlModel:
     pretrained: dict[str, Any] | None = None
     size: tuple[int, int] = (224, 224)
     channels: int = 3
+    per_image: str | None = None
     names: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
@@ -129,7 +131,25 @@ class HDlModel:
             return self.converted.preprocessing
         if self.made is not None:
             return self.made.dls.preprocessing
-        return Preprocessing(self.size, channels=self.channels, method="squish")
+        return Preprocessing(
+            self.size, channels=self.channels, method="squish", per_image=self.per_image
+        )
+
+    def adopt(self, recipe: Preprocessing) -> None:
+        """Read images as a dataset was preprocessed.
+
+        Raises:
+            DataError: It was preprocessed for another model.
+        """
+        if self.made is None and self.converted is None:
+            self.per_image = recipe.per_image
+        for name in ("size", "channels", "per_image"):
+            ours, theirs = getattr(self.recipe, name), getattr(recipe, name)
+            if ours != theirs:
+                raise DataError(
+                    f"the dataset was preprocessed with `{name}` {theirs!r} and the model has "
+                    f"{ours!r}; preprocess it with create_dl_preprocess_param_from_model"
+                )
 
     @property
     def class_names(self) -> list[str]:

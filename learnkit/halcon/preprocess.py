@@ -12,12 +12,13 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from learnkit.data.preprocess import Preprocessing
+from learnkit.data.dataset import ImageDataset
+from learnkit.data.preprocess import PER_IMAGE, Preprocessing
 from learnkit.data.read_images import read_images
 from learnkit.errors import DataError
-from learnkit.halcon.dataset import check_type, samples_of
+from learnkit.halcon.dataset import check_type, preprocessed, samples_of
 from learnkit.halcon.errors import HError
-from learnkit.halcon.handles import checked_model
+from learnkit.halcon.handles import HDlModel, checked_model
 from learnkit.halcon.images import RANGE_MAX, RANGE_MIN, as_bytes
 from learnkit.halcon.model import samples_in
 from learnkit.halcon.operators import as_bool, as_dict, as_tuple, checked_params, procedure
@@ -51,8 +52,9 @@ def create_dl_preprocess_param(
 ) -> dict[str, Any]:
     """The parameters of preprocessing, as a dictionary with HALCON's keys.
 
-    Images are resized without regard to their proportions; grey values stay as they were read. The
-    network scales and normalises them itself.
+    Images are resized without regard to their proportions. 'all_channels' and 'first_channel'
+    stretch the contrast of each image; all else stays as it was read: the network scales its input,
+    and normalises it as it was trained, also where 'constant_values' are given.
 
     Raises:
         HError: a model type other than 'classification', or a value that there is not.
@@ -256,6 +258,18 @@ def preprocess_dl_samples(dlsample_batch: Any, dlpreprocess_param: Mapping[str, 
         sample["image"] = pixels
 
 
+def images_for(model: HDlModel, dldataset: Mapping[str, Any]) -> ImageDataset:
+    """The preprocessed images of a DLDataset, to be learned from by a model.
+
+    Raises:
+        HError: it was not preprocessed or not split, or for another model.
+    """
+    data = preprocessed(dldataset)
+    if "preprocess_param" in dldataset:
+        model.adopt(recipe_of(dldataset["preprocess_param"]))
+    return data
+
+
 def recipe_of(dlpreprocess_param: Mapping[str, Any]) -> Preprocessing:
     """How images are read by these parameters; the network normalises them itself.
 
@@ -270,9 +284,5 @@ def recipe_of(dlpreprocess_param: Mapping[str, Any]) -> Preprocessing:
         )
     width, height, channels = ((as_tuple(param[key]) or [None])[0] for key in needed)
     normalization = _one("normalization_type", param.get("normalization_type"), _NORMALIZATIONS)
-    if normalization in ("all_channels", "first_channel"):
-        raise HError(
-            f"'normalization_type' is {normalization!r}, which is not there yet; take 'none': the "
-            "network normalises as it was trained"
-        )
-    return Preprocessing((height, width), channels=channels, method="squish")
+    per_image = normalization if normalization in PER_IMAGE else None
+    return Preprocessing((height, width), channels=channels, method="squish", per_image=per_image)

@@ -22,7 +22,7 @@ from PIL import Image
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import ContinualStateError, OodLockedError
 from learnkit.halcon import errors
-from learnkit.halcon.dataset import preprocessed, samples_of
+from learnkit.halcon.dataset import samples_of
 from learnkit.halcon.errors import HError, operator_error
 from learnkit.halcon.evaluation import evaluate_dl_model
 from learnkit.halcon.handles import HDlModel, checked_model
@@ -35,6 +35,7 @@ from learnkit.halcon.operators import (
     operator,
     procedure,
 )
+from learnkit.halcon.preprocess import images_for
 from learnkit.halcon.samples import augmentation, augmented
 from learnkit.learner.dataloaders import image_dataloaders
 from learnkit.report.progress import counted
@@ -299,7 +300,7 @@ def train_dl_model(
     n_epochs = train_param["num_epochs"]
     if not isinstance(start_epoch, int) or not 0 <= start_epoch <= n_epochs:
         raise HError(f"`start_epoch` is {start_epoch!r}; it lies in 0..{n_epochs}")
-    data = preprocessed(dldataset)
+    data = images_for(model, dldataset)
     learn = model.learner
     _check_trainable(model)
     _check_classes(model, data)

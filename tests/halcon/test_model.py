@@ -406,6 +406,36 @@ def test_heatmaps_are_at_the_networks_size_in_0_to_1(continual, dataset):
     assert found["classification_heatmap_maxdeviation"] == pytest.approx(deviation)
 
 
+@pytest.mark.parametrize("kind", ["all_channels", "first_channel"])
+def test_contrast_is_stretched_wherever_an_image_is_read(images, tmp_path, kind):
+    data = ha.read_dl_dataset_classification(str(images), "last_folder")
+    ha.split_dl_dataset(data, 50, 25, [])
+    size = (32, 32, 3, [], [])
+    param = ha.create_dl_preprocess_param("classification", *size, kind, gen_param=[])
+    ha.preprocess_dl_dataset(data, tmp_path, param, {"show_progress": 0})
+    (sample,) = ha.read_dl_samples(data, [0])
+    first = sample["image"][..., 0]
+    assert (first.min(), first.max()) == (0, 255)
+    model = new_model(data)
+    ha.init_dl_continual_learning(model, data, [])
+    model = ha.deserialize_dl_model(ha.serialize_dl_model(model))
+    (raw,) = ha.gen_dl_samples(data, [0], "image_only", [])
+    assert ha.apply_dl_model(model, raw, []) == ha.apply_dl_model(model, sample, [])
+    darker = {"image": raw["image"] // 2}
+    same = ha.apply_dl_model(model, darker, [])[0]["classification_class_names"][0]
+    assert same == ha.apply_dl_model(model, sample, [])[0]["classification_class_names"][0]
+
+
+def test_a_dataset_preprocessed_for_another_model_is_refused(model, continual, dataset):
+    dataset["preprocess_param"]["image_width"] = 48
+    said = r"preprocessed with `size` \(32, 48\) and the model has \(32, 32\)"
+    with pytest.raises(ha.HError, match=said):
+        ha.train_dl_model(dataset, model, train_param(model), 0)
+    assert code_of(ha.init_dl_continual_learning, model, dataset, []) == 7925
+    dataset["preprocess_param"] |= {"image_width": 32, "normalization_type": "all_channels"}
+    assert code_of(ha.extend_dl_continual_learning, continual, dataset, []) == 7925
+
+
 def test_wrong_heatmaps_are_refused_by_number(continual, optimised, dataset):
     sample = ha.read_dl_samples(dataset, [0])
     heat = ha.gen_dl_model_heatmap
