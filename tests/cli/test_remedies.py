@@ -50,6 +50,9 @@ IN_PYTHON = {
     ),
     *("load_learner(", "load_runtime(", "table(", "set(", "model.state_dict("),
     *("learn.export(", "learn.model.zero_grad(", "nn.Sequential(", "len("),
+    *("dataset.class_weights(",),  # --class-weights takes no weights of its own
+    *("learn.evaluate(", "predictor.evaluate("),  # of arrays, which no command has
+    *("np.save(", "np.ascontiguousarray("),  # files of .npy are written by Python
 }
 TOKEN = re.compile(r"(?<![\w-])([a-z_]\w*)=(?!=)|(?<!\w)([a-z_][\w.]*)\(")
 
