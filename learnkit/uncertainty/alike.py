@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.scoring import Scoring
@@ -22,6 +21,8 @@ def groups_alike(features: np.ndarray, cut: float, *, root: bool = False) -> lis
     >>> groups_alike(np.array([[1, 0], [0, 1], [1, 0.1], [1, 0.2]]), 0.3)
     [[2, 3, 0], [1]]
     """
+    from scipy.cluster.hierarchy import fcluster, linkage  # here: predicting needs no scipy
+
     rows = unit_rows(features, root=root)
     if len(rows) < 2:
         return [[place] for place in range(len(rows))]

@@ -11,8 +11,6 @@ Dawid and Skene, 1979, for the likelihood of labels that err.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.ood import softmax
@@ -44,6 +42,8 @@ class LabelNoise:
 
     def log_odds(self, logits: Array, labels: Array) -> Array:
         """Logarithm of p / (1 - p) (N,) of the probability of each label; it has no ties at 1."""
+        from scipy.special import logsumexp  # here: predicting needs no scipy
+
         scaled, at = logits / self.temperature + np.log(self.shares), labels[:, None]
         own = np.take_along_axis(scaled, at, 1)[:, 0]
         np.put_along_axis(scaled, at, -np.inf, 1)
@@ -67,6 +67,8 @@ def fit_label_noise(
         shares: how often each class comes, (C,), all above 0 and summing to 1.
         temperature: of the logits where every label is taken for right.
     """
+    from scipy.optimize import minimize_scalar
+
     drawn = shares[labels]
 
     def at(log_temperature: float) -> tuple[float, float]:  # (loss, rate)

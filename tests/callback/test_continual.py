@@ -161,9 +161,9 @@ def count(monkeypatch, name):
     original = getattr(importlib.import_module(module), function)
     calls = []
 
-    def counted(learn, items):
+    def counted(learn, items, *how):
         calls.append(len(items))
-        return original(learn, items)
+        return original(learn, items, *how)
 
     monkeypatch.setattr(name, counted)
     return calls

@@ -140,7 +140,7 @@ def test_train_says_each_step_and_writes_what_it_lists(run):
     beside = model.with_name("model-training")
     written = sorted(path.name for path in beside.iterdir())
     pictures = ["confusion_matrix.png", "top_losses.png", "training_curve.png"]
-    assert written == sorted([*pictures, "history.csv", "split.csv"])
+    assert written == sorted([*pictures, "history.csv", "report.html", "split.csv"])
     assert all(str(path) in output.replace("\n", "") for path in [model, *beside.iterdir()])
     assert len(pd.read_csv(beside / "history.csv")) == 3
     assert pd.read_csv(beside / "split.csv")["split"].value_counts().sum() == 36
