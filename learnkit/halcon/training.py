@@ -282,7 +282,7 @@ def train_dl_model(
 
     Differs from HALCON: the body is trained at a hundredth of 'learning_rate'. At the full rate a
     few dozen images make it forget what it was pretrained on: of ants and bees 51 % were wrong
-    after two epochs, and 6 % are so. `model.learner` has `fine_tune` and `fit_one_cycle` besides.
+    after two epochs, and 12 % are so. `model.learner` has `fine_tune` and `fit_one_cycle` besides.
 
     Args:
         dldataset: preprocessed and split.
