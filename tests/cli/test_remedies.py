@@ -23,6 +23,7 @@ ELSEWHERE_FILES = {
     "evaluation/inputs.py",
     "_torchvision.py",
     "inference/heatmap.py",
+    "deploy/settable.py",  # of assignments, which no command makes
 }
 SHOWN = {"interpret/heatmaps.py"}  # of those rooms: `train` draws heatmaps
 # What a message may advise in Python, since no command leads to it, or since it says why and the
