@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from learnkit.data.image import IMAGE_EXTENSIONS
 from learnkit.errors import ServingError
-from learnkit.storage.filesystem import FileSystem, open_regular, sync_folder
+from learnkit.storage.filesystem import FileSystem, open_regular, sync_folder, write_file
 
 OWN = ".learnkit"  # hidden: readers of image folders skip it
 UNUSABLE = "_unusable"  # passed over by readers of image folders, too
@@ -180,16 +180,8 @@ def _rename_or_copy(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        with open_regular(source, follow=False) as old, open(temporary, "wb") as new:
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
-        os.rename(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with open_regular(source, follow=False) as old:
+        write_file(target, lambda new: shutil.copyfileobj(old, new))
     source.unlink()
 
 
