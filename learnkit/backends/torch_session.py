@@ -14,8 +14,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from learnkit.backends.processor import n_threads
 from learnkit.backends.registry import check_backend
 from learnkit.backends.session import Outputs, Session, brief
-from learnkit.backends.torch_threads import torch_threads
 from learnkit.data.preprocess import Preprocessing
+from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import BackendUnavailableError, ExportError
 from learnkit.models.eval_mode import set_channels_last
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.backends.torch_threads import torch_threads
 from learnkit.continual.change_report import (
     AuditLog,
     ChangeReport,
@@ -39,6 +38,7 @@ from learnkit.continual.serialization import (
 )
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import (
     ContinualPredictionError,
     ContinualStateError,

@@ -13,8 +13,8 @@ from learnkit.backends.network import Network, channels_last
 from learnkit.backends.providers import ONNX_DEVICES
 from learnkit.backends.registry import variant_name
 from learnkit.backends.session import Session
-from learnkit.backends.torch_threads import torch_threads
 from learnkit.continual.label_issues import optimism
+from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import ExportError, MissingExtraError, OptimizeError
 from learnkit.inference.model import Model
 from learnkit.optimize import gates as gate

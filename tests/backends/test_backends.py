@@ -32,7 +32,7 @@ from learnkit.backends.openvino_session import check_ir
 from learnkit.backends.processor import has_bfloat16, n_threads, processor_flags
 from learnkit.backends.registry import open_session
 from learnkit.backends.torch_session import TorchSession
-from learnkit.backends.torch_threads import torch_threads
+from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import (
     BackendUnavailableError,
     BundleCorruptError,

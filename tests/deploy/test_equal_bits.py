@@ -8,8 +8,8 @@ import pytest
 import torch
 from deploy_helpers import labelled, make_continual, shades, strange
 
-from learnkit.backends.torch_threads import torch_threads
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.data.torch_threads import torch_threads
 from learnkit.inference.scoring import conclude
 
 COUNTS = {"ok": 9, "bad": 7, "ß/<b>": 8}
