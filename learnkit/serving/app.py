@@ -94,7 +94,7 @@ def create_app(
         """Whatever is answered, and by whichever part of it, has an id and a line in the log."""
 
         def build_middleware_stack(self) -> Any:
-            return Accounted(super().build_middleware_stack(), service.observe)
+            return Accounted(_uncrowded(super().build_middleware_stack(), service), service.observe)
 
         def openapi(self) -> dict[str, Any]:
             return document
@@ -165,6 +165,23 @@ def _response(
     if "error" in content:
         content = {**content, "request_id": request_id(request.scope)}
     return Response(as_json(content), status, headers, media_type="application/json")
+
+
+def _uncrowded(app: Any, service: Service) -> Any:
+    """The ASGI application `app`, which answers nothing but /health while it is too crowded."""
+    from starlette.requests import Request
+
+    async def served(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        # whoever watches /health would end a server that is only asked too much
+        if scope["type"] == "http" and service.gate.is_crowded and scope["path"] != "/health":
+            refusal, request = service.gate.crowded(), Request(scope)
+            content = {"error": str(refusal)}
+            answer = _response(request, refusal.status, content, refusal.headers)
+            await answer(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return served
 
 
 def _metrics_of(service: Service) -> Callable[["Request"], Awaitable["Response"]]:

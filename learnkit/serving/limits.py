@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -10,6 +10,7 @@ from learnkit.errors import ServingError
 from learnkit.serving.http_errors import Refusal
 
 _RETRY_SECONDS = "1"
+_MOST_CONNECTIONS = 1000  # below the 1,024 files that a process may commonly have open
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Gate:
     def __init__(self, limits: Limits):
         self.limits = limits
         self.n_requests = self.n_images = self.n_bytes = 0
+        self.n_connections: Callable[[], int] = lambda: 0  # the server that runs the app knows
 
     @contextmanager
     def request(self) -> Iterator[Ticket]:
@@ -77,7 +79,21 @@ class Gate:
     @property
     def is_full(self) -> bool:
         """Whether the next request is refused."""
-        return max(self.n_requests, self.n_images) >= self.limits.queue
+        return max(self.n_requests, self.n_images) >= self.limits.queue or self.is_crowded
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are more open connections than the process has files for."""
+        return self.n_connections() > _MOST_CONNECTIONS
+
+    def crowded(self) -> Refusal:
+        """The refusal of whatever comes while there are too many connections; it closes its own."""
+        return Refusal(
+            503,
+            f"the server has more than {_MOST_CONNECTIONS:,} open connections; send the request "
+            "again in a second, and several over one connection",
+            {"Retry-After": _RETRY_SECONDS, "Connection": "close"},
+        )
 
     def busy(self) -> Refusal:
         """The refusal of a request that there is no room for now."""

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("learnkit.serving")
 _GRACE_SECONDS = 30  # for requests under way when the server is told to stop
 _FREE_OF_TORCH = ("onnxruntime-", "openvino-")
-_MOST_CONNECTIONS = 1000
 
 
 def serve(
@@ -194,7 +193,6 @@ def serve_at(
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
-        limit_concurrency=_MOST_CONNECTIONS,
     )
     quiet()
     print_access_log()
@@ -291,7 +289,10 @@ def uvicorn_server(
                 for number, handler in former.items():
                     signal.signal(number, handler)
 
-    return Server(config)
+    server = Server(config)
+    # uvicorn's own limit answers in a line of plain text, without an id, to whoever watches, too
+    service.gate.n_connections = lambda: len(server.server_state.connections)
+    return server
 
 
 class Reloader:

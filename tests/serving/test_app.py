@@ -534,3 +534,22 @@ def test_a_model_that_knows_nothing_yet_is_served_and_taught(serving, tmp_path):
     answer = client.post("/predict", content=image).json()
     assert answer["predictions"][0]["label"] == "ok"
     assert client.get("/health").json()["drift"]["images"] == 1
+
+
+def test_too_many_connections_are_told_in_the_form_of_all_refusals(serving, caplog):
+    client = serving()
+    gate = client.app.state.service.gate
+    gate.n_connections = lambda: 1001
+    image = png(shades("ok", 1)[0])
+    with caplog.at_level("INFO", "learnkit.access"):
+        refused = client.post("/predict", content=image)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.headers["connection"] == "close"
+    assert "more than 1,000 open connections" in refused.json()["error"]
+    assert refused.json()["request_id"] == refused.headers["x-request-id"]
+    assert "POST /predict 503" in caplog.messages[-1]
+    plain = client.post("/predict", content=image, headers={"Accept": "text/plain"})
+    assert plain.text.startswith("the server has more than 1,000 open connections; ")
+    assert [client.get(path).status_code for path in ("/health", "/ready")] == [200, 503]
+    gate.n_connections = lambda: 1000
+    assert client.post("/predict", content=image).status_code == 200

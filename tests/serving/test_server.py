@@ -1,11 +1,14 @@
 """`learnkit serve` in a process of its own: ready, asked, told to stop."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from serving_helpers import BEARER, TOKEN, form, png
 
 pytest.importorskip("uvicorn")
 import httpx
+import uvicorn
 from starlette.testclient import TestClient
 
 from learnkit import load_learner
@@ -24,7 +28,14 @@ from learnkit.deploy.runtime_predictor import RuntimePredictor
 from learnkit.errors import BundleNotFoundError, ServingError
 from learnkit.serving.app import create_app
 from learnkit.serving.http_errors import Refusal
-from learnkit.serving.server import Reloader, open_model, serve, warm_up
+from learnkit.serving.server import (
+    Reloader,
+    bound_socket,
+    open_model,
+    serve,
+    uvicorn_server,
+    warm_up,
+)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +170,34 @@ def test_a_variant_is_served_without_torch_as_it_predicts_with_it(optimised):
         assert entry["ood_score"] == pytest.approx(prediction.ood_score, abs=1e-3)
     assert (facts["classes"], facts["can_extend"]) == (["ok", "bad"], False)
     assert refused.status_code == 403
+
+
+def test_connections_are_counted_and_those_refused_are_closed(bundle, monkeypatch):
+    monkeypatch.setattr("learnkit.serving.limits._MOST_CONNECTIONS", 3)
+    app, ready = create_app(load_learner(bundle)), threading.Event()
+    config = uvicorn.Config(app, port=0, log_level="warning")
+    server = uvicorn_server(uvicorn, config, ready.set, app.state.service, lambda line: None)
+    listener = bound_socket("127.0.0.1", 0)
+    # signals reach the main thread alone
+    monkeypatch.setattr(server, "capture_signals", contextlib.nullcontext)
+    monkeypatch.delattr(signal, "SIGHUP")
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with contextlib.ExitStack() as idle:
+            for _ in range(3):
+                idle.enter_context(socket.create_connection(listener.getsockname()))
+            refused, watched = (httpx.get(f"{address}/{name}") for name in ("model", "health"))
+            assert (refused.status_code, watched.status_code) == (503, 200)
+            assert refused.headers["connection"] == "close"
+        while app.state.service.gate.n_connections():
+            time.sleep(0.01)
+        assert httpx.get(f"{address}/model").status_code == 200
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def test_an_address_in_use_is_told_in_a_sentence(bundle):
