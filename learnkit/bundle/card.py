@@ -20,6 +20,7 @@ from learnkit.report.document import (
     Section,
     Span,
     Table,
+    interval_text,
     records,
 )
 from learnkit.report.markdown import as_markdown, escape
@@ -186,7 +187,8 @@ def measures_table(card: Mapping[str, Any]) -> Table:
     rows = []
     for name, value in measures.items():
         low, high = bounds.get(name) or (None, None)
-        rows.append((name, value, "" if low is None or high is None else f"{low:.3f} - {high:.3f}"))
+        known = low is not None and high is not None
+        rows.append((name, value, interval_text(low, high) if known else ""))
     return Table(rows, ("", "value", "95 % interval"), "lrl")
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from learnkit.errors import EvaluationError
+from learnkit.evaluation.bootstrap import SampleValues
 from learnkit.evaluation.comparison import Comparison
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
 from learnkit.evaluation.inspection import Inspection, good_classes, inspection
-from learnkit.evaluation.intervals import auroc_interval, class_intervals, mean_intervals
+from learnkit.evaluation.intervals import (
+    Interval,
+    auroc_interval,
+    class_intervals,
+    mean_intervals,
+)
 from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold, labels_above
 from learnkit.evaluation.measures import (
     accuracy,
@@ -33,11 +40,21 @@ from learnkit.evaluation.measures import (
     wilson_interval,
 )
 from learnkit.evaluation.verdict import COLUMNS, meaning, verdict_sentences
-from learnkit.report.document import Document, Items, Paragraph, Span, Table, frame_table
+from learnkit.report.document import (
+    Document,
+    Items,
+    Paragraph,
+    Span,
+    Table,
+    frame_table,
+    interval_text,
+)
 from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_RESAMPLED = frozenset({"log_loss", "brier_score", "ece"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +80,8 @@ class Evaluation(Shown):
         asked: names of the measures that were asked for; None for all.
         good: names of the classes that mean a part is good.
         inspection: escapes and false rejects, where there are such classes.
+        values: what each sample adds to the measures of probabilities; None if nobody kept it.
+        bounds: 95 % intervals of measures that came from elsewhere, by name.
         page: what was answered to each image and where it is, for `save_html`; None of arrays.
 
     Measures without an answer, such as the recall of a class without samples, are NaN.
@@ -83,6 +102,8 @@ class Evaluation(Shown):
     asked: tuple[str, ...] | None = None
     good: tuple[str, ...] = ()
     inspection: Inspection | None = None
+    values: SampleValues | None = None
+    bounds: Mapping[str, Interval] = field(default_factory=dict)
     page: Any = None
 
     @property
@@ -110,15 +131,19 @@ class Evaluation(Shown):
             inspection=self.inspection,
         )
 
-    @property
+    @cached_property
     def intervals(self) -> pd.DataFrame:
-        """Bounds of 95 % confidence, columns low and high, of every measure that is a share.
+        """Bounds of 95 % confidence, columns low and high, of every measure.
 
         Shares of samples have Wilson's, means over classes `mean_intervals`, and `auroc` its own.
+        `log_loss`, `brier_score`, `ece` and `fpr_at_95_tpr` are bootstrapped: 1,000 resamples
+        within each class, by a fixed seed.
         """
         import pandas as pd
 
-        n, found = int(self.all_measures["n"]), {}
+        n, found = int(self.all_measures["n"]), dict(self.bounds)
+        if self.values is not None and not _RESAMPLED.isdisjoint(self.summary.index):
+            found |= self.values.intervals()
         found |= mean_intervals(self._matrix)
         found["balanced_accuracy"] = found["macro_recall"]
         totals = {"label_accuracy": n * len(self.classes), "detection_rate": self.n_ood}
@@ -266,9 +291,13 @@ class Evaluation(Shown):
         }
 
     def __repr__(self) -> str:
+        import pandas as pd
+
         # four digits, `n` whole, NaN as a dash
         show = lambda x: "–" if _is_nan(x) else f"{x:.4g}" if x % 1 else f"{x:.0f}"
-        tables = (table.map(show).to_string() for table in (self.summary, self.per_class))
+        rows = {name: (show(value), bounds) for name, value, bounds in self.with_intervals()}
+        summary = pd.DataFrame.from_dict(rows, "index", columns=["value", "95 % interval"])
+        tables = (table.to_string() for table in (summary, self.per_class.map(show)))
         return "\n\n".join([" ".join(self.verdict), *tables, *self.notes])
 
     def with_intervals(self) -> list[tuple[str, float, str]]:
@@ -303,15 +332,6 @@ class Evaluation(Shown):
             Items(self.notes),
         ]
         return Document([block for block in blocks if block.content])
-
-
-def interval_text(low: float, high: float) -> str:
-    """An interval for reading; nothing for NaN.
-
-    >>> interval_text(0.6123, 0.94), interval_text(float("nan"), float("nan"))
-    ('0.61 - 0.94', '')
-    """
-    return "" if _is_nan(low) else f"{low:.2f} - {high:.2f}"
 
 
 def evaluate(
@@ -382,6 +402,7 @@ def evaluate(
         right=right,
         predicted=preds,
         asked=asked,
+        values=SampleValues.of(probs, targets),
     )
     return evaluation.inspected(good)
 

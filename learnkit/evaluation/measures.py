@@ -197,12 +197,16 @@ def log_loss(probs: Any, targets: Any, *, weights: Any = None) -> float:
     confident error costs at most 15.9 and not infinity. With several labels per sample it is the
     binary log loss, averaged over samples and classes.
     """
-    probs, targets = _checked(probs, targets)
+    return mean(log_losses(*_checked(probs, targets)), weights)
+
+
+def log_losses(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The log loss of each sample (N,), of checked arrays; of several labels their mean."""
     if targets.ndim == 1:
         truth = np.take_along_axis(probs, targets[:, None], axis=1)
     else:
         truth = np.where(targets, probs, 1 - probs)
-    return mean(-np.log(np.clip(truth.astype(np.float64), LOG_CLIP, 1)), weights)
+    return -np.log(np.clip(truth.astype(np.float64), LOG_CLIP, 1)).mean(1)
 
 
 def brier_score(probs: Any, targets: Any, *, weights: Any = None) -> float:
@@ -211,13 +215,17 @@ def brier_score(probs: Any, targets: Any, *, weights: Any = None) -> float:
     Between 0 and 2 with one label per sample (Brier's own definition; twice the one-column form
     that is common for two classes), between 0 and C with several.
     """
-    probs, targets = _checked(probs, targets)
     # Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    return mean(squared_errors(*_checked(probs, targets)), weights)
+
+
+def squared_errors(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The squared error of each sample, summed over classes (N,), of checked arrays."""
     squares = np.einsum("ij,ij->i", probs, probs, dtype=np.float64)
     if targets.ndim == 1:  # the sum without an (N, C) array of differences
         truth = np.take_along_axis(probs, targets[:, None], axis=1)[:, 0].astype(np.float64)
-        return mean(np.maximum(squares - 2 * truth + 1, 0), weights)
-    return mean(np.square(probs.astype(np.float64) - targets).sum(1), weights)
+        return np.maximum(squares - 2 * truth + 1, 0)
+    return np.square(probs.astype(np.float64) - targets).sum(1)
 
 
 class CalibrationBins(NamedTuple):
@@ -247,8 +255,7 @@ def calibration_bins(
     else:
         right, confidence = targets.ravel(), probs.ravel()
     confidence = confidence.astype(np.float64)
-    edges = np.arange(1, n_bins) / n_bins
-    bins = np.searchsorted(edges, confidence, side="left")  # "left" closes the bins on the right
+    bins = bin_numbers(confidence, n_bins)
     w = None if weights is None else _per_case(weights, len(bins), len(targets))
     n = np.bincount(bins, w, minlength=n_bins)
     sums = (
@@ -256,6 +263,12 @@ def calibration_bins(
     )
     confidence, share = (np.where(n > 0, s / np.where(n > 0, n, 1), np.nan) for s in sums)
     return CalibrationBins(n, confidence, share)
+
+
+def bin_numbers(confidence: np.ndarray, n_bins: int) -> np.ndarray:
+    """The bin of each confidence, as `calibration_bins` counts them; of the same shape."""
+    edges = np.arange(1, n_bins) / n_bins
+    return np.searchsorted(edges, confidence, side="left")  # "left" closes the bins on the right
 
 
 def expected_calibration_error(

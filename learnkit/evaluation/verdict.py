@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from learnkit.evaluation.measures import wilson_interval
+from learnkit.report.document import interval_ends
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,8 +171,8 @@ def _unknown(summary: pd.Series, n: int, n_ood: int, promised: float | None) -> 
 
 def _counted(k: int, n: int, what: str) -> str:
     """`k` of `n`, as a share with its interval."""
-    low, high = wilson_interval(k, n)
-    interval = f"95 % interval {low * 100:.1f} to {_percent(high)}"
+    low, high = interval_ends(*wilson_interval(k, n), percent=True)
+    interval = f"95 % interval {low.removesuffix(' %')} to {high}"
     return f"{k} of {n} {what} ({_percent(k / n)}, {interval})"
 
 

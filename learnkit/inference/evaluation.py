@@ -11,6 +11,7 @@ import numpy as np
 from learnkit.data.labelled_images import image_paths, labelled_dataset
 from learnkit.data.read_images import image_name, unreadable_images
 from learnkit.errors import DataError, ImageReadError
+from learnkit.evaluation.bootstrap import fpr_interval
 from learnkit.evaluation.inspection import good_classes
 from learnkit.evaluation.measures import asked_measures, top_k_of
 from learnkit.inference.batch import Predicts, predict_stream
@@ -253,8 +254,10 @@ def with_ood_scores(
     flagged = ~(np.asarray(known, float) <= limit) & (threshold is not None)
     n = evaluation.per_class["n"].to_numpy()
     own = np.bincount(np.asarray(targets), flagged, len(n)) / np.where(n, n, np.nan)
+    bounds = fpr_interval(known, targets, ood, measured=found.fpr_at_95_tpr)
     found = replace(
         evaluation.with_measures(**values),
+        bounds={**evaluation.bounds, "fpr_at_95_tpr": bounds},
         per_class=evaluation.per_class.assign(false_alarm_rate=own),
         n_ood=len(ood),
         promised=promised,

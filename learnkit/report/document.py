@@ -272,6 +272,30 @@ def value_text(value: Any) -> str:
     return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
+def interval_ends(low: float, high: float, *, percent: bool = False) -> tuple[str, str]:
+    """The bounds of an interval for reading: three digits, four where they are within .01.
+
+    Whatever is written of an interval is written by this, so that no two places differ by what
+    rounding does.
+
+    >>> interval_ends(0.6123, 0.94), interval_ends(0.0612, 0.1234, percent=True)
+    (('0.612', '0.940'), ('6.1 %', '12.3 %'))
+    """
+    digits = 3 + (high - low < 0.01)
+    if percent:
+        return f"{100 * low:.{digits - 2}f} %", f"{100 * high:.{digits - 2}f} %"
+    return f"{low:.{digits}f}", f"{high:.{digits}f}"
+
+
+def interval_text(low: float, high: float) -> str:
+    """An interval for reading; nothing for NaN.
+
+    >>> interval_text(0.6123, 0.94), interval_text(float("nan"), float("nan"))
+    ('0.612 - 0.940', '')
+    """
+    return "" if math.isnan(low) else " - ".join(interval_ends(low, high))
+
+
 def visible(text: str, instead: str) -> str:
     """`text` with `instead` for every character that steers a terminal or turns a line around."""
     if text.isprintable():

@@ -277,5 +277,5 @@ def test_intervals_are_shown_beside_the_measures():
     found = evaluate(np.eye(2)[[0, 1, 1, 0]], [0, 1, 0, 0], ["a", "b"])
     shown = found._repr_html_()
     low, high = wilson_interval(3, 4)
-    assert f"{low:.2f} - {high:.2f}" in shown
+    assert f"{low:.3f} - {high:.3f}" in shown
     assert "recall 95 %" in shown

@@ -76,7 +76,7 @@ def test_the_area_lies_inside_in_19_of_20_draws(shift):
     assert np.mean(held) >= 0.92
 
 
-def test_every_share_of_an_evaluation_has_an_interval():
+def test_every_measure_of_an_evaluation_has_an_interval():
     rng = np.random.default_rng(1)
     probs = rng.dirichlet(np.ones(4), 80)
     targets = rng.integers(0, 4, 80)
@@ -84,10 +84,11 @@ def test_every_share_of_an_evaluation_has_an_interval():
     intervals = evaluation.intervals
     assert list(intervals.index) == [
         *("accuracy", "top_3_accuracy", "balanced_accuracy"),
-        *("macro_precision", "macro_recall", "macro_f1"),
+        *("macro_precision", "macro_recall", "macro_f1", "log_loss", "brier_score", "ece"),
     ]
     for name, low, high in intervals.itertuples():
-        assert 0 <= low <= evaluation.summary[name] <= high <= 1
+        assert 0 <= low <= evaluation.summary[name] <= high
+        assert high <= {"log_loss": 16, "brier_score": 2}.get(name, 1)
     assert tuple(intervals.loc["accuracy"]) == pytest.approx(
         (evaluation.summary["accuracy_low"], evaluation.summary["accuracy_high"])
     )

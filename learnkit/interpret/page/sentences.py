@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from learnkit.evaluation.measures import wilson_interval
+from learnkit.report.document import interval_ends
 
 if TYPE_CHECKING:
     from learnkit.evaluation.evaluate import Evaluation
@@ -58,14 +58,13 @@ def _percent(share: float) -> str:
 
 
 def _surely(k: int, n: int) -> str:
-    """A share with its interval, in words; the interval is rounded outwards.
+    """A share with its interval, in words.
 
     >>> _surely(231, 256)
-    '90.2 %, surely between 85 % and 94 %'
+    '90.2 %, surely between 85.9 % and 93.3 %'
     """
-    low, high = wilson_interval(k, n)
-    between = f"{math.floor(low * 100)} % and {math.ceil(high * 100)} %"
-    return f"{_percent(k / n)}, surely between {between}"
+    low, high = interval_ends(*wilson_interval(k, n), percent=True)
+    return f"{_percent(k / n)}, surely between {low} and {high}"
 
 
 def _right(images: EvaluatedImages, n: int) -> Sentence:
