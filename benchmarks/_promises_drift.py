@@ -29,7 +29,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.preprocess import Preprocessing
 from learnkit.inference.monitor import Monitor
-from learnkit.inference.scoring import conclude
+from learnkit.inference.prediction import conclude
 from learnkit.models.body import create_body
 from learnkit.uncertainty.drift import N_BETS, add_evidence, bets
 

@@ -14,7 +14,7 @@ import torch
 from _bench import promise_row
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.inference.scoring import conclude
+from learnkit.inference.prediction import conclude
 from learnkit.inference.suggestion import choose
 
 POOL = 2000  # images at most, for the quadratic peers

@@ -38,7 +38,7 @@ from learnkit.errors import (
 )
 from learnkit.inference.class_names import checked_threshold
 from learnkit.inference.model import Model
-from learnkit.inference.scoring import logits_of
+from learnkit.inference.prediction import logits_of
 from learnkit.interpret.normalization import Normalization, note_conventions
 from learnkit.models.rebuild import rebuild, skeleton
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder

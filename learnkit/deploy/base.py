@@ -26,10 +26,9 @@ from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.heatmap import Heatmap, explain
 from learnkit.inference.model import Model
 from learnkit.inference.monitor import Monitor
-from learnkit.inference.prediction import Prediction, Result, raised
-from learnkit.inference.scoring import knowledge_of, predictions
+from learnkit.inference.prediction import Prediction, Result, knowledge_of, predictions, raised
 from learnkit.inference.suggestion import Suggestions, suggest
-from learnkit.inference.tta import views_of
+from learnkit.inference.tta import KEY, VIEWS
 from learnkit.report.document import Document, Lines, Paragraph, Span
 from learnkit.report.notebook import Shown
 from learnkit.report.progress import watched
@@ -190,7 +189,8 @@ class BasePredictor(Shown):
     @property
     def tta(self) -> int:
         """From how many views an image is predicted (test-time augmentation); see `set`."""
-        return views_of(self.record.metadata)
+        n = self.record.metadata.get(KEY, 1)
+        return n if type(n) is int and 1 <= n <= VIEWS else 1  # a bundle may say anything
 
     def try_loaded(self, images: Sequence[np.ndarray], tta: int | None = None) -> list[Result]:
         """For each image that `load` gave its prediction, or a PredictionError.

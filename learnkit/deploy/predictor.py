@@ -48,8 +48,7 @@ from learnkit.inference.calibration import calibrate_detector
 from learnkit.inference.class_names import checked_class_ids, checked_threshold, head_classes
 from learnkit.inference.features import check_same_features, feature_rows, learning_model
 from learnkit.inference.model import Model
-from learnkit.inference.prediction import Result
-from learnkit.inference.scoring import logits_of, predictions
+from learnkit.inference.prediction import Result, logits_of, predictions
 from learnkit.report.document import Document
 from learnkit.storage.archive import packed, unpack
 

@@ -16,8 +16,13 @@ from learnkit.evaluation.inspection import good_classes
 from learnkit.evaluation.measures import asked_measures, top_k_of
 from learnkit.inference.batch import Predicts, predict_stream
 from learnkit.inference.heatmap import evidence_of_files
-from learnkit.inference.prediction import Prediction, Result, raised
-from learnkit.inference.scoring import knowledge_of, predictions_and_features
+from learnkit.inference.prediction import (
+    Prediction,
+    Result,
+    knowledge_of,
+    predictions_and_features,
+    raised,
+)
 from learnkit.interpret.page.images import EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.report.progress import watched

@@ -13,8 +13,7 @@ import numpy as np
 
 from learnkit.errors import InterpretationError, first_few
 from learnkit.inference.batch import BATCH
-from learnkit.inference.prediction import raised
-from learnkit.inference.scoring import predictions
+from learnkit.inference.prediction import predictions, raised
 from learnkit.interpret.occlusion import occlusion_map
 from learnkit.report.progress import watched
 

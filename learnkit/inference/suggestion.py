@@ -19,8 +19,7 @@ from learnkit.errors import (
 )
 from learnkit.inference.batch import BATCH, padded_run
 from learnkit.inference.model import Model
-from learnkit.inference.prediction import Prediction, finite_or_none
-from learnkit.inference.scoring import conclude, knowledge_of
+from learnkit.inference.prediction import Prediction, conclude, finite_or_none, knowledge_of
 from learnkit.report.document import Document, Gallery, Items, Lines, Paragraph, Picture, Span
 from learnkit.report.notebook import Shown
 from learnkit.report.progress import counted, watched

@@ -5,19 +5,18 @@ In numpy and Pillow alone, so that a model gives the same with torch and without
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from learnkit.errors import LearnkitError, PredictionError
-from learnkit.inference.prediction import Prediction, Result, prediction_of
+from learnkit.errors import PredictionError
 
 Array = np.ndarray
 
 VIEWS = 10  # the image, four crops and their middle, each of them also mirrored
-_KEY = "tta"  # of a model's metadata, which travel in its bundle
+KEY = "tta"  # of a model's metadata, which travel in its bundle
 _CROP = 7 / 8  # of the sides
 _CORNERS = ((0.5, 0.5), (0, 0), (1, 1), (0, 1), (1, 0))  # top and left, as shares of what is cut
 
@@ -32,16 +31,10 @@ def checked_views(n: Any) -> int:
     return n
 
 
-def views_of(metadata: Mapping[str, Any]) -> int:
-    """From how many views a model predicts by itself, as its metadata say; 1 if they do not."""
-    n = metadata.get(_KEY, 1)
-    return n if type(n) is int and 1 <= n <= VIEWS else 1
-
-
 def with_views(metadata: Mapping[str, Any], n: int) -> dict[str, Any]:
     """The metadata of a model that predicts from `n` views by itself."""
-    kept = {key: value for key, value in metadata.items() if key != _KEY}
-    return kept if checked_views(n) == 1 else {**kept, _KEY: n}
+    kept = {key: value for key, value in metadata.items() if key != KEY}
+    return kept if checked_views(n) == 1 else {**kept, KEY: n}
 
 
 def view(images: Array, number: int) -> Array:
@@ -68,36 +61,3 @@ def _crops(images: Array, top: float, left: float) -> Array:
         for image in images.transpose(0, 3, 1, 2)
     ]
     return np.stack(planes)
-
-
-def averaged(
-    results: Sequence[Result],
-    others: Sequence[Sequence[Result]],
-    wrap: Callable[[Array], Any],
-    **labels: Any,
-) -> list[Result]:
-    """`results` with the probabilities averaged over them and `others`, view by view.
-
-    All else of a prediction stays that of the image as it is; an error in one view is that of the
-    image.
-
-    Args:
-        results: of the images as they are.
-        others: of other views of the same images.
-        wrap: makes what probabilities are given as of the array (C,).
-        **labels: `multi_label` and `threshold`, by which a label follows.
-    """
-    return [_average(views, wrap, labels) for views in zip(results, *others, strict=True)]
-
-
-def _average(views: Sequence[Result], wrap: Callable[[Array], Any], labels: Any) -> Result:
-    failed = next((one for one in views if isinstance(one, LearnkitError)), None)
-    if failed is not None:
-        return failed
-    first: Prediction = views[0]
-    probs = np.mean([np.asarray(one.probs, np.float64) for one in views], 0)
-    kept = {
-        name: getattr(first, name)
-        for name in ("ood_score", "ood_threshold", "p_value", "nonconformity", "class_ids")
-    }
-    return prediction_of(wrap(probs.astype(np.float32)), first.classes, **labels, **kept)

@@ -25,8 +25,7 @@ from learnkit.continual.classifier import continual_head
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import ExportError, InterpretationError, LearnkitError
 from learnkit.inference.batch import BATCH
-from learnkit.inference.prediction import Prediction
-from learnkit.inference.scoring import conclude
+from learnkit.inference.prediction import Prediction, conclude
 from learnkit.inference.suggestion import Suggestions, suggest
 from learnkit.interpret.learner_state import class_names, detector_of, renumbering
 from learnkit.interpret.losses import loss_threshold

@@ -15,7 +15,7 @@ from learnkit.backends.network import channels_last, comparable
 from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
 from learnkit.evaluation.measures import expected_calibration_error
 from learnkit.inference.batch import BATCH
-from learnkit.inference.scoring import check_outputs
+from learnkit.inference.prediction import check_outputs
 from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
 from learnkit.report.progress import watched
 from learnkit.uncertainty.ood_measures import auroc

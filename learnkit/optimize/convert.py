@@ -15,7 +15,7 @@ from learnkit.backends.conversion import Converted
 from learnkit.backends.extras import extra
 from learnkit.backends.network import channels_last
 from learnkit.backends.registry import BACKENDS, check_backend
-from learnkit.inference.scoring import logits_of
+from learnkit.inference.prediction import logits_of
 from learnkit.optimize.quantize.sensitivity import Criterion, Tolerance
 from learnkit.report.progress import counted
 

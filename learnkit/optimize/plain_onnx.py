@@ -16,8 +16,7 @@ import numpy as np
 from learnkit.backends.extras import extra
 from learnkit.data.labels import ids_of_classes
 from learnkit.errors import ExportError
-from learnkit.inference.prediction import Prediction
-from learnkit.inference.scoring import knowledge_of, predictions
+from learnkit.inference.prediction import Prediction, knowledge_of, predictions
 from learnkit.storage.filesystem import write_file
 from learnkit.storage.write_folder import check_outside
 from learnkit.uncertainty.embedding import BLANK

@@ -24,11 +24,6 @@ def first_with_little_above(values: Array, weights: Array, allowed: float) -> fl
     return float(values[enough.argmax()])
 
 
-def weight_of_next(weights: Array, guarantee: str) -> float:
-    """Return the weight of the value to come: the mean, or the largest where a proof needs it."""
-    return float(weights.max() if guarantee == "split" else weights.mean())
-
-
 def allowed_above(weights: Array, rate: float, guarantee: str, delta: float) -> float | None:
     """Weight of a sample that may lie above the limit; None if the sample is too small.
 
@@ -42,7 +37,8 @@ def allowed_above(weights: Array, rate: float, guarantee: str, delta: float) -> 
     if guarantee == "pac":
         allowed = _allowed_with_confidence(weights, rate, delta)
     else:
-        next_ = weight_of_next(weights, guarantee)
+        # of the next value: the mean, or the largest where a proof needs it
+        next_ = float(weights.max() if guarantee == "split" else weights.mean())
         allowed = rate * (total + next_) - next_
     return None if allowed is None or allowed < -ROUNDING * total else allowed
 

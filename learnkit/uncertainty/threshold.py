@@ -27,7 +27,6 @@ from learnkit.uncertainty.quantiles import (
     prediction_limit,
     sorted_together,
     upper_tail,
-    weight_of_next,
 )
 
 _ALIKE = 1e-9  # relative difference that rounding may make
@@ -246,7 +245,7 @@ class Threshold:
         """Return the share of weight at or above each score, the new image's own counted in."""
         weights = self.calibration_weights
         below = np.concatenate([[0.0], weights.cumsum()])
-        own = weight_of_next(weights, self.guarantee)
+        own = weights.max() if self.guarantee == "split" else weights.mean()  # as `allowed_above`
         rank = np.searchsorted(self.calibration_scores, scores)
         return (below[-1] - below[rank] + own) / (below[-1] + own)
 

@@ -42,7 +42,7 @@ from learnkit.errors import (
     PredictionError,
 )
 from learnkit.inference.model import Model
-from learnkit.inference.scoring import predictions
+from learnkit.inference.prediction import predictions
 
 # largest difference to torch's float32 there may be, as a share of the largest value
 TOLERANCES = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 3e-2}

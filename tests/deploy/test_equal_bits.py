@@ -10,7 +10,7 @@ from deploy_helpers import labelled, make_continual, shades, strange
 
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.torch_threads import torch_threads
-from learnkit.inference.scoring import conclude
+from learnkit.inference.prediction import conclude
 
 COUNTS = {"ok": 9, "bad": 7, "ß/<b>": 8}
 IMAGES = [*shades("ok", 8, seed=4), *strange(4), *shades("bad", 7, seed=5)]

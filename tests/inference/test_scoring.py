@@ -22,7 +22,7 @@ from learnkit.errors import (
     PredictionError,
     UncertaintyError,
 )
-from learnkit.inference.scoring import conclude
+from learnkit.inference.prediction import conclude
 from learnkit.storage.formats import tensors_to_bytes
 from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.quantiles import student_tail, upper_tail
