@@ -1,6 +1,8 @@
 """Loaders read files through one recipe, and any DataLoaders can be read back as one."""
 
+import copy
 import json
+import pickle
 import random
 import re
 import warnings
@@ -20,6 +22,7 @@ from fastai.data.transforms import (
     parent_label,
 )
 from fastai.metrics import accuracy
+from fastai.torch_core import TensorImage
 from fastai.vision.augment import (
     AffineCoordTfm,
     Brightness,
@@ -55,7 +58,7 @@ from learnkit.errors import DataError, ExportError, InterpretationError, SplitEr
 from learnkit.learner import dataloaders
 from learnkit.learner.dataloaders import image_dataloaders, with_normalization
 from learnkit.learner.factory import cnn_learner
-from learnkit.learner.transforms import preprocessing_of
+from learnkit.learner.transforms import BytesToFloat, preprocessing_of
 
 # (item transforms, batch transforms): fastai's course and its page on augmentation, and neighbours
 PIPELINES = {
@@ -652,3 +655,41 @@ def test_class_names_are_drawn_as_they_are(tmp_path):
         assert any(name in axes.get_title() for axes in figure.axes)
         plt.close(figure)
     assert plt.rcParams["text.parse_math"]
+
+
+class TestMemoryOfBatches:
+    BYTES = torch.arange(2 * 3 * 128, dtype=torch.uint8).view(2, 3, 8, 16).as_subclass(TensorImage)
+
+    @pytest.mark.parametrize(
+        "copied", [lambda tfm: tfm, copy.deepcopy, lambda tfm: pickle.loads(pickle.dumps(tfm))]
+    )
+    def test_values_are_fastais_to_the_bit_whatever_came_before(self, copied):
+        tfm = BytesToFloat()
+        tfm(self.BYTES)
+        tfm = copied(tfm)
+        for part in (self.BYTES, self.BYTES.flip(0), self.BYTES[:1], self.BYTES):
+            found, wanted = tfm(part), IntToFloatTensor()(part)
+            assert type(found) is type(wanted) is TensorImage
+            assert torch.equal(found, wanted) and found.is_contiguous()
+
+    def test_what_somebody_holds_is_not_written_over(self):
+        tfm = BytesToFloat()
+        wanted = (self.BYTES.as_subclass(torch.Tensor) / 255).numpy()
+        held = tfm(self.BYTES)[1:, 0]  # a view
+        array = tfm(self.BYTES).as_subclass(torch.Tensor).numpy()
+        detached = tfm(self.BYTES).detach()
+        weight = torch.ones((), requires_grad=True)
+        product = (tfm(self.BYTES).as_subclass(torch.Tensor) * weight).sum()
+        for _ in range(4):
+            tfm(torch.zeros_like(self.BYTES))
+        assert np.array_equal(held, wanted[1:, 0])
+        assert np.array_equal(array, wanted) and np.array_equal(detached, wanted)
+        product.backward()
+        assert weight.grad == pytest.approx(wanted.sum(), rel=1e-4)
+
+    def test_memory_of_a_batch_that_is_gone_is_used_again(self):
+        tfm = BytesToFloat()
+        places = {tfm(self.BYTES).data_ptr() for _ in range(5)}
+        assert len(places) == 1
+        one, other = tfm(self.BYTES), tfm(self.BYTES)
+        assert one.data_ptr() != other.data_ptr()
