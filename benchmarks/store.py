@@ -2,8 +2,8 @@
 
 On ants and bees (`--data`, a folder or zip; 300 generated 500 x 375 JPEGs without it) and on 300
 generated 12-megapixel JPEGs. Batches from the store must be those of the files to the bit, and
-drafts must lie within 5 grey levels, by mean within 1, of fastai's full decoding. Times are those of
-the processor, in one thread: reading waits for nothing once the files are in memory.
+drafts must lie within 5 grey levels, by mean within 1, of fastai's full decoding. Times are those
+of the processor, in one thread: reading waits for nothing once the files are in memory.
 Run: python benchmarks/store.py [--data FOLDER_OR_ZIP] [--rounds N] [--images N]
 """
 

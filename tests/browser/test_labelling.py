@@ -475,6 +475,35 @@ def test_many_at_once_is_one_change(begin, page):
     assert room.model.n_images == {"ok": 6, "bad": 5}
 
 
+def test_one_key_names_a_large_group_and_one_takes_it_back(begin, page, seen):
+    room = begin({"a": shades("a new kind", 83)}, show="unknown")
+    enter(room, page)
+    page.get_by_role("tab", name="Many at once").click()
+    tiles, chosen = page.locator(".tile"), page.locator("#many h3")
+    expect(tiles).to_have_count(61)  # both ends, and all between them
+    expect(tiles.nth(30)).to_have_text("+ 23 in between")
+    expect(chosen).to_have_text("83 chosen are")
+    tiles.nth(30).click()
+    expect(chosen).to_have_text("60 chosen are")
+    page.keyboard.press("i")
+    expect(chosen).to_have_text("23 chosen are")
+    assert [one.get_attribute("aria-pressed") for one in tiles.all()].count("true") == 1
+    page.keyboard.press("a")
+    tiles.nth(29).click()
+    tiles.nth(31).click(modifiers=["Shift"])  # over what is between
+    expect(chosen).to_have_text("58 chosen are")
+    page.keyboard.press("a")
+    page.keyboard.press("2")
+    expect(last(page)).to_contain_text("learned (88)")
+    assert room.labels() == ["bad"]
+    assert len(room.files()) == 83
+    page.keyboard.press("z")
+    expect(page.locator("#waiting")).to_have_text("83 waiting")
+    assert room.model.n_images == {"ok": 6, "bad": 5}
+    assert room.files() == []
+    assert seen.errors == []
+
+
 # 11
 def test_hostile_names_are_text(begin, page, seen):
     dialogs = []

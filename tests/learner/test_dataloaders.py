@@ -670,7 +670,8 @@ class TestMemoryOfBatches:
         for part in (self.BYTES, self.BYTES.flip(0), self.BYTES[:1], self.BYTES):
             found, wanted = tfm(part), IntToFloatTensor()(part)
             assert type(found) is type(wanted) is TensorImage
-            assert torch.equal(found, wanted) and found.is_contiguous()
+            assert torch.equal(found, wanted)
+            assert found.is_contiguous()
 
     def test_what_somebody_holds_is_not_written_over(self):
         tfm = BytesToFloat()
@@ -683,7 +684,8 @@ class TestMemoryOfBatches:
         for _ in range(4):
             tfm(torch.zeros_like(self.BYTES))
         assert np.array_equal(held, wanted[1:, 0])
-        assert np.array_equal(array, wanted) and np.array_equal(detached, wanted)
+        assert np.array_equal(array, wanted)
+        assert np.array_equal(detached, wanted)
         product.backward()
         assert weight.grad == pytest.approx(wanted.sum(), rel=1e-4)
 

@@ -36,6 +36,7 @@ class Book:
         self.lock, self.version = threading.RLock(), 0
         self.pictures: dict[str, InboxImage] = {}
         self.unreadable: dict[str, str] = {}  # why, by the file's name
+        self._sorted: tuple[int, dict[str, list[InboxImage]]] = (-1, {})
         for change in self.changes:
             for image in change.images:
                 self._settle(self._picture_of(image))
@@ -120,25 +121,39 @@ class Book:
     def add(self, picture: InboxImage) -> bool:
         """Take in an image that came; whether it was not known."""
         with self.lock:
-            self.version += 1
             known = self.pictures.setdefault(picture.id, picture)
-            if known is not picture:
-                known.w, known.h = picture.w, picture.h
-                if known.state == "gone":
-                    known.state = "waiting"
+            if known is picture or known.state == "gone":
+                self.version += 1
+                known.state = "waiting"
+            known.w, known.h = picture.w, picture.h
             return known is picture
+
+    def lose(self, picture: InboxImage) -> None:
+        """Note that the file of an image that waits is gone; until it comes again."""
+        with self.lock:
+            if picture.waits:
+                self.version += 1
+                picture.state = "gone"
 
     def waiting(self) -> list[InboxImage]:
         """The pictures that may be asked for."""
-        with self.lock:
-            return [one for one in self.pictures.values() if one.waits]
+        return self.in_state("waiting", "skipped")
 
     def in_state(self, *states: str) -> list[InboxImage]:
-        """The pictures in these states."""
-        with self.lock:
-            return [one for one in self.pictures.values() if one.state in states]
+        """The pictures in these states, state by state as they came."""
+        by_state = self._by_state()
+        return [one for state in states for one in by_state.get(state, ())]
 
     def counts(self) -> Counter[str]:
         """How many pictures are in each state."""
+        return Counter({state: len(found) for state, found in self._by_state().items()})
+
+    def _by_state(self) -> dict[str, list[InboxImage]]:
+        """The pictures by their state; of many thousands, sorted out once after each change."""
         with self.lock:
-            return Counter(one.state for one in self.pictures.values())
+            if self._sorted[0] != self.version:
+                found: dict[str, list[InboxImage]] = {}
+                for one in self.pictures.values():
+                    found.setdefault(one.state, []).append(one)
+                self._sorted = self.version, found
+            return self._sorted[1]

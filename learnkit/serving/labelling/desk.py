@@ -34,7 +34,7 @@ from learnkit.serving.labelling.requests import (
 from learnkit.serving.labelling.scores import Scores
 from learnkit.serving.labelling.teacher import Teacher
 
-_MOST = 500  # images of one answer
+MOST = 600  # images of one answer; so many can be in a group
 _SURE = 0.8  # from here on the model takes an image for that class
 
 
@@ -159,14 +159,14 @@ class Desk:
         return 200, content
 
     def _pictures(self, ids: Any) -> list[InboxImage]:
-        if not isinstance(ids, list) or not 0 < len(ids) <= _MOST:
-            raise Refusal(400, f"`ids` is a list of 1 to {_MOST} ids of images")
+        if not isinstance(ids, list) or not 0 < len(ids) <= MOST:
+            raise Refusal(400, f"`ids` is a list of 1 to {MOST} ids of images")
         found = [self.book.pictures.get(one) if isinstance(one, str) else None for one in ids]
         if None in found or len({*ids}) < len(ids):
             raise Refusal(404, "there is no such image any more", more={"kind": "gone"})
         for picture in found:
             if not os.path.lexists(picture.place):
-                picture.state = "gone" if picture.waits else picture.state
+                self.book.lose(picture)
                 self._changed()
                 raise Refusal(
                     404, f"{picture.name} is gone", more={"kind": "gone", "gone": [picture.id]}

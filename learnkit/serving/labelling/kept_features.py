@@ -130,9 +130,21 @@ def _read_index(path: Path, header: dict[str, Any]) -> list[dict[str, Any]] | No
     except (OSError, ValueError):
         return None
     found = []
-    for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a torn line is a row less
-            one = json.loads(line)
+    for one in _read_lines(lines):
+        with contextlib.suppress(KeyError, TypeError):
             _ = one["sha"] + one["name"], one["size"] + one["mtime"], one["crc"] + one["row"]
             found.append(one)
+    return found
+
+
+def _read_lines(lines: Sequence[str]) -> list[Any]:
+    """What lines of JSON say; a torn one is left out."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(f"[{','.join(lines)}]")  # several times faster than line by line
+        if len(found) == len(lines):
+            return found
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
     return found

@@ -107,8 +107,8 @@ def serve_labelling(
 
         def begun() -> None:
             _say_exposure(host, say)
-            n, counts = len(place.inbox.files()), place.views.state()["counts"]
-            say(f"{n} images in {inbox}; {counts['done_today']} were named today")
+            counts = place.views.state()["counts"]
+            say(f"{place.n_files} images in {inbox}; {counts['done_today']} were named today")
             say(f"open {access.link}")
             say("stop with Ctrl-C: nothing that was named is lost")
             ready(access.link)

@@ -39,6 +39,12 @@ class Leases:
             now = self._clock()
             return [one for one, (who, end) in self._held.items() if who == owner and end > now]
 
+    def held(self) -> list[str]:
+        """What anybody holds, in the order in which it was first taken."""
+        with self._lock:
+            now = self._clock()
+            return [one for one, (_, end) in self._held.items() if end > now]
+
     def drop(self, image: str) -> None:
         """Hold an image no longer."""
         with self._lock:

@@ -44,11 +44,11 @@ def asking_order(
         asked = np.ones(len(scores), bool)
     first = leads if view == "unsure" else -scores
     # the last key counts first; flagged ones lead where all are asked for
-    keys = (np.asarray(names, dtype=str), first, ~flagged, skipped)
-    if view == "unsure":
-        keys = (keys[0], -scores, first, skipped)
-    order = np.lexsort(keys) if len(scores) else np.zeros(0, np.intp)
-    return order[asked[order]]
+    keys = (-scores, first, skipped) if view == "unsure" else (first, ~flagged, skipped)
+    # numpy takes ten times as long for strings, and these come in order or nearly so
+    named = np.array(sorted(range(len(names)), key=names.__getitem__), np.intp)
+    named = named[asked[named]]
+    return named[np.lexsort([key[named] for key in keys])]
 
 
 def is_blind(image_id: str) -> bool:

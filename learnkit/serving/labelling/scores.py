@@ -28,7 +28,7 @@ class Scores:
         self._row = np.zeros(0, np.intp)
         self.ood, self.p, self.lead = (np.zeros(0) for _ in range(3))
         self.said = np.zeros(0, np.intp)
-        self.flagged = np.zeros(0, bool)
+        self.flagged, self._is_judged = np.zeros(0, bool), np.zeros(0, bool)
         self.version = 0
         self.scoring: Scoring | None = None
         self.classes: tuple[str, ...] = ()
@@ -37,8 +37,13 @@ class Scores:
         """Judge by this from now on; None says that no class is known."""
         self.scoring, self.classes = scoring, tuple(classes)
 
-    def add(self, images: Iterable[tuple[str, str]]) -> None:
-        """Take in images, (id, SHA-256), whose features are kept, and judge them."""
+    def add(self, images: Iterable[tuple[str, str]], at_most: int | None = None) -> None:
+        """Take in images, (id, SHA-256), whose features are kept, and judge them.
+
+        Args:
+            images: those that are there already are passed over.
+            at_most: how many of them are judged now; the others are when they are rescored.
+        """
         new = [(image, sha) for image, sha in images if image not in self._place]
         if not new:
             return
@@ -48,13 +53,14 @@ class Scores:
             places = np.arange(start, start + len(new))
             self._row[places] = self.kept.places([sha for _, sha in new])
             self._place.update({image: start + i for i, (image, _) in enumerate(new)})
-        self._judge(places)
+        self._judge(places[:at_most])
 
     def _grow(self, n: int) -> None:
         if n <= len(self._row):
             return
         more = max(n, len(self._row) + _GROWTH)
         blank = {"_row": 0, "ood": np.nan, "p": np.nan, "lead": 0.0, "said": -1, "flagged": True}
+        blank["_is_judged"] = False
         for name, value in blank.items():
             old = getattr(self, name)
             new = np.full(more, value, old.dtype)
@@ -62,17 +68,31 @@ class Scores:
             setattr(self, name, new)
 
     def __contains__(self, image: str) -> bool:
-        return image in self._place
+        place = self._place.get(image)
+        return place is not None and bool(self._is_judged[place])
 
     def places(self, images: Iterable[str]) -> np.ndarray:
         """Places in the arrays of images, which are all there."""
         return np.array([self._place[image] for image in images], np.intp)
 
+    def is_judged(self, images: Iterable[str]) -> np.ndarray:
+        """Which of images are there and have been judged, bool (K,)."""
+        with self._lock:
+            places = np.array([self._place.get(image, -1) for image in images], np.intp)
+            return (places >= 0) & (self._is_judged[places] if len(self._is_judged) else False)
+
+    def unjudged(self) -> list[str]:
+        """Images that are there and have not been judged yet."""
+        with self._lock:
+            if self._is_judged[: len(self._place)].all():
+                return []
+            return [image for image, place in self._place.items() if not self._is_judged[place]]
+
     def rescore(
         self, images: Sequence[str], is_outdated: Callable[[], bool] = lambda: False
     ) -> None:
-        """Judge images anew, block by block, unless that `is_outdated` meanwhile."""
-        places = self.places(images)
+        """Judge images anew, block by block, unless that `is_outdated` meanwhile; others not."""
+        places = np.array([self._place[one] for one in images if one in self._place], np.intp)
         for start in range(0, len(places), _BLOCK):
             if is_outdated():
                 return
@@ -96,6 +116,7 @@ class Scores:
         with self._lock:
             for name, value in values.items():
                 getattr(self, name)[places] = value
+            self._is_judged[places] = True
             self.version += 1
 
     def of(self, image: str) -> dict[str, Any]:

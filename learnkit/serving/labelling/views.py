@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from learnkit.serving.labelling.desk import Desk
+from learnkit.serving.labelling.desk import MOST, Desk
 from learnkit.serving.labelling.inbox import InboxImage
 from learnkit.serving.labelling.journal import CLASSES, NAMED, Change, stamp
 from learnkit.serving.labelling.leases import SECONDS
@@ -22,7 +22,6 @@ from learnkit.serving.labelling.teacher import Saver
 from learnkit.uncertainty.alike import cut_of, groups_alike
 from learnkit.uncertainty.embedding import unit_rows
 
-_GROUPED, _SHOWN = 600, 60  # images that groups are made of; those shown of each
 _LIKE, _COMPARED = 2, 300  # labelled images shown beside one; the last ones it is compared with
 _LOOKED, _SURPRISES = 30, 20  # of the last labels, how many may differ from what was sure
 _MIXED, _LEAST = 0.3, 5  # share of today's images of a class that went to another, of at least
@@ -64,7 +63,8 @@ class Views:
         counts, order = desk.book.counts(), self.order(self.show)
         classes = [{"name": name, "count": n} for name, n in knowledge.n_images.items() if n]
         scoring, today = desk.scores.scoring, self._today()
-        waiting = counts["waiting"] + counts["skipped"]
+        n_new = len(desk.scores.unjudged())
+        waiting = counts["waiting"] + counts["skipped"] - n_new
         last = next((one for one in reversed([*desk.book.changes]) if one.do == NAMED), None)
         return {
             "model": self.model,
@@ -80,7 +80,7 @@ class Views:
                 "refused": counts["refused"],
                 "unusable": counts["unusable"],
                 "skipped": counts["skipped"],
-                "reading": self.n_reading,
+                "reading": self.n_reading + n_new,
             },
             "show": self.show,
             "good": self.good,
@@ -150,7 +150,9 @@ class Views:
 
     def _order(self, view: str) -> list[InboxImage]:
         scores = self.desk.scores
-        waiting = [one for one in self.desk.book.waiting() if one.id in scores]
+        waiting = self.desk.book.waiting()
+        judged = scores.is_judged([one.id for one in waiting])
+        waiting = [one for one, is_judged in zip(waiting, judged, strict=True) if is_judged]
         if not waiting:
             return []
         places = scores.places([one.id for one in waiting])
@@ -184,7 +186,8 @@ class Views:
 
     def _holds(self, image: str, owner: str) -> bool:
         picture = self.desk.book.pictures.get(image)
-        return picture is not None and picture.waits and self.desk.leases.take(image, owner)
+        is_asked = picture is not None and picture.waits and image in self.desk.scores
+        return is_asked and self.desk.leases.take(image, owner)
 
     def _next(
         self, n: int, view: str, have: set[str], first: str | None, owner: str
@@ -196,6 +199,7 @@ class Views:
         held = [pictures[one] for one in leases.of(owner) if one in asked]
         own = [one for one in held if one.state != "skipped"]
         lead = [pictures[first]] if first in pictures and pictures[first].waits else []
+        lead = [one for one in lead if one.id in self.desk.scores]
         found: list[InboxImage] = []
         for picture in dict.fromkeys(one.id for one in [*lead, *own, *order]):
             if len(found) >= n:
@@ -250,20 +254,19 @@ class Views:
     def groups(self, view: str, owner: str) -> dict[str, Any]:
         """Groups of waiting images that are alike, the largest first, and the state."""
         desk, scoring = self.desk, self.desk.scores.scoring
-        free = [one for one in self.order(view) if desk.leases.is_free(one.id, owner)][:_GROUPED]
+        free = [one for one in self.order(view) if desk.leases.is_free(one.id, owner)][:MOST]
         root = desk.teacher.head.settings.root
         found = groups_alike(
             desk.scores.features([one.id for one in free]), cut_of(scoring), root=root
         )
         groups = []
         for places in found:
-            pictures = [free[place] for place in places][:_SHOWN]
-            probs = np.array([desk.scores.probs(one.id) for one in pictures])
+            images = [self.item(free[place]) for place in places]
+            probs = np.array([one["probs"] for one in images])
             label, p = None, None
             if probs.size:
                 mean = probs.mean(0)
                 label, p = desk.scores.classes[mean.argmax()], round(float(mean.max()), 4)
-            images = [self.item(one) for one in pictures]
             groups.append({"label": label, "p": p, "n": len(places), "images": images})
         return {"groups": groups, **self.state()}
 

@@ -43,6 +43,7 @@ from learnkit.uncertainty.scoring import Scoring
 _POLL, _FIRST_POLL = 2.0, 1.0  # seconds between looks into the inbox
 _AFTER_ERROR = 10.0
 _AT_ONCE = 128  # images judged before an answer; the others are right behind it
+_AT_START, _STEP = 1024, 8192  # images judged before the first page; between two of what is told
 _SIDES = (16, 4096)
 _PICTURES = 64  # encoded pictures that are kept
 _PASS = 10.0  # seconds at most for a pass of the network that has begun, on a busy machine
@@ -118,7 +119,9 @@ class Workplace:
         self._after_save = done
         self.views = Views(self.desk, self.saver, model=name, show=show, good=good, clock=clock)
         self.working = ThreadPoolExecutor(1, "learnkit-label")
-        self._hopeless: dict[str, tuple[int, int]] = {}  # size and time of files last decoded
+        self._hopeless: dict[str, tuple[int, int]] = {}  # size and time of unreadable files
+        self.n_files = 0  # in the inbox, when it was looked into last
+        self._taken: set[str] = set()  # names of files taken in, as long as they are there
         self._ended, self._judging = threading.Event(), threading.Condition()
         self._generation = self._judged = 0
         self._encoded: OrderedDict[tuple[str, int], bytes] = OrderedDict()
@@ -133,6 +136,7 @@ class Workplace:
         n_before = self.desk.open()
         self.know()
         self.look(known_only=True)
+        self._generation += 1  # what is not judged yet is by the thread for that
         if n_before or self.teacher.head.knowledge is not self.saver.saved:
             self.saver.ask()
         self.saver.start()
@@ -196,17 +200,19 @@ class Workplace:
             known_only: only files that were there before, and are as they were: at the start.
         """
         files = self.inbox.files()
+        self.n_files = len(files)
         self._note_gone(files)
         known, new = [], []
-        settled = {*files} if known_only else {*self.inbox.settled(files)}
-        for name in sorted(settled):
+        self._taken &= files.keys() - {one.name for one in self.book.in_state("gone")}
+        for name in sorted(files) if known_only else self.inbox.settled(files):
             noted = self.kept.files.get(name)
             kept = (files[name].st_size, files[name].st_mtime_ns)
             if noted and (noted["size"], noted["mtime"]) == kept and noted["sha"] in self.kept:
-                known.append(noted)
+                if name not in self._taken:
+                    known.append(noted)
             elif name not in self.book.unreadable or not known_only:
                 new.append(name)
-        found = self._take(known)
+        found = self._take(known, _AT_START if known_only else None)
         if not known_only:
             found += self._read([one for one in new if not self._is_hopeless(one, files)])
         if found:
@@ -216,24 +222,24 @@ class Workplace:
     def _note_gone(self, files: dict[str, Any]) -> None:
         for picture in self.book.waiting():
             if picture.name not in files:
-                picture.state = "gone"
-                self.book.version += 1
+                self.book.lose(picture)
 
     def _is_hopeless(self, name: str, files: dict[str, Any]) -> bool:
         """Whether a file could not be read as it is."""
         kept = (files[name].st_size, files[name].st_mtime_ns)
         return name in self.book.unreadable and self._hopeless.get(name) == kept
 
-    def _take(self, images: list[dict[str, Any]]) -> int:
-        """Take in images whose features are kept."""
+    def _take(self, images: list[dict[str, Any]], at_most: int | None = None) -> int:
+        """Take in images whose features are kept, and judge them, or as many as `at_most`."""
         new = []
         for one in images:
             image = self.inbox.id_of(one["sha"], one["name"])
             place = self.inbox.folder / one["name"]
             picture = InboxImage(image, one["sha"], one["name"], place, one["w"], one["h"])
+            self._taken.add(one["name"])
             if self.book.add(picture) or image not in self.scores:
                 new.append((image, one["sha"]))
-        self.scores.add(new)
+        self.scores.add(new, at_most)
         return len(new)
 
     def _read(self, names: list[str]) -> int:
@@ -262,10 +268,10 @@ class Workplace:
             data, stat = self.inbox.read(name)
         except OSError:
             return None  # gone again, or a link by now
-        self._hopeless = {**self._hopeless, name: (stat.st_size, stat.st_mtime_ns)}
         try:
             size, pixels = self.teacher.decoded(data, name)
         except ImageReadError as error:
+            self._hopeless[name] = stat.st_size, stat.st_mtime_ns
             self.book.unreadable[name] = str(error)
             return None
         self.book.unreadable.pop(name, None)
@@ -285,9 +291,11 @@ class Workplace:
     def judge(self) -> int:
         """Judge anew what is seen next, the rest right after; how many are unknown no longer."""
         self.know()
-        order = self.views.order(self.views.show)
-        held = [one for one in order if not self.desk.leases.is_free(one.id, "")]
-        first = list(dict.fromkeys(one.id for one in [*held, *order]))[:_AT_ONCE]
+        order = [one.id for one in self.views.order(self.views.show)[:_AT_ONCE]]
+        pictures = self.book.pictures
+        held = [one for one in self.desk.leases.held() if one in pictures and pictures[one].waits]
+        held = [one for one in held if one in self.scores]
+        first = list(dict.fromkeys([*held, *order]))[:_AT_ONCE]
         places = self.scores.places(first)
         before = self.scores.flagged[places].copy()
         self.scores.rescore(first)
@@ -303,10 +311,14 @@ class Workplace:
                 outdated = lambda: self._judged != self._generation or self._ended.is_set()
                 self._judging.wait_for(outdated)
                 generation = self._generation
-            images = [one.id for one in self.book.waiting() if one.id in self.scores]
-            self.scores.rescore(
-                images, lambda wanted=generation: self._generation != wanted or self._ended.is_set()
-            )
+            outdated = lambda wanted=generation: self._generation != wanted or self._ended.is_set()
+            images = [*self.scores.unjudged(), *(one.id for one in self.book.waiting())]
+            images = list(dict.fromkeys(images))
+            for start in range(0, len(images), _STEP):
+                self.scores.rescore(images[start : start + _STEP], outdated)
+                if outdated():
+                    break
+                self.changed()
             self._judged = generation
             if self.served is not None:
                 self.served.digest = model_digest(self.predictor)

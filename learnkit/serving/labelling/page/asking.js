@@ -279,7 +279,7 @@ function renderLast(entry) {
   last.replaceChildren(...(entry?.ids ? [
     h("img", { src: address(entry.ids[0], entry.ids.length > 1 ? 320 : 1600), alt: "", draggable: "false" }),
     h("strong", { dir: "auto" }, what),
-    h("span.file", { dir: "auto" }, entry.ids.length > 1 ? text("pictures", { n: entry.ids.length }) : entry.items[0].name),
+    h("span.file", { dir: "auto" }, entry.ids.length > 1 ? text("pictures", { n: entry.ids.length }) : entry.items[0]?.name),
   ] : []), h("span.status", {}, words));
 }
 

@@ -8,6 +8,7 @@ import { text } from "./texts.js";
 import { undo } from "./asking.js";
 
 const SIZES = ["small", "medium", "large"];
+const ENDS = 30; // of a group of more than twice as many: so many of either end are shown, strangers come last
 const parts = {};
 let groups = null; // as the server last had them
 let place = 0; // which of them is shown
@@ -88,7 +89,10 @@ export function render() {
   parts.none.textContent = "";
   renderHead(one);
   if (parts.shown !== one) renderTiles(one);
-  for (const tile of parts.tiles.children) tile.setAttribute("aria-pressed", String(chosen.has(tile.dataset.id)));
+  for (const tile of parts.tiles.children) {
+    const ids = tile.dataset.id ? [tile.dataset.id] : between(one).map((item) => item.id);
+    tile.setAttribute("aria-pressed", String(ids.every((id) => chosen.has(id))));
+  }
   parts.tiles.dataset.size = settings.tile;
   for (const button of parts.sizes.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.dataset.size === settings.tile));
   say(parts.chosen, chosen.size ? text("chosen", { n: chosen.size }) : text("none_chosen"));
@@ -99,10 +103,10 @@ export function render() {
 }
 
 function renderHead(one) {
-  say(parts.title, text(one.n === 1 ? "group_alone" : "group", { i: place + 1, n: groups.length, size: one.n }));
+  say(parts.title, text(one.images.length === 1 ? "group_alone" : "group", { i: place + 1, n: groups.length, size: one.images.length }));
   const said = [];
   if (one.label && !settings.hide) said.push(text("group_said", { label: one.label, p: Math.round(100 * one.p) }));
-  if (one.images.length < one.n) said.push(text("group_shown", { n: one.images.length, size: one.n }));
+  if (between(one).length) said.push(text("group_shown", { n: ENDS }));
   say(parts.said, said.join(" · "));
   find("previous-group").disabled = place === 0;
   find("next-group").disabled = place >= groups.length - 1;
@@ -113,16 +117,23 @@ function renderTiles(one) {
   chosen = new Set(one.left ? [] : one.images.map((item) => item.id)); // who was left out stays out
   touched = false;
   anchor = 0;
-  parts.tiles.replaceChildren(...one.images.map((item, at) =>
-    h("button.tile", {
-      type: "button", "data-id": item.id, "aria-label": item.name, tabindex: at ? "-1" : "0",
-      on: { click: (event) => toggle(at, event.shiftKey), focus: (event) => focused(event.target) },
-    }, picture(item.id), h("span.mark", { "aria-hidden": "true" }))));
+  const rest = new Set(between(one));
+  const tiles = one.images.flatMap((item, at) => (rest.has(item) ? [] : [h("button.tile", {
+    type: "button", "data-id": item.id, "aria-label": item.name, tabindex: at ? "-1" : "0",
+    on: { click: (event) => toggle(at, event.shiftKey), focus: (event) => focused(event.target) },
+  }, picture(item.id), h("span.mark", { "aria-hidden": "true" }))]));
+  if (rest.size) tiles.splice(ENDS, 0, h("button.tile.between", {
+    type: "button", tabindex: "-1", on: { click: toggleBetween, focus: (event) => focused(event.target) },
+  }, text("between", { n: rest.size }), h("span.mark", { "aria-hidden": "true" })));
+  parts.tiles.replaceChildren(...tiles);
 }
 
 function focused(tile) {
   for (const one of parts.tiles.children) one.tabIndex = one === tile ? 0 : -1;
 }
+
+/** The pictures between the two ends of a large group, which are chosen together. */
+const between = (one) => (one.images.length > 2 * ENDS ? one.images.slice(ENDS, -ENDS) : []);
 
 /** In or out; with Shift, all from the last one to this get what the last one got. */
 function toggle(at, isRange) {
@@ -131,6 +142,14 @@ function toggle(at, isRange) {
   const [from, to] = isRange ? [Math.min(anchor, at), Math.max(anchor, at)] : [at, at];
   for (const item of images.slice(from, to + 1)) chosen[into ? "add" : "delete"](item.id);
   if (!isRange) anchor = at;
+  touched = true;
+  changed();
+}
+
+function toggleBetween() {
+  const ids = between(group()).map((item) => item.id);
+  const into = !ids.every((id) => chosen.has(id));
+  for (const id of ids) chosen[into ? "add" : "delete"](id);
   touched = true;
   changed();
 }
@@ -170,7 +189,6 @@ function answerChosen(said) {
   if (!one || !chosen.size || store.blocked) return;
   const items = one.images.filter((item) => chosen.has(item.id));
   one.images = one.images.filter((item) => !chosen.has(item.id));
-  one.n -= items.length;
   one.left = true;
   if (!one.images.length) groups.splice(place, 1);
   place = Math.min(place, Math.max(0, groups.length - 1));

@@ -5,6 +5,7 @@ import { assignKeys, changed, names, random, recall, remember, settings, store, 
 import { spoken, text } from "./texts.js";
 
 const HELD = 6; // the image on the screen and 5 that are fetched before they are asked
+const REMEMBERED = 8; // of the images of one answer, beside all ids: a browser keeps 5 MB
 const [SHORT, LONG] = [15_000, 120_000]; // ms to wait for an answer: a question, a change
 const [RETRY, POLL, HEARTBEAT] = [1_000, 2_000, 20_000];
 
@@ -209,7 +210,7 @@ function forgetPictures() {
 /** Say something about images: a label, or what else is to be done with them. */
 export function answer(items, said) {
   const ids = items.map((one) => one.id);
-  const plain = items.map(({ id, name, w, h: height, probs, ood, flagged, blind, like }) =>
+  const plain = items.slice(0, REMEMBERED).map(({ id, name, w, h: height, probs, ood, flagged, blind, like }) =>
     ({ id, name, w, h: height, probs, ood, flagged, blind, like }));
   const entry = { key: random(16), ids, items: plain, ...said, status: "sending", classes: names() };
   store.queue = store.queue.filter((one) => !ids.includes(one.id));
@@ -230,8 +231,9 @@ export function takeBack() {
     store.newest = { ...entry, status: "taken_back" };
   } else post_({ key: random(16), of: entry.key, ids: entry.ids, items: entry.items, label: entry.label, status: "taking_back" });
   touch(entry.ids);
-  if (entry.items.length === 1) store.queue.unshift({ ...entry.items[0], back: true });
-  if (entry.items.length === 1 && !pictures.has(entry.ids[0])) fetchPicture(entry.ids[0]);
+  const alone = entry.ids.length === 1 && entry.items.length === 1;
+  if (alone) store.queue.unshift({ ...entry.items[0], back: true });
+  if (alone && !pictures.has(entry.ids[0])) fetchPicture(entry.ids[0]);
   remember();
   changed();
   return entry;
