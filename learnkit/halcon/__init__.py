@@ -57,6 +57,7 @@ from learnkit.halcon.display import (
     dev_display_dl_data,
     dev_display_dl_data_close_windows,
     dev_display_dl_data_tiled,
+    dev_display_dl_interactive_confusion_matrix,
     dev_update_off,
     gen_dl_model_classification_heatmap,
 )
@@ -163,6 +164,7 @@ __all__ = [
     "dev_display_dl_data",
     "dev_display_dl_data_close_windows",
     "dev_display_dl_data_tiled",
+    "dev_display_dl_interactive_confusion_matrix",
     "dev_update_off",
     "dict_to_json",
     "dict_to_json_s",

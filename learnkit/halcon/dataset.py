@@ -18,6 +18,10 @@ from learnkit.halcon.errors import HError, operator_error
 from learnkit.halcon.operators import as_bool, as_tuple, checked_params, procedure
 
 SPLITS = ("train", "validation", "test")
+_NOT_PREPROCESSED = (
+    "the dataset is not preprocessed; call preprocess_dl_dataset, and read the file it returns "
+    "with read_dict"
+)
 _system: dict[str, Any] = {"seed_rand": 42}
 
 
@@ -222,6 +226,32 @@ def chosen(dldataset: Mapping[str, Any], sample_indices: Any) -> list[dict[str, 
     return [samples[place] for place in places]
 
 
+def image_file(dldataset: Mapping[str, Any], sample: Mapping[str, Any]) -> Path:
+    """The image of a sample, which lies in 'image_dir'; HError where it would not."""
+    return _file_below(dldataset.get("image_dir", ""), sample, "image_file_name", "image_dir")
+
+
+def sample_file(dldataset: Mapping[str, Any], sample: Mapping[str, Any]) -> Path:
+    """The preprocessed file of a sample, which lies in 'dlsample_dir'; HError where it would not.
+
+    Raises:
+        HError: also where the dataset was not preprocessed.
+    """
+    if "dlsample_dir" not in dldataset or "dlsample_file_name" not in sample:
+        raise HError(_NOT_PREPROCESSED)
+    return _file_below(dldataset["dlsample_dir"], sample, "dlsample_file_name", "dlsample_dir")
+
+
+def _file_below(root: Any, sample: Mapping[str, Any], key: str, folder: str) -> Path:
+    if key not in sample:
+        raise HError(f"a sample has no {key!r}; it has {sorted(map(str, sample))}")
+    name = str((as_tuple(sample[key]) or [""])[0]).replace("\\", "/")
+    leaves = name.startswith("/") or ".." in name.split("/") or name[1:2] == ":"
+    if not name or leaves or "\0" in name:
+        raise HError(f"{key!r} is {name!r}; it must lie below {folder!r}: relative, without '..'")
+    return Path(str((as_tuple(root) or [""])[0])) / name
+
+
 def preprocessed(dldataset: Mapping[str, Any]) -> ImageDataset:
     """The preprocessed images of a DLDataset that is split, as learnkit's own dataset.
 
@@ -230,10 +260,7 @@ def preprocessed(dldataset: Mapping[str, Any]) -> ImageDataset:
     """
     samples = samples_of(dldataset)
     if "dlsample_dir" not in dldataset or any("dlsample_file_name" not in s for s in samples):
-        raise HError(
-            "the dataset is not preprocessed; call preprocess_dl_dataset, and read the file it "
-            "returns with read_dict"
-        )
+        raise HError(_NOT_PREPROCESSED)
     check_type(dldataset)
     rows = [
         {**sample, "image_file_name": (as_tuple(sample["dlsample_file_name"]) or [None])[0]}

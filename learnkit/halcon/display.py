@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from learnkit.halcon.dataset import find_dl_samples, samples_of
+from learnkit.evaluation.evaluate import evaluate
+from learnkit.halcon.dataset import find_dl_samples, image_file, sample_file, samples_of
 from learnkit.halcon.errors import HError
 from learnkit.halcon.handles import checked_model
 from learnkit.halcon.model import (
@@ -20,8 +22,10 @@ from learnkit.halcon.model import (
     samples_in,
 )
 from learnkit.halcon.model import ids_of as ids_of_model
-from learnkit.halcon.operators import as_tuple, checked_params, procedure
+from learnkit.halcon.operators import as_dict, as_tuple, checked_params, one_value, procedure
 from learnkit.halcon.samples import read_dl_samples
+from learnkit.interpret.page.images import EvaluatedImages
+from learnkit.interpret.page.page import EvaluationPage
 
 _OF_EVALUATION = {
     "display_mode": "measures",
@@ -144,6 +148,61 @@ _MODES: dict[str, Callable[..., Figure]] = {
 }
 
 
+@procedure("FileName")
+def dev_display_dl_interactive_confusion_matrix(
+    dldataset: Mapping[str, Any], evaluation_result: Mapping[str, Any], gen_param: Any = ()
+) -> str:
+    """Write a page whose confusion matrix is clicked for the images of a cell; the file's path.
+
+    Args:
+        dldataset: that was evaluated; its images are shown, or its samples where they are gone.
+        evaluation_result: of `evaluate_dl_model`.
+        gen_param: learnkit's own 'file_name' ('interactive_confusion_matrix.html'); HALCON's
+            'display_matrix' is taken and not used: the page has both kinds.
+
+    Raises:
+        HError: an unknown key, samples that the dataset has not, or a result of another program.
+        UsageError: the file's name does not end in .html, or another file stands there.
+    """
+    where = "dev_display_dl_interactive_confusion_matrix"
+    known = {"file_name": "interactive_confusion_matrix.html", "display_matrix": "absolute"}
+    params = checked_params(gen_param, known, where, of_operator=False)
+    seen = as_dict(as_dict(evaluation_result).get("evaluated_samples"))
+    if "confidences" not in seen:
+        raise HError(
+            "`evaluation_result` has no 'confidences' among its 'evaluated_samples'; "
+            "evaluate_dl_model gives them"
+        )
+    ids, probs = as_tuple(seen["class_ids"]), np.asarray(seen["confidences"])
+    names = _names(dldataset)
+    place = {one: number for number, one in enumerate(ids)}
+    targets = np.asarray([place[one] for one in as_tuple(seen["image_label_ids"])])
+    files = [_shown_file(dldataset, row) for row in _rows(dldataset, seen["image_ids"])]
+    root = Path(str(dldataset.get("image_dir", "")))
+    images = EvaluatedImages(probs, targets, files, root=root)
+    evaluation = evaluate(probs, targets, [names.get(one, f"class {one}") for one in ids])
+    path = EvaluationPage(images).save_html(evaluation, one_value(params["file_name"]))
+    return str(path)
+
+
+def _rows(dldataset: Mapping[str, Any], image_ids: Any) -> list[dict[str, Any]]:
+    """The samples with these ids."""
+    rows = {sample.get("image_id"): sample for sample in samples_of(dldataset)}
+    wanted = as_tuple(image_ids)
+    if missing := [one for one in wanted if one not in rows]:
+        raise HError(
+            f"the dataset has no sample with the 'image_id' {missing[0]}; give the dataset that "
+            "was evaluated"
+        )
+    return [rows[one] for one in wanted]
+
+
+def _shown_file(dldataset: Mapping[str, Any], sample: Mapping[str, Any]) -> Path:
+    if "image_file_name" in sample and (file := image_file(dldataset, sample)).is_file():
+        return file
+    return sample_file(dldataset, sample)
+
+
 @procedure()
 def dev_display_dl_data(
     dlsample: Any,
@@ -181,7 +240,11 @@ def dev_display_dl_data(
 def _draw(ax: Axes, sample: Any, result: Any, info: Mapping[str, Any], key: str) -> None:
     (pixels,) = sample_images(sample)
     gray = {"cmap": "gray", "vmin": 0, "vmax": 255}
-    ax.imshow(pixels.squeeze(-1) if pixels.shape[2:] == (1,) else pixels, **gray)
+    # of other channels the first three, or one
+    shown = (
+        pixels if pixels.ndim == 2 else pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., 0]
+    )
+    ax.imshow(shown, **gray)
     said = []
     if key in ("classification_ground_truth", "classification_both"):
         said.append(f"truth: {_name_of(sample, info)}")
@@ -193,11 +256,16 @@ def _draw(ax: Axes, sample: Any, result: Any, info: Mapping[str, Any], key: str)
     ax.axis("off")
 
 
+def _names(dldataset: Mapping[str, Any]) -> dict[int, str]:
+    """The name of each class by its id."""
+    ids, names = (as_tuple(dldataset.get(key)) for key in ("class_ids", "class_names"))
+    if len(ids) != len(names):
+        raise HError(f"there are {len(names)} 'class_names' for {len(ids)} 'class_ids'")
+    return dict(zip(ids, names, strict=True))
+
+
 def _name_of(sample: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    names = dict(
-        zip(as_tuple(info.get("class_ids")), as_tuple(info.get("class_names")), strict=True)
-    )
-    ids = as_tuple(sample.get("image_label_id"))
+    names, ids = _names(info), as_tuple(sample.get("image_label_id"))
     return ", ".join(str(names.get(one, one)) for one in ids) or "no label"
 
 

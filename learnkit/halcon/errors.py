@@ -6,6 +6,7 @@ from typing import Any
 
 from learnkit.errors import LearnkitError
 
+H_ERR_WIPT1 = 1201  # a parameter of a wrong type; the next numbers are for the next parameters
 H_ERR_DL_FILE_READ = 7780
 H_ERR_DL_FILE_WRITE = 7781
 H_ERR_DL_FILE_WRONG_VERSION = 7782

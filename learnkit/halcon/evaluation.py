@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from learnkit.evaluation import measures
 from learnkit.evaluation.confusion import confusion_matrix
-from learnkit.halcon.dataset import SPLITS, chosen, preprocessed, samples_of
+from learnkit.halcon.dataset import SPLITS, chosen, sample_file, samples_of
 from learnkit.halcon.errors import HError
 from learnkit.halcon.handles import HDlModel, checked_model
 from learnkit.halcon.model import ids_of
@@ -49,6 +48,7 @@ def evaluate_dl_model(
 
     'global' holds the errors and the means over classes, 'class_id_<id>' those of a class. Rows of
     confusion matrices are the predictions, columns the truth, in the order of the model's ids.
+    'evaluated_samples' has learnkit's own 'confidences' (N, C), whose columns are its 'class_ids'.
 
     Differs from HALCON: a class without an image is no error; its recall is NaN, and means are over
     the classes that have images. Any ids are taken.
@@ -86,6 +86,8 @@ def evaluate_dl_model(
         "image_ids": [row["image_id"] for row in rows],
         "image_label_ids": truth,
         "top1_predictions": guesses.tolist(),
+        "class_ids": list(ids.values()),
+        "confidences": probs,
     }
     return found, about
 
@@ -141,13 +143,7 @@ def _probabilities(
     dldataset: Mapping[str, Any], model: HDlModel, places: list[int], params: Mapping[str, Any]
 ) -> np.ndarray:
     """Probabilities (N, C), in the order of the model's classes."""
-    if "dlsample_dir" not in dldataset:
-        preprocessed(dldataset)  # says what is missing
-    folder = Path(str(dldataset["dlsample_dir"]))
-    names = [as_tuple(row.get("dlsample_file_name")) for row in chosen(dldataset, places)]
-    if [] in names:
-        raise HError("samples are not preprocessed; call preprocess_dl_dataset")
-    files = [folder / name for (name,) in names]
+    files = [sample_file(dldataset, row) for row in chosen(dldataset, places)]
     found = model.predictor.predict_batch(files)
     as_bool(params["show_progress"], "show_progress")
     return np.stack([np.asarray(one.probs) for one in found])

@@ -9,6 +9,7 @@ from typing import Any
 import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.torch_core import set_seed
+from torch import nn
 
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
@@ -21,13 +22,15 @@ from learnkit.halcon.errors import (
     H_ERR_INVALID_HANDLE,
     operator_error,
 )
-from learnkit.halcon.operators import as_tuple
+from learnkit.halcon.operators import as_tuple, is_whole
+from learnkit.inference.weights_check import channel_stats
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.learner.dataloaders import empty_dataloaders
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 
 MAX_CLASS_ID = 65_534
+MAX_SIDE = 16_384  # of images, in pixels
 PARAMETERS = "halcon"  # where a bundle's metadata keep what only this module sets
 
 # What a new model is trained with; names and values are HALCON's.
@@ -74,6 +77,7 @@ class HDlModel:
         ids: the id of each class, in the order of the names.
         parameters: of the training, by HALCON's names.
         device: what it is meant to run on.
+        solver: the optimizer that was made, and its settings; None before the first training.
     """
 
     pretrained: dict[str, Any] | None = None
@@ -87,6 +91,7 @@ class HDlModel:
     meta_data: dict[str, str] = field(default_factory=dict)
     made: ImageLearner | None = None
     converted: Predictor | None = None
+    solver: Any = None
     cleared: bool = False
 
     @property
@@ -174,15 +179,19 @@ class HDlModel:
         row = self.pretrained or {}
         options = {"weights": row.get("weights"), "arch_kwargs": row.get("arch_kwargs")}
         pretrained = options.pop("weights")
-        stats = row.get("mean"), row.get("std")
-        head = {"lin_ftrs": [], "ps": 0.0, "concat_pool": False}
+        recipe = self.recipe
+        stats = [
+            one and channel_stats(one, recipe.channels) for one in (row.get("mean"), row.get("std"))
+        ]
+        head = {"lin_ftrs": [], "ps": 0.0, "concat_pool": False, "first_bn": False}
         with randomness_kept():
-            set_seed(0)  # a pretrained model of a name is one and the same, its head as well
+            set_seed(0)  # a pretrained model of a name is one and the same
             learn = cnn_learner(
-                empty_dataloaders(self.recipe, classes),
+                empty_dataloaders(recipe, classes),
                 row["arch"],
                 pretrained=True if pretrained is None else pretrained,
                 normalize=True if stats[0] is None else stats,
+                init=nn.init.zeros_,
                 **head,
                 **options,
             )
@@ -244,7 +253,7 @@ def checked_ids(ids: Any) -> list[int]:
     found = as_tuple(ids)
     if not found:
         raise operator_error(H_ERR_DL_CLASS_IDS_MISSING, "'class_ids' is empty; give one per class")
-    if wrong := [one for one in found if not _is_id(one)]:
+    if wrong := [one for one in found if not is_whole(one, 0, MAX_CLASS_ID)]:
         raise operator_error(
             H_ERR_DL_CLASS_IDS_INVALID,
             f"'class_ids' has {wrong[0]!r}; ids are whole numbers in 0..{MAX_CLASS_ID}",
@@ -254,8 +263,4 @@ def checked_ids(ids: Any) -> list[int]:
         raise operator_error(
             H_ERR_DL_CLASS_IDS_NOT_UNIQUE, f"'class_ids' has {twice} more than once"
         )
-    return [int(one) for one in found]
-
-
-def _is_id(one: Any) -> bool:
-    return not isinstance(one, bool) and isinstance(one, int) and 0 <= one <= MAX_CLASS_ID
+    return found

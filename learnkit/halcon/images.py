@@ -16,6 +16,8 @@ from learnkit.halcon.errors import (
     operator_error,
 )
 from learnkit.halcon.operators import as_tuple, operator
+from learnkit.storage.array_files import array_shape
+from learnkit.storage.filesystem import open_regular
 
 RANGE_MIN, RANGE_MAX = -127.0, 128.0
 _SHIFT = 127  # scale_image (Image, Image, 1, -127)
@@ -24,15 +26,26 @@ _GREY = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
 
 @operator("Image")
 def read_image(file_name: Any) -> Any:
-    """The image of a file, or a list of images of several: uint8, (H, W) or (H, W, 3)."""
+    """The image of a file, or a list of images of several: uint8, (H, W) or (H, W, C).
+
+    C is 3, or as many as a .npy file or a TIFF file of more than four samples has.
+    """
     if isinstance(file_name, str | os.PathLike):
-        return _pixels(file_name)
-    return [_pixels(one) for one in file_name]
+        return pixels_of(file_name)
+    return [pixels_of(one) for one in as_tuple(file_name)]
 
 
-def _pixels(file: str | os.PathLike[str]) -> np.ndarray:
-    mode = images.image_kind(file)[1]
-    return np.array(images.read_image(file, channels=1 if mode in _GREY else 3))
+def pixels_of(file: str | os.PathLike[str], channels: int | None = None) -> np.ndarray:
+    """The pixels of a file: uint8, (H, W) or (H, W, C); `channels` is None for those it has."""
+    return np.array(images.read_image(file, channels=channels or _channels(file)))
+
+
+def _channels(file: str | os.PathLike[str]) -> int:
+    kind, mode, *_ = images.image_kind(file)
+    if kind == "array":
+        with open_regular(file) as opened:
+            return (*array_shape(opened), 1)[2]
+    return 1 if mode in _GREY else 3
 
 
 @operator("Image")

@@ -9,13 +9,30 @@ from typing import Any
 from learnkit.errors import ContinualStateError, DataError, OodLockedError, OptimizedModelError
 from learnkit.halcon import errors
 from learnkit.halcon.errors import operator_error
-from learnkit.halcon.handles import DEFAULTS, HDlDevice, HDlModel, checked_ids, checked_model
+from learnkit.halcon.handles import (
+    DEFAULTS,
+    MAX_SIDE,
+    HDlDevice,
+    HDlModel,
+    checked_ids,
+    checked_model,
+)
 from learnkit.halcon.images import RANGE_MAX, RANGE_MIN
-from learnkit.halcon.operators import as_bool, as_tuple, one_of, operator, wrong_value
+from learnkit.halcon.operators import (
+    as_bool,
+    as_tuple,
+    is_whole,
+    one_of,
+    operator,
+    wrong_value,
+)
+from learnkit.storage.array_files import MAX_CHANNELS
 
 _AFTER_OPTIMISATION = ("device", "runtime", "meta_data", "class_names", "ood_threshold")
 _OF_IMAGES = ("image_width", "image_height", "image_num_channels", "image_dimensions")
 _SOLVERS = ("sgd", "adam")
+_MOST = dict.fromkeys(("momentum", "weight_prior", "adam_beta1", "adam_beta2"), 1)
+MAX_BATCH = 65_536
 
 
 @operator("GenParamValue")
@@ -78,13 +95,14 @@ def _training_value(name: str, value: Any) -> Any:
         if one not in _SOLVERS:
             raise wrong_value(name, value, "'sgd' or 'adam'")
         return one
-    whole = name.startswith("batch_size")
-    least, most = (1, None) if whole else (0, 1 if name in ("momentum", "weight_prior") else None)
-    is_number = isinstance(one, int if whole else int | float) and not isinstance(one, bool)
-    if not is_number or not one >= least or (most is not None and one > most):
-        kind = "a whole number from 1 on" if whole else "a number from 0 on"
-        raise wrong_value(name, value, kind if most is None else "a number in 0..1")
-    return one if whole else float(one)
+    if name.startswith("batch_size"):
+        if not is_whole(one, 1, MAX_BATCH):
+            raise wrong_value(name, value, f"a whole number in 1..{MAX_BATCH}")
+        return one
+    most = _MOST.get(name, float("inf"))
+    if isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one <= most:
+        raise wrong_value(name, value, "a number from 0 on" if most > 1 else "a number in 0..1")
+    return float(one)
 
 
 def _dimensions(model: HDlModel) -> list[int]:
@@ -221,11 +239,10 @@ def _resize(model: HDlModel, size: tuple[int, int], channels: int) -> None:
             "the size of images is set before the network is used first; read the pretrained "
             "network again, and set 'image_dimensions' then"
         )
-    wrong = [one for one in (*size, channels) if not (isinstance(one, int) and 0 < one <= 16_384)]
-    if wrong or channels not in (1, 3):
-        raise wrong_value(
-            "image_dimensions", [*size[::-1], channels], "pixels, and 1 or 3 channels"
-        )
+    sides = all(is_whole(one, 1, MAX_SIDE) for one in size)
+    if not sides or not is_whole(channels, 1, MAX_CHANNELS):
+        rule = f"pixels in 1..{MAX_SIDE}, and 1 to {MAX_CHANNELS} channels"
+        raise wrong_value("image_dimensions", [*size[::-1], channels], rule)
     model.size, model.channels = size, channels
 
 
@@ -271,7 +288,7 @@ def _set_optimize_for_inference(model: HDlModel, value: Any) -> None:
 def _set_ood_threshold(model: HDlModel, value: Any) -> None:
     _ood_threshold(model)  # it has to be there
     (one,) = as_tuple(value) or (None,)
-    if isinstance(one, bool) or not isinstance(one, int | float):
+    if isinstance(one, bool) or not isinstance(one, int | float) or one != one:
         raise wrong_value("ood_threshold", value, "a number")
     if model.converted is not None:
         model.converted.set(ood_threshold=float(one))

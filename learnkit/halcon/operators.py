@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -38,10 +39,14 @@ procedure = operator
 
 
 def _registered(function: Callable[P, T], *, outputs: tuple[str, ...]) -> Callable[P, T]:
+    signature = inspect.signature(function)
+
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        given = signature.bind(*args, **kwargs)
         try:
-            return function(*args, **kwargs)
+            given.arguments.update(_plain_arguments(signature, given.arguments))
+            return function(*given.args, **given.kwargs)
         except HError:
             raise
         except LearnkitError as error:
@@ -49,6 +54,53 @@ def _registered(function: Callable[P, T], *, outputs: tuple[str, ...]) -> Callab
 
     CALLABLES[function.__name__], OUTPUTS[function.__name__] = run, outputs
     return run
+
+
+def _plain_arguments(signature: inspect.Signature, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that are one text, file or number, out of a tuple of one, as Python has them.
+
+    Raises:
+        HOperatorError: 1200 and the place of the parameter, it is no text, or no name of a file.
+    """
+    found = {}
+    for place, (name, parameter) in enumerate(signature.parameters.items(), 1):
+        if name not in given or parameter.annotation not in _SCALARS:
+            continue
+        kinds, what = _SCALARS[parameter.annotation]
+        found[name] = value = one_value(given[name])
+        if kinds and (not isinstance(value, kinds) or "\0" in str(value)):
+            raise operator_error(
+                errors.H_ERR_WIPT1 + place - 1,
+                f"`{name}` is {given[name]!r:.80}; it is {what}",
+            )
+    return found
+
+
+# By annotation: what is checked here, and how it is called; ranges of numbers are with each use.
+_SCALARS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "str | os.PathLike[str]": ((str, os.PathLike), "the name of a file or folder"),
+    "bytes": ((bytes, bytearray, memoryview), "bytes"),
+    "int": ((), ""),
+    "float": ((), ""),
+}
+
+
+def is_whole(value: Any, least: int, most: int) -> bool:
+    """Whether it is a whole number in `least..most`; True and 1.0 are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def one_value(value: Any) -> Any:
+    """The only element of a tuple, of numpy's numbers Python's; all else as it is.
+
+    >>> one_value([3]), one_value(np.int64(3)), one_value([3, 4])
+    (3, 3, [3, 4])
+    """
+    if isinstance(value, list | tuple | np.ndarray | np.generic):
+        found = as_tuple(value)
+        return found[0] if len(found) == 1 else value
+    return value
 
 
 def input_names(function: Callable[..., Any]) -> list[str]:
@@ -77,9 +129,8 @@ def as_tuple(value: Any) -> list[Any]:
         return [value[key] for key in sorted(value, key=int)]
     if isinstance(value, np.ndarray):
         return value.reshape(-1).tolist()
-    if isinstance(value, list | tuple):
-        return list(value)
-    return [] if value is None else [value]
+    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return [one.item() if isinstance(one, np.generic) else one for one in values]
 
 
 def _is_array(value: Mapping[Any, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,23 +10,36 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from learnkit.data.dataset import ImageDataset
+from learnkit.data.geometry import Planes, image_of_pixels
+from learnkit.data.image import naming_errors, source_name
 from learnkit.data.preprocess import PER_IMAGE, Preprocessing
 from learnkit.data.read_images import read_images
 from learnkit.errors import DataError
-from learnkit.halcon.dataset import check_type, preprocessed, samples_of
+from learnkit.halcon.dataset import check_type, image_file, preprocessed, samples_of
 from learnkit.halcon.errors import HError
-from learnkit.halcon.handles import HDlModel, checked_model
-from learnkit.halcon.images import RANGE_MAX, RANGE_MIN, as_bytes
+from learnkit.halcon.handles import MAX_SIDE, HDlModel, checked_model
+from learnkit.halcon.images import RANGE_MAX, RANGE_MIN, as_bytes, pixels_of
 from learnkit.halcon.model import samples_in
-from learnkit.halcon.operators import as_bool, as_dict, as_tuple, checked_params, procedure
+from learnkit.halcon.operators import (
+    as_bool,
+    as_dict,
+    as_tuple,
+    checked_params,
+    is_whole,
+    procedure,
+)
+from learnkit.storage.array_files import MAX_CHANNELS
 from learnkit.storage.filesystem import write_file
 
 FILE_NAME, FOLDER = "dl_dataset.json", "samples"
 _TEXT = "dlsample"  # the chunk of a PNG that holds all of a sample but its image
+_DESCRIPTION = 270  # the tag of a TIFF that does
+_DEFLATE = "tiff_adobe_deflate"
 _NORMALIZATIONS = ("none", "all_channels", "first_channel", "constant_values")
 _DOMAINS = ("full_domain", "crop_domain")
 _MEANS = {
@@ -63,10 +77,13 @@ def create_dl_preprocess_param(
         raise HError(f"`dlmodel_type` is {dlmodel_type!r}; only 'classification' is preprocessed")
     size = {"image_width": image_width, "image_height": image_height}
     for name, value in size.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise HError(f"`{name}` is {value!r}; it is a number of pixels from 1 on")
-    if image_num_channels not in (1, 3):
-        raise HError(f"`image_num_channels` is {image_num_channels!r}; it is 1 or 3")
+        if not is_whole(value, 1, MAX_SIDE):
+            raise HError(f"`{name}` is {value!r:.80}; it is a number of pixels in 1..{MAX_SIDE}")
+    if not is_whole(image_num_channels, 1, MAX_CHANNELS):
+        raise HError(
+            f"`image_num_channels` is {image_num_channels!r:.80}; it is a number in "
+            f"1..{MAX_CHANNELS}"
+        )
     normalization = _one("normalization_type", normalization_type, _NORMALIZATIONS)
     param = {
         "model_type": dlmodel_type,
@@ -119,8 +136,8 @@ def preprocess_dl_dataset(
     """Write every image in the network's size; return the file of the dataset that points to them.
 
     The dataset gets `dlsample_dir` and `preprocess_param`, each sample `dlsample_file_name`: a PNG
-    file without loss, which holds the sample's other keys as text. The folder is there whole, or
-    not at all.
+    file without loss, of other numbers of channels than 1 and 3 a TIFF file, which holds the
+    sample's other keys as text. The folder is there whole, or not at all.
 
     Args:
         dldataset: changed in place, after success.
@@ -158,8 +175,9 @@ def _with_samples(
     ids = [sample.get("image_id", place) for place, sample in enumerate(samples)]
     if len(set(map(str, ids))) < len(ids):
         raise HError("'image_id' is not unique; every sample needs its own")
+    (channels,) = as_tuple(param["image_num_channels"])
     named = [
-        {**sample, "image_id": one, "dlsample_file_name": f"{int(one)}_dlsample.png"}
+        {**sample, "image_id": one, "dlsample_file_name": sample_name(one, channels)}
         for sample, one in zip(samples, ids, strict=True)
     ]
     kept = {**dldataset, "samples": named, "preprocess_param": dict(param)}
@@ -182,8 +200,8 @@ def _write_samples(
     target: Path, recipe: Preprocessing, done: Mapping[str, Any], progress: bool
 ) -> None:
     """Write the samples beside `target` and put them in its place when all are there."""
-    samples, root = done["samples"], Path(str(done.get("image_dir", "")))
-    files = [root / sample["image_file_name"] for sample in samples]
+    samples = done["samples"]
+    files = [image_file(done, sample) for sample in samples]
     new = target.with_name(f".{target.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -210,7 +228,7 @@ def _noted(dldataset: MutableMapping[str, Any], done: dict[str, Any], folder: Pa
 
 
 def write_sample(file: Path, sample: Mapping[str, Any]) -> None:
-    """Write a sample as PNG, without loss, its other keys as text within.
+    """Write a sample without loss, its other keys as text within, in a file of `sample_name`.
 
     Raises:
         DataError: a key holds what JSON cannot.
@@ -225,17 +243,41 @@ def write_sample(file: Path, sample: Mapping[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         raise DataError(f"the sample for {file.name} cannot be written: {error}") from error
     pixels = sample["image"]
-    about = PngInfo()
-    about.add_text(_TEXT, text)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1:] == (1,) else pixels)
-    write_file(file, lambda out: image.save(out, "PNG", pnginfo=about, compress_level=1))
+    image = image_of_pixels(np.asarray(pixels))
+    if isinstance(image, Planes):
+        first, *others = image.channels
+        about = {"tiffinfo": {_DESCRIPTION: text}, "save_all": True, "append_images": others}
+        pages = io.BytesIO()  # Pillow reads again what it has written of pages
+        first.save(pages, "TIFF", compression=_DEFLATE, **about)
+        write_file(file, lambda out: out.write(pages.getbuffer()))
+        return
+    chunk = PngInfo()
+    chunk.add_text(_TEXT, text)
+    write_file(file, lambda out: image.save(out, "PNG", pnginfo=chunk, compress_level=1))
 
 
-def sample_text(file: Path) -> dict[str, Any]:
-    """All of a written sample but its image."""
-    with Image.open(file, formats=["PNG"]) as image:
-        found = json.loads(getattr(image, "text", {}).get(_TEXT, "{}"))
-    return found if isinstance(found, dict) else {}
+def sample_name(image_id: int, channels: int) -> str:
+    """What a sample's file is called: a PNG, or of many channels a TIFF with a page for each."""
+    return f"{int(image_id)}_dlsample.{'png' if channels in (1, 3) else 'tif'}"
+
+
+def read_sample(file: Path) -> dict[str, Any]:
+    """A written sample with its image (H, W, C)."""
+    if file.suffix != ".tif":
+        pixels = pixels_of(file)
+    else:
+        with naming_errors(source_name(file), file), Image.open(file, formats=["TIFF"]) as image:
+            n_pages = image.n_frames
+        pixels = pixels_of(file, n_pages)
+    with Image.open(file, formats=["PNG", "TIFF"]) as image:
+        tags = getattr(image, "tag_v2", {})
+        text = getattr(image, "text", {}).get(_TEXT) or tags.get(_DESCRIPTION) or "{}"
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HError(f"the text in the sample {file.name!r} is damaged: {error}") from error
+    about = found if isinstance(found, dict) else {}
+    return {**about, "image": pixels[..., None] if pixels.ndim == 2 else pixels}
 
 
 @procedure()

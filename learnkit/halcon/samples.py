@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from learnkit.data.geometry import Planes, image_of_pixels
 from learnkit.halcon import dataset
 from learnkit.halcon.errors import HError
-from learnkit.halcon.images import as_bytes, images_in, read_image
+from learnkit.halcon.images import as_bytes, images_in, pixels_of
 from learnkit.halcon.model import samples_in
-from learnkit.halcon.operators import as_tuple, checked_params, procedure
-from learnkit.halcon.preprocess import sample_text, write_sample
+from learnkit.halcon.operators import as_dict, as_tuple, checked_params, procedure
+from learnkit.halcon.preprocess import read_sample, sample_name, write_sample
 
 _AUGMENTATION: dict[str, Any] = {
     "augmentation_percentage": 50,
@@ -37,7 +37,7 @@ _FLIPS: dict[str, tuple[int, ...]] = {"r": (0,), "c": (1,), "rc": (0, 1), "cr": 
 def gen_dl_samples_from_images(images: Any) -> list[dict[str, Any]]:
     """One sample per image, as read: of arrays, PIL images or files, one or several."""
     found = [
-        read_image(one) if isinstance(one, str | os.PathLike) else np.asarray(one)
+        pixels_of(one) if isinstance(one, str | os.PathLike) else np.asarray(one)
         for one in images_in(images)
     ]
     return [{"image": pixels} for pixels in found]
@@ -71,10 +71,12 @@ def gen_dl_samples(
             f"`restrict_keys_dlsample` is {wanted!r}; it takes 'off', 'classification' or "
             "'image_only'"
         )
-    root = Path(str(dldataset.get("image_dir", "")))
+    param = as_dict(dldataset.get("preprocess_param"))
+    channels = (as_tuple(param.get("image_num_channels")) or [3])[0]
     found = []
     for sample in dataset.chosen(dldataset, sample_indices):
-        one = {"image": read_image(root / sample["image_file_name"])}
+        file = dataset.image_file(dldataset, sample)
+        one = {"image": pixels_of(file, None if channels in (1, 3) else channels)}
         labels = {} if wanted == "image_only" else {"image_label_id": _label_id(sample)}
         found.append(one | {"image_id": sample["image_id"], **labels})
     return found
@@ -94,11 +96,8 @@ def read_dl_samples(dldataset: Mapping[str, Any], sample_indices: Any) -> list[d
     """
     found = []
     for sample in dataset.chosen(dldataset, sample_indices):
-        file = _file_of(dldataset, sample)
-        pixels = read_image(file)
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         own = {"image_id": sample.get("image_id"), "image_label_id": _label_id(sample)}
-        found.append({**sample_text(file), "image": pixels, **own})
+        found.append({**read_sample(dataset.sample_file(dldataset, sample)), **own})
     return found
 
 
@@ -134,21 +133,9 @@ def write_dl_samples(
             )
     pixels = [as_bytes(one["image"], f"sample {place}") for place, one in enumerate(samples)]
     for row, sample, image in zip(rows, samples, pixels, strict=True):
-        row.setdefault("dlsample_file_name", f"{row['image_id']}_dlsample.png")
-        write_sample(_file_of(dldataset, row), {**sample, "image": image})
-
-
-def _file_of(dldataset: Mapping[str, Any], sample: Mapping[str, Any]) -> Path:
-    """The file of a sample, which lies in 'dlsample_dir'."""
-    if "dlsample_dir" not in dldataset or "dlsample_file_name" not in sample:
-        raise HError("the dataset is not preprocessed; call preprocess_dl_dataset")
-    name = str((as_tuple(sample["dlsample_file_name"]) or [""])[0]).replace("\\", "/")
-    if not name or name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
-        raise HError(
-            f"'dlsample_file_name' is {name!r}; it must lie below 'dlsample_dir': relative, "
-            "without '..'"
-        )
-    return Path(str(dldataset["dlsample_dir"])) / name
+        channels = image.shape[2] if image.ndim == 3 else 1
+        row.setdefault("dlsample_file_name", sample_name(row["image_id"], channels))
+        write_sample(dataset.sample_file(dldataset, row), {**sample, "image": image})
 
 
 @procedure()
@@ -222,11 +209,14 @@ def _rotated(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Genera
 
 
 def _turned(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-    image = _image(pixels)
     angle = rng.uniform(-1, 1) * param["rotate_range"]
-    mean = tuple(int(v) for v in np.atleast_1d(pixels.reshape(-1, len(image.getbands())).mean(0)))
-    fill = mean if len(mean) > 1 else mean[0]
-    return np.asarray(image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=fill))
+
+    def turned(image: Image.Image) -> Image.Image:
+        mean = np.asarray(image).reshape(-1, len(image.getbands())).mean(0).astype(int).tolist()
+        fill = tuple(mean) if len(mean) > 1 else mean[0]
+        return image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=fill)
+
+    return _changed(pixels, turned)
 
 
 def _mirrored(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
@@ -256,14 +246,14 @@ def _contrasted(
     pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator
 ) -> np.ndarray:
     factor = 1 + rng.uniform(-1, 1) * param["contrast_variation"]
-    return np.asarray(ImageEnhance.Contrast(_image(pixels)).enhance(factor))
+    return _changed(pixels, lambda image: ImageEnhance.Contrast(image).enhance(factor))
 
 
 def _saturated(
     pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator
 ) -> np.ndarray:
     factor = 1 + rng.uniform(-1, 1) * param["saturation_variation"]
-    return np.asarray(ImageEnhance.Color(_image(pixels)).enhance(factor))
+    return _changed(pixels, lambda image: ImageEnhance.Color(image).enhance(factor))
 
 
 def _cropped(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
@@ -285,13 +275,16 @@ def _cut(pixels: np.ndarray, height: int, width: int, rng: np.random.Generator) 
 
 
 def _resized(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    return np.asarray(_image(pixels).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+    size = shape[1], shape[0]
+    return _changed(pixels, lambda image: image.resize(size, Image.Resampling.BILINEAR))
 
 
-def _image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(
-        np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
-    )
+def _changed(pixels: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """The pixels after a change by Pillow; each channel by itself unless there are 1 or 3."""
+    image = image_of_pixels(pixels)
+    if isinstance(image, Planes):
+        return np.stack([np.asarray(change(one)) for one in image.channels], axis=-1)
+    return np.asarray(change(image))
 
 
 _WAYS: dict[str, _Way] = {

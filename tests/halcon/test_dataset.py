@@ -129,7 +129,8 @@ def test_parameters_have_halcons_keys_and_defaults():
     [
         (0, "segmentation", "only 'classification'"),
         (1, 0, "number of pixels"),
-        (3, 7, "it is 1 or 3"),
+        (3, 17, r"it is a number in 1\.\.16"),
+        (3, 0, r"it is a number in 1\.\.16"),
         (6, "mean", "takes 'none', 'all_channels'"),
         (7, "half", "takes 'full_domain'"),
     ],

@@ -1,6 +1,8 @@
 """Evaluation with HALCON's names and layout, held against scikit-learn."""
 
 import copy
+import json
+import re
 
 import numpy as np
 import pytest
@@ -145,7 +147,7 @@ def test_samples_are_drawn_with_truth_result_and_heat(continual, dataset):
     dataset["class_names"] = ["a$b$", "good", "rust"]
     sample = ha.read_dl_samples(dataset, [0])
     (result,) = ha.apply_dl_model(continual, sample, [])
-    (heat,) = ha.gen_dl_model_heatmap(continual, sample, "grad_cam", [], [])
+    heat = {"heatmap_grad_cam": {"heatmap_image_class_0": np.eye(32, dtype=np.float32)}}
     windows, keys = {}, ["image", "classification_both", "heatmap_grad_cam"]
     ha.dev_display_dl_data(sample, {**result, **heat}, dataset, keys, [], windows)
     title = windows["classification_both"].axes[0].get_title()
@@ -172,3 +174,28 @@ def test_what_is_evaluated_is_left_as_found(continual, dataset):
     before = copy.deepcopy(dataset)
     ha.evaluate_dl_model(dataset, continual, "split", "test", {"measures": "all"})
     assert dataset == before
+
+
+def test_cells_of_the_confusion_matrix_are_clicked_on_a_page(continual, dataset, tmp_path):
+    dataset["class_names"][0] = "<b>crack"
+    result, _ = ha.evaluate_dl_model(dataset, continual, "split", ["validation", "test"], [])
+    file = {"file_name": str(tmp_path / "matrix.html")}
+    path = ha.dev_display_dl_interactive_confusion_matrix(dataset, result, file)
+    assert path == file["file_name"]
+    with open(path, encoding="utf-8") as page:
+        text = page.read()
+    assert "<b>crack" not in text
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    data = json.loads(found[1])
+    assert [one["name"] for one in data["classes"]] == dataset["class_names"]
+    samples = result["evaluated_samples"]
+    truth, guesses = samples["image_label_ids"], samples["top1_predictions"]
+    wanted = metrics.confusion_matrix(truth, guesses, labels=[0, 1, 2])
+    assert data["confusion"] == wanted.tolist()
+    assert len(data["images"]) == 18
+    assert {one["p"].split("/")[0] for one in data["images"]} == {"crack", "good", "rust"}
+    with pytest.raises(ha.HError, match="no sample with the 'image_id'"):
+        ha.dev_display_dl_interactive_confusion_matrix({**dataset, "samples": []}, result, file)
+    del result["evaluated_samples"]["confidences"]
+    with pytest.raises(ha.HError, match="'confidences'"):
+        ha.dev_display_dl_interactive_confusion_matrix(dataset, result, file)

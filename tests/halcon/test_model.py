@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 from halcon_helpers import NETWORK, new_model
 
 import learnkit.halcon as ha
@@ -68,7 +69,8 @@ def test_unknown_parameters_are_7788(model, name):
         ("class_names", [], 7914),
         ("class_names", [1], 7914),
         ("image_dimensions", [32, 32], 7914),
-        ("image_num_channels", 7, 7914),
+        ("image_num_channels", 17, 7914),
+        ("image_num_channels", 0, 7914),
         ("image_width", 0, 7914),
         ("device", "cpu", 7914),
         ("runtime", "tpu", 7914),
@@ -272,6 +274,7 @@ def test_wrong_parameters_of_a_training_are_told(model, args, said):
 
 
 def test_one_step_moves_the_network(model, dataset):
+    ha.set_dl_model_param(model, "learning_rate", 0.5)  # a random network's gradients are short
     samples = ha.read_dl_samples(dataset, list(range(0, 36, 6)))
     first = ha.train_dl_model_batch(model, samples)
     before = [p.clone() for p in model.learner.model.parameters()]
@@ -281,6 +284,24 @@ def test_one_step_moves_the_network(model, dataset):
     assert any(
         (a != b).any() for a, b in zip(before, model.learner.model.parameters(), strict=True)
     )
+
+
+def test_a_step_is_no_longer_than_the_rate(dataset):
+    rate = 0.25
+    model = new_model(dataset, learning_rate=rate, momentum=0.0)
+    parameters = list(model.learner.model.parameters())
+    with torch.no_grad():
+        parameters[-2].normal_(std=30)  # the classifier's weights: gradients are long
+    before = [one.detach().clone() for one in parameters]
+    ha.train_dl_model_batch(model, ha.read_dl_samples(dataset, list(range(0, 36, 6))))
+    moves = [(a - b.detach()) for a, b in zip(before, parameters, strict=True)]
+    assert sum(float((one**2).sum()) for one in moves) ** 0.5 == pytest.approx(rate, rel=1e-3)
+    assert moves[0].any()  # the body, too
+
+
+def test_a_new_model_holds_no_class_likelier_than_another(model, dataset):
+    (result,) = ha.apply_dl_model(model, ha.read_dl_samples(dataset, [0]), [])
+    assert result["classification_confidences"] == pytest.approx([1 / 3] * 3)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ DOCUMENTED = {
     "dev_display_classification_evaluation": (
         "EvaluationResult EvalParam GenParam WindowHandleDict"
     ),
+    "dev_display_dl_interactive_confusion_matrix": "DLDataset EvaluationResult GenParam",
     "dev_display_dl_data": (
         "DLSample DLResult DLDatasetInfo KeysForDisplay GenParam WindowHandleDict"
     ),
