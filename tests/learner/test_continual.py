@@ -461,6 +461,17 @@ class TestEngine:
         assert again.continual.n_images["d"] == model.continual.n_images["d"] == 0
         assert again.continual.statistics.origins == (origin,)
 
+    def test_it_goes_on_after_the_body_was_trained(self, learned, old):
+        before = features_of(learned, old.train.paths)
+        with learned.no_logging():
+            learned.refit(old, 1)
+        (origin,) = learned.continual.statistics.origins
+        assert origin.startswith("onnxruntime ")
+        after = features_of(learned, old.train.paths)
+        expected = features_of(learned, old.train.paths, "torch")
+        assert not torch.allclose(after, before, rtol=1e-3)
+        assert (after - expected).abs().max() <= 1e-5 * expected.abs().max()
+
     def test_another_body_is_exported_anew(self, learned, old):
         before = features_of(learned, old.train.paths)
         with torch.no_grad():
