@@ -24,6 +24,7 @@ from learnkit.cli import change, clean, deploy, label, train, use
 from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
 from learnkit.cli.console import Report, fail
 from learnkit.cli.remedies import options_here, remedy
+from learnkit.cli.stalled_reads import ended_by_ctrl_c
 from learnkit.cli.table import printable
 from learnkit.errors import LearnkitError
 
@@ -76,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             fail("an argument is empty, as an unset variable is; leave it out, or fill it in")
             sys.exit(2)
         try:
-            app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
+            with ended_by_ctrl_c(fail):
+                app(args=tidy_arguments(_state["argv"]), prog_name="learnkit")
         except Exception:
             if argv is None:  # the process ends here; typer has a hook of its own
                 sys.excepthook = _show_traceback
