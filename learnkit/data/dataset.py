@@ -1,49 +1,72 @@
 """`ImageDataset`: which images there are, what is on them, and what each is used for.
 
 A thin immutable object over one table; every method returns a new dataset and none touches a file.
-The work is done by functions over tables: `readers`, `halcon`, `split`, `checks`, `display`.
+The work is done by functions over tables: `readers`, `annotation_tables`, `split`, `checks`,
+`display`.
 """
 
-import hashlib
-import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from learnkit.data.annotation_tables import (
+    Annotated,
+    Columns,
+    annotated_df_table,
+    anomaly_table,
+    coco_of_table,
+    coco_table,
+    halcon_table,
+    instances_table,
+    masks_table,
+    row_mask,
+    with_written_masks,
+    write_instances,
+)
+from learnkit.data.annotations.csv_cells import with_json_cells
+from learnkit.data.annotations.dl_samples import halcon_dictionary
+from learnkit.data.annotations.masks import mask_codes
 from learnkit.data.arguments import check_seed
-from learnkit.data.display import counts_document, show_images
+from learnkit.data.display import counts_document, show_images, summary
 from learnkit.data.groups import groups_of
-from learnkit.data.halcon import dictionary_table, halcon_dictionary
-from learnkit.data.image import extension_counts
-from learnkit.data.labels import Label, nfc, weights_of_classes
-from learnkit.data.readers import csv_table, df_table, folder_table, names_table
+from learnkit.data.labels import Label, targets_of, weights_of_classes
+from learnkit.data.readers import csv_table, folder_table, names_table
 from learnkit.data.split import (
     check_shares,
     check_training_splits,
+    check_unsplit,
     in_split,
     rows_drawn,
     split_column,
     split_counts,
     splits_in,
 )
-from learnkit.data.table import clean_table
-from learnkit.errors import DataError, ImageReadError, SplitError, warned_after
+from learnkit.data.table import (
+    clean_table,
+    fingerprint_of,
+    numbers_of_classes,
+    rows_kept,
+    rows_shown,
+    task_of,
+)
+from learnkit.errors import DataError, SplitError, warned_after
 from learnkit.report.document import Document
 from learnkit.report.notebook import Shown
-from learnkit.report.progress import watched
-from learnkit.storage.filesystem import open_regular
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from learnkit.data.annotations.masks import MaskCodes
     from learnkit.data.store import ImageStore
     from learnkit.learner.dataloaders import DataLoaders
+
+AnyPath = str | os.PathLike[str]
 
 
 class ImageDataset(Shown):
@@ -52,7 +75,11 @@ class ImageDataset(Shown):
     Args:
         frame: Columns `path` (relative to `root`, or absolute) and `label` (a name, or a list of
             names for multi-label data); optionally `image_id`, `split` ("train", "valid", "test" or
-            empty) and any others.
+            empty) and any others. Instead of `label`: `boxes`, of each image a list of
+            (x0, y0, x1, y1) in pixels from the upper left corner of the image, or `rotated_boxes`
+            of (x, y, length1, length2, phi), middle, half edges and counter-clockwise angle in
+            radians; beside one of them `box_labels`, their class names. `mask` is the path of a
+            mask, or empty.
         root: The folder that paths are relative to.
         classes: Every class name, if more than the labels show.
         class_ids: A number per class name, carried for `to_halcon`.
@@ -66,11 +93,14 @@ class ImageDataset(Shown):
 
     _store: "ImageStore | None" = None  # what `preprocess` filled
     _unread: tuple[str, ...] = ()  # images below the folder, in formats that are not read
+    _codes: "MaskCodes | None" = None  # what the masks' pixels stand for
+    _good: str | None = None  # the class of images without anomaly
+    _kept: Mapping[str, Any] = MappingProxyType({})  # what else the file that was read says
 
     def __init__(
         self,
         frame: pd.DataFrame,
-        root: str | os.PathLike[str],
+        root: AnyPath,
         *,
         classes: Sequence[str] | None = None,
         class_ids: Mapping[str, int] | None = None,
@@ -80,22 +110,17 @@ class ImageDataset(Shown):
         self._frame, self._classes, self._multi_label = clean_table(
             frame, self._root, classes, case_sensitive=case_sensitive
         )
-        numbered = {name: i for i, name in enumerate(self._classes)}
-        self._class_ids = dict(numbered if class_ids is None else class_ids)
-        if set(self._class_ids) != set(self._classes):
-            raise DataError(
-                f"`class_ids` numbers {sorted(self._class_ids)[:10]}; it must number every class: "
-                f"{self._classes[:10]}"
-            )
+        self._class_ids = numbers_of_classes(class_ids, self._classes)
 
     @classmethod
     def from_folder(
         cls,
-        folder: str | os.PathLike[str],
+        folder: AnyPath,
         *,
         splits: bool = True,
         allow_empty: bool = False,
         case_sensitive: bool = False,
+        good: str | None = None,
     ) -> "Self":
         """Dataset of every image below `folder`, labelled with the name of the folder it lies in.
 
@@ -110,20 +135,26 @@ class ImageDataset(Shown):
             splits: False takes such top-level folders for classes.
             allow_empty: Accept folders without images, as classes without images.
             case_sensitive: See the class.
+            good: The class of images without anomaly, for anomaly detection: other classes are
+                kinds of defects, in the layout of MVTec AD (train/good, test/KIND, masks in
+                ground_truth/KIND/NAME_mask.png) or without splits or masks.
 
         Raises:
             DataError: No folder, no images, images outside class folders, an empty class folder, or
-                splits beside other folders.
+                splits beside other folders; no image is `good`, or a mask is of another size than
+                its image.
         """
+        if good is not None:
+            found = anomaly_table(folder, good, splits=splits)
+            return cls._of(found, case_sensitive=case_sensitive)
         frame, classes, unread = folder_table(folder, splits=splits, allow_empty=allow_empty)
-        data = cls(frame, folder, classes=classes, case_sensitive=case_sensitive)
-        data._unread = tuple(map(str, unread))
-        return data
+        found = Annotated(frame, folder, classes, None, {"_unread": tuple(map(str, unread))})
+        return cls._of(found, case_sensitive=case_sensitive)
 
     @classmethod
     def from_names(
         cls,
-        folder: str | os.PathLike[str],
+        folder: AnyPath,
         pattern: str | re.Pattern[str] | None = None,
         *,
         case_sensitive: bool = False,
@@ -142,69 +173,52 @@ class ImageDataset(Shown):
             DataError: No images, a pattern without such a group, or file names it does not match.
         """
         frame, unread = names_table(folder, pattern)
-        data = cls(frame, folder, case_sensitive=case_sensitive)
-        data._unread = tuple(map(str, unread))
-        return data
+        found = Annotated(frame, folder, None, None, {"_unread": tuple(map(str, unread))})
+        return cls._of(found, case_sensitive=case_sensitive)
 
     @classmethod
     def from_csv(
         cls,
-        csv: str | os.PathLike[str],
-        folder: str | os.PathLike[str] | None = None,
+        csv: AnyPath,
+        folder: AnyPath | None = None,
         *,
-        path_col: str = "path",
-        label_col: str | Sequence[str] = "label",
-        split_col: str | None = None,
-        label_delim: str | None = None,
-        suffix: str = "",
         sep: str = ",",
         encoding: str = "utf-8",
-        check_files: bool = True,
-        case_sensitive: bool = False,
+        **columns: Any,
     ) -> "Self":
-        """Dataset of a CSV file with one row per image; see `from_df` for the columns.
+        """Dataset of a CSV file with one row per image, or per box; see `from_df` for the columns.
 
-        Everything is read as text, so that classes called NA, 007 or None keep their names.
+        Everything is read as text, so that classes called NA, 007 or None keep their names. What
+        `to_csv` wrote is read back.
 
         Args:
             csv: The file; its first line names the columns.
             folder: What paths are relative to; None is the folder of the file.
-            path_col: As in `from_df`.
-            label_col: As in `from_df`.
-            split_col: As in `from_df`.
-            label_delim: As in `from_df`.
-            suffix: As in `from_df`.
             sep: Between the columns.
             encoding: Of the text: "cp1252" for many files of Windows, "utf-16" for some of Excel.
-            check_files: As in `from_df`.
-            case_sensitive: See the class.
+            **columns: As in `from_df`: `path_col`, `label_col`, `box_cols`, ...
 
         Raises:
             DataError: The file is missing or no table, or as in `from_df`.
         """
-        return cls.from_df(
-            csv_table(csv, sep, encoding),
-            Path(csv).parent if folder is None else folder,
-            path_col=path_col,
-            label_col=label_col,
-            split_col=split_col,
-            label_delim=label_delim,
-            suffix=suffix,
-            check_files=check_files,
-            case_sensitive=case_sensitive,
-        )
+        table = csv_table(csv, sep, encoding)
+        return cls.from_df(table, Path(csv).parent if folder is None else folder, **columns)
 
     @classmethod
     def from_df(
         cls,
         frame: pd.DataFrame,
-        folder: str | os.PathLike[str],
+        folder: AnyPath,
         *,
         path_col: str = "path",
         label_col: str | Sequence[str] = "label",
         split_col: str | None = None,
         label_delim: str | None = None,
         suffix: str = "",
+        box_cols: Sequence[str] | None = None,
+        codes: Mapping[str, Any] | None = None,
+        ignore: Any = None,
+        good: str | None = None,
         check_files: bool = True,
         case_sensitive: bool = False,
     ) -> "Self":
@@ -222,66 +236,216 @@ class ImageDataset(Shown):
                 there is one.
             label_delim: What separates several labels in one cell; makes the data multi-label.
             suffix: Added to every path, such as ".jpg" where the table leaves it out.
-            check_files: Look whether every file is there.
+            box_cols: Of a table with one row per box, whose label is the box's: the columns of
+                x0, y0, x1, y1 in pixels from the image's upper left corner; or, five, of HALCON's
+                row, col, phi, length1, length2, where (0, 0) is the middle of the first pixel.
+            codes: Of a table with a column `mask`: {class: pixel value or (r, g, b)}; the classes
+                in a mask are the labels of its image.
+            ignore: As in `from_masks`.
+            good: Of a table with a column `mask`: the class of images without anomaly.
+            check_files: Look whether every file is there, masks fit and boxes lie in their images.
             case_sensitive: See the class.
 
         Raises:
             DataError: A column is missing or there twice, a label is missing, a path climbs out
-                of `folder`, is listed twice or does not exist.
+                of `folder`, is listed twice or does not exist; a box or a mask breaks its rule.
         """
-        table, classes = df_table(
-            frame,
-            folder,
-            path_col=path_col,
-            label_col=label_col,
-            split_col=split_col,
-            label_delim=label_delim,
-            suffix=suffix,
-            check_files=check_files,
-        )
-        return cls(table, folder, classes=classes, case_sensitive=case_sensitive)
+        columns = Columns(path_col, label_col, split_col, label_delim, suffix, box_cols)
+        said = {"codes": codes, "ignore": ignore, "good": good, "check_files": check_files}
+        found = annotated_df_table(frame, folder, columns, **said)
+        return cls._of(found, case_sensitive=case_sensitive)
+
+    @classmethod
+    def from_masks(
+        cls,
+        folder: AnyPath,
+        classes: Sequence[str] | None = None,
+        *,
+        images: str = "images",
+        masks: str = "masks",
+        codes: Mapping[str, Any] | None = None,
+        binary: str | None = None,
+        ignore: Any = None,
+    ) -> "Self":
+        """Dataset for segmentation: images and a mask of each, whose classes are its labels.
+
+        An image's mask has its name, whatever the extension, or its name and "_mask", as PNG, TIFF
+        or BMP of 1, 8 or 16 bits, with a palette or in colour. Every mask is read once.
+
+        Args:
+            folder: Holds the two folders, or train, valid and test that do.
+            classes: Names in the order of the pixel values 0, 1, 2, ...
+            images: The folder of images.
+            masks: The folder of masks.
+            codes: Instead of `classes`: {name: pixel value or (r, g, b)}.
+            binary: Instead: what every value but 0 is, beside "background".
+            ignore: Value or colour of pixels of no class, or a list of them.
+
+        Raises:
+            DataError: No such folders; a mask is missing, of another size than its image, or has
+                pixels that are neither of a class nor ignored.
+            ImageReadError: A file is damaged, or of a format that changes values, such as JPEG.
+        """
+        ids, known = mask_codes(classes, codes, binary, ignore)
+        return cls._of(masks_table(folder, images, masks, ids, known))
+
+    @classmethod
+    def from_instances(
+        cls, folder: AnyPath, name: str, *, rotated: bool = False, **places: Any
+    ) -> "Self":
+        """Dataset of boxes around the objects that masks number; 0 is no object.
+
+        Args:
+            folder: As in `from_masks`.
+            name: The class of the objects.
+            rotated: Take the smallest rotated boxes instead of upright ones.
+            **places: `images` and `masks`, as in `from_masks`.
+
+        Raises:
+            DataError: As in `from_masks`.
+            ImageReadError: As in `from_masks`.
+        """
+        return cls._of(instances_table(folder, name, rotated=rotated, **places))
+
+    @classmethod
+    def from_coco(
+        cls,
+        source: Mapping[str, Any] | AnyPath,
+        folder: AnyPath | None = None,
+        *,
+        rotated: bool = False,
+        check_files: bool = True,
+    ) -> "Self":
+        """Dataset of boxes in COCO's JSON; `to_coco` gives ids and further keys back.
+
+        Segmentations stay in the column `coco_raw_annotations`: `mask` and `write_masks` draw them.
+
+        Args:
+            source: The file, or the dictionary it holds.
+            folder: Of the images; None is the folder of the file.
+            rotated: Take rotated boxes out of segmentations of four right angles.
+            check_files: Look whether every image is there, and of the size that is told.
+
+        Raises:
+            DataError: A key is missing or mistyped, an id is there twice or unknown, a box has no
+                area or lies outside its image, or a file name leaves the folder.
+        """
+        return cls._of(coco_table(source, folder, check_files=check_files, rotated=rotated))
 
     @classmethod
     def from_halcon(
         cls,
-        dataset: Mapping[str, Any] | str | os.PathLike[str],
-        image_dir: str | os.PathLike[str] | None = None,
+        dataset: Mapping[str, Any] | AnyPath,
+        image_dir: AnyPath | None = None,
         *,
+        mask_dir: AnyPath | None = None,
         check_files: bool = True,
         case_sensitive: bool = False,
     ) -> "Self":
-        """Dataset of a DLDataset dictionary for classification; further keys of samples are kept.
+        """Dataset of a DLDataset dictionary of any type; further keys are kept.
 
-        Class ids need not be contiguous; `class_ids` and `to_halcon` give them back.
+        Class ids need not be contiguous; `class_ids` and `to_halcon` give them back. Where an image
+        has several ids, or none, all labels are tuples.
 
         Args:
             dataset: Has `class_names`, `class_ids` and `samples`, each with `image_file_name`,
-                `image_label_id` and perhaps `image_id` and `split`; left unchanged. Or the JSON
-                file that holds it.
+                perhaps `image_id` and `split`, and what its type asks for: `image_label_id`,
+                `segmentation_file_name`, `anomaly_label` or `bbox_label_id`; left unchanged. Or the
+                JSON file that holds it.
             image_dir: Where the images are now; None takes the dictionary's own `image_dir`.
-            check_files: Look whether every file is there.
+            mask_dir: Where masks are now; None takes its `segmentation_dir` or `anomaly_dir`.
+            check_files: Look whether every file is there, masks fit and boxes lie in their images.
+                Without, images for segmentation have no labels.
             case_sensitive: See the class.
 
         Raises:
             DataError: A key is missing, ids and names do not fit each other, a sample has no label
                 or an unknown one, or a file name is absolute, climbs with ".." or does not exist.
         """
-        frame, root, names = dictionary_table(dataset, image_dir, check_files=check_files)
-        class_ids = {nfc(name): class_id for class_id, name in names.items()}
-        named = {"classes": list(names.values()), "class_ids": class_ids}
-        return cls(frame, root, **named, case_sensitive=case_sensitive)
+        found = halcon_table(dataset, image_dir, mask_dir, check_files=check_files)
+        return cls._of(found, case_sensitive=case_sensitive)
 
     def to_halcon(self) -> dict[str, Any]:
         """DLDataset dictionary of JSON types; `from_halcon` reads it back to an equal dataset.
 
-        Extra columns become keys of the samples where they hold JSON types.
+        Extra columns become keys of the samples where they hold JSON types. Coordinates of boxes
+        are written to a billionth of a pixel. The class of an anomaly is learnkit's own key
+        `anomaly_kind`, values of masks that are ignored its `ignore_class_ids`.
 
         Raises:
-            DataError: The data are multi-label, or an image lies outside the root.
+            DataError: An image lies outside the root, or masks do not hold ids of classes.
         """
-        if self._multi_label:
-            raise DataError("a DLDataset has one class per image; these data are multi-label")
-        return halcon_dictionary(self._frame, self._root, self._class_ids)
+        said = {"good": self._good, "codes": self._codes, "kept": self._kept}
+        rows = self._frame.to_dict("records")
+        return halcon_dictionary(rows, self._root, self._class_ids, self.task, **said)
+
+    def to_coco(self) -> dict[str, Any]:
+        """COCO's dictionary, ready for JSON, of boxes or masks, with the ids that were read.
+
+        Rotated boxes are polygons of their corners; of masks each class in an image is one
+        annotation in run lengths. Coordinates are written to a billionth of a pixel.
+
+        Raises:
+            DataError: There are neither; an image lies outside the root; or masks have pixels of no
+                class.
+        """
+        rows = self._frame.to_dict("records")
+        return coco_of_table(rows, self._root, self._class_ids, self._codes, self._kept)
+
+    def to_csv(self, path: AnyPath, *, label_delim: str = ";") -> None:
+        """Write the table as CSV in UTF-8 for `from_csv`.
+
+        Several labels are joined, to be read with the same `label_delim=`; boxes are JSON, and
+        their classes are read from there; of masks say `codes=` or `good=`. A name that
+        spreadsheets would compute (=, +, - or @ in front) stays as it is.
+
+        Raises:
+            DataError: A class name holds `label_delim`.
+        """
+        with_json_cells(self._frame, label_delim).to_csv(
+            path, index=False, errors="surrogateescape"
+        )
+
+    @property
+    def task(self) -> str:
+        """What can be learned: "classification", "segmentation", "anomaly_detection", "detection".
+
+        Anomaly detection where `good` was said, detection where there are boxes, segmentation where
+        there are masks.
+        """
+        return task_of(self._frame, self._good)
+
+    def mask(self, row: int) -> np.ndarray | None:
+        """The mask of the image in a row, uint16 (H, W); None if it has none.
+
+        Of segmentation it holds class ids, and 65535 where no class is; of anomalies 1 and 0. Of
+        boxes with segmentations these are drawn, smaller ones on top, over "background".
+
+        Raises:
+            ImageReadError: Image or mask cannot be read.
+            DataError: The mask has another size than its image, or values of no class.
+        """
+        return row_mask(
+            self._frame.iloc[row].to_dict(), self._root, self._class_ids, self._codes, self._good
+        )
+
+    def write_masks(self, folder: AnyPath, *, instances: bool = False) -> "Self":
+        """The dataset with its masks as grey PNG files in a new folder, of class ids, or of 1.
+
+        Args:
+            folder: New, or empty; holds NAME.png for each image, in its own folder.
+            instances: Number the objects of each image 1, 2, ... instead, in the order of their
+                boxes; the dataset comes back as it is.
+
+        Raises:
+            DataError: The folder holds something, or there is nothing to draw.
+        """
+        if instances:
+            write_instances(self._frame, folder, self._root)
+            return self
+        said = (self._root, self._class_ids, self._codes, self._good)
+        found = with_written_masks(self._frame, folder, *said)
+        return self._of(found, case_sensitive=self._case_sensitive)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -326,13 +490,7 @@ class ImageDataset(Shown):
     @property
     def targets(self) -> np.ndarray:
         """Index of each label in `classes`, int64 (N,); of multi-labels 0 or 1, int64 (N, C)."""
-        index = {name: i for i, name in enumerate(self._classes)}
-        if not self._multi_label:
-            return np.array([index[label] for label in self.labels], dtype=np.int64)
-        targets = np.zeros((len(self), self.n_classes), dtype=np.int64)
-        for row, label in zip(targets, self.labels, strict=True):
-            row[[index[name] for name in label]] = 1
-        return targets
+        return targets_of(self.labels, self._classes, multi_label=self._multi_label)
 
     @property
     def paths(self) -> list[Path]:
@@ -343,18 +501,8 @@ class ImageDataset(Shown):
         return len(self._frame)
 
     def __repr__(self) -> str:
-        sizes = Counter(self._frame["split"])
-        parts = [f"{name} {sizes[name]}" for name in self.splits]
-        if sizes[""]:
-            parts.append(f"unassigned {sizes['']}")
-        shown = ", ".join(parts) or "empty"
-        if self._unread:
-            shown += f"; skipped {self._skipped}"
+        shown = summary(self._frame["split"], self._unread)
         return f"ImageDataset({len(self)} images, {self.n_classes} classes; {shown}; {self._root})"
-
-    @property
-    def _skipped(self) -> str:
-        return ", ".join(f"{n} {name}" for name, n in extension_counts(self._unread).items())
 
     def filter(
         self, keep: Sequence[bool] | np.ndarray | pd.Series | Callable[[pd.DataFrame], Any]
@@ -364,13 +512,8 @@ class ImageDataset(Shown):
         Raises:
             DataError: `keep` is not one boolean per row.
         """
-        mask = np.asarray(keep(self.frame) if callable(keep) else keep)
-        if mask.dtype != bool or mask.shape != (len(self),):
-            raise DataError(
-                f"`keep` is {mask.dtype} of shape {mask.shape}; it must be one bool for each of "
-                f"the {len(self)} rows"
-            )
-        return self._with(self._frame[mask].reset_index(drop=True), _unread=())
+        kept = self._frame[rows_kept(keep, self._frame)]
+        return self._with(kept.reset_index(drop=True), _unread=())
 
     def sample(
         self,
@@ -446,10 +589,8 @@ class ImageDataset(Shown):
         """
         check_seed(seed)
         shares = check_shares(train, valid, test)
-        if self.splits and not overwrite:
-            raise SplitError(
-                f"the dataset is split already ({self!r}); pass `overwrite=True` to split it anew"
-            )
+        if not overwrite:
+            check_unsplit(self._frame, repr(self))
         try:
             groups = None if group is None else self.groups(group)
         except DataError as error:
@@ -506,15 +647,12 @@ class ImageDataset(Shown):
             axes: Axes to draw on, one per image; None makes a figure.
             side: Inches per image in that figure.
         """
-        if not isinstance(n, int) or n < 1:
-            raise DataError(f"`n` is {n!r}; it must be a positive integer")
-        n = min(n, len(self))
-        shown = self.filter(np.arange(len(self)) < n) if seed is None else self.sample(n, seed)
+        shown = self.filter(rows_shown(self._frame, n, seed))
         return show_images(shown.paths, shown.labels, axes=axes, side=side)
 
     def document(self) -> Document:
         """Images per class and split, as notebooks show them."""
-        return counts_document(self.counts(), len(self), self._root, self._skipped)
+        return counts_document(self.counts(), len(self), self._root, self._unread)
 
     def check(
         self,
@@ -557,17 +695,11 @@ class ImageDataset(Shown):
             content: Take the bytes of every file in: a changed file changes the fingerprint.
             progress: Show a bar while files are read.
         """
-        show = content and progress
-        hashed = watched(self.paths, len(self), show, "hash images")
-        digests = [_digest(path) if content else "" for path in hashed]
-        columns = (self._frame["path"], self.labels, self._frame["split"], digests)
-        rows = sorted(zip(*columns, strict=True))
-        text = json.dumps([sorted(self._classes), rows], ensure_ascii=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return fingerprint_of(self._frame, self._root, self._classes, content, progress)
 
     def preprocess(
         self,
-        folder: str | os.PathLike[str],
+        folder: AnyPath,
         size: Any = 224,
         *,
         n_workers: int | None = None,
@@ -611,24 +743,21 @@ class ImageDataset(Shown):
         """
         from learnkit.learner.dataloaders import image_dataloaders
 
-        if self._store is not None and "store" not in kwargs:
-            if size is None and "preprocessing" not in kwargs:
-                kwargs = {"preprocessing": self._store.recipe, **kwargs}
-            kwargs = {"store": self._store.folder, **kwargs}
+        if self._store is not None:
+            kwargs = self._store.options(size, kwargs)
         size = 224 if size is None else size
         return image_dataloaders(self, size=size, bs=bs, augment=augment, **kwargs)
+
+    @classmethod
+    def _of(cls, found: Annotated, *, case_sensitive: bool = False) -> "Self":
+        """The dataset of what a reader found."""
+        named = {"classes": found.classes, "class_ids": found.class_ids}
+        data = cls(found.frame, found.root, **named, case_sensitive=case_sensitive)
+        data.__dict__.update(found.traits)
+        return data
 
     def _with(self, frame: pd.DataFrame, **changes: Any) -> "Self":
         """Another table of the same kind; it was checked when this one was made."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, _frame=frame, **changes)
         return other
-
-
-def _digest(path: Path) -> str:
-    """sha256 in hex of a file."""
-    try:
-        with open_regular(path) as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    except OSError as error:
-        raise ImageReadError(f"image {str(path)!r} cannot be read: {error.strerror}") from error

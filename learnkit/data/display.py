@@ -1,6 +1,7 @@
 """Pictures of a dataset: a grid of its images, and a table of its counts."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +12,9 @@ import pandas as pd
 from PIL import Image, ImageChops
 
 from learnkit.data.geometry import image_of_pixels
-from learnkit.data.image import read_image
+from learnkit.data.image import extension_counts, read_image
 from learnkit.data.labels import Label
+from learnkit.data.split import SPLITS
 from learnkit.errors import ImageReadError
 from learnkit.report.document import (
     Document,
@@ -139,12 +141,31 @@ def displayed_image(source: Any) -> Image.Image:
         raise
 
 
-def counts_document(counts: pd.DataFrame, n_images: int, root: Path, skipped: str = "") -> Document:
-    """Images per class and split, and what was `skipped`."""
+def summary(splits: Sequence[str], unread: Sequence[str] = ()) -> str:
+    """How many images are in which split, and how many images were not read.
+
+    >>> summary(["train", "", "train"], ["a.dcm", "b.dcm"])
+    'train 2, unassigned 1; skipped 2 .dcm'
+    """
+    sizes = Counter(splits)
+    parts = [f"{name} {sizes[name]}" for name in SPLITS if sizes[name]]
+    parts += [f"unassigned {sizes['']}"] * bool(sizes[""])
+    return (", ".join(parts) or "empty") + _skipped(unread)
+
+
+def _skipped(unread: Sequence[str]) -> str:
+    shown = ", ".join(f"{n} {name}" for name, n in extension_counts(unread).items())
+    return f"; skipped {shown}" if shown else ""
+
+
+def counts_document(
+    counts: pd.DataFrame, n_images: int, root: Path, unread: Sequence[str] = ()
+) -> Document:
+    """Images per class and split, and how many images were not read."""
     head = Span(f"{n_images} images, {len(counts)} classes", "strong")
     table = frame_table(counts, "class", max_rows=_MAX_ROWS, rest="classes")
-    more = (f"; skipped {skipped}",) if skipped else ()
-    return Document([Paragraph((head, " in ", Span(str(root), "code"), *more)), table])
+    more = _skipped(unread)
+    return Document([Paragraph((head, " in ", Span(str(root), "code"), more)), table])
 
 
 def _grid(n: int, side: float) -> np.ndarray:

@@ -84,6 +84,17 @@ def names_in(labels: Iterable[Label]) -> list[str]:
     return [name for label in labels for name in ((label,) if isinstance(label, str) else label)]
 
 
+def targets_of(labels: Sequence[Label], classes: Sequence[str], *, multi_label: bool) -> np.ndarray:
+    """Index of each label in `classes`, int64 (N,); of multi-labels 0 or 1, int64 (N, C)."""
+    index = {name: i for i, name in enumerate(classes)}
+    if not multi_label:
+        return np.array([index[label] for label in labels], dtype=np.int64)
+    targets = np.zeros((len(labels), len(classes)), dtype=np.int64)
+    for row, label in zip(targets, labels, strict=True):
+        row[[index[name] for name in label]] = 1
+    return targets
+
+
 def weights_of_classes(
     labels: Sequence[Label], classes: Sequence[str], balance: bool | str = True
 ) -> dict[str, float]:

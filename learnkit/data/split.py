@@ -214,6 +214,14 @@ def in_split(frame: pd.DataFrame, name: str) -> np.ndarray:
     return (frame["split"] == name).to_numpy(dtype=bool)
 
 
+def check_unsplit(frame: pd.DataFrame, shown: str) -> None:
+    """Raise SplitError if images are in a split already; `shown` is the dataset in the message."""
+    if splits_in(frame):
+        raise SplitError(
+            f"the dataset is split already ({shown}); pass `overwrite=True` to split it anew"
+        )
+
+
 def check_training_splits(
     frame: pd.DataFrame, *, multi_label: bool, validated: bool = True
 ) -> None:

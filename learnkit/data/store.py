@@ -122,6 +122,13 @@ class ImageStore:
         pixels = np.asarray(self._rows[number])
         return image_of_pixels(pixels.transpose(1, 2, 0))
 
+    def options(self, size: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `image_dataloaders` that read this store, unless `given` name another."""
+        if "store" in given:
+            return dict(given)
+        own = size is None and "preprocessing" not in given
+        return {"store": self.folder, **({"preprocessing": self.recipe} if own else {}), **given}
+
     def _missing(self, files: Mapping[str, Path]) -> list[str]:
         """Names of files that are not stored, or are not what they were when they were."""
         entries = self._store.entries

@@ -267,9 +267,15 @@ def preprocessed(dldataset: Mapping[str, Any]) -> ImageDataset:
         for sample in samples
     ]
     try:
-        return ImageDataset.from_halcon(
+        data = ImageDataset.from_halcon(
             {**dldataset, "samples": rows}, image_dir=str(dldataset["dlsample_dir"])
         )
     except DataError as error:
         error.code = errors.H_ERR_DL_INVALID_DATASET
         raise
+    if data.multi_label:
+        raise operator_error(
+            errors.H_ERR_DL_INPUT_WRONG_LENGTH,
+            "a sample has several 'image_label_id', or none; these models learn one class an image",
+        )
+    return data

@@ -32,6 +32,9 @@ IN_PYTHON = {
     # arguments that no command gives
     *("aug_transforms(", "tta=", "start_lr=", "batch_tfms=", "split_idx=", "channels="),
     *("device=", "encoding=", "image_dir="),
+    # masks and boxes, which no command reads yet
+    *("images=", "masks=", "codes=", "ignore=", "good=", "rotated="),
+    *("from_df(", "dataset.write_masks("),
     *("classifier=", "score=", "memory=", "shrinkage=", "temperature=", "lin_bias="),
     *("target=", "train_bn=", "num_workers=", "drop_last=", "with_labels="),
     *("data=", "ds_idx=", "sha256=", "p=", "history="),

@@ -122,7 +122,8 @@ def test_the_folder_can_be_another_one_now(tmp_path):
         (changed(class_names=["a", "b", "a"]), r"`classes` lists \['a'\] more than once"),
         (changed(samples=[]), "the table has no rows"),
         (sample(image_label_id=[3]), r"'image_label_id' 3; 'class_ids' are \[7, 2, 40\]"),
-        (sample(image_label_id=[7, 2]), r"image_label_id of sample 0 is \[7, 2\]; .* one integer"),
+        (sample(image_label_id=[7, 3]), r"'image_label_id' 3; 'class_ids' are \[7, 2, 40\]"),
+        (sample(image_label_id=["7"]), "image_label_id of sample 0 is .*7.*; .* one integer"),
         (sample(image_label_id=1.5), "must be one integer"),
         (sample(image_id="x"), "image_id of sample 0 is 'x'"),
         (sample(image_file_name="../x.png"), r"'\.\./x.png'; it must lie below 'image_dir'"),
@@ -133,8 +134,12 @@ def test_the_folder_can_be_another_one_now(tmp_path):
         (sample(split="later"), r"split \['later'\] is not known"),
         (sample(label="x"), "has a key 'label', which has no meaning here"),
         (
+            changed(samples=[{"image_file_name": "1.png"}]),
+            "sample 0 has no 'image_label_id'; every sample of classification has one",
+        ),
+        (
             changed(samples=[{"image_file_name": "1.png", "anomaly_label": "ok"}]),
-            "sample 0 has no 'image_label_id'; only datasets for classification",
+            r"sample 0 has 'anomaly_label' 'ok'; 'class_names' are \['scratch', 'good', 'dent'\]",
         ),
         (changed(samples=DICTIONARY["samples"][:1] * 2), "listed more than once"),
     ],
@@ -144,10 +149,20 @@ def test_a_broken_dictionary_is_refused(dictionary, message):
         read(dictionary)
 
 
+def test_several_ids_of_an_image_are_several_labels():
+    samples = [
+        {"image_file_name": f"{i}.png", "image_id": i, "image_label_id": ids}
+        for i, ids in enumerate([[40, 7], 2, []])
+    ]
+    data = read(changed(samples=samples))
+    assert data.labels == [("dent", "scratch"), ("good",), ()]
+    assert data.targets.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    back = data.to_halcon()
+    assert [one["image_label_id"] for one in back["samples"]] == [[40, 7], [2], []]
+    assert read(back).frame.equals(data.frame)
+
+
 def test_what_a_dictionary_cannot_say_is_refused(tmp_path):
-    multi = ImageDataset(pd.DataFrame({"path": ["1"], "label": [["a", "b"]]}), tmp_path)
-    with pytest.raises(DataError, match="one class per image; these data are multi-label"):
-        multi.to_halcon()
     outside = ImageDataset(pd.DataFrame({"path": ["/x/1"], "label": ["a"]}), tmp_path)
     with pytest.raises(DataError, match="1 images lie outside the root, such as '/x/1'"):
         outside.to_halcon()

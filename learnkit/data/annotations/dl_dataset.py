@@ -17,7 +17,8 @@ import numpy as np
 
 from learnkit.data.annotations.boxes import corners_of_rectangles, edges_of_rectangles
 from learnkit.errors import BundleCorruptError, DataError
-from learnkit.storage.formats import parse_json
+from learnkit.storage.filesystem import write_file
+from learnkit.storage.formats import parse_json, to_json
 
 MAX_CLASS_ID = 65_534  # HALCON's own limit
 TYPES = {  # the key of a sample that tells the type, in HALCON's order
@@ -110,6 +111,25 @@ class DLDataset:
         {'class_names': ['ok'], 'class_ids': [0], 'samples': []}
         """
         return copy.deepcopy(self._entries)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the dictionary as a JSON file, which is there whole or not at all.
+
+        HALCON's read_dict and `read_dl_dataset` read it.
+
+        Raises:
+            DataError: The name ends in .hdict, HALCON's binary form; a text cannot be written in
+                UTF-8; or the file cannot be written.
+        """
+        if Path(path).suffix == ".hdict":
+            raise DataError(
+                f"{Path(path).name!r} would be HALCON's binary form, which is closed; call it .json"
+            )
+        try:
+            text = to_json(self._entries)
+            write_file(Path(path), lambda file: file.write(text))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{os.fspath(path)!r} cannot be written: {error}") from error
 
 
 def read_dl_dataset(source: Mapping[str, Any] | str | os.PathLike[str]) -> DLDataset:
@@ -304,9 +324,18 @@ def _check_sample(
 def _check_below(name: str, seen: str, folder: str) -> None:
     """Relative and without "..", whichever system wrote it."""
     path = name.replace("\\", "/")
-    leaves = path.startswith("/") or path[1:2] == ":" or ".." in path.split("/")
-    if not path or "\0" in path or leaves:
+    if leaves_folder(path):
         raise DataError(f"{seen}; it must lie below {folder!r}: relative, without '..'")
+
+
+def leaves_folder(path: str) -> bool:
+    """Whether a path with "/" is none below a folder: empty, absolute, or with "..".
+
+    >>> leaves_folder("a/b.png"), leaves_folder("a/../b.png"), leaves_folder("C:/b.png")
+    (False, True, True)
+    """
+    absolute = path.startswith("/") or path[1:2] == ":"
+    return not path or "\0" in path or absolute or ".." in path.split("/")
 
 
 def _check_boxes(sample: Mapping[str, Any], owner: str) -> None:

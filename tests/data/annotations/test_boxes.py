@@ -9,10 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnkit.data.annotations.boxes import (
+    UPRIGHT,
     corners_of_rectangles,
+    corners_of_rotated,
     edges_of_rectangles,
+    outside,
     rectangles_of_corners,
     rectangles_of_edges,
+    rectangles_of_rotated,
+    rotated_of_rectangles,
+    smallest_rectangle,
 )
 from learnkit.data.annotations.dl_dataset import DLDataset
 from learnkit.errors import DataError
@@ -119,3 +125,49 @@ def test_a_dataset_gives_its_boxes_in_the_image():
         data = DLDataset({"class_names": "nut", "class_ids": 0, "samples": samples})
         assert data.boxes(0).tolist() == wanted
         assert data.boxes(1).shape == (0, *data.boxes(0).shape[1:])
+
+
+@given(st.lists(st.tuples(places, places, places, places), max_size=3))
+def test_half_a_pixel_leaves_no_trace_in_what_people_write(rows):
+    decimals = np.round(np.sort(np.array(rows).reshape(-1, 2, 2), 1).reshape(-1, 4), 6) + 0.0
+    assert rectangles_of_edges(edges_of_rectangles(decimals)).tolist() == decimals.tolist()
+
+
+@given(st.lists(rotated, max_size=3))
+def test_rotated_boxes_are_rectangles_half_a_pixel_on(boxes):
+    boxes = np.round(np.array(boxes).reshape(-1, 5), 6)
+    found = rotated_of_rectangles(boxes)
+    assert rectangles_of_rotated(found).tolist() == boxes.tolist()
+    np.testing.assert_allclose(corners_of_rotated(found), corners_of_rectangles(boxes), atol=1e-9)
+
+
+points = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=3, max_size=12)
+
+
+_AXES = (((1, 1), [0, 1]), ((-1, 1), [1, 0]))  # along a direction, and across it
+
+
+@given(points)
+def test_no_turn_gives_a_smaller_box_than_the_smallest(points):
+    points = np.array(points, float)
+    if np.linalg.matrix_rank(points - points[0]) < 2:
+        return
+    x, y, length1, length2, phi = smallest_rectangle(points)
+    assert length1 >= length2
+    assert -math.pi / 2 < phi <= math.pi / 2 + 1e-9
+    corners = corners_of_rotated([(x, y, length1, length2, phi)])[0]
+    for one, other in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        along, away = other - one, points - one
+        assert (along[0] * away[:, 1] - along[1] * away[:, 0] > -1e-5).all()
+    turns = np.linspace(0, math.pi / 2, 400)
+    axes = np.stack([np.cos(turns), np.sin(turns)], 1)
+    widths = [np.ptp(points @ (axes * sign)[:, order].T, axis=0) for sign, order in _AXES]
+    assert 4 * length1 * length2 <= np.prod(widths, axis=0).min() + 1e-5
+
+
+def test_the_share_of_a_box_outside_its_image_is_that_of_a_count_of_pixels():
+    boxes = [(-2, 1, 4, 3), (8, 8, 12, 12), (0, 0, 10, 10), (20, 20, 21, 22), (-5, -5, 15, 15)]
+    for (x0, y0, x1, y1), found in zip(boxes, outside(UPRIGHT, boxes, (10, 10)), strict=True):
+        pixels = [(x, y) for x in range(x0, x1) for y in range(y0, y1)]
+        away = [pixel for pixel in pixels if not (0 <= pixel[0] < 10 and 0 <= pixel[1] < 10)]
+        assert found == pytest.approx(len(away) / len(pixels))

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learnkit.data.annotations.dl_dataset import (
@@ -251,6 +251,26 @@ def test_a_file_is_read_and_a_closed_or_broken_one_refused(tmp_path):
         read_dl_dataset(tmp_path / "other.json")
     with pytest.raises(DataError, match=r"write_dict \(DLDataset, 'x.json'"):
         read_dl_dataset(tmp_path / "x.hdict")
+
+
+@settings(max_examples=25, deadline=None)  # of the disk
+@given(dl_datasets())
+def test_a_written_file_is_read_again(tmp_path_factory, dictionary):
+    path = tmp_path_factory.mktemp("written") / "data.json"
+    DLDataset(dictionary).write(path)
+    assert read_dl_dataset(path).to_dict() == dictionary
+    assert [file.name for file in path.parent.iterdir()] == ["data.json"]
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
+    data = DLDataset(dictionary(BOX))
+    with pytest.raises(DataError, match=r"'x.hdict' would be HALCON's binary form, .* call it .js"):
+        data.write(tmp_path / "x.hdict")
+    with pytest.raises(DataError, match=r"cannot be written: .*No such file"):
+        data.write(tmp_path / "none" / "x.json")
+    with pytest.raises(DataError, match=r"cannot be written: .*surrogates"):
+        DLDataset(dictionary(BOX, mine="\ud800")).write(tmp_path / "x.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_image_dataset_is_read_from_a_file_and_from_odd_forms(tmp_path):
