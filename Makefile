@@ -8,7 +8,7 @@ TOOLS := .venv/.installed-tools
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup demo test test-browser lint types format package bench clean
+.PHONY: help setup demo test test-browser lint types format docs package bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,6 +51,10 @@ format: $(TOOLS)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(TOOLS)  ## build the site of docs/ into build/docs; a link that leads nowhere ends it
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -E -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
+
 package: $(TOOLS)  ## build wheel and sdist, install them in clean environments, and use them there
 	.ci/package
 
@@ -59,4 +63,4 @@ bench: $(TOOLS)  ## run every benchmark; results go to benchmarks/results/*.csv
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove what the targets above made
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache docs/generated
