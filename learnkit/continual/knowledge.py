@@ -38,7 +38,7 @@ from learnkit.continual.serialization import (
 )
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.data.torch_threads import torch_threads
+from learnkit.data.torch_threads import single_blas_thread, torch_threads
 from learnkit.errors import (
     ContinualPredictionError,
     ContinualStateError,
@@ -177,7 +177,8 @@ class Knowledge:
         if same and before.settings == self.settings and before.validation is self.validation:
             return replace(self, derived=before.derived, _affine=before._affine)
         reused = before.derived if same else None
-        with torch_threads(1):  # eigenvectors and long sums have other last bits with more
+        # eigenvectors and long sums have other last bits with more
+        with torch_threads(1), single_blas_thread:
             derived = derive(self.statistics, self.validation, self.settings, reused)
         return replace(self, derived=derived, _affine={})
 

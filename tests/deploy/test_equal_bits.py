@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from deploy_helpers import labelled, make_continual, shades, strange
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.data.torch_threads import torch_threads
+from learnkit.data.torch_threads import single_blas_thread, torch_threads
 from learnkit.inference.prediction import conclude
 
 COUNTS = {"ok": 9, "bad": 7, "ß/<b>": 8}
@@ -71,25 +72,39 @@ def test_numbers_that_are_not_finite_leave_those_of_others():
         assert np.array_equal(beside[place].probs, whole[place].probs)
 
 
+def blas_libraries():
+    """The libraries behind numpy's products."""
+    return [one for one in threadpool_info() if one["user_api"] == "blas"]
+
+
 class TestDerivation:
     @pytest.mark.parametrize("threads", [2, 4])
-    @pytest.mark.parametrize("n", [60, 300])  # fewer than features, and more
-    def test_has_the_same_bits_with_any_number_of_threads(self, n, threads):
+    @pytest.mark.parametrize(("n", "width"), [(60, 192), (300, 192), (700, 640)])
+    def test_has_the_same_bits_with_any_number_of_threads(self, n, width, threads):
         generator = torch.Generator().manual_seed(0)
-        features = torch.rand(n, 192, generator=generator)
+        features = torch.rand(n, width, generator=generator)
         labels = [f"class {i % 7}" for i in range(n)]
         heads = []
         for used in (1, threads):
-            with torch_threads(used):
-                heads.append(ContinualClassifier(192))
+            with torch_threads(used), threadpool_limits(used, "blas"):
+                heads.append(ContinualClassifier(width))
                 heads[-1].extend(features, labels)
                 assert torch.get_num_threads() == used
+                assert {one["num_threads"] for one in blas_libraries()} == {used}
         one, several = (head.scoring for head in heads)
         assert one.threshold.value == several.threshold.value
         assert one.temperature == several.temperature
         assert one.standards == several.standards
         assert one.weight.tobytes() == several.weight.tobytes()
         assert one.distances.axes.tobytes() == several.distances.axes.tobytes()
+
+    def test_that_ends_first_leaves_one_thread_to_another(self):
+        with threadpool_limits(2, "blas"):
+            with single_blas_thread:
+                with single_blas_thread:
+                    pass
+                assert {one["num_threads"] for one in blas_libraries()} == {1}
+            assert {one["num_threads"] for one in blas_libraries()} == {2}
 
 
 def test_a_state_says_where_its_features_come_from():

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -216,7 +217,13 @@ def _eigen(scatter: Tensor, means: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         shape, generator = (n_features, n_random), torch.Generator().manual_seed(0)
         random = torch.rand(shape, generator=generator, dtype=scatter.dtype).sub_(0.5)
         basis, _ = torch.linalg.qr(torch.cat([scatter @ random, means.T], 1))
-        values, turned = torch.linalg.eigh(basis.T @ (scatter @ basis))
+        values, turned = _eigh(basis.T @ (scatter @ basis))
         if scatter.trace() - values.sum() <= _MISSED * scatter.trace():
             return values, basis @ turned
-    return torch.linalg.eigh(scatter)
+    return _eigh(scatter)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh` by numpy's LAPACK: .75 of the time at 1,280 axes, .6 at 2,048."""
+    values, axes = np.linalg.eigh(matrix.numpy())
+    return torch.from_numpy(values), torch.from_numpy(axes)
