@@ -7,6 +7,7 @@ sentence, 130 interrupted. Whatever is slow to import is imported inside the com
 from __future__ import annotations
 
 import functools
+import gc
 import io
 import shlex
 import shutil
@@ -83,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             if argv is None:  # the process ends here; typer has a hook of its own
                 sys.excepthook = _show_traceback
             raise
+        finally:
+            if argv is None:
+                # Python would look for cycles among all of torch's and fastai's objects at its end:
+                # a second of the processor, of the few that a server has once it is told to stop.
+                gc.freeze()
 
 
 def _show_traceback(*error: Any) -> None:

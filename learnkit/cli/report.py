@@ -136,7 +136,7 @@ def _overview(section: Mapping[str, Any], variants: Sequence[Listed], digest: st
     card = section["metadata"].get("card") or {}
     recipe, arch = section["preprocessing"], str(section["model"]["arch"])
     height, width = recipe["size"]
-    colour = "grey" if recipe["channels"] == 1 else "RGB"
+    colour = {1: "grey", 3: "RGB"}.get(recipe["channels"], f"{recipe['channels']}-channel")
     kind = "labels, several an image" if section["multi_label"] else "classes"
     opened = next((one for one in variants if one.opens), variants[0])
     facts = {

@@ -88,6 +88,12 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="crop, squish or pad images that are not square.")
     ] = None,
+    channels: Annotated[
+        int,
+        typer.Option(
+            min=1, max=16, help="3 (RGB), 1 (grey), or what .npy and TIFF files have, up to 16."
+        ),
+    ] = 3,
     balance: Annotated[
         str,
         typer.Option(
@@ -137,6 +143,7 @@ def train(
         seed=seed,
         augment=augment,
         method=method,
+        channels=channels,
         arch_kwargs=dict(map(named_value, arch_args or [])),
         mean=numbers("--mean", mean),
         std=numbers("--std", std),

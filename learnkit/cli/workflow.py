@@ -43,7 +43,7 @@ class TrainingPlan:
         bs: images per batch.
         lr: highest learning rate; None for 0.002 (pretrained) or 0.01.
         seed: of everything random.
-        channels: 3 for colour, 1 for grey.
+        channels: 3 for colour, 1 for grey, or what the files have, up to 16.
         augment: vary the training images as fastai does by default.
         method: how images become square: "crop", "squish" or "pad"; None crops and tells of it.
         arch_kwargs: further arguments of the architecture.

@@ -55,8 +55,9 @@ class Preprocessing:
         per_image: Stretch the contrast of every image to 0..255 after the resize, against light
             that comes and goes: "all_channels" each channel by its own minimum and maximum,
             "first_channel" all by those of the first (what lies outside is cut off); what has one
-            value only becomes 0. HALCON's normalisation types of these names; None leaves images as
-            they are. `mean` and `std` come after it.
+            value only becomes 0. HALCON's normalisation types of these names, which its procedure
+            `preprocess_dl_model_images` computes alike, in reals that it neither rounds nor cuts
+            off; None leaves images as they are. `mean` and `std` come after it.
         draft: Decode JPEG files at a half, quarter or eighth where that leaves three pixels or more
             for each of the result and the same cut: several times faster for photographs, whose
             values move by 5 of 255 at most, on average by less than 1 (hard edges between

@@ -101,9 +101,9 @@ def create_dl_preprocess_param(
 
 
 def _one(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """The value, if it is allowed; scripts of old say 'true' and 'false' for the first two."""
+    """The value, if it is allowed; scripts of old say 'false' and 'true' for kinds of scaling."""
     found = (as_tuple(value) or [allowed[0]])[0]
-    found = {"true": "all_channels", "false": "none"}.get(found, found)
+    found = {"true": "first_channel", "false": "none"}.get(found, found)
     if found not in allowed:
         raise HError(f"`{name}` is {value!r}; it takes {', '.join(map(repr, allowed))}")
     return found

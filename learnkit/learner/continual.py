@@ -360,8 +360,10 @@ def _loaders(learn: Any, data: Any) -> DataLoaders:
                 f"give DataLoaders made as those were ({problem})"
             )
         recipe = preprocessing_of(learn.dls).replace(mean=None, std=None)
-        balance = getattr(learn.dls, "balance", False)
-        data = data.dataloaders(preprocessing=recipe, bs=learn.dls.bs, balance=balance)
+        options = {"balance": getattr(learn.dls, "balance", False), "bs": learn.dls.bs}
+        if (store := getattr(learn.dls, "store", None)) is not None:
+            options["store"] = store
+        data = data.dataloaders(preprocessing=recipe, **options)
         data.to(learn.dls.device) if learn.dls.device is not None else None
     if not isinstance(data, DataLoaders):
         raise DataError(

@@ -313,6 +313,7 @@ def image_dataloaders(
     if preprocessing.mean is not None:
         dls = with_normalization(dls, preprocessing.mean, preprocessing.std)
     dls.preprocessing, dls.image_dataset, dls.balance = preprocessing, dataset, balance
+    dls.store = None if stored is None else stored.folder
     return dls
 
 

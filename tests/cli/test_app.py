@@ -95,6 +95,13 @@ def test_help_names_the_commands_without_importing_torch():
     assert out.stdout.strip().endswith("set()")
 
 
+def test_the_end_of_the_process_looks_for_no_cycles_among_what_was_imported():
+    code = _RUN.replace("main(sys.argv[1:])", "sys.argv[1:] = ['--version']; main()")
+    code += "import gc; print(len(gc.get_objects()) < 1000 < gc.get_freeze_count())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip().endswith("True")
+
+
 @pytest.mark.parametrize("argv", [[], ["--debug"]])
 def test_without_a_command_the_help_is_shown(argv):
     for start in ([], ["-c", "from learnkit.cli.app import main; main()"]):
@@ -145,6 +152,29 @@ def test_train_says_each_step_and_writes_what_it_lists(run):
     assert len(pd.read_csv(beside / "history.csv")) == 3
     assert pd.read_csv(beside / "split.csv")["split"].value_counts().sum() == 36
     assert f"learnkit predict {model} IMAGES" in output.replace("\n", "")
+
+
+def test_train_takes_images_of_any_number_of_channels(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name, value in {"dry": 60, "wet": 190}.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (40, 36, 5)).astype("uint8")
+            pixels[..., 4] = value + i
+            np.save(tmp_path / "images" / name / f"{i}.npy", pixels)
+    out = tmp_path / "model"
+    arguments = [*SMALL, "--epochs", 1, "--out", out]
+    code, _, err = learnkit(capsys, "train", tmp_path / "images", *arguments)
+    assert code == 2
+    assert "--channels" in err
+    code, _, err = learnkit(capsys, "train", tmp_path / "images", *arguments, "--channels", 5)
+    assert code == 0, err
+    assert load_learner(out).preprocessing.channels == 5
+    code, output, _ = learnkit(capsys, "report", out)
+    assert code == 0
+    assert "5-channel images of 32 x 32 pixels" in " ".join(output.split())
+    assert learnkit(capsys, "check", tmp_path / "images")[0] == 0
+    assert learnkit(capsys, "train", tmp_path / "images", *arguments, "--channels", 17)[0] == 2
 
 
 def test_train_continual_ends_in_a_model_that_extend_takes(images, tmp_path, capsys):

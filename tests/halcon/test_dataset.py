@@ -119,6 +119,9 @@ def test_parameters_have_halcons_keys_and_defaults():
     assert found["image_range_max"] == 128
     assert found["normalization_type"] == "none"
     assert found["domain_handling"] == "full_domain"
+    for old, now in {"true": "first_channel", "false": "none"}.items():
+        param = ha.create_dl_preprocess_param(*PARAM[:6], old, *PARAM[7:])
+        assert param["normalization_type"] == now
     constant = ha.create_dl_preprocess_param(*PARAM[:6], "constant_values", *PARAM[7:])
     assert constant["mean_values_normalization"] == [123.675, 116.28, 103.53]
     assert constant["deviation_values_normalization"] == [58.395, 57.12, 57.375]

@@ -40,7 +40,7 @@ from learnkit.errors import (
 from learnkit.interpret.outputs import Outputs
 from learnkit.interpret.source import Source
 from learnkit.learner.continual import origin_of
-from learnkit.learner.dataloaders import with_normalization
+from learnkit.learner.dataloaders import StoreLoader, with_normalization
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.features import features_of
 from learnkit.learner.learner import ImageLearner
@@ -609,6 +609,17 @@ class TestTraining:
         learn.drop_continual()
         assert learn.predict(everything.paths[0]).probs.shape == (5,)
         learn.export(tmp_path / "model")
+
+    def test_refit_reads_from_the_store_that_training_read_from(self, old, everything, tmp_path):
+        torch.manual_seed(0)
+        dls = old.dataloaders(size=32, bs=8, store=tmp_path / "store")
+        learn = quiet(cnn_learner(dls, "test_resnet", False))
+        with learn.no_logging():
+            learn.fit(1)
+            learn.init_continual(old)
+            learn.refit(everything, 1)
+        assert learn.dls.store == dls.store == tmp_path / "store"
+        assert isinstance(learn.dls.train, StoreLoader)
 
     def test_refit_leaves_groups_out(self, learn, everything):
         before = learn.continual.knowledge

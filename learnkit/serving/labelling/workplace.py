@@ -251,10 +251,10 @@ class Workplace:
                 break
             images, pixels = [], []
             for name in names[start : start + BATCH]:
-                if (found := self._decoded(name)) is not None:
+                if not self._ended.is_set() and (found := self._decoded(name)) is not None:
                     images.append(found[0])
                     pixels.append(found[1])
-            if images:
+            if images and not self._ended.is_set():
                 rows, _ = padded_run(self.predictor.record.network, pixels)
                 self.kept.add(images, rows)
                 n_read += self._take(images)

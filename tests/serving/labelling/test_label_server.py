@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from deploy_helpers import make_continual, strange, without_timing
+from labelling_helpers import put
 from typer.testing import CliRunner
 
 from learnkit import load_learner
@@ -32,8 +35,10 @@ def asked(link, path, body=None, cookie=None):
         return json.load(answer), (answer.headers["Set-Cookie"] or "").partition(";")[0]
 
 
-def test_a_label_given_right_before_sigterm_is_in_the_bundle(room):
-    command = [sys.executable, "-m", "learnkit", "label", room / "model", room / "inbox"]
+@contextmanager
+def begun(room, *options):
+    """A server as a shell starts it, its first three lines, its link, and who has come in."""
+    command = [sys.executable, "-m", "learnkit", "label", room / "model", room / "inbox", *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
         [*map(str, command), "--port", "0", "--no-open"],
@@ -48,25 +53,63 @@ def test_a_label_given_right_before_sigterm_is_in_the_bundle(room):
             said = [run.stdout.readline() for _ in range(3)]
             link = re.search(r"open (http://\S+)", said[1]).group(1)
             _, cookie = asked(link, "/label/login", {"key": link.partition("key=")[2]})
-            address = link.partition("/label?")[0]
-            stream = urllib.request.Request(address + "/label/events", headers={"Cookie": cookie})
-            streaming = urllib.request.urlopen(stream)  # a page that stays open
-            images = []
-            while not images:
-                images = asked(link, "/label/queue?n=1", cookie=cookie)[0]["images"]
-                time.sleep(0.1)
-            label = {"ids": [images[0]["id"]], "label": "bad", "key": "k" * 16}
-            assert asked(link, "/label/answer", label, cookie)[0]["result"] == "learned"
-            run.send_signal(signal.SIGTERM)
-            rest = run.communicate()[0]
-            streaming.close()
+            yield run, said, link, cookie
         finally:
             run.kill()
+
+
+def label_first(link, cookie):
+    """Name the first image that is asked for `bad`."""
+    images = []
+    while not images:
+        images = asked(link, "/label/queue?n=1", cookie=cookie)[0]["images"]
+        time.sleep(0.1)
+    label = {"ids": [images[0]["id"]], "label": "bad", "key": "k" * 16}
+    assert asked(link, "/label/answer", label, cookie)[0]["result"] == "learned"
+
+
+def test_a_label_given_right_before_sigterm_is_in_the_bundle(room):
+    with begun(room) as (run, said, link, cookie):
+        address = link.partition("/label?")[0]
+        stream = urllib.request.Request(address + "/label/events", headers={"Cookie": cookie})
+        streaming = urllib.request.urlopen(stream)  # a page that stays open
+        label_first(link, cookie)
+        run.send_signal(signal.SIGTERM)
+        rest = run.communicate()[0]
+        streaming.close()
     assert run.returncode == 0
     assert said[0].startswith("7 images in ")
     assert f"stopped; the 1 labels in force are in {room / 'model'}" in rest
     assert load_learner(room / "model").continual.n_images == {"ok": 6, "bad": 6}
     assert not (room / "model.lock").exists()
+
+
+def test_a_variant_learns_what_it_computes_itself(tmp_path):
+    pytest.importorskip("onnxruntime")
+    with without_timing():
+        settings = {"backend": "onnxruntime", "threads": 1, "force": True, "progress": False}
+        optimised = make_continual({"ok": 6, "bad": 5}).optimize(**settings)[0]
+    optimised.save(tmp_path / "model")
+    put(tmp_path / "inbox", "new", strange(3))
+    name = optimised.variant
+    with begun(tmp_path, "--variant", name, "--threads", "1") as (run, _, link, cookie):
+        label_first(link, cookie)
+        run.send_signal(signal.SIGTERM)
+        assert "the 1 labels in force" in run.communicate()[0]
+    learned = load_learner(tmp_path / "model", variant=name, threads=1)
+    assert learned.continual.n_images == {"ok": 6, "bad": 6}
+    assert learned.variant == name
+    (file,) = (tmp_path / "labelled" / "bad").iterdir()
+    optimised.extend([file], ["bad"], progress=False)  # the same images, without a server
+    assert learned.continual.knowledge.digest == optimised.continual.knowledge.digest
+
+
+def test_a_variant_that_is_not_there_is_refused_by_its_name(room):
+    found = CliRunner().invoke(
+        app, ["label", str(room / "model"), str(room / "inbox"), "--port", "0", "--variant", "none"]
+    )
+    assert found.exit_code == 2
+    assert "'none'" in found.output
 
 
 def test_a_model_that_another_program_teaches_is_refused_with_its_number(room):
