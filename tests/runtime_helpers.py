@@ -70,6 +70,7 @@ def variant_files(name=NAME, *, onnx, head=None, classes=("a", "b"), probe=None,
     is_detector = isinstance(head, OodDetector)
     own = () if head is None or is_detector else head.classes
     backend, precision = name.split("-")
+    config, state = (None, None) if head is None else head.state()
     described = {
         "backend": backend,
         "precision": precision,
@@ -82,8 +83,8 @@ def variant_files(name=NAME, *, onnx, head=None, classes=("a", "b"), probe=None,
         "weights": "0" * 64,
         "preprocessing": Preprocessing(SIZE).to_dict(),
         "versions": {},
-        "continual": {"of": "it"} if own else None,
-        "ood": {"of": "it"} if is_detector else None,
+        "continual": config if own else None,
+        "ood": config if is_detector else None,
         **changes,
     }
     images = np.stack(shades("probe", 2, size=SIZE)) if probe is None else probe
@@ -97,6 +98,7 @@ def variant_files(name=NAME, *, onnx, head=None, classes=("a", "b"), probe=None,
     if head is not None:
         tensors = scoring_tensors(head)
         files["judge.safetensors"] = tensors_to_bytes(tensors)
+        files["state.safetensors"] = tensors_to_bytes(state)
     return {path_of(name, ending): data for ending, data in files.items()}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
+
+import numpy as np
 
 from learnkit.backends.registry import open_session
 from learnkit.backends.session import Session
@@ -27,6 +29,7 @@ from learnkit.bundle.variant import (
     warn_behind,
 )
 from learnkit.bundle.variant_probes import check_recorded
+from learnkit.continual.fingerprints import Learned, codes_of, feature_hashes
 from learnkit.errors import BundleCorruptError, BundleError
 from learnkit.inference.model import Model
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
@@ -93,6 +96,79 @@ def read_facts_of_history(path: str | os.PathLike, variant: str, sha256: str) ->
     where = path_of(variant, HISTORY)
     found = read_folder(path, sha256=sha256, wanted=(where,)).files
     return history_facts(found[where], where) if where in found else NO_HISTORY
+
+
+def read_learned(path: str | os.PathLike, variant: str, sha256: str) -> Learned | None:
+    """What `variant` of the bundle at `path` has learned; None of a head that keeps nothing of it.
+
+    Raises:
+        BundleError: the bundle is gone, or another one by now.
+        BundleCorruptError: the state is no sound one.
+    """
+    where, about = path_of(variant, "state.safetensors"), path_of(variant, "json")
+    folder = read_folder(path, sha256=sha256, wanted=(where, about))
+    described = Variant.from_bytes(folder.bytes(about), variant)
+    if (config := described.continual or described.ood) is None or where not in folder.files:
+        return None
+    settings = read_field(config, "settings", dict, about)
+    return _learned(
+        folder.arrays(where),
+        tuple(map(str, read_field(config, "class_names", list, about))),
+        where,
+        n_features=described.n_features,
+        root=read_field(settings, "root", bool, about),
+    )
+
+
+def _learned(
+    arrays: Mapping[str, np.ndarray],
+    names: tuple[str, ...],
+    where: str,
+    *,
+    n_features: int,
+    root: bool,
+) -> Learned:
+    """The same from the tensors of the state's file, of which no more than this needs is looked at.
+
+    Raises:
+        BundleCorruptError: one is missing, or of another type or shape.
+    """
+
+    def tensor(name: str, dtype: Any, *shape: int) -> np.ndarray:
+        found = arrays.get(name)
+        fits = found is not None and found.dtype == dtype and found.shape[1:] == shape[1:]
+        if not fits or shape[0] not in (-1, len(found)):
+            raise BundleCorruptError(f"{where}: `{name}` is missing, or not of these classes")
+        return found
+
+    def sized(name: str, total: int) -> np.ndarray:
+        sizes = tensor(name, np.int64, -1)
+        if (sizes < 0).any() or sizes.sum() != total:
+            raise BundleCorruptError(f"{where}: `{name}` does not add up to {total}")
+        return sizes
+
+    remembered = tensor("memory", np.int16, -1, n_features)
+    sizes = sized("memory_sizes", len(remembered))
+    validated = tensor("validation", np.int16, -1, n_features)
+    counts = tensor("counts", np.int64, len(names))
+    if "fingerprints" in arrays:
+        codes = tensor("fingerprints", np.int64, -1)
+        owners = sized("fingerprint_sizes", len(codes))[: len(names)]
+        n_seen = int(owners.sum())  # what is behind these belongs to forgotten classes
+        codes = codes[:n_seen].view(np.uint64)
+    else:
+        codes = codes_of(feature_hashes(remembered))
+        n_seen = int(tensor("memory_copies", np.int64, len(remembered)).sum())
+    return Learned(
+        names,
+        counts,
+        codes,
+        max(0, int(counts.sum()) - n_seen),
+        codes_of(feature_hashes(validated)),
+        root,
+        remembered,
+        np.repeat(np.arange(len(sizes)), sizes),
+    )
 
 
 def chosen_variant(asked: str | None, default: str | None, files: Collection[str]) -> str:

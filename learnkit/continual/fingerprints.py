@@ -12,13 +12,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from learnkit.errors import DataError, StatisticsError, first_few
 from learnkit.uncertainty.checks import Array
+from learnkit.uncertainty.embedding import GRID, unit_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _KEY = b"learnkit feature memory"
 _BYTES = 8
@@ -180,3 +183,62 @@ def _rows_by(index: Tensor) -> Iterator[tuple[int, Array]]:
     places = index.numpy()
     for place in np.unique(places).tolist():
         yield place, np.flatnonzero(places == place)
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What a model has learned, as far as it can tell of images that it sees again; numpy alone.
+
+    Attributes:
+        names: of its classes.
+        counts: images it learned of each, int64 (C,).
+        codes: fingerprints of these, uint64 (L,).
+        n_unseen: images that an earlier version learned without noting which.
+        validated: fingerprints of images that decide threshold and temperature.
+        root: whether features are square-rooted, see `unit_rows`.
+        remembered: features on the integer grid, int16 (K, D), classes in order.
+        labels: place in `names` of each remembered one, int64 (K,).
+    """
+
+    names: tuple[str, ...]
+    counts: Array
+    codes: Array
+    n_unseen: int
+    validated: Array
+    root: bool
+    remembered: Array
+    labels: Array
+
+    def fingerprints(self, features: Array) -> Array:
+        """Of images, by their features (N, D), uint64 (N,)."""
+        grid = np.rint(unit_rows(features, root=self.root) * GRID).clip(1 - GRID, GRID - 1)
+        return codes_of(feature_hashes(grid))
+
+    @property
+    def n_images(self) -> dict[str, int]:
+        """Images learned by class name."""
+        return dict(zip(self.names, self.counts.tolist(), strict=True))
+
+    def know(self, codes: Array) -> Array:
+        """Which images are among those learned, by fingerprint, bool (N,)."""
+        return np.isin(codes, self.codes)
+
+    def notes(self, codes: Array) -> tuple[str, ...]:
+        """Notes where images to evaluate on, by fingerprint (N,), have had a part in the model."""
+        n, least = len(codes), "at least " if self.n_unseen else ""
+        notes = learned_notes(int(self.know(codes).sum()), n, least)
+        if decide := int(np.isin(codes, self.validated).sum()):
+            notes += (
+                f"{decide} of {n} images decide threshold and temperature of this model: false "
+                "alarms and calibration error are optimistic",
+            )
+        return notes
+
+
+def learned_notes(n_learned: int, n: int, least: str = "") -> tuple[str, ...]:
+    """A note where a model has learned images to evaluate on."""
+    if not n_learned:
+        return ()
+    return (
+        f"{least}{n_learned} of {n} images were learned by this model: the numbers are optimistic",
+    )

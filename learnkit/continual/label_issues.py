@@ -17,7 +17,7 @@ from torch import Tensor
 from learnkit.continual.checks import check_labelled_features
 from learnkit.continual.closed_form.every_image import EveryImage, leave_every_image_out
 from learnkit.continual.embedding import to_grid
-from learnkit.continual.fingerprints import NONE, fingerprints_of
+from learnkit.continual.fingerprints import fingerprints_of
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.image import read_image
 from learnkit.data.read_images import image_name
@@ -50,8 +50,6 @@ from learnkit.uncertainty.threshold import Threshold
 if TYPE_CHECKING:
     import pandas as pd
 
-    from learnkit.continual.memory import FeatureMemory
-
 _LOOKED, _PER_CLASS = 512, 32  # images looked at, in all and of a class
 _LEAST_FLAGGED = 0.25  # share flagged that is worth a word, however many images there are
 _LEAST_SCORES = 20  # what a threshold rests on before its false-alarm rate can be held against it
@@ -82,36 +80,6 @@ def label_issues(
     ]
     of_known = [out for out, name in zip(flagged, labels, strict=True) if name in known]
     return (*_drift(scoring.threshold, of_known), *_twins(labels, likeness, known))
-
-
-def optimism(
-    stats: ClassStatistics, validation: FeatureMemory, fingerprints: Array
-) -> tuple[str, ...]:
-    """Notes where images to evaluate on, by their fingerprints (N,), have had a part in a model.
-
-    Args:
-        stats: What it learned.
-        validation: Images that decide its threshold and temperature.
-        fingerprints: Of the images.
-    """
-    n, kept = len(fingerprints), [NONE, *(cell.fingerprints for cell in validation.cells)]
-    least = "at least " if stats.n_unseen else ""
-    notes = learned_notes(int(stats.learned.know(fingerprints).sum()), n, least)
-    if decide := int(np.isin(fingerprints, np.concatenate(kept)).sum()):
-        notes += (
-            f"{decide} of {n} images decide threshold and temperature of this model: false alarms "
-            "and calibration error are optimistic",
-        )
-    return notes
-
-
-def learned_notes(n_learned: int, n: int, least: str = "") -> tuple[str, ...]:
-    """A note where a model has learned images to evaluate on."""
-    if not n_learned:
-        return ()
-    return (
-        f"{least}{n_learned} of {n} images were learned by this model: the numbers are optimistic",
-    )
 
 
 def not_learned_before(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learnkit.continual.fingerprints import Learned
 from learnkit.data.image import find_images
 from learnkit.data.labelled_images import all_labelled, files_or_images
 from learnkit.data.labels import ids_of_classes
@@ -473,6 +474,10 @@ class BasePredictor(Shown):
         run = {"bs": bs, "n_workers": n_workers, "progress": progress}
         wanted = {"ood": ood, "measures": measures, "good": good}
         return evaluate_predictor(unwatched, dataset, **wanted, **run)
+
+    def _learned(self) -> Learned | None:
+        """What images that come again are known by; None where nobody knows."""
+        return None if self.record.ood is None else self.record.ood.knowledge.learned
 
     @property
     def is_monitored(self) -> bool:

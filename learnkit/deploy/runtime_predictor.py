@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from learnkit.bundle.audit import NO_HISTORY, HistoryFacts
-from learnkit.bundle.read_runtime import read_facts_of_history, read_runtime, read_session
+from learnkit.bundle.read_runtime import (
+    read_facts_of_history,
+    read_learned,
+    read_runtime,
+    read_session,
+)
 from learnkit.continual.change_report import AuditLog
+from learnkit.continual.fingerprints import Learned
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.home import home_of, pickled
 from learnkit.deploy.hub_bundle import located
 from learnkit.deploy.settable import check_settable
-from learnkit.errors import OptimizedModelError, PredictionError
+from learnkit.errors import BundleError, OptimizedModelError, PredictionError
 from learnkit.inference.class_names import checked_threshold, renamed
 from learnkit.inference.model import Model
 from learnkit.inference.tta import with_views
@@ -129,6 +136,16 @@ class RuntimePredictor(BasePredictor):
     def snapshots(self) -> tuple[str, ...]:
         """The names that `restore` knows, where there is torch; read as `audit` is."""
         return self._history().names
+
+    def _learned(self) -> Learned | None:
+        if self._home is None or self.variant is None:
+            return None
+        try:
+            found = read_learned(self._home.path, self.variant, self._home.digest)
+        except BundleError:  # gone, or another one by now: nobody knows
+            return None
+        labels = self.record.stored is not None and self.record.stored.labels
+        return replace(found, names=self.classes) if labels and found else found
 
     def _history(self) -> HistoryFacts:
         if self._home is None or self.variant is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learnkit.continual.fingerprints import Learned
 from learnkit.data.labelled_images import image_paths, labelled_dataset
 from learnkit.data.read_images import image_name, unreadable_images
 from learnkit.errors import DataError, ImageReadError
@@ -60,9 +61,10 @@ def evaluate_predictor(
         check_detects_ood(predictor.record.ood)
     failures: dict[str, str] = {}
     run = {"bs": bs, "n_workers": n_workers, "progress": progress}
-    recognizing = predictor if predictor.record.ood is None else _Recognizing(predictor)
+    about = predictor._learned()
+    recognizing = predictor if about is None else _Recognizing(predictor, about)
     results, read = _results(recognizing, dataset.paths, failures, **run)
-    found, learned, notes = _recognized(predictor, results)
+    found, learned, notes = _recognized(about, results)
     evaluation = evaluate(
         _probs(found, len(predictor.classes)),
         targets[read],
@@ -76,7 +78,7 @@ def evaluate_predictor(
     evaluation, strange, sources = replace(evaluation, notes=notes, asked=asked), [], []
     if (scoring := knowledge_of(predictor.record)[0]) is not None:
         results, read_strange = _results(recognizing, unknown, failures, **run)
-        strange, known, _ = _recognized(predictor, results)
+        strange, known, _ = _recognized(about, results)
         sources = [unknown[place] for place in read_strange]
         evaluation = replace(evaluation, notes=(*notes, *ood_notes(known)))
         promised = scoring.threshold.false_alarm_rate
@@ -126,6 +128,7 @@ def _probs(found: Sequence[Prediction], n_classes: int) -> np.ndarray:
 def pictured(images: EvaluatedImages, predictor: Any) -> EvaluatedImages:
     """The images with their pictures, what speaks for classes in them, and the model's facts."""
     recipe, record, sources = predictor.preprocessing, predictor.record, images.sources
+    about = predictor._learned()
 
     def picture(place: int) -> Any:
         return recipe.decode(sources[place])
@@ -139,17 +142,17 @@ def pictured(images: EvaluatedImages, predictor: Any) -> EvaluatedImages:
         box=recipe.seen_box,
         heat=heat,
         facts=facts_of(predictor),
-        n_learned={} if record.ood is None else record.ood.n_images,
+        n_learned={} if about is None else about.n_images,
     )
 
 
 class _Recognizing:
     """A predictor whose results come in pairs with the fingerprint of the image."""
 
-    def __init__(self, predictor: Any):
+    def __init__(self, predictor: Any, learned: Learned):
         self.classes, self.detects_ood = predictor.classes, predictor.detects_ood
         self.load, self._predictor = predictor.load, predictor
-        self._statistics = predictor.record.ood.statistics
+        self._learned = learned
 
     def try_loaded(self, images: Sequence[Any]) -> list[tuple[Result, int]]:
         record, wrap = self._predictor.record, self._predictor._wrap
@@ -157,7 +160,7 @@ class _Recognizing:
             record, np.stack(list(images)), wrap, self._predictor.tta
         )
         sound = np.nan_to_num(features, posinf=0, neginf=0)
-        return list(zip(results, self._statistics.fingerprints(sound), strict=True))
+        return list(zip(results, self._learned.fingerprints(sound), strict=True))
 
 
 def facts_of(predictor: Any) -> dict[str, str]:
@@ -176,22 +179,17 @@ def facts_of(predictor: Any) -> dict[str, str]:
 
 
 def _recognized(
-    predictor: Any, results: Sequence[Any]
+    about: Learned | None, results: Sequence[Any]
 ) -> tuple[list[Prediction], Any, tuple[str, ...]]:
     """(predictions, which images the model has learned, notes on these).
 
     The notes also tell of images that decide its threshold. None where nobody knows.
     """
-    if predictor.record.ood is None:
+    if about is None:
         return list(map(raised, results)), None, ()
-    from learnkit.continual.label_issues import optimism
-
     pairs = [one if isinstance(one, tuple) else (one, 0) for one in results]
-    knowledge = predictor.record.ood.knowledge
     codes = np.array([code for _, code in pairs], dtype=np.uint64)
-    notes = optimism(knowledge.statistics, knowledge.validation, codes)
-    learned = knowledge.statistics.learned.know(codes)
-    return [raised(result) for result, _ in pairs], learned, notes
+    return [raised(result) for result, _ in pairs], about.know(codes), about.notes(codes)
 
 
 def _results(

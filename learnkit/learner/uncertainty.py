@@ -18,12 +18,8 @@ from fastai.data.core import DataLoaders
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
-from learnkit.continual.label_issues import (
-    LabelErrors,
-    label_errors,
-    learned_notes,
-    optimism,
-)
+from learnkit.continual.fingerprints import learned_notes
+from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled, all_labelled, dataset_of, is_dataset
 from learnkit.data.read_images import file_of, unreadable_images
@@ -318,10 +314,9 @@ def _optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, tuple[st
     if known or detector is None or not files:
         learned = np.array([file_of(one) in known for one in files or [""] * len(outputs)], bool)
         return learned if known else None, learned_notes(int(learned.sum()), len(outputs))
-    knowledge = detector.knowledge
-    codes = knowledge.statistics.fingerprints(features_of(learn, files))
-    notes = optimism(knowledge.statistics, knowledge.validation, codes)
-    return knowledge.statistics.learned.know(codes), notes
+    about = detector.knowledge.learned
+    codes = about.fingerprints(features_of(learn, files).numpy())
+    return about.know(codes), about.notes(codes)
 
 
 def _required(learn: Any) -> ContinualClassifier:

@@ -25,6 +25,7 @@ from runtime_helpers import (
 )
 
 import learnkit
+from learnkit.bundle.read_runtime import read_learned
 from learnkit.bundle.state import history_bytes
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
@@ -42,6 +43,7 @@ from learnkit.errors import (
     PredictionError,
 )
 from learnkit.inference.model import Model
+from learnkit.storage.formats import parse_tensors, tensors_to_bytes
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -534,3 +536,90 @@ def test_it_is_evaluated_as_with_torch_and_has_a_page_without_heat(continual, tm
     ]
     assert not any("h" in row for row in page["images"])
     assert page["pictures_left_out"] == 0
+
+
+def folder_of(tmp_path, *, learned_ones=2):
+    """Shades of three colours, so many of each learned, and one of them validated."""
+    for name in COLOURS:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        seen = [
+            *shades(name, COLOURS[name], size=SIZE)[:learned_ones],
+            *shades(name, 4, seed=5, size=SIZE),
+        ]
+        for i, image in enumerate(seen):
+            Image.fromarray(image).save(tmp_path / "set" / name / f"{i}.png")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("kind", ["head", "detector"])
+@pytest.mark.parametrize("memory", [8, 64])  # 14 of each are learned: with fingerprints or without
+def test_it_says_what_was_learned_as_the_state_knows_it(tmp_path, kind, memory):
+    head = {"head": ContinualClassifier, "detector": OodDetector}[kind](
+        WIDTH, root=True, memory=memory
+    )
+    for name, n in COLOURS.items():
+        head.extend(features_of(onnx_bytes(), shades(name, n, size=SIZE)), [name] * n)
+    validated = shades("red", 4, seed=5, size=SIZE)[:1]
+    head.validate(features_of(onnx_bytes(), validated), ["red"])
+    classes = {} if kind == "head" else {"classes": tuple(COLOURS)}
+    onnx = onnx_bytes(None if kind == "head" else 3)
+    files = variant_files(onnx=onnx, head=head, **classes)
+    write_bundle(tmp_path / "model", files, default=NAME)
+    predictor = load_runtime(tmp_path / "model")
+    found = predictor.evaluate(folder_of(tmp_path), progress=False, bs=1)
+    assert found.page.images.learned.tolist() == [True, True, False, False, False, False] * 3
+    assert found.notes[0] == "6 of 18 images were learned by this model: the numbers are optimistic"
+    assert found.notes[1].startswith("1 of 18 images decide threshold and temperature of this")
+    classes = found.page.data(found, pictures=False)["classes"]
+    assert [one["n_learned"] for one in classes] == [14, 14, 14]
+
+
+def test_after_the_bundle_is_gone_nobody_knows_what_was_learned(copied, tmp_path):
+    predictor = load_runtime(copied)
+    shutil.rmtree(copied)
+    found = predictor.evaluate(folder_of(tmp_path), progress=False)
+    assert found.page.images.learned is None
+    assert found.notes == ()
+
+
+def test_what_was_learned_has_the_names_that_were_set(copied, tmp_path):
+    predictor = load_runtime(copied).set(class_names={"red": "ruby"})
+    root = folder_of(tmp_path)
+    (root / "red").rename(root / "ruby")
+    found = predictor.evaluate(root, progress=False, bs=1)
+    assert set(found.page.images.n_learned) == {"ruby", "green", "blue"}
+    assert found.page.images.learned.sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("memory", lambda x: x[:, :-1]),
+        ("memory_sizes", lambda x: x + 1),
+        ("counts", lambda x: x[:-1]),
+        ("validation", lambda x: x.float()),
+        ("fingerprints", lambda x: x[:-1]),
+        ("fingerprint_sizes", lambda x: -x),
+    ],
+)
+def test_a_state_that_is_not_sound_is_refused(continual, tmp_path, name, change):
+    files = variant_files(onnx=onnx_bytes(), head=continual[2])
+    where = f"variants/{NAME}.state.safetensors"
+    tensors = parse_tensors(files[where], where)
+    files[where] = tensors_to_bytes({**tensors, name: change(tensors[name]).contiguous()})
+    digest = write_bundle(tmp_path / "model", files, default=NAME)
+    with pytest.raises(BundleCorruptError, match="state.safetensors: `"):
+        read_learned(tmp_path / "model", NAME, digest)
+
+
+def test_what_was_learned_is_what_the_torch_side_knows(continual):
+    path, digest, head = continual
+    found, wanted = read_learned(path, NAME, digest), head.knowledge.learned
+    assert (found.names, found.n_images) == (tuple(wanted.names), COLOURS)
+    for field in ("codes", "validated", "remembered", "labels", "counts"):
+        assert np.array_equal(getattr(found, field), getattr(wanted, field)), field
+    seen = [*shades("green", 14, size=SIZE), *shades("green", 6, seed=5, size=SIZE)]
+    features = features_of(onnx_bytes(), np.stack(seen))
+    codes = found.fingerprints(features.numpy())
+    assert np.array_equal(codes, head.statistics.fingerprints(features))
+    assert found.know(codes).tolist() == [True] * 14 + [False] * 6
