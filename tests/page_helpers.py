@@ -67,6 +67,11 @@ def image(path, actual, predicted, n_classes, sure, **more):
     return one
 
 
+def sha(number):
+    """A number as the SHA-256 of a file, in base64 without padding."""
+    return base64.b64encode(number.to_bytes(32, "big")).decode().rstrip("=")
+
+
 def parts_page():
     """60 images of parts in six classes, ten of them wrong, and 10 strange ones; with pictures."""
     images, k = [], 0
@@ -74,7 +79,7 @@ def parts_page():
         for i in range(n):
             sure = round(0.99 - 0.011 * ((k * 13) % 37), 4)
             one = image(f"{PARTS[a]}/exp{k}_num_{77000 + k}.jpg", a, y, 6, sure, th=k, big=-1)
-            one |= {"s": round(0.1 + 0.013 * k, 4) if k else 0.8, "sha": f"{k:064x}"}
+            one |= {"s": round(0.1 + 0.013 * k, 4) if k else 0.8, "sha": sha(k)}
             one["u"] = one["s"] > 0.8
             if a != y:
                 # the map for the actual class of the first image of a kind is zero everywhere
@@ -139,7 +144,7 @@ def page_data(classes, images, *, thumbs=(), strange_threshold=0.8):
         "classes": [{"name": name, "good": False, "n_learned": 30} for name in classes],
         "measures": {"accuracy": right / max(len(known), 1)},
         "intervals": {},
-        "confusion": confusion,
+        "confusion": [[n for y, k in enumerate(row) if k for n in (y, k)] for row in confusion],
         "ood": {
             "threshold": strange_threshold,
             "rate": 0.05,

@@ -117,6 +117,10 @@ def evaluate(
         typer.Option(metavar="FOLDER", help="Images of none of the classes: are they noticed?"),
     ] = None,
     good: GoodOption = None,
+    learned: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Images it learned, to show beside mistakes."),
+    ] = None,
     false_alarm_rate: RateOption = None,
     max_mb: Annotated[
         float, typer.Option(min=0, max=200, help="Megabytes that the page may have.")
@@ -138,19 +142,21 @@ def evaluate(
     from learnkit.data.dataset import ImageDataset
     from learnkit.serving.server import open_model
 
-    _check_page(html, open_page=open_page, force=force, images=images)
+    about = {"--open": open_page, "--force": force, "--no-images": not images}
+    _check_page(html, force=force, about={**about, "--learned": learned is not None})
     _check_rate(false_alarm_rate)
     report, predictor = Report(), open_model(model)  # with torch or, where there is none, without
     _set_rate(predictor, false_alarm_rate)
     name, data = workflow.held_out(ImageDataset.from_folder(folder))
     unknown = None if ood is None else workflow.images_at([ood])
-    evaluation, unread = evaluated(predictor, data, unknown, good)
+    evaluation, unread = evaluated(predictor, data, unknown, good, learned)
     title = f"{len(data)} images of {folder} ({name})"
     title += "" if unknown is None else f", {len(unknown)} unknown ones of {ood}"
     report.evaluation(evaluation, title if unread is None else f"{title}, as far as readable")
     if html is not None:
         command = ["learnkit", "evaluate", model.name, folder.name, "--html", html.name]
         command += [] if ood is None else ["--ood", ood.name]
+        command += [] if learned is None else ["--learned", learned.name]
         rate = false_alarm_rate
         command += [] if rate is None else ["--false-alarm-rate", f"{rate:g}"]
         command += [part for one in evaluation.good for part in ("--good", one)]
@@ -162,8 +168,11 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _check_page(html: Path | None, *, open_page: bool, force: bool, images: bool) -> None:
-    """Raise UsageError unless the page can be written; said before any work."""
+def _check_page(html: Path | None, *, force: bool, about: Mapping[str, bool]) -> None:
+    """Raise UsageError unless the page can be written; said before any work.
+
+    Options `about` the page are for one that is.
+    """
     from learnkit.interpret.page.page import page_target
     from learnkit.storage.write_folder import check_outside
 
@@ -171,7 +180,7 @@ def _check_page(html: Path | None, *, open_page: bool, force: bool, images: bool
         page_target(html, force=force)
         check_outside(html)
         return
-    for option, given in (("--open", open_page), ("--force", force), ("--no-images", not images)):
+    for option, given in about.items():
         if given:
             raise UsageError(f"{option} is about the page of --html; name its file, --html FILE")
 
@@ -187,11 +196,16 @@ def _say_page(report: Report, html: Path, open_page: bool) -> None:
 
 
 def evaluated(
-    predictor: Predictor, images: Any, unknown: Any, good: Sequence[str] | None = None
+    predictor: Predictor,
+    images: Any,
+    unknown: Any,
+    good: Sequence[str] | None = None,
+    learned: Any = None,
 ) -> tuple[Evaluation, str | None]:
     """How good a model is on the images that can be read, and what to say of the others."""
     try:
-        return predictor.evaluate(images, ood=unknown, good=good or None), None
+        wanted = {"ood": unknown, "good": good or None, "learned": learned}
+        return predictor.evaluate(images, **wanted), None
     except UnreadableImagesError as error:
         return error.evaluation, " ".join(str(error).split())
 

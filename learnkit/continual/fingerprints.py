@@ -209,6 +209,22 @@ class Learned:
     remembered: Array
     labels: Array
 
+    @classmethod
+    def of(cls, knowledge: Any) -> Learned:
+        """What a head or a detector knows: of its statistics, memory and validation images."""
+        stats, held_out = knowledge.statistics, knowledge.validation.cells
+        features, labels = stats.memory.all()
+        return cls(
+            names=stats.class_names,
+            counts=stats.counts.numpy(),
+            codes=np.concatenate([NONE, *stats.learned.classes]),
+            n_unseen=stats.n_unseen,
+            validated=np.concatenate([NONE, *(one.fingerprints for one in held_out)]),
+            root=stats.root,
+            remembered=np.rint(features.numpy() * GRID).astype(np.int16),
+            labels=labels.numpy(),
+        )
+
     def fingerprints(self, features: Array) -> Array:
         """Of images, by their features (N, D), uint64 (N,)."""
         grid = np.rint(unit_rows(features, root=self.root) * GRID).clip(1 - GRID, GRID - 1)

@@ -22,7 +22,6 @@ from learnkit.continual.change_report import (
 from learnkit.continual.checks import check_labelled_features, shown_images, without_blank
 from learnkit.continual.derivation import Derived, derive
 from learnkit.continual.embedding import to_grid
-from learnkit.continual.fingerprints import NONE, Learned
 from learnkit.continual.label_issues import label_issues, not_learned_before
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import check_all_known, clean_name, index_tensor, name_list
@@ -45,7 +44,7 @@ from learnkit.errors import (
     ContinualStateError,
     DataError,
 )
-from learnkit.uncertainty.embedding import GRID, unit_rows
+from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import manual_threshold
 
@@ -85,22 +84,6 @@ class Knowledge:
         """Images per class."""
         stats = self.statistics
         return dict(zip(stats.class_names, stats.counts.tolist(), strict=True))
-
-    @cached_property
-    def learned(self) -> Learned:
-        """What images that come again are known by."""
-        stats, held_out = self.statistics, [cell.fingerprints for cell in self.validation.cells]
-        features, labels = stats.memory.all()
-        return Learned(
-            names=stats.class_names,
-            counts=stats.counts.numpy(),
-            codes=np.concatenate([NONE, *stats.learned.classes]),
-            n_unseen=stats.n_unseen,
-            validated=np.concatenate([NONE, *held_out]),
-            root=self.settings.root,
-            remembered=np.rint(features.numpy() * GRID).astype(np.int16),
-            labels=labels.numpy(),
-        )
 
     @property
     def warning(self) -> str:

@@ -438,6 +438,7 @@ class BasePredictor(Shown):
         ood: Any = None,
         measures: Sequence[str] | None = None,
         good: Sequence[str] | None = None,
+        learned: Any = None,
         bs: int = BATCH,
         n_workers: int = 2,
         progress: bool = True,
@@ -459,6 +460,9 @@ class BasePredictor(Shown):
             good: names of the classes that mean a part is good, for `escape_rate` and
                 `false_reject_rate`; a part that is flagged goes to a person and is not passed.
                 Default what the model's card says, if anything.
+            learned: the images it was trained on, as `dataset` is given: the page of `save_html`
+                shows beside a mistake those that are most alike. Without them it names the classes
+                of the remembered features that are; a model remembers no pictures.
             bs: images per forward pass.
             n_workers: decoding threads; 0 decodes between the passes.
             progress: show a progress bar.
@@ -472,12 +476,12 @@ class BasePredictor(Shown):
         """
         unwatched = copy.copy(self)  # the monitor is for images as they come
         run = {"bs": bs, "n_workers": n_workers, "progress": progress}
-        wanted = {"ood": ood, "measures": measures, "good": good}
+        wanted = {"ood": ood, "measures": measures, "good": good, "learned": learned}
         return evaluate_predictor(unwatched, dataset, **wanted, **run)
 
     def _learned(self) -> Learned | None:
         """What images that come again are known by; None where nobody knows."""
-        return None if self.record.ood is None else self.record.ood.knowledge.learned
+        return None if self.record.ood is None else Learned.of(self.record.ood.knowledge)
 
     @property
     def is_monitored(self) -> bool:

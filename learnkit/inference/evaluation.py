@@ -10,12 +10,12 @@ import numpy as np
 
 from learnkit.continual.fingerprints import Learned
 from learnkit.data.labelled_images import image_paths, labelled_dataset
-from learnkit.data.read_images import image_name, unreadable_images
+from learnkit.data.read_images import chunks, image_name, load_ahead, unreadable_images
 from learnkit.errors import DataError, ImageReadError
 from learnkit.evaluation.bootstrap import fpr_interval
 from learnkit.evaluation.inspection import good_classes
 from learnkit.evaluation.measures import asked_measures, top_k_of
-from learnkit.inference.batch import Predicts, predict_stream
+from learnkit.inference.batch import BATCH, Predicts, padded, predict_stream
 from learnkit.inference.heatmap import evidence_of_files
 from learnkit.inference.prediction import (
     Prediction,
@@ -24,13 +24,19 @@ from learnkit.inference.prediction import (
     predictions_and_features,
     raised,
 )
-from learnkit.interpret.page.images import EvaluatedImages
+from learnkit.interpret.page.images import AlikeImages, EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.report.progress import watched
+from learnkit.uncertainty.alike import most_alike
+from learnkit.uncertainty.embedding import GRID, unit_rows
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset
     from learnkit.evaluation.evaluate import Evaluation
+    from learnkit.inference.model import Model
+
+_N_ALIKE = 3  # learned images beside an evaluated one
+_MAX_LEARNED = 2000  # that are looked at for them
 
 
 def evaluate_predictor(
@@ -40,6 +46,7 @@ def evaluate_predictor(
     ood: Any,
     measures: Any,
     good: Any,
+    learned: Any,
     bs: int,
     n_workers: int,
     progress: bool,
@@ -53,6 +60,7 @@ def evaluate_predictor(
     asked = asked_measures(measures, **known, n_ood=n_ood)
     good_classes(good, predictor.classes)
     dataset = labelled_dataset(dataset)
+    learned = None if learned is None else labelled_dataset(learned, "learned")
     targets = encoded_labels(dataset, predictor.classes, predictor.multi_label)
     unknown = [] if ood is None else image_paths(ood)
     if ood is not None and not predictor.detects_ood:
@@ -64,7 +72,7 @@ def evaluate_predictor(
     about = predictor._learned()
     recognizing = predictor if about is None else _Recognizing(predictor, about)
     results, read = _results(recognizing, dataset.paths, failures, **run)
-    found, learned, notes = _recognized(about, results)
+    found, known_ones, notes = _recognized(about, results)
     evaluation = evaluate(
         _probs(found, len(predictor.classes)),
         targets[read],
@@ -93,10 +101,10 @@ def evaluate_predictor(
         threshold=predictor.threshold,
         ood_scores=np.array([one.ood_score for one in [*found, *strange]]) if scored else None,
         ood_threshold=found[0].ood_threshold if scored else None,
-        learned=learned,
+        learned=known_ones,
         unreadable=failures,
     )
-    evaluation = replace(evaluation, page=EvaluationPage(pictured(images, predictor)))
+    evaluation = replace(evaluation, page=EvaluationPage(pictured(images, predictor, learned)))
     if failures:
         error = unreadable_images(failures, len(dataset) + len(unknown), "the others are judged")
         error.evaluation = evaluation
@@ -125,8 +133,11 @@ def _probs(found: Sequence[Prediction], n_classes: int) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, n_classes), np.float32)
 
 
-def pictured(images: EvaluatedImages, predictor: Any) -> EvaluatedImages:
-    """The images with their pictures, what speaks for classes in them, and the model's facts."""
+def pictured(images: EvaluatedImages, predictor: Any, learned: Any = None) -> EvaluatedImages:
+    """The images with their pictures, what speaks for classes in them, and the model's facts.
+
+    With the learned images that are most alike, too: of the dataset `learned`, or remembered ones.
+    """
     recipe, record, sources = predictor.preprocessing, predictor.record, images.sources
     about = predictor._learned()
 
@@ -141,8 +152,65 @@ def pictured(images: EvaluatedImages, predictor: Any) -> EvaluatedImages:
         picture=picture,
         box=recipe.seen_box,
         heat=heat,
+        decode=recipe.decode,
+        alike=lambda places: _alike(record, about, [sources[place] for place in places], learned),
         facts=facts_of(predictor),
         n_learned={} if about is None else about.n_images,
+    )
+
+
+def _alike(
+    record: Model, about: Learned | None, sources: Sequence[Any], learned: Any
+) -> AlikeImages | None:
+    """The learned images most alike some; None where the model says nothing of either."""
+    root = about is not None and about.root
+    read, features = _features(record, sources)
+    if features is None or not len(read):
+        return None
+    if learned is not None:
+        learned = learned.train if "train" in learned.splits else learned
+        paths, n_learned = learned.paths, len(learned)
+        labels = [", ".join(one) if isinstance(one, tuple) else one for one in learned.labels]
+        chosen = _spread_out(labels, _MAX_LEARNED)
+        kept, others = _features(record, [paths[place] for place in chosen])
+        places = [chosen[row] for row in kept]
+        labels, files = [labels[place] for place in places], [paths[place] for place in places]
+        others, told = unit_rows(others, root=root), {"sources": files, "root": learned.root}
+    elif about is not None:
+        others, labels = about.remembered / GRID, [about.names[place] for place in about.labels]
+        told, n_learned = {}, int(about.counts.sum())
+    if (learned is None and about is None) or not len(others):
+        return None
+    found, likeness = most_alike(unit_rows(features, root=root), others, _N_ALIKE)
+    rows, similarity = np.full((len(sources), found.shape[1]), -1), np.zeros((len(sources), 1))
+    similarity = np.repeat(similarity, found.shape[1], 1)
+    rows[read], similarity[read] = found, likeness
+    return AlikeImages(rows, similarity, labels, n_learned=n_learned, **told)
+
+
+def _features(record: Model, sources: Sequence[Any]) -> tuple[list[int], np.ndarray | None]:
+    """(places of what can be read, pooled features of these (n, D) or None of a bare network)."""
+    pixels = lambda place: record.preprocessing.pixels(sources[place])
+    loaded = load_ahead(pixels, range(len(sources)), n_ahead=2 * BATCH, n_workers=2)
+    there = (one for one in loaded if not isinstance(one[1], ImageReadError))  # some may be gone
+    read, rows = [], [np.zeros((0, record.network.n_features or 0))]
+    for batch in chunks(there, BATCH):
+        features = record.network.run(np.stack(padded([image for _, image in batch], BATCH)))[0]
+        if features is None:
+            return [], None
+        read += [place for place, _ in batch]
+        rows.append(np.nan_to_num(features[: len(batch)], posinf=0, neginf=0))
+    return read, np.concatenate(rows)
+
+
+def _spread_out(labels: Sequence[str], most: int) -> list[int]:
+    """Places of about so many images at most, evenly over classes and over each one's files."""
+    by_class: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        by_class.setdefault(label, []).append(place)
+    share = max(_N_ALIKE, most // max(len(by_class), 1))
+    return sorted(
+        own[at] for own in by_class.values() for at in {*range(0, len(own), -(-len(own) // share))}
     )
 
 

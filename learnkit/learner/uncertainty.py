@@ -18,7 +18,7 @@ from fastai.data.core import DataLoaders
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
-from learnkit.continual.fingerprints import learned_notes
+from learnkit.continual.fingerprints import Learned, learned_notes
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled, all_labelled, dataset_of, is_dataset
@@ -304,8 +304,17 @@ def _pictured(
     """The images with pictures and heat: read by the recipe, or as the loaders read them."""
     if all(map(file_of, images.sources)) and unreadable_by_recipe(learn) is None:
         n_learned = images.n_learned
-        return replace(pictured(images, predictor_of(learn)), n_learned=n_learned)
+        shown = pictured(images, predictor_of(learn), _trained_on(learn))
+        return replace(shown, n_learned=n_learned)
     return replace(images, picture=interp.picture, heat=interp.heat)
+
+
+def _trained_on(learn: Any) -> Any:
+    """The dataset it was trained on; None if it has learned more classes since, or none of it."""
+    data = getattr(learn.dls, "image_dataset", None)
+    if data is None or not files_known(learn) or "train" not in data.splits:
+        return None
+    return data if set(class_names(learn) or ()) <= set(data.train.classes) else None
 
 
 def _optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -314,7 +323,7 @@ def _optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, tuple[st
     if known or detector is None or not files:
         learned = np.array([file_of(one) in known for one in files or [""] * len(outputs)], bool)
         return learned if known else None, learned_notes(int(learned.sum()), len(outputs))
-    about = detector.knowledge.learned
+    about = Learned.of(detector.knowledge)
     codes = about.fingerprints(features_of(learn, files).numpy())
     return about.know(codes), about.notes(codes)
 

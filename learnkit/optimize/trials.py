@@ -13,6 +13,7 @@ from learnkit.backends.network import Network, channels_last
 from learnkit.backends.providers import ONNX_DEVICES
 from learnkit.backends.registry import variant_name
 from learnkit.backends.session import Session
+from learnkit.continual.fingerprints import Learned
 from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import ExportError, MissingExtraError, OptimizeError
 from learnkit.inference.model import Model
@@ -29,7 +30,7 @@ def optimism_about(model: Model, features: Tensor) -> tuple[str, ...]:
     """Notes where test images, by their features (N, D), were learned or decide a threshold."""
     if model.ood is None or not features.shape[1]:
         return ()
-    learned = model.ood.knowledge.learned
+    learned = Learned.of(model.ood.knowledge)
     notes = learned.notes(learned.fingerprints(features.numpy()))
     return tuple(f"of the test images {note}, before and after alike" for note in notes)
 

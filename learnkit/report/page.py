@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from learnkit.report.charts import HEIGHT, WIDTH, reliability_diagram, score_histogram
 from learnkit.report.html import templates
-from learnkit.report.matrix import short_names, shown_matrix
+from learnkit.report.matrix import dense_counts, short_names, shown_matrix
 
 # what an evaluation without them leaves out
 _EMPTY = {
@@ -35,9 +35,12 @@ _EMPTY |= {
     "rows_left_out": 0,
     "duplicates": [],
     "findings": [],
+    "kin": [],
+    "n_kin": [0, 0],
 }
 _EMPTY_OOD = {"threshold": None, "auroc": None, "missed": None, "n_strange": 0}
 _MAX_SUSPECTS = 200
+_CLEANING = "// cleaning.js\n"  # where the script of cleaning goes into that of evaluation
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
@@ -56,6 +59,8 @@ def page_html(data: Mapping[str, Any]) -> str:
     shown = {**_EMPTY, **data}
     shown["ood"] = shown["ood"] and {**_EMPTY_OOD, **shown["ood"]}
     css, js = (_asset(f"evaluation.{kind}") for kind in ("css", "js"))
+    has_findings = shown["kind"] == "cleaning" or shown["findings"]
+    js = js.replace(_CLEANING, _asset("cleaning.js") if has_findings else "")
     classes = [one["name"] for one in data["classes"]]
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(css)}; script-src {_source(js)};"
@@ -75,7 +80,7 @@ def page_html(data: Mapping[str, Any]) -> str:
             created=_date(data["created"]),
             classes=classes,
             labels=short_names(classes),
-            matrix=shown_matrix(shown["confusion"]) if has_matrix else None,
+            matrix=shown_matrix(dense_counts(shown["confusion"])) if has_matrix else None,
             histogram=_histogram(shown),
             reliability=reliability_diagram(bins, len(classes)) if bins else None,
             n_suspects=min(sum(one.get("w", 0) > 0 for one in shown["images"]), _MAX_SUSPECTS),

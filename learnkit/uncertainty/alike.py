@@ -1,4 +1,4 @@
-"""Groups of images that are alike: average linkage of their features, cut at one distance."""
+"""Images that are alike by their features: groups of them, and the most alike of others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,35 @@ from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.scoring import Scoring
 
 _CUT = 0.3  # cosine distance where the model says nothing of how far its images are apart
+
+
+_BLOCK = 2**22  # similarities held at once
+
+
+def most_alike(features: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of `others` most alike each of `features`, their cosine similarities), (N, k) each.
+
+    The most alike come first, of equals the earlier; fewer than k if there are fewer.
+
+    Args:
+        features: embedded, of length 1 (N, D).
+        others: likewise (K, D).
+        k: how many of them.
+
+    >>> places, similarity = most_alike(np.eye(2), np.array([[0.6, 0.8], [0.0, 1.0]]), 1)
+    >>> places.tolist(), similarity.tolist()
+    ([[0], [1]], [[0.6], [1.0]])
+    """
+    k, found = min(k, len(others)), []
+    step = max(1, _BLOCK // max(len(others), 1))
+    for start in range(0, len(features), step):
+        similar = features[start : start + step] @ others.T
+        order = np.argsort(-similar, 1, kind="stable")[:, :k]
+        found.append((order, np.take_along_axis(similar, order, 1)))
+    if not found:
+        return np.zeros((0, k), np.int64), np.zeros((0, k))
+    places, similarity = zip(*found, strict=True)
+    return np.concatenate(places), np.concatenate(similarity)
 
 
 def groups_alike(features: np.ndarray, cut: float, *, root: bool = False) -> list[list[int]]:

@@ -351,7 +351,7 @@ def test_what_is_marked_on_the_page_of_a_model_is_applied_by_the_command(page, s
 def test_cells_of_a_download_begin_no_formula(open_page, seen):
     names = ['=HYPERLINK("x")', "+1", "-1", "@x", "'quoted", 'a,"b"\nc']
     images = [
-        page_helpers.image(f"{name}/1.png", k, 5, 6, 0.9, w=0.5, sha="0" * 64)
+        page_helpers.image(f"{name}/1.png", k, 5, 6, 0.9, w=0.5, sha=page_helpers.sha(0))
         for k, name in enumerate(names)
     ]
     page = open_page(page_data(names, images))
@@ -645,9 +645,9 @@ def test_twenty_four_at_a_time(opened):
     assert opened.inner_text("#shown") == "1–24 of 70"
     opened.click("#more")
     assert len(shown(opened)) == 48
-    opened.click("#more")
+    opened.locator("#under").scroll_into_view_if_needed()  # once asked for, more come by scrolling
+    opened.wait_for_selector("#more", state="hidden")
     assert len(shown(opened)) == 70
-    assert not opened.locator("#more").is_visible()
 
 
 def test_letters_lead_to_the_matrix_and_the_pictures(opened):
@@ -812,3 +812,68 @@ def test_a_picture_left_out_says_so(open_page):
     )
     assert "--max-mb" in page.inner_text(".picture")
     assert "--max-mb" in page.inner_text("#big-none")
+
+
+def test_the_most_alike_learned_images_are_beside_a_mistake(open_page, parts, seen):
+    data = json.loads(json.dumps(parts))
+    hostile = "<b onmouseover=window.hacked=1>"
+    data["kin"] = [{"p": "MT_Free/1.jpg", "th": 0}, {"p": hostile}]
+    data["n_kin"] = [2000, 5000]
+    data["images"][30]["m"] = [[FREE, 0.971, 0], [hostile, 0.9, 1], [FRAY, 0.85, 0]]
+    page = open_page(data, "#open=30")
+    assert "among 2000 of 5000" in page.inner_text("#alike p")
+    told = [" ".join(text.split()) for text in texts(page, "#alike li")]
+    assert told == ["MT_Free 0.97", f"{hostile} 0.90", "MT_Fray 0.85"]
+    assert page.locator("#alike img").count() == 2
+    assert page.get_attribute("#alike li", "title") == "MT_Free/1.jpg"
+    page.keyboard.press("ArrowRight")  # to one of which nothing is known
+    assert not page.locator("#alike").is_visible()
+    assert page.locator("b[onmouseover]").count() == 0
+    assert seen.errors == []
+
+
+def test_remembered_features_are_named_as_such(open_page, parts):
+    data = json.loads(json.dumps(parts))
+    data["images"][30]["m"] = [[FREE, 1, -1], [FRAY, 0.5, -1]]
+    page = open_page({**data, "n_kin": [300, 900]}, "#open=30")
+    assert "from memory, which keeps no pictures: --learned FOLDER" in page.inner_text("#alike p")
+    assert page.locator("#alike img").count() == 0
+    assert texts(page, "#alike li")[0].split() == ["MT_Free", "1.00"]
+
+
+def test_of_several_labels_heat_is_of_those_that_are_wrong(open_page, seen):
+    heat = page_helpers.heat(1)
+    images = [
+        {"p": "1.png", "a": [0], "y": [1], "t": [[1, 0.9]], "h": heat, "ha": heat, "hc": [1, 0]},
+        {"p": "2.png", "a": [2], "y": [], "t": [[2, 0.4]], "ha": heat, "hc": [-1, 2]},
+    ]
+    images = [one | {"hs": [7, 7], "th": k, "big": k} for k, one in enumerate(images)]
+    data = page_data(["a", "b", "c"], [], thumbs=[picture(0), picture(1)])
+    data |= {"images": images, "multi_label": True, "confusion": [], "rows": []}
+    page = open_page({**data, "bigs": data["thumbs"]}, "#open=0")
+    buttons = "#heat-tools button:not([hidden])"
+    assert texts(page, buttons) == ["off", "why b", "why a"]
+    page.keyboard.press("h")
+    page.wait_for_selector("#big-heat", state="visible")
+    page.keyboard.press("ArrowRight")
+    assert texts(page, buttons) == ["off", "why c"]
+    page.wait_for_selector("#big-heat", state="visible")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#overlay", state="hidden")
+    page.click("#heat")
+    page.wait_for_selector(".picture canvas >> nth=1", state="visible")
+    assert page.locator(".picture canvas").count() == 2
+    assert seen.errors == []
+
+
+def test_losses_follow_from_probabilities(open_page):
+    images = [
+        {"p": "a.png", "a": 0, "y": 1, "t": [[1, 0.7], [0, 0.3]]},
+        {"p": "b.png", "a": 0, "y": 1, "t": [[1, 0.999]], "pa": 0.0001},
+    ]
+    page = open_page(page_data(["x", "y"], images))
+    assert shown(page) == ["b.png", "a.png"]
+    with page.expect_download() as download:
+        page.click("#download-csv")
+    rows = [*csv.DictReader(io.StringIO(download.value.path().read_text("utf-8"), newline=""))]
+    assert [float(row["loss"]) for row in rows] == [9.21, 1.204]

@@ -28,6 +28,7 @@ import learnkit
 from learnkit.bundle.read_runtime import read_learned
 from learnkit.bundle.state import history_bytes
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.fingerprints import Learned
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.runtime_predictor import RuntimePredictor, load_runtime
 from learnkit.errors import (
@@ -608,13 +609,13 @@ def test_a_state_that_is_not_sound_is_refused(continual, tmp_path, name, change)
     tensors = parse_tensors(files[where], where)
     files[where] = tensors_to_bytes({**tensors, name: change(tensors[name]).contiguous()})
     digest = write_bundle(tmp_path / "model", files, default=NAME)
-    with pytest.raises(BundleCorruptError, match="state.safetensors: `"):
+    with pytest.raises(BundleCorruptError, match=r"state\.safetensors: `"):
         read_learned(tmp_path / "model", NAME, digest)
 
 
 def test_what_was_learned_is_what_the_torch_side_knows(continual):
     path, digest, head = continual
-    found, wanted = read_learned(path, NAME, digest), head.knowledge.learned
+    found, wanted = read_learned(path, NAME, digest), Learned.of(head.knowledge)
     assert (found.names, found.n_images) == (tuple(wanted.names), COLOURS)
     for field in ("codes", "validated", "remembered", "labels", "counts"):
         assert np.array_equal(getattr(found, field), getattr(wanted, field)), field

@@ -5,15 +5,16 @@ import dataclasses
 import io
 import json
 import pickle
-import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from deploy_helpers import labelled, make_continual, make_model, make_predictor, strange
 from PIL import Image
 
+from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import (
     EvaluationError,
@@ -22,10 +23,12 @@ from learnkit.errors import (
     UsageError,
 )
 from learnkit.evaluation.evaluate import evaluate
+from learnkit.inference.evaluation import _spread_out
 from learnkit.interpret.page.build import DEFAULTS, heat_text, page_data, suspicions
 from learnkit.interpret.page.images import EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.interpret.page.thumbs import data_url, picture_order
+from learnkit.report.matrix import dense_counts
 
 CLASSES = ["good", "scratch", "dent"]
 
@@ -85,10 +88,10 @@ def predictor():
 def test_numbers_are_those_of_the_evaluation():
     evaluation, images = answers()
     data = data_of(evaluation, images, pictures=False)
-    assert data["confusion"] == evaluation.confusion.values.tolist()
+    assert (dense_counts(data["confusion"]) == evaluation.confusion.values).all()
     for name, value in evaluation.summary.items():
         assert data["measures"][name] == pytest.approx(value)
-    assert data["data"]["n"] == 60 == sum(map(sum, data["confusion"]))
+    assert data["data"]["n"] == 60 == dense_counts(data["confusion"]).sum()
 
 
 def test_rows_of_images_add_up_to_the_confusion_matrix():
@@ -98,7 +101,7 @@ def test_rows_of_images_add_up_to_the_confusion_matrix():
     for row in data["images"]:
         if not full(row)["o"]:
             counted[row["a"], row["y"]] += 1
-    assert counted.tolist() == data["confusion"]
+    assert (counted == dense_counts(data["confusion"])).all()
     assert [full(row)["o"] for row in data["images"]] == [False] * 60 + [True] * 7
     assert all(row["a"] == -1 for row in data["images"][60:])
 
@@ -217,7 +220,7 @@ def test_above_the_limit_right_images_are_not_listed(monkeypatch):
     listed, data = page_data(evaluation, images)
     assert len(data["images"]) == 300
     assert data["rows_left_out"] == 115
-    assert sum(map(sum, data["confusion"])) == 405
+    assert dense_counts(data["confusion"]).sum() == 405
     wrong = set(np.flatnonzero(~images.right).tolist())
     assert wrong <= set(listed)
     assert set(range(405, 415)) <= set(listed)
@@ -415,7 +418,7 @@ def test_hostile_names_stay_text(tmp_path, predictor, folders):
     evaluation = predictor.evaluate(tmp_path, progress=False)
     data = evaluation.page.data(evaluation, pictures=False)
     assert data["images"][0]["p"] == f"a/{name}.png"
-    assert re.fullmatch("[0-9a-f]{64}", data["images"][0]["sha"])
+    assert len(base64.b64decode(data["images"][0]["sha"] + "=")) == 32
 
 
 def test_a_page_is_one_file_that_holds_the_data(predictor, folders, tmp_path):
@@ -509,3 +512,147 @@ def test_images_of_many_channels_show_the_first_of_them(channels, mode):
     wanted = pixels[..., 0] if channels == 2 else pixels[..., :3]
     assert (np.asarray(shown) == wanted).all()
     assert len(data_of(evaluation, many)["thumbs"]) == 6
+
+
+def mistaken(data):
+    """Rows that the page has something to show of: mistakes, flagged and strange ones."""
+    rows = [full(row) for row in data["images"]]
+    return [row for row in rows if row["o"] or row["u"] or row["a"] != row["y"]]
+
+
+@pytest.fixture(scope="module")
+def unsure():
+    """A model that learned the colours of a and b the wrong way round: all is a mistake."""
+    return make_continual({"b": 20, "a": 20}).set(class_names={"a": "b", "b": "a"})
+
+
+def nearest(predictor, folder, reference, k=3):
+    """(places of the most alike rows, cosines) of the images of a folder, by a slow loop."""
+    found = {}
+    for file in sorted(folder.glob("*/*.png")):
+        own = predictor.features([file], progress=False)[0].numpy().astype(float)
+        cosines = [own @ other / np.linalg.norm(own) / np.linalg.norm(other) for other in reference]
+        order = np.argsort([-one for one in cosines], kind="stable")[:k]
+        found[file.relative_to(folder).as_posix()] = [(i, cosines[i]) for i in order]
+    return found
+
+
+def test_beside_a_mistake_are_the_most_alike_learned_images(unsure, folders):
+    shown = unsure.evaluate(folders / "parts", learned=folders / "parts", progress=False)
+    data = shown.page.data(shown)
+    files = sorted((folders / "parts").glob("*/*.png"))
+    features = [unsure.features([one], progress=False)[0].numpy().astype(float) for one in files]
+    wanted = nearest(unsure, folders / "parts", features)
+    rows = mistaken(data)
+    assert len(rows) >= 6
+    for row in rows:
+        told = [(data["kin"][k]["p"], likeness) for _, likeness, k in row["m"]]
+        assert told[0] == (row["p"], 1.0)  # it was learned itself
+        for (path, likeness), (place, cosine) in zip(told, wanted[row["p"]], strict=True):
+            assert likeness == pytest.approx(cosine, abs=2e-3)
+            assert path == files[place].relative_to(folders / "parts").as_posix()
+        named = [data["classes"][number]["name"] for number, *_ in row["m"]]
+        assert named == [path.split("/")[0] for path, _ in told]
+    assert all("th" in one for one in data["kin"])
+    assert data["n_kin"] == [12, 12]
+    assert str(folders) not in json.dumps(data)
+
+
+def test_memory_names_the_classes_of_the_most_alike_and_has_no_pictures(unsure, folders):
+    shown = unsure.evaluate(folders / "parts", progress=False)
+    data = shown.page.data(shown)
+    features, labels = unsure.continual.statistics.memory.all()
+    names = unsure.continual.statistics.class_names
+    wanted = nearest(unsure, folders / "parts", features.numpy())
+    for row in mistaken(data):
+        assert [data["classes"][number]["name"] for number, *_ in row["m"]] == [
+            names[labels[place]] for place, _ in wanted[row["p"]]
+        ]
+        cosines = [cosine for _, cosine in wanted[row["p"]]]
+        assert [likeness for _, likeness, _ in row["m"]] == pytest.approx(cosines, abs=2e-3)
+        assert {k for *_, k in row["m"]} == {-1}
+    assert data["kin"] == []
+    assert data["n_kin"] == [len(labels), 40]
+
+
+def test_learned_images_of_other_classes_keep_their_names_and_gone_ones_are_left_out(
+    unsure, folders, tmp_path
+):
+    other = "<b>other"
+    shutil.copytree(folders / "parts" / "a", tmp_path / "learned" / other)
+    (tmp_path / "learned" / other / "0.png").write_bytes(b"no picture")
+    shown = unsure.evaluate(folders / "parts", learned=tmp_path / "learned", progress=False)
+    data = shown.page.data(shown, max_mb=0)
+    assert {one[0] for row in mistaken(data) for one in row["m"]} == {other}
+    assert data["n_kin"] == [5, 6]
+    assert not any("th" in one for one in data["kin"])
+    html = shown.save_html(tmp_path / "page.html").read_text("utf-8")
+    assert other not in html
+
+
+def test_of_many_learned_images_some_of_each_class_are_looked_at():
+    labels = ["a"] * 5000 + ["b"] * 10 + ["c"] * 700
+    chosen = _spread_out(labels, 2000)
+    counts = {name: sum(labels[place] == name for place in chosen) for name in "abc"}
+    assert counts["b"] == 10
+    assert 500 <= counts["a"] <= 666
+    assert 350 <= counts["c"] <= 666
+    assert chosen == sorted(set(chosen))
+    assert _spread_out(labels[:3], 2) == [0, 1, 2]
+
+
+def test_right_images_have_none_beside_them(predictor, folders):
+    shown = predictor.evaluate(folders / "parts", progress=False)
+    data = shown.page.data(shown, pictures=False)
+    right = [row for row in data["images"] if row not in mistaken(data)]
+    assert not any("m" in row for row in right if not full(row)["u"])
+
+
+def test_scores_stay_on_their_side_of_the_threshold():
+    evaluation, images = answers(n=40)
+    scores = np.linspace(1.36028, 1.36048, 40)
+    close = dataclasses.replace(images, ood_scores=scores, ood_threshold=1.360372)
+    data = data_of(evaluation, close, pictures=False)
+    limit = data["ood"]["threshold"]
+    assert [row["s"] > limit for row in data["images"]] == (scores > 1.360372).tolist()
+    assert sum(len(repr(row["s"])) > 6 for row in data["images"]) < 25  # the others stay short
+
+
+def test_of_several_labels_heat_is_of_the_wrong_ones(folders):
+    from learnkit.interpret.gradcam import grad_cam
+
+    network = make_predictor(
+        make_model(n_out=3, size=64), size=64, classes=["a", "b", "c"], multi_label=True
+    )
+    table = pd.DataFrame(
+        {
+            "path": [f"a/{i}.png" for i in range(6)],
+            "label": [("a",), ("b",), ("a", "c"), (), ("c",), ("a", "b", "c")],
+        }
+    )
+    data = ImageDataset.from_df(table, folders / "parts")
+    evaluation = network.evaluate(data, progress=False)
+    rows = evaluation.page.data(evaluation, pictures=False)["images"]
+    explained = [row for row in rows if "hs" in row]
+    assert explained == [row for row in rows if set(row["a"]) != set(row["y"])]
+    for row in explained:
+        x = network.preprocessing(folders / "parts" / row["p"])[None]
+        probs = network.predict(folders / "parts" / row["p"]).probs
+        extra = sorted(set(row["y"]) - set(row["a"]), key=lambda c: -probs[c])
+        missed = sorted(set(row["a"]) - set(row["y"]), key=lambda c: probs[c])
+        assert row["hc"] == [extra[0] if extra else -1, missed[0] if missed else -1]
+        for key, number in zip(("h", "ha"), row["hc"], strict=True):
+            assert (key in row) == (number >= 0)
+            if number >= 0:
+                heat = grad_cam(network.model, x, number)[0].numpy()
+                told = np.frombuffer(base64.b64decode(row[key]), np.uint8).reshape(row["hs"])
+                wanted = heat / heat.max() * 255 if heat.max() > 0 else 0 * heat
+                np.testing.assert_allclose(told, wanted, atol=1)
+    assert {tuple(n >= 0 for n in row["hc"]) for row in explained} >= {(False, True)}
+
+
+def test_a_thousand_classes_add_little():
+    evaluation, images = answers(n=3000, n_classes=1000)
+    data = data_of(evaluation, images, pictures=False)
+    assert (dense_counts(data["confusion"]) == evaluation.confusion.values).all()
+    assert len(json.dumps(data["confusion"], separators=(",", ":"))) < 40_000  # of 2 MB

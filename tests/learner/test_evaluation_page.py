@@ -40,8 +40,8 @@ def test_the_page_lists_the_files_of_the_learner(learn):
     ]
     assert data["pictures_left_out"] == 0
     assert "/tmp" not in json.dumps(data)
-    losses = [row["l"] for row in data["images"]]
-    np.testing.assert_allclose(losses, interp.losses, rtol=1e-3)
+    probs = [row["pa"] if "pa" in row else dict(row["t"])[row["a"]] for row in data["images"]]
+    np.testing.assert_allclose(-np.log(probs), interp.losses, rtol=1e-3)
 
 
 def test_heat_is_that_of_the_network_for_both_classes(learn):
@@ -123,3 +123,21 @@ def test_an_interpretation_saves_the_page_of_its_evaluation(learn, tmp_path):
     one = interp.save_html(tmp_path / "one.html", created="2026-11-25T22:50Z")
     other = learn.evaluate().save_html(tmp_path / "other.html", created="2026-11-25T22:50Z")
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_beside_mistakes_are_images_that_the_learner_was_trained_on(tmp_path):
+    root = write_image_folder(tmp_path / "set", {"a": 10, "b": 10})
+    learn = tiny_learner(ImageDataset.from_folder(root).split(0.5, 0.5, seed=0))
+    untrained = data_of(learn.evaluate(), pictures=False)
+    assert not any("m" in row for row in untrained["images"])  # it has learned none yet
+    learn.fit(1)
+    data = data_of(learn.evaluate())
+    wrong = [row for row in data["images"] if row["a"] != row["y"]]
+    trained = {path.relative_to(root).as_posix() for path in learn.dls.image_dataset.train.paths}
+    assert wrong
+    for row in wrong:
+        assert len({k for *_, k in row["m"]}) == 3
+        for number, _, k in row["m"]:
+            assert data["kin"][k]["p"] in trained
+            assert data["kin"][k]["p"].startswith("ab"[number])
+    assert data["n_kin"] == [10, 10]

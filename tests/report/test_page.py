@@ -90,10 +90,15 @@ class TestFile:
 
 
 class TestScript:
-    source = (TEMPLATES / "evaluation.js").read_text(encoding="utf-8")
+    own = (TEMPLATES / "evaluation.js").read_text(encoding="utf-8")
+    source = own + (TEMPLATES / "cleaning.js").read_text(encoding="utf-8")
 
     def test_stays_small(self):
-        assert len(self.source.encode()) < 30 * 1024
+        assert len(self.own.encode()) < 30_000
+
+    def test_of_cleaning_is_on_its_page_alone(self, parts, page):
+        assert "findings()" not in page
+        assert "findings();" in page_html({**parts, "kind": "cleaning"})
 
     @pytest.mark.parametrize(
         "way", ["innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function("]

@@ -17,7 +17,10 @@ from learnkit.evaluation.evaluate import json_value
 from learnkit.evaluation.inspection import Inspection, good_classes, inspection
 from learnkit.evaluation.measures import calibration_bins, class_counts, wilson_interval
 from learnkit.evaluation.verdict import meaning
+from learnkit.interpret.page.images import name_of
 from learnkit.interpret.page.sentences import summary_sentences
+from learnkit.interpret.page.thumbs import picture_order
+from learnkit.report.matrix import sparse_counts
 
 if TYPE_CHECKING:
     from learnkit.evaluation.evaluate import Evaluation
@@ -28,10 +31,12 @@ N_BINS = 15
 MAX_ROWS = 100_000  # images that are listed; above, right ones are counted alone
 _MAX_SUSPECTS = 200
 _MAX_HEATS = 200
+_MAX_ALIKE = 200  # images beside which learned ones are shown
 _MINUTE = "%Y-%m-%dT%H:%MZ"
 _TOP, _LEAST_PROB = 5, 0.001
 Array = np.ndarray
-# Left out of the row of an image where it has this value: 50,000 rows are a file to be mailed.
+# Left out of the row of an image where it has this value: 50,000 rows are a file to be mailed. Of
+# one label an image, `pa` is left out if `t` has it, and `l` always, which follows from it.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("pa", "l", "s", "h", "ha", "hs", "sha")),
     "hb": [0.0, 0.0, 1.0, 1.0],
@@ -76,6 +81,7 @@ def page_data(
     model = {"learnkit": __version__, **dict.fromkeys(("name", "arch", "size", "digest"), "")}
     model |= images.facts
     name = model["name"] or model["arch"] or "model"
+    confusion = evaluation.confusion.to_numpy()
     created = created or time.strftime(_MINUTE, time.gmtime())
     data = {
         "version": VERSION,
@@ -97,7 +103,7 @@ def page_data(
             name: [json_value(low), json_value(high)]
             for name, low, high in evaluation.intervals.itertuples()
         },
-        "confusion": [] if images.multi_label or not n else evaluation.confusion.values.tolist(),
+        "confusion": [] if images.multi_label or not n else sparse_counts(confusion),
         "label_tables": _label_tables(evaluation) if images.multi_label else [],
         "rows": _class_rows(evaluation, images) if n else [],
         "ood": _ood(evaluation, images),
@@ -106,6 +112,8 @@ def page_data(
         "duplicates": duplicates,
         "findings": [],
         "images": rows,
+        "kin": [],
+        "n_kin": [0, 0],
         "rows_left_out": len(images) - len(listed),
         "pictures_left_out": len(rows),
         "thumbs": [],
@@ -191,45 +199,112 @@ def _image_rows(
     for place in listed.tolist():
         known = place < images.n_known
         top = [[int(c), _short(images.probs[place, c])] for c in order[place]]
+        top = top[:1] + [pair for pair in top[1:] if pair[1] >= _LEAST_PROB]
+        told = images.multi_label or all(c != images.targets[place] for c, _ in top) if known else 0
         row = {
             "p": images.names[place],
             "a": _label(images.targets[place]) if known else -1,
             "y": _label(images.predicted[place]),
-            "t": top[:1] + [pair for pair in top[1:] if pair[1] >= _LEAST_PROB],
-            "pa": _short(images.actual_probs[place]) if known else None,
-            "l": _short(images.losses[place]) if known else None,
-            "s": None if images.ood_scores is None else _short(images.ood_scores[place]),
+            "t": top,
+            "pa": _short(images.actual_probs[place]) if told else None,
+            "l": _short(images.losses[place]) if known and images.multi_label else None,
+            "s": None if images.ood_scores is None else _score(images, place),
             "u": bool(images.flagged[place]),
             "o": not known,
             "w": _short(suspicion[place]) if known else 0,
             "d": group_of.get(place, -1),
             "k": bool(known and images.learned is not None and images.learned[place]),
-            "sha": images.sha256[place],
+            "sha": _digest_text(images.sha256[place]),
             **heats.get(place, {}),
         }
         rows.append({key: one for key, one in row.items() if one != DEFAULTS.get(key, row)})
     return rows
 
 
+def _score(images: EvaluatedImages, place: int) -> float | None:
+    """An OOD score, as short as leaves it on its side of the threshold."""
+    score, limit = float(images.ood_scores[place]), images.ood_threshold
+    short = _short(score)
+    if short is None or limit is None or (short > limit) == (score > limit):
+        return short
+    return score
+
+
+def _digest_text(sha256: str | None) -> str | None:
+    """A SHA-256 in hex as base64 without padding, a third shorter."""
+    return sha256 and base64.b64encode(bytes.fromhex(sha256)).decode().rstrip("=")
+
+
 def _heats(images: EvaluatedImages) -> dict[int, dict[str, Any]]:
-    """For the worst mistakes the maps of what was predicted and of the truth, by place."""
+    """For the worst mistakes the maps of what was predicted and of the truth, by place.
+
+    Of several labels an image: of the surest one that is not there, and of the one least believed
+    that is; `hc` says which these are, -1 for none.
+    """
     wrong = np.flatnonzero(~images.right)
-    if images.multi_label or not len(wrong):
-        return {}
-    worst = wrong[np.argsort(-images.losses[wrong], kind="stable")][:_MAX_HEATS].tolist()
-    said = images.maps(worst, images.predicted[worst].tolist())
-    meant = images.maps(worst, images.targets[worst].tolist())
-    if said is None or meant is None:
-        return {}
-    return {
-        place: {
-            "h": heat_text(one),
-            "ha": heat_text(other),
-            "hs": list(one.shape),
-            "hb": [round(at, 4) for at in images.seen_box(place)],
-        }
-        for place, one, other in zip(worst, said, meant, strict=True)
-    }
+    worst = wrong[np.argsort(-images.losses[wrong], kind="stable")][:_MAX_HEATS]
+    said, meant = images.predicted[worst], images.targets[worst]
+    if images.multi_label:
+        said, meant = _wrong_labels(images.probs[worst], said.astype(bool), meant == 1)
+    found: dict[int, dict[str, Any]] = {}
+    for key, numbers in (("h", said), ("ha", meant)):
+        told = np.flatnonzero(numbers >= 0)
+        maps = images.maps(worst[told].tolist(), numbers[told].tolist()) if len(told) else []
+        if maps is None:
+            return {}
+        for row, one in zip(told.tolist(), maps, strict=True):
+            about = found.setdefault(int(worst[row]), {"hs": list(one.shape)})
+            about[key] = heat_text(one)
+            if images.multi_label:
+                about["hc"] = [int(said[row]), int(meant[row])]
+    for place, about in found.items():
+        about["hb"] = [round(at, 4) for at in images.seen_box(place)]
+    return found
+
+
+def _wrong_labels(probs: Array, said: Array, meant: Array) -> tuple[Array, Array]:
+    """(the likeliest class said and not meant, the least likely one meant and not said), (n,) each.
+
+    -1 where there is none in a row of probabilities and flags (n, C).
+    """
+    extra, missed = said & ~meant, meant & ~said
+    first = np.where(extra, probs, -np.inf).argmax(1)
+    last = np.where(missed, probs, np.inf).argmin(1)
+    return np.where(extra.any(1), first, -1), np.where(missed.any(1), last, -1)
+
+
+def add_alike(data: dict[str, Any], images: EvaluatedImages, listed: Sequence[int]) -> list[Any]:
+    """Add the learned images most alike the remarkable ones to a page's data; return their files.
+
+    A row's `m` names [class, similarity, place in `kin` or -1] of each; `n_kin` is how many learned
+    images were looked at, and how many there are.
+
+    Args:
+        data: of the page.
+        images: the evaluated images.
+        listed: the places of its rows.
+    """
+    chosen = picture_order(data["images"])[0][:_MAX_ALIKE]
+    found = images.alike and chosen and images.alike([listed[row] for row in chosen])
+    if not found:
+        return []
+    numbers = {one["name"]: number for number, one in enumerate(data["classes"])}
+    kin: dict[int, int] = {}
+    for row, own, similarity in zip(chosen, found.rows, found.similarity, strict=True):
+        data["images"][row]["m"] = [
+            [
+                numbers.get(found.labels[one], found.labels[one]),
+                round(float(likeness), 3),
+                -1 if found.sources is None else kin.setdefault(one, len(kin)),
+            ]
+            for one, likeness in zip(own.tolist(), similarity, strict=True)
+            if one >= 0
+        ]
+    sources = [] if found.sources is None else [found.sources[one] for one in kin]
+    names = [name_of(one, place, found.root) for place, one in enumerate(sources)]
+    data["kin"] = [{"p": name} for name in names]
+    data["n_kin"] = [len(found.labels), found.n_learned]
+    return sources
 
 
 def _label(value: Any) -> int | list[int]:
@@ -298,7 +373,7 @@ def _ood(evaluation: Evaluation, images: EvaluatedImages) -> dict[str, Any] | No
     n, measures = images.n_known, evaluation.summary
     strange = images.flagged[n:]
     return {
-        "threshold": None if images.ood_threshold is None else _short(images.ood_threshold),
+        "threshold": None if images.ood_threshold is None else float(images.ood_threshold),
         "promised": evaluation.promised,
         "rate": float(images.flagged[:n].mean()) if n else None,
         "detected": float(strange.mean()) if len(strange) else None,

@@ -29,6 +29,27 @@ _N_WORKERS = 2
 
 
 @dataclass(frozen=True, eq=False)
+class AlikeImages:
+    """The learned images that are most alike evaluated ones; K are known, of which k are told each.
+
+    Attributes:
+        rows: which learned images, most alike first (n, k); -1 where nothing is known of an image.
+        similarity: cosine similarities of features (n, k).
+        labels: what each of the K is labelled as.
+        sources: their files (K,); None of remembered features, which have no pictures.
+        root: the folder that names of these are relative to.
+        n_learned: images there are, of which K were looked at.
+    """
+
+    rows: Array
+    similarity: Array
+    labels: Sequence[str]
+    sources: Sequence[Any] | None = None
+    root: Path | None = None
+    n_learned: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class EvaluatedImages:
     """What a classifier answered to the images of an evaluation, and where they are.
 
@@ -49,6 +70,8 @@ class EvaluatedImages:
         picture: the picture of an image by its place; default as `read_image` reads its source.
         box: what the network sees of a picture of a size, of which heat is; default all of it.
         heat: Grad-CAM maps (h, w) of places for class numbers; None where there are none.
+        decode: the picture of any source, as the model reads it; default as `read_image` does.
+        alike: the learned images most alike those at places; None where nothing is known of them.
     """
 
     probs: Array
@@ -65,13 +88,15 @@ class EvaluatedImages:
     picture: Callable[[int], Image] | None = None
     box: Callable[[tuple[int, int]], tuple[float, ...]] | None = None
     heat: Callable[[Sequence[int], Sequence[int]], list[Array] | None] | None = None
+    decode: Callable[[Any], Any] | None = None
+    alike: Callable[[Sequence[int]], AlikeImages | None] | None = None
 
     def __len__(self) -> int:
         return len(self.probs)
 
     def __getstate__(self) -> dict[str, Any]:
         # the model stays here: what is pickled, or copied, is the answers and where the images are
-        return {**vars(self), **dict.fromkeys(("picture", "box", "heat"))}
+        return {**vars(self), **dict.fromkeys(("picture", "box", "heat", "decode", "alike"))}
 
     @property
     def n_known(self) -> int:
@@ -157,6 +182,14 @@ class EvaluatedImages:
         if self.sources[place] is None:
             raise ImageReadError(f"image {place + 1} is in no file, and whoever read it is gone")
         return read_image(self.sources[place])
+
+    def open_learned(self, source: Any) -> Image:
+        """The picture of a learned image, read as these are, 8-bit.
+
+        Raises:
+            ImageReadError: it cannot be read any more.
+        """
+        return read_image(source) if self.decode is None else _shown(self.decode(source))
 
     def maps(self, places: Sequence[int], numbers: Sequence[int]) -> list[Array] | None:
         """The heat (h, w) of each image for a class; None where there are no gradients."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import UsageError
-from learnkit.interpret.page.build import page_data
+from learnkit.interpret.page.build import add_alike, page_data
 from learnkit.interpret.page.images import EvaluatedImages
 from learnkit.interpret.page.thumbs import add_pictures
 from learnkit.storage.filesystem import write_file
@@ -49,9 +49,11 @@ class EvaluationPage:
         if not 0 <= max_mb <= _LARGEST_MB:
             raise UsageError(f"`max_mb` is {max_mb}; give megabytes from 0 to {_LARGEST_MB}")
         listed, data = page_data(evaluation, self.images, **about)
+        kin = add_alike(data, self.images, listed)
         if pictures:
             read = lambda row: self.images.open(listed[row])
-            add_pictures(data, read, max_mb=max_mb, progress=progress)
+            read_kin = lambda place: self.images.open_learned(kin[place])
+            add_pictures(data, read, read_kin, max_mb=max_mb, progress=progress)
         return data
 
     def save_html(

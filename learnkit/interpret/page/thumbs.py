@@ -17,7 +17,7 @@ from learnkit.report.progress import watched
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-SMALL, BIG = 160, 512
+SMALL, BIG, LEARNED = 160, 512, 112
 _QUALITY, _MAX_BIG, _PER_CLASS = 70, 200, 6
 _BYTES_PER_MB = 1_000_000
 _N_WORKERS = 2
@@ -27,6 +27,7 @@ Rows = Sequence[dict[str, Any]]
 def add_pictures(
     data: dict[str, Any],
     open_picture: Callable[[int], Picture],
+    open_learned: Callable[[int], Picture] | None = None,
     *,
     max_mb: float,
     progress: bool = False,
@@ -35,19 +36,26 @@ def add_pictures(
 
     The budget goes to errors by loss, what is flagged, strange images that were missed, suspects,
     12 right ones of each class (those of most and of least confidence), then to the rest. The
-    remarkable ones have a large picture too, 200 of them at most.
+    remarkable ones have a large picture too, 200 of them at most, and beside them are the learned
+    images that they are most alike.
 
     Args:
         data: of the page; its numbers count towards the budget.
         open_picture: the picture of an image by its row, or an ImageReadError.
+        open_learned: likewise of a learned image by its place in `kin`.
         max_mb: megabytes of 1,000,000 bytes.
         progress: show a bar.
     """
     room = max_mb * _BYTES_PER_MB - len(json.dumps(data, separators=(",", ":")))
     first, rest = picture_order(data["images"])
-    room = _fill(data, "th", "thumbs", _urls(first, open_picture, SMALL, progress), room)
-    room = _fill(data, "big", "bigs", _urls(first[:_MAX_BIG], open_picture, BIG, progress), room)
-    _fill(data, "th", "thumbs", _urls(rest, open_picture, SMALL, progress), room)
+    rows = data["images"]
+    room = _fill(rows, "th", data["thumbs"], _urls(first, open_picture, SMALL, progress), room)
+    big = _urls(first[:_MAX_BIG], open_picture, BIG, progress)
+    room = _fill(rows, "big", data["bigs"], big, room)
+    if open_learned is not None:
+        kin = _urls(range(len(data["kin"])), open_learned, LEARNED, progress)
+        room = _fill(data["kin"], "th", data["thumbs"], kin, room)
+    _fill(rows, "th", data["thumbs"], _urls(rest, open_picture, SMALL, progress), room)
     data["pictures_left_out"] = sum("th" not in row for row in data["images"])
 
 
@@ -55,7 +63,7 @@ def picture_order(rows: Rows) -> tuple[list[int], list[int]]:
     """(remarkable rows, all others), each in the order in which pictures are taken."""
     wrong = [i for i, row in enumerate(rows) if not row.get("o") and row["a"] != row["y"]]
     groups = [
-        sorted(wrong, key=lambda i: -(rows[i].get("l") or 0)),
+        sorted(wrong, key=lambda i: -_loss(rows[i])),
         [i for i, row in enumerate(rows) if row.get("u")],
         [i for i, row in enumerate(rows) if row.get("o") and not row.get("u")],
         sorted(
@@ -66,6 +74,12 @@ def picture_order(rows: Rows) -> tuple[list[int], list[int]]:
     taken = set(first)
     rest = [i for i in range(len(rows)) if i not in taken]
     return first, list(dict.fromkeys([*_ends_of_classes(rows, rest), *rest]))
+
+
+def _loss(row: dict[str, Any]) -> float:
+    """The loss of a row, or minus the truth's probability, which orders alike."""
+    own = (prob for number, prob in row["t"] if number == row["a"])
+    return row["l"] if "l" in row else -(row.get("pa") or next(own, 0.0))
 
 
 def _ends_of_classes(rows: Rows, places: Iterable[int]) -> list[int]:
@@ -96,18 +110,18 @@ def _urls(
 
 
 def _fill(
-    data: dict[str, Any], key: str, name: str, urls: Iterable[tuple[int, str | None]], room: float
+    rows: Rows, key: str, pictures: list[str], urls: Iterable[tuple[int, str | None]], room: float
 ) -> float:
     """Add pictures until one does not fit any more; the room that is left then."""
     for i, url in urls:
         if url is None:
             continue
-        size = len(url) + len(f'"{key}":{len(data[name])},"",')
+        size = len(url) + len(f'"{key}":{len(pictures)},"",')
         if size > room:
             return 0.0
         room -= size
-        data["images"][i][key] = len(data[name])
-        data[name].append(url)
+        rows[i][key] = len(pictures)
+        pictures.append(url)
     return room
 
 

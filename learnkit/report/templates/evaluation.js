@@ -4,6 +4,12 @@ const $ = (s, root = document) => root.querySelector(s), $$ = (s, root = documen
 const D = JSON.parse($("#data").textContent);
 const I = D.images || [], C = D.classes.map(c => c.name), N = I.length, PAGE = 24;
 const THUMBS = D.thumbs || [], BIGS = D.bigs || [], MULTI = !!D.multi_label;
+// What follows from a row is not in the file
+if (!MULTI) for (const x of I) if (!x.o) {
+  x.pa ??= x.t?.find(r => r[0] === x.a)?.[1];
+  if (x.pa != null) x.l ??= +(-Math.log(Math.max(x.pa, 1.19e-7))).toPrecision(4);
+}
+const hex = text => Array.from(atob(text || ""), c => c.charCodeAt(0).toString(16).padStart(2, "0")).join("");
 // Only text and properties reach the page: no name is ever markup
 function el(tag, props, ...kids) {
   const e = document.createElement(tag);
@@ -47,8 +53,7 @@ function order(by) {
   else { const v = Float64Array.from({length: N}, (_, i) => KEYS[by](i)); found.sort((i, j) => v[i] - v[j] || i - j); }
   return orders[by] = found;
 }
-let nWrong = 0;
-for (let i = 0; i < N; i++) nWrong += wrong(i) ? 1 : 0;
+const nWrong = I.filter((_, i) => wrong(i)).length;
 const FIRST = nWrong || MULTI ? "loss" : "sure";
 function parse(hash) {
   const f = {sort: FIRST, q: "", kind: "", value: "", open: -1};
@@ -96,6 +101,7 @@ function heatValues(i, which) {
   const text = I[i][which];
   return text == null ? null : Uint8Array.from(atob(text), c => c.charCodeAt(0));
 }
+const heatClass = (i, which) => words(MULTI ? I[i].hc[+(which === "ha")] : which === "h" ? said(i) : actual(i));
 function drawHeat(canvas, img, i, which, opacity) {
   const values = heatValues(i, which), size = I[i].hs;
   canvas.hidden = true;
@@ -143,10 +149,10 @@ function card(i) {
 function cardHeat(b) {
   $("canvas", b)?.remove();
   const i = +b.dataset.i, img = $("img", b);
-  if (!heatOn || I[i].h == null || !img) return;
+  if (!heatOn || !I[i].hs || !img) return;
   const canvas = el("canvas", {hidden: true});
   $(".frame", b).append(canvas);
-  img.decode().then(() => drawHeat(canvas, img, i, "h", .6)).catch(() => canvas.remove());
+  img.decode().then(() => drawHeat(canvas, img, i, I[i].h == null ? "ha" : "h", .6)).catch(() => canvas.remove());
 }
 function draw(n) {
   const from = drawn;
@@ -192,7 +198,8 @@ function choose(text, button, byKey) {
 
 // the opened picture
 const overlay = $("#overlay"), big = $("#big"), canvas = $("#big-heat");
-let opened = -1, heat = "", keyed = [];
+let opened = -1, heat = "", keyed = [], can = {};
+const anyHeat = () => can.h ? "h" : can.ha ? "ha" : "";
 function openPicture(i) {
   opened = i;
   const image = I[i], src = BIGS[image.big ?? -1] || THUMBS[image.th ?? -1];
@@ -212,13 +219,19 @@ function openPicture(i) {
     const key = keyed.indexOf(k);
     return el("tr", {}, el("th", {scope: "row"}, key >= 0 && key < 9 ? el("kbd", {textContent: key + 1}) : "", " ", bdi(C[k])), el("td", {}, el("progress", {value: p, "aria-hidden": true})), el("td", {textContent: percent(p)}));
   }));
-  const can = {h: image.h != null, ha: image.ha != null && !same(actual(i), said(i))};
+  can = {h: image.h != null, ha: image.ha != null && (MULTI || !same(actual(i), said(i)))};
   $("#heat-tools").hidden = !can.h && !can.ha;
   for (const b of $$("[data-heat]")) {
     const which = b.dataset.heat;
-    if (which) { b.hidden = !can[which]; b.textContent = `why ${words(which === "h" ? said(i) : actual(i))}`; }
+    if (which && !(b.hidden = !can[which])) b.textContent = `why ${heatClass(i, which)}`;
   }
-  if (heat && !can[heat]) heat = can.h ? "h" : "";
+  if (heat && !can[heat]) heat = anyHeat();
+  const alike = image.m || [];
+  $("#alike").hidden = !alike.length;
+  $("#alike ul").replaceChildren(...alike.map(([c, s, k]) => {
+    const x = D.kin?.[k], src = x && THUMBS[x.th ?? -1];
+    return el("li", {title: x?.p ?? ""}, src && el("img", {src, alt: ""}), bdi(C[c] ?? c), span("count", ` ${s.toFixed(2)}`));
+  }));
   const here = chosen.indexOf(i);
   $("#previous").disabled = here <= 0; $("#next").disabled = here < 0 || here >= chosen.length - 1;
   markTools();
@@ -230,7 +243,7 @@ function showHeat() {
   const note = $("#heat-note"), i = opened;
   note.hidden = true; canvas.hidden = true;
   if (!heat || i < 0) return;
-  if (!heatValues(i, heat)?.some(v => v)) { note.hidden = false; note.replaceChildren("no part of the picture speaks for ", bdi(words(heat === "h" ? said(i) : actual(i)))); }
+  if (!heatValues(i, heat)?.some(v => v)) { note.hidden = false; note.replaceChildren("no part of the picture speaks for ", bdi(heatClass(i, heat))); }
   else if (big.src) big.decode().then(() => i === opened && drawHeat(canvas, big, i, heat, $("#opacity").value / 100)).catch(() => {});
 }
 function step(by) {
@@ -262,7 +275,7 @@ $("#memory-only")?.toggleAttribute("hidden", kept);
 function mark(i, action, to = "") {
   const p = I[i].p;
   if (!action) delete marks[p];
-  else marks[p] = {sha: I[i].sha || "", old: names(actual(i)), to, action, at: new Date().toISOString().slice(0, 19) + "Z"};
+  else marks[p] = {sha: hex(I[i].sha), old: names(actual(i)), to, action, at: new Date().toISOString().slice(0, 19) + "Z"};
   if (kept) try { localStorage.setItem(KEY, JSON.stringify(marks)); } catch { kept = false; $("#memory-only")?.removeAttribute("hidden"); }
   marked();
 }
@@ -296,8 +309,7 @@ function markTools() {
   const undo = el("button", {disabled: !m, "data-unmark": "", onclick: () => mark(i, "")}, el("kbd", {textContent: "u"}), " unmark");
   tools.append(el("button", {onclick: () => mark(i, "drop")}, el("kbd", {textContent: "b"}), " bad"), undo);
 }
-const suspects = [];
-for (let i = 0; i < N; i++) if (suspicion(i) > 0) suspects.push(i);
+const suspects = [...I.keys()].filter(i => suspicion(i) > 0);
 suspects.sort((i, j) => suspicion(j) - suspicion(i) || i - j);
 suspects.splice(200);
 const thumb = i => el("button", {className: "thumb", "data-i": i, "aria-label": `Open ${I[i].p}`}, frame(i));
@@ -356,29 +368,6 @@ function toast(text) {
 }
 function copy(text, what) {
   navigator.clipboard.writeText(text).then(() => toast(`${what} copied`), () => toast("this browser does not let pages copy"));
-}
-
-// findings of cleaning
-const drop = i => el("button", {onclick: () => mark(i, marks[I[i].p] ? "" : "drop"), textContent: "bad", "data-drop": i, "aria-label": `bad: ${I[i].p}`});
-const figure = i => el("figure", {}, thumb(i), bdi(words(actual(i))), " ", span("hint", bdi(I[i].p)), " ", drop(i));
-function groupRow(text, images, picture) {
-  const row = el("div", {className: "group"}, text && el("p", {}, bdi(text)), ...images.slice(0, PAGE).map(figure));
-  if (picture) row.append(el("figure", {}, el("img", {className: "difference", src: picture, alt: "where they differ"}), "where they differ"));
-  if (images.length > PAGE) row.append(el("p", {className: "hint", textContent: `and ${many(images.length - PAGE, "more image")}`}));
-  return row;
-}
-function findings() {
-  const found = D.findings || [], all = $("#finding-list");
-  if (D.kind === "cleaning" && !found.length) found.push(...(D.duplicates || []).map(images => ({kind: "duplicates", images})));
-  if (!found.length || !all) return;
-  for (const kind of new Set(found.map(f => f.kind))) {
-    const these = found.filter(f => f.kind === kind), rows = el("div"), more = el("button", {textContent: "more"});
-    const add = () => { const n = rows.children.length; rows.append(...these.slice(n, n + PAGE).map(f => groupRow(f.text, f.images || [], f.picture))); more.hidden = n + PAGE >= these.length; marked(); };
-    more.onclick = add;
-    add();
-    all.append(el("h3", {}, bdi(kind), span("count", ` (${these.length})`)), rows, more);
-  }
-  $("#findings").hidden = false;
 }
 
 // tables, charts
@@ -477,7 +466,7 @@ function clear() {
   if (back?.isConnected) { if (back.closest(".matrix")) rove(back); else back.focus(); }
 }
 function toggleHeat() {
-  if (overlay.open) { heat = heat ? "" : I[opened].h != null ? "h" : I[opened].ha != null ? "ha" : ""; return showHeat(); }
+  if (overlay.open) { heat = heat ? "" : anyHeat(); return showHeat(); }
   heatOn = !heatOn;
   press($("#heat"), heatOn);
   $$(".picture").forEach(cardHeat);
@@ -536,12 +525,13 @@ on(window, "beforeprint", () => {
   if (now.kind || now.q || drawn > PAGE || now.sort !== FIRST) { drawn = 0; show({...parse(""), open: -1}); }
 });
 on(window, "afterprint", () => { drawn = 0; show(shownBefore || now); });
+new IntersectionObserver(([e]) => { if (e.isIntersecting && drawn % 240 > PAGE) draw(drawn + PAGE); }, {rootMargin: "9%"}).observe($("#more"));
 for (const b of $$(".matrix button")) b.tabIndex = -1;
 const firstCell = matrix && ($("tbody .cell", matrix) || $("button", matrix));
 if (firstCell) firstCell.tabIndex = 0;
-$("#heat").hidden = !I.some(x => x.h != null);
+$("#heat").hidden = !I.some(x => x.hs);
 moreSuspects();
-findings();
+// cleaning.js
 marked();
 show(parse(location.hash));
 })();
