@@ -59,7 +59,9 @@ from learnkit.halcon.display import (
     dev_display_dl_data_tiled,
     dev_display_dl_interactive_confusion_matrix,
     dev_update_off,
+    disp_continue_message,
     gen_dl_model_classification_heatmap,
+    stop,
 )
 from learnkit.halcon.engine import HDevProcedure, HDevProcedureCall
 from learnkit.halcon.errors import HError, HOperatorError, HTupleConversionError
@@ -168,6 +170,7 @@ __all__ = [
     "dev_update_off",
     "dict_to_json",
     "dict_to_json_s",
+    "disp_continue_message",
     "errors",
     "evaluate_dl_model",
     "extend_dl_continual_learning",
@@ -223,6 +226,7 @@ __all__ = [
     "set_dl_model_param",
     "set_system",
     "split_dl_dataset",
+    "stop",
     "train_dl_classifier_batch",
     "train_dl_model",
     "train_dl_model_anomaly_dataset",

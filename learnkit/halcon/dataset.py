@@ -12,23 +12,43 @@ from learnkit.data.annotations.dl_dataset import TYPES, dl_dataset_type
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import find_images
 from learnkit.data.readers import class_in_name
-from learnkit.errors import DataError
+from learnkit.errors import DataError, warn_user
 from learnkit.halcon import errors
 from learnkit.halcon.errors import HError, operator_error
-from learnkit.halcon.operators import as_bool, as_tuple, checked_params, procedure
+from learnkit.halcon.operators import (
+    as_bool,
+    as_tuple,
+    checked_params,
+    is_whole,
+    one_value,
+    procedure,
+)
 
 SPLITS = ("train", "validation", "test")
 _NOT_PREPROCESSED = (
     "the dataset is not preprocessed; call preprocess_dl_dataset, and read the file it returns "
     "with read_dict"
 )
+MAX_SEED = 2**32 - 1
+MAX_IMAGE_ID = 2**63 - 1
 _system: dict[str, Any] = {"seed_rand": 42}
 
 
 @procedure()
 def set_system(system_parameter: str, value: Any) -> None:
-    """Set 'seed_rand', the seed of `split_dl_dataset`; all else is accepted and has no effect."""
-    _system[system_parameter] = value
+    """Set 'seed_rand', the seed of `split_dl_dataset` and `augment_dl_samples`.
+
+    All else is accepted with a warning and has no effect: trainings of a seed are the same anyway.
+
+    Raises:
+        HError: the seed is no whole number.
+    """
+    if system_parameter != "seed_rand":
+        warn_user(f"{system_parameter!r} has no effect here; 'seed_rand' has")
+        return
+    if not is_whole(number := one_value(value), 0, MAX_SEED):
+        raise HError(f"'seed_rand' is {value!r:.80}; it is a whole number in 0..{MAX_SEED}")
+    _system["seed_rand"] = number
 
 
 def seed() -> int:
@@ -51,12 +71,15 @@ def read_dl_dataset_classification(
     Raises:
         HError: no images, or another label source.
     """
-    folders = [Path(os.path.abspath(folder)) for folder in as_tuple(raw_image_folder)]
+    given = as_tuple(raw_image_folder)
+    if wrong := [one for one in given if not isinstance(one, str | os.PathLike)]:
+        raise HError(f"`raw_image_folder` is {wrong[0]!r:.80}; it is the name of a folder")
+    folders = [Path(os.path.abspath(folder)) for folder in given]
     files = [file for folder in folders for file in find_images(folder)]
     if not files:
         raise HError(f"there is no image below {', '.join(map(str, folders)) or 'no folder'}")
     root = Path(os.path.commonpath(folders))
-    label_of = _label_source(label_source)
+    label_of = _label_source(one_value(label_source))
     labels = [label_of(file) for file in files]
     names = sorted(set(labels))
     ids = {name: number for number, name in enumerate(names)}
@@ -118,7 +141,7 @@ def split_dl_dataset(
     params = checked_params(gen_param, defaults, "split_dl_dataset", of_operator=False)
     percents = {"training_percent": training_percent, "validation_percent": validation_percent}
     for name, percent in percents.items():
-        if not isinstance(percent, int | float) or percent < 0:
+        if not isinstance(percent, int | float) or not 0 <= percent <= 100:
             raise HError(f"`{name}` is {percent!r}; it lies in 0..100")
     if training_percent + validation_percent > 100:
         raise HError(
@@ -156,6 +179,8 @@ def find_dl_samples(
     Raises:
         HError: another mode.
     """
+    if wrong := [one for one in as_tuple(samples) if not isinstance(one, Mapping)]:
+        raise HError(f"`samples` holds {wrong[0]!r:.80}; samples are dictionaries")
     wanted = as_tuple(key_value)
     tests: dict[str, Callable[[list[Any]], bool]] = {
         "match": lambda found: found == wanted,
@@ -166,7 +191,7 @@ def find_dl_samples(
         raise HError(f"`mode` is {mode!r}; it takes 'match', 'or' or 'contain'")
     return [
         place
-        for place, sample in enumerate(samples)
+        for place, sample in enumerate(as_tuple(samples))
         if key_name in sample and tests[mode](as_tuple(sample[key_name]))
     ]
 
@@ -224,6 +249,14 @@ def chosen(dldataset: Mapping[str, Any], sample_indices: Any) -> list[dict[str, 
                 f"`sample_indices` has {place!r}; there are the samples 0..{len(samples) - 1}",
             )
     return [samples[place] for place in places]
+
+
+def image_id(sample: Mapping[str, Any]) -> int:
+    """The id of a sample's image; HError where it is no whole number."""
+    found = one_value(sample.get("image_id"))
+    if not is_whole(found, -MAX_IMAGE_ID, MAX_IMAGE_ID):
+        raise HError(f"a sample has the 'image_id' {found!r:.80}; it is a whole number")
+    return found
 
 
 def image_file(dldataset: Mapping[str, Any], sample: Mapping[str, Any]) -> Path:

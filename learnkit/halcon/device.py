@@ -11,10 +11,19 @@ from learnkit.halcon import errors
 from learnkit.halcon.errors import operator_error
 from learnkit.halcon.handles import HDlDevice, HDlModel, checked_model
 from learnkit.halcon.model import ids_of, sample_images, samples_in
-from learnkit.halcon.operators import as_tuple, checked_params, one_of, operator, wrong_value
+from learnkit.halcon.operators import (
+    as_tuple,
+    checked_params,
+    is_whole,
+    one_of,
+    one_value,
+    operator,
+    wrong_value,
+)
 
 _PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 _SETTABLE = ("threads",)
+_MAX_THREADS = 1024
 
 
 @operator("DLDeviceHandles")
@@ -71,7 +80,7 @@ def get_dl_device_param(dldevice_handle: Any, gen_param_name: str) -> list[Any]:
     }
     if gen_param_name not in values:
         raise operator_error(
-            errors.H_ERR_DL_UNSUPPORTED_GENPARAM,
+            errors.H_ERR_DL_MODEL_UNSUPPORTED_GENPARAM,
             f"a device has no {gen_param_name!r}; it has {', '.join(map(repr, values))}",
         )
     return as_tuple(values[gen_param_name])
@@ -91,14 +100,17 @@ def set_dl_device_param(dldevice_handle: Any, gen_param_name: Any, gen_param_val
         HOperatorError: 7911, nothing else can be set; 7914, no number of threads.
     """
     device = _device(dldevice_handle)
-    for name, value in zip(as_tuple(gen_param_name), as_tuple(gen_param_value), strict=True):
+    names, values = as_tuple(gen_param_name), as_tuple(gen_param_value)
+    if len(names) != len(values):
+        raise wrong_value("gen_param_value", values, f"one value for each of {names}")
+    for name, value in zip(names, values, strict=True):
         if name not in _SETTABLE:
             raise operator_error(
-                errors.H_ERR_DL_UNSUPPORTED_GENPARAM,
+                errors.H_ERR_DL_MODEL_UNSUPPORTED_GENPARAM,
                 f"{name!r} cannot be set on a device; 'threads' can",
             )
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise wrong_value("threads", value, "a whole number from 1 on")
+        if not is_whole(value, 1, _MAX_THREADS):
+            raise wrong_value("threads", value, f"a whole number in 1..{_MAX_THREADS}")
         device.row = {**device.row, "threads": value}
 
 
@@ -106,7 +118,7 @@ def _device(dldevice_handle: Any) -> HDlDevice:
     found = as_tuple(dldevice_handle)
     if len(found) != 1 or not isinstance(found[0], HDlDevice):
         raise operator_error(
-            errors.H_ERR_INVALID_HANDLE,
+            errors.H_ERR_WRONG_HANDLE_TYPE,
             f"{dldevice_handle!r:.80} is no device; query_available_dl_devices lists them",
         )
     return found[0]
@@ -147,7 +159,7 @@ def optimize_dl_model_for_inference(
         )
     if model.is_converted:
         raise operator_error(
-            errors.H_ERR_DL_CONVERTED_UNSUPPORTED,
+            errors.H_ERR_DL_MODEL_CONVERTED_UNSUPPORTED,
             "the model is optimised already; optimise the one it was made from",
         )
     predictor, report = model.predictor.optimize(
@@ -175,5 +187,6 @@ def _labelled(model: HDlModel, dlsamples: Any) -> Any:
         return None
     images = sample_images(samples)
     names = {number: name for name, number in ids_of(model).items()}
-    labels = [names.get((as_tuple(one.get("image_label_id")) or [None])[0]) for one in samples]
+    ids = [one_value(one.get("image_label_id")) for one in samples]
+    labels = [names.get(one) if isinstance(one, int) else None for one in ids]
     return images if None in labels else Labelled(images, labels)

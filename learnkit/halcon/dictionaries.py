@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,26 @@ import numpy as np
 
 from learnkit.errors import DataError
 from learnkit.halcon.errors import H_ERR_DL_FILE_READ, operator_error
-from learnkit.halcon.operators import as_tuple, one_of, operator
+from learnkit.halcon.operators import (
+    as_tuple,
+    checked_params,
+    is_whole,
+    one_of,
+    operator,
+    writing,
+    wrong_value,
+)
 from learnkit.storage.formats import parse_json
+
+Handle = MutableMapping[Any, Any]
+_MAX_INDEX = 10_000_000
+# HALCON's JSON values, and what they are without a parameter.
+_JSON: dict[str, Any] = {
+    "convert_json_arrays_to": "tuple",
+    "json_value_true": True,
+    "json_value_false": False,
+    "json_value_null": None,
+}
 
 
 @operator("DictHandle")
@@ -24,24 +42,22 @@ def create_dict() -> dict[str, Any]:
 
 
 @operator("CopiedDictHandle")
-def copy_dict(
-    dict_handle: dict[str, Any], gen_param_name: Any = (), gen_param_value: Any = ()
-) -> dict[str, Any]:
+def copy_dict(dict_handle: Handle, gen_param_name: Any = (), gen_param_value: Any = ()) -> Handle:
     """A copy that shares no dictionary with the first."""
     return copy.deepcopy(dict_handle)
 
 
 @operator()
-def set_dict_tuple(dict_handle: MutableMapping[str, Any], key: str, tuple: Any) -> None:
+def set_dict_tuple(dict_handle: Handle, key: str | int, tuple: Any) -> None:
     """Set a key; what it held before is gone."""
     dict_handle[key] = tuple
 
 
 @operator()
-def set_dict_tuple_at(
-    dict_handle: MutableMapping[str, Any], key: str, index: int, value: Any
-) -> None:
+def set_dict_tuple_at(dict_handle: Handle, key: str | int, index: int, value: Any) -> None:
     """Set one element of a tuple; it grows by zeros up to `index`."""
+    if not is_whole(index, 0, _MAX_INDEX):
+        raise DataError(f"`index` is {index!r:.80}; it is a place in 0..{_MAX_INDEX}")
     values = as_tuple(dict_handle.get(key, []))
     values += [0] * (index + 1 - len(values))
     values[index] = value
@@ -49,37 +65,35 @@ def set_dict_tuple_at(
 
 
 @operator("Tuple")
-def get_dict_tuple(dict_handle: MutableMapping[str, Any], key: str) -> list[Any]:
+def get_dict_tuple(dict_handle: Handle, key: str | int) -> list[Any]:
     """The tuple of a key as a list; of one element, too.
 
     >>> get_dict_tuple({"class_names": "ok"}, "class_names")
     ['ok']
     """
-    return as_tuple(_value(dict_handle, key))
+    return as_tuple(_value(dict_handle, key), nested=True)
 
 
 @operator("Tuple")
-def get_dict_tuple_s(dict_handle: MutableMapping[str, Any], key: str) -> Any:
+def get_dict_tuple_s(dict_handle: Handle, key: str | int) -> Any:
     """The only element of a key's tuple."""
     return one_of(_value(dict_handle, key), repr(key))
 
 
 @operator()
-def set_dict_object(object: Any, dict_handle: MutableMapping[str, Any], key: str) -> None:
+def set_dict_object(object: Any, dict_handle: Handle, key: str | int) -> None:
     """Set a key to an image; the image comes first, as in HALCON."""
     dict_handle[key] = object
 
 
 @operator("Object")
-def get_dict_object(dict_handle: MutableMapping[str, Any], key: str) -> Any:
+def get_dict_object(dict_handle: Handle, key: str | int) -> Any:
     """The image of a key."""
     return _value(dict_handle, key)
 
 
 @operator("GenParamValue")
-def get_dict_param(
-    dict_handle: MutableMapping[str, Any], gen_param_name: str, dict_key: Any = ()
-) -> list[Any]:
+def get_dict_param(dict_handle: Handle, gen_param_name: str, dict_key: Any = ()) -> list[Any]:
     """'keys'; or for each key 'key_exists' (1 or 0), or 'key_data_type' ('tuple', 'object')."""
     if gen_param_name == "keys":
         return list(dict_handle)
@@ -95,15 +109,13 @@ def get_dict_param(
 
 
 @operator("GenParamValue")
-def get_dict_param_s(
-    dict_handle: MutableMapping[str, Any], gen_param_name: str, dict_key: Any = ()
-) -> Any:
+def get_dict_param_s(dict_handle: Handle, gen_param_name: str, dict_key: Any = ()) -> Any:
     """The only element of `get_dict_param`."""
     return one_of(get_dict_param(dict_handle, gen_param_name, dict_key), repr(gen_param_name))
 
 
 @operator()
-def remove_dict_key(dict_handle: MutableMapping[str, Any], key: Any) -> None:
+def remove_dict_key(dict_handle: Handle, key: Any) -> None:
     """Remove keys; those that are not there are no error."""
     for one in as_tuple(key):
         dict_handle.pop(one, None)
@@ -113,9 +125,19 @@ def remove_dict_key(dict_handle: MutableMapping[str, Any], key: Any) -> None:
 def read_dict(
     file_name: str | os.PathLike[str], gen_param_name: Any = (), gen_param_value: Any = ()
 ) -> dict[str, Any]:
-    """The dictionary in a JSON file; arrays are lists, unlike HALCON, which makes dictionaries.
+    """The dictionary in a JSON file.
+
+    Differs from HALCON: arrays are lists where 'convert_json_arrays_to' is not given.
+
+    Args:
+        file_name: of the file.
+        gen_param_name: 'convert_json_arrays_to', 'json_value_true', 'json_value_false',
+            'json_value_null'.
+        gen_param_value: 'dict' makes arrays dictionaries with the keys 0, 1, ..., 'tuple' lists; of
+            the others what stands for true, false and null.
 
     Raises:
+        HOperatorError: 7911 and 7914, another parameter or value.
         HOperatorError: 7780, the file is missing, no JSON, or HALCON's binary form, which is
             closed; the message has the line that writes it as JSON.
     """
@@ -128,34 +150,61 @@ def read_dict(
             f"{path.name!r} is HALCON's binary form, which is closed; write it as JSON in "
             f"HDevelop: write_dict (DLDataset, '{path.stem}.json', [], [])",
         )
-    return parse_json(path.read_bytes(), path.name)
+    found = parse_json(path.read_bytes(), path.name)
+    return _with_forms(found, _json_param(gen_param_name, gen_param_value))
+
+
+def _json_param(names: Any, values: Any) -> dict[str, Any]:
+    names, values = as_tuple(names), as_tuple(values)
+    if len(names) != len(values):
+        raise wrong_value("gen_param_value", values, f"one value for each of {names}")
+    given = dict(zip(names, values, strict=True))
+    param = checked_params(given, _JSON, "JSON")
+    if param["convert_json_arrays_to"] not in ("dict", "tuple"):
+        name = "convert_json_arrays_to"
+        raise wrong_value(name, param[name], "'dict' or 'tuple'")
+    return param
+
+
+def _with_forms(value: Any, param: Mapping[str, Any]) -> Any:
+    """A value of JSON with what stands for its arrays, true, false and null."""
+    if isinstance(value, dict):
+        return {key: _with_forms(one, param) for key, one in value.items()}
+    if isinstance(value, list):
+        values = [_with_forms(one, param) for one in value]
+        return dict(enumerate(values)) if param["convert_json_arrays_to"] == "dict" else values
+    if value is None or isinstance(value, bool):
+        return param[
+            {True: "json_value_true", False: "json_value_false"}.get(value, "json_value_null")
+        ]
+    return value
 
 
 @operator()
 def write_dict(
-    dict_handle: MutableMapping[str, Any],
+    dict_handle: Handle,
     file_name: str | os.PathLike[str],
     gen_param_name: Any = (),
     gen_param_value: Any = (),
 ) -> None:
     """Write a dictionary as JSON, whatever the file is called; images cannot be in it."""
-    Path(file_name).write_text(dict_to_json_s(dict_handle), encoding="utf-8")
+    text = json_text(dict_handle)
+    with writing(file_name):
+        Path(file_name).write_text(text, encoding="utf-8")
 
 
 @operator("JsonString")
 def dict_to_json(
-    dict_handle: MutableMapping[str, Any], gen_param_name: Any = (), gen_param_value: Any = ()
+    dict_handle: Handle, gen_param_name: Any = (), gen_param_value: Any = ()
 ) -> list[str]:
     """The dictionary as JSON."""
-    return [_json(dict_handle)]
+    return [json_text(dict_handle)]
 
 
 @operator("JsonString")
-def dict_to_json_s(
-    dict_handle: MutableMapping[str, Any], gen_param_name: Any = (), gen_param_value: Any = ()
-) -> str:
+def dict_to_json_s(dict_handle: Handle, gen_param_name: Any = (), gen_param_value: Any = ()) -> str:
     """The dictionary as JSON."""
-    return _json(dict_handle)
+    return json_text(dict_handle)
 
 
 @operator("DictHandle")
@@ -163,7 +212,7 @@ def json_to_dict(
     json_string: str, gen_param_name: Any = (), gen_param_value: Any = ()
 ) -> list[dict[str, Any]]:
     """The dictionary that a JSON text holds."""
-    return [json_to_dict_s(json_string)]
+    return [json_to_dict_s(json_string, gen_param_name, gen_param_value)]
 
 
 @operator("DictHandle")
@@ -171,11 +220,12 @@ def json_to_dict_s(
     json_string: str, gen_param_name: Any = (), gen_param_value: Any = ()
 ) -> dict[str, Any]:
     """The dictionary that a JSON text holds."""
-    return parse_json(json_string.encode(), "the text")
+    found = parse_json(json_string.encode(), "the text")
+    return _with_forms(found, _json_param(gen_param_name, gen_param_value))
 
 
 @operator("Dict")
-def as_python_dict(dict_handle: dict[str, Any]) -> dict[str, Any]:
+def as_python_dict(dict_handle: Handle) -> dict[str, Any]:
     """The dictionary itself."""
     return dict_handle
 
@@ -183,17 +233,18 @@ def as_python_dict(dict_handle: dict[str, Any]) -> dict[str, Any]:
 as_python_dict_s = from_python_dict = as_python_dict
 
 
-def _value(dict_handle: MutableMapping[str, Any], key: str) -> Any:
+def _value(dict_handle: Handle, key: str | int) -> Any:
     if key not in dict_handle:
         known = ", ".join(map(repr, list(dict_handle)[:10])) or "no key"
         raise DataError(f"the dictionary has no key {key!r}; it has {known}")
     return dict_handle[key]
 
 
-def _json(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """A dictionary as strict JSON; DataError for what it cannot hold."""
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"the dictionary cannot be written as JSON: {error}") from error
 
 

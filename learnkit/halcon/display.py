@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from learnkit.evaluation.evaluate import evaluate
 from learnkit.halcon.dataset import find_dl_samples, image_file, sample_file, samples_of
 from learnkit.halcon.errors import HError
-from learnkit.halcon.handles import checked_model
+from learnkit.halcon.handles import MAX_SIDE, checked_model
 from learnkit.halcon.model import (
     apply_dl_model,
     class_targets,
@@ -22,7 +22,14 @@ from learnkit.halcon.model import (
     samples_in,
 )
 from learnkit.halcon.model import ids_of as ids_of_model
-from learnkit.halcon.operators import as_dict, as_tuple, checked_params, one_value, procedure
+from learnkit.halcon.operators import (
+    as_dict,
+    as_tuple,
+    checked_params,
+    is_whole,
+    one_value,
+    procedure,
+)
 from learnkit.halcon.samples import read_dl_samples
 from learnkit.interpret.page.images import EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
@@ -36,6 +43,7 @@ _OF_EVALUATION = {
     "font": "mono",
     "font_size": 14,
 }
+_MAX_TILES = 1000
 _KEYS = (
     "image",
     "classification_ground_truth",
@@ -71,9 +79,15 @@ def dev_display_classification_evaluation(
     modes = as_tuple(params["display_mode"])
     if unknown := [mode for mode in modes if mode not in _MODES]:
         raise HError(f"'display_mode' has {unknown[0]!r}; it takes {', '.join(map(repr, _MODES))}")
-    windows = window_handle_dict if window_handle_dict is not None else {}
+    windows = _windows(window_handle_dict)
+    result, param = as_dict(evaluation_result), {"class_names": [], **as_dict(eval_param)}
     for mode in modes:
-        windows[mode] = _MODES[mode](evaluation_result, eval_param)
+        windows[mode] = _MODES[mode](result, param)
+
+
+def _windows(given: Any) -> MutableMapping[str, Any]:
+    """The dictionary of windows; another one where none is given."""
+    return given if isinstance(given, MutableMapping) else {}
 
 
 def _measures(result: Mapping[str, Any], param: Mapping[str, Any]) -> Figure:
@@ -226,15 +240,21 @@ def dev_display_dl_data(
     Raises:
         HError: an unknown key, or one whose result is missing.
     """
-    (sample,), results = samples_in(dlsample), as_tuple(dlresult)
-    result = results[0] if results else {}
-    windows = window_handle_dict if window_handle_dict is not None else {}
+    sample, result = _one_sample(dlsample), as_dict(dlresult)
+    info, windows = as_dict(dldataset_info), _windows(window_handle_dict)
     for key in as_tuple(keys_for_display):
         if key not in _KEYS:
             raise HError(f"there is no {key!r} to display; there are {', '.join(map(repr, _KEYS))}")
         figure = Figure(figsize=(4, 4.4), layout="constrained")
-        _draw(figure.subplots(), sample, result, dldataset_info or {}, key)
+        _draw(figure.subplots(), sample, result, info, key)
         windows[key] = figure
+
+
+def _one_sample(dlsample: Any) -> dict[str, Any]:
+    samples = samples_in(dlsample)
+    if len(samples) != 1:
+        raise HError(f"there are {len(samples)} samples; give one")
+    return samples[0]
 
 
 def _draw(ax: Axes, sample: Any, result: Any, info: Mapping[str, Any], key: str) -> None:
@@ -310,6 +330,8 @@ def dev_display_dl_data_tiled(
         gen_param: taken and not used.
         window_handle: not used.
     """
+    if not is_whole(num_samples, 1, _MAX_TILES):
+        raise HError(f"`num_samples` is {num_samples!r:.80}; it is a number in 1..{_MAX_TILES}")
     places = find_dl_samples(samples_of(dldataset), "split", split, "match")[:num_samples]
     if not places:
         raise HError(f"the dataset has no samples in the split {split!r}")
@@ -349,18 +371,23 @@ def gen_dl_model_classification_heatmap(
     defaults = {"target_class_id": [], "feature_size": 30, "sampling_size": 7}
     where = "gen_dl_model_classification_heatmap"
     params = checked_params(gen_param, defaults, where, of_operator=False)
-    sizes = {name: params[name] for name in ("feature_size", "sampling_size")}
-    if not 0 < sizes["sampling_size"] < sizes["feature_size"]:
+    sizes = {name: one_value(params[name]) for name in ("feature_size", "sampling_size")}
+    if not is_whole(sizes["feature_size"], 2, MAX_SIDE):
+        raise HError(f"'feature_size' is {sizes['feature_size']!r:.80}; it lies in 2..{MAX_SIDE}")
+    if not is_whole(sizes["sampling_size"], 1, sizes["feature_size"] - 1):
         raise HError(
             f"'sampling_size' is {sizes['sampling_size']!r}; it lies in 1..'feature_size' - 1"
         )
     targets = class_targets(model, params["target_class_id"]) or None
-    (image,) = sample_images(dlsample)
+    results = dlresult if isinstance(dlresult, list) else [dlresult]
+    if len(results) != 1 or not isinstance(results[0], MutableMapping):
+        raise HError(f"`dlresult` is {dlresult!r:.80}; it is one dictionary, to be added to")
+    (image,) = sample_images(_one_sample(dlsample))
     found = model.predictor.heatmap(image, "occlusion", targets, progress=False, **sizes)
     maps = maps_by_id(found, ids_of_model(model))
     deviation = max(float(np.abs(heat).max()) for heat in found.maps.values())
     about = {"classification_heatmap_maxdeviation": deviation, "heatmap_parameters": sizes}
-    dlresult["heatmap_confidence_based"] = {**maps, **about}
+    results[0]["heatmap_confidence_based"] = {**maps, **about}
 
 
 @procedure()
@@ -369,12 +396,22 @@ def dev_update_off() -> None:
 
 
 @procedure()
+def stop() -> None:
+    """Nothing; lines pasted from HDevelop run."""
+
+
+@procedure()
+def disp_continue_message(window_handle: Any, color: Any = (), box: Any = ()) -> None:
+    """Nothing; lines pasted from HDevelop run."""
+
+
+@procedure()
 def dev_close_window_dict(window_handle_dict: MutableMapping[str, Any]) -> None:
     """Forget the figures."""
-    window_handle_dict.clear()
+    _windows(window_handle_dict).clear()
 
 
 @procedure()
 def dev_display_dl_data_close_windows(window_handle_dict: MutableMapping[str, Any]) -> None:
     """Forget the figures."""
-    window_handle_dict.clear()
+    _windows(window_handle_dict).clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from learnkit.halcon.errors import HError
@@ -19,7 +20,7 @@ class HDevProcedure:
     """
 
     def __init__(self, name: str):
-        if name not in CALLABLES:
+        if not isinstance(name, str) or name not in CALLABLES:
             raise HError(
                 f"there is no procedure {name!r} here; learnkit.halcon lists those there are"
             )
@@ -59,7 +60,12 @@ class HDevProcedureCall:
 
     def execute(self) -> None:
         """Run the procedure."""
-        found = CALLABLES[self.procedure.name](**self._inputs)
+        function = CALLABLES[self.procedure.name]
+        try:
+            inspect.signature(function).bind(**self._inputs)
+        except TypeError as error:
+            raise HError(f"{self.procedure.name} cannot be called: {error}; set it") from error
+        found = function(**self._inputs)
         names = OUTPUTS[self.procedure.name]
         values = found if len(names) > 1 else (found,) * len(names)
         self._outputs = dict(zip(names, values, strict=True))

@@ -10,11 +10,11 @@ import numpy as np
 
 from learnkit.evaluation import measures
 from learnkit.evaluation.confusion import confusion_matrix
-from learnkit.halcon.dataset import SPLITS, chosen, sample_file, samples_of
+from learnkit.halcon.dataset import SPLITS, chosen, image_id, sample_file, samples_of
 from learnkit.halcon.errors import HError
 from learnkit.halcon.handles import HDlModel, checked_model
 from learnkit.halcon.model import ids_of
-from learnkit.halcon.operators import as_bool, as_tuple, checked_params, procedure
+from learnkit.halcon.operators import as_bool, as_tuple, checked_params, one_value, procedure
 
 _PLAIN = (
     "precision",
@@ -83,7 +83,7 @@ def evaluate_dl_model(
     found = classification_measures(probs, truth, list(ids.values()), wanted, classes)
     guesses = np.asarray([*ids.values()])[probs.argmax(1)]
     found["evaluated_samples"] = {
-        "image_ids": [row["image_id"] for row in rows],
+        "image_ids": [row.get("image_id") for row in rows],
         "image_label_ids": truth,
         "top1_predictions": guesses.tolist(),
         "class_ids": list(ids.values()),
@@ -112,9 +112,9 @@ def _selected(dldataset: Mapping[str, Any], method: str, values: Any) -> list[in
             raise HError(f"there is no split {unknown[0]!r}; there are {', '.join(SPLITS)}")
         places = [i for i, sample in enumerate(samples) if sample.get("split") in wanted]
     elif method == "image_ids":
-        place_of = {sample.get("image_id"): place for place, sample in enumerate(samples)}
-        if unknown := [one for one in wanted if one not in place_of]:
-            raise HError(f"no sample has the 'image_id' {unknown[0]!r}")
+        place_of = {image_id(sample): place for place, sample in enumerate(samples)}
+        if unknown := [one for one in wanted if not isinstance(one, int) or one not in place_of]:
+            raise HError(f"no sample has the 'image_id' {unknown[0]!r:.80}")
         places = [place_of[one] for one in wanted]
     elif method == "sample_indices":
         places = wanted
@@ -130,7 +130,7 @@ def _selected(dldataset: Mapping[str, Any], method: str, values: Any) -> list[in
 
 def _truth(rows: Sequence[Mapping[str, Any]], ids: Sequence[int]) -> list[int]:
     """The id of each sample's class."""
-    found = [(as_tuple(row.get("image_label_id")) or [None])[0] for row in rows]
+    found = [one_value(row.get("image_label_id")) for row in rows]
     if unknown := sorted({str(one) for one in found} - set(map(str, ids))):
         raise HError(
             f"samples have the 'image_label_id' {unknown[0]}, and the model knows {sorted(ids)}; a "
@@ -274,15 +274,24 @@ def gen_confusion_matrix(
         "display_color": "true",
         "display_column_width": "minimal",
     }
-    given = dict(zip(names, values, strict=False))
+    if len(names) != len(values):
+        raise HError(f"there are {len(values)} values for the {len(names)} names {names}")
+    given = dict(zip(names, values, strict=True))
     params = checked_params(given, defaults, "gen_confusion_matrix", of_operator=False)
+    if (kind := params["return_matrix"]) not in ("none", "absolute", "relative"):
+        raise HError(f"'return_matrix' is {kind!r}; it takes 'none', 'absolute' or 'relative'")
     truth, guesses = as_tuple(ground_truth_labels), as_tuple(predicted_classes)
     if len(truth) != len(guesses) or not truth:
         raise HError(
             f"there are {len(truth)} true and {len(guesses)} predicted labels; one each is needed"
         )
+    kinds = {str if isinstance(one, str) else int for one in (*truth, *guesses)}
+    if len(kinds) > 1 or not all(isinstance(one, str | int) for one in (*truth, *guesses)):
+        raise HError("labels are all of them names, or all of them whole numbers")
     labels = sorted({*truth, *guesses})
     place = {label: number for number, label in enumerate(labels)}
     numbers = (np.asarray([place[one] for one in values]) for values in (truth, guesses))
     matrix = confusion_matrix(*numbers, len(labels)).T
-    return relative(matrix) if params["return_matrix"] == "relative" else matrix
+    if kind == "none":
+        return np.zeros((0, 0), int)
+    return relative(matrix) if kind == "relative" else matrix

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
+from fastai.optimizer import SGD, Adam, Optimizer
 from fastai.torch_core import set_seed
 from torch import nn
 
@@ -19,7 +21,7 @@ from learnkit.halcon.errors import (
     H_ERR_DL_CLASS_IDS_MISSING,
     H_ERR_DL_CLASS_IDS_NOT_UNIQUE,
     H_ERR_DL_MODEL_APPLY_NO_DEF_OUTPUTS,
-    H_ERR_INVALID_HANDLE,
+    H_ERR_WRONG_HANDLE_TYPE,
     operator_error,
 )
 from learnkit.halcon.operators import as_tuple, is_whole
@@ -31,6 +33,7 @@ from learnkit.learner.learner import ImageLearner
 
 MAX_CLASS_ID = 65_534
 MAX_SIDE = 16_384  # of images, in pixels
+_MAX_NORM = 1.0  # of the gradients of a step
 PARAMETERS = "halcon"  # where a bundle's metadata keep what only this module sets
 
 # What a new model is trained with; names and values are HALCON's.
@@ -239,7 +242,7 @@ def checked_model(model: Any) -> HDlModel:
     if not isinstance(one, HDlModel) or one.cleared:
         seen = "was cleared" if isinstance(one, HDlModel) else f"is a {type(one).__name__}"
         raise operator_error(
-            H_ERR_INVALID_HANDLE, f"the handle {seen}; read a model again with read_dl_model"
+            H_ERR_WRONG_HANDLE_TYPE, f"the handle {seen}; read a model again with read_dl_model"
         )
     return one
 
@@ -264,3 +267,33 @@ def checked_ids(ids: Any) -> list[int]:
             H_ERR_DL_CLASS_IDS_NOT_UNIQUE, f"'class_ids' has {twice} more than once"
         )
     return found
+
+
+def set_optimizer(model: HDlModel) -> None:
+    """Let the learner train with the model's solver."""
+    kind, settings = model.solver = solver_of(model)
+    model.learner.opt_func = partial(_clipped, kind, **settings)
+    model.learner.opt = None
+
+
+def solver_of(model: HDlModel) -> tuple[Callable[..., Optimizer], dict[str, float]]:
+    """The optimizer, one of fastai's, and its settings."""
+    p = model.parameters
+    if p["solver_type"] == "sgd":
+        return SGD, {"mom": p["momentum"]}
+    return Adam, {"mom": p["adam_beta1"], "sqr_mom": p["adam_beta2"], "eps": p["adam_epsilon"]}
+
+
+class ClippedOptimizer(Optimizer):
+    """fastai's optimizer, before whose steps long gradients are scaled to a norm of 1."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """One step."""
+        parameters = [parameter for parameter, *_ in self.all_params(with_grad=True)]
+        nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
+        super().step(closure)
+
+
+def _clipped(kind: Callable[..., Optimizer], params: Any, **settings: Any) -> ClippedOptimizer:
+    plain = kind(params, **settings)
+    return ClippedOptimizer(plain.param_lists, plain.cbs, **plain.hypers[0])

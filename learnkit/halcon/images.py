@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from learnkit.data import image as images
+from learnkit.errors import ImageReadError
 from learnkit.halcon.errors import (
     H_ERR_DL_INPUT_WRONG_TYPE,
     H_ERR_DL_INPUT_WRONG_VALUES,
@@ -37,6 +38,8 @@ def read_image(file_name: Any) -> Any:
 
 def pixels_of(file: str | os.PathLike[str], channels: int | None = None) -> np.ndarray:
     """The pixels of a file: uint8, (H, W) or (H, W, C); `channels` is None for those it has."""
+    if not isinstance(file, str | os.PathLike):
+        raise ImageReadError(f"`file_name` is {file!r:.80}; it is the name of a file")
     return np.array(images.read_image(file, channels=channels or _channels(file)))
 
 
@@ -63,7 +66,8 @@ def himage_as_numpy_array(himage: np.ndarray) -> np.ndarray:
 @operator("Width", "Height")
 def get_image_size(image: np.ndarray) -> tuple[int, int]:
     """(width, height) of an image."""
-    return image.shape[1], image.shape[0]
+    height, width = as_bytes(image, "`image`").shape[:2]
+    return width, height
 
 
 def is_one_image(value: Any) -> bool:
@@ -91,10 +95,14 @@ def as_bytes(image: Any, where: str) -> np.ndarray:
         HOperatorError: 7790, no array or of another type; 7791, grey values outside the range, or
             floats that were not shifted.
     """
-    pixels = np.asarray(image)
-    if pixels.dtype == np.uint8:
+    try:
+        pixels = np.asarray(image)
+    except ValueError:  # numbers of several lengths
+        pixels = np.asarray(None)
+    is_image = pixels.ndim in (2, 3) and 0 not in pixels.shape
+    if is_image and pixels.dtype == np.uint8:
         return pixels
-    if pixels.dtype.kind != "f" or pixels.ndim not in (2, 3):
+    if pixels.dtype.kind != "f" or not is_image:
         raise operator_error(
             H_ERR_DL_INPUT_WRONG_TYPE,
             f"{where} has an 'image' of type {pixels.dtype} and shape {pixels.shape}; pass it as "

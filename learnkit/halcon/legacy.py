@@ -10,7 +10,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from learnkit.halcon.errors import H_ERR_DL_UNSUPPORTED_GENPARAM, operator_error
+from learnkit.halcon.errors import (
+    H_ERR_DL_MODEL_UNSUPPORTED_GENPARAM,
+    H_ERR_WRONG_HANDLE_TYPE,
+    operator_error,
+)
 from learnkit.halcon.handles import HDlModel, checked_model
 from learnkit.halcon.images import images_in
 from learnkit.halcon.model import (
@@ -23,7 +27,7 @@ from learnkit.halcon.model import (
     write_dl_model,
 )
 from learnkit.halcon.model_param import get_dl_model_param, set_dl_model_param
-from learnkit.halcon.operators import as_tuple, operator
+from learnkit.halcon.operators import as_dict, as_tuple, is_whole, one_value, operator, wrong_value
 from learnkit.halcon.training import train_dl_model_batch
 
 _NAMES = {"classes": "class_names"}
@@ -107,9 +111,9 @@ def get_dl_classifier_train_result(
     """The 'loss' of a step."""
     if gen_param_name != "loss":
         raise operator_error(
-            H_ERR_DL_UNSUPPORTED_GENPARAM, f"a step has no {gen_param_name!r}; it has 'loss'"
+            H_ERR_DL_MODEL_UNSUPPORTED_GENPARAM, f"a step has no {gen_param_name!r}; it has 'loss'"
         )
-    return [dlclassifier_train_result_handle["total_loss"]]
+    return [as_dict(dlclassifier_train_result_handle).get("total_loss", float("nan"))]
 
 
 @operator("DLClassifierResultHandle")
@@ -129,10 +133,18 @@ def get_dl_classifier_result(
     }
     if gen_result_name not in keys:
         raise operator_error(
-            H_ERR_DL_UNSUPPORTED_GENPARAM,
+            H_ERR_DL_MODEL_UNSUPPORTED_GENPARAM,
             f"a result has no {gen_result_name!r}; it has {', '.join(map(repr, keys))}",
         )
     key = keys[gen_result_name]
+    results = [as_dict(one) for one in as_tuple(dlclassifier_result_handle)]
+    if wrong := [one for one in results if key not in one]:
+        raise operator_error(
+            H_ERR_WRONG_HANDLE_TYPE, f"{wrong[0]!r:.80} is no result; apply_dl_classifier makes it"
+        )
+    index = one_value(index)
     if index == "all":
-        return [result[key][0] for result in dlclassifier_result_handle]
-    return list(dlclassifier_result_handle[index][key])
+        return [result[key][0] for result in results]
+    if not is_whole(index, 0, len(results) - 1):
+        raise wrong_value("index", index, f"'all' or a place in 0..{len(results) - 1}")
+    return list(results[index][key])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,16 @@ from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import ContinualPredictionError
 from learnkit.halcon import errors
 from learnkit.halcon.errors import operator_error
-from learnkit.halcon.handles import DEFAULTS, PARAMETERS, HDlModel, checked_model, silenced
+from learnkit.halcon.handles import (
+    DEFAULTS,
+    MAX_CLASS_ID,
+    PARAMETERS,
+    HDlModel,
+    checked_model,
+    silenced,
+)
 from learnkit.halcon.images import as_bytes
-from learnkit.halcon.operators import as_tuple, checked_params, one_of, operator
+from learnkit.halcon.operators import as_tuple, checked_params, is_whole, one_of, operator
 from learnkit.inference.heatmap import Heatmap
 from learnkit.learner.learner import ImageLearner
 
@@ -131,8 +139,7 @@ def _to_write(model: HDlModel) -> Predictor:
 @operator()
 def clear_dl_model(dlmodel_handle: Any) -> None:
     """Free one model or several; their handles cannot be used afterwards."""
-    for one in as_tuple(dlmodel_handle):
-        model = checked_model(one)
+    for model in [checked_model(one) for one in as_tuple(dlmodel_handle)]:
         model.made, model.converted, model.pretrained, model.cleared = None, None, None, True
 
 
@@ -196,7 +203,7 @@ def sample_images(dlsample_batch: Any) -> list[np.ndarray]:
     samples = samples_in(dlsample_batch)
     if not samples:
         raise operator_error(
-            errors.H_ERR_DL_INVALID_NUM_SAMPLES, "there are no samples; give one at least"
+            errors.H_ERR_DL_MODEL_INVALID_NUM_SAMPLES, "there are no samples; give one at least"
         )
     for place, sample in enumerate(samples):
         if "image" not in sample:
@@ -243,7 +250,7 @@ def gen_dl_model_heatmap(
 
     Raises:
         HOperatorError: 7850, an optimised model has no gradients; 7852, no such method; 7853, an id
-            that no class has.
+            that no class has; 7785, no such layer; 7851, a layer or network without a feature map.
     """
     model = checked_model(dlmodel_handle)
     layer = checked_params(gen_param, {"target_conv_layer": None}, "gen_dl_model_heatmap")
@@ -261,11 +268,23 @@ def gen_dl_model_heatmap(
     targets = class_targets(model, target_classes) or None
     how = {"target": targets, "layer": as_tuple(layer["target_conv_layer"] or None) or None}
     how["layer"] = how["layer"] and how["layer"][0]
+    _check_layer(model, how["layer"])
     found = [
         predictor.heatmap(image, _METHODS[heatmap_method], **how)
         for image in sample_images(dlsample)
     ]
     return [{f"heatmap_{heatmap_method}": maps_by_id(one, ids)} for one in found]
+
+
+def _check_layer(model: HDlModel, layer: Any) -> None:
+    known = dict(model.learner.model.named_modules())
+    if layer is not None and (not isinstance(layer, str) or layer not in known):
+        near = get_close_matches(str(layer), known, 3) or [*known][-3:]
+        raise operator_error(
+            errors.H_ERR_DL_INVALID_NAME,
+            f"'target_conv_layer' is {layer!r:.80}, which is no layer of the network; such are "
+            f"{', '.join(map(repr, near))}",
+        )
 
 
 @operator("DLResults")
@@ -295,7 +314,7 @@ def class_targets(model: HDlModel, target_classes: Any) -> list[str]:
     """The names of the classes with these ids; HOperatorError 7853 for ids that none has."""
     names = {number: name for name, number in ids_of(model).items()}
     wanted = as_tuple(target_classes)
-    if unknown := [one for one in wanted if one not in names]:
+    if unknown := [one for one in wanted if not is_whole(one, 0, MAX_CLASS_ID) or one not in names]:
         raise operator_error(
             errors.H_ERR_DL_HEATMAP_WRONG_TARGET_CLASS_ID,
             f"no class has the id {unknown[0]!r}; there are {sorted(names)}",

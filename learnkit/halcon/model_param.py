@@ -83,12 +83,12 @@ def set_dl_model_param(dlmodel_handle: Any, gen_param_name: str, gen_param_value
             f"{', '.join(map(repr, _AFTER_OPTIMISATION))}"
         )
     if gen_param_name in DEFAULTS:
-        model.parameters[gen_param_name] = _training_value(gen_param_name, gen_param_value)
+        model.parameters[gen_param_name] = training_value(gen_param_name, gen_param_value)
     else:
         _SET[gen_param_name](model, gen_param_value)
 
 
-def _training_value(name: str, value: Any) -> Any:
+def training_value(name: str, value: Any) -> Any:
     """The checked value of a parameter of the training."""
     (one,) = as_tuple(value) if len(as_tuple(value)) == 1 else (None,)
     if name == "solver_type":

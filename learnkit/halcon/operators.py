@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -79,6 +80,8 @@ def _plain_arguments(signature: inspect.Signature, given: Mapping[str, Any]) -> 
 # By annotation: what is checked here, and how it is called; ranges of numbers are with each use.
 _SCALARS: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "text"),
+    "str | int": ((str, int), "text or a whole number"),
+    "Handle": ((MutableMapping,), "a dictionary"),
     "str | os.PathLike[str]": ((str, os.PathLike), "the name of a file or folder"),
     "bytes": ((bytes, bytearray, memoryview), "bytes"),
     "int": ((), ""),
@@ -117,10 +120,11 @@ def same_name(one: str, other: str) -> bool:
     return one.replace("_", "").lower() == other.replace("_", "").lower()
 
 
-def as_tuple(value: Any) -> list[Any]:
+def as_tuple(value: Any, *, nested: bool = False) -> list[Any]:
     """A list of what may be a scalar, any sequence, or a dictionary with the keys 0, 1, 2, ...
 
-    HALCON's JSON has scalars for tuples of one element, and such dictionaries for arrays.
+    HALCON's JSON has scalars for tuples of one element, and such dictionaries for arrays. Tuples in
+    tuples, which only other programs write, are refused unless they may be `nested`.
 
     >>> as_tuple(3), as_tuple((3, 4)), as_tuple({"0": "a", "1": "b"}), as_tuple([])
     ([3], [3, 4], ['a', 'b'], [])
@@ -130,6 +134,10 @@ def as_tuple(value: Any) -> list[Any]:
     if isinstance(value, np.ndarray):
         return value.reshape(-1).tolist()
     values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    if not nested and any(isinstance(one, list | tuple | set) for one in values):
+        raise operator_error(
+            errors.H_ERR_CTPL_WTYP, f"{value!r:.80} is a tuple of tuples; HALCON's hold none"
+        )
     return [one.item() if isinstance(one, np.generic) else one for one in values]
 
 
@@ -146,26 +154,37 @@ def as_dict(value: Any) -> dict[str, Any]:
         (value,) = value
     if not isinstance(value, Mapping):
         raise operator_error(
-            errors.H_ERR_DL_UNSUPPORTED_GENPARAM,
+            errors.H_ERR_DL_MODEL_UNSUPPORTED_GENPARAM,
             f"{value!r:.100} is a {type(value).__name__}; give a dictionary, or [] for none",
         )
     return dict(value)
 
 
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be written into error 7781."""
+    try:
+        yield
+    except OSError as error:
+        raise operator_error(
+            errors.H_ERR_DL_FILE_WRITE,
+            f"{os.fspath(path)!r} cannot be written: {error.strerror}; name another place",
+        ) from error
+
+
 def as_bool(value: Any, name: str) -> bool:
     """True or False of what HALCON writes for them: 'true' and 'false', 1 and 0."""
-    (one,) = as_tuple(value) or (None,)
-    if one in _TRUE:
-        return True
-    if one in _FALSE:
-        return False
+    one = one_value(value)
+    if isinstance(one, bool | int | str) and one in (*_TRUE, *_FALSE):
+        return one in _TRUE
     raise wrong_value(name, value, "'true' or 'false'")
 
 
 def wrong_value(name: str, value: Any, allowed: str) -> HError:
     """Error 7914: the value of a parameter is none of those there are."""
     return operator_error(
-        errors.H_ERR_DL_UNSUPPORTED_GENVALUE, f"{name!r} is {value!r:.100}; it takes {allowed}"
+        errors.H_ERR_DL_MODEL_UNSUPPORTED_GENVALUE,
+        f"{name!r} is {value!r:.100}; it takes {allowed}",
     )
 
 
@@ -182,14 +201,14 @@ def checked_params(
         known = ", ".join(map(repr, defaults)) or "no key"
         told = f"{where} does not know {unknown[0]!r}; it takes {known}"
         if of_operator:
-            raise operator_error(errors.H_ERR_DL_UNSUPPORTED_GENPARAM, told)
+            raise operator_error(errors.H_ERR_DL_MODEL_UNSUPPORTED_GENPARAM, told)
         raise HError(told)
     return {**defaults, **given}
 
 
 def one_of(value: Any, where: str) -> Any:
     """The only element of a tuple, as operators whose name ends in `_s` return it."""
-    found = as_tuple(value)
+    found = as_tuple(value, nested=True)
     if len(found) != 1:
         raise HTupleConversionError(f"{where} has {len(found)} elements; the `_s` form needs one")
     return found[0]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from learnkit.halcon.errors import H_ERR_DL_OPERATOR_UNSUPPORTED, operator_error
+from learnkit.halcon.errors import H_ERR_DL_MODEL_OPERATOR_UNSUPPORTED, operator_error
 from learnkit.halcon.operators import operator
 
 
 def _refuse(name: str, kind: str) -> NoReturn:
     raise operator_error(
-        H_ERR_DL_OPERATOR_UNSUPPORTED,
+        H_ERR_DL_MODEL_OPERATOR_UNSUPPORTED,
         f"{name} is for {kind}, and learnkit classifies images; its datasets are read and written "
         "by learnkit.data, models of this type are not there yet",
     )

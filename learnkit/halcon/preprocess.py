@@ -20,7 +20,8 @@ from learnkit.data.image import naming_errors, source_name
 from learnkit.data.preprocess import PER_IMAGE, Preprocessing
 from learnkit.data.read_images import read_images
 from learnkit.errors import DataError
-from learnkit.halcon.dataset import check_type, image_file, preprocessed, samples_of
+from learnkit.halcon.dataset import check_type, image_file, image_id, preprocessed, samples_of
+from learnkit.halcon.dictionaries import json_text
 from learnkit.halcon.errors import HError
 from learnkit.halcon.handles import MAX_SIDE, HDlModel, checked_model
 from learnkit.halcon.images import RANGE_MAX, RANGE_MIN, as_bytes, pixels_of
@@ -31,7 +32,9 @@ from learnkit.halcon.operators import (
     as_tuple,
     checked_params,
     is_whole,
+    one_value,
     procedure,
+    writing,
 )
 from learnkit.storage.array_files import MAX_CHANNELS
 from learnkit.storage.filesystem import write_file
@@ -85,12 +88,21 @@ def create_dl_preprocess_param(
             f"1..{MAX_CHANNELS}"
         )
     normalization = _one("normalization_type", normalization_type, _NORMALIZATIONS)
+    limits = [
+        (as_tuple(given) or [default])[0]
+        for given, default in ((image_range_min, RANGE_MIN), (image_range_max, RANGE_MAX))
+    ]
+    if not all(isinstance(one, int | float) for one in limits) or not limits[0] < limits[1]:
+        raise HError(
+            f"`image_range_min` and `image_range_max` are {limits}; they are numbers, the first "
+            "smaller"
+        )
     param = {
         "model_type": dlmodel_type,
         **size,
         "image_num_channels": image_num_channels,
-        "image_range_min": (as_tuple(image_range_min) or [RANGE_MIN])[0],
-        "image_range_max": (as_tuple(image_range_max) or [RANGE_MAX])[0],
+        "image_range_min": limits[0],
+        "image_range_max": limits[1],
         "normalization_type": normalization,
         "domain_handling": _one("domain_handling", domain_handling, _DOMAINS),
         "ignore_class_ids": as_tuple(ignore_class_ids),
@@ -103,7 +115,8 @@ def create_dl_preprocess_param(
 def _one(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """The value, if it is allowed; scripts of old say 'false' and 'true' for kinds of scaling."""
     found = (as_tuple(value) or [allowed[0]])[0]
-    found = {"true": "first_channel", "false": "none"}.get(found, found)
+    if allowed == _NORMALIZATIONS and found in ("true", "false"):
+        found = {"true": "first_channel", "false": "none"}[found]
     if found not in allowed:
         raise HError(f"`{name}` is {value!r}; it takes {', '.join(map(repr, allowed))}")
     return found
@@ -152,11 +165,13 @@ def preprocess_dl_dataset(
     """
     defaults = {"overwrite_files": "false", "show_progress": "true"}
     params = checked_params(gen_param, defaults, "preprocess_dl_dataset", of_operator=False)
+    progress = as_bool(params["show_progress"], "show_progress")
     recipe, folder = recipe_of(dlpreprocess_param), Path(data_directory)
     check_type(dldataset)
     samples = samples_of(dldataset)
     done = _with_samples(dldataset, folder, dlpreprocess_param, samples)
-    target, mode = folder / FOLDER, params["overwrite_files"]
+    json_text(done)  # what it cannot hold is told before images are read
+    target, mode = folder / FOLDER, one_value(params["overwrite_files"])
     if mode == "auto" and _is_done(folder, done):
         return _noted(dldataset, done, folder)
     if target.exists() and mode != "auto" and not as_bool(mode, "overwrite_files"):
@@ -164,7 +179,7 @@ def preprocess_dl_dataset(
             f"{target} is there already; set 'overwrite_files' to 'true', or to 'auto' to keep "
             "samples that were made alike"
         )
-    _write_samples(target, recipe, done, as_bool(params["show_progress"], "show_progress"))
+    _write_samples(target, recipe, done, progress)
     return _noted(dldataset, done, folder)
 
 
@@ -172,8 +187,8 @@ def _with_samples(
     dldataset: Mapping[str, Any], folder: Path, param: Mapping[str, Any], samples: list[Any]
 ) -> dict[str, Any]:
     """The dataset as it is when its images are preprocessed."""
-    ids = [sample.get("image_id", place) for place, sample in enumerate(samples)]
-    if len(set(map(str, ids))) < len(ids):
+    ids = [image_id({"image_id": place, **sample}) for place, sample in enumerate(samples)]
+    if len(set(ids)) < len(ids):
         raise HError("'image_id' is not unique; every sample needs its own")
     (channels,) = as_tuple(param["image_num_channels"])
     named = [
@@ -193,7 +208,7 @@ def _is_done(folder: Path, done: Mapping[str, Any]) -> bool:
     files = [
         Path(done["dlsample_dir"]) / sample["dlsample_file_name"] for sample in done["samples"]
     ]
-    return found == json.loads(json.dumps(done)) and all(file.is_file() for file in files)
+    return found == json.loads(json_text(done)) and all(file.is_file() for file in files)
 
 
 def _write_samples(
@@ -204,7 +219,8 @@ def _write_samples(
     files = [image_file(done, sample) for sample in samples]
     new = target.with_name(f".{target.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    with writing(new):
+        new.mkdir(parents=True)
     try:
         read = read_images(
             recipe.pixels, files, n_ahead=_AHEAD, progress=progress, what="preprocess"
@@ -220,7 +236,8 @@ def _write_samples(
 def _noted(dldataset: MutableMapping[str, Any], done: dict[str, Any], folder: Path) -> str:
     """The file of the dataset; the caller's dictionary knows now what is in it."""
     path = Path(os.path.abspath(folder / FILE_NAME))
-    write_file(path, lambda file: file.write(json.dumps(done, ensure_ascii=False).encode()))
+    with writing(path):
+        write_file(path, lambda file: file.write(json_text(done).encode()))
     for sample, one in zip(samples_of(dldataset), done["samples"], strict=True):
         sample.update(one)
     dldataset.update({key: done[key] for key in ("preprocess_param", "dlsample_dir")})
@@ -258,7 +275,7 @@ def write_sample(file: Path, sample: Mapping[str, Any]) -> None:
 
 def sample_name(image_id: int, channels: int) -> str:
     """What a sample's file is called: a PNG, or of many channels a TIFF with a page for each."""
-    return f"{int(image_id)}_dlsample.{'png' if channels in (1, 3) else 'tif'}"
+    return f"{image_id}_dlsample.{'png' if channels in (1, 3) else 'tif'}"
 
 
 def read_sample(file: Path) -> dict[str, Any]:

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
+import learnkit._torchvision  # noqa: F401  # before fastai
+
 import numpy as np
+import torch
+from fastai.torch_core import TensorImage
+from fasttransform import Transform
 from PIL import Image, ImageEnhance
 
 from learnkit.data.geometry import Planes, image_of_pixels
 from learnkit.halcon import dataset
 from learnkit.halcon.errors import HError
-from learnkit.halcon.images import as_bytes, images_in, pixels_of
-from learnkit.halcon.model import samples_in
-from learnkit.halcon.operators import as_dict, as_tuple, checked_params, procedure
+from learnkit.halcon.images import images_in, pixels_of
+from learnkit.halcon.model import sample_images, samples_in
+from learnkit.halcon.operators import (
+    as_bool,
+    as_dict,
+    as_tuple,
+    checked_params,
+    one_value,
+    procedure,
+    writing,
+)
 from learnkit.halcon.preprocess import read_sample, sample_name, write_sample
 
 _AUGMENTATION: dict[str, Any] = {
@@ -56,15 +70,15 @@ def gen_dl_samples(
         dldataset: the dataset.
         sample_indices: places of samples, as `find_dl_samples` gives them.
         restrict_keys_dlsample: 'off' or 'classification', with labels; 'image_only', without.
-        gen_param: 'ignore_missing_labels' ('false').
+        gen_param: 'ignore_missing_labels' ('false'): take samples without a label, too.
 
     Raises:
         HOperatorError: 7926, there is no such sample.
-        HError: another restriction or parameter.
+        HError: another restriction or parameter, or a sample has no label.
     """
-    checked_params(
-        gen_param, {"ignore_missing_labels": "false"}, "gen_dl_samples", of_operator=False
-    )
+    known = {"ignore_missing_labels": "false"}
+    params = checked_params(gen_param, known, "gen_dl_samples", of_operator=False)
+    may_miss = as_bool(params["ignore_missing_labels"], "ignore_missing_labels")
     wanted = (as_tuple(restrict_keys_dlsample) or ["off"])[0]
     if wanted not in ("off", "classification", "image_only"):
         raise HError(
@@ -78,7 +92,12 @@ def gen_dl_samples(
         file = dataset.image_file(dldataset, sample)
         one = {"image": pixels_of(file, None if channels in (1, 3) else channels)}
         labels = {} if wanted == "image_only" else {"image_label_id": _label_id(sample)}
-        found.append(one | {"image_id": sample["image_id"], **labels})
+        if not labels.get("image_label_id", True) and not may_miss:
+            raise HError(
+                f"the sample with 'image_id' {sample.get('image_id')!r} has no 'image_label_id'; "
+                "label it, or set 'ignore_missing_labels' to 'true'"
+            )
+        found.append(one | {"image_id": sample.get("image_id"), **labels})
     return found
 
 
@@ -122,20 +141,27 @@ def write_dl_samples(
         HError: another number of samples than of places, another 'image_id', or a key that holds
             what a file cannot.
     """
+    names, values = as_tuple(gen_param_name), as_tuple(gen_param_value)
+    known = {"raise_error_if_content_not_serializable": "true"}
+    given = dict(zip_longest(names, values))
+    checked_params(given, known, "write_dl_samples", of_operator=False)
     rows, samples = dataset.chosen(dldataset, sample_indices), samples_in(dlsample_batch)
     if len(rows) != len(samples):
         raise HError(f"there are {len(samples)} samples for {len(rows)} places; give one each")
     for row, sample in zip(rows, samples, strict=True):
-        if sample.get("image_id", row["image_id"]) != row["image_id"]:
+        own = row.get("image_id")
+        if as_tuple(sample.get("image_id", own)) != as_tuple(own):
             raise HError(
                 f"the sample with 'image_id' {sample['image_id']} was to be written in the place "
-                f"of {row['image_id']}"
+                f"of {own}"
             )
-    pixels = [as_bytes(one["image"], f"sample {place}") for place, one in enumerate(samples)]
+    pixels = sample_images(samples) if samples else []
     for row, sample, image in zip(rows, samples, pixels, strict=True):
         channels = image.shape[2] if image.ndim == 3 else 1
-        row.setdefault("dlsample_file_name", sample_name(row["image_id"], channels))
-        write_sample(dataset.sample_file(dldataset, row), {**sample, "image": image})
+        row.setdefault("dlsample_file_name", sample_name(dataset.image_id(row), channels))
+        file = dataset.sample_file(dldataset, row)
+        with writing(file):
+            write_sample(file, {**sample, "image": image})
 
 
 @procedure()
@@ -156,7 +182,7 @@ def augment_dl_samples(dlsample_batch: Any, gen_param: Any = ()) -> None:
     param = augmentation(gen_param)
     rng = np.random.default_rng(dataset.seed())
     samples = samples_in(dlsample_batch)
-    found = [as_bytes(one["image"], f"sample {place}") for place, one in enumerate(samples)]
+    found = sample_images(samples) if samples else []
     for sample, pixels in zip(samples, found, strict=True):
         sample["image"] = augmented(pixels, param, rng)
 
@@ -164,6 +190,7 @@ def augment_dl_samples(dlsample_batch: Any, gen_param: Any = ()) -> None:
 def augmentation(gen_param: Any) -> dict[str, Any]:
     """The checked parameters of an augmentation."""
     param = checked_params(gen_param, _AUGMENTATION, "the augmentation", of_operator=False)
+    param = {name: "off" if value == [] else one_value(value) for name, value in param.items()}
     if param["mirror"] not in (*_OFF, *_FLIPS):
         raise HError(f"'mirror' is {param['mirror']!r}; it takes 'off', 'r', 'c' or 'rc'")
     if param["rotate"] not in (*_OFF, 90, 180):
@@ -174,6 +201,27 @@ def augmentation(gen_param: Any) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
             raise HError(f"{name!r} is {value!r}; it is a number in 0..{most}, or 'off'")
     return param
+
+
+class SampleAugmentation(Transform):
+    """`augment_dl_samples` for the images of a training.
+
+    Args:
+        param: of `augmentation`.
+        seed: of what is drawn.
+    """
+
+    order, split_idx = 6, 0  # behind ToTensor; of training images alone
+
+    def __init__(self, param: Mapping[str, Any], seed: int):
+        super().__init__()
+        self.param, self.rng = dict(param), np.random.default_rng(seed)
+
+    def encodes(self, image: TensorImage) -> TensorImage:
+        """The image (C, H, W) uint8, distorted in one way or not at all."""
+        pixels = np.moveaxis(np.asarray(image), 0, -1)
+        found = np.moveaxis(augmented(pixels, self.param, self.rng), -1, 0)
+        return type(image)(torch.from_numpy(np.ascontiguousarray(found)))
 
 
 _LIMITS = {

@@ -5,46 +5,50 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
-import numpy as np
-import torch
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
-from fastai.optimizer import SGD, Adam, Optimizer
-from fastai.torch_core import TensorImage, set_seed
-from fasttransform import Transform
-from torch import nn
+from fastai.torch_core import set_seed
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import ContinualStateError, OodLockedError
 from learnkit.halcon import errors
-from learnkit.halcon.dataset import samples_of
+from learnkit.halcon.dataset import MAX_SEED, samples_of
 from learnkit.halcon.errors import HError, operator_error
 from learnkit.halcon.evaluation import evaluate_dl_model
-from learnkit.halcon.handles import HDlModel, checked_model
+from learnkit.halcon.handles import (
+    MAX_CLASS_ID,
+    HDlModel,
+    checked_model,
+    set_optimizer,
+    solver_of,
+)
 from learnkit.halcon.model import ids_of, sample_images, samples_in, write_dl_model
+from learnkit.halcon.model_param import training_value
 from learnkit.halcon.operators import (
     as_bool,
     as_dict,
     as_tuple,
     checked_params,
+    is_whole,
+    one_value,
     operator,
     procedure,
+    writing,
 )
 from learnkit.halcon.preprocess import images_for
-from learnkit.halcon.samples import augmentation, augmented
+from learnkit.halcon.samples import SampleAugmentation, augmentation
 from learnkit.learner.dataloaders import image_dataloaders
 from learnkit.report.progress import counted
 
 _NAMES = ("evaluate", "augment", "change", "serialize", "display", "evaluate_before_train")
 _MEASURE = "top1_error"
 _HYPERS = {"learning_rate": "lr", "momentum": "mom", "weight_prior": "wd"}  # of fastai's optimizers
-_MAX_NORM = 1.0  # of the gradients of a step
+_MAX_EPOCHS = 1_000_000
 _DISPLAY = {
     "enabled": False,
     "num_images": 6,
@@ -52,6 +56,19 @@ _DISPLAY = {
     "update_images_interval_epochs": 4,
     "change_plot_interval_seconds": 10,
     "selected_percentage_train_samples": 0,
+}
+
+
+_OF_TRAINING: dict[str, Any] = {
+    "evaluation_interval_epochs": 1,
+    "evaluation_param": {},
+    "augmentation_param": {},
+    "change_strategies": [],
+    "serialization_strategies": [],
+    "display_param": {},
+    "evaluate_before_train": False,
+    "seed_rand": 42,
+    "num_samples_mean_loss": 1000,
 }
 
 
@@ -74,7 +91,8 @@ def create_dl_train_param(
         enable_display: 'true' prints a line per evaluation.
         random_seed: of order and augmentation; [] takes the clock.
         gen_param_name: 'evaluate', 'augment', 'change', 'serialize', 'display',
-            'evaluate_before_train'; 'change' and 'serialize' as often as wanted.
+            'evaluate_before_train'; 'change' and 'serialize' as often as wanted. The keys of
+            'display' and 'scale_momentum_threshold' of 'change' are taken and not used.
         gen_param_value: a dictionary for each.
 
     Raises:
@@ -83,16 +101,21 @@ def create_dl_train_param(
     checked_model(dlmodel_handle)
     counts = {"num_epochs": num_epochs, "evaluation_interval_epochs": evaluation_interval_epochs}
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise HError(f"`{name}` is {value!r}; it is a whole number from 1 on")
+        if not is_whole(value, 1, _MAX_EPOCHS):
+            raise HError(f"`{name}` is {value!r:.80}; it is a whole number from 1 on")
     names, values = as_tuple(gen_param_name), _values(gen_param_value)
     if len(names) != len(values):
         raise HError(f"there are {len(values)} values for the {len(names)} names {names}")
     if unknown := [name for name in names if name not in _NAMES]:
         raise HError(f"{unknown[0]!r} is unknown; there are {', '.join(map(repr, _NAMES))}")
     given = {name: [v for n, v in zip(names, values, strict=True) if n == name] for name in _NAMES}
-    (seed,) = as_tuple(random_seed) or (time.time_ns() % 2**31,)
+    seed = one_value(random_seed or time.time_ns() % 2**31)
+    if not is_whole(seed, 0, MAX_SEED):
+        raise HError(
+            f"`random_seed` is {random_seed!r:.80}; it is a number in 0..{MAX_SEED}, or []"
+        )
     best = [{"type": "best", "basename": "model_best"}]
+    before = given["evaluate_before_train"] or ["false"]
     return {
         **counts,
         "evaluation_param": as_dict(given["evaluate"]) or {"measures": [_MEASURE]},
@@ -101,10 +124,12 @@ def create_dl_train_param(
         "serialization_strategies": [
             _serialization(as_dict(s)) for s in given["serialize"] or best
         ],
-        "display_param": _DISPLAY | {"enabled": as_bool(enable_display, "enable_display")},
-        "evaluate_before_train": bool(given["evaluate_before_train"])
-        and as_bool(given["evaluate_before_train"][0], "evaluate_before_train"),
-        "seed_rand": int(seed),
+        "display_param": checked_params(
+            as_dict(given["display"]), _DISPLAY, "'display'", of_operator=False
+        )
+        | {"enabled": as_bool(enable_display, "enable_display")},
+        "evaluate_before_train": as_bool(before[0], "evaluate_before_train"),
+        "seed_rand": seed,
         "update_interval_seconds": 2,
         "evaluation_comparison_keys": [_MEASURE],
         "num_samples_mean_loss": 1000,
@@ -127,6 +152,8 @@ def _change(strategy: dict[str, Any]) -> dict[str, Any]:
             f"'change' has the 'model_param' {found['model_param']!r}; it takes 'learning_rate', "
             "'momentum' or 'weight_prior'"
         )
+    for value in [*found["values"], *as_tuple(found["initial_value"])]:
+        training_value(found["model_param"], value)
     if len(found["epochs"]) != len(found["values"]):
         raise HError(
             f"'change' has {len(found['values'])} values for {len(found['epochs'])} epochs"
@@ -146,27 +173,6 @@ def _serialization(strategy: dict[str, Any]) -> dict[str, Any]:
         "basename": found["basename"] or f"model_{found['type']}",
         "epochs": as_tuple(found["epochs"]),
     }
-
-
-class SampleAugmentation(Transform):
-    """`augment_dl_samples` for the images of a training.
-
-    Args:
-        param: of `augmentation`.
-        seed: of what is drawn.
-    """
-
-    order, split_idx = 6, 0  # behind ToTensor; of training images alone
-
-    def __init__(self, param: Mapping[str, Any], seed: int):
-        super().__init__()
-        self.param, self.rng = dict(param), np.random.default_rng(seed)
-
-    def encodes(self, image: TensorImage) -> TensorImage:
-        """The image (C, H, W) uint8, distorted in one way or not at all."""
-        pixels = np.moveaxis(np.asarray(image), 0, -1)
-        found = np.moveaxis(augmented(pixels, self.param, self.rng), -1, 0)
-        return type(image)(torch.from_numpy(np.ascontiguousarray(found)))
 
 
 class TrainingRecord(Callback):
@@ -227,14 +233,14 @@ class TrainingRecord(Callback):
         self.infos.append(info)
         final = epoch == self.param["num_epochs"]
         if epoch % self.param["evaluation_interval_epochs"] == 0 or final:
-            self._evaluate(epoch, info)
+            self.evaluate(epoch, info)
         for strategy in self.param["serialization_strategies"]:
             at_epoch = strategy["type"] == "epochs" and epoch in strategy["epochs"]
             if at_epoch or (strategy["type"] == "final" and final):
                 suffix = f"_{epoch}" if at_epoch else ""
                 self._write(f"{strategy['basename']}{suffix}", epoch)
 
-    def _evaluate(self, epoch: int, info: dict[str, Any]) -> None:
+    def evaluate(self, epoch: int, info: dict[str, Any]) -> None:
         """Evaluate the validation images, and write the model if it is the best so far."""
         if not self.has_validation:
             return
@@ -258,7 +264,9 @@ class TrainingRecord(Callback):
         """Write the model, and beside it how the training went so far."""
         write_dl_model(self.of, f"{basename}.hdl")
         told = {"epoch": epoch, "train_infos": self.infos, "evaluation_infos": self.evaluations}
-        Path(f"{basename}_info.json").write_text(json.dumps(told, default=_plain), encoding="utf-8")
+        text = json.dumps(told, default=_plain)
+        with writing(file := f"{basename}_info.json"):
+            Path(file).write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -293,10 +301,10 @@ def train_dl_model(
         HOperatorError: 7917, an optimised model; 7974, one in the continual state; 7988, one with
             out-of-distribution detection.
     """
-    model = checked_model(dlmodel_handle)
+    model, train_param = checked_model(dlmodel_handle), _completed(train_param)
     n_epochs = train_param["num_epochs"]
-    if not isinstance(start_epoch, int) or not 0 <= start_epoch <= n_epochs:
-        raise HError(f"`start_epoch` is {start_epoch!r}; it lies in 0..{n_epochs}")
+    if not is_whole(start_epoch, 0, n_epochs):
+        raise HError(f"`start_epoch` is {start_epoch!r:.80}; it lies in 0..{n_epochs}")
     data = images_for(model, dldataset)
     learn = model.learner
     _check_trainable(model)
@@ -312,7 +320,7 @@ def train_dl_model(
     for change in train_param["change_strategies"]:
         if change["initial_value"] is not None:
             model.parameters[change["model_param"]] = change["initial_value"]
-    _set_optimizer(model)
+    set_optimizer(model)
     n = n_epochs - start_epoch
     cbs: list[Any] = [record]
     if model.parameters["batch_size_multiplier"] > 1:
@@ -320,10 +328,39 @@ def train_dl_model(
     rate, decay = model.parameters["learning_rate"], model.parameters["weight_prior"]
     with counted("train", n * len(learn.dls.train), True, "steps") as advance, learn.no_bar():
         record.advance = advance
-        set_seed(train_param["seed_rand"] % 2**32)
+        set_seed(train_param["seed_rand"])
         learn.unfreeze()
+        if train_param["evaluate_before_train"]:
+            record.evaluate(start_epoch, {"mean_loss": float("nan")})
         learn.fit(n, rate, wd=decay, cbs=cbs)
     return record.results, record.infos, record.evaluations
+
+
+def _completed(train_param: Any) -> dict[str, Any]:
+    """The parameters of a training, also where JSON has made scalars of their tuples.
+
+    Raises:
+        HError: one is missing or has a value that it does not take.
+    """
+    given = {**_OF_TRAINING, **as_dict(train_param)}
+    counts = ("num_epochs", "evaluation_interval_epochs", "num_samples_mean_loss")
+    for name, most in (*((name, _MAX_EPOCHS) for name in counts), ("seed_rand", MAX_SEED)):
+        given[name] = one_value(given.get(name))
+        if not is_whole(given[name], int(name != "seed_rand"), most):
+            raise HError(
+                f"`train_param` has {name!r} {given[name]!r:.80}; create_dl_train_param makes it"
+            )
+    changes, files = (
+        [as_dict(one) for one in _values(given[key])]
+        for key in ("change_strategies", "serialization_strategies")
+    )
+    return given | {
+        "change_strategies": [_change(one) for one in changes],
+        "serialization_strategies": [_serialization(one) for one in files],
+        "evaluation_param": as_dict(given["evaluation_param"]),
+        "augmentation_param": as_dict(given["augmentation_param"]),
+        "display_param": {**_DISPLAY, **as_dict(given["display_param"])},
+    }
 
 
 def _loaders(model: HDlModel, data: ImageDataset, train_param: Mapping[str, Any]) -> Any:
@@ -335,36 +372,6 @@ def _loaders(model: HDlModel, data: ImageDataset, train_param: Mapping[str, Any]
         dls.train.after_item.add(SampleAugmentation(augmentation(param), seed))
     dls.train.drop_last = True
     return dls
-
-
-def _set_optimizer(model: HDlModel) -> None:
-    """Let the learner train with the model's solver."""
-    kind, settings = model.solver = _solver(model)
-    model.learner.opt_func = partial(_clipped, kind, **settings)
-    model.learner.opt = None
-
-
-def _solver(model: HDlModel) -> tuple[Callable[..., Optimizer], dict[str, float]]:
-    """The optimizer, one of fastai's, and its settings."""
-    p = model.parameters
-    if p["solver_type"] == "sgd":
-        return SGD, {"mom": p["momentum"]}
-    return Adam, {"mom": p["adam_beta1"], "sqr_mom": p["adam_beta2"], "eps": p["adam_epsilon"]}
-
-
-class ClippedOptimizer(Optimizer):
-    """fastai's optimizer, before whose steps long gradients are scaled to a norm of 1."""
-
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """One step."""
-        parameters = [parameter for parameter, *_ in self.all_params(with_grad=True)]
-        nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
-        super().step(closure)
-
-
-def _clipped(kind: Callable[..., Optimizer], params: Any, **settings: Any) -> ClippedOptimizer:
-    plain = kind(params, **settings)
-    return ClippedOptimizer(plain.param_lists, plain.cbs, **plain.hypers[0])
 
 
 def _check_trainable(model: HDlModel) -> None:
@@ -395,7 +402,8 @@ def train_dl_model_batch(dlmodel_handle: Any, dlsample_batch: Any) -> dict[str, 
     """One step of training by a batch of labelled samples: {'total_loss': the loss before it}.
 
     Raises:
-        HOperatorError: 7915, another number of samples than batch_size x batch_size_multiplier;
+        HOperatorError: 7784, another number of samples than batch_size; 7800, than batch_size x
+            batch_size_multiplier, where that is set;
             7789, a label that is not one id; 7793, an id that no class has; 7917, 7974, 7988, as
             `train_dl_model`.
     """
@@ -403,16 +411,19 @@ def train_dl_model_batch(dlmodel_handle: Any, dlsample_batch: Any) -> dict[str, 
     p = model.parameters
     wanted = p["batch_size"] * p["batch_size_multiplier"]
     if len(samples) != wanted:
+        several = p["batch_size_multiplier"] > 1
         raise operator_error(
-            errors.H_ERR_DL_INVALID_NUM_SAMPLES,
+            errors.H_ERR_DL_INPUT_WRONG_BS_WITH_MULTIPLIER
+            if several
+            else errors.H_ERR_DL_INPUT_WRONG_BS,
             f"there are {len(samples)} samples; a batch has 'batch_size' x "
             f"'batch_size_multiplier' = {wanted}",
         )
     learn, images = model.learner, sample_images(samples)
     _check_trainable(model)
     labels = _labels(model, samples)
-    if model.solver != _solver(model):  # a learner comes with an optimizer of its own
-        _set_optimizer(model)
+    if model.solver != solver_of(model):  # a learner comes with an optimizer of its own
+        set_optimizer(model)
         learn.unfreeze()
         learn.create_opt()
     learn.opt.set_hypers(lr=p["learning_rate"], wd=p["weight_prior"])
@@ -430,7 +441,7 @@ def _labels(model: HDlModel, samples: Sequence[Mapping[str, Any]]) -> list[str]:
                 errors.H_ERR_DL_INPUT_WRONG_LENGTH,
                 f"sample {place} has {len(ids)} 'image_label_id'; one is needed",
             )
-        if ids[0] not in names:
+        if not is_whole(ids[0], 0, MAX_CLASS_ID) or ids[0] not in names:
             raise operator_error(
                 errors.H_ERR_DL_CLASS_IDS_INVALID,
                 f"sample {place} has the 'image_label_id' {ids[0]!r}; there are {sorted(names)}",
