@@ -49,6 +49,7 @@ def setup(app):
     app.connect("builder-inited", lambda app: generate.write_pages(Path(app.srcdir)))
     # before napoleon, which reads the sections
     app.connect("autodoc-process-docstring", generate.docstring_to_rst, priority=400)
-    app.connect("doctree-read", generate.link_names)
+    app.connect("autodoc-process-signature", generate.readable_signature)
+    app.connect("doctree-read", generate.finish)
     app.connect("source-read", generate.site_links)
     return {"parallel_read_safe": False}

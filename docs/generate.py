@@ -94,8 +94,8 @@ def reference_pages() -> dict[str, str]:
         names = ["errors"] if room == "errors" else groups.pop(room)
         if room == "inference":
             names = [*names, "results"]
-        index.append(_toctree(heading, names))
-    index.append(_toctree("HALCON's names", ["halcon"]))
+        index.append(_section(heading, names))
+    index.append(_section("HALCON's names", ["halcon"]))
     if groups:
         raise ValueError(f"GROUPS has no heading for {sorted(groups)}; add one")
     pages["api/index.rst"] = "\n".join(index)
@@ -172,22 +172,40 @@ def _intro() -> str:
     )
 
 
-def _toctree(heading: str, names: list[str]) -> str:
-    return "\n".join(
-        [".. toctree::", f"   :caption: {heading}", "", *(f"   {name}" for name in names), ""]
-    )
+def _section(heading: str, names: list[str]) -> str:
+    """A section of the index: its pages, each with the first sentence of what is on it."""
+    entries = [f"* :doc:`{name}`{_first_sentence(name)}" for name in names]
+    hidden = [".. toctree::", "   :hidden:", "", *(f"   {name}" for name in names), ""]
+    return "\n".join([heading, "-" * len(heading), "", *entries, "", *hidden])
+
+
+def _first_sentence(name: str) -> str:
+    if name not in learnkit.PUBLIC_NAMES or not callable(value := getattr(learnkit, name)):
+        return ""
+    first = inspect.cleandoc(value.__doc__).split("\n\n")[0].replace("\n", " ")
+    return f": {_rst(first)}"
 
 
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+_INDENTED = re.compile(r"^(\S.*)\n\n(?=    \S)", re.MULTILINE)
 
 
 def docstring_to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list) -> None:
     """Turn the markdown of a docstring into what Sphinx reads."""
     lines[:] = _rst("\n".join(lines)).split("\n")
+    if what in {"property", "attribute"}:
+        lines[:0] = ["..", ""]  # else napoleon takes what stands before a colon for a type
+
+
+def readable_signature(app: Any, what: str, name: str, obj: Any, options: Any, *signature: Any):
+    """A signature whose defaults that are made anew are "...": (arguments, what comes back)."""
+    arguments, returned = signature
+    return (arguments or "").replace("<factory>", "...") or arguments, returned
 
 
 def _rst(text: str) -> str:
-    """Markdown with its `code` as ``code``, apart from letters around it as RST wants them."""
+    """Markdown with its `code` as ``code``, and indented code as a block of it."""
+    text = _INDENTED.sub(r"\1\n\n.. code-block:: python\n\n", text)
 
     def literal(match: re.Match) -> str:
         before, after = text[: match.start()][-1:], text[match.end() :][:1]
@@ -281,8 +299,11 @@ def site_links(app: Any, docname: str, content: list[str]) -> None:
     content[0] = _LINK.sub(here, content[0])
 
 
-def link_names(app: Any, doctree: nodes.document) -> None:
-    """Let code in prose lead to what it names in the reference; the rest stays as it is."""
+def finish(app: Any, doctree: nodes.document) -> None:
+    """Let code in prose lead to what it names in the reference; say things as docstrings do."""
+    for label in doctree.findall(nodes.field_name):
+        if label.astext() == "Variables":
+            label[:] = [nodes.Text("Attributes")]
     for text in list(doctree.findall(nodes.Text)):
         if text == " -- ":  # behind a parameter's name; all others are of options
             text.parent.replace(text, nodes.Text(" – "))

@@ -167,14 +167,20 @@ def preprocessing_of(dls: DataLoaders) -> Preprocessing:
     Training-only transforms are left out: they are no part of what a deployed model does.
 
     Raises:
-        ExportError: A validation transform is code, or has no counterpart in `Preprocessing`.
+        ExportError: A validation transform is code, or has no counterpart in `Preprocessing`; or
+            nothing tells the size of the images.
     """
-    valid = dls.valid
     valid, fields, steps = dls.valid, {}, []
     for stage, tfm in _validation_transforms(valid):
         fields |= _fields_of(tfm, stage)
         steps += _steps_of(tfm, stage, steps)
     if not steps:
+        if getattr(valid, "n", None) == 0:  # as after fastai's own export
+            raise ExportError(
+                "nothing says to what size images are brought: the loaders resize none, and there "
+                "are no images to see it on. In fastai, give the loaders `item_tfms=Resize(224)`, "
+                "and export the learner again"
+            )
         with randomness_kept():
             steps = [Resizing(tuple(valid.one_batch()[0].shape[-2:]), "squish")]
     last = {field.name: getattr(steps[-1], field.name) for field in dataclasses.fields(Resizing)}

@@ -642,6 +642,18 @@ def test_convert_turns_fastais_export_into_a_model_that_answers_alike(images, tm
     assert torch.allclose(load_learner(out).predict(file).probs, expected, atol=1e-6)
 
 
+def test_convert_says_that_an_export_without_a_size_of_images_lacks_it(images, tmp_path, capsys):
+    from fastai.vision.all import ImageDataLoaders, vision_learner
+
+    dls = ImageDataLoaders.from_folder(images, valid_pct=0.3, num_workers=0)
+    vision_learner(dls, "test_resnet", pretrained=False, path=tmp_path).export("export.pkl")
+    arguments = ("convert", tmp_path / "export.pkl", tmp_path / "model", "--allow-pickle")
+    code, _, err = learnkit(capsys, *arguments)
+    assert (code, (tmp_path / "model").exists()) == (2, False)
+    assert "nothing says to what size images are brought" in err
+    assert "`item_tfms=Resize(224)`" in err
+
+
 def test_report_says_what_a_model_is_and_what_its_variants_cost(tmp_path, capsys):
     page = tmp_path / "model.html"
     code, out, err = learnkit(capsys, "report", GOLDEN, "--html", page)

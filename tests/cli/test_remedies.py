@@ -31,6 +31,7 @@ SHOWN = {"interpret/heatmaps.py"}  # of those rooms: `train` draws heatmaps
 IN_PYTHON = {
     # arguments that no command gives
     *("aug_transforms(", "tta=", "start_lr=", "batch_tfms=", "split_idx=", "channels="),
+    "item_tfms=",
     *("device=", "encoding=", "image_dir="),
     # masks and boxes, which no command reads yet
     *("images=", "masks=", "codes=", "ignore=", "good=", "rotated="),
