@@ -157,6 +157,7 @@ def _at_least(k: int, n: int, rate: float) -> float:
 
 
 _LENGTHS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # of the list, that are told of
+_BLOCK = 1024  # images
 _PICTURES, _THUMB = 12, 96  # in a notebook; pixels of the longer side
 
 
@@ -167,14 +168,18 @@ class LabelErrors(Shown):
         frame: a row per image: `path`; `label`; `predicted`, the likeliest class of the image left
             out; `p_label` and `p_predicted`, the probabilities of the two; `p_wrong`, that the
             label is wrong; `suspect`, whether the rule of confident learning names it;
-            `false_discovery`, the share of right labels to expect among the rows down to this one;
+            `false_discovery`, the share of right labels to expect among the rows down to this one,
+            which is too low where images show another class as well, or are like none of their own:
+            of the first 100 of 2,011 crops of circuit boards with other defects beside the named
+            one, 5 % of their labels flipped, 30 were right where 11 were expected;
             `ood_score`, how far the image is from every class, in robust standard deviations, and
             `outlier`, whether that is over 3.5; `place` among the images given. Images of classes
             that have no other image cannot be left out: they stand last, with NaN.
         noise: of the labels, as estimated.
         n_wrong_interval: the least and the largest number of wrong labels to expect, at a level of
-            95 %, for chance alone: classes that look alike are no noise and still count a little.
-            Of 250 labels of CIFAR-10 flipped among 5,000 it was 178 to 231.
+            95 %, for chance alone: classes that look alike are no noise and still count a little,
+            and so do images that show two. Of 250 labels of CIFAR-10 flipped among 5,000 it was 178
+            to 231, of 101 flipped among the crops of circuit boards 129 to 149, of none 24 to 40.
         items: the images, as they were given.
         classes: the names of the classes, sorted.
         probs: of each of them for each image as it was given, left out (N, C); NaN where it could
@@ -221,7 +226,8 @@ class LabelErrors(Shown):
         low, high = self.n_wrong_interval
         return (
             f"about {self.n_wrong:.0f} of {len(self)} labels are wrong ({low:.0f} to {high:.0f}); "
-            f"{len(found)} are suspects, of which about {right:.0f} are right{alone}"
+            f"{len(found)} are suspects, of which about {right:.0f} are right, more if images show "
+            f"another class as well{alone}"
         )
 
     def __repr__(self) -> str:
@@ -309,7 +315,11 @@ def _rows_of(
     memory, place = every.memory, {name: i for i, name in enumerate(names)}
     own = zip(memory.labels.tolist(), fingerprints_of(memory.grid).tolist(), strict=True)
     row = {key: i for i, key in enumerate(own)}
-    codes = fingerprints_of(to_grid(unit_rows(features.numpy(), root=root))).tolist()
+    codes = [
+        code  # of some at a time: embedded they take twice the memory, and more on the way
+        for part in features.split(_BLOCK)
+        for code in fingerprints_of(to_grid(unit_rows(part.numpy(), root=root))).tolist()
+    ]
     keys = zip((place[label] for label in labels), codes, strict=True)
     return np.array([row.get(key, -1) for key in keys], dtype=np.int64)
 

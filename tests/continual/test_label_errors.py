@@ -65,6 +65,7 @@ def test_the_number_of_wrong_labels_is_estimated(found):
     assert low < errors.n_wrong < high
     text = f"about {errors.n_wrong:.0f} of 1797 labels are wrong ({low:.0f} to {high:.0f}); "
     assert str(errors).startswith(text)
+    assert str(errors).endswith("are right, more if images show another class as well")
 
 
 def test_the_false_discovery_rate_is_that_of_the_list(found):
