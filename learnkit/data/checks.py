@@ -21,6 +21,7 @@ import pandas as pd
 from PIL import Image
 from scipy.ndimage import laplace
 
+from learnkit.data.annotations.findings import annotation_findings
 from learnkit.data.display import displayed_image
 from learnkit.data.image import naming_errors, open_picture, read_image, unread_text
 from learnkit.data.near_duplicates import near_duplicate_groups, structure_and_spectrum
@@ -103,6 +104,8 @@ def find_problems(
     min_images: int,
     progress: bool,
     limits: Mapping[str, float | None] = LIMITS,
+    mask_of: Callable[[int], Any] | None = None,
+    good: str | None = None,
 ) -> pd.DataFrame:
     """Findings about the images of a dataset's table, worst first: see `ImageDataset.check`."""
     limits = _checked_limits(limits)
@@ -114,7 +117,12 @@ def find_problems(
     checks = (_unreadable, _copies, _near_copies, _deep, _shape, _odd_shape, _tones)
     checks += (_mixed("size"), _mixed("mode"))
     findings = [row for check in checks for row in check(table)]
+    sizes, read = [one.size for one in seen], None if fast else mask_of
+    rows = frame.to_dict("records")
+    findings += [table.row(*one) for one in annotation_findings(rows, sizes, read, good)]
+    # of anomaly detection only what is good is learned
     counts = split_counts(frame, classes)
+    counts = counts if good is None else counts[counts.index == good]
     findings += [*_few(counts, min_images), *_absent(counts)]
     if unread:
         findings.append(_about_all("skipped files", "warning", unread_text(unread), unread))

@@ -32,6 +32,7 @@ from learnkit.data.annotation_tables import (
 from learnkit.data.annotations.csv_cells import with_json_cells
 from learnkit.data.annotations.dl_samples import halcon_dictionary
 from learnkit.data.annotations.masks import mask_codes
+from learnkit.data.annotations.overlay import Overlay
 from learnkit.data.arguments import check_seed
 from learnkit.data.display import counts_document, show_images, summary
 from learnkit.data.groups import groups_of
@@ -641,6 +642,8 @@ class ImageDataset(Shown):
     ) -> np.ndarray:
         """Array of matplotlib axes with `n` images and their labels; unreadable ones say so.
 
+        Masks and boxes are drawn over their images.
+
         Args:
             n: Number of images, at most; fewer when the dataset is smaller.
             seed: Of the drawing by lot; None takes the first `n`.
@@ -648,7 +651,8 @@ class ImageDataset(Shown):
             side: Inches per image in that figure.
         """
         shown = self.filter(rows_shown(self._frame, n, seed))
-        return show_images(shown.paths, shown.labels, axes=axes, side=side)
+        drawn = Overlay(shown._frame.to_dict("records"), shown.mask, self._class_ids)
+        return show_images(shown.paths, shown.labels, axes=axes, side=side, overlay=drawn)
 
     def document(self) -> Document:
         """Images per class and split, as notebooks show them."""
@@ -663,6 +667,9 @@ class ImageDataset(Shown):
         progress: bool = True,
     ) -> pd.DataFrame:
         """Findings, worst first: finding, severity, path, class, split, detail, paths.
+
+        Masks that cannot be read or say nothing, bad images among those to learn from, and boxes
+        that reach outside their image, are tiny or there twice are found, too.
 
         `path` is the image to drop, if one is ("" otherwise); `paths` are all that are meant.
         Severity is "error" (training fails or its numbers lie), "warning" or "info".
@@ -679,7 +686,7 @@ class ImageDataset(Shown):
         from learnkit.data.checks import find_problems  # here: it imports scipy
 
         options = {"fast": fast, "min_images": min_images, "progress": progress}
-        options["limits"] = limits or {}
+        options |= {"limits": limits or {}, "mask_of": self.mask, "good": self._good}
         return find_problems(self._frame, self._root, self._classes, self._unread, **options)
 
     def drop(self, findings: pd.DataFrame) -> "Self":

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageChops
 
+from learnkit.data.annotations.overlay import Overlay
 from learnkit.data.geometry import image_of_pixels
 from learnkit.data.image import extension_counts, read_image
 from learnkit.data.labels import Label
@@ -36,7 +37,12 @@ _MAX_PICTURES, _PICTURE = 12, 480  # of a kind of finding; pixels of the longer 
 
 
 def show_images(
-    paths: Sequence[Path], labels: Sequence[Label], *, axes: Any = None, side: float = 2.0
+    paths: Sequence[Path],
+    labels: Sequence[Label],
+    *,
+    axes: Any = None,
+    side: float = 2.0,
+    overlay: Overlay | None = None,
 ) -> np.ndarray:
     """Array of matplotlib axes with the images and their labels; unreadable ones say so.
 
@@ -45,8 +51,12 @@ def show_images(
         labels: One per file.
         axes: Axes to draw on, one per image; None makes a figure.
         side: Inches per image in that figure.
+        overlay: Draws what is annotated over the images; such a figure names the classes.
     """
-    axes = _grid(max(len(paths), 1), side) if axes is None else np.atleast_1d(axes)
+    own = axes is None
+    axes = _grid(max(len(paths), 1), side) if own else np.atleast_1d(axes)
+    if own and overlay is not None:
+        overlay.add_legend(axes.flat[0].figure)
     for axis in axes.flat:
         axis.axis("off")
     titles = [label if isinstance(label, str) else ", ".join(label) for label in labels]
@@ -55,9 +65,11 @@ def show_images(
         round(16 * side),  # characters that fit above an image
     )
     cut = iter(lines)
-    for axis, path, title in zip(axes.flat, paths, titles, strict=False):
+    for i, (axis, path, title) in enumerate(zip(axes.flat, paths, titles, strict=False)):
         try:
             axis.imshow(displayed_image(path))
+            if overlay is not None:
+                overlay.draw(i, axis)
         except ImageReadError:
             axis.text(0.5, 0.5, "unreadable", ha="center", va="center", transform=axis.transAxes)
         shown = "\n".join(next(cut) for _ in title.split("\n"))

@@ -536,9 +536,6 @@ def test_a_written_model_is_read_with_what_was_set(continual, tmp_path):
 
 def test_operators_of_other_types_are_7912():
     for name in (
-        "read_dl_dataset_segmentation",
-        "read_dl_dataset_anomaly",
-        "read_dl_dataset_from_coco",
         "train_dl_model_anomaly_dataset",
         "create_dl_model_detection",
         "compute_dl_anomaly_thresholds",

@@ -27,6 +27,11 @@ DOCUMENTED = {
     "get_dl_device_param": "DLDeviceHandle GenParamName",
     "set_dl_device_param": "DLDeviceHandle GenParamName GenParamValue",
     "read_dl_dataset_classification": "RawImageFolder LabelSource",
+    "read_dl_dataset_segmentation": (
+        "ImageDir SegmentationDir ClassNames ClassIDs ImageList SegmentationList GenParam"
+    ),
+    "read_dl_dataset_anomaly": "ImageDir AnomalyDir ImageList AnomalyList GenParam",
+    "read_dl_dataset_from_coco": "CocoFileName ImageDir GenParam",
     "split_dl_dataset": "DLDataset TrainingPercent ValidationPercent GenParam",
     "create_dl_preprocess_param": (
         "DLModelType ImageWidth ImageHeight ImageNumChannels ImageRangeMin ImageRangeMax "

@@ -1,1 +1,1 @@
-"""Annotations of every kind, as HALCON's datasets hold them: classes, masks, anomalies, boxes."""
+"""Annotations of every kind: classes, masks, anomalies, boxes, in COCO's and HALCON's forms."""
