@@ -11,7 +11,7 @@ from typing import Any
 
 from learnkit.continual.change_report import AuditLog
 from learnkit.errors import ExportError
-from learnkit.evaluation.label_threshold import LabelThreshold, threshold_text
+from learnkit.evaluation.label_threshold import LabelThreshold
 from learnkit.report.document import (
     Code,
     Document,
@@ -138,7 +138,12 @@ def model_card(
     rest = (
         (f"{n_left_out} more are in ", Span("config.json", "code"), ".") if n_left_out > 0 else ()
     )
-    above = f" A label counts above a probability of {threshold_text(threshold, classes)}."
+    limits = (
+        f"{threshold:g}"
+        if isinstance(threshold, float)
+        else ", ".join(f"{name}: {limit:g}" for name, limit in zip(classes, threshold, strict=True))
+    )
+    above = f" A label counts above a probability of {limits}."
     listed = Items(classes[:_MAX_CLASSES], start=0)
     if class_ids:
         rows = zip(class_ids, classes[:_MAX_CLASSES], strict=False)

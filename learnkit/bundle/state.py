@@ -193,14 +193,13 @@ def _place(name: str, tensor: Tensor, known: list[dict[str, Tensor]]) -> int:
 def _packed(facts: HistoryFacts, tensors: Mapping[int, Mapping[str, Tensor]]) -> bytes:
     """The file of a history; of the tensors, those that the facts say are held there."""
     text = torch.frombuffer(bytearray(to_json(to_plain(facts))), dtype=torch.uint8)
-    held = {
-        f"{number}.{name}": _half(tensors[number][name])
-        if name == "gram"
-        else tensors[number][name]
-        for number, state in enumerate(facts.states, 1)
-        for name, place in state.at.items()
-        if place == number
-    }
+    held = {}
+    for number, state in enumerate(facts.states, 1):
+        for name in (name for name, place in state.at.items() if place == number):
+            tensor = tensors[number][name]
+            if name == "gram":  # symmetric: its upper triangle, row by row
+                tensor = tensor[tuple(torch.triu_indices(*tensor.shape))]
+            held[f"{number}.{name}"] = tensor
     return tensors_to_bytes({FACTS: text, **held})
 
 
@@ -282,12 +281,6 @@ def trimmed_history(data: bytes, where: str, levels: int) -> bytes:
     numbers = {str(number) for number in range(1, len(kept.states) + 1)}
     held = {name: one for name, one in tensors.items() if name.partition(".")[0] in numbers}
     return tensors_to_bytes({FACTS: text, **held})
-
-
-def _half(square: Tensor) -> Tensor:
-    """The upper triangle of a symmetric tensor (D,D), row by row."""
-    rows, columns = torch.triu_indices(*square.shape)
-    return square[rows, columns]
 
 
 def _whole(half: Tensor, where: str) -> Tensor:

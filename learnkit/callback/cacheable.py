@@ -1,7 +1,7 @@
 """Conditions under which the output of a body may be stored and used again.
 
 Every function returns None for yes, or the reason for no as a phrase that completes "idle because".
-First come the signs that can be read off model, callbacks and transforms; `loader_reason` and
+First come the signs that can be read off model, callbacks and transforms; `order_reason` and
 `body_reason` then try one batch, which finds what no list of known transforms and layers would.
 """
 
@@ -69,11 +69,6 @@ def callback_reason(callbacks: list[Any]) -> str | None:
     return None
 
 
-def loader_reason(dl: Any) -> str | None:
-    """Ask that `dl` gives the same tensors for the same items whenever it is asked."""
-    return order_reason(dl) or _trial_reason(dl)
-
-
 def order_reason(dl: Any) -> str | None:
     """Ask for fastai's order of items, and no transform known to be random; reads no image."""
     if not isinstance(dl, DataLoader) or dl.bs is None or dl.n is None or not dl.indexed:
@@ -133,7 +128,7 @@ def _moves(module: nn.Module) -> str | None:
     return None
 
 
-def _trial_reason(dl: DataLoader) -> str | None:
+def trial_reason(dl: DataLoader) -> str | None:
     """Ask some items for their tensors twice, in batches of different sizes."""
     chosen = list(range(min(_N_TRIED, dl.n)))
     with randomness_kept():

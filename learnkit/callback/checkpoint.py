@@ -226,6 +226,9 @@ class Checkpoint(TrainingCallback):
         history, smooth = vars(self.learn).get("training_history"), self.recorder.smooth_loss
         curves = {name: list(getattr(self.recorder, name)) for name in _CURVES}
         scaler = vars(self.learn).get("scaler")  # of gradients in float16
+        named = ((name, one.grad) for name, one in self.model.named_parameters())
+        # those that wait for their step, as where they are accumulated over batches
+        waiting = {name: grad for name, grad in named if grad is not None and grad.any()}
         return {
             "seed": self.seed,
             "every": self.every,
@@ -236,7 +239,7 @@ class Checkpoint(TrainingCallback):
             "train_iter": self.train_iter,
             "model": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),
-            "gradients": _gradients(self.model),
+            "gradients": waiting,
             "scaler": None if scaler is None else scaler.state_dict(),
             "callbacks": callback_state(self.learn, self._begun),
             "records": self.records,
@@ -262,12 +265,6 @@ class Checkpoint(TrainingCallback):
         if saved["history"] is not None and history is not None:
             history.load_state(saved["history"])
         saved["model"] = saved["optimizer"] = None  # half a gigabyte for a large network
-
-
-def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Gradients that wait for their step, as where they are accumulated over batches."""
-    named = ((name, parameter.grad) for name, parameter in model.named_parameters())
-    return {name: gradient for name, gradient in named if gradient is not None and gradient.any()}
 
 
 def seed_epoch(dls: Any, seed: int, phase: int, epoch: int) -> None:

@@ -18,10 +18,10 @@ from learnkit.callback.base import TrainingCallback
 from learnkit.callback.cacheable import (
     body_reason,
     callback_reason,
-    loader_reason,
     model_reason,
     order_reason,
     structure_reason,
+    trial_reason,
 )
 from learnkit.callback.stored_features import (
     Store,
@@ -168,8 +168,8 @@ class FrozenFeatures(TrainingCallback):
         body, loaders = self.learn.model[0], self.dls.loaders[:2]
         if getattr(self.dls, "n_inp", 1) != 1:
             return "the model has several inputs"
-        for reason in map(loader_reason, loaders):
-            if reason:
+        for dl in loaders:  # the same tensors for the same items whenever it is asked
+            if reason := order_reason(dl) or trial_reason(dl):
                 return reason
         first = partial(list, range(min(2, loaders[0].n)))
         few = loaders[0].new(shuffle=False, drop_last=False, num_workers=0, get_idxs=first)

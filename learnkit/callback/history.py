@@ -108,7 +108,8 @@ class TrainingHistory(TrainingCallback):
         if (recorder := vars(self.learn).get("recorder")) is not None:
             taken = {*row, *last}
             for name, value in _recorded(recorder):
-                column = _free(name, taken)
+                numbered = (f"{name}_{n}" for n in itertools.count(2))
+                column = next(one for one in itertools.chain([name], numbered) if one not in taken)
                 taken.add(column)
                 row[column] = value
         return row | last
@@ -160,12 +161,13 @@ def is_history(state: Any) -> bool:
     if not isinstance(state, Mapping) or state.keys() != {"rows", "n_fits"}:
         return False
     rows = state["rows"]
-    return type(state["n_fits"]) is int and isinstance(rows, list) and all(map(_is_row, rows))
-
-
-def _is_row(row: Any) -> bool:
+    if type(state["n_fits"]) is not int or not isinstance(rows, list):
+        return False
     plain = str | int | float | None
-    return isinstance(row, Mapping) and all(isinstance(value, plain) for value in row.values())
+    return all(
+        isinstance(row, Mapping) and all(isinstance(value, plain) for value in row.values())
+        for row in rows
+    )
 
 
 def _recorded(recorder: Recorder) -> list[tuple[str, Any]]:
@@ -183,12 +185,6 @@ def _recorded(recorder: Recorder) -> list[tuple[str, Any]]:
         values = [math.nan] * n_train + values
     values += [math.nan] * (n_train + (1 + n_metrics) * recorder.valid_metrics - len(values))
     return list(zip(names, values, strict=False))
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """`name`, or with the first number that makes it another: "accuracy_2"."""
-    numbered = (f"{name}_{n}" for n in itertools.count(2))
-    return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
 def _number(value: Any) -> Any:

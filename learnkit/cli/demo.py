@@ -152,12 +152,6 @@ def write_inbox(out: Path, held_out: ImageDataset) -> int:
     return len(held_out.paths) + len(chosen)
 
 
-def is_to_label(out: Path) -> bool:
-    """Whether an earlier demo has left a model and pictures to name."""
-    folders = [out / TO_LABEL / name for name in ("model", "inbox")]
-    return (out / MARKER).is_file() and all(map(Path.is_dir, folders))
-
-
 def _learn_on(learn: ImageLearner, data: ImageDataset, new: ImageDataset, report: Report) -> None:
     """Extend the trained network by the classes put aside, from their images alone."""
     report.step(f"Extend it by {', '.join(LATE_CLASSES)} from their images alone, no training")

@@ -60,6 +60,9 @@ def label(
     from learnkit.serving.auth import read_token
     from learnkit.serving.labelling.label_server import serve_labelling
 
+    has_desktop = sys.platform in ("darwin", "win32") or any(
+        name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
     serve_labelling(
         model,
         inbox,
@@ -76,11 +79,5 @@ def label(
         variant=variant,
         threads=threads,
         say=lambda line: print(printable(line), flush=True),  # noqa: T201  # it is what the command says
-        ready=lambda link: None if no_open or not _has_desktop() else webbrowser.open(link),
+        ready=lambda link: webbrowser.open(link) if not no_open and has_desktop else None,
     )
-
-
-def _has_desktop() -> bool:
-    """Whether there is a desktop to open a browser on."""
-    here = sys.platform in ("darwin", "win32")
-    return here or any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))

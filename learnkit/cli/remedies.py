@@ -57,15 +57,15 @@ def remedy(text: str, kind: type = str) -> str:
     options = options_here.get()
     found = [hint for error, hint in BY_KIND.items() if issubclass(kind, error)]
     found += [hint for words, hint in BY_WORDS.items() if re.search(words, text)]
-    found = [hint for hint in found if _can_be_typed(hint, options)]
+    # another command, or one whose options the running one has
+    found = [
+        hint
+        for hint in found
+        if hint.startswith("learnkit ") or options >= set(_OPTION.findall(hint))
+    ]
     found = found[:1] or [", ".join(_same_options(text, options))]
     stop = "" if text.endswith(".") else "."
     return f"{stop}{_HERE}{found[0]}." if found[0] else ""
-
-
-def _can_be_typed(hint: str, options: Collection[str]) -> bool:
-    """Whether it is another command, or the one that runs has its options."""
-    return hint.startswith("learnkit ") or options >= set(_OPTION.findall(hint))
 
 
 def _same_options(text: str, options: Collection[str]) -> list[str]:

@@ -47,9 +47,11 @@ def demo(
     from dataclasses import replace
 
     _quiet_plots()
-    from learnkit.cli.demo import PLAN, TO_LABEL, is_to_label, run_demo
+    from learnkit.cli.demo import MARKER, PLAN, TO_LABEL, run_demo
 
-    if not (label and is_to_label(out)):
+    # an earlier demo may have left a model and pictures to name
+    left = [out / TO_LABEL / name for name in ("model", "inbox")]
+    if not (label and (out / MARKER).is_file() and all(map(Path.is_dir, left))):
         run_demo(out, plan=replace(PLAN, epochs=epochs))
     if label:
         from learnkit.cli.label import label as open_page
@@ -217,7 +219,7 @@ def train_folder(
     report.step(f"Evaluate on the {name} images")
     note_good(learn, good)
     interp = workflow.interpret(learn, images)
-    evaluation, title = workflow.evaluation_of(interp), f"{len(images)} {name} images"
+    evaluation, title = interp.learn.evaluate(interp), f"{len(images)} {name} images"
     report.evaluation(evaluation, title)
     report.step(f"Draw pictures into {beside}")
     pictures = workflow.save_pictures(interp, beside)

@@ -365,15 +365,13 @@ def _write(rows: Sequence[Row], predictor: Any, csv: Path | None, to_json: Path 
     if to_json is not None:
         found = records(rows, predictor.classes, ood=predictor.detects_ood)
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        text = "".join(one if one.isprintable() or one in " \n" else _escape(one) for one in text)
+        # names may be no text, or steer a terminal: as JSON escapes it
+        text = "".join(
+            one if one.isprintable() or one in " \n" else json.dumps(one)[1:-1] for one in text
+        )
         sys.stdout.write(text) if str(to_json) == "-" else to_json.write_text(text, "utf-8")
     if csv is None and to_json is None:
         _show(rows, ood=predictor.detects_ood)
-
-
-def _escape(one: str) -> str:
-    """A character of a JSON text as JSON escapes it: names may be no text, or steer a terminal."""
-    return json.dumps(one)[1:-1]
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

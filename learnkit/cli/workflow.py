@@ -23,7 +23,6 @@ from learnkit.errors import CheckpointError, DataError
 if TYPE_CHECKING:
     from learnkit.callback.checkpoint import Checkpoint
     from learnkit.data.dataset import ImageDataset
-    from learnkit.evaluation.evaluate import Evaluation
     from learnkit.interpret.classification import ClassificationInterpretation
     from learnkit.learner.learner import ImageLearner
 
@@ -230,11 +229,6 @@ def interpret(learn: ImageLearner, images: ImageDataset) -> ClassificationInterp
     from learnkit.interpret.classification import ClassificationInterpretation
 
     return ClassificationInterpretation.from_learner(learn, data=images)
-
-
-def evaluation_of(interp: ClassificationInterpretation) -> Evaluation:
-    """How good the learner is on the images, and, in the continual state, its false alarms."""
-    return interp.learn.evaluate(interp)
 
 
 def save_pictures(interp: ClassificationInterpretation, folder: Path) -> list[Path]:

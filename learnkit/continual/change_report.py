@@ -88,16 +88,14 @@ class AuditLog(Shown, Sequence[AuditEntry]):
     def document(self) -> Document:
         """A table, the last change first."""
         header = ("", "change", "when (UTC)", "images", "validation", "classes", "sha256")
-        rows = [_cells(entry) for entry in self.entries[::-1][:_SHOWN]]
+        rows = []
+        for entry in self.entries[::-1][:_SHOWN]:
+            moved = (f"{n:+,}" if n else "" for n in (entry.n_images, entry.n_validation))
+            when, digest = entry.when[:16].replace("T", " "), Span(entry.digest[:12], "code")
+            rows.append((entry.number, entry.what, when, *moved, entry.n_classes, digest))
         earlier = len(self) - len(rows)
         more = f"{earlier} earlier changes" if earlier else ""
         return Document([Table(rows, header, "rllrrrl", more)])
-
-
-def _cells(entry: AuditEntry) -> tuple[Any, ...]:
-    moved = (f"{n:+,}" if n else "" for n in (entry.n_images, entry.n_validation))
-    when, digest = entry.when[:16].replace("T", " "), Span(entry.digest[:12], "code")
-    return entry.number, entry.what, when, *moved, entry.n_classes, digest
 
 
 @dataclass(frozen=True)
@@ -177,13 +175,6 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
 
 
-def note_on_both(n: int) -> tuple[str, ...]:
-    """A note where `n` images were learned on both sides that are merged."""
-    if not n:
-        return ()
-    return (f"{n} images were learned on both sides, and count twice now; `subtract` them once",)
-
-
 def note_on_unseen(n_unseen: int, n: int) -> tuple[str, ...]:
     """A note where an earlier version learned images without noting which."""
     if not n_unseen:
@@ -227,3 +218,10 @@ def note_on_return(forgotten: Sequence[Forgotten], *, merged: bool) -> tuple[str
         for twice, counts in left.items()
         if counts
     )
+
+
+def note_on_both(n: int) -> tuple[str, ...]:
+    """A note where `n` images were learned on both sides that are merged."""
+    if not n:
+        return ()
+    return (f"{n} images were learned on both sides, and count twice now; `subtract` them once",)

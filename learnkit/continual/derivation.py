@@ -90,7 +90,8 @@ def derive(
         return None
     if before is None:
         sorted_stats = stats.canonical()
-        linear = fit_classifier(sorted_stats, settings.classifier)
+        fit = {"lda": fit_lda, "ridge": fit_ridge, "prototype": fit_prototype}[settings.classifier]
+        linear = fit(sorted_stats.moments())
     else:
         sorted_stats, linear = before.stats, before.linear
     reference = Reference.of(sorted_stats.memory)
@@ -103,6 +104,9 @@ def derive(
     threshold, shifts = _threshold(scores, held_out, settings)
     doubted = doubt(scores, held_out, settings.false_alarm_rate)
     weight, bias = _in_place(linear, places, stats.n_classes, temperature)
+    if shifts is not None:
+        by_class, shifts = shifts, np.zeros(stats.n_classes)
+        shifts[places] = by_class
     scoring = Scoring(
         labels=True,
         root=settings.root,
@@ -112,7 +116,7 @@ def derive(
         weight=weight.numpy(),
         bias=bias.numpy(),
         nonconformity=_nonconformity(held_out, temperature, places if settings.per_class else ()),
-        shifts=None if shifts is None else _at_places(shifts, places, stats.n_classes),
+        shifts=shifts,
         distances=linear.geometry.distances,
         neighbors=reference.neighbors,
     )
@@ -138,19 +142,6 @@ def _threshold(
     if not settings.per_class or threshold.source == "parametric":
         return threshold, None
     return fit_per_class(scores, held_out, settings, threshold)
-
-
-def _at_places(values: Array, places: Sequence[int], n_classes: int) -> Array:
-    """Values by class in their places among all, 0 for the others."""
-    spread = np.zeros(n_classes)
-    spread[places] = values
-    return spread
-
-
-def fit_classifier(stats: ClassStatistics, method: str) -> LinearClassifier:
-    """The classifier of this kind in closed form."""
-    fit = {"lda": fit_lda, "ridge": fit_ridge, "prototype": fit_prototype}[method]
-    return fit(stats.moments())
 
 
 def _in_place(

@@ -131,11 +131,14 @@ def squared_bias(seen: HeldOut, left_out: HeldOut) -> float:
     error = np.sqrt(np.square(seen.weights).sum() + np.square(left_out.weights).sum())
     found = [0.0]
     for read in (lambda rows: rows.mahalanobis, _margins):
-        (mean, variance), (other, its) = (
-            _moments(read(rows), rows.weights) for rows in (seen, left_out)
+        pairs = [(read(rows), rows.weights) for rows in (seen, left_out)]
+        means = [weights @ values for values, weights in pairs]
+        spread = max(
+            weights @ np.square(values - mean)
+            for (values, weights), mean in zip(pairs, means, strict=True)
         )
-        if (spread := max(variance, its)) > 0:
-            found.append(abs(mean - other) / np.sqrt(spread) - 2 * error)
+        if spread > 0:
+            found.append(abs(means[0] - means[1]) / np.sqrt(spread) - 2 * error)
     return float(max(found)) ** 2
 
 
@@ -145,12 +148,6 @@ def _mixed_alike(rows: HeldOut, others: HeldOut) -> HeldOut:
     mass = np.bincount(places, np.concatenate([rows.weights, others.weights]))
     weights = (mass / np.maximum(np.bincount(rows.labels, minlength=len(mass)), 1))[rows.labels]
     return replace(rows, weights=weights / weights.sum())
-
-
-def _moments(values: Array, weights: Array) -> tuple[float, float]:
-    """Weighted (mean, variance); weights sum to 1."""
-    mean = weights @ values
-    return mean, weights @ np.square(values - mean)
 
 
 def _margins(rows: HeldOut) -> Array:
@@ -199,7 +196,10 @@ def held_out_weights(
     by_pairs[n_left == 0] = _worth(torch.tensor(len(pairs)).double(), min(_PAIRS_ARE_WORTH, most))
     by_pairs *= fade
     unit = mass / (n_fresh + by_left + by_pairs).clamp_min(1e-300)
-    played = _share_of_pairs(mass, pairs) * float((unit * by_pairs).sum())
+    # shares that sum to 1, each class's rows together alike
+    share = spread_evenly(torch.ones_like(mass), pairs)
+    share = share / share.sum() if len(pairs) else share
+    played = share * float((unit * by_pairs).sum())
     weights = torch.cat([unit[fresh], (unit * by_left / n_left.clamp_min(1))[single], played])
     return weights / weights.sum()
 
@@ -207,12 +207,6 @@ def held_out_weights(
 def _worth(n: Tensor, most: float) -> Tensor:
     """How many validation images `n` other rows say as much as: nearly n if few, never `most`."""
     return n * most / (n + most)
-
-
-def _share_of_pairs(mass: Tensor, pairs: Tensor) -> Tensor:
-    """Shares (R,) summing to 1, each class's rows together alike."""
-    share = spread_evenly(torch.ones_like(mass), pairs)
-    return share / share.sum() if len(pairs) else share
 
 
 def _of_fresh(

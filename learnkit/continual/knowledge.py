@@ -214,7 +214,7 @@ class Knowledge:
             if self.derived is not None:
                 notes += label_issues(self.derived.scoring, self.statistics, features, labels)
             grown = known.update(features, labels, class_names, reuse_names=reuse_names)
-        grown = grown.with_origin(origin)
+        grown = replace(grown, origins=tuple(sorted({*grown.origins, origin} - {""})))
         if groups is not None:
             grown = grown.grouped(*given, groups)
         if not self.told_unseen:

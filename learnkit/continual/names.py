@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from learnkit.data.labels import name_problem
 from learnkit.errors import DataError
 
 
@@ -84,17 +83,6 @@ def new_names(names: Any) -> dict[str, str]:
     old = name_list("names", list(names))
     check_distinct(old, case_sensitive=True)
     return {one: clean_name(to) for one, to in zip(old, names.values(), strict=True)}
-
-
-def check_names_given(names: Iterable[str]) -> None:
-    """Refuse names that classes are given by hand and files of predictions could not bear.
-
-    Raises:
-        DataError: With the first of them and why; see `name_problem`.
-    """
-    for name in sorted(names):
-        if reason := name_problem(name, "of"):
-            raise DataError(f"the new name {reason}")
 
 
 def check_distinct(names: Sequence[str], *, case_sensitive: bool = False) -> None:

@@ -142,7 +142,9 @@ def read_statistics(
         "forgotten_sums": (len(forgotten_names), n_features),
     }
     _check_shapes(tensors, shapes)
-    _check_counts(counts, tensors["forgotten_counts"])
+    for name, least in (("counts", 0), ("forgotten_counts", 1)):
+        if (tensors[name] < least).any() or sum(tensors[name].tolist()) >= EXACT:
+            raise StatisticsError(f"`{name}` are not all from {least} to 2^53, added up; {DAMAGED}")
     memory = read_memory(tensors, names, n_features, memory_size, counts)
     if "memory_groups" in tensors:
         _check_shapes(tensors, {"memory_groups": (len(memory),)})
@@ -337,13 +339,6 @@ def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int,
             raise StatisticsError(
                 f"`{name}` has shape {tuple(tensors[name].shape)} and not {shape}; {DAMAGED}"
             )
-
-
-def _check_counts(counts: Tensor, forgotten: Tensor) -> None:
-    """Raise StatisticsError unless these are numbers of images, and someone's, if forgotten."""
-    for name, numbers, least in ("counts", counts, 0), ("forgotten_counts", forgotten, 1):
-        if (numbers < least).any() or sum(numbers.tolist()) >= EXACT:
-            raise StatisticsError(f"`{name}` are not all from {least} to 2^53, added up; {DAMAGED}")
 
 
 def _check_sums(name: str, sums: Tensor, counts: Tensor) -> None:

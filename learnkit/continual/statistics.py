@@ -43,7 +43,6 @@ from learnkit.continual.names import (
     check_current,
     check_distinct,
     check_known,
-    check_names_given,
     clean_name,
     former_after,
     index_tensor,
@@ -58,6 +57,7 @@ from learnkit.continual.serialization import (
     statistics_tensors,
 )
 from learnkit.continual.settings import check_whole
+from learnkit.data.labels import name_problem
 from learnkit.errors import DataError
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.embedding import GRID, unit_rows
@@ -340,10 +340,6 @@ class ClassStatistics:
             origins=tuple(sorted({*self.origins, *other.origins})),
         )
 
-    def with_origin(self, origin: str) -> ClassStatistics:
-        """With one more origin of features; "" is none that is known."""
-        return replace(self, origins=tuple(sorted({*self.origins, origin} - {""})))
-
     def grouped(
         self, features: Tensor, labels: Sequence[str], groups: Sequence[Any]
     ) -> ClassStatistics:
@@ -496,7 +492,9 @@ class ClassStatistics:
                 cannot be printed, or is a formula in spreadsheets.
         """
         new = {self._known(old): to for old, to in new_names(names).items()}
-        check_names_given(set(new.values()) - set(self.class_names))
+        for name in sorted(set(new.values()) - set(self.class_names)):
+            if reason := name_problem(name, "of"):
+                raise DataError(f"the new name {reason}")
         class_names = tuple(new.get(name, name) for name in self.class_names)
         check_distinct(class_names, case_sensitive=self.case_sensitive)
         return replace(

@@ -181,16 +181,11 @@ def _standardised(images: np.ndarray) -> np.ndarray:
     return images / np.maximum(images.std((-2, -1), keepdims=True), 1e-9)
 
 
-def _half_plane() -> tuple[np.ndarray, np.ndarray]:
-    """Places in a discrete Fourier transform of waves up to `_WAVES`, each direction once."""
-    y, x = np.mgrid[: _WAVES + 1, -_WAVES : _WAVES + 1]
-    once = (y > 0) | (x > 0)
-    return y[once], x[once]
-
-
 _WINDOW = np.sin(np.pi * (np.arange(_SIDE) + 0.5) / _SIDE).astype(np.float32)
 _WINDOW = _WINDOW[:, None] * _WINDOW  # what comes in at a border counts little
-_HALF_PLANE = _half_plane()
+# Places in a discrete Fourier transform of waves up to `_WAVES`, each direction once.
+_Y, _X = np.mgrid[: _WAVES + 1, -_WAVES : _WAVES + 1]
+_HALF_PLANE = tuple(axis[(_Y > 0) | (_X > 0)] for axis in (_Y, _X))
 # Orthonormal: a constant, and the logarithm of the frequency.
 _TREND = np.linalg.qr(
     np.stack([np.ones(len(_HALF_PLANE[0])), np.log(np.hypot(*_HALF_PLANE))], axis=1)

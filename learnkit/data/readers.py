@@ -195,7 +195,11 @@ def df_table(
             )
         table["label"] = [_parts(label, label_delim) for label in table["label"]]
     if suffix:
-        table["path"] = [_suffixed(path, suffix) for path in table["path"]]
+        # what is no path is left for `clean_paths` to refuse
+        table["path"] = [
+            f"{os.fspath(path)}{suffix}" if isinstance(path, str | os.PathLike) and path else path
+            for path in table["path"]
+        ]
     if "split" in table:
         table["split"] = _splits_of(table["split"])
     if check_files:
@@ -243,11 +247,6 @@ def _splits_of(values: pd.Series) -> list[Any]:
     if not set(texts) <= _FLAGS.keys():
         return values.tolist()
     return ["valid" if _FLAGS[text] else "train" for text in texts]
-
-
-def _suffixed(path: Any, suffix: str) -> Any:
-    """A path with `suffix` behind it; what is no path is left for `clean_paths` to refuse."""
-    return f"{os.fspath(path)}{suffix}" if isinstance(path, str | os.PathLike) and path else path
 
 
 def _compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:

@@ -182,9 +182,13 @@ class _Plan:
     def _decide(self, path: str, one: Correction) -> str:
         """Why the row is refused; "" if it is taken, or was before."""
         old, new = (_unquoted(name, self.classes) for name in (one.old, one.new))
-        problem = _action_problem(one.action) or _digest_problem(one.sha256) or _path_problem(path)
-        if problem:
-            return problem
+        if one.action not in ("relabel", "drop"):
+            return f"the action is {one.action!r:.40}: relabel or drop"
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", one.sha256):
+            return f"{one.sha256!r:.80} is no sha256 of 64 hex digits"
+        parts = re.split(r"[/\\]", path)
+        if not path or path[0] in "/\\" or ".." in parts or "\0" in path or ":" in parts[0]:
+            return "the path leaves the folder"
         if path not in self.files:
             self.n_before += (done := self._done_before(path, one, new))
             return "" if done else "there is no such image"
@@ -255,21 +259,6 @@ def _unquoted(text: str, known: Iterable[str]) -> str:
     return text[1:] if quoted else text
 
 
-def _action_problem(action: str) -> str:
-    return "" if action in ("relabel", "drop") else f"the action is {action!r:.40}: relabel or drop"
-
-
-def _digest_problem(digest: str) -> str:
-    whole = re.fullmatch(r"[0-9a-fA-F]{64}", digest)
-    return "" if whole else f"{digest!r:.80} is no sha256 of 64 hex digits"
-
-
-def _path_problem(path: str) -> str:
-    parts = re.split(r"[/\\]", path)
-    outside = not path or path[0] in "/\\" or ".." in parts or "\0" in path or ":" in parts[0]
-    return "the path leaves the folder" if outside else ""
-
-
 def _check_apart(folder: Path, out: Path) -> None:
     inside, around = out.is_relative_to(folder), folder.is_relative_to(out)
     real = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
@@ -291,12 +280,9 @@ def _holds(out: Path, targets: Mapping[str, Path]) -> bool:
         for name in names
     }
     return there == targets.keys() and all(
-        _same_file(out / target, source) for target, source in targets.items()
+        os.path.samefile(out / target, source) or _sha256(out / target) == _sha256(source)
+        for target, source in targets.items()
     )
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return os.path.samefile(one, other) or _sha256(one) == _sha256(other)
 
 
 def _sha256(path: Path) -> str:

@@ -65,8 +65,10 @@ def located(
     name, own = _checked(text.removeprefix(ON_HUB) + ("" if revision is None else f"@{revision}"))
     hub, asked = extra("huggingface_hub"), own or "main"
     kept = _kept(hub, name, asked)
-    if kept is not None and (_COMMIT.fullmatch(asked) or _is_pinned(kept, sha256)):
-        return kept
+    if kept is not None:
+        pinned = sha256 is not None and read_folder(kept, wanted=()).digest == sha256
+        if _COMMIT.fullmatch(asked) or pinned:
+            return kept
     try:
         with _asking(hub, f"{ON_HUB}{name}@{asked}"):
             return _fetched(hub, name, asked)
@@ -139,10 +141,6 @@ def _kept(hub: ModuleType, name: str, revision: str) -> Path | None:
     except BundleError:
         return None
     return folder if all((folder / one).is_file() for one in listed) else None
-
-
-def _is_pinned(folder: Path, sha256: str | None) -> bool:
-    return sha256 is not None and read_folder(folder, wanted=()).digest == sha256
 
 
 def _fetched(hub: ModuleType, name: str, revision: str) -> Path:

@@ -49,10 +49,3 @@ def labels_above(probs: Any, threshold: LabelThreshold) -> np.ndarray:
     """Which labels count, bool in the shape of `probs` (..., C); a numpy array or CPU tensor."""
     # In float64 on both sides: whatever compares them, a label counts or not for everyone.
     return np.asarray(probs, dtype=np.float64) > np.asarray(threshold)
-
-
-def threshold_text(threshold: LabelThreshold, classes: Any) -> str:
-    """In words: "0.5", or "a: 0.9, b: 0.5" for one per class."""
-    if isinstance(threshold, float):
-        return f"{threshold:g}"
-    return ", ".join(f"{name}: {t:g}" for name, t in zip(classes, threshold, strict=True))

@@ -54,7 +54,9 @@ def evaluate_predictor(
     """How good the predictions for all images of `dataset` are; see `Predictor.evaluate`."""
     from learnkit.evaluation.evaluate import evaluate
 
-    good = good_of(predictor) if good is None else good
+    if good is None:  # as far as the model's card says, and it knows them
+        card = predictor.metadata.get("card") or {}
+        good = tuple(name for name in card.get("good") or () if name in predictor.classes)
     n_ood = -1 if not predictor.detects_ood else int(ood is not None)
     known = {"multi_label": predictor.multi_label, "good": good}
     asked = asked_measures(measures, **known, n_ood=n_ood)
@@ -90,7 +92,9 @@ def evaluate_predictor(
         sources = [unknown[place] for place in read_strange]
         evaluation = replace(evaluation, notes=(*notes, *ood_notes(known)))
         promised = scoring.threshold.false_alarm_rate
-        evaluation = with_ood_measures(evaluation, found, strange, targets[read], promised)
+        scores = [[one.ood_score for one in side] for side in (found, strange)]
+        limit = next((one.ood_threshold for one in [*found, *strange]), None)
+        evaluation = with_ood_scores(evaluation, *scores, limit, targets[read], promised)
     sources = [dataset.paths[place] for place in read] + sources
     scored = bool(found) and found[0].ood_score is not None
     images = EvaluatedImages(
@@ -120,12 +124,6 @@ def ood_notes(learned: Any) -> tuple[str, ...]:
         f"{int(np.sum(learned))} of {len(learned)} images in `ood` were learned by this model, to "
         "which they are not out of distribution: leave them out",
     )
-
-
-def good_of(predictor: Any) -> tuple[str, ...]:
-    """The classes that mean a part is good, as far as the model's card says and it knows them."""
-    card = predictor.metadata.get("card") or {}
-    return tuple(name for name in card.get("good") or () if name in predictor.classes)
 
 
 def _probs(found: Sequence[Prediction], n_classes: int) -> np.ndarray:
@@ -279,19 +277,6 @@ def _results(
             found.append(result)
             read.append(place)
     return found, read
-
-
-def with_ood_measures(
-    evaluation: Evaluation,
-    known: Sequence[Prediction],
-    unknown: Sequence[Prediction],
-    targets: Any,
-    promised: float | None,
-) -> Evaluation:
-    """`evaluation` with what the OOD scores of known and unknown images add to it."""
-    scores = [[prediction.ood_score for prediction in side] for side in (known, unknown)]
-    threshold = next((p.ood_threshold for p in [*known, *unknown]), None)
-    return with_ood_scores(evaluation, *scores, threshold, targets, promised)
 
 
 def with_ood_scores(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from textwrap import fill
@@ -154,7 +154,7 @@ def explain(
             lambda images: np.stack([raised(one).probs for one in predictions(model, images)]),
             image,
             places,
-            watch=lambda batches: _watched(batches, progress),
+            watch=lambda them: iter(watched(them, len(them), progress, "heatmap", "batches")),
             **options,
         )
     else:
@@ -245,10 +245,6 @@ def _targets(
             f"`target`: {found}; the classes are {first_few(list(map(repr, classes)))}"
         )
     return list(dict.fromkeys(names))
-
-
-def _watched(batches: list[Any], progress: bool) -> Iterator[Any]:
-    return iter(watched(batches, len(batches), progress, "heatmap", "batches"))
 
 
 def _by_gradients(

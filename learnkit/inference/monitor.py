@@ -181,7 +181,7 @@ class Monitor(Shown):
         self._lock, self._scores = threading.Lock(), scoring.threshold.calibration_scores
         self._begin = self.state = DriftState.of(scoring)
         if self.file is not None and self.file.exists():
-            kept = read_drift(self.file)
+            kept = _read(self.file)[0]
             self.state = kept if kept.origin == self._begin.origin else self._begin
         self._n_saved = self.n_images
 
@@ -369,18 +369,13 @@ def sentence(state: DriftState, bound: float) -> str:
     )
 
 
-def read_drift(path: Path) -> DriftState:
-    """The state in a monitor's file.
+def read_drift_report(path: Path) -> Document:
+    """What a monitor's file says.
 
     Raises:
         BundleCorruptError: it was not written by a monitor, or by one of a later version.
         PredictionFileError: it cannot be read.
     """
-    return _read(path)[0]
-
-
-def read_drift_report(path: Path) -> Document:
-    """What a monitor's file says; raises like `read_drift`."""
     return drift_document(*_read(path))
 
 

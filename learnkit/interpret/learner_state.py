@@ -292,19 +292,15 @@ def _facts_of(learn: Any) -> dict[str, str]:
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         moves = sum(n for n, wanted in sizes if wanted)
         facts["parameters"] = f"{sum(n for n, _ in sizes):,}, {moves:,} of them not frozen"
-        if (names := _names_of_outputs(model, dls)) is not None:
+        head = continual_head(model)
+        names = network_classes(model) if head is None else head.classes
+        if (names := names_of(dls) if names is None else names) is not None:
             facts["classes"] = names_text(names)
     if dls is not None:
         facts["images"] = loaders_text(dls)
     if model is not None and (pixels := network_normalization(model)) is not None:
         facts["pixels"] = str(pixels)
     return facts | _state_texts(learn, model)
-
-
-def _names_of_outputs(model: Any, dls: Any) -> Sequence[str] | None:
-    head = continual_head(model)
-    names = network_classes(model) if head is None else head.classes
-    return names_of(dls) if names is None else names
 
 
 def names_text(names: Sequence[str]) -> str:
@@ -321,20 +317,14 @@ def names_text(names: Sequence[str]) -> str:
 def loaders_text(dls: Any) -> str:
     """How many images loaders have, of which size, and in which batches; none is read."""
     loaders = list(getattr(dls, "loaders", ()))
-    counts = [_n_items(dl) for dl in loaders]
+    counts = [getattr(dl, "n", None) for dl in loaders]  # a loader need not tell
     kinds = ("train", "valid", "test")
-    parts = [f"{n} {kind}" for kind, n in zip(kinds, counts, strict=False) if n is not None]
+    parts = [f"{n} {kind}" for kind, n in zip(kinds, counts, strict=False) if isinstance(n, int)]
     recipe = getattr(dls, "preprocessing", None)
     if recipe is not None:
         parts.append(" x ".join(map(str, (recipe.channels, *recipe.size))))
     size = getattr(loaders[0], "bs", None) if loaders else None
     return ", ".join([*parts, *([f"batches of {size}"] if size else [])])
-
-
-def _n_items(dl: Any) -> int | None:
-    """The number of samples; None where a loader does not tell."""
-    n = getattr(dl, "n", None)
-    return n if isinstance(n, int) else None
 
 
 def _state_texts(learn: Any, model: Any) -> dict[str, str]:

@@ -58,7 +58,8 @@ def plot_confusion(
     rows = _classes_of_mistakes(confusion)
     names, style = figure_names(classes)
     names, n = [names[i] for i in rows], len(rows)
-    shares = row_shares(confusion)[np.ix_(rows, rows)]
+    totals = confusion.sum(1, keepdims=True)  # of rows; NaN in those without samples
+    shares = np.where(totals > 0, confusion / np.maximum(totals, 1), np.nan)[np.ix_(rows, rows)]
     counts = confusion[np.ix_(rows, rows)]
     ax = ax or new_axes(figsize or (_matrix_side(n) + 0.6, _matrix_side(n)), layout="compressed")
     written = plot_txt and n <= _MAX_CELLS
@@ -76,12 +77,6 @@ def plot_confusion(
         bar = ax.figure.colorbar(layer, ax=ax, fraction=0.046, pad=0.03)
         bar.set_label(f"{what}: share of the row")
     return ax
-
-
-def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Shares (C, C) of each row's sum; NaN in rows without samples."""
-    totals = confusion.sum(1, keepdims=True)
-    return np.where(totals > 0, confusion / np.maximum(totals, 1), np.nan)
 
 
 def plot_label_confusions(
@@ -274,13 +269,11 @@ def _write_cells(
         else:
             text = f"{counts[row, column]}" if decimals is None else f"{share:.{decimals}f}"
             layer = layers[row != column]
-            color = "white" if _is_dark(layer.cmap(layer.norm(share))) else "black"
+            red, green, blue, _ = layer.cmap(layer.norm(share))
+            is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+            color = "white" if is_dark else "black"
         if text:
             ax.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
-
-
-def _is_dark(color: Sequence[float]) -> bool:
-    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 0.55
 
 
 def _name_both_axes(ax: Axes, names: Sequence[str], style: Mapping[str, Any]) -> None:

@@ -278,14 +278,6 @@ def _resize(tfm: Resize) -> list[Resizing]:
     return [Resizing(size, tfm.method, interpolation=mode, pad_mode=tfm.pad_mode)]
 
 
-def _crop_pad(tfm: CropPad) -> list[Resizing]:
-    return [Resizing(tuple(tfm.size[::-1]), "keep", pad_mode=tfm.pad_mode)]
-
-
-def _random_crop(tfm: RandomCrop) -> list[Resizing]:
-    return [Resizing(tuple(tfm.size[::-1]), "keep")]
-
-
 def _random_resized_crop(tfm: RandomResizedCrop) -> list[Resizing]:
     """The whole image, a bit larger than `size`, and the middle of that."""
     height, width = size = tuple(tfm.size[::-1])
@@ -300,8 +292,8 @@ def _filter(tfm: Any) -> str:
 
 _STEPS: dict[type, Callable[[Any], list[Resizing]]] = {
     Resize: _resize,
-    CropPad: _crop_pad,
-    RandomCrop: _random_crop,
+    CropPad: lambda tfm: [Resizing(tuple(tfm.size[::-1]), "keep", pad_mode=tfm.pad_mode)],
+    RandomCrop: lambda tfm: [Resizing(tuple(tfm.size[::-1]), "keep")],
     RandomResizedCrop: _random_resized_crop,
 }
 

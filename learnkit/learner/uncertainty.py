@@ -187,7 +187,8 @@ def evaluate_learner(
     """
     good = good_of_learner(learn) if good is None else good
     n_ood = -1 if detector_of(learn) is None else int(ood is not None)
-    asked = asked_measures(measures, good=good, n_ood=n_ood, multi_label=_many(learn))
+    several = continual_head(learn.model) is None and is_multi_label(learn.dls)
+    asked = asked_measures(measures, good=good, n_ood=n_ood, multi_label=several)
     wanted = {"ood": ood, "measures": measures, "good": good}
     try:
         interp = dl
@@ -199,10 +200,6 @@ def evaluate_learner(
     top = None if asked is None else [name for name in asked if top_k_of(name)]
     evaluation = interp.outputs.evaluate(measures=top, good=good)
     return _with_ood(learn, interp, replace(evaluation, asked=asked), ood)
-
-
-def _many(learn: Any) -> bool:
-    return continual_head(learn.model) is None and is_multi_label(learn.dls)
 
 
 def _with_evaluation_of_readable(

@@ -158,7 +158,10 @@ def _fits(label: str, name: str, given: Shapes) -> bool:
     try:
         with _giving_up_on_others(set(given.values())):
             if label == name:
-                module, heads = timm.create_model(name, num_classes=0), _timm_classifiers(name)
+                module = timm.create_model(name, num_classes=0)
+                names = get_pretrained_cfg(name).to_dict().get("classifier") or ()
+                names = (names,) if isinstance(names, str) else names
+                heads = tuple(f"{one}." for one in names)
             else:
                 module, heads = tv.get_model_builder(name)(weights=None), TV_CLASSIFIERS
     except Exception:  # noqa: BLE001  # of a network nobody asked for
@@ -194,9 +197,3 @@ def _giving_up_on_others(shapes: set[tuple[int, ...]]) -> Iterator[None]:
 
 # What may differ in a weights file: classifiers, which the body drops.
 TV_CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "aux1.", "aux2.", "AuxLogits.")
-
-
-def _timm_classifiers(name: str) -> tuple[str, ...]:
-    """Return the prefixes of a timm network's classifiers."""
-    names = get_pretrained_cfg(name).to_dict().get("classifier") or ()
-    return tuple(f"{one}." for one in ((names,) if isinstance(names, str) else names))

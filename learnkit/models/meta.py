@@ -61,11 +61,6 @@ def unwrap(body: nn.Module) -> list[nn.Module]:
     return children
 
 
-def _maxvit_cut(model: nn.Module) -> nn.Module:
-    """Return stem and blocks in one Sequential; MaxVit keeps its blocks in a list."""
-    return nn.Sequential(model.stem, *model.blocks)
-
-
 def _of_family(name: str, table: dict[tuple[str, ...], Any]) -> Any:
     """Return the entry of the family `name` starts with."""
     found = [value for families, value in table.items() if name.startswith(families)]
@@ -76,7 +71,9 @@ def _torchvision_meta(name: str) -> dict[str, Any]:
     """Return the entry of one torchvision network."""
     symmetric = name.startswith(("googlenet", "inception"))
     meta: dict[str, Any] = {"stats": SYMMETRIC_STATS if symmetric else IMAGENET_STATS}
-    cut = _maxvit_cut if name.startswith("maxvit") else _of_family(name, _CUTS)
+    cut = _of_family(name, _CUTS)
+    if name.startswith("maxvit"):  # which keeps its blocks in a list
+        cut = lambda model: nn.Sequential(model.stem, *model.blocks)
     boundary = _of_family(name, _BOUNDARIES)
     meta |= {} if cut is None else {"cut": cut}
     return meta | ({} if boundary is None else {"split": boundary_at(*boundary)})

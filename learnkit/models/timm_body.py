@@ -107,7 +107,12 @@ def timm_body(
     if cut is not None:
         return _cut_body(model, cut, shape)
     stem = _stem_names(model)
-    body, seen = _pooled(model, shape) if pooled else _layout(model, shape)
+    if pooled:  # the network ends with its own pooling
+        seen = dry_run(model, lambda net, x: net(x), shape)
+        body = TimmPooledBody(model)
+        seen = dataclasses.replace(seen, output=seen.output[:, :, None, None])
+    else:
+        body, seen = _layout(model, shape)
     drop_unused(model, seen)
     body.stem = tuple(f"model.{name}" for name in stem)
     return body, seen.output
@@ -127,12 +132,6 @@ def _cut_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmB
     body = (TimmNhwcCutBody if nhwc else TimmCutBody)(trunk)
     body.stem = tuple(f"model.{name}" for name in stem)
     return body, feature_map
-
-
-def _pooled(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, DryRun]:
-    """Return the wrapper of a network that ends with its own pooling, and what it sees."""
-    seen = dry_run(model, lambda net, x: net(x), shape)
-    return TimmPooledBody(model), dataclasses.replace(seen, output=seen.output[:, :, None, None])
 
 
 def _layout(model: nn.Module, shape: tuple[int, ...]) -> tuple[TimmBody, DryRun]:

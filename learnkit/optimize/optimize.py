@@ -139,7 +139,9 @@ def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> Conversi
     job, converted = trials.job, trial.converted
     assert trial.quality is not None
     flags = " ".join(telling_flags())
-    full = weight_bytes(job.source)
+    # what the float32 weights that travel take: all but those of a head outside the network
+    module = job.source.network.model if job.source.head is None else job.source.network.model[0]
+    full = sum(one.numel() * one.element_size() for one in module.state_dict().values())
     return ConversionReport(
         variant=converted.name,
         backend=converted.backend,
@@ -153,7 +155,16 @@ def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> Conversi
         test=job.test.described(job.what),
         n_bytes=converted.n_bytes or full,
         n_bytes_float32=full,
-        latency=tuple(_latency(trial, batch) for batch in job.batches),
+        latency=tuple(
+            Latency(
+                batch,
+                trial.times[batch].best,
+                trial.times[batch].p95,
+                trial.reference[batch].best,
+                trial.eager[batch].best,
+            )
+            for batch in job.batches
+        ),
         quality=trial.quality,
         verdicts=trial.verdicts,
         state=trial.state,
@@ -161,12 +172,6 @@ def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> Conversi
         candidates=_candidates(trials, trial, forced),
         forced=forced,
     )
-
-
-def weight_bytes(model: Model) -> int:
-    """What the float32 weights that travel take: all but those of a head outside the network."""
-    module = model.network.model if model.head is None else model.network.model[0]
-    return sum(one.numel() * one.element_size() for one in module.state_dict().values())
 
 
 def _candidates(trials: Trials, chosen: Trial, forced: bool) -> tuple[Candidate, ...]:
@@ -189,8 +194,3 @@ def _candidate(name: str, trial: Trial, taken: Trial | None) -> Candidate:
         math.nan if trial.quality is None else trial.quality.agreement,
         outcome or "passed",
     )
-
-
-def _latency(trial: Trial, batch: int) -> Latency:
-    own = trial.times[batch]
-    return Latency(batch, own.best, own.p95, trial.reference[batch].best, trial.eager[batch].best)

@@ -64,11 +64,6 @@ class Pictures:
         """Those that show nothing with one of these digests."""
         return self.picked(i for i, one in enumerate(self.digests) if one not in digests)
 
-    def distinct(self) -> Pictures:
-        """Each picture once."""
-        first = {one: i for i, one in reversed(list(enumerate(self.digests)))}
-        return self.picked(sorted(first.values()))
-
     def thumbnail(self, i: int) -> bytes:
         """A JPEG of at most 64 x 64 pixels of image `i`."""
         pixels = self.pixels[i].permute(1, 2, 0).squeeze(2).numpy()
@@ -127,7 +122,13 @@ def read_pictures(
     labels = None if labels is None else tuple(labels[i] for i in chosen)
     pixels = _pixels(items, recipe, what, progress)
     digests = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in pixels)
-    names = tuple(map(picture_name, items, digests))
+    # the last folder and name of a file; of a picture the start of its digest
+    names = tuple(
+        "/".join(Path(os.fsdecode(item)).parts[-2:])
+        if isinstance(item, str | os.PathLike)
+        else digest[:12]
+        for item, digest in zip(items, digests, strict=True)
+    )
     return Pictures(names, labels, pixels, digests, tuple(map(file_of, items)))
 
 
@@ -191,13 +192,6 @@ def _pixels(items: Sequence[Any], recipe: Preprocessing, what: str, progress: bo
     return torch.stack(images)
 
 
-def picture_name(item: Any, digest: str) -> str:
-    """The last folder and name of a file; of a picture the start of its digest."""
-    if isinstance(item, str | os.PathLike):
-        return "/".join(Path(os.fsdecode(item)).parts[-2:])
-    return digest[:12]
-
-
 FEW = 10  # images of a class below which ranges are a guess
 
 
@@ -210,7 +204,8 @@ def check_samples(samples: Pictures, classes: Sequence[str]) -> Pictures:
     Raises:
         OptimizeError: all of them show the same.
     """
-    found = samples.distinct()
+    first = {one: i for i, one in reversed(list(enumerate(samples.digests)))}
+    found = samples.picked(sorted(first.values()))  # each picture once
     if len(found) == 1 and len(samples) > 1:
         raise OptimizeError(
             f"the {len(samples)} images of `samples` all show the same; ranges come from images "

@@ -62,6 +62,7 @@ def page_html(data: Mapping[str, Any]) -> str:
     has_findings = shown["kind"] == "cleaning" or shown["findings"]
     js = js.replace(_CLEANING, _asset("cleaning.js") if has_findings else "")
     classes = [one["name"] for one in data["classes"]]
+    name = shlex.quote(shown["model"]["name"] or "MODEL")
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(css)}; script-src {_source(js)};"
         " base-uri 'none'; form-action 'none'"
@@ -84,7 +85,8 @@ def page_html(data: Mapping[str, Any]) -> str:
             histogram=_histogram(shown),
             reliability=reliability_diagram(bins, len(classes)) if bins else None,
             n_suspects=min(sum(one.get("w", 0) > 0 for one in shown["images"]), _MAX_SUSPECTS),
-            flag_command=_flag_command(shown["model"]),
+            # the rate stands for itself: the page puts another in
+            flag_command=f"learnkit predict {name} IMAGES --false-alarm-rate {{rate}}",
             width=WIDTH,
             height=HEIGHT,
             address=_address,
@@ -128,12 +130,6 @@ def _histogram(data: Mapping[str, Any]) -> Any:
         if one.get("s") is not None:
             (strange if one.get("o") else known).append(one["s"])
     return score_histogram(known, strange, (data["ood"] or _EMPTY_OOD)["threshold"])
-
-
-def _flag_command(model: Mapping[str, Any]) -> str:
-    """The command that predicts with another false-alarm rate, which stands for itself in it."""
-    name = shlex.quote(model["name"] or "MODEL")
-    return f"learnkit predict {name} IMAGES --false-alarm-rate {{rate}}"
 
 
 def _address(value: str) -> str:

@@ -55,7 +55,8 @@ def bounded(base: Any) -> Any:
                 piece = data[start : start + _PIECE]
                 self._beside += len(piece)
                 super().data_received(piece)
-                if self._is_too_much():
+                too_long = self._beside > HEADER_BYTES + self._in_body
+                if too_long or len(self.headers or ()) > HEADERS:  # None before the first request
                     self._refuse()
 
         def on_body(self, body: bytes) -> None:
@@ -66,10 +67,6 @@ def bounded(base: Any) -> Any:
         def on_message_complete(self) -> None:
             self._beside = self._in_body = 0
             super().on_message_complete()
-
-        def _is_too_much(self) -> bool:
-            too_long = self._beside > HEADER_BYTES + self._in_body
-            return too_long or len(self.headers or ()) > HEADERS  # None before the first request
 
         def _refuse(self) -> None:
             self._refused = True

@@ -54,7 +54,8 @@ def as_plain(content: Mapping[str, Any]) -> bytes | None:
     if "error" in content:
         lines = [content["error"]]
     elif "predictions" in content:
-        lines = [_decided(entry.get("decision", UNREADABLE)) for entry in content["predictions"]]
+        decisions = [entry.get("decision", UNREADABLE) for entry in content["predictions"]]
+        lines = [one if isinstance(one, str) else ", ".join(one) for one in decisions]
     else:
         return None
     text = "".join(f"{visible(line, '?')}\n" for line in lines)
@@ -83,7 +84,3 @@ def _quality(parameters: list[str]) -> float:
             except ValueError:
                 return 0.0
     return 1.0
-
-
-def _decided(decision: str | list[str]) -> str:
-    return decision if isinstance(decision, str) else ", ".join(decision)

@@ -32,9 +32,10 @@ def array_in(file: BinaryIO, channels: int, max_pixels: int) -> np.ndarray | Non
     begin = file.read(8)
     file.seek(start)
     if is_npy(begin):
-        _check_shape(npy_shape(file)[0], channels, max_pixels)
-        file.seek(start)
-        return read_npy(file)
+        shape, kind = npy_shape(file)
+        _check_shape(shape, channels, max_pixels)
+        data = file.read(math.prod(shape) * kind.itemsize)  # too little, if the file is cut off
+        return np.frombuffer(data, kind).reshape(shape).astype(kind.newbyteorder("="))
     if channels in (1, 3):
         return None
     if not is_tiff(begin):
@@ -109,17 +110,6 @@ def npy_shape(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
             "or uint16 in C order, as np.save(file, np.ascontiguousarray(pixels))"
         )
     return shape, kind
-
-
-def read_npy(file: BinaryIO) -> np.ndarray:
-    """The array uint8 or uint16 in a file of `numpy.save`, of any shape; nothing is unpickled.
-
-    Raises:
-        ValueError: As `npy_shape`, or the file ends before the array does.
-    """
-    shape, kind = npy_shape(file)
-    data = file.read(math.prod(shape) * kind.itemsize)
-    return np.frombuffer(data, kind).reshape(shape).astype(kind.newbyteorder("="))
 
 
 def tiff_pages(file: BinaryIO) -> list[dict[int, Any]]:

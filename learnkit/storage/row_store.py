@@ -7,7 +7,6 @@ go on while a writer appends.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -40,10 +39,6 @@ class StoredRow:
     size: int
     mtime_ns: int
     sha256: str
-
-    def is_of(self, file: os.stat_result) -> bool:
-        """Whether the file has size and time of then."""
-        return (self.size, self.mtime_ns) == (file.st_size, file.st_mtime_ns)
 
 
 class RowStore:
@@ -178,11 +173,6 @@ class RowStore:
                 if 0 <= entry.row < n_there:
                     entries[name] = entry
         return entries, told
-
-
-def content_hash(content: bytes) -> str:
-    """sha256 of a file's content, in hex."""
-    return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager

@@ -59,13 +59,9 @@ def groups_alike(features: np.ndarray, cut: float, *, root: bool = False) -> lis
     condensed = distances[np.triu_indices(len(rows), 1)]
     numbers = fcluster(linkage(condensed, "average"), cut, "distance")
     found = [np.flatnonzero(numbers == one) for one in np.unique(numbers)]
-    found = [places[np.argsort(_strangeness(distances, places), kind="stable")] for places in found]
+    away = [distances[np.ix_(places, places)].mean(1) for places in found]  # from their own group
+    found = [a[np.argsort(b, kind="stable")] for a, b in zip(found, away, strict=True)]
     return [one.tolist() for one in sorted(found, key=lambda places: (-len(places), places.min()))]
-
-
-def _strangeness(distances: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Mean distance of each to the others of its group."""
-    return distances[np.ix_(places, places)].mean(1)
 
 
 def cut_of(scoring: Scoring | None) -> float:

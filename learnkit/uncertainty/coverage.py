@@ -75,7 +75,10 @@ def cover(
     features, weights = as_floats(features, name="features"), check_scores(weights, name="weights")
     _check(features, weights, n)
     known = features[:0] if known is None else as_floats(known, name="known")
-    pool, known = _centered(features, known)
+    # both counted from their common mean, each row of length 1
+    both = unit_rows(np.concatenate([features, known]), root=False)
+    both = unit_rows(both - both.mean(0), root=False).astype(np.float32)
+    pool, known = both[: len(features)], both[len(features) :]
     targets = _drawn(pool)
     greedy = _Greedy(pool, pool[targets], weights[targets].astype(np.float32), known)
     greedy.start(done)
@@ -140,13 +143,6 @@ class _Greedy:
     def _kernel(self, rows: Array) -> Array:
         """Gaussian kernel float32 (n, targets) of rows of length 1."""
         return np.exp((rows @ self._targets.T - 1) * np.float32(2 / _WIDTH**2))
-
-
-def _centered(features: Array, known: Array) -> tuple[Array, Array]:
-    """Both float32, counted from their common mean, each row of length 1."""
-    both = unit_rows(np.concatenate([features, known]), root=False)
-    both = unit_rows(both - both.mean(0), root=False).astype(np.float32)
-    return both[: len(features)], both[len(features) :]
 
 
 def _drawn(pool: Array) -> Array:

@@ -229,7 +229,10 @@ class DriftTest:
         trace = check_scores(values["trace"], name="trace")
         marks = check_scores(values["marks"], name="marks")
         for name, least in (("n_images", 0), ("seed", 0), ("stride", 1), ("n_marked", 0)):
-            _check_count(values[name], name, least)
+            if type(values[name]) is not int or values[name] < least:
+                raise UncertaintyError(
+                    f"`{name}` is {values[name]!r}; it must be a whole number from {least} on"
+                )
         if (np.diff(scores) < 0).any() or len(scores) > MOST_SCORES:
             raise UncertaintyError(f"`scores` must be sorted, and {MOST_SCORES} at most")
         if evidence.shape != (N_BETS,) or (evidence < 0).any():
@@ -242,8 +245,3 @@ class DriftTest:
         numbers = {name: values[name] for name in ("n_images", "seed", "stride", "n_marked")}
         own = {"evidence": evidence, "marks": marks, "trace": tuple(trace.tolist())}
         return cls(scores, weights, **own, **numbers)
-
-
-def _check_count(value: Any, name: str, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise UncertaintyError(f"`{name}` is {value!r}; it must be a whole number from {least} on")

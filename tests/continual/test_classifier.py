@@ -519,7 +519,7 @@ def test_guesses_come_with_one_warning_and_a_note():
 
 STEPS = [
     (learnkit.continual.knowledge, "derive"),
-    (learnkit.continual.derivation, "fit_classifier"),
+    (learnkit.continual.derivation, "fit_lda"),
     (learnkit.continual.derivation, "fit_score_threshold"),
     (learnkit.continual.knowledge.Knowledge, "report"),
     (ClassStatistics, "update"),
@@ -604,9 +604,9 @@ def test_undo_of_large_statistics_derives_them_again(monkeypatch):
 
 def test_only_new_images_make_it_fit_again(monkeypatch):
     head, fits = learned(images(4)), []
-    fit = learnkit.continual.derivation.fit_classifier
+    fit = learnkit.continual.derivation.fit_lda
     monkeypatch.setattr(
-        learnkit.continual.derivation, "fit_classifier", lambda *a: fits.append(1) or fit(*a)
+        learnkit.continual.derivation, "fit_lda", lambda *a: fits.append(1) or fit(*a)
     )
     head.set_threshold(2.0)
     head.set_threshold(false_alarm_rate=0.1)

@@ -180,7 +180,9 @@ def make_loo_samples(
     pairs = alone_left[:0]
     if lonely > 0:  # rows that have a partner and leave images of the class behind with it
         partners = memory.partners[alone_left]
-        leaving = memory.n_leaving()
+        # with each row those its group stands for
+        leaving = memory.copies[memory.members.clamp_min(0)]
+        leaving = leaving.masked_fill(memory.members < 0, 0.0).sum(1)
         leave_some = spectrum.counts[labels[alone_left]] > leaving[alone_left] + leaving[partners]
         pairs = alone_left[(partners >= 0) & leave_some]
     share = lonely if len(pairs) else 0.0
@@ -309,11 +311,6 @@ class MemoryRows:
     def embedded(self, rows: Tensor | slice) -> Tensor:
         """Some of them embedded, float64 (K,D), made again at each call."""
         return self.grid[rows].to(torch.float64).div_(GRID)
-
-    def n_leaving(self) -> Tensor:
-        """How many images leave with each row: those its group stands for, float64 (R,)."""
-        copies = self.copies[self.members.clamp_min(0)]
-        return copies.masked_fill(self.members < 0, 0.0).sum(1)
 
 
 def memory_rows(moments: Moments, limit: int | None = None) -> MemoryRows:

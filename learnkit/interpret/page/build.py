@@ -323,6 +323,10 @@ def _class_rows(evaluation: Evaluation, images: EvaluatedImages) -> list[dict[st
     if images.multi_label:
         matrix = matrix.reshape(-1, 2, 2)
     hits, counts, predicted = class_counts(matrix)
+    taken_for = [None] * len(classes)
+    if not images.multi_label:
+        others = matrix * (1 - np.eye(len(classes), dtype=matrix.dtype))
+        taken_for = [classes[row.argmax()] if row.any() else None for row in others]
     alarms = None
     if images.ood_scores is not None and not images.multi_label:
         flagged = images.flagged[: images.n_known]
@@ -334,7 +338,7 @@ def _class_rows(evaluation: Evaluation, images: EvaluatedImages) -> list[dict[st
             "learned": images.n_learned.get(name),
             "found": _rate(hits[i], counts[i]),
             "right": _rate(hits[i], predicted[i]),
-            "taken_for": None if images.multi_label else _taken_for(matrix[i], i, classes),
+            "taken_for": taken_for[i],
             "false_alarm": None if alarms is None else _rate(alarms[i], counts[i]),
         }
         for i, name in enumerate(classes)
@@ -345,12 +349,6 @@ def _rate(k: Any, n: Any) -> list[Any]:
     """[k, n, low, high], the bounds None of nothing."""
     low, high = wilson_interval(int(k), int(n))
     return [int(k), int(n), json_value(low), json_value(high)]
-
-
-def _taken_for(row: Array, place: int, classes: Sequence[str]) -> str | None:
-    others = row.copy()
-    others[place] = 0
-    return classes[int(others.argmax())] if others.any() else None
 
 
 def _label_tables(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -414,14 +412,12 @@ def _measured(data: dict[str, Any], images: EvaluatedImages) -> list[list[str]]:
         "images": f"{data['data']['n']}" + (f", {n_strange} strange ones" if n_strange else ""),
         "folder": data["data"]["folder"],
         "images' fingerprint": data["data"]["fingerprint"],
-        "learned images among them": _learned_text(images),
+        "learned images among them": "not known"
+        if images.learned is None
+        else str(int(np.sum(images.learned))),
         "unreadable": str(len(images.unreadable)),
         "right images not listed": str(data["rows_left_out"] or ""),
         "created": data["created"],
         "command": data["command"],
     }
     return [[label, text] for label, text in found.items() if text]
-
-
-def _learned_text(images: EvaluatedImages) -> str:
-    return "not known" if images.learned is None else str(int(np.sum(images.learned)))

@@ -57,11 +57,6 @@ class FolderImages:
         """Places of the images that were left out, by which the others can be told (M,)."""
         return np.flatnonzero(~np.isnan(self.errors.probs[:, 0]))
 
-    @property
-    def by_place(self) -> pd.DataFrame:
-        """The ranking in the order in which the images were given."""
-        return self.errors.frame.sort_values("place", ignore_index=True)
-
 
 def digests_of(sources: Sequence[Any]) -> list[str]:
     """The SHA-256 (hex) of each file, "" of what is in none."""
@@ -82,7 +77,8 @@ def cleaning_data(
         created: when, as "2026-11-25T22:50Z"; default now.
     """
     errors, known = images.errors, images.known
-    ranked = images.by_place.iloc[known].reset_index(drop=True)
+    by_place = errors.frame.sort_values("place", ignore_index=True)
+    ranked = by_place.iloc[known].reset_index(drop=True)
     number = {name: place for place, name in enumerate(errors.classes)}
     targets = np.array([number[name] for name in ranked["label"]])
     shown = EvaluatedImages(

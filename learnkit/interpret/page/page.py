@@ -82,11 +82,14 @@ def page_target(path: str | os.PathLike, *, force: bool = False) -> Path:
         raise UsageError(f"there is no folder {str(path.parent)!r} for the page; make it first")
     if path.is_dir():
         raise UsageError(f"{str(path)!r} is a folder; name a file that ends in .html")
-    if path.exists() and not force and not is_page(path):
-        raise UsageError(
-            f"{str(path)!r} is there already and is no page of learnkit's; name another file, or "
-            "replace it with `force=True`"
-        )
+    if path.exists() and not force:
+        with open(path, "rb") as file:
+            is_page = _GENERATOR in file.read(_HEAD)
+        if not is_page:
+            raise UsageError(
+                f"{str(path)!r} is there already and is no page of learnkit's; name another file, "
+                "or replace it with `force=True`"
+            )
     return path
 
 
@@ -97,9 +100,3 @@ def write_page(path: Path, data: dict[str, Any]) -> Path:
     html = page_html(data)
     write_file(path, lambda file: file.write(html.encode("utf-8")))
     return path
-
-
-def is_page(path: Path) -> bool:
-    """Whether a file is a page that learnkit wrote, as its first kilobyte says."""
-    with open(path, "rb") as file:
-        return _GENERATOR in file.read(_HEAD)

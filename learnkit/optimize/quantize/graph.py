@@ -47,7 +47,13 @@ class FloatNetwork:
         ]
         # patches are 2 % of a small transformer's work, in 8 bits most of what goes wrong, and
         # OpenVINO computes them wrongly (features off by .27 of their spread instead of .02)
-        self.heavy = found[1:] if found and _cuts_patches(found[0]) else found
+        if found:
+            sizes = {one.name: list(one.ints) for one in found[0].attribute}
+            kernel = sizes.get("kernel_shape", [1])
+            side_by_side = max(kernel) > 1 and kernel == sizes.get("strides")
+            if found[0].op_type == "Conv" and side_by_side:
+                found = found[1:]
+        self.heavy = found
         heavy = {node.name for node in self.heavy}
         #: nodes that are never quantised
         self.fixed = {
@@ -201,13 +207,6 @@ def _ancestors(output: str, producers: Mapping[str, Any]) -> set[str]:
             found.add(node.name)
             todo.extend(node.input)
     return found
-
-
-def _cuts_patches(node: Any) -> bool:
-    """Whether this is a convolution whose windows lie side by side."""
-    sizes = {one.name: list(one.ints) for one in node.attribute}
-    kernel = sizes.get("kernel_shape", [1])
-    return node.op_type == "Conv" and max(kernel) > 1 and kernel == sizes.get("strides")
 
 
 def _tensors_data(tool: Any, ranges: Mapping[str, Range]) -> Any:

@@ -55,7 +55,9 @@ class Journal:
             os.ftruncate(self._file, self._size)  # what an earlier failure may have left
             os.lseek(self._file, self._size, os.SEEK_SET)
             try:
-                _write_all(self._file, data)
+                left = memoryview(data)
+                while left:
+                    left = left[os.write(self._file, left) :]
                 os.fsync(self._file)
             except OSError:
                 os.ftruncate(self._file, self._size)
@@ -86,12 +88,6 @@ def seconds_of(t: str) -> float:
     1000000000.25
     """
     return datetime.strptime(t, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
 
 
 def _whole_lines(path: Path) -> tuple[list[Line], int]:
@@ -218,12 +214,8 @@ def images_in(line: Mapping[str, Any]) -> list[Line]:
     """The images of a line: the one in it, and those under `more`."""
     if "id" not in line:
         return []
-    return [{name: one[name] for name in _OF_IMAGE if name in one} for one in all_of(line)]
-
-
-def all_of(line: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The line itself, as its first image, and the others."""
-    return [line, *line.get("more", ())]
+    images = [line, *line.get("more", ())]
+    return [{name: one[name] for name in _OF_IMAGE if name in one} for one in images]
 
 
 def with_images(images: Sequence[Line], **line: Any) -> Line:

@@ -134,13 +134,10 @@ class Repeats:
         What `make` raises comes through and is not kept: nothing was done, and may be tried again.
         """
         now = self._clock()
-        while self._answers and self._oldest() < now - _SECONDS:
+        while self._answers and next(iter(self._answers.values()))[0] < now - _SECONDS:
             self._answers.popitem(last=False)
         if key not in self._answers:
             self._answers[key] = now, make()
             if len(self._answers) > _REMEMBERED:
                 self._answers.popitem(last=False)
         return self._answers[key][1]
-
-    def _oldest(self) -> float:
-        return next(iter(self._answers.values()))[0]
