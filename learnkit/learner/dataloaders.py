@@ -30,7 +30,6 @@ from PIL import Image
 
 from learnkit.continual.classifier import continual_head
 from learnkit.data.arguments import check_number
-from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import image_size
 from learnkit.data.labels import check_balance
 from learnkit.data.preprocess import Preprocessing
@@ -191,7 +190,7 @@ class StoreLoader(BalancedLoader):
 
 @warned_after
 def image_dataloaders(
-    dataset: ImageDataset,
+    dataset: Any,
     *,
     size: int | tuple[int, int] = 224,
     bs: int = 64,
@@ -216,7 +215,7 @@ def image_dataloaders(
     Warns where there are no validation images, which only continual learning does without.
 
     Args:
-        dataset: Split, with at least two training images.
+        dataset: An ImageDataset that is split, with at least two training images.
         size: Height and width in pixels; an int means a square.
         bs: Images per batch; lowered to the number of training images if that is smaller.
         augment: Batch transforms for training alone, one or many; True means fastai's
@@ -396,7 +395,7 @@ def _share_cut(path: Path, preprocessing: Preprocessing) -> float | None:
 
 
 def _datasets(
-    dataset: ImageDataset,
+    dataset: Any,
     preprocessing: Preprocessing,
     splits: list[list[int]],
     stored: ImageStore | None,
