@@ -27,10 +27,9 @@ from learnkit.errors import (
     LearnkitError,
     NewerStateError,
 )
-from learnkit.inference.prediction import finite_or_none
 from learnkit.models.head import build_head, register_head
 from learnkit.models.spec import ModelSpec, describe_body
-from learnkit.storage.formats import parse_tensors, tensors_to_bytes, to_json
+from learnkit.storage.formats import finite_or_none, parse_tensors, tensors_to_bytes, to_json
 from learnkit.storage.records import to_plain
 
 STATE = "state.safetensors"

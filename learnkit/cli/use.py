@@ -416,7 +416,7 @@ def records(rows: Sequence[Row], classes: Sequence[str], *, ood: bool) -> list[d
     That is verdict, label, confidence and probs. Of models that detect out-of-distribution images
     also is_ood, ood_score and p_value.
     """
-    from learnkit.inference.prediction import finite_or_none
+    from learnkit.storage.formats import finite_or_none
 
     found = []
     for row in rows:

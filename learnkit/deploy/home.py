@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from learnkit.errors import BundleError, NotPicklableError
-from learnkit.inference.digest import same_state, state_of
+from learnkit.inference.digest import same_state
 from learnkit.storage.read_folder import read_folder
 
 _SAVE = "save it first: predictor.save(path)"
@@ -29,7 +29,7 @@ class Home(NamedTuple):
 def home_of(predictor: Any, path: str | os.PathLike, digest: str) -> Home:
     """That `predictor`, as it is now, is in the bundle at `path`."""
     absolute = Path(os.path.abspath(path))
-    return Home(absolute, digest, state_of(predictor), copy.deepcopy(_facts(predictor)))
+    return Home(absolute, digest, tuple(predictor.state), copy.deepcopy(_facts(predictor)))
 
 
 def pickled(predictor: Any) -> tuple[str, str, str | None, int | None, str]:

@@ -6,7 +6,6 @@ Concluded with numpy alone, and once, for every predictor; numbers are torch's o
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
 from learnkit.inference.tta import view
 from learnkit.report.document import Bar, BarRow, Bars, Document, Paragraph, Span
 from learnkit.report.notebook import Shown
+from learnkit.storage.formats import finite_or_none
 from learnkit.uncertainty.conformal import prediction_sets, set_quantiles
 from learnkit.uncertainty.ood import sigmoid, softmax
 from learnkit.uncertainty.scoring import Scoring
@@ -231,11 +231,6 @@ class Prediction(Shown):
         p_value = "" if self.p_value is None else f", p {self.p_value:.2g}"
         numbers = f" (score {self.ood_score:.3g}, threshold {self.ood_threshold:.3g}{p_value})"
         return [Paragraph(Span((verdict, numbers), "faint"))]
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """`value` as JSON knows it: infinities and NaN become None."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def prediction_of(

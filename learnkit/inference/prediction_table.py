@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TextIO
 
 from learnkit.data.read_images import chunks
 from learnkit.errors import LearnkitError, MissingExtraError, PredictionError
-from learnkit.inference.prediction import finite_or_none
+from learnkit.storage.formats import finite_or_none
 
 OWN_COLUMNS = (
     *("path", "verdict", "label", "confidence", "error"),

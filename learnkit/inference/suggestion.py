@@ -19,10 +19,11 @@ from learnkit.errors import (
 )
 from learnkit.inference.batch import BATCH, padded_run
 from learnkit.inference.model import Model
-from learnkit.inference.prediction import Prediction, conclude, finite_or_none, knowledge_of
+from learnkit.inference.prediction import Prediction, conclude, knowledge_of
 from learnkit.report.document import Document, Gallery, Items, Lines, Paragraph, Picture, Span
 from learnkit.report.notebook import Shown
 from learnkit.report.progress import counted, watched
+from learnkit.storage.formats import finite_or_none
 from learnkit.uncertainty.coverage import cover
 from learnkit.uncertainty.embedding import unit_rows
 

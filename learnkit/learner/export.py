@@ -21,7 +21,6 @@ from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor
 from learnkit.errors import ExportError
-from learnkit.inference.prediction import finite_or_none
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import class_names, first_class_ids, learner_state
 from learnkit.interpret.losses import loss_threshold
@@ -32,6 +31,7 @@ from learnkit.learner.dataloaders import is_multi_label
 from learnkit.learner.training_data import own_data
 from learnkit.learner.transforms import preprocessing_of
 from learnkit.optimize.samples import PER_CLASS, evenly
+from learnkit.storage.formats import finite_or_none
 
 if TYPE_CHECKING:
     from learnkit.optimize.conversion_report import ConversionReport

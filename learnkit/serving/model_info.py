@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from learnkit._version import versions
-from learnkit.inference.prediction import finite_or_none
+from learnkit.storage.formats import finite_or_none
 
 _PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "pillow", "fastapi", "uvicorn")
 

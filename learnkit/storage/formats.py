@@ -41,6 +41,11 @@ def to_json(value: Any) -> bytes:
     return (text + "\n").encode()
 
 
+def finite_or_none(value: float | None) -> float | None:
+    """`value` as JSON knows it: infinities and NaN become None."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """The object in `data`, the content of the file `name`.
 
