@@ -71,15 +71,6 @@ def problem_of(
     return None
 
 
-def is_folder_name(name: str) -> bool:
-    """Whether a class that there is can have a folder of its own name.
-
-    >>> [is_folder_name(one) for one in ("Crack", "a:b", "../a", ".", "a/b")]
-    [True, True, False, False, False]
-    """
-    return not name.startswith(".") and not any(sign in name for sign in "/\\\0")
-
-
 def _shape_problem(name: str) -> NameProblem | None:
     """What is wrong with a name whatever others there are."""
     if not name.strip():

@@ -13,7 +13,6 @@ from learnkit.serving.labelling.journal import ASIDE, Change
 from learnkit.serving.labelling.label_names import (
     NameProblem,
     checked_name,
-    is_folder_name,
     problem_of,
 )
 
@@ -51,7 +50,7 @@ def label_in(asked: dict[str, Any], known: Knowledge, *, locked: bool) -> str:
         raise Refusal(400, "send `label`, the name of a class, or `action`")
     label = checked_name(label)
     if known.n_images.get(label):
-        if not is_folder_name(label):
+        if label.startswith(".") or any(sign in label for sign in "/\\\0"):
             raise Refusal(400, f"{label!r} can be no folder's name; rename the class first")
         return label
     if locked:

@@ -64,6 +64,8 @@ class Views:
         classes = [{"name": name, "count": n} for name, n in knowledge.n_images.items() if n]
         scoring, today = desk.scores.scoring, self._today()
         n_new = len(desk.scores.unjudged())
+        error = self.saver.error
+        not_saved = None if error is None else f"cannot save: {error}"
         waiting = counts["waiting"] + counts["skipped"] - n_new
         last = next((one for one in reversed([*desk.book.changes]) if one.do == NAMED), None)
         return {
@@ -87,14 +89,10 @@ class Views:
             "lock_classes": desk.locked,
             "names": desk.named,
             "saved": self.saver.is_saved,
-            "trouble": desk.trouble or self._saving_trouble() or desk.inbox_trouble,
+            "trouble": desk.trouble or not_saved or desk.inbox_trouble,
             "last": last.images[0]["id"] if last and last.counts else None,
             "notes": self._notes(today),
         }
-
-    def _saving_trouble(self) -> str | None:
-        error = self.saver.error
-        return None if error is None else f"cannot save: {error}"
 
     def _today(self) -> list[Change]:
         """Labels in force that were given today, as the clock on the wall says."""
@@ -284,15 +282,12 @@ class Views:
                 {"name": name, "why": why} for name, why in self.desk.book.unreadable.items()
             ],
             "asked": [
-                {"id": one.id, "name": one.name, "who": self._asked_by(one)}
+                {"id": one.id, "name": one.name, "who": last.about.get("who", "") if last else ""}
                 for one in self.desk.book.in_state("ask")
+                for last in [self.desk.book.changes.last_of(one.id)]
             ],
             **self.state(),
         }
-
-    def _asked_by(self, picture: InboxImage) -> str:
-        last = self.desk.book.changes.last_of(picture.id)
-        return last.about.get("who", "") if last else ""
 
     @staticmethod
     def _line(change: Change) -> dict[str, Any]:

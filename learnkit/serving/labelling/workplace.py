@@ -214,7 +214,12 @@ class Workplace:
                 new.append(name)
         found = self._take(known, _AT_START if known_only else None)
         if not known_only:
-            found += self._read([one for one in new if not self._is_hopeless(one, files)])
+            # a file that could not be read is read again once it is another
+            now = {name: (files[name].st_size, files[name].st_mtime_ns) for name in new}
+            failed = self.book.unreadable
+            found += self._read(
+                [x for x in new if x not in failed or self._hopeless.get(x) != now[x]]
+            )
         if found:
             self.changed()
         return found
@@ -223,11 +228,6 @@ class Workplace:
         for picture in self.book.waiting():
             if picture.name not in files:
                 self.book.lose(picture)
-
-    def _is_hopeless(self, name: str, files: dict[str, Any]) -> bool:
-        """Whether a file could not be read as it is."""
-        kept = (files[name].st_size, files[name].st_mtime_ns)
-        return name in self.book.unreadable and self._hopeless.get(name) == kept
 
     def _take(self, images: list[dict[str, Any]], at_most: int | None = None) -> int:
         """Take in images whose features are kept, and judge them, or as many as `at_most`."""
