@@ -218,7 +218,8 @@ def samples_of(dldataset: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def check_type(dldataset: Mapping[str, Any], given: Any = None) -> None:
     """Raise HError unless it is a dataset for classification."""
-    kind = (as_tuple(given) or [None])[0] or model_type(dldataset)
+    # else the type that the keys of the samples tell
+    kind = (as_tuple(given) or [None])[0] or dl_dataset_type(samples_of(dldataset))
     if kind is None:
         raise HError(
             "the type of the dataset cannot be told: no sample has "
@@ -228,11 +229,6 @@ def check_type(dldataset: Mapping[str, Any], given: Any = None) -> None:
         raise HError(
             f"the dataset is for {kind}; only datasets for classification are learned from"
         )
-
-
-def model_type(dldataset: Mapping[str, Any]) -> str | None:
-    """The type that the keys of the samples tell; None if they do not."""
-    return dl_dataset_type(samples_of(dldataset))
 
 
 def chosen(dldataset: Mapping[str, Any], sample_indices: Any) -> list[dict[str, Any]]:

@@ -70,18 +70,14 @@ def get_image_size(image: np.ndarray) -> tuple[int, int]:
     return width, height
 
 
-def is_one_image(value: Any) -> bool:
-    """Whether `value` is one image rather than several."""
-    if isinstance(value, np.ndarray):
-        return value.ndim == 2 or (value.ndim == 3 and value.shape[-1] <= 16)
-    return isinstance(value, str | os.PathLike | Image.Image) or not isinstance(value, Sequence)
-
-
 def images_in(value: Any) -> list[Any]:
     """The images meant: one, a list of them, or an array (N, H, W, C)."""
-    if is_one_image(value):
+    if isinstance(value, np.ndarray):
+        is_one = value.ndim == 2 or (value.ndim == 3 and value.shape[-1] <= 16)
+        return [value] if is_one else list(value)
+    if isinstance(value, str | os.PathLike | Image.Image) or not isinstance(value, Sequence):
         return [value]
-    return list(value) if isinstance(value, np.ndarray) else as_tuple(value)
+    return as_tuple(value)
 
 
 def as_bytes(image: Any, where: str) -> np.ndarray:

@@ -177,20 +177,20 @@ def apply_dl_model(
         )
     predictor = model.predictor
     try:
-        found = [_lists(one.to_halcon()) for one in predictor.predict_batch(images)]
+        rows = [one.to_halcon() for one in predictor.predict_batch(images)]
     except ContinualPredictionError as error:
         raise operator_error(
             errors.H_ERR_DL_CONTINUAL_LEARNING_INFERENCE_FAILED, str(error)
         ) from error
+    found = [
+        {key: list(value) if isinstance(value, tuple) else value for key, value in row.items()}
+        for row in rows
+    ]
     if extra:
         features = np.asarray(predictor.features(images, progress=False))
         for one, row in zip(found, features, strict=True):
             one["features"] = row.tolist()
     return found
-
-
-def _lists(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in result.items()}
 
 
 def sample_images(dlsample_batch: Any) -> list[np.ndarray]:

@@ -105,11 +105,6 @@ def training_value(name: str, value: Any) -> Any:
     return float(one)
 
 
-def _dimensions(model: HDlModel) -> list[int]:
-    height, width = model.recipe.size
-    return [width, height, model.recipe.channels]
-
-
 def _ood_threshold(model: HDlModel) -> float:
     detector = model.predictor.ood if model.made or model.converted else None
     if detector is None:
@@ -128,10 +123,6 @@ def _summary(model: HDlModel) -> str:
     return f"{getattr(spec, 'arch', type(network).__name__)}: {n} parameters\n{model!r}"
 
 
-def _n_trainable(model: HDlModel) -> int:
-    return sum(p.numel() for p in model.learner.model.parameters() if p.requires_grad)
-
-
 def _runtime(model: HDlModel) -> str:
     return "cpu" if model.device is None else model.device.runtime
 
@@ -148,7 +139,7 @@ _GET: dict[str, Callable[[HDlModel], Any]] = {
     "image_width": lambda model: model.recipe.size[1],
     "image_height": lambda model: model.recipe.size[0],
     "image_num_channels": lambda model: model.recipe.channels,
-    "image_dimensions": _dimensions,
+    "image_dimensions": lambda model: [*model.recipe.size[::-1], model.recipe.channels],
     "image_range_min": lambda model: RANGE_MIN,
     "image_range_max": lambda model: RANGE_MAX,
     "device": lambda model: model.device,
@@ -159,7 +150,9 @@ _GET: dict[str, Callable[[HDlModel], Any]] = {
     "precision_is_converted": lambda model: "true" if model.is_converted else "false",
     "optimize_for_inference": lambda model: "false",
     "ood_threshold": _ood_threshold,
-    "num_trainable_params": _n_trainable,
+    "num_trainable_params": lambda model: sum(
+        one.numel() for one in model.learner.model.parameters() if one.requires_grad
+    ),
     "summary": _summary,
 }
 
@@ -246,18 +239,6 @@ def _resize(model: HDlModel, size: tuple[int, int], channels: int) -> None:
     model.size, model.channels = size, channels
 
 
-def _set_width(model: HDlModel, value: Any) -> None:
-    _resize(model, (model.recipe.size[0], one_of(value, "'image_width'")), model.recipe.channels)
-
-
-def _set_height(model: HDlModel, value: Any) -> None:
-    _resize(model, (one_of(value, "'image_height'"), model.recipe.size[1]), model.recipe.channels)
-
-
-def _set_channels(model: HDlModel, value: Any) -> None:
-    _resize(model, model.recipe.size, one_of(value, "'image_num_channels'"))
-
-
 def _set_device(model: HDlModel, value: Any) -> None:
     (device,) = as_tuple(value) or (None,)
     if not isinstance(device, HDlDevice):
@@ -307,9 +288,15 @@ _SET: dict[str, Callable[[HDlModel, Any], None]] = {
     "class_names": _set_names,
     "class_ids": _set_ids,
     "image_dimensions": _set_dimensions,
-    "image_width": _set_width,
-    "image_height": _set_height,
-    "image_num_channels": _set_channels,
+    "image_width": lambda model, value: _resize(
+        model, (model.recipe.size[0], one_of(value, "'image_width'")), model.recipe.channels
+    ),
+    "image_height": lambda model, value: _resize(
+        model, (one_of(value, "'image_height'"), model.recipe.size[1]), model.recipe.channels
+    ),
+    "image_num_channels": lambda model, value: _resize(
+        model, model.recipe.size, one_of(value, "'image_num_channels'")
+    ),
     "device": _set_device,
     "runtime": _set_runtime,
     "gpu": lambda model, value: None,
