@@ -267,7 +267,8 @@ def _draw(ax: Axes, sample: Any, result: Any, info: Mapping[str, Any], key: str)
     ax.imshow(shown, **gray)
     said = []
     if key in ("classification_ground_truth", "classification_both"):
-        said.append(f"truth: {_name_of(sample, info)}")
+        names, ids = _names(info), as_tuple(sample.get("image_label_id"))
+        said.append("truth: " + (", ".join(str(names.get(one, one)) for one in ids) or "no label"))
     if key in ("classification_result", "classification_both"):
         said.append(_result_text(result))
     if key.startswith("heatmap"):
@@ -282,11 +283,6 @@ def _names(dldataset: Mapping[str, Any]) -> dict[int, str]:
     if len(ids) != len(names):
         raise HError(f"there are {len(names)} 'class_names' for {len(ids)} 'class_ids'")
     return dict(zip(ids, names, strict=True))
-
-
-def _name_of(sample: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    names, ids = _names(info), as_tuple(sample.get("image_label_id"))
-    return ", ".join(str(names.get(one, one)) for one in ids) or "no label"
 
 
 def _result_text(result: Mapping[str, Any]) -> str:

@@ -49,18 +49,12 @@ def check_answers(
         )
 
 
-def sum_to_one(probs: Tensor) -> bool:
-    """Whether the classes compete for each sample; rows that are not finite have no say."""
-    sums = _finite_sums(probs)
-    return bool(((sums - 1).abs() < 1e-3).all())
-
-
 def check_activation(probs: Tensor, competing: bool, *, flags: bool, loss: Any) -> None:
     """Raise InterpretationError unless the loss's activation suits the kind of labels.
 
     Args:
         probs: what the activation made of the logits (N, C).
-        competing: what `sum_to_one` says of them.
+        competing: whether they sum to 1 for each sample, so that the classes compete.
         flags: whether the targets are flags (N, C) instead of class numbers (N,).
         loss: the learner's loss function, to be named.
     """
@@ -71,13 +65,14 @@ def check_activation(probs: Tensor, competing: bool, *, flags: bool, loss: Any) 
         )
     if not flags and not competing:
         raise InterpretationError(
-            f"Probabilities of a sample sum to {_finite_sums(probs)[0].item():.4g} instead of 1;"
+            f"Probabilities of a sample sum to {finite_sums(probs)[0].item():.4g} instead of 1;"
             f" give the loss ({type(loss).__name__}) an `activation` method that turns the"
             " network's outputs into probabilities"
         )
 
 
-def _finite_sums(probs: Tensor) -> Tensor:
+def finite_sums(probs: Tensor) -> Tensor:
+    """Sums (N,) over the classes; of rows that are not finite none, for they have no say."""
     return probs[probs.isfinite().all(1)].sum(1)
 
 

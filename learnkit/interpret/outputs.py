@@ -25,7 +25,7 @@ from learnkit.interpret.checks import (
     check_answers,
     check_class_logits,
     detached,
-    sum_to_one,
+    finite_sums,
 )
 from learnkit.interpret.contexts import pooled_features, randomness_kept
 from learnkit.interpret.learner_state import (
@@ -266,7 +266,8 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
     logits, targets = joined["logits"].float(), joined.get("targets")
     flags = targets is not None and targets.ndim == 2
     probs = detached(activation_of(loss_of(learn), multi_label=flags)(logits))
-    competing, ids = sum_to_one(probs), first_class_ids(learn)
+    competing = bool(((finite_sums(probs) - 1).abs() < 1e-3).all())
+    ids = first_class_ids(learn)
     multi_label = flags or (targets is None and not competing)
     if targets is not None:
         check_activation(probs, competing, flags=flags, loss=learn.loss_func)

@@ -232,21 +232,16 @@ def _steps_to_file(dataset: Any, item: Any) -> list[Any] | None:
     steps, value = [], item
     for step in tls[0].tfms.fs if len(tls) else ():
         before, told = value, isinstance(value, str | Path)
-        if told and _opens(step):
-            break
+        methods = getattr(getattr(step, "encodes", None), "methods", ())
+        calls = {getattr(method.implementation, "__name__", "") for method in methods}
+        if told and (type(step).__name__ == "ReadImage" or "create" in calls):
+            break  # it is known to open a file, and need not be tried
         value = step(value)
         if told and not isinstance(value, str | Path):  # it has opened the file
             value = before
             break
         steps.append(step)
     return steps if isinstance(value, str | Path) else None
-
-
-def _opens(step: Any) -> bool:
-    """Whether a step is known to open a file, so that it need not be tried."""
-    methods = getattr(getattr(step, "encodes", None), "methods", ())
-    names = {getattr(method.implementation, "__name__", "") for method in methods}
-    return type(step).__name__ == "ReadImage" or "create" in names
 
 
 def _after(steps: Sequence[Any], item: Any) -> Any:
