@@ -283,7 +283,7 @@ def trimmed_history(data: bytes, where: str, levels: int) -> bytes:
 
 
 def _whole(half: Tensor, where: str) -> Tensor:
-    """The symmetric tensor (D,D) that `_half` was taken of."""
+    """The symmetric tensor (D,D) of its upper triangle, row by row."""
     width = int((2 * half.numel()) ** 0.5)
     if half.dim() != 1 or not width or width * (width + 1) // 2 != half.numel():
         raise BundleCorruptError(f"{where}: `gram` has shape {tuple(half.shape)}, no triangle's")
