@@ -2,9 +2,11 @@
 
 Each `_promises_*.py` beside this file holds one kind and yields rows of paired draws: the
 same draw is the same images in every case. The features are those of a network, extracted once; see
-`_features.py` for the file.
+`_features.py` for the file. Those kept are of images of 224 pixels (ants and bees) and 112 (the
+others); `pcb` are squares around the boxes of `deeppcb_small`, of 1.5 times the longer side and
+32 pixels at least.
 
-Run: python benchmarks/promises.py ants=ants.npz cifar=cifar.npz boards=boards.npz
+Run: python benchmarks/promises.py ants=ants.npz cifar=cifar.npz pcb=pcb.npz
 """
 
 import importlib
