@@ -503,3 +503,58 @@ def test_the_keys_of_halcons_dictionary_come_back(tmp_path):
     unread = ImageDataset.from_halcon(told, check_files=False)
     assert unread.labels == [()]
     assert unread.to_halcon() == told
+
+
+NAMES = ["nut", "ß", "7"]
+
+
+@st.composite
+def dl_datasets(draw):
+    """HALCON's dictionaries of every type, as it writes them; no file is there."""
+    kind = draw(st.sampled_from(["several", "masks", "anomalies", "rectangle1", "rectangle2"]))
+    ids = draw(st.lists(st.integers(0, 65_534), unique=True, min_size=3, max_size=3))
+    names, ids = (["ok", "nok"], [0, 1]) if kind == "anomalies" else (NAMES, sorted(ids))
+    samples = []
+    for number in draw(st.lists(st.integers(0, 10**9), unique=True, min_size=1, max_size=3)):
+        sample = {"image_file_name": f"a/{number}.png", "image_id": number}
+        if draw(st.booleans()):
+            sample["split"] = draw(st.sampled_from(["train", "validation", "test"]))
+        if kind == "several":
+            chosen = draw(st.lists(st.sampled_from(NAMES), unique=True))
+            sample["image_label_id"] = [ids[NAMES.index(name)] for name in sorted(chosen)]
+        elif kind == "masks":
+            sample["segmentation_file_name"] = f"{number}_mask.png"
+        elif kind == "anomalies":
+            sample["anomaly_label"] = draw(st.sampled_from(names))
+            if sample["anomaly_label"] == "nok" and draw(st.booleans()):
+                sample["anomaly_file_name"] = f"b/{number}.png"
+        else:
+            n = draw(st.integers(0, 3))
+            sample["bbox_label_id"] = [draw(st.sampled_from(ids)) for _ in range(n)]
+            low = [[draw(numbers) for _ in range(n)] for _ in range(2)]
+            long = [[draw(sides) for _ in range(n)] for _ in range(2)]
+            if kind == "rectangle1":
+                high = np.round(np.array(low) + np.array(long), 9).tolist()
+                keys, values = ("row1", "col1", "row2", "col2"), (*low, *high)
+            else:
+                phi = [draw(st.floats(-3.14, 3.14)) for _ in range(n)]
+                keys, values = ("row", "col", "phi", "length1", "length2"), (*low, phi, *long)
+            sample |= {f"bbox_{key}": value for key, value in zip(keys, values, strict=True)}
+        samples.append(sample | draw(st.dictionaries(st.just("own"), st.lists(st.integers()))))
+    found = {"image_dir": "/images", "class_names": names, "class_ids": ids, "samples": samples}
+    if kind in ("masks", "anomalies"):
+        found["segmentation_dir" if kind == "masks" else "anomaly_dir"] = "/masks"
+    return found | {"preprocess_param": {"image_width": 9}}
+
+
+@given(dl_datasets())
+def test_halcons_dictionaries_of_every_type_come_back(told):
+    data = ImageDataset.from_halcon(told, check_files=False)
+    back = data.to_halcon()
+    if not data.multi_label or data.task != "classification":
+        assert back == told
+    else:  # the labels of an image are sorted by name
+        for sample in (*back["samples"], *told["samples"]):
+            sample["image_label_id"] = sorted(sample["image_label_id"])
+        assert back == told
+    assert json.loads(json.dumps(back, allow_nan=False)) == back
