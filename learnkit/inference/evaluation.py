@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learnkit._version import versions
 from learnkit.continual.fingerprints import Learned
 from learnkit.data.labelled_images import image_paths, labelled_dataset
 from learnkit.data.read_images import chunks, image_name, load_ahead, unreadable_images
@@ -230,17 +231,25 @@ class _Recognizing:
 
 
 def facts_of(predictor: Any) -> dict[str, str]:
-    """What a page says of a model: its name, architecture, size of images and digest."""
+    """What a page says of a model: its name, architecture, size of images, digest, and the rest.
+
+    Whatever ran it, and which channels of its images can be shown.
+    """
     card, home = predictor.metadata.get("card") or {}, predictor._home
-    network = getattr(predictor.record.network, "model", None)
+    network, recipe = getattr(predictor.record.network, "model", None), predictor.preprocessing
     spec = getattr(network, "spec", None)
     arch = [getattr(spec, "arch", ""), predictor.variant]
-    height, width = predictor.preprocessing.size
+    height, width = recipe.size
+    own = ("torch", "timm") if predictor.needs_torch else ()
+    found = versions("numpy", "Pillow", *own, predictor.record.network.backend)
+    shown = {2: "the first channel of 2"}.get(recipe.channels, "")
     return {
         "name": str(card.get("name") or (home and home.path.name) or ""),
         "arch": ", ".join(map(str, filter(None, arch))),
         "size": f"{height} x {width} pixels",
         "digest": predictor.digest or "",
+        "versions": ", ".join(f"{name} {version}" for name, version in found.items()),
+        "shown": f"the first 3 channels of {recipe.channels}" if recipe.channels > 3 else shown,
     }
 
 

@@ -13,7 +13,14 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from learnkit.report.document import Document, filled, interval_ends, value_text, visible
+from learnkit.report.document import (
+    Document,
+    filled,
+    interval_ends,
+    interval_text,
+    value_text,
+    visible,
+)
 
 _NAME = 24  # characters of a name below a picture
 
@@ -44,7 +51,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         finalize=_escaped,
     )
-    found.globals["interval_ends"] = interval_ends
+    found.globals |= {"interval_ends": interval_ends, "interval_text": interval_text}
     found.filters |= {
         "kind": lambda value: type(value).__name__,
         "filled": filled,

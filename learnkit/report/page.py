@@ -37,6 +37,9 @@ _EMPTY |= {
     "findings": [],
     "kin": [],
     "n_kin": [0, 0],
+    "measures": {},
+    "intervals": {},
+    "meanings": {},
 }
 _EMPTY_OOD = {"threshold": None, "auroc": None, "missed": None, "n_strange": 0}
 _MAX_SUSPECTS = 200

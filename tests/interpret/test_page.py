@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy.predictor import Predictor
 from learnkit.errors import (
     EvaluationError,
     ImageReadError,
@@ -24,11 +26,14 @@ from learnkit.errors import (
 )
 from learnkit.evaluation.evaluate import evaluate
 from learnkit.inference.evaluation import _spread_out
-from learnkit.interpret.page.build import DEFAULTS, heat_text, page_data, suspicions
+from learnkit.interpret.page.build import DEFAULTS, page_data, suspicions
+from learnkit.interpret.page.evidence import heat_text
 from learnkit.interpret.page.images import EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.interpret.page.thumbs import data_url, picture_order
+from learnkit.report.document import value_text
 from learnkit.report.matrix import dense_counts
+from learnkit.report.page import page_html
 
 CLASSES = ["good", "scratch", "dent"]
 
@@ -656,3 +661,49 @@ def test_a_thousand_classes_add_little():
     data = data_of(evaluation, images, pictures=False)
     assert (dense_counts(data["confusion"]) == evaluation.confusion.values).all()
     assert len(json.dumps(data["confusion"], separators=(",", ":"))) < 40_000  # of 2 MB
+
+
+def test_all_that_repeats_it_is_said(predictor, folders):
+    from importlib.metadata import version
+
+    evaluation = predictor.evaluate(folders / "parts", progress=False)
+    told = dict(evaluation.page.data(evaluation, pictures=False, command="learnkit x")["measured"])
+    for package in ("numpy", "torch", "timm", "Pillow"):
+        assert f"{package} {version(package)}" in told["versions"]
+    assert told["versions"].startswith("learnkit ")
+    assert "1,000 resamples within each class, seed 0" in told["intervals"]
+    assert told["command"] == "learnkit x"
+    assert "pictures show" not in told  # of three channels all
+
+
+@pytest.mark.parametrize(
+    ("channels", "shown"),
+    [(1, None), (2, "the first channel of 2"), (6, "the first 3 channels of 6")],
+)
+def test_what_pictures_show_of_many_channels_is_said(tmp_path, channels, shown):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            pixels = rng.integers(0, 256, (40, 40, channels), np.uint8)
+            np.save(tmp_path / name / f"{i}.npy", pixels)
+    model = make_model(n_out=2, size=32, n_in=channels)
+    stats = {"mean": [0.5] * channels, "std": [0.2] * channels}
+    recipe = Preprocessing(32, channels=channels, **stats)
+    network = Predictor(model, recipe, ["a", "b"])
+    evaluation = network.evaluate(tmp_path, progress=False)
+    data = evaluation.page.data(evaluation)
+    assert dict(data["measured"]).get("pictures show") == shown
+    assert data["pictures_left_out"] == 0
+    assert all("h" in row for row in data["images"] if row["a"] != row["y"])
+
+
+def test_every_measure_is_on_the_page_with_its_interval():
+    evaluation, images = answers(n_strange=9)
+    page = page_html(data_of(evaluation, images, pictures=False))
+    rows = re.findall(r"<tr><th scope=\"row\">([^<]*)</th><td>([^<]*)</td><td>([^<]*)</td>", page)
+    told = {name: (value, bounds) for name, value, bounds in rows}
+    for name, value, bounds in evaluation.with_intervals():
+        if name not in ("accuracy_low", "accuracy_high"):
+            assert told[name.replace("_", " ")] == (value_text(value), bounds)
+    assert told["ece"][1]

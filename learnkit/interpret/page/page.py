@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import UsageError
-from learnkit.interpret.page.build import add_alike, page_data
+from learnkit.interpret.page.build import page_data
+from learnkit.interpret.page.evidence import add_alike
 from learnkit.interpret.page.images import EvaluatedImages
 from learnkit.interpret.page.thumbs import add_pictures
 from learnkit.storage.filesystem import write_file
