@@ -9,6 +9,7 @@ from PIL import Image
 import learnkit.halcon as ha
 from learnkit.data.annotations.dl_dataset import DLDataset
 from learnkit.data.annotations.masks import write_mask
+from learnkit.halcon.dataset import preprocessed
 
 MASK = np.zeros((9, 12), np.uint8)
 MASK[2:5, 3:9] = 7
@@ -120,3 +121,10 @@ def test_boxes_of_coco_are_half_a_pixel_back_and_crowds_are_left_out(folder):
     file.write_text(json.dumps({**told, "annotations": [{**box, "image_id": 8}]}))
     with pytest.raises(ha.HError, match="annotation 0 has 'image_id' 8; it is the 'id'"):
         ha.read_dl_dataset_from_coco(file, folder / "images")
+
+
+def test_a_sample_of_several_classes_is_not_learned_from(dataset):
+    dataset["samples"][0]["image_label_id"] = [0, 1]
+    with pytest.raises(ha.HOperatorError, match="several 'image_label_id', or none") as caught:
+        preprocessed(dataset)
+    assert caught.value.error_code == 7789
