@@ -117,6 +117,8 @@ def _ood_threshold(model: HDlModel) -> float:
 
 
 def _summary(model: HDlModel) -> str:
+    if model.converted is not None:
+        return f"{model.converted.variant}\n{model!r}"
     network = model.learner.model
     n = sum(parameter.numel() for parameter in network.parameters())
     spec = getattr(network, "spec", None)
@@ -151,7 +153,9 @@ _GET: dict[str, Callable[[HDlModel], Any]] = {
     "optimize_for_inference": lambda model: "false",
     "ood_threshold": _ood_threshold,
     "num_trainable_params": lambda model: sum(
-        one.numel() for one in model.learner.model.parameters() if one.requires_grad
+        one.numel()
+        for one in (() if model.is_converted else model.learner.model.parameters())
+        if one.requires_grad
     ),
     "summary": _summary,
 }
