@@ -279,6 +279,7 @@ def _fence(kind: str, text: str) -> str:
 # -- links -----------------------------------------------------------------------------------------
 
 _LINK = re.compile(r"\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]+)?\)")
+_COMMAND = re.compile(r"learnkit ([a-z]+)\b(?!\()")
 _NAME = re.compile(r"([A-Za-z_]\w*)((?:\.[A-Za-z_]\w*)*)(?:\(.*\))?", re.DOTALL)
 
 
@@ -309,6 +310,12 @@ def finish(app: Any, doctree: nodes.document) -> None:
             text.parent.replace(text, nodes.Text(" – "))
     for literal in list(doctree.findall(nodes.literal)):
         if any(isinstance(up, nodes.reference | addnodes.pending_xref) for up in _above(literal)):
+            continue
+        if command := _COMMAND.match(literal.astext()):
+            page = app.builder.get_relative_uri(app.env.docname, f"{MADE}/commands")
+            reference = nodes.reference(refuri=f"{page}#learnkit-{command[1]}", internal=True)
+            literal.replace_self(reference)
+            reference += literal
             continue
         found = _NAME.fullmatch(literal.astext())
         if not found:

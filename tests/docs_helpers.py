@@ -81,6 +81,7 @@ def write_factory(folder):
     """Everything that the pages find on a disk: parts, new ones, and single pictures."""
     write_image_folder(folder / "parts", {"good": 14, "bad": 14, "ugly": 14}, size=(40, 40))
     write_image_folder(folder / "new-parts", {"odd": 4, "good": 3}, seed=5)
+    write_image_folder(folder / "labelled", {"odd": 4, "good": 2}, seed=9)
     write_image_folder(folder / "more-parts", {"even": 4}, seed=6)
     write_image_folder(folder / "parts-new", {"good": 5, "bad": 5, "ugly": 3}, seed=7)
     write_image_folder(folder, {"new": 3, "shots": 2}, seed=8)

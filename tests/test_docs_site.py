@@ -114,3 +114,4 @@ def test_code_in_prose_leads_to_the_reference(site):
     assert 'href="generated/api/ImageLearner.html#learnkit.ImageLearner.fit_one_cycle"' not in page
     assert 'href="generated/api/cnn_learner.html#learnkit.cnn_learner"' in page
     assert 'href="generated/api/ImageLearner.html#learnkit.ImageLearner.predict"' in page
+    assert 'href="generated/commands.html#learnkit-convert"' in page
