@@ -116,12 +116,12 @@ class Run:
         except Exception as error:
             raise AssertionError(f"the block at {block} does not run: {error}") from error
 
-    def stop(self):
-        """End the servers that were started."""
-        for process, _ in self.servers.values():
+    def stop(self, command=None):
+        """End the servers that were started, or those of one command."""
+        ended = [argv for argv in self.servers if command in (None, argv[0])]
+        for process, _ in (self.servers.pop(argv) for argv in ended):
             process.terminate()
-        for process, _ in self.servers.values():
-            process.wait(30)
+            process.wait(60)
             process.stdout.close()
 
     def _python(self, block):
@@ -156,6 +156,7 @@ class Run:
             return
         self.done.add(tuple(argv))
         if argv[0] in LISTENS:
+            self.stop(argv[0])  # a person ends one before the next, too: they share an inbox
             self.servers[tuple(argv)] = serve(argv)
         else:
             command(argv)
@@ -191,4 +192,5 @@ def serve(argv):
         said.append(line)
         if found := re.match(r"(?:ready at|open) http://([\d.:]+)", line):
             return process, found[1]
+    process.wait(60)
     raise AssertionError(f"learnkit {shlex.join(argv)} ended: {''.join(said)}")
