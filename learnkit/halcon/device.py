@@ -42,6 +42,7 @@ def query_available_dl_devices(
         raise wrong_value("gen_param_value", values, f"one value for each of {names}")
     found = [HDlDevice(row) for row in devices() if row["precisions"]]
     found.sort(key=lambda device: device.runtime != "gpu")
+    names = list(map(str, names))
     for name in dict.fromkeys(names):
         wanted = [value for one, value in zip(names, values, strict=True) if one == name]
         found = [one for one in found if any(v in get_dl_device_param(one, name) for v in wanted)]

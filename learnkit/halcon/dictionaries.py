@@ -118,7 +118,8 @@ def get_dict_param_s(dict_handle: Handle, gen_param_name: str, dict_key: Any = (
 def remove_dict_key(dict_handle: Handle, key: Any) -> None:
     """Remove keys; those that are not there are no error."""
     for one in as_tuple(key):
-        dict_handle.pop(one, None)
+        if isinstance(one, str | int):
+            dict_handle.pop(one, None)
 
 
 @operator("DictHandle")

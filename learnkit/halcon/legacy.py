@@ -143,7 +143,7 @@ def get_dl_classifier_result(
             H_ERR_WRONG_HANDLE_TYPE, f"{wrong[0]!r:.80} is no result; apply_dl_classifier makes it"
         )
     index = one_value(index)
-    if index == "all":
+    if isinstance(index, str) and index == "all":
         return [result[key][0] for result in results]
     if not is_whole(index, 0, len(results) - 1):
         raise wrong_value("index", index, f"'all' or a place in 0..{len(results) - 1}")

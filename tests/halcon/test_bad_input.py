@@ -62,6 +62,19 @@ def test_no_value_of_a_parameter_is_believed(dataset, value):
         ha.gen_dl_samples(dataset, value, "off", [])
 
 
+def test_dictionaries_are_no_names():
+    one = {"a": 1}
+    ha.remove_dict_key(one, [{"a": 1}, "b"])
+    assert one == {"a": 1}
+    with pytest.raises(ha.HOperatorError) as e:
+        ha.query_available_dl_devices([{"a": 1}], [1])
+    assert e.value.error_code == 7911
+    results = [{"classification_confidences": [1.0]}]
+    with pytest.raises(ha.HOperatorError) as e:
+        ha.get_dl_classifier_result(results, np.arange(3), "confidences")
+    assert e.value.error_code == 7914
+
+
 def test_what_must_be_text_says_so():
     with pytest.raises(ha.HOperatorError, match=r"`file_name` is 5; it is the name of a file") as e:
         ha.write_dict({}, 5)
