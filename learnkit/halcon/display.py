@@ -193,7 +193,13 @@ def dev_display_dl_interactive_confusion_matrix(
     targets = np.asarray([place[one] for one in as_tuple(seen["image_label_ids"])])
     files = [_shown_file(dldataset, row) for row in _rows(dldataset, seen["image_ids"])]
     root = Path(str(dldataset.get("image_dir", "")))
-    images = EvaluatedImages(probs, targets, files, root=root)
+    scores = seen.get("ood_scores")
+    images = EvaluatedImages(
+        *(probs, targets, files),
+        root=root,
+        ood_scores=None if scores is None else np.asarray(scores),
+        ood_threshold=seen.get("ood_threshold"),
+    )
     evaluation = evaluate(probs, targets, [names.get(one, f"class {one}") for one in ids])
     path = EvaluationPage(images).save_html(evaluation, one_value(params["file_name"]))
     return str(path)

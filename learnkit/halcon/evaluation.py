@@ -12,7 +12,7 @@ from learnkit.evaluation import measures
 from learnkit.evaluation.confusion import confusion_matrix
 from learnkit.halcon.dataset import SPLITS, chosen, image_id, sample_file, samples_of
 from learnkit.halcon.errors import HError
-from learnkit.halcon.handles import HDlModel, checked_model
+from learnkit.halcon.handles import checked_model
 from learnkit.halcon.model import ids_of
 from learnkit.halcon.operators import as_bool, as_tuple, checked_params, one_value, procedure
 
@@ -48,7 +48,8 @@ def evaluate_dl_model(
 
     'global' holds the errors and the means over classes, 'class_id_<id>' those of a class. Rows of
     confusion matrices are the predictions, columns the truth, in the order of the model's ids.
-    'evaluated_samples' has learnkit's own 'confidences' (N, C), whose columns are its 'class_ids'.
+    'evaluated_samples' has learnkit's own 'confidences' (N, C), whose columns are its 'class_ids',
+    and where the model detects images out of distribution 'ood_scores' (N,) and 'ood_threshold'.
 
     Differs from HALCON: a class without an image is no error; its recall is NaN, and means are over
     the classes that have images. Any ids are taken.
@@ -71,7 +72,10 @@ def evaluate_dl_model(
     places = _selected(dldataset, sample_select_method, sample_select_values)
     rows, ids = chosen(dldataset, places), ids_of(model)
     truth = _truth(rows, list(ids.values()))
-    probs = _probabilities(dldataset, model, places, params)
+    as_bool(params["show_progress"], "show_progress")
+    files = [sample_file(dldataset, row) for row in rows]
+    answers = model.predictor.predict_batch(files)
+    probs = np.stack([np.asarray(one.probs) for one in answers])
     classes = _classes_to_evaluate(params, ids)
     about = {
         **params,
@@ -89,6 +93,11 @@ def evaluate_dl_model(
         "class_ids": list(ids.values()),
         "confidences": probs,
     }
+    if model.predictor.detects_ood:
+        found["evaluated_samples"] |= {
+            "ood_scores": [one.ood_score for one in answers],
+            "ood_threshold": answers[0].ood_threshold,
+        }
     return found, about
 
 
@@ -137,16 +146,6 @@ def _truth(rows: Sequence[Mapping[str, Any]], ids: Sequence[int]) -> list[int]:
             "dataset that was learned by extend_dl_continual_learning has the model's ids"
         )
     return found
-
-
-def _probabilities(
-    dldataset: Mapping[str, Any], model: HDlModel, places: list[int], params: Mapping[str, Any]
-) -> np.ndarray:
-    """Probabilities (N, C), in the order of the model's classes."""
-    files = [sample_file(dldataset, row) for row in chosen(dldataset, places)]
-    found = model.predictor.predict_batch(files)
-    as_bool(params["show_progress"], "show_progress")
-    return np.stack([np.asarray(one.probs) for one in found])
 
 
 def _classes_to_evaluate(params: Mapping[str, Any], ids: Mapping[str, int]) -> list[Any]:

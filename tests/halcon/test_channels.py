@@ -66,6 +66,13 @@ def test_a_model_of_many_channels_is_trained_learns_and_is_optimised(many):
     pairs = zip(samples, answers, strict=True)
     right = [a["classification_class_ids"][:1] == s["image_label_id"] for s, a in pairs]
     assert sum(right) >= 16
+    (device,) = ha.query_available_dl_devices("ai_accelerator_interface", "onnxruntime")[-1:]
+    fast, _ = ha.optimize_dl_model_for_inference(model, device, "float32", samples, [])
+    again = ha.apply_dl_model(fast, samples, [])
+    for one, other in zip(again, answers, strict=True):
+        assert one["classification_class_ids"] == other["classification_class_ids"]
+        confidences = one["classification_confidences"], other["classification_confidences"]
+        np.testing.assert_allclose(*confidences, atol=1e-4)
     (heat,) = ha.gen_dl_model_heatmap(model, samples[0], "grad_cam", [0], [])
     assert heat["heatmap_grad_cam"]["heatmap_image_class_0"].shape == (24, 32)
     windows = {}

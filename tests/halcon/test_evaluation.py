@@ -194,6 +194,15 @@ def test_cells_of_the_confusion_matrix_are_clicked_on_a_page(continual, dataset,
     rows = [dict(zip(row[::2], row[1::2], strict=True)) for row in data["confusion"]]
     assert [[row.get(place, 0) for place in range(3)] for row in rows] == wanted.tolist()
     assert len(data["images"]) == 18
+    # the page flags what the model flags
+    wanted = samples["image_ids"]
+    places = [n for n, one in enumerate(dataset["samples"]) if one["image_id"] in wanted]
+    read = ha.read_dl_samples(dataset, places)
+    told = continual.predictor.predict_batch([one["image"] for one in read])
+    assert samples["ood_scores"] == pytest.approx([one.ood_score for one in told])
+    assert "does not tell images that it does not know" not in text
+    flagged = [one.get("u", False) for one in data["images"]]
+    assert sum(flagged) == sum(one.is_ood for one in told)
     assert {one["p"].split("/")[0] for one in data["images"]} == {"crack", "good", "rust"}
     with pytest.raises(ha.HError, match="no sample with the 'image_id'"):
         ha.dev_display_dl_interactive_confusion_matrix({**dataset, "samples": []}, result, file)
