@@ -1,4 +1,4 @@
-"""The lock of a bundle that is being written to: one program at a time, until it ends."""
+"""The lock of a bundle or folder that is being written to: one program at a time, until it ends."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from pathlib import Path
 from learnkit.errors import ServingError
 from learnkit.storage.filesystem import try_lock
 
+_TAUGHT = ("is being taught by", "save elsewhere with --out")
+
 
 @contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
+def locked(target: Path, said: tuple[str, str] = _TAUGHT) -> Iterator[None]:
     """Hold the lock NAME.lock beside a bundle; the number of this process is in it.
 
     A file that a program left behind when it was killed is no lock any more.
+
+    Args:
+        target: bundle, or folder.
+        said: what another program does with it, and what to do instead of stopping that.
 
     Raises:
         ServingError: another program has it.
     """
     path = Path(f"{os.path.abspath(target)}.lock")
-    descriptor = _held(path, target)
+    descriptor = _held(path, target, said)
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -33,7 +39,7 @@ def locked(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _held(path: Path, target: Path) -> int:
+def _held(path: Path, target: Path, said: tuple[str, str]) -> int:
     """Descriptor of the lock's file, which this process has now."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -42,9 +48,9 @@ def _held(path: Path, target: Path) -> int:
         if has is None or (has is False and _is_alive(holder)):
             os.close(descriptor)
             raise ServingError(
-                f"{target} is being taught by another program"
+                f"{target} {said[0]} another program"
                 + (f" (process {holder})" if holder else "")
-                + "; stop that one first, or save elsewhere with --out"
+                + f"; stop that one first, or {said[1]}"
             )
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(descriptor)):

@@ -13,7 +13,7 @@ from learnkit.errors import ServingError
 from learnkit.serving.app import create_app
 from learnkit.serving.auth import is_loopback
 from learnkit.serving.labelling.access import Access, check_reach, checked_origin
-from learnkit.serving.labelling.inbox import check_folders
+from learnkit.serving.labelling.inbox import OWN, check_folders
 from learnkit.serving.labelling.queue import VIEWS
 from learnkit.serving.labelling.routes import mount_labelling
 from learnkit.serving.labelling.workplace import Workplace
@@ -23,6 +23,7 @@ from learnkit.serving.timeouts import impatient, quiet
 from learnkit.storage.lock import locked
 from learnkit.storage.write_folder import check_target
 
+_LABELLED = ("is written to by the page of", "give each page an inbox of its own")
 _GRACE_SECONDS = 1  # for requests under way; an end takes less than five in all
 
 
@@ -71,8 +72,8 @@ def serve_labelling(
         ready: is called with the link when requests are answered.
 
     Raises:
-        ServingError: a model that cannot learn, a folder or an address that cannot be used, or a
-            model that another program is teaching.
+        ServingError: a model that cannot learn, a folder or an address that cannot be used, a
+            model that another program is teaching, or an inbox that another one labels.
         BundleError: no sound model at `path`.
     """
     uvicorn = uvicorn_module()
@@ -82,7 +83,7 @@ def serve_labelling(
     check_folders(inbox, labelled)
     check_target(out)
     listener = bound_socket(host, port)
-    with contextlib.closing(listener), locked(out):
+    with contextlib.closing(listener), locked(out), locked(inbox / OWN, _LABELLED):
         how: dict[str, Any] = {"variant": variant, "threads": threads, "learning": True}
         predictor = open_model(path, **how)
         _check_learns(predictor, good)

@@ -120,6 +120,19 @@ def test_a_model_that_another_program_teaches_is_refused_with_its_number(room):
         serve_labelling(room / "model", room / "inbox", port=0)
 
 
+def test_an_inbox_that_another_page_labels_is_refused_whatever_it_teaches(room):
+    own = room / "inbox" / ".learnkit"
+    with locked(own):
+        for out in (None, room / "elsewhere"):
+            with pytest.raises(ServingError) as e:
+                serve_labelling(room / "model", room / "inbox", out=out, port=0)
+    assert str(e.value) == (
+        f"{own} is written to by the page of another program (process {os.getpid()}); stop that "
+        "one first, or give each page an inbox of its own"
+    )
+    assert not (room / "model.lock").exists()
+
+
 def test_a_lock_that_a_dead_program_left_is_no_lock(room):
     (room / "model.lock").write_text("999999999\n")
     with locked(room / "model"):
