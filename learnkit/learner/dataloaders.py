@@ -2,8 +2,10 @@
 
 import copy
 import io
+import multiprocessing.util
 import os
 import random
+import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -250,6 +252,8 @@ def image_dataloaders(
     check_number("seed", seed, least=0)
     if num_workers is not None:
         check_number("num_workers", num_workers, least=0)
+    if num_workers != 0:
+        _let_workers_send()
     _check_device(device)
     check_balance(balance)
     if balance and dataset.multi_label:
@@ -392,6 +396,19 @@ def _share_cut(path: Path, preprocessing: Preprocessing) -> float | None:
     except ImageReadError:
         return None
     return preprocessing.share_cut(size)
+
+
+def _let_workers_send() -> None:
+    """Let reading processes hand over batches where the folder of temporary files lies deep."""
+    # They do so by sockets in a folder in there, whose names are 32 bytes more and may have 107.
+    # Beyond that Python 3.11 lost batches without a word, or waited for ever.
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > 107 - 32 and os.path.isdir("/tmp"):
+        try:
+            tempfile.tempdir = "/tmp"
+            multiprocessing.util.get_temp_dir()  # which this process and its workers keep
+        finally:
+            tempfile.tempdir = before
 
 
 def _datasets(

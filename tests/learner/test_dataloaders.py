@@ -2,9 +2,12 @@
 
 import copy
 import json
+import os
 import pickle
 import random
 import re
+import subprocess
+import sys
 import warnings
 
 import matplotlib.pyplot as plt
@@ -655,6 +658,36 @@ def test_class_names_are_drawn_as_they_are(tmp_path):
         assert any(name in axes.get_title() for axes in figure.axes)
         plt.close(figure)
     assert plt.rcParams["text.parse_math"]
+
+
+_COUNTED = """
+import sys
+from learnkit import ImageDataset
+if __name__ == "__main__":
+    data = ImageDataset.from_folder(sys.argv[1]).split(seed=0)
+    dls = data.dataloaders(size=16, bs=2, num_workers=2)
+    print(len(dls.train_ds), sum(len(x) for x, _ in dls.train))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes hand over by other means there")
+def test_no_batch_of_a_reading_process_is_lost_where_temporary_files_lie_deep(tmp_path):
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(
+                tmp_path / "images" / name / f"{number}.png"
+            )
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _COUNTED, str(tmp_path / "images")],
+        env={**os.environ, "TMPDIR": str(deep)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (found.stdout, "AF_UNIX" in found.stderr) == ("8 8\n", False), found.stderr
 
 
 class TestMemoryOfBatches:
