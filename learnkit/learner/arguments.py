@@ -3,7 +3,10 @@
 import dataclasses
 import difflib
 import inspect
+import multiprocessing.util
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 
 from fastai.learner import Learner
 
+from learnkit.data.arguments import check_number
 from learnkit.data.preprocess import Preprocessing
 from learnkit.models.arch import resolve_arch
 
@@ -106,3 +110,20 @@ def _unknown(function: Callable, name: str, meant: str | None, arch: Any) -> str
     else:
         remedy = f"did you mean `{meant}`?"
     return f"{function.__name__} has no argument `{name}`, nor has {what}; {remedy}"
+
+
+def check_workers(n: int | None) -> None:
+    """Raise DataError unless there can be so many reading processes, and let them hand over.
+
+    They do so by sockets in a folder of temporary files, whose names are 32 bytes more and may have
+    107. Where that folder lies deeper, Python 3.11 lost batches without a word, or waited for ever.
+    """
+    if n is not None:
+        check_number("num_workers", n, least=0)
+    before = tempfile.tempdir
+    if n != 0 and len(os.fsencode(tempfile.gettempdir())) > 107 - 32 and os.path.isdir("/tmp"):
+        try:
+            tempfile.tempdir = "/tmp"
+            multiprocessing.util.get_temp_dir()  # which this process and its workers keep
+        finally:
+            tempfile.tempdir = before

@@ -2,10 +2,8 @@
 
 import copy
 import io
-import multiprocessing.util
 import os
 import random
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -45,7 +43,7 @@ from learnkit.interpret.normalization import (
     normalization_of,
     note_conventions,
 )
-from learnkit.learner.arguments import check_keywords
+from learnkit.learner.arguments import check_keywords, check_workers
 from learnkit.learner.augmentation import batch_augmentation, item_augmentation
 from learnkit.learner.transforms import (
     BytesToFloat,
@@ -250,10 +248,7 @@ def image_dataloaders(
     check_keywords(recipe)
     check_number("bs", bs, least=1)
     check_number("seed", seed, least=0)
-    if num_workers is not None:
-        check_number("num_workers", num_workers, least=0)
-    if num_workers != 0:
-        _let_workers_send()
+    check_workers(num_workers)
     _check_device(device)
     check_balance(balance)
     if balance and dataset.multi_label:
@@ -396,19 +391,6 @@ def _share_cut(path: Path, preprocessing: Preprocessing) -> float | None:
     except ImageReadError:
         return None
     return preprocessing.share_cut(size)
-
-
-def _let_workers_send() -> None:
-    """Let reading processes hand over batches where the folder of temporary files lies deep."""
-    # They do so by sockets in a folder in there, whose names are 32 bytes more and may have 107.
-    # Beyond that Python 3.11 lost batches without a word, or waited for ever.
-    before = tempfile.tempdir
-    if len(os.fsencode(tempfile.gettempdir())) > 107 - 32 and os.path.isdir("/tmp"):
-        try:
-            tempfile.tempdir = "/tmp"
-            multiprocessing.util.get_temp_dir()  # which this process and its workers keep
-        finally:
-            tempfile.tempdir = before
 
 
 def _datasets(

@@ -84,6 +84,7 @@ def test_the_loaders_option_fills_the_store_and_a_dataset_keeps_it_through_its_v
     assert preprocessing_of(part.dataloaders()) == preprocessing_of(part.dataloaders(SIZE))
 
 
+@pytest.mark.filterwarnings("ignore:the training images are not augmented")
 def test_a_learner_trains_to_the_same_weights_and_measures_the_same(data, tmp_path):
     found = []
     for loading in ({}, {"store": tmp_path / "store"}):

@@ -122,6 +122,7 @@ def test_any_number_of_channels_is_the_same_from_training_to_both_predictors(
     assert not (data.check(progress=False)["severity"] == "error").any()
 
 
+@pytest.mark.filterwarnings("ignore:weights file .* does not say how its images were normal")
 def test_a_first_layer_for_other_channels_is_timms(tmp_path):
     import timm
     from safetensors.torch import save_model
