@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ def evaluate_predictor(
     """How good the predictions for all images of `dataset` are; see `Predictor.evaluate`."""
     from learnkit.evaluation.evaluate import evaluate
 
+    started = time.perf_counter()
     if good is None:  # as far as the model's card says, and it knows them
         card = predictor.metadata.get("card") or {}
         good = tuple(name for name in card.get("good") or () if name in predictor.classes)
@@ -108,6 +110,7 @@ def evaluate_predictor(
         ood_threshold=found[0].ood_threshold if scored else None,
         learned=known_ones,
         unreadable=failures,
+        seconds=time.perf_counter() - started,
     )
     evaluation = replace(evaluation, page=EvaluationPage(pictured(images, predictor, learned)))
     if failures:

@@ -668,6 +668,7 @@ def test_all_that_repeats_it_is_said(predictor, folders):
 
     evaluation = predictor.evaluate(folders / "parts", progress=False)
     told = dict(evaluation.page.data(evaluation, pictures=False, command="learnkit x")["measured"])
+    assert re.fullmatch(r"\d+ s", told["time taken"])
     for package in ("numpy", "torch", "timm", "Pillow"):
         assert f"{package} {version(package)}" in told["versions"]
     assert told["versions"].startswith("learnkit ")

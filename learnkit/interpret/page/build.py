@@ -21,6 +21,7 @@ from learnkit.evaluation.verdict import meaning
 from learnkit.interpret.page.evidence import heats_of
 from learnkit.interpret.page.sentences import summary_sentences
 from learnkit.report.matrix import sparse_counts
+from learnkit.report.progress import duration
 
 if TYPE_CHECKING:
     from learnkit.evaluation.evaluate import Evaluation
@@ -339,6 +340,7 @@ def _measured(data: dict[str, Any], images: EvaluatedImages) -> list[list[str]]:
         "unreadable": str(len(images.unreadable)),
         "right images not listed": str(data["rows_left_out"] or ""),
         "created": data["created"],
+        "time taken": "" if images.seconds is None else duration(images.seconds),
         "command": data["command"],
     }
     return [[label, text] for label, text in found.items() if text]

@@ -67,6 +67,7 @@ class EvaluatedImages:
         n_learned: images learned by class name, where they are counted.
         unreadable: why images cannot be read, by file.
         facts: the model: name, arch, size, digest.
+        seconds: that reading and answering took; None where nobody looked at the clock.
         picture: the picture of an image by its place; default as `read_image` reads its source.
         box: what the network sees of a picture of a size, of which heat is; default all of it.
         heat: Grad-CAM maps (h, w) of places for class numbers; None where there are none.
@@ -85,6 +86,7 @@ class EvaluatedImages:
     n_learned: Mapping[str, int] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
     picture: Callable[[int], Image] | None = None
     box: Callable[[tuple[int, int]], tuple[float, ...]] | None = None
     heat: Callable[[Sequence[int], Sequence[int]], list[Array] | None] | None = None
