@@ -216,3 +216,16 @@ def _check_header(data: bytes, name: str, n_bytes: int | None = None) -> dict[st
             f"{name} lists {len(header)} tensors; at most {MAX_TENSORS} are read"
         )
     return header
+
+
+def is_json(value: Any) -> bool:
+    """Whether a value can be written as JSON and is not missing.
+
+    >>> is_json([1, "a"]), is_json({1, 2}), is_json(float("nan")), is_json(None)
+    (True, False, False, False)
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return value is not None

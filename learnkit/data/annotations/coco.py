@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from learnkit.data.annotations.rle import (
     segmentation_of_mask,
 )
 from learnkit.errors import BundleCorruptError, DataError
-from learnkit.storage.formats import parse_json
+from learnkit.storage.formats import is_json, parse_json
 
 RAW = "coco_raw_annotations"  # HALCON's key, and the column of whole annotations
 _OWN = {"id", "file_name", "split"}
@@ -303,7 +302,7 @@ def _n_boxes(rows: Iterable[Mapping[str, Any]]) -> int:
 
 def _image(row: Mapping[str, Any]) -> dict[str, Any]:
     image = {"id": int(row["image_id"]), "file_name": row["path"]}
-    image |= {key: one for key, one in row.items() if key not in _COLUMNS and _is_json(one)}
+    image |= {key: one for key, one in row.items() if key not in _COLUMNS and is_json(one)}
     return image | ({"split": row["split"]} if row.get("split") else {})
 
 
@@ -320,12 +319,3 @@ def _annotations(row: Mapping[str, Any], ids: Mapping[str, int]) -> Iterator[dic
             found["area"] = 4 * row[kind][i][2] * row[kind][i][3]
         own = {"image_id": int(row["image_id"]), "category_id": ids[name], "bbox": boxes[i]}
         yield found | dict(one) | own
-
-
-def _is_json(value: Any) -> bool:
-    """Whether `value` is of JSON types and not missing."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return False
-    return value is not None

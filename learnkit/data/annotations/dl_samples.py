@@ -4,7 +4,6 @@ Of classification, `image_label_id` has one id for each class of the image. `dl_
 dictionaries of the other types.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from learnkit.data.annotations.dl_dataset import (
 )
 from learnkit.data.annotations.masks import MaskCodes
 from learnkit.errors import DataError
+from learnkit.storage.formats import is_json
 
 GOOD, BAD = "ok", "nok"  # HALCON's classes of anomaly detection
 KIND = "anomaly_kind"  # learnkit's own key of a sample: the class where it is none of these
@@ -313,18 +313,9 @@ def _sample(
         sample[_MASK_FILES[kind]] = below.as_posix()
     if row["split"]:
         sample["split"] = _TO_HALCON[row["split"]]
-    return sample | {k: _listed(v) for k, v in row.items() if k not in _COLUMNS and _is_json(v)}
+    return sample | {k: _listed(v) for k, v in row.items() if k not in _COLUMNS and is_json(v)}
 
 
 def _listed(value: Any) -> Any:
     """Tuples as lists, as JSON has them."""
     return [_listed(one) for one in value] if isinstance(value, tuple) else value
-
-
-def _is_json(value: Any) -> bool:
-    """Whether `value` is of JSON types and not missing."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return False
-    return value is not None
