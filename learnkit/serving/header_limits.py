@@ -33,6 +33,20 @@ def bounded(base: Any) -> Any:
     class Bounded(base):
         _beside = _in_body = 0
         _refused, _unparsed = False, b""
+        _cycles: tuple[Any, ...] = ()
+
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            known = (*self._cycles, self.cycle)
+            self._cycles = tuple(one for one in known if one and not one.response_complete)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            # uvicorn tells the last request alone: answers to those before it, sent ahead, were
+            # written to a closed connection, and each left a traceback in the log
+            for cycle in self._cycles:
+                cycle.disconnected = True
+                cycle.message_event.set()
+            super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
             self._parse(self._unparsed + data)

@@ -134,6 +134,34 @@ class TestHeaders:
         assert max(piled) < 4096 / len(one) + 1
         assert other.startswith(b"HTTP/1.1 204")
 
+    def test_a_request_is_told_that_its_client_hung_up_also_with_others_behind_it(self):
+        told = []
+
+        async def waiting(scope, receive, send):
+            while (message := await receive())["type"] == "http.request":
+                pass
+            told.append(message["type"])
+
+        async def hang_up():
+            config = uvicorn.Config(waiting, http=impatient(2), log_level="warning")
+            config.load()
+            state = ServerState()
+            server = await asyncio.get_running_loop().create_server(
+                lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),
+                "127.0.0.1",
+            )
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(3 * (REQUEST + b"\r\n"))
+            await writer.drain()
+            while not state.tasks:
+                await asyncio.sleep(0.01)
+            writer.close()
+            await asyncio.wait(state.tasks, timeout=5)
+            server.close()
+
+        asyncio.run(hang_up())
+        assert told == ["http.disconnect"]  # the first of them was under way
+
     def test_nobody_waits_for_who_sends_a_header_without_end(self):
         async def meanwhile():
             flood = [REQUEST + b"a: " + b"x" * 50_000_000] * 4
