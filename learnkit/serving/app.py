@@ -141,8 +141,7 @@ def _answering(
         try:
             status, content = await handle(request)
         except Refusal as refusal:
-            content = {"error": str(refusal), **refusal.more}
-            return _response(request, refusal.status, content, refusal.headers)
+            return _refusing(request, refusal)
         return _response(request, status, content)
 
     endpoint.__name__, endpoint.__doc__ = handle.__name__, handle.__doc__
@@ -167,6 +166,12 @@ def _response(
     return Response(as_json(content), status, headers, media_type="application/json")
 
 
+def _refusing(request: "Request", refusal: Refusal) -> "Response":
+    """The answer that a refusal is."""
+    content = {"error": str(refusal), **refusal.more}
+    return _response(request, refusal.status, content, refusal.headers)
+
+
 def _uncrowded(app: Any, service: Service) -> Any:
     """The ASGI application `app`, which answers nothing but /health while it is too crowded."""
     from starlette.requests import Request
@@ -174,9 +179,7 @@ def _uncrowded(app: Any, service: Service) -> Any:
     async def served(scope: dict[str, Any], receive: Any, send: Any) -> None:
         # whoever watches /health would end a server that is only asked too much
         if scope["type"] == "http" and service.gate.is_crowded and scope["path"] != "/health":
-            refusal, request = service.gate.crowded(), Request(scope)
-            content = {"error": str(refusal)}
-            answer = _response(request, refusal.status, content, refusal.headers)
+            answer = _refusing(Request(scope), service.gate.crowded())
             await answer(scope, receive, send)
         else:
             await app(scope, receive, send)
@@ -193,7 +196,7 @@ def _metrics_of(service: Service) -> Callable[["Request"], Awaitable["Response"]
         try:
             return Response(service.metrics(request.headers), media_type=METRICS_TYPE)
         except Refusal as refusal:
-            return _response(request, refusal.status, {"error": str(refusal)}, refusal.headers)
+            return _refusing(request, refusal)
 
     return metrics
 
