@@ -10,7 +10,14 @@ from learnkit.errors import ContinualNotInitializedError, OodLockedError, Optimi
 from learnkit.halcon.dataset import samples_of
 from learnkit.halcon.handles import HDlModel, checked_model
 from learnkit.halcon.model import ids_of
-from learnkit.halcon.operators import as_bool, as_dict, as_tuple, checked_params, operator
+from learnkit.halcon.operators import (
+    as_bool,
+    as_dict,
+    as_tuple,
+    checked_params,
+    is_nothing,
+    operator,
+)
 from learnkit.halcon.preprocess import images_for
 
 
@@ -42,7 +49,7 @@ def init_dl_continual_learning(
         raise OptimizeError(
             "an optimised model cannot be put into the continual state; its model can"
         )
-    data = images_for(model, dldataset) if dldataset else None
+    data = None if is_nothing(dldataset) else images_for(model, dldataset)
     if model.made is None and data is None:
         model.starts_empty()
         return

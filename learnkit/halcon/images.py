@@ -77,7 +77,7 @@ def images_in(value: Any) -> list[Any]:
         return [value] if is_one else list(value)
     if isinstance(value, str | os.PathLike | Image.Image) or not isinstance(value, Sequence):
         return [value]
-    return as_tuple(value)
+    return as_tuple(value, nested=True)
 
 
 def as_bytes(image: Any, where: str) -> np.ndarray:

@@ -23,7 +23,14 @@ from learnkit.halcon.handles import (
     silenced,
 )
 from learnkit.halcon.images import as_bytes
-from learnkit.halcon.operators import as_tuple, checked_params, is_whole, one_of, operator
+from learnkit.halcon.operators import (
+    as_tuple,
+    checked_params,
+    is_whole,
+    one_of,
+    one_value,
+    operator,
+)
 from learnkit.inference.heatmap import Heatmap
 from learnkit.learner.learner import ImageLearner
 
@@ -266,8 +273,7 @@ def gen_dl_model_heatmap(
         )
     predictor, ids = model.predictor, ids_of(model)
     targets = class_targets(model, target_classes) or None
-    how = {"target": targets, "layer": as_tuple(layer["target_conv_layer"] or None) or None}
-    how["layer"] = how["layer"] and how["layer"][0]
+    how = {"target": targets, "layer": one_value(as_tuple(layer["target_conv_layer"]) or None)}
     _check_layer(model, how["layer"])
     found = [
         predictor.heatmap(image, _METHODS[heatmap_method], **how)

@@ -58,12 +58,12 @@ def _registered(function: Callable[P, T], *, outputs: tuple[str, ...]) -> Callab
 
 
 def _plain_arguments(signature: inspect.Signature, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that are one text, file or number, out of a tuple of one, as Python has them.
+    """Arguments as Python has them: one text, file or number of a tuple of one, lists of arrays.
 
     Raises:
         HOperatorError: 1200 and the place of the parameter, it is no text, or no name of a file.
     """
-    found = {}
+    found = {name: without_array(value) for name, value in given.items()}
     for place, (name, parameter) in enumerate(signature.parameters.items(), 1):
         if name not in given or parameter.annotation not in _SCALARS:
             continue
@@ -92,6 +92,19 @@ _SCALARS: dict[str, tuple[tuple[type, ...], str]] = {
 def is_whole(value: Any, least: int, most: int) -> bool:
     """Whether it is a whole number in `least..most`; True and 1.0 are none."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def without_array(value: Any, n_dims: int = 1) -> Any:
+    """An array or tensor of at most `n_dims` dimensions as lists and numbers; all else as it is.
+
+    Comparisons with what scripts may pass, and its truth, then are those of HALCON's tuples; arrays
+    of more dimensions are images.
+
+    >>> without_array(np.array([1, 2])), without_array(np.float64(.5)), without_array("a")
+    ([1, 2], 0.5, 'a')
+    """
+    is_array = hasattr(value, "__array__") and hasattr(value, "tolist")
+    return value.tolist() if is_array and value.ndim <= n_dims else value
 
 
 def one_value(value: Any) -> Any:
@@ -133,8 +146,9 @@ def as_tuple(value: Any, *, nested: bool = False) -> list[Any]:
         return [value[key] for key in sorted(value, key=int)]
     if isinstance(value, np.ndarray):
         return value.reshape(-1).tolist()
+    value = without_array(value)
     values = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    if not nested and any(isinstance(one, list | tuple | set) for one in values):
+    if not nested and any(isinstance(one, list | tuple | set | np.ndarray) for one in values):
         raise operator_error(
             errors.H_ERR_CTPL_WTYP, f"{value!r:.80} is a tuple of tuples; HALCON's hold none"
         )
@@ -146,9 +160,14 @@ def _is_array(value: Mapping[Any, Any]) -> bool:
     return keys == {str(place) for place in range(len(value))}
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether this stands for no dictionary: None, an empty tuple or dictionary."""
+    return value is None or (isinstance(value, Sequence | Mapping) and not value)
+
+
 def as_dict(value: Any) -> dict[str, Any]:
     """The dictionary meant; `[]`, `{}` and None are all none."""
-    if value is None or (isinstance(value, Sequence) and not value):
+    if is_nothing(value):
         return {}
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
         (value,) = value
@@ -203,7 +222,10 @@ def checked_params(
         if of_operator:
             raise operator_error(errors.H_ERR_DL_MODEL_UNSUPPORTED_GENPARAM, told)
         raise HError(told)
-    return {**defaults, **given}
+    return {**defaults, **{key: without_array(value, _ANY) for key, value in given.items()}}
+
+
+_ANY = 64  # dimensions: no parameter is an image
 
 
 def one_of(value: Any, where: str) -> Any:

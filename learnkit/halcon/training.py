@@ -109,7 +109,7 @@ def create_dl_train_param(
     if unknown := [name for name in names if name not in _NAMES]:
         raise HError(f"{unknown[0]!r} is unknown; there are {', '.join(map(repr, _NAMES))}")
     given = {name: [v for n, v in zip(names, values, strict=True) if n == name] for name in _NAMES}
-    seed = one_value(random_seed or time.time_ns() % 2**31)
+    seed = one_value(as_tuple(random_seed) or time.time_ns() % 2**31)
     if not is_whole(seed, 0, MAX_SEED):
         raise HError(
             f"`random_seed` is {random_seed!r:.80}; it is a number in 0..{MAX_SEED}, or []"

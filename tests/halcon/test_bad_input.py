@@ -5,12 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from halcon_helpers import NETWORK, new_model
 from helpers import write_image_folder
 
 import learnkit.halcon as ha
 from learnkit.halcon import errors
 
+ARRAYS = (np.array([1, 2]), np.zeros((2, 2, 3), np.uint8), torch.ones(2))
 ODD = (None, float("nan"), -3, 1.5, b"x", ["a", 1], [[1], [2]], {"x": 1}, {1}, object(), "a\0b")
 PIXELS = np.full((32, 32, 3), 90, np.uint8)
 
@@ -60,6 +62,36 @@ def test_no_value_of_a_parameter_is_believed(dataset, value):
     assert (sample["image"] == PIXELS).all()
     with pytest.raises(ha.HError):
         ha.gen_dl_samples(dataset, value, "off", [])
+
+
+@pytest.mark.parametrize("value", ARRAYS, ids=["tuple", "image", "tensor"])
+def test_arrays_are_no_single_values_and_no_dictionaries(dataset, continual, value):
+    (sample,) = ha.read_dl_samples(dataset, [0])
+    change = {"model_param": "momentum", "epochs": [1], "values": [0.5]}
+    calls = {
+        "of a seed": lambda: ha.create_dl_train_param(continual, 1, 1, "false", value),
+        "of a name": lambda: ha.create_dl_train_param(continual, 1, 1, "false", 1, [value], [{}]),
+        "of a key": lambda: ha.create_dl_train_param(
+            continual, 1, 1, "false", 1, "change", [change | {"model_param": value}]
+        ),
+        "of a file": lambda: ha.create_dl_train_param(
+            continual, 1, 1, "false", 1, "serialize", [{"type": value}]
+        ),
+        "of a layer": lambda: ha.gen_dl_model_heatmap(
+            continual, sample, "grad_cam", [], {"target_conv_layer": value}
+        ),
+        "of a dataset": lambda: ha.init_dl_continual_learning(new_model(dataset), value, []),
+    }
+    for call in calls.values():
+        with pytest.raises(ha.HError):
+            call()
+
+
+def test_numbers_in_arrays_are_the_numbers(continual):
+    asked = ha.create_dl_train_param(continual, 1, 1, "false", np.array([7]))
+    assert asked["seed_rand"] == 7
+    assert ha.create_dl_train_param(continual, 1, 1, "false", torch.tensor(8))["seed_rand"] == 8
+    assert ha.create_dl_train_param(continual, 1, 1, "false", np.array([]))["seed_rand"] >= 0
 
 
 def test_dictionaries_are_no_names():
