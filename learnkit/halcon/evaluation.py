@@ -13,7 +13,7 @@ from learnkit.evaluation.confusion import confusion_matrix
 from learnkit.halcon.dataset import SPLITS, chosen, image_id, sample_file, samples_of
 from learnkit.halcon.errors import HError
 from learnkit.halcon.handles import checked_model
-from learnkit.halcon.model import ids_of
+from learnkit.halcon.model import ids_named, ids_of
 from learnkit.halcon.operators import as_bool, as_tuple, checked_params, one_value, procedure
 
 _PLAIN = (
@@ -151,7 +151,7 @@ def _truth(rows: Sequence[Mapping[str, Any]], ids: Sequence[int]) -> list[int]:
 def _classes_to_evaluate(params: Mapping[str, Any], ids: Mapping[str, int]) -> list[Any]:
     """'global' and ids of classes."""
     names = as_tuple(params["class_names_to_evaluate"])
-    wanted = [ids.get(one, one) for one in names] or as_tuple(params["class_ids_to_evaluate"])
+    wanted = ids_named(names, ids) or as_tuple(params["class_ids_to_evaluate"])
     if unknown := [one for one in wanted if one != "global" and one not in ids.values()]:
         raise HError(f"there is no class {unknown[0]!r} to evaluate; there are {dict(ids)}")
     return wanted

@@ -21,6 +21,7 @@ from learnkit.halcon.model import (
     apply_dl_model,
     clear_dl_model,
     deserialize_dl_model,
+    ids_named,
     ids_of,
     read_dl_model,
     serialize_dl_model,
@@ -95,7 +96,7 @@ def train_dl_classifier_batch(
 ) -> dict[str, float]:
     """One step of training by images and the ids, or names, of their classes."""
     ids = ids_of(checked_model(dlclassifier_handle))
-    labels = [ids.get(label, label) for label in as_tuple(batch_labels)]
+    labels = ids_named(as_tuple(batch_labels), ids)
     images = images_in(batch_images)
     samples = [
         {"image": image, "image_label_id": labels[place : place + 1]}

@@ -316,6 +316,11 @@ def ids_of(model: HDlModel) -> dict[str, int]:
     return dict(zip(model.class_names, model.class_ids, strict=True))
 
 
+def ids_named(names: Sequence[Any], ids: Mapping[str, int]) -> list[Any]:
+    """Ids by the names of their classes; what is no such name stays."""
+    return [ids.get(one, one) if isinstance(one, str) else one for one in names]
+
+
 def class_targets(model: HDlModel, target_classes: Any) -> list[str]:
     """The names of the classes with these ids; HOperatorError 7853 for ids that none has."""
     names = {number: name for name, number in ids_of(model).items()}

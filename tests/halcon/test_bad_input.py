@@ -13,6 +13,7 @@ import learnkit.halcon as ha
 from learnkit.halcon import errors
 
 ARRAYS = (np.array([1, 2]), np.zeros((2, 2, 3), np.uint8), torch.ones(2))
+NO_IDS = tuple(8 + one for one in ARRAYS)
 ODD = (None, float("nan"), -3, 1.5, b"x", ["a", 1], [[1], [2]], {"x": 1}, {1}, object(), "a\0b")
 PIXELS = np.full((32, 32, 3), 90, np.uint8)
 
@@ -62,6 +63,13 @@ def test_no_value_of_a_parameter_is_believed(dataset, value):
     assert (sample["image"] == PIXELS).all()
     with pytest.raises(ha.HError):
         ha.gen_dl_samples(dataset, value, "off", [])
+
+
+@pytest.mark.parametrize("value", [{"x": 1}, [{"x": 1}], {8}, *NO_IDS, [NO_IDS[0]]], ids=repr)
+@pytest.mark.parametrize("key", ["measures", "class_names_to_evaluate", "class_ids_to_evaluate"])
+def test_what_is_no_measure_and_no_class_is_refused(dataset, continual, key, value):
+    with pytest.raises(ha.HError):
+        ha.evaluate_dl_model(dataset, continual, "split", "test", {key: value})
 
 
 @pytest.mark.parametrize("value", ARRAYS, ids=["tuple", "image", "tensor"])
