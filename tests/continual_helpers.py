@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 
 from learnkit.continual.embedding import to_grid
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.uncertainty.embedding import GRID, unit_rows
+from learnkit.uncertainty.scoring import GRID, unit_rows
 
 
 def draw(counts, *, width=12, seed=0, noise=0.7, center_seed=0):

@@ -19,9 +19,8 @@ from learnkit.storage.formats import parse_arrays, parse_json, to_json
 from learnkit.storage.read_folder import Folder
 from learnkit.storage.records import from_plain, read_field
 from learnkit.uncertainty.conformal import Calibration
-from learnkit.uncertainty.embedding import GRID
 from learnkit.uncertainty.ood import ClassDistances, Neighbors
-from learnkit.uncertainty.scoring import OF_CLASSES, PARTS, Scoring
+from learnkit.uncertainty.scoring import GRID, OF_CLASSES, PARTS, Scoring
 from learnkit.uncertainty.threshold import GUARANTEES, SOURCES, Threshold
 
 if TYPE_CHECKING:

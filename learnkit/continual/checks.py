@@ -9,8 +9,8 @@ from torch import Tensor
 
 from learnkit.continual.names import label_names
 from learnkit.errors import DataError, InsufficientDiversityError, StatisticsError
-from learnkit.uncertainty.embedding import GRID
 from learnkit.uncertainty.ood import is_blank
+from learnkit.uncertainty.scoring import GRID
 
 
 def check_features(features: Any, n_features: int) -> Tensor:

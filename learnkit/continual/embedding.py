@@ -1,6 +1,6 @@
 """Embedding of pooled features in torch, where gradients are, and the integer grid.
 
-`learnkit.uncertainty.embedding` has the same in numpy, exact to the bit: statistics and scores are
+`learnkit.uncertainty.scoring` has the same in numpy, exact to the bit: statistics and scores are
 made of that. This one agrees with it to rounding and can be differentiated.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learnkit.errors import StatisticsError
-from learnkit.uncertainty.embedding import BLANK, GRID
+from learnkit.uncertainty.scoring import BLANK, GRID
 
 LARGEST = GRID - 1  # what fits 16 bits with either sign
 EXACT = 2**53  # whole numbers below it are exact in float64

@@ -18,7 +18,7 @@ import numpy as np
 
 from learnkit.errors import DataError, StatisticsError, first_few
 from learnkit.uncertainty.checks import Array
-from learnkit.uncertainty.embedding import GRID, unit_rows
+from learnkit.uncertainty.scoring import GRID, unit_rows
 
 if TYPE_CHECKING:
     from torch import Tensor

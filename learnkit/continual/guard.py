@@ -5,7 +5,7 @@ from scipy.special import betaln, gammaln
 
 from learnkit.continual.held_out import HeldOut
 from learnkit.uncertainty.checks import Array
-from learnkit.uncertainty.quantiles import first_with_little_above, sorted_together
+from learnkit.uncertainty.conformal import first_with_little_above, sorted_together
 
 # Two shares are looked at; of healthy changes about one in a hundred is then doubted.
 _SIGNIFICANCE = 0.005

@@ -44,8 +44,7 @@ from learnkit.errors import (
     ContinualStateError,
     DataError,
 )
-from learnkit.uncertainty.embedding import unit_rows
-from learnkit.uncertainty.scoring import Scoring
+from learnkit.uncertainty.scoring import Scoring, unit_rows
 from learnkit.uncertainty.threshold import manual_threshold
 
 Validation = tuple[Tensor, Sequence[Any]]

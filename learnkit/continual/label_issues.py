@@ -34,7 +34,6 @@ from learnkit.report.document import (
 )
 from learnkit.report.notebook import Shown
 from learnkit.uncertainty.checks import Array
-from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.label_noise import (
     OUTLYING,
     LabelNoise,
@@ -44,7 +43,7 @@ from learnkit.uncertainty.label_noise import (
     label_suspects,
     robust_deviations,
 )
-from learnkit.uncertainty.scoring import Scoring
+from learnkit.uncertainty.scoring import Scoring, unit_rows
 from learnkit.uncertainty.threshold import Threshold
 
 if TYPE_CHECKING:

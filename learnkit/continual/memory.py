@@ -21,7 +21,7 @@ from learnkit.continual.fingerprints import NONE, codes_of, feature_hashes, fing
 from learnkit.continual.names import check_known
 from learnkit.errors import StatisticsError
 from learnkit.uncertainty.checks import Array
-from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.scoring import GRID
 
 
 @dataclass(frozen=True, eq=False)

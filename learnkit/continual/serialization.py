@@ -28,7 +28,7 @@ from learnkit.errors import (
     StatisticsError,
 )
 from learnkit.uncertainty.checks import Array
-from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.scoring import GRID
 
 _TYPES = {
     "counts": torch.int64,

@@ -8,6 +8,7 @@ from learnkit.continual.held_out import MIXED, HeldOut
 from learnkit.continual.settings import Settings
 from learnkit.errors import OodInternalError
 from learnkit.uncertainty.checks import Array
+from learnkit.uncertainty.conformal import sorted_together
 from learnkit.uncertainty.ood import (
     combine,
     energy_score,
@@ -15,7 +16,6 @@ from learnkit.uncertainty.ood import (
     max_softmax_score,
     standardize,
 )
-from learnkit.uncertainty.quantiles import sorted_together
 from learnkit.uncertainty.threshold import Threshold, fit_threshold
 
 Standards = tuple[tuple[str, float, float], ...]

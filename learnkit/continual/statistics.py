@@ -60,7 +60,7 @@ from learnkit.continual.settings import check_whole
 from learnkit.data.labels import name_problem
 from learnkit.errors import DataError
 from learnkit.uncertainty.checks import Array
-from learnkit.uncertainty.embedding import GRID, unit_rows
+from learnkit.uncertainty.scoring import GRID, unit_rows
 
 _RELABEL = "label these images {now}"
 _NEW_CLASS = ", or, if {old} is another class, pass `reuse_names=True`"

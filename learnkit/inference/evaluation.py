@@ -30,7 +30,7 @@ from learnkit.interpret.page.images import AlikeImages, EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.report.progress import watched
 from learnkit.uncertainty.alike import most_alike
-from learnkit.uncertainty.embedding import GRID, unit_rows
+from learnkit.uncertainty.scoring import GRID, unit_rows
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset

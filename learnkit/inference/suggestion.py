@@ -25,7 +25,7 @@ from learnkit.report.notebook import Shown
 from learnkit.report.progress import counted, watched
 from learnkit.storage.formats import finite_or_none
 from learnkit.uncertainty.coverage import cover
-from learnkit.uncertainty.embedding import unit_rows
+from learnkit.uncertainty.scoring import unit_rows
 
 if TYPE_CHECKING:
     import pandas as pd

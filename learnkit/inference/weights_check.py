@@ -31,7 +31,7 @@ from learnkit.models.eval_mode import evaluating
 from learnkit.models.meta import IMAGENET_STATS, SYMMETRIC_STATS
 from learnkit.report.document import Document, Paragraph, Table
 from learnkit.report.notebook import Shown
-from learnkit.uncertainty.embedding import GRID, unit_rows
+from learnkit.uncertainty.scoring import GRID, unit_rows
 
 MOST_IMAGES = 200
 _MOST_CLASSES = MOST_IMAGES // 4

@@ -9,8 +9,7 @@ import numpy as np
 from learnkit.errors import InterpretationError
 from learnkit.interpret.canvas import BLUE, GREY, VERMILION, ink, lighten, new_axes
 from learnkit.uncertainty.checks import check_scores
-from learnkit.uncertainty.ood import BLANK_SCORE
-from learnkit.uncertainty.ood_measures import evaluate_ood
+from learnkit.uncertainty.ood import BLANK_SCORE, evaluate_ood
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

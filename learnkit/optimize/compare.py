@@ -18,7 +18,7 @@ from learnkit.inference.batch import BATCH
 from learnkit.inference.prediction import check_outputs
 from learnkit.optimize.quality import ChangedClass, ChangedImage, Quality
 from learnkit.report.progress import watched
-from learnkit.uncertainty.ood_measures import auroc
+from learnkit.uncertainty.ood import auroc
 
 if TYPE_CHECKING:
     from learnkit.inference.model import Model

@@ -19,9 +19,8 @@ from learnkit.errors import ExportError
 from learnkit.inference.prediction import Prediction, knowledge_of, predictions
 from learnkit.storage.filesystem import write_file
 from learnkit.storage.write_folder import check_outside
-from learnkit.uncertainty.embedding import BLANK
 from learnkit.uncertainty.ood import BLANK_ACTIVATION, BLANK_SCORE, SCORE_FLOOR
-from learnkit.uncertainty.scoring import OF_CLASSES, OF_LOGITS, Scoring
+from learnkit.uncertainty.scoring import BLANK, OF_CLASSES, OF_LOGITS, Scoring
 
 if TYPE_CHECKING:
     from learnkit.inference.model import Model

@@ -19,7 +19,7 @@ from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
 from learnkit.inference.batch import BATCH
 from learnkit.inference.features import feature_rows
-from learnkit.uncertainty.embedding import GRID, unit_rows
+from learnkit.uncertainty.scoring import GRID, unit_rows
 
 CARRIED = "carried over from float32"
 UNMOVED = 0.5  # steps of the grid on which features of length 1 are kept

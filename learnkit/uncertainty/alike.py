@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from learnkit.uncertainty.embedding import unit_rows
-from learnkit.uncertainty.scoring import Scoring
+from learnkit.uncertainty.scoring import Scoring, unit_rows
 
 _CUT = 0.3  # cosine distance where the model says nothing of how far its images are apart
 

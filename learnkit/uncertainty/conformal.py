@@ -1,8 +1,8 @@
-"""Prediction sets: classes that hold the true one with a chosen probability, for any network.
+"""Conformal prediction: quantiles the next value seldom exceeds, and sets of classes by them.
 
-Split conformal prediction: nonconformity scores of calibration images the network has not learned
-from say how wide the sets must be. The promise is about the average over images and calibration
-sets.
+Nonconformity scores of calibration images the network has not learned from say how wide a threshold
+or a prediction set must be, for any network. The promise is about the average over images and
+calibration sets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,68 @@ import numpy as np
 from learnkit.errors import UncertaintyError
 from learnkit.evaluation.inputs import check_labels, check_probs, check_same_length
 from learnkit.uncertainty.checks import Array, check_rate, check_scores, check_weights
-from learnkit.uncertainty.quantiles import allowed_above, first_with_little_above, sorted_together
+
+_ROUNDING = 1e-9  # what a share may be off by before one more value is asked for
+
+
+def sorted_together(values: Array, weights: Array) -> tuple[Array, Array]:
+    """Return both in ascending order of the values, ties in that of the weights."""
+    order = np.lexsort((weights, values))
+    return values[order], weights[order]
+
+
+def first_with_little_above(values: Array, weights: Array, allowed: float) -> float:
+    """Return the smallest of the sorted values with at most weight `allowed` above it."""
+    total = weights.sum()
+    enough = total - weights.cumsum() <= allowed + _ROUNDING * total
+    return float(values[enough.argmax()])
+
+
+def allowed_above(weights: Array, rate: float, guarantee: str, delta: float) -> float | None:
+    """Weight of a sample that may lie above the limit; None if the sample is too small.
+
+    "loo" and "split" count the next value with the sample, which makes the share of next values
+    above the limit at most `rate` on average over samples. "pac" makes it so for all but a share
+    `delta` of the samples.
+    """
+    if not len(weights):
+        return None
+    total = float(weights.sum())
+    if guarantee == "pac":
+        allowed = _allowed_with_confidence(weights, rate, delta)
+    else:
+        # of the next value: the mean, or the largest where a proof needs it
+        next_ = float(weights.max() if guarantee == "split" else weights.mean())
+        allowed = rate * (total + next_) - next_
+    return None if allowed is None or allowed < -_ROUNDING * total else allowed
+
+
+def _allowed_with_confidence(weights: Array, rate: float, delta: float) -> float | None:
+    if weights.min() == weights.max():
+        n_above = _binomial_quantile(len(weights), rate, delta)
+        return None if n_above is None else n_above * float(weights[0])
+    # In units of the largest weight every value adds at most 1 to the weight above the true limit,
+    # whose mean is m; Chernoff: P(at most y) <= exp(-(m - y + y log(y / m))).
+    unit = float(weights.max())
+    m = rate * float(weights.sum()) / unit
+    if m < -math.log(delta):
+        return None
+    low, high = 0.0, m
+    for _ in range(60):
+        y = (low + high) / 2
+        fits = m - y + y * math.log(y / m) >= -math.log(delta)
+        low, high = (y, high) if fits else (low, y)
+    return low * unit
+
+
+def _binomial_quantile(n: int, rate: float, delta: float) -> int | None:
+    """Return the largest k with P(Binomial(n, rate) <= k) <= delta, None if not even 0 fits."""
+    k = np.arange(n + 1)
+    log_factorials = np.array([math.lgamma(i + 1) for i in range(n + 1)])
+    ways = log_factorials[n] - log_factorials - log_factorials[::-1]
+    below = np.exp(ways + k * math.log(rate) + (n - k) * math.log1p(-rate)).cumsum()
+    n_fitting = int((below <= delta).sum())
+    return n_fitting - 1 if n_fitting else None
 
 
 def conformal_quantile(scores: Any, alpha: float, *, weights: Any = None) -> float:

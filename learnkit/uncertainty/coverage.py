@@ -15,7 +15,7 @@ import numpy as np
 
 from learnkit.errors import UncertaintyError
 from learnkit.uncertainty.checks import Array, as_floats, check_scores, refuse
-from learnkit.uncertainty.embedding import unit_rows
+from learnkit.uncertainty.scoring import unit_rows
 
 # Unrelated features, centered and of length 1, are 1.4 apart, near ones of one class .6 to 1. From
 # .7 to 1.1 accuracies on photographs differed by .02 at most, about their noise.

@@ -24,7 +24,7 @@ import numpy as np
 
 from learnkit.errors import UncertaintyError
 from learnkit.uncertainty.checks import Array, check_scores, check_weights
-from learnkit.uncertainty.quantiles import sorted_together
+from learnkit.uncertainty.conformal import sorted_together
 
 MOST_SCORES = 8192  # then each new one takes the place of one drawn at random
 _TRACE = 256  # points of the course of the evidence; beyond them, every two become one

@@ -1,4 +1,8 @@
-"""The threshold above which an image counts as out of distribution: fitted, or set by hand."""
+"""The threshold above which an image counts as out of distribution: fitted, or set by hand.
+
+It is fitted as a conformal quantile or, where scores are too few, as a prediction limit of normally
+distributed ones.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +24,12 @@ from learnkit.uncertainty.checks import (
     check_scores,
     check_weights,
 )
+from learnkit.uncertainty.conformal import allowed_above, first_with_little_above, sorted_together
 from learnkit.uncertainty.ood import BLANK_SCORE, location_scale
-from learnkit.uncertainty.quantiles import (
-    allowed_above,
-    first_with_little_above,
-    prediction_limit,
-    sorted_together,
-    upper_tail,
-)
 
 _ALIKE = 1e-9  # relative difference that rounding may make
+# of the continued fraction: what stands for 0, when it is exact, and when it is left
+_TINY, _PRECISION, _MAX_TERMS = 1e-300, 1e-16, 10_000
 
 
 def fit_threshold(
@@ -159,6 +159,27 @@ def _normal(
     return loc, scale, len(scores)
 
 
+def prediction_limit(loc: float, scale: float, n: int, rate: float) -> tuple[float, float]:
+    """Value the next of a normal sample exceeds with probability `rate`, and its spread.
+
+    Args:
+        loc: mean of the sample, or of the distribution if `n` is 0.
+        scale: standard deviation, of the sample with n in the denominator.
+        n: size of the sample; 0 if the distribution is known.
+        rate: in 0..1.
+
+    Returns:
+        The limit, and the scale for which `(value - loc) / scale` has Student's distribution with
+        n - 1 degrees of freedom (the normal one if `n` is 0).
+    """
+    from scipy.special import ndtri, stdtrit  # where a threshold is fitted; not to predict
+
+    if n == 0:
+        return loc - scale * float(ndtri(rate)), scale
+    spread = scale * math.sqrt((n + 1) / (n - 1))
+    return loc - spread * float(stdtrit(n - 1, rate)), spread
+
+
 def _statement(guarantee: str, source: str, rate: float, delta: float, n: int) -> str:
     """Return the promise in words; nothing is proven of scores that are not of fresh images."""
     if guarantee == "loo":
@@ -230,7 +251,12 @@ class Threshold:
         scores = as_floats(scores)
         if self.source != "parametric":
             return self._rank(scores) if self.n else np.full_like(scores, math.nan)
-        tail = upper_tail((scores - self.loc) / self.scale, self.n if self.n > 1 else 0)
+        # Student's distribution of a fitted spread; the normal one of a spread known beforehand
+        tails = [
+            student_tail(z, self.n - 1) if self.n > 1 else math.erfc(z / math.sqrt(2)) / 2
+            for z in np.ravel((scores - self.loc) / self.scale).tolist()
+        ]
+        tail = np.reshape(np.array(tails, np.float64), scores.shape)
         if not self.n:
             return tail
         seen = scores <= self.calibration_scores[-1]
@@ -290,3 +316,51 @@ def _checked(threshold: Threshold) -> Threshold:
         if scale <= 0:
             raise UncertaintyError(f"`scale` is {scale:g}; a spread is above 0")
     return replace(threshold, calibration_scores=scores, calibration_weights=weights)
+
+
+def student_tail(value: float, dof: int) -> float:
+    """Probability that Student's t with `dof` degrees of freedom exceeds `value`.
+
+    >>> round(student_tail(0.5, 1), 12) == round(0.5 - math.atan(0.5) / math.pi, 12)
+    True
+    """
+    squared = value * value
+    if squared == 0 or math.isinf(squared):
+        return 0.5 if squared == 0 else float(value < 0)
+    x, rest = dof / (dof + squared), 1 / (1 + dof / squared)
+    half = _incomplete_beta(dof / 2, 0.5, x, rest) / 2
+    return half if value > 0 else 1 - half
+
+
+def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
+    """Regularised incomplete beta function at `x`; `rest` is 1 - x without its rounding."""
+    if x <= 0 or rest <= 0:
+        return float(rest <= 0)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    front = math.exp(log_front + a * math.log(x) + b * math.log(rest))
+    if x < (a + 1) / (a + b + 2):
+        return front * _fraction(a, b, x) / a
+    return 1 - front * _fraction(b, a, rest) / b
+
+
+def _fraction(a: float, b: float, x: float) -> float:
+    """Continued fraction of the incomplete beta function, by Lentz's method.
+
+    Source: Press et al., "Numerical recipes", 3rd edition, 2007, section 6.4.
+    """
+    c, d = 1.0, 1 / _away(1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, _MAX_TERMS):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d, c = 1 / _away(1 + term * d), _away(1 + term / c)
+            value *= c * d
+        if abs(c * d - 1) < _PRECISION * 4:
+            break
+    return value
+
+
+def _away(value: float) -> float:
+    """`value`, never 0."""
+    return value if abs(value) > _TINY else _TINY

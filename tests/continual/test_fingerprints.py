@@ -15,7 +15,7 @@ from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.fingerprints import Fingerprints, fingerprints_of, less_one_of_each
 from learnkit.continual.memory import Forgotten
 from learnkit.errors import DataError, StatisticsError
-from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.scoring import GRID
 
 few, D = examples(8), 12
 codes = st.lists(st.integers(0, 5), max_size=12)

@@ -15,7 +15,7 @@ from learnkit.continual.closed_form.near_copies import with_given_groups
 from learnkit.continual.fingerprints import group_codes
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, StatisticsError
-from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.scoring import GRID
 
 # one image a class is what these tests learn
 pytestmark = pytest.mark.filterwarnings("ignore:no class has two images that differ")

@@ -17,7 +17,7 @@ from learnkit.continual.label_issues import label_errors
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import DataError
-from learnkit.uncertainty.embedding import GRID, unit_rows
+from learnkit.uncertainty.scoring import GRID, unit_rows
 
 
 def flipped(labels, share, seed):

@@ -15,7 +15,7 @@ from learnkit.continual.closed_form.temperature import temper
 from learnkit.continual.embedding import to_grid
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import ContinualNotInitializedError
-from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.scoring import GRID
 
 FITS = [fit_lda, fit_prototype]
 both = pytest.mark.parametrize("fit", FITS)

@@ -12,7 +12,7 @@ from learnkit.continual.closed_form.loo_samples import memory_rows
 from learnkit.continual.closed_form.near_copies import near_copy_groups, stand_for
 from learnkit.continual.closed_form.shrinkage import density_loss
 from learnkit.continual.closed_form.whitening import fit_spectrum
-from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.scoring import GRID
 
 
 def grid_of(features):

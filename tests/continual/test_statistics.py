@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from learnkit.continual.embedding import EXACT, LARGEST, embed, to_grid
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, StatisticsError
-from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.scoring import GRID
 
 D = 6
 NAMES = ["ant", "bee", "cat", "dog"]

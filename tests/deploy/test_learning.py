@@ -24,7 +24,7 @@ from learnkit.errors import (
     PredictionError,
     UnreadableImagesError,
 )
-from learnkit.uncertainty.ood_measures import evaluate_ood
+from learnkit.uncertainty.ood import evaluate_ood
 
 # few tiny images, validation and learned ones unlike
 pytestmark = pytest.mark.filterwarnings("ignore:.* are more unusual than 95% of")

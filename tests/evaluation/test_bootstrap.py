@@ -14,7 +14,7 @@ from learnkit.evaluation.measures import (
     log_loss,
 )
 from learnkit.inference.evaluation import with_ood_scores
-from learnkit.uncertainty.ood_measures import fpr_at_tpr
+from learnkit.uncertainty.ood import fpr_at_tpr
 
 MEASURES = ["log_loss", "brier_score", "ece"]
 

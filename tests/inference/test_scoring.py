@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,9 +25,8 @@ from learnkit.errors import (
 )
 from learnkit.inference.prediction import conclude
 from learnkit.storage.formats import tensors_to_bytes
-from learnkit.uncertainty.embedding import unit_rows
-from learnkit.uncertainty.quantiles import student_tail, upper_tail
-from learnkit.uncertainty.scoring import PARTS
+from learnkit.uncertainty.scoring import PARTS, unit_rows
+from learnkit.uncertainty.threshold import Threshold, student_tail
 
 NAMES = ("c0", "c1", "c2")
 
@@ -244,8 +244,12 @@ def test_tails_are_those_of_scipy():
     for dof in (1, 2, 7, 40, 999):
         found = [student_tail(value, dof) for value in values]
         np.testing.assert_allclose(found, stdtr(dof, -np.array(values)), rtol=1e-9)
-    np.testing.assert_allclose(upper_tail(values, 0), ndtr(-np.array(values)), rtol=1e-9)
-    np.testing.assert_allclose(upper_tail(values, 8), stdtr(7, -np.array(values)), rtol=1e-9)
+    known = Threshold(0.0, "parametric", loc=0.0, scale=1.0)
+    fitted = replace(
+        known, n=8, calibration_scores=np.full(8, -99.0), calibration_weights=np.ones(8)
+    )
+    np.testing.assert_allclose(known.p_values(values), ndtr(-np.array(values)), rtol=1e-9)
+    np.testing.assert_allclose(fitted.p_values(values), stdtr(7, -np.array(values)), rtol=1e-9)
     assert student_tail(math.inf, 3) == 0
 
 

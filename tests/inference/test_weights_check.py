@@ -18,7 +18,7 @@ from learnkit.inference.weights_check import (
     stratified_draw,
 )
 from learnkit.report.html import as_html
-from learnkit.uncertainty.embedding import unit_rows
+from learnkit.uncertainty.scoring import unit_rows
 
 IMAGENET = InputRecipe("as before", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

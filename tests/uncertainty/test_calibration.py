@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 
 from learnkit.errors import EvaluationError, UncertaintyError
 from learnkit.evaluation import measures
-from learnkit.uncertainty import newton
+from learnkit.uncertainty import calibration
 from learnkit.uncertainty.calibration import TemperatureFit, fit_temperature
 
 
@@ -52,7 +52,7 @@ def test_the_temperature_has_the_least_log_loss(sharpness, weighted):
 def test_small_portions_give_the_same(monkeypatch):
     logits, targets = data()
     whole = fit_temperature(logits, targets).temperature
-    monkeypatch.setattr(newton, "_CHUNK", 64)
+    monkeypatch.setattr(calibration, "_CHUNK", 64)
     assert fit_temperature(logits, targets).temperature == pytest.approx(whole, rel=1e-10)
 
 

@@ -8,9 +8,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from learnkit.errors import UncertaintyError
 from learnkit.uncertainty import ood
-from learnkit.uncertainty.embedding import unit_rows
 from learnkit.uncertainty.ood import ClassDistances, Neighbors
-from learnkit.uncertainty.scoring import Scoring
+from learnkit.uncertainty.scoring import Scoring, unit_rows
 from learnkit.uncertainty.threshold import manual_threshold
 
 BLANK = ood.BLANK_SCORE

@@ -24,7 +24,7 @@ from learnkit.continual.closed_form.mean_noise import MeanNoise
 from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.near_copies import stand_for
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
-from learnkit.uncertainty.embedding import GRID
+from learnkit.uncertainty.scoring import GRID
 
 Prior = Literal["uniform", "training"]
 _ENOUGH = 256  # held-out distances whose mean is known to 2 %: they spread by a third of it

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learnkit.uncertainty.newton import Expected, LogLoss, best_factor
+from learnkit.uncertainty.calibration import Expected, LogLoss, best_factor
 
 BOUNDS = (1e-2, 1e4)
 # How far the logarithm of the temperature is from what is expected of it (standard deviation): on

@@ -20,7 +20,7 @@ from learnkit.serving.labelling.leases import SECONDS
 from learnkit.serving.labelling.queue import asking_order, is_blind
 from learnkit.serving.labelling.teacher import Saver
 from learnkit.uncertainty.alike import cut_of, groups_alike
-from learnkit.uncertainty.embedding import unit_rows
+from learnkit.uncertainty.scoring import unit_rows
 
 _LIKE, _COMPARED = 2, 300  # labelled images shown beside one; the last ones it is compared with
 _LOOKED, _SURPRISES = 30, 20  # of the last labels, how many may differ from what was sure
