@@ -131,6 +131,9 @@ class RowStore:
             about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
         except FileNotFoundError:
             others = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+            if ABOUT in others:  # a first writer has written it since it was asked for
+                self._check()
+                return
             if others - {ROWS, LOG, f".{ABOUT}.tmp"}:  # those of a first writer that was killed
                 raise DataError(
                     f"{str(self.folder)!r} is no store and holds other files, such as "

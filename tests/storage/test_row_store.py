@@ -161,6 +161,23 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
+def test_a_store_that_another_process_makes_meanwhile_is_none_of_other_files(tmp_path, monkeypatch):
+    def first_writer_comes(folder):
+        monkeypatch.undo()
+        filled(tmp_path, 1)
+        return os.listdir(folder)
+
+    for recipe, said in ({"size": 3}, None), ({"size": 4}, "was made by another recipe"):
+        for file in tmp_path.iterdir():
+            file.unlink()
+        monkeypatch.setattr(row_store.os, "listdir", first_writer_comes)
+        if said is None:
+            assert contents(RowStore(tmp_path, SHAPE, recipe)) == {"1.png": row(1)}
+            continue
+        with pytest.raises(DataError, match=said):
+            RowStore(tmp_path, SHAPE, recipe)
+
+
 def test_a_damaged_log_costs_the_rows_it_does_not_tell_of(tmp_path):
     filled(tmp_path, 1, 2, 3)
     log = tmp_path / row_store.LOG
