@@ -26,8 +26,6 @@ from learnkit.continual.reference import Reference, nearest_other
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.uncertainty.checks import Array
 
-# Left-out rows compared with all remembered features: at least so many, and products of one fit.
-_MIN_ROWS, _MAX_PRODUCTS = 256, 6_000_000_000
 MIXED = "validation and leave-one-out"
 _BY_ROW = ("logits", "labels", "weights", "mahalanobis", "relative", "knn")
 
@@ -84,9 +82,7 @@ def collect_held_out(
     """
     fresh, labels = validation.all()
     loo, mass = linear.loo, prior_weights(stats.counts.to(torch.float64), prior)
-    # evenly spaced ones, as many as can be compared with the reference in a second or so
-    most = max(_MIN_ROWS, _MAX_PRODUCTS // max(reference.neighbors.features.size, 1))
-    rows = torch.arange(len(loo.labels))[:: max(1, -(-len(loo.labels) // most))]
+    rows = torch.arange(len(loo.labels))
     if not len(fresh) and not len(rows):
         fresh, labels = draw_images(linear.geometry)
         return _of_fresh(linear, reference, fresh, labels, spread_evenly(mass, labels))

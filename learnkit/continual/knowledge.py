@@ -38,7 +38,7 @@ from learnkit.continual.serialization import (
 )
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.data.torch_threads import single_blas_thread, torch_threads
+from learnkit.data.torch_threads import same_bits
 from learnkit.errors import (
     ContinualPredictionError,
     ContinualStateError,
@@ -176,8 +176,7 @@ class Knowledge:
         if same and before.settings == self.settings and before.validation is self.validation:
             return replace(self, derived=before.derived, _affine=before._affine)
         reused = before.derived if same else None
-        # eigenvectors and long sums have other last bits with more
-        with torch_threads(1), single_blas_thread:
+        with same_bits():
             derived = derive(self.statistics, self.validation, self.settings, reused)
         return replace(self, derived=derived, _affine={})
 

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from learnkit.continual.closed_form.linear import LeaveOneOut
+from learnkit.continual.closed_form.linear import MAX_REFERENCE, LeaveOneOut
 from learnkit.continual.memory import FeatureMemory
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.ood import Neighbors
-
-_MAX_REFERENCE = 2**23  # numbers in the remembered features searched for the nearest one
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +28,8 @@ class Reference:
     def of(cls, memory: FeatureMemory) -> "Reference":
         """Return all features of a memory, or as many of each class as can be searched."""
         per_class = None
-        if len(memory) * memory.n_features > _MAX_REFERENCE:
-            per_class = max(1, _MAX_REFERENCE // (memory.n_features * len(memory.cells)))
+        if len(memory) * memory.n_features > MAX_REFERENCE:
+            per_class = max(1, MAX_REFERENCE // (memory.n_features * len(memory.cells)))
         features, labels = (rows.numpy() for rows in memory.all(per_class))
         sizes = np.bincount(labels, minlength=len(memory.cells))
         return cls(Neighbors(features), labels, sizes, sizes.cumsum() - sizes)

@@ -227,8 +227,8 @@ class ClassStatistics:
         totals = [self.sums[places], *[one.total[None] for one in self.forgotten]]
         counts = [self.counts[places], torch.tensor([one.count for one in self.forgotten])]
         root = torch.cat(totals).div_(torch.cat(counts).to(torch.float64).sqrt()[:, None])
-        between = root.T @ root
-        between = (between + between.T).div_(2)
+        rows = root.numpy()
+        between = torch.from_numpy(rows.T @ rows)  # numpy multiplies half of it, and mirrors that
         return torch.sub(self.gram, between, out=between).div_(GRID**2)
 
     def moments(self) -> Moments:

@@ -1,13 +1,18 @@
-"""Processor threads of torch and of numpy: set for a while, and set back."""
+"""Processor threads of torch and of numpy: set for a while, and set back; work shared out."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -50,3 +55,38 @@ def _controller() -> Any:
 
 
 single_blas_thread = _SingleBlasThread()
+
+_allowed: ContextVar[int] = ContextVar("threads that work may be shared out to", default=1)
+_WORTH_A_THREAD = 5_000_000  # multiplications of one item: some milliseconds
+
+
+@contextmanager
+def same_bits() -> Iterator[None]:
+    """One thread for every computation inside: sums and eigenvectors have other bits with more.
+
+    `in_threads` shares out computations of which each takes one.
+    """
+    allowed = _allowed.set(torch.get_num_threads())
+    try:
+        with torch_threads(1), single_blas_thread:
+            yield
+    finally:
+        _allowed.reset(allowed)
+
+
+def in_threads(function: Callable[[T], R], items: Sequence[T], n_products: float) -> list[R]:
+    """`[function(item) for item in items]`, in as many threads as torch had before `same_bits`.
+
+    The bits are those of a loop. Inside of `function`, and outside of `same_bits`, it is one.
+
+    Args:
+        function: Of one item; it changes nothing that another call reads.
+        items: Independent of each other.
+        n_products: Multiplications of each; few are not worth a thread.
+    """
+    n_threads = min(_allowed.get(), len(items)) if n_products >= _WORTH_A_THREAD else 1
+    if n_threads < 2:
+        return [function(item) for item in items]
+    # torch counts threads for each of Python's; a new one would begin with as many as there are
+    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(function, items))

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.linear import Basis
+from learnkit.continual.closed_form.ridge import fit_ridge
 from learnkit.continual.statistics import ClassStatistics
 
 COUNTS = {"a": 9, "b": 1, "c": 6, "d": 3}  # b is alone: others play its part, beside a partner
@@ -59,6 +61,40 @@ def test_a_block_is_small_and_never_mixes_both_kinds_of_samples(monkeypatch):
     assert {True} in kinds
     assert {False} in kinds
     assert len(list(samples.blocks(10**6))) == len(samples)  # one at a time is the least
+
+
+@pytest.mark.parametrize("most", [3, 8, 20])
+@pytest.mark.parametrize("method", [fit_lda, fit_ridge, fit_prototype])
+def test_of_more_samples_than_can_be_compared_some_are_scored_as_all_are(method, most, monkeypatch):
+    features, labels = draw()
+    bursts = features.repeat(2, 1) + 1e-3 * torch.arange(2 * len(features))[:, None]
+    stats = ClassStatistics.empty(10, root=False).update(bursts, labels * 2)
+    held = {fit_lda: {"shrinkage": 0.5}, fit_ridge: {"penalty": 0.5}}.get(method, {})
+    given = {"debias": 0.0, **held}  # what is taken off is told by other samples then
+    every = method(stats.moments(), **given).loo
+    monkeypatch.setattr("learnkit.continual.closed_form.linear._MIN_SAMPLES", most)
+    monkeypatch.setattr("learnkit.continual.closed_form.linear._MAX_COMPARED", 0)
+    some = method(stats.moments(), **given).loo
+
+    rows = torch.arange(len(every.labels))[:: -(-len(every.labels) // most)]
+    assert len(some.labels) == len(rows) <= most < len(every.labels)
+    assert some.n_single == (rows < every.n_single).sum()
+    assert torch.equal(some.labels, every.labels[rows])
+    one, other = (table - table.mean(1, keepdim=True) for table in (some.logits, every.logits))
+    torch.testing.assert_close(one, other[rows])
+    assert float(some.weights.sum()) == pytest.approx(1)
+    its, own = every.memory, some.memory
+    at, here = every.rows[rows], some.rows
+    for name in "grid", "labels", "positions", "copies":
+        assert torch.equal(getattr(own, name)[here], getattr(its, name)[at])
+    mates = [
+        [sorted(m.grid[members[members >= 0]].tolist()) for members in m.members[which]]
+        for m, which in ((own, here), (its, at))
+    ]
+    assert mates[0] == mates[1]
+    lone = rows >= every.n_single
+    partners = own.grid[own.partners[here[lone]]], its.grid[its.partners[at[lone]]]
+    assert torch.equal(*partners)
 
 
 def test_of_many_samples_some_evenly_spaced_tell_the_noise_of_means():

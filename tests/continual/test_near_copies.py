@@ -125,7 +125,7 @@ def test_a_group_of_one_leaves_as_a_sample_does():
     features, labels = bursts({"a": 5, "b": 6}, width=64, versions=2)
     moments = gather(features, labels).moments()
     basis = Basis.of(moments, "uniform")
-    samples, memory = basis.samples, basis.memory
+    samples, memory = basis.samples, basis.samples.memory
     assert len(samples) == 11
     assert memory.members.shape == (22, 2)
     assert samples.weights.tolist() == pytest.approx([0.1] * 5 + [1 / 12] * 6)
@@ -137,7 +137,7 @@ def test_a_group_of_one_leaves_as_a_sample_does():
 def test_the_density_of_one_class_leaves_groups_out():
     features, labels = bursts({"a": 8}, width=64, versions=3)
     basis = Basis.of(gather(features, labels).moments(), "uniform")
-    z, memory = on_grid(features), basis.memory
+    z, memory = on_grid(features), basis.samples.memory
     geometry = basis.spectrum.geometry(0.3)
     wanted = []
     for row in memory.first_rows:

@@ -74,7 +74,7 @@ def test_leave_one_out_is_refitting_without_the_sample(penalty, width, monkeypat
     logits = ridge.leave_out(basis.samples).logits
     z = on_grid(features)
     assert len(logits) == len(labels)
-    for row, sample in enumerate(basis.memory.features):
+    for row, sample in enumerate(basis.samples.memory.features):
         gone = int((z - sample).abs().sum(1).argmin())
         keep = [i for i in range(len(labels)) if i != gone]
         wanted = said_by_the_rest(sample, z, labels, keep, ridge.penalty)
@@ -88,8 +88,8 @@ def test_copies_leave_together(monkeypatch):
     basis = Basis.of(gather(features, labels).moments(), "uniform")
     ridge = Ridge.fit(basis.spectrum, 0.1)
     logits, z = ridge.leave_out(basis.samples).logits, on_grid(features)
-    assert basis.memory.copies.max() == 3
-    for row, sample in enumerate(basis.memory.features):
+    assert basis.samples.memory.copies.max() == 3
+    for row, sample in enumerate(basis.samples.memory.features):
         keep = ((z - sample).abs().sum(1) > 1e-6).nonzero()[:, 0].tolist()
         wanted = said_by_the_rest(sample, z, labels, keep, ridge.penalty)
         torch.testing.assert_close(logits[row], wanted, rtol=1e-9, atol=1e-9)
@@ -101,8 +101,8 @@ def test_near_copies_leave_together(monkeypatch):
     ridge, z = Ridge.fit(basis.spectrum, 0.1), on_grid(features)
     logits = ridge.leave_out(basis.samples).logits
     assert len(logits) == 9
-    for row, members in enumerate(basis.memory.members[basis.samples.rows]):
-        own = basis.memory.features[members]
+    for row, members in enumerate(basis.samples.memory.members[basis.samples.rows]):
+        own = basis.samples.memory.features[members]
         assert len(own) == 3
         keep = (torch.cdist(z, own).amin(1) > 1e-6).nonzero()[:, 0].tolist()
         wanted = said_by_the_rest(own[0], z, labels, keep, ridge.penalty)
@@ -116,8 +116,8 @@ def test_near_copies_leave_beside_a_partner():
     logits, z = ridge.leave_out(samples).logits, on_grid(features[:-1])
     assert len(samples) == 2 * samples.n_single == 18
     for row in range(samples.n_single, len(samples)):
-        own = basis.memory.features[basis.memory.members[samples.rows[row]]]
-        partner = basis.memory.features[samples.partners[row - samples.n_single]]
+        own = basis.samples.memory.features[basis.samples.memory.members[samples.rows[row]]]
+        partner = basis.samples.memory.features[samples.partners[row - samples.n_single]]
         gone = int((z - own[0]).abs().sum(1).argmin())
         keep = (torch.cdist(z, own).amin(1) > 1e-6).nonzero()[:, 0].tolist()
         assert len(keep) == len(z) - 2
@@ -136,8 +136,8 @@ def test_a_class_of_one_image_is_played_by_a_partner():
     assert len(samples) == 2 * samples.n_single == 22
     for row in range(samples.n_single, len(samples)):
         memory_row = int(samples.rows[row])
-        sample = basis.memory.features[memory_row]
-        partner = basis.memory.features[samples.partners[row - samples.n_single]]
+        sample = basis.samples.memory.features[memory_row]
+        partner = basis.samples.memory.features[samples.partners[row - samples.n_single]]
         gone = int((z - sample).abs().sum(1).argmin())
         keep = [i for i in range(len(labels)) if i != gone]
         means = class_means(z[keep], [labels[i] for i in keep])
@@ -165,7 +165,7 @@ def test_lengths_and_distances_are_those_of_the_rest(case, monkeypatch):
         features, labels = torch.cat([features, features[:3]]), [*labels, *"aaa"]
     basis = Basis.of(gather(features, labels).moments(), "uniform")
     ridge, samples, z = Ridge.fit(basis.spectrum, 0.1), basis.samples, on_grid(features)
-    found, memory = ridge.leave_out(samples), basis.memory
+    found, memory = ridge.leave_out(samples), basis.samples.memory
     rows = range(samples.n_single if case == "beside a partner" else 0, len(samples))
     assert len(rows) > 5
     for row in rows:

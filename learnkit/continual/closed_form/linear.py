@@ -32,6 +32,10 @@ from learnkit.continual.closed_form.whitening import Geometry, Spectrum, fit_spe
 _MAX_FEATURES, _MAX_LOGITS = 8_000_000, 4_000_000
 _MAX_SEARCHED, _MAX_SEARCHED_LOGITS = 4_000_000, 1_000_000
 _MAX_PRODUCTS = 1_000_000_000
+# Samples are compared with remembered features, of so many numbers at most; at least so many
+# samples, and multiplications of one refit, about half a second.
+MAX_REFERENCE = 2**23
+_MIN_SAMPLES, _MAX_COMPARED = 256, 6_000_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +110,6 @@ class Basis:
     n_classes: int
     spectrum: Spectrum
     log_prior: Tensor
-    memory: MemoryRows
     samples: LooSamples
     searched: LooSamples
 
@@ -116,16 +119,18 @@ class Basis:
         spectrum = fit_spectrum(moments)
         n_classes, n_features = len(spectrum.classes), moments.n_features
         memory = memory_rows(moments, min(_MAX_FEATURES // n_features, _MAX_LOGITS // n_classes))
-        samples = make_loo_samples(moments, spectrum, memory, prior)
+        compared = min(sum(map(len, moments.samples)) * n_features, MAX_REFERENCE)
+        most = max(_MIN_SAMPLES, _MAX_COMPARED // max(compared, 1))
+        samples = make_loo_samples(moments, spectrum, memory, prior, most)
         limit = min(
             _MAX_SEARCHED // n_features,
             _MAX_SEARCHED_LOGITS // n_classes,
             _MAX_PRODUCTS // n_features // n_classes,
         )
-        few = memory_rows(moments, max(limit, 2)) if len(memory) > limit else None
+        few = memory_rows(moments, max(limit, 2)) if len(samples.memory) > limit else None
         searched = make_loo_samples(moments, spectrum, few, prior) if few else samples
         log_prior = class_masses(spectrum.counts, prior).log()
-        return cls(moments.n_classes, spectrum, log_prior, memory, samples, searched)
+        return cls(moments.n_classes, spectrum, log_prior, samples, searched)
 
     def select(self, debias: float, shrinkages: tuple[float, ...] = SHRINKAGES) -> Selection:
         """Shrinkage and temperature of the discriminant, by the samples that are searched."""
@@ -177,7 +182,7 @@ class Basis:
             relative=scores.relative,
             rows=self.samples.rows,
             n_single=self.samples.n_single,
-            memory=self.memory,
+            memory=self.samples.memory,
         )
         return LinearClassifier(
             weight=self._by_place(covectors, 0.0, dim=0),

@@ -24,6 +24,7 @@ from learnkit.continual.closed_form.mean_noise import MeanNoise
 from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.near_copies import stand_for
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
+from learnkit.data.torch_threads import in_threads
 from learnkit.uncertainty.scoring import GRID
 
 Prior = Literal["uniform", "training"]
@@ -163,28 +164,29 @@ def class_masses(counts: Tensor, prior: Prior) -> Tensor:
 
 
 def make_loo_samples(
-    moments: Moments, spectrum: Spectrum, memory: MemoryRows, prior: Prior
+    moments: Moments,
+    spectrum: Spectrum,
+    memory: MemoryRows,
+    prior: Prior,
+    most: int | None = None,
 ) -> LooSamples:
     """A row of every group once and, while classes of one image exist, once more with a partner.
 
     A class weighs as much as its prior, whatever the number of its rows. Classes of one image
-    cannot be left out; rows that play their part (`leave_pair_out`) get their weight.
+    cannot be left out; rows that play their part (`leave_pair_out`) get their weight. Of more than
+    `most` samples some are taken, evenly spaced, and of the memory what these need.
     """
     masses = class_masses(spectrum.counts, prior)
-    alone = torch.tensor(moments.is_alone)
-    lonely = float(masses[alone].sum())
+    lonely = float(masses[torch.tensor(moments.is_alone)].sum())
     position = torch.full((moments.n_classes,), -1, dtype=torch.int64)
     position[spectrum.classes] = torch.arange(len(spectrum.classes))
-    labels = position[memory.labels]
     alone_left = memory.first_rows
     pairs = alone_left[:0]
-    if lonely > 0:  # rows that have a partner and leave images of the class behind with it
-        partners = memory.partners[alone_left]
-        # with each row those its group stands for
-        leaving = memory.copies[memory.members.clamp_min(0)]
-        leaving = leaving.masked_fill(memory.members < 0, 0.0).sum(1)
-        leave_some = spectrum.counts[labels[alone_left]] > leaving[alone_left] + leaving[partners]
-        pairs = alone_left[(partners >= 0) & leave_some]
+    if lonely > 0:
+        pairs = _with_partners(memory, alone_left, spectrum.counts[position[memory.labels]])
+    if most is not None and len(alone_left) + len(pairs) > most:
+        memory, alone_left, pairs = _evenly_spaced(memory, alone_left, pairs, most)
+    labels = position[memory.labels]
     share = lonely if len(pairs) else 0.0
     rows = torch.cat([alone_left, pairs])
     weights = [
@@ -202,6 +204,32 @@ def make_loo_samples(
         partners=memory.partners[pairs],
         n_single=len(alone_left),
     )
+
+
+def _with_partners(memory: MemoryRows, rows: Tensor, counts: Tensor) -> Tensor:
+    """Those of `rows` that have a partner and leave images of their class behind with it.
+
+    `counts (M,)` are the images of the class of each row of the memory.
+    """
+    partners = memory.partners[rows]
+    # with each row those its group stands for
+    leaving = memory.copies[memory.members.clamp_min(0)]
+    leaving = leaving.masked_fill(memory.members < 0, 0.0).sum(1)
+    leave_some = counts[rows] > leaving[rows] + leaving[partners]
+    return rows[(partners >= 0) & leave_some]
+
+
+def _evenly_spaced(
+    memory: MemoryRows, alone: Tensor, pairs: Tensor, most: int
+) -> tuple[MemoryRows, Tensor, Tensor]:
+    """(the rows that `most` samples need, those of them left alone, those left with a partner)."""
+    step = -(-(len(alone) + len(pairs)) // most)
+    alone, pairs = alone[::step], pairs[-len(alone) % step :: step]
+    needed = memory.members[torch.cat([alone, pairs, memory.partners[pairs]])]
+    kept = needed[needed >= 0].unique()
+    place = torch.full((len(memory),), -1, dtype=torch.int64)
+    place[kept] = torch.arange(len(kept))
+    return memory.picked(kept), place[alone], place[pairs]
 
 
 def every_row_out(spectrum: Spectrum, memory: MemoryRows) -> LooSamples:
@@ -225,8 +253,12 @@ def every_row_out(spectrum: Spectrum, memory: MemoryRows) -> LooSamples:
 def _turned(spectrum: Spectrum, memory: MemoryRows) -> Tensor:
     """All memory rows in the axes of the spectrum, float64 (M,K)."""
     points = torch.empty(len(memory), spectrum.axes.shape[1], dtype=torch.float64)
-    for rows in torch.arange(len(points)).split(max(1, _BLOCK // spectrum.n_features)):
+    blocks = torch.arange(len(points)).split(max(1, _BLOCK // spectrum.n_features))
+
+    def turn(rows: Tensor) -> None:
         points[rows] = spectrum.turn(memory.embedded(rows))
+
+    in_threads(turn, blocks, min(_BLOCK, memory.grid.numel()) * points.shape[1])
     return points
 
 
@@ -264,7 +296,8 @@ def score_left_out(samples: LooSamples, geometry: Geometry, debias: float) -> Lo
     noise = mean_noise(samples, geometry)
     logits = torch.empty(n, n_classes, dtype=torch.float64)
     mahalanobis, relative = logits.new_empty(n), logits.new_empty(n)
-    for block in samples.blocks(n_classes):
+
+    def score(block: slice) -> None:
         left_out = samples.left_out(geometry, block)
         counts = left_out.counts
         debts = noise.debts(left_out.lengths, counts, debias)
@@ -275,6 +308,9 @@ def score_left_out(samples: LooSamples, geometry: Geometry, debias: float) -> Lo
         logits[block] = evidence.mul_(noise.reliabilities(counts, debias)).mul_(0.5)
         mahalanobis[block] = left_out.mahalanobis_scores(geometry.d_eff)
         relative[block] = mahalanobis[block] - left_out.background
+
+    blocks = list(samples.blocks(n_classes))
+    in_threads(score, blocks, min(n * n_classes, _BLOCK) * samples.points.shape[1])
     return LooScores(logits, mahalanobis, relative)
 
 
@@ -307,6 +343,14 @@ class MemoryRows:
     def first_rows(self) -> Tensor:
         """The first row of each group, which is left out for all of it: a burst weighs as one."""
         return (self.members[:, 0] == torch.arange(len(self))).nonzero()[:, 0]
+
+    def picked(self, rows: Tensor) -> MemoryRows:
+        """Some rows, in ascending order; mates and partners that are not among them are none."""
+        place = torch.full((len(self) + 1,), -1, dtype=torch.int64)  # the last one: of -1
+        place[rows] = torch.arange(len(rows))
+        fields = (self.grid, self.labels, self.positions, self.copies)
+        others = (place[self.partners[rows]], place[self.members[rows]])
+        return MemoryRows(*(field[rows] for field in fields), *others)
 
     def embedded(self, rows: Tensor | slice) -> Tensor:
         """Some of them embedded, float64 (K,D), made again at each call."""

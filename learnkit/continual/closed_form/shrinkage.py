@@ -12,6 +12,7 @@ from torch import Tensor
 from learnkit.continual.closed_form.loo_samples import LooSamples, score_left_out
 from learnkit.continual.closed_form.temperature import Tempered, temper
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
+from learnkit.data.torch_threads import in_threads
 
 # The last one is the nearest class mean.
 SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.8, 0.9, 0.97, 0.99, 0.999, 1.0)
@@ -59,16 +60,20 @@ def select(
     """
     if not len(samples):
         return default_selection(spectrum, shrinkages)
-    single, results = len(spectrum.classes) == 1, {}
+    single = len(spectrum.classes) == 1
     if not single and bool((samples.labels == samples.labels[0]).all()):
         shrinkages = (max(shrinkages),)
-    for shrinkage in shrinkages:
+
+    def tried(shrinkage: float) -> Tempered:
         geometry = spectrum.geometry(shrinkage)
         if single:
-            results[shrinkage] = Tempered(1.0, density_loss(geometry, samples))
-        else:
-            logits = score_left_out(samples, geometry, debias).logits
-            results[shrinkage] = temper_samples(logits, samples, geometry, log_prior)
+            return Tempered(1.0, density_loss(geometry, samples))
+        logits = score_left_out(samples, geometry, debias).logits
+        return temper_samples(logits, samples, geometry, log_prior)
+
+    n_products = len(samples) * len(spectrum.classes) * spectrum.n_features
+    found = in_threads(tried, shrinkages, n_products)
+    results = dict(zip(shrinkages, found, strict=True))
     losses = {shrinkage: result.log_loss for shrinkage, result in results.items()}
     best = weigh_evidence(
         losses,
