@@ -12,12 +12,11 @@ from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.linear import LinearClassifier
 from learnkit.continual.closed_form.ridge import fit_ridge
 from learnkit.continual.closed_form.temperature import temper
-from learnkit.continual.guard import doubt
-from learnkit.continual.held_out import MIXED, HeldOut, collect_held_out
+from learnkit.continual.held_out import MIXED, HeldOut, Reference, collect_held_out
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.reference import Reference
 from learnkit.continual.settings import Settings
 from learnkit.continual.standards import (
+    doubt,
     fit_per_class,
     fit_score_threshold,
     fit_standards,

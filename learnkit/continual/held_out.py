@@ -2,7 +2,7 @@
 
 Validation images are such; of remembered images, the closed-form leave-one-out values are. Both are
 used side by side. Without either, images are drawn from the fitted distribution, and the result
-says so.
+says so. Nearest-neighbour scores are measured from a reference, the remembered features.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.continual.closed_form.linear import LinearClassifier
+from learnkit.continual.closed_form.linear import (
+    MAX_REFERENCE,
+    LeaveOneOut,
+    LinearClassifier,
+)
 from learnkit.continual.closed_form.loo_samples import (
     LooSamples,
     Prior,
@@ -22,9 +26,9 @@ from learnkit.continual.closed_form.loo_samples import (
 )
 from learnkit.continual.closed_form.whitening import Geometry
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.reference import Reference, nearest_other
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.uncertainty.checks import Array
+from learnkit.uncertainty.ood import Neighbors
 
 MIXED = "validation and leave-one-out"
 _BY_ROW = ("logits", "labels", "weights", "mahalanobis", "relative", "knn")
@@ -62,6 +66,38 @@ class HeldOut:
             source = {0: "leave-one-out", len(rows): "validation"}.get(n_fresh, MIXED)
         picked["weights"] = picked["weights"] / picked["weights"].sum()
         return HeldOut(**picked, source=source, n_fresh=n_fresh)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Remembered features to search for the nearest: K in all, the first of each class by hash.
+
+    `labels (K,)` are their classes, `starts (P,)` is where each class begins, `sizes (P,)` how many
+    it has.
+    """
+
+    neighbors: Neighbors
+    labels: Array
+    sizes: Array
+    starts: Array
+
+    @classmethod
+    def of(cls, memory: FeatureMemory) -> Reference:
+        """Return all features of a memory, or as many of each class as can be searched."""
+        per_class = None
+        if len(memory) * memory.n_features > MAX_REFERENCE:
+            per_class = max(1, MAX_REFERENCE // (memory.n_features * len(memory.cells)))
+        features, labels = (rows.numpy() for rows in memory.all(per_class))
+        sizes = np.bincount(labels, minlength=len(memory.cells))
+        return cls(Neighbors(features), labels, sizes, sizes.cumsum() - sizes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def places(self, labels: Array, positions: Array) -> Array:
+        """Rows of remembered features by class and position; -1 for those left aside."""
+        aside = (positions < 0) | (positions >= self.sizes[labels])
+        return np.where(aside, -1, self.starts[labels] + positions)
 
 
 def collect_held_out(
@@ -241,6 +277,26 @@ def _of_left_out(
         knn=nearest_other(loo, rows, reference),
         source="leave-one-out",
     )
+
+
+def nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Array:
+    """Distance of left-out samples to the nearest remembered one that is not left out (R,)."""
+    memory, at = loo.memory, loo.rows[rows]
+    labels, features = memory.labels[at].numpy(), memory.embedded(at)
+    own = memory.members[at]  # a group leaves as a whole
+    positions = memory.positions[own.clamp_min(0)].masked_fill(own < 0, -1)
+    own = reference.places(labels[:, None], positions.numpy())
+    lone = (rows >= loo.n_single).numpy()
+
+    def hide(distances: Array, part: slice) -> None:
+        known = np.nonzero(own[part] >= 0)
+        distances[known[0], own[part][known]] = np.inf
+        distances[lone[part, None] & (labels[part, None] == reference.labels)] = np.inf
+
+    found = reference.neighbors.nearest(features.numpy(), hide)
+    partners = memory.embedded(memory.partners[at].clamp_min(0))
+    apart = (features - partners).norm(dim=1).numpy()
+    return np.where(lone, np.minimum(found, apart), found)
 
 
 _N_DRAWN = 512

@@ -17,8 +17,7 @@ from torch import nn
 import learnkit.continual.derivation
 import learnkit.continual.knowledge
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.held_out import collect_held_out
-from learnkit.continual.reference import Reference
+from learnkit.continual.held_out import Reference, collect_held_out
 from learnkit.continual.serialization import (
     FORMAT,
     OPTIONAL_CONFIG,

@@ -8,8 +8,8 @@ import torch
 
 from learnkit.continual import derivation
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.guard import _upper_tail, doubt
 from learnkit.continual.held_out import HeldOut
+from learnkit.continual.standards import _beta_binomial_tail, doubt
 from learnkit.errors import StatisticsError
 from learnkit.evaluation.measures import expected_calibration_error
 from learnkit.uncertainty.threshold import fit_threshold
@@ -263,7 +263,7 @@ def test_the_chance_of_the_guard_is_that_of_a_simulation():
     limit = np.sort(left, 1)[:, -2]  # the second of 40 is the last that 5 % are above
     above = (fresh > limit[:, None]).sum(1)
     for k in (1, 2, 3):
-        assert _upper_tail(k, 12, 2, 39) == pytest.approx((above >= k).mean(), abs=0.01)
+        assert _beta_binomial_tail(k, 12, 2, 39) == pytest.approx((above >= k).mean(), abs=0.01)
 
 
 def test_a_change_warns_of_validation_images_of_another_kind():
