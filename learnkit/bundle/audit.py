@@ -15,8 +15,7 @@ import numpy as np
 from learnkit._version import __version__
 from learnkit.continual.change_report import LOGGED, AuditEntry, AuditLog
 from learnkit.errors import BundleCorruptError, BundleVersionError
-from learnkit.storage.formats import parse_arrays, parse_json
-from learnkit.storage.records import from_plain, read_field
+from learnkit.storage.formats import from_plain, parse_arrays, parse_json, read_field
 
 HISTORY = "history.safetensors"
 _FORMAT = 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from learnkit.continual.change_report import AuditLog
 from learnkit.errors import ExportError
-from learnkit.evaluation.label_threshold import LabelThreshold
+from learnkit.evaluation.inputs import LabelThreshold
 from learnkit.report.document import (
     Code,
     Document,

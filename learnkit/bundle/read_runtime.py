@@ -32,8 +32,8 @@ from learnkit.bundle.variant_probes import check_recorded
 from learnkit.continual.fingerprints import Learned, codes_of, feature_hashes
 from learnkit.errors import BundleCorruptError, BundleError
 from learnkit.inference.model import Model
+from learnkit.storage.formats import read_field
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
-from learnkit.storage.records import read_field
 from learnkit.uncertainty.scoring import Scoring
 
 _TORCH = "torch-"

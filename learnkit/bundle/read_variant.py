@@ -26,8 +26,8 @@ from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.errors import BundleCorruptError, PredictionError
 from learnkit.inference.model import Model
+from learnkit.storage.formats import read_field
 from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
-from learnkit.storage.records import read_field
 from learnkit.uncertainty.scoring import Scoring
 
 

@@ -20,9 +20,8 @@ from learnkit.errors import (
     ExportError,
     LearnkitError,
 )
-from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
-from learnkit.storage.formats import parse_json, to_json
-from learnkit.storage.records import read_field
+from learnkit.evaluation.inputs import LabelThreshold, label_threshold
+from learnkit.storage.formats import parse_json, read_field, to_json
 
 if TYPE_CHECKING:
     from learnkit.models.spec import ModelSpec

@@ -15,9 +15,8 @@ import numpy as np
 from learnkit._version import __version__
 from learnkit.bundle.variant import Variant, path_of
 from learnkit.errors import BundleCorruptError, BundleVersionError, ExportError
-from learnkit.storage.formats import parse_arrays, parse_json, to_json
+from learnkit.storage.formats import from_plain, parse_arrays, parse_json, read_field, to_json
 from learnkit.storage.read_folder import Folder
-from learnkit.storage.records import from_plain, read_field
 from learnkit.uncertainty.conformal import Calibration
 from learnkit.uncertainty.ood import ClassDistances, Neighbors
 from learnkit.uncertainty.scoring import GRID, OF_CLASSES, PARTS, Scoring

@@ -29,8 +29,13 @@ from learnkit.errors import (
 )
 from learnkit.models.head import build_head, register_head
 from learnkit.models.spec import ModelSpec, describe_body
-from learnkit.storage.formats import finite_or_none, parse_tensors, tensors_to_bytes, to_json
-from learnkit.storage.records import to_plain
+from learnkit.storage.formats import (
+    finite_or_none,
+    parse_tensors,
+    tensors_to_bytes,
+    to_json,
+    to_plain,
+)
 
 STATE = "state.safetensors"
 KIND = "continual"

@@ -23,10 +23,9 @@ from learnkit.backends.registry import BACKENDS, PRECISIONS, variant_name
 from learnkit.bundle.schema import CONFIG, SECTION, are_class_ids, default_variant
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BundleCorruptError, BundleError, DataError, ExportError, warn_user
-from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
-from learnkit.storage.formats import parse_json, to_json
+from learnkit.evaluation.inputs import LabelThreshold, label_threshold
+from learnkit.storage.formats import OPTIONAL, from_plain, parse_json, read_field, to_json, to_plain
 from learnkit.storage.read_folder import VARIANTS
-from learnkit.storage.records import OPTIONAL, from_plain, read_field, to_plain
 
 FLOAT32 = "float32"  # the bundle's own weights, which are no variant
 NETWORK_FILES = {"onnxruntime": ({"onnx"},), "openvino": ({"onnx"}, {"xml", "bin"}), "torch": ((),)}

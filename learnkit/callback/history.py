@@ -22,7 +22,7 @@ from fastai.torch_core import to_device
 
 from learnkit.callback.base import TrainingCallback, current_lr
 from learnkit.errors import DataError
-from learnkit.evaluation.label_threshold import labels_above
+from learnkit.evaluation.inputs import labels_above
 from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.losses import activation_of, loss_threshold
 from learnkit.interpret.source import ValidationView

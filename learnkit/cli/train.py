@@ -182,7 +182,7 @@ def train_folder(
         LearnkitError: the folder, an option or the target will not do; said before any training.
     """
     from learnkit.cli import workflow
-    from learnkit.evaluation.inspection import good_classes
+    from learnkit.evaluation.measures import good_classes
     from learnkit.interpret.page.page import page_target
     from learnkit.learner.export import note_good
     from learnkit.storage.write_folder import check_target

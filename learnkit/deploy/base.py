@@ -19,7 +19,7 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.home import Home
 from learnkit.deploy.settable import check_assigned
 from learnkit.errors import PredictionError
-from learnkit.evaluation.label_threshold import LabelThreshold
+from learnkit.evaluation.inputs import LabelThreshold
 from learnkit.inference.batch import BATCH, predict_stream, prediction_table
 from learnkit.inference.digest import same_state
 from learnkit.inference.evaluation import evaluate_predictor

@@ -13,25 +13,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.errors import EvaluationError
-from learnkit.evaluation.bootstrap import SampleValues
 from learnkit.evaluation.comparison import Comparison
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
-from learnkit.evaluation.inputs import check_flags, check_labels, check_probs, check_same_length
-from learnkit.evaluation.inspection import Inspection, good_classes, inspection
+from learnkit.evaluation.inputs import (
+    LabelThreshold,
+    check_flags,
+    check_labels,
+    check_probs,
+    check_same_length,
+    label_threshold,
+    labels_above,
+)
 from learnkit.evaluation.intervals import (
     Interval,
+    SampleValues,
     auroc_interval,
     class_intervals,
     mean_intervals,
 )
-from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold, labels_above
 from learnkit.evaluation.measures import (
+    Inspection,
     accuracy,
     asked_measures,
     balanced_accuracy,
     brier_score,
     class_counts,
     expected_calibration_error,
+    good_classes,
+    inspection,
     log_loss,
     precision_recall_f1,
     ratio,

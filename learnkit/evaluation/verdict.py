@@ -10,7 +10,7 @@ from learnkit.report.document import interval_ends
 if TYPE_CHECKING:
     import pandas as pd
 
-    from learnkit.evaluation.inspection import Inspection
+    from learnkit.evaluation.measures import Inspection
 
 _NAMED = 5  # classes that a sentence names
 # Accuracy is that of the large classes where the largest has this many times its even share, and

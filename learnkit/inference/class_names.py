@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from learnkit.data.labels import name_problem
 from learnkit.errors import PredictionError
-from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
+from learnkit.evaluation.inputs import LabelThreshold, label_threshold
 
 if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier

@@ -14,9 +14,8 @@ from learnkit.continual.fingerprints import Learned
 from learnkit.data.labelled_images import image_paths, labelled_dataset
 from learnkit.data.read_images import chunks, image_name, load_ahead, unreadable_images
 from learnkit.errors import DataError, ImageReadError
-from learnkit.evaluation.bootstrap import fpr_interval
-from learnkit.evaluation.inspection import good_classes
-from learnkit.evaluation.measures import asked_measures, top_k_of
+from learnkit.evaluation.intervals import fpr_interval
+from learnkit.evaluation.measures import asked_measures, good_classes, top_k_of
 from learnkit.inference.batch import BATCH, Predicts, padded, predict_stream
 from learnkit.inference.heatmap import evidence_of_files
 from learnkit.inference.prediction import (

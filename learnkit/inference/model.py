@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import PredictionError
-from learnkit.evaluation.label_threshold import LabelThreshold
+from learnkit.evaluation.inputs import LabelThreshold
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,8 +24,7 @@ from learnkit.inference.prediction import Prediction, Result
 from learnkit.report.document import Document, Headline, Mark, Paragraph, Span, Table
 from learnkit.report.notebook import Shown
 from learnkit.storage.filesystem import write_file
-from learnkit.storage.formats import parse_json, to_json
-from learnkit.storage.records import from_plain, read_field
+from learnkit.storage.formats import from_plain, parse_json, read_field, to_json
 from learnkit.storage.write_folder import check_outside
 from learnkit.uncertainty.drift import DriftTest
 

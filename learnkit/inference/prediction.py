@@ -15,7 +15,7 @@ import numpy as np
 
 from learnkit.data.labels import ids_of_classes
 from learnkit.errors import LearnkitError, PredictionError
-from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
+from learnkit.evaluation.inputs import LabelThreshold, labels_above
 from learnkit.inference.tta import view
 from learnkit.report.document import Bar, BarRow, Bars, Document, Paragraph, Span
 from learnkit.report.notebook import Shown

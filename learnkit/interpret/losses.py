@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learnkit.errors import InterpretationError
-from learnkit.evaluation.label_threshold import LabelThreshold, label_threshold
+from learnkit.evaluation.inputs import LabelThreshold, label_threshold
 
 # Losses that say nothing about the activation their inputs still need.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

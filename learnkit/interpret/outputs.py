@@ -18,8 +18,7 @@ from torch import Tensor
 from learnkit.data.labels import ids_of_classes
 from learnkit.errors import InterpretationError
 from learnkit.evaluation.evaluate import Evaluation, evaluate
-from learnkit.evaluation.inputs import check_probs
-from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
+from learnkit.evaluation.inputs import LabelThreshold, check_probs, labels_above
 from learnkit.interpret.checks import (
     check_activation,
     check_answers,

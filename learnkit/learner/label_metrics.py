@@ -15,7 +15,7 @@ from fastai.metrics import accuracy_multi
 from torch import Tensor
 
 from learnkit.errors import warn_user
-from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
+from learnkit.evaluation.inputs import LabelThreshold, labels_above
 from learnkit.interpret.losses import loss_threshold
 
 

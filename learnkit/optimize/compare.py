@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from learnkit.backends.network import channels_last, comparable
-from learnkit.evaluation.label_threshold import LabelThreshold, labels_above
+from learnkit.evaluation.inputs import LabelThreshold, labels_above
 from learnkit.evaluation.measures import expected_calibration_error
 from learnkit.inference.batch import BATCH
 from learnkit.inference.prediction import check_outputs

@@ -11,7 +11,7 @@ from learnkit.optimize.gates import BUSY, Verdict, failures, passes, ratio_text
 from learnkit.optimize.quality import Candidate, Images, Latency, Quality, Speed
 from learnkit.report.document import Document, Gallery, Headline, Items, Mark, Section, pairs
 from learnkit.report.notebook import Shown
-from learnkit.storage.records import from_plain, to_plain
+from learnkit.storage.formats import from_plain, to_plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

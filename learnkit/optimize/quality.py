@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from learnkit.evaluation.measures import paired_interval, wilson_interval
-from learnkit.storage.records import NOT_STORED
+from learnkit.storage.formats import NOT_STORED
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from learnkit.serving.service import Service
 from learnkit.serving.timeouts import impatient, quiet
 from learnkit.serving.unknown_images import MOST_KEPT
 from learnkit.serving.workers import run_workers
-from learnkit.storage.lock import locked
+from learnkit.storage.filesystem import locked
 from learnkit.storage.write_folder import check_target
 
 if TYPE_CHECKING:

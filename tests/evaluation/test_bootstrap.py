@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from learnkit.evaluation import bootstrap
-from learnkit.evaluation.bootstrap import SampleValues, fpr_interval
+from learnkit.evaluation import intervals
 from learnkit.evaluation.evaluate import evaluate
+from learnkit.evaluation.intervals import SampleValues, fpr_interval
 from learnkit.evaluation.measures import (
     brier_score,
     expected_calibration_error,
@@ -86,7 +86,7 @@ def test_the_calibration_error_is_that_of_a_slow_loop():
 @pytest.mark.parametrize("overconfidence", [1.0, 2.0])
 @pytest.mark.parametrize("counts", [[32, 24, 16], [150, 80, 30]])
 def test_nine_of_ten_intervals_at_least_hold_the_truth(counts, overconfidence, monkeypatch):
-    monkeypatch.setattr(bootstrap, "N_RESAMPLES", 400)
+    monkeypatch.setattr(intervals, "N_RESAMPLES", 400)
     rng = np.random.default_rng(11)
     probs, targets = answers(rng, [1000 * n for n in counts], overconfidence)
     truth = [log_loss(probs, targets), brier_score(probs, targets)]

@@ -5,9 +5,13 @@ import pytest
 
 from learnkit.evaluation.confusion import confusion_matrix
 from learnkit.evaluation.evaluate import evaluate
-from learnkit.evaluation.inspection import Inspection, inspection
 from learnkit.evaluation.intervals import auroc_interval, class_intervals, mean_intervals
-from learnkit.evaluation.measures import precision_recall_f1, wilson_interval
+from learnkit.evaluation.measures import (
+    Inspection,
+    inspection,
+    precision_recall_f1,
+    wilson_interval,
+)
 
 
 def test_intervals_of_a_class_are_wilsons_of_its_counts():

@@ -27,7 +27,7 @@ from learnkit.errors import (
     PredictionError,
 )
 from learnkit.evaluation.evaluate import evaluate
-from learnkit.evaluation.label_threshold import labels_above
+from learnkit.evaluation.inputs import labels_above
 from learnkit.interpret.classification import ClassificationInterpretation
 from learnkit.learner.factory import cnn_learner
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from learnkit.errors import BundleCorruptError
-from learnkit.storage.records import NOT_STORED, OPTIONAL, from_plain, read_field, to_plain
+from learnkit.storage.formats import NOT_STORED, OPTIONAL, from_plain, read_field, to_plain
 
 
 @dataclass(frozen=True)

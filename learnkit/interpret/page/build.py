@@ -13,10 +13,16 @@ import numpy as np
 
 from learnkit._version import __version__
 from learnkit.errors import EvaluationError
-from learnkit.evaluation.bootstrap import N_RESAMPLES
 from learnkit.evaluation.evaluate import json_value
-from learnkit.evaluation.inspection import Inspection, good_classes, inspection
-from learnkit.evaluation.measures import calibration_bins, class_counts, wilson_interval
+from learnkit.evaluation.intervals import N_RESAMPLES
+from learnkit.evaluation.measures import (
+    Inspection,
+    calibration_bins,
+    class_counts,
+    good_classes,
+    inspection,
+    wilson_interval,
+)
 from learnkit.evaluation.verdict import meaning
 from learnkit.interpret.page.evidence import heats_of
 from learnkit.interpret.page.sentences import summary_sentences

@@ -17,7 +17,7 @@ from learnkit.data.geometry import Planes
 from learnkit.data.image import image_size, read_image
 from learnkit.data.read_images import file_of, load_ahead
 from learnkit.errors import ImageReadError
-from learnkit.evaluation.label_threshold import labels_above
+from learnkit.evaluation.inputs import labels_above
 from learnkit.evaluation.measures import LOG_CLIP
 from learnkit.storage.filesystem import open_regular
 

@@ -12,7 +12,7 @@ from learnkit.report.document import interval_ends
 
 if TYPE_CHECKING:
     from learnkit.evaluation.evaluate import Evaluation
-    from learnkit.evaluation.inspection import Inspection
+    from learnkit.evaluation.measures import Inspection
     from learnkit.interpret.page.images import EvaluatedImages
 
 _FEW = 30  # images of a class below which its figures mean little

@@ -20,7 +20,7 @@ from learnkit.serving.labelling.workplace import Workplace
 from learnkit.serving.limits import Limits
 from learnkit.serving.server import bound_socket, open_model, uvicorn_module, uvicorn_server
 from learnkit.serving.timeouts import impatient, quiet
-from learnkit.storage.lock import locked
+from learnkit.storage.filesystem import locked
 from learnkit.storage.write_folder import check_target
 
 _LABELLED = ("is written to by the page of", "give each page an inbox of its own")

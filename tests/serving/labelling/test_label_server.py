@@ -19,7 +19,7 @@ from learnkit import load_learner
 from learnkit.cli.app import app
 from learnkit.errors import ServingError
 from learnkit.serving.labelling.label_server import serve_labelling
-from learnkit.storage.lock import locked
+from learnkit.storage.filesystem import locked
 
 ROOT = Path(__file__).parents[3]
 
