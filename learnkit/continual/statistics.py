@@ -22,7 +22,7 @@ from learnkit.continual.checks import (
     check_same_setting,
     check_subtracted,
 )
-from learnkit.continual.closed_form.moments import Moments
+from learnkit.continual.closed_form.whitening import Moments
 from learnkit.continual.embedding import exact_sum, grid_products, to_grid
 from learnkit.continual.fingerprints import (
     Fingerprints,

@@ -18,9 +18,9 @@ from learnkit.continual.closed_form.loo_samples import (
     memory_rows,
     score_left_out,
 )
-from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.shrinkage import expected_temperature
 from learnkit.continual.closed_form.temperature import temper
+from learnkit.continual.closed_form.whitening import Moments
 
 
 class EveryImage(NamedTuple):

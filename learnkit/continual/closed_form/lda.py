@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier
 from learnkit.continual.closed_form.loo_samples import Prior, mean_noise, score_left_out
-from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.shrinkage import (
     SHRINKAGES,
     Selection,
     expected_temperature,
 )
+from learnkit.continual.closed_form.whitening import Moments
 
 
 def fit_lda(

@@ -23,9 +23,8 @@ from learnkit.continual.closed_form.loo_samples import (
     memory_rows,
     score_left_out,
 )
-from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.shrinkage import SHRINKAGES, Selection, select, temper_samples
-from learnkit.continual.closed_form.whitening import Geometry, Spectrum, fit_spectrum
+from learnkit.continual.closed_form.whitening import Geometry, Moments, Spectrum, fit_spectrum
 
 # Bounds on what one refit may cost: numbers in the features and in the logits of all samples, then
 # of those that take part in the search, and multiplications in it.

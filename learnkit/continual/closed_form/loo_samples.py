@@ -21,9 +21,8 @@ from learnkit.continual.closed_form.leave_one_out import (
     own_left_out,
 )
 from learnkit.continual.closed_form.mean_noise import MeanNoise
-from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.near_copies import stand_for
-from learnkit.continual.closed_form.whitening import Geometry, Spectrum
+from learnkit.continual.closed_form.whitening import Geometry, Moments, Spectrum
 from learnkit.data.torch_threads import in_threads
 from learnkit.uncertainty.scoring import GRID
 

@@ -23,7 +23,6 @@ from learnkit.continual.closed_form.leave_one_out import Group, downdate, woodbu
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier, Scored
 from learnkit.continual.closed_form.loo_samples import LooSamples, Prior, score_left_out
 from learnkit.continual.closed_form.mean_noise import MeanNoise, weights_of
-from learnkit.continual.closed_form.moments import Moments
 from learnkit.continual.closed_form.shrinkage import (
     GUESS_IS_TOO_HIGH,
     Selection,
@@ -32,7 +31,7 @@ from learnkit.continual.closed_form.shrinkage import (
     weigh_evidence,
 )
 from learnkit.continual.closed_form.temperature import Tempered, temper
-from learnkit.continual.closed_form.whitening import Spectrum
+from learnkit.continual.closed_form.whitening import Moments, Spectrum
 
 # Penalties, in units of the mean eigenvalue that is not zero.
 PENALTIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)

@@ -1,4 +1,4 @@
-"""Whitening: the space in which classes are round, by their common covariance.
+"""Whitening: the space in which classes are round, by their common covariance, and its moments.
 
 One eigendecomposition of the within-class scatter serves every shrinkage. Its products carry the
 classifier (`lda.py`) and the Mahalanobis scores alike. With few images, samples and class means lie
@@ -10,6 +10,7 @@ in the last bit, on the order in which the classes arrived.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.continual.closed_form.moments import Moments
 from learnkit.errors import ContinualNotInitializedError
 from learnkit.uncertainty.ood import ClassDistances
 
@@ -27,6 +27,51 @@ DEFAULT_VARIANCE = 0.5
 # Copies of one image still differ by the rounding to the grid, which is no variance.
 _NO_VARIANCE = 1e-6
 _SAME = 1e-13  # relative difference of two scales that only rounding can tell apart
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Moments:
+    """First and second moments of embedded features, with some samples of every class.
+
+    Everything "(P, ...)" goes by the classes that have images, in the order of their names, so that
+    no result depends, not in the last bit, on the order in which the classes arrived.
+
+    Attributes:
+        places: column of each class among all, int64 (P,).
+        n_classes: number of columns, those of classes without images included.
+        counts: images of each class, float64 (P,).
+        means: class means, float64 (P, D).
+        scatter: sum over images of (z - class mean)(z - class mean)^T, float64 (D, D).
+        dof: degrees of freedom of the scatter: images less groups.
+        samples: some features of each class on the integer grid, int16 (m, D) each.
+        copies: how many images of the class each of these is.
+        groups: the first sample of the class that leaves together with each; itself, mostly.
+    """
+
+    places: Tensor
+    n_classes: int
+    counts: Tensor
+    means: Tensor
+    scatter: Tensor
+    dof: float
+    samples: tuple[Tensor, ...]
+    copies: tuple[Sequence[int], ...]
+    groups: tuple[Sequence[int], ...]
+
+    @property
+    def n_features(self) -> int:
+        """Width D of the features."""
+        return len(self.scatter)
+
+    @property
+    def is_alone(self) -> list[bool]:
+        """Which classes are one image, or one group: without it, nothing of them is left."""
+        each = zip(self.counts.tolist(), self.copies, self.groups, strict=True)
+        # several remembered images all of one group: so are, most likely, those not remembered
+        return [
+            n == 1 or (not any(first) and (sum(copies) == n or len(first) > 1))
+            for n, copies, first in each
+        ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
