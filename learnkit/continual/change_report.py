@@ -218,10 +218,3 @@ def note_on_return(forgotten: Sequence[Forgotten], *, merged: bool) -> tuple[str
         for twice, counts in left.items()
         if counts
     )
-
-
-def note_on_both(n: int) -> tuple[str, ...]:
-    """A note where `n` images were learned on both sides that are merged."""
-    if not n:
-        return ()
-    return (f"{n} images were learned on both sides, and count twice now; `subtract` them once",)

@@ -411,7 +411,7 @@ class ContinualClassifier(nn.Module):
             now, former, *_ = self.history.states
             former = former.derive(now) if former.derived is None else former
             report = former.report("undo", now, (), started)
-            self.history = self.history.undone(former, report)
+            self.history = self.history.changed(former, report, undo=True)
             return report
 
     def replace_knowledge(

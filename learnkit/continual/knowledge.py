@@ -13,7 +13,6 @@ from torch import Tensor
 from learnkit.continual.change_report import (
     AuditLog,
     ChangeReport,
-    note_on_both,
     note_on_origins,
     note_on_remainder,
     note_on_return,
@@ -322,7 +321,11 @@ class Knowledge:
         """With other statistics added."""
         merged = self.statistics.merge(other, reuse_names=reuse_names)
         both = len(np.intersect1d(*(one.learned.union() for one in (self.statistics, other))))
-        return self._with(merged), note_on_both(both) + self._notes_on(merged, merged=True)
+        notes = self._notes_on(merged, merged=True)
+        if both:
+            said = f"{both} images were learned on both sides, and count twice now; `subtract` them"
+            notes = (f"{said} once", *notes)
+        return self._with(merged), notes
 
     def with_threshold(
         self,
@@ -401,20 +404,13 @@ class History:
     snapshots: Mapping[str, Knowledge] = field(default_factory=dict)
     audit: AuditLog = field(default_factory=AuditLog)
 
-    def changed(self, new: Knowledge, report: ChangeReport) -> "History":
-        """After a change to other knowledge."""
+    def changed(self, new: Knowledge, report: ChangeReport, *, undo: bool = False) -> "History":
+        """After a change to other knowledge, or by `undo` to that before the last change."""
         now, *older = self.states
-        states = (new, now.lightened(), *older[: UNDO_LEVELS - 1])
-        return History(states, self.snapshots, self._logged(new, report))
-
-    def undone(self, former: Knowledge, report: ChangeReport) -> "History":
-        """After a return to the knowledge before the last change."""
-        audit = self._logged(former, report)
-        return History((former, *self.states[2:]), self.snapshots, audit)
-
-    def _logged(self, new: Knowledge, report: ChangeReport) -> AuditLog:
-        more = len(new.validation) - len(self.states[0].validation)
-        return self.audit.with_change(report, n_validation=more, digest=new.digest)
+        states = older[1:] if undo else (now.lightened(), *older[: UNDO_LEVELS - 1])
+        more = len(new.validation) - len(now.validation)
+        audit = self.audit.with_change(report, n_validation=more, digest=new.digest)
+        return History((new, *states), self.snapshots, audit)
 
     def with_snapshot(self, name: str) -> "History":
         """With the knowledge now kept under a name.
