@@ -211,15 +211,11 @@ def _set_ids(model: HDlModel, value: Any) -> None:
 
 
 def _set_dimensions(model: HDlModel, value: Any) -> None:
-    width, height, channels = _three(value)
-    _resize(model, (height, width), channels)
-
-
-def _three(value: Any) -> list[int]:
     found = as_tuple(value)
     if len(found) != 3:
         raise wrong_value("image_dimensions", value, "[width, height, number of channels]")
-    return found
+    width, height, channels = found
+    _resize(model, (height, width), channels)
 
 
 def _resize(model: HDlModel, size: tuple[int, int], channels: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -290,18 +291,15 @@ def _spotted(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Genera
     return (pixels + np.rint(shift)).clip(0, 255).astype(np.uint8)
 
 
-def _contrasted(
-    pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator
+def _enhanced(
+    enhancer: type[ImageEnhance.Color | ImageEnhance.Contrast],
+    name: str,
+    pixels: np.ndarray,
+    param: Mapping[str, Any],
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    factor = 1 + rng.uniform(-1, 1) * param["contrast_variation"]
-    return _changed(pixels, lambda image: ImageEnhance.Contrast(image).enhance(factor))
-
-
-def _saturated(
-    pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator
-) -> np.ndarray:
-    factor = 1 + rng.uniform(-1, 1) * param["saturation_variation"]
-    return _changed(pixels, lambda image: ImageEnhance.Color(image).enhance(factor))
+    factor = 1 + rng.uniform(-1, 1) * param[name]
+    return _changed(pixels, lambda image: enhancer(image).enhance(factor))
 
 
 def _cropped(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
@@ -341,8 +339,8 @@ _WAYS: dict[str, _Way] = {
     "mirror": _mirrored,
     "brightness_variation": _brightened,
     "brightness_variation_spot": _spotted,
-    "contrast_variation": _contrasted,
-    "saturation_variation": _saturated,
+    "contrast_variation": partial(_enhanced, ImageEnhance.Contrast, "contrast_variation"),
+    "saturation_variation": partial(_enhanced, ImageEnhance.Color, "saturation_variation"),
     "crop_percentage": _cropped,
     "crop_pixel": _cut_to,
 }
