@@ -163,16 +163,11 @@ class FeatureMemory:
         return self._with(cells)
 
     def with_given(self, codes: Sequence[int]) -> "FeatureMemory":
-        """With the codes of groups (M,) that `given` gave, added to those there are."""
+        """With these codes of groups (M,), in the order of `given`, for those there are."""
         left = iter(codes)
-        told = [{one: next(left) for one in cell.hashes} for cell in self.cells]
-        return self._with([a.with_groups(b) for a, b in zip(self.cells, told, strict=True)])
-
-    def recoded(self, codes: Mapping[int, int]) -> "FeatureMemory":
-        """With other codes for the same groups, `{old: new}`."""
-        told = [tuple(codes.get(one, one) for one in cell.given) for cell in self.cells]
+        told = [tuple(next(left) for _ in cell.hashes) for cell in self.cells]
         both = zip(self.cells, told, strict=True)
-        return self._with([replace(cell, given=given) for cell, given in both])
+        return self._with([replace(a, given=b if any(b) else ()) for a, b in both])
 
     def remove(
         self, grid: Tensor, index: Tensor, counts: Sequence[int] | None = None

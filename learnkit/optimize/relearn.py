@@ -155,7 +155,8 @@ def _settle(
     if codes is not None:
         known = [code for code in codes if code is not None]
         was = dict(zip(group_codes(known, len(known)).tolist(), known, strict=True))
-        named["memory"] = new.statistics.memory.recoded(was)
+        memory = new.statistics.memory
+        named["memory"] = memory.with_given([was.get(one, one) for one in memory.given().tolist()])
     statistics = replace(new.statistics, **named)
     knowledge = replace(new.knowledge, statistics=statistics)
     new.history = History((knowledge,), audit=head.audit)
