@@ -162,7 +162,7 @@ class _Graph:
         return self(op, x, np.array([1]), keepdims=int(keep))
 
     def embedded(self, root: bool) -> str:
-        """Rows of length 1 of the features; see `uncertainty.embedding`."""
+        """Rows of length 1 of the features; see `uncertainty.scoring.unit_rows`."""
         x = self("Cast", "features", to=self.onnx.TensorProto.DOUBLE)
         if root:
             size = self("Abs", x)
