@@ -191,7 +191,7 @@ def dev_display_dl_interactive_confusion_matrix(
     names = _names(dldataset)
     place = {one: number for number, one in enumerate(ids)}
     targets = np.asarray([place[one] for one in as_tuple(seen["image_label_ids"])])
-    files = [_shown_file(dldataset, row) for row in _rows(dldataset, seen["image_ids"])]
+    files = _files(dldataset, seen["image_ids"])
     root = Path(str(dldataset.get("image_dir", "")))
     scores = seen.get("ood_scores")
     images = EvaluatedImages(
@@ -205,8 +205,8 @@ def dev_display_dl_interactive_confusion_matrix(
     return str(path)
 
 
-def _rows(dldataset: Mapping[str, Any], image_ids: Any) -> list[dict[str, Any]]:
-    """The samples with these ids."""
+def _files(dldataset: Mapping[str, Any], image_ids: Any) -> list[Path]:
+    """The files to show of the samples with these ids: the image as it was, else preprocessed."""
     rows = {sample.get("image_id"): sample for sample in samples_of(dldataset)}
     wanted = as_tuple(image_ids)
     if missing := [one for one in wanted if one not in rows]:
@@ -214,13 +214,12 @@ def _rows(dldataset: Mapping[str, Any], image_ids: Any) -> list[dict[str, Any]]:
             f"the dataset has no sample with the 'image_id' {missing[0]}; give the dataset that "
             "was evaluated"
         )
-    return [rows[one] for one in wanted]
-
-
-def _shown_file(dldataset: Mapping[str, Any], sample: Mapping[str, Any]) -> Path:
-    if "image_file_name" in sample and (file := image_file(dldataset, sample)).is_file():
-        return file
-    return sample_file(dldataset, sample)
+    return [
+        file
+        if "image_file_name" in rows[one] and (file := image_file(dldataset, rows[one])).is_file()
+        else sample_file(dldataset, rows[one])
+        for one in wanted
+    ]
 
 
 @procedure()

@@ -272,7 +272,7 @@ def checked_ids(ids: Any) -> list[int]:
 def set_optimizer(model: HDlModel) -> None:
     """Let the learner train with the model's solver."""
     kind, settings = model.solver = solver_of(model)
-    model.learner.opt_func = partial(_clipped, kind, **settings)
+    model.learner.opt_func = partial(ClippedOptimizer, kind, **settings)
     model.learner.opt = None
 
 
@@ -285,15 +285,20 @@ def solver_of(model: HDlModel) -> tuple[Callable[..., Optimizer], dict[str, floa
 
 
 class ClippedOptimizer(Optimizer):
-    """fastai's optimizer, before whose steps long gradients are scaled to a norm of 1."""
+    """fastai's optimizer, before whose steps long gradients are scaled to a norm of 1.
+
+    Args:
+        kind: what makes fastai's.
+        params: to be optimised.
+        **settings: of `kind`.
+    """
+
+    def __init__(self, kind: Callable[..., Optimizer], params: Any, **settings: Any):
+        plain = kind(params, **settings)
+        super().__init__(plain.param_lists, plain.cbs, **plain.hypers[0])
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """One step."""
         parameters = [parameter for parameter, *_ in self.all_params(with_grad=True)]
         nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
         super().step(closure)
-
-
-def _clipped(kind: Callable[..., Optimizer], params: Any, **settings: Any) -> ClippedOptimizer:
-    plain = kind(params, **settings)
-    return ClippedOptimizer(plain.param_lists, plain.cbs, **plain.hypers[0])

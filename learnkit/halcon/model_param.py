@@ -129,11 +129,6 @@ def _runtime(model: HDlModel) -> str:
     return "cpu" if model.device is None else model.device.runtime
 
 
-def _precision(model: HDlModel) -> str:
-    variant = model.predictor.variant if model.is_converted else None
-    return "float32" if variant is None else variant.rpartition("-")[2]
-
-
 _GET: dict[str, Callable[[HDlModel], Any]] = {
     "type": lambda model: "classification",
     "class_names": lambda model: model.class_names,
@@ -148,7 +143,9 @@ _GET: dict[str, Callable[[HDlModel], Any]] = {
     "runtime": _runtime,
     "gpu": lambda model: 0,
     "meta_data": lambda model: [dict(model.meta_data)],
-    "precision": _precision,
+    "precision": lambda model: (
+        (model.predictor.variant if model.is_converted else None) or "float32"
+    ).rpartition("-")[2],
     "precision_is_converted": lambda model: "true" if model.is_converted else "false",
     "optimize_for_inference": lambda model: "false",
     "ood_threshold": _ood_threshold,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -239,26 +239,23 @@ _LIMITS = {
 
 def augmented(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
     """The image (H, W[, C]) uint8, distorted in one way or not at all; of the same shape."""
-    ways = [way for name, way in _WAYS.items() if param[name] not in _OFF]
-    if not ways or rng.uniform(0, 100) >= param["augmentation_percentage"]:
+    names = [name for name in _WAYS if param[name] not in _OFF]
+    if not names or rng.uniform(0, 100) >= param["augmentation_percentage"]:
         return pixels
-    way = ways[rng.integers(len(ways))]
-    return np.ascontiguousarray(way(pixels, param, rng)).reshape(pixels.shape)
+    name = names[rng.integers(len(names))]
+    return np.ascontiguousarray(_WAYS[name](pixels, param[name], rng)).reshape(pixels.shape)
 
 
-_Way = Callable[[np.ndarray, Mapping[str, Any], np.random.Generator], np.ndarray]
-
-
-def _rotated(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-    step = int(param["rotate"]) // 90
+def _rotated(pixels: np.ndarray, multiple: float, rng: np.random.Generator) -> np.ndarray:
+    step = int(multiple) // 90
     turns = step * int(rng.integers(1, 4 // step))
     if turns % 2 and pixels.shape[0] != pixels.shape[1]:
         return _resized(np.rot90(pixels, turns), pixels.shape)
     return np.rot90(pixels, turns)
 
 
-def _turned(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-    angle = rng.uniform(-1, 1) * param["rotate_range"]
+def _turned(pixels: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
+    angle = rng.uniform(-1, 1) * most
 
     def turned(image: Image.Image) -> Image.Image:
         mean = np.asarray(image).reshape(-1, len(image.getbands())).mean(0).astype(int).tolist()
@@ -268,53 +265,32 @@ def _turned(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generat
     return _changed(pixels, turned)
 
 
-def _mirrored(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-    axes = _FLIPS[param["mirror"]]
-    return np.flip(pixels, axes[rng.integers(len(axes))])
-
-
-def _brightened(
-    pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator
-) -> np.ndarray:
-    shift = rng.uniform(-1, 1) * param["brightness_variation"]
-    return (pixels + np.rint(shift)).clip(0, 255).astype(np.uint8)
-
-
-def _spotted(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+def _spotted(pixels: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
     height, width = pixels.shape[:2]
     row, column = rng.uniform(0, height), rng.uniform(0, width)
     radius = rng.uniform(0.1, 0.5) * min(height, width)
     rows, columns = np.ogrid[:height, :width]
     spot = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * radius**2))
     spot = spot if pixels.ndim == 2 else spot[..., None]
-    shift = rng.uniform(-1, 1) * param["brightness_variation_spot"] * spot
+    return _shifted(pixels, rng.uniform(-1, 1) * most * spot)
+
+
+def _shifted(pixels: np.ndarray, shift: float | np.ndarray) -> np.ndarray:
     return (pixels + np.rint(shift)).clip(0, 255).astype(np.uint8)
 
 
 def _enhanced(
     enhancer: type[ImageEnhance.Color | ImageEnhance.Contrast],
-    name: str,
     pixels: np.ndarray,
-    param: Mapping[str, Any],
+    most: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    factor = 1 + rng.uniform(-1, 1) * param[name]
+    factor = 1 + rng.uniform(-1, 1) * most
     return _changed(pixels, lambda image: enhancer(image).enhance(factor))
 
 
-def _cropped(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-    height, width = (
-        max(1, round(side * param["crop_percentage"] / 100)) for side in pixels.shape[:2]
-    )
-    return _cut(pixels, height, width, rng)
-
-
-def _cut_to(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-    height, width = (min(side, max(1, int(param["crop_pixel"]))) for side in pixels.shape[:2])
-    return _cut(pixels, height, width, rng)
-
-
-def _cut(pixels: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def _cut(pixels: np.ndarray, sides: Iterable[int], rng: np.random.Generator) -> np.ndarray:
+    height, width = sides
     top = int(rng.integers(pixels.shape[0] - height + 1))
     left = int(rng.integers(pixels.shape[1] - width + 1))
     return _resized(pixels[top : top + height, left : left + width], pixels.shape)
@@ -333,14 +309,21 @@ def _changed(pixels: np.ndarray, change: Callable[[Image.Image], Image.Image]) -
     return np.asarray(change(image))
 
 
-_WAYS: dict[str, _Way] = {
+# how an image is distorted by a parameter of this value
+_WAYS: dict[str, Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]] = {
     "rotate": _rotated,
     "rotate_range": _turned,
-    "mirror": _mirrored,
-    "brightness_variation": _brightened,
+    "mirror": lambda pixels, axes, rng: np.flip(
+        pixels, _FLIPS[axes][rng.integers(len(_FLIPS[axes]))]
+    ),
+    "brightness_variation": lambda pixels, most, rng: _shifted(pixels, rng.uniform(-1, 1) * most),
     "brightness_variation_spot": _spotted,
-    "contrast_variation": partial(_enhanced, ImageEnhance.Contrast, "contrast_variation"),
-    "saturation_variation": partial(_enhanced, ImageEnhance.Color, "saturation_variation"),
-    "crop_percentage": _cropped,
-    "crop_pixel": _cut_to,
+    "contrast_variation": partial(_enhanced, ImageEnhance.Contrast),
+    "saturation_variation": partial(_enhanced, ImageEnhance.Color),
+    "crop_percentage": lambda pixels, percent, rng: _cut(
+        pixels, (max(1, round(side * percent / 100)) for side in pixels.shape[:2]), rng
+    ),
+    "crop_pixel": lambda pixels, most, rng: _cut(
+        pixels, (min(side, max(1, int(most))) for side in pixels.shape[:2]), rng
+    ),
 }

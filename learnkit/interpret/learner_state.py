@@ -21,7 +21,7 @@ from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.data.labels import ids_by_name
 from learnkit.errors import InterpretationError, LearnkitError
 from learnkit.interpret.normalization import network_classes, network_normalization
-from learnkit.report.document import Document, Paragraph, Span, pairs, visible
+from learnkit.report.document import visible
 
 if TYPE_CHECKING:
     from learnkit.continual.ood_detector import OodDetector
@@ -267,21 +267,11 @@ def loss_of(learn: Any) -> Any:
 _NAMES_SHOWN, _LONGEST = 10, 40
 
 
-def learner_document(learn: Any) -> Document:
-    """What a learner is and knows, without a pass over data: network, images, classes, state."""
-    facts = _facts_of(learn)
-    return Document([Paragraph(Span(type(learn).__name__, "strong")), pairs(facts)])
+def learner_facts(learn: Any) -> dict[str, str]:
+    """What a learner is and knows, by name, without a pass over data: network, classes, state.
 
-
-def learner_line(learn: Any) -> str:
-    """The same in one line."""
-    facts = _facts_of(learn)
-    shown = [facts[name] for name in ("network", "classes", "state") if name in facts]
-    return f"{type(learn).__name__}({'; '.join(shown)})"
-
-
-def _facts_of(learn: Any) -> dict[str, str]:
-    """Name and value of what there is to say; also of a learner that lacks the usual parts."""
+    Also of a learner that lacks the usual parts.
+    """
     parts = vars(learn)
     model, dls = parts.get("model"), parts.get("dls")
     body = model[0] if isinstance(model, nn.Sequential) and len(model) else model

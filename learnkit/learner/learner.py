@@ -50,8 +50,7 @@ from learnkit.interpret.learner_state import (
     LearnerState,
     class_names,
     detector_of,
-    learner_document,
-    learner_line,
+    learner_facts,
 )
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.plots import plot_history
@@ -78,15 +77,14 @@ from learnkit.learner.saving import (
 from learnkit.learner.trained_head import check_trainable, train_batch, training
 from learnkit.learner.validation import (
     check_not_empty,
-    inputs_of_network,
     loss_of_outputs,
+    network_batch,
     no_training_events,
     predictions_of,
     show_results,
     suggestions_of,
-    targets_of_outputs,
 )
-from learnkit.report.document import Document
+from learnkit.report.document import Document, Paragraph, Span, pairs
 from learnkit.report.notebook import Shown
 from learnkit.uncertainty.calibration import TemperatureFit
 from learnkit.uncertainty.threshold import Threshold
@@ -178,11 +176,14 @@ class ImageLearner(Learner, Shown):
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        return learner_line(self)
+        facts = learner_facts(self)
+        shown = [facts[name] for name in ("network", "classes", "state") if name in facts]
+        return f"{type(self).__name__}({'; '.join(shown)})"
 
     def document(self) -> Document:
         """What it is and knows: network, classes, images, state, thresholds; nothing is run."""
-        return learner_document(self)
+        name = Paragraph(Span(type(self).__name__, "strong"))
+        return Document([name, pairs(learner_facts(self))])
 
     @property
     def classes(self) -> list[str]:
@@ -329,8 +330,7 @@ class ImageLearner(Learner, Shown):
     def _split(self, b: Any) -> None:
         """Inputs and targets of a batch; fastai's passes, fits and metrics all ask here."""
         super()._split(b)
-        self.xb = inputs_of_network(self, self.xb)
-        self.yb = targets_of_outputs(self, self.yb)
+        self.xb, self.yb = network_batch(self, self.xb, self.yb)
 
     def validate(self, ds_idx: int = 1, dl: Any = None, cbs: Any = None) -> Any:
         """The loss and all metrics over a loader, as in fastai.

@@ -36,17 +36,6 @@ from learnkit.learner.dataloaders import is_multi_label
 from learnkit.learner.export import predictor_of
 from learnkit.learner.features import loader_over, read_by_loader
 
-
-def targets_of_outputs(learn: Any, targets: Sequence[Any]) -> tuple[Any, ...]:
-    """Targets of a batch of the running pass, in the class numbers of the learner's outputs.
-
-    Raises:
-        InterpretationError: One is of a class the learner does not know.
-    """
-    numbers = renumbering(learn, getattr(learn, "dl", None)) if len(targets) == 1 else None
-    return tuple(targets) if numbers is None else (numbers(targets[0]),)
-
-
 _SHOWN = 224  # pixels of pictures to show
 
 
@@ -56,10 +45,21 @@ class _Batches(list):
     source: Any = None
 
 
-def inputs_of_network(learn: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """Inputs of a batch of the running pass, with pixels as the network takes them."""
-    pixels = renormalization(learn, getattr(learn, "dl", None))
-    return tuple(inputs) if pixels is None else tuple(map(pixels, inputs))
+def network_batch(
+    learn: Any, inputs: Sequence[Any], targets: Sequence[Any]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """(inputs with pixels as the network takes them, targets as it numbers its outputs) of a batch.
+
+    Raises:
+        InterpretationError: A target is of a class the learner does not know.
+    """
+    dl = getattr(learn, "dl", None)
+    pixels = renormalization(learn, dl)
+    numbers = renumbering(learn, dl) if len(targets) == 1 else None
+    return (
+        tuple(inputs if pixels is None else map(pixels, inputs)),
+        tuple(targets if numbers is None else map(numbers, targets)),
+    )
 
 
 def predictions_of(learn: Any, items: Any, bs: int | None = None) -> list[Prediction]:

@@ -49,7 +49,12 @@ def templates() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_escaped,
+        # what a macro made is markup already
+        finalize=lambda value: (
+            value
+            if isinstance(value, Markup)
+            else Markup(html.escape(visible(value_text(value), "\ufffd")))
+        ),
     )
     found.globals |= {"interval_ends": interval_ends, "interval_text": interval_text}
     found.filters |= {
@@ -61,13 +66,6 @@ def templates() -> Environment:
         "local": lambda name: f"./{quote(name)}",  # beside the page, whatever the name
     }
     return found
-
-
-def _escaped(value: Any) -> Markup:
-    """Any value of a template as text; what a macro made is markup already."""
-    if isinstance(value, Markup):
-        return value
-    return Markup(html.escape(visible(value_text(value), "\ufffd")))
 
 
 def _address(image: Any) -> str:

@@ -199,6 +199,7 @@ def _image_rows(
         top = [[int(c), _short(images.probs[place, c])] for c in order[place]]
         top = top[:1] + [pair for pair in top[1:] if pair[1] >= _LEAST_PROB]
         told = images.multi_label or all(c != images.targets[place] for c, _ in top) if known else 0
+        sha = images.sha256[place]
         row = {
             "p": images.names[place],
             "a": _label(images.targets[place]) if known else -1,
@@ -212,7 +213,8 @@ def _image_rows(
             "w": _short(suspicion[place]) if known else 0,
             "d": group_of.get(place, -1),
             "k": bool(known and images.learned is not None and images.learned[place]),
-            "sha": _digest_text(images.sha256[place]),
+            # as base64 without padding, a third shorter than in hex
+            "sha": sha and base64.b64encode(bytes.fromhex(sha)).decode().rstrip("="),
             **heats.get(place, {}),
         }
         rows.append({key: one for key, one in row.items() if one != DEFAULTS.get(key, row)})
@@ -226,11 +228,6 @@ def _score(images: EvaluatedImages, place: int) -> float | None:
     if short is None or limit is None or (short > limit) == (score > limit):
         return short
     return score
-
-
-def _digest_text(sha256: str | None) -> str | None:
-    """A SHA-256 in hex as base64 without padding, a third shorter."""
-    return sha256 and base64.b64encode(bytes.fromhex(sha256)).decode().rstrip("=")
 
 
 def _label(value: Any) -> int | list[int]:

@@ -113,14 +113,21 @@ class Access:
         self._say(self.link)
         return Refusal(429, "too many wrong keys; the console of the server shows a new link")
 
-    def check_host(self, headers: Mapping[str, str]) -> None:
-        """Raise Refusal 421 unless a request names the host that the server is bound to.
+    def check_origin(self, method: str, headers: Mapping[str, str]) -> None:
+        """Check that a request names the server's own host, and that its own page sends a POST.
 
         Else a page elsewhere, whose name is made to lead here, would be let in.
+
+        Raises:
+            Refusal: 421 another host, 403 another page.
         """
         host = headers.get("host", "").lower()
         if host not in self._hosts() and not (self.host in _ANY and _is_number(host, self.port)):
             raise Refusal(421, "this address is not the one that the labelling page is served at")
+        own = f"{urlsplit(self.address).scheme}://{host}"
+        is_own = headers.get("origin", "").lower() == own and headers.get(HEADER) == "1"
+        if method == "POST" and not is_own:
+            raise Refusal(403, "only the labelling page may ask for that")
 
     def _hosts(self) -> set[str]:
         if self.origin is not None:
@@ -132,13 +139,6 @@ class Access:
             names = {f"[{self.host}]" if ":" in self.host else self.host}
         port = "" if self.port == 80 else f":{self.port}"
         return {f"{one.lower()}{port}" for one in names}
-
-    def check_post(self, headers: Mapping[str, str]) -> None:
-        """Raise Refusal 403 for what the page itself has not sent."""
-        scheme = urlsplit(self.address).scheme
-        own = f"{scheme}://{headers.get('host', '').lower()}"
-        if headers.get("origin", "").lower() != own or headers.get(HEADER) != "1":
-            raise Refusal(403, "only the labelling page may ask for that")
 
     def owner(self, cookie: str) -> str:
         """Who holds a cookie, in 16 hexadecimal digits.

@@ -9,9 +9,10 @@ import hmac
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from learnkit.data.image import IMAGE_EXTENSIONS
 from learnkit.errors import ServingError
@@ -78,10 +79,12 @@ class Inbox:
         self._secret, self.clock = secret, clock
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}
 
-    def id_of(self, sha: str, name: str) -> str:
-        """The id of the image with these bytes under this name."""
+    def image(self, noted: Mapping[str, Any]) -> InboxImage:
+        """An image where it came, of what is noted of its file: `sha`, `name`, `w` and `h`."""
+        sha, name = noted["sha"], noted["name"]
         about = f"{sha}\0{name}".encode(errors="surrogateescape")
-        return hmac.digest(self._secret, about, "sha256").hex()[:32]
+        own = hmac.digest(self._secret, about, "sha256").hex()[:32]
+        return InboxImage(own, sha, name, self.folder / name, noted["w"], noted["h"])
 
     def files(self) -> dict[str, os.stat_result]:
         """All files with an image's extension, by their names below the inbox."""

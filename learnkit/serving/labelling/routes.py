@@ -105,9 +105,7 @@ class _Routes:
 
         async def endpoint(request: Request) -> Response:
             try:
-                self._access.check_host(request.headers)
-                if method == "POST":
-                    self._access.check_post(request.headers)
+                self._access.check_origin(method, request.headers)
                 owner = "" if is_open else self._access.owner(request.cookies.get(COOKIE, ""))
                 response = await handle(request, owner)
             except Refusal as refusal:

@@ -233,12 +233,10 @@ class Workplace:
         """Take in images whose features are kept, and judge them, or as many as `at_most`."""
         new = []
         for one in images:
-            image = self.inbox.id_of(one["sha"], one["name"])
-            place = self.inbox.folder / one["name"]
-            picture = InboxImage(image, one["sha"], one["name"], place, one["w"], one["h"])
-            self._taken.add(one["name"])
-            if self.book.add(picture) or image not in self.scores:
-                new.append((image, one["sha"]))
+            picture = self.inbox.image(one)
+            self._taken.add(picture.name)
+            if self.book.add(picture) or picture.id not in self.scores:
+                new.append((picture.id, picture.sha))
         self.scores.add(new, at_most)
         return len(new)
 

@@ -194,18 +194,18 @@ def test_hosts_that_lead_here(bound, asked, served):
     access = Access(bound, 8000, SECRET, token="t" * 16)
     asked = asked.replace(":80", ":8000")
     if served:
-        access.check_host({"host": asked})
+        access.check_origin("GET", {"host": asked})
         return
     with pytest.raises(Refusal) as refused:
-        access.check_host({"host": asked})
+        access.check_origin("GET", {"host": asked})
     assert refused.value.status == 421
 
 
 def test_behind_a_proxy_the_address_of_the_page_counts():
     access = Access("127.0.0.1", 80, SECRET, token="t" * 16, origin="https://parts.example/")
-    access.check_host({"host": "parts.example"})
-    access.check_post(
-        {"host": "parts.example", "origin": "https://parts.example", "x-learnkit": "1"}
+    access.check_origin("GET", {"host": "parts.example"})
+    access.check_origin(
+        "POST", {"host": "parts.example", "origin": "https://parts.example", "x-learnkit": "1"}
     )
     assert "; Secure" in access.login("t" * 16)
     assert access.link.startswith("https://parts.example/label?key=")
