@@ -16,12 +16,12 @@ from learnkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from learnkit.backends.devices import devices as devices
-    from learnkit.callback.calibration import Calibration as Calibration
+    from learnkit.callback.after_fit import Calibration as Calibration
+    from learnkit.callback.after_fit import ContinualLearning as ContinualLearning
+    from learnkit.callback.after_fit import OutOfDistribution as OutOfDistribution
     from learnkit.callback.checkpoint import Checkpoint as Checkpoint
-    from learnkit.callback.continual import ContinualLearning as ContinualLearning
     from learnkit.callback.frozen_features import FrozenFeatures as FrozenFeatures
     from learnkit.callback.history import TrainingHistory as TrainingHistory
-    from learnkit.callback.ood import OutOfDistribution as OutOfDistribution
     from learnkit.callback.stop_on_non_finite import StopOnNonFinite as StopOnNonFinite
     from learnkit.data.dataset import ImageDataset as ImageDataset
     from learnkit.data.image import read_image as read_image
@@ -72,9 +72,9 @@ PUBLIC_NAMES: dict[str, str] = {
     "TrainingHistory": "learnkit.callback.history",
     "StopOnNonFinite": "learnkit.callback.stop_on_non_finite",
     "Checkpoint": "learnkit.callback.checkpoint",
-    "ContinualLearning": "learnkit.callback.continual",
-    "OutOfDistribution": "learnkit.callback.ood",
-    "Calibration": "learnkit.callback.calibration",
+    "ContinualLearning": "learnkit.callback.after_fit",
+    "OutOfDistribution": "learnkit.callback.after_fit",
+    "Calibration": "learnkit.callback.after_fit",
     # evaluation and interpretation
     "Evaluation": "learnkit.evaluation.evaluate",
     "evaluate": "learnkit.evaluation.evaluate",
@@ -98,7 +98,10 @@ PUBLIC_NAMES: dict[str, str] = {
 # Old module paths, as documentation and pickles may name them -> where they are now. Each warns,
 # for one version.
 MOVED = {
+    "learnkit.callback.calibration": "learnkit.callback.after_fit",
+    "learnkit.callback.continual": "learnkit.callback.after_fit",
     "learnkit.callback.guard": "learnkit.callback.stop_on_non_finite",
+    "learnkit.callback.ood": "learnkit.callback.after_fit",
     "learnkit.demo": "learnkit.cli.demo",
     "learnkit.deploy.backends.devices": "learnkit.backends.devices",
     "learnkit.deploy.bulk": "learnkit.inference.batch",

@@ -1,4 +1,8 @@
-"""Callbacks that derive something from the network, by a learner's verb, after its training."""
+"""Callbacks that derive something from the network when its training is over.
+
+`ContinualLearning` begins the continual state, `OutOfDistribution` fits the OOD detector and
+`Calibration` the temperature, each by the learner's verb.
+"""
 
 from __future__ import annotations
 
@@ -63,3 +67,68 @@ def finish_training(learn: Any, callbacks: dict[str, AfterFit]) -> None:
         ood.made = learn.ood.statistics
     if calibration is not None:
         calibration.report = learn.calibrate(outputs, **calibration.options)
+
+
+class ContinualLearning(AfterFit):
+    """After a training: `learn.init_continual` with the training data; see there for the arguments.
+
+    A learner that has learned nothing since may be trained on: it returns to its trained head, and
+    a new continual state begins afterwards. One that was extended refuses, as without callback.
+
+    Args:
+        memory: features remembered of each class.
+        classifier: "lda", "ridge" or "prototype".
+        false_alarm_rate: share of known images that may be flagged as unknown.
+        **settings: further arguments of `init_continual`.
+    """
+
+    step = "continual"
+
+    def __init__(
+        self,
+        *,
+        memory: int = 64,
+        classifier: str = "lda",
+        false_alarm_rate: float = 0.05,
+        **settings: Any,
+    ):
+        chosen = {"memory": memory, "classifier": classifier, "false_alarm_rate": false_alarm_rate}
+        super().__init__(**chosen, **settings)
+
+
+class OutOfDistribution(AfterFit):
+    """After a training: `learn.fit_ood` on the training data; see there for the arguments.
+
+    With `ContinualLearning` it sets how the continual state detects out-of-distribution images.
+
+    Args:
+        score: "combined", "mahalanobis", "relative", "knn", "msp" or "energy".
+        false_alarm_rate: share of known images that may be flagged as unknown.
+        guarantee: "loo", "split" or "pac".
+        **settings: further arguments of `fit_ood`.
+    """
+
+    step = "ood"
+
+    def __init__(
+        self,
+        *,
+        score: str = "combined",
+        false_alarm_rate: float = 0.05,
+        guarantee: str = "loo",
+        **settings: Any,
+    ):
+        chosen = {"score": score, "false_alarm_rate": false_alarm_rate, "guarantee": guarantee}
+        super().__init__(**chosen, **settings)
+
+
+class Calibration(AfterFit):
+    """After a training: `learn.calibrate` on the validation images.
+
+    With `ContinualLearning` there is nothing left to do: that state is calibrated as it begins.
+    """
+
+    step = "calibration"
+
+    def __init__(self):
+        super().__init__()

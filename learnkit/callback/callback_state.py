@@ -7,6 +7,7 @@ back what they had counted.
 
 import os
 import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -17,8 +18,6 @@ from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.learner import Recorder
-
-from learnkit.callback.checkpoint_file import plain_tree
 
 # What runs the loop and shows the table; learnkit's own callbacks see to themselves.
 _MACHINERY = (TrainEvalCallback, Recorder, ProgressCallback)
@@ -114,3 +113,22 @@ def _is_plain(value: Any, *, top: bool = False) -> bool:
     if type(value) is str:
         return not top
     return type(value) in (bool, int, float, type(None)) or isinstance(value, _ARRAYS)
+
+
+def plain_tree(value: Any) -> Any:
+    """The same tree of plain Python and torch objects, as `torch.load(weights_only=True)` wants it.
+
+    >>> plain_tree({"lr": np.float64(0.5), "sizes": (1, np.int64(2))})
+    {'lr': 0.5, 'sizes': (1, 2)}
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach().as_subclass(torch.Tensor)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {plain_tree(k): plain_tree(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(plain_tree, value))
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return [plain_tree(v) for v in value]  # a list, or fastcore's L

@@ -296,7 +296,7 @@ class Monitor(Shown):
         Args:
             ax: where to draw; a new figure if None.
         """
-        from learnkit.interpret.canvas import VERMILION, ink, lighten, new_axes
+        from learnkit.interpret.plots import VERMILION, ink, lighten, new_axes
         from learnkit.report.figure_text import figure_names
 
         ax = ax or new_axes((6.4, 3.4))

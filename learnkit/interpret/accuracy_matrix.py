@@ -9,7 +9,7 @@ import numpy as np
 from learnkit.data.labelled_images import labelled_dataset
 from learnkit.errors import EvaluationError
 from learnkit.evaluation.measures import wilson_interval
-from learnkit.interpret.canvas import new_axes
+from learnkit.interpret.plots import new_axes
 from learnkit.report.document import Document, Items, Paragraph, frame_table
 from learnkit.report.figure_text import figure_names
 from learnkit.report.notebook import Shown

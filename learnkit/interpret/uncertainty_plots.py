@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.errors import InterpretationError
-from learnkit.interpret.canvas import BLUE, GREY, VERMILION, ink, lighten, new_axes
+from learnkit.interpret.plots import BLUE, GREY, VERMILION, ink, lighten, new_axes
 from learnkit.uncertainty.checks import check_scores
 from learnkit.uncertainty.ood import BLANK_SCORE, evaluate_ood
 

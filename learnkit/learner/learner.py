@@ -58,15 +58,14 @@ from learnkit.interpret.uncertainty_plots import plot_ood
 from learnkit.learner import continual, uncertainty
 from learnkit.learner.adopt import adopted_arguments, go_on_from
 from learnkit.learner.augmentation import augmented_loader
-from learnkit.learner.bundle import learner_from
 from learnkit.learner.dataloaders import agreeing_loaders, note_loaders
 from learnkit.learner.export import (
     export_learner,
+    learner_from,
     optimize_learner,
     own_predictor_of,
     predictor_of,
 )
-from learnkit.learner.label_metrics import comparable_loss, metrics_of_loss
 from learnkit.learner.saving import (
     explained_batches,
     explained_divergence,
@@ -77,7 +76,9 @@ from learnkit.learner.saving import (
 from learnkit.learner.trained_head import check_trainable, train_batch, training
 from learnkit.learner.validation import (
     check_not_empty,
+    comparable_loss,
     loss_of_outputs,
+    metrics_of_loss,
     network_batch,
     no_training_events,
     predictions_of,

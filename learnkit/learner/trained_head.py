@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from learnkit.callback.after_fit import AfterFit
 from learnkit.callback.class_weights import weighted_loss
 from learnkit.callback.folded_norms import FoldedNorms
-from learnkit.callback.stored_features import checksums_of
+from learnkit.callback.frozen_features import checksums_of
 from learnkit.callback.training_precision import autocast_model, precision_of
 from learnkit.continual.classifier import continual_head
 from learnkit.data.labelled_images import files_or_images

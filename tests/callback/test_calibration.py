@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import tiny_learner, write_image_folder
 
-from learnkit.callback.calibration import Calibration
+from learnkit.callback.after_fit import Calibration
 from learnkit.data.dataset import ImageDataset
 
 

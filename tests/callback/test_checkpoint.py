@@ -1,3 +1,4 @@
+import os
 import pickle
 import random
 import re
@@ -21,9 +22,7 @@ from fastai.callback.tracker import (
 from fastai.callback.training import GradientAccumulation
 from helpers import toy_learner
 
-from learnkit.callback import checkpoint_file
-from learnkit.callback.checkpoint import Checkpoint
-from learnkit.callback.checkpoint_file import read_checkpoint
+from learnkit.callback.checkpoint import ENTRIES, Checkpoint, check_writable, read_checkpoint
 from learnkit.callback.history import TrainingHistory
 from learnkit.errors import CheckpointError
 
@@ -445,7 +444,7 @@ def test_a_file_without_the_state_of_callbacks_still_resumes(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         train([Checkpoint(file), CtrlC(8)])
     saved = read_checkpoint(file)
-    torch.save({k: saved[k] for k in checkpoint_file.ENTRIES}, file)
+    torch.save({k: saved[k] for k in ENTRIES}, file)
     assert_same_training(whole["fine_tune"], train(Checkpoint.resume(file), seed=99))
 
 
@@ -565,10 +564,9 @@ def test_a_failing_disk_leaves_the_old_file(file, monkeypatch, call):
 
     checkpoint = Checkpoint(file)
     learn = toy_learner()
-    checkpoint_file.check_writable(file)
-    monkeypatch.setattr(checkpoint_file, "check_writable", lambda path: None)
+    check_writable(file)
     monkeypatch.setattr("learnkit.callback.checkpoint.check_writable", lambda path: None)
-    monkeypatch.setattr(checkpoint_file.os, call, fail)
+    monkeypatch.setattr(os, call, fail)
     with pytest.raises(CheckpointError, match=r"written \(No space left on device\).* is intact"):
         learn.fit(1, cbs=checkpoint)
     assert file.read_bytes() == content

@@ -9,10 +9,7 @@ import torch
 from fastai.learner import Learner
 from helpers import tiny_learner, write_image_folder
 
-from learnkit.callback.after_fit import AfterFit
-from learnkit.callback.calibration import Calibration
-from learnkit.callback.continual import ContinualLearning
-from learnkit.callback.ood import OutOfDistribution
+from learnkit.callback.after_fit import AfterFit, Calibration, ContinualLearning, OutOfDistribution
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import ContinualStateError
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from helpers import tiny_learner, write_image_folder
 
-from learnkit.callback.calibration import Calibration
-from learnkit.callback.ood import OutOfDistribution
+from learnkit.callback.after_fit import Calibration, OutOfDistribution
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import OodLockedError
 

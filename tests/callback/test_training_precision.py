@@ -14,8 +14,7 @@ from torch import nn
 
 from learnkit.backends import processor
 from learnkit.callback import training_precision as module
-from learnkit.callback.checkpoint import Checkpoint
-from learnkit.callback.checkpoint_file import read_checkpoint, write_checkpoint
+from learnkit.callback.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from learnkit.callback.frozen_features import FrozenFeatures
 from learnkit.callback.training_precision import (
     TrainingPrecision,

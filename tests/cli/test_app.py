@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from learnkit import load_learner
 from learnkit._version import __version__
 from learnkit.callback import checkpoint
-from learnkit.callback.checkpoint_file import read_checkpoint
+from learnkit.callback.checkpoint import read_checkpoint
 from learnkit.cli.app import main
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.runtime_predictor import load_runtime

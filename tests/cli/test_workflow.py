@@ -11,7 +11,7 @@ from helpers import show_progress_at_once, write_image_folder
 from safetensors.torch import save_file, save_model
 
 from learnkit.backends import processor
-from learnkit.callback.checkpoint_file import read_checkpoint, write_checkpoint
+from learnkit.callback.checkpoint import read_checkpoint, write_checkpoint
 from learnkit.cli import workflow
 from learnkit.errors import CheckpointError, DataError, NonFiniteLossError
 

@@ -8,8 +8,7 @@ from fastai.metrics import F1Score, accuracy
 from helpers import tiny_learner, write_image_folder
 from sklearn.metrics import f1_score
 
-from learnkit.callback.calibration import Calibration
-from learnkit.callback.continual import ContinualLearning
+from learnkit.callback.after_fit import Calibration, ContinualLearning
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import ContinualStateError, InterpretationError
 from learnkit.interpret.classification import ClassificationInterpretation
