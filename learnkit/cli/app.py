@@ -9,12 +9,17 @@ from __future__ import annotations
 import functools
 import gc
 import io
+import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -23,10 +28,8 @@ from typer.core import TyperCommand
 from learnkit._version import __version__
 from learnkit.cli import change, clean, deploy, label, train, use
 from learnkit.cli.arguments import DEBUG, Interrupted, tidy_arguments
-from learnkit.cli.console import Report, fail
+from learnkit.cli.console import Report, fail, printable
 from learnkit.cli.remedies import options_here, remedy
-from learnkit.cli.stalled_reads import ended_by_ctrl_c
-from learnkit.cli.table import printable
 from learnkit.errors import LearnkitError
 
 app = typer.Typer(
@@ -43,6 +46,8 @@ app = typer.Typer(
 )
 _BOXES = 80  # columns from which on the boxes of a command's help hold the names of its options
 _state: dict[str, Any] = {"debug": False, "argv": []}
+_TICK = 0.5  # seconds between two looks whether Ctrl-C reaches nobody
+_PATIENCE = 5.0  # seconds for a disk that is slow, and answers
 
 
 def _say_version(wanted: bool) -> None:
@@ -89,6 +94,48 @@ def main(argv: Sequence[str] | None = None) -> None:
                 # Python would look for cycles among all of torch's and fastai's objects at its end:
                 # a second of the processor, of the few that a server has once it is told to stop.
                 gc.freeze()
+
+
+@contextmanager
+def ended_by_ctrl_c(say: Callable[[str], object]) -> Iterator[None]:
+    """Within, Ctrl-C ends the process with exit code 130 although a read never returns.
+
+    The system tells a thread that waits for a disk of no signal but SIGKILL, and a network share
+    that is gone lets it wait for ever; a training reads its images in the main thread. Whatever
+    the command has written by then is whole: it is what a kill leaves.
+
+    Args:
+        say: is given the sentence before the end.
+    """
+    if not hasattr(signal, "sigpending"):  # Windows, where reads can be cancelled
+        yield
+        return
+    done = threading.Event()
+    watch = threading.Thread(target=_watch, args=(done, say), name="learnkit-ctrl-c", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _watch(done: threading.Event, say: Callable[[str], object]) -> None:
+    """End the process where a SIGINT is taken by nobody, and the main thread does not move."""
+    # `sigpending` tells of signals that its thread blocks, and only of those that wait
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    while not done.wait(_TICK):
+        if signal.SIGINT not in signal.sigpending():
+            continue
+        before = _step()
+        if not done.wait(_PATIENCE) and _step() == before:
+            say("interrupted; a file is left that the disk or network does not answer for")
+            os._exit(130)  # a wait for a disk ends with its process, and by nothing else
+
+
+def _step() -> tuple[FrameType | None, int]:
+    """Where the main thread is: its frame, and the instruction in it."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return frame, -1 if frame is None else frame.f_lasti
 
 
 def _show_traceback(*error: Any) -> None:

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from learnkit.cli.arguments import ModelArgument
-from learnkit.cli.console import Report
-from learnkit.cli.table import printable
+from learnkit.cli.console import Report, printable
 from learnkit.errors import ConversionRefusedError, UsageError
 from learnkit.report.text import print_document
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from learnkit.cli.arguments import ModelArgument
-from learnkit.cli.table import printable
+from learnkit.cli.console import printable
 
 
 def label(

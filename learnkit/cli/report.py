@@ -14,8 +14,7 @@ from learnkit.bundle.card import measures_table
 from learnkit.bundle.overview import Listed, is_listed_from, listing
 from learnkit.bundle.schema import CONFIG, check_schema, read_section
 from learnkit.bundle.variant import FLOAT32
-from learnkit.cli.console import Report
-from learnkit.cli.table import FittedTable
+from learnkit.cli.console import FittedTable, Report
 from learnkit.data.labels import ids_of_classes
 from learnkit.deploy.hub_bundle import located
 from learnkit.errors import BundleCorruptError, UsageError

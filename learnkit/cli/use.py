@@ -25,8 +25,7 @@ from learnkit.cli.arguments import (
     PathsArgument,
     RateOption,
 )
-from learnkit.cli.console import Report, fail
-from learnkit.cli.table import FittedTable
+from learnkit.cli.console import FittedTable, Report, fail
 from learnkit.errors import PredictionError, UnreadableImagesError, UsageError, warned_after
 
 if TYPE_CHECKING:

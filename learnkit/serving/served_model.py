@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from learnkit._version import versions
 from learnkit.data.labels import name_problem
 from learnkit.errors import (
     ContinualNotInitializedError,
@@ -20,9 +21,11 @@ from learnkit.errors import (
 from learnkit.inference.digest import model_digest
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.uploads import Upload
+from learnkit.storage.formats import finite_or_none
 
 _CANNOT = (ContinualNotInitializedError, ContinualUnsupportedError, OptimizedModelError)
 _SHOWN = 20
+_PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "pillow", "fastapi", "uvicorn")
 
 
 class ServedModel:
@@ -180,3 +183,26 @@ def labels_for(n: int, given: Sequence[str]) -> list[str]:
         if reason := name_problem(label):
             raise Refusal(422, f"the label {reason}")
     return list(given) * (n if len(given) == 1 else 1)
+
+
+def model_facts(predictor: Any) -> dict[str, Any]:
+    """Classes, what they rest on, thresholds, input and versions."""
+    recipe = predictor.preprocessing
+    head = getattr(predictor, "continual", None)
+    multi_label = bool(getattr(predictor, "multi_label", False))
+    threshold = None
+    if getattr(
+        predictor, "knows_classes", True
+    ):  # what has learned nothing yet has no threshold either
+        threshold = getattr(getattr(head, "threshold", None), "value", None)
+        threshold = getattr(predictor, "ood_threshold", threshold)
+    return {
+        "classes": list(predictor.classes),
+        "multi_label": multi_label,
+        "threshold": predictor.threshold if multi_label else None,
+        "ood_threshold": finite_or_none(threshold),
+        "images_per_class": getattr(head, "n_images", None),
+        "size": list(recipe.size),
+        "channels": recipe.channels,
+        "versions": versions(*_PACKAGES),
+    }

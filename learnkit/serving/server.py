@@ -25,8 +25,8 @@ from learnkit.serving.app import create_app
 from learnkit.serving.auth import check_different, check_exposure, is_loopback
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Limits
+from learnkit.serving.protocol import impatient, quiet
 from learnkit.serving.service import Service
-from learnkit.serving.timeouts import impatient, quiet
 from learnkit.serving.unknown_images import MOST_KEPT
 from learnkit.serving.workers import run_workers
 from learnkit.storage.filesystem import locked

@@ -21,7 +21,6 @@ from learnkit.serving.batching import Batcher
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.limits import Gate, Limits
 from learnkit.serving.metrics import Gauges, Metrics, drift_gauges
-from learnkit.serving.model_info import model_facts
 from learnkit.serving.pages import front_page
 from learnkit.serving.served_model import (
     ServedModel,
@@ -29,6 +28,7 @@ from learnkit.serving.served_model import (
     flag_in,
     groups_in,
     labels_for,
+    model_facts,
 )
 from learnkit.serving.unknown_images import UnknownImages
 from learnkit.serving.uploads import Upload, check_pixels, read_uploads

@@ -6,8 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from learnkit.cli.console import Report
-from learnkit.cli.table import FittedTable, cut_middle
+from learnkit.cli.console import FittedTable, Report, cut_middle
 
 PATHS = [f"/tmp/{'deep/' * 20}shot-{i:03d}.png" for i in range(3)]
 PREDICTIONS = pd.DataFrame(

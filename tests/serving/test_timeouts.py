@@ -12,7 +12,7 @@ import uvicorn
 import uvicorn.protocols.http.httptools_impl
 from uvicorn.server import ServerState
 
-from learnkit.serving.timeouts import impatient, quiet
+from learnkit.serving.protocol import impatient, quiet
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n"
 

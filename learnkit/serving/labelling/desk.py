@@ -19,8 +19,8 @@ from learnkit.serving.labelling.book import Book
 from learnkit.serving.labelling.inbox import InboxImage
 from learnkit.serving.labelling.journal import ASIDE, CLASSES, NAMED, Change, seconds_of
 from learnkit.serving.labelling.label_names import checked_name
-from learnkit.serving.labelling.leases import Leases
 from learnkit.serving.labelling.ledger import labels_known, with_class_change
+from learnkit.serving.labelling.queue import Leases
 from learnkit.serving.labelling.requests import (
     Answer,
     Repeats,

@@ -18,8 +18,8 @@ from learnkit.serving.labelling.queue import VIEWS
 from learnkit.serving.labelling.routes import mount_labelling
 from learnkit.serving.labelling.workplace import Workplace
 from learnkit.serving.limits import Limits
+from learnkit.serving.protocol import impatient, quiet
 from learnkit.serving.server import bound_socket, open_model, uvicorn_module, uvicorn_server
-from learnkit.serving.timeouts import impatient, quiet
 from learnkit.storage.filesystem import locked
 from learnkit.storage.write_folder import check_target
 

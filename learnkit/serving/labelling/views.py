@@ -16,8 +16,7 @@ import numpy as np
 from learnkit.serving.labelling.desk import MOST, Desk
 from learnkit.serving.labelling.inbox import InboxImage
 from learnkit.serving.labelling.journal import CLASSES, NAMED, Change, stamp
-from learnkit.serving.labelling.leases import SECONDS
-from learnkit.serving.labelling.queue import asking_order, is_blind
+from learnkit.serving.labelling.queue import SECONDS, asking_order, is_blind
 from learnkit.serving.labelling.teacher import Saver
 from learnkit.uncertainty.alike import cut_of, groups_alike
 from learnkit.uncertainty.scoring import unit_rows

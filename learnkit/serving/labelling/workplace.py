@@ -31,7 +31,7 @@ from learnkit.serving.labelling.events import Events
 from learnkit.serving.labelling.inbox import OWN, Inbox, InboxImage
 from learnkit.serving.labelling.journal import Journal
 from learnkit.serving.labelling.kept_features import KeptFeatures
-from learnkit.serving.labelling.leases import Leases
+from learnkit.serving.labelling.queue import Leases
 from learnkit.serving.labelling.scores import Scores
 from learnkit.serving.labelling.teacher import Saver, Teacher
 from learnkit.serving.labelling.views import Views

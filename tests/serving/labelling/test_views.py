@@ -12,8 +12,7 @@ from numpy.testing import assert_array_equal
 
 from learnkit.serving.labelling import workplace
 from learnkit.serving.labelling.kept_features import KeptFeatures
-from learnkit.serving.labelling.leases import Leases
-from learnkit.serving.labelling.queue import asking_order, is_blind
+from learnkit.serving.labelling.queue import Leases, asking_order, is_blind
 
 
 class TestAskingOrder:
