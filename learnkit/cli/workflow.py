@@ -219,7 +219,7 @@ def watch(
     learn: ImageLearner, plan: TrainingPlan, write: Callable[[str], None]
 ) -> AbstractContextManager[None]:
     """While it is open, epochs of the plan are lines to `write`, and show progress within."""
-    from learnkit.callback.epoch_lines import watch_epochs
+    from learnkit.callback.history import watch_epochs
 
     return watch_epochs(learn, write, plan.n_epochs)
 
