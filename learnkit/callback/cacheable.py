@@ -17,8 +17,7 @@ from fastai.torch_core import to_device
 from fastai.vision.augment import RandTransform, Resize, ResizeMethod
 from torch import Tensor, nn
 
-from learnkit.interpret.contexts import randomness_kept
-from learnkit.models.eval_mode import evaluating, laid_out
+from learnkit.models.eval_mode import evaluating, laid_out, randomness_kept
 
 # These have code for `before_batch`, but leave the values of the images alone.
 _HARMLESS = (ParamScheduler, CastToTensor)

@@ -32,8 +32,7 @@ from learnkit.callback.cacheable import (
 )
 from learnkit.callback.training_precision import precision_of, step_of
 from learnkit.errors import warn_user
-from learnkit.interpret.contexts import randomness_kept
-from learnkit.models.eval_mode import evaluating
+from learnkit.models.eval_mode import evaluating, randomness_kept
 from learnkit.report.progress import watched
 
 Layer = tuple[nn.Module, str]  # a layer by its place: parent and name

@@ -25,10 +25,9 @@ from fastcore.basics import noop
 from learnkit.callback.base import TrainingCallback, current_lr
 from learnkit.errors import DataError
 from learnkit.evaluation.inputs import labels_above
-from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.losses import activation_of, loss_threshold
 from learnkit.interpret.source import ValidationView
-from learnkit.models.eval_mode import evaluating
+from learnkit.models.eval_mode import evaluating, randomness_kept
 from learnkit.report.progress import Progress
 
 

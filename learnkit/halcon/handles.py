@@ -26,10 +26,10 @@ from learnkit.halcon.errors import (
 )
 from learnkit.halcon.operators import as_tuple, is_whole
 from learnkit.inference.weights_check import channel_stats
-from learnkit.interpret.contexts import randomness_kept
 from learnkit.learner.dataloaders import empty_dataloaders
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
+from learnkit.models.eval_mode import randomness_kept
 
 MAX_CLASS_ID = 65_534
 MAX_SIDE = 16_384  # of images, in pixels

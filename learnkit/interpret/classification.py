@@ -16,7 +16,6 @@ from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.evaluation.measures import CalibrationBins, calibration_bins
 from learnkit.interpret import plots
-from learnkit.interpret.checks import check_count, loader_number, ranks_among
 from learnkit.interpret.heatmaps import (
     SUPTITLE,
     evidence,
@@ -27,10 +26,10 @@ from learnkit.interpret.heatmaps import (
     mistakes_among,
 )
 from learnkit.interpret.learner_state import class_names, names_of, ood_limit
-from learnkit.interpret.losses import loss_threshold
+from learnkit.interpret.losses import check_count, loss_threshold, ranks_among
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.outputs import Outputs, collect_from
-from learnkit.interpret.source import Source
+from learnkit.interpret.source import Source, loader_number
 from learnkit.interpret.tables import errors_table, mistakes_of, report_text, samples_table
 from learnkit.interpret.uncertainty_plots import plot_calibration
 from learnkit.report.document import Document, Section, Table

@@ -1,12 +1,13 @@
-"""Losses of single samples, and the activation a loss implies, of any kind of loss function."""
+"""Losses of single samples, their ranks, and the activation that any loss function implies."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,3 +99,27 @@ def _by_argument(loss_func: Any, logits: Tensor, targets: Tensor) -> Tensor | No
 
 def _flat(losses: Tensor, n: int) -> Tensor:
     return losses.detach().as_subclass(Tensor).reshape(n, -1).float().mean(1)
+
+
+def check_count(k: Any, other: str) -> None:
+    """Raise InterpretationError unless `k` is a whole number from 1 on; `other` may be given."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InterpretationError(f"`k` is {k!r}; ask for at least one loss, or {other}")
+
+
+def ranks_among(k: Any, n: int) -> list[int]:
+    """Ranks among `n` losses, 0 the first, meant by how many or by a list of them.
+
+    Raises:
+        InterpretationError: there is no such rank.
+    """
+    if isinstance(k, str | bytes) or not isinstance(k, Iterable):
+        check_count(k, "a list of ranks")
+        return list(range(min(k, n)))
+    ranks = list(k)
+    whole = all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ranks)
+    if not ranks or not whole or not all(-n <= i < n for i in ranks):
+        raise InterpretationError(
+            f"`k` is {ranks!r:.100}; give ranks from 0, the first, to {n - 1}, or how many to draw"
+        )
+    return ranks

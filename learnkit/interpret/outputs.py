@@ -6,27 +6,20 @@ concern training) and leaves the learner, its loaders, its loss and all random s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learnkit.data.labels import ids_of_classes
 from learnkit.errors import InterpretationError
 from learnkit.evaluation.evaluate import Evaluation, evaluate
 from learnkit.evaluation.inputs import LabelThreshold, check_probs, labels_above
-from learnkit.interpret.checks import (
-    check_activation,
-    check_answers,
-    check_class_logits,
-    detached,
-    finite_sums,
-)
-from learnkit.interpret.contexts import pooled_features, randomness_kept
 from learnkit.interpret.learner_state import (
     class_names,
     detector_of,
@@ -36,9 +29,12 @@ from learnkit.interpret.learner_state import (
 )
 from learnkit.interpret.losses import activation_of, item_losses, loss_threshold
 from learnkit.interpret.normalization import renormalization
-from learnkit.interpret.source import Source, split_batch
-from learnkit.models.eval_mode import evaluating
+from learnkit.interpret.source import Source, detached, split_batch
+from learnkit.models.eval_mode import evaluating, randomness_kept
 from learnkit.report.progress import watched
+
+_ONE_ANSWER = "interpretation of classifiers needs logits (N, C), one row per image"
+_NO_MASKS = "Segmentation, with one answer per pixel, is not interpreted here"
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,3 +279,83 @@ def _assembled(learn: Any, source: Source, joined: dict[str, Tensor]) -> Outputs
         threshold=loss_threshold(learn.loss_func, logits.shape[1]) if multi_label else 0.5,
         class_ids=ids_of_classes(ids, logits.shape[1]) if ids else None,
     )
+
+
+@contextmanager
+def pooled_features(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """Yield a list that receives the pooled output of the body at each forward pass."""
+    seen: list[Tensor] = []
+    if not wanted:
+        yield seen
+        return
+    if not isinstance(model, nn.Sequential) or len(model) < 2:
+        raise InterpretationError(
+            f"`with_features=True` needs a model nn.Sequential(body, head), this one is a"
+            f" {type(model).__name__}"
+        )
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        pooled = output.mean((2, 3)) if output.ndim == 4 else output.flatten(1)
+        seen.append(detached(pooled).float().cpu())
+
+    handle = model[0].register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def check_class_logits(logits: Any) -> None:
+    """Raise InterpretationError unless a network's output is one row of logits per image."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        is_tensor = isinstance(logits, Tensor)
+        found = f"shape {tuple(logits.shape)}" if is_tensor else f"type {type(logits).__name__}"
+        raise InterpretationError(f"The network's outputs have {found}; {_ONE_ANSWER}. {_NO_MASKS}")
+
+
+def check_answers(
+    probs: Tensor, targets: Tensor | None, classes: Sequence[str], *, multi_label: bool
+) -> None:
+    """Raise InterpretationError unless probabilities, labels and class names fit together."""
+    check_class_logits(probs)
+    if classes and probs.shape[1] != len(classes):
+        raise InterpretationError(
+            f"The network has {probs.shape[1]} outputs for {len(classes)} classes; {_ONE_ANSWER}"
+            " and one column per class"
+        )
+    if targets is None:
+        return
+    shape = probs.shape if multi_label else probs.shape[:1]
+    if targets.shape != shape or (targets.is_floating_point() and not multi_label):
+        raise InterpretationError(
+            f"`targets` are {targets.dtype} of shape {tuple(targets.shape)} with {probs.shape[1]}"
+            " classes; class numbers (N,) or, with a sigmoid loss, flags (N, C) are needed."
+            " Regression and segmentation are not interpreted here"
+        )
+
+
+def check_activation(probs: Tensor, competing: bool, *, flags: bool, loss: Any) -> None:
+    """Raise InterpretationError unless the loss's activation suits the kind of labels.
+
+    Args:
+        probs: what the activation made of the logits (N, C).
+        competing: whether they sum to 1 for each sample, so that the classes compete.
+        flags: whether the targets are flags (N, C) instead of class numbers (N,).
+        loss: the learner's loss function, to be named.
+    """
+    if flags and competing and probs.shape[1] > 1:
+        raise InterpretationError(
+            "The targets are flags (N, C), but the loss makes the classes compete (softmax); train"
+            " with a sigmoid loss such as BCEWithLogitsLossFlat, or with class numbers (N,)"
+        )
+    if not flags and not competing:
+        raise InterpretationError(
+            f"Probabilities of a sample sum to {finite_sums(probs)[0].item():.4g} instead of 1;"
+            f" give the loss ({type(loss).__name__}) an `activation` method that turns the"
+            " network's outputs into probabilities"
+        )
+
+
+def finite_sums(probs: Tensor) -> Tensor:
+    """Sums (N,) over the classes; of rows that are not finite none, for they have no say."""
+    return probs[probs.isfinite().all(1)].sum(1)

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from learnkit.data.labelled_images import dataset_of, is_dataset, labelled_dataset
 from learnkit.errors import InterpretationError
-from learnkit.interpret.checks import detached
-from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import class_names, class_numbers, names_of
+from learnkit.models.eval_mode import randomness_kept
+
+_LOADERS = ("train", "valid", "test")
 
 
 class ValidationView:
@@ -129,6 +130,18 @@ class Source:
         return torch.utils.data.DataLoader(view, self.dl.batch_size, **options)
 
 
+def loader_number(ds_type: Any) -> int:
+    """The number of a loader by the name of fastai v1's `DatasetType`.
+
+    Raises:
+        InterpretationError: another name.
+    """
+    name = str(ds_type).rpartition(".")[2].lower()
+    if name not in _LOADERS:
+        raise InterpretationError(f"`ds_type` is {ds_type!r}; it is one of {', '.join(_LOADERS)}")
+    return _LOADERS.index(name)
+
+
 def split_batch(learn: Any, batch: Any) -> tuple[tuple, Tensor | None]:
     """Return the inputs of a batch and its one target, None if it has none."""
     batch = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
@@ -144,6 +157,11 @@ def split_batch(learn: Any, batch: Any) -> tuple[tuple, Tensor | None]:
             f"A batch has {len(yb)} targets; interpretation of classifiers needs one"
         )
     return xb, yb[0] if yb else None
+
+
+def detached(tensor: Tensor) -> Tensor:
+    """Return a tensor as plain `torch.Tensor`, without a graph."""
+    return tensor.detach().as_subclass(Tensor)
 
 
 def to_picture(image: Tensor) -> np.ndarray:

@@ -38,7 +38,6 @@ from learnkit.deploy.hub_bundle import located
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import DataError, ExportError
 from learnkit.inference.model import Model
-from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import (
     ContinualRecord,
     LearnerState,
@@ -54,6 +53,7 @@ from learnkit.learner.adopt import travelling
 from learnkit.learner.dataloaders import empty_dataloaders, is_multi_label
 from learnkit.learner.training_data import own_data
 from learnkit.learner.transforms import preprocessing_of
+from learnkit.models.eval_mode import randomness_kept
 from learnkit.models.param_groups import param_groups
 from learnkit.optimize.samples import PER_CLASS, evenly
 from learnkit.storage.formats import finite_or_none

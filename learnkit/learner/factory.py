@@ -26,7 +26,6 @@ from learnkit.inference.weights_check import (
     likely_recipes,
     stratified_draw,
 )
-from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import names_of
 from learnkit.interpret.normalization import Normalization, normalization_of, plain_pixels
 from learnkit.interpret.source import Source
@@ -43,7 +42,7 @@ from learnkit.learner.training_data import labelled_data
 from learnkit.learner.transforms import warn_if_code
 from learnkit.models.body import create_body
 from learnkit.models.create import create_cnn_model
-from learnkit.models.eval_mode import gains_by_channels_last, set_channels_last
+from learnkit.models.eval_mode import gains_by_channels_last, randomness_kept, set_channels_last
 from learnkit.models.param_groups import as_splitter, param_groups
 
 _BATCH = 32  # images that are read and compared at a time

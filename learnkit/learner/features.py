@@ -22,13 +22,11 @@ from learnkit.data.read_images import image_name, unreadable_images
 from learnkit.errors import DataError, ExportError, PredictionError
 from learnkit.inference.batch import BATCH, padded
 from learnkit.inference.features import ENGINES, feature_rows, learning_session
-from learnkit.interpret.checks import detached
-from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import class_names, detector_of
 from learnkit.interpret.normalization import renormalization
-from learnkit.interpret.source import Source, n_steps_to_file
+from learnkit.interpret.source import Source, detached, n_steps_to_file
 from learnkit.learner.transforms import preprocessing_of
-from learnkit.models.eval_mode import evaluating, is_channels_last
+from learnkit.models.eval_mode import evaluating, is_channels_last, randomness_kept
 from learnkit.report.progress import watched
 
 _PICTURES = str | Path | bytes | Image.Image | np.ndarray | Tensor

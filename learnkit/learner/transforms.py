@@ -40,7 +40,7 @@ from learnkit.data.image import source_name
 from learnkit.data.preprocess import Preprocessing, to_tensor
 from learnkit.data.store import ImageStore
 from learnkit.errors import DataError, ExportError, warn_user
-from learnkit.interpret.contexts import randomness_kept
+from learnkit.models.eval_mode import randomness_kept
 
 # Fields that other transforms tell: statistics, and geometry.
 _OTHERS = {"mean", "std", "before", *(field.name for field in dataclasses.fields(Resizing))}

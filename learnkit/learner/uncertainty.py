@@ -32,14 +32,13 @@ from learnkit.errors import (
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.evaluation.measures import asked_measures, top_k_of
 from learnkit.inference.evaluation import ood_notes, pictured, with_ood_scores
-from learnkit.interpret.checks import detached
 from learnkit.interpret.classification import ClassificationInterpretation
-from learnkit.interpret.contexts import randomness_kept
 from learnkit.interpret.learner_state import class_names, detector_of, loss_of, names_of
 from learnkit.interpret.losses import activation_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.page.images import EvaluatedImages, common_folder
 from learnkit.interpret.page.page import EvaluationPage
+from learnkit.interpret.source import detached
 from learnkit.learner.continual import (
     check_supported,
     empty_head,
@@ -62,6 +61,7 @@ from learnkit.learner.training_data import (
     images_only,
     labelled_data,
 )
+from learnkit.models.eval_mode import randomness_kept
 from learnkit.uncertainty.calibration import TemperatureFit, fit_temperature
 from learnkit.uncertainty.threshold import Threshold
 

@@ -1,9 +1,14 @@
-"""How a network measures: in eval mode for a while, and in the memory layout it is fast in."""
+"""How a network measures: in eval mode for a while, in the memory layout it is fast in.
 
+A pass leaves nothing behind: modes of layers and random states are as they were.
+"""
+
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +34,18 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Restore the random states of torch, numpy and `random`: loaders draw from them."""
+    plain_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(plain_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002  # fastai draws from the global state
 
 
 def gains_by_channels_last(body: nn.Module) -> bool:
