@@ -10,7 +10,7 @@ import numpy as np
 
 from learnkit.backends.registry import open_session
 from learnkit.backends.session import Session
-from learnkit.bundle.audit import HISTORY, NO_HISTORY, HistoryFacts, history_facts
+from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.schema import (
     CONFIG,
     check_schema,
@@ -84,18 +84,6 @@ def read_session(
     _, _, folder = _files(path, variant, sha256)
     described = Variant.from_bytes(folder.bytes(path_of(variant, "json")), variant)
     return _session(described, folder, threads, device)
-
-
-def read_facts_of_history(path: str | os.PathLike, variant: str, sha256: str) -> HistoryFacts:
-    """The log of changes of `variant` in the bundle at `path`, and the names of its snapshots.
-
-    Raises:
-        BundleError: the bundle is gone, or another one by now.
-        BundleCorruptError: there is a history that is no sound one.
-    """
-    where = path_of(variant, HISTORY)
-    found = read_folder(path, sha256=sha256, wanted=(where,)).files
-    return history_facts(found[where], where) if where in found else NO_HISTORY
 
 
 def read_learned(path: str | os.PathLike, variant: str, sha256: str) -> Learned | None:

@@ -10,7 +10,7 @@ from learnkit._version import listed, versions
 from learnkit.backends.session import Session, brief
 from learnkit.errors import BundleCorruptError, BundleProbeError, LearnkitError
 
-PACKAGES = {  # whose versions decide what a backend computes
+BACKEND_PACKAGES = {  # whose versions decide what a backend computes
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
     "torch": ("torch", "timm"),
@@ -100,7 +100,7 @@ def _compare(
     difference = float(np.abs(found - expected).max())
     if difference <= allowed:  # so written that NaN fails
         return
-    packages = PACKAGES.get(backend, ())
+    packages = BACKEND_PACKAGES.get(backend, ())
     raise BundleProbeError(
         f"the network gives other {name} here than where it was saved: they differ by "
         f"{difference:.3g}, {allowed:.3g} is allowed. Saved with {listed(made_with, *packages)}; "

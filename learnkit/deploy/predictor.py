@@ -18,8 +18,7 @@ from learnkit.backends.providers import ONNX_DEVICES
 from learnkit.bundle.read import read
 from learnkit.bundle.siblings import at_hand
 from learnkit.bundle.variant import FLOAT32
-from learnkit.bundle.write import write
-from learnkit.bundle.write_float32 import base_files
+from learnkit.bundle.write import base_files, write
 from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.classifier import (
     ContinualClassifier,

@@ -11,13 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from learnkit.bundle.audit import NO_HISTORY, HistoryFacts
-from learnkit.bundle.read_runtime import (
-    read_facts_of_history,
-    read_learned,
-    read_runtime,
-    read_session,
-)
+from learnkit.bundle.audit import HISTORY, NO_HISTORY, HistoryFacts, history_facts
+from learnkit.bundle.read_runtime import read_learned, read_runtime, read_session
+from learnkit.bundle.variant import path_of
 from learnkit.continual.change_report import AuditLog
 from learnkit.continual.fingerprints import Learned
 from learnkit.deploy.base import BasePredictor
@@ -28,6 +24,7 @@ from learnkit.errors import BundleError, OptimizedModelError, PredictionError
 from learnkit.inference.class_names import checked_threshold, renamed
 from learnkit.inference.model import Model
 from learnkit.inference.tta import with_views
+from learnkit.storage.read_folder import read_folder
 
 _NEEDS_TORCH = frozenset(
     {
@@ -150,7 +147,9 @@ class RuntimePredictor(BasePredictor):
     def _history(self) -> HistoryFacts:
         if self._home is None or self.variant is None:
             return NO_HISTORY
-        return read_facts_of_history(self._home.path, self.variant, self._home.digest)
+        where = path_of(self.variant, HISTORY)
+        found = read_folder(self._home.path, sha256=self._home.digest, wanted=(where,)).files
+        return history_facts(found[where], where) if where in found else NO_HISTORY
 
     @property
     def threads(self) -> int:

@@ -19,7 +19,7 @@ from deploy_helpers import (
     section,
 )
 
-from learnkit.bundle import read_float32 as reading
+from learnkit.bundle import read as reading
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import (

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from learnkit.backends.conversion import Converted
 from learnkit.backends.torch_session import TorchSession
 from learnkit.bundle.audit import HISTORY
-from learnkit.bundle.write_float32 import base_files
+from learnkit.bundle.write import base_files
 from learnkit.continual.serialization import FORMAT
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import BundleCorruptError, BundleVersionError, ContinualStateError, ExportError

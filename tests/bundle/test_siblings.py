@@ -18,7 +18,7 @@ from deploy_helpers import (
 )
 
 from learnkit.bundle.siblings import siblings_in, with_siblings
-from learnkit.bundle.write_float32 import base_files
+from learnkit.bundle.write import base_files
 from learnkit.data.labelled_images import Labelled
 from learnkit.deploy.predictor import load_learner
 from learnkit.deploy.runtime_predictor import load_runtime

@@ -8,7 +8,7 @@ import torch
 from deploy_helpers import labelled, make_continual, make_predictor, shades, strange
 
 from learnkit.backends.registry import BACKENDS, why_not
-from learnkit.bundle.write_float32 import base_files
+from learnkit.bundle.write import base_files
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
