@@ -36,14 +36,12 @@ def instruction_set() -> str:
     return next((one for one in _WIDEST if one in processor_flags()), platform.machine())
 
 
-def has_bfloat16() -> bool:
-    """True if the processor multiplies bfloat16 itself; elsewhere it would be slower."""
-    return bool(processor_flags() & _BF16)
+def has_bfloat16(*, training: bool = False) -> bool:
+    """True if the processor multiplies bfloat16 itself; elsewhere it would be slower.
 
-
-def trains_bfloat16() -> bool:
-    """True if the processor trains faster in bfloat16; ARM's only predict: gradients are slow."""
-    return bool(processor_flags() & _BF16_OF_X86)
+    With `training`, if it trains faster, too: ARM's only predict, their gradients are slow.
+    """
+    return bool(processor_flags() & (_BF16_OF_X86 if training else _BF16))
 
 
 def n_threads(threads: int | None = None) -> int:

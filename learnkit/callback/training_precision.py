@@ -18,7 +18,7 @@ from fastai.torch_core import to_float
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from learnkit.backends.processor import trains_bfloat16
+from learnkit.backends.processor import has_bfloat16
 from learnkit.backends.registry import TRAINING_PRECISIONS
 from learnkit.callback.base import own_words
 from learnkit.errors import BackendUnavailableError, DataError
@@ -177,7 +177,7 @@ def multiplies_bfloat16(device: str) -> bool:
     """Whether a kind of device trains faster in bfloat16."""
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
-    return device == "cpu" and trains_bfloat16()
+    return device == "cpu" and has_bfloat16(training=True)
 
 
 def autocast_of(learn: Any, images: Any) -> AbstractContextManager:

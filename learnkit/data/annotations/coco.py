@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def coco_dictionary(
     categories = {one["name"]: dict(one) for one in kept.get("categories", ())}
     raw_ids = [one.get("id") for row in rows for one in row.get(RAW) or ()]
     known = Counter(one for one in raw_ids if type(one) is int)
-    new_ids = iter(range(max(known, default=0) + 1, max(known, default=0) + 2 + _n_boxes(rows)))
+    new_ids = count(max(known, default=0) + 1)
     annotations = []
     for row in rows:
         for one in _annotations(row, ids):
@@ -294,10 +295,6 @@ def _rotated(annotation: Mapping[str, Any], where: str) -> tuple[float, ...]:
         raise DataError(f"{where}: 'segmentation': {error}") from error
     *places, phi = rotated_of_rectangles(rectangle)[0]
     return (*written(places), float(phi))
-
-
-def _n_boxes(rows: Iterable[Mapping[str, Any]]) -> int:
-    return sum(len(row["box_labels"]) for row in rows)
 
 
 def _image(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -295,7 +295,11 @@ def _check_sample(
     if "image_file_name" not in sample:
         raise DataError(f"{owner} has no 'image_file_name'; it has {sorted(sample)[:10]}")
     for key in _FILES.keys() & sample.keys():
-        _check_below(sample[key], f"{owner} has {key!r} {sample[key]!r}", _FILES[key])
+        if leaves_folder(sample[key].replace("\\", "/")):  # whichever system wrote it
+            raise DataError(
+                f"{owner} has {key!r} {sample[key]!r}; it must lie below {_FILES[key]!r}: "
+                "relative, without '..'"
+            )
     if "image_id" in sample and type(sample["image_id"]) is not int:
         raise DataError(f"{owner} has 'image_id' {sample['image_id']!r:.80}; it is one integer")
     if sample.get("split", "train") not in _SPLITS:
@@ -319,13 +323,6 @@ def _check_sample(
         if not isinstance(one, dict):
             raise DataError(f"{owner} has 'coco_raw_annotations' {one!r:.80}; each is a dictionary")
     _check_boxes(sample, owner)
-
-
-def _check_below(name: str, seen: str, folder: str) -> None:
-    """Relative and without "..", whichever system wrote it."""
-    path = name.replace("\\", "/")
-    if leaves_folder(path):
-        raise DataError(f"{seen}; it must lie below {folder!r}: relative, without '..'")
 
 
 def leaves_folder(path: str) -> bool:
