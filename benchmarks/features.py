@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from _bench import interleaved_times, report, timing_row, write_csv
 
-from learnkit.backends.network import Network, channels_last, default_probes
 from learnkit.backends.onnx_export import same_in_onnxruntime
+from learnkit.backends.torch_session import Network, channels_last, default_probes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.inference.batch import BATCH
 from learnkit.models.create import create_cnn_model

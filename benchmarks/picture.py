@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
+from learnkit.optimize.conversion_report import plot_speeds
 from learnkit.optimize.quality import Speed
-from learnkit.optimize.report_plot import plot_speeds
 
 HERE = Path(__file__).parent
 EAGER = "eager torch"

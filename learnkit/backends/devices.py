@@ -3,8 +3,8 @@
 import importlib.metadata
 from typing import Any
 
+from learnkit.backends.ort_session import providers_here
 from learnkit.backends.processor import n_threads, processor_name, telling_flags
-from learnkit.backends.providers import providers_here
 from learnkit.backends.registry import BACKENDS, PRECISIONS, Backend, why_not
 from learnkit.report.document import Document, Items, Mark, Paragraph, Span, Table
 from learnkit.report.notebook import Shown

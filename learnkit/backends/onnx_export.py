@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from learnkit._version import __version__
 from learnkit.backends.extras import extra
-from learnkit.backends.network import Network, channels_last, default_probes
-from learnkit.backends.onnx_edit import tidied, write_metadata
+from learnkit.backends.onnx_file import tidied, write_metadata
 from learnkit.backends.registry import BACKENDS, open_session
 from learnkit.backends.session import Session
+from learnkit.backends.torch_session import Network, channels_last, default_probes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import ExportError, PredictionError
 from learnkit.models.eval_mode import set_channels_last

@@ -1,19 +1,30 @@
-"""Networks in onnxruntime; needs no torch."""
+"""Networks in onnxruntime, and the devices it can run them on; needs no torch."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
 from threading import Lock
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
 
 from learnkit.backends.extras import extra
 from learnkit.backends.onnx_file import check_onnx
-from learnkit.backends.providers import PROVIDERS, providers_here
 from learnkit.backends.session import Outputs, Session, brief, signature
 from learnkit.errors import BackendUnavailableError, BundleCorruptError, PredictionError
 
+#: devices by onnxruntime's names for what drives them; of these the tests have seen "cpu" alone,
+#: the others by lists and sessions that pretend
+PROVIDERS = MappingProxyType(
+    {
+        "cpu": "CPUExecutionProvider",
+        "cuda": "CUDAExecutionProvider",
+        "tensorrt": "TensorrtExecutionProvider",
+        "coreml": "CoreMLExecutionProvider",
+        "directml": "DmlExecutionProvider",
+    }
+)
+ONNX_DEVICES = frozenset(PROVIDERS) - {"cpu", "cuda"}  # those torch does not know
 #: optimisations of onnxruntime that change what a network says: this one takes weights left in
 #: float32 among layers in 8 bits to 8 bits as well, with one scale for all channels
 CHANGING = ["WeightBiasQuantization"]
@@ -70,6 +81,16 @@ class OrtSession(Session):
         except _errors() as error:
             raise PredictionError(f"onnxruntime cannot run the network: {brief(error)}") from error
         return features, logits[0] if logits else None
+
+
+def providers_here() -> tuple[str, ...]:
+    """The devices that the installed onnxruntime was built for.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
+    found = extra("onnxruntime").get_available_providers()
+    return tuple(device for device, provider in PROVIDERS.items() if provider in found)
 
 
 def check_provider(ort: ModuleType, device: str) -> None:

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
+from learnkit.backends.ort_session import PROVIDERS, OrtSession, providers_here
 from learnkit.backends.processor import has_bfloat16, n_threads, telling_flags
-from learnkit.backends.providers import PROVIDERS, providers_here
 from learnkit.backends.session import Session
 from learnkit.errors import BackendUnavailableError, BundleCorruptError, OptimizeError
 
@@ -112,8 +112,6 @@ def open_session(
         raise BundleCorruptError(f"a {backend} {precision} network lacks {sorted(absent)}")
     given = {"threads": n_threads(threads), "device": device, **params}
     if backend == "onnxruntime":
-        from learnkit.backends.ort_session import OrtSession
-
         return OrtSession(precision, files, **given)
     if backend == "openvino":
         from learnkit.backends.openvino_session import OpenvinoSession

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from learnkit.backends.network import Network, channels_last, comparable, tolerance_of
+from learnkit.backends.torch_session import Network, channels_last, comparable, tolerance_of
 from learnkit.continual.classifier import continual_head
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import BundleCorruptError, ExportError

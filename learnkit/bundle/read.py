@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from learnkit._version import __version__, listed, versions
 from learnkit.backends.conversion import Converted
-from learnkit.backends.network import Network, channels_last, comparable, tolerance_of
 from learnkit.backends.session import Session
+from learnkit.backends.torch_session import Network, channels_last, comparable, tolerance_of
 from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.probes import PROBE, Probes, read_probes
 from learnkit.bundle.schema import (

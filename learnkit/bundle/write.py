@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from learnkit._version import versions
-from learnkit.backends.network import Network, channels_last, default_probes, tolerance_of
+from learnkit.backends.torch_session import Network, channels_last, default_probes, tolerance_of
 from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.card import checked_card, model_card
 from learnkit.bundle.probes import PROBE, check_probes, probe_tensors

@@ -355,7 +355,7 @@ def _say_counts(counts: Mapping[str, int], n_failed: int, written: Sequence[Path
 def _write(rows: Sequence[Row], predictor: Any, csv: Path | None, to_json: Path | None) -> None:
     """Write predictions where they were asked for, `-` being standard output, or show them."""
     if csv is not None:
-        from learnkit.inference.digest import model_digest
+        from learnkit.inference.model import model_digest
         from learnkit.inference.prediction_table import Layout, write_table
 
         layout = Layout(predictor.classes, model_digest(predictor), predictor.multi_label)

@@ -27,12 +27,12 @@ from learnkit.data.annotations.coco import (
 )
 from learnkit.data.annotations.csv_cells import by_image, with_parsed_cells
 from learnkit.data.annotations.dl_samples import sample_rows
-from learnkit.data.annotations.instances import instances_of_mask
 from learnkit.data.annotations.masks import (
     BACKGROUND,
     IGNORE,
     MaskCodes,
     ids_in,
+    instances_of_mask,
     mask_codes,
     mask_pixels,
     masks_of_images,
@@ -307,7 +307,8 @@ def with_written_masks(
     """
     rows = frame.to_dict("records")
     files = new_mask_files([row["path"] for row in rows], folder)
-    ids = ids if good is not None else {**ids, **_background(frame, ids)}
+    if good is None and box_column(frame):
+        ids = {**ids, BACKGROUND: background_id(ids)}  # the class of what lies around boxes
     ignored = 255 if max(ids.values(), default=0) < 255 else IGNORE
     labels, of_ids = [], {number: name for name, number in ids.items()}
     for row, file in zip(rows, files, strict=True):
@@ -325,11 +326,6 @@ def with_written_masks(
     known = MaskCodes({number: number for number in of_ids}, (ignored,)) if good is None else None
     traits = {"_codes": known, "_good": good}
     return Annotated(others.assign(**series), root, list(ids), dict(ids), traits)
-
-
-def _background(frame: pd.DataFrame, ids: Mapping[str, int]) -> dict[str, int]:
-    """The class of what lies around boxes, where there are boxes."""
-    return {BACKGROUND: background_id(ids)} if box_column(frame) else {}
 
 
 def write_instances(frame: pd.DataFrame, folder: str | os.PathLike[str], root: Path) -> None:

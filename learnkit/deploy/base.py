@@ -21,11 +21,10 @@ from learnkit.deploy.settable import check_assigned
 from learnkit.errors import PredictionError
 from learnkit.evaluation.inputs import LabelThreshold
 from learnkit.inference.batch import BATCH, predict_stream, prediction_table
-from learnkit.inference.digest import same_state
 from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.heatmap import Heatmap, explain
-from learnkit.inference.model import Model
+from learnkit.inference.model import Model, same_state
 from learnkit.inference.monitor import Monitor
 from learnkit.inference.prediction import Prediction, Result, knowledge_of, predictions, raised
 from learnkit.inference.suggestion import Suggestions, suggest

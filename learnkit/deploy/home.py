@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from learnkit.errors import BundleError, NotPicklableError
-from learnkit.inference.digest import same_state
+from learnkit.inference.model import same_state
 from learnkit.storage.read_folder import read_folder
 
 _SAVE = "save it first: predictor.save(path)"

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learnkit.backends.network import Network, channels_last
-from learnkit.backends.providers import ONNX_DEVICES
+from learnkit.backends.ort_session import ONNX_DEVICES
+from learnkit.backends.torch_session import Network, channels_last
 from learnkit.bundle.read import read
 from learnkit.bundle.siblings import at_hand
 from learnkit.bundle.variant import FLOAT32
@@ -40,7 +40,7 @@ from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.home import home_of, pickled
 from learnkit.deploy.hub_bundle import located, publish
-from learnkit.deploy.set_fields import set_fields
+from learnkit.deploy.settable import set_fields
 from learnkit.errors import OptimizedModelError, OptimizeError
 from learnkit.inference.batch import BATCH
 from learnkit.inference.calibration import calibrate_detector

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.backends.network import Network, channels_last, default_probes, tolerance_of
 from learnkit.backends.session import Session
+from learnkit.backends.torch_session import Network, channels_last, default_probes, tolerance_of
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing

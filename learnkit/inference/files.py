@@ -14,7 +14,7 @@ from typing import Any
 from learnkit.data.arguments import check_number
 from learnkit.errors import LearnkitError, PredictionError, PredictionFileError
 from learnkit.inference.batch import BATCH, check_batch_size, predict_stream
-from learnkit.inference.digest import model_digest, same_state, state_of
+from learnkit.inference.model import model_digest, same_state, state_of
 from learnkit.inference.prediction_log import PredictionLog, opened_log, refusal
 from learnkit.inference.prediction_table import (
     Layout,

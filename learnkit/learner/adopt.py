@@ -10,7 +10,7 @@ import torch
 from fastai.learner import Learner
 from torch import nn
 
-from learnkit.backends.network import default_probes, tolerance_of
+from learnkit.backends.torch_session import default_probes, tolerance_of
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import ExportError, LearnkitError, ModelSpecError
 from learnkit.interpret.learner_state import learner_state

@@ -16,8 +16,8 @@ from fastai.torch_core import to_device
 from PIL import Image
 from torch import Tensor
 
-from learnkit.backends.network import Network
 from learnkit.backends.session import CHANNELS_LAST, Session, feature_origin
+from learnkit.backends.torch_session import Network
 from learnkit.data.read_images import image_name, unreadable_images
 from learnkit.errors import DataError, ExportError, PredictionError
 from learnkit.inference.batch import BATCH, padded

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from learnkit.backends.network import channels_last, comparable
+from learnkit.backends.torch_session import channels_last, comparable
 from learnkit.evaluation.inputs import LabelThreshold, labels_above
 from learnkit.evaluation.measures import expected_calibration_error
 from learnkit.inference.batch import BATCH
@@ -53,7 +53,7 @@ def answers(model: Model, pixels: Tensor, *, progress: bool = False) -> Answers:
     """
     batches = pixels.split(BATCH) or (pixels,)
     found = [
-        _raw(model, channels_last(_filled(images)))
+        _raw(model, images)
         for images in watched(batches, len(batches), progress, "compare", "batches")
     ]
     logits, features = (
@@ -70,15 +70,14 @@ def answers(model: Model, pixels: Tensor, *, progress: bool = False) -> Answers:
     return Answers(logits.double(), features.double(), scores, threshold, finite)
 
 
-def _filled(images: Tensor) -> Tensor:
-    """A batch of `BATCH` with the last image again where there are fewer; none of none."""
+def _raw(model: Model, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(logits, features) of a batch, either of width 0 where nothing rests on it.
+
+    Where there are fewer images than `BATCH`, the last one fills it up.
+    """
     n_missing = BATCH - len(images) if len(images) else 0
-    return torch.cat([images, images[-1:].expand(n_missing, -1, -1, -1)])
-
-
-def _raw(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(logits, features), either of width 0 where nothing rests on it."""
-    features, logits = model.network.run(images)
+    filled = torch.cat([images, images[-1:].expand(n_missing, -1, -1, -1)])
+    features, logits = model.network.run(channels_last(filled))
     if model.head is not None:
         return features[:, :0], features
     check_outputs(logits, len(model.names))

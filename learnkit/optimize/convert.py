@@ -13,8 +13,9 @@ from torch import nn
 
 from learnkit.backends.conversion import Converted
 from learnkit.backends.extras import extra
-from learnkit.backends.network import channels_last
+from learnkit.backends.openvino_session import openvino_files
 from learnkit.backends.registry import BACKENDS, check_backend
+from learnkit.backends.torch_session import channels_last
 from learnkit.inference.prediction import logits_of
 from learnkit.optimize.quantize.sensitivity import Criterion, Tolerance
 from learnkit.report.progress import counted
@@ -83,7 +84,7 @@ class Converter:
 
     def _onnx(self, backend: str, precision: str) -> bytes:
         if precision == "float16":
-            from learnkit.backends.onnx_edit import stored_float16
+            from learnkit.backends.onnx_file import stored_float16
 
             return stored_float16(self.onnx)
         return self.onnx
@@ -98,8 +99,6 @@ class Converter:
         found = self._int8(Tolerance(**settings, criterion=self._criterion))
         if backend != "openvino":
             return {"onnx": found.onnx}, _notes(found)
-        from learnkit.optimize.quantize.openvino import openvino_files
-
         return openvino_files(found.onnx), _notes(found)
 
     def _int8(self, limits: Tolerance) -> Quantized:
@@ -141,7 +140,7 @@ class Converter:
         if "onnx" not in files:
             return dict(files)
         from learnkit._version import __version__
-        from learnkit.backends.onnx_edit import write_metadata
+        from learnkit.backends.onnx_file import write_metadata
 
         about = {
             "learnkit": __version__,

@@ -83,7 +83,7 @@ class Gathered:
 
     def _probes(self) -> None:
         """Compare by the probe images where there is nothing else: numbers, no verdict."""
-        from learnkit.backends.network import default_probes
+        from learnkit.backends.torch_session import default_probes
 
         probes = self.model.probes
         probes = default_probes(self.model.preprocessing) if probes is None else probes

@@ -47,7 +47,7 @@ def plain_onnx(model: Model) -> tuple[bytes, dict[str, Any]]:
             network cannot be exported; or the file says something else than the model.
         MissingExtraError: onnx is not installed.
     """
-    from learnkit.backends.onnx_edit import write_metadata
+    from learnkit.backends.onnx_file import write_metadata
 
     onnx = extra("onnx")
     frozen = model.frozen()
@@ -254,7 +254,7 @@ class _Graph:
 
 def _check_alike(data: bytes, model: Model, scoring: Scoring | None) -> None:
     """Raise ExportError unless the file says what the model says, of its probes or noise."""
-    from learnkit.backends.network import channels_last, default_probes
+    from learnkit.backends.torch_session import channels_last, default_probes
 
     try:
         ort = extra("onnxruntime")

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from learnkit.backends.conversion import Converted
-from learnkit.backends.network import Network, channels_last
-from learnkit.backends.providers import ONNX_DEVICES
+from learnkit.backends.ort_session import ONNX_DEVICES
 from learnkit.backends.registry import variant_name
 from learnkit.backends.session import Session
+from learnkit.backends.torch_session import Network, channels_last
 from learnkit.continual.fingerprints import Learned
 from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import ExportError, MissingExtraError, OptimizeError

@@ -18,7 +18,7 @@ from learnkit.errors import (
     LearnkitError,
     OptimizedModelError,
 )
-from learnkit.inference.digest import model_digest
+from learnkit.inference.model import model_digest
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.uploads import Upload
 from learnkit.storage.formats import finite_or_none

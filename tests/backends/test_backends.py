@@ -26,12 +26,11 @@ from torch import nn
 from learnkit.backends import processor
 from learnkit.backends import registry as backends
 from learnkit.backends.devices import devices
-from learnkit.backends.network import Network
-from learnkit.backends.onnx_edit import stored_float16
+from learnkit.backends.onnx_file import stored_float16
 from learnkit.backends.openvino_session import check_ir
 from learnkit.backends.processor import has_bfloat16, n_threads, processor_flags
 from learnkit.backends.registry import open_session
-from learnkit.backends.torch_session import TorchSession
+from learnkit.backends.torch_session import Network, TorchSession
 from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import (
     BackendUnavailableError,

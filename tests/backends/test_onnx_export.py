@@ -12,9 +12,8 @@ from onnx_helpers import GREY, RECIPE, exported, exported_grey, grey_network, ne
 from torch import nn
 
 from learnkit.backends import onnx_export
-from learnkit.backends.onnx_edit import stored_float16, write_metadata
 from learnkit.backends.onnx_export import Pixels, export_onnx
-from learnkit.backends.onnx_file import check_onnx
+from learnkit.backends.onnx_file import check_onnx, stored_float16, write_metadata
 from learnkit.errors import BundleCorruptError, ExportError, MissingExtraError
 
 HEAD = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))

@@ -8,9 +8,8 @@ import pytest
 from deploy_helpers import make_continual, shades
 from onnx_helpers import exported, noise
 
-from learnkit.backends import providers
 from learnkit.backends.devices import devices
-from learnkit.backends.ort_session import OrtSession
+from learnkit.backends.ort_session import PROVIDERS, OrtSession
 from learnkit.backends.registry import open_session
 from learnkit.deploy.predictor import load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
@@ -125,5 +124,5 @@ def test_an_optimised_model_is_opened_served_and_moved_by_device(pretended, tmp_
 
 
 def test_every_device_has_a_name_of_onnxruntimes():
-    assert dict(providers.PROVIDERS) == {"cpu": "CPUExecutionProvider", **DEVICES}
-    assert set(providers.PROVIDERS.values()) <= set(onnxruntime.get_all_providers())
+    assert dict(PROVIDERS) == {"cpu": "CPUExecutionProvider", **DEVICES}
+    assert set(PROVIDERS.values()) <= set(onnxruntime.get_all_providers())

@@ -21,7 +21,7 @@ from deploy_helpers import (
 )
 from torch import nn
 
-from learnkit.backends.network import Network
+from learnkit.backends.torch_session import Network
 from learnkit.bundle import schema
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.serialization import FORMAT

@@ -23,7 +23,7 @@ from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import BundleCorruptError, LearnkitError, NotPicklableError
-from learnkit.inference.digest import model_digest
+from learnkit.inference.model import model_digest
 
 COUNTS = {"ok": 5, "bad": 4}
 QUIET = {"threads": 1, "progress": False}

@@ -21,8 +21,8 @@ from learnkit.errors import (
     PredictionError,
     PredictionFileError,
 )
-from learnkit.inference.digest import model_digest
 from learnkit.inference.files import FilesReport, predict_to_file
+from learnkit.inference.model import model_digest
 from learnkit.inference.prediction import prediction_of
 from learnkit.inference.prediction_log import PredictionLog, opened_log
 

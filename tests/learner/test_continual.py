@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from learnkit.backends import onnx_export
-from learnkit.backends.network import Network
+from learnkit.backends.torch_session import Network
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import load_learner
 from learnkit.errors import (

@@ -12,7 +12,7 @@ import torchvision.models as tv
 from safetensors.torch import save_file
 
 from learnkit.errors import WeightsUnavailableError
-from learnkit.models import hub, timm_network
+from learnkit.models import hub, networks
 from learnkit.models.body import create_body
 from learnkit.models.create import create_cnn_model
 
@@ -103,7 +103,7 @@ def test_a_download_that_fails_halfway_is_explained_too(offline, monkeypatch):
         raise ConnectionResetError("reset by peer\nmore")
 
     monkeypatch.setattr(hub, "server_answers", lambda *_: True)
-    monkeypatch.setattr(timm_network.timm, "create_model", broken)
+    monkeypatch.setattr(networks.timm, "create_model", broken)
     with pytest.raises(WeightsUnavailableError, match=r"reset by peer\. Ways out"):
         create_body("resnet18")
 

@@ -5,10 +5,10 @@ from functools import cache
 import pytest
 from onnx_helpers import channels_last, exported, noise
 
+from learnkit.backends.openvino_session import openvino_files
 from learnkit.backends.processor import processor_flags
 from learnkit.backends.registry import open_session
 from learnkit.optimize.quantize.graph import FloatNetwork, open_raw, outputs_of
-from learnkit.optimize.quantize.openvino import openvino_files
 from learnkit.optimize.quantize.quantize import quantize_onnx
 from learnkit.optimize.quantize.sensitivity import Tolerance, relative_error
 

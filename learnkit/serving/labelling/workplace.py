@@ -22,7 +22,7 @@ from PIL import Image
 
 from learnkit.errors import ImageReadError, LearnkitError
 from learnkit.inference.batch import BATCH, padded_run
-from learnkit.inference.digest import model_digest
+from learnkit.inference.model import model_digest
 from learnkit.serving.http_errors import Refusal
 from learnkit.serving.labelling.access import kept_secret
 from learnkit.serving.labelling.book import Book
