@@ -351,7 +351,7 @@ def _true_means(geometry: Geometry) -> tuple[Tensor, Tensor]:
     return kept, stretch * (1 + kept / counts)
 
 
-_MANY = 200  # degrees of freedom from which on it makes no difference
+_MANY = 200  # degrees of freedom to one that leaves, from which on it makes no difference
 
 
 def held_out_mahalanobis(linear: LinearClassifier) -> Tensor:
@@ -360,31 +360,53 @@ def held_out_mahalanobis(linear: LinearClassifier) -> Tensor:
     Rows that play a class of one image stay as they are.
     """
     loo, geometry = linear.loo, linear.geometry
-    spectrum, n = geometry.spectrum, loo.n_single
-    if spectrum.is_flat or geometry.shrinkage == 1 or spectrum.dof > _MANY or not n:
+    spectrum, alone = geometry.spectrum, loo.rows[: loo.n_single]
+    if spectrum.is_flat or geometry.shrinkage == 1:
         return loo.mahalanobis
-    at = loo.rows[:n]
+    leaving = loo.memory.leaving[alone]
+    counted = [
+        n_images for n_images in leaving.unique().tolist() if spectrum.dof <= _MANY * n_images
+    ]
+    if not counted:
+        return loo.mahalanobis
+    points, scores = spectrum.turn(loo.memory.features), loo.mahalanobis.clone()
+    for n_images in counted:
+        some = (leaving == n_images).nonzero()[:, 0]
+        scores[some] = _held(linear, points, some, n_images)
+    return scores
+
+
+def _held(linear: LinearClassifier, points: Tensor, some: Tensor, n_images: float) -> Tensor:
+    """Mahalanobis scores (K,) of some left-out samples, with each of which so many images leave.
+
+    `points` are all rows of the memory in the axes of the spectrum.
+    """
+    loo, geometry = linear.loo, linear.geometry
+    at = loo.rows[some]
     samples = LooSamples(
-        points=spectrum.turn(loo.memory.features),
-        class_means=spectrum.means,
+        points=points,
+        class_means=geometry.spectrum.means,
         memory=loo.memory,
-        labels=torch.searchsorted(spectrum.classes, loo.labels[:n]),
+        labels=torch.searchsorted(geometry.classes, loo.labels[some]),
         copies=loo.memory.copies[at],
-        weights=loo.weights[:n],
+        weights=loo.weights[some],
         rows=at,
         partners=at[:0],
-        n_single=n,
+        n_single=len(some),
     )
-    other, factor = _counterweight(geometry)
-    left_out = samples.left_out(other, slice(0, n))
+    other, factor = _counterweight(geometry, n_images)
+    left_out = samples.left_out(other, slice(0, len(some)))
     held = replace(left_out, distances=left_out.distances * factor)
-    return torch.cat([held.mahalanobis_scores(geometry.d_eff), loo.mahalanobis[n:]])
+    return held.mahalanobis_scores(geometry.d_eff)
 
 
-def _counterweight(geometry: Geometry) -> tuple[Geometry, float]:
-    """(geometry, factor on squared distances) whose round part grows to the one that is wanted."""
+def _counterweight(geometry: Geometry, n_images: float) -> tuple[Geometry, float]:
+    """(geometry, factor on squared distances) whose round part grows to the one that is wanted.
+
+    It grows as so many images leave: the whole covariance is divided by fewer degrees of freedom.
+    """
     share, dof = geometry.shrinkage, geometry.spectrum.dof
-    if dof < 2:  # no scatter is left, the round part alone
+    if dof < n_images + 1:  # no scatter is left, the round part alone
         return geometry.spectrum.geometry(1.0), 1 / share
-    odds = share / (1 - share) * (dof - 1) / dof
+    odds = share / (1 - share) * (dof - n_images) / dof
     return geometry.spectrum.geometry(odds / (1 + odds)), 1 / (1 + odds) / (1 - share)

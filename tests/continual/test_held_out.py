@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from continual_helpers import keep_every_row
+from continual_helpers import bursts, gather, keep_every_row
 
 from learnkit.continual.closed_form.lda import fit_lda
 from learnkit.continual.held_out import (
@@ -28,17 +28,18 @@ def fitted(n, *, n_classes=2, shrinkage):
 
 
 def slow_score(linear, row):
-    """Least debiased distance by a covariance without the sample, its round part held."""
+    """Least debiased distance by a covariance without the sample's group, its round part held."""
     geometry, share = linear.geometry, linear.geometry.shrinkage
-    memory = linear.loo.memory
-    own, x = memory.labels[row], memory.features[row]
-    kept = torch.arange(len(memory)) != row
+    memory, width = linear.loo.memory, linear.geometry.spectrum.n_features
+    own, x, leaving = memory.labels[row], memory.features[row], memory.members[row]
+    kept = ~torch.isin(torch.arange(len(memory)), leaving)
+    n_left = int((leaving >= 0).sum())
     groups = [memory.features[kept & (memory.labels == c)] for c in range(len(geometry.counts))]
     scatter = sum((g - g.mean(0)).T @ (g - g.mean(0)) for g in groups)
     dof = geometry.spectrum.dof
-    round_part = share * geometry.spectrum.total / dof / D * torch.eye(D).double()
-    covariance = (1 - share) * scatter / max(dof - 1, 1) + round_part
-    assert len(groups[own]) == geometry.counts[own] - 1
+    round_part = share * geometry.spectrum.total / dof / width * torch.eye(width).double()
+    covariance = (1 - share) * scatter / max(dof - n_left, 1) + round_part
+    assert len(groups[own]) == geometry.counts[own] - n_left
     return min(
         ((x - g.mean(0)) @ torch.linalg.solve(covariance, x - g.mean(0))).item()
         - geometry.d_eff / len(g)
@@ -57,7 +58,20 @@ def test_the_round_part_of_the_covariance_stays_as_images_go(n, n_classes, shrin
         assert scores[i] == pytest.approx(slow_score(linear, row), rel=1e-6)
 
 
-def test_where_nothing_is_divided_by_fewer_it_is_as_it_was():
+@pytest.mark.parametrize("shrinkage", [0.3, 0.99])
+def test_the_round_part_stays_as_groups_of_different_sizes_go(shrinkage):
+    both = [bursts({"a": 8}, width=64, versions=3), bursts({"b": 9}, width=64, versions=1)]
+    features, labels = torch.cat([x for x, _ in both]), [name for _, own in both for name in own]
+    linear = fit_lda(gather(features, labels).moments(), shrinkage=shrinkage)
+    assert linear.loo.memory.leaving.unique().tolist() == [1, 3]
+    scores = held_out_mahalanobis(linear)
+    assert len(scores) == 8 + 9
+    for i, row in enumerate(linear.loo.rows.tolist()):
+        assert scores[i] == pytest.approx(slow_score(linear, row), rel=1e-6)
+
+
+def test_where_nothing_is_divided_by_fewer_it_is_as_it_was(monkeypatch):
+    keep_every_row(monkeypatch)
     linear = fitted(4, shrinkage=1.0)
     assert held_out_mahalanobis(linear) is linear.loo.mahalanobis
     many = fitted(120, shrinkage=0.5)

@@ -211,9 +211,7 @@ def _with_partners(memory: MemoryRows, rows: Tensor, counts: Tensor) -> Tensor:
     `counts (M,)` are the images of the class of each row of the memory.
     """
     partners = memory.partners[rows]
-    # with each row those its group stands for
-    leaving = memory.copies[memory.members.clamp_min(0)]
-    leaving = leaving.masked_fill(memory.members < 0, 0.0).sum(1)
+    leaving = memory.leaving
     leave_some = counts[rows] > leaving[rows] + leaving[partners]
     return rows[(partners >= 0) & leave_some]
 
@@ -342,6 +340,12 @@ class MemoryRows:
     def first_rows(self) -> Tensor:
         """The first row of each group, which is left out for all of it: a burst weighs as one."""
         return (self.members[:, 0] == torch.arange(len(self))).nonzero()[:, 0]
+
+    @property
+    def leaving(self) -> Tensor:
+        """How many images leave with each row: those of its whole group, (R,)."""
+        known = self.members >= 0
+        return self.copies[self.members.clamp_min(0)].masked_fill(~known, 0.0).sum(1)
 
     def picked(self, rows: Tensor) -> MemoryRows:
         """Some rows, in ascending order; mates and partners that are not among them are none."""
