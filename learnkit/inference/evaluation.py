@@ -28,8 +28,8 @@ from learnkit.inference.prediction import (
 from learnkit.interpret.page.images import AlikeImages, EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.report.progress import watched
-from learnkit.uncertainty.alike import most_alike
 from learnkit.uncertainty.scoring import GRID, unit_rows
+from learnkit.uncertainty.similarity import most_alike
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset

@@ -18,8 +18,8 @@ from learnkit.serving.labelling.inbox import InboxImage
 from learnkit.serving.labelling.journal import CLASSES, NAMED, Change, stamp
 from learnkit.serving.labelling.queue import SECONDS, asking_order, is_blind
 from learnkit.serving.labelling.teacher import Saver
-from learnkit.uncertainty.alike import cut_of, groups_alike
 from learnkit.uncertainty.scoring import unit_rows
+from learnkit.uncertainty.similarity import cut_of, groups_alike
 
 _LIKE, _COMPARED = 2, 300  # labelled images shown beside one; the last ones it is compared with
 _LOOKED, _SURPRISES = 30, 20  # of the last labels, how many may differ from what was sure

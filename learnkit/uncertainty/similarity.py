@@ -1,4 +1,4 @@
-"""Images that are alike by their features: groups of them, and the most alike of others."""
+"""Cosine similarity of features: groups of images that are alike, and the most alike of others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import numpy as np
 from learnkit.uncertainty.scoring import Scoring, unit_rows
 
 _CUT = 0.3  # cosine distance where the model says nothing of how far its images are apart
-
-
 _BLOCK = 2**22  # similarities held at once
 
 
