@@ -55,9 +55,9 @@ class ContinualClassifier(nn.Module):
         root: Whether to take square roots of the features first: for those never below zero.
         memory: Features remembered of each class; 0 for none.
         classifier: "lda", "ridge" or "prototype". They differ most where a class has few images
-            beside many. Of ants and bees, 1 beside 120, "ridge" finds .37 of the few and costs the
-            many .01 of their recall, the others .59 and .06; of 2 to 5 "lda" finds .69 to .78 at
-            .04 to .05, "ridge" .71 to .84 at .05 to .09, "prototype" .82 to .89 at .11 to .12.
+            beside many. Of 1 / 5 ants or bees beside 120, "ridge" finds .37 / .84 and costs the
+            many .01 / .09 of their recall, "lda" .59 / .78 at .06 / .05, "prototype" .59 / .89 at
+            .06 / .11. No rule that was tried has both, see `benchmarks/_promises_few.py`.
         score: How out-of-distribution (OOD) images are detected: "combined", "mahalanobis",
             "relative", "knn", "msp" or "energy".
         false_alarm_rate: Wanted share of images of known classes flagged as out of distribution.
