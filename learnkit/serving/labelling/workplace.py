@@ -201,7 +201,9 @@ class Workplace:
         """
         files = self.inbox.files()
         self.n_files = len(files)
-        self._note_gone(files)
+        for picture in self.book.waiting():
+            if picture.name not in files:
+                self.book.lose(picture)
         known, new = [], []
         self._taken &= files.keys() - {one.name for one in self.book.in_state("gone")}
         for name in sorted(files) if known_only else self.inbox.settled(files):
@@ -223,11 +225,6 @@ class Workplace:
         if found:
             self.changed()
         return found
-
-    def _note_gone(self, files: dict[str, Any]) -> None:
-        for picture in self.book.waiting():
-            if picture.name not in files:
-                self.book.lose(picture)
 
     def _take(self, images: list[dict[str, Any]], at_most: int | None = None) -> int:
         """Take in images whose features are kept, and judge them, or as many as `at_most`."""
