@@ -48,6 +48,7 @@ class Pixels(nn.Module):
         super().__init__()
         self.body, self.head = body, head
         mean, std = preprocessing.mean or (0.0,), preprocessing.std or (1.0,)
+        # in float64, so that scale and shift are rounded once, at the end
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std))
         # one multiplication and one addition per pixel instead of three operations, with numbers
         # for a whole line of pixels: where the channels come last, backends are slow to repeat
@@ -108,8 +109,10 @@ def same_in_onnxruntime(network: Network) -> Session:
     images, body = channels_last(default_probes(network.preprocessing)), network.model[0]
     expected = network.features(images)
     largest, off = float(np.abs(expected).max()), np.inf
+    # the kept one is compared anew: the body may have been trained since
     for session in (_TWINS.get(body), None):
         if session is None:
+            # for the export only: `features` takes the same lock, and no thread can take it twice
             with network.alone() as model:
                 data = export_onnx(model, network.preprocessing, continual=True)
             session = open_session(
@@ -187,6 +190,7 @@ def _check_alike(data: bytes, pixels: Pixels, recipe: Preprocessing) -> None:
     with torch.no_grad():
         expected = pixels(images)[0]
     off, largest = (torch.from_numpy(found) - expected).abs().max(), expected.abs().max()
+    # so written that NaN is refused
     if not off <= _TOLERANCE * max(largest, 1e-6):
         raise ExportError(
             f"the exported network gives features that are off by {off:.2g} where the largest is "

@@ -107,6 +107,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
         if kind == 0:
             value, at = _varint(data, at)
         else:
+            # protobuf's wire types: 2 says its length, 1 has 8 bytes, 5 has 4; the rest is refused
             n, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}.get(kind, -1), at)
             if n < 0 or at + n > len(data):
                 raise _refused("it is damaged or cut off")
@@ -117,6 +118,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
     """A number of up to ten bytes, seven bits each, and where it ends."""
     value = 0
+    # ten bytes of seven bits hold the 64 of protobuf's longest integers
     for shift, byte in enumerate(data[at : at + 10]):
         value |= (byte & 127) << (7 * shift)
         if byte < 128:
@@ -204,6 +206,7 @@ def stored_float16(data: bytes) -> bytes:
         if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
             continue
         values = onnx.numpy_helper.to_array(tensor)
+        # so written that weights with NaN stay in float32, too
         if not abs(values).max(initial=0) <= _FLOAT16_MAX:
             continue
         half = f"{tensor.name}.float16"
@@ -213,6 +216,7 @@ def stored_float16(data: bytes) -> bytes:
             )
         )
         tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype("float16"), half))
+    # casts first: in ONNX a node stands behind all whose values it takes
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)

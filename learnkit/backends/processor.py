@@ -22,6 +22,7 @@ def processor_flags(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
     except OSError:
         return frozenset()
     found = (line.partition(":") for line in lines)
+    # x86 calls the line "flags", ARM "Features"
     rows = (flags for key, _, flags in found if key.strip().lower() in {"flags", "features"})
     return frozenset(next(rows, "").split())
 
@@ -51,6 +52,7 @@ def n_threads(threads: int | None = None) -> int:
         OptimizeError: fewer than one.
     """
     if threads is None:
+        # taskset and cpusets give fewer than there are; macOS and Windows have no such call
         given = getattr(os, "sched_getaffinity", None)
         return len(given(0)) if given else os.cpu_count() or 1
     if type(threads) is not int or threads < 1:
@@ -64,5 +66,6 @@ def processor_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
+    # 64-bit ARM's cpuinfo has no such line
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())

@@ -27,7 +27,9 @@ from learnkit.errors import BackendUnavailableError, ExportError
 from learnkit.models.eval_mode import evaluating, is_channels_last, set_channels_last
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# torch has one number of threads for the whole process: who sets another holds this meanwhile
 _THREADS = threading.Lock()
+# by body, and weakly: a lock lives as long as the network it guards
 _LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
 _RELATIVE_TOLERANCE = 1e-3  # another CPU or thread count moves logits by 1e-5 of the largest
@@ -116,6 +118,7 @@ class Network(Session):
         return "the body gives no feature map; features are read off a map (N,D,H,W)"
 
     def _run(self, images: np.ndarray) -> Outputs:
+        # torch warns of arrays that are read-only: writing through their tensors is undefined
         x = torch.from_numpy(images if images.flags.writeable else images.copy())
         # in one layout, or else in the other: networks give other last bits in each
         x = x.permute(0, 3, 1, 2).to(self.device)
@@ -270,6 +273,7 @@ def _numpy(values: Tensor) -> np.ndarray:
 
 def default_probes(preprocessing: Preprocessing, n: int = 2) -> Tensor:
     """Noise uint8 (n, channels, H, W), the same every time: probes where no images are at hand."""
+    # one of its own: the caller's random numbers go on as they would have
     generator = torch.Generator().manual_seed(0)
     shape = (n, preprocessing.channels, *preprocessing.size)
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)

@@ -113,6 +113,7 @@ def predict_to_file(
         model_digest(predictor) + (f" tta={n_views}" if n_views > 1 else ""),
         bool(getattr(predictor, "multi_label", False)),
     )
+    # a log beside a table is of a call that did not end; it goes on from there
     if resume and target.exists() and not place.exists():
         return _report_on(target, kind, files, layout.model)
     job = {"model": layout.model, "files": _digest(files), "probs": probs}
@@ -125,6 +126,7 @@ def predict_to_file(
             verdicts: Counter[str | None] = Counter()
             rows = _counted(log.rows(), verdicts)
             write_file(target, lambda file: write_table(file, kind, layout, rows))
+            # last: where the table cannot be written, its rows are still in the log
             log.remove()
             return _report(target, verdicts, n_resumed, layout.model)
     except LearnkitError:
@@ -202,6 +204,8 @@ def _report(target: Path, verdicts: Counter[str | None], n_resumed: int, model: 
 def _digest(files: Sequence[str]) -> str:
     digest = hashlib.sha256(str(len(files)).encode())
     for path in files:
+        # no path holds a zero byte, so no two lists are the same bytes; surrogates are bytes of
+        # names that are no UTF-8
         digest.update(b"\0" + path.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
@@ -221,5 +225,6 @@ def _check_target(target: Path) -> None:
     check_outside(target)
     if not target.parent.is_dir():
         raise PredictionFileError(f"there is no folder {str(target.parent)!r} to write to; make it")
+    # `exists` is false for a link that leads nowhere
     if os.path.lexists(target) and (target.is_symlink() or not target.is_file()):
         raise PredictionFileError(f"{str(target)!r} is no file; choose another name")

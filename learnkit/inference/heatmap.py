@@ -88,6 +88,7 @@ class Heatmap:
         from matplotlib.figure import Figure
 
         n = len(self.maps)
+        # not by pyplot, which keeps every figure until it is closed
         figure = Figure(figsize=(3.2 * min(n, 4), 3.5 * -(-n // 4)), layout="constrained")
         axes = figure.subplots(-(-n // 4), min(n, 4), squeeze=False).ravel()
         for left in axes[n:]:
@@ -306,6 +307,7 @@ def _resized_mask(mask: Any, shape: tuple[int, ...]) -> Array:
             f"network sees it, {shape}"
         )
     rows, columns = (
+        # from middle to middle: by its corner a pixel would be off by up to half of one
         ((np.arange(n) + 0.5) * has / n).astype(int)
         for n, has in zip(shape, mask.shape, strict=True)
     )

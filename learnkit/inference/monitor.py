@@ -98,6 +98,7 @@ class DriftState:
         label = prediction.label
         if not isinstance(label, str):
             return new
+        # not `hash`, which Python salts anew in every process
         test = self.classes.get(label) or DriftTest(seed=zlib.crc32(label.encode()))
         test = test.update(score)
         return replace(new, classes={**self.classes, label: test})._raised(label, test, bound)
@@ -254,6 +255,7 @@ class Monitor(Shown):
             return
         values = {"format": FORMAT, "images_per_false_alarm": self.images_per_false_alarm}
         content = to_json({**values, **self.state.to_dict()})
+        # counted before it is tried: a full disk is not asked again at every image
         self._n_saved = self.n_images
         try:
             write_file(self.file, lambda file: file.write(content))

@@ -56,7 +56,9 @@ class PredictionLog:
             PredictionFileError: what is there is no log.
         """
         header = _line(json.dumps({_KIND: _VERSION, **job}).encode())
+        # no more than that: what lies there may be another file, of one endless line
         first = self._file.readline(_LONGEST_HEADER)
+        # an empty file, just made, passes
         if not header.startswith(first[: len(_KIND)]):
             raise PredictionFileError(
                 f"{str(self.path)!r} holds something else than predictions; move it away, or name "
@@ -66,6 +68,7 @@ class PredictionLog:
         if not resume or (len(first) < len(header) and header.startswith(first)):
             self._file.truncate(0)
             self._write(header)
+            # a new file's content may be on the disk while its name is not
             sync_folder(self.path.parent, FileSystem())
         elif first != header:
             found, wanted = json.loads(_content(first) or "{}"), {_KIND: _VERSION, **job}
@@ -116,6 +119,7 @@ class PredictionLog:
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
+            # a damaged line is predicted again, but keeps its place: what follows it is still read
             if (content := _content(line)) is not None:
                 first, n_rows = map(int, content.split(b" ", 2)[:2])
                 self._records[first] = (end, n_rows)
@@ -151,6 +155,7 @@ def opened_log(path: Path) -> Iterator[PredictionLog]:
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
     while True:
+        # to append: "w" would empty what another process is writing, before the lock is asked for
         with open(path, "a+b") as file:
             if try_lock(file.fileno()) is None:
                 raise PredictionFileError(

@@ -209,6 +209,7 @@ def _uncertainty(prediction: Prediction) -> float:
     probs = np.asarray(prediction.probs, np.float64)
     if isinstance(prediction.label, tuple):
         return float(1 - np.abs(2 * probs - 1).min())
+    # the 0 is the next one of a model with a single class
     first, second = np.sort(np.append(probs, 0.0))[:-3:-1]
     return float(1 - (first - second))
 
@@ -269,6 +270,7 @@ def _read(
                 yield found
 
     network = record.network
+    # as a list: `places` and `failures` are complete only once it is made
     batches = [padded_run(network, images) for images in chunks(readable(), BATCH)]
     features, logits = zip(*(batches or [padded_run(network, [])]), strict=True)
     together = None if logits[0] is None else np.concatenate(logits)
