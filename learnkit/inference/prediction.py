@@ -380,7 +380,8 @@ def conclude(
 
 
 def _blanked(rows: Array, out: Array) -> Array:
-    """`rows`, zeros in those that are `out`: sums of another number of rows have other bits."""
+    """`rows`, zeros in those that are `out`."""
+    # not left out: sums over another number of rows have other bits
     return np.where(out[:, None], np.zeros_like(rows), rows) if out.any() else rows
 
 

@@ -147,6 +147,7 @@ def architectures_of(given: Shapes, hint: str = "") -> list[str]:
     made = {name: name for name in timm.list_models()}
     made |= {f"torchvision:{name}": name for name in torchvision_names()}
     likely = [label for label in made if made[label] in hint]
+    # the longest: shorter ones are parts of it, as resnet50 is of wide_resnet50_2
     for labels in ([max(likely, key=len)] if likely else [], made):
         if found := [label for label in labels if _fits(label, made[label], given)]:
             return sorted(found, key=lambda label: (len(label), label))[:_MOST_NAMED]

@@ -54,6 +54,7 @@ def automatic_cut(model: nn.Module) -> int:
     pools = [
         i
         for i, child in enumerate(children)
+        # by the name of their class, as fastai does, so that home-made pools count
         if any(re.search(r"Pool[123]d$", type(m).__name__) for m in child.modules())
     ]
     if not pools:
@@ -128,7 +129,8 @@ def describe_children(model: nn.Module) -> str:
 
 
 def _n_map_weights(model: nn.Module) -> int:
-    """Count the weights outside linear layers; VGG's classifier outweighs its body."""
+    """Count the weights outside linear layers."""
+    # VGG's classifier outweighs its body
     linear = sum(
         p.numel() for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters()
     )

@@ -55,6 +55,7 @@ def dry_run(model: nn.Module, run: Run, shape: tuple[int, ...]) -> DryRun:
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """Return a copy of the network's structure whose parameters and buffers hold no data."""
+    # deepcopy takes what is in its memo for copied already: no weight is ever held twice
     memo: dict[int, object] = {}
     for p in model.parameters():
         # frozen ones too: whether the output depends on them is what a dry run is to tell
@@ -73,6 +74,7 @@ def drop_unused(model: nn.Module, seen: DryRun) -> list[str]:
     """
     dropped: list[str] = []
     _drop_modules(model, "", seen, dropped)
+    # a list: the loop takes parameters out of what it goes through
     for name, _ in list(model.named_parameters()):
         if name not in seen.reached:
             _freeze_into_buffer(model, name)
@@ -105,6 +107,7 @@ def _freeze_into_buffer(model: nn.Module, name: str) -> None:
 def _run(model: nn.Module, run: Run, images: Tensor) -> DryRun:
     """Run once in eval mode with gradients on, noting calls and following the graph back."""
     called: set[str] = set()
+    # also where the caller has gradients off: influence is read off the graph
     with _observed(model, called), torch.enable_grad():
         output = run(model, images)
     reached = _reached(output)
@@ -141,6 +144,7 @@ def _reached(output: Tensor) -> set[int]:
         if node is None or node in visited:
             continue
         visited.add(node)
+        # autograd's AccumulateGrad, where a path ends in a leaf
         if hasattr(node, "variable"):
             leaves.add(id(node.variable))
         todo += [parent for parent, _ in node.next_functions]

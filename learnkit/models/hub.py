@@ -50,6 +50,7 @@ def cached_on_hub(repo: str, filename: str | None = None) -> Path | None:
     repo, _, revision = repo.partition("@")
     for name in (filename,) if filename else _HUB_FILES:
         found = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
+        # None, or an object of the client's where the hub is known to have no such file
         if isinstance(found, str):
             return Path(found)
     return None

@@ -213,6 +213,7 @@ def _adapted(config: TimmConfig, given: dict[str, Any], extra: dict[str, Any]) -
         num_classes=classes,
         **extra,
     )
+    # timm keeps the overlay with the network, which would hold these weights beside its own
     module.pretrained_cfg.pop("state_dict", None)
     return module
 

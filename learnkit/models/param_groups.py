@@ -91,6 +91,7 @@ def _between(model: nn.Module, boundaries: list[nn.Module]) -> Groups:
     groups: Groups = [[] for _ in range(len(starts) + 1)]
     seen: set[int] = set()
     for i, module in enumerate(model.modules()):
+        # a tied parameter is in the group of the first module that holds it
         new = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         seen.update(map(id, new))
         groups[sum(i >= start for start in starts)] += new

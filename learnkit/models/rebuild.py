@@ -89,6 +89,7 @@ def skeleton(spec: ModelSpec, weights: Mapping[str, Tensor]) -> nn.Module | None
         ModelSpecError: the library cannot build the network from these arguments.
     """
     most = _MOST_PARTS + 3 * len(weights)
+    # initialising draws random numbers: the caller's are to go on as they would have
     with torch.random.fork_rng(devices=[]), _at_most(most, spec), torch.device("meta"):
         try:
             model = _built(spec)
@@ -180,6 +181,7 @@ def _at_most(n_parts: int, spec: ModelSpec) -> Iterator[None]:
     if not spec.arch_kwargs:  # the size is the library's own
         yield
         return
+    # torch's hooks are of the whole process, in which other threads may build networks, too
     here, left = threading.get_ident(), iter(range(n_parts))
 
     def count(*_: Any) -> None:

@@ -27,6 +27,7 @@ from learnkit.models.arch import architectures_of
 from learnkit.models.spec import check_arch_kwargs, is_int
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+# the first that is there counts: averaged weights go before those of the last step
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -133,6 +134,7 @@ def _without_wrappers(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove prefixes that every name has."""
+    # twice: a compiled network may be inside DataParallel, and the other way round
     for prefix in _PREFIXES * 2:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -305,6 +307,7 @@ def _own_entries(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             return  # loading it says why
         yield "its metadata", {name: _value(text) for name, text in metadata.items()}
         return
+    # torch can map its zip format only; mapped, tensors are not read to look beside them
     content = _read_torch(path, mapped=zipfile.is_zipfile(path))
     while isinstance(content, Mapping):
         inner = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
@@ -390,14 +393,13 @@ def _channel_values(source: str, name: str, value: Any, n_in: int) -> tuple[floa
 
 
 def _rescale(entries: Mapping[str, Any], found: dict[str, Any]) -> None:
-    """Turn mean and std into those of pixels in 0..1, in place.
-
-    Means above 1 are of pixels in 0..255, as are all where transformers leaves pixels as they are.
-    """
+    """Turn mean and std into those of pixels in 0..1, in place."""
     if entries.get("do_normalize") is False and "image_mean" in entries:
         found |= {"mean": (0.0,) * len(found["mean"]), "std": (1.0,) * len(found["mean"])}
+    # transformers multiplies pixels by this before it normalises; 1 / 255 is its default
     factor = entries.get("rescale_factor", 1 / 255)
     scale = 255 * factor if isinstance(factor, float) and factor > 0 else 1.0
+    # means above 1 are of pixels in 0..255, as are all where transformers leaves pixels as they are
     if entries.get("do_rescale") is False or max(found.get("mean", (0,))) > 1:
         scale = 255.0
     if abs(scale - 1) > 1e-6:
