@@ -247,6 +247,7 @@ def _grid_weights(n: int, wanted: int, factor: float) -> np.ndarray:
     m = math.floor(n * (1 / factor)) if factor > 1 else n
     means = np.zeros((m, n))
     for i in range(m):
+        # the windows of adaptive average pooling, by which torch resizes in mode "area"
         window = slice(i * n // m, -(-(i + 1) * n // m))
         means[i, window] = 1 / (window.stop - window.start)
     places = np.linspace(0, m - 1, wanted) if wanted > 1 else np.array([(m - 1) / 2])

@@ -350,6 +350,7 @@ def open_picture(file: IO[bytes]) -> Image.Image:
     begin, at = file.read(12), file.tell()
     file.seek(at - len(begin))
     formats = FORMATS
+    # HEIF's container, the ISO base media file, says its type from the fifth byte on
     if begin[4:8] == b"ftyp" and find_spec("pillow_heif"):
         import pillow_heif  # only now: most processes never see such a file
 
@@ -402,6 +403,7 @@ def _shrink(draft: Callable[[tuple[int, int]], int], upright: bool, image: Image
     turned = upright and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
     factor = draft((height, width) if turned else (width, height))
     if factor > 1:
+        # Pillow takes the smallest of libjpeg's scales that is not below this size
         image.draft(None, (width // factor, height // factor))
 
 

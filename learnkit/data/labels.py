@@ -75,6 +75,7 @@ def sorted_names(names: Iterable[str]) -> list[str]:
     """
     names = sorted(names)
     if all(re.fullmatch(r"-?[0-9]{1,99}", name) for name in names):
+        # stable: names of one value, as 007 and 7, stay as text sorts them
         names.sort(key=int)
     return names
 

@@ -55,6 +55,7 @@ def structure_and_spectrum(image: Image.Image) -> dict[str, np.ndarray]:
     structure[0] = round(stat.mean[0]) - 128
     if stat.stddev[0] >= _FLAT:
         small = _small(grey)
+        # without the first, the mean, which is all that brightness changes
         waves = dctn(small, norm="ortho")[:_FREQUENCIES, :_FREQUENCIES].ravel()[1:]
         structure[1:] = np.rint(127 * waves / np.hypot(waves, _NOISE))
         if grey.width * grey.height <= _SMALL:
@@ -105,6 +106,7 @@ def near_duplicate_groups(
     """
     means, x = structures[:, 0].astype(np.float32), structures[:, 1:].astype(np.float32)
     lengths = np.linalg.norm(x, axis=1)
+    # images without contrast stay zeros
     x /= np.maximum(lengths, 1)[:, None]
     n_blocks, pairs = -(-len(x) // _BLOCK), _pairs(x, means, lengths == 0)
     blocks = watched(pairs, n_blocks, progress, "compare images", "blocks")

@@ -328,6 +328,7 @@ def check_batch(batch: torch.Tensor, channels: int) -> None:
     if not batch.is_floating_point():
         raise DataError(f"`batch` is {batch.dtype}; it must be uint8 or floats in 0..1")
     low, high = batch.detach().aminmax()
+    # so written that NaN is refused
     if not (low >= -1e-3 and high <= 1.001):
         raise DataError(
             f"`batch` has floats in {low:.4g}..{high:.4g}; they must lie in 0..1: divide by "

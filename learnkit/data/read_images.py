@@ -89,6 +89,7 @@ def load_ahead(
         for item, future in waiting:
             yield item, future.result()
     finally:
+        # before the workers are told to end: they would decode first all that is still waiting
         for _, future in waiting:
             future.cancel()
         for _ in workers:

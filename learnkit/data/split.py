@@ -34,6 +34,7 @@ def check_shares(train: float, valid: float, test: float | None) -> np.ndarray:
             f"`train` + `valid` + `test` is {total:g}; it must be 1 (leave `test` out for the rest)"
         )
     values = np.array([train, valid, max(0.0, 1 - train - valid) if test is None else test])
+    # 1 - .7 - .3 is 5.6e-17, and a split of that share would be refused as empty
     values[values < 1e-9] = 0
     return values / values.sum()
 
@@ -106,6 +107,7 @@ def _assign_groups(
     """As `assign_splits` with whole groups: largest first, each to the split lacking it most."""
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    # before the sort, which is stable: groups of one size stay in the order drawn
     members = [members[i] for i in rng.permutation(len(members))]
     members.sort(key=len, reverse=True)
     totals = np.bincount(codes, minlength=len(names))

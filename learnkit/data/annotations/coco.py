@@ -99,6 +99,7 @@ def coco_dictionary(
     annotations = []
     for row in rows:
         for one in _annotations(row, ids):
+            # an id that several have is nobody's: each of them gets a new one
             own = type(one.get("id")) is int and known[one["id"]] == 1
             annotations.append(one | {"id": one["id"] if own else next(new_ids)})
     return {
@@ -315,4 +316,5 @@ def _annotations(row: Mapping[str, Any], ids: Mapping[str, int]) -> Iterator[dic
             found["segmentation"] = [written(corners.reshape(1, 8))[0]]
             found["area"] = 4 * row[kind][i][2] * row[kind][i][3]
         own = {"image_id": int(row["image_id"]), "category_id": ids[name], "bbox": boxes[i]}
+        # what was read goes before what is computed, and what may have changed since before both
         yield found | dict(one) | own

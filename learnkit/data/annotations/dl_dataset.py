@@ -331,6 +331,7 @@ def leaves_folder(path: str) -> bool:
     >>> leaves_folder("a/b.png"), leaves_folder("a/../b.png"), leaves_folder("C:/b.png")
     (False, True, True)
     """
+    # a drive of Windows, too, on whatever system this runs
     absolute = path.startswith("/") or path[1:2] == ":"
     return not path or "\0" in path or absolute or ".." in path.split("/")
 

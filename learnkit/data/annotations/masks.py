@@ -27,6 +27,7 @@ BACKGROUND = "background"
 _FORMATS = ("PNG", "TIFF", "BMP")
 _OPENED = (*_FORMATS, "JPEG", "WEBP", "GIF")  # to be told what they are
 _MAX_PIXELS = 50_000_000  # as of images
+# one more than fits a mask's 16 bits, so that no code can have it
 _UNKNOWN = 65_536
 _COLOURS = 1 << 24
 _LAYERS = ("", "_mask", "_label", "_labels", "_gt")  # what may follow an image's name in a mask's

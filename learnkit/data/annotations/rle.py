@@ -73,6 +73,7 @@ def segmentations_of_numbers(numbers: np.ndarray, n: int) -> list[dict[str, Any]
         runs = order[first[i] : first[i + 1]]
         edges = np.stack([starts[runs], ends[runs]], 1).reshape(-1)
         counts = np.diff([0, *edges, flat.size]).tolist()
+        # an object that reaches the last pixel: no zeros follow it
         if not counts[-1] and len(counts) > 1:
             counts.pop()
         found.append({"size": list(numbers.shape), "counts": _compressed(counts)})
@@ -137,10 +138,12 @@ def _compressed(counts: Sequence[int]) -> str:
     """COCO's text of run lengths: differences to the last but one, five bits a character."""
     text = []
     for i, count in enumerate(counts):
+        # from the fourth run on only, as in pycocotools' `rleToString`
         rest, more = count - (counts[i - 2] if i > 2 else 0), True
         while more:
             bits = rest & 31
             rest >>= 5
+            # the fifth bit of the last character is the sign: no more than that needs saying
             more = rest != (-1 if bits & 16 else 0)
             text.append(chr(bits + 32 * more + 48))
     return "".join(text)
@@ -183,6 +186,7 @@ def _polygon_mask(points: np.ndarray, size: tuple[int, int], where: str) -> np.n
     while begin < len(edges):
         end = begin + max(1, int(np.searchsorted(steps[begin:].cumsum(), _CHUNK)))
         columns, rows = _crossings(edges[begin:end], steps[begin:end], size)
+        # `at`: by indexing, a place that is crossed twice would be turned once
         np.logical_xor.at(changes, (columns, rows), True)
         begin = end
     return np.logical_xor.accumulate(changes, axis=1)[:, :height].T
