@@ -140,6 +140,7 @@ def model_digest(predictor: Any) -> str:
 def same_state(predictor: Any, state: Any) -> bool:
     """Whether `predictor` is still as it was when `state_of` gave `state`; costs nothing."""
     now = state_of(predictor)
+    # by identity: whatever changes a predictor replaces these as a whole
     return len(now) == len(state) and all(a is b for a, b in zip(now, state, strict=True))
 
 
@@ -173,5 +174,6 @@ def _content_digest(predictor: Any) -> str:
         for name, tensor in sorted(module.state_dict().items()):
             values = tensor.detach().cpu().contiguous()
             digest.update(f"\0{part} {name} {values.dtype} {tuple(values.shape)}\0".encode())
+            # as bytes: numpy has no bfloat16
             digest.update(values.flatten().view(torch.uint8).numpy() if values.numel() else b"")
     return digest.hexdigest()

@@ -177,6 +177,7 @@ def _read_parquet(file: BinaryIO) -> Iterator[Row]:
 
 @contextmanager
 def _as_text(file: BinaryIO, errors: str = "strict") -> Iterator[TextIO]:
+    # without translation, as `csv` asks: line ends inside of cells stay what they are
     text = TextIOWrapper(file, "utf-8", errors, newline="")
     try:
         yield text

@@ -181,6 +181,7 @@ def _giving_up_on_others(shapes: set[tuple[int, ...]]) -> Iterator[None]:
 
     def look(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal strange
+        # the hook is of the whole process, in which other threads may build networks, too
         if parameter is None or threading.get_ident() != builder:
             return
         strange += tuple(parameter.shape) not in shapes

@@ -87,6 +87,7 @@ def rectangles_of_corners(corners: Any) -> np.ndarray:
     phi = np.where(
         length1 >= length2, np.arctan2(-first[1], first[0]), np.arctan2(second[0], second[1])
     )
+    # arctan2 gives -pi for -0.0, as `-first[1]` is of a level edge
     phi = np.where(phi <= -np.pi, np.pi, phi)
     found = np.stack([y, x, phi, length1, length2], 1)
     off = np.abs(corners_of_rectangles(found) - corners).max((1, 2), initial=0)

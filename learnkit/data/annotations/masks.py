@@ -310,6 +310,7 @@ def mask_pixels(
 
 
 def _check_header(image: Image.Image, name: str, size: tuple[int, int] | None) -> None:
+    # a TIFF may hold JPEG data
     if image.format not in _FORMATS or image.info.get("compression") == "jpeg":
         raise ImageReadError(
             f"mask {name} is a {image.format} file, which may change pixel values; write masks as "
