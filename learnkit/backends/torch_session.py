@@ -27,7 +27,7 @@ from learnkit.errors import BackendUnavailableError, ExportError
 from learnkit.models.eval_mode import evaluating, is_channels_last, set_channels_last
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# torch has one number of threads for the whole process: who sets another holds this meanwhile
+# a new thread begins with the number of torch's threads that any set last: one sets it at a time
 _THREADS = threading.Lock()
 # by body, and weakly: a lock lives as long as the network it guards
 _LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()

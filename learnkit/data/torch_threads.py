@@ -87,6 +87,6 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], n_products: float
     n_threads = min(_allowed.get(), len(items)) if n_products >= _WORTH_A_THREAD else 1
     if n_threads < 2:
         return [function(item) for item in items]
-    # torch counts threads for each of Python's; a new one would begin with as many as there are
+    # torch counts threads for each of Python's; a new one begins with the number that any set last
     with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(function, items))
