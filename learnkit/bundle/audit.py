@@ -72,6 +72,7 @@ def read_facts(packed: np.ndarray | None, where: str) -> HistoryFacts:
     if packed is None or packed.dtype != np.uint8:
         raise BundleCorruptError(f"{where}: `{FACTS}` is missing, or no text")
     values = parse_json(packed.tobytes(), where)
+    # before the other fields: a newer format may have others
     if (number := read_field(values, "format", int, where)) > _FORMAT:
         raise BundleVersionError(
             f"{where} is in format {number}; learnkit {__version__} reads up to {_FORMAT}: upgrade "

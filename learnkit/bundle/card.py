@@ -94,6 +94,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     value = value.item() if hasattr(value, "item") else value
+    # JSON has neither NaN nor infinities; the tables show a dash for None
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -173,12 +174,13 @@ def model_card(
 
 
 def _front_matter(card: Mapping[str, Any], opened_by_timm: str) -> str:
-    """The hub's metadata; JSON strings are YAML strings, whatever is in them."""
+    """The hub's metadata."""
     tags = ["image-classification", "learnkit"] + ["timm"] * (opened_by_timm != "own")
     library = "timm" if opened_by_timm == "classifier" else "learnkit"
     fields = {"library_name": library, "pipeline_tag": "image-classification", "tags": tags}
     if card.get("license"):
         fields["license"] = str(card["license"])
+    # a JSON string is a YAML string, whatever is in it: no license can end the front matter
     lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
     return "\n".join(["---", *lines, "---"])
 

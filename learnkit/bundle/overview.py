@@ -117,6 +117,7 @@ def _listed(
     section: Mapping[str, Any], files: Mapping[str, bytes], sizes: Mapping[str, int]
 ) -> list[Listed]:
     default, since = default_variant(section) or FLOAT32, learned_since(section)
+    # one of them at most: a head in the continual state has no detector beside it
     state = next((name for name in _STATES if name in files), "")
     classes = tuple(section["classes"])
     plain = Listed(
@@ -155,6 +156,7 @@ def _variant(
 
 def with_variants_listed(card: str, files: Mapping[str, bytes]) -> str:
     """A model card that ends in a table of the variants, how to open them, and what each cost."""
+    # what an earlier save appended; before there was a table of variants, their reports alone
     text = card.split(_HEADING)[0].split(_COST)[0]
     found = listing(files, {name: len(data) for name, data in files.items()})
     if len(found) == 1:
@@ -207,6 +209,7 @@ def _costs(report: ConversionReport | None, reference: ConversionReport) -> dict
     if report is None:
         return found
     for one in report.latency:
+        # reports may have timed other batch sizes than the one the columns are of
         if (name := f"ms, batch {one.batch}") in found:
             ratio = "disturbed" if report.is_disturbed else ratio_text(one.vs_eager)
             found[name] = f"{one.best:.3g} ({ratio})"

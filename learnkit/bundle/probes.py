@@ -52,6 +52,7 @@ def probe_tensors(model: nn.Module, probes: Tensor, recipe: Preprocessing) -> di
     if head is not None:
         network = Network(model, recipe, owned=True, continual=True)
         features = torch.from_numpy(network.features(channels_last(probes)))
+    # without a class there is nothing to classify by: on loading the features alone are compared
     if head is not None and head.knowledge.derived is None:
         logits, tolerance = torch.zeros(len(probes), len(head.classes)), 0.0
     else:
@@ -66,6 +67,7 @@ def probe_tensors(model: nn.Module, probes: Tensor, recipe: Preprocessing) -> di
 
 def _response(head: nn.Module, features: Tensor) -> float:
     """How far logits move when features do in their last digits, as on another machine."""
+    # signs in turn: heads scale features to length 1, and a common factor would move nothing
     signs = 1 - 2 * (torch.arange(features.numel()).view_as(features) % 2)
     with torch.no_grad():
         moved = head(features * (1 + _FEATURE_NOISE * signs))
@@ -87,6 +89,7 @@ def read_probes(
     check_probes(images, preprocessing, BundleCorruptError)
     if logits.dtype != torch.float32 or logits.shape != (len(images), n_classes):
         raise BundleCorruptError(f"{PROBE}: `logits` is {logits.dtype} {tuple(logits.shape)}")
+    # so written that NaN is refused
     if tolerance.shape != () or not tolerance.item() >= 0:
         raise BundleCorruptError(f"{PROBE}: `tolerance` is not one number of at least 0")
     return Probes(images, logits, tolerance.item(), probe["features"] if continual else None)

@@ -163,6 +163,7 @@ def read_float32(
         detector=detector,
         metadata=dict(contents.metadata),
         probes=probes.images,
+        # the card's measures are of just these; the first change drops them from the card
         measured=None if head is None else head.statistics,
         siblings=siblings_at(path, folder),
         digest=folder.digest,
@@ -183,6 +184,7 @@ def check_probe_answers(
     """
     images, logits, tolerance, features = probes
     try:
+        # first: another version may derive other logits from these features, but no other features
         if features is not None:
             found = torch.from_numpy(model.network.features(channels_last(images)))
             _compare("features", found, features, tolerance_of(features), written_with)
@@ -232,6 +234,7 @@ def _opened(
         described = read_folder(path, sha256=sha256, wanted=(CONFIG,))
         check_schema(described.manifest, MANIFEST)
         contents = Contents.from_bytes(described.bytes(CONFIG))
+        # from headers alone: a sparse file of 40 GB is refused before it is read
         blank = _built(contents, _weights(described.empty_tensors, contents), skeleton)
         try:
             return read_folder(path, sha256=described.digest), contents, blank
@@ -320,6 +323,7 @@ def load_variant(
 def _converted(variant: Variant, folder: Folder, path: str | os.PathLike) -> Converted:
     model, files = None, variant.network_files(folder.files)
     is_open = variant.continual is not None
+    # such a variant has no network of its own: torch casts the bundle's weights
     if variant.backend == "torch":
         model = _module(*_opened(path, folder.digest))  # without the head, which is the variant's
     kind = variant.backend, variant.precision, variant.params
@@ -359,11 +363,13 @@ def _restore_scoring(head: ContinualClassifier, stored: Scoring, where: str) -> 
         raise BundleCorruptError(
             f"{where} is of {own.weight.shape} weights, the stored scores of {stored.weight.shape}"
         )
+    # not what follows from the statistics here: another processor solves to other last bits
     head.restore_scoring(stored)
 
 
 def _check_fit(session: Session, variant: Variant) -> None:
     pairs = {"features": (session.n_features, variant.n_features)}
+    # under a head in the continual state networks end in features
     if variant.continual is None:
         pairs["outputs"] = (session.n_outputs, len(variant.classes))
     for what, (found, expected) in pairs.items():

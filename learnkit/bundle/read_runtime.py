@@ -37,6 +37,7 @@ from learnkit.storage.read_folder import MANIFEST, Folder, read_folder
 from learnkit.uncertainty.scoring import Scoring
 
 _TORCH = "torch-"
+# not read: predicting needs none of them
 _FOR_LEARNING = ("state.safetensors", HISTORY, "report.json")
 
 
@@ -143,8 +144,10 @@ def _learned(
         codes = tensor("fingerprints", np.int64, -1)
         owners = sized("fingerprint_sizes", len(codes))[: len(names)]
         n_seen = int(owners.sum())  # what is behind these belongs to forgotten classes
+        # the same 64 bits: torch wrote them as signed
         codes = codes[:n_seen].view(np.uint64)
     else:
+        # a file has none where the remembered features say it all, and before there were any
         codes = codes_of(feature_hashes(remembered))
         n_seen = int(tensor("memory_copies", np.int64, len(remembered)).sum())
     return Learned(
@@ -212,6 +215,7 @@ def _check_fit(session: Session, variant: Variant, scoring: Scoring | None) -> N
         "images": (session.shape, (*recipe.size, recipe.channels)),
         "features": (session.n_features, variant.n_features),
     }
+    # where the scoring gives the labels, networks end in features
     if scoring is None or not scoring.labels:
         pairs["classes"] = (session.n_outputs, n_classes)
     for what, (found, expected) in pairs.items():

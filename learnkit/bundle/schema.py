@@ -177,6 +177,7 @@ def newer_is_told(section: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BundleCorruptError as error:
+        # what a newer minor format added to a field looks like damage to this reader
         if section["schema"]["minor"] <= SCHEMA["minor"]:
             raise
         raise BundleVersionError(
@@ -217,8 +218,9 @@ def _described(section: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing]:
 
 
 def _layout(section: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Which file holds which weights; few rules, as each is held against each weight."""
+    """Which file holds which weights."""
     layout = _get(section, "layout", dict[str, dict[str, str]])
+    # each is tried on each weight, which with a long list would not end
     if sum(map(len, layout.values())) > _MAX_PLACES or len(layout) > _MAX_PLACES:
         raise BundleCorruptError(f"{CONFIG}: `layout` has more than {_MAX_PLACES} places")
     return layout

@@ -59,6 +59,7 @@ def scoring_tensors(head: ContinualClassifier) -> dict[str, Tensor]:
     known, threshold = np.isfinite(scoring.bias), scoring.threshold
     arrays = {
         "weight": scoring.weight,
+        # forgotten classes have -inf, and files hold finite numbers: `known` tells them
         "bias": np.where(known, scoring.bias, 0.0),
         "known": known,
         "misfits": scoring.nonconformity[0],
@@ -111,6 +112,7 @@ def _score_arrays(scoring: Scoring) -> dict[str, np.ndarray]:
     if "mahalanobis" in parts:
         found |= {"base": np.float64(distances.base), "axes": distances.axes}
     if "knn" in parts:
+        # they lie on that grid: exact, in a quarter of the bytes
         found["reference"] = np.rint(scoring.neighbors.features * GRID).astype(np.int16)
     return found
 
@@ -314,6 +316,7 @@ def _threshold(file: _File, facts: ThresholdFacts) -> Threshold:
     for name, choices in ("source", SOURCES), ("guarantee", GUARANTEES):
         if (found := getattr(facts, name)) not in choices:
             raise file.corrupt(f"`{name}` of the threshold is {found!r:.100}")
+    # p-values are found by bisection, which is silently wrong in any other order
     if (np.diff(scores) < 0).any():
         raise file.corrupt("`threshold_scores` are not in ascending order")
     loc, scale = 0.0, 1.0

@@ -47,6 +47,7 @@ class BaseFiles:
             hashes.pop(name, None)
         files = {name: data for name, data in found.files.items() if name in hashes}
         learned = learned_since(read_section(found.files[CONFIG]))
+        # absolute: when they are read, on saving, the process may work in another folder
         return cls(files, hashes, Path(os.path.abspath(path)), learned=learned)
 
     @property
@@ -96,6 +97,7 @@ class BaseFiles:
         """The files of variants, or a warning that they are gone."""
         try:
             return self._read(names)
+        # a warning: without variants the model is whole, without float32 weights it is none
         except BundleError as error:
             lost = variant_names(names)
             warn_user(
@@ -115,6 +117,7 @@ class BaseFiles:
         at_hand = {name: self.files[name] for name in names & self.files.keys()}
         if not (names := names - at_hand.keys()):
             return at_hand
+        # held against hashes of files, not of the bundle: that may have been saved again since
         found = read_folder(self.folder, wanted=names).files
         if changed := sorted(n for n in names if _sha256(found.get(n, b"")) != self.hashes[n]):
             raise BundleError(f"{changed[0]} is another one, or gone")
@@ -220,10 +223,10 @@ def at_hand(beside: BaseFiles | Siblings | None) -> BaseFiles | Siblings | None:
 def _rests_on(files: Mapping[str, bytes], hashes: Mapping[str, Any]) -> str:
     """Digest of all in a float32 model that variants are made from."""
     section = read_section(files[CONFIG])
+    # a newer learnkit writes a state in its own format, which makes no variant stale
     said = {key: in_this_format(section.get(key)) for key in _RESTS_ON}
-    if isinstance(
-        recipe := said["preprocessing"], Mapping
-    ):  # fields that came later: as if not set
+    # fields that came later: as if not set
+    if isinstance(recipe := said["preprocessing"], Mapping):
         said["preprocessing"] = {**Preprocessing(1).to_dict(), **recipe}
     state = {name: hashes[name] for name in (STATE, OOD) if name in hashes}
     text = json.dumps([weights_digest(files, hashes), state, said], sort_keys=True)

@@ -75,6 +75,7 @@ def reading_state(where: str) -> Iterator[None]:
     """
     try:
         yield
+    # first: it is a LearnkitError, too, and would pass for damage
     except NewerStateError as error:
         raise BundleVersionError(f"{where}: {error}") from error
     except (LearnkitError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -171,6 +172,7 @@ def history_bytes(head: ContinualClassifier, levels: int) -> bytes | None:
     few classes and little memory, and no more than that state.
     """
     history = head.history
+    # the state before the first image is none to go back to
     former = [one for one in history.states[1 : 1 + levels] if one.statistics.class_names]
     kept = [*history.snapshots.values(), *former]
     if not kept and not history.audit:
@@ -219,6 +221,7 @@ def read_history(data: bytes, where: str, head: ContinualClassifier) -> History:
     known = [head.knowledge.to_state()[1]]
     for number, state in enumerate(facts.states, 1):
         known.append(_read_tensors(number, state, tensors, known, where))
+    # each state has taken its own out
     if tensors:
         raise BundleCorruptError(f"{where}: tensors nobody knows: {sorted(tensors)[:5]}")
     pairs = zip(facts.states, known[1:], strict=True)
@@ -253,6 +256,7 @@ def _read_tensors(
     for name, place in state.at.items():
         own = place == number
         held = tensors.pop(f"{number}.{name}", None) if own else None
+        # only back to states that are whole by now: no two can lead to each other
         if not own and 0 <= place < number:
             held = known[place].get(name)
         if held is None:
@@ -280,6 +284,7 @@ def trimmed_history(data: bytes, where: str, levels: int) -> bytes:
     """
     tensors = parse_tensors(data, where)
     facts = _read_facts(tensors.pop(FACTS, None), where)
+    # the last ones go: states share tensors of earlier ones, never of later ones
     kept = replace(facts, states=facts.states[: len(facts.names) + levels])
     text = torch.frombuffer(bytearray(to_json(to_plain(kept))), dtype=torch.uint8)
     numbers = {str(number) for number in range(1, len(kept.states) + 1)}
@@ -289,6 +294,7 @@ def trimmed_history(data: bytes, where: str, levels: int) -> bytes:
 
 def _whole(half: Tensor, where: str) -> Tensor:
     """The symmetric tensor (D,D) of its upper triangle, row by row."""
+    # n = D (D + 1) / 2, so that D is the root of 2 n, rounded down
     width = int((2 * half.numel()) ** 0.5)
     if half.dim() != 1 or not width or width * (width + 1) // 2 != half.numel():
         raise BundleCorruptError(f"{where}: `gram` has shape {tuple(half.shape)}, no triangle's")

@@ -74,8 +74,10 @@ def _candidates(model: nn.Module, spec: ModelSpec) -> list[tuple[str, Layout]]:
         return [("body", {MODEL_FILE: {"": _BODY}})]
     body = ("body", {MODEL_FILE: {"": _BODY}, HEAD_FILE: {"": "1."}})
     name = _timm_cfg(spec.arch).get("classifier")
+    # dropout does nothing in evaluation, so timm's head without it is the same
     head = [(i, m) for i, m in enumerate(model[1]) if not isinstance(m, nn.Dropout)]
     plain = [type(m) for _, m in head] == [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
+    # timm has a tuple of names for networks with several classifiers, as distilled ones
     if not plain or not isinstance(name, str):
         return [body]
     return [("classifier", {MODEL_FILE: {"": _BODY, f"{name}.": f"1.{head[-1][0]}."}}), body]
@@ -90,6 +92,7 @@ def to_files(state: Mapping[str, Tensor], layout: Layout) -> dict[str, dict[str,
     files: dict[str, dict[str, Tensor]] = {file: {} for file in layout}
     rules = [(own, file, there) for file, names in layout.items() for there, own in names.items()]
     for name, tensor in state.items():
+        # all are beginnings of one name, of which the greatest is the longest
         own, file, there = max(rule for rule in rules if name.startswith(rule[0]))
         files[file][there + name[len(own) :]] = tensor
     return files
@@ -135,6 +138,7 @@ def _config(
         "label_names": list(classes),
         "model_args": args,
         "pretrained_cfg": {
+            # some of timm's own files are .npz, for which it calls the network's own loader
             "custom_load": False,
             "input_size": [spec.n_in, *size],
             "fixed_input_size": fixed,
@@ -153,7 +157,9 @@ def _config(
 def _open(packed: Packed) -> nn.Module | None:
     """What `timm.create_model("local-dir:...", pretrained=True)` would give, None if it fails."""
     config = packed.config
+    # a copy: timm takes tensors out of the dictionary that it loads
     cfg = {**config["pretrained_cfg"], "state_dict": dict(packed.files[MODEL_FILE])}
+    # timm draws weights before it loads: the caller's random numbers go on as they would have
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -170,6 +176,7 @@ def _is_same(opened: nn.Module, packed: Packed, model: nn.Module, images: Tensor
     state, tensors = opened.state_dict(), packed.files[MODEL_FILE]
     if not all(n in state and torch.equal(state[n], t) for n, t in tensors.items()):
         return False
+    # behind the feature map timm may have layers with random weights: no output compares
     if packed.kind == "body":
         return True
     with torch.no_grad():

@@ -132,6 +132,7 @@ def variant_names(files: Iterable[str]) -> list[str]:
 
 def files_of(name: str, files: Iterable[str]) -> set[str]:
     """Those of a bundle's files that belong to variant `name`."""
+    # with the dot: a name may be the beginning of another one
     return {file for file in files if file.startswith(f"{VARIANTS}/{name}.")}
 
 
@@ -148,6 +149,7 @@ def _known(variant: Variant) -> bool:
     types = {
         name: {int, type(None)} if value is None else {type(value)} for name, value in known.items()
     }
+    # not by isinstance, for which True is an int
     return all(type(value) in types.get(name, ()) for name, value in variant.params.items())
 
 
@@ -220,6 +222,7 @@ def with_variants(
         section.pop(key, None)
     if default is not None:
         section[_DEFAULT] = default
+        # older readers would open float32, which knows less, and not say so
         section["critical"] += [_DEFAULT] * (default in learned)
     if learned:
         section[_SINCE] = learned

@@ -75,11 +75,13 @@ def _checked(session: Session, probes: Mapping[str, np.ndarray], where: str) -> 
         raise BundleCorruptError(f"{where} holds {sorted(probes)}; it must hold {sorted(wanted)}")
     images, share = probes["images"], probes["share"]
     n = len(images) if images.ndim else 0
+    # 16 is `probes.MAX_PROBES`, in a module that brings torch
     if images.dtype != np.uint8 or images.shape[1:] != session.shape or not 1 <= n <= 16:
         raise BundleCorruptError(
             f"{where}: `images` is {images.dtype} {images.shape}; preprocessed images are uint8 "
             f"(n, {', '.join(map(str, session.shape))})"
         )
+    # `recorded` writes no larger one, by which any answer would pass
     if share.shape != () or not 0 <= float(share) <= 0.05:
         raise BundleCorruptError(f"{where}: `share` is not one number in 0..0.05")
     for name, width in (("features", session.n_features), ("logits", session.n_outputs)):

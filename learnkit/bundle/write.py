@@ -195,6 +195,7 @@ def float32_files(
 def _own_card(model: Model) -> dict[str, Any]:
     """The card it was read with, without what was measured on another state of knowledge."""
     card = dict(model.metadata.get("card", {}))
+    # by identity: every change replaces the statistics as a whole
     if model.head is not None and model.head.statistics is not model.measured:
         card = {k: v for k, v in card.items() if k not in {"measures", "intervals", "per_class"}}
     return card
@@ -226,6 +227,7 @@ def _rebuilt_like(
     again = Network(copy, model.preprocessing, owned=True, continual=is_open)
     found, expected = (torch.from_numpy(_outputs(one, images)) for one in (again, model.network))
     difference = (found - expected).abs().max().item()
+    # so written that NaN is refused
     if not difference <= tolerance_of(expected):
         raise ExportError(
             f"the network rebuilt from its description gives other "
@@ -288,6 +290,7 @@ def bundle_with_variants(
             same backend and precision as another one.
         BundleError: the float32 files are not where they were.
     """
+    # other threads may teach a model while it is written: its files are to be of one moment
     given = [model.frozen() for model in models]
     names = {model.variant for model in given}
     float32 = base.read(variants=variants, replaced=names)
@@ -337,6 +340,7 @@ def finished(
     """
     from learnkit.bundle.overview import with_variants_listed
 
+    # variants that are stale or gone were left out, and stay among those that had learned
     learned = set(variant_names(files)).intersection(learned)
     config = with_variants(files[CONFIG], learned=learned, default=default, metadata=metadata)
     files = {**files, CONFIG: config}
@@ -394,6 +398,7 @@ def _probes(model: Model, base: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
     images = channels_last(was["images"])
     features, logits = model.network.run(images)
     now, before = (logits, was["logits"]) if "features" not in was else (features, was["features"])
+    # a network may give zeros alone, of which nothing is a share
     moved = np.abs(now - before.numpy()).max() / max(float(before.abs().max()), 1e-6)
     tensors = recorded(model.network, images, float(moved))
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in tensors.items()}
