@@ -523,6 +523,7 @@ class BasePredictor(Shown):
         return self._monitor
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # the first assignment is the record itself, by which the others are checked
         if "record" in self.__dict__:
             check_assigned(self, name)
         super().__setattr__(name, value)
@@ -535,6 +536,7 @@ class BasePredictor(Shown):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = type(self).__new__(type(self))
+        # before the parts are copied: what leads back here is to get this copy
         memo[id(self)] = new
         own = {name: value for name, value in self.__dict__.items() if name not in _OWN}
         new.__dict__.update(copy.deepcopy(own, memo))

@@ -193,6 +193,7 @@ def look_through(
     """
     findings = data.check(limits=limits, min_images=min_images, progress=progress)
     lost = set(findings["path"][findings["finding"].isin(_UNREADABLE)])
+    # `label_errors` refuses images that cannot be read
     readable = data.filter(~data.frame["path"].isin(lost).to_numpy())
     if not len(readable):
         raise DataError(f"none of the {len(data)} images can be read; `check` says why")

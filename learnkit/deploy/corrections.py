@@ -28,6 +28,7 @@ COLUMNS = ("path", "sha256", "old", "new", "action", "marked_at")
 REMOVED = "_removed"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _LARGEST = 200_000_000  # bytes of a table
+# what Windows takes for no name of a folder, and its names of devices
 _FORBIDDEN = re.compile(r'[/\\:*?"<>|\0]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$', re.I)
 
 
@@ -101,7 +102,9 @@ def read_corrections(path: str | os.PathLike) -> list[Correction]:
     try:
         if path.stat().st_size > _LARGEST:
             raise DataError(f"{str(path)!r} has over {_LARGEST // 1_000_000} MB; split it")
+        # Excel puts a byte order mark first, which would be part of the first column's name
         with path.open(encoding="utf-8-sig", newline="") as file:
+            # strict: else a quote that does not end takes all lines below into its cell
             lines = csv.DictReader(file, restval="", strict=True)
             missing = [name for name in COLUMNS[:5] if name not in (lines.fieldnames or ())]
             if missing:
@@ -186,6 +189,7 @@ class _Plan:
             return f"the action is {one.action!r:.40}: relabel or drop"
         if not re.fullmatch(r"[0-9a-fA-F]{64}", one.sha256):
             return f"{one.sha256!r:.80} is no sha256 of 64 hex digits"
+        # before any look at the disk: a dropped one is looked for below `_removed` by this path
         parts = re.split(r"[/\\]", path)
         if not path or path[0] in "/\\" or ".." in parts or "\0" in path or ":" in parts[0]:
             return "the path leaves the folder"
@@ -194,6 +198,7 @@ class _Plan:
             return "" if done else "there is no such image"
         if self._digest(path) != one.sha256.lower():
             return "the file has changed since it was marked (another sha256); mark it again"
+        # the same name may be spelt in other code points on disk: macOS takes accents apart
         if nfc(own := PurePosixPath(path).parent.name) != nfc(old):
             return f"it is of the class {own!r}, not {old!r}"
         if one.action == "drop":
@@ -235,8 +240,10 @@ class _Plan:
         """Each path of the new folder, and the file it is."""
         stay = self.files.keys() - self.new_labels.keys() - self.dropped
         found = {path: self.files[path] for path in sorted(stay)}
+        # disks of Windows and macOS take A.png and a.png for one file
         taken = {path.casefold() for path in found}
         found |= {f"{REMOVED}/{path}": self.files[path] for path in sorted(self.dropped)}
+        # sorted: of two files of one name the same one gets the digest, whatever the rows' order
         for path, label in sorted(self.new_labels.items()):
             target = _moved(path, label)
             if target.casefold() in taken:  # another file of that name is of this class
@@ -261,6 +268,7 @@ def _unquoted(text: str, known: Iterable[str]) -> str:
 
 def _check_apart(folder: Path, out: Path) -> None:
     inside, around = out.is_relative_to(folder), folder.is_relative_to(out)
+    # links may lead from one into the other
     real = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
     if inside or around or real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0]):
         raise UsageError(
@@ -280,6 +288,7 @@ def _holds(out: Path, targets: Mapping[str, Path]) -> bool:
         for name in names
     }
     return there == targets.keys() and all(
+        # hard links are the same file, and need not be read
         os.path.samefile(out / target, source) or _sha256(out / target) == _sha256(source)
         for target, source in targets.items()
     )
@@ -292,6 +301,7 @@ def _sha256(path: Path) -> str:
 
 def _write(out: Path, targets: Mapping[str, Path]) -> None:
     """Fill a sibling of `out`, which takes its place when all is there."""
+    # beside `out`, as only within a disk a rename happens at once
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     partial.mkdir()
     try:
@@ -299,6 +309,7 @@ def _write(out: Path, targets: Mapping[str, Path]) -> None:
             place = partial / target
             place.parent.mkdir(parents=True, exist_ok=True)
             _link(source, place)
+        # on POSIX an empty folder gives way, and one that others filled meanwhile makes it fail
         os.rename(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

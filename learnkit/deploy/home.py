@@ -28,6 +28,7 @@ class Home(NamedTuple):
 
 def home_of(predictor: Any, path: str | os.PathLike, digest: str) -> Home:
     """That `predictor`, as it is now, is in the bundle at `path`."""
+    # whoever unpickles may work in another folder
     absolute = Path(os.path.abspath(path))
     return Home(absolute, digest, tuple(predictor.state), copy.deepcopy(_facts(predictor)))
 
@@ -74,6 +75,8 @@ def _facts(predictor: Any) -> dict[str, Any]:
         "threshold": predictor.threshold,
         "preprocessing": predictor.preprocessing,
         # training changes weights in place, and torch counts that
+        # tensors made in inference mode have no count, and raise when asked
         "changes": [0 if one.is_inference() else one._version for one in tensors],
+        # a parameter that takes the place of another counts from 0 again
         "weights": [*map(id, weights)],
     }

@@ -67,6 +67,7 @@ def located(
     kept = _kept(hub, name, asked)
     if kept is not None:
         pinned = sha256 is not None and read_folder(kept, wanted=()).digest == sha256
+        # a commit never changes, a branch may have moved
         if _COMMIT.fullmatch(asked) or pinned:
             return kept
     try:
@@ -92,6 +93,7 @@ def publish(repository: str, write: Callable[[Path], Any], *, private: bool = Tr
     api = hub.HfApi()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "model")
+        # first: a model that cannot be written leaves no empty repository behind
         digest = write(folder).digest
         try:
             api.create_repo(name, private=private, exist_ok=True)
@@ -106,6 +108,7 @@ def publish(repository: str, write: Callable[[Path], Any], *, private: bool = Tr
                 delete_patterns=_OURS,  # of an earlier bundle; those written now stay
             )
         except (OSError, hub.errors.HTTPError) as error:
+            # BundleWriteError is an OSError, too
             if isinstance(error, LearnkitError):
                 raise
             raise BundleWriteError(
@@ -122,6 +125,7 @@ class _NoAnswer(BundleNotFoundError):
 def _checked(text: str) -> tuple[str, str | None]:
     """(OWNER/NAME, revision or None)."""
     found = _PLACE.fullmatch(text)
+    # the hub's own rules, held before it is asked
     if found is None or ".." in text or "--" in text.partition("@")[0]:
         raise BundleError(
             f"{text!r:.200} names no repository of the hub; write {ON_HUB}OWNER/NAME, or "
@@ -133,6 +137,7 @@ def _checked(text: str) -> tuple[str, str | None]:
 def _kept(hub: ModuleType, name: str, revision: str) -> Path | None:
     """The snapshot of this revision in the cache, if it is whole."""
     manifest = hub.try_to_load_from_cache(name, MANIFEST, revision=revision)
+    # None, or the cache's mark for a file that the revision does not have
     if not isinstance(manifest, str):
         return None
     folder = Path(manifest).parent
@@ -140,6 +145,7 @@ def _kept(hub: ModuleType, name: str, revision: str) -> Path | None:
         listed = read_folder(folder, wanted=()).manifest["files"]
     except BundleError:
         return None
+    # the manifest is fetched first: others may be missing after an interruption
     return folder if all((folder / one).is_file() for one in listed) else None
 
 
@@ -162,6 +168,7 @@ def _fetched(hub: ModuleType, name: str, revision: str) -> Path:
         )
     check_sizes(folder, listed)
     for one in listed:
+        # the manifest's commit, which the folder is named by: a branch may move meanwhile
         hub.hf_hub_download(name, one, revision=folder.name)
     return folder
 
@@ -176,6 +183,7 @@ def _asking(hub: ModuleType, text: str) -> Iterator[None]:
             f"{text} is not there, or not for you; check the spelling, and for one that is private "
             "log in with `hf auth login`"
         ) from error
+    # BundleNotFoundError is an OSError, too
     except BundleError:
         raise
     except (OSError, hub.errors.HTTPError) as error:

@@ -117,6 +117,7 @@ def load_learner(
         return load_pickle(pickle_file, sha256, device, allow_pickle)
     record = read(path, variant=variant, sha256=sha256, device=str(device), threads=threads)
     predictor = Predictor.of(record)
+    # set again, as the setter notes the state that `is_changed` compares with
     predictor.digest = record.digest
     predictor._home = home_of(predictor, path, str(record.digest))
     return predictor
@@ -127,6 +128,7 @@ def _of_bytes(data: bytes, how: dict[str, Any]) -> Predictor:
     with tempfile.TemporaryDirectory() as folder:
         unpack(data, Path(folder))
         record = read(folder, **how)
+        # their files into memory, while the folder is there
         predictor = Predictor.of(record.replace(siblings=at_hand(record.siblings)))
     predictor.digest = record.digest
     return predictor
@@ -137,6 +139,7 @@ def opened_learner(
 ) -> Predictor:
     """What a pickle of a `Predictor` calls."""
     given: dict[str, Any] = {"sha256": digest, "threads": threads, "device": device}
+    # with None the bundle's default would open, which may be a variant
     return load_learner(path, variant=variant or FLOAT32, **given)
 
 

@@ -71,6 +71,7 @@ def load_runtime(
     path = located(path, revision=revision, sha256=sha256)
     record = read_runtime(path, variant=variant, sha256=sha256, threads=threads, device=device)
     predictor = RuntimePredictor(record)
+    # set again, as the setter notes the state that `is_changed` compares with
     predictor.digest = record.digest
     predictor._home = home_of(predictor, path, str(record.digest))
     return predictor
@@ -141,6 +142,7 @@ class RuntimePredictor(BasePredictor):
             found = read_learned(self._home.path, self.variant, self._home.digest)
         except BundleError:  # gone, or another one by now: nobody knows
             return None
+        # `set` may have renamed the classes here; those of a detector are not the model's
         labels = self.record.stored is not None and self.record.stored.labels
         return replace(found, names=self.classes) if labels and found else found
 

@@ -109,6 +109,7 @@ def set_fields(
         from learnkit.continual.classifier import check_detects_ood  # torch is here, then
 
         fit = {"false_alarm_rate": false_alarm_rate}
+        # nothing has changed before this, which may refuse, and nothing behind it refuses
         check_detects_ood(ood).set_threshold(ood_threshold, **fit)
     if in_ood:
         ood.rename(in_ood)
