@@ -75,6 +75,7 @@ def _raw(model: Model, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
     Where there are fewer images than `BATCH`, the last one fills it up.
     """
+    # the last bits of features depend on the size of the batch, and heads learn from this one
     n_missing = BATCH - len(images) if len(images) else 0
     filled = torch.cat([images, images[-1:].expand(n_missing, -1, -1, -1)])
     features, logits = model.network.run(channels_last(filled))
@@ -112,6 +113,7 @@ def compare(
     named = [_labels(probs, classes, multi_label, threshold) for probs in (old, new)]
     kept = torch.tensor([a == b for a, b in zip(*named, strict=True)], dtype=torch.bool) & sound
     change = (new - old).abs().amax(1) if len(old) else old.sum(1)
+    # forgotten classes have -inf on both sides, and their difference would be NaN
     shift = (comparable(after.logits) - comparable(before.logits))[sound]
     cosines = cosine_similarity(before.features, after.features)[sound]
     pairs = zip(named, (before, after), strict=True)
@@ -200,6 +202,7 @@ def _worst_class(
     groups = named if truth is None else truth
     was = torch.ones_like(kept) if truth is None else right[0]
     now = kept if truth is None else right[1]
+    # images with several labels are of no one class
     if any(isinstance(name, tuple) for name in groups):
         return None
     found = []
@@ -217,6 +220,7 @@ def _worst_images(
     pictures: Pictures,
 ) -> tuple[ChangedImage, ...]:
     """The images whose probabilities changed most, as far as one can see it."""
+    # stable: of equal changes the first images, every time
     order = change.argsort(descending=True, stable=True)[:N_WORST].tolist()
     tops = [one.amax(1).tolist() if len(one) else [] for one in probs]
     return tuple(

@@ -248,6 +248,7 @@ def plot_speeds(speeds: Sequence[Speed], title: str, ax: Axes | None = None) -> 
     names = [f"{one.name}\n{k}{one.outcome}".strip() for one, k in zip(speeds, kept, strict=True)]
     ax.set_yticks(range(len(speeds)), names, parse_math=False)
     ax.invert_yaxis()
+    # room for the text behind the longest bar
     ax.set_xlim(0, 1.45 * max(ratio for one in speeds for ratio in one.ratios.values()))
     ax.axvline(1, color="#767676", linewidth=0.8, linestyle=":")
     ax.set_xlabel(f"times as fast as {rows.EAGER}")

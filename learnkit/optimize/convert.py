@@ -95,6 +95,7 @@ class Converter:
         """The network in 8 bits, and what is to be said of it."""
         settings = {name: params[name] for name in QUANTIZING if name in params}
         if settings.get("keep") is not None:
+            # hashable, as the limits are the key of what was made
             settings["keep"] = tuple(settings["keep"])
         found = self._int8(Tolerance(**settings, criterion=self._criterion))
         if backend != "openvino":
@@ -117,6 +118,7 @@ class Converter:
         assert self.samples is not None
         return self.samples.pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
+    # cached: it is a part of that key, too, and a new function would be another key
     @cached_property
     def _criterion(self) -> Criterion | None:
         """Share of the samples used that keep their label; None for a head learned again."""

@@ -124,6 +124,7 @@ def ratio_text(ratio: float) -> str:
     if not (math.isfinite(ratio) and ratio > 0):
         return f"{ratio:g}x"
     digits = 1 - math.floor(math.log10(ratio))
+    # .29 * 100 is 28.999999999999996
     kept = math.floor(ratio * 10**digits + 1e-9) / 10**digits
     return f"{kept:.{max(digits, 0)}f}x"
 

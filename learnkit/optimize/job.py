@@ -128,6 +128,7 @@ def learned_images(model: Model, samples: Any, learned: Any) -> Labelled | None:
     try:
         return labelled_images(data)
     except DataError:
+        # nobody said of `samples` that they were learned: they need not be such images
         if learned is not None:
             raise
         return None
@@ -184,6 +185,7 @@ def _check_numbers(gates: Any, batch_size: Any, params: Mapping[str, Any]) -> No
         raise OptimizeError(f"`batch_size` is {batch_size!r}; a batch has at least one image")
     for name, most in (("target", 1.0), ("max_error", math.inf)):
         value = params.get(name, 1.0)
+        # not by isinstance, for which True is an int; so written that NaN is refused
         if type(value) not in (int, float) or not 0 < value <= most:
             rule = "a share above 0, at most 1" if most == 1 else "a number above 0"
             raise OptimizeError(f"`{name}` is {value!r:.100}; it must be {rule}")

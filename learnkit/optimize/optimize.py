@@ -57,6 +57,7 @@ def optimize(
         threads=threads,
     )
     trials = Trials(job)
+    # where nothing else is tried, what prevents the conversion is the answer
     found = trials.fastest_passing(wanted, strict=len(wanted) == 1 and not fallback)
     if found is None and fallback:
         others = [one for one in cheaper(precision, backend, device) if one not in wanted]
@@ -153,6 +154,7 @@ def report_of(trials: Trials, trial: Trial, *, forced: bool = False) -> Conversi
         processor={"name": processor_name(), "flags": flags},
         samples=job.samples and job.samples.described("images"),
         test=job.test.described(job.what),
+        # torch's variants have no files: it casts the float32 weights on loading
         n_bytes=converted.n_bytes or full,
         n_bytes_float32=full,
         latency=tuple(

@@ -65,6 +65,7 @@ def plain_onnx(model: Model) -> tuple[bytes, dict[str, Any]]:
     affine = None if scoring is None else graph.affine(scoring)
     if by_scoring:
         assert affine is not None
+        # rounded and widened again, as `Scoring.logits` is before its softmax
         logits = graph("Cast", affine[1], to=onnx.TensorProto.FLOAT)
     else:
         logits = "logits"
@@ -170,6 +171,8 @@ class _Graph:
             x = self("Where", self("LessOrEqual", size, BLANK**2), 0.0, roots)
         top = self.reduced("ReduceMax", self("Abs", x), keep=True)
         blank = self("LessOrEqual", top, BLANK)
+        # by the largest entry first, which keeps squares in range; `Where` computes both sides,
+        # so that blank rows are divided by 1
         x = self("Where", blank, 0.0, self("Div", x, self("Where", blank, 1.0, top)))
         length = self("Sqrt", self.reduced("ReduceSum", self("Mul", x, x), keep=True))
         return self("Div", x, self("Where", blank, 1.0, length))
@@ -209,6 +212,7 @@ class _Graph:
                 found["mahalanobis"] = self("Add", found["relative"], from_center)
         if "knn" in parts:
             memory = scoring.neighbors
+            # |x - m|^2 = |x|^2 - 2 x m + |m|^2, which rounding can take below 0
             products = self("Mul", self("MatMul", x, memory.features.T), -2.0)
             nearest = self.reduced("ReduceMin", self("Add", products, memory.squares))
             square = self("Add", nearest, self.reduced("ReduceSum", self("Mul", x, x)))
@@ -216,6 +220,7 @@ class _Graph:
         if not OF_LOGITS.isdisjoint(parts):
             largest = self.reduced("ReduceMax", self("Softmax", logits, axis=1))
             found["msp"] = self("Sub", 1.0, largest)
+            # log-sum-exp, less the largest, so that no exponential overflows
             top = self.reduced("ReduceMax", logits, keep=True)
             odds = self.reduced("ReduceSum", self("Exp", self("Sub", logits, top)))
             energy = self("Add", self.reduced("ReduceMax", logits), self("Log", odds))
@@ -229,6 +234,7 @@ class _Graph:
         relative = self.reduced("ReduceMin", self("Add", products, distances.offsets))
         if not whole:
             return relative, ""
+        # |u|^2 = base |y|^2 - |y axes|^2, or |y axes|^2 where base is 0: see `ClassDistances`
         inside = self("MatMul", y, distances.axes)
         along = self.reduced("ReduceSum", self("Mul", inside, inside))
         if not distances.base:
@@ -258,6 +264,7 @@ def _check_alike(data: bytes, model: Model, scoring: Scoring | None) -> None:
 
     try:
         ort = extra("onnxruntime")
+    # nothing here can run the file then; it is given as it is
     except ImportError:
         return
     probes = default_probes(model.preprocessing, 3) if model.probes is None else model.probes

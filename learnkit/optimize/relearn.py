@@ -69,6 +69,7 @@ def learned_again(
             _features(network, recipe, learned.validation, progress),
             learned.validation.labels,
         )
+    # in the order they had: classes keep their numbers
     order, origin = list(head.classes), network.origin(BATCH)
     given = {"validation": validation, "origin": origin}
     codes = _group_codes(head, was, recipe, learned, progress)
@@ -135,6 +136,7 @@ def _group_codes(
     told = {(n, one): g for n, c in cells for one, g in zip(c.hashes, c.given, strict=False) if g}
     if not told:
         return None
+    # by float32: the hashes of what `head` remembers are of its features
     embedded = unit_rows(_features(was, recipe, learned, progress), root=head.settings.root)
     pairs = zip(learned.labels, feature_hashes(to_grid(embedded).numpy()), strict=True)
     return [told.get(pair) for pair in pairs]
@@ -159,4 +161,5 @@ def _settle(
         named["memory"] = memory.with_given([was.get(one, one) for one in memory.given().tolist()])
     statistics = replace(new.statistics, **named)
     knowledge = replace(new.knowledge, statistics=statistics)
+    # its former state is the empty one it began from, and none to go back to
     new.history = History((knowledge,), audit=head.audit)

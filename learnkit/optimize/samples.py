@@ -66,6 +66,7 @@ class Pictures:
 
     def thumbnail(self, i: int) -> bytes:
         """A JPEG of at most 64 x 64 pixels of image `i`."""
+        # Pillow takes grey images without an axis of channels
         pixels = self.pixels[i].permute(1, 2, 0).squeeze(2).numpy()
         image, file = Image.fromarray(pixels), io.BytesIO()
         image.thumbnail((_THUMB, _THUMB))
@@ -121,6 +122,7 @@ def read_pictures(
     items = [items[i] for i in chosen]
     labels = None if labels is None else tuple(labels[i] for i in chosen)
     pixels = _pixels(items, recipe, what, progress)
+    # of the pixels: the same picture in another file or format is the same sample
     digests = tuple(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in pixels)
     # the last folder and name of a file; of a picture the start of its digest
     names = tuple(
@@ -146,6 +148,7 @@ def evenly(labels: Sequence[Hashable], n: int) -> list[int]:
 def _drawn(labels: Sequence[Hashable], limit: int) -> list[int]:
     if len(labels) <= limit:
         return list(range(len(labels)))
+    # of more classes than `limit` even one each are too many
     return evenly(labels, max(1, limit // len(set(labels))))[:limit]
 
 
@@ -204,6 +207,7 @@ def check_samples(samples: Pictures, classes: Sequence[str]) -> Pictures:
     Raises:
         OptimizeError: all of them show the same.
     """
+    # backwards, so that the first of equal ones stays
     first = {one: i for i, one in reversed(list(enumerate(samples.digests)))}
     found = samples.picked(sorted(first.values()))  # each picture once
     if len(found) == 1 and len(samples) > 1:
@@ -263,6 +267,7 @@ def set_apart(samples: Pictures) -> tuple[Pictures, Pictures]:
     for i in sorted(range(len(samples)), key=samples.digests.__getitem__):
         by_class[None if samples.labels is None else samples.labels[i]].append(i)
     test = [i for places in by_class.values() for i in places[2::3]]
+    # where no class has three images, one all the same
     test = sorted(test) or [min(range(len(samples)), key=samples.digests.__getitem__)]
     return samples.picked(i for i in range(len(samples)) if i not in set(test)), samples.picked(
         test

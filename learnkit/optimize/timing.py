@@ -85,6 +85,7 @@ def waited_for_processor() -> float:
     nanoseconds = []
     for file in glob.glob("/proc/self/task/*/schedstat"):
         with contextlib.suppress(OSError):  # the thread has just ended
+            # time on a processor, time waiting for one, and number of time slices
             nanoseconds.append(int(Path(file).read_text().split()[1]))
     return sum(nanoseconds) / 1e9 if nanoseconds else math.nan
 
@@ -99,6 +100,7 @@ class _Spent:
     def times(self) -> Times:
         median, p95 = np.quantile(self.calls, (0.5, 0.95))
         wall, computing, waiting = np.sum(self.clocks, axis=0)
+        # NaN, where nobody counts waiting, is above no limit
         signs = {
             f"the slowest calls took {p95 / median:.0f} times the median": p95 > SCATTER * median,
             f"it had a processor {computing / wall:.0%} of the time": computing < COMPUTING * wall,

@@ -59,6 +59,7 @@ class Trials:
         """
         new = [trial for pair in pairs if (trial := self._converted(*pair, strict=strict))]
         self._time(new)
+        # the fastest first: to compare takes all test images, and may mean to learn again
         for trial in sorted(new, key=lambda one: one.milliseconds):
             self._compare(trial)
             if trial.passed:
@@ -111,6 +112,7 @@ class Trials:
         model = self.converter.model.to("cpu" if job.device in ONNX_DEVICES else job.device)
         is_open = job.source.head is not None
         runs[EAGER] = Network(model, job.source.preprocessing, owned=True, continual=is_open).run
+        # eager torch is to have as many as the variants it is compared with
         with torch_threads(max(trial.network.threads for trial in trials)):
             images = channels_last(job.test.pixels)
             times = measure(runs, images, batches=job.batches, progress=job.progress)
@@ -169,6 +171,7 @@ class Trials:
             names=source.classes,
             head=None if source.head is None else ood,
             detector=None if source.head is not None else ood,
+            # `has_learned` compares with these: learning again was no change
             measured=None if ood is None else ood.statistics,
             variant=trial.converted.name,
             converted=trial.converted,
@@ -186,6 +189,7 @@ class Trials:
 EAGER = "eager torch"
 
 
+# weights are only stored in half precision: smaller, not faster
 _STORAGE = {("onnxruntime", "float16"), ("openvino", "float16")}
 
 
@@ -227,6 +231,7 @@ def verdicts_of(trial: Trial, job: Job) -> tuple[gate.Verdict, ...]:
     times = trial.eager if is_float32 else trial.reference
     ratios = {b: times[b].best / t.best for b, t in trial.times.items()}
     disturbed = (one[b].disturbed for b in trial.times for one in (trial.times, times))
+    # labels of probes, which may be noise, prove nothing
     n = 0 if job.what == PROBES else found.n
     return (
         gate.finite_verdict(found.n_broken, found.n),

@@ -66,6 +66,7 @@ def _bias_place(network: FloatNetwork, node: Any, readers: Mapping[str, list[Any
         if len(node.input) < 3:
             return node, 2
         return (node, 2) if _is_bias(network, node.input[2], width) else None
+    # a MatMul has no bias: that is in the Add behind it, if nobody else reads the product
     after = readers.get(node.output[0], [])
     if len(after) != 1 or after[0].op_type != "Add":
         return None
@@ -80,6 +81,7 @@ def _is_bias(network: FloatNetwork, name: str, width: int) -> bool:
 def _move(network: FloatNetwork, model: Any, node: Any, index: int, shift: np.ndarray) -> None:
     """Give `node` a bias of its own: that of its input, or none, plus `shift`."""
     tools = extra("onnx.numpy_helper")
+    # a constant of its own: other layers may read the one there is
     name = f"{node.name}/bias"
     if index < len(node.input):
         shift = tools.to_array(network.weights[node.input[index]]) + shift
@@ -103,6 +105,7 @@ def _dequantized(data: bytes) -> dict[str, np.ndarray]:
         if source.input[0] not in constants:
             continue
         steps, scale = (onnx.numpy_helper.to_array(constants[n]) for n in source.input[:2])
+        # without the attribute it is 1, by ONNX's definition of DequantizeLinear
         axis = next((a.i for a in source.attribute if a.name == "axis"), 1)
         shape = [-1 if i == axis % steps.ndim else 1 for i in range(steps.ndim)]
         scale = scale.reshape(shape) if scale.size > 1 else scale
@@ -127,5 +130,6 @@ def _apply(network: FloatNetwork, node: Any, weights: np.ndarray, x: np.ndarray)
         [onnx.numpy_helper.from_array(weights, "w")],
     )
     model = helper.make_model(graph, opset_imports=network.model.opset_import)
+    # that of onnx itself may be newer than onnxruntime reads
     model.ir_version = network.model.ir_version
     return open_raw(model.SerializeToString()).run(["y"], {"x": x})[0]

@@ -72,6 +72,7 @@ class FloatNetwork:
         """How many numbers go into each heavy layer and come out of it, for one image."""
         graph = self.model.graph
         sizes = {
+            # the batch has no number: it counts as one image
             one.name: math.prod(d.dim_value or 1 for d in one.type.tensor_type.shape.dim)
             for one in (*graph.value_info, *graph.input, *graph.output)
         }
@@ -81,6 +82,7 @@ class FloatNetwork:
     def activations(self) -> list[str]:
         """Names of the tensors that quantisation may need ranges of."""
         nodes = [node for node in self.model.graph.node if node.name not in self.fixed]
+        # an Add joins two activations; of other nodes only the first input is one
         first = (node.input[:1] if node.op_type != "Add" else node.input for node in nodes)
         names = [name for names in first for name in names] + [n.output[0] for n in nodes]
         return list(dict.fromkeys(name for name in names if name not in self.weights))
@@ -133,6 +135,7 @@ def to_int8(
     quantizer = tool.QDQQuantizer(
         model,
         per_channel=True,
+        # weights of 7 bits would guard against sums cut off, as `EXACT_SUMS` does without loss
         reduce_range=False,
         weight_qType=tool.QuantType.QInt8,
         activation_qType=tool.QuantType.QUInt8,
@@ -190,6 +193,7 @@ def _prepared(data: bytes) -> Any:
         open_raw(data, optimized_to=path)
         model = onnx.shape_inference.infer_shapes(onnx.load(path))
     seen: set[str] = set()
+    # the quantiser knows nodes by name, which in a file may be empty or there twice
     for index, node in enumerate(model.graph.node):
         if not node.name or node.name in seen:
             node.name = f"{node.name or node.op_type}#{index}"
@@ -212,6 +216,7 @@ def _ancestors(output: str, producers: Mapping[str, Any]) -> set[str]:
 def _tensors_data(tool: Any, ranges: Mapping[str, Range]) -> Any:
     calibrate = extra("onnxruntime.quantization.calibrate")
     data = {
+        # it refuses Python's floats, and float64
         name: calibrate.TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in ranges.items()
     }
