@@ -139,12 +139,12 @@ def model_card(
     rest = (
         (f"{n_left_out} more are in ", Span("config.json", "code"), ".") if n_left_out > 0 else ()
     )
-    limits = (
+    limit = (
         f"{threshold:g}"
         if isinstance(threshold, float)
-        else ", ".join(f"{name}: {limit:g}" for name, limit in zip(classes, threshold, strict=True))
+        else ", ".join(f"{label}: {own:g}" for label, own in zip(classes, threshold, strict=True))
     )
-    above = f" A label counts above a probability of {limits}."
+    above = f" A label counts above a probability of {limit}."
     listed = Items(classes[:_MAX_CLASSES], start=0)
     if class_ids:
         rows = zip(class_ids, classes[:_MAX_CLASSES], strict=False)

@@ -5,6 +5,7 @@ The one place below the learner that knows fastai, and it imports it by name, wh
 
 import hashlib
 import importlib
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,16 @@ def load_pickle(path: Path, sha256: str | None, device: Any, allow_pickle: bool)
             "its author put in as soon as it is loaded. Export the model with learn.export(folder) "
             "instead; if you trust who wrote the file, use load_learner(path, allow_pickle=True)"
         )
-    # before it is loaded: loading alone runs what is in it
-    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise BundleCorruptError(f"{path} is not the pinned file: its sha256 is not {sha256}")
+    file: Any = path
+    if sha256 is not None:  # before it is loaded: loading alone runs what is in it
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise BundleCorruptError(f"{path} is not the pinned file: its sha256 is not {sha256}")
+        file = io.BytesIO(data)  # these very bytes: another file may stand there by now
     load = importlib.import_module("fastai.learner").load_learner
     try:
         # fastai knows the CPU and its default device, and no other
-        return load(path, cpu=torch.device(device).type == "cpu")
+        return load(file, cpu=torch.device(device).type == "cpu")
     except (AttributeError, ImportError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise BundleError(

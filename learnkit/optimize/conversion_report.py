@@ -107,8 +107,6 @@ class ConversionReport(Shown):
         Raises:
             OptimizeError: nothing was timed.
         """
-        from learnkit.optimize.conversion_report import plot_speeds
-
         return plot_speeds(speeds_of(self), f"{self.variant} {self.word}", ax)
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -27,11 +27,6 @@ from learnkit.optimize.samples import (
     set_apart,
 )
 from learnkit.optimize.timing import BATCHES
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from learnkit.inference.model import Model
 
 
 class Gathered:

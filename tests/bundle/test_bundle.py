@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -656,6 +657,23 @@ def test_a_trusted_fastai_export_gives_fastais_learner(tmp_path):
         found = load_learner(tmp_path, allow_pickle=True, sha256=digest)
     assert isinstance(found, Learner)
     assert torch.equal(found.model.weight, learn.model.weight)
+
+
+def test_the_bytes_of_a_pinned_pickle_are_those_that_run(tmp_path, monkeypatch):
+    file, there = tmp_path / "export.pkl", tmp_path / "there"
+    torch.save("what was pinned", file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    read = Path.read_bytes
+
+    def swapped_after_reading(path):
+        data = read(path)
+        torch.save("another file", there)
+        there.replace(path)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", swapped_after_reading)
+    monkeypatch.setattr("fastai.learner.load_learner", lambda f, cpu: torch.load(f))
+    assert load_learner(file, allow_pickle=True, sha256=digest) == "what was pinned"
 
 
 def test_safetensors_alone_reads_the_weights(saved):

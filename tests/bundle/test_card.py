@@ -27,16 +27,43 @@ HOSTILE = [
 ]
 
 
+ABOUT = {
+    "architecture": "resnet18",
+    "classes": ("a", "b"),
+    "multi_label": False,
+    "image": "RGB images",
+    "opened_by_timm": "classifier",
+    "versions": {"torch": "2.0"},
+}
+
+
 def card(kind="classifier", classes=("a", "b"), multi_label=False, **fields):
-    return model_card(
-        fields,
-        architecture="resnet18",
-        classes=classes,
-        multi_label=multi_label,
-        image="RGB images",
-        opened_by_timm=kind,
-        versions={"torch": "2.0"},
-    )
+    about = {"classes": classes, "multi_label": multi_label, "opened_by_timm": kind}
+    return model_card(fields, **ABOUT | about)
+
+
+def limits_of(text):
+    """The items below the heading "Limits"."""
+    section = text.split("\n## Limits\n")[1].split("\n## ")[0]
+    return [line.removeprefix("* ") for line in section.splitlines() if line]
+
+
+@pytest.mark.parametrize("threshold", [0.5, (0.25, 0.75)])
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("continual", [None, {"images learned": 3}])
+def test_limits_are_those_given_and_else_say_what_it_is_not_for(threshold, multi_label, continual):
+    about = {"threshold": threshold, "multi_label": multi_label, "continual": continual}
+    assert limits_of(model_card({"limits": "day only"}, **ABOUT | about)) == ["day only"]
+    given = {"limits": ["day only", "one camera"]}
+    assert limits_of(model_card(given, **ABOUT | about)) == ["day only", "one camera"]
+    (line,) = limits_of(model_card({}, **ABOUT | about))
+    assert line.endswith("Not meant for decisions about people.")
+
+
+@pytest.mark.parametrize(("threshold", "said"), [(0.5, "0.5"), ((0.25, 0.75), "a: 0.25, b: 0.75")])
+def test_the_card_of_several_labels_says_above_what_a_label_counts(threshold, said):
+    text = model_card({}, **ABOUT | {"threshold": threshold, "multi_label": True})
+    assert f"A label counts above a probability of {said}." in text
 
 
 @pytest.mark.parametrize("text", HOSTILE)
