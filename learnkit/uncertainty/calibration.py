@@ -152,7 +152,9 @@ def fit_temperature(
     if reason:
         return TemperatureFit(n=len(logits), reason=reason)
     loss = LogLoss(rows, _of_targets(rows, classes), row_weights)
+    # in the factor 1 / T, in which the log loss is convex; in T it is not
     temperature = 1 / best_factor(loss, 1 / high, 1 / low)
+    # 1e-9: a bound that was turned over twice may be off by rounding
     inside = low * (1 + 1e-9) < temperature < high * (1 - 1e-9)
     return TemperatureFit(
         temperature,
@@ -273,6 +275,7 @@ class LogLoss(NamedTuple):
             odds -= odds.max(1, keepdims=True)
             np.exp(odds, out=odds)
             total = odds.sum(1)
+            # log sum exp has the mean logit under the softmax for slope, their variance for bend
             odds *= l
             mean, square = odds.sum(1) / total, np.einsum("ij,ij->i", odds, l) / total
             slope += float(self.weights[part] @ (mean - self.truth[part]))
@@ -306,14 +309,18 @@ def best_factor(
     are taken in log b, in which it bends alike over decades. An `expected` factor adds a penalty:
     half the squared distance from it in log b, in spreads.
     """
+    # so that an end comes back as it was given, not as the exponential of its logarithm
     bounds = {math.log(low): low, math.log(high): high}
     ends, tested = sorted(bounds), [False, False]
     place = min(max(math.log(start), ends[0]), ends[1])
     for _ in range(100):
         slope, bend = _in_log(loss, place, expected)
+        # a slope above 0 says that the minimum is below: this place is the upper end from now on
         ends[slope > 0], tested[slope > 0] = place, True
+        # in log b the loss may bend down far from its minimum: then a step by a factor of e^2
         step = slope / bend if bend > 0 else math.copysign(2.0, slope)
         next_ = min(max(place - step, ends[0]), ends[1])
+        # the step leads out of a bracket that is tested at both ends: halve it
         if all(tested) and next_ in ends:
             next_ = sum(ends) / 2
         if abs(next_ - place) <= _PRECISE:
@@ -324,6 +331,7 @@ def best_factor(
 
 def _in_log(loss: LogLoss, place: float, expected: Expected | None) -> tuple[float, float]:
     """First and second derivative with respect to the logarithm of the factor."""
+    # with b = e^s the derivatives are b L' and b^2 L'' + b L'
     factor = math.exp(place)
     slope, curvature = (d * factor**k for k, d in enumerate(loss.slope(factor), start=1))
     pull = 1 / (expected.spread**2 * expected.n) if expected else 0.0

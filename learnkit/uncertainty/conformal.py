@@ -21,6 +21,7 @@ _ROUNDING = 1e-9  # what a share may be off by before one more value is asked fo
 
 def sorted_together(values: Array, weights: Array) -> tuple[Array, Array]:
     """Return both in ascending order of the values, ties in that of the weights."""
+    # numpy sorts by the last key first
     order = np.lexsort((weights, values))
     return values[order], weights[order]
 
@@ -61,6 +62,7 @@ def _allowed_with_confidence(weights: Array, rate: float, delta: float) -> float
     m = rate * float(weights.sum()) / unit
     if m < -math.log(delta):
         return None
+    # the exponent falls from m at y = 0 to 0 at y = m
     low, high = 0.0, m
     for _ in range(60):
         y = (low + high) / 2
@@ -72,6 +74,7 @@ def _allowed_with_confidence(weights: Array, rate: float, delta: float) -> float
 def _binomial_quantile(n: int, rate: float, delta: float) -> int | None:
     """Return the largest k with P(Binomial(n, rate) <= k) <= delta, None if not even 0 fits."""
     k = np.arange(n + 1)
+    # in logarithms: factorials overflow from 171 on
     log_factorials = np.array([math.lgamma(i + 1) for i in range(n + 1)])
     ways = log_factorials[n] - log_factorials - log_factorials[::-1]
     below = np.exp(ways + k * math.log(rate) + (n - k) * math.log1p(-rate)).cumsum()
@@ -95,6 +98,7 @@ def conformal_quantile(scores: Any, alpha: float, *, weights: Any = None) -> flo
     """
     scores, alpha = check_scores(scores), check_rate(alpha, name="alpha")
     scores, weights = sorted_together(scores, check_weights(weights, len(scores)))
+    # the last argument, delta, counts for "pac" alone
     allowed = allowed_above(weights, alpha, "split", alpha)
     return math.inf if allowed is None else first_with_little_above(scores, weights, allowed)
 

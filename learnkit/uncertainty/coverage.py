@@ -87,6 +87,7 @@ def cover(
         chosen.append(greedy.choose())
         done(1)
     counts = np.bincount(greedy.likest[greedy.likest >= 0], minlength=n)
+    # at least 1: in a large pool a chosen image need not be among those that stand for all
     return Coverage(np.array(chosen), np.maximum(counts * len(pool) // len(targets), 1))
 
 
@@ -115,6 +116,7 @@ class _Greedy:
     def choose(self) -> int:
         """The place of the image that adds most now; from then on it counts as labelled."""
         fresh = np.zeros(len(self._bounds), bool)
+        # a fresh bound that is the highest is the largest gain: the others are no less than theirs
         while not fresh[best := int(self._bounds.argmax())]:
             stale = np.flatnonzero(~fresh & np.isfinite(self._bounds))
             if len(stale) > _STALE:
@@ -134,6 +136,7 @@ class _Greedy:
 
     def _rows_of(self, places: list[int]) -> Array:
         """The kernel of these images to all targets (n, targets)."""
+        # 4,096 rows of 4,096 float32 take 67 MB; what is let go is computed again
         if len(self._rows) > _TARGETS:
             self._rows.clear()
         missing = [place for place in places if place not in self._rows]
@@ -142,6 +145,7 @@ class _Greedy:
 
     def _kernel(self, rows: Array) -> Array:
         """Gaussian kernel float32 (n, targets) of rows of length 1."""
+        # |x - y|^2 = 2 - 2 x y for rows of length 1
         return np.exp((rows @ self._targets.T - 1) * np.float32(2 / _WIDTH**2))
 
 
@@ -150,6 +154,7 @@ def _drawn(pool: Array) -> Array:
     if len(pool) <= _TARGETS:
         return np.arange(len(pool))
     hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in pool]
+    # of a fixed byte order: every machine draws the same images
     return np.argsort(np.frombuffer(b"".join(hashes), ">u8"), kind="stable")[:_TARGETS]
 
 

@@ -63,6 +63,7 @@ def bets(p_values: Array, above: Any = _ABOVE_SHARE) -> Array:
         p_values: of images.
         above: the share of p-values above each mark, in (0, 1], as it is before these images.
     """
+    # 1e-9: a share of 0 could not be divided by below
     zone = np.maximum(np.concatenate([_SHARE[: -len(_ABOVE)], above]), 1e-9)
     inside = np.where(_IS_HIGH, 1 - p_values[:, None], p_values[:, None]) < zone
     return 1 - _STAKE + _STAKE / zone * inside
@@ -75,6 +76,7 @@ def add_evidence(evidence: Array, factors: Array) -> Array:
     the bets, less the number of images, is a martingale while there is no drift.
     """
     grown = (1 + evidence) * factors
+    # what is shared out keeps the mean over the bets, and so the martingale
     return grown + _SHARED * (grown.mean(-1, keepdims=True) - grown)
 
 
@@ -121,6 +123,7 @@ class DriftTest:
             weights = weights / weights.mean()
         scores, weights = sorted_together(scores, weights)
         if len(scores) > MOST_SCORES:
+            # evenly spaced ranks keep the shape of the distribution
             kept = np.linspace(0, len(scores) - 1, MOST_SCORES).round().astype(int)
             scores, weights = scores[kept], weights[kept]
         return cls(scores, weights, seed=seed)._marked()
@@ -152,6 +155,7 @@ class DriftTest:
         if not np.isfinite(score):
             raise UncertaintyError(f"`score` is {score}; it must be finite: look at that image")
         rng = self._rng()
+        # the rank is drawn first, as in `p_value`, and among the scores without this one
         factors = bets(np.array([self._rank(score, rng.random())]), self._above_marks())[0]
         # evidence beyond all doubt stays a number
         evidence = np.minimum(add_evidence(self.evidence, factors), 1e12)
@@ -168,6 +172,7 @@ class DriftTest:
     def _rank(self, score: float, uniform: float) -> float:
         first, last = (np.searchsorted(self.scores, score, side) for side in ("left", "right"))
         above, tied = self.weights[last:].sum(), self.weights[first:last].sum()
+        # + 1: the image itself is among its ties, and weighs as the mean
         return float((above + uniform * (tied + 1)) / (self.weights.sum() + 1))
 
     def _above_marks(self) -> Array:
@@ -181,6 +186,7 @@ class DriftTest:
     def _marked(self) -> DriftTest:
         """With marks among the scores there are now, if these are twice as many as then."""
         n = len(self.scores)
+        # rarely: images of a new kind must not move the marks that they are to lie above
         if n < max(2 * self.n_marked, _FEWEST):
             return self
         places = n - 1 - (_ABOVE_SHARE * n).astype(int)
@@ -190,6 +196,7 @@ class DriftTest:
         """(scores, weights) with one more; of too many a random one goes, each alike."""
         scores, weights = self.scores, self.weights
         if len(scores) >= MOST_SCORES:
+            # reservoir sampling: the n-th image comes in with a probability of about 8,192 / n
             out = rng.integers(max(self.n_images, MOST_SCORES) + 1)
             if out >= len(scores):
                 return scores, weights
@@ -203,6 +210,7 @@ class DriftTest:
             return (*trace[:-1], max(trace[-1], level)), stride
         if len(trace) < _TRACE:
             return (*trace, level), stride
+        # the higher of two: no peak of the evidence is lost
         halved = tuple(map(max, trace[::2], trace[1::2]))
         return (*halved, level), 2 * stride
 
@@ -239,6 +247,7 @@ class DriftTest:
             raise UncertaintyError(f"`evidence` must be {N_BETS} numbers of 0 or more")
         if len(marks) != (len(_ABOVE) if values["n_marked"] else 0):
             raise UncertaintyError(f"`marks` must be {len(_ABOVE)} scores, or none yet")
+        # the stride starts at 1 and only doubles: a power of two
         n_points, stride = -(-values["n_images"] // values["stride"]), values["stride"]
         if len(trace) != n_points or len(trace) > _TRACE or stride & (stride - 1):
             raise UncertaintyError("`trace` must have one number for every `stride` images")

@@ -53,6 +53,7 @@ class LabelNoise:
         """Probability (N,) that each label is wrong, by `probs` (N, C) and the label itself."""
         own = probs[np.arange(len(labels)), labels]
         drawn = self.rate * self.shares[labels]
+        # Bayes: the label was drawn at random, and the image is of another class
         return drawn * (1 - own) / np.maximum((1 - self.rate) * own + drawn, 1e-300)
 
 
@@ -76,6 +77,7 @@ def fit_label_noise(
         rate = _likeliest_rate(own, drawn)
         return _loss(own, drawn, rate), rate
 
+    # scipy's search finds a local minimum; the grid says near which to look
     grid = _temperatures(temperature)
     best = grid[np.argmin([at(one)[0] for one in grid])]
     step = grid[1] - grid[0]
@@ -94,8 +96,10 @@ def label_noise_bounds(
     Arguments as for `fit_label_noise`, whose result `noise` is.
     """
     drawn = noise.shares[labels]
+    # with the fitted one: else the estimate itself might lie outside of its bounds
     grid = [np.log(noise.temperature), *_temperatures(temperature)]
     owns = [_own(logits, labels, noise.shares, one) for one in grid]
+    # Wilks: twice the log likelihood ratio, of all labels, is chi-squared
     allowed = _loss(owns[0], drawn, noise.rate) + _CHI_SQUARED / 2 / len(labels)
 
     def best(rate: float) -> tuple[float, int]:
@@ -125,6 +129,7 @@ def _own(logits: Array, labels: Array, shares: Array, log_temperature: float) ->
 
 
 def _loss(own: Array, drawn: Array, rate: float) -> float:
+    # 1e-300: a label that cannot be costs 691 nats and not infinity
     return float(-np.log(np.maximum((1 - rate) * own + rate * drawn, 1e-300)).mean())
 
 

@@ -34,6 +34,7 @@ _BLOCK = 2**20  # numbers in the largest table of distances held at once
 
 def softmax(logits: Array) -> Array:
     """Probabilities (N, C) of logits (N, C); they sum to 1."""
+    # initial: numpy refuses the maximum of no class
     odds = logits - logits.max(1, keepdims=True, initial=-math.inf)
     np.exp(odds, out=odds)
     odds /= odds.sum(1, keepdims=True)
@@ -42,6 +43,7 @@ def softmax(logits: Array) -> Array:
 
 def sigmoid(logits: Array) -> Array:
     """Probabilities (N, C), each of its own."""
+    # of minus the size: the exponential of a large logit would overflow
     odds = np.exp(-np.abs(logits))
     return np.where(logits >= 0, 1, odds) / (1 + odds)
 
@@ -110,7 +112,9 @@ class Neighbors:
             table += self.squares
             if hide is not None:
                 hide(table, part)
+            # |a|^2 is the same in a row: added to its least entry alone, not to the whole table
             found[part] = table.min(1) + np.square(embedded[part]).sum(1)
+        # rounding takes the distance of a vector to itself a little below 0
         return np.sqrt(np.maximum(found, 0))
 
 
@@ -255,6 +259,7 @@ def fpr_at_tpr(scores_in: Any, scores_out: Any, *, tpr: float = 0.95) -> float:
     tpr = 1.0 if tpr == 1 else check_rate(tpr, name="tpr")
     if not len(known) or not len(ood):
         return math.nan
+    # 1e-9: .07 * 100 is 7.000000000000001 in floating point, and asks for 7 images
     n_caught = math.ceil(tpr * len(ood) - 1e-9)
     cut = np.sort(ood)[len(ood) - n_caught]
     return float((known >= cut).mean())

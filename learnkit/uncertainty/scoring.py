@@ -59,6 +59,7 @@ def unit_rows(features: Array, *, root: bool) -> Array:
         x = features[part]
         if root:
             size = np.abs(x)
+            # the root of 1e-24 is 1e-12, below which a feature counts as blank
             x = np.where(size <= BLANK**2, 0.0, np.copysign(np.sqrt(size), x))
         rows[part] = _scaled(x)
     return rows
@@ -137,6 +138,7 @@ class Scoring:
     def probs_and_ood_scores(self, features: Array) -> tuple[Array, Array]:
         """What `probs` and `ood_scores` give, for the work of embedding features once."""
         embedded = unit_rows(features, root=self.root)
+        # rounded to float32 first, as in `probs`: the two must agree to the bit
         logits = self._affine(embedded).astype("float32")
         probs = softmax(logits.astype("float64")).astype("float32")
         return probs, self._ood_scores(embedded, features)
@@ -147,6 +149,7 @@ class Scoring:
         scores = combine(*parts)
         if self.shifts is not None:
             scores = scores + self.shifts[self._affine(embedded).argmax(1)]
+        # embedded, a blank frame is a row of zeros, with a score like any other
         return np.where(is_blank(features), BLANK_SCORE, scores)
 
     def ood_fields(self, features: Array) -> list[dict[str, Any]]:

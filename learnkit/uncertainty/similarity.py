@@ -52,7 +52,9 @@ def groups_alike(features: np.ndarray, cut: float, *, root: bool = False) -> lis
     rows = unit_rows(features, root=root)
     if len(rows) < 2:
         return [[place] for place in range(len(rows))]
+    # products of copies round to a little above 1
     distances = np.clip(1 - rows @ rows.T, 0, 2)
+    # condensed: a square table scipy would take for rows of features
     condensed = distances[np.triu_indices(len(rows), 1)]
     numbers = fcluster(linkage(condensed, "average"), cut, "distance")
     found = [np.flatnonzero(numbers == one) for one in np.unique(numbers)]

@@ -82,11 +82,13 @@ def fit_threshold(
     delta = check_rate(delta, name="delta")
     check_choice(guarantee, GUARANTEES[:3], name="guarantee")
     check_choice(source, SOURCES[:3], name="source")
+    # sorted before any sum: the order of the images must not show in the last bit
     scores, weights = sorted_together(scores, check_weights(weights, len(scores)))
     allowed = allowed_above(weights, rate, guarantee, delta)
     if allowed is None:
         return _parametric(scores, weights, rate, model)
     value = first_with_little_above(scores, weights, allowed)
+    # blank images do no harm unless the quantile would be the mark that they bear
     if value >= BLANK_SCORE:
         raise UncertaintyError(
             f"`scores` has {int((scores >= BLANK_SCORE).sum())} blank images among {len(scores)},"
@@ -121,6 +123,7 @@ def _parametric(
     scores: Array, weights: Array, rate: float, model: tuple[float, float] | None
 ) -> Threshold:
     """Return the threshold of a normal distribution of the sorted scores that are not blank."""
+    # marks of 1e30 would make up all of the mean and the spread
     shown = scores < BLANK_SCORE
     scores, weights = scores[shown], weights[shown]
     loc, scale, n_fitted = _normal(scores, weights, model)
@@ -153,6 +156,7 @@ def _normal(
             )
         return *model, 0
     loc, scale = location_scale(scores, weights)
+    # what rounding leaves between equal scores is no spread
     alike = scores[-1] - scores[0] <= _ALIKE * np.abs(scores).max()
     if alike and model is not None:
         scale = model[1]
@@ -176,6 +180,7 @@ def prediction_limit(loc: float, scale: float, n: int, rate: float) -> tuple[flo
 
     if n == 0:
         return loc - scale * float(ndtri(rate)), scale
+    # s sqrt(1 + 1/n), where scale^2 = s^2 (n - 1) / n
     spread = scale * math.sqrt((n + 1) / (n - 1))
     return loc - spread * float(stdtrit(n - 1, rate)), spread
 
@@ -225,6 +230,7 @@ class Threshold:
     guarantee: str = "none"
     delta: float | None = None
     statement: str = ""
+    # not compared: `==` of arrays has no single truth value and would raise
     calibration_scores: Array = field(
         default_factory=lambda: np.zeros(0), repr=False, compare=False
     )
@@ -259,6 +265,7 @@ class Threshold:
         tail = np.reshape(np.array(tails, np.float64), scores.shape)
         if not self.n:
             return tail
+        # beyond the largest score the rank falls no further, and the tail alone goes on
         seen = scores <= self.calibration_scores[-1]
         return np.where(seen, np.maximum(tail, self._rank(scores)), tail)
 
@@ -324,7 +331,9 @@ def student_tail(value: float, dof: int) -> float:
     >>> round(student_tail(0.5, 1), 12) == round(0.5 - math.atan(0.5) / math.pi, 12)
     True
     """
+    # not scipy's: p-values belong to predictions, and predicting imports no scipy
     squared = value * value
+    # above 1.3e154 the square is infinite; by a square of 0 the next line would divide
     if squared == 0 or math.isinf(squared):
         return 0.5 if squared == 0 else float(value < 0)
     x, rest = dof / (dof + squared), 1 / (1 + dof / squared)
@@ -336,8 +345,10 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
     """Regularised incomplete beta function at `x`; `rest` is 1 - x without its rounding."""
     if x <= 0 or rest <= 0:
         return float(rest <= 0)
+    # in logarithms: the gamma function overflows from 172 on
     log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
     front = math.exp(log_front + a * math.log(x) + b * math.log(rest))
+    # the fraction converges fast on this side alone; else I_x(a, b) = 1 - I_(1-x)(b, a)
     if x < (a + 1) / (a + b + 2):
         return front * _fraction(a, b, x) / a
     return 1 - front * _fraction(b, a, rest) / b
