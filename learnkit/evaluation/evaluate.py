@@ -244,6 +244,7 @@ class Evaluation(Shown):
 
         kept = self.all_measures.drop(index=[n for n in values if n in self.all_measures])
         found = pd.concat([kept, pd.Series(values, dtype=float)])
+        # `concat` drops a name that not all parts have
         return replace(self, all_measures=found.rename(self.all_measures.name))
 
     def compare(self, other: Evaluation) -> Comparison:

@@ -20,6 +20,7 @@ def as_array(values: Any) -> np.ndarray:
     """Return `values` as a numpy array without copying where that is possible."""
     if hasattr(values, "detach"):  # a tensor: torch itself need not be imported to measure
         values = values.detach().cpu()
+        # numpy has no bfloat16
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
         values = values.numpy()
     return np.asarray(values)
@@ -32,6 +33,7 @@ def check_labels(labels: Any, n_classes: int, *, name: str = "targets") -> np.nd
         EvaluationError: not one whole number per sample, or outside `0..n_classes-1`.
     """
     array = as_array(labels)
+    # before the type is looked at: an empty list becomes an array of floats
     if array.size == 0:
         return np.zeros(0, np.int64)
     if array.ndim != 1:

@@ -109,6 +109,7 @@ def _f1_correlation(confusion: Array) -> Array:
     total = np.maximum(n + predicted, 1)
     lost, gained = 2 * hits / total**2, 2 / total  # of F1 by one more sample, and by one more hit
     shared = (confusion + confusion.T) * np.outer(lost, lost)
+    # a hit counts in both totals, a sample that is missed or wrongly called in one
     variance = hits * (gained - 2 * lost) ** 2 + (n + predicted - 2 * hits) * lost**2
     scale = np.sqrt(np.outer(variance, variance))
     found = np.where(scale > 0, shared / np.where(scale > 0, scale, 1), 0.0)
@@ -127,6 +128,7 @@ def auroc_interval(auroc: float, n: int, m: int) -> Interval:
     """
     if not n or not m or np.isnan(auroc):
         return float("nan"), float("nan")
+    # a grid finds the bounds to 5e-5; method 5 puts `mid` in the place of n - 1 and m - 1
     areas, mid = np.linspace(0, 1, 20_001), (n + m) / 2 - 1
     parts = (1 - areas) / (2 - areas) + areas / (1 + areas)
     spread = Z95 * np.sqrt(areas * (1 - areas) / (n * m) * (1 + mid * parts))
@@ -163,6 +165,7 @@ class SampleValues:
             strata = targets
         gaps = np.zeros((len(targets), N_BINS))
         rows = np.arange(len(targets))[:, None]
+        # several labels of a sample may share a bin, and `+=` would count them once
         np.add.at(gaps, (rows, bin_numbers(confidence, N_BINS)), confidence - right.astype(float))
         gaps /= max(confidence.shape[1], 1)
         return cls(
@@ -190,6 +193,7 @@ class SampleValues:
         sums = np.stack([np.bincount(draws.numbers, column) for column in means.T], 1)
         mean_of_stratum = (sums / draws.sizes[:, None])[draws.numbers]
         spreads = np.square(means - mean_of_stratum) * draws.scale[:, None]
+        # two means, their two variances, then the gaps of 15 bins
         columns = np.concatenate([means, spreads, self.gaps], 1)
         n, found = len(means), columns.mean(0)
         resamples = draws.sums(columns) / n
@@ -206,8 +210,10 @@ class SampleValues:
 def _of_resampled_mean(found: Array, resamples: Array, n: int) -> Interval:
     """Bounds of a mean from (mean, variance) of the samples (2,) and of resamples (R, 2)."""
     mean, spread = found[0], np.sqrt(found[1] / n)
+    # a resample of one value has no spread of its own to divide by
     least = max(_LEAST_SPREAD * spread, 1e-12)
     own = np.maximum(np.sqrt(np.maximum(resamples[:, 1], 0) / n), least)
+    # bootstrap-t: the upper quantile gives the lower bound, and the lower one the upper
     low, high = np.quantile((resamples[:, 0] - mean) / own, _ENDS)
     return max(0.0, min(mean, mean - high * spread)), max(mean, mean - low * spread)
 
@@ -215,7 +221,9 @@ def _of_resampled_mean(found: Array, resamples: Array, n: int) -> Interval:
 def _of_resampled_gaps(gaps: Array, resamples: Array, n: int) -> Interval:
     """Bounds of a sum of absolute gaps (B,), from those of resamples (R, B)."""
     error, apart = float(np.abs(gaps).sum()), resamples - gaps
+    # grows without bound, and slower than sqrt(n): what the source asks of such a cut
     sure = np.abs(gaps) > np.sqrt(2 * np.log(n)) * apart.std(0)
+    # the directional derivative of the absolute value: linear beside 0, and itself at 0
     change = (apart * np.sign(gaps))[:, sure].sum(1) + np.abs(apart[:, ~sure]).sum(1)
     low = error - float(np.quantile(change, _ENDS[1]))
     high = float(np.quantile(np.abs(resamples).sum(1), _ENDS[1]))
@@ -252,6 +260,7 @@ def _without_single(strata: Array) -> Array:
     """Numbers (N,) of strata of two samples or more: those of one are joined, if need be to one."""
     numbers, sizes = np.unique(strata, return_inverse=True, return_counts=True)[1:]
     single = sizes == 1
+    # a lone one has none to be drawn with, and joins the smallest stratum
     if single.sum() == 1 and len(sizes) > 1:
         single[np.where(single, len(strata), sizes).argmin()] = True
     joined = np.where(single, len(sizes), np.arange(len(sizes)))

@@ -221,9 +221,11 @@ def brier_score(probs: Any, targets: Any, *, weights: Any = None) -> float:
 
 def squared_errors(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The squared error of each sample, summed over classes (N,), of checked arrays."""
+    # einsum casts a buffer at a time: no float64 copy of the probabilities
     squares = np.einsum("ij,ij->i", probs, probs, dtype=np.float64)
     if targets.ndim == 1:  # the sum without an (N, C) array of differences
         truth = np.take_along_axis(probs, targets[:, None], axis=1)[:, 0].astype(np.float64)
+        # rounding takes a perfect answer a little below 0
         return np.maximum(squares - 2 * truth + 1, 0)
     return np.square(probs.astype(np.float64) - targets).sum(1)
 
@@ -261,6 +263,7 @@ def calibration_bins(
     sums = (
         np.bincount(bins, x if w is None else w * x, minlength=n_bins) for x in (confidence, right)
     )
+    # the inner `where`: numpy would warn of the 0 / 0 of an empty bin
     confidence, share = (np.where(n > 0, s / np.where(n > 0, n, 1), np.nan) for s in sums)
     return CalibrationBins(n, confidence, share)
 
@@ -283,6 +286,7 @@ def expected_calibration_error(
     """
     # Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning", 2015.
     n, confidence, share = calibration_bins(probs, targets, n_bins=n_bins, weights=weights)
+    # an empty bin has no accuracy and weighs nothing
     return ratio((n * np.nan_to_num(np.abs(confidence - share))).sum(), n.sum())
 
 
