@@ -19,6 +19,7 @@ _MAX_FILES = 1_000
 
 def packed(folder: Path) -> bytes:
     """The files in `folder`, at any depth, as bytes; `unpack` writes them again."""
+    # sorted: file systems list equal folders in different orders
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -39,11 +40,13 @@ def unpack(data: bytes, folder: Path) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
+            # all names, before the first file is written
             _check_members(members, len(data))
             for member in members:
                 target = folder / member.filename
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(archive.read(member))
+    # zipfile raises the second for compression that it does not know, the last if encrypted
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
         raise BundleError(
             f"{len(data)} bytes that begin with {data[:4]!r} are no bundle ({error}); give what "
@@ -64,5 +67,6 @@ def _check_members(members: list[zipfile.ZipInfo], n_bytes: int) -> None:
             )
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise BundleCorruptError(f"{member.filename} is compressed or encrypted in the bytes")
+    # in a crafted archive members overlap, and unpack to more than it is
     if sum(member.file_size for member in members) > n_bytes:
         raise BundleCorruptError("the bytes claim to hold more than they are")

@@ -16,6 +16,7 @@ MAX_CHANNELS = 16
 _OF_PILLOW = 4  # samples per pixel
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\x00", b"MM\x00*")
+# 8 is Adobe's deflate, 32946 the same under its older number
 _PLAIN, _DEFLATE = {1}, {8, 32946}  # compressions of TIFF
 _PLANAR, _DIFFERENCES = 2, 2
 
@@ -99,9 +100,12 @@ def npy_shape(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
         ValueError: It has none, or one of another kind than uint8 and uint16 in C order.
     """
     magic = file.read(8)
+    # two bytes in version 1 of the format, four in 2 and 3
     length = int.from_bytes(file.read(2 if magic[6:7] == b"\x01" else 4), "little")
+    # 10,000: numpy's own limit, as Python's parser may crash on long texts
     if not is_npy(magic) or length > 10_000:
         raise ValueError("its header is damaged")
+    # literals alone: nothing in a header is run
     about = ast.literal_eval(file.read(length).decode("latin-1"))
     shape, kind = tuple(about["shape"]), np.dtype(about["descr"])
     if about["fortran_order"] or kind.newbyteorder("=") not in (np.uint8, np.uint16):
@@ -157,6 +161,7 @@ def read_tiff(file: BinaryIO, pages: list[dict[int, Any]], *, big_endian: bool) 
 
 def _page(file: BinaryIO, page: dict[int, Any], big_endian: bool) -> np.ndarray:
     height, width, samples = tiff_shape([page])
+    # tags: 258 bits, 259 compression, 266 order of bits, 322 tiles, 339 kind of numbers
     bits = set(_several(page.get(258, 1)))
     compression = page.get(259, 1)
     plain = set(_several(page.get(339, 1))) == {1} and bits in ({8}, {16}) and 322 not in page
@@ -166,6 +171,7 @@ def _page(file: BinaryIO, page: dict[int, Any], big_endian: bool) -> np.ndarray:
             f"deflated (its compression is {compression}); save it so, or as .npy"
         )
     kind = np.dtype("u1" if bits == {8} else ">u2" if big_endian else "<u2")
+    # tags: 273 and 279 place and size of strips, 278 rows of one, 284 planes, 317 differences
     n_planes = samples if page.get(284, 1) == _PLANAR else 1
     per_strip = min(int(page.get(278, height)), height)
     offsets, counts = _several(page[273]), _several(page[279])
@@ -177,6 +183,7 @@ def _page(file: BinaryIO, page: dict[int, Any], big_endian: bool) -> np.ndarray:
             file.seek(offsets[place])
             data = file.read(counts[place])
             if compression in _DEFLATE:
+                # no more than the strip can hold: a few bytes may unpack to gigabytes
                 data = zlib.decompressobj().decompress(data, n_bytes)
             strips.append(np.frombuffer(data[:n_bytes], kind).reshape(shape))
             place += 1
@@ -185,6 +192,7 @@ def _page(file: BinaryIO, page: dict[int, Any], big_endian: bool) -> np.ndarray:
     pixels = np.concatenate(planes, axis=2)
     pixels = pixels.astype(kind.newbyteorder("="))
     if page.get(317, 1) == _DIFFERENCES and compression in _DEFLATE:
+        # in the type itself: the differences wrap around, and numpy would add up in 64 bits
         pixels = np.add.accumulate(pixels, axis=1, dtype=pixels.dtype)
     return pixels
 

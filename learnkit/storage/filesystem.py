@@ -77,6 +77,7 @@ def _renameat2_exchange(one: Path, other: Path) -> bool:
     """Linux's `renameat2(RENAME_EXCHANGE)`, which Python does not offer."""
     if not sys.platform.startswith("linux"):
         return False
+    # glibc has it from 2.28 on
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -84,6 +85,7 @@ def _renameat2_exchange(one: Path, other: Path) -> bool:
     if renameat2(here, os.fsencode(one), here, os.fsencode(other), flag) == 0:
         return True
     code = ctypes.get_errno()
+    # ENOSYS: an old kernel; EINVAL: this disk has no exchange
     if code in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}:
         return False
     raise OSError(code, os.strerror(code), str(one), None, str(other))
@@ -95,16 +97,20 @@ def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     A temporary sibling is filled and synced, and takes the place of `path` in one rename. Whatever
     `write` or the disk raises comes through, and `path` is as it was.
     """
+    # beside it: a rename is one step only within a file system
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
+            # Python's own buffer first: fsync knows of what the system has
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    # Ctrl-C, too, leaves nothing beside the old file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    # a new name is on the disk only once its folder is synced
     sync_folder(path.parent, FileSystem())
 
 
@@ -130,6 +136,7 @@ def try_lock(descriptor: int) -> bool | None:
     if fcntl is None:
         return False
     try:
+        # not lockf, whose lock goes as any other descriptor of the file is closed
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return None
@@ -170,6 +177,7 @@ def _held(path: Path, target: Path, said: tuple[str, str]) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         has = try_lock(descriptor)
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        # where the disk has no locks, the number in the file is all there is
         if has is None or (has is False and _is_alive(holder)):
             os.close(descriptor)
             raise ServingError(
@@ -188,6 +196,7 @@ def _is_alive(holder: str) -> bool:
     if not holder.isdecimal() or int(holder) == os.getpid():
         return False
     try:
+        # signal 0 is not sent: it asks whether the process is there
         os.kill(int(holder), 0)
     except ProcessLookupError:
         return False

@@ -93,6 +93,7 @@ def _check_depth(data: bytes, name: str) -> None:
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
+        # counted in one pass: each key looked up among all others took minutes
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
         raise ValueError(f"the key {twice!r} stands twice in one object")
     return found
@@ -197,6 +198,7 @@ def _stored(kind: type) -> list[str]:
 def _renamed(kind: type, values: Any) -> Any:
     """What was written, under the names that its fields have now."""
     former = {f.metadata.get("formerly", f.name): f.name for f in dataclasses.fields(kind)}
+    # a name that is no former one: these are the present names already
     if not isinstance(values, dict) or not former.keys() >= values.keys():
         return values
     return {former[name]: value for name, value in values.items()}
@@ -231,6 +233,7 @@ def _read(hint: Any, value: Any, where: str, shown: Callable[[Any], str]) -> Any
     if hint is float:
         value = math.nan if value is None else value
         value = float(value) if type(value) is int else value
+    # not isinstance: True is an int, too
     if type(value) is not hint:
         raise BundleCorruptError(f"{where} is {shown(value)}; it must be a {_name(hint)}")
     return value
@@ -266,6 +269,7 @@ def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()  # safetensors refuses two tensors in one storage
     own = {}
     for name, tensor in tensors.items():
+        # away from subclasses such as fastai's
         plain = tensor.detach().as_subclass(Tensor).cpu().contiguous()
         if plain.untyped_storage().data_ptr() in seen:
             plain = plain.clone()
@@ -333,6 +337,7 @@ def _parsed(data: bytes, name: str, load: Callable[[bytes], dict[str, Any]]) -> 
     _check_header(data, name)
     try:
         return load(data)
+    # KeyError: of types that numpy has not, such as BF16
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise BundleCorruptError(f"{name} is not a sound safetensors file: {error}") from error
 

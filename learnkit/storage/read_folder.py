@@ -78,6 +78,7 @@ class Folder:
             raise BundleCorruptError(f"{MANIFEST} does not list {name}")
         size = listed[name]["size"]
         head = _read_regular(self.path, name, size, only=HEADER_START)
+        # a stranger says how long the header is: no more is read than one may have
         n_bytes = min(int.from_bytes(head, "little"), MAX_HEADER_BYTES) + HEADER_START
         head = _read_regular(self.path, name, size, only=n_bytes)
         return empty_tensors(head, size, name)
@@ -100,6 +101,7 @@ def is_plain_name(name: str) -> bool:
 
 def leftovers(target: Path, kind: str) -> list[Path]:
     """Folders a writer of `target` left beside it (`kind` "new" or "old")."""
+    # 12 digits, as `token_hex(6)` gives them to the writer
     pattern = re.compile(rf"{re.escape(f'.{target.name}.{kind}-')}[0-9a-f]{{12}}")
     if not target.parent.is_dir():
         return []
@@ -149,6 +151,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
         found = folder.stat()
     except OSError:
         return None
+    # the time, too: a new folder may get the number of one that was removed
     return found.st_ino, found.st_ctime_ns
 
 
@@ -163,6 +166,7 @@ def _read_once(folder: Path, sha256: str | None, wanted: Collection[str] | None)
         for name, entry in manifest["files"].items()
         if (not name.startswith(f"{VARIANTS}/") if wanted is None else name in wanted)
     }
+    # before anything is read: a few bytes of a manifest may list more than there is memory
     check_sizes(folder, {name: entry["size"] for name, entry in listed.items()})
     files = {name: _read_listed(folder, name, entry) for name, entry in listed.items()}
     return Folder(files, manifest, digest, folder)
@@ -196,6 +200,7 @@ def _check_entry(name: str, entry: Any) -> None:
         )
     entry = entry if isinstance(entry, dict) else {}
     size, sha256 = entry.get("size"), entry.get("sha256")
+    # not isinstance: True is an int, too
     if type(size) is not int or size < 0 or not _SHA256.fullmatch(str(sha256)):
         raise BundleCorruptError(f"{MANIFEST} gives no sound size and sha256 for {name!r}")
 
@@ -225,6 +230,7 @@ def _free_memory() -> int | None:
         except OSError:
             continue
         if match:
+            # /proc/meminfo says kB for 1,024 bytes
             found.append(int(match[1]) * (1024 if match[0].endswith("kB") else 1))
     return min(found, default=None)
 
@@ -232,6 +238,7 @@ def _free_memory() -> int | None:
 # Linux's, of the machine and of the container
 _MEMORY = (
     ("/proc/meminfo", r"^MemAvailable:\s+(\d+) kB"),
+    # "max" stands there where there is no limit, and does not match
     ("/sys/fs/cgroup/memory.max", r"^(\d+)$"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", r"^(\d+)$"),
 )
@@ -251,14 +258,17 @@ def _read_regular(
 ) -> bytes:
     """Content of a regular file of exactly (or at most) `size` bytes, or `only` its first bytes."""
     path = folder / name
+    # O_NOFOLLOW looks at the last part of a path alone
     if "/" in name and (folder / VARIANTS).is_symlink():
         raise BundleCorruptError(f"{folder / VARIANTS} is a link; a bundle holds none")
     try:
         with _opened(folder, path) as file:
+            # of the file that is open: by now its path may lead to another one
             found = os.fstat(file.fileno())
             if found.st_size > size or (exact and found.st_size != size):
                 rule = f"{size} are in {MANIFEST}" if exact else f"at most {size} are read"
                 raise BundleCorruptError(f"{path} is {found.st_size} bytes long; {rule}")
+            # one byte more shows a file that grows meanwhile
             data = file.read(size + 1 if only is None else only)
     except OSError as error:
         raise BundleCorruptError(f"{path} cannot be read: {error.strerror}") from error
@@ -271,6 +281,7 @@ def _opened(folder: Path, path: Path) -> BinaryIO:
     """The file at `path`, or that behind it where `folder` is a snapshot of the hub."""
     if not path.is_symlink():
         return open_regular(path, follow=False)
+    # one step of the link and no further: what it leads to must be a file itself
     target = Path(os.path.normpath(os.path.join(os.path.realpath(path.parent), os.readlink(path))))
     if target.parent != snapshot_blobs(folder):
         raise BundleCorruptError(

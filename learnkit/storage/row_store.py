@@ -88,6 +88,7 @@ class RowStore:
             with contextlib.ExitStack() as files:
                 rows = files.enter_context(_opened(self.folder / ROWS))
                 _wait_for_lock(rows, self.folder)
+                # again, as nobody else writes now: another may have made the store meanwhile
                 self._check()
                 if not (self.folder / ABOUT).exists():
                     text = json.dumps(self._about(), indent=1).encode()
@@ -106,6 +107,7 @@ class RowStore:
     def _append(
         self, rows: int, log: int, added: list[tuple[str, StoredRow, bytes | None]]
     ) -> None:
+        # by the log: rows that a killed writer left without a line are written over
         n_rows = 1 + max((entry.row for entry in self.entries.values()), default=-1)
         entries = {}
         for name, entry, pixels in added:
@@ -116,6 +118,7 @@ class RowStore:
                 _write_at(rows, pixels, n_rows * self.n_bytes)
                 n_rows += 1
             entries[name] = entry
+        # before the lines are written: what the log tells of must be on the disk
         os.fsync(rows)
         lines = [json.dumps([name, *astuple(entry)]) for name, entry in entries.items()]
         _write_at(log, "".join(f"{line}\n" for line in lines).encode(), os.fstat(log).st_size)
@@ -144,6 +147,7 @@ class RowStore:
             raise DataError(
                 f"{str(self.folder / ABOUT)!r} cannot be read ({error}); choose another folder"
             ) from error
+        # as it is read back: tuples become lists
         wanted = json.loads(json.dumps(self._about()))
         if about == wanted:
             return
@@ -163,10 +167,12 @@ class RowStore:
     def _read_log(self) -> tuple[dict[str, StoredRow], int]:
         """(rows by name, bytes of the log that tell of them); the last line of a name counts."""
         try:
+            # the log before the size of the rows: what it tells of by then is in them
             text = (self.folder / LOG).read_bytes()
             n_there = os.stat(self.folder / ROWS).st_size // self.n_bytes
         except FileNotFoundError:
             return {}, 0
+        # a last line without its end was cut off by a kill
         told = text.rfind(b"\n") + 1
         entries = {}
         for line in text[:told].splitlines():

@@ -56,16 +56,20 @@ def write_folder(
             stands, unless the message says that the new one does.
     """
     _check_local(path)
+    # not resolved: `check_target` must see a link as a link
     fs, target = fs or FileSystem(), Path(os.path.abspath(path))
     manifest = to_json({**(about or {}), "files": _entries(files)})
+    # before parents are made, which would be foreign files in a bundle around them
     check_outside(target)
     try:
         _make_parents(target.parent, fs)
         with _only_writer(target.parent) as alone:
+            # first: what a dead writer set aside is the target again, and leftovers take no room
             _clean_up(target, alone, fs)
             check_target(target)
             _check_space(target, sum(map(len, files.values())) + len(manifest), fs)
             _replace(target, {**files, MANIFEST: manifest}, fs)
+    # it is an OSError, too, and says already what happened
     except BundleWriteError:
         raise
     except OSError as error:
@@ -73,6 +77,7 @@ def write_folder(
             f"the bundle could not be written to {target}: {error.strerror or error}. What stood "
             "there is unchanged; free space or choose a folder you may write to, then save again"
         ) from error
+    # outside of the `try`, whose message says that nothing has changed: now the new bundle stands
     _sync_parent(target, fs)
     return hashlib.sha256(manifest).hexdigest()
 
@@ -125,6 +130,7 @@ def _write_new(path: Path, data: bytes, fs: FileSystem) -> None:
     try:
         rest = memoryview(data)
         while rest:
+            # the system may write less than it is given
             rest = rest[fs.write(descriptor, rest) :]
         fs.fsync(descriptor)
     finally:
@@ -184,6 +190,7 @@ def _swap(folder: Path, target: Path, fs: FileSystem) -> None:
     try:
         fs.rename(folder, target)
     except OSError as error:
+        # POSIX allows either for a folder that is not empty
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
             raise
         if not fs.exchange(folder, target):
@@ -205,6 +212,7 @@ def _swap_by_renames(folder: Path, target: Path, fs: FileSystem) -> None:
 
 def _clean_up(target: Path, alone: bool, fs: FileSystem) -> None:
     """Undo and remove what dead writers left beside `target`."""
+    # back first: the sweep below would take the only copy for a leftover
     if aside := set_aside(target):
         fs.rename(aside, target)
     left = leftovers(target, "old") + leftovers(target, "new")
@@ -214,6 +222,7 @@ def _clean_up(target: Path, alone: bool, fs: FileSystem) -> None:
                 fs.remove_tree(folder)
 
 
+# what macOS and Windows put into folders that somebody looks at
 _DESKTOP_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
