@@ -128,6 +128,7 @@ def check_subtracted(names: Sequence[str], counts: Tensor, sums: Tensor, gram: T
     """Raise StatisticsError for counts (C,), sums (C,D) and products that no set of images has."""
     emptied = counts == 0
     wrong = emptied & (sums != 0).any(dim=1)
+    # no entry of a feature on the grid is above 32,767
     wrong |= sums.abs().amax(dim=1) > counts * float(GRID)
     found = [names[place] for place in torch.nonzero(wrong).flatten().tolist()]
     if found or (gram.diagonal() < 0).any():

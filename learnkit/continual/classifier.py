@@ -91,6 +91,7 @@ class ContinualClassifier(nn.Module):
         known = (n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior)
         settings = Settings(*known, per_class, case_sensitive)
         self.pool = nn.AdaptiveAvgPool2d(1)
+        # changes wait for each other, predictions for none
         self._lock = threading.RLock()
         # the state now and those before it, in one object so that one assignment changes both
         self.history = History((Knowledge.empty(settings),))
@@ -186,6 +187,7 @@ class ContinualClassifier(nn.Module):
             ContinualPredictionError: No class is known, or the features are of another width or
                 not finite.
         """
+        # read once: another thread may put the next one in place meanwhile
         knowledge = self.knowledge
         weight, bias = knowledge.affine_on(x.device)
         features = self.pooled(x)
@@ -239,6 +241,7 @@ class ContinualClassifier(nn.Module):
         scoring = self.knowledge.scoring
         quantile = set_quantiles(scoring.nonconformity, alpha, len(scoring.bias))
         found = prediction_sets(scoring.probs(self._rows(features)), quantile)
+        # an infinite quantile lets in all classes, and those without images, too
         return torch.from_numpy(found & np.isfinite(scoring.bias))
 
     def extend(
@@ -409,6 +412,7 @@ class ContinualClassifier(nn.Module):
                     "none in a bundle that was saved with history=0"
                 )
             now, former, *_ = self.history.states
+            # a large state was kept without what follows from it
             former = former.derive(now) if former.derived is None else former
             report = former.report("undo", now, (), started)
             self.history = self.history.changed(former, report, undo=True)
@@ -509,6 +513,7 @@ class ContinualClassifier(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        # not torch's own, which compares shapes: these grow with what is learned
         found = {k[len(prefix) :]: v.cpu() for k, v in state_dict.items() if k.startswith(prefix)}
         if "config" not in found:
             missing_keys.append(f"{prefix}config")
@@ -519,6 +524,7 @@ class ContinualClassifier(nn.Module):
             with self._lock:
                 self.history = History((knowledge.derive(None),))
         except LearnkitError as error:
+            # torch collects messages of all modules, and raises once
             error_msgs.append(f"{prefix or 'ContinualClassifier'}: {error}")
 
     def _check_same_network(self, settings: Settings) -> None:
@@ -540,6 +546,7 @@ class ContinualClassifier(nn.Module):
         return new
 
     def __getstate__(self) -> dict[str, Any]:
+        # a lock cannot be pickled
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

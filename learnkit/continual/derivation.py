@@ -178,6 +178,7 @@ def _calibrated(linear: LinearClassifier, held_out: HeldOut) -> TemperatureFit:
     temperature = temper(*rows, expected=linear.expected_temperature).temperature
     right = logits.argmax(1) == labels
     reason = ""
+    # `temper` counts one imagined mistake, and so has an answer here, too
     if right.all() or not right.any():
         reason = (
             f"all {len(right)} predictions are {'right' if right[0] else 'wrong'}: confidence is "
@@ -202,6 +203,7 @@ def _notes_on(
     """Notes on held-out images, threshold, temperature and score; mostly few."""
     notes, threshold = [], scoring.threshold
     each = zip(stats.class_names, stats.counts.tolist(), stats.memory.cells, strict=True)
+    # `groups` are first rows: all of them 0 is one group
     alone = [name for name, n, cell in each if n < 2 or (any(cell.given) and not any(cell.groups))]
     if alone and held_out.source != "validation":
         group = " or group" if stats.memory.given().any() else ""
@@ -242,6 +244,7 @@ def _near_copies(stats: ClassStatistics) -> tuple[str, ...]:
     n = len(stats.memory)
     first = [(row, one) for cell in stats.memory.cells for row, one in enumerate(cell.groups)]
     told = stats.memory.given().tolist()
+    # those with a code were said to be of a group, which is no finding
     n_copies = sum(row != one and not code for (row, one), code in zip(first, told, strict=True))
     if n_copies <= _MANY_NEAR * n:
         return ()

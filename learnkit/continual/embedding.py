@@ -31,9 +31,11 @@ def embed(features: Tensor, *, root: bool) -> Tensor:
         zero = x.abs() <= BLANK**2
         # the slope of the root at zero is taken as 0, not infinite
         x = torch.where(zero, 0.0, x.sign() * torch.where(zero, 1.0, x.abs()).sqrt())
+    # detached: it cancels out of the result, and so out of the gradient
     top = x.detach().abs().amax(dim=1, keepdim=True) if x.shape[1] else x.new_zeros(len(x), 1)
     blank = top <= BLANK
     x = torch.where(blank, torch.zeros_like(x), x / torch.where(blank, 1.0, top))
+    # a row of zeros by the length of ones: 0 / 0 is NaN, and so is its gradient
     return x / torch.where(blank, torch.ones_like(x), x).norm(dim=1, keepdim=True)
 
 

@@ -36,6 +36,7 @@ def feature_hashes(rows: Array) -> list[bytes]:
 
 def codes_of(hashes: Iterable[bytes]) -> Array:
     """The fingerprints uint64 (N,) of features by their hashes; in the same order."""
+    # big-endian: codes then sort as the hashes do, and those of a memory are sorted already
     return np.frombuffer(b"".join(one[:_BYTES] for one in hashes), dtype=">u8").astype(np.uint64)
 
 
@@ -57,7 +58,9 @@ def group_codes(groups: Sequence[Any], n: int) -> Array:
     texts = {str(group) for group in groups if group is not None}
     hashed = {text: hashlib.blake2b(text.encode(), digest_size=_BYTES, key=_KEY) for text in texts}
     codes = {
-        text: int.from_bytes(one.digest(), "big", signed=True) or 1 for text, one in hashed.items()
+        # or 1: 0 stands for no group
+        text: int.from_bytes(one.digest(), "big", signed=True) or 1
+        for text, one in hashed.items()
     }
     return np.array([0 if one is None else codes[str(one)] for one in groups], dtype=np.int64)
 
@@ -68,6 +71,7 @@ def less_one_of_each(held: Array, codes: Array) -> tuple[Array, Array]:
     start = np.searchsorted(held, wanted)
     taken = np.minimum(times, np.searchsorted(held, wanted, "right") - start)
     before = np.cumsum(taken) - taken
+    # of each code wanted the first places in `held`, as many as are taken
     gone = np.repeat(start - before, taken) + np.arange(taken.sum())
     return np.delete(held, gone), np.repeat(wanted, times - taken)
 
@@ -221,12 +225,14 @@ class Learned:
             n_unseen=stats.n_unseen,
             validated=np.concatenate([NONE, *(one.fingerprints for one in held_out)]),
             root=stats.root,
+            # back to the integers that `all` divided
             remembered=np.rint(features.numpy() * GRID).astype(np.int16),
             labels=labels.numpy(),
         )
 
     def fingerprints(self, features: Array) -> Array:
         """Of images, by their features (N, D), uint64 (N,)."""
+        # as `embedding.to_grid`, without torch
         grid = np.rint(unit_rows(features, root=self.root) * GRID).clip(1 - GRID, GRID - 1)
         return codes_of(feature_hashes(grid))
 

@@ -127,6 +127,7 @@ def collect_held_out(
         *(loo.labels[rows[kind]] for kind in (rows < loo.n_single, rows >= loo.n_single)),
     )
     weights = held_out_weights(mass, *kinds)
+    # left-out rows that fade to nothing beside many validation images are not even scored
     used = weights[len(labels) :] > 0
     left_out = _of_left_out(linear, reference, rows[used], weights[len(labels) :][used])
     if not len(fresh):
@@ -134,6 +135,7 @@ def collect_held_out(
     seen = _of_fresh(linear, reference, fresh, labels, weights[: len(labels)])
     if not len(left_out):  # no second table of logits, the largest thing there is
         return replace(seen, source="validation", n_fresh=len(seen))
+    # again, now that both are scored; the bias changes weights and makes none 0
     weights = held_out_weights(mass, *kinds, squared_bias=squared_bias(seen, left_out))
     return _joined(seen, left_out, weights[weights > 0].numpy())
 
@@ -227,6 +229,7 @@ def held_out_weights(
     by_pairs = torch.zeros_like(mass)
     by_pairs[n_left == 0] = _worth(torch.tensor(len(pairs)).double(), min(_PAIRS_ARE_WORTH, most))
     by_pairs *= fade
+    # 1e-300: by 0 it would be infinite, and infinity times no pair is NaN
     unit = mass / (n_fresh + by_left + by_pairs).clamp_min(1e-300)
     # shares that sum to 1, each class's rows together alike
     share = spread_evenly(torch.ones_like(mass), pairs)
@@ -267,6 +270,7 @@ def _of_left_out(
 ) -> HeldOut:
     """Of these rows of the remembered samples, each left out."""
     loo = linear.loo
+    # all rows as they are: no copy of the largest table
     logits = loo.logits if len(rows) == len(loo.logits) else loo.logits[rows]
     return HeldOut(
         logits=logits.numpy(),
@@ -291,6 +295,7 @@ def nearest_other(loo: LeaveOneOut, rows: Tensor, reference: Reference) -> Array
     def hide(distances: Array, part: slice) -> None:
         known = np.nonzero(own[part] >= 0)
         distances[known[0], own[part][known]] = np.inf
+        # of a class played by one image its partner is all there is: it is added back below
         distances[lone[part, None] & (labels[part, None] == reference.labels)] = np.inf
 
     found = reference.neighbors.nearest(features.numpy(), hide)
@@ -320,6 +325,7 @@ def draw_images(geometry: Geometry) -> tuple[Tensor, Tensor]:
     shape = len(places), len(spectrum.values)
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     noise *= _axis_spread(geometry)
+    # the root, as `_SPREAD` is of squared distances
     noise *= (
         (1 + _SPREAD * torch.randn(len(places), 1, generator=generator).double())
         .clamp_min(0.1)
@@ -346,6 +352,7 @@ def _true_means(geometry: Geometry) -> tuple[Tensor, Tensor]:
     leverage = 0.0 if geometry.spectrum.is_flat else (1 - geometry.shrinkage) * geometry.d_eff / n
     stretch = 1 / (1 - counts / (counts - 1).clamp_min(1) * leverage).clamp_min(0.05)
     n_classes = len(counts)
+    # counted from their own mean, squared lengths fall short by one part in n_classes
     apart = geometry.lengths.mean() * n_classes / max(n_classes - 1, 1)
     kept = (1 - geometry.d_eff * stretch / counts / apart.clamp_min(1e-12)).clamp(0.05, 1)
     return kept, stretch * (1 + kept / counts)
@@ -408,5 +415,6 @@ def _counterweight(geometry: Geometry, n_images: float) -> tuple[Geometry, float
     share, dof = geometry.shrinkage, geometry.spectrum.dof
     if dof < n_images + 1:  # no scatter is left, the round part alone
         return geometry.spectrum.geometry(1.0), 1 / share
+    # wanted is (1 - r) S / (dof - n) + r t I; leaving out multiplies all of it by dof / (dof - n)
     odds = share / (1 - share) * (dof - n_images) / dof
     return geometry.spectrum.geometry(odds / (1 + odds)), 1 / (1 + odds) / (1 - share)

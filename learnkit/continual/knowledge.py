@@ -175,6 +175,7 @@ class Knowledge:
         if same and before.settings == self.settings and before.validation is self.validation:
             return replace(self, derived=before.derived, _affine=before._affine)
         reused = before.derived if same else None
+        # with more threads the last bits of sums and eigenvectors are others
         with same_bits():
             derived = derive(self.statistics, self.validation, self.settings, reused)
         return replace(self, derived=derived, _affine={})
@@ -202,6 +203,7 @@ class Knowledge:
         """With more images; blank ones are left out, and those learned before unless `again`."""
         given = check_labelled_features(features, labels, class_names, self.settings.n_features)
         features, labels, notes = shown_images(*given, known=self.statistics.present())
+        # first what forgotten classes left of these images, which would count twice in the scatter
         known, _ = self.statistics.told_apart(case_sensitive).recalled(features)
         if not again:
             features, labels, more = not_learned_before(known, features, labels)
@@ -213,6 +215,7 @@ class Knowledge:
             grown = known.update(features, labels, class_names, reuse_names=reuse_names)
         grown = replace(grown, origins=tuple(sorted({*grown.origins, origin} - {""})))
         if groups is not None:
+            # all that were given: groups may be said of images that were learned before
             grown = grown.grouped(*given, groups)
         if not self.told_unseen:
             notes += note_on_unseen(known.n_unseen, int(known.counts.sum()))

@@ -313,6 +313,7 @@ def _rows_of(
     """Row of each image among those left out, -1 for none, int64 (N,)."""
     memory, place = every.memory, {name: i for i, name in enumerate(names)}
     own = zip(memory.labels.tolist(), fingerprints_of(memory.grid).tolist(), strict=True)
+    # copies of an image in one class share a row: they left together
     row = {key: i for i, key in enumerate(own)}
     codes = [
         code  # of some at a time: embedded they take twice the memory, and more on the way

@@ -100,6 +100,7 @@ class FeatureMemory:
     def nbytes(self) -> int:
         """Bytes taken by features, hashes and copies."""
         return sum(
+            # 16 bytes of a hash and 8 of a count
             cell.features.nbytes + 24 * len(cell.hashes) + 8 * len(cell.given)
             for cell in self.cells
         )
@@ -154,6 +155,7 @@ class FeatureMemory:
 
     def grouped(self, grid: Tensor, index: Tensor, codes: Array) -> "FeatureMemory":
         """With the rows of `grid`, as far as they are remembered, in groups of these codes (N,)."""
+        # object: an array of numpy's own bytes drops zeros at the end of each
         cells, hashes = list(self.cells), np.array(feature_hashes(grid.numpy()), dtype=object)
         for place in set(index.tolist()):
             told: dict[bytes, int] = {}
@@ -237,6 +239,7 @@ class FeatureMemory:
         self, cells: Sequence[Cell], class_names: tuple[str, ...] | None = None
     ) -> "FeatureMemory":
         names = self.class_names if class_names is None else class_names
+        # a new `_all`: `replace` would hand on what was collected of the old cells
         return replace(self, cells=tuple(cells), class_names=names, _all={})
 
     def _lowest(self, cells: Sequence[Cell]) -> Cell:
@@ -248,6 +251,7 @@ class FeatureMemory:
         rows: dict[bytes, Tensor] = {}
         given: dict[bytes, int] = {}
         for cell in cells:
+            # strict=False: `given` is () where no group was said
             for code, group in zip(cell.hashes, cell.given, strict=False):
                 given[code] = _either(given.get(code, 0), group)
             for row, (code, n) in enumerate(zip(cell.hashes, cell.copies, strict=True)):

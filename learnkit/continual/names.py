@@ -23,6 +23,7 @@ def clean_name(name: Any) -> str:
         raise DataError(
             f"{name!r} ({type(name).__name__}) is no class name; a name is a text that is not empty"
         )
+    # lone surrogates: what Python makes of file names that are no UTF-8
     if any(0xD800 <= ord(char) <= 0xDFFF for char in name):
         raise DataError(f"class name {name!a} is not valid Unicode; rename the class")
     return unicodedata.normalize("NFC", str(name))
@@ -171,6 +172,7 @@ def merged_former(
 
 def _key(name: str, case_sensitive: bool) -> str:
     """What is left of a name when spaces, Unicode form and perhaps case are ignored."""
+    # NFKC, as full-width letters and ligatures look like plain ones
     key = "".join(unicodedata.normalize("NFKC", name).split())
     return key if case_sensitive else key.casefold()
 

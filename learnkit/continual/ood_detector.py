@@ -51,6 +51,7 @@ class OodDetector(ContinualClassifier):
             )
         report = super().undo()
         for kept, scores, labels in self._before:
+            # by identity: every change of validation images makes another memory of them
             if kept is self.knowledge.validation:
                 self.head_nonconformity, self.head_labels = scores, labels
         return report
@@ -70,6 +71,7 @@ class OodDetector(ContinualClassifier):
     def extend_sets(self, probs: Tensor, targets: Tensor) -> None:
         """The same by these images, just validated, beside those there were; see `fit_sets`."""
         scores, labels = self.head_nonconformity, self.head_labels
+        # of the state before the change just made, to which `undo` would go
         before = [(one.validation, scores, labels) for one in self.history.states[1:2]]
         self._before = (*before, *self._before)[:UNDO_LEVELS]
         self.fit_sets(probs, targets)

@@ -94,6 +94,7 @@ def statistics_tensors(
         "sums": sums,
         "gram": gram,
         "forgotten_counts": torch.tensor([one.count for one in forgotten], dtype=torch.int64),
+        # `sums[:0]` keeps the width where no class is forgotten
         "forgotten_sums": torch.cat([sums[:0], *left]),
         **memory_tensors(memory),
         **optional,
@@ -143,6 +144,7 @@ def read_statistics(
     }
     _check_shapes(tensors, shapes)
     for name, least in (("counts", 0), ("forgotten_counts", 1)):
+        # Python's sum: that of int64 in a damaged file could wrap around
         if (tensors[name] < least).any() or sum(tensors[name].tolist()) >= EXACT:
             raise StatisticsError(f"`{name}` are not all from {least} to 2^53, added up; {DAMAGED}")
     memory = read_memory(tensors, names, n_features, memory_size, counts)
@@ -230,6 +232,7 @@ def _read_fingerprints(tensors: Mapping[str, Tensor], memory: FeatureMemory) -> 
     found = np.split(codes.numpy().view(np.uint64), sizes.cumsum(0)[:-1].tolist())
     if any((own[1:] < own[:-1]).any() for own in found):
         raise StatisticsError(f"`fingerprints` are not in order; {DAMAGED}")
+    # strict=False: what is left of forgotten classes has no memory beside it
     if any(len(less_one_of_each(*both)[1]) for both in zip(found, remembered, strict=False)):
         raise StatisticsError(f"`fingerprints` lack images that are remembered; {DAMAGED}")
     return tuple(own.copy() for own in found)
@@ -256,6 +259,7 @@ def read_memory(
         raise StatisticsError(f"`{prefix}_sizes` are not all from 0 to {size}; {DAMAGED}")
     n_rows = int(sizes.sum())
     _check_shapes(tensors, {prefix: (n_rows, n_features), f"{prefix}_copies": (n_rows,)})
+    # -32768 fits 16 bits, and no feature on the grid is below -32767
     if (copies < 1).any() or (copies > EXACT).any() or (rows == -GRID).any():
         raise StatisticsError(f"`{prefix}` holds what no feature gives; {DAMAGED}")
     cells = _read_cells(rows, sizes.tolist(), copies, prefix)
@@ -277,6 +281,7 @@ def _read_cells(rows: Tensor, sizes: list[int], copies: Tensor, prefix: str) -> 
         if any(a >= b for a, b in itertools.pairwise(hashes[start:stop])):
             raise StatisticsError(f"`{prefix}` is not in the order of its hashes; {DAMAGED}")
         own = tuple(copies[start:stop].tolist())
+        # cloned: a view would hold the table of all classes as long as it lives
         cells.append(Cell(rows[start:stop].clone(), hashes[start:stop], own))
     return cells
 
@@ -368,6 +373,7 @@ def _check_gram(gram: Tensor, n: int) -> None:
         or not smallest <= diagonal.sum() <= largest
     )
     root = diagonal.clamp_min(0).sqrt()
+    # 1e-9 for the rounding of the roots
     if wrong or (gram.abs() > torch.outer(root, root) * (1 + 1e-9)).any():
         raise StatisticsError(f"`gram` is no sum of products of {n} features; {DAMAGED}")
 
@@ -446,6 +452,7 @@ def state_digest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
     """SHA-256 (hex) of a state."""
     found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
+        # names, types and shapes between zeros: no two states run together into the same bytes
         found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         found.update(tensor.contiguous().numpy())
     return found.hexdigest()

@@ -176,18 +176,21 @@ def _flagged(
     limit = first_with_little_above(values, weights, rate * weights.sum())
     above, n, n_by = sample[0] > limit, _effective(sample[1]), _effective(by[1])
     share = float(sample[1] @ above / sample[1].sum())
+    # the share beyond the k-th largest of n is distributed as Beta(k, n + 1 - k)
     exceeding = max(1.0, rate * n_by)
     return share, _beta_binomial_tail(round(share * n), n, exceeding, n_by + 1 - exceeding)
 
 
 def _effective(weights: Array) -> int:
     """How many images of equal weight say as much."""
+    # Kish's effective sample size
     return max(1, round(float(weights.sum() ** 2 / (weights**2).sum())))
 
 
 def _beta_binomial_tail(k: int, n: int, a: float, b: float) -> float:
     """Probability of k or more of n under a beta-binomial distribution."""
     i = np.arange(k, n + 1)
+    # in logarithms: numbers of ways overflow
     ways = gammaln(n + 1) - gammaln(i + 1) - gammaln(n - i + 1)
     return float(np.exp(ways + betaln(i + a, n - i + b) - betaln(a, b)).sum())
 

@@ -55,6 +55,7 @@ def fit_prototype(
     many. Arguments and errors as for `fit_lda`.
     """
     basis = Basis.of(moments, prior)
+    # labels by the nearest mean, OOD scores still in the space of the discriminant
     scores = basis.select(1.0).shrinkage
     return _discriminant("prototype", basis, basis.select(debias, (1.0,)), debias, scores)
 

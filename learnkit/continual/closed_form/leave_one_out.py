@@ -70,6 +70,7 @@ class _Products:
 
     def squared_distances(self) -> Tensor:
         """Squared distances of the samples to all means, (R,P)."""
+        # |u - m|^2 from products alone: no table of differences (R,P,D)
         return (self.uu[:, None] + self.means_means).sub_(self.u_means, alpha=2)
 
 
@@ -109,18 +110,22 @@ def leave_one_out(
     """
     n, k = geometry.counts[labels], _copies(copies, labels)
     inner = _Products(geometry, points, labels)
+    # k copies take k n / (n - k) r r^T from the scatter, r = u - m: the mean goes with them
     length, along = inner.residual, inner.uu - inner.um
     gain = _gain(k * n / (n - k) * _unit(geometry), length)
     fewer = _fewer(geometry, k)
 
+    # r (u - m_c), along which the inverse of the covariance gains
     product = along[:, None] - inner.u_means + inner.m_means
     distances = inner.squared_distances().addcmul_(gain[:, None] * product, product)
+    # u less its mean without the copies is n / (n - k) r
     own = (n / (n - k)).square() * (length + gain * length.square())
     distances[inner.rows, labels] = own
 
     across = product.neg_().add_(along[:, None])  # of the residual with the class means
     lengths = (gain[:, None] * across).mul_(across).add_(inner.means_means)
     back = k / (n - k)
+    # of the own mean without the copies, m - back r
     across_own = inner.um - inner.mm - back * length
     moved = inner.mm - back * (2 * (inner.um - inner.mm) - back * length)
     lengths[inner.rows, labels] = moved + gain * across_own.square()
@@ -152,6 +157,7 @@ def log_det_left_out(
     """Log determinant (R,) of the covariance without each sample; arguments of `leave_one_out`."""
     n, k = geometry.counts[labels], _copies(copies, labels)
     length = (points * geometry.scale - geometry.means[labels]).square().sum(1)
+    # matrix determinant lemma, for one term of rank one
     leverage = k * n / (n - k) * _unit(geometry) * length
     return _log_det(geometry, k) + (1 - leverage).clamp_min(_LEAST).log()
 
@@ -316,6 +322,7 @@ def woodbury_gains(rows: Tensor, unit: float, solved: Tensor | None = None) -> T
         solved: B A^-1; default: `rows`, for A the identity.
     """
     solved = rows if solved is None else solved
+    # Woodbury: unit (B A^-1)^T (I - unit B A^-1 B^T)^-1 B A^-1, the inner inverse by eigenvectors
     kept, axes = _kept(unit * solved @ rows.mT)
     return (unit / kept).sqrt()[:, :, None] * (axes.mT @ solved)
 
@@ -327,6 +334,7 @@ def _unit(geometry: Geometry) -> float:
 
 def _fewer(geometry: Geometry, n: Tensor) -> Tensor:
     """Factor on squared distances as `n` degrees of freedom go: the covariance divides by less."""
+    # no scatter is in the covariance, and nothing is divided by its degrees of freedom
     if geometry.shrinkage == 1:
         return torch.ones_like(n)
     dof = geometry.spectrum.dof

@@ -171,6 +171,7 @@ class Basis:
             scores: The geometry for scores, and those of the samples.
             expected_temperature: Before any sample is seen.
         """
+        # times the temperature, by which all logits are divided in the end
         prior = selection.temperature * self.log_prior
         bias = offset - covectors @ self.spectrum.center + prior
         loo = LeaveOneOut(

@@ -109,6 +109,7 @@ def _signal(variance: float, counts: Tensor, lengths: Tensor, middle: float) -> 
     # over all pairs, each weighing the product of the weights of its classes
     weights = weights_of(counts)
     total = weights.sum()
+    # the sum over pairs of w_c w_d |m_c - m_d|^2 / 2, without a table of pairs
     seen = total * (weights @ lengths) - middle
     noise = variance * (weights / counts) @ (total - weights)
     return float((seen - noise) / (total.square() - weights.square().sum()))

@@ -115,6 +115,7 @@ def _expected_penalty(spectrum: Spectrum) -> float:
         return 0.0
     share, counts = default_shrinkage(spectrum), spectrum.counts
     offsets = spectrum.means - counts @ spectrum.means / counts.sum()
+    # as `Spectrum.geometry` adds it, then in units of the mean eigenvalue
     ridged = share / (1 - share) * spectrum.total / spectrum.n_features
     return ridged / _mean_eigenvalue(spectrum, offsets)
 
@@ -234,6 +235,7 @@ class Ridge(NamedTuple):
         low_rank = spectrum.counts.sqrt()[:, None] * self.offsets * inverse
         removed = torch.linalg.solve_triangular(self.roots, low_rank, upper=False)
         trace = float(inverse.sum() - removed.square().sum())
+        # the trace of the hat matrix, and one for the mean of all images
         dof = len(inverse) - self.penalty * trace + 1
         size = float((n / n_classes) ** 2 * (1 / spectrum.counts).sum()) - n / n_classes
         fitted = float((self.weight * self.offsets).sum()) * n / n_classes
@@ -301,6 +303,7 @@ class Ridge(NamedTuple):
             own, counts = (n[:, None] * self.offsets[labels] - total) / (n - k)[:, None], n - k
         else:
             own, counts = means - self.middle, torch.ones_like(k)
+        # from the scatter about the mean of all images, not that of the class
         removed = downdate(leaving, group.copies, torch.full_like(n, n_images))
         gains = woodbury_gains(removed, 1.0, self._solve(removed))
 
@@ -339,6 +342,7 @@ class Ridge(NamedTuple):
     def _solve(self, points: Tensor) -> Tensor:
         """Rows (...,D), counted from the middle, divided by total scatter plus penalty."""
         inverse = 1 / (self.spectrum.values + self.penalty)
+        # (A + B B')^-1 = A^-1 - (A + B B')^-1 B B' A^-1, all from products with the means
         among = (points @ self.solved.T) * self.spectrum.counts
         return points * inverse - among @ (self.offsets * inverse)
 
@@ -365,6 +369,7 @@ class Ridge(NamedTuple):
     ) -> _LeftOut:
         """What is said of the samples a without them, the class mean of each being `own`."""
         n_images, n_classes = self.n_images, len(self.offsets)
+        # k copies take k N / (N - k) a a' from the total scatter: the mean of all goes with them
         share = copies * n_images / (n_images - copies)
         gain = share / (1 - share * inner.aa).clamp_min(1e-12)
         at = labels[:, None]

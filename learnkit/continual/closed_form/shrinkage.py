@@ -72,6 +72,7 @@ def select(
         return temper_samples(logits, samples, geometry, log_prior)
 
     n_products = len(samples) * len(spectrum.classes) * spectrum.n_features
+    # one candidate a thread, and one thread each: the bits are those of a loop
     found = in_threads(tried, shrinkages, n_products)
     results = dict(zip(shrinkages, found, strict=True))
     losses = {shrinkage: result.log_loss for shrinkage, result in results.items()}

@@ -133,8 +133,10 @@ class Spectrum:
             scale = torch.full_like(self.values, self.variance_per_axis**-0.5)
             return Geometry(self, 1.0, scale, float(self.n_features))
         keep = 1 - shrinkage
+        # S + r / (1 - r) (total / D) I: the covariance is this times (1 - r) / dof
         ridged = self.values + shrinkage / keep * self.total / self.n_features
         scale = (self.dof / keep / ridged).sqrt()
+        # the variance within classes, values / dof, as it is in the whitened space
         d_eff = float((self.values / ridged).sum()) / keep
         return Geometry(self, shrinkage, scale, d_eff)
 
@@ -232,6 +234,7 @@ def fit_spectrum(moments: Moments) -> Spectrum:
     return Spectrum(
         classes=moments.places,
         counts=moments.counts,
+        # rounding takes eigenvalues of nothing a little below 0
         values=values.clamp_min_(0),
         axes=axes,
         center=center,
@@ -259,6 +262,7 @@ def _eigen(scatter: Tensor, means: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         return scatter.new_zeros(n_features), torch.eye(n_features, dtype=scatter.dtype)
     n_random = rank + _SPARE
     if n_random + len(means) <= _FEW_AXES * n_features:
+        # a fixed seed: the same statistics give the same axes, to the bit
         shape, generator = (n_features, n_random), torch.Generator().manual_seed(0)
         random = torch.rand(shape, generator=generator, dtype=scatter.dtype).sub_(0.5)
         basis, _ = torch.linalg.qr(torch.cat([scatter @ random, means.T], 1))
