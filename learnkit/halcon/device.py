@@ -21,7 +21,6 @@ from learnkit.halcon.operators import (
     wrong_value,
 )
 
-_PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 _SETTABLE = ("threads",)
 _MAX_THREADS = 1024
 

@@ -29,7 +29,6 @@ from learnkit.halcon.operators import (
 from learnkit.storage.array_files import MAX_CHANNELS
 
 _AFTER_OPTIMISATION = ("device", "runtime", "meta_data", "class_names", "ood_threshold")
-_OF_IMAGES = ("image_width", "image_height", "image_num_channels", "image_dimensions")
 _SOLVERS = ("sgd", "adam")
 _MOST = dict.fromkeys(("momentum", "weight_prior", "adam_beta1", "adam_beta2"), 1)
 MAX_BATCH = 65_536
@@ -298,9 +297,7 @@ _SET: dict[str, Callable[[HDlModel, Any], None]] = {
     "runtime": _set_runtime,
     "gpu": lambda model, value: None,
     "meta_data": _set_meta_data,
-    "optimize_for_inference": lambda model, value: (
-        as_bool(value, "optimize_for_inference") and None
-    ),
+    "optimize_for_inference": _set_optimize_for_inference,
     "ood_threshold": _set_ood_threshold,
     "clear_ood": _clear_ood,
 }

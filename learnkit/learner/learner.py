@@ -93,7 +93,6 @@ from learnkit.uncertainty.threshold import Threshold
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from learnkit.deploy.predictor import Predictor
     from learnkit.inference.heatmap import Heatmap
     from learnkit.optimize.conversion_report import ConversionReport
 

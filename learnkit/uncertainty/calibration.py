@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from learnkit.uncertainty.ood import sigmoid, softmax
 
 if TYPE_CHECKING:
     import pandas as pd
-from typing import NamedTuple
 
 SOURCES = ("validation", "leave-one-out", "validation and leave-one-out", "none")
 N_BINS = 15

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -199,9 +198,6 @@ SOURCES = ("validation", "leave-one-out", "validation and leave-one-out", "param
 
 
 GUARANTEES = ("loo", "split", "pac", "none")
-
-
-_nothing = partial(np.zeros, 0)
 
 
 @dataclass(frozen=True)
