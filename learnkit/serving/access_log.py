@@ -23,6 +23,7 @@ Observer = Callable[[str, int, float], object]  # is told path, status and secon
 
 def request_id(scope: dict[str, Any]) -> str:
     """The id of a request: what its client sent if that is short and plain, else a new one."""
+    # kept in the scope: an answer that names an error and the log's line have the same id
     if _KEY not in scope:
         name = ID_HEADER.lower().encode()
         sent = next((value for key, value in scope["headers"] if key.lower() == name), b"")
@@ -58,6 +59,7 @@ def print_access_log() -> None:
     """Print the lines to the standard output from now on, and nothing else there."""
     handler = _Lines(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    # in place of what was there, and not handed on: a line must not be printed twice
     LOG.handlers, LOG.propagate = [handler], False
     LOG.setLevel(logging.INFO)
 
@@ -104,5 +106,6 @@ class Accounted:
         finally:
             seconds = time.perf_counter() - began
             log_request(id_, scope["method"], scope["path"], status, seconds, n_bytes)
+            # None if the client left, or the application ended, before an answer began
             if status is not None:
                 self._observe(scope["path"], status, seconds)

@@ -94,6 +94,7 @@ def create_app(
         """Whatever is answered, and by whichever part of it, has an id and a line in the log."""
 
         def build_middleware_stack(self) -> Any:
+            # outermost, around Starlette's handling of errors: answers with 500 are counted, too
             return Accounted(_uncrowded(super().build_middleware_stack(), service), service.observe)
 
         def openapi(self) -> dict[str, Any]:
@@ -230,6 +231,7 @@ def _answer_errors(app: "FastAPI") -> None:
         return _response(request, error.status_code, content, error.headers)
 
     async def failed(request: Request, error: Exception) -> Response:
+        # Starlette raises it again after this answer, and uvicorn logs the traceback, without an id
         LOG.error("request %s failed: %s", request_id(request.scope), type(error).__name__)
         sentence = "the server failed at this request; its log says why"
         return _response(request, 500, {"error": sentence})

@@ -86,7 +86,9 @@ def is_bearer(header: str | None, *tokens: str) -> bool:
     """Whether `header` is `Bearer TOKEN` with one of `tokens`; takes the same time for any."""
     scheme, _, given = (header or "").partition(" ")
     given = f"{scheme.lower()} {given.strip()}"  # the name of a scheme has no case
+    # as bytes: `compare_digest` raises TypeError for texts beyond ASCII
     sent = given.encode("utf-8", "replace")
+    # a list: `any` over a generator would stop at the first that fits, and its time would tell
     found = [hmac.compare_digest(sent, f"bearer {token}".encode()) for token in tokens]
     return any(found)
 

@@ -48,6 +48,7 @@ class Batcher:
             Exception: whatever made a decoder or the forward pass fail that is no LearnkitError.
         """
         job = _Job(len(images))
+        # all at once and before any is read: a pass must see that more are coming
         with self._changed:
             self._n_decoding += len(images)
         for number, image in enumerate(images):
@@ -56,6 +57,7 @@ class Batcher:
 
     def stop(self) -> None:
         """End the threads; whatever nobody waits for any more is dropped."""
+        # decoders first: one that ends later would begin a pass in a pool that is shut down
         self._decoding.shutdown(cancel_futures=True)
         with self._changed:
             self._stopped = True
@@ -82,6 +84,7 @@ class Batcher:
         finally:
             with self._changed:
                 self._n_decoding -= 1
+                # under the same lock as the count: between the two `drain` would see nothing left
                 if loaded is not None:
                     self._ready.append(loaded)
                 self._changed.notify_all()
@@ -140,6 +143,7 @@ class _Job:
         with self._lock:
             self._results[number] = result
             self._n_left -= 1
+            # done already if one of them met an error that is none of learnkit's
             if not self._n_left and not self.done.done():
                 self.done.set_result(self._results)
 

@@ -38,6 +38,7 @@ def as_json(content: Any) -> bytes:
     >>> json.loads(as_json({"label": "<ß>"}))
     {'label': '<ß>'}
     """
+    # json writes NaN, which is no JSON, unless it is told to raise ValueError
     return json.dumps(content, allow_nan=False).encode("ascii")
 
 

@@ -79,6 +79,7 @@ class Gate:
     @property
     def is_full(self) -> bool:
         """Whether the next request is refused."""
+        # a request that is still received has a place, too: its images are not counted yet
         return max(self.n_requests, self.n_images) >= self.limits.queue or self.is_crowded
 
     @property
@@ -120,6 +121,7 @@ class Ticket:
         check_size(self.n_bytes + n, limits)
         if self._gate.n_bytes + n > limits.queue_bytes:
             raise self._gate.busy()
+        # counted once it is let in: the gate gives back what the ticket has
         self.n_bytes += n
         self._gate.n_bytes += n
 

@@ -49,6 +49,7 @@ class Metrics:
         except ImportError:
             self._registry = None
             return
+        # not the global one, which refuses the same names a second time in a process
         self._registry = registry = prometheus.CollectorRegistry()
         counter = lambda name, what, labels=(): prometheus.Counter(
             f"learnkit_{name}", what, labels, registry=registry
@@ -74,6 +75,7 @@ class Metrics:
     def answered(self, path: str, status: int, seconds: float) -> None:
         """Count an answer; those of unknown paths together."""
         if self._registry is not None:
+            # a client can ask for any path, and Prometheus keeps a line for each
             shown = path if path in _PATHS else "other"
             self._answers.labels(shown, str(status)).inc()
             self._seconds.labels(shown).observe(seconds)
@@ -95,6 +97,7 @@ class Metrics:
     def learned(self, n_images: int) -> None:
         """Count images that were taught."""
         if self._registry is not None:
+            # prometheus_client raises ValueError for less than 0
             self._learned.inc(max(n_images, 0))
 
     def text(self) -> bytes:
@@ -113,6 +116,7 @@ class Metrics:
 
         registry = self._registry
         if self._shared:
+            # one for each answer, as prometheus_client asks: it reads the files of all processes
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)
         return generate_latest(registry)

@@ -10,6 +10,7 @@ from learnkit.report.document import Code, Document, Paragraph, Section, Span, T
 # Styles are in the page, also at its elements; nothing else is loaded, run, framed or sent
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
+    # of these three default-src says nothing
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

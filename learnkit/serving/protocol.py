@@ -156,6 +156,7 @@ def bounded(base: Any) -> Any:
                 "connection: close",
             )
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + content)
+            # the application, which logs all other requests, never sees this one
             log_request(id_, "", "", int(status[:3]), 0.0, len(content))
 
     return Bounded

@@ -72,6 +72,7 @@ class ServedModel:
         """
 
         def learn() -> Any:
+            # all are looked at before any is learned: one that is refused leaves nothing changed
             if failures := [reason for reason in map(self._refused, images) if reason]:
                 raise ImageReadError("; ".join(failures[:_SHOWN]))
             return self._predictor.extend(list(images), list(labels), progress=False, **how)
@@ -107,6 +108,7 @@ class ServedModel:
             LearnkitError: it could not be written.
         """
         with self._lock:
+            # the lock is held while it is written: a change meanwhile would count as saved
             if self.n_unsaved and self.save_to is not None:
                 self._predictor.digest = self._predictor.save(self.save_to)
                 self.n_unsaved, self.digest = 0, model_digest(self._predictor)

@@ -133,6 +133,7 @@ def serve(
         if processes == 1:
             work(say, ready)
         else:
+            # longer than a worker waits for its requests, so that it ends by itself
             run_workers(processes, work, say=say, when_ready=ready, grace=_GRACE_SECONDS + 5)
 
 
@@ -334,10 +335,12 @@ def bound_socket(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         with contextlib.ExitStack() as unless_bound:
             listener = unless_bound.enter_context(socket.socket(family, kind, protocol))
+            # else a restart must wait until the former server's connections have left TIME_WAIT
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             unless_bound.pop_all()
             return listener
+    # `bind` raises OverflowError for a port above 65,535
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise ServingError(

@@ -105,6 +105,7 @@ class Service:
             Deployment.of, save_to=save_to, limits=self.limits, n_workers=n_workers
         )
         self.deployment: Deployment = self._deploy(predictor)
+        # one thread: changes, saves and reloads come one after the other
         self._learning = ThreadPoolExecutor(1, "learnkit-learn")
         self.save_error: LearnkitError | None = None
         self.has_saved = self._is_reloading = False
@@ -266,6 +267,7 @@ class Service:
             raise Refusal(501, "this application was given its model and cannot open it again")
         if self._is_reloading:
             raise Refusal(409, "the model is being reloaded already; wait for that")
+        # set before the first `await`: no other reload comes in between
         self._is_reloading, loop = True, asyncio.get_running_loop()
         try:
             former = await loop.run_in_executor(self._learning, self._replace)
@@ -288,9 +290,11 @@ class Service:
                 409, "what the model learned is not saved and would be lost; see `unsaved_changes`"
             )
         try:
+            # after the save: it may be what was just written that is opened
             predictor = self._reopen()
         except LearnkitError as error:
             raise Refusal(409, f"not reloaded, the former model goes on: {error}") from error
+        # before the new monitor is made, which goes on from this file
         self._save_drift()
         self.deployment = self._deploy(predictor)
         self._try_watch()
@@ -380,6 +384,7 @@ class Service:
     def is_client(self, headers: Mapping[str, str]) -> bool:
         """Whether who sends these headers may predict: everybody, where that takes no token."""
         tokens = [token for token in (self._predict_token, self._token) if token is not None]
+        # who may teach may predict, so both tokens count
         open_to_all = self._predict_token is None
         return open_to_all or is_bearer(headers.get("authorization"), *tokens)
 

@@ -49,6 +49,7 @@ class UnknownImages:
                 f"--keep-unknown is {str(folder)!r}, which is no folder that can be written to; "
                 "make it, or check the spelling"
             )
+        # one thread: of two, each would see room for the last image
         self._keeping = ThreadPoolExecutor(1, "learnkit-keep")
         self._said: str | None = None
 
@@ -69,6 +70,7 @@ class UnknownImages:
             self._say(f"an unknown image could not be kept: {error}")
 
     def _write(self, data: bytes) -> None:
+        # listed for each image: whoever labels takes files out meanwhile
         digest, names = hashlib.sha256(data).hexdigest()[:8], os.listdir(self.folder)
         there = [one for one in names if Path(one).suffix.lower() in IMAGE_EXTENSIONS]
         if any(Path(one).stem.endswith(f"_{digest}") for one in there):

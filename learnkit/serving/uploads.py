@@ -84,6 +84,7 @@ def check_pixels(upload: Upload, most: int) -> None:
     """Raise ImageReadError, by the header, for what is no image or has more than `most` pixels."""
     with naming_errors(source_name(upload), upload):
         check_pixel_count(*open_picture(upload).size, source_name(upload), most)
+    # Pillow has read the header, and whoever decodes begins at the start
     upload.seek(0)
 
 
@@ -219,6 +220,7 @@ def json_uploads(data: bytes, most: int) -> tuple[list[Upload], dict[str, list[s
         raise Refusal(413, f"the JSON has too many parts; {most} images are allowed, so send fewer")
     try:
         content = json.loads(data)
+    # RecursionError of thousands of brackets within each other
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is no JSON ({str(error)[:80]}); send one object") from None
     images = content.get("images") if isinstance(content, dict) else None
@@ -237,6 +239,7 @@ def _json_image(number: int, image: Any) -> Upload:
     if isinstance(data, str) and isinstance(name, str):
         with contextlib.suppress(ValueError):  # binascii's own is one; so is what is no ASCII
             encoded = _DATA_URI.sub("", data, count=1)
+            # without `validate` signs that are no base64 are left out, and the rest is decoded
             return Upload(base64.b64decode(encoded, validate=True), _own_name(name))
     raise Refusal(
         422,
@@ -263,6 +266,7 @@ def _address_fields(query: bytes) -> dict[str, list[str]]:
     {'label': ['a b', 'ü'], 'other': ['']}
     """
     found: dict[str, list[str]] = {}
+    # bytes that a client left as they are become %XX first; as Latin-1 all of them are kept
     for field, value in parse_qsl(quote(query, safe="%&=+"), True, encoding="latin-1"):
         _add_text(found, field, value, "utf-8")
     return found

@@ -38,6 +38,7 @@ class Worker:
         Raises:
             LearnkitError: it could not begin.
         """
+        # `poll` is True at the end of a pipe, too, and `recv` raises there
         with contextlib.suppress(EOFError):
             while self._said.poll():
                 said = self._said.recv()
@@ -95,6 +96,7 @@ def run_workers(
             with contextlib.suppress(OSError):
                 say(f"stopping {len(workers)} processes")
             for worker in workers:
+                # all are told before any is waited for: they end together, within one `grace`
                 worker.send(signal.SIGTERM)
             for worker in workers:
                 worker.end(grace)
@@ -104,6 +106,7 @@ def _look_after(workers: list[Worker], work: Work | None, say: Say) -> None:
     """Start those again that ended; without `work` that is an error."""
     for place, worker in enumerate(workers):
         try:
+            # before it is asked whether it lives: its own error says more than an exit code
             worker.listen()
         except LearnkitError as error:
             if work is None:
@@ -153,6 +156,7 @@ def _shared_counters() -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="learnkit-metrics-") as folder:
+        # prometheus_client looks once, when a child imports it: it stands here before they start
         os.environ[_SHARED] = folder
         try:
             yield
