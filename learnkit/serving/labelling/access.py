@@ -83,6 +83,7 @@ class Access:
         Raises:
             Refusal: 403 a wrong key, 429 too many of them.
         """
+        # else two who send the key at the same moment would both come in
         with self._lock:
             if hmac.compare_digest(key.encode(), self._key.encode()):
                 self.new_key()
@@ -100,6 +101,7 @@ class Access:
     def _is_token(self, key: str) -> bool:
         if self._token is None:
             return False
+        # before it is compared: a right token among too many tries must not be told from others
         if self._clock() < self._locked_until:
             raise Refusal(429, "too many wrong keys; wait a minute", {"Retry-After": "60"})
         return hmac.compare_digest(key.encode(), self._token.encode())
@@ -137,6 +139,7 @@ class Access:
             names |= {socket.gethostname(), socket.getfqdn()}
         elif not is_loopback(self.host):
             names = {f"[{self.host}]" if ":" in self.host else self.host}
+        # browsers leave port 80 out of the header Host
         port = "" if self.port == 80 else f":{self.port}"
         return {f"{one.lower()}{port}" for one in names}
 
@@ -154,6 +157,7 @@ class Access:
         return who
 
     def _signature(self, value: str) -> str:
+        # ids of images are made by the same secret, and begin otherwise: none signs a cookie
         digest = hmac.new(self._secret, b"cookie\0" + value.encode(), hashlib.sha256).digest()
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
@@ -190,11 +194,13 @@ def checked_origin(origin: str) -> str:
 def kept_secret(path: Path) -> bytes:
     """32 random bytes in a file that only this user reads, made when it is not there."""
     try:
+        # O_EXCL: never over one that is there, by which ids in the journal were made
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         found = path.read_bytes()
         if len(found) == 32:
             return found
+        # a crash cut it off before anything was made by it
         path.unlink()
         return kept_secret(path)
     with os.fdopen(descriptor, "wb") as file:

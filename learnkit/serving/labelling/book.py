@@ -33,6 +33,7 @@ class Book:
     def __init__(self, journal: Journal, inbox: Inbox):
         self.journal, self.inbox = journal, inbox
         self.changes = replay(journal.lines)
+        # reentrant: the desk holds it around `write`, which takes it again
         self.lock, self.version = threading.RLock(), 0
         self.pictures: dict[str, InboxImage] = {}
         self.unreadable: dict[str, str] = {}  # why, by the file's name
@@ -125,6 +126,7 @@ class Book:
             if known is picture or known.state == "gone":
                 self.version += 1
                 known.state = "waiting"
+            # the journal, which older ones come from, has no sizes
             known.w, known.h = picture.w, picture.h
             return known is picture
 

@@ -80,6 +80,7 @@ class Desk:
         for change in [*self.book.changes]:
             if change.about.get("undoing") and change.state != "undone":
                 self.book.write({"do": "undone", "of": change.key})
+        # before anything is learned: features not kept are read from the files, where they belong
         self.book.put_files_right()
         waiting = [one for one in self.book.changes if one.state == "queued"]
         before = self.teacher.digest
@@ -133,10 +134,13 @@ class Desk:
             return self._put_aside(asked, key, pictures)
         label = label_in(asked, self.knowledge, locked=self.locked)
         reloaded = self._reload_if_changed()
+        # before it is learned: the class is known then, and the model sure of it
         said = self._suspicion(pictures[0], label)
         answered = self._known_already(pictures, label, bool(asked.get("correct")))
+        # before it is written: this answer would be the last one itself
         since = self._since(pictures[0].sha) if answered else None
         files = self.book.inbox.targets(pictures, label)
+        # before the journal: where no folder can be made there is nothing to take back
         if not answered:
             (self.book.inbox.labelled / label).mkdir(parents=True, exist_ok=True)
         about = {
@@ -252,6 +256,7 @@ class Desk:
                 if "was" in change.about:  # the label before is in force no longer
                     known = self.teacher.ledger.folded(self.book.changes)
                 else:
+                    # sums are exact: as if all were folded anew, at the cost of these images
                     known, _ = self.teacher.ledger.extended(self.knowledge, change, images)
                 self.teacher.put(known, "label")
             except LearnkitError as error:
@@ -312,6 +317,7 @@ class Desk:
         keys, who = [one.key for one in found], who_in(asked, named=self.named)
         with self.teacher.lock:
             self._reload_if_changed()
+            # before the journal: what cannot be taken back alone leaves no line
             known = self._known_without(found)
             self.book.write({"do": "undo", "key": key, "who": who, "of": keys})
             self._done("journal")
@@ -372,7 +378,9 @@ class Desk:
         to = checked_name(to) if do != "forget" else None
         about = {"key": key, "who": who_in(asked, named=self.named), "do": do, "from": name}
         about |= {} if to is None else {"to": to}
+        # before the journal, too: what cannot be changed leaves no line
         known = with_class_change(self.teacher.knowledge, Change(key, do, [], 0, about=about))
+        # files of labels that the model refused lie in the class's folder as well
         pictures = [one for one in self.book.in_state("learned", "refused") if one.label == name]
         if to is not None:
             about["files"] = self.book.inbox.targets(pictures, to)

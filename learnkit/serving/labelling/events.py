@@ -46,12 +46,15 @@ class Events:
             while True:
                 try:
                     waiting = await asyncio.wait_for(stream.next(), _HEARTBEAT)
+                # not the built-in one before Python 3.11
                 except asyncio.TimeoutError:
                     yield b": still here\n\n"
                     continue
                 if "" in waiting:
                     return
                 for name, make in waiting.items():
+                    # in a thread, as it may wait for locks
+                    # JSON in ASCII is one line, as `data:` needs it
                     told = json.dumps(await asyncio.to_thread(make))
                     yield f"event: {name}\ndata: {told}\n\n".encode("ascii")
         finally:
@@ -68,6 +71,7 @@ class _Stream:
 
     def put(self, name: str, make: Any) -> None:
         try:
+            # asyncio's events and this dictionary belong to the thread of the loop
             self._loop.call_soon_threadsafe(self._put, name, make)
         except RuntimeError:  # the loop has ended, and the page with it
             return
@@ -79,5 +83,6 @@ class _Stream:
     async def next(self) -> dict[str, Any]:
         await self._ready.wait()
         self._ready.clear()
+        # no `await` since the event was cleared: nothing is put in between and lost
         waiting, self._waiting = self._waiting, {}
         return waiting

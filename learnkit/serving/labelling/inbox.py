@@ -82,6 +82,7 @@ class Inbox:
     def image(self, noted: Mapping[str, Any]) -> InboxImage:
         """An image where it came, of what is noted of its file: `sha`, `name`, `w` and `h`."""
         sha, name = noted["sha"], noted["name"]
+        # a name on Linux need not be UTF-8; bytes that are not come as lone surrogates
         about = f"{sha}\0{name}".encode(errors="surrogateescape")
         own = hmac.digest(self._secret, about, "sha256").hex()[:32]
         return InboxImage(own, sha, name, self.folder / name, noted["w"], noted["h"])
@@ -165,6 +166,7 @@ def move_file(source: Path, target: Path) -> None:
     if not os.path.lexists(source) and target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    # looked for, as `os.rename` writes over a file without a word, except on Windows
     if os.path.lexists(target):
         if not _same_bytes(source, target):
             raise FileExistsError(errno.EEXIST, "another file has that name", str(target))
@@ -183,6 +185,7 @@ def _rename_or_copy(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
+    # another disk: the copy is synced before the original goes
     with open_regular(source, follow=False) as old:
         write_file(target, lambda new: shutil.copyfileobj(old, new))
     source.unlink()

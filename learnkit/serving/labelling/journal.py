@@ -39,6 +39,7 @@ class Journal:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time):
         self.path, self._clock, self._lock = path, clock, threading.Lock()
+        # O_BINARY: Windows writes two bytes for each line's end otherwise, and `_size` counts one
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
         self.lines, self._size = _whole_lines(path)
         os.ftruncate(self._file, self._size)
@@ -55,6 +56,7 @@ class Journal:
             os.ftruncate(self._file, self._size)  # what an earlier failure may have left
             os.lseek(self._file, self._size, os.SEEK_SET)
             try:
+                # `write` may take a part only, as on a disk that becomes full
                 left = memoryview(data)
                 while left:
                     left = left[os.write(self._file, left) :]
@@ -77,6 +79,7 @@ def stamp(seconds: float) -> str:
     >>> stamp(0.1234)
     '1970-01-01T00:00:00.123Z'
     """
+    # milliseconds are cut off, not rounded, which could give 1000 of them
     when = datetime.fromtimestamp(int(seconds), timezone.utc)
     return f"{when:%Y-%m-%dT%H:%M:%S}.{int(seconds % 1 * 1000):03d}Z"
 
@@ -187,6 +190,7 @@ class Changes:
         return None
 
     def _sealed(self, line: Line) -> None:
+        # only what follows from this base is our own from here on
         self.base, self.digests = line["digest"], {line["digest"]}
         for key in line.get("sealed", ()):
             if key in self.by_key:

@@ -43,6 +43,7 @@ class KeptFeatures:
             index.write_text(json.dumps(header) + "\n", encoding="ascii")
         self._rows = os.open(rows, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
         self._index = open(index, "a", encoding="ascii")  # noqa: SIM115  # open as long as this
+        # a row that a crash cut off is not counted, and cut away
         self._n = os.fstat(self._rows).st_size // (4 * width)
         os.ftruncate(self._rows, self._n * 4 * width)
         for one in found or ():
@@ -72,6 +73,7 @@ class KeptFeatures:
                 left = left[os.write(self._rows, left) :]
             self._n += len(rows)
             for number, (image, row) in enumerate(zip(images, rows, strict=True), start):
+                # nothing is synced here: by this a row is known that a crash kept from the disk
                 crc = zlib.crc32(row.tobytes())
                 self._index.write(json.dumps({**image, "row": number, "crc": crc}) + "\n")
                 self._places[image["sha"]] = (number, crc)
@@ -111,6 +113,7 @@ class KeptFeatures:
         with self._lock:
             if len(self._mapped) < self._n:
                 n_bytes = self._n * self.width * 4
+                # a map has a fixed length; the former one lives as long as arrays over it do
                 whole = mmap.mmap(self._rows, n_bytes, access=mmap.ACCESS_READ)
                 self._mapped = np.frombuffer(whole, np.float32).reshape(self._n, self.width)
             return self._mapped
@@ -132,6 +135,7 @@ def _read_index(path: Path, header: dict[str, Any]) -> list[dict[str, Any]] | No
     found = []
     for one in _read_lines(lines):
         with contextlib.suppress(KeyError, TypeError):
+            # a sum of two raises where one is missing or of another type
             _ = one["sha"] + one["name"], one["size"] + one["mtime"], one["crc"] + one["row"]
             found.append(one)
     return found

@@ -14,6 +14,7 @@ LONGEST = 80
 _SIGNS = '/\\:*?"<>|'
 # also with an extension: on Windows these are devices, in every folder
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(?:\..*)?")
+# control, format (which turn text around), private, unassigned, surrogate, ends of lines
 _INVISIBLE = ("Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp")
 
 
@@ -83,6 +84,7 @@ def _shape_problem(name: str) -> NameProblem | None:
         return NameProblem("signs", f"A name has none of {' '.join(_SIGNS)}; here is {wrong[0]}.")
     if any(unicodedata.category(sign) in _INVISIBLE for sign in name):
         return NameProblem("signs", "The name holds a sign that cannot be seen; type it anew.")
+    # Windows drops dots and spaces at a name's end; a dot in front hides a folder elsewhere
     if name != name.strip() or name[0] == "." or name[-1] == ".":
         return NameProblem("ends", "A name neither begins nor ends with a dot or a space.")
     if _RESERVED.fullmatch(name.casefold()):

@@ -83,6 +83,7 @@ def serve_labelling(
     check_folders(inbox, labelled)
     check_target(out)
     listener = bound_socket(host, port)
+    # the inbox as well: two pages that teach two models would write one journal
     with contextlib.closing(listener), locked(out), locked(inbox / OWN, _LABELLED):
         how: dict[str, Any] = {"variant": variant, "threads": threads, "learning": True}
         predictor = open_model(path, **how)

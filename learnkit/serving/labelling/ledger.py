@@ -148,6 +148,8 @@ def write_knowledge(path: Path, known: Knowledge) -> None:
     """Keep what is known in a file; OSError if it cannot be written."""
     config, tensors = known.to_state()
     text = json.dumps(config, sort_keys=True).encode()
+    # in the same file: settings and sums of two moments never meet
+    # torch warns of buffers that cannot be written to, such as `bytes`
     packed = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     data = tensors_to_bytes({**tensors, _CONFIG: packed})
     write_file(path, lambda file: file.write(data))

@@ -50,6 +50,7 @@ def label_in(asked: dict[str, Any], known: Knowledge, *, locked: bool) -> str:
         raise Refusal(400, "send `label`, the name of a class, or `action`")
     label = checked_name(label)
     if known.n_images.get(label):
+        # a model trained elsewhere may have a class whose name leads out of the folder
         if label.startswith(".") or any(sign in label for sign in "/\\\0"):
             raise Refusal(400, f"{label!r} can be no folder's name; rename the class first")
         return label
@@ -91,6 +92,7 @@ def check_class_change(do: str, name: Any, to: Any, known: Knowledge) -> None:
         raise Refusal(400, f"there is no other class {to[:80]!r} with images")
     if do == "rename":
         problem = _problem(to, known)
+        # its own name in another spelling is no other class
         respelled = problem is not None and problem.code == "same" and problem.known == name
         if not respelled or to == name:
             check_name(to, known)

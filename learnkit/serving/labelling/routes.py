@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LABEL_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    # of this, base-uri and frame-ancestors default-src says nothing
     "form-action 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -112,6 +113,7 @@ class _Routes:
                 content = {"error": str(refusal), **refusal.more}
                 response = _json(content, refusal.status, refusal.headers)
             for name, value in LABEL_HEADERS.items():
+                # what an endpoint says itself stays: pictures may be kept for an hour
                 response.headers.setdefault(name, value)
             return response
 
@@ -131,6 +133,7 @@ class _Routes:
     def _file(self, name: str) -> Response:
         from starlette.responses import Response
 
+        # looked up among what is there: no name from outside is joined to a path
         there = {one.name: one for one in self._page.iterdir()} if self._page.is_dir() else {}
         kind = _TYPES.get(name[name.rfind(".") :])
         if name not in there or kind is None:
@@ -169,6 +172,7 @@ class _Routes:
 
         image = request.path_params["image"]
         side = _number(request.query_params.get("side", "1600"), 16, 4096)
+        # an id stands for the bytes of a file, so that its picture never changes
         tag = f'"{image[:32]}-{side}"'
         headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
         if request.headers.get("if-none-match") == tag and image in self._at.book.pictures:
@@ -215,6 +219,7 @@ class _Routes:
 
         text = await asyncio.to_thread(self._at.views.log_csv)
         headers = {"Content-Disposition": 'attachment; filename="labels.csv"'}
+        # Excel takes a table without this mark for one in the system's code page
         return Response("\ufeff" + text, headers=headers, media_type="text/csv; charset=utf-8")
 
     async def events(self, request: Request, owner: str) -> Response:

@@ -99,6 +99,7 @@ class Scores:
             self._judge(places[start : start + _BLOCK])
 
     def _judge(self, places: np.ndarray) -> None:
+        # read once: `know` may put another in its place while this one judges
         scoring = self.scoring
         for start in range(0, len(places), _BLOCK):
             part = places[start : start + _BLOCK]
@@ -106,13 +107,15 @@ class Scores:
                 self._put(part, said=-1, p=np.nan, lead=0.0, ood=np.nan, flagged=True)
                 continue
             probs, scores = scoring.probs_and_ood_scores(self.kept.block(self._row[part]))
+            # a column of zeros in front: of one class alone the second is nothing
             first, second = np.sort(np.pad(probs, ((0, 0), (1, 0))), axis=1)[:, :-3:-1].T
             flagged = scoring.threshold.is_ood(scores)
             said = probs.argmax(1)
             self._put(part, said=said, p=first, lead=first - second, ood=scores, flagged=flagged)
 
     def _put(self, places: np.ndarray, **values: Any) -> None:
-        """Note what was judged; not while arrays are made longer, which would lose it."""
+        """Note what was judged."""
+        # not while arrays are made longer, which would lose what is put into the old ones
         with self._lock:
             for name, value in values.items():
                 getattr(self, name)[places] = value

@@ -149,6 +149,7 @@ class Teacher:
                 "its file there again"
             ) from error
         image, pixels = self.decoded(data, picture.name)
+        # no file has this time, so that none counts as read by it
         image |= {"sha": sha, "name": picture.name, "size": len(data), "mtime": -1}
         self.kept.add([image], padded_run(self.predictor.record.network, [pixels])[0])
 
@@ -196,8 +197,10 @@ class Teacher:
             if self.is_changed_elsewhere():
                 self.reload()
             known = self.knowledge
+        # not under the lock: saving takes long, and labels are learned meanwhile
         digest = self.predictor.save(self.out)
         self.on_disk = digest
+        # else a label came meanwhile, and the model is no longer what is on the disk
         if self.knowledge is known:
             self.predictor.digest = digest
         return known
@@ -230,6 +233,7 @@ class Saver:
     @property
     def is_saved(self) -> bool:
         """Whether all that is known is on the disk, in the bundle."""
+        # knowledge is replaced, never changed: the same object is the same state
         return self.saved is self._teacher.knowledge
 
     def start(self) -> None:
@@ -247,6 +251,7 @@ class Saver:
         with self._changed:
             self._is_ending = True
             self._changed.notify_all()
+        # `join` raises of a thread that never began
         if self._thread.ident is not None:
             self._thread.join(seconds)
         return not self._thread.is_alive() and self.is_saved
@@ -255,6 +260,7 @@ class Saver:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_wanted or self._is_ending)
+                # before it is saved: who asks during that is served by one more save
                 self._is_wanted = False
                 ending = self._is_ending
             if not self.is_saved:

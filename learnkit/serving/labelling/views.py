@@ -98,6 +98,7 @@ class Views:
         midnight = datetime.combine(datetime.fromtimestamp(self._clock()).date(), dtime.min)
         start = stamp(midnight.timestamp())
         named = (one for one in self.desk.book.changes if one.do == NAMED and one.counts)
+        # stamps are of one length and all in UTC, so that they sort as texts
         return [one for one in named if one.about["t"] >= start]
 
     def _notes(self, today: Sequence[Change]) -> list[dict[str, Any]]:
@@ -140,6 +141,7 @@ class Views:
 
     def order(self, view: str) -> list[InboxImage]:
         """The pictures that are asked for in a view, in their order."""
+        # read before the order is made: what changes meanwhile makes it anew
         version = self.desk.book.version, self.desk.scores.version
         if self._orders.get(view, ((), []))[0] != version:
             self._orders[view] = version, self._order(view)

@@ -157,6 +157,7 @@ class Workplace:
         for thread in self._threads:  # one within torch when Python ends would abort the process
             if thread.ident is not None:
                 thread.join(_PASS)
+        # after the last save, which may write to it
         self.journal.close()
         self.kept.close()
         return is_saved
@@ -175,6 +176,7 @@ class Workplace:
         """See whether labels can be written again, for pages that wait for that."""
         probe = self.store / "probe"
         try:
+            # a block of bytes: a full disk may still take an empty file
             write_file(probe, lambda file: file.write(bytes(4096)))
         except OSError:
             return
@@ -314,6 +316,7 @@ class Workplace:
                 if outdated():
                     break
                 self.changed()
+            # the one it began with: where that is outdated, the loop goes round again
             self._judged = generation
             if self.served is not None:
                 self.served.digest = model_digest(self.predictor)
@@ -347,6 +350,7 @@ class Workplace:
             if (image, side) in self._encoded:
                 self._encoded.move_to_end((image, side))
                 return self._encoded[image, side]
+        # without the lock, as it takes long: two may encode the same, and neither waits
         data = self._encode(found, side)
         with self._encoding:
             self._encoded[image, side] = data
@@ -410,6 +414,7 @@ def body_digest(predictor: Any) -> str:
         for name, data in sorted(record.converted.files.items()):
             digest.update(name.encode() + hashlib.sha256(data).digest())
         return digest.hexdigest()
+    # without the head, which learns: features do not depend on it
     body = record.network.model[0]
     for name, tensor in sorted(body.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
