@@ -89,12 +89,14 @@ def extend_dl_continual_learning(
         )
     data = images_for(model, dldataset)
     (model.learner if model.converted is None else model.converted).extend(data)
+    # last: after an error the dataset is as it was
     _take_over_ids(model, dldataset)
 
 
 def _take_over_ids(model: HDlModel, dldataset: MutableMapping[str, Any]) -> None:
     """Write the model's ids into a dataset."""
     ids = ids_of(model)
+    # spelled as the model has them: macOS decomposes names of folders, others compose them
     names = [nfc(name) for name in as_tuple(dldataset["class_names"])]
     old = as_tuple(dldataset["class_ids"])
     new = {before: ids[name] for before, name in zip(old, names, strict=True) if name in ids}

@@ -74,6 +74,7 @@ def read_dl_dataset_classification(
     given = as_tuple(raw_image_folder)
     if wrong := [one for one in given if not isinstance(one, str | os.PathLike)]:
         raise HError(f"`raw_image_folder` is {wrong[0]!r:.80}; it is the name of a folder")
+    # commonpath takes no relative paths beside absolute ones
     folders = [Path(os.path.abspath(folder)) for folder in given]
     files = [file for folder in folders for file in find_images(folder)]
     if not files:
@@ -155,10 +156,12 @@ def split_dl_dataset(
         raise HError(
             "the dataset is split already; set 'overwrite_split' to 'true' to split it anew"
         )
+    # `ImageDataset.split` refuses what is split already
     unsplit = [{k: v for k, v in sample.items() if k != "split"} for sample in samples]
     data = ImageDataset.from_halcon({**dldataset, "samples": unsplit}, check_files=False)
     shares = training_percent / 100, validation_percent / 100
     split = data.split(*shares, seed=seed()).to_halcon()["samples"]
+    # last: what is refused changes nothing
     for sample, one in zip(samples, split, strict=True):
         sample["split"] = one["split"]
 
@@ -275,6 +278,7 @@ def _file_below(root: Any, sample: Mapping[str, Any], key: str, folder: str) -> 
     if key not in sample:
         raise HError(f"a sample has no {key!r}; it has {sorted(map(str, sample))}")
     name = str((as_tuple(sample[key]) or [""])[0]).replace("\\", "/")
+    # a dataset may be anybody's: no name leads out of the folder, nor to another drive of Windows
     leaves = name.startswith("/") or ".." in name.split("/") or name[1:2] == ":"
     if not name or leaves or "\0" in name:
         raise HError(f"{key!r} is {name!r}; it must lie below {folder!r}: relative, without '..'")

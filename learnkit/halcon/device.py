@@ -39,7 +39,9 @@ def query_available_dl_devices(
     names, values = as_tuple(gen_param_name), as_tuple(gen_param_value)
     if len(names) != len(values):
         raise wrong_value("gen_param_value", values, f"one value for each of {names}")
+    # a backend that is not installed has a row, too, and runs no precision
     found = [HDlDevice(row) for row in devices() if row["precisions"]]
+    # stable: GPUs among each other stay in the order of `devices`
     found.sort(key=lambda device: device.runtime != "gpu")
     names = list(map(str, names))
     for name in dict.fromkeys(names):
@@ -168,6 +170,7 @@ def optimize_dl_model_for_inference(
         backend=row["backend"],
         device=row["device"],
         threads=row.get("threads"),
+        # what fails a gate is returned all the same, with the warning below
         force=True,
         progress=False,
         **params,

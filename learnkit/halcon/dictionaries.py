@@ -25,6 +25,7 @@ from learnkit.halcon.operators import (
 from learnkit.storage.formats import parse_json
 
 Handle = MutableMapping[Any, Any]
+# `set_dict_tuple_at` fills with zeros up to it: a slip is not to take all memory
 _MAX_INDEX = 10_000_000
 # HALCON's JSON values, and what they are without a parameter.
 _JSON: dict[str, Any] = {
@@ -174,6 +175,7 @@ def _with_forms(value: Any, param: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         values = [_with_forms(one, param) for one in value]
         return dict(enumerate(values)) if param["convert_json_arrays_to"] == "dict" else values
+    # by type: the numbers 1 and 0 equal true and false
     if value is None or isinstance(value, bool):
         return param[
             {True: "json_value_true", False: "json_value_false"}.get(value, "json_value_null")
@@ -245,6 +247,7 @@ def json_text(value: Any) -> str:
     """A dictionary as strict JSON; DataError for what it cannot hold."""
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
+    # what holds itself is a ValueError of json's, what is nested too deep a RecursionError
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"the dictionary cannot be written as JSON: {error}") from error
 

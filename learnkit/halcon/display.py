@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+
+# not pyplot's, which keeps each figure until it is closed
 from matplotlib.figure import Figure
 
 from learnkit.evaluation.evaluate import evaluate
@@ -119,6 +121,7 @@ def _matrix_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     side = max(3.5, 0.6 * len(names) + 1.5)
     figure = Figure(figsize=(side, side), layout="constrained")
     ax = figure.subplots()
+    # a class without images has a column of zeros, not of 0 / 0
     shares = matrix / np.maximum(matrix.sum(0, keepdims=True), 1e-12)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*matrix.shape):
@@ -127,6 +130,7 @@ def _matrix_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
         colour = "white" if shares[row, column] > 0.5 else "black"
         ax.text(column, row, said, ha="center", va="center", color=colour)
     ticks = range(len(names))
+    # else a class with two $ in its name is set as a formula
     ax.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
     ax.set_yticks(ticks, names, parse_math=False)
     ax.set_xlabel("ground truth")
@@ -143,6 +147,7 @@ def _pies(name: str) -> Callable[..., Figure]:
         figure = Figure(figsize=(2.2 * min(n, 5), 2.5 * -(-n // 5)), layout="constrained")
         axes = figure.subplots(-(-n // 5), min(n, 5), squeeze=False).ravel()
         for ax, value, label in zip(axes, values, param["class_names"], strict=False):
+            # a class without images has the recall NaN, which `pie` refuses
             share = 0.0 if np.isnan(value) else value
             ax.pie([share, 1 - share], colors=["#0072b2", "#e69f00"], startangle=90)
             ax.set_title(f"{label}\n{name} {value:.3f}", fontsize=9, parse_math=False)
@@ -304,6 +309,7 @@ def _draw_heat(ax: Axes, result: Mapping[str, Any], key: str) -> str:
         raise HError(f"the result has no {key!r}; gen_dl_model_heatmap makes heatmaps")
     maps = {k: v for k, v in result[key].items() if k.startswith("heatmap_image_class_")}
     name, heat = next(iter(maps.items()))
+    # occlusion has values below 0, where covering the image raises the confidence
     heat = np.maximum(heat, 0)
     of = f"class {name.rpartition('_')[2]}"
     if not heat.any():

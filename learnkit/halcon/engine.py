@@ -62,11 +62,13 @@ class HDevProcedureCall:
         """Run the procedure."""
         function = CALLABLES[self.procedure.name]
         try:
+            # apart from the call: a TypeError of the procedure itself is no missing input
             inspect.signature(function).bind(**self._inputs)
         except TypeError as error:
             raise HError(f"{self.procedure.name} cannot be called: {error}; set it") from error
         found = function(**self._inputs)
         names = OUTPUTS[self.procedure.name]
+        # a single output is returned as it is, and None where there is no output
         values = found if len(names) > 1 else (found,) * len(names)
         self._outputs = dict(zip(names, values, strict=True))
 

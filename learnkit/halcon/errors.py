@@ -101,6 +101,7 @@ def as_halcon_error(error: LearnkitError) -> HError:
     base: Any = HError if error.code is None else HOperatorError
     kind = type(base.__name__, (base, type(error)), {"__module__": base.__module__})
     found = kind(str(error))
+    # what it carries besides its text, such as the `evaluation` of the images that were read
     vars(found).update(vars(error))
     found.error_code = error.code
     return found

@@ -140,6 +140,7 @@ def _selected(dldataset: Mapping[str, Any], method: str, values: Any) -> list[in
 def _truth(rows: Sequence[Mapping[str, Any]], ids: Sequence[int]) -> list[int]:
     """The id of each sample's class."""
     found = [one_value(row.get("image_label_id")) for row in rows]
+    # as text: True would be the id 1, and lists go into no set
     if unknown := sorted({str(one) for one in found} - set(map(str, ids))):
         raise HError(
             f"samples have the 'image_label_id' {unknown[0]}, and the model knows {sorted(ids)}; a "
@@ -152,6 +153,7 @@ def _classes_to_evaluate(params: Mapping[str, Any], ids: Mapping[str, int]) -> l
     """'global' and ids of classes."""
     names = as_tuple(params["class_names_to_evaluate"])
     wanted = ids_named(names, ids) or as_tuple(params["class_ids_to_evaluate"])
+    # compared one by one, without a set: a dictionary may be among them, and has no hash
     if unknown := [one for one in wanted if one != "global" and one not in ids.values()]:
         raise HError(f"there is no class {unknown[0]!r} to evaluate; there are {dict(ids)}")
     return wanted
@@ -183,6 +185,7 @@ def classification_measures(
     for one in (one for one in classes if one != "global"):
         found[f"class_id_{one}"] = _of_class(probs, targets, per_class, place[one], wanted)
     if "absolute_confusion_matrix" in wanted:
+        # HALCON's rows are the predictions, learnkit's the truth
         found["absolute_confusion_matrix"] = matrix.T
     if "relative_confusion_matrix" in wanted:
         found["relative_confusion_matrix"] = relative(matrix.T)
@@ -197,6 +200,7 @@ def _per_class(matrix: np.ndarray) -> dict[str, np.ndarray]:
         recall = np.where(has_images, hits / n, np.nan)
         precision = np.where(predicted > 0, hits / np.maximum(predicted, 1), 0.0)
         both = precision + recall
+        # 0 where both are 0, and NaN times 0, which is NaN, for a class without images
         score = np.where(both > 0, 2 * precision * recall / both, both * 0)
     return {"precision": precision, "recall": recall, "f_score": score, "n": n}
 
@@ -284,6 +288,7 @@ def gen_confusion_matrix(
         raise HError(
             f"there are {len(truth)} true and {len(guesses)} predicted labels; one each is needed"
         )
+    # numbers and names cannot be sorted together
     kinds = {str if isinstance(one, str) else int for one in (*truth, *guesses)}
     if len(kinds) > 1 or not all(isinstance(one, str | int) for one in (*truth, *guesses)):
         raise HError("labels are all of them names, or all of them whole numbers")

@@ -31,8 +31,10 @@ from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 from learnkit.models.eval_mode import randomness_kept
 
+# HALCON's own limit
 MAX_CLASS_ID = 65_534
 MAX_SIDE = 16_384  # of images, in pixels
+# Pascanu, Mikolov and Bengio, 2013, section 3.2; what it is worth stands at `train_dl_model`
 _MAX_NORM = 1.0  # of the gradients of a step
 PARAMETERS = "halcon"  # where a bundle's metadata keep what only this module sets
 
@@ -186,6 +188,7 @@ class HDlModel:
         stats = [
             one and channel_stats(one, recipe.channels) for one in (row.get("mean"), row.get("std"))
         ]
+        # one linear layer, which begins with zeros: no class is likelier before the first step
         head = {"lin_ftrs": [], "ps": 0.0, "concat_pool": False, "first_bn": False}
         with randomness_kept():
             set_seed(0)  # a pretrained model of a name is one and the same
@@ -227,6 +230,7 @@ def silenced(learn: ImageLearner) -> ImageLearner:
     """The learner without the bars and lines that fastai prints for each epoch."""
     if hasattr(learn, "progress"):
         learn.remove_cb(learn.progress)
+    # without a bar fastai's Recorder prints the numbers of each epoch by it
     learn.logger = lambda *_: None
     return learn
 
@@ -273,6 +277,7 @@ def set_optimizer(model: HDlModel) -> None:
     """Let the learner train with the model's solver."""
     kind, settings = model.solver = solver_of(model)
     model.learner.opt_func = partial(ClippedOptimizer, kind, **settings)
+    # `fit` makes an optimizer only where there is none
     model.learner.opt = None
 
 
@@ -294,11 +299,13 @@ class ClippedOptimizer(Optimizer):
     """
 
     def __init__(self, kind: Callable[..., Optimizer], params: Any, **settings: Any):
+        # fastai's SGD and Adam are functions that make an Optimizer, no classes to derive from
         plain = kind(params, **settings)
         super().__init__(plain.param_lists, plain.cbs, **plain.hypers[0])
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """One step."""
+        # not by fastai's GradientClip: `train_batch` steps without callbacks
         parameters = [parameter for parameter, *_ in self.all_params(with_grad=True)]
         nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
         super().step(closure)

@@ -40,6 +40,7 @@ def pixels_of(file: str | os.PathLike[str], channels: int | None = None) -> np.n
     """The pixels of a file: uint8, (H, W) or (H, W, C); `channels` is None for those it has."""
     if not isinstance(file, str | os.PathLike):
         raise ImageReadError(f"`file_name` is {file!r:.80}; it is the name of a file")
+    # a copy: an array laid over an image of Pillow's cannot be written to
     return np.array(images.read_image(file, channels=channels or _channels(file)))
 
 
@@ -47,6 +48,7 @@ def _channels(file: str | os.PathLike[str]) -> int:
     kind, mode, *_ = images.image_kind(file)
     if kind == "array":
         with open_regular(file) as opened:
+            # an array (H, W) has one channel
             return (*array_shape(opened), 1)[2]
     return 1 if mode in _GREY else 3
 
@@ -73,6 +75,7 @@ def get_image_size(image: np.ndarray) -> tuple[int, int]:
 def images_in(value: Any) -> list[Any]:
     """The images meant: one, a list of them, or an array (N, H, W, C)."""
     if isinstance(value, np.ndarray):
+        # more than 16 are no channels but columns, of grey images (N, H, W)
         is_one = value.ndim == 2 or (value.ndim == 3 and value.shape[-1] <= 16)
         return [value] if is_one else list(value)
     if isinstance(value, str | os.PathLike | Image.Image) or not isinstance(value, Sequence):
@@ -104,7 +107,9 @@ def as_bytes(image: Any, where: str) -> np.ndarray:
             f"{where} has an 'image' of type {pixels.dtype} and shape {pixels.shape}; pass it as "
             "it was read: uint8, (height, width) or (height, width, channels)",
         )
+    # in float32 a fraction of 1e-6 is lost in this sum, and would pass for a whole grey value
     shifted = pixels.astype(np.float64) + _SHIFT
+    # NaN equals nothing; floats from 0 on may be grey values that nobody shifted
     exact = np.array_equal(shifted, np.rint(shifted)) and pixels.min(initial=0) < 0
     if not exact or shifted.min(initial=0) < 0 or shifted.max(initial=0) > 255:
         low, high = (float(f(pixels)) for f in (np.min, np.max)) if pixels.size else (0.0, 0.0)

@@ -99,6 +99,7 @@ def train_dl_classifier_batch(
     labels = ids_named(as_tuple(batch_labels), ids)
     images = images_in(batch_images)
     samples = [
+        # a slice: an image without a label has [], which is refused with 7789
         {"image": image, "image_label_id": labels[place : place + 1]}
         for place, image in enumerate(images)
     ]
@@ -144,6 +145,7 @@ def get_dl_classifier_result(
             H_ERR_WRONG_HANDLE_TYPE, f"{wrong[0]!r:.80} is no result; apply_dl_classifier makes it"
         )
     index = one_value(index)
+    # the type first: an array compared with a text has no single truth
     if isinstance(index, str) and index == "all":
         return [result[key][0] for result in results]
     if not is_whole(index, 0, len(results) - 1):

@@ -75,6 +75,7 @@ def read_dl_model(
     if path.is_dir():
         return _opened(path)
     if name in PRETRAINED and not path.exists():
+        # a copy: the weights given are those of this model alone
         row = dict(PRETRAINED[name])
         if weights is not None:
             row["weights"] = weights
@@ -101,6 +102,7 @@ def _opened(source: Path | bytes) -> HDlModel:
     kept = dict(predictor.metadata.get(PARAMETERS, {}))
     model = HDlModel(size=recipe.size, channels=recipe.channels)
     model.meta_data = dict(kept.get("meta_data", {}))
+    # what `learn.export` wrote has none of them
     model.parameters = {name: kept.get(name, value) for name, value in DEFAULTS.items()}
     if predictor.variant is None:
         model.made = silenced(ImageLearner.from_bundle(source))
@@ -146,6 +148,7 @@ def _to_write(model: HDlModel) -> Predictor:
 @operator()
 def clear_dl_model(dlmodel_handle: Any) -> None:
     """Free one model or several; their handles cannot be used afterwards."""
+    # all are checked before the first is cleared
     for model in [checked_model(one) for one in as_tuple(dlmodel_handle)]:
         model.made, model.converted, model.pretrained, model.cleared = None, None, None, True
 

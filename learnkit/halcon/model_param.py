@@ -99,6 +99,7 @@ def training_value(name: str, value: Any) -> Any:
             raise wrong_value(name, value, f"a whole number in 1..{MAX_BATCH}")
         return one
     most = _MOST.get(name, float("inf"))
+    # to Python True is an int; NaN lies in no range
     if isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one <= most:
         raise wrong_value(name, value, "a number from 0 on" if most > 1 else "a number in 0..1")
     return float(one)
@@ -265,6 +266,7 @@ def _set_optimize_for_inference(model: HDlModel, value: Any) -> None:
 def _set_ood_threshold(model: HDlModel, value: Any) -> None:
     _ood_threshold(model)  # it has to be there
     (one,) = as_tuple(value) or (None,)
+    # no score lies above NaN: nothing would be flagged any more
     if isinstance(one, bool) or not isinstance(one, int | float) or one != one:
         raise wrong_value("ood_threshold", value, "a number")
     if model.converted is not None:

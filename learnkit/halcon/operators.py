@@ -48,6 +48,7 @@ def _registered(function: Callable[P, T], *, outputs: tuple[str, ...]) -> Callab
         try:
             given.arguments.update(_plain_arguments(signature, given.arguments))
             return function(*given.args, **given.kwargs)
+        # first: it is a LearnkitError, too, and has its number already
         except HError:
             raise
         except LearnkitError as error:
@@ -65,10 +66,12 @@ def _plain_arguments(signature: inspect.Signature, given: Mapping[str, Any]) -> 
     """
     found = {name: without_array(value) for name, value in given.items()}
     for place, (name, parameter) in enumerate(signature.parameters.items(), 1):
+        # annotations are texts: `from __future__ import annotations` leaves them so
         if name not in given or parameter.annotation not in _SCALARS:
             continue
         kinds, what = _SCALARS[parameter.annotation]
         found[name] = value = one_value(given[name])
+        # a NUL in the name of a file would end in Python's own ValueError
         if kinds and (not isinstance(value, kinds) or "\0" in str(value)):
             raise operator_error(
                 errors.H_ERR_WIPT1 + place - 1,
@@ -143,6 +146,7 @@ def as_tuple(value: Any, *, nested: bool = False) -> list[Any]:
     ([3], [3, 4], ['a', 'b'], [])
     """
     if isinstance(value, Mapping) and value and _is_array(value):
+        # by number: as texts '10' stands before '2'
         return [value[key] for key in sorted(value, key=int)]
     if isinstance(value, np.ndarray):
         return value.reshape(-1).tolist()
@@ -194,6 +198,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 def as_bool(value: Any, name: str) -> bool:
     """True or False of what HALCON writes for them: 'true' and 'false', 1 and 0."""
     one = one_value(value)
+    # the type first: 1.0 equals 1, and an array has no single truth
     if isinstance(one, bool | int | str) and one in (*_TRUE, *_FALSE):
         return one in _TRUE
     raise wrong_value(name, value, "'true' or 'false'")

@@ -95,6 +95,7 @@ def read_dl_dataset_anomaly(
     )
     images, root = _listed(image_dir, image_list)
     if folders := as_tuple(params["image_sub_dirs"]):
+        # with the slash, or 'cut' would be found in 'cut_2', too
         images = [one for one in images if any(one.startswith(f"{name}/") for name in folders)]
     told = {"image_dir": str(root), "class_names": ["ok", "nok"], "class_ids": [0, 1]}
     labels = ["ok" if PurePosixPath(one).parent.name in _GOOD else "nok" for one in images]

@@ -45,6 +45,7 @@ _DESCRIPTION = 270  # the tag of a TIFF that does
 _DEFLATE = "tiff_adobe_deflate"
 _NORMALIZATIONS = ("none", "all_channels", "first_channel", "constant_values")
 _DOMAINS = ("full_domain", "crop_domain")
+# ImageNet's, times 255: .485, .456, .406 and .229, .224, .225
 _MEANS = {
     "mean_values_normalization": [123.675, 116.28, 103.53],
     "deviation_values_normalization": [58.395, 57.12, 57.375],
@@ -116,6 +117,7 @@ def _one(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """The value, if it is allowed; scripts of old say 'false' and 'true' for kinds of scaling."""
     found = (as_tuple(value) or [allowed[0]])[0]
     if allowed == _NORMALIZATIONS and found in ("true", "false"):
+        # as HALCON's published procedures map them
         found = {"true": "first_channel", "false": "none"}[found]
     if found not in allowed:
         raise HError(f"`{name}` is {value!r}; it takes {', '.join(map(repr, allowed))}")
@@ -179,6 +181,7 @@ def preprocess_dl_dataset(
             f"{target} is there already; set 'overwrite_files' to 'true', or to 'auto' to keep "
             "samples that were made alike"
         )
+    # the file of the dataset comes last: 'auto' goes by it
     _write_samples(target, recipe, done, progress)
     return _noted(dldataset, done, folder)
 
@@ -208,6 +211,7 @@ def _is_done(folder: Path, done: Mapping[str, Any]) -> bool:
     files = [
         Path(done["dlsample_dir"]) / sample["dlsample_file_name"] for sample in done["samples"]
     ]
+    # through JSON as the file went: tuples are lists there
     return found == json.loads(json_text(done)) and all(file.is_file() for file in files)
 
 
@@ -218,6 +222,7 @@ def _write_samples(
     samples = done["samples"]
     files = [image_file(done, sample) for sample in samples]
     new = target.with_name(f".{target.name}.new")
+    # what a killed run left there
     shutil.rmtree(new, ignore_errors=True)
     with writing(new):
         new.mkdir(parents=True)
@@ -227,6 +232,7 @@ def _write_samples(
         )
         for sample, pixels in zip(samples, read, strict=True):
             write_sample(new / sample["dlsample_file_name"], {**sample, "image": pixels})
+        # a rename replaces no folder that holds files
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)
     finally:
@@ -309,6 +315,7 @@ def preprocess_dl_samples(dlsample_batch: Any, dlpreprocess_param: Mapping[str, 
     for place, sample in enumerate(samples):
         if "image" not in sample:
             raise HError(f"sample {place} has no 'image'; it has {sorted(map(str, sample))}")
+    # all of them before the first is changed, in place
     found = [
         recipe.pixels(as_bytes(sample["image"], f"sample {place}"))
         for place, sample in enumerate(samples)

@@ -91,6 +91,7 @@ def gen_dl_samples(
     found = []
     for sample in dataset.chosen(dldataset, sample_indices):
         file = dataset.image_file(dldataset, sample)
+        # 1 and 3 become each other in preprocessing; nothing is converted to other numbers
         one = {"image": pixels_of(file, None if channels in (1, 3) else channels)}
         labels = {} if wanted == "image_only" else {"image_label_id": _label_id(sample)}
         if not labels.get("image_label_id", True) and not may_miss:
@@ -156,6 +157,7 @@ def write_dl_samples(
                 f"the sample with 'image_id' {sample['image_id']} was to be written in the place "
                 f"of {own}"
             )
+    # the images are checked, too, before the first file is written
     pixels = sample_images(samples) if samples else []
     for row, sample, image in zip(rows, samples, pixels, strict=True):
         channels = image.shape[2] if image.ndim == 3 else 1
@@ -183,6 +185,7 @@ def augment_dl_samples(dlsample_batch: Any, gen_param: Any = ()) -> None:
     param = augmentation(gen_param)
     rng = np.random.default_rng(dataset.seed())
     samples = samples_in(dlsample_batch)
+    # all are checked before the first is changed, in place
     found = sample_images(samples) if samples else []
     for sample, pixels in zip(samples, found, strict=True):
         sample["image"] = augmented(pixels, param, rng)
@@ -239,15 +242,18 @@ _LIMITS = {
 
 def augmented(pixels: np.ndarray, param: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
     """The image (H, W[, C]) uint8, distorted in one way or not at all; of the same shape."""
+    # in this order, whatever that of the caller's keys: a seed draws the same
     names = [name for name in _WAYS if param[name] not in _OFF]
     if not names or rng.uniform(0, 100) >= param["augmentation_percentage"]:
         return pixels
     name = names[rng.integers(len(names))]
+    # torch takes no negative strides, which flips have; Pillow drops the axis of a single channel
     return np.ascontiguousarray(_WAYS[name](pixels, param[name], rng)).reshape(pixels.shape)
 
 
 def _rotated(pixels: np.ndarray, multiple: float, rng: np.random.Generator) -> np.ndarray:
     step = int(multiple) // 90
+    # from 1 on: a sample that was chosen does not stay as it is
     turns = step * int(rng.integers(1, 4 // step))
     if turns % 2 and pixels.shape[0] != pixels.shape[1]:
         return _resized(np.rot90(pixels, turns), pixels.shape)
@@ -270,12 +276,14 @@ def _spotted(pixels: np.ndarray, most: float, rng: np.random.Generator) -> np.nd
     row, column = rng.uniform(0, height), rng.uniform(0, width)
     radius = rng.uniform(0.1, 0.5) * min(height, width)
     rows, columns = np.ogrid[:height, :width]
+    # a Gaussian, of which `radius` is the standard deviation
     spot = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * radius**2))
     spot = spot if pixels.ndim == 2 else spot[..., None]
     return _shifted(pixels, rng.uniform(-1, 1) * most * spot)
 
 
 def _shifted(pixels: np.ndarray, shift: float | np.ndarray) -> np.ndarray:
+    # before the cast, which would wrap around
     return (pixels + np.rint(shift)).clip(0, 255).astype(np.uint8)
 
 

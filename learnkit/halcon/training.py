@@ -222,6 +222,7 @@ class TrainingRecord(Callback):
         epoch = self.start + self.epoch + 1
         last = [one["total_loss"] for one in self.results]
         size = self.of.parameters["batch_size"]
+        # the parameter counts images, and `last` has a loss per step
         last = last[-max(1, self.param["num_samples_mean_loss"] // size) :]
         info = {
             "epoch": epoch,
@@ -245,6 +246,7 @@ class TrainingRecord(Callback):
         if not self.has_validation:
             return
         how = {"show_progress": "false", **self.param["evaluation_param"]}
+        # the best model is chosen by this one, whatever else is asked for
         how["measures"] = [*dict.fromkeys([*as_tuple(how.get("measures")), _MEASURE])]
         result, _ = evaluate_dl_model(self.dldataset, self.of, "split", "validation", how)
         del result["evaluated_samples"]["confidences"]  # of every epoch they would fill the files
@@ -320,10 +322,12 @@ def train_dl_model(
     for change in train_param["change_strategies"]:
         if change["initial_value"] is not None:
             model.parameters[change["model_param"]] = change["initial_value"]
+    # after the initial values: an optimizer is made with its momentum
     set_optimizer(model)
     n = n_epochs - start_epoch
     cbs: list[Any] = [record]
     if model.parameters["batch_size_multiplier"] > 1:
+        # fastai counts images here, not batches
         cbs.append(GradientAccumulation(size * model.parameters["batch_size_multiplier"]))
     rate, decay = model.parameters["learning_rate"], model.parameters["weight_prior"]
     with counted("train", n * len(learn.dls.train), True, "steps") as advance, learn.no_bar():
@@ -426,6 +430,7 @@ def train_dl_model_batch(dlmodel_handle: Any, dlsample_batch: Any) -> dict[str, 
         set_optimizer(model)
         learn.unfreeze()
         learn.create_opt()
+    # at every step: both may be set between two, which leaves the optimizer its averages
     learn.opt.set_hypers(lr=p["learning_rate"], wd=p["weight_prior"])
     return learn.train_batch(images, labels)
 
