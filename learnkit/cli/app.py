@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with warnings.catch_warnings():
         # Warnings meant for the user are a line each; those for programmers are for --debug.
         if DEBUG not in _state["argv"]:
+            # in this order: the filter that was set last is asked first
             warnings.simplefilter("ignore")
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_: fail(f"note: {_with_remedy(message)}")
@@ -127,6 +128,7 @@ def _watch(done: threading.Event, say: Callable[[str], object]) -> None:
         if signal.SIGINT not in signal.sigpending():
             continue
         before = _step()
+        # a main thread that only was slow takes the signal itself
         if not done.wait(_PATIENCE) and _step() == before:
             say("interrupted; a file is left that the disk or network does not answer for")
             os._exit(130)  # a wait for a disk ends with its process, and by nothing else
@@ -135,6 +137,7 @@ def _watch(done: threading.Event, say: Callable[[str], object]) -> None:
 def _step() -> tuple[FrameType | None, int]:
     """Where the main thread is: its frame, and the instruction in it."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    # a loop stays in its frame, and moves on in it
     return frame, -1 if frame is None else frame.f_lasti
 
 
@@ -150,6 +153,7 @@ class _Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         if formatter.width < _BOXES:
             self.rich_markup_mode = None
+            # texts stand below names of more than 8 columns: beside them is no room
             formatter.write_dl = functools.partial(formatter.write_dl, col_max=8)
         super().format_help(ctx, formatter)
 
@@ -186,6 +190,7 @@ def _sentence(error: Exception) -> str:
             f"this command needs {error.name}, which is not installed: `pip install learnkit` "
             "brings it, where only what serving needs was installed"
         )
+    # some of learnkit's own are OSErrors, too, with a sentence of their own
     if not isinstance(error, LearnkitError) and getattr(error, "filename", None):
         return f"{error.filename}: {error.strerror}"
     return _with_remedy(error)

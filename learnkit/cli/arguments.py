@@ -58,6 +58,7 @@ def tidy_arguments(argv: Sequence[str]) -> list[str]:
     rest = [arg for arg in argv if arg != DEBUG]
     tidy = [DEBUG] if DEBUG in argv else []
     for arg, after in zip(rest, [*rest, "--"][1:], strict=True):
+        # an option of click's takes a value always or never
         tidy += [arg, "-"] if arg == "--json" and after.startswith("--") else [arg]
         tidy += ["equal"] if arg == "--balance" and after not in BALANCES else []
     return tidy if rest else []  # the help, as without any
@@ -106,6 +107,7 @@ def check_start(
         raise UsageError("--weights and --no-pretrained exclude each other; leave one out")
     if head_only and not pretrained:
         raise UsageError("--head-only needs a pretrained body; leave --no-pretrained out")
+    # so written that NaN is refused
     if lr is not None and not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr}; it must be above 0 and finite, such as 0.001")
     if balance not in BALANCES:

@@ -34,6 +34,7 @@ def forget(
     out: OutOption = None,
 ) -> None:
     """Forget classes: no image is put into them any more. `learnkit undo MODEL` takes it back."""
+    # name=name: else each of them would forget the last one
     _changed(model, out, *(lambda predictor, name=name: predictor.forget(name) for name in names))
 
 

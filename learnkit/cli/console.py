@@ -35,6 +35,7 @@ _PIPE = 10_000  # columns of what is no terminal: nothing is folded or cut for `
 # Characters below which a column does not shrink, in the order in which columns give room away: a
 # path says least, and a number that is folded or cut is wrong.
 _LEAST = {"path": 16, "text": 12}
+# between a name and its cell: textwrap breaks lines at plain spaces alone
 _GAP = "\N{NO-BREAK SPACE}"
 
 
@@ -46,6 +47,7 @@ class Report:
     """
 
     def __init__(self, n_steps: int | None = None):
+        # rich would colour numbers within names, and break lines within paths
         self.console = Console(highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = _PIPE
@@ -155,6 +157,7 @@ class Report:
         """Write a list of (path, what it is)."""
         rows = [(str(path), what) for path, what in paths]
         width = max(len(path) for path, _ in rows)
+        # 7: the indent of 4, and 3 blanks between the two
         fits = width + max(len(what) for _, what in rows) + 7 <= self.console.width
         self.console.print(Text(printable(title), style="bold"))
         for path, what in rows:
@@ -200,6 +203,7 @@ class FittedTable:
         """Characters of each column, or None if they do not fit between the lines of a grid."""
         heads = self.header if self.show_header else [""] * len(self.header)
         widths = [max(map(cell_len, column)) for column in zip(heads, *rows, strict=True)]
+        # a grid adds a line and two blanks to each column, and a line at its end
         room = width - 3 * len(widths) - 1
         for kind, least in _LEAST.items():
             own = [i for i, name in enumerate(self.header) if self._kind(name) == kind]
@@ -245,6 +249,7 @@ def cut_middle(text: str, width: int, ellipsis: str = "…") -> str:
         return text
     room = max(width - len(ellipsis), 0)
     start = set_cell_size(text, room // 3)
+    # turned around, as it cuts ends alone; by columns, of which wide letters take two
     end = set_cell_size(text[::-1], room - room // 3)[::-1]
     return f"{start}{ellipsis}{end}"
 
@@ -266,6 +271,7 @@ def _shown(name: str, value: Any) -> str:
         return ", ".join(map(str, value))
     if value is None or math.isnan(value):
         return "-"
+    # numpy's integers are Integral, and no int
     return f"{value:.0f}" if name == "n" or isinstance(value, Integral) else f"{value:.4f}"
 
 

@@ -146,6 +146,7 @@ def write_inbox(out: Path, held_out: ImageDataset) -> int:
         shutil.copyfile(path, inbox / f"digit_{path.name}")  # whose name does not tell its class
     photographs = out / "photographs"
     write_photographs(photographs)
+    # every fifth of 120, so of both photographs
     chosen = sorted(photographs.iterdir())[::5][:_PHOTOGRAPHS_TO_LABEL]
     for path in chosen:
         shutil.copyfile(path, inbox / f"photograph_{path.name}")
@@ -194,6 +195,7 @@ def prepare_folder(out: Path) -> None:
             "new or empty with --out"
         )
     out.mkdir(parents=True, exist_ok=True)
+    # first: a demo that was interrupted can be begun again
     (out / MARKER).write_text(_MARK, encoding="utf-8")
     for name in _OURS:
         (out / name).unlink(missing_ok=True)
@@ -252,6 +254,7 @@ def write_digits(folder: Path, n_images: int | None = None) -> tuple[int, int]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    # each value counts the dark dots of a block of 4 x 4: 0..16
     pixels = (digits.images * (255 / 16)).round().astype("uint8")[:n_images]
     n_new = 0
     for number, (image, label) in enumerate(zip(pixels, digits.target, strict=False)):

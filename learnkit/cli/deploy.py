@@ -94,9 +94,11 @@ def serve(
 
     limits = Limits(
         request_bytes=max_mb * 1_000_000,
+        # `Limits` wants a request to fit into the queue; a small --max-queue alone is no mistake
         images=min(max_images, max_queue),
         pixels=max_pixels,
         queue=max_queue,
+        # the proportion that `Limits` has by default
         queue_bytes=8 * max_mb * 1_000_000,
         batch=batch,
     )
@@ -155,6 +157,7 @@ def optimize(
             raise UsageError(f"{option} is {str(folder)!r}, which is no folder; check the spelling")
     report = Report()
     check_target(out)
+    # what opens by default may be an optimised variant
     predictor = load_learner(model, variant="float32")
     try:
         faster, found = predictor.optimize(

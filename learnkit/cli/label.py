@@ -60,6 +60,7 @@ def label(
     from learnkit.serving.auth import read_token
     from learnkit.serving.labelling.label_server import serve_labelling
 
+    # without one webbrowser may start a text browser in this terminal, and wait for its end
     has_desktop = sys.platform in ("darwin", "win32") or any(
         name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )
@@ -72,6 +73,7 @@ def label(
         good=good,
         host=host,
         port=port,
+        # of the file alone: the variable is for `serve`
         token=read_token(token_file, environ={}),
         behind_proxy=behind_proxy,
         lock_classes=lock_classes,

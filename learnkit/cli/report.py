@@ -80,6 +80,7 @@ def read_overview(path: Path) -> Overview:
         BundleError: there is none, or it is damaged.
     """
     path = Path(located(path))
+    # alone at first: it says which files are descriptions, and no weights are read
     manifest = read_folder(path, wanted=()).manifest
     found = read_folder(path, wanted=[*filter(is_listed_from, manifest["files"])])
     check_schema(found.manifest, MANIFEST)
@@ -88,6 +89,7 @@ def read_overview(path: Path) -> Overview:
     try:
         variants = listing(found.files, sizes)
         overview = _overview(section, variants, found.digest)
+    # JSON, but of another shape
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleCorruptError(f"{CONFIG} is no description of a model: {error!r}") from error
     seen = drift_file(path)

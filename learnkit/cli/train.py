@@ -212,6 +212,7 @@ def train_folder(
         report.say(said)
     with workflow.watch(learn, plan, report.say):
         workflow.train(learn, plan, cbs=checkpoint)
+    # before the evaluation: what is measured is what is exported
     if continual:
         report.step("Make it a continual learner: one pass over the images, no training")
         report.consequences(learn.init_continual(data))
@@ -219,10 +220,12 @@ def train_folder(
     report.step(f"Evaluate on the {name} images")
     note_good(learn, good)
     interp = workflow.interpret(learn, images)
+    # of the outputs it has: no second pass
     evaluation, title = interp.learn.evaluate(interp), f"{len(images)} {name} images"
     report.evaluation(evaluation, title)
     report.step(f"Draw pictures into {beside}")
     pictures = workflow.save_pictures(interp, beside)
+    # names of files may be no text: their bytes are written as they are
     data.frame.to_csv(beside / "split.csv", index=False, errors="surrogateescape")
     learn.history.to_csv(beside / "history.csv", index=False)
     report.step(f"Export to {out}")

@@ -79,6 +79,7 @@ def extend(
     predictor = load_learner(model)
     told = check_continual(predictor.continual).settings.case_sensitive
     _set_rate(predictor, false_alarm_rate)
+    # a model that once told A from a goes on with it, unasked
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive or told)
     how = {"reuse_names": reuse_names, "again": again, "group": group}
     change = predictor.extend(data, **how)

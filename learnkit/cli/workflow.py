@@ -115,6 +115,7 @@ def size_of_weights(arch: str, weights: Path | None) -> int:
     if weights is None or not weights.is_file():
         return TrainingPlan.size
     height, width = stated_recipe(weights, arch, decided=True).size or (0, 0)
+    # a plan has one number for both sides
     return height if height == width > 0 else TrainingPlan.size
 
 
@@ -131,6 +132,7 @@ def build_learner(data: ImageDataset, plan: TrainingPlan) -> ImageLearner:
 
     n_watched = max(20, min(_MOST_WATCHED, len(data.train) // 5))
     history = TrainingHistory(None if plan.head_only else n_watched, seed=plan.seed)
+    # before the network, whose first weights are drawn
     random.seed(plan.seed)
     np.random.seed(plan.seed % 2**32)  # noqa: NPY002  # fastai draws from the global state
     torch.manual_seed(plan.seed)
@@ -273,5 +275,6 @@ def save_figure(axes: Any, path: Path) -> Path:
 
     figure = np.ravel(axes)[0].figure
     figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
+    # pyplot keeps what nobody closes
     plt.close(figure)
     return path
