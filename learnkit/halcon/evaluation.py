@@ -141,7 +141,7 @@ def _truth(rows: Sequence[Mapping[str, Any]], ids: Sequence[int]) -> list[int]:
     """The id of each sample's class."""
     found = [one_value(row.get("image_label_id")) for row in rows]
     # as text: True would be the id 1, and lists go into no set
-    if unknown := sorted({str(one) for one in found} - set(map(str, ids))):
+    if unknown := sorted({str(one) for one in found if not isinstance(one, int) or one not in ids}):
         raise HError(
             f"samples have the 'image_label_id' {unknown[0]}, and the model knows {sorted(ids)}; a "
             "dataset that was learned by extend_dl_continual_learning has the model's ids"

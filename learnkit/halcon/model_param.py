@@ -23,6 +23,7 @@ from learnkit.halcon.operators import (
     as_tuple,
     is_whole,
     one_of,
+    one_value,
     operator,
     wrong_value,
 )
@@ -237,7 +238,7 @@ def _resize(model: HDlModel, size: tuple[int, int], channels: int) -> None:
 
 
 def _set_device(model: HDlModel, value: Any) -> None:
-    (device,) = as_tuple(value) or (None,)
+    device = one_value(value)
     if not isinstance(device, HDlDevice):
         raise wrong_value("device", value, "a device of query_available_dl_devices")
     if model.converted is not None:
@@ -265,7 +266,7 @@ def _set_optimize_for_inference(model: HDlModel, value: Any) -> None:
 
 def _set_ood_threshold(model: HDlModel, value: Any) -> None:
     _ood_threshold(model)  # it has to be there
-    (one,) = as_tuple(value) or (None,)
+    one = one_value(value)
     # no score lies above NaN: nothing would be flagged any more
     if isinstance(one, bool) or not isinstance(one, int | float) or one != one:
         raise wrong_value("ood_threshold", value, "a number")

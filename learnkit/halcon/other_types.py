@@ -13,7 +13,14 @@ from learnkit.data.annotations.masks import masks_of_images
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.image import find_images
 from learnkit.halcon.errors import H_ERR_DL_MODEL_OPERATOR_UNSUPPORTED, HError, operator_error
-from learnkit.halcon.operators import as_bool, as_tuple, checked_params, operator, procedure
+from learnkit.halcon.operators import (
+    as_bool,
+    as_tuple,
+    checked_params,
+    one_value,
+    operator,
+    procedure,
+)
 
 _GOOD = ("good", "ok")  # folders of images without anomaly
 
@@ -140,8 +147,7 @@ def read_dl_dataset_from_coco(
         raise HError(f"'purpose' is {params['purpose']!r}; it takes 'detection'")
     alone = as_bool(params["read_only_noncrowd"], "read_only_noncrowd")
     raw = as_bool(params["read_raw_annotations"], "read_raw_annotations")
-    (file,), (folder,) = as_tuple(coco_file_name), as_tuple(image_dir)
-    told = ImageDataset.from_coco(file, folder).to_halcon()
+    told = ImageDataset.from_coco(one_value(coco_file_name), one_value(image_dir)).to_halcon()
     keys = ["bbox_label_id", *RECTANGLE1, *([RAW] if raw else [])]
     for sample in told["samples"]:
         crowds = [alone and one.get("iscrowd") == 1 for one in sample.get(RAW, ())]

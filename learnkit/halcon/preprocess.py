@@ -193,7 +193,7 @@ def _with_samples(
     ids = [image_id({"image_id": place, **sample}) for place, sample in enumerate(samples)]
     if len(set(ids)) < len(ids):
         raise HError("'image_id' is not unique; every sample needs its own")
-    (channels,) = as_tuple(param["image_num_channels"])
+    channels = one_value(param["image_num_channels"])
     named = [
         {**sample, "image_id": one, "dlsample_file_name": sample_name(one, channels)}
         for sample, one in zip(samples, ids, strict=True)

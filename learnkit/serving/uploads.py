@@ -94,7 +94,7 @@ class _Body:
     def __init__(self, request: Request, ticket: Ticket, limits: Limits):
         self._request, self._ticket, self._limits = request, ticket, limits
         declared = request.headers.get("content-length", "")
-        self.declared, self._ended = int(declared) if declared.isdigit() else 0, False
+        self.declared, self._ended = int(declared) if declared.isdecimal() else 0, False
         self._n_bytes = 0
 
     async def receive(self) -> Mapping[str, Any]:

@@ -102,6 +102,21 @@ def test_numbers_in_arrays_are_the_numbers(continual):
     assert ha.create_dl_train_param(continual, 1, 1, "false", np.array([]))["seed_rand"] >= 0
 
 
+def test_a_label_in_text_is_no_id(dataset, continual):
+    for sample in dataset["samples"]:
+        sample["image_label_id"] = ["1"]
+    with pytest.raises(ha.HError, match="the model knows"):
+        ha.evaluate_dl_model(dataset, continual, "split", "test", [])
+
+
+@pytest.mark.parametrize("name", ["device", "ood_threshold"])
+@pytest.mark.parametrize("value", [[], [1, 2], ["a", "b", "c"]], ids=repr)
+def test_a_parameter_of_one_value_takes_no_other_number_of_them(continual, name, value):
+    with pytest.raises(ha.HOperatorError) as e:
+        ha.set_dl_model_param(continual, name, value)
+    assert e.value.error_code == errors.H_ERR_DL_MODEL_UNSUPPORTED_GENVALUE
+
+
 def test_dictionaries_are_no_names():
     one = {"a": 1}
     ha.remove_dict_key(one, [{"a": 1}, "b"])
