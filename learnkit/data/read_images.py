@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -14,7 +14,7 @@ from learnkit.data.arguments import check_number
 from learnkit.errors import ImageReadError, UnreadableImagesError
 from learnkit.report.progress import watched
 
-_PATIENCE = 1  # seconds for a reader to end
+_PATIENCE = 1  # seconds for a reader to end, and between two looks for a Ctrl-C
 _LISTED = 100  # images a message names; the error keeps them all
 
 
@@ -85,9 +85,9 @@ def load_ahead(
             waiting.append((item, future))
             if len(waiting) >= n_ahead:
                 first, future = waiting.popleft()
-                yield first, future.result()
+                yield first, _result_of(future)
         for item, future in waiting:
-            yield item, future.result()
+            yield item, _result_of(future)
     finally:
         # before the workers are told to end: they would decode first all that is still waiting
         for _, future in waiting:
@@ -96,6 +96,17 @@ def load_ahead(
             tasks.put(None)
         for worker in workers:
             worker.join(_PATIENCE)
+
+
+def _result_of(future: Future) -> Any:
+    """The result of a future, however long it takes, waited for in turns.
+
+    A signal can be taken by another thread, or by this one just before its wait begins: either way
+    the wait goes on, and one without an end would never hear of a Ctrl-C.
+    """
+    while not future.done():
+        wait([future], _PATIENCE)
+    return future.result()
 
 
 def _work(tasks: SimpleQueue, load: Callable[[Any], Any]) -> None:

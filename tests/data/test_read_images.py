@@ -45,11 +45,14 @@ def test_a_broken_off_stream_stops_decoding():
 
 
 _STALLED = """
-import signal, threading
+import signal, sys, threading, time
 from learnkit.data.read_images import load_ahead
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have set it aside
 def load(item):
     print("reading", flush=True)
+    if sys.argv[1:]:  # the signal comes to this thread while the main one waits already
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
     threading.Event().wait()
 list(load_ahead(load, range(9), n_ahead=4, n_workers=2))
 """
@@ -65,6 +68,13 @@ def test_ctrl_c_ends_a_pass_whose_reads_never_return():
         finally:
             process.kill()
     assert b"KeyboardInterrupt" in errors
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals go to the process alone")
+def test_ctrl_c_ends_a_pass_that_waits_when_another_thread_gets_the_signal():
+    command = [sys.executable, "-c", _STALLED, "to the worker"]
+    ended = subprocess.run(command, capture_output=True, timeout=60)
+    assert b"KeyboardInterrupt" in ended.stderr
 
 
 def unless_odd(i):
