@@ -24,7 +24,7 @@ from learnkit.continual.closed_form.loo_samples import (
     prior_weights,
     spread_evenly,
 )
-from learnkit.continual.closed_form.whitening import Geometry
+from learnkit.continual.closed_form.whitening import Geometry, Spectrum
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.uncertainty.checks import Array
@@ -324,7 +324,8 @@ def draw_images(geometry: Geometry) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shape = len(places), len(spectrum.values)
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-    noise *= _axis_spread(geometry)
+    # along eigenvectors, as nothing can be left out (`fit_spectrum`)
+    noise *= _axis_spread(spectrum)
     # the root, as `_SPREAD` is of squared distances
     noise *= (
         (1 + _SPREAD * torch.randn(len(places), 1, generator=generator).double())
@@ -332,16 +333,15 @@ def draw_images(geometry: Geometry) -> tuple[Tensor, Tensor]:
         .sqrt()
     )
     kept, variance = _true_means(geometry)
-    whitened = kept[places, None] * geometry.means[places] + noise * variance[places, None].sqrt()
-    return spectrum.center + (whitened / geometry.scale) @ spectrum.axes.T, places
+    drawn = kept[places, None] * spectrum.means[places] + noise * variance[places, None].sqrt()
+    return spectrum.center + drawn @ spectrum.axes.T, places
 
 
-def _axis_spread(geometry: Geometry) -> Tensor:
-    """Standard deviation of samples along the axes of the whitened space (D,)."""
-    spectrum = geometry.spectrum
+def _axis_spread(spectrum: Spectrum) -> Tensor:
+    """Standard deviation of samples along each eigenvector of the scatter (K,)."""
     if spectrum.is_flat:
-        return torch.ones_like(spectrum.values)
-    return (spectrum.values / spectrum.dof).sqrt() * geometry.scale
+        return torch.full_like(spectrum.values, spectrum.variance_per_axis**0.5)
+    return (spectrum.values / spectrum.dof).sqrt()
 
 
 def _true_means(geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -392,7 +392,6 @@ def _held(linear: LinearClassifier, points: Tensor, some: Tensor, n_images: floa
     at = loo.rows[some]
     samples = LooSamples(
         points=points,
-        class_means=geometry.spectrum.means,
         memory=loo.memory,
         labels=torch.searchsorted(geometry.classes, loo.labels[some]),
         copies=loo.memory.copies[at],

@@ -97,25 +97,28 @@ def test_leave_one_out_logits_are_those_of_the_classifier_without_the_sample(fit
     classifier = fit(stats.moments())
     spectrum, rho = classifier.geometry.spectrum, classifier.shrinkage
     z = to_grid(embedded(features)) / GRID
+    ridge = rho / (1 - rho) * float(stats.scatter().trace()) / 12 if rho < 1 else 0.0
+
+    def covariance_of(these):
+        if rho == 1:
+            return torch.eye(12, dtype=torch.float64) * spectrum.variance_per_axis
+        ridged = these.scatter() + ridge * torch.eye(12, dtype=torch.float64)
+        return (1 - rho) / these.dof * ridged
+
     refits, own = [], []
     for row in range(len(labels)):
         sample = classifier.loo.memory.features[classifier.loo.rows[row]]
         gone = int((z - sample).abs().sum(1).argmin())
         keep = [i for i in range(len(labels)) if i != gone]
         less = gather(features[keep], [labels[i] for i in keep])
-        if rho == 1:
-            covariance = torch.eye(12, dtype=torch.float64) * spectrum.variance_per_axis
-        else:
-            ridge = rho / (1 - rho) * float(stats.scatter().trace()) / 12
-            ridged = less.scatter() + ridge * torch.eye(12, dtype=torch.float64)
-            covariance = (1 - rho) / less.dof * ridged
-        refits.append((sample, less, torch.linalg.inv(covariance)))
+        refits.append((sample, less, torch.linalg.inv(covariance_of(less))))
         label = int(classifier.loo.labels[row])
         away, n = sample - less.means()[label], float(less.counts[label])
         own.append(float(away @ refits[-1][2] @ away) * n / (n + 1))
     variance = sum(own) / len(own)
     geometry = spectrum.geometry(rho)
-    signal = signal_of(geometry.means, geometry.counts, variance)
+    whitened = stats.means() @ torch.linalg.cholesky(torch.linalg.inv(covariance_of(stats)))
+    signal = signal_of(whitened, geometry.counts, variance)
     for row, (sample, less, inverse) in enumerate(refits):
         centered, counts = less.means() - spectrum.center, less.counts.double()
         weight = centered @ inverse

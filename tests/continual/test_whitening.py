@@ -10,6 +10,7 @@ from learnkit.continual.closed_form import whitening
 from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.ridge import fit_ridge
 from learnkit.continual.closed_form.whitening import fit_spectrum
+from learnkit.data.torch_threads import same_bits, torch_threads
 
 COUNTS = {"a": 9, "b": 4, "c": 1, "d": 12}
 WIDTH = 96
@@ -41,10 +42,14 @@ def test_few_images_lie_in_few_dimensions_that_hold_all_scatter_and_all_means():
     torch.testing.assert_close(means, moments.means, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("shrinkage", [0.01, 0.3, 1.0])
-def test_distances_of_any_image_are_those_of_the_whole_covariance(shrinkage):
+def test_distances_of_any_image_are_those_of_the_whole_covariance(shrinkage, whole, all_axes):
     moments, fresh = few_images()
+    if whole:
+        all_axes()
     geometry = fit_spectrum(moments).geometry(shrinkage)
+    assert (geometry.spectrum.tridiagonal is None) != whole
     fresh, round_ = embedded(fresh), moments.scatter.trace() / moments.dof / WIDTH
     covariance = (1 - shrinkage) * moments.scatter / moments.dof
     covariance += shrinkage * round_ * torch.eye(WIDTH, dtype=torch.float64)
@@ -85,6 +90,50 @@ def test_a_remainder_of_a_forgotten_class_is_in_the_few_dimensions_too(all_axes)
     assert few.geometry.spectrum.axes.shape[1] < WIDTH
     torch.testing.assert_close(few.weight, every.weight)
     torch.testing.assert_close(few.loo.logits, every.loo.logits)
+
+
+@pytest.fixture
+def tridiagonal(all_axes):
+    """(scatter, spectrum of it in axes where it is tridiagonal), wider than a block of these."""
+    all_axes()
+    features, labels = draw({"a": 200, "b": 150}, width=300)
+    moments = gather(features, labels, memory_size=2).moments()
+    return moments.scatter, fit_spectrum(moments)
+
+
+def test_in_its_axes_the_scatter_is_tridiagonal(tridiagonal):
+    scatter, spectrum = tridiagonal
+    assert spectrum.axes.shape[1] > whitening._BLOCK
+    torch.testing.assert_close(spectrum.axes.T @ spectrum.axes, torch.eye(300).double())
+    diagonal, beside = spectrum.tridiagonal
+    turned = diagonal.diag() + beside.diag(1) + beside.diag(-1)
+    torch.testing.assert_close(spectrum.axes.T @ scatter @ spectrum.axes, turned)
+    torch.testing.assert_close(spectrum.values, torch.linalg.eigvalsh(scatter))
+
+
+def test_solving_and_lengths_there_are_those_of_the_whole_matrix(tridiagonal):
+    scatter, spectrum = tridiagonal
+    vectors = torch.randn(2, 3, 300, generator=torch.Generator().manual_seed(1)).double()
+    ridges, turned = [1e-4, 0.1, 30.0], vectors @ spectrum.axes
+    lengths = spectrum.squared_lengths(turned[0], ridges)
+    for ridge, its in zip(ridges, lengths, strict=True):
+        inverse = torch.linalg.inv(scatter + ridge * torch.eye(300))
+        solved = spectrum.solve(turned, ridge) @ spectrum.axes.T
+        torch.testing.assert_close(solved, vectors @ inverse)
+        torch.testing.assert_close(its, ((vectors[0] @ inverse) * vectors[0]).sum(1))
+    wanted = ((vectors[1] @ scatter) * vectors[1]).sum(1)
+    torch.testing.assert_close(spectrum.scatter_of(turned[1]), wanted)
+
+
+def test_as_many_threads_as_there_are_make_the_same_axes(tridiagonal):
+    scatter, _ = tridiagonal
+    for n in 1, 2, 3:
+        with torch_threads(n), same_bits():
+            values, axes, (diagonal, beside) = whitening._tridiagonalised(scatter)
+        if n == 1:
+            alone = values, axes, diagonal, beside
+        for one, wanted in zip((values, axes, diagonal, beside), alone, strict=True):
+            assert torch.equal(one, wanted)
 
 
 def test_scatter_that_few_dimensions_do_not_hold_gets_all_of_them():

@@ -116,8 +116,8 @@ def test_left_out_verdicts_are_those_of_a_classifier_fitted_without_the_image():
         stats = empty.update(features[rest], [names[j] for j in rest]).canonical()
         geometry = fit_lda(stats.moments(), shrinkage=fitted.shrinkage).geometry
         point = torch.from_numpy(unit_rows(features[[i]].double().numpy(), root=False))
-        away = geometry.spectrum.turn(point) * geometry.scale - geometry.means
-        logits = (geometry.d_eff / geometry.counts - away.square().sum(1)) / 2 / fitted.temperature
+        apart = geometry.squares(geometry.spectrum.turn(point) - geometry.spectrum.means)
+        logits = (geometry.d_eff / geometry.counts - apart) / 2 / fitted.temperature
         assert (int(logits.argmax()) == labels[i]) == right[i]
         slow.append(float(-logits.log_softmax(0)[labels[i]]))
     # nearly: in closed form, the ridge and the dimension stay those of all images

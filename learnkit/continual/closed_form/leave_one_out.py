@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learnkit.continual.closed_form.whitening import Geometry
+from learnkit.continual.closed_form.whitening import Geometry, squared_lengths
 
 # 1 - leverage is never negative; rounding and a ridge of nothing must not make it zero.
 _LEAST = 1e-12
@@ -47,16 +47,24 @@ class LeftOut:
 
 
 class _Products:
-    """Inner products, in the whitened space, of samples u, their class means m and all means."""
+    """Inner products, in the whitened space, of samples u, their class means m and all means.
+
+    `lengths (R,)` are the squared ones of the samples, where they are known.
+    """
 
     def __init__(
-        self, geometry: Geometry, points: Tensor, labels: Tensor, m_means: Tensor | None = None
+        self,
+        geometry: Geometry,
+        points: Tensor,
+        labels: Tensor,
+        lengths: Tensor | None,
+        m_means: Tensor | None = None,
     ) -> None:
         rows = torch.arange(len(points))
         if m_means is None:
             own, which = torch.unique(labels, return_inverse=True)
             m_means = (geometry.weights[own] @ geometry.spectrum.means.T)[which]
-        self.uu = points.square() @ geometry.scale.square()
+        self.uu = squared_lengths([geometry], points)[0] if lengths is None else lengths
         self.u_means = points @ geometry.weights.T
         self.m_means = m_means
         self.means_means = geometry.lengths
@@ -98,7 +106,11 @@ class _BothLeft(NamedTuple):
 
 
 def leave_one_out(
-    geometry: Geometry, points: Tensor, labels: Tensor, copies: Tensor | None = None
+    geometry: Geometry,
+    points: Tensor,
+    labels: Tensor,
+    copies: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> LeftOut:
     """Leave each sample out in turn, with all its copies; exact to rounding.
 
@@ -107,9 +119,10 @@ def leave_one_out(
         points: The samples, turned by `geometry.spectrum.turn`, (R,D).
         labels: Position of their class in `geometry.classes`, (R,).
         copies: How many images of the class are this very one, (R,), fewer than all; default: 1.
+        lengths: Of the samples, from `squared_lengths`, (R,); default: computed.
     """
     n, k = geometry.counts[labels], _copies(copies, labels)
-    inner = _Products(geometry, points, labels)
+    inner = _Products(geometry, points, labels, lengths)
     # k copies take k n / (n - k) r r^T from the scatter, r = u - m: the mean goes with them
     length, along = inner.residual, inner.uu - inner.um
     gain = _gain(k * n / (n - k) * _unit(geometry), length)
@@ -138,27 +151,29 @@ def leave_one_out(
 
 
 def own_left_out(
-    geometry: Geometry, squares: Tensor, labels: Tensor, copies: Tensor | None = None
+    geometry: Geometry, points: Tensor, labels: Tensor, copies: Tensor, lengths: Tensor
 ) -> Tensor:
-    """The distances (R,) to the own class alone; arguments of `leave_one_out`, but for `squares`.
-
-    These are the squares of the samples less their class means, in the axes of the spectrum (R,K).
-    """
-    n, k = geometry.counts[labels], _copies(copies, labels)
-    length = squares @ geometry.scale.square()
+    """The distances (R,) to the own class alone; arguments of `leave_one_out`."""
+    n, k = geometry.counts[labels], copies
+    along = torch.linalg.vecdot(points, geometry.weights[labels])
+    length = (lengths - 2 * along + geometry.lengths[labels]).clamp_min(0)  # of the residuals
     gain = _gain(k * n / (n - k) * _unit(geometry), length)
     own = (n / (n - k)).square() * (length + gain * length.square())
     return own * _fewer(geometry, k)
 
 
 def log_det_left_out(
-    geometry: Geometry, points: Tensor, labels: Tensor, copies: Tensor | None = None
+    geometry: Geometry,
+    points: Tensor,
+    labels: Tensor,
+    copies: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Log determinant (R,) of the covariance without each sample; arguments of `leave_one_out`."""
     n, k = geometry.counts[labels], _copies(copies, labels)
-    length = (points * geometry.scale - geometry.means[labels]).square().sum(1)
+    residual = _Products(geometry, points, labels, lengths).residual
     # matrix determinant lemma, for one term of rank one
-    leverage = k * n / (n - k) * _unit(geometry) * length
+    leverage = k * n / (n - k) * _unit(geometry) * residual
     return _log_det(geometry, k) + (1 - leverage).clamp_min(_LEAST).log()
 
 
@@ -173,6 +188,7 @@ def leave_pair_out(
     labels: Tensor,
     partners: Tensor,
     copies: tuple[Tensor, Tensor] | None = None,
+    lengths: tuple[Tensor, Tensor] | None = None,
 ) -> LeftOut:
     """Leave each sample out with its partner, then tell its class by the partner alone.
 
@@ -186,12 +202,14 @@ def leave_pair_out(
         partners: The turned samples of the same class that stay as the class mean, (R,D).
         copies: How many images of the class are the sample, and how many the partner, (R,) each,
             together fewer than all; default: 1 and 1.
+        lengths: Of the samples and of the partners, as in `leave_one_out`.
     """
     n, unit = geometry.counts[labels], _unit(geometry)
     k, k2 = (_copies(c, labels) for c in (copies or (None, None)))
-    u = _Products(geometry, points, labels)
-    v = _Products(geometry, partners, labels, u.m_means)
-    uv = (points * partners) @ geometry.scale.square()
+    known, known2 = lengths or (None, None)
+    u = _Products(geometry, points, labels, known)
+    v = _Products(geometry, partners, labels, known2, u.m_means)
+    uv = torch.linalg.vecdot(points, geometry.solve(partners))
     back = k / (n - k)
 
     # first = u - m leaves with the sample; second = v - moved with the partner, where
@@ -241,14 +259,14 @@ class Group:
         return self.copies.sum(1)
 
     def residuals(self, geometry: Geometry, labels: Tensor) -> Tensor:
-        """In the whitened space, counted from the class means, (R,K,D)."""
-        return self.points * geometry.scale - geometry.means[labels][:, None]
+        """Counted from the class means, (R,K,D)."""
+        return self.points - geometry.spectrum.means[labels][:, None]
 
     def log_det(self, geometry: Geometry, labels: Tensor) -> Tensor:
         """Log determinant (R,) of the covariance without each group."""
         residuals = self.residuals(geometry, labels)
         rows = downdate(residuals, self.copies, geometry.counts[labels])
-        kept, _ = _kept(_unit(geometry) * rows @ rows.mT)
+        kept, _ = _kept(_unit(geometry) * geometry.solve(rows) @ rows.mT)
         return _log_det(geometry, self.n_images) + kept.log().sum(1)
 
 
@@ -272,21 +290,22 @@ def leave_group_out(
     residuals = group.residuals(geometry, labels)
     if means is None:
         moved = (group.copies[:, :, None] * residuals).sum(1) / (n - k)[:, None]
-        own, own_counts = geometry.means[labels] - moved, n - k
+        own, own_counts = geometry.spectrum.means[labels] - moved, n - k
     else:
-        own, own_counts = means * geometry.scale, torch.ones_like(k)
-    gains = woodbury_gains(downdate(residuals, group.copies, n), _unit(geometry))
-    u, fewer = points * geometry.scale, _fewer(geometry, k)
+        own, own_counts = means, torch.ones_like(k)
+    removed, fewer = downdate(residuals, group.copies, n), _fewer(geometry, k)
+    gains = woodbury_gains(removed, _unit(geometry), geometry.solve(removed))
 
-    # |x|^2 without the group is |x|^2 + |gains @ x|^2
-    along_u = (gains @ u[:, :, None])[:, :, 0]
-    along_means = gains @ geometry.means.T
+    # whitened, |x|^2 without the group is |x|^2 + |gains @ x|^2
+    along_u = (gains @ points[:, :, None])[:, :, 0]
+    along_means = gains @ geometry.spectrum.means.T
     along_own = (gains @ own[:, :, None])[:, :, 0]
-    inner = _Products(geometry, points, labels)
+    uu, away, own_own = (geometry.squares(one) for one in (points, points - own, own))
+    inner = _Products(geometry, points, labels, uu)
     distances = inner.squared_distances() + (along_u[:, :, None] - along_means).square().sum(1)
-    distances[rows, labels] = (u - own).square().sum(1) + (along_u - along_own).square().sum(1)
+    distances[rows, labels] = away + (along_u - along_own).square().sum(1)
     lengths = inner.means_means + along_means.square().sum(1)
-    lengths[rows, labels] = own.square().sum(1) + along_own.square().sum(1)
+    lengths[rows, labels] = own_own + along_own.square().sum(1)
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
         background=(inner.uu + along_u.square().sum(1)) * fewer,
@@ -313,15 +332,14 @@ def _kept(leverage: Tensor) -> tuple[Tensor, Tensor]:
     return (1 - values).clamp_min(_LEAST), axes
 
 
-def woodbury_gains(rows: Tensor, unit: float, solved: Tensor | None = None) -> Tensor:
+def woodbury_gains(rows: Tensor, unit: float, solved: Tensor) -> Tensor:
     """T (R,K,D) so that T^T T is what the inverse A^-1 gains as unit * B^T B leaves A.
 
     Args:
         rows: B, (R,K,D).
         unit: The factor.
-        solved: B A^-1; default: `rows`, for A the identity.
+        solved: B A^-1.
     """
-    solved = rows if solved is None else solved
     # Woodbury: unit (B A^-1)^T (I - unit B A^-1 B^T)^-1 B A^-1, the inner inverse by eigenvectors
     kept, axes = _kept(unit * solved @ rows.mT)
     return (unit / kept).sqrt()[:, :, None] * (axes.mT @ solved)

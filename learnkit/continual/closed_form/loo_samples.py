@@ -22,7 +22,7 @@ from learnkit.continual.closed_form.leave_one_out import (
 )
 from learnkit.continual.closed_form.mean_noise import MeanNoise
 from learnkit.continual.closed_form.near_copies import stand_for
-from learnkit.continual.closed_form.whitening import Geometry, Moments, Spectrum
+from learnkit.continual.closed_form.whitening import Geometry, Moments, Spectrum, squared_lengths
 from learnkit.data.torch_threads import in_threads
 from learnkit.uncertainty.scoring import GRID
 
@@ -35,16 +35,15 @@ _BLOCK = 2**18  # numbers in a table of samples by classes, of which some lie ab
 class LooSamples:
     """Remembered features as held-out samples: each left out, some once more beside a partner.
 
-    `points (M,K)` are the rows of `memory` turned into the axes of the spectrum, `class_means
-    (P,K)` the class means there. `rows (R,)` says which row each sample is, the first `n_single`
-    each once. `labels (R,)` are positions among the classes of the spectrum, `copies (R,)` as in
-    `MemoryRows`, `weights (R,)` sum to 1. A sample leaves with its group. The samples from
-    `n_single` on leave together with the memory row `partners (R - n_single,)` and its group, and
-    the partner then is all that is known of the class.
+    `points (M,K)` are the rows of `memory` turned into the axes of the spectrum. `rows (R,)` says
+    which row each sample is, the first `n_single` each once. `labels (R,)` are positions among the
+    classes of the spectrum, `copies (R,)` as in `MemoryRows`, `weights (R,)` sum to 1. A sample
+    leaves with its group. The samples from `n_single` on leave together with the memory row
+    `partners (R - n_single,)` and its group, and the partner then is all that is known of the
+    class.
     """
 
     points: Tensor
-    class_means: Tensor
     memory: MemoryRows
     labels: Tensor
     copies: Tensor
@@ -82,10 +81,25 @@ class LooSamples:
         return slice(0, self.n_single, max(1, self.n_single // _ENOUGH))
 
     @cached_property
-    def _residual_squares(self) -> Tensor:
-        """Squares of the telling samples less their class means, in the axes of the spectrum."""
-        own = self.points_of(self._telling)
-        return (own - self.class_means[self.labels[self._telling]]).square_()
+    def _told(self) -> Tensor:
+        """The points of these."""
+        return self.points_of(self._telling)
+
+    @cached_property
+    def _lengths(self) -> dict[float | None, Tensor]:
+        """What `measure` found, by the ridge of the geometry."""
+        return {}
+
+    def measure(self, geometries: Sequence[Geometry]) -> None:
+        """Compute the squared lengths of all points, faster for several geometries at once."""
+        found = zip(geometries, squared_lengths(geometries, self.points), strict=True)
+        self._lengths.update({geometry.ridge: lengths for geometry, lengths in found})
+
+    def _lengths_in(self, geometry: Geometry) -> Tensor:
+        """Squared lengths (M,) of `points` in the whitened space."""
+        if geometry.ridge not in self._lengths:
+            self.measure([geometry])
+        return self._lengths[geometry.ridge]
 
     def own_left_out(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """Held-out distances to the own class, and images it then has, (K,) each.
@@ -94,10 +108,11 @@ class LooSamples:
         """
         alone = self._telling
         labels, copies = self.labels[alone], self.copies[alone]
-        own = own_left_out(geometry, self._residual_squares, labels, copies)
+        lengths = self._lengths_in(geometry)[self.rows[alone]]
+        points = self._told
+        own = own_left_out(geometry, points, labels, copies, lengths)
         counts = geometry.counts[labels] - copies
         for rows, group, _ in self.grouped(alone):
-            points = self.points_of(alone)
             part, at = leave_group_out(geometry, points[rows], labels[rows], group), labels[rows]
             own[rows] = part.distances.gather(1, at[:, None])[:, 0]
             counts[rows] = part.counts.gather(1, at[:, None])[:, 0]
@@ -106,12 +121,15 @@ class LooSamples:
     def left_out(self, geometry: Geometry, block: slice) -> LeftOut:
         """Held-out distances of a block of samples in the whitened space of one shrinkage."""
         points, labels = self.points_of(block), self.labels[block]
+        every = self._lengths_in(geometry)
+        lengths = every[self.rows[block]]
         if block.start < self.n_single:
-            found = leave_one_out(geometry, points, labels, self.copies[block])
+            found = leave_one_out(geometry, points, labels, self.copies[block], lengths)
         else:
             partners = self.partners_of(block)
             copies = self.copies[block], self.memory.copies[partners]
-            found = leave_pair_out(geometry, points, labels, self.points[partners], copies)
+            both = lengths, every[partners]
+            found = leave_pair_out(geometry, points, labels, self.points[partners], copies, both)
         for rows, group, partners in self.grouped(block):
             means = None if partners is None else self.points[partners]
             part = leave_group_out(geometry, points[rows], labels[rows], group, means)
@@ -122,7 +140,8 @@ class LooSamples:
         """Log determinant of the covariance without each sample that leaves alone, (n_single,)."""
         alone = slice(0, self.n_single)
         points, labels = self.points_of(alone), self.labels[alone]
-        found = log_det_left_out(geometry, points, labels, self.copies[alone])
+        lengths = self._lengths_in(geometry)[self.rows[alone]]
+        found = log_det_left_out(geometry, points, labels, self.copies[alone], lengths)
         for rows, group, _ in self.grouped(alone):
             found[rows] = group.log_det(geometry, labels[rows])
         return found
@@ -194,7 +213,6 @@ def make_loo_samples(
     ]
     return LooSamples(
         points=_turned(spectrum, memory),
-        class_means=spectrum.means,
         memory=memory,
         labels=labels[rows],
         copies=memory.copies[rows],
@@ -236,7 +254,6 @@ def every_row_out(spectrum: Spectrum, memory: MemoryRows) -> LooSamples:
     n = len(memory)
     return LooSamples(
         points=_turned(spectrum, memory),
-        class_means=spectrum.means,
         memory=memory,
         labels=position[memory.labels],
         copies=memory.copies,

@@ -52,8 +52,8 @@ class MeanNoise:
         variance = geometry.d_eff
         if len(own):  # the mean of n images adds an n-th of the variance to the distance
             variance = float((own * counts / (counts + 1)).mean())
-        means = weights_of(geometry.counts) @ geometry.spectrum.means
-        middle = float(means.square() @ geometry.scale.square())
+        weights = weights_of(geometry.counts)
+        middle = float((weights @ geometry.spectrum.means) @ (weights @ geometry.weights))
         return cls.told(variance, geometry.counts, geometry.lengths, middle)
 
     @classmethod

@@ -130,8 +130,8 @@ def _default_temperature(ridge: Ridge) -> float:
     spectrum, per_class = ridge.spectrum, ridge.n_images / len(ridge.offsets)
     debt = (spectrum.values / (spectrum.values + ridge.penalty)).sum() / max(spectrum.dof, 1)
     weight = ridge.weight
-    apart, spread = (weight * spectrum.means).sum(1).mean(), weight.var(0, correction=0)
-    return default_temperature(spectrum, float(apart), spread, per_class * float(debt))
+    apart = float((weight * spectrum.means).sum(1).mean())
+    return default_temperature(spectrum, apart, weight, per_class * float(debt))
 
 
 _ZERO = 1e-10
@@ -166,15 +166,16 @@ class _LeftOut(NamedTuple):
 class Ridge(NamedTuple):
     """The regression of one penalty, in the axes of the spectrum.
 
-    `offsets (P,D)` are the class means less the mean `middle (D,)` of all images, `solved (P,D)`
-    the same divided by total scatter plus `penalty`. `roots (P,P)` is the Cholesky factor of what
-    the means add to the scatter within classes.
+    `offsets (P,D)` are the class means less the mean `middle (D,)` of all images, `within (P,D)`
+    the same divided by the scatter within classes plus `penalty`, `solved (P,D)` by the total one.
+    `roots (P,P)` is the Cholesky factor of what the means add to the scatter within classes.
     """
 
     spectrum: Spectrum
     penalty: float
     middle: Tensor
     offsets: Tensor
+    within: Tensor
     solved: Tensor
     roots: Tensor
 
@@ -185,13 +186,13 @@ class Ridge(NamedTuple):
         middle = counts @ spectrum.means / counts.sum()
         offsets = spectrum.means - middle
         penalty = penalty * _mean_eigenvalue(spectrum, offsets)
-        within = offsets / (spectrum.values + penalty)
+        within = spectrum.solve(offsets, penalty)
         root = counts.sqrt()
         gram = root[:, None] * (within @ offsets.T) * root
         roots = torch.linalg.cholesky(gram + torch.eye(len(gram), dtype=gram.dtype))
         # (A + B B')^-1 B = A^-1 B (I + B' A^-1 B)^-1, with the root of the counts in B
         solved = torch.cholesky_solve(root[:, None] * within, roots) / root[:, None]
-        return cls(spectrum, penalty, middle, offsets, solved, roots)
+        return cls(spectrum, penalty, middle, offsets, within, solved, roots)
 
     @property
     def n_images(self) -> float:
@@ -232,7 +233,7 @@ class Ridge(NamedTuple):
         # Golub, Heath and Wahba, "Generalized cross-validation", 1979.
         spectrum, n, n_classes = self.spectrum, self.n_images, len(self.offsets)
         inverse = 1 / (spectrum.values + self.penalty)
-        low_rank = spectrum.counts.sqrt()[:, None] * self.offsets * inverse
+        low_rank = spectrum.counts.sqrt()[:, None] * self.within
         removed = torch.linalg.solve_triangular(self.roots, low_rank, upper=False)
         trace = float(inverse.sum() - removed.square().sum())
         # the trace of the hat matrix, and one for the mean of all images
@@ -341,16 +342,14 @@ class Ridge(NamedTuple):
 
     def _solve(self, points: Tensor) -> Tensor:
         """Rows (...,D), counted from the middle, divided by total scatter plus penalty."""
-        inverse = 1 / (self.spectrum.values + self.penalty)
         # (A + B B')^-1 = A^-1 - (A + B B')^-1 B B' A^-1, all from products with the means
         among = (points @ self.solved.T) * self.spectrum.counts
-        return points * inverse - among @ (self.offsets * inverse)
+        return self.spectrum.solve(points, self.penalty) - among @ self.within
 
     def _products(self, points: Tensor, others: Tensor, means: Tensor) -> Tensor:
         """Products (R,) of rows counted from the middle; `means (R,P)` are those of `others`."""
-        inverse = 1 / (self.spectrum.values + self.penalty)
-        within = points @ (self.offsets * inverse).T
-        return (points * others) @ inverse - (within * means) @ self.spectrum.counts
+        within = torch.linalg.vecdot(points, self.spectrum.solve(others, self.penalty))
+        return within - (points @ self.within.T * means) @ self.spectrum.counts
 
     def _own_mean(self, inner: _Inner, labels: Tensor, copies: Tensor) -> _Own:
         """The class mean without the sample: (1 + b) mean - b sample, all from the middle."""

@@ -64,8 +64,7 @@ def select(
     if not single and bool((samples.labels == samples.labels[0]).all()):
         shrinkages = (max(shrinkages),)
 
-    def tried(shrinkage: float) -> Tempered:
-        geometry = spectrum.geometry(shrinkage)
+    def tried(geometry: Geometry) -> Tempered:
         if single:
             return Tempered(1.0, density_loss(geometry, samples))
         logits = score_left_out(samples, geometry, debias).logits
@@ -73,7 +72,9 @@ def select(
 
     n_products = len(samples) * len(spectrum.classes) * spectrum.n_features
     # one candidate a thread, and one thread each: the bits are those of a loop
-    found = in_threads(tried, shrinkages, n_products)
+    geometries = [spectrum.geometry(shrinkage) for shrinkage in shrinkages]
+    samples.measure(geometries)
+    found = in_threads(tried, geometries, n_products)
     results = dict(zip(shrinkages, found, strict=True))
     losses = {shrinkage: result.log_loss for shrinkage, result in results.items()}
     best = weigh_evidence(
@@ -132,21 +133,17 @@ def default_shrinkage(spectrum: Spectrum) -> float:
 
 def _default_temperature(geometry: Geometry) -> float:
     """Temperature of the discriminant where no sample can be left out."""
-    weights = geometry.scale.square()  # of the discriminant, the means times these
-    spread = geometry.spectrum.spread_of_means * weights.square()
-    return default_temperature(
-        geometry.spectrum, float(geometry.lengths.mean()), spread, geometry.d_eff
-    )
+    apart = float(geometry.lengths.mean())
+    return default_temperature(geometry.spectrum, apart, geometry.weights, geometry.d_eff)
 
 
-def default_temperature(spectrum: Spectrum, apart: float, spread: Tensor, debt: float) -> float:
+def default_temperature(spectrum: Spectrum, apart: float, weights: Tensor, debt: float) -> float:
     """Temperature from the spread of the logits within the classes.
 
     Args:
         spectrum: Of the statistics.
         apart: Mean logit of a class mean for its own class.
-        spread: Variance over the classes of the weights of a linear classifier along each axis of
-            the spectrum (K,).
+        weights: Of a linear classifier (P,K), in the axes of the spectrum.
         debt: By how much noise in the mean of one image drives a class apart from the others.
     """
     # A normal variable of mean m and variance v is a calibrated logit if v = 2 m. Here that is the
@@ -155,11 +152,11 @@ def default_temperature(spectrum: Spectrum, apart: float, spread: Tensor, debt: 
     n_classes = len(spectrum.classes)
     if n_classes == 1 or not apart > 0:
         return 1.0
-    guess = _SOFTNESS * apart / float(spectrum.spread_of_means.sum())
+    guess = _SOFTNESS * apart / spectrum.spread_of_means
     if spectrum.is_flat:
         return guess
     pairs = n_classes / (n_classes - 1)
-    within = float(spread @ spectrum.values) / spectrum.dof
+    within = float(spectrum.scatter_of(weights - weights.mean(0)).mean()) / spectrum.dof
     held_out = pairs * apart - debt * float((1 / spectrum.counts).mean())
     # with few images the spread is seen in few directions only: the guess sets the least
     least = guess * _GUESS_IS_WORTH / (_GUESS_IS_WORTH + spectrum.dof)
