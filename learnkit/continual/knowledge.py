@@ -175,7 +175,7 @@ class Knowledge:
         if same and before.settings == self.settings and before.validation is self.validation:
             return replace(self, derived=before.derived, _affine=before._affine)
         reused = before.derived if same else None
-        # with more threads the last bits of sums and eigenvectors are others
+        # with more threads the last bits of sums and decompositions are others
         with same_bits():
             derived = derive(self.statistics, self.validation, self.settings, reused)
         return replace(self, derived=derived, _affine={})

@@ -51,6 +51,9 @@ class _SingleBlasThread:
 @cache
 def _controller() -> Any:
     """The libraries of this process that have threads; to look them up takes milliseconds."""
+    # it has a BLAS of its own, which is found once it is loaded
+    import scipy.linalg  # noqa: F401
+
     return ThreadpoolController()
 
 
@@ -62,7 +65,7 @@ _WORTH_A_THREAD = 5_000_000  # multiplications of one item: some milliseconds
 
 @contextmanager
 def same_bits() -> Iterator[None]:
-    """One thread for every computation inside: sums and eigenvectors have other bits with more.
+    """One thread for every computation inside: sums and decompositions have other bits with more.
 
     `in_threads` shares out computations of which each takes one.
     """

@@ -1,5 +1,8 @@
 """Work shared out to threads: what a loop gives, in one thread of torch each."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -53,3 +56,19 @@ def test_an_error_of_one_item_comes_through_and_leaves_the_threads_as_they_were(
         with pytest.raises(ZeroDivisionError), same_bits():
             in_threads(lambda n: 1 / n, [1, 0, 2], MANY)
         assert torch.get_num_threads() == 2
+
+
+_LATER = """
+from threadpoolctl import threadpool_info
+from learnkit.data.torch_threads import same_bits
+with same_bits():
+    from scipy.linalg import lapack  # with a BLAS of its own
+    print({one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"})
+"""
+
+
+def test_a_library_that_a_refit_loads_takes_one_thread_too():
+    many = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
+    command = [sys.executable, "-c", _LATER]
+    ran = subprocess.run(command, env=os.environ | many, capture_output=True, text=True)
+    assert ran.stdout == "{1}\n", ran.stderr

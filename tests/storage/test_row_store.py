@@ -131,9 +131,11 @@ def test_killed_twice_in_a_row_it_still_goes_on(tmp_path):
 def test_writers_wait_for_each_other(tmp_path):
     store, other = filled(tmp_path, 1), RowStore(tmp_path, SHAPE, {"size": 3})
     told = pytest.warns(UserWarning, match=r"another process is filling the store .*; waiting for")
-    with told, store.writing() as append:
+    with told as said, store.writing() as append:
         thread = threading.Thread(target=_append, args=(other, 2))
         thread.start()
+        while thread.is_alive() and not len(said):
+            thread.join(0.01)
         thread.join(0.3)
         assert thread.is_alive()
         append(added(3))

@@ -114,7 +114,7 @@ class Basis:
 
     @classmethod
     def of(cls, moments: Moments, prior: Prior) -> Basis:
-        """Return the basis of these statistics; the one eigendecomposition happens here."""
+        """Return the basis of these statistics; the one costly decomposition happens here."""
         spectrum = fit_spectrum(moments)
         n_classes, n_features = len(spectrum.classes), moments.n_features
         memory = memory_rows(moments, min(_MAX_FEATURES // n_features, _MAX_LOGITS // n_classes))

@@ -156,7 +156,7 @@ def default_temperature(spectrum: Spectrum, apart: float, weights: Tensor, debt:
     if spectrum.is_flat:
         return guess
     pairs = n_classes / (n_classes - 1)
-    within = float(spectrum.scatter_of(weights - weights.mean(0)).mean()) / spectrum.dof
+    within = spectrum.scatter_along(weights - weights.mean(0)) / spectrum.dof
     held_out = pairs * apart - debt * float((1 / spectrum.counts).mean())
     # with few images the spread is seen in few directions only: the guess sets the least
     least = guess * _GUESS_IS_WORTH / (_GUESS_IS_WORTH + spectrum.dof)

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 from torch import Tensor
 
 from learnkit.data.torch_threads import in_threads
@@ -114,15 +114,13 @@ class Spectrum:
         """Mean squared distance of the class means from their mean."""
         return float(self.means.var(0, correction=0).sum())
 
-    def scatter_of(self, vectors: Tensor) -> Tensor:
-        """Scatter v^T S v (N,) along `vectors (N,K)` in these axes."""
-        if self.tridiagonal is None:
-            return vectors.square() @ self.values
-        diagonal, beside = self.tridiagonal
-        times = vectors * diagonal
-        times[:, 1:].addcmul_(vectors[:, :-1], beside)
-        times[:, :-1].addcmul_(vectors[:, 1:], beside)
-        return torch.linalg.vecdot(times, vectors)
+    def scatter_along(self, vectors: Tensor) -> float:
+        """Mean scatter v^T S v of `vectors (N,K)` in these axes."""
+        diagonal, beside = self.tridiagonal or (self.values, None)
+        found = vectors.square().mean(0) @ diagonal
+        if beside is not None:
+            found += 2 * (vectors[:, 1:] * vectors[:, :-1]).mean(0) @ beside
+        return float(found)
 
     @property
     def is_flat(self) -> bool:
@@ -148,7 +146,7 @@ class Spectrum:
         if self.tridiagonal is None:
             return self.values + ridge, None
         diagonal, beside = self.tridiagonal
-        pivots, factors, _ = lapack.dpttrf((diagonal + ridge).numpy(), beside.numpy())
+        pivots, factors, _ = _lapack().dpttrf((diagonal + ridge).numpy(), beside.numpy())
         return torch.from_numpy(pivots), torch.from_numpy(factors)
 
     def solve(self, vectors: Tensor, ridge: float) -> Tensor:
@@ -158,7 +156,7 @@ class Spectrum:
             return vectors / pivots
         # a row of ours is a column of LAPACK's, which solves for one after the other
         flat = vectors.reshape(-1, vectors.shape[-1]).numpy()
-        solved, _ = lapack.dpttrs(pivots.numpy(), factors.numpy(), flat.T)
+        solved, _ = _lapack().dpttrs(pivots.numpy(), factors.numpy(), flat.T)
         return torch.from_numpy(solved.T).view(vectors.shape)
 
     def squared_lengths(self, vectors: Tensor, ridges: Sequence[float]) -> Tensor:
@@ -339,6 +337,9 @@ def fit_spectrum(moments: Moments) -> Spectrum:
 _FEW_AXES = 0.5
 _SPARE = 8  # axes more than the rank, so that none of it is missed by bad luck
 _MISSED = 1e-10  # share of the scatter
+# So many times the classes the square of the width must be, or solving for their means, once for
+# each shrinkage, takes longer than eigenvectors do.
+_MANY_CLASSES = 1000
 _BLOCK = 256  # columns of the axes that one thread makes at a time, whatever their number
 
 
@@ -366,7 +367,8 @@ def _axes(
         if scatter.trace() - values.sum() <= _MISSED * scatter.trace():
             return values, basis @ turned, None
     # of little rank, the eigenvectors give distances fewer axes of their own (`Geometry.distances`)
-    if drawn or rank <= _FEW_AXES * n_features:
+    costly = n_features**2 >= _MANY_CLASSES * len(means)
+    if drawn or rank <= _FEW_AXES * n_features or not costly:
         return *_eigh(scatter), None
     return _tridiagonalised(scatter)
 
@@ -386,6 +388,7 @@ def _tridiagonalised(matrix: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tens
     """
     n = len(matrix)
     # symmetric: its transpose is itself, in the order of Fortran
+    lapack = _lapack()
     packed, diagonal, beside, taus, _ = lapack.dsytrd(matrix.numpy().T, lower=1, lwork=_BLOCK * n)
     values, _ = lapack.dsterf(diagonal, beside)
     axes = np.zeros((n, n), order="F")
@@ -407,3 +410,10 @@ def _tridiagonalised(matrix: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tens
         torch.from_numpy(axes),
         (torch.from_numpy(diagonal), torch.from_numpy(beside)),
     )
+
+
+def _lapack() -> Any:
+    """LAPACK in double precision; imported at the first refit, as predicting needs none of it."""
+    from scipy.linalg import lapack
+
+    return lapack
