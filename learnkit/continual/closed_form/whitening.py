@@ -334,7 +334,7 @@ def fit_spectrum(moments: Moments) -> Spectrum:
 
 
 # More axes than this share of all, and the whole decomposition takes no longer.
-_FEW_AXES = 0.5
+_FEW_AXES = 0.55
 _SPARE = 8  # axes more than the rank, so that none of it is missed by bad luck
 _MISSED = 1e-10  # share of the scatter
 # So many times the classes the square of the width must be, or solving for their means, once for
@@ -367,8 +367,8 @@ def _axes(
         if scatter.trace() - values.sum() <= _MISSED * scatter.trace():
             return values, basis @ turned, None
     # of little rank, the eigenvectors give distances fewer axes of their own (`Geometry.distances`)
-    costly = n_features**2 >= _MANY_CLASSES * len(means)
-    if drawn or rank <= _FEW_AXES * n_features or not costly:
+    little = rank <= _FEW_AXES * n_features or n_features**2 < _MANY_CLASSES * len(means)
+    if drawn or little:
         return *_eigh(scatter), None
     return _tridiagonalised(scatter)
 
