@@ -38,6 +38,7 @@ class TrainingCallback(Callback):
 
     def __call__(self, event_name: str) -> Any:
         """Run the event if the learner is in a fit."""
+        # not by `hasattr`: what a Learner lacks, fastai looks up in its model
         names = vars(self.learn)
         # `get_preds` and `validate` hold the learner's lock: all that tells `validate` from a fit.
         if "lr_finder" in names or "gather_preds" in names or self.learn.lock.locked():

@@ -73,6 +73,7 @@ def order_reason(dl: Any) -> str | None:
     if not isinstance(dl, DataLoader) or dl.bs is None or dl.n is None or not dl.indexed:
         return f"a loader ({type(dl).__name__}) is not fastai's over an indexed dataset"
     for name in _ORDER_METHODS:
+        # fastai's loaders take methods as arguments, too, and keep those in themselves
         if getattr(type(dl), name) is not getattr(DataLoader, name) or name in vars(dl):
             return f"a loader ({type(dl).__name__}) has its own `{name}`"
     if dl.n == 0:
@@ -91,6 +92,7 @@ def body_reason(body: nn.Module, images: Tensor) -> str | None:
     before = {name: value.clone() for name, value in body.state_dict().items()}
     try:
         with randomness_kept(), torch.no_grad():
+            # copies: the first layer may work in place
             as_trained = body(images.clone())
             with evaluating(body):
                 as_evaluated = body(images.clone())
@@ -115,6 +117,7 @@ def transforms_of(dl: Any) -> list[Any]:
 
 def _moves(module: nn.Module) -> str | None:
     """What makes one layer of a frozen body give another output next time."""
+    # `laid_out` is learnkit's own, and runs where features are stored, too
     if module._forward_hooks or {*module._forward_pre_hooks.values()} - {laid_out}:
         return "has a forward hook, which stored features would not reach"
     if not module.training:
@@ -122,6 +125,7 @@ def _moves(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return "normalises by batch statistics: pass train_bn=False to the learner"
     if "drop" in type(module).__name__.lower() or "Stochastic" in type(module).__name__:
+        # timm's DropPath has `drop_prob`, torch's dropouts and torchvision's StochasticDepth `p`
         chance = getattr(module, "drop_prob", getattr(module, "p", 0))
         return f"drops at random (p={chance})" if chance else None
     return None
@@ -131,6 +135,7 @@ def trial_reason(dl: DataLoader) -> str | None:
     """Ask some items for their tensors twice, in batches of different sizes."""
     chosen = list(range(min(_N_TRIED, dl.n)))
     with randomness_kept():
+        # by `split_idx` it tells the transforms of batches whose images these are
         dl.before_iter()
         before = _random_state()
         whole = _batch(dl, chosen)
@@ -151,6 +156,7 @@ def trial_reason(dl: DataLoader) -> str | None:
 
 def _batch(dl: DataLoader, indices: list[int]) -> tuple[Any, ...]:
     """The batch of these items, made in this process."""
+    # None is an item that raised fastai's SkipItemException
     batch = dl.do_batch([item for i in indices if (item := dl.do_item(i)) is not None])
     return tuple(dl.after_batch(to_device(batch, dl.device) if dl.device is not None else batch))
 

@@ -70,6 +70,7 @@ def restore_callbacks(learn: Any, state: dict[str, dict[str, Any]]) -> None:
         if key in state and isinstance(cb, CSVLogger) and cb.append:
             # The lines of the epochs to be skipped are written again, by the recorder.
             cb.file.flush()
+            # the smaller: beyond the end of a file `truncate` fills up with zeros
             cb.file.truncate(min(state[key]["size"], os.path.getsize(cb.file.name)))
 
 
@@ -97,8 +98,10 @@ def _numbers(cb: Callback) -> list[str]:
 
 def _marks(cb: Callback) -> dict[str, Any]:
     """A mark of each number a callback holds; under "" the size of the table it appends to."""
+    # as bytes: a list that grows in place would equal itself
     marks: dict[str, Any] = {n: pickle.dumps(plain_tree(getattr(cb, n))) for n in _numbers(cb)}
     if isinstance(cb, CSVLogger) and hasattr(cb, "file") and not cb.file.closed:
+        # what is still buffered has no size
         cb.file.flush()
         marks[""] = os.path.getsize(cb.file.name)
     return marks

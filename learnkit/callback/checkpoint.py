@@ -173,6 +173,7 @@ class Checkpoint(TrainingCallback):
             self.recorder.log = L(self.epoch, *self._saved["records"][self.phase][self.epoch])
             seconds = self._saved.get("seconds")  # a file of an earlier version has none
             took = seconds[self.phase][self.epoch] if seconds else 0
+            # from which fastai's Recorder counts the time in its table
             self.recorder.start_epoch = time.time() - took
             raise CancelEpochException
 
@@ -258,6 +259,7 @@ class Checkpoint(TrainingCallback):
         saved, history = self._saved, vars(self.learn).get("training_history")
         self.model.load_state_dict(saved["model"])
         device = next(self.model.parameters()).device
+        # fastai's optimizers keep the tensors they are given, which were read onto the CPU
         self.opt.load_state_dict(to_device(saved["optimizer"], device))
         if isinstance(self.opt, Optimizer):
             self.opt.hypers = L(self.opt.hypers, use_list=None)
@@ -266,6 +268,7 @@ class Checkpoint(TrainingCallback):
         if saved.get("scaler") and vars(self.learn).get("scaler") is not None:
             self.learn.scaler.load_state_dict(saved["scaler"])
         restore_callbacks(self.learn, saved.get("callbacks", {}))
+        # fastai set it to 0 as the fit began; its TensorBoardCallback counts steps by it
         self.learn.train_iter = saved["train_iter"]
         if saved["history"] is not None and history is not None:
             history.load_state(saved["history"])
@@ -276,11 +279,13 @@ def seed_epoch(dls: Any, seed: int, phase: int, epoch: int) -> None:
     """Seed torch, numpy, `random` and fastai's loaders from (seed, phase, epoch)."""
     # Randomness is made, not stored: an epoch must not depend on how it was reached.
     digest = hashlib.sha256(f"{seed} {phase} {epoch}".encode()).digest()
+    # 7 bytes and 4: a seed of torch's has 64 bits at most, one of numpy's 32
     torch.manual_seed(int.from_bytes(digest[:7], "big"))
     np.random.seed(int.from_bytes(digest[8:12], "big"))  # noqa: NPY002  # fastai draws from it
     random.seed(digest)
     for i, dl in enumerate(dls.loaders):
         if hasattr(dl, "rng"):
+            # fastai seeds it once, from the global generator, when the loader is made
             dl.rng = random.Random(digest + bytes([i]))
 
 
@@ -324,6 +329,7 @@ def _check_checksums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             flipped = archive.testzip()
+    # NotImplementedError: a flipped bit may name a compression or a version that zipfile lacks
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(str(error)) from error
     if flipped is not None:

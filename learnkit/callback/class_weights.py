@@ -88,8 +88,10 @@ def weighted_loss(learn: Any) -> Iterator[None]:
         return
     loss = learn.loss_func
     loss = getattr(getattr(loss, "__self__", None), "old_lf", loss)  # under fastai's MixUp
+    # fastai's losses hold the one of torch's that they call
     func = getattr(loss, "func", loss)
     name = "pos_weight" if hasattr(func, "pos_weight") else "weight"
+    # None: it could have weights, and has none; 0: it takes none
     if getattr(func, name, 0) is not None:
         has = "has weights of its own" if hasattr(func, name) else "takes none"
         raise DataError(

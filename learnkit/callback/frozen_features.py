@@ -287,6 +287,7 @@ def collect(
             with context(images):
                 features = stored_output(learn.model, images).float()
             if store is None:
+                # filled as it goes: parts that are joined in the end need the memory twice
                 store = torch.empty((dl.n, *features.shape[1:]), dtype=features.dtype)
                 kinds = tuple(map(type, y))
             store[done : done + len(features)] = features.cpu()

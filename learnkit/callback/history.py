@@ -121,6 +121,7 @@ class TrainingHistory(TrainingCallback):
         error, device = _ErrorRate(self.loss_func), next(self.model.parameters()).device
         images = self._chosen_images()
         with randomness_kept(), evaluating(self.model), torch.no_grad():
+            # by the loader of validation, on which fastai switches random transforms off
             for batch in self.dls.valid.new(dataset=images, shuffle=False, drop_last=False):
                 *xb, y = to_device(batch, device)
                 error.add(self.model(*xb), y)
@@ -179,6 +180,7 @@ def _recorded(recorder: Recorder) -> list[tuple[str, Any]]:
     would stand under their names.
     """
     names = list(recorder.metric_names[1:])
+    # the time comes last among the names, and not among the values
     names = names[:-1] if recorder.add_time else names
     n_metrics = len(recorder.metrics)
     n_train = min(len(names), 1 + n_metrics * recorder.train_metrics)
@@ -256,6 +258,7 @@ def watch_epochs(learn: Any, write: Callable[[str], None], n_epochs: int) -> Ite
     """Let EpochLines take the place of fastai's own bar and table, made for notebooks."""
     if hasattr(learn, "progress"):
         learn.remove_cb(learn.progress)
+    # without a bar fastai's Recorder prints each row by it
     learn.logger, lines = noop, EpochLines(write, n_epochs)
     learn.add_cb(lines)
     try:

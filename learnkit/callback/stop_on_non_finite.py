@@ -74,6 +74,7 @@ class StopOnNonFinite(TrainingCallback):
         if self._quiet:
             return
         weights = [p.detach() for p in self.model.parameters() if p.requires_grad]
+        # by the largest value: a sum of squares overflows where no weight does
         if not torch.isfinite(nn.utils.get_total_norm(weights, norm_type=math.inf)):
             name = first_non_finite(self.model.state_dict())
             self._give_up(f"the step made the weight {name!r} non-finite")
@@ -87,6 +88,7 @@ class StopOnNonFinite(TrainingCallback):
         """Keep the weights of a finished epoch."""
         if self._good is not None:
             self._keep(f"the end of epoch {self.epoch}")
+        # not in `after_fit`: SaveModelCallback comes before this one, and would have loaded
         if self.epoch + 1 == self.n_epoch:
             self._keep_from_older_files()
 
@@ -100,6 +102,8 @@ class StopOnNonFinite(TrainingCallback):
         callbacks = list(self.learn.cbs.sorted("order"))
         with ExitStack() as end:  # an error of another callback becomes the context of this one
             end.callback(self._raise)
+            # a stack is unwound from its end, so they end by `order`; once this raises,
+            # fastai calls no `after_fit` itself
             for cb in reversed(callbacks[: callbacks.index(self)]):
                 end.callback(cb, "after_fit")
 
@@ -122,6 +126,7 @@ class StopOnNonFinite(TrainingCallback):
     def _keep_from_older_files(self) -> None:
         """Switch off those that would load what an earlier training has saved."""
         for cb in self._loading_callbacks():
+            # where fastai's TrackerCallback begins: no epoch was better
             if cb.best is not None and math.isinf(cb.best):
                 cb.run = False
                 warn_user(
@@ -144,6 +149,7 @@ class StopOnNonFinite(TrainingCallback):
             self._good = {name: value.detach().clone() for name, value in state.items()}
         else:
             for name, value in state.items():
+                # in place: there are two copies of the network at any time, never three
                 self._good[name].copy_(value)
         self._when = when
 
@@ -176,6 +182,7 @@ class StopOnNonFinite(TrainingCallback):
 
 def _items_of_batch(dl: Any, batch: int) -> list[Any]:
     """Paths (or else indices) of the items in a batch; empty where the loader does not tell."""
+    # fastai's private `__idxs`: the order of the pass that runs
     order, bs = getattr(dl, "_DataLoader__idxs", None), getattr(dl, "bs", None)
     if not isinstance(order, list) or bs is None:
         return []

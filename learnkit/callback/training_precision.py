@@ -176,6 +176,7 @@ def resume_precision(learn: Any, precision: str) -> None:
 def multiplies_bfloat16(device: str) -> bool:
     """Whether a kind of device trains faster in bfloat16."""
     if device == "cuda":
+        # False: not where torch emulates it
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
     return device == "cpu" and has_bfloat16(training=True)
 
