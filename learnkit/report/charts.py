@@ -61,9 +61,11 @@ def score_histogram(
     # a few far outliers would press all others into one bar
     tops = [np.quantile(one, 0.98) for one in both if len(one)] + [threshold or scores[0]]
     low, high = float(min(scores[0], *tops)), float(max(tops))
+    # all scores may be the same, and the axis needs a length
     high += 0.05 * (high - low) or max(abs(high), 1.0) * 0.05
     edges = np.linspace(low, high, _BARS + 1)
     middle = HEIGHT / 2 if len(strange) else HEIGHT
+    # numpy leaves out what lies above the last edge
     counts = [np.histogram(np.minimum(one, high), edges)[0] for one in both]
     tallest = max((c.max() / len(one) for c, one in zip(counts, both, strict=True) if len(one)))
     sides = []
@@ -104,6 +106,7 @@ def reliability_diagram(bins: Mapping[str, Any], n_classes: int) -> Reliability 
     sentence = ""
     for k, n in enumerate(bins["n"]):
         left, right = x(bins["edges"][k]), x(bins["edges"][k + 1])
+        # a bin that ends where the axis begins, or before, has no width
         if not n or right <= left:
             continue
         said, true = bins["confidence"][k], bins["accuracy"][k]

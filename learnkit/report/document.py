@@ -298,6 +298,7 @@ def interval_text(low: float, high: float) -> str:
 
 def visible(text: str, instead: str) -> str:
     """`text` with `instead` for every character that steers a terminal or turns a line around."""
+    # nearly all are: to Python none of the characters that steer is printable
     if text.isprintable():
         return text
     steers = lambda c: unicodedata.category(c) in _STEERING and c not in _SHAPING

@@ -73,6 +73,7 @@ def figure_names(names: Sequence[str], width: int = 20) -> tuple[list[str], dict
             "CJK, or rename the classes",
             stacklevel=2,
         )
+    # else matplotlib sets what is between two $ in a name as a formula
     style = {"parse_math": False} | ({"fontfamily": families} if families else {})
     return [told[str(name)] for name in names], style
 
@@ -147,6 +148,7 @@ def _fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
     turned = {c for c in letters if unicodedata.bidirectional(c) in _RIGHT_TO_LEFT}
     unset = turned if __version_info__[:2] < _SHAPING else set()
     families = list(rcParams["font.family"])
+    # one by one: of several families `findfont` gives a single file
     paths = [
         font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families
     ]
@@ -170,6 +172,7 @@ def _upright() -> dict[str, str]:
     plain = lambda f: (f.style != "normal", str(f.weight) not in {"400", "normal", "regular"})
     fonts = sorted(font_manager.fontManager.ttflist, key=lambda f: (f.name, plain(f), f.fname))
     # matplotlib's own font of last resort has a box for every letter there is
+    # reversed: of fonts with one name the last stays, and the plain ones were sorted to the front
     return {f.name: f.fname for f in reversed(fonts) if not f.name.startswith("Last Resort")}
 
 
@@ -180,6 +183,7 @@ def _letters_in(path: str) -> frozenset[str]:
 
     try:
         font = font_manager.get_font(path)
+    # what FreeType refuses matplotlib raises as a RuntimeError
     except (OSError, RuntimeError):
         return frozenset()
     return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()

@@ -45,6 +45,7 @@ def _rendered(block: Any, level: int) -> str:
         case doc.Items(lines, start):
             return "\n".join(f"{i}. {_line(line)}" for i, line in enumerate(lines, start))
         case doc.Code(content, language):
+            # as many backticks within the program would end a shorter one
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", content)), default=0))
             return f"{fence}{language}\n{content}\n{fence}"
         case doc.Table():
@@ -58,6 +59,7 @@ def _rendered(block: Any, level: int) -> str:
 
 def _table(block: doc.Table) -> str:
     sides = block.alignment
+    # GitHub takes no lines for a table that have no header
     rows = [block.header or [""] * len(sides), *block.content]
     lines = [[_line(cell).strip() for cell in row] for row in rows]
     lines.insert(1, [{"l": "---", "r": "---:"}[side] for side in sides])
@@ -67,9 +69,11 @@ def _table(block: doc.Table) -> str:
 
 def _line(piece: doc.Inline) -> str:
     match piece:
+        # within code ` would end it, and | the cell
         case doc.Span(str(content), "code") if not set(content) & set("`|"):
             return f"`{doc.visible(content, ' ')}`"
         case doc.Span(content, "strong"):
+            # ** in front of a blank begins no emphasis, and behind one ends none
             return f"**{_line(content).strip()}**"
         case doc.Span(content):
             return _line(content)

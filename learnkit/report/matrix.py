@@ -34,6 +34,7 @@ class MatrixCell:
     @property
     def level(self) -> int:
         """How dark it is, 0 to 10: by share, so that frequent classes do not bleach rare ones."""
+        # rounded up: one mistake among thousands has a shade, too
         return min(-int(-self.share * _LEVELS // 1), _LEVELS)
 
 
@@ -67,6 +68,7 @@ def shown_matrix(confusion: Sequence[Sequence[int]]) -> Matrix:
     counts = np.array(confusion, np.int64).reshape(len(confusion), -1)
     wrong = counts - np.diag(np.diag(counts))
     errors = wrong.sum(0) + wrong.sum(1)
+    # stable: of classes with as many mistakes the first stays first
     most_first = np.argsort(-errors, kind="stable")
     shown = np.arange(len(counts))
     if len(counts) > _ALL:
@@ -139,6 +141,7 @@ def _connected(edges: np.ndarray, start: int) -> list[int]:
 def _fiedler_order(weight: np.ndarray) -> list[int]:
     if len(weight) < 3:
         return [*range(len(weight))]
+    # the second: eigenvalues ascend, and one of a connected graph is 0
     along = np.linalg.eigh(np.diag(weight.sum(0)) - weight)[1][:, 1].round(9)
     # an eigenvector is one up to its sign
     return np.argsort(along * (-1 if along[0] > 0 else 1), kind="stable").tolist()

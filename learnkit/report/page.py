@@ -68,6 +68,7 @@ def page_html(data: Mapping[str, Any]) -> str:
     name = shlex.quote(shown["model"]["name"] or "MODEL")
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(css)}; script-src {_source(js)};"
+        # of these two default-src says nothing
         " base-uri 'none'; form-action 'none'"
     )
     has_matrix = shown["confusion"] and not shown["multi_label"]

@@ -315,7 +315,9 @@ class _Nothing(Shown):
 
 def _kind() -> type[_Lines] | type[_Terminal] | type[_Notebook]:
     """How progress can be shown here; rich is not part of what serving needs."""
+    # not imported for this: where there is a notebook, IPython is loaded
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    # IPython's shell in a terminal has none
     if hasattr(shell, "kernel"):
         return _Notebook
     live = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

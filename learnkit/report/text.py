@@ -24,6 +24,7 @@ _COLOURS = {True: "green", False: "bold red", None: "dim"}
 
 def as_text(document: doc.Document, width: int = WIDTH) -> str:
     """Plain lines, none longer than `width` columns; nothing in them steers a terminal."""
+    # all of it is said: else rich asks the environment, and in a notebook shows it there at once
     console = Console(
         file=io.StringIO(),
         width=width,
@@ -43,6 +44,7 @@ def print_document(document: doc.Document, console: Console) -> None:
     if console.is_terminal:
         _print(document, console)
     else:
+        # the lines are broken already
         console.print(Text(as_text(document)), soft_wrap=True)
 
 
@@ -124,6 +126,7 @@ def _table(block: doc.Table, width: int, *, gap: int = 2) -> rich_table.Table:
             justify="right" if side == "r" else "left",
             no_wrap=is_short,
             min_width=_MARK_WIDTH if marked else None,
+            # by default rich cuts a long word off, and writes an ellipsis
             overflow="fold",
         )
     for row in rows:
