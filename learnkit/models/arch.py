@@ -88,6 +88,7 @@ def _by_name(given: str) -> Arch:
 def _by_function(function: Callable[..., nn.Module]) -> Arch:
     """Recognise timm's and torchvision's own functions; anything else is custom."""
     name = getattr(function, "__name__", type(function).__name__)
+    # by identity: a function of anybody's may have such a name
     if is_model(name) and model_entrypoint(name) is function:
         return Arch("timm", name, function, function)
     if name in torchvision_names() and tv.get_model_builder(name) is function:
@@ -160,6 +161,7 @@ def _fits(label: str, name: str, given: Shapes) -> bool:
         with _giving_up_on_others(set(given.values())):
             if label == name:
                 module = timm.create_model(name, num_classes=0)
+                # a text, or several: distilled networks of timm have two classifiers
                 names = get_pretrained_cfg(name).to_dict().get("classifier") or ()
                 names = (names,) if isinstance(names, str) else names
                 heads = tuple(f"{one}." for one in names)

@@ -174,6 +174,7 @@ def _build(arch: Arch, request: Request, cut: Any) -> tuple[WholeNetwork, nn.Mod
             raise
         raise InputSizeError(
             f"`img_size`={request.img_size}: {arch.label} does not take images of this size"
+            # the cause of a CutError is what the network itself said
             f" ({error.__cause__ or error}); it takes {native}: use that size, or another"
             " architecture"
         ) from error

@@ -110,6 +110,7 @@ def require_untruncated(
     stride = None if sizes is None else sizes[0] / sizes[1]
     if stride is not None and stride > MAX_STRIDE:
         fault = "keeps the global pooling, which leaves no map; cut earlier"
+    # a map of one row says nothing about the stride
     elif stride is not None and stride < MIN_STRIDE and sizes[1] > 1:
         fault = f"truncates it: it ends at stride {stride:g}; cut later"
     elif automatic and kept < MIN_SHARE * total:

@@ -68,6 +68,7 @@ def set_channels_last(body: nn.Module, wanted: bool) -> nn.Module:
     Where gradients are asked for, as in a training step, the layout is that of the images.
     """
     hooks = body._forward_pre_hooks
+    # by the hook itself: a copy or a pickle of a body has no handle to remove it by
     for key in [key for key, hook in hooks.items() if hook is laid_out]:
         del hooks[key]
     if wanted:
@@ -98,4 +99,5 @@ def in_channels_last(images: Tensor) -> Tensor:
     line = width * n_channels
     if images.stride() == (height * line, 1, line, n_channels):
         return images
+    # `contiguous` changes nothing where the strides fit both layouts
     return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)

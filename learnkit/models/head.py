@@ -114,6 +114,7 @@ def init_head(head: nn.Module, init: Callable[[Tensor], object] | None) -> nn.Mo
         if isinstance(module, NORMS):
             continue
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        # torch's kaiming and xavier raise ValueError for fewer than two dimensions
         if isinstance(weight, nn.Parameter) and weight.requires_grad and weight.ndim > 1:
             init(weight)
         if isinstance(bias, nn.Parameter) and bias.requires_grad:
@@ -204,6 +205,7 @@ def head_options(head: nn.Module) -> dict[str, Any]:
         "lin_bias": any(layer.bias is not None for layer in linears),
         "y_range": next(([m.low, m.high] for m in layers if hasattr(m, "low")), None),
     }
+    # some give the same layers, as where there is one alone: the first of them is taken
     for order in ({}, {"first_bn": False}, {"lin_first": True}, _UNNORMED) if linears else ():
         if kinds == _kinds(linears, options | order):
             return options | order

@@ -80,6 +80,7 @@ def _torchvision_meta(name: str) -> dict[str, Any]:
 
 
 _DEFAULTS = {tv.get_model_builder(name): _torchvision_meta(name) for name in tv.list_models(tv)}
+# copies: specs are rebuilt by `_DEFAULTS`, whatever a process enters here
 model_meta: dict[Any, dict[str, Any]] = {key: dict(meta) for key, meta in _DEFAULTS.items()}
 
 

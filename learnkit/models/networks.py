@@ -134,6 +134,7 @@ def timm_module(config: TimmConfig, wanted: Wanted, extra: dict[str, Any]) -> nn
         module = _published(config, extra)
     else:
         return timm.create_model(config.name, num_classes=0, **extra)
+    # not before: what is loaded has a classifier
     module.reset_classifier(0)
     return module
 
@@ -193,6 +194,7 @@ def _from_file(config: TimmConfig, path: Path, extra: dict[str, Any]) -> nn.Modu
         with torch.device("meta"):
             published = timm.create_model(config.name, **own)
         as_published = weight_mismatch(published, given, heads)
+        # the one it nearly fits is what the file was meant for
         require_fit(path, config.name, min(found, as_published, key=len), given)
         module = _adapted(config, given, extra)
     else:
@@ -238,9 +240,11 @@ def _torchvision(arch: Arch, request: Request) -> WholeNetwork:
     size = request.img_size or native
     argument = next((a for f, a in _SIZE_ARGUMENT.items() if arch.name.startswith(f)), None)
     if argument and size != native:
+        # torchvision's ViT takes one number, for squares
         extra.setdefault(argument, size if argument == "input_size" else size[0])
     if arch.name.startswith(("googlenet", "inception")):
         # torchvision's published weights include the auxiliary classifiers; it drops them itself
+        # where `init_weights` is not said it warns of a default that will change
         extra |= {} if wanted.hub else {"aux_logits": False, "init_weights": True}
     module = _torchvision_module(arch, wanted, extra)
     convert_input(module, request.n_in, pretrained=wanted.pretrained)

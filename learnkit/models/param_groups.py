@@ -42,6 +42,7 @@ def as_splitter(split_on: Any) -> Callable[[nn.Module], Groups]:
     """
 
     def splitter(model: nn.Module) -> Groups:
+        # modules can be called, too
         is_function = callable(split_on) and not isinstance(split_on, nn.Module)
         return _check_groups(model, _as_groups(model, split_on(model) if is_function else split_on))
 

@@ -166,6 +166,7 @@ class _Allocations(TorchFunctionMode):
         """What `func` returns, if it does not make too much."""
         given = dict(kwargs or {})
         if func in _MAKERS:
+            # on the meta device first, which tells the size and allocates nothing
             self.n_values += func(*args, **(given | {"device": "meta"})).numel()
             if self.n_values > self.most:
                 raise BundleCorruptError(

@@ -334,6 +334,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             "no configuration of a network; move it to another folder"
         )
     try:
+        # bytes that are no UTF-8 give a ValueError, too
         content = json.loads(path.read_bytes())
         found = f"holds a JSON {type(content).__name__}, not an object"
     except (ValueError, RecursionError) as error:
