@@ -77,6 +77,7 @@ class AccuracyMatrix(Shown):
                 "nothing; hold others out"
             )
         rows = found.per_class["recall"].reindex(self.classes).to_numpy(float)
+        # the recall times the images is the count again, up to rounding
         self._hits.append(np.rint(rows * self._n))  # NaN stays
         self._steps.append(str(len(self._steps) + 1) if step is None else str(step))
         return self
@@ -134,6 +135,7 @@ class AccuracyMatrix(Shown):
         earlier, _ = self._earlier()
         if len(earlier):
             values = self._values[:, earlier]
+            # of the classes known before: of a column of NaN alone numpy would warn
             found[earlier] = np.nanmax(values[:-1], 0) - values[-1]
         return pd.Series(found, index=self.classes, name="forgetting")
 

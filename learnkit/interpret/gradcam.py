@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from learnkit.errors import InterpretationError
 from learnkit.models.eval_mode import evaluating
 
+# "elu" is found in relu, gelu, selu and celu, too
 _ACTIVATION = re.compile("elu|silu|swish|mish")
 _CHANNELS_FIRST = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 _NOT_BODY_AND_HEAD = (
@@ -67,6 +68,7 @@ def grad_cam(
             f"`x` has shape {tuple(x.shape)}; a batch of images (N, C, H, W) is needed: "
             "for a single image pass `x[None]`."
         )
+    # both: in a caller's inference mode `enable_grad` alone records no graph
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         x = x.detach().as_subclass(Tensor)
         x = x.clone() if x.is_inference() else x  # inference tensors refuse in-place layers

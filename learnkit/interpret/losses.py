@@ -67,6 +67,7 @@ def item_losses(loss_func: Any, logits: Tensor, targets: Tensor) -> Tensor:
     """
     for ask in (_by_attribute, _by_argument):
         losses = ask(loss_func, logits, targets)
+        # a loss may take `reduction` and give one number all the same
         if losses is not None and losses.numel() and losses.numel() % len(logits) == 0:
             return _flat(losses, len(logits))
     singles = [loss_func(logits[i : i + 1], targets[i : i + 1]).mean() for i in range(len(logits))]

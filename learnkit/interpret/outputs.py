@@ -106,6 +106,7 @@ class Outputs:
         check_probs(probs, multi_label=flags)
         tiny = torch.finfo(torch.float32).tiny
         return cls(
+            # to float32 1 - 1e-8 is 1, of which the logit is infinite
             logits=probs.logit(eps=1e-7) if flags else probs.clamp_min(tiny).log(),
             probs=probs,
             targets=targets.float() if flags else targets.long(),

@@ -67,6 +67,7 @@ def plot_confusion(
     totals = confusion.sum(1, keepdims=True)  # of rows; NaN in those without samples
     shares = np.where(totals > 0, confusion / np.maximum(totals, 1), np.nan)[np.ix_(rows, rows)]
     counts = confusion[np.ix_(rows, rows)]
+    # compressed: cells are square, and beside such axes `constrained` leaves gaps
     ax = ax or new_axes(figsize or (_matrix_side(n) + 0.6, _matrix_side(n)), layout="compressed")
     written = plot_txt and n <= _MAX_CELLS
     layers = _draw_cells(ax, shares, cmap)
@@ -276,6 +277,7 @@ def _write_cells(
             text = f"{counts[row, column]}" if decimals is None else f"{share:.{decimals}f}"
             layer = layers[row != column]
             red, green, blue, _ = layer.cmap(layer.norm(share))
+            # how light it is to the eye: the luma of ITU-R BT.601
             is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
             color = "white" if is_dark else "black"
         if text:
@@ -374,6 +376,7 @@ def _draw_curves(ax: Axes, name: str, epochs: np.ndarray, curves: pd.DataFrame) 
         marker = "o" if len(epochs) <= 20 else None
         ax.plot(epochs, curves[column], color=color, label=label, marker=marker, markersize=3.5)
     ax.set(title=name, xlabel="epoch")
+    # rather than draw fewer ticks than `min_n_ticks`, matplotlib takes fractions
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.margins(y=0.08)
     if len(curves.columns) > 1:

@@ -207,6 +207,7 @@ def _dataset_order(dl: Any) -> list[int] | None:
     if _is_fastai(dl):
         if not dl.indexed or dl.bs is None:
             return None
+        # `get_idxs` draws where a loader shuffles; else it may have an order of its own
         return list(range(dl.n)) if dl.shuffle else list(dl.get_idxs())
     return None if getattr(dl, "batch_size", None) is None else list(range(len(dataset)))
 

@@ -102,6 +102,7 @@ def plot_calibration(
     ax.set(title=title, xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1.03))
     ax.set_aspect("equal")
     legend = ax.legend(frameon=False, loc="upper left", fontsize=8)
+    # of one size: a point of the legend stands for no bin
     for handle in legend.legend_handles[1:]:
         handle.set_sizes([30])
     lighten(ax)

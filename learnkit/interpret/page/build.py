@@ -152,6 +152,7 @@ def suspicions(images: EvaluatedImages) -> Array:
     n_classes, rows = images.probs.shape[1], np.arange(images.n_known)
     counts = np.bincount(images.targets, minlength=n_classes)
     sums = np.bincount(images.targets, images.actual_probs, n_classes)
+    # no probability reaches infinity: nothing is as sure as images of a class without any
     usual = np.where(counts, sums / np.maximum(counts, 1), np.inf)
     predicted = images.predicted[: images.n_known]
     sure = images.probs[rows, predicted] >= usual[predicted]
@@ -217,6 +218,7 @@ def _image_rows(
             "sha": sha and base64.b64encode(bytes.fromhex(sha)).decode().rstrip("="),
             **heats.get(place, {}),
         }
+        # what has no default is held against the row itself, which none of its values equals
         rows.append({key: one for key, one in row.items() if one != DEFAULTS.get(key, row)})
     return rows
 

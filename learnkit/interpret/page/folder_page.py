@@ -118,6 +118,7 @@ def _mark(rows: list[dict[str, Any]], ranked: pd.DataFrame) -> None:
     order = suspects[np.argsort(ranked["p_label"].to_numpy()[suspects], kind="stable")]
     for place in order[:_MAX_SUSPECTS].tolist():
         one = ranked.iloc[place]
+        # not 0: the page takes a row for a suspect by a `w` above it
         rows[place]["w"] = float(f"{max(1 - one['p_label'], 1e-3):.4g}")
         rows[place]["wt"] = (
             f"says {one['label']}, looks like {one['predicted']} {one['p_predicted']:.1%}; "

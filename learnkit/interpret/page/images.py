@@ -226,6 +226,7 @@ def name_of(source: Any, place: int, root: Path | None) -> str:
         return f"image {place + 1}"
     below = root is not None and Path(file).is_relative_to(root)
     name = Path(file).relative_to(root).as_posix() if below else os.path.basename(file)
+    # bytes of a name that are no text are surrogates in Python, which UTF-8 cannot write
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

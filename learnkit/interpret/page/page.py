@@ -65,6 +65,7 @@ class EvaluationPage:
         Raises:
             UsageError: the name does not end in .html, or another file stands there.
         """
+        # before the pictures are read, which takes longest
         path = page_target(path, force=force)
         return write_page(path, self.data(evaluation, **about))
 

@@ -163,6 +163,7 @@ def _hidden(evaluation: Evaluation) -> list[Sentence]:
     """What accuracy hides: one that is far above the mean over the classes."""
     measures = evaluation.all_measures
     balanced, accuracy = measures.get("balanced_accuracy"), measures["accuracy"]
+    # so written that NaN says nothing
     if balanced is None or not accuracy - balanced > _GAP:
         return []
     text = (

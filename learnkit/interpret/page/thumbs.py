@@ -89,6 +89,7 @@ def _ends_of_classes(rows: Rows, places: Iterable[int]) -> list[int]:
     """
     by_class: dict[str, list[int]] = {}
     for i in sorted(places, key=lambda i: -rows[i]["t"][0][1]):
+        # as text: several labels of an image are a list, which is no key
         by_class.setdefault(str(rows[i]["a"]), []).append(i)
     chosen = [
         list(dict.fromkeys([*own[:_PER_CLASS], *own[: -_PER_CLASS - 1 : -1]]))
