@@ -22,6 +22,7 @@ from learnkit.models.spec import ModelSpec
 
 def adopted_arguments(learn: Learner) -> dict[str, Any]:
     """Return the arguments that make an ImageLearner of a fastai Learner, callbacks copied."""
+    # what fastai gives every learner: the new one gets its own
     defaults = {type(cb) for cb in Learner(learn.dls, nn.Identity(), learn.loss_func).cbs}
     names = [
         "loss_func",
@@ -35,10 +36,12 @@ def adopted_arguments(learn: Learner) -> dict[str, Any]:
         "wd_bn_bias",
         "moms",
     ]
+    # fastai's True is every kind of norm, ImageLearner's the batch norms
     train_bn = "all" if learn.train_bn is True else learn.train_bn
     return {
         "dls": learn.dls,
         "model": learn.model,
+        # copies: a callback knows one learner, which adding it sets
         "cbs": [copy.copy(cb) for cb in learn.cbs if type(cb) not in defaults],
         "train_bn": train_bn,
         **{name: getattr(learn, name) for name in names},

@@ -73,6 +73,7 @@ def explained_arguments(function: Callable, arch: Any, passed: Mapping[str, Any]
         yield
     except TypeError as error:
         found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        # of a name that nobody passed it is an error of the network's own code
         if found is None or found[1] not in passed:
             raise
         raise TypeError(_unknown(function, found[1], None, arch)) from error

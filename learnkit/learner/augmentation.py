@@ -65,6 +65,7 @@ def item_augmentation(item_tfms: Any) -> list[Transform]:
     Raises:
         DataError: One is no transform, or has to be for all images.
     """
+    # copies: the caller's may be used for all images elsewhere
     transforms = [copy.copy(tfm) for tfm in _transforms("item_tfms", item_tfms)]
     for tfm in transforms:
         tfm.split_idx = 0
@@ -107,6 +108,7 @@ def _with(dl: Any, stage: str, tfms: Any) -> Pipeline:
     if tfms is None:
         return Pipeline([*fs])
     new = [_transform("tfms", tfm) for tfm in ([tfms] if callable(tfms) else tfms)]
+    # plain Transforms are functions, of one type whatever they do
     kinds = {type(tfm) for tfm in new} - {Transform}
     return Pipeline([*new, *(t for t in fs if not _varies(t) and type(t) not in kinds)])
 

@@ -227,6 +227,7 @@ def undo(learn: Any) -> ChangeReport:
             "there is no change to take back since the continual state began or was loaded; to "
             "leave that state, call drop_continual()"
         )
+    # what was kept since the change stays kept
     noted = {**vars(earlier), "snapshots": _record(learn).snapshots}
     return change(learn, ContinualClassifier.undo, **noted)
 
@@ -235,6 +236,7 @@ def snapshot(learn: Any, name: str) -> None:
     """Keep all that the head knows, and what the learner noted of it, under a name."""
     record = _record(learn)
     check_continual(continual_head(learn.model)).snapshot(name)
+    # without those: each snapshot would hold all that were before it
     kept = replace(record, earlier=None, snapshots={})
     noted = replace(record, snapshots={**record.snapshots, name: kept})
     learn.state = replace(learn.state, record=noted)
@@ -359,6 +361,7 @@ def _loaders(learn: Any, data: Any) -> DataLoaders:
                 "`data` is an ImageDataset, and no recipe reads files as the learner's loaders do; "
                 f"give DataLoaders made as those were ({problem})"
             )
+        # `agreeing_loaders` below adds what the network needs
         recipe = preprocessing_of(learn.dls).replace(mean=None, std=None)
         options = {"balance": getattr(learn.dls, "balance", False), "bs": learn.dls.bs}
         if (store := getattr(learn.dls, "store", None)) is not None:
@@ -394,6 +397,7 @@ def _begin(learn: Any, dls: DataLoaders) -> None:
     if kept := first_class_ids(learn):
         names = continual_head(learn.model).classes
         ids = dict(zip(names, ids_of_classes(kept, len(names)), strict=True))
+    # without an optimizer `fit` makes one, which knows the new head
     learn.model[1], learn.dls, learn.opt = new, dls, None
     learn.state = replace(learn.state, record=None, class_ids=ids)
 
@@ -401,6 +405,7 @@ def _begin(learn: Any, dls: DataLoaders) -> None:
 @contextmanager
 def _restored_after_failure(learn: Any) -> Iterator[None]:
     """Leave the learner as it was if the block raises."""
+    # deep: a state dict refers to the weights themselves
     model, body = learn.model, copy.deepcopy(learn.model[0].state_dict())
     head, state, dls, opt = model[1], learn.state, learn.dls, learn.opt
     spec = getattr(model, "spec", None)

@@ -140,6 +140,7 @@ class StoredPixels:
 
     def __init__(self, store: ImageStore, files: Sequence[Path], targets: np.ndarray):
         self.store, self.rows = store, store.row_numbers(files)
+        # flags are floats, as fastai's OneHotEncode makes them
         self.targets = torch.from_numpy(targets if targets.ndim == 1 else targets.astype("float32"))
 
     def batch(self, places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,6 +182,7 @@ class StoreLoader(BalancedLoader):
 
     def do_item(self, s: int | None) -> Any:
         """The item at a place; the place itself where batches are whole."""
+        # fastai's `create_item` takes None for 0, too
         return (s or 0) if self._whole else super().do_item(s)
 
     def do_batch(self, b: Sequence[Any]) -> Any:
@@ -318,6 +320,7 @@ def image_dataloaders(
 def _check_device(device: Any) -> None:
     """Raise DataError unless torch knows the device and this machine has it."""
     try:
+        # a torch without CUDA raises AssertionError for it
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         told = str(error).splitlines()[0]
@@ -469,6 +472,7 @@ def with_normalization(
         mean: One value per channel, of pixels in 0..1.
         std: One value per channel.
     """
+    # else fastai puts them on its default device, wherever the batches are
     normalize = Normalize.from_stats(tuple(mean), tuple(std), cuda=False)
     new = copy.copy(dls)
     new.loaders = [dl if _normalizes(dl) else _normalized(dl, normalize) for dl in dls.loaders]
@@ -520,5 +524,6 @@ def _normalized(dl: TfmdDL, normalize: Normalize) -> TfmdDL:
     new = dl.new(after_batch=Pipeline([*dl.after_batch.fs, normalize]))
     random.setstate(state)
     new.rng.setstate(dl.rng.getstate())
+    # fastai's setter also brings the statistics of Normalize there
     new.device = dl.device
     return new

@@ -145,6 +145,7 @@ def probe_images(learn: Learner, recipe: Preprocessing) -> torch.Tensor | None:
         return probes if fitting else None
     chosen = _evenly(files, N_PROBES)
     # one of each kind too, as far as headers of some of them tell
+    # reversed: of each kind the first stays
     kinds = {image_kind(files[i]): i for i in reversed(_evenly(files, _N_HEADERS))}
     _check_reading(source, recipe, [*chosen, *sorted(kinds.values())])
     return torch.stack([recipe.load(files[i]) for i in chosen])
@@ -166,6 +167,7 @@ def _check_reading(source: Source, recipe: Preprocessing, places: Sequence[int])
         path = source.items[place]
         found = recipe(path)
         same = found.shape == seen.shape
+        # times std: differences of pixels in 0..1 again, which `_ROUNDING` is of
         if same and float(((found - seen) * std).abs().max()) <= _ROUNDING:
             continue
         raise ExportError(

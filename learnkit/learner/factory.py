@@ -150,6 +150,7 @@ def cnn_learner(
     if starts_empty:
         if check_weights:
             raise TypeError("`check_weights` compares by training images, and there is no `dls`")
+        # one output, for there is no head without; `init_continual` takes its place
         dls, n_out = loaders_without_data(size, n_in), 1
     elif size is not None and dls is not None:
         raise TypeError(f"`size` is {size!r}, but `dls` have one: dataloaders(size={size!r})")
@@ -177,6 +178,7 @@ def cnn_learner(
         arch_kwargs=options | (arch_kwargs or {}),
     )
     if names_of(dls) is not None and getattr(dls.train_ds, "loss_func", None) is None:
+        # fastai asks the dataset for it, where torch's have none
         learner_kwargs.setdefault("loss_func", CrossEntropyLossFlat())
     warn_if_code(dls)
     groups = split_on if split_on is not None else splitter
@@ -332,6 +334,7 @@ def _other_paddings(
     except TypeError:  # an architecture that has no such argument
         return []
     kinds = [[type(module) for module in net.modules()] for net in (body, changed)]
+    # an architecture may take the option and do nothing with it
     return [other] if kinds[0] != kinds[1] else []
 
 

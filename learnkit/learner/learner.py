@@ -262,6 +262,7 @@ class ImageLearner(Learner, Shown):
             OodLockedError: `fit_ood` has derived something from the present network.
             DataError: No batches to train on, or a callback watches what nothing measures.
         """
+        # fastai's `fit` takes n_epoch, lr, wd and cbs in this order
         cbs = kwargs.get("cbs", args[3] if len(args) > 3 else None)
         with training(self), explained_monitors(self, cbs):
             super().fit(*args, **kwargs)
@@ -302,7 +303,9 @@ class ImageLearner(Learner, Shown):
         check_trainable(self)
         if len(self.dls.train) == 0:
             raise DataError(no_batches(self.dls.train))
+        # the third behind `num_it`, after stop_div and show_plot
         suggests = kwargs.get("suggest_funcs", args[2] if len(args) > 2 else True) is not None
+        # fastai leaves the first tenth of the losses out, and the last 5
         check_number("num_it", num_it, least=6 if suggests else 1)
         if not isinstance(start_lr, Iterable) and not start_lr > 0:
             raise DataError(f"`start_lr` is {start_lr!r}; give a rate above 0, such as 1e-7")
@@ -385,6 +388,7 @@ class ImageLearner(Learner, Shown):
         Raises:
             InterpretationError: There are no samples, or labels the learner does not know.
         """
+        # not left to fastai, whose `tta` misspells `shuffle`
         dl = self.dls[ds_idx].new(shuffle=False, drop_last=False) if dl is None else dl
         check_not_empty(dl)
         dl = augmented_loader(self, dl, item_tfms, batch_tfms)

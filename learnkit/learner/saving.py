@@ -41,10 +41,12 @@ def save_with_state(learn: Any, file: Any, save: Callable[..., Path], **kwargs: 
     former_names = {} if record is None else dict(record.former_names)
     class_ids = () if record is None else record.class_ids
     if detector is None and not former_names and not class_ids:
+        # one of an earlier `save` would be read with these weights
         extra.unlink(missing_ok=True)
         return path
     config, tensors = (None, {}) if detector is None else detector.state()
     facts = {"ood": config, "former_names": former_names, "class_ids": list(class_ids)}
+    # safetensors refuses others
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, extra, metadata={"learnkit": json.dumps(facts)})
     return path
@@ -54,6 +56,7 @@ def load_with_state(learn: Any, file: Any, load: Callable[..., Any], **kwargs: A
     """The learner, after `load`, with the kind of head and the detector it was saved with."""
     name = Path(str(file)).with_suffix(_EXTRA) if Path(str(file)).suffix == ".pth" else None
     extra = learn.path / learn.model_dir / (name or f"{file}{_EXTRA}")
+    # before the weights are: a damaged file leaves the learner as it is
     facts, tensors = _read_extra(extra)
     detector = OodDetector.from_state(facts["ood"], tensors) if facts["ood"] else None
     with _fitting_head(learn):

@@ -149,13 +149,16 @@ def train_batch(learn: Any, images: Any, labels: Any = None) -> dict[str, float]
     model, (x, y) = learn.model, _as_batch(learn, images, labels)
     if learn.opt is None:
         learn.create_opt()
+    # as fastai's `fit` does before its first step
     if learn.wd is not None:
         learn.opt.set_hypers(wd=learn.wd)
     modes = [(module, module.training) for module in model.modules()]
+    # running statistics move before anybody knows the loss
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:
         model.train()
         for cb in learn.cbs:
+            # they set modes of layers, which a step needs; no other callback is told
             if isinstance(cb, BnFreeze | FoldedNorms):
                 cb.before_train()
         loss = _propagated(learn, x, y)
@@ -189,6 +192,7 @@ def _propagated(learn: Any, x: Tensor, y: Any) -> float:
         ) from error
     _backward(learn, loss)
     gradients = [p.grad for p in learn.model.parameters() if p.grad is not None]
+    # a number for each gradient: no sum with NaN or infinity in it is finite
     if not torch.isfinite(torch.stack([loss.detach(), *map(torch.sum, gradients)])).all():
         raise NonFiniteLossError(
             f"the loss of the batch is {float(loss.detach())}, or its gradients are not finite; no "
@@ -260,6 +264,7 @@ def _targets(learn: Any, labels: Any, n: int) -> Tensor:
         raise DataError(f"`labels` has {unknown[:5]}, which are no classes here ({known})")
     if not several:
         return torch.tensor([number[name] for (name,) in names])
+    # each class is in there twice, by its name and by its number
     flags = torch.zeros(n, len(number) // 2)
     for row, of_image in zip(flags, names, strict=True):
         row[[number[name] for name in of_image]] = 1

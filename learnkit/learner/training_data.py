@@ -132,6 +132,7 @@ def _other_reading(learn: Any, data: Any) -> str | None:
         ours, theirs = preprocessing_of(learn.dls), preprocessing_of(data)
     except ExportError:
         return None
+    # loaders that do not normalise get what the network needs
     theirs = theirs.replace(mean=theirs.mean or ours.mean, std=theirs.std or ours.std)
     if ours == theirs:
         return None

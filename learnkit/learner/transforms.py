@@ -85,6 +85,7 @@ class ResizeLikeRecipe(Transform):
         self.preprocessing = preprocessing
 
     def encodes(self, image: PILBase):  # noqa: D102
+        # fastai's ToTensor goes by fastai's own kinds of images
         return type(image)(self.preprocessing.resize(image))
 
 
@@ -108,6 +109,7 @@ class ReusedMemory:
         if len(whole) < n_values:
             whole = np.empty(n_values, np.float32)  # in large pages, which torch's own are not
         lent = whole[:n_values].reshape(shape)
+        # not at exit, where finalizers are called by default
         weakref.finalize(lent, self._free.append, whole).atexit = False
         return torch.from_numpy(lent)
 
@@ -140,6 +142,7 @@ class LabelOf(Transform):
 
     def encodes(self, path):  # noqa: D102
         label = self._label(path)
+        # fasttransform would hand on the items of a tuple one by one
         return list(label) if isinstance(label, tuple) else label
 
     def _label(self, item: Any) -> Any:
@@ -274,6 +277,7 @@ def _steps_of(tfm: Transform, stage: str, before: Sequence[Resizing]) -> list[Re
 
 
 def _resize(tfm: Resize) -> list[Resizing]:
+    # fastai keeps (height, width) turned around, as Pillow has it
     size, mode = tuple(tfm.size[::-1]), _filter(tfm)
     return [Resizing(size, tfm.method, interpolation=mode, pad_mode=tfm.pad_mode)]
 
@@ -281,6 +285,7 @@ def _resize(tfm: Resize) -> list[Resizing]:
 def _random_resized_crop(tfm: RandomResizedCrop) -> list[Resizing]:
     """The whole image, a bit larger than `size`, and the middle of that."""
     height, width = size = tuple(tfm.size[::-1])
+    # the same sum as in fastai's RandomResizedCrop
     more = math.ceil(max(size) * tfm.val_xtra / 8) * 8
     first = Resizing((height + more, width + more), "squish", interpolation=_filter(tfm))
     return [first, Resizing(size, "keep")] if more else [first]

@@ -122,6 +122,7 @@ def fit_ood(
     detector.extend(features, found.labels, **given)
     if held_out is not None:
         _calibrate_sets(learn, detector, held_out.logits, held_out.labels)
+    # last: what fails before leaves the learner as it was
     learn.state = replace(learn.state, ood_detector=detector)
     return detector.threshold
 

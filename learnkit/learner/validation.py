@@ -217,6 +217,7 @@ def show_results(learn: Any, dl: Any, *, max_n: int, **kwargs: Any) -> None:
             "The samples have no labels to show beside the predicted ones; pass a loader with "
             "labels, or ask `learn.predict_batch(files)`"
         )
+    # all that `get_preds` wants of a loader is a length; so what is drawn was predicted
     batches = _Batches([batch[: dl.n_inp]])
     batches.source = dl
     predicted = learn.get_preds(dl=batches, with_decoded=True)[2]
