@@ -118,6 +118,7 @@ class Checkpoint(TrainingCallback):
         checkpoint = cls(file, every=saved["every"], seed=saved["seed"], config=config)
         checkpoint._saved = saved
         before = {name: str(value) for name, value in (unsaid or {}).items()}
+        # what the file says itself goes before it
         saved["run"] = {n: before[n] for n in checkpoint.config if n in before} | saved["run"]
         return checkpoint
 

@@ -106,6 +106,7 @@ def weighted_loss(learn: Any) -> Iterator[None]:
             loss.flatten = False  # one weight per column needs columns
         yield
     finally:
+        # as it was: with another value it is refused above
         setattr(func, name, None)
         if flat is not None:
             loss.flatten = flat

@@ -37,6 +37,7 @@ def folded_norms(model: nn.Module) -> list[nn.Module]:
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             continue
         mean, var = norm.running_mean, norm.running_var
+        # near 1: it may be 1 - eps, so that what the layer divides by is 1
         if not mean.any() and bool((var == var[0]).all()) and abs(float(var[0]) - 1) < 1e-3:
             folded.append(norm)
     return folded

@@ -65,6 +65,7 @@ def plot_confusion(
     names, style = figure_names(classes)
     names, n = [names[i] for i in rows], len(rows)
     totals = confusion.sum(1, keepdims=True)  # of rows; NaN in those without samples
+    # `where` computes both: without the maximum numpy would warn of 0 / 0
     shares = np.where(totals > 0, confusion / np.maximum(totals, 1), np.nan)[np.ix_(rows, rows)]
     counts = confusion[np.ix_(rows, rows)]
     # compressed: cells are square, and beside such axes `constrained` leaves gaps

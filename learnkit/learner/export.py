@@ -364,6 +364,7 @@ def _continual_record(model: nn.Module, class_ids: tuple[int, ...]) -> Continual
     if head is None:
         return None
     record, history = None, head.history
+    # the oldest first, as each record holds the one before it
     for knowledge in reversed(history.states):
         record = replace(_noted(knowledge, class_ids), earlier=record)
     snapshots = {name: _noted(one, class_ids) for name, one in history.snapshots.items()}

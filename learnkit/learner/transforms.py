@@ -264,6 +264,7 @@ def _steps_of(tfm: Transform, stage: str, before: Sequence[Resizing]) -> list[Re
     if isinstance(tfm, AffineCoordTfm | RandomResizedCropGPU):
         steps = _steps_of_batch(tfm, before)
     else:
+        # by type: an heir of one of these may do anything
         steps = _STEPS.get(type(tfm), lambda _: None)(tfm)
     if steps is not None:
         return steps

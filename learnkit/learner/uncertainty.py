@@ -348,6 +348,7 @@ def _calibrate_sets(
 ) -> None:
     """Calibrate prediction sets of the trained head by what it says of images it has not seen."""
     numbers = {name: i for i, name in enumerate(class_names(learn))}
+    # `fit_sets` leaves -1 out: the head has no output for it
     targets = torch.tensor([numbers.get(label, -1) for label in labels], dtype=torch.int64)
     detector.fit_sets(logits.cpu().float().softmax(1), targets)
 

@@ -68,6 +68,7 @@ def require_hub(label: str) -> None:
 
 def require_url(label: str, url: str) -> None:
     """Raise WeightsUnavailableError unless `url` is in torch's cache or its server answers."""
+    # under this name torch.hub keeps what it fetched
     cached = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlsplit(url).path))
     if not cached.is_file() and not server_answers(url):
         server = urlsplit(url)

@@ -76,6 +76,7 @@ class ModelSpec:
             )
         if not isinstance(self.channels_last, bool):
             raise ModelSpecError(f"`channels_last`={self.channels_last!r}: expected true or false")
+        # copies: what was checked must not change in the caller's hands
         object.__setattr__(self, "arch_kwargs", _as_json(self.arch_kwargs))
         object.__setattr__(self, "head", _as_json(self.head))
 

@@ -120,6 +120,7 @@ def timm_body(
 
 def _cut_body(model: nn.Module, cut: Any, shape: tuple[int, ...]) -> tuple[TimmBody, Tensor]:
     """Return the first children of a timm network as a body, under their own names."""
+    # of the whole network: what is left of a cut has no `group_matcher`
     stem = _stem_names(model)
     trunk = cut_network(model, cut)
     seen = require_map(model, trunk, cut, shape)

@@ -46,6 +46,7 @@ def templates() -> Environment:
     found = Environment(
         loader=PackageLoader("learnkit.report"),
         autoescape=True,
+        # by default jinja2 writes nothing for a name that is misspelt
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -258,6 +258,7 @@ class _Terminal:
         from rich.control import Control
         from rich.segment import ControlType
 
+        # `_kind` has asked already; rich's own answer depends on the environment, too
         self._console = Console(stderr=True, force_terminal=True)
         self._erase = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
         # A prompt may stand in the line of a pass that failed.
@@ -293,6 +294,7 @@ class _Notebook:
         from IPython.display import display
 
         if self._output is None:
+            # without an id IPython returns no handle to update it by
             self._output = display(progress, display_id=True)
         else:
             self._output.update(progress)

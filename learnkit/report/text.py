@@ -45,6 +45,7 @@ def print_document(document: doc.Document, console: Console) -> None:
         _print(document, console)
     else:
         # the lines are broken already
+        # as Text: in a str rich takes brackets for markup
         console.print(Text(as_text(document)), soft_wrap=True)
 
 
