@@ -260,10 +260,6 @@ def _set_meta_data(model: HDlModel, value: Any) -> None:
     model.meta_data = value
 
 
-def _set_optimize_for_inference(model: HDlModel, value: Any) -> None:
-    as_bool(value, "optimize_for_inference")  # nothing is kept for training that could be freed
-
-
 def _set_ood_threshold(model: HDlModel, value: Any) -> None:
     _ood_threshold(model)  # it has to be there
     one = one_value(value)
@@ -283,7 +279,7 @@ def _clear_ood(model: HDlModel, value: Any) -> None:
         model.made.clear_ood()
 
 
-_SET: dict[str, Callable[[HDlModel, Any], None]] = {
+_SET: dict[str, Callable[[HDlModel, Any], object]] = {  # what they return is not looked at
     "class_names": _set_names,
     "class_ids": _set_ids,
     "image_dimensions": _set_dimensions,
@@ -300,7 +296,8 @@ _SET: dict[str, Callable[[HDlModel, Any], None]] = {
     "runtime": _set_runtime,
     "gpu": lambda model, value: None,
     "meta_data": _set_meta_data,
-    "optimize_for_inference": _set_optimize_for_inference,
+    # checked alone: nothing is kept for training that could be freed
+    "optimize_for_inference": lambda model, value: as_bool(value, "optimize_for_inference"),
     "ood_threshold": _set_ood_threshold,
     "clear_ood": _clear_ood,
 }

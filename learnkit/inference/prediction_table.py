@@ -170,11 +170,6 @@ def _read_csv(file: BinaryIO) -> Iterator[Row]:
         yield from csv.DictReader(text)
 
 
-def _read_parquet(file: BinaryIO) -> Iterator[Row]:
-    for batch in _pyarrow()[1].ParquetFile(file).iter_batches(columns=_MARKS):
-        yield from batch.to_pylist()
-
-
 @contextmanager
 def _as_text(file: BinaryIO, errors: str = "strict") -> Iterator[TextIO]:
     # without translation, as `csv` asks: line ends inside of cells stay what they are
@@ -205,5 +200,9 @@ _WRITERS: dict[str, Callable[[BinaryIO, Layout, Iterable[Row]], None]] = {
 _READERS: dict[str, Callable[[BinaryIO], Iterator[Row]]] = {
     "csv": _read_csv,
     "jsonl": lambda file: map(json.loads, file),
-    "parquet": _read_parquet,
+    "parquet": lambda file: (
+        row
+        for batch in _pyarrow()[1].ParquetFile(file).iter_batches(columns=_MARKS)
+        for row in batch.to_pylist()
+    ),
 }

@@ -17,7 +17,7 @@ from learnkit.models.arch import Arch, resolve_arch
 from learnkit.models.cut import check_cut
 from learnkit.models.dry_run import dry_run
 from learnkit.models.meta import default_meta, family_meta, meta_of
-from learnkit.models.networks import Request, WholeNetwork, whole_network
+from learnkit.models.networks import BUILDERS, Request, WholeNetwork
 from learnkit.models.timm_body import is_timm, timm_body
 from learnkit.models.torchvision_body import children_body
 from learnkit.models.weights import StatedRecipe, Wanted, stated_recipe, wanted_weights
@@ -182,7 +182,7 @@ def _build(arch: Arch, request: Request, cut: Any) -> tuple[WholeNetwork, nn.Mod
 
 def _build_at(arch: Arch, request: Request, cut: Any) -> tuple[WholeNetwork, nn.Module, Tensor]:
     """Build, cut and try out the network at the size of the request."""
-    network = whole_network(arch, request)
+    network = BUILDERS[arch.source](arch, request)
     shape = (1, network.n_in, *network.size)
     if arch.source == "timm" or is_timm(network.module):
         return network, *timm_body(network.module, cut, shape, pooled=request.pooled)

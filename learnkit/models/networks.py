@@ -77,12 +77,6 @@ class WholeNetwork:
     built_for: Size | None = None
 
 
-def whole_network(arch: Arch, request: Request) -> WholeNetwork:
-    """Return the network of an architecture as its library builds it."""
-    build = {"timm": _timm, "torchvision": _torchvision, "custom": _custom}[arch.source]
-    return build(arch, request)
-
-
 def _timm(arch: Arch, request: Request) -> WholeNetwork:
     """Build a timm network, for the requested size where it is made for one size."""
     config = timm_config(arch.name, request.wanted.tag)
@@ -325,3 +319,7 @@ def _call(arch: Arch, wanted: Wanted, options: dict[str, Any]) -> nn.Module:
         chosen = {}
     with fetching(arch.label):
         return arch.build(**chosen | options)
+
+
+# the whole network as its library builds it, by the source of its architecture
+BUILDERS = {"timm": _timm, "torchvision": _torchvision, "custom": _custom}
