@@ -1,9 +1,10 @@
 """Published continual classifiers over frozen features, re-implemented from their formulas.
 
 Each takes (features (N,D) float64, labels (N,) class numbers, n_classes, tasks) and returns a
-function that predicts class numbers (M,) of features. `tasks` are the arrivals: index arrays into
-the samples, in order; methods that do not care about arrival ignore them. Features come as the
-network pooled them; each method prepares them as published.
+function from features to logits (M,C); the largest is the answer. `tasks` are the arrivals: index
+arrays into the samples, in order; methods that do not care about arrival ignore them. Features come
+as the network pooled them; each method prepares them as published. `METHODS` have the answers,
+`LOGITS` the logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from learnkit.continual.embedding import embed
 from learnkit.continual.statistics import ClassStatistics
 
 Predict = Callable[[Tensor], Tensor]
+Logits = Callable[[Tensor], Tensor]
+FitLogits = Callable[[Tensor, Tensor, int, Sequence[np.ndarray]], Logits]
 Fit = Callable[[Tensor, Tensor, int, Sequence[np.ndarray]], Predict]
 
 
@@ -28,7 +31,7 @@ def is_root(features: Tensor) -> bool:
     return bool((features >= 0).all())
 
 
-def learnkit_method(fit: Callable) -> Fit:
+def learnkit_method(fit: Callable) -> FitLogits:
     """One of learnkit's classifiers, its statistics grown arrival by arrival."""
 
     def run(features, labels, n_classes, tasks):
@@ -37,33 +40,38 @@ def learnkit_method(fit: Callable) -> Fit:
         for task in tasks:
             stats = stats.update(features[task], [names[c] for c in labels[task].tolist()])
         classifier = fit(stats.moments())
-        return lambda x: classifier.logits(embed(x, root=False)).argmax(1)
+        return lambda x: classifier.logits(embed(x, root=False))
 
     return run
 
 
-def nearest_mean(features, labels, n_classes, tasks) -> Predict:
+def nearest_mean(features, labels, n_classes, tasks) -> Logits:
     """Largest cosine between a feature and the class means."""
     means = torch.stack([_unit(features)[labels == c].mean(0) for c in range(n_classes)])
-    return lambda x: (_unit(x) @ _unit(means).T).argmax(1)
+    return lambda x: _unit(x) @ _unit(means).T
 
 
-def nearest_neighbor(features, labels, n_classes, tasks) -> Predict:
-    """Class of the learned feature with the largest cosine."""
-    return lambda x: labels[(_unit(x) @ _unit(features).T).argmax(1)]
+def nearest_neighbor(features, labels, n_classes, tasks) -> Logits:
+    """Largest cosine of a feature with the learned ones of each class."""
+
+    def logits(x):
+        near = _unit(x) @ _unit(features).T
+        return torch.stack([near[:, labels == c].amax(1) for c in range(n_classes)], 1)
+
+    return logits
 
 
-def sklearn_lda(features, labels, n_classes, tasks) -> Predict:
+def sklearn_lda(features, labels, n_classes, tasks) -> Logits:
     """Scikit-learn's, Ledoit-Wolf shrinkage, uniform prior; needs more samples than classes."""
     root = is_root(features)
     model = LinearDiscriminantAnalysis(
         solver="lsqr", shrinkage="auto", priors=[1 / n_classes] * n_classes
     )
     model.fit(embed(features, root=root).numpy(), labels.numpy())
-    return lambda x: torch.from_numpy(model.predict(embed(x, root=root).numpy()))
+    return lambda x: torch.from_numpy(model.predict_log_proba(embed(x, root=root).numpy()))
 
 
-def streaming_lda(features, labels, n_classes, tasks) -> Predict:
+def streaming_lda(features, labels, n_classes, tasks) -> Logits:
     """Deep streaming LDA, one update per sample, in float32.
 
     Source: Hayes and Kanan, "Lifelong machine learning with deep streaming linear discriminant
@@ -81,10 +89,10 @@ def streaming_lda(features, labels, n_classes, tasks) -> Predict:
     inverse = torch.linalg.pinv(shrunk, hermitian=True)
     weight = means @ inverse
     bias = -0.5 * (weight * means).sum(1)
-    return lambda x: (x.float() @ weight.T + bias).argmax(1)
+    return lambda x: x.float() @ weight.T + bias
 
 
-def ranpac(features, labels, n_classes, tasks, *, width: int = 2000) -> Predict:
+def ranpac(features, labels, n_classes, tasks, *, width: int = 2000) -> Logits:
     """Ridge on random ReLU features; the penalty from a split of the last arrival.
 
     Source: McDonnell et al., "RanPAC: random projections and pre-trained models for continual
@@ -99,10 +107,10 @@ def ranpac(features, labels, n_classes, tasks, *, width: int = 2000) -> Predict:
     train, held = last[:cut], last[cut:] if cut < len(last) else last
     penalty = _best_penalty(hidden, targets, train, held)
     weight = _ridge(hidden, targets, penalty)
-    return lambda x: ((x @ projection).relu_() @ weight).argmax(1)
+    return lambda x: (x @ projection).relu_() @ weight
 
 
-def fecam_common(features, labels, n_classes, tasks) -> Predict:
+def fecam_common(features, labels, n_classes, tasks) -> Logits:
     """Mahalanobis distance of one covariance, made a correlation, after Tukey's square root.
 
     Source: Goswami et al., "FeCAM: exploiting the heterogeneity of class distributions in
@@ -122,10 +130,10 @@ def fecam_common(features, labels, n_classes, tasks) -> Predict:
     inverse = torch.linalg.pinv(covariance / torch.outer(scale, scale), hermitian=True)
     weight = _unit(means) @ inverse
     bias = -0.5 * (weight * _unit(means)).sum(1)
-    return lambda x: (_unit(tukey(x)) @ weight.T + bias).argmax(1)
+    return lambda x: _unit(tukey(x)) @ weight.T + bias
 
 
-def joint_logistic(features, labels, n_classes, tasks, *, balanced: bool = False) -> Predict:
+def joint_logistic(features, labels, n_classes, tasks, *, balanced: bool = False) -> Logits:
     """Logistic regression on all data at once; its penalty on a held-out fifth."""
     root = is_root(features)
     z, y = embed(features, root=root).numpy(), labels.numpy()
@@ -142,10 +150,10 @@ def joint_logistic(features, labels, n_classes, tasks, *, balanced: bool = False
     strengths = (3.0, 30.0, 300.0)
     scores = [fit(train, c).score(z[held], y[held]) if len(held) else 0 for c in strengths]
     model = fit(np.arange(len(y)), strengths[int(np.argmax(scores))])
-    return lambda x: torch.from_numpy(model.predict(embed(x, root=root).numpy()))
+    return lambda x: torch.from_numpy(model.predict_log_proba(embed(x, root=root).numpy()))
 
 
-METHODS: dict[str, Fit] = {
+LOGITS: dict[str, FitLogits] = {
     "learnkit lda": learnkit_method(fit_lda),
     "learnkit ridge": learnkit_method(fit_ridge),
     "learnkit prototype": learnkit_method(fit_prototype),
@@ -158,6 +166,19 @@ METHODS: dict[str, Fit] = {
     "joint logistic": joint_logistic,
     "joint logistic, balanced": lambda *args: joint_logistic(*args, balanced=True),
 }
+
+
+def _answers(fit: FitLogits) -> Fit:
+    """The same method, its answers in place of its logits."""
+
+    def run(*args):
+        logits = fit(*args)
+        return lambda x: logits(x).argmax(1)
+
+    return run
+
+
+METHODS: dict[str, Fit] = {name: _answers(fit) for name, fit in LOGITS.items()}
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ Of 300 blends with held-out offsets one gains 0 to .011, and the others lose 0 t
 eight cases: k = 5, and a quarter of the offset that costs .02 of held-out images, taken for normal.
 In 40 fresh draws of ants and bees it gains .010 to .012 with 2 to 5 images, where the others lose
 as much as before, and with one image loses .003.
+
+Whether .01 can be held at all, and by whom, `_promises_few_limit.py` measures; blends and held-out
+offsets in fresh draws, `_promises_few_offset.py`.
 """
 
 from collections.abc import Iterator
@@ -68,7 +71,7 @@ def rows(features_by_name: dict[str, dict[str, Split]], draws: int) -> Iterator[
                     yield {**where, "metric": metric, "value": value, "draw": draw}
 
 
-def _drawn(
+def drawn(
     data: dict[str, Split], rare: list[int], draw: int
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[int], np.ndarray]:
     """(labels, truth, rows of each class in an order, the classes of many, their rows to learn)."""
@@ -87,7 +90,7 @@ def _frontier(
 ) -> Iterator[tuple[int, str, dict[str, float]]]:
     """Best balanced accuracy of learnkit's discriminant, for what the others may lose of recall."""
     train, test = data["train"], data["test"]
-    labels, truth, order, many, old = _drawn(data, rare, draw)
+    labels, truth, order, many, old = drawn(data, rare, draw)
     for few in FEW:
         learned = np.concatenate([old, *(order[c][:few] for c in rare)])
         head = ContinualClassifier(train.features.shape[1])
@@ -120,7 +123,7 @@ def _measured(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Recall, mean, of the rare classes and of the others, and what the rare ones cost these."""
     train, test = data["train"], data["test"]
-    labels, truth, order, many, old = _drawn(data, rare, draw)
+    labels, truth, order, many, old = drawn(data, rare, draw)
     kept = np.isin(truth, many)
     alone = _recalls(method, train.features, labels, test.features[kept], truth[kept], [old])
     for few in FEW:

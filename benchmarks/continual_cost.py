@@ -141,8 +141,8 @@ def against_streaming_lda(n_samples: int, width: int = 1280) -> dict[str, object
         found[OURS] = head(features[:1000]).argmax(1)
 
     def peer() -> None:
-        predict = streaming_lda(features.double(), labels, 10, [np.arange(n_samples)])
-        found[PEER] = predict(features[:1000].double())
+        logits = streaming_lda(features.double(), labels, 10, [np.arange(n_samples)])
+        found[PEER] = logits(features[:1000].double()).argmax(1)
 
     times = interleaved_times({OURS: ours, PEER: peer}, repeats=1, warmup=0)
     agreement = (found[OURS] == found[PEER]).double().mean().item()
