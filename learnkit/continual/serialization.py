@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from sys import float_info
 from typing import Any
 
 import numpy as np
@@ -443,8 +444,9 @@ def read_threshold(value: Any) -> float | None:
     """A threshold set by hand as stored, or StatisticsError."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise StatisticsError(f"`threshold` is {value!r}; it is a finite number or null")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= float_info.max:  # `isfinite` raises for a huge int
+        raise StatisticsError(f"`threshold` is {value!r:.80}; it is a finite number or null")
     return float(value)
 
 

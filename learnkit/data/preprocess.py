@@ -342,8 +342,9 @@ def finite_floats(name: str, values: Any) -> tuple[float, ...] | None:
         return None
     try:
         numbers = np.asarray(values, dtype=np.float64).reshape(-1).tolist()
-    except (TypeError, ValueError) as error:
-        raise DataError(f"`{name}` is {values!r}; it must be one number per channel") from error
+    except (TypeError, ValueError, OverflowError) as error:  # the last: a huge int
+        told = f"`{name}` is {values!r:.80}; it must be one number per channel"
+        raise DataError(told) from error
     if not all(map(math.isfinite, numbers)):
         raise DataError(f"`{name}` is {values!r}; every value must be finite")
     return tuple(numbers)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from sys import float_info
 from typing import Any
 
 from torch import nn
@@ -275,7 +276,8 @@ def is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return (is_int(value) or isinstance(value, float)) and math.isfinite(value)
+    # NaN is not; `isfinite` raises for a huge int
+    return (is_int(value) or isinstance(value, float)) and abs(value) <= float_info.max
 
 
 def _is_list(

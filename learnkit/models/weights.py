@@ -4,12 +4,12 @@ A file may say how the images were made that its network was trained on; `stated
 """
 
 import json
-import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 import safetensors
@@ -380,11 +380,12 @@ def _channel_values(source: str, name: str, value: Any, n_in: int) -> tuple[floa
     values = value.tolist() if isinstance(value, Tensor) else value
     values = [values] if isinstance(values, int | float) else values
     good = isinstance(values, list | tuple) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values
+        isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= float_info.max
+        for x in values
     )
     if not good or (name == "std" and min(values, default=0) <= 0):
         rule = "positive numbers" if name == "std" else "finite numbers"
-        raise WeightsError(f"{source} says {name} {value!r}: expected {rule}")
+        raise WeightsError(f"{source} says {name} {value!r:.80}: expected {rule}")
     if len(values) not in (1, 3, n_in):
         raise WeightsError(
             f"{source} says {name} {value!r}, {len(values)} numbers for {n_in} "

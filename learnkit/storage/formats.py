@@ -45,6 +45,7 @@ _TYPES |= {"BOOL": "bool"}
 
 # A text without an end matches, too: else each of its quotes is tried, in quadratic time.
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+_MANY_DIGITS = re.compile(rb"[0-9]{309}")
 
 
 def to_json(value: Any) -> bytes:
@@ -72,6 +73,8 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
             object_pairs_hook=_refuse_duplicates,
             parse_constant=_finite_float,
             parse_float=_finite_float,
+            # only where there may be one: it is called for each of millions
+            parse_int=_finite_int if _MANY_DIGITS.search(data) else None,
         )
         json.dumps(value, ensure_ascii=False).encode()  # lone surrogates cannot be printed
     except ValueError as error:  # UnicodeError and JSONDecodeError are ValueErrors
@@ -104,8 +107,13 @@ def _finite_float(text: str) -> float:
     if not math.isfinite(value):
         # Python's parser also takes NaN, Infinity and -Infinity for numbers
         reason = "too large a number" if text[-1].isdigit() else "not a JSON number"
-        raise ValueError(f"{text} is {reason}")
+        raise ValueError(f"{text:.40} is {reason}")
     return value
+
+
+def _finite_int(text: str) -> int:
+    _finite_float(text)  # a number that no float holds ends in OverflowError far from here
+    return int(text)
 
 
 def is_json(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from sys import float_info
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,9 @@ def check_rate(rate: float, *, name: str) -> float:
 
 def check_score(value: float, *, name: str) -> float:
     """Return one finite number as a float, or raise UncertaintyError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UncertaintyError(f"`{name}` is {value!r}; give one finite score")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= float_info.max:  # `isfinite` raises for a huge int
+        raise UncertaintyError(f"`{name}` is {value!r:.80}; give one finite score")
     return float(value)
 
 

@@ -834,6 +834,7 @@ def test_a_state_from_before_there_were_optional_keys_is_read_and_written_anew()
         ({"format": None}, "reads 1 to 2"),
         ({"threshold": "inf"}, "finite number or null"),
         ({"threshold": float("nan")}, "finite number or null"),
+        ({"threshold": 10**400}, "finite number or null"),
         ({"class_names": ["x"]}, "shape"),
         ({"class_names": None}, "a list"),
         ({"forgotten_names": ["x", "y"]}, "shape"),

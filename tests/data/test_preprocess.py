@@ -205,6 +205,7 @@ def test_recipes_that_differ_in_any_field_differ():
         ({"mean": [0.5] * 3, "std": [1, 1, 0]}, "every value must be above 0"),
         ({"mean": [float("nan")] * 3, "std": [1] * 3}, "every value must be finite"),
         ({"mean": "x", "std": [1] * 3}, "one number per channel"),
+        ({"mean": [10**400] * 3, "std": [1] * 3}, "one number per channel"),
         ({"method": "stretch"}, "`method` is 'stretch'; it must be one of"),
         ({"interpolation": 2}, "`interpolation` is 2; it must be one of"),
         ({"pad_mode": "mirror"}, "`pad_mode` is 'mirror'"),

@@ -154,6 +154,7 @@ def test_what_is_given_needs_no_saying(file):
         ({"mean": HALF, "std": [1, 1, -1]}, "expected positive numbers"),
         ({"mean": "half", "std": HALF}, "says mean 'half': expected finite numbers"),
         ({"mean": [True] * 3, "std": HALF}, "expected finite numbers"),
+        ({"mean": [10**400] * 3, "std": HALF}, "expected finite numbers"),
         ({"mean": [[0.5]], "std": HALF}, "expected finite numbers"),
         (
             {"mean": HALF, "std": HALF, "pretrained_cfg": {"mean": ODD, "std": HALF}},

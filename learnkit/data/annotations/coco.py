@@ -6,8 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from math import isfinite
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 import numpy as np
@@ -271,7 +271,7 @@ def _is_box(value: Any) -> bool:
     return (
         isinstance(value, Sequence)
         and len(value) == 4
-        and all(type(one) in (int, float) and isfinite(one) for one in value)
+        and all(type(one) in (int, float) and abs(one) <= float_info.max for one in value)
         and value[2] > 0
         and value[3] > 0
     )

@@ -197,6 +197,7 @@ def test_ids_that_are_there_twice_or_missing_are_given_anew():
         (coco({**BOX, "image_id": [7]}), r"annotation 0 has 'image_id' \[7\]; it is the 'id' of"),
         (coco({**BOX, "category_id": 1}), "annotation 0 of image 7 has 'category_id' 1; it is the"),
         (coco({"id": 1, "image_id": 7}), "annotation 0 of image 7 has no 'category_id'; it has"),
+        (coco({**BOX, "bbox": [1, 2, 10**400, 3]}), r"image 7 has 'bbox' \[1, 2, 10{20,}"),
         (coco({**BOX, "bbox": [1, 2, 3]}), r"image 7 has 'bbox' \[1, 2, 3\]; it is \[x, y, width"),
         (coco({**BOX, "bbox": [1, 2, 0, 3]}), r"'bbox' \[1, 2, 0, 3\]; it is .*, with an area"),
         (coco({**BOX, "bbox": [1, 2, "3", 4]}), "image 7 has 'bbox'"),

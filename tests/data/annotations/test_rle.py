@@ -92,6 +92,7 @@ def test_numbered_objects_have_the_runs_of_each(numbers):
         ([[1, 2, 3, 4, 5, 6, 7]], r"here\[0\] is .*; a polygon"),
         ([[1, 2, 3, 4, 5, "6"]], r"here\[0\] has '6'; coordinates are numbers"),
         ([[1, 2, 3, 4, 5, float("nan")]], r"here\[0\] has nan; coordinates"),
+        ([[1, 2, 3, 4, 5, 10**400]], r"here\[0\] has 10{39}; coordinates"),
         ([[0, 0, 1e9, 1, 5, 5]], r"here\[0\] has 1000000000.0; coordinates"),
         ([[0, 0, 1e8, 1, 5, 5]], "here has a boundary of .* pixels in an image of 3 x 2"),
         ({"size": [2, 3]}, "here has 'counts' None; they are whole numbers from 0 on, or a text"),
