@@ -394,15 +394,18 @@ def _tridiagonalised(matrix: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tens
     axes = np.zeros((n, n), order="F")
     axes[0, 0] = 1  # which the first reflection leaves where it is
 
+    # once: LAPACK's door copies a part of a matrix whose columns do not follow each other
+    reflectors = np.asfortranarray(packed[1:, :-1])
+    del packed
+
     def reflect(first: int) -> None:
         some = slice(first, min(first + _BLOCK, n - 1))
         unit = np.zeros((n - 1, some.stop - first), order="F")
         np.fill_diagonal(unit[first:], 1)
         # those after the last of these leave them where they are
-        reflections = packed[1:, : some.stop], taus[: some.stop]
-        axes[1:, 1:][:, some], _, _ = lapack.dormqr(
-            "L", "N", *reflections, unit, _BLOCK**2, overwrite_c=1
-        )
+        these = reflectors[:, : some.stop], taus[: some.stop]
+        found = lapack.dormqr("L", "N", *these, unit, _BLOCK**2, overwrite_c=1)
+        axes[1:, 1:][:, some] = found[0]
 
     in_threads(reflect, range(0, n - 1, _BLOCK), _BLOCK * n**2)
     return (
