@@ -64,7 +64,9 @@ def select(
     if not single and bool((samples.labels == samples.labels[0]).all()):
         shrinkages = (max(shrinkages),)
 
-    def tried(geometry: Geometry) -> Tempered:
+    def tried(shrinkage: float) -> Tempered:
+        # another than was measured by: those keep tables of all classes for as long as they live
+        geometry = spectrum.geometry(shrinkage)
         if single:
             return Tempered(1.0, density_loss(geometry, samples))
         logits = score_left_out(samples, geometry, debias).logits
@@ -72,9 +74,8 @@ def select(
 
     n_products = len(samples) * len(spectrum.classes) * spectrum.n_features
     # one candidate a thread, and one thread each: the bits are those of a loop
-    geometries = [spectrum.geometry(shrinkage) for shrinkage in shrinkages]
-    samples.measure(geometries)
-    found = in_threads(tried, geometries, n_products)
+    samples.measure([spectrum.geometry(shrinkage) for shrinkage in shrinkages])
+    found = in_threads(tried, shrinkages, n_products)
     results = dict(zip(shrinkages, found, strict=True))
     losses = {shrinkage: result.log_loss for shrinkage, result in results.items()}
     best = weigh_evidence(
