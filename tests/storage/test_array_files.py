@@ -1,8 +1,11 @@
 """Arrays of .npy and TIFF files: as NumPy and Pillow read them, or refused with the reason."""
 
+import gc
 import io
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from PIL import Image
 
 from learnkit.data.image import read_image
 from learnkit.errors import ImageReadError
-from learnkit.storage.array_files import array_in, read_tiff, tiff_pages
+from learnkit.storage.array_files import array_in, npy_shape, read_tiff, tiff_pages
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (13, 9, 5)).astype("uint8")
 LIMIT = 1_000_000
@@ -132,3 +135,19 @@ def test_what_is_not_that_is_refused_by_name(raw, message, tmp_path):
     with pytest.raises(ImageReadError, match=r"a\.npy' cannot be read: ") as caught:
         read_image(path, channels=5)
     assert caught.match(pattern)
+
+
+def test_files_read_in_many_threads_are_read_as_in_one():
+    file = io.BytesIO()
+    np.save(file, np.zeros((3, 4, 2), np.uint8))
+    # a collection of garbage that hands the turn on, amid the parser's work: hypothesis has one
+    hand_on, before = lambda *_: time.sleep(1e-5), gc.get_threshold()
+    gc.callbacks.append(hand_on)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: npy_shape(io.BytesIO(file.getvalue())), range(200)))
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(hand_on)
+    assert set(found) == {((3, 4, 2), np.dtype("uint8"))}
