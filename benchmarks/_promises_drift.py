@@ -13,9 +13,9 @@ means of 25 scores ("sigma25").
 
 For new kinds the rows "best possible" say what can be had from these scores at all: the mean delay
 of CUSUM on the likelihood ratios of binned scores, whose distributions with and without drift, and
-the share, it is told beforehand, at the same mean run of 10,000 images without drift. Whatever came
-before the drift, no test of such scores is faster (Moustakides, "Optimal stopping times for
-detecting changes in distributions", 1986). `FAR` images are looked at.
+the share, it is told beforehand, at the same mean run of 10,000 images without drift. In the worst
+case of what came before the drift, no test of such scores is faster (Moustakides, "Optimal stopping
+times for detecting changes in distributions", 1986). `FAR` images are looked at.
 
 Blurred and darkened images need pixels: their features come from `python _promises_drift.py
 IMAGES WEIGHTS OUT.npz SIZE`, and the file is named in the environment as DRIFT_ANTS, DRIFT_CIFAR.

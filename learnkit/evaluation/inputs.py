@@ -169,7 +169,7 @@ def label_threshold(
     plain = value.tolist() if hasattr(value, "tolist") else value
     try:
         numbers = np.asarray(plain, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = np.full((), np.nan)  # no number is above it
     inside = (numbers >= 0) & (numbers <= 1) if ends else (numbers > 0) & (numbers < 1)
     if numbers.shape not in ((), (n_classes,)) or not inside.all():

@@ -145,7 +145,7 @@ def checked_boxes(kind: str, boxes: Any, where: str) -> tuple[tuple[float, ...],
     n = FIELDS[kind].count(",") + 1
     try:
         found = np.asarray([] if boxes is None else list(boxes), float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{where} has {kind!r} {boxes!r:.80}; it is a list of {FIELDS[kind]}"
         ) from error
@@ -248,7 +248,10 @@ def _ordered(values: Any, name: str) -> np.ndarray:
 
 
 def _finite(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    found = np.asarray(values, float)
+    try:
+        found = np.asarray(values, float)
+    except (TypeError, ValueError, OverflowError) as error:  # the last: a huge int
+        raise DataError(f"`{name}` is {values!r:.80}; it must be rows of numbers") from error
     if found.size == 0:
         return np.empty((0, *shape))
     if found.shape[1:] != shape or found.ndim != len(shape) + 1:

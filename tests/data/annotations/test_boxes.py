@@ -98,6 +98,11 @@ SQUARE = [[0, 0], [2, 0], [2, 2], [0, 2]]
     [
         (edges_of_rectangles, [1, 2, 3, 4], r"`rectangles` has the shape \(4,\); .* \(N, 4\)"),
         (edges_of_rectangles, [[0, 5, 1, 4]], r"`rectangles\[0\]` is .*; the first two lie before"),
+        (
+            rectangles_of_edges,
+            [[0, 0, 1, 10**400]],
+            r"`edges` is \[\[0, 0, 1, 1000.*; it must be rows of",
+        ),
         (rectangles_of_edges, [[0, 0, 1, np.nan]], r"`edges\[0\]` is .*nan\]; it must be finite"),
         (corners_of_rectangles, [[0] * 4], r"`rectangles` has the shape \(1, 4\); .* \(N, 5\)"),
         (corners_of_rectangles, [[0, 0, 0, 1, -1]], r"has the lengths 1.0, -1.0; half edges are"),
