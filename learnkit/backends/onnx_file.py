@@ -8,7 +8,6 @@ Source: onnx.proto of the ONNX standard, whose field numbers never change.
 Changed are names, metadata, and the type of the weights.
 """
 
-import ast
 import json
 import math
 from collections import Counter, defaultdict
@@ -17,6 +16,7 @@ from typing import Any
 
 from learnkit.backends.extras import extra
 from learnkit.errors import BundleCorruptError, ExportError
+from learnkit.storage.formats import parse_literal
 
 MAX_NODES = 100_000
 # Operators beside ONNX's own: quantised ones, in types that older ONNX lacks.
@@ -187,7 +187,7 @@ def _name_nodes(graph: Any) -> None:
         # what a norm was folded into bears the norm's name, but still its own weight
         own = [name.removesuffix(".weight") for name in node.input if name in weights]
         scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
-        modules = [scope for scope in ast.literal_eval(scopes)[:-1] if not scope.startswith("_")]
+        modules = [scope for scope in parse_literal(scopes)[:-1] if not scope.startswith("_")]
         name = "/".join([*(own or modules[-1:])[:1], node.op_type]).lstrip("/")
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"

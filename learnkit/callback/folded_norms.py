@@ -38,6 +38,7 @@ def folded_norms(model: nn.Module) -> list[nn.Module]:
             continue
         mean, var = norm.running_mean, norm.running_var
         # near 1: it may be 1 - eps, so that what the layer divides by is 1
-        if not mean.any() and bool((var == var[0]).all()) and abs(float(var[0]) - 1) < 1e-3:
+        near = 1e-3 + norm.eps
+        if not mean.any() and bool((var == var[0]).all()) and abs(float(var[0]) - 1) < near:
             folded.append(norm)
     return folded

@@ -9,6 +9,8 @@ CLASSIFIERS = ("lda", "ridge", "prototype")
 SCORES = ("combined", "mahalanobis", "relative", "knn", "msp", "energy")
 GUARANTEES = ("loo", "split", "pac")
 PRIORS = ("training", "uniform")
+# A Gram matrix of more features takes 34 GB; counts of images travel as int32.
+MOST_FEATURES, MOST_IMAGES = 2**16, 2**31 - 1
 _CHOICES = {
     "classifier": CLASSIFIERS,
     "score": SCORES,
@@ -17,10 +19,13 @@ _CHOICES = {
 }
 
 
-def check_whole(name: str, value: Any, *, least: int) -> None:
-    """Raise StatisticsError unless `value` is a whole number of `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise StatisticsError(f"`{name}` is {value!r}; give a whole number of {least} or more")
+def check_whole(name: str, value: Any, *, least: int, most: int = MOST_IMAGES) -> None:
+    """Raise StatisticsError unless `value` is a whole number in least..most."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        limit = f", {most:,} at most" if isinstance(value, int) and value > most else ""
+        raise StatisticsError(
+            f"`{name}` is {value!r:.80}; give a whole number of {least} or more{limit}"
+        )
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Settings:
                 raise StatisticsError(
                     f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
                 )
-        check_whole("n_features", self.n_features, least=1)
+        check_whole("n_features", self.n_features, least=1, most=MOST_FEATURES)
         check_whole("memory", self.memory, least=0)
         for name in "root", "per_class", "case_sensitive":
             if not isinstance(getattr(self, name), bool):

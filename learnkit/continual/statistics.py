@@ -56,7 +56,7 @@ from learnkit.continual.serialization import (
     read_statistics,
     statistics_tensors,
 )
-from learnkit.continual.settings import check_whole
+from learnkit.continual.settings import MOST_FEATURES, check_whole
 from learnkit.data.labels import name_problem
 from learnkit.errors import DataError
 from learnkit.uncertainty.checks import Array
@@ -117,7 +117,7 @@ class ClassStatistics:
         Raises:
             StatisticsError: A number is not a whole one, or out of range.
         """
-        check_whole("n_features", n_features, least=1)
+        check_whole("n_features", n_features, least=1, most=MOST_FEATURES)
         check_whole("memory_size", memory_size, least=0)
         return cls(
             (),

@@ -22,7 +22,7 @@ from learnkit.halcon.operators import (
     writing,
     wrong_value,
 )
-from learnkit.storage.formats import parse_json
+from learnkit.storage.formats import finite_or_none, parse_json
 
 Handle = MutableMapping[Any, Any]
 # `set_dict_tuple_at` fills with zeros up to it: a slip is not to take all memory
@@ -241,6 +241,17 @@ def _value(dict_handle: Handle, key: str | int) -> Any:
         known = ", ".join(map(repr, list(dict_handle)[:10])) or "no key"
         raise DataError(f"the dictionary has no key {key!r}; it has {known}")
     return dict_handle[key]
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: arrays as lists, NaN (the recall of no image) as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(plain, value)]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    return finite_or_none(value) if isinstance(value, float) else value
 
 
 def json_text(value: Any) -> str:

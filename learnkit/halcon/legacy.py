@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from learnkit.halcon.errors import (
+    H_ERR_DL_INPUT_WRONG_LENGTH,
     H_ERR_DL_MODEL_UNSUPPORTED_GENPARAM,
     H_ERR_WRONG_HANDLE_TYPE,
     operator_error,
@@ -98,6 +99,11 @@ def train_dl_classifier_batch(
     ids = ids_of(checked_model(dlclassifier_handle))
     labels = ids_named(as_tuple(batch_labels), ids)
     images = images_in(batch_images)
+    if len(labels) > len(images):
+        raise operator_error(
+            H_ERR_DL_INPUT_WRONG_LENGTH,
+            f"there are {len(labels)} labels for {len(images)} images; give one for each",
+        )
     samples = [
         # a slice: an image without a label has [], which is refused with 7789
         {"image": image, "image_label_id": labels[place : place + 1]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
 
+import numpy as np
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import set_seed
@@ -18,6 +18,7 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.errors import ContinualStateError, OodLockedError
 from learnkit.halcon import errors
 from learnkit.halcon.dataset import MAX_SEED, samples_of
+from learnkit.halcon.dictionaries import json_text, plain
 from learnkit.halcon.errors import HError, operator_error
 from learnkit.halcon.evaluation import evaluate_dl_model
 from learnkit.halcon.handles import (
@@ -251,7 +252,10 @@ class TrainingRecord(Callback):
         result, _ = evaluate_dl_model(self.dldataset, self.of, "split", "validation", how)
         del result["evaluated_samples"]["confidences"]  # of every epoch they would fill the files
         self.evaluations.append({"epoch": epoch, "result": result})
-        value = result["global"][_MEASURE]
+        samples = result["evaluated_samples"]
+        # of all images, whatever classes are asked for
+        wrong = np.not_equal(samples["top1_predictions"], samples["image_label_ids"])
+        value = float(wrong.mean())
         if self.param["display_param"]["enabled"]:
             told = f"epoch {epoch}: {_MEASURE} {value:.4f}, mean loss {info['mean_loss']:.4f}"
             print(told)  # noqa: T201  # it is what 'enable_display' asks for
@@ -266,13 +270,9 @@ class TrainingRecord(Callback):
         """Write the model, and beside it how the training went so far."""
         write_dl_model(self.of, f"{basename}.hdl")
         told = {"epoch": epoch, "train_infos": self.infos, "evaluation_infos": self.evaluations}
-        text = json.dumps(told, default=_plain)
+        text = json_text(plain(told))
         with writing(file := f"{basename}_info.json"):
             Path(file).write_text(text, encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 @procedure("TrainResults", "TrainInfos", "EvaluationInfos")

@@ -3,20 +3,19 @@
 Strictly: sizes are checked before anything is unpacked, and what is not on the list is refused.
 """
 
-import ast
 import math
 import struct
-import threading
 import zlib
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import TiffImagePlugin
 
+from learnkit.storage.formats import parse_literal
+
 MAX_CHANNELS = 16
 _OF_PILLOW = 4  # samples per pixel
 _NPY = b"\x93NUMPY"
-_PARSER = threading.Lock()
 _TIFF = (b"II*\x00", b"MM\x00*")
 # 8 is Adobe's deflate, 32946 the same under its older number
 _PLAIN, _DEFLATE = {1}, {8, 32946}  # compressions of TIFF
@@ -107,11 +106,7 @@ def npy_shape(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     # 10,000: numpy's own limit, as Python's parser may crash on long texts
     if not is_npy(magic) or length > 10_000:
         raise ValueError("its header is damaged")
-    text = file.read(length).decode("latin-1")
-    # one thread at a time: of two, Python 3.11's parser now and then says that it lost count of the
-    # depth (SystemError), and a sound file among decoding threads would pass for a damaged one
-    with _PARSER:
-        about = ast.literal_eval(text)  # literals alone: nothing in a header is run
+    about = parse_literal(file.read(length).decode("latin-1"))
     shape, kind = tuple(about["shape"]), np.dtype(about["descr"])
     if about["fortran_order"] or kind.newbyteorder("=") not in (np.uint8, np.uint16):
         raise ValueError(

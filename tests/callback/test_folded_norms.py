@@ -74,3 +74,16 @@ def test_random_weights_are_not_taken_for_folded_ones(dls):
     learn = cnn_learner(dls, "test_resnet", pretrained=False)
     assert len(folded_norms(learn.model)) > 0
     assert not any(isinstance(cb, FoldedNorms) for cb in learn.cbs)
+
+
+@pytest.mark.parametrize(("eps", "var"), [(1e-5, 1.0), (1e-3, 1 - 1e-3), (1e-3, 1.0), (1e-2, 0.99)])
+def test_what_a_layer_divides_by_may_be_1_in_either_way(eps, var):
+    norm = nn.BatchNorm2d(4, eps=eps)
+    norm.running_var.fill_(var)
+    assert folded_norms(norm) == [norm]
+
+
+def test_a_layer_of_another_variance_is_not_folded():
+    norm = nn.BatchNorm2d(4, eps=1e-3)
+    norm.running_var.fill_(0.99)
+    assert folded_norms(norm) == []

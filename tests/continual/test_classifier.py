@@ -854,6 +854,7 @@ def test_hostile_configurations_are_refused(change, message):
         ("n_features", D + 1),
         ("memory", 1),
         ("memory", 2.5),
+        ("memory", 10**400),
         ("root", 1),
         ("classifier", "svm"),
         ("score", "odin"),

@@ -481,10 +481,23 @@ def test_statistics_of_other_networks_do_not_merge():
             stats.merge(other)
 
 
-@pytest.mark.parametrize("wrong", [{"n_features": 0}, {"n_features": 2.0}, {"memory_size": -1}])
-def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(StatisticsError, match=next(iter(wrong))):
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ({"n_features": 0}, "give a whole number of 1 or more"),
+        ({"n_features": 2.0}, "give a whole number of 1 or more"),
+        ({"n_features": 65_537}, "give a whole number of 1 or more, 65,536 at most"),
+        ({"n_features": 10**400}, "give a whole number of 1 or more, 65,536 at most"),
+        ({"memory_size": -1}, "give a whole number of 0 or more"),
+        ({"memory_size": True}, "give a whole number of 0 or more"),
+        ({"memory_size": 10**400}, "give a whole number of 0 or more, 2,147,483,647 at most"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong, rule):
+    (name, value), *_ = wrong.items()
+    with pytest.raises(StatisticsError) as caught:
         ClassStatistics.empty(**{"n_features": D, "root": True, **wrong})
+    assert str(caught.value) == f"`{name}` is {value!r:.80}; {rule}"
 
 
 # -- tensors and back -----------------------------------------------------------------------------

@@ -204,6 +204,35 @@ def test_training_gives_losses_notes_and_evaluations(model, dataset, tmp_path):
         assert told["train_infos"][0]["epoch"] == 1
 
 
+@pytest.mark.parametrize(
+    "asked", [{"class_ids_to_evaluate": 1}, {"class_names_to_evaluate": "rust"}]
+)
+def test_the_best_model_is_chosen_by_all_images_whatever_classes_are_asked_for(
+    dataset, tmp_path, monkeypatch, asked
+):
+    monkeypatch.chdir(tmp_path)
+    alone = copy.deepcopy(dataset)
+    for sample in alone["samples"]:  # no validation image of one class: its recall is NaN
+        if sample["image_label_id"] == [2] and sample["split"] == "validation":
+            sample["split"] = "test"
+    model = new_model(alone)
+    asked = {"measures": ["recall", "absolute_confusion_matrix"]} | asked
+    param = train_param(model, evaluate=asked, serialize={"basename": "model_best"})
+    _, infos, evaluations = ha.train_dl_model(alone, model, param, 0)
+    place = asked.get("class_ids_to_evaluate", 2)
+    assert set(evaluations[0]["result"]) >= {f"class_id_{place}"}
+    assert "global" not in evaluations[0]["result"]
+    told = ha.read_dict("model_best_info.json", [], [])
+    own = told["evaluation_infos"][0]["result"]
+    samples = own["evaluated_samples"]
+    pairs = zip(samples["top1_predictions"], samples["image_label_ids"], strict=True)
+    wrong = [guess != truth for guess, truth in pairs]
+    assert infos[0]["best"]["top1_error"] == pytest.approx(sum(wrong) / len(wrong))
+    # of no image: JSON has no NaN, and this reader takes none
+    assert place == 1 or own["class_id_2"]["recall"] is None
+    assert np.shape(own["absolute_confusion_matrix"]) == (3, 3)
+
+
 def test_trainings_of_one_seed_are_one(dataset):
     losses = []
     for _ in range(2):
@@ -561,6 +590,8 @@ def test_the_former_training_takes_images_first(dataset):
     images = [one["image"] for one in ha.read_dl_samples(dataset, [0, 20])]
     result = ha.train_dl_classifier_batch(images, model, ["crack", 1])
     assert ha.get_dl_classifier_train_result(result, "loss")[0] > 0
+    for labels in ["crack"], ["crack", 1, 1]:
+        assert code_of(ha.train_dl_classifier_batch, images, model, labels) == 7789
 
 
 def test_errors_are_of_learnkits_classes_too(continual):
