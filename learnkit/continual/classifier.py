@@ -67,6 +67,8 @@ class ContinualClassifier(nn.Module):
             on average over all images: a rare class then is flagged no more often than others. It
             costs detections, most where a class has few images, and sets are larger.
         case_sensitive: Whether 'A' and 'a' are two classes; if not, they are refused together.
+        blend: Whether "lda" tells classes of few images beside many partly by the nearest mean. A
+            state from before there was this has it off, and answers as ever.
 
     Raises:
         StatisticsError: A setting is none of those allowed.
@@ -86,10 +88,11 @@ class ContinualClassifier(nn.Module):
         prior: str = "training",
         per_class: bool = False,
         case_sensitive: bool = False,
+        blend: bool = True,
     ) -> None:
         super().__init__()
         known = (n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior)
-        settings = Settings(*known, per_class, case_sensitive)
+        settings = Settings(*known, per_class, case_sensitive, blend)
         self.pool = nn.AdaptiveAvgPool2d(1)
         # changes wait for each other, predictions for none
         self._lock = threading.RLock()

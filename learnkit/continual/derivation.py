@@ -89,8 +89,7 @@ def derive(
         return None
     if before is None:
         sorted_stats = stats.canonical()
-        fit = {"lda": fit_lda, "ridge": fit_ridge, "prototype": fit_prototype}[settings.classifier]
-        linear = fit(sorted_stats.moments())
+        linear = _fitted(sorted_stats, settings)
     else:
         sorted_stats, linear = before.stats, before.linear
     reference = Reference.of(sorted_stats.memory)
@@ -131,6 +130,13 @@ def derive(
         ),
         warning=_warning_on(held_out, settings) or doubted,
     )
+
+
+def _fitted(stats: ClassStatistics, settings: Settings) -> LinearClassifier:
+    """The classifier of the settings."""
+    if settings.classifier == "lda":
+        return fit_lda(stats.moments(), blend=settings.blend)
+    return {"ridge": fit_ridge, "prototype": fit_prototype}[settings.classifier](stats.moments())
 
 
 def _threshold(

@@ -171,7 +171,7 @@ class Knowledge:
     def derive(self, before: "Knowledge | None") -> "Knowledge":
         """With everything that follows; what follows from the same statistics is not done again."""
         same = before is not None and before.statistics is self.statistics
-        same = same and before.settings.classifier == self.settings.classifier
+        same = same and before.settings.rule == self.settings.rule
         if same and before.settings == self.settings and before.validation is self.validation:
             return replace(self, derived=before.derived, _affine=before._affine)
         reused = before.derived if same else None

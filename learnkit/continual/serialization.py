@@ -46,11 +46,12 @@ _MEMORY_TYPES = {
 _VALIDATION = "validation"
 
 _ORIGINS, _ORIGIN = 1000, 300  # at most: in number, and in letters
-FORMAT = 2  # of the state of a whole classifier; 1 had none of what is optional below
+# Of the state of a whole classifier; 1 had none of what is optional below, 2 no `blend`.
+FORMAT = 3
 # All that a state may lack, because it was written before there was such a thing, and what it then
 # means. Nothing else is missing or unknown in a sound state.
 OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}, "origins": []}
-OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False, "case_sensitive": False}
+OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False, "case_sensitive": False, "blend": False}
 # Without fingerprints those of the remembered features are all that are known.
 OPTIONAL_TENSORS = dict.fromkeys(
     ["fingerprints", "fingerprint_sizes", "memory_groups"], torch.int64
@@ -403,7 +404,7 @@ def check_width(n_features: int, settings: Settings) -> None:
 
 
 def read_config(config: Any) -> dict[str, Any]:
-    """The configuration of a state with all its keys, those included that came with `FORMAT` 2.
+    """The configuration of a state with all its keys, those included that later formats brought.
 
     Raises:
         StatisticsError: It is none, or of a format that is not read here.

@@ -47,6 +47,7 @@ class Settings:
     prior: str = "training"
     per_class: bool = False
     case_sensitive: bool = False
+    blend: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -56,7 +57,7 @@ class Settings:
                 )
         check_whole("n_features", self.n_features, least=1, most=MOST_FEATURES)
         check_whole("memory", self.memory, least=0)
-        for name in "root", "per_class", "case_sensitive":
+        for name in "root", "per_class", "case_sensitive", "blend":
             if not isinstance(getattr(self, name), bool):
                 raise StatisticsError(f"`{name}` is {getattr(self, name)!r}; give True or False")
         rate = self.false_alarm_rate
@@ -69,6 +70,11 @@ class Settings:
                 "`score='knn'` measures the distance to remembered features, and `memory=0` "
                 "remembers none; choose a memory above 0 or another score"
             )
+
+    @property
+    def rule(self) -> tuple[str, bool]:
+        """What decides, beside the statistics, on weights and held-out logits."""
+        return self.classifier, self.blend
 
     @property
     def of_statistics(self) -> dict[str, Any]:

@@ -329,7 +329,7 @@ def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
 
 _SETTINGS = (
     *("memory", "classifier", "score", "false_alarm_rate"),
-    *("guarantee", "prior", "per_class", "case_sensitive"),
+    *("guarantee", "prior", "per_class", "case_sensitive", "blend"),
 )
 
 

@@ -1,5 +1,6 @@
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from continual_helpers import draw, embedded, gather
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
+from learnkit.continual.closed_form.lda import fit_lda, fit_prototype, share_of_mean
 from learnkit.continual.closed_form.linear import Basis
 from learnkit.continual.closed_form.loo_samples import mean_noise
 from learnkit.continual.closed_form.mean_noise import MeanNoise
@@ -17,8 +18,10 @@ from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import ContinualNotInitializedError
 from learnkit.uncertainty.scoring import GRID
 
+unblended = partial(fit_lda, blend=False)
 FITS = [fit_lda, fit_prototype]
 both = pytest.mark.parametrize("fit", FITS)
+each_alone = pytest.mark.parametrize("fit", [unblended, fit_prototype], ids=["lda", "prototype"])
 
 
 def accuracy(classifier, stats, features, labels):
@@ -90,7 +93,7 @@ def factors_of(signal, variance, counts):
     return torch.tensor([math.sqrt(s / max(shares)) for s in shares], dtype=torch.float64)
 
 
-@both
+@each_alone
 def test_leave_one_out_logits_are_those_of_the_classifier_without_the_sample(fit):
     features, labels = draw({"a": 6, "b": 5, "c": 3})
     stats = gather(features, labels)
@@ -198,7 +201,7 @@ def test_does_not_depend_on_the_order_of_arrival(fit, prior):
         assert (other.temperature, other.shrinkage) == (base.temperature, base.shrinkage)
 
 
-@both
+@each_alone
 def test_the_prior_of_training_adds_its_logarithm_to_the_tempered_logits(fit):
     stats = gather(*draw({"a": 30, "b": 6, "c": 2}))
     classifier = fit(stats.moments(), prior="training", debias=1.0)
@@ -209,6 +212,98 @@ def test_the_prior_of_training_adds_its_logarithm_to_the_tempered_logits(fit):
     gap = classifier.bias / t - (same.bias / t + math.log(3) * same.temperature / t)
     wanted = (stats.counts / stats.counts.sum()).log().double()
     torch.testing.assert_close(gap, wanted, rtol=1e-5, atol=1e-5)
+
+
+# -- classes of few images beside many -----------------------------------------------------------
+
+
+def share(n, mean):
+    """Of the nearest mean in the logits of a class of n images."""
+    k = max(5 * (1 - n / min(mean, 40)), 0)
+    return k / (n + k)
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted"),
+    [
+        ([7, 7, 7], [0, 0, 0]),
+        ([40, 400], [0, 0]),  # enough, however many others have
+        ([8, 12], [1 / 9, 0]),
+        ([1, 119], [0.975 / 0.2 / (1 + 0.975 / 0.2), 0]),  # a mean of 60 counts as 40
+        ([20, 1000, 1000], [1 / 9, 0, 0]),
+    ],
+)
+def test_the_nearest_mean_has_its_share_in_classes_of_fewer_images(counts, wanted):
+    counts = torch.tensor(counts, dtype=torch.float64)
+    found = share_of_mean(counts, counts)
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
+
+
+def test_its_share_falls_with_every_image():
+    n = torch.arange(1, 60, dtype=torch.float64)
+    shares = share_of_mean(n, torch.full((3,), 300.0, dtype=torch.float64))
+    assert (shares.diff() <= 0).all()
+    assert shares[0] > 0.8
+    assert (shares[39:] == 0).all()
+
+
+def blend(one, other, shares, scale):
+    """Each row of logits (R,C) by the shares (R,C) of the other classifier, number by number."""
+    found = np.empty_like(one)
+    for row, c in np.ndindex(*one.shape):
+        apart = scale * (other[row, c] - other[row].mean()) - (one[row, c] - one[row].mean())
+        found[row, c] = one[row, c] + shares[row, c] * apart
+    return found
+
+
+@pytest.mark.parametrize("counts", [[40, 25, 3, 2], [60, 30, 2, 1]])
+def test_logits_of_classes_of_few_images_are_blended_with_those_of_the_nearest_mean(counts):
+    of = dict(zip("abcd", counts, strict=True))
+    stats = gather(*draw(of, noise=1.5))
+    moments, fresh = stats.moments(), embedded(draw(of, seed=3)[0])
+    one, other, found = (fit(moments) for fit in (unblended, fit_prototype, fit_lda))
+    assert one.shrinkage < 1
+    scale = one.temperature / other.temperature
+    shares = np.array([share(n, sum(counts) / 4) for n in counts])
+    assert (shares[2:] > 0.3).all()
+    # probabilities, as a constant in all logits of an image tells nothing
+    tables = [classifier.logits(fresh).numpy() for classifier in (one, other)]
+    wanted = blend(*tables, np.broadcast_to(shares, tables[0].shape), scale)
+    got = torch.log_softmax(found.logits(fresh), 1)
+    torch.testing.assert_close(got, torch.log_softmax(torch.from_numpy(wanted), 1))
+    # of images left out alike; a row that plays a class of one image as one of that
+    loo = found.loo
+    held = np.tile(shares, (len(loo.labels), 1))
+    assert (loo.n_single < len(held)) == (counts[-1] == 1)
+    for row in range(loo.n_single, len(held)):
+        held[row, loo.labels[row]] = share(1, sum(counts) / 4)
+    wanted = torch.from_numpy(blend(one.loo.logits.numpy(), other.loo.logits.numpy(), held, scale))
+    torch.testing.assert_close(torch.log_softmax(loo.logits, 1), torch.log_softmax(wanted, 1))
+    t = temper(wanted, loo.labels, loo.weights, expected=found.expected_temperature).temperature
+    assert found.temperature == pytest.approx(t)
+    assert torch.equal(loo.mahalanobis, one.loo.mahalanobis)  # OOD scores are as they were
+
+
+@pytest.mark.parametrize("counts", [{"a": 9, "b": 9}, {"a": 45, "b": 300}, {"a": 60, "b": 59}])
+def test_classes_of_as_many_images_or_of_enough_are_told_by_the_discriminant_alone(counts):
+    moments = gather(*draw(counts, noise=1.5)).moments()
+    one, other = fit_lda(moments), unblended(moments)
+    assert torch.equal(one.weight, other.weight)
+    assert torch.equal(one.bias, other.bias)
+    assert one.temperature == other.temperature
+
+
+def test_without_a_memory_they_are_blended_by_the_temperatures_to_expect():
+    features, labels = draw({"a": 50, "b": 50, "c": 2})
+    stats = ClassStatistics.empty(12, root=False, memory_size=0).update(features, labels)
+    one, other, found = (fit(stats.moments()) for fit in (unblended, fit_prototype, fit_lda))
+    assert is_usable(found, stats, features)
+    tables = [classifier.logits(embedded(features)).numpy() for classifier in (one, other)]
+    shares = np.broadcast_to([0.0, 0.0, share(2, 34)], tables[0].shape)
+    wanted = blend(*tables, shares, one.temperature / other.temperature)
+    got = torch.log_softmax(found.logits(embedded(features)), 1)
+    torch.testing.assert_close(got, torch.log_softmax(torch.from_numpy(wanted), 1))
+    assert found.temperature == one.temperature
 
 
 # -- edges ----------------------------------------------------------------------------------------

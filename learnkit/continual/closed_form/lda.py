@@ -1,22 +1,39 @@
 """Classifiers in closed form from class statistics: shrunk discriminant and nearest mean.
 
-The discriminant is linear discriminant analysis with four repairs: the covariance is shrunk as far
+The discriminant is linear discriminant analysis with five repairs: the covariance is shrunk as far
 as leave-one-out log loss says; each class is relieved of the length its mean has from noise alone
 (few images make long means, and long means lose); its logits count less, the noisier its mean is
-(`mean_noise.py`); and the temperature comes with it. With full shrinkage it is the nearest class
-mean.
+(`mean_noise.py`); those of a class of few images beside many are blended with those of the nearest
+mean; and the temperature comes with it. With full shrinkage it is the nearest class mean.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier
-from learnkit.continual.closed_form.loo_samples import Prior, mean_noise, score_left_out
+from learnkit.continual.closed_form.loo_samples import (
+    LooScores,
+    Prior,
+    mean_noise,
+    score_left_out,
+)
 from learnkit.continual.closed_form.shrinkage import (
     SHRINKAGES,
     Selection,
     expected_temperature,
+    temper_samples,
 )
-from learnkit.continual.closed_form.whitening import Moments
+from learnkit.continual.closed_form.whitening import Geometry, Moments
+
+# A class of five images beside classes of 40 or more is told half by the discriminant and half by
+# the nearest mean; from 40 on by the discriminant alone.
+_HALF, _MANY = 5.0, 40.0
+_LEAST_SHARE = 0.01  # less is not worth a second pass
 
 
 def fit_lda(
@@ -25,6 +42,7 @@ def fit_lda(
     prior: Prior = "uniform",
     debias: float = 1.0,
     shrinkage: float | None = None,
+    blend: bool = True,
 ) -> LinearClassifier:
     """Shrunk linear discriminant; shrinkage and temperature by leave-one-out log loss.
 
@@ -37,13 +55,18 @@ def fit_lda(
         debias: How much of the penalty for few images to take back, in 0..1. With 0 this is
             textbook linear discriminant analysis.
         shrinkage: Weight of the round covariance, above 0 and at most 1; default: chosen.
+        blend: Whether logits of classes of few images beside many are blended with those of the
+            nearest mean, see `share_of_mean`.
 
     Raises:
         ContinualNotInitializedError: No class has an image.
     """
     basis = Basis.of(moments, prior)
     selection = basis.select(debias, SHRINKAGES if shrinkage is None else (shrinkage,))
-    return _discriminant("lda", basis, selection, debias)
+    own = _Discriminant.of(basis, selection, debias)
+    if blend and own.selection.shrinkage < 1:
+        own = _blended(basis, own, debias)
+    return own.assemble("lda", basis, own.selection.shrinkage)
 
 
 def fit_prototype(
@@ -55,27 +78,89 @@ def fit_prototype(
     many. Arguments and errors as for `fit_lda`.
     """
     basis = Basis.of(moments, prior)
+    mean = _Discriminant.of(basis, basis.select(debias, (1.0,)), debias)
     # labels by the nearest mean, OOD scores still in the space of the discriminant
-    scores = basis.select(1.0).shrinkage
-    return _discriminant("prototype", basis, basis.select(debias, (1.0,)), debias, scores)
+    return mean.assemble("prototype", basis, basis.select(1.0).shrinkage)
 
 
-def _discriminant(
-    method: str, basis: Basis, selection: Selection, debias: float, scores: float | None = None
-) -> LinearClassifier:
-    """Discriminant of the selected shrinkage, with the scores of another beside it."""
-    geometry = basis.spectrum.geometry(selection.shrinkage)
-    left_out = score_left_out(basis.samples, geometry, debias)
-    lengths = geometry.lengths
-    noise = mean_noise(basis.samples, geometry)
-    debts = noise.debts(lengths, geometry.counts, debias)
-    factors = noise.reliabilities(geometry.counts, debias)
-    return basis.assemble(
-        method,
-        basis.tempered(selection, left_out.logits, geometry),
-        geometry.covectors * factors[:, None],
-        (debts - lengths) / 2 * factors,
-        left_out.logits,
-        basis.scored(geometry, left_out, selection.shrinkage if scores is None else scores),
-        expected_temperature(geometry),
+def share_of_mean(n: Tensor, among: Tensor) -> Tensor:
+    """Share, in 0..1, of the nearest mean in the logits of classes of n images (...).
+
+    `k / (n + k)` with `k = 5 (1 - n / m)`, where m is the mean of the images of all classes
+    `among (P,)`, 40 at most. So classes of as many images as others, or of 40, are told by the
+    discriminant alone. That of the others is bold: the covariance is that of classes of many.
+    """
+    missing = _HALF * (1 - n / among.mean().clamp(max=_MANY)).clamp_min(0)
+    return missing / (n + missing)
+
+
+class _Discriminant(NamedTuple):
+    """Logits `covectors (P,D) @ (features - center) + offset (P,)`, also of samples left out."""
+
+    selection: Selection
+    geometry: Geometry
+    covectors: Tensor
+    offset: Tensor
+    left_out: LooScores
+
+    @classmethod
+    def of(cls, basis: Basis, selection: Selection, debias: float) -> _Discriminant:
+        """The discriminant of the selected shrinkage, its temperature told by all samples."""
+        geometry = basis.spectrum.geometry(selection.shrinkage)
+        left_out = score_left_out(basis.samples, geometry, debias)
+        lengths = geometry.lengths
+        noise = mean_noise(basis.samples, geometry)
+        debts = noise.debts(lengths, geometry.counts, debias)
+        factors = noise.reliabilities(geometry.counts, debias)
+        return cls(
+            basis.tempered(selection, left_out.logits, geometry),
+            geometry,
+            geometry.covectors * factors[:, None],
+            (debts - lengths) / 2 * factors,
+            left_out,
+        )
+
+    def assemble(self, method: str, basis: Basis, shrinkage: float) -> LinearClassifier:
+        """The classifier, with the OOD scores of a shrinkage, this one's or another."""
+        return basis.assemble(
+            method,
+            self.selection,
+            self.covectors,
+            self.offset,
+            self.left_out.logits,
+            basis.scored(self.geometry, self.left_out, shrinkage),
+            expected_temperature(self.geometry),
+        )
+
+
+def _blended(basis: Basis, own: _Discriminant, debias: float) -> _Discriminant:
+    """The discriminant, logits of classes of few images blended with those of the nearest mean."""
+    counts = own.geometry.counts
+    shares = debias * share_of_mean(counts, counts)
+    if not bool((shares >= _LEAST_SHARE).any()):
+        return own
+    mean = _Discriminant.of(basis, basis.select(debias, (1.0,)), debias)
+    # each divided by its own temperature, then all as large as the discriminant's
+    scale = own.selection.temperature / mean.selection.temperature
+
+    def blend(ours: Tensor, theirs: Tensor, share: Tensor, dim: int) -> Tensor:
+        # differences alone tell classes: of both, what lies above the mean of all classes
+        apart = (theirs - theirs.mean(dim, keepdim=True)).mul_(scale).sub_(ours)
+        return apart.add_(ours.mean(dim, keepdim=True)).mul_(share).add_(ours)
+
+    held = shares.expand(len(basis.samples), -1)
+    if (first := basis.samples.n_single) < len(held):  # rows that play a class of one image
+        held = held.clone()
+        one = debias * share_of_mean(torch.ones_like(counts[:1]), counts)
+        held[first:].scatter_(1, basis.samples.labels[first:, None], float(one))
+    logits = blend(own.left_out.logits, mean.left_out.logits, held, 1)
+    selection = own.selection
+    if len(basis.samples):
+        told = temper_samples(logits, basis.samples, own.geometry, basis.log_prior)
+        selection = replace(selection, temperature=told.temperature)
+    return own._replace(
+        selection=selection,
+        covectors=blend(own.covectors, mean.covectors, shares[:, None], 0),
+        offset=blend(own.offset, mean.offset, shares, 0),
+        left_out=own.left_out._replace(logits=logits),
     )
