@@ -325,7 +325,8 @@ def draw_images(geometry: Geometry) -> tuple[Tensor, Tensor]:
     shape = len(places), len(spectrum.values)
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     # along eigenvectors, as nothing can be left out (`fit_spectrum`)
-    noise *= _axis_spread(spectrum)
+    flat = torch.full_like(spectrum.values, spectrum.variance_per_axis)
+    noise *= (flat if spectrum.is_flat else spectrum.values / spectrum.dof).sqrt()
     # the root, as `_SPREAD` is of squared distances
     noise *= (
         (1 + _SPREAD * torch.randn(len(places), 1, generator=generator).double())
@@ -335,13 +336,6 @@ def draw_images(geometry: Geometry) -> tuple[Tensor, Tensor]:
     kept, variance = _true_means(geometry)
     drawn = kept[places, None] * spectrum.means[places] + noise * variance[places, None].sqrt()
     return spectrum.center + drawn @ spectrum.axes.T, places
-
-
-def _axis_spread(spectrum: Spectrum) -> Tensor:
-    """Standard deviation of samples along each eigenvector of the scatter (K,)."""
-    if spectrum.is_flat:
-        return torch.full_like(spectrum.values, spectrum.variance_per_axis**0.5)
-    return (spectrum.values / spectrum.dof).sqrt()
 
 
 def _true_means(geometry: Geometry) -> tuple[Tensor, Tensor]:

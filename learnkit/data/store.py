@@ -59,7 +59,8 @@ class ImageStore:
         self._rows = self._store.rows()
 
     def __reduce__(self) -> tuple:
-        return _reopened, (self.folder, self.recipe, self._numbers)
+        # in another process it has a memory map of its own
+        return ImageStore, (self.folder, self.recipe), {"_numbers": self._numbers}
 
     @property
     def folder(self) -> Path:
@@ -160,10 +161,3 @@ def _is_as_then(file: Path, entry: StoredRow) -> bool:
         return (entry.size, entry.mtime_ns) == (now.st_size, now.st_mtime_ns)
     except OSError:  # reading it says why
         return False
-
-
-def _reopened(folder: Path, recipe: Preprocessing, numbers: dict[Path, int]) -> ImageStore:
-    """A store in another process, which reads it through a memory map of its own."""
-    store = ImageStore(folder, recipe)
-    store._numbers = numbers
-    return store
