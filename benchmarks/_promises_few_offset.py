@@ -55,9 +55,7 @@ def _measured(
             yield few, case, {**found, "many lose": before - recall[many].mean()}
 
 
-def _rules(
-    moments: Moments, fresh, rare: int, many: list[int]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _rules(moments: Moments, fresh, rare: int, many: list[int]) -> Iterator[tuple[str, np.ndarray]]:
     """(name, logits of fresh images) of every rule."""
     for start, blend in (("discriminant", False), ("blend", True)):
         head = fit_lda(moments, blend=blend)

@@ -24,7 +24,7 @@ from learnkit.continual.closed_form.loo_samples import (
     prior_weights,
     spread_evenly,
 )
-from learnkit.continual.closed_form.whitening import Geometry, Spectrum
+from learnkit.continual.closed_form.whitening import Geometry
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.uncertainty.checks import Array

@@ -247,7 +247,7 @@ def test_its_share_falls_with_every_image():
     assert (shares[39:] == 0).all()
 
 
-def blend(one, other, shares, scale):
+def blended(one, other, shares, scale):
     """Each row of logits (R,C) by the shares (R,C) of the other classifier, number by number."""
     found = np.empty_like(one)
     for row, c in np.ndindex(*one.shape):
@@ -268,7 +268,7 @@ def test_logits_of_classes_of_few_images_are_blended_with_those_of_the_nearest_m
     assert (shares[2:] > 0.3).all()
     # probabilities, as a constant in all logits of an image tells nothing
     tables = [classifier.logits(fresh).numpy() for classifier in (one, other)]
-    wanted = blend(*tables, np.broadcast_to(shares, tables[0].shape), scale)
+    wanted = blended(*tables, np.broadcast_to(shares, tables[0].shape), scale)
     got = torch.log_softmax(found.logits(fresh), 1)
     torch.testing.assert_close(got, torch.log_softmax(torch.from_numpy(wanted), 1))
     # of images left out alike; a row that plays a class of one image as one of that
@@ -277,7 +277,9 @@ def test_logits_of_classes_of_few_images_are_blended_with_those_of_the_nearest_m
     assert (loo.n_single < len(held)) == (counts[-1] == 1)
     for row in range(loo.n_single, len(held)):
         held[row, loo.labels[row]] = share(1, sum(counts) / 4)
-    wanted = torch.from_numpy(blend(one.loo.logits.numpy(), other.loo.logits.numpy(), held, scale))
+    wanted = torch.from_numpy(
+        blended(one.loo.logits.numpy(), other.loo.logits.numpy(), held, scale)
+    )
     torch.testing.assert_close(torch.log_softmax(loo.logits, 1), torch.log_softmax(wanted, 1))
     t = temper(wanted, loo.labels, loo.weights, expected=found.expected_temperature).temperature
     assert found.temperature == pytest.approx(t)
@@ -300,7 +302,7 @@ def test_without_a_memory_they_are_blended_by_the_temperatures_to_expect():
     assert is_usable(found, stats, features)
     tables = [classifier.logits(embedded(features)).numpy() for classifier in (one, other)]
     shares = np.broadcast_to([0.0, 0.0, share(2, 34)], tables[0].shape)
-    wanted = blend(*tables, shares, one.temperature / other.temperature)
+    wanted = blended(*tables, shares, one.temperature / other.temperature)
     got = torch.log_softmax(found.logits(embedded(features)), 1)
     torch.testing.assert_close(got, torch.log_softmax(torch.from_numpy(wanted), 1))
     assert found.temperature == one.temperature

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from learnkit.continual.closed_form.linear import Basis, LinearClassifier
 from learnkit.continual.closed_form.loo_samples import (
+    LooSamples,
     LooScores,
     Prior,
     mean_noise,
@@ -25,6 +26,7 @@ from learnkit.continual.closed_form.loo_samples import (
 from learnkit.continual.closed_form.shrinkage import (
     SHRINKAGES,
     Selection,
+    default_selection,
     expected_temperature,
     temper_samples,
 )
@@ -63,10 +65,11 @@ def fit_lda(
     """
     basis = Basis.of(moments, prior)
     selection = basis.select(debias, SHRINKAGES if shrinkage is None else (shrinkage,))
-    own = _Discriminant.of(basis, selection, debias)
-    if blend and own.selection.shrinkage < 1:
-        own = _blended(basis, own, debias)
-    return own.assemble("lda", basis, own.selection.shrinkage)
+    own = _Discriminant.of(basis, selection.shrinkage, debias)
+    selection = basis.tempered(selection, own.left_out.logits, own.geometry)
+    if blend and selection.shrinkage < 1:
+        own, selection = _blended(basis, own, selection, debias)
+    return own.assemble("lda", basis, selection, selection.shrinkage)
 
 
 def fit_prototype(
@@ -78,9 +81,11 @@ def fit_prototype(
     many. Arguments and errors as for `fit_lda`.
     """
     basis = Basis.of(moments, prior)
-    mean = _Discriminant.of(basis, basis.select(debias, (1.0,)), debias)
+    selection = basis.select(debias, (1.0,))
+    mean = _Discriminant.of(basis, selection.shrinkage, debias)
+    selection = basis.tempered(selection, mean.left_out.logits, mean.geometry)
     # labels by the nearest mean, OOD scores still in the space of the discriminant
-    return mean.assemble("prototype", basis, basis.select(1.0).shrinkage)
+    return mean.assemble("prototype", basis, selection, basis.select(1.0).shrinkage)
 
 
 def share_of_mean(n: Tensor, among: Tensor) -> Tensor:
@@ -97,34 +102,34 @@ def share_of_mean(n: Tensor, among: Tensor) -> Tensor:
 class _Discriminant(NamedTuple):
     """Logits `covectors (P,D) @ (features - center) + offset (P,)`, also of samples left out."""
 
-    selection: Selection
     geometry: Geometry
     covectors: Tensor
     offset: Tensor
     left_out: LooScores
 
     @classmethod
-    def of(cls, basis: Basis, selection: Selection, debias: float) -> _Discriminant:
-        """The discriminant of the selected shrinkage, its temperature told by all samples."""
-        geometry = basis.spectrum.geometry(selection.shrinkage)
+    def of(cls, basis: Basis, shrinkage: float, debias: float) -> _Discriminant:
+        """The discriminant of a shrinkage."""
+        geometry = basis.spectrum.geometry(shrinkage)
         left_out = score_left_out(basis.samples, geometry, debias)
         lengths = geometry.lengths
         noise = mean_noise(basis.samples, geometry)
         debts = noise.debts(lengths, geometry.counts, debias)
         factors = noise.reliabilities(geometry.counts, debias)
         return cls(
-            basis.tempered(selection, left_out.logits, geometry),
             geometry,
             geometry.covectors * factors[:, None],
             (debts - lengths) / 2 * factors,
             left_out,
         )
 
-    def assemble(self, method: str, basis: Basis, shrinkage: float) -> LinearClassifier:
+    def assemble(
+        self, method: str, basis: Basis, selection: Selection, shrinkage: float
+    ) -> LinearClassifier:
         """The classifier, with the OOD scores of a shrinkage, this one's or another."""
         return basis.assemble(
             method,
-            self.selection,
+            selection,
             self.covectors,
             self.offset,
             self.left_out.logits,
@@ -133,34 +138,52 @@ class _Discriminant(NamedTuple):
         )
 
 
-def _blended(basis: Basis, own: _Discriminant, debias: float) -> _Discriminant:
-    """The discriminant, logits of classes of few images blended with those of the nearest mean."""
-    counts = own.geometry.counts
+def _blended(
+    basis: Basis, own: _Discriminant, selection: Selection, debias: float
+) -> tuple[_Discriminant, Selection]:
+    """Logits of classes of few images blended with those of the nearest mean, tempered anew."""
+    counts, samples = own.geometry.counts, basis.samples
     shares = debias * share_of_mean(counts, counts)
     if not bool((shares >= _LEAST_SHARE).any()):
-        return own
-    mean = _Discriminant.of(basis, basis.select(debias, (1.0,)), debias)
+        return own, selection
+    mean = _Discriminant.of(basis, 1.0, debias)
+    default = default_selection(basis.spectrum, (1.0,)).temperature
     # each divided by its own temperature, then all as large as the discriminant's
-    scale = own.selection.temperature / mean.selection.temperature
-
-    def blend(ours: Tensor, theirs: Tensor, share: Tensor, dim: int) -> Tensor:
-        # differences alone tell classes: of both, what lies above the mean of all classes
-        apart = (theirs - theirs.mean(dim, keepdim=True)).mul_(scale).sub_(ours)
-        return apart.add_(ours.mean(dim, keepdim=True)).mul_(share).add_(ours)
-
-    held = shares.expand(len(basis.samples), -1)
-    if (first := basis.samples.n_single) < len(held):  # rows that play a class of one image
-        held = held.clone()
-        one = debias * share_of_mean(torch.ones_like(counts[:1]), counts)
-        held[first:].scatter_(1, basis.samples.labels[first:, None], float(one))
-    logits = blend(own.left_out.logits, mean.left_out.logits, held, 1)
-    selection = own.selection
-    if len(basis.samples):
-        told = temper_samples(logits, basis.samples, own.geometry, basis.log_prior)
-        selection = replace(selection, temperature=told.temperature)
-    return own._replace(
-        selection=selection,
-        covectors=blend(own.covectors, mean.covectors, shares[:, None], 0),
-        offset=blend(own.offset, mean.offset, shares, 0),
+    scale = selection.temperature / _tempered(basis, mean, default)
+    held = _held_out_shares(samples, counts, debias)
+    logits = mixed(own.left_out.logits, mean.left_out.logits, scale, held, dim=1)
+    blended = own._replace(
+        covectors=mixed(own.covectors, mean.covectors, scale, shares[:, None], dim=0),
+        offset=mixed(own.offset, mean.offset, scale, shares, dim=0),
         left_out=own.left_out._replace(logits=logits),
     )
+    temperature = _tempered(basis, blended, selection.temperature)
+    return blended, replace(selection, temperature=temperature)
+
+
+def mixed(ours: Tensor, theirs: Tensor, scale: float, share: Tensor, *, dim: int) -> Tensor:
+    """`ours` by 1 - share and `scale * theirs` by the share, the classes along `dim`.
+
+    Differences alone tell classes: of both, what lies above the mean of all classes.
+    """
+    apart = (theirs - theirs.mean(dim, keepdim=True)).mul_(scale).sub_(ours)
+    return apart.add_(ours.mean(dim, keepdim=True)).mul_(share).add_(ours)
+
+
+def _held_out_shares(samples: LooSamples, counts: Tensor, debias: float) -> Tensor:
+    """Shares (R,P) of the nearest mean in the logits of samples left out."""
+    shares = (debias * share_of_mean(counts, counts)).expand(len(samples), -1)
+    if samples.n_single == len(samples):
+        return shares
+    shares, rows = shares.clone(), slice(samples.n_single, None)
+    one = debias * float(share_of_mean(torch.ones_like(counts[:1]), counts))
+    shares[rows].scatter_(1, samples.labels[rows, None], one)  # they play a class of one image
+    return shares
+
+
+def _tempered(basis: Basis, fitted: _Discriminant, default: float) -> float:
+    """The temperature that all samples tell; the default without any."""
+    if not len(basis.samples):
+        return default
+    logits = fitted.left_out.logits
+    return temper_samples(logits, basis.samples, fitted.geometry, basis.log_prior).temperature
