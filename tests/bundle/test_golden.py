@@ -16,6 +16,7 @@ import timm
 import torch
 from deploy_helpers import shades, strange
 
+from learnkit.continual.classifier import ContinualClassifier
 from learnkit.deploy.predictor import load_learner
 from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import DataError
@@ -169,6 +170,17 @@ def test_the_golden_bundle_that_remembers_goes_back_and_on(tmp_path):
     again.extend(shades("neu", 5), "neu", progress=False)
     again.restore("measured")
     assert again.continual.statistics.equals(predictor.continual.statistics)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_bundle_from_before_logits_were_blended_answers_as_ever(tmp_path):
+    predictor = load_learner(REMEMBERING)  # which compares its probes with what was recorded
+    assert not predictor.continual.settings.blend
+    predictor.save(tmp_path / "model")
+    again = load_learner(tmp_path / "model")
+    assert not again.continual.settings.blend
+    assert torch.equal(again.logits(predictor.probes), predictor.logits(predictor.probes))
+    assert ContinualClassifier(8).settings.blend
 
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda path: path.name)

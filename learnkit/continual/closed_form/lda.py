@@ -164,10 +164,14 @@ def _blended(
 def mixed(ours: Tensor, theirs: Tensor, scale: float, share: Tensor, *, dim: int) -> Tensor:
     """`ours` by 1 - share and `scale * theirs` by the share, the classes along `dim`.
 
-    Differences alone tell classes: of both, what lies above the mean of all classes.
+    Differences alone tell classes: of both, what lies above the mean of the other classes.
     """
     apart = (theirs - theirs.mean(dim, keepdim=True)).mul_(scale).sub_(ours)
-    return apart.add_(ours.mean(dim, keepdim=True)).mul_(share).add_(ours)
+    apart.add_(ours.mean(dim, keepdim=True)).mul_(share)
+    n = ours.shape[dim]
+    return apart.mul_(n / (n - 1)).add_(
+        ours
+    )  # x less the mean of the others is n / (n - 1) (x - mean)
 
 
 def _held_out_shares(samples: LooSamples, counts: Tensor, debias: float) -> Tensor:
