@@ -8,7 +8,7 @@ import torch
 from continual_helpers import draw, embedded, gather
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from learnkit.continual.closed_form.lda import fit_lda, fit_prototype, share_of_mean
+from learnkit.continual.closed_form.lda import fit_lda, fit_prototype, mixed, share_of_mean
 from learnkit.continual.closed_form.linear import Basis
 from learnkit.continual.closed_form.loo_samples import mean_noise
 from learnkit.continual.closed_form.mean_noise import MeanNoise
@@ -256,6 +256,13 @@ def blended(one, other, shares, scale):
         own = one[row, c] - one[row, others].mean()
         found[row, c] = one[row, c] + shares[row, c] * (scale * its - own)
     return found
+
+
+def test_of_two_classes_the_difference_is_blended_by_the_share():
+    ours, theirs = torch.rand(2, 9, 2, dtype=torch.float64)
+    found = mixed(ours, theirs, 3.0, torch.tensor([0.0, 0.25]), dim=1)
+    wanted = 0.75 * (ours[:, 1] - ours[:, 0]) + 0.25 * 3 * (theirs[:, 1] - theirs[:, 0])
+    torch.testing.assert_close(found[:, 1] - found[:, 0], wanted)
 
 
 @pytest.mark.parametrize("counts", [[40, 25, 3, 2], [60, 30, 2, 1], [90, 2]])

@@ -168,10 +168,9 @@ def mixed(ours: Tensor, theirs: Tensor, scale: float, share: Tensor, *, dim: int
     """
     apart = (theirs - theirs.mean(dim, keepdim=True)).mul_(scale).sub_(ours)
     apart.add_(ours.mean(dim, keepdim=True)).mul_(share)
+    # x less the mean of the others is n / (n - 1) times x less the mean of all
     n = ours.shape[dim]
-    return apart.mul_(n / (n - 1)).add_(
-        ours
-    )  # x less the mean of the others is n / (n - 1) (x - mean)
+    return apart.mul_(n / (n - 1)).add_(ours)
 
 
 def _held_out_shares(samples: LooSamples, counts: Tensor, debias: float) -> Tensor:
