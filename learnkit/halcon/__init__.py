@@ -63,7 +63,6 @@ from learnkit.halcon.display import (
     gen_dl_model_classification_heatmap,
     stop,
 )
-from learnkit.halcon.engine import HDevProcedure, HDevProcedureCall
 from learnkit.halcon.errors import HError, HOperatorError, HTupleConversionError
 from learnkit.halcon.evaluation import (
     evaluate_dl_model,
@@ -107,6 +106,7 @@ from learnkit.halcon.model_param import (
     get_dl_model_param_s,
     set_dl_model_param,
 )
+from learnkit.halcon.operators import HDevProcedure, HDevProcedureCall
 from learnkit.halcon.other_types import (
     compute_dl_anomaly_thresholds,
     create_dl_model_detection,
@@ -128,8 +128,8 @@ from learnkit.halcon.samples import (
     read_dl_samples,
     write_dl_samples,
 )
+from learnkit.halcon.train_param import create_dl_train_param
 from learnkit.halcon.training import (
-    create_dl_train_param,
     train_dl_model,
     train_dl_model_batch,
 )

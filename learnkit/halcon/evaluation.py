@@ -67,23 +67,16 @@ def evaluate_dl_model(
         HError: an unknown key or measure, no samples, or labels that are no ids of the model.
     """
     model = checked_model(dlmodel_handle)
-    params = checked_params(gen_param, _DEFAULTS, "evaluate_dl_model", of_operator=False)
-    wanted = _checked_measures(params["measures"])
-    places = _selected(dldataset, sample_select_method, sample_select_values)
-    rows, ids = chosen(dldataset, places), ids_of(model)
+    ids = ids_of(model)
+    params = checked_evaluation(gen_param, ids)
+    wanted, classes = params["measures"], params["class_ids_to_evaluate"]
+    rows = chosen(dldataset, _selected(dldataset, sample_select_method, sample_select_values))
     truth = _truth(rows, list(ids.values()))
-    as_bool(params["show_progress"], "show_progress")
     files = [sample_file(dldataset, row) for row in rows]
     answers = model.predictor.predict_batch(files)
     probs = np.stack([np.asarray(one.probs) for one in answers])
-    classes = _classes_to_evaluate(params, ids)
-    about = {
-        **params,
-        "measures": wanted,
-        "class_names": list(ids),
-        "class_ids": list(ids.values()),
-    }
-    about |= {"num_classes": len(ids), "class_ids_to_evaluate": classes}
+    about = {**params, "class_names": list(ids), "class_ids": list(ids.values())}
+    about["num_classes"] = len(ids)
     found = classification_measures(probs, truth, list(ids.values()), wanted, classes)
     guesses = np.asarray([*ids.values()])[probs.argmax(1)]
     found["evaluated_samples"] = {
@@ -99,6 +92,16 @@ def evaluate_dl_model(
             "ood_threshold": answers[0].ood_threshold,
         }
     return found, about
+
+
+def checked_evaluation(gen_param: Any, ids: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The checked parameters of an evaluation, classes too where the model's `ids` are given."""
+    params = checked_params(gen_param, _DEFAULTS, "evaluate_dl_model", of_operator=False)
+    as_bool(params["show_progress"], "show_progress")
+    params["measures"] = _checked_measures(params["measures"])
+    if ids is not None:
+        params["class_ids_to_evaluate"] = _classes_to_evaluate(params, ids)
+    return params
 
 
 def _checked_measures(given: Any) -> list[str]:

@@ -1,8 +1,7 @@
-"""Training: its parameters, the fit over preprocessed samples, and a single step."""
+"""Training: the fit over preprocessed samples, and a single step."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from fastai.torch_core import set_seed
 from learnkit.data.dataset import ImageDataset
 from learnkit.errors import ContinualStateError, OodLockedError
 from learnkit.halcon import errors
-from learnkit.halcon.dataset import MAX_SEED, samples_of
+from learnkit.halcon.dataset import samples_of
 from learnkit.halcon.dictionaries import json_text, plain
 from learnkit.halcon.errors import HError, operator_error
 from learnkit.halcon.evaluation import evaluate_dl_model
@@ -29,151 +28,20 @@ from learnkit.halcon.handles import (
     solver_of,
 )
 from learnkit.halcon.model import ids_of, sample_images, samples_in, write_dl_model
-from learnkit.halcon.model_param import training_value
 from learnkit.halcon.operators import (
-    as_bool,
-    as_dict,
     as_tuple,
-    checked_params,
     is_whole,
-    one_value,
     operator,
     procedure,
     writing,
 )
 from learnkit.halcon.preprocess import images_for
 from learnkit.halcon.samples import SampleAugmentation, augmentation
+from learnkit.halcon.train_param import MEASURE, completed
 from learnkit.learner.dataloaders import image_dataloaders
 from learnkit.report.progress import counted
 
-_NAMES = ("evaluate", "augment", "change", "serialize", "display", "evaluate_before_train")
-_MEASURE = "top1_error"
 _HYPERS = {"learning_rate": "lr", "momentum": "mom", "weight_prior": "wd"}  # of fastai's optimizers
-_MAX_EPOCHS = 1_000_000
-_DISPLAY = {
-    "enabled": False,
-    "num_images": 6,
-    "randomize_images": True,
-    "update_images_interval_epochs": 4,
-    "change_plot_interval_seconds": 10,
-    "selected_percentage_train_samples": 0,
-}
-
-
-_OF_TRAINING: dict[str, Any] = {
-    "evaluation_interval_epochs": 1,
-    "evaluation_param": {},
-    "augmentation_param": {},
-    "change_strategies": [],
-    "serialization_strategies": [],
-    "display_param": {},
-    "evaluate_before_train": False,
-    "seed_rand": 42,
-    "num_samples_mean_loss": 1000,
-}
-
-
-@procedure("TrainParam")
-def create_dl_train_param(
-    dlmodel_handle: Any,
-    num_epochs: int,
-    evaluation_interval_epochs: int = 1,
-    enable_display: Any = "true",
-    random_seed: Any = (),
-    gen_param_name: Any = (),
-    gen_param_value: Any = (),
-) -> dict[str, Any]:
-    """The parameters of a training, as a dictionary with HALCON's keys.
-
-    Args:
-        dlmodel_handle: the model.
-        num_epochs: from 1 on.
-        evaluation_interval_epochs: epochs from one evaluation of the validation images to the next.
-        enable_display: 'true' prints a line per evaluation.
-        random_seed: of order and augmentation; [] takes the clock.
-        gen_param_name: 'evaluate', 'augment', 'change', 'serialize', 'display',
-            'evaluate_before_train'; 'change' and 'serialize' as often as wanted. The keys of
-            'display' and 'scale_momentum_threshold' of 'change' are taken and not used.
-        gen_param_value: a dictionary for each.
-
-    Raises:
-        HError: an unknown name, another number of values than of names, or values out of range.
-    """
-    checked_model(dlmodel_handle)
-    counts = {"num_epochs": num_epochs, "evaluation_interval_epochs": evaluation_interval_epochs}
-    for name, value in counts.items():
-        if not is_whole(value, 1, _MAX_EPOCHS):
-            raise HError(f"`{name}` is {value!r:.80}; it is a whole number from 1 on")
-    names, values = as_tuple(gen_param_name), _values(gen_param_value)
-    if len(names) != len(values):
-        raise HError(f"there are {len(values)} values for the {len(names)} names {names}")
-    if unknown := [name for name in names if name not in _NAMES]:
-        raise HError(f"{unknown[0]!r} is unknown; there are {', '.join(map(repr, _NAMES))}")
-    given = {name: [v for n, v in zip(names, values, strict=True) if n == name] for name in _NAMES}
-    seed = one_value(as_tuple(random_seed) or time.time_ns() % 2**31)
-    if not is_whole(seed, 0, MAX_SEED):
-        raise HError(
-            f"`random_seed` is {random_seed!r:.80}; it is a number in 0..{MAX_SEED}, or []"
-        )
-    best = [{"type": "best", "basename": "model_best"}]
-    before = given["evaluate_before_train"] or ["false"]
-    return {
-        **counts,
-        "evaluation_param": as_dict(given["evaluate"]) or {"measures": [_MEASURE]},
-        "augmentation_param": as_dict(given["augment"]),
-        "change_strategies": [_change(as_dict(one)) for one in given["change"]],
-        "serialization_strategies": [
-            _serialization(as_dict(s)) for s in given["serialize"] or best
-        ],
-        "display_param": checked_params(
-            as_dict(given["display"]), _DISPLAY, "'display'", of_operator=False
-        )
-        | {"enabled": as_bool(enable_display, "enable_display")},
-        "evaluate_before_train": as_bool(before[0], "evaluate_before_train"),
-        "seed_rand": seed,
-        "update_interval_seconds": 2,
-        "evaluation_comparison_keys": [_MEASURE],
-        "num_samples_mean_loss": 1000,
-    }
-
-
-def _values(value: Any) -> list[Any]:
-    """The values; one dictionary is one value."""
-    return [value] if isinstance(value, Mapping) else as_tuple(value)
-
-
-def _change(strategy: dict[str, Any]) -> dict[str, Any]:
-    """A checked change of a parameter of the model at some epochs."""
-    keys = {"model_param": None, "initial_value": None, "epochs": [], "values": []}
-    keys |= {"scale_momentum_threshold": None}
-    found = checked_params(strategy, keys, "'change'", of_operator=False)
-    found |= {key: as_tuple(found[key]) for key in ("epochs", "values")}
-    if found["model_param"] not in ("learning_rate", "momentum", "weight_prior"):
-        raise HError(
-            f"'change' has the 'model_param' {found['model_param']!r}; it takes 'learning_rate', "
-            "'momentum' or 'weight_prior'"
-        )
-    for value in [*found["values"], *as_tuple(found["initial_value"])]:
-        training_value(found["model_param"], value)
-    if len(found["epochs"]) != len(found["values"]):
-        raise HError(
-            f"'change' has {len(found['values'])} values for {len(found['epochs'])} epochs"
-        )
-    return found
-
-
-def _serialization(strategy: dict[str, Any]) -> dict[str, Any]:
-    """A checked strategy of writing the model during the training."""
-    keys = {"type": "best", "basename": None, "epochs": []}
-    found = checked_params(strategy, keys, "'serialize'", of_operator=False)
-    if found["type"] not in ("best", "epochs", "final"):
-        raise HError(
-            f"'serialize' has the type {found['type']!r}; it takes 'best', 'epochs' or 'final'"
-        )
-    return found | {
-        "basename": found["basename"] or f"model_{found['type']}",
-        "epochs": as_tuple(found["epochs"]),
-    }
 
 
 class TrainingRecord(Callback):
@@ -248,7 +116,7 @@ class TrainingRecord(Callback):
             return
         how = {"show_progress": "false", **self.param["evaluation_param"]}
         # the best model is chosen by this one, whatever else is asked for
-        how["measures"] = [*dict.fromkeys([*as_tuple(how.get("measures")), _MEASURE])]
+        how["measures"] = [*dict.fromkeys([*as_tuple(how.get("measures")), MEASURE])]
         result, _ = evaluate_dl_model(self.dldataset, self.of, "split", "validation", how)
         del result["evaluated_samples"]["confidences"]  # of every epoch they would fill the files
         self.evaluations.append({"epoch": epoch, "result": result})
@@ -257,11 +125,11 @@ class TrainingRecord(Callback):
         wrong = np.not_equal(samples["top1_predictions"], samples["image_label_ids"])
         value = float(wrong.mean())
         if self.param["display_param"]["enabled"]:
-            told = f"epoch {epoch}: {_MEASURE} {value:.4f}, mean loss {info['mean_loss']:.4f}"
+            told = f"epoch {epoch}: {MEASURE} {value:.4f}, mean loss {info['mean_loss']:.4f}"
             print(told)  # noqa: T201  # it is what 'enable_display' asks for
         if value < self.best:
             self.best = value
-            info["best"] = {"epoch": epoch, _MEASURE: value}
+            info["best"] = {"epoch": epoch, MEASURE: value}
             for strategy in self.param["serialization_strategies"]:
                 if strategy["type"] == "best":
                     self._write(strategy["basename"], epoch)
@@ -303,7 +171,8 @@ def train_dl_model(
         HOperatorError: 7917, an optimised model; 7974, one in the continual state; 7988, one with
             out-of-distribution detection.
     """
-    model, train_param = checked_model(dlmodel_handle), _completed(train_param)
+    model = checked_model(dlmodel_handle)
+    train_param = completed(train_param, ids_of(model))
     n_epochs = train_param["num_epochs"]
     if not is_whole(start_epoch, 0, n_epochs):
         raise HError(f"`start_epoch` is {start_epoch!r:.80}; it lies in 0..{n_epochs}")
@@ -338,33 +207,6 @@ def train_dl_model(
             record.evaluate(start_epoch, {"mean_loss": float("nan")})
         learn.fit(n, rate, wd=decay, cbs=cbs)
     return record.results, record.infos, record.evaluations
-
-
-def _completed(train_param: Any) -> dict[str, Any]:
-    """The parameters of a training, also where JSON has made scalars of their tuples.
-
-    Raises:
-        HError: one is missing or has a value that it does not take.
-    """
-    given = {**_OF_TRAINING, **as_dict(train_param)}
-    counts = ("num_epochs", "evaluation_interval_epochs", "num_samples_mean_loss")
-    for name, most in (*((name, _MAX_EPOCHS) for name in counts), ("seed_rand", MAX_SEED)):
-        given[name] = one_value(given.get(name))
-        if not is_whole(given[name], int(name != "seed_rand"), most):
-            raise HError(
-                f"`train_param` has {name!r} {given[name]!r:.80}; create_dl_train_param makes it"
-            )
-    changes, files = (
-        [as_dict(one) for one in _values(given[key])]
-        for key in ("change_strategies", "serialization_strategies")
-    )
-    return given | {
-        "change_strategies": [_change(one) for one in changes],
-        "serialization_strategies": [_serialization(one) for one in files],
-        "evaluation_param": as_dict(given["evaluation_param"]),
-        "augmentation_param": as_dict(given["augmentation_param"]),
-        "display_param": {**_DISPLAY, **as_dict(given["display_param"])},
-    }
 
 
 def _loaders(model: HDlModel, data: ImageDataset, train_param: Mapping[str, Any]) -> Any:

@@ -72,6 +72,56 @@ def test_what_is_no_measure_and_no_class_is_refused(dataset, continual, key, val
         ha.evaluate_dl_model(dataset, continual, "split", "test", {key: value})
 
 
+STRATEGIES = {
+    "evaluate": [{"x": 1}, {"measures": "most"}, {"show_progress": "x"}],
+    "augment": [{"x": 1}, {"mirror": "x"}],
+    "change": [
+        {"epochs": one} for one in ("x", [-1], [1.5], [True], [None], [10**400], [{"x": 1}])
+    ],
+    "serialize": [
+        *({"basename": one} for one in (5, {"x": 1}, "a\0b", [1, 2])),
+        *({"type": "epochs", "epochs": one} for one in ("x", [-1], [1.5], [None])),
+    ],
+    "display": [{"x": 1}],
+}
+KEY_OF = {"evaluate": "evaluation_param", "augment": "augmentation_param"}
+KEY_OF |= {"change": "change_strategies", "serialize": "serialization_strategies"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(k, v) for k, some in STRATEGIES.items() for v in some]
+)
+def test_a_training_is_refused_before_its_first_step(dataset, name, value):
+    model = new_model(dataset)
+    before = copy.deepcopy(model.learner.model.state_dict())
+    change = {"model_param": "momentum", "values": [0.5]}
+    value = change | value if name == "change" else value
+    with pytest.raises(ha.HError):
+        ha.create_dl_train_param(model, 1, 1, "false", 1, [name], [value])
+    # nor is a dictionary believed that was changed afterwards
+    param = ha.create_dl_train_param(model, 1, 1, "false", 1)
+    param[KEY_OF.get(name, "display_param")] = value
+    with pytest.raises(ha.HError):
+        ha.train_dl_model(dataset, model, param, 0)
+    now = model.learner.model.state_dict()
+    assert all(torch.equal(now[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("evaluate_before_train", one) for one in (*ARRAYS, "x", 1.5, None, {"x": 1})),
+        ("evaluation_param", {"class_ids_to_evaluate": 7}),
+        ("display_param", {"enabled": "x"}),
+    ],
+)
+def test_no_parameter_of_a_training_is_believed(dataset, key, value):
+    model = new_model(dataset)
+    param = ha.create_dl_train_param(model, 1, 1, "false", 1)
+    with pytest.raises(ha.HError):
+        ha.train_dl_model(dataset, model, param | {key: value}, 0)
+
+
 @pytest.mark.parametrize("value", ARRAYS, ids=["tuple", "image", "tensor"])
 def test_arrays_are_no_single_values_and_no_dictionaries(dataset, continual, value):
     (sample,) = ha.read_dl_samples(dataset, [0])
