@@ -251,16 +251,15 @@ def blended(one, other, shares, scale):
     """Each row of logits (R,C) by the shares (R,C) of the other classifier, number by number."""
     found = np.empty_like(one)
     for row, c in np.ndindex(*one.shape):
-        others = np.arange(one.shape[1]) != c
-        its = other[row, c] - other[row, others].mean()
-        own = one[row, c] - one[row, others].mean()
+        its = other[row, c] - other[row].mean()
+        own = one[row, c] - one[row].mean()
         found[row, c] = one[row, c] + shares[row, c] * (scale * its - own)
     return found
 
 
-def test_of_two_classes_the_difference_is_blended_by_the_share():
+def test_of_two_classes_the_difference_is_blended_by_half_the_share():
     ours, theirs = torch.rand(2, 9, 2, dtype=torch.float64)
-    found = mixed(ours, theirs, 3.0, torch.tensor([0.0, 0.25]), dim=1)
+    found = mixed(ours, theirs, 3.0, torch.tensor([0.0, 0.5]), dim=1)
     wanted = 0.75 * (ours[:, 1] - ours[:, 0]) + 0.25 * 3 * (theirs[:, 1] - theirs[:, 0])
     torch.testing.assert_close(found[:, 1] - found[:, 0], wanted)
 

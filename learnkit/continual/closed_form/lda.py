@@ -164,13 +164,13 @@ def _blended(
 def mixed(ours: Tensor, theirs: Tensor, scale: float, share: Tensor, *, dim: int) -> Tensor:
     """`ours` by 1 - share and `scale * theirs` by the share, the classes along `dim`.
 
-    Differences alone tell classes: of both, what lies above the mean of the other classes.
+    Differences alone tell classes: of both, what lies above the mean of all classes, the centred
+    log-ratio (Aitchison, "The statistical analysis of compositional data", 1982). So of two classes
+    half the share is blended. What lies above the mean of the other classes would blend all of it:
+    ants and bees of two images gained twice as much then, and the many lost three times as much.
     """
     apart = (theirs - theirs.mean(dim, keepdim=True)).mul_(scale).sub_(ours)
-    apart.add_(ours.mean(dim, keepdim=True)).mul_(share)
-    # x less the mean of the others is n / (n - 1) times x less the mean of all
-    n = ours.shape[dim]
-    return apart.mul_(n / (n - 1)).add_(ours)
+    return apart.add_(ours.mean(dim, keepdim=True)).mul_(share).add_(ours)
 
 
 def _held_out_shares(samples: LooSamples, counts: Tensor, debias: float) -> Tensor:
