@@ -56,7 +56,7 @@ class ContinualClassifier(nn.Module):
         memory: Features remembered of each class; 0 for none.
         classifier: "lda", "ridge" or "prototype". They differ most where a class has few images
             beside many. Of 1 / 5 ants or bees beside 120, "ridge" finds .37 / .84 and costs the
-            many .01 / .09 of their recall, "lda" .59 / .78 at .06 / .05, "prototype" .59 / .89 at
+            many .01 / .09 of their recall, "lda" .59 / .81 at .06 / .06, "prototype" .59 / .89 at
             .06 / .11. No rule that was tried has both, see `benchmarks/_promises_few.py`.
         score: How out-of-distribution (OOD) images are detected: "combined", "mahalanobis",
             "relative", "knn", "msp" or "energy".
