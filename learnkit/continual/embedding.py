@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learnkit.errors import StatisticsError
-from learnkit.uncertainty.scoring import BLANK, GRID
+from learnkit.uncertainty.scoring import BLANK, GRID, unit_rows
 
 LARGEST = GRID - 1  # what fits 16 bits with either sign
 EXACT = 2**53  # whole numbers below it are exact in float64
@@ -47,6 +47,15 @@ def to_grid(embedded: Any) -> Tensor:
     """
     table = torch.as_tensor(embedded, dtype=torch.float64)
     return (table * GRID).round_().clamp_(-LARGEST, LARGEST)
+
+
+def features_on_grid(features: Tensor, *, root: bool) -> Tensor:
+    """Features (N, D) embedded and in units of the grid, float64, equal to the bit anywhere."""
+    grid = torch.empty(features.shape, dtype=torch.float64)
+    # some at a time: what is computed on the way takes several times as much
+    for part, its in zip(features.split(_BLOCK), grid.split(_BLOCK), strict=True):
+        its.copy_(to_grid(unit_rows(part, root=root)))
+    return grid
 
 
 def grid_products(grid: Tensor, copies: Sequence[int] | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from learnkit.continual.change_report import (
 )
 from learnkit.continual.checks import check_labelled_features, shown_images, without_blank
 from learnkit.continual.derivation import Derived, derive
-from learnkit.continual.embedding import to_grid
+from learnkit.continual.embedding import features_on_grid
 from learnkit.continual.label_issues import label_issues, not_learned_before
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import check_all_known, clean_name, index_tensor, name_list
@@ -43,7 +43,7 @@ from learnkit.errors import (
     ContinualStateError,
     DataError,
 )
-from learnkit.uncertainty.scoring import Scoring, unit_rows
+from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import manual_threshold
 
 Validation = tuple[Tensor, Sequence[Any]]
@@ -244,7 +244,7 @@ class Knowledge:
         check_all_known(labels, self.statistics.class_names)
         if not labels:
             raise DataError("all images of `validation` are blank; leave it out, or give others")
-        grid = to_grid(unit_rows(features, root=self.settings.root))
+        grid = features_on_grid(features, root=self.settings.root)
         index = index_tensor(self.statistics.class_names, labels)
         notes = (f"{len(blank)} blank validation images were left out",) if blank else ()
         return grid, index, notes

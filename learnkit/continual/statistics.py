@@ -23,7 +23,7 @@ from learnkit.continual.checks import (
     check_subtracted,
 )
 from learnkit.continual.closed_form.whitening import Moments
-from learnkit.continual.embedding import exact_sum, grid_products, to_grid
+from learnkit.continual.embedding import exact_sum, features_on_grid, grid_products
 from learnkit.continual.fingerprints import (
     Fingerprints,
     fingerprints_of,
@@ -60,7 +60,7 @@ from learnkit.continual.settings import MOST_FEATURES, check_whole
 from learnkit.data.labels import name_problem
 from learnkit.errors import DataError
 from learnkit.uncertainty.checks import Array
-from learnkit.uncertainty.scoring import GRID, unit_rows
+from learnkit.uncertainty.scoring import GRID
 
 _RELABEL = "label these images {now}"
 _NEW_CLASS = ", or, if {old} is another class, pass `reuse_names=True`"
@@ -454,7 +454,7 @@ class ClassStatistics:
         return self._on_grid(features), labels
 
     def _on_grid(self, features: Tensor) -> Tensor:
-        return to_grid(unit_rows(features, root=self.root))
+        return features_on_grid(features, root=self.root)
 
     def forget(self, name: str) -> ClassStatistics:
         """With class `name` unknown again: no count, no mean, no memory, but its place kept.

@@ -10,6 +10,7 @@ from continual_helpers import embedded, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+import learnkit.continual.embedding
 from learnkit.continual.embedding import EXACT, LARGEST, embed, to_grid
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, StatisticsError
@@ -52,6 +53,14 @@ def test_any_order_and_batching_gives_the_same_bits(seed, order, cuts, memory_si
     features, labels = images(seed)
     whole = collect(features, labels, memory_size=memory_size)
     assert in_pieces(features, labels, order, cuts, memory_size).equals(whole)
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_rows_taken_some_at_a_time_give_the_same_bits(root, monkeypatch):
+    features, labels = images(3)
+    whole = collect(features, labels, root=root)
+    monkeypatch.setattr(learnkit.continual.embedding, "_BLOCK", 5)
+    assert collect(features, labels, root=root).equals(whole)
 
 
 @few

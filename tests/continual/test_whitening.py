@@ -125,6 +125,18 @@ def test_solving_and_lengths_there_are_those_of_the_whole_matrix(tridiagonal):
     assert spectrum.scatter_along(turned[1]) == pytest.approx(float(wanted))
 
 
+@pytest.mark.parametrize("shrinkages", [(0.1, 0.6), (0.3, 1.0), (1.0,)])
+def test_lengths_of_some_vectors_at_a_time_are_those_of_all(shrinkages, tridiagonal, monkeypatch):
+    _, spectrum = tridiagonal
+    geometries = [spectrum.geometry(one) for one in shrinkages]
+    vectors = torch.randn(23, spectrum.n_features, dtype=torch.float64)
+    whole = whitening.squared_lengths(geometries, vectors)
+    monkeypatch.setattr(whitening, "_AT_ONCE", 5 * spectrum.n_features)
+    torch.testing.assert_close(whitening.squared_lengths(geometries, vectors), whole)
+    none = whitening.squared_lengths(geometries, vectors[:0])
+    assert none.shape == (len(shrinkages), 0)
+
+
 def test_many_classes_of_little_width_get_eigenvectors(all_axes):
     all_axes()
     few = gather(*draw({str(i): 3 for i in range(4)}, width=70)).moments()

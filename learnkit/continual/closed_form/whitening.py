@@ -30,6 +30,7 @@ DEFAULT_VARIANCE = 0.5
 # Copies of one image still differ by the rounding to the grid, which is no variance.
 _NO_VARIANCE = 1e-6
 _SAME = 1e-13  # relative difference of two scales that only rounding can tell apart
+_AT_ONCE = 2**23  # numbers in vectors whose lengths are computed together
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -291,6 +292,12 @@ class Geometry:
 
 def squared_lengths(geometries: Sequence[Geometry], vectors: Tensor) -> Tensor:
     """Squared lengths (G,N) of turned `vectors (N,K)` in whitened spaces of one spectrum."""
+    # some at a time: what is computed on the way is as large as they are
+    blocks = vectors.split(max(1, _AT_ONCE // max(vectors.shape[1], 1)))
+    return torch.cat([_squared_lengths(geometries, block) for block in blocks], 1)
+
+
+def _squared_lengths(geometries: Sequence[Geometry], vectors: Tensor) -> Tensor:
     found = torch.empty(len(geometries), len(vectors), dtype=torch.float64)
     ridged = [i for i, geometry in enumerate(geometries) if geometry.ridge is not None]
     for i in set(range(len(geometries))) - set(ridged):
