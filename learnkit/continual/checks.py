@@ -41,8 +41,8 @@ def check_features(features: Any, n_features: int) -> Tensor:
 
 def what_is_not_finite(features: Tensor) -> str:
     """Which rows of (N, D) hold NaN or infinity, as the beginning of a message; "" if none does."""
-    finite = torch.isfinite(features)
-    if finite.all():
+    # one number first: tables of truth take several times the memory of the features
+    if torch.isfinite(features.sum()) or (finite := torch.isfinite(features)).all():
         return ""
     rows = torch.nonzero(~finite.all(dim=1)).flatten().tolist()
     shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
@@ -79,6 +79,8 @@ def check_labelled_features(
 def without_blank(features: Tensor, labels: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:
     """(features, labels, labels of blank images) with the blank ones taken out."""
     blank = torch.from_numpy(is_blank(features))
+    if not blank.any():  # no copy of all of them
+        return features, list(labels), []
     flags = blank.tolist()
     kept = [label for label, out in zip(labels, flags, strict=True) if not out]
     left = [label for label, out in zip(labels, flags, strict=True) if out]

@@ -1,6 +1,7 @@
 """Statistics of classes: sums that do not depend on how the images came."""
 
 import hashlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import learnkit.continual.embedding
+from learnkit.continual.checks import what_is_not_finite
 from learnkit.continual.embedding import EXACT, LARGEST, embed, to_grid
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, StatisticsError
@@ -600,3 +602,22 @@ def test_the_hash_of_a_feature_is_the_same_everywhere():
     assert stats.memory.cells[0].hashes == (
         hashlib.blake2b(little, digest_size=16, key=key).digest(),
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "rows"),
+    [
+        ({(2, 1): math.inf, (4, 0): -math.inf}, "2 of 5 images are NaN or infinite (rows 2, 4)"),
+        ({(3, 3): math.nan}, "1 of 5 images are NaN or infinite (rows 3)"),
+    ],
+)
+def test_rows_that_are_not_finite_are_named_though_their_sum_may_be(values, rows):
+    features = torch.ones(5, D, dtype=torch.float64)
+    for place, value in values.items():
+        features[place] = value
+    assert rows in what_is_not_finite(features)
+
+
+def test_finite_rows_whose_sum_is_not_are_finite():
+    assert what_is_not_finite(torch.full((5, D), 1.7e308, dtype=torch.float64)) == ""
+    assert what_is_not_finite(torch.ones(0, D)) == ""
