@@ -32,8 +32,8 @@ from learnkit.continual.closed_form.shrinkage import (
 )
 from learnkit.continual.closed_form.whitening import Geometry, Moments
 
-# A class of five images beside classes of 40 or more is told half by the discriminant and half by
-# the nearest mean; from 40 on by the discriminant alone.
+# A class of five images beside classes of 40 or more is told by both about alike, one of 40 by the
+# discriminant alone.
 _HALF, _MANY = 5.0, 40.0
 _LEAST_SHARE = 0.01  # less is not worth a second pass
 
