@@ -184,7 +184,9 @@ def _clash(one: str, other: str, case_sensitive: bool) -> str:
     remedy = "give the same class one spelling, or rename one of two classes"
     if not case_sensitive and _key(one, True) != _key(other, True):
         remedy += ", or tell classes apart by case: ImageDataset(..., case_sensitive=True)"
-    shown = f"class names {one!r} and {other!r} ({one!a} and {other!a})"
+    shown = f"class names {one!r} and {other!r}"
+    if ascii(one + other) != repr(one + other):  # letters that may look alike, by their numbers
+        shown += f" ({one!a} and {other!a})"
     return f"{shown} differ only in {ignored}; {remedy}"
 
 

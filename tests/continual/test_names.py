@@ -8,6 +8,7 @@ import torch
 from continual_helpers import draw, gather
 
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.names import check_distinct
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, StatisticsError
 from learnkit.optimize.relearn import _settle
@@ -218,6 +219,19 @@ def test_a_forward_pass_is_the_same_whatever_the_names():
     other.rename({"a": "z"})
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
     assert torch.equal(head(x), other(x))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shown"),
+    [
+        ("Ant", "ant", "class names 'Ant' and 'ant' differ only in case"),
+        ("é", "e\u0301", "'é' and 'e\u0301' ('\\xe9' and 'e\\u0301') differ only in case"),
+    ],
+)
+def test_names_that_look_alike_are_shown_by_their_letters(one, other, shown):
+    with pytest.raises(DataError) as caught:
+        check_distinct([one, other])
+    assert shown in str(caught.value)
 
 
 class TestCase:
