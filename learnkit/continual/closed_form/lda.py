@@ -66,9 +66,11 @@ def fit_lda(
     basis = Basis.of(moments, prior)
     selection = basis.select(debias, SHRINKAGES if shrinkage is None else (shrinkage,))
     own = _Discriminant.of(basis, selection.shrinkage, debias)
-    selection = basis.tempered(selection, own.left_out.logits, own.geometry)
-    if blend and selection.shrinkage < 1:
-        own, selection = _blended(basis, own, selection, debias)
+    blended = _blended(basis, own, selection, debias) if blend and selection.shrinkage < 1 else None
+    own, selection = blended or (
+        own,
+        basis.tempered(selection, own.left_out.logits, own.geometry),
+    )
     return own.assemble("lda", basis, selection, selection.shrinkage)
 
 
@@ -140,16 +142,18 @@ class _Discriminant(NamedTuple):
 
 def _blended(
     basis: Basis, own: _Discriminant, selection: Selection, debias: float
-) -> tuple[_Discriminant, Selection]:
-    """Logits of classes of few images blended with those of the nearest mean, tempered anew."""
+) -> tuple[_Discriminant, Selection] | None:
+    """Logits of few images blended with those of the nearest mean, tempered anew; None if none."""
     counts, samples = own.geometry.counts, basis.samples
     shares = debias * share_of_mean(counts, counts)
     if not bool((shares >= _LEAST_SHARE).any()):
-        return own, selection
+        return None
     mean = _Discriminant.of(basis, 1.0, debias)
-    default = default_selection(basis.spectrum, (1.0,)).temperature
+    its = selection.temperatures.get(1.0)  # of the search, where it was a candidate
+    if its is None:
+        its = _tempered(basis, mean, default_selection(basis.spectrum, (1.0,)).temperature)
     # each divided by its own temperature, then all as large as the discriminant's
-    scale = selection.temperature / _tempered(basis, mean, default)
+    scale = selection.temperature / its
     held = _held_out_shares(samples, counts, debias)
     logits = mixed(own.left_out.logits, mean.left_out.logits, scale, held, dim=1)
     blended = own._replace(

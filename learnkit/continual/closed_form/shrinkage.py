@@ -26,12 +26,13 @@ GUESS_IS_TOO_HIGH = 1.65
 
 @dataclass(frozen=True)
 class Selection:
-    """A shrinkage and a temperature, what decided on them, and the loss of each candidate."""
+    """A shrinkage and a temperature, what decided on them, and both of each candidate."""
 
     shrinkage: float
     temperature: float
     by: str
     losses: dict[float, float] = field(default_factory=dict)
+    temperatures: dict[float, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a report."""
@@ -85,7 +86,8 @@ def select(
         lambda share: math.log(share / (1.0005 - share)),  # the log-odds, finite up to 1
     )
     by = "leave-one-out density" if single else "leave-one-out log loss"
-    return Selection(best, results[best].temperature, by, losses)
+    temperatures = {shrinkage: result.temperature for shrinkage, result in results.items()}
+    return Selection(best, temperatures[best], by, losses, temperatures)
 
 
 def temper_samples(
