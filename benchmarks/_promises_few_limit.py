@@ -13,7 +13,7 @@ found, and the others lose little. Two measures say how far features allow both:
   and lost are those of a mixture of both. Where they may lose .01, the discriminant has the best
   balanced accuracy of CIFAR-10 with 1 to 5 images, by .02 to .04 before learnkit's own ridge and
   .05 to .06 before the next published one measured; on ants and bees no method is ahead of it by
-  more than the standard error of the difference. Of the new class alone, methods that tell the
+  more than 1.5 standard errors of the difference. Of the new class alone, methods that tell the
   others apart less well find as much or more: they have fewer right answers to lose.
 """
 

@@ -51,7 +51,6 @@ from learnkit.bundle.variant import (
 from learnkit.bundle.variant_probes import check_recorded
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.continual.serialization import FORMAT
 from learnkit.errors import (
     BundleCorruptError,
     BundleError,
@@ -168,9 +167,9 @@ def read_float32(
         siblings=siblings_at(path, folder),
         digest=folder.digest,
     )
-    written = FORMAT if contents.continual is None else contents.continual.get("format")
-    # of format 1 other classifiers were derived
-    check_probe_answers(model, probes, contents.versions, derived_alike=written != 1)
+    # of states of format 1 other classifiers were derived
+    alike = (contents.continual or {}).get("format") != 1
+    check_probe_answers(model, probes, contents.versions, derived_alike=alike)
     return model
 
 

@@ -15,7 +15,7 @@ from learnkit.uncertainty.scoring import BLANK, GRID, unit_rows
 
 LARGEST = GRID - 1  # what fits 16 bits with either sign
 EXACT = 2**53  # whole numbers below it are exact in float64
-_BLOCK = 8192  # rows whose products are added up at once
+_BLOCK = 8192  # rows that are embedded, or whose products are added up, at once
 
 
 def embed(features: Tensor, *, root: bool) -> Tensor:

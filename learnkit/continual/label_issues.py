@@ -16,7 +16,7 @@ from torch import Tensor
 
 from learnkit.continual.checks import check_labelled_features
 from learnkit.continual.closed_form.every_image import EveryImage, leave_every_image_out
-from learnkit.continual.embedding import to_grid
+from learnkit.continual.embedding import features_on_grid
 from learnkit.continual.fingerprints import fingerprints_of
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.image import read_image
@@ -43,7 +43,7 @@ from learnkit.uncertainty.label_noise import (
     label_suspects,
     robust_deviations,
 )
-from learnkit.uncertainty.scoring import Scoring, unit_rows
+from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import Threshold
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ def _rows_of(
     codes = [
         code  # of some at a time: embedded they take twice the memory, and more on the way
         for part in features.split(_BLOCK)
-        for code in fingerprints_of(to_grid(unit_rows(part.numpy(), root=root))).tolist()
+        for code in fingerprints_of(features_on_grid(part, root=root)).tolist()
     ]
     keys = zip((place[label] for label in labels), codes, strict=True)
     return np.array([row.get(key, -1) for key in keys], dtype=np.int64)

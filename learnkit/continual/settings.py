@@ -9,8 +9,8 @@ CLASSIFIERS = ("lda", "ridge", "prototype")
 SCORES = ("combined", "mahalanobis", "relative", "knn", "msp", "energy")
 GUARANTEES = ("loo", "split", "pac")
 PRIORS = ("training", "uniform")
-# A Gram matrix of more features takes 34 GB; counts of images travel as int32.
-MOST_FEATURES, MOST_IMAGES = 2**16, 2**31 - 1
+# A Gram matrix of more features takes 34 GB, and no memory holds more images.
+MOST_FEATURES, MOST_REMEMBERED = 2**16, 2**31 - 1
 _CHOICES = {
     "classifier": CLASSIFIERS,
     "score": SCORES,
@@ -19,7 +19,7 @@ _CHOICES = {
 }
 
 
-def check_whole(name: str, value: Any, *, least: int, most: int = MOST_IMAGES) -> None:
+def check_whole(name: str, value: Any, *, least: int, most: int = MOST_REMEMBERED) -> None:
     """Raise StatisticsError unless `value` is a whole number in least..most."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         limit = f", {most:,} at most" if isinstance(value, int) and value > most else ""

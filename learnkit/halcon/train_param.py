@@ -180,16 +180,16 @@ def completed(train_param: Any, ids: Mapping[str, int]) -> dict[str, Any]:
         [as_dict(one) for one in _values(given[key])]
         for key in ("change_strategies", "serialization_strategies")
     )
-    checked_evaluation(as_dict(given["evaluation_param"]), ids)
+    evaluation = as_dict(given["evaluation_param"])
+    checked_evaluation(evaluation, ids)
     shown = checked_params(
         as_dict(given["display_param"]), _DISPLAY, "'display_param'", of_operator=False
     )
-    before = given["evaluate_before_train"]
     return given | {
         "change_strategies": [_change(one) for one in changes],
         "serialization_strategies": [_serialization(one) for one in files],
-        "evaluation_param": as_dict(given["evaluation_param"]),
+        "evaluation_param": evaluation,
         "augmentation_param": as_dict(given["augmentation_param"]),
         "display_param": shown | {"enabled": as_bool(shown["enabled"], "enabled")},
-        "evaluate_before_train": as_bool(before, "evaluate_before_train"),
+        "evaluate_before_train": as_bool(given["evaluate_before_train"], "evaluate_before_train"),
     }

@@ -115,7 +115,7 @@ class TrainingRecord(Callback):
         if not self.has_validation:
             return
         how = {"show_progress": "false", **self.param["evaluation_param"]}
-        # the best model is chosen by this one, whatever else is asked for
+        # the one by which the best model is chosen is told in every evaluation
         how["measures"] = [*dict.fromkeys([*as_tuple(how.get("measures")), MEASURE])]
         result, _ = evaluate_dl_model(self.dldataset, self.of, "split", "validation", how)
         del result["evaluated_samples"]["confidences"]  # of every epoch they would fill the files

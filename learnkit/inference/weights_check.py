@@ -24,14 +24,14 @@ from torch.nn.functional import cross_entropy
 
 from learnkit.continual.closed_form.lda import fit_lda
 from learnkit.continual.closed_form.leave_one_out import leave_one_out
-from learnkit.continual.embedding import to_grid
+from learnkit.continual.embedding import features_on_grid
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError
 from learnkit.models.eval_mode import evaluating
 from learnkit.models.meta import IMAGENET_STATS, SYMMETRIC_STATS
 from learnkit.report.document import Document, Paragraph, Table
 from learnkit.report.notebook import Shown
-from learnkit.uncertainty.scoring import GRID, unit_rows
+from learnkit.uncertainty.scoring import GRID
 
 MOST_IMAGES = 200
 _MOST_CLASSES = MOST_IMAGES // 4
@@ -278,9 +278,10 @@ def _left_out(features: Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
         return np.zeros(len(labels), dtype=bool), np.full(len(labels), _USELESS)
     names = [f"{label:09d}" for label in labels]  # in the order of their numbers
     empty = ClassStatistics.empty(features.shape[1], root=False, memory_size=MOST_IMAGES)
-    fitted = fit_lda(empty.update(features, names).canonical().moments())
+    # the discriminant alone, as its distances tell below
+    fitted = fit_lda(empty.update(features, names).canonical().moments(), blend=False)
     geometry, numbers = fitted.geometry, torch.from_numpy(labels)
-    points = to_grid(unit_rows(features.double().numpy(), root=False)) / GRID
+    points = features_on_grid(features, root=False) / GRID
     left_out = leave_one_out(geometry, geometry.spectrum.turn(points), numbers)
     debts = geometry.d_eff / left_out.counts  # by so much noise lengthens the distance to a mean
     logits = (debts - left_out.distances) / 2 / fitted.temperature

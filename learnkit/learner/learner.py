@@ -616,7 +616,9 @@ class ImageLearner(Learner, Shown):
                 "mahalanobis", "relative", "knn", "msp" or "energy"), `guarantee` ("loo", "split"
                 or "pac"), `prior` ("training" or "uniform"), `per_class` (False: the false alarms
                 are promised on average over all images; True: for every class by itself, so that
-                rare classes are flagged no more often; fewer images out of distribution are found).
+                rare classes are flagged no more often; fewer images out of distribution are found),
+                `blend` (True: "lda" tells classes of few images beside many partly by the nearest
+                mean).
 
         Raises:
             ContinualUnsupportedError: No nn.Sequential(body, head), or several labels per image.
