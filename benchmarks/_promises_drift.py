@@ -38,7 +38,7 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.inference.monitor import Monitor
 from learnkit.inference.prediction import conclude
 from learnkit.models.body import create_body
-from learnkit.uncertainty.drift import N_BETS, add_evidence, bets
+from learnkit.uncertainty.drift import N_BETS, add_evidence, bets, shares_above
 
 RATE = 10_000  # images a false alarm
 CLEAN, MOST = 1000, 1500  # images before the drift, and looked at afterwards
@@ -157,9 +157,9 @@ def _simulated_rows(draws: int) -> list[dict]:
     found = []
     for draw in range(draws):
         rng, evidence, n_alarms = np.random.default_rng(draw), np.zeros((100, N_BETS)), 0
-        above = np.array([0.0005, 0.0005, 0.0005, 0.002, 0.002, 0.008, 0.008, 0.03, 0.03, 0.12])
+        above = shares_above(2000)
         for _ in range(10_000):
-            evidence = add_evidence(evidence, bets(rng.random(100), above))
+            evidence = add_evidence(evidence, bets(rng.random(100), above, above))
             over = evidence.mean(1) >= RATE
             n_alarms += int(over.sum())
             evidence[over] = 0

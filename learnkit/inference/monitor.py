@@ -26,7 +26,8 @@ from learnkit.report.notebook import Shown
 from learnkit.storage.filesystem import write_file
 from learnkit.storage.formats import from_plain, parse_json, read_field, to_json
 from learnkit.storage.write_folder import check_outside
-from learnkit.uncertainty.drift import DriftTest
+from learnkit.uncertainty.checks import check_scores
+from learnkit.uncertainty.drift import N_BETS, DriftTest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from learnkit.uncertainty.scoring import Scoring
 
-FORMAT = 1
+FORMAT = 2  # 1 had 26 bets of another kind
 ALL = "all images"
 _SAVED_EVERY = 256  # images that a killed process may forget
 _FEWEST = 100  # a false alarm in fewer images than this is no promise worth the name
@@ -118,17 +119,18 @@ class DriftState:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> DriftState:
-        """The state that `to_dict` described.
+    def from_dict(cls, values: Mapping[str, Any], where: str, version: int = FORMAT) -> DriftState:
+        """The state that `to_dict` described, in this or an earlier format.
 
         Raises:
             BundleCorruptError: a field is missing or unknown, or no state can have its value.
         """
         read = lambda name, kind: read_field(values, name, kind, where)
         alarms = read("alarms", list)
+        renewed = _renewed if version == 1 else DriftTest.from_dict
         try:
-            overall = DriftTest.from_dict(read("overall", dict))
-            found = {name: DriftTest.from_dict(one) for name, one in read("classes", dict).items()}
+            overall = renewed(read("overall", dict))
+            found = {name: renewed(one) for name, one in read("classes", dict).items()}
         except UncertaintyError as error:
             raise BundleCorruptError(f"{where}: {error}") from error
         told = tuple(from_plain(Alarm, one, f"{where}: `alarms`") for one in alarms)
@@ -386,15 +388,25 @@ def _read(path: Path) -> tuple[DriftState, int]:
         values = parse_json(path.read_bytes(), where)
     except OSError as error:
         raise PredictionFileError(f"the drift monitor cannot read {where!r}: {error}") from error
-    if (version := read_field(values, "format", int, where)) != FORMAT:
+    version = read_field(values, "format", int, where)
+    if not 1 <= version <= FORMAT:
         raise BundleCorruptError(
-            f"{where} has format {version}; this learnkit reads {FORMAT}: update it, or remove the "
-            "file to begin anew"
+            f"{where} has format {version}; this learnkit reads 1 to {FORMAT}: update it, or "
+            "remove the file to begin anew"
         )
     n = read_field(values, "images_per_false_alarm", int, where)
     if n < _FEWEST:
         raise BundleCorruptError(f"{where}: `images_per_false_alarm` is {n}, below {_FEWEST}")
-    return DriftState.from_dict(values, where), n
+    return DriftState.from_dict(values, where, version), n
+
+
+def _renewed(values: Any) -> DriftTest:
+    """A test of format 1: today's bets share the evidence of those it had, marks are set anew."""
+    found = values.get("evidence") if isinstance(values, dict) else None
+    if isinstance(found, list) and found:
+        level = float(check_scores(found, name="evidence").mean())
+        values = {**values, "evidence": [level] * N_BETS, "marks": [], "n_marked": 0}
+    return DriftTest.from_dict(values)
 
 
 def drift_file(bundle: str | os.PathLike) -> Path:

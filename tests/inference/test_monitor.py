@@ -81,8 +81,8 @@ def test_the_tests_are_those_of_all_scores_and_of_each_class(scoring, rng):
 
 def test_a_shift_is_told_with_the_image_and_what_became_of_the_images(scoring, rng):
     monitor = Monitor(scoring)
-    monitor.observe([predicted(s) for s in rng.normal(size=100)], scoring)
-    monitor.observe([predicted(s) for s in rng.normal(1, size=100)], scoring)
+    scores = np.concatenate([rng.normal(size=100), rng.normal(1, size=100)])
+    monitor.observe([predicted(s, "ab"[i % 2]) for i, s in enumerate(scores)], scoring)
     assert monitor.is_drifting
     first = monitor.alarms[0]
     assert 100 < first.image < 180
@@ -206,7 +206,8 @@ def test_a_promise_worth_nothing_is_refused(scoring, n):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "has format 2; this learnkit reads 1: update it, or remove the file"),
+        ({"format": 3}, "has format 3; this learnkit reads 1 to 2: update it, or remove the file"),
+        ({"format": 0}, "has format 0; this learnkit reads 1 to 2: update it, or remove the file"),
         ({"overall": {}}, "a drift test needs exactly its own keys"),
         ({"alarms": [{"image": 1}]}, "a Alarm has the fields"),
         ({"alarms": [3]}, "a Alarm has the fields"),
@@ -223,6 +224,50 @@ def test_a_damaged_file_is_refused(scoring, tmp_path, change, message):
         Monitor(scoring, file=file)
     assert message in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def of_format_1(file):
+    """The file as it was when there were 26 bets: other evidence of the same mean, other marks."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    for test in (values["overall"], *values["classes"].values()):
+        level = np.mean(test["evidence"])
+        test["evidence"] = [26 * level] + [0.0] * 25
+        test["marks"] = test["marks"] and sorted(test["marks"], reverse=True)
+    file.write_text(json.dumps({**values, "format": 1}), encoding="utf-8")
+
+
+def test_a_file_of_format_1_goes_on_with_its_evidence(scoring, rng, tmp_path):
+    file = tmp_path / "m.json"
+    monitor = Monitor(scoring, file=file)
+    scores = np.concatenate([rng.normal(size=100), rng.normal(1, size=12)])
+    monitor.observe([predicted(s, "ab"[i % 2]) for i, s in enumerate(scores)], scoring)
+    monitor.save()
+    of_format_1(file)
+    again = Monitor(scoring, file=file)
+    assert again.n_images == 112
+    for name, test in monitor.state.tests.items():
+        kept = again.state.tests[name]
+        assert kept.level == pytest.approx(test.level)
+        assert kept.scores.tolist() == test.scores.tolist()
+        assert kept.trace == test.trace
+    again.observe([predicted(0.0)], scoring)
+    # the marks are set anew among all scores that there are by then
+    assert again.state.overall.n_marked == len(again.state.overall.scores)
+    again.save()
+    assert json.loads(file.read_text(encoding="utf-8"))["format"] == 2
+    assert Monitor(scoring, file=file).state.to_dict() == again.state.to_dict()
+
+
+@pytest.mark.parametrize("evidence", [[], None, [1.0, "2"], [float("nan")] * 26, {}])
+def test_a_damaged_file_of_format_1_is_refused(scoring, tmp_path, evidence):
+    file = tmp_path / "m.json"
+    Monitor(scoring, file=file).save()
+    of_format_1(file)
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["overall"]["evidence"] = evidence
+    file.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(BundleCorruptError):
+        Monitor(scoring, file=file)
 
 
 def test_a_file_that_cannot_be_read_is_refused(scoring, tmp_path):

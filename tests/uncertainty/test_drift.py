@@ -1,8 +1,11 @@
 import bisect
 import json
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import integrate
 
 from learnkit.errors import UncertaintyError
 from learnkit.uncertainty import drift
@@ -30,25 +33,32 @@ def rng():
     return np.random.default_rng(0)
 
 
-def pieces(above):
-    """Middles and widths of the intervals in which all bets are constant."""
-    edges = np.unique([0, 1, *drift._SHARE, *(1 - drift._SHARE), *above])
-    return (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+def mean_over_p_values(value, above):
+    """The mean of value(p) over uniform p, by quadrature."""
+    edges = np.unique([0.0, 1e-12, 1e-9, 1e-6, 1e-3, drift._ZONE, *above, 1 - 1e-6, 1.0])
+    return sum(integrate.quad_vec(value, *pair)[0] for pair in pairwise(edges))
 
 
-@pytest.mark.parametrize("marks", [0.001, 0.3, 1.0])
-def test_every_bet_is_fair(marks):
-    above = np.linspace(marks, 1, len(drift._ABOVE))
-    middles, widths = pieces(above)
-    assert widths @ bets(middles, above) == pytest.approx(np.ones(N_BETS))
-    assert (bets(middles, above) > 0).all()
+def one_bet(above, before, p_value):
+    return bets(np.array([p_value]), above, before)[0]
+
+
+@pytest.mark.parametrize("n", [0, 60, 1000, 8000])
+def test_every_bet_is_fair_wherever_the_marks_came_to_lie(n, rng):
+    before = drift.shares_above(n)
+    for above in (before, np.sort(rng.random(len(before)) ** 3), np.full(len(before), 0.3)):
+        mean = mean_over_p_values(partial(one_bet, above, before), above)
+        assert mean == pytest.approx(np.ones(N_BETS), abs=2e-4)
+        assert (bets(rng.random(100), above, before) > 0).all()
 
 
 def test_alarms_over_a_million_images_without_drift_are_at_most_as_many_as_promised(rng):
     n_runs, n_images, bound = 200, 5_000, 1_000
     evidence, n_alarms = np.zeros((n_runs, N_BETS)), 0
+    before = drift.shares_above(1000)
     for _ in range(n_images):
-        evidence = add_evidence(evidence, bets(rng.random(n_runs), rng.random(len(drift._ABOVE))))
+        above = np.sort(rng.random(len(before)) ** 4)
+        evidence = add_evidence(evidence, bets(rng.random(n_runs), above, before))
         over = evidence.mean(1) >= bound
         n_alarms += over.sum()
         evidence[over] = 0
@@ -66,22 +76,47 @@ def test_within_a_run_alarms_are_as_rare_as_promised_though_the_scores_are_few()
 
 
 def test_evidence_less_the_number_of_images_is_a_martingale(rng):
-    before, above = rng.random(N_BETS) * 50, rng.random(len(drift._ABOVE))
-    middles, widths = pieces(above)
-    after = widths @ add_evidence(before, bets(middles, above)).mean(1)
-    assert after == pytest.approx(before.mean() + 1)
+    evidence, marked = rng.random(N_BETS) * 50, drift.shares_above(1000)
+    above = np.sort(rng.random(len(marked)))
+    after = mean_over_p_values(
+        lambda p: add_evidence(evidence, bets(np.array([p]), above, marked)[0]).mean(), above
+    )
+    assert after == pytest.approx(evidence.mean() + 1, rel=1e-4)
 
 
-def test_bets_on_what_is_above_a_mark_win_exactly_there(rng):
+def test_bets_on_new_kinds_go_by_the_marks_a_score_lies_above(rng):
     test = DriftTest.of(rng.normal(size=200))
-    stream = np.sort(rng.normal(1, size=300))[rng.permutation(300)]
+    stream = rng.normal(1, size=300)
     for score in stream:
-        marks = test.marks
+        marks, n, scores = test.marks, test.n_marked, test.scores
         before, test = test, test.update(score)
-        p_value = before.p_value(score)
-        won = bets(np.array([p_value]), before._above_marks())[0, -len(marks) :] > 1
-        assert (won == (score > marks)).all() or np.isin(score, marks).any()
+        if np.isin(score, marks):
+            continue
+        # by hand: the share of scores in the zone now, and what the density makes of it as it was
+        edges = [1.0, *(share_above(scores, mark) for mark in marks[::-1]), 0.0]
+        then = [1.0, *((int(share * n) + 1) / (n + 1) for share in drift._ABOVE[::-1]), 0.0]
+        zone = int((score > marks).sum())
+        zones = zip(pairwise(then), pairwise(edges), strict=True)
+        total = sum(a**0.1 - b**0.1 for (a, b), (x, y) in zones if x > y)
+        density = (then[zone] ** 0.1 - then[zone + 1] ** 0.1) / total
+        density /= edges[zone] - edges[zone + 1]
+        p_value = np.array([before.p_value(score)])
+        found = bets(p_value, before._above_marks(), drift.shares_above(n))[0, :3]
+        assert found == pytest.approx([1 + share * (density - 1) for share in (0.01, 0.03, 0.1)])
     assert test.n_marked == 400
+
+
+def share_above(scores, mark):
+    return ((scores > mark).sum() + 1) / (len(scores) + 1)
+
+
+def test_marks_lie_by_weight_and_stay_among_the_scores():
+    heavy = DriftTest.of(np.arange(100.0), np.where(np.arange(100) < 50, 1e-6, 1.0))
+    # the weights count 2 for each of the upper half: 12 of 100 are six scores
+    assert heavy.marks[[0, -1]].tolist() == [99.0, 93.0]
+    light = DriftTest.of(np.arange(100.0), np.where(np.arange(100) < 1, 1.0, 1e-9))
+    assert light.marks[-1] == 0.0
+    assert run([100.0, 5.0], light).n_images == 2
 
 
 def test_p_values_are_ranks_among_all_before(rng):
