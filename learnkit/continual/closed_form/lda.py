@@ -67,11 +67,12 @@ def fit_lda(
     selection = basis.select(debias, SHRINKAGES if shrinkage is None else (shrinkage,))
     own = _Discriminant.of(basis, selection.shrinkage, debias)
     blended = _blended(basis, own, selection, debias) if blend and selection.shrinkage < 1 else None
-    own, selection = blended or (
-        own,
-        basis.tempered(selection, own.left_out.logits, own.geometry),
-    )
-    return own.assemble("lda", basis, selection, selection.shrinkage)
+    if blended is None:
+        covectors = own.covectors
+        selection = basis.tempered(selection, own.left_out.logits, own.geometry)
+    else:
+        own, covectors, selection = blended
+    return own.assemble("lda", basis, selection, covectors, selection.shrinkage)
 
 
 def fit_prototype(
@@ -87,7 +88,8 @@ def fit_prototype(
     mean = _Discriminant.of(basis, selection.shrinkage, debias)
     selection = basis.tempered(selection, mean.left_out.logits, mean.geometry)
     # labels by the nearest mean, OOD scores still in the space of the discriminant
-    return mean.assemble("prototype", basis, selection, basis.select(1.0).shrinkage)
+    shrinkage = basis.select(1.0).shrinkage
+    return mean.assemble("prototype", basis, selection, mean.covectors, shrinkage)
 
 
 def share_of_mean(n: Tensor, among: Tensor) -> Tensor:
@@ -102,10 +104,13 @@ def share_of_mean(n: Tensor, among: Tensor) -> Tensor:
 
 
 class _Discriminant(NamedTuple):
-    """Logits `covectors (P,D) @ (features - center) + offset (P,)`, also of samples left out."""
+    """Logits `covectors (P,D) @ (features - center) + offset (P,)`, also of samples left out.
+
+    The covectors are those of the geometry, each times its factor (P,).
+    """
 
     geometry: Geometry
-    covectors: Tensor
+    factors: Tensor
     offset: Tensor
     left_out: LooScores
 
@@ -118,21 +123,26 @@ class _Discriminant(NamedTuple):
         noise = mean_noise(basis.samples, geometry)
         debts = noise.debts(lengths, geometry.counts, debias)
         factors = noise.reliabilities(geometry.counts, debias)
-        return cls(
-            geometry,
-            geometry.covectors * factors[:, None],
-            (debts - lengths) / 2 * factors,
-            left_out,
-        )
+        return cls(geometry, factors, (debts - lengths) / 2 * factors, left_out)
+
+    @property
+    def covectors(self) -> Tensor:
+        """One of each class, float64 (P,D), made at each call."""
+        return self.geometry.covectors * self.factors[:, None]
 
     def assemble(
-        self, method: str, basis: Basis, selection: Selection, shrinkage: float
+        self,
+        method: str,
+        basis: Basis,
+        selection: Selection,
+        covectors: Tensor,
+        shrinkage: float,
     ) -> LinearClassifier:
         """The classifier, with the OOD scores of a shrinkage, this one's or another."""
         return basis.assemble(
             method,
             selection,
-            self.covectors,
+            covectors,
             self.offset,
             self.left_out.logits,
             basis.scored(self.geometry, self.left_out, shrinkage),
@@ -142,8 +152,11 @@ class _Discriminant(NamedTuple):
 
 def _blended(
     basis: Basis, own: _Discriminant, selection: Selection, debias: float
-) -> tuple[_Discriminant, Selection] | None:
-    """Logits of few images blended with those of the nearest mean, tempered anew; None if none."""
+) -> tuple[_Discriminant, Tensor, Selection] | None:
+    """Logits of few images blended with those of the nearest mean, tempered anew; None if none.
+
+    Its factors stay those of before; the covectors come with it.
+    """
     counts, samples = own.geometry.counts, basis.samples
     shares = debias * share_of_mean(counts, counts)
     if not bool((shares >= _LEAST_SHARE).any()):
@@ -157,12 +170,12 @@ def _blended(
     held = _held_out_shares(samples, counts, debias)
     logits = mixed(own.left_out.logits, mean.left_out.logits, scale, held, dim=1)
     blended = own._replace(
-        covectors=mixed(own.covectors, mean.covectors, scale, shares[:, None], dim=0),
         offset=mixed(own.offset, mean.offset, scale, shares, dim=0),
         left_out=own.left_out._replace(logits=logits),
     )
     temperature = _tempered(basis, blended, selection.temperature)
-    return blended, replace(selection, temperature=temperature)
+    covectors = _mixed_covectors(own, mean, scale, shares)
+    return blended, covectors, replace(selection, temperature=temperature)
 
 
 def mixed(ours: Tensor, theirs: Tensor, scale: float, share: Tensor, *, dim: int) -> Tensor:
@@ -175,6 +188,18 @@ def mixed(ours: Tensor, theirs: Tensor, scale: float, share: Tensor, *, dim: int
     """
     apart = (theirs - theirs.mean(dim, keepdim=True)).mul_(scale).sub_(ours)
     return apart.add_(ours.mean(dim, keepdim=True)).mul_(share).add_(ours)
+
+
+def _mixed_covectors(
+    own: _Discriminant, mean: _Discriminant, scale: float, shares: Tensor
+) -> Tensor:
+    """The covectors (P,D) mixed as the logits are."""
+    covectors, few = own.covectors, shares.nonzero()[:, 0]
+    theirs = mean.geometry.weights * mean.factors[:, None]
+    # of classes without a share none are needed, and to turn all back took a twentieth of a refit
+    theirs = (theirs[few] - theirs.mean(0)) @ mean.geometry.spectrum.axes.T
+    apart = theirs.mul_(scale).sub_(covectors[few]).add_(covectors.mean(0))
+    return covectors.index_add_(0, few, apart.mul_(shares[few, None]))
 
 
 def _held_out_shares(samples: LooSamples, counts: Tensor, debias: float) -> Tensor:
