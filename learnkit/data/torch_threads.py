@@ -1,15 +1,14 @@
 """Processor threads of torch and of numpy: set for a while, and set back; work shared out."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from threadpoolctl import ThreadpoolController
+
+from learnkit._blas import single_blas_thread
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,39 +25,6 @@ def torch_threads(n: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _SingleBlasThread:
-    """Context in which numpy's products and decompositions take one thread, in all of the process.
-
-    Threads of Python may be in it at once: the number from before comes back with the last of them.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._before = threading.Lock(), 0, None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._before = _controller().limit(limits=1, user_api="blas")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._before.restore_original_limits()
-
-
-@cache
-def _controller() -> Any:
-    """The libraries of this process that have threads; to look them up takes milliseconds."""
-    # it has a BLAS of its own, which is found once it is loaded
-    import scipy.linalg  # noqa: F401
-
-    return ThreadpoolController()
-
-
-single_blas_thread = _SingleBlasThread()
-
 _allowed: ContextVar[int] = ContextVar("threads that work may be shared out to", default=1)
 _WORTH_A_THREAD = 5_000_000  # multiplications of one item: some milliseconds
 
@@ -69,6 +35,9 @@ def same_bits() -> Iterator[None]:
 
     `in_threads` shares out computations of which each takes one.
     """
+    # its LAPACK has threads of its own, which are found once it is loaded
+    import scipy.linalg  # noqa: F401
+
     allowed = _allowed.set(torch.get_num_threads())
     try:
         with torch_threads(1), single_blas_thread:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from learnkit._blas import single_blas_thread
 from learnkit.uncertainty.checks import Array, as_floats
 from learnkit.uncertainty.conformal import Calibration
 from learnkit.uncertainty.ood import (
@@ -38,6 +40,7 @@ GRID = 2**15  # steps from 0 to 1 of the integer grid on which features are reme
 BLANK = 1e-12  # a feature with no larger entry has no direction
 _FINE = 2.0**40
 _BLOCK = 2**18  # numbers worked on at once
+_FEW = 64  # rows, as of a batch that was predicted: their products are not worth a second thread
 
 
 def unit_rows(features: Array, *, root: bool) -> Array:
@@ -87,6 +90,10 @@ def _square_sum(x: Array) -> Array:
     return total + fine.sum(1, keepdims=True) / (_FINE * _FINE)
 
 
+def _threads_for(features: Array) -> AbstractContextManager:
+    return single_blas_thread if len(features) <= _FEW else nullcontext()
+
+
 @dataclass(frozen=True, eq=False)
 class Scoring:
     """A head as numbers: what turns pooled features (N, D) into logits and OOD scores.
@@ -122,7 +129,8 @@ class Scoring:
 
     def logits(self, features: Array) -> Array:
         """Calibrated logits float32 (N, C) of pooled features (N, D)."""
-        return self._affine(unit_rows(features, root=self.root)).astype("float32")
+        with _threads_for(features):
+            return self._affine(unit_rows(features, root=self.root)).astype("float32")
 
     def probs(self, features: Array) -> Array:
         """Probabilities float32 (N, C) of pooled features (N, D); rows sum to 1."""
@@ -133,15 +141,17 @@ class Scoring:
 
         A blank image, whose features are all but zero, scores above every threshold.
         """
-        return self._ood_scores(unit_rows(features, root=self.root), features)
+        with _threads_for(features):
+            return self._ood_scores(unit_rows(features, root=self.root), features)
 
     def probs_and_ood_scores(self, features: Array) -> tuple[Array, Array]:
         """What `probs` and `ood_scores` give, for the work of embedding features once."""
-        embedded = unit_rows(features, root=self.root)
-        # rounded to float32 first, as in `probs`: the two must agree to the bit
-        logits = self._affine(embedded).astype("float32")
-        probs = softmax(logits.astype("float64")).astype("float32")
-        return probs, self._ood_scores(embedded, features)
+        with _threads_for(features):
+            embedded = unit_rows(features, root=self.root)
+            # rounded to float32 first, as in `probs`: the two must agree to the bit
+            logits = self._affine(embedded).astype("float32")
+            probs = softmax(logits.astype("float64")).astype("float32")
+            return probs, self._ood_scores(embedded, features)
 
     def _ood_scores(self, embedded: Array, features: Array) -> Array:
         raw = self._raw_scores(embedded, {part for part, _, _ in self.standards})
