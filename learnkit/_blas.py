@@ -57,8 +57,8 @@ class SingleBlasThread:
 
 
 def _set_threads(library: Any, n: int) -> None:
-    # threadpoolctl 3.8 passes over, in silence, what a thread sets after another thread did: the last
-    # to leave would leave one thread for ever, and a refit beside others would keep several
+    # threadpoolctl 3.8 passes over, in silence, what a thread sets after another thread did: the
+    # last to leave would leave one thread for ever, and a refit beside others would keep several
     control = getattr(library, "clear_controlling_thread", None)
     if control is not None:
         control(force=True)
