@@ -1,8 +1,9 @@
 """One image from file to probabilities: learnkit's predictor, code by hand, fastai's learn.predict.
 
 `mobilenetv3_small_050` at 224 pixels with random weights, JPEG files of 500 x 375. All three must
-give the same probabilities before anything is timed. Then: many files at once against one by one,
-and the time to import what predicting needs against importing torch and timm alone.
+give the same probabilities before anything is timed. Then: many files at once against one by one;
+a model of 10 classes that remembers 640 features, whose scores by hand are products of numpy in all
+its threads; and the time to import what predicting needs against importing torch and timm alone.
 Run: python benchmarks/predict.py [rounds]
 """
 
@@ -20,13 +21,17 @@ from _bench import interleaved_times, report, timing_row, write_csv
 from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, Normalize, Resize
 from PIL import Image
 
+from learnkit.continual.classifier import ContinualClassifier
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.models.create import create_cnn_model
+from learnkit.uncertainty.ood import combine, softmax, standardize
+from learnkit.uncertainty.scoring import unit_rows
 
 ARCH, SIZE, N_FILES = "mobilenetv3_small_050", 224, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BY_HAND, LEARNKIT, FASTAI = "by hand", "learnkit predict", "fastai learn.predict"
+SCORED = "by hand, network and scores"
 LOOP, FILES = "learnkit predict, one by one", "learnkit predict_files"
 BASE_IMPORT = "import learnkit._torchvision, torch, timm"
 OUR_IMPORT = "from learnkit import load_learner"
@@ -80,6 +85,37 @@ def fastai_learner(root: Path, model: torch.nn.Module) -> Learner:
     return Learner(dls, model, loss_func=CrossEntropyLossFlat())
 
 
+def remembering(model: torch.nn.Module) -> Predictor:
+    """The same network under a head that knows 10 classes by 64 remembered features each."""
+    head = ContinualClassifier(model[0].n_features)
+    features = torch.rand(10, 1, head.n_features) + torch.rand(10, 64, head.n_features)
+    labels = [f"class {i}" for i in range(10) for _ in range(64)]
+    head.extend(features.flatten(0, 1), labels)
+    network = torch.nn.Sequential(model[0], head).eval()
+    return Predictor(network, Preprocessing(SIZE, mean=MEAN, std=STD))
+
+
+def scored_by_hand(predictor: Predictor):
+    """Network, then probabilities and OOD score as one would write them, without a care."""
+    network, scoring = predictor.record.network, predictor.continual.scoring
+    parts = scoring.standards
+    remembered, squares = scoring.neighbors.features, scoring.neighbors.squares
+
+    def predict(path: Path) -> tuple[np.ndarray, float]:
+        features = network.features(predictor.load(path)[None])
+        row = unit_rows(features, root=scoring.root)
+        logits = (row @ scoring.weight.T + scoring.bias).astype("float32").astype("float64")
+        relative = scoring.distances.relative(row)
+        raw = {
+            "relative": relative,
+            "mahalanobis": relative + scoring.distances.from_center(row),
+            "knn": np.sqrt(np.maximum(squares + 1 - 2 * (row @ remembered.T), 0)).min(1),
+        }
+        return softmax(logits)[0], combine(*(standardize(raw[k], m, s) for k, m, s in parts))[0]
+
+    return predict
+
+
 def import_seconds(code: str) -> float:
     """Seconds until a fresh Python has run `code`."""
     start = time.perf_counter()
@@ -130,6 +166,15 @@ def main(rounds: int = 30) -> None:
         }
         times = interleaved_times(many, repeats=max(3, rounds // 6), warmup=1)
         rows.append(timing_row(times, FILES, LOOP, case=f"{N_FILES} images"))
+        predictor = remembering(model)
+        scored = scored_by_hand(predictor)
+        for path in paths[:8]:
+            (probs, score), found = scored(path), predictor.predict(path)
+            np.testing.assert_allclose(found.probs, probs, rtol=1e-5)
+            np.testing.assert_allclose(found.ood_score, score, rtol=1e-6)
+        both = {SCORED: lambda: scored(paths[0]), LEARNKIT: lambda: predictor.predict(paths[0])}
+        times = interleaved_times(both, repeats=rounds)
+        rows.append(timing_row(times, LEARNKIT, SCORED, case="one image, 640 features remembered"))
     times = import_times(max(3, rounds // 6))
     rows.append(timing_row(times, OUR_IMPORT, BASE_IMPORT, case="start"))
     print(report(rows))

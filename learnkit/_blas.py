@@ -70,8 +70,11 @@ def _set_threads(library: Any, n: int) -> None:
 @cache
 def _libraries(with_scipy: bool) -> tuple[Any, ...]:
     """The BLAS libraries of this process; to look them up takes milliseconds."""
-    from threadpoolctl import ThreadpoolController
-
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ModuleNotFoundError:
+        # a serving environment put together by hand: slower then, and as right
+        return ()
     return tuple(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 

@@ -95,6 +95,21 @@ def test_a_library_that_is_loaded_inside_takes_one_thread_from_the_next_on():
     assert ran.stdout == "1 [1, 1]\n[2, 2]\n", ran.stderr
 
 
+_MISSING = """
+import sys
+sys.modules["threadpoolctl"] = None
+import numpy
+from learnkit._blas import single_blas_thread
+with single_blas_thread:
+    print(numpy.ones((9, 9)) @ numpy.ones(9))
+"""
+
+
+def test_without_what_sets_threads_products_are_as_right():
+    ran = subprocess.run([sys.executable, "-c", _MISSING], capture_output=True, text=True)
+    assert ran.stdout == "[9. 9. 9. 9. 9. 9. 9. 9. 9.]\n", ran.stderr
+
+
 def scoring(n_classes=5, width=300, n_remembered=400):
     """A head of random numbers, whose products are large enough for several threads."""
     rng = np.random.default_rng(0)

@@ -95,7 +95,7 @@ def assert_same(found, expected):
 
 # without torch
 
-NEEDED = {"learnkit", "numpy", "PIL", "safetensors", "onnxruntime"}
+NEEDED = {"learnkit", "numpy", "PIL", "safetensors", "onnxruntime", "threadpoolctl"}
 SCRIPT = """
 import json, sys, time
 import learnkit
