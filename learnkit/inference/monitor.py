@@ -312,7 +312,7 @@ class Monitor(Shown):
             x = [min((i + 1) * test.stride, test.n_images) for i in range(len(test.trace))]
             style = {"color": ink(), "linewidth": 2} if name is None else {"linewidth": 1}
             ax.plot(x, list(test.trace), label=label, **style)
-        legend = {"fontsize": "small", "frameon": False, "loc": "upper left"}
+        legend = {"fontsize": "small", "frameon": False, "loc": "best"}
         # given by hand: matplotlib leaves out what is called `_something`
         for text in ax.legend(list(ax.lines)[-len(names) :], names, **legend).get_texts():
             text.set(**written)
