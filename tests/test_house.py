@@ -17,7 +17,7 @@ ROOT = Path(learnkit.__file__).parent
 # Lowest first. A folder or a file at the top may import lower floors and itself, nothing else; lazy
 # imports and those for type checkers count.
 FLOORS = [
-    ("errors", "_version", "_torchvision", "_blas", "report"),
+    ("errors", "_version", "_torchvision", "report"),
     ("storage", "models", "evaluation"),
     ("data/annotations",),
     ("data", "uncertainty"),

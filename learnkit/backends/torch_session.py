@@ -22,9 +22,8 @@ from learnkit.backends.processor import n_threads
 from learnkit.backends.registry import check_backend
 from learnkit.backends.session import CHANNELS_LAST, Outputs, Session, brief
 from learnkit.data.preprocess import Preprocessing
-from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import BackendUnavailableError, ExportError
-from learnkit.models.eval_mode import evaluating, is_channels_last, set_channels_last
+from learnkit.models.eval_mode import evaluating, is_channels_last, set_channels_last, torch_threads
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # a new thread begins with the number of torch's threads that any set last: one sets it at a time

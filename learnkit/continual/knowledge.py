@@ -19,6 +19,7 @@ from learnkit.continual.change_report import (
     note_on_unseen,
 )
 from learnkit.continual.checks import check_labelled_features, shown_images, without_blank
+from learnkit.continual.closed_form.threads import same_bits
 from learnkit.continual.derivation import Derived, derive
 from learnkit.continual.embedding import features_on_grid
 from learnkit.continual.label_issues import label_issues, not_learned_before
@@ -37,7 +38,6 @@ from learnkit.continual.serialization import (
 )
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.data.torch_threads import same_bits
 from learnkit.errors import (
     ContinualPredictionError,
     ContinualStateError,

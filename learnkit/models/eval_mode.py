@@ -1,6 +1,6 @@
 """How a network measures: in eval mode for a while, in the memory layout it is fast in.
 
-A pass leaves nothing behind: modes of layers and random states are as they were.
+A pass leaves nothing behind: modes of layers, random states and threads are as they were.
 """
 
 import random
@@ -46,6 +46,17 @@ def randomness_kept() -> Iterator[None]:
     finally:
         random.setstate(plain_state)
         np.random.set_state(numpy_state)  # noqa: NPY002  # fastai draws from the global state
+
+
+@contextmanager
+def torch_threads(n: int | None) -> Iterator[None]:
+    """Torch computes with `n` threads inside, None for as many as before, which come back after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def gains_by_channels_last(body: nn.Module) -> bool:

@@ -14,9 +14,9 @@ from learnkit.backends.registry import variant_name
 from learnkit.backends.session import Session
 from learnkit.backends.torch_session import Network, channels_last
 from learnkit.continual.fingerprints import Learned
-from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import ExportError, MissingExtraError, OptimizeError
 from learnkit.inference.model import Model
+from learnkit.models.eval_mode import torch_threads
 from learnkit.optimize import gates as gate
 from learnkit.optimize.compare import answers, compare
 from learnkit.optimize.convert import Converter

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from learnkit._blas import single_blas_thread
+from learnkit.uncertainty.blas_threads import single_blas_thread
 from learnkit.uncertainty.checks import Array, as_floats
 from learnkit.uncertainty.conformal import Calibration
 from learnkit.uncertainty.ood import (

@@ -31,7 +31,6 @@ from learnkit.backends.openvino_session import check_ir
 from learnkit.backends.processor import has_bfloat16, n_threads, processor_flags
 from learnkit.backends.registry import open_session
 from learnkit.backends.torch_session import Network, TorchSession
-from learnkit.data.torch_threads import torch_threads
 from learnkit.errors import (
     BackendUnavailableError,
     BundleCorruptError,
@@ -42,6 +41,7 @@ from learnkit.errors import (
 )
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import predictions
+from learnkit.models.eval_mode import torch_threads
 
 # largest difference to torch's float32 there may be, as a share of the largest value
 TOLERANCES = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 3e-2}

@@ -9,8 +9,9 @@ from continual_helpers import draw, embedded, gather
 from learnkit.continual.closed_form import whitening
 from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.ridge import fit_ridge
+from learnkit.continual.closed_form.threads import same_bits
 from learnkit.continual.closed_form.whitening import fit_spectrum
-from learnkit.data.torch_threads import same_bits, torch_threads
+from learnkit.models.eval_mode import torch_threads
 
 COUNTS = {"a": 9, "b": 4, "c": 1, "d": 12}
 WIDTH = 96

@@ -10,8 +10,9 @@ from deploy_helpers import labelled, make_continual, shades, strange
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.data.torch_threads import single_blas_thread, torch_threads
 from learnkit.inference.prediction import conclude
+from learnkit.models.eval_mode import torch_threads
+from learnkit.uncertainty.blas_threads import single_blas_thread
 
 COUNTS = {"ok": 9, "bad": 7, "ß/<b>": 8}
 IMAGES = [*shades("ok", 8, seed=4), *strange(4), *shades("bad", 7, seed=5)]
@@ -81,7 +82,7 @@ class TestDerivation:
     @pytest.mark.parametrize("threads", [2, 4])
     @pytest.mark.parametrize(("n", "width"), [(60, 192), (300, 192), (700, 640)])
     def test_has_the_same_bits_with_any_number_of_threads(self, n, width, threads, monkeypatch):
-        monkeypatch.setattr("learnkit.data.torch_threads._WORTH_A_THREAD", 0)
+        monkeypatch.setattr("learnkit.continual.closed_form.threads._WORTH_A_THREAD", 0)
         generator = torch.Generator().manual_seed(0)
         features = torch.rand(n, width, generator=generator)
         labels = [f"class {i % 7}" for i in range(n)]

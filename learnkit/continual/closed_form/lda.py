@@ -186,8 +186,13 @@ def mixed(ours: Tensor, theirs: Tensor, scale: float, share: Tensor, *, dim: int
     half the share is blended. What lies above the mean of the other classes would blend all of it:
     ants and bees of two images gained twice as much then, and the many lost three times as much.
     """
-    apart = (theirs - theirs.mean(dim, keepdim=True)).mul_(scale).sub_(ours)
-    return apart.add_(ours.mean(dim, keepdim=True)).mul_(share).add_(ours)
+    apart = (theirs - theirs.mean(dim, keepdim=True)).mul_(scale)
+    return _towards(apart, ours, ours.mean(dim, keepdim=True), share)
+
+
+def _towards(apart: Tensor, ours: Tensor, middle: Tensor, share: Tensor) -> Tensor:
+    """`ours`, by the share as far from their middle as `apart` says, which is written over."""
+    return apart.sub_(ours).add_(middle).mul_(share).add_(ours)
 
 
 def _mixed_covectors(
@@ -197,9 +202,9 @@ def _mixed_covectors(
     covectors, few = own.covectors, shares.nonzero()[:, 0]
     theirs = mean.geometry.weights * mean.factors[:, None]
     # of classes without a share none are needed, and to turn all back took a twentieth of a refit
-    theirs = (theirs[few] - theirs.mean(0)) @ mean.geometry.spectrum.axes.T
-    apart = theirs.mul_(scale).sub_(covectors[few]).add_(covectors.mean(0))
-    return covectors.index_add_(0, few, apart.mul_(shares[few, None]))
+    apart = ((theirs[few] - theirs.mean(0)) @ mean.geometry.spectrum.axes.T).mul_(scale)
+    covectors[few] = _towards(apart, covectors[few], covectors.mean(0), shares[few, None])
+    return covectors
 
 
 def _held_out_shares(samples: LooSamples, counts: Tensor, debias: float) -> Tensor:

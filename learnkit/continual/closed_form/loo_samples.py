@@ -22,8 +22,8 @@ from learnkit.continual.closed_form.leave_one_out import (
 )
 from learnkit.continual.closed_form.mean_noise import MeanNoise
 from learnkit.continual.closed_form.near_copies import stand_for
+from learnkit.continual.closed_form.threads import in_threads
 from learnkit.continual.closed_form.whitening import Geometry, Moments, Spectrum, squared_lengths
-from learnkit.data.torch_threads import in_threads
 from learnkit.uncertainty.scoring import GRID
 
 Prior = Literal["uniform", "training"]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from learnkit.continual.closed_form.loo_samples import LooSamples, score_left_out
 from learnkit.continual.closed_form.temperature import Tempered, temper
+from learnkit.continual.closed_form.threads import in_threads
 from learnkit.continual.closed_form.whitening import Geometry, Spectrum
-from learnkit.data.torch_threads import in_threads
 
 # The last one is the nearest class mean.
 SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.8, 0.9, 0.97, 0.99, 0.999, 1.0)

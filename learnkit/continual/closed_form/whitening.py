@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.data.torch_threads import in_threads
+from learnkit.continual.closed_form.threads import in_threads
 from learnkit.errors import ContinualNotInitializedError
 from learnkit.uncertainty.ood import ClassDistances
 

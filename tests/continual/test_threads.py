@@ -8,7 +8,8 @@ import threading
 import pytest
 import torch
 
-from learnkit.data.torch_threads import in_threads, same_bits, torch_threads
+from learnkit.continual.closed_form.threads import in_threads, same_bits
+from learnkit.models.eval_mode import torch_threads
 
 MANY, FEW = 1e9, 10
 
@@ -60,7 +61,7 @@ def test_an_error_of_one_item_comes_through_and_leaves_the_threads_as_they_were(
 
 _LATER = """
 from threadpoolctl import threadpool_info
-from learnkit.data.torch_threads import same_bits
+from learnkit.continual.closed_form.threads import same_bits
 with same_bits():
     from scipy.linalg import lapack  # with a BLAS of its own
     print({one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from learnkit._blas import single_blas_thread
+from learnkit.uncertainty.blas_threads import single_blas_thread
 from learnkit.uncertainty.ood import ClassDistances, Neighbors
 from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import fit_threshold
@@ -77,7 +77,7 @@ def test_it_holds_in_another_thread_than_that_which_set_the_number_before():
 _LATER = """
 import numpy
 from threadpoolctl import threadpool_info, threadpool_limits
-from learnkit._blas import single_blas_thread
+from learnkit.uncertainty.blas_threads import single_blas_thread
 threads = lambda: sorted(o["num_threads"] for o in threadpool_info() if o["user_api"] == "blas")
 before = threads()
 with single_blas_thread:
@@ -99,7 +99,7 @@ _MISSING = """
 import sys
 sys.modules["threadpoolctl"] = None
 import numpy
-from learnkit._blas import single_blas_thread
+from learnkit.uncertainty.blas_threads import single_blas_thread
 with single_blas_thread:
     print(numpy.ones((9, 9)) @ numpy.ones(9))
 """

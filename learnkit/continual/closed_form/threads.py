@@ -1,4 +1,4 @@
-"""Processor threads of torch and of numpy: set for a while, and set back; work shared out."""
+"""Threads of a refit: one for every computation, to which work is shared out."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,21 +8,11 @@ from typing import TypeVar
 
 import torch
 
-from learnkit._blas import single_blas_thread
+from learnkit.models.eval_mode import torch_threads
+from learnkit.uncertainty.blas_threads import single_blas_thread
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@contextmanager
-def torch_threads(n: int | None) -> Iterator[None]:
-    """Torch computes with `n` threads inside, None for as many as before, which come back after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 _allowed: ContextVar[int] = ContextVar("threads that work may be shared out to", default=1)
