@@ -396,6 +396,16 @@ def warn_user(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
+def number_of(n: int, noun: str) -> str:
+    """A number and its noun, in the plural unless it is 1.
+
+    >>> number_of(1, "class"), number_of(1200, "image")
+    ('1 class', '1,200 images')
+    """
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{n:,} {noun}{'' if n == 1 else plural}"
+
+
 def first_few(names: Iterable[object], limit: int = 5) -> str:
     """The first `limit` of `names` for a message, and how many more there are.
 

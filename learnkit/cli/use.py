@@ -26,7 +26,13 @@ from learnkit.cli.arguments import (
     RateOption,
 )
 from learnkit.cli.console import FittedTable, Report, fail
-from learnkit.errors import PredictionError, UnreadableImagesError, UsageError, warned_after
+from learnkit.errors import (
+    PredictionError,
+    UnreadableImagesError,
+    UsageError,
+    number_of,
+    warned_after,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -343,7 +349,7 @@ def _say_counts(counts: Mapping[str, int], n_failed: int, written: Sequence[Path
     if rows:
         table = FittedTable(["verdict", "images"], rows, frozenset({"images"}))
         report.table(table, n_left_out=len(counts) - len(rows))
-    parts = [f"{n} image{'' if n == 1 else 's'}"]
+    parts = [number_of(n, "image")]
     if UNKNOWN in counts:
         parts.append(f"{counts[UNKNOWN]} of them {UNKNOWN}, like none of the classes")
     if n_failed:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, overload
 
-from learnkit.errors import first_few
+from learnkit.errors import first_few, number_of
 from learnkit.report.document import Document, Items, Paragraph, Span, Table
 from learnkit.report.notebook import Shown
 
@@ -46,7 +46,7 @@ class AuditEntry:
     digest: str
 
     def __str__(self) -> str:
-        about = f"{self.n_images:+,} images, {self.n_classes} classes"
+        about = f"{self.n_images:+,} images, {number_of(self.n_classes, 'class')}"
         about += f", {self.n_validation:+,} validation images" if self.n_validation else ""
         return f"{self.number}. {self.when} {self.what}: {about}, sha256 {self.digest[:12]}"
 
@@ -140,7 +140,7 @@ class ChangeReport(Shown):
         return Document([Paragraph(Span(self._headline(), "strong")), Items(self._lines())])
 
     def _headline(self) -> str:
-        return f"{self.what}: {self.n_classes} classes, {self.seconds:.2f} s"
+        return f"{self.what}: {number_of(self.n_classes, 'class')}, {self.seconds:.2f} s"
 
     def _lines(self) -> list[str]:
         lines = []

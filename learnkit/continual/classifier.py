@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.checks import check_features, what_is_not_finite
 from learnkit.continual.embedding import embed
-from learnkit.continual.knowledge import UNDO_LEVELS, History, Knowledge, Validation
+from learnkit.continual.knowledge import UNDO_LEVELS, History, Knowledge
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.validation_images import Validation
 from learnkit.errors import (
     ContinualNotInitializedError,
     ContinualPredictionError,
@@ -269,7 +270,8 @@ class ContinualClassifier(nn.Module):
             class_names: In which order classes not yet known are appended; those without images
                 get a place too. Default: as they first appear.
             validation: (features, labels) of images of known or new classes that are not learned:
-                threshold and temperature are fitted on them. They are kept, up to 64 a class.
+                threshold and temperature are fitted on them. They are kept, up to 64 a class, until
+                they are learned.
             reuse_names: Take a name that a class had before it was renamed or merged for the name
                 of another class.
             origin: Where the last bits of the features come from; see `Session.origin`.
@@ -309,9 +311,17 @@ class ContinualClassifier(nn.Module):
         """Fit threshold and temperature on images that are not learned; they are kept.
 
         Raises:
-            DataError: Features or labels break a rule, or a class is not known.
+            DataError: Features or labels break a rule, a class is not known, or all are learned.
         """
         return self._change("calibrate", lambda now: now.validate((features, labels)))
+
+    def are_fresh(self, features: Tensor) -> Array:
+        """Which images are neither learned nor kept for validation, each once, bool (N,)."""
+        now, fresh = self.knowledge, np.zeros(len(features), bool)
+        codes = now.statistics.fingerprints(features)
+        fresh[np.unique(codes, return_index=True)[1]] = True
+        known = now.statistics.learned.know(codes) | np.isin(codes, now.validation.fingerprints)
+        return fresh & ~known
 
     def subtract(
         self,

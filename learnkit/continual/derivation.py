@@ -23,7 +23,7 @@ from learnkit.continual.standards import (
     held_out_scores,
 )
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.errors import first_few
+from learnkit.errors import first_few, number_of
 from learnkit.uncertainty.calibration import TemperatureFit, before_and_after
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.conformal import lac_scores
@@ -219,9 +219,9 @@ def _notes_on(
         )
     if held_out.source == MIXED:
         notes.append(
-            f"{held_out.n_fresh} validation images are few for {stats.n_classes} "
-            f"{'class' if stats.n_classes == 1 else 'classes'}: remembered images, left out one by "
-            "one, count beside them"
+            f"{held_out.n_fresh} validation images are few for "
+            f"{number_of(stats.n_classes, 'class')}: remembered images, left out one by one, count "
+            "beside them"
         )
     notes += _near_copies(stats)
     # what it was fitted on by log loss may lose by both of the others

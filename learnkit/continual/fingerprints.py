@@ -216,14 +216,14 @@ class Learned:
     @classmethod
     def of(cls, knowledge: Any) -> Learned:
         """What a head or a detector knows: of its statistics, memory and validation images."""
-        stats, held_out = knowledge.statistics, knowledge.validation.cells
+        stats = knowledge.statistics
         features, labels = stats.memory.all()
         return cls(
             names=stats.class_names,
             counts=stats.counts.numpy(),
             codes=np.concatenate([NONE, *stats.learned.classes]),
             n_unseen=stats.n_unseen,
-            validated=np.concatenate([NONE, *(one.fingerprints for one in held_out)]),
+            validated=knowledge.validation.fingerprints,
             root=stats.root,
             # back to the integers that `all` divided
             remembered=np.rint(features.numpy() * GRID).astype(np.int16),

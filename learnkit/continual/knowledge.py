@@ -18,13 +18,12 @@ from learnkit.continual.change_report import (
     note_on_return,
     note_on_unseen,
 )
-from learnkit.continual.checks import check_labelled_features, shown_images, without_blank
+from learnkit.continual.checks import check_labelled_features, shown_images
 from learnkit.continual.closed_form.threads import same_bits
 from learnkit.continual.derivation import Derived, derive
-from learnkit.continual.embedding import features_on_grid
 from learnkit.continual.label_issues import label_issues, not_learned_before
 from learnkit.continual.memory import FeatureMemory
-from learnkit.continual.names import check_all_known, clean_name, index_tensor, name_list
+from learnkit.continual.names import clean_name, name_list
 from learnkit.continual.serialization import (
     FORMAT,
     check_width,
@@ -38,6 +37,13 @@ from learnkit.continual.serialization import (
 )
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.validation_images import (
+    VALIDATION_SIZE,
+    Validation,
+    less_validation,
+    with_validation,
+    without_learned,
+)
 from learnkit.errors import (
     ContinualPredictionError,
     ContinualStateError,
@@ -46,9 +52,7 @@ from learnkit.errors import (
 from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import manual_threshold
 
-Validation = tuple[Tensor, Sequence[Any]]
 Change = tuple["Knowledge", tuple[str, ...]]
-VALIDATION_SIZE = 64
 UNDO_LEVELS = 3
 MAX_SNAPSHOTS, MAX_NAME = 8, 100
 _SMALL = 2**20  # numbers so few that a former state keeps what can be derived again
@@ -223,31 +227,17 @@ class Knowledge:
         notes += self._notes_on(grown)
         if grown.case_sensitive != self.statistics.case_sensitive:
             notes += ("names of classes are told apart by case from now on",)
-        if validation is None:
-            return new, notes
-        new, more = new.validate(validation, class_names)
-        return new, (*notes, *more)
+        kept, more = without_learned(new.validation, grown)
+        notes += more
+        if validation is not None:
+            kept, more = with_validation(kept, validation, grown, class_names)
+            notes += more
+        return replace(new, validation=kept), notes
 
-    def validate(self, validation: Validation, class_names: Sequence[str] | None = None) -> Change:
-        """With more validation images; blank ones are left out."""
-        grid, index, notes = self._validated(validation, class_names)
-        return replace(self, validation=self.validation.add(grid, index)), notes
-
-    def _validated(
-        self, validation: Validation, class_names: Sequence[str] | None = None
-    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        """(features on the grid, places of their classes, notes) of validation images."""
-        features, labels, blank = without_blank(
-            *check_labelled_features(*validation, class_names, self.settings.n_features)
-        )
-        self.statistics.check_current(labels)
-        check_all_known(labels, self.statistics.class_names)
-        if not labels:
-            raise DataError("all images of `validation` are blank; leave it out, or give others")
-        grid = features_on_grid(features, root=self.settings.root)
-        index = index_tensor(self.statistics.class_names, labels)
-        notes = (f"{len(blank)} blank validation images were left out",) if blank else ()
-        return grid, index, notes
+    def validate(self, validation: Validation) -> Change:
+        """With more validation images; blank ones and those learned are left out."""
+        kept, notes = with_validation(self.validation, validation, self.statistics, alone=True)
+        return replace(self, validation=kept), notes
 
     def subtract(
         self,
@@ -263,7 +253,8 @@ class Knowledge:
             raise DataError("no images to subtract; give features and labels, or `validation`")
         new, notes = self, ()
         if validation is not None:
-            new, notes = self._without_validation(validation)
+            less, notes = less_validation(self.validation, validation, self.statistics)
+            new = replace(self, validation=less)
         if features is None:
             return new, notes
         given = check_labelled_features(features, labels, None, self.settings.n_features)
@@ -278,17 +269,6 @@ class Knowledge:
         if gone := new.validation.n_copies - kept.n_copies:
             notes += (f"{gone} validation images went with their classes",)
         return replace(new, validation=kept), (*blank, *notes)
-
-    def _without_validation(self, validation: Validation) -> Change:
-        """Without these images among those that decide threshold and temperature."""
-        grid, index, notes = self._validated(validation)
-        less = self.validation.named(self.statistics.class_names).remove(grid, index)
-        if kept := len(grid) - (self.validation.n_copies - less.n_copies):
-            notes += (
-                f"{kept} of {len(grid)} validation images to subtract are not among those kept: "
-                f"they never came, or the first {VALIDATION_SIZE} of their class are others",
-            )
-        return replace(self, validation=less), notes
 
     def forget(self, name: str) -> Change:
         """Without a class."""
@@ -328,7 +308,9 @@ class Knowledge:
         if both:
             said = f"{both} images were learned on both sides, and count twice now; `subtract` them"
             notes = (f"{said} once", *notes)
-        return self._with(merged), notes
+        new = self._with(merged)
+        kept, more = without_learned(new.validation, merged)
+        return replace(new, validation=kept), (*notes, *more)
 
     def with_threshold(
         self,

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,14 @@ class Cell:
         given = tuple(_either(code, codes.get(one, 0)) for code, one in each)
         return replace(self, given=given if any(given) else ())
 
+    def picked(self, rows: Array) -> "Cell":
+        """Some of the features, bool (m,)."""
+        hashes, copies, given = (
+            tuple(compress(of, rows)) for of in (self.hashes, self.copies, self.given)
+        )
+        kept = self.features[torch.from_numpy(rows)]
+        return Cell(kept, hashes, copies, given if any(given) else ())
+
     def equals(self, other: "Cell") -> bool:
         """Whether both hold the same features as often."""
         mine, its = ((one.hashes, one.copies, one.given) for one in (self, other))
@@ -95,6 +104,11 @@ class FeatureMemory:
     def n_copies(self) -> int:
         """Images that all features stand for."""
         return sum(cell.n_copies for cell in self.cells)
+
+    @property
+    def fingerprints(self) -> Array:
+        """Of the images all features stand for, uint64 (n_copies,)."""
+        return np.concatenate([NONE, *(cell.fingerprints for cell in self.cells)])
 
     @property
     def nbytes(self) -> int:
@@ -196,6 +210,16 @@ class FeatureMemory:
                 )
         return self._with(cells)
 
+    def without(self, codes: Array) -> "FeatureMemory":
+        """Without the features of these fingerprints, of whatever class and however often."""
+        known = [~np.isin(codes_of(cell.hashes), codes) for cell in self.cells]
+        both = zip(self.cells, known, strict=True)
+        return self._with([cell if kept.all() else cell.picked(kept) for cell, kept in both])
+
+    def once(self) -> "FeatureMemory":
+        """With each feature standing for one image."""
+        return self._with([replace(cell, copies=(1,) * len(cell.hashes)) for cell in self.cells])
+
     def emptied(self, places: Iterable[int]) -> "FeatureMemory":
         """With nothing remembered of the classes at `places`."""
         cells = list(self.cells)
@@ -295,7 +319,7 @@ def _by_class(grid: Tensor, index: Tensor) -> Iterable[tuple[int, np.ndarray]]:
     rows, places = grid.to(torch.int16).numpy(), index.numpy()
     order = np.argsort(places, kind="stable")
     found, starts = np.unique(places[order], return_index=True)
-    for place, chosen in zip(found, np.split(order, starts[1:]), strict=True):
+    for place, chosen in zip(found, np.split(order, starts)[1:], strict=True):
         yield int(place), rows[chosen]
 
 

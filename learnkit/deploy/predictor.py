@@ -385,9 +385,10 @@ class Predictor(BasePredictor):
     def calibrate(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
         """Fit threshold and temperature to fresh images, not learned; return what changed.
 
-        They join the validation images there are, up to 64 a class. Give images that the model has
-        not learned from, taken as those it is used on. Beside a trained head with a detector it is
-        the threshold and the prediction sets: the temperature is in the head's weights, which stay.
+        They join the validation images there are, up to 64 a class. Give images taken as those the
+        model is used on; those it has learned do not count, and the report tells of them. Beside a
+        trained head with a detector it is the threshold and the prediction sets: the temperature is
+        in the head's weights, which stay.
 
         Args:
             data: see `extend`; of a split dataset the validation images, if it has any.
@@ -396,7 +397,7 @@ class Predictor(BasePredictor):
 
         Raises:
             ContinualNotInitializedError: the model detects no images out of distribution.
-            DataError: as `extend`; or a class is not known.
+            DataError: as `extend`; a class is not known; or all images were learned.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
         head = check_detects_ood(self.ood)

@@ -26,7 +26,7 @@ def calibrate_detector(model: Model, images: Labelled, **run: Any) -> ChangeRepo
         **run: `bs`, `n_workers` and `progress`, see `feature_rows`.
 
     Raises:
-        DataError: a class the detector does not know.
+        DataError: a class the detector does not know, or all images were learned.
         UnreadableImagesError: images cannot be read; all of them are named.
     """
     detector, n_classes = model.detector, len(model.names)
@@ -36,7 +36,8 @@ def calibrate_detector(model: Model, images: Labelled, **run: Any) -> ChangeRepo
     probs = torch.from_numpy(softmax(logits).astype(np.float32))
     numbers = {name: i for i, name in enumerate(model.names)}
     targets = torch.tensor([numbers.get(label, -1) for label in images.labels])
+    fresh = detector.are_fresh(features)  # before they are kept
     report = detector.validate(features, images.labels)
-    detector.extend_sets(probs, targets)
+    detector.extend_sets(probs[fresh], targets[fresh])
     notes = ("confidences stay as they are: the trained head holds its own temperature",)
     return replace(report, notes=(*report.notes, *notes))

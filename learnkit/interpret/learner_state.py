@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.data.labels import ids_by_name
-from learnkit.errors import InterpretationError, LearnkitError
+from learnkit.errors import InterpretationError, LearnkitError, number_of
 from learnkit.interpret.normalization import network_classes, network_normalization
 from learnkit.report.document import visible
 
@@ -325,10 +325,10 @@ def _state_texts(learn: Any, model: Any) -> dict[str, str]:
     detector = learner_state(learn).ood_detector if head is None else head
     if head is not None:
         n_images = sum(head.n_images.values())
-        texts = {"state": f"continual, {n_images:,} images learned"}
+        texts = {"state": f"continual, {number_of(n_images, 'image')} learned"}
     else:
-        epochs = "1 epoch" if n_epochs == 1 else f"{n_epochs} epochs"
-        texts = {"state": f"trained for {epochs}" if n_epochs else "not trained here"}
+        trained = f"trained for {number_of(n_epochs, 'epoch')}"
+        texts = {"state": trained if n_epochs else "not trained here"}
         texts["state"] += ", detects OOD" if detector is not None else ""
     if detector is None:
         return texts

@@ -144,18 +144,12 @@ def extend(
     held_out = _features_and_labels(learn, validation)
     given = {"origin": origin_of(learn, found.items), "case_sensitive": found.case_sensitive}
     given |= {"groups": found.groups, **how}
-    report = change(
+    return change(
         learn,
         lambda head: head.extend(features, found.labels, validation=held_out, **given),
         learned=record.learned | files,
-        validated=record.validated | files_among(validation),
+        validated=(record.validated - files) | files_among(validation),
     )
-    if twice := len(files & record.validated):
-        warn_user(
-            f"{twice} of the {len(found.labels)} images decide threshold and temperature as "
-            "validation images; having learned from them as well makes both optimistic"
-        )
-    return report
 
 
 def subtract(

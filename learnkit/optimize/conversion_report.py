@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from learnkit.errors import OptimizeError
+from learnkit.errors import OptimizeError, number_of
 from learnkit.optimize import report_rows as rows
 from learnkit.optimize.gates import BUSY, Verdict, failures, passes, ratio_text
 from learnkit.optimize.quality import Candidate, Images, Latency, Quality, Speed
@@ -215,7 +215,7 @@ def _share(report: ConversionReport) -> str:
 
 def _basis(report: ConversionReport) -> dict[str, str]:
     """Images, machine, settings and versions behind the numbers."""
-    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
+    threads = number_of(report.threads, "thread")
     name, flags = (report.processor.get(key, "") for key in ("name", "flags"))
     machine = f"{name} ({flags})" if flags else name
     found = {

@@ -209,6 +209,23 @@ class TestCalibrate:
         torch.testing.assert_close(detector.head_nonconformity, torch.cat([shares, own]))
         assert "the trained head holds its own temperature" in " ".join(report.notes)
 
+    def test_takes_no_image_twice_and_none_that_was_learned(self):
+        (images, labels), n = labelled(self.FRESH, seed=6), sum(self.FRESH.values())
+        predictor, expected = make_detecting(), make_detecting()
+        expected.calibrate(images, labels, progress=False)
+        old = labelled({"ok": 12, "NO": 12})
+        predictor.calibrate(
+            [*images, *images, *old[0]], [*labels, *labels, *old[1]], progress=False
+        )
+        report = predictor.calibrate(images, labels, progress=False)
+        assert report.notes[0] == f"{n} of {n} validation images had come before, and count once"
+        found, wanted = predictor.detector, expected.detector
+        assert found.threshold == wanted.threshold
+        assert torch.equal(found.head_nonconformity, wanted.head_nonconformity)
+        with pytest.raises(DataError, match="learned by this model, and says nothing of fresh"):
+            predictor.calibrate(*old, progress=False)
+        assert torch.equal(found.head_nonconformity, wanted.head_nonconformity)
+
     def test_travels(self, tmp_path):
         predictor = make_detecting(per_class=True)
         predictor.calibrate(*labelled(self.FRESH, seed=6), progress=False)

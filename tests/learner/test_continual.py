@@ -244,9 +244,9 @@ class TestExtend:
     def test_takes_a_folder_of_classes_and_a_folder_of_one_class(self, learn, new):
         learn.extend(new.root / "d", labels="d")
         assert learn.continual.n_images["d"] == 12
-        with pytest.warns(UserWarning, match="9 of the 60 images decide threshold and temperature"):
-            report = learn.extend(new.root)
+        report = learn.extend(new.root)
         assert report.notes[0].startswith("already learned: 30 of 60 images")
+        assert any("learned now no longer" in note and ": 9" in note for note in report.notes)
         assert learn.continual.n_images["d"] == 12
 
     def test_reports_accuracy_per_class_before_and_after(self, learn, new):
@@ -311,8 +311,10 @@ class TestExtend:
         assert learn.continual.statistics.equals(before)
         report = learn.extend(old.train.paths[:3], old.train.labels[:3], again=True)
         assert sum(report.images.values()) == 3
-        with pytest.warns(UserWarning, match="decide threshold and temperature"):
-            learn.extend(old.valid)
+        report = learn.extend(old.valid)
+        assert report.notes[0].endswith("learned now no longer decide threshold and temperature: 9")
+        assert not len(learn.continual.knowledge.validation)
+        assert not learn.state.record.validated
 
     def test_an_evaluation_says_which_images_out_of_distribution_were_learned(
         self, learn, old, new, tmp_path
@@ -506,15 +508,6 @@ class TestWarnings:
         path = tmp_path / "broken.png"
         path.write_bytes(b"no image")
         return path
-
-    def test_of_validation_images_that_are_learned_comes_after_it(self, learn, old, broken):
-        again = old.valid.paths[:3]
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with pytest.raises(UnreadableImagesError):
-                learn.extend([*again, broken], "a")
-        with pytest.warns(UserWarning, match="3 of the 3 images decide threshold and temperature"):
-            learn.extend(again, "a")
 
     def test_of_other_data_comes_after_the_state_began(self, plain, old, broken):
         fewer = old.filter(old.frame.groupby("label").cumcount() > 2)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learnkit.errors import number_of
 from learnkit.evaluation.measures import wilson_interval
 from learnkit.report.document import interval_ends
 
@@ -70,7 +71,7 @@ def _surely(k: int, n: int) -> str:
 def _right(images: EvaluatedImages, n: int) -> Sentence:
     k = int(images.right.sum())
     if k == n:
-        return _say(f"No mistakes among {_images(n)} ({_surely(k, n)}).")
+        return _say(f"No mistakes among {number_of(n, 'image')} ({_surely(k, n)}).")
     what = "have exactly the right labels" if images.multi_label else "right"
     return _say(f"{k} of {n} {what} ({_surely(k, n)}).", "set=errors")
 
@@ -137,7 +138,8 @@ def _few(evaluation: Evaluation) -> list[Sentence]:
     if len(few) == 1:
         ((name, n),) = few
         place = counts.index.get_indexer_for([name])[0]
-        text = f"{name} has {_images(n)} here: its figures mean little. Give {_FEW} or more."
+        images = number_of(n, "image")
+        text = f"{name} has {images} here: its figures mean little. Give {_FEW} or more."
         return [_say(text, f"class={place}", warning=True)]
     few.sort(key=lambda pair: pair[1])
     named = ", ".join(f"{name} {n}" for name, n in few[:_NAMED])
@@ -185,7 +187,3 @@ def _seen_before(images: EvaluatedImages, duplicates: Sequence[Sequence[int]]) -
         text = f"{k} {have} of another one here: each counts."
         said.append(_say(text, "set=duplicates", warning=True))
     return said
-
-
-def _images(n: int) -> str:
-    return "1 image" if n == 1 else f"{n} images"

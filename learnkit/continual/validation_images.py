@@ -1,0 +1,100 @@
+"""Validation images: not learned ones, which decide threshold and temperature; up to 64 a class.
+
+An image counts once, and no image is both: one that has been learned says nothing of fresh ones.
+Which are learned is known by their fingerprints, thus by what they show and not by their files.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learnkit.continual.checks import check_labelled_features, without_blank
+from learnkit.continual.embedding import features_on_grid
+from learnkit.continual.fingerprints import fingerprints_of
+from learnkit.continual.memory import FeatureMemory
+from learnkit.continual.names import check_all_known, index_tensor
+from learnkit.continual.statistics import ClassStatistics
+from learnkit.errors import DataError
+
+Validation = tuple[Tensor, Sequence[Any]]
+Kept = tuple[FeatureMemory, tuple[str, ...]]
+VALIDATION_SIZE = 64
+
+
+def with_validation(
+    kept: FeatureMemory,
+    validation: Validation,
+    statistics: ClassStatistics,
+    class_names: Sequence[str] | None = None,
+    *,
+    alone: bool = False,
+) -> Kept:
+    """(validation images with more, notes); blank ones and those learned are left out.
+
+    Raises:
+        DataError: Features or labels break a rule, a class is not known, or all are blank; or, if
+            they come `alone`, all were learned.
+    """
+    grid, index, notes = _on_grid(validation, statistics, class_names)
+    codes = fingerprints_of(grid)
+    learned = statistics.learned.know(codes)
+    if alone and learned.all():
+        raise DataError(
+            f"every image to calibrate by ({len(codes)} given) was learned by this model, and says "
+            "nothing of fresh ones; give labelled images that it has not learned"
+        )
+    if learned.any():
+        notes += (
+            f"{learned.sum()} of {len(codes)} validation images were learned by this model: they "
+            "say nothing of fresh ones, and do not count",
+        )
+    if known := int(np.isin(codes[~learned], kept.fingerprints).sum()):
+        notes += (f"{known} of {len(codes)} validation images had come before, and count once",)
+    fresh = torch.from_numpy(~learned)
+    return kept.add(grid[fresh], index[fresh]).once(), notes
+
+
+def without_learned(kept: FeatureMemory, statistics: ClassStatistics) -> Kept:
+    """(validation images less those that have been learned, notes)."""
+    less = kept.without(statistics.learned.union())
+    if gone := len(kept) - len(less):
+        return less, (
+            "validation images that are learned now no longer decide threshold and temperature: "
+            f"{gone}",
+        )
+    return kept, ()
+
+
+def less_validation(
+    kept: FeatureMemory, validation: Validation, statistics: ClassStatistics
+) -> Kept:
+    """(validation images without these, notes)."""
+    grid, index, notes = _on_grid(validation, statistics)
+    less = kept.named(statistics.class_names).once().remove(grid, index)
+    if others := len(grid) - (len(kept) - len(less)):
+        notes += (
+            f"{others} of {len(grid)} validation images to subtract are not among those kept: "
+            f"they never came, or the first {VALIDATION_SIZE} of their class are others",
+        )
+    return less, notes
+
+
+def _on_grid(
+    validation: Validation,
+    statistics: ClassStatistics,
+    class_names: Sequence[str] | None = None,
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """(features on the grid, places of their classes, notes) of validation images."""
+    features, labels, blank = without_blank(
+        *check_labelled_features(*validation, class_names, statistics.n_features)
+    )
+    statistics.check_current(labels)
+    check_all_known(labels, statistics.class_names)
+    if not labels:
+        raise DataError("all images of `validation` are blank; leave it out, or give others")
+    notes = (f"{len(blank)} blank validation images were left out",) if blank else ()
+    grid = features_on_grid(features, root=statistics.root)
+    return grid, index_tensor(statistics.class_names, labels), notes

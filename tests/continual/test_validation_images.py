@@ -1,0 +1,142 @@
+"""Validation images: an image counts once, and none is learned and a validation image at once."""
+
+import re
+
+import pytest
+import torch
+
+from learnkit.continual.classifier import ContinualClassifier
+from learnkit.errors import DataError
+
+D, NAMES = 6, "abc"
+LEARNED_NOW = (
+    "validation images that are learned now no longer decide threshold and temperature: {}"
+)
+CENTERS = torch.eye(D)[: len(NAMES)] * 2
+
+
+def images(n, seed=0):
+    """(features, labels) of n images of each class."""
+    noise = torch.rand(len(NAMES), n, D, generator=torch.Generator().manual_seed(seed))
+    return (CENTERS[:, None] + noise).flatten(0, 1), [x for x in NAMES for _ in range(n)]
+
+
+def together(*parts):
+    features, labels = zip(*parts, strict=True)
+    return torch.cat(features), [label for some in labels for label in some]
+
+
+def head_of(*learned, validation=()):
+    head = ContinualClassifier(D, memory=32)
+    for part in learned:
+        head.extend(*part)
+    for part in validation:
+        head.validate(*part)
+    return head
+
+
+def essence(head):
+    """All that decides what it answers."""
+    scoring = head.scoring
+    return head.knowledge.digest, scoring.threshold.value, head.temperature, head.n_images
+
+
+LEARNED, FRESH = images(8), images(5, seed=1)
+
+
+class TestLearnedImages:
+    def test_do_not_count_as_validation_images(self):
+        head, expected = head_of(LEARNED), head_of(LEARNED, validation=[FRESH])
+        report = head.validate(*together(images(8), FRESH))
+        assert essence(head) == essence(expected)
+        assert report.notes[0] == (
+            "24 of 39 validation images were learned by this model: they say nothing of fresh "
+            "ones, and do not count"
+        )
+        # wherever they come from, and under whichever name
+        head, (features, labels) = head_of(LEARNED), LEARNED
+        head.validate(*together((features, ["b"] * len(labels)), FRESH))
+        assert essence(head) == essence(expected)
+
+    def test_do_not_push_fresh_ones_out_of_the_memory_of_64(self):
+        many = images(200, seed=2)
+        head = head_of(many)
+        head.validate(*together(many, FRESH))
+        assert len(head.knowledge.validation) == len(FRESH[1])
+
+    def test_are_refused_where_there_are_no_others(self):
+        head = head_of(LEARNED, validation=[FRESH])
+        before = head.knowledge
+        said = (
+            "every image to calibrate by (24 given) was learned by this model, and says nothing of "
+            "fresh ones; give labelled images that it has not learned"
+        )
+        with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
+            head.validate(*LEARNED)
+        assert head.knowledge is before
+        assert [entry.what for entry in head.audit] == ["extend", "calibrate"]
+
+    def test_come_with_new_ones_in_one_call(self):
+        head = ContinualClassifier(D, memory=32)
+        report = head.extend(*LEARNED, validation=together(LEARNED, FRESH))
+        assert essence(head) == essence(head_of(LEARNED, validation=[FRESH]))
+        assert any("24 of 39 validation images were learned" in note for note in report.notes)
+        alone = ContinualClassifier(D, memory=32)
+        alone.extend(*LEARNED, validation=LEARNED)  # not refused: something was learned
+        assert essence(alone) == essence(head_of(LEARNED))
+
+    def test_that_were_forgotten_are_fresh_once_the_class_is_back(self):
+        head, rows = head_of(LEARNED), slice(8)
+        own = LEARNED[0][rows], LEARNED[1][rows]
+        head.forget("a")
+        head.extend(FRESH[0][:5], FRESH[1][:5])
+        report = head.validate(*own)
+        assert not any("were learned by this model" in note for note in report.notes)
+        assert len(head.knowledge.validation) == 8
+
+
+class TestValidationImages:
+    def test_are_none_any_more_once_they_are_learned(self):
+        some = FRESH[0][::2], FRESH[1][::2]
+        head = head_of(LEARNED, validation=[FRESH])
+        report = head.extend(*some)
+        assert report.notes[0] == LEARNED_NOW.format(8)
+        assert head.audit[-1].n_validation == -8
+        # in whichever order they come
+        assert essence(head) == essence(head_of(LEARNED, some, validation=[FRESH]))
+        head.undo()
+        assert essence(head) == essence(head_of(LEARNED, validation=[FRESH]))
+
+    def test_leave_no_promise_to_themselves_when_all_are_learned(self):
+        head = head_of(LEARNED, validation=[FRESH])
+        head.extend(*FRESH)
+        assert essence(head) == essence(head_of(LEARNED, FRESH))
+
+    def test_are_none_any_more_once_others_have_learned_them(self):
+        head = head_of(LEARNED, validation=[FRESH])
+        report = head.merge(head_of((FRESH[0][:4], FRESH[1][:4])).statistics)
+        assert any(LEARNED_NOW.format(4) == note for note in report.notes)
+        assert len(head.knowledge.validation) == len(FRESH[1]) - 4
+
+    def test_count_once_however_often_they_come(self):
+        head, expected = head_of(LEARNED), head_of(LEARNED, validation=[FRESH])
+        head.validate(*together(FRESH, FRESH))
+        assert essence(head) == essence(expected)
+        report = head.validate(*FRESH)
+        assert report.notes[0] == "15 of 15 validation images had come before, and count once"
+        assert essence(head) == essence(expected)
+        head.subtract(validation=FRESH)
+        assert essence(head) == essence(head_of(LEARNED))
+
+    def test_stay_where_nothing_of_them_is_learned(self):
+        head = head_of(LEARNED, validation=[FRESH])
+        kept = head.knowledge.validation
+        report = head.extend(*images(3, seed=7))
+        assert head.knowledge.validation is kept
+        assert not any("learned now" in note for note in report.notes)
+
+
+def test_images_are_fresh_until_they_are_learned_or_kept_for_validation():
+    head = head_of(LEARNED, validation=[FRESH])
+    given, _ = together(LEARNED, FRESH, images(2, seed=9), images(2, seed=9))
+    assert head.are_fresh(given).tolist() == [False] * 39 + [True] * 6 + [False] * 6
