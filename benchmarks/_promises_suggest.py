@@ -4,6 +4,11 @@ Rows start from two labelled images a class, drawn at random; 20, 50 and 100 lab
 three rounds from the other training images, and the test images recognised are counted. All ways
 see the same features, the same classifier and its probabilities. `new_kinds` says how many images
 of 20 are of classes the model has not seen, a tenth of whose images are in the pool.
+
+In 20 draws `suggest` is first or level with the first at 20, 50 and 100 labels. At 50 it recognises
+1.9 points more than labels at random on ants and bees (level with BADGE) and 5.6 on CIFAR-10. Wider
+kernels and flatter weights (1.2 for .9, a fourth root for the square root) gain up to half a point
+in other draws, and find a tenth fewer images of new classes: left as they are.
 """
 
 from collections.abc import Callable

@@ -18,6 +18,7 @@ from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import check_all_known, index_tensor
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError
+from learnkit.uncertainty.checks import Array
 
 Validation = tuple[Tensor, Sequence[Any]]
 Kept = tuple[FeatureMemory, tuple[str, ...]]
@@ -46,15 +47,21 @@ def with_validation(
             f"every image to calibrate by ({len(codes)} given) was learned by this model, and says "
             "nothing of fresh ones; give labelled images that it has not learned"
         )
-    if learned.any():
-        notes += (
-            f"{learned.sum()} of {len(codes)} validation images were learned by this model: they "
-            "say nothing of fresh ones, and do not count",
-        )
+    notes += note_on_learned(learned)
     if known := int(np.isin(codes[~learned], kept.fingerprints).sum()):
         notes += (f"{known} of {len(codes)} validation images had come before, and count once",)
     fresh = torch.from_numpy(~learned)
     return kept.add(grid[fresh], index[fresh]).once(), notes
+
+
+def note_on_learned(learned: Array) -> tuple[str, ...]:
+    """A note if some of the validation images were `learned`, bool (N,)."""
+    if not learned.any():
+        return ()
+    return (
+        f"{learned.sum()} of {len(learned)} validation images were learned by this model: they say "
+        "nothing of fresh ones, and do not count",
+    )
 
 
 def without_learned(kept: FeatureMemory, statistics: ClassStatistics) -> Kept:

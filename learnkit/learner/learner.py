@@ -793,10 +793,12 @@ class ImageLearner(Learner, Shown):
         layer, so that it holds wherever probabilities come out, also after `save` or `export`.
 
         Args:
-            dl: a loader, an ImageDataset or an `Outputs`; the validation images by default.
+            dl: a loader, an ImageDataset (of a split one the validation images, if it has any) or
+                an `Outputs`; the validation images by default.
             ds_idx: which of the learner's loaders, without `dl`.
 
         Raises:
+            DataError: In the continual state, all images were learned.
             UncertaintyError: The head does not end in a layer that could take it up.
         """
         return uncertainty.calibrate(self, dl, ds_idx=ds_idx)
@@ -811,8 +813,8 @@ class ImageLearner(Learner, Shown):
 
         Args:
             data: the training data, as for `extend`; those of the learner by default.
-            validation: images the network was not trained on, with labels; by default the
-                validation split of `data`, or of the learner.
+            validation: images the network was not trained on, with labels, see `calibrate`; by
+                default the validation split of `data`, or of the learner.
             group: what each image of `data` belongs to, see `extend`.
             **settings: `score`, `false_alarm_rate`, `guarantee`, `per_class`, `memory`; see
                 `init_continual`.

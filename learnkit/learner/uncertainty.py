@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any, NamedTuple
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -21,12 +22,14 @@ from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.fingerprints import Learned, learned_notes
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
+from learnkit.continual.validation_images import note_on_learned
 from learnkit.data.labelled_images import Labelled, all_labelled, dataset_of, is_dataset
 from learnkit.data.read_images import file_of, unreadable_images
 from learnkit.errors import (
     OodLockedError,
     OodUnsupportedError,
     UnreadableImagesError,
+    warn_user,
     warned_after,
 )
 from learnkit.evaluation.evaluate import Evaluation
@@ -60,6 +63,7 @@ from learnkit.learner.training_data import (
     files_known,
     images_only,
     labelled_data,
+    without_files,
 )
 from learnkit.models.eval_mode import randomness_kept
 from learnkit.uncertainty.calibration import TemperatureFit, fit_temperature
@@ -74,13 +78,20 @@ class _HeldOut(NamedTuple):
     logits: Tensor
 
 
+@warned_after
 def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
     """Make the confidences of the learner mean what they say; see `ImageLearner.calibrate`."""
     head = continual_head(learn.model)
-    outputs = _outputs(learn, dl, ds_idx, with_features=head is not None)
+    outputs = _outputs(learn, _validation_of(dl), ds_idx, with_features=head is not None)
     if head is not None:
-        head.validate(*_features_and_labels(outputs))
+        _validate(head, outputs)
         return head.calibration
+    learned, _ = _optimism(learn, outputs)
+    if learned is not None and learned.any():
+        warn_user(
+            f"{learned.sum()} of {len(learned)} images to calibrate by were learned by this model: "
+            "its confidences will be too high; give images it was not trained on"
+        )
     fitted = fit_temperature(outputs.logits, outputs.require_targets(), source="validation")
     if fitted.is_fitted:
         with randomness_kept():
@@ -121,7 +132,9 @@ def fit_ood(
     given = {"validation": validation, "origin": origin, "groups": found.groups}
     detector.extend(features, found.labels, **given)
     if held_out is not None:
-        _calibrate_sets(learn, detector, held_out.logits, held_out.labels)
+        fresh = _fresh(detector, held_out.features)
+        labels = list(compress(held_out.labels, fresh))
+        _calibrate_sets(learn, detector, held_out.logits[torch.from_numpy(fresh)], labels)
     # last: what fails before leaves the learner as it was
     learn.state = replace(learn.state, ood_detector=detector)
     return detector.threshold
@@ -139,9 +152,29 @@ def _fit_threshold(
             "`false_alarm_rate`, `guarantee` or `per_class`, or begin a new one with other settings"
         )
     if validation is not None:
-        head.validate(*_features_and_labels(_outputs(learn, validation, 1, with_features=True)))
+        _validate(head, _outputs(learn, _validation_of(validation), 1, with_features=True))
     head.set_threshold(None, **settings)
     return head.threshold
+
+
+def _validation_of(images: Any) -> Any:
+    """The validation images of a split dataset; anything else as it is."""
+    split = is_dataset(images) and "valid" in getattr(images, "splits", ())
+    return images.valid if split else images
+
+
+def _validate(head: ContinualClassifier, outputs: Outputs) -> None:
+    features, labels = _features_and_labels(outputs)
+    head.validate(features, labels)
+    _fresh(head, features)
+
+
+def _fresh(head: ContinualClassifier, features: Tensor) -> np.ndarray:
+    """Which validation images were not learned, bool (N,); warns of those that were."""
+    learned = head.statistics.knows(features)
+    for note in note_on_learned(learned):
+        warn_user(note)
+    return ~learned
 
 
 def label_errors_of(
@@ -355,10 +388,11 @@ def _calibrate_sets(
 
 def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> _HeldOut | None:
     """What is seen of validation images: given, else of the data, else the learner's own."""
-    if given is not None:
-        given = labelled_data(given, classes=names_of(learn.dls) or ())
-        found = found._replace(validation=given)
-    images = validation_images(learn, found, own=own)
+    if given is None:
+        images = validation_images(learn, found, own=own)
+    else:  # those learned are not left out in silence, see `_fresh`
+        given = labelled_data(_validation_of(given), classes=names_of(learn.dls) or ())
+        images = without_files(given, (), names=set(found.labels))
     if images is None:
         return None
     features, logits = features_and_logits(learn, images.items, len(class_names(learn)))

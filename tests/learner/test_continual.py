@@ -64,6 +64,12 @@ def only(data, names):
     return ImageDataset(data.frame[data.frame["label"].isin(names)], data.root)
 
 
+def unsplit(data, *splits):
+    """The images of some splits, in none."""
+    some = data.frame[data.frame["split"].isin(splits)]
+    return ImageDataset(some.drop(columns="split"), data.root)
+
+
 @pytest.fixture(scope="module")
 def old(everything):
     return only(everything, OLD)
@@ -823,6 +829,63 @@ class TestTrainedHead:
         assert torch.allclose(after.logits, before.logits / fitted.temperature, atol=1e-4)
         assert plain.calibrate(data).temperature == pytest.approx(1, rel=1e-3)
         assert torch.equal(after.pred_labels, before.pred_labels)
+
+    def test_calibrate_warns_of_images_it_was_trained_on(self, plain, old):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plain.calibrate(ds_idx=0)  # of a network that nothing was trained on
+            with plain.no_logging():
+                plain.fit(0)
+        with plain.no_logging():
+            plain.fit(1)
+        said = "images to calibrate by were learned by this model: its confidences will be too high"
+        with pytest.warns(UserWarning, match=f"^18 of 18 {said}"):
+            plain.calibrate(ds_idx=0)
+        with pytest.warns(UserWarning, match=f"^18 of 27 {said}"):
+            plain.calibrate(unsplit(old, "train", "valid"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plain.calibrate()
+            plain.calibrate(old)  # of a split dataset the validation images
+
+    def test_fit_ood_takes_no_validation_image_that_it_learned(self, plain, old, tmp_path):
+        plain.fit_ood()
+        threshold, sets = plain.ood.threshold, plain.ood.head_nonconformity
+        plain.clear_ood()
+        assert plain.fit_ood(validation=old) == threshold  # of a split one the validation images
+        plain.clear_ood()
+        both = unsplit(old, "train", "valid")
+        said = "of {} validation images were learned by this model: they say nothing of fresh ones"
+        with pytest.warns(UserWarning, match=f"^18 {said.format(27)}"):
+            assert plain.fit_ood(validation=both) == threshold
+        assert torch.equal(plain.ood.head_nonconformity, sets)
+        plain.clear_ood()
+        # the same pixels in files nobody has seen
+        for path, label in zip(old.train.paths, old.train.labels, strict=True):
+            (tmp_path / label).mkdir(exist_ok=True)
+            (tmp_path / label / f"copy_{path.name}").write_bytes(path.read_bytes())
+        with pytest.warns(UserWarning, match=f"^18 {said.format(18)}"):
+            found = plain.fit_ood(validation=ImageDataset.from_folder(tmp_path))
+        assert not len(plain.ood.head_nonconformity)
+        plain.clear_ood()
+        assert plain.fit_ood(unsplit(old, "train")) == found
+
+    def test_learned_images_calibrate_no_learner_in_the_continual_state(self, learn, old):
+        before = learn.continual.knowledge
+        with pytest.raises(
+            DataError, match="every image to calibrate by \\(18 given\\) was learned"
+        ):
+            learn.calibrate(old.train)
+        with pytest.raises(
+            DataError, match="every image to calibrate by \\(18 given\\) was learned"
+        ):
+            learn.fit_ood(validation=old.train)
+        assert learn.continual.knowledge is before
+        learn.calibrate(old)  # of a split one the validation images
+        assert learn.continual.knowledge.digest == before.digest
+        with pytest.warns(UserWarning, match="^18 of 36 validation images were learned"):
+            learn.calibrate(unsplit(old, "train", "valid", "test"))
+        assert len(learn.continual.knowledge.validation) == 18
 
     @pytest.mark.parametrize(
         "head",
