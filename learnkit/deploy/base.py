@@ -339,7 +339,8 @@ class BasePredictor(Shown):
 
         An image is worth its label if many images the model is in doubt about are like it, and none
         is that it has learned, or that was suggested before it: uncertainty, novelty and diversity
-        in one number, see `uncertainty.coverage`. Nothing is changed; label them, and `extend`.
+        in one number, see `uncertainty.coverage`. A model that knows no class yet suggests images
+        that stand for many. Nothing is changed; label them, and `extend`.
 
         Args:
             images: unlabelled images of any kind `predict` takes, a folder, or a dataset.

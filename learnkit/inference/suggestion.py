@@ -19,7 +19,13 @@ from learnkit.errors import (
 )
 from learnkit.inference.batch import BATCH, padded_run
 from learnkit.inference.model import Model
-from learnkit.inference.prediction import Prediction, conclude, knowledge_of
+from learnkit.inference.prediction import (
+    Prediction,
+    Result,
+    conclude,
+    knowledge_of,
+    not_finite,
+)
 from learnkit.report.document import Document, Gallery, Items, Lines, Paragraph, Picture, Span
 from learnkit.report.notebook import Shown
 from learnkit.report.progress import counted, watched
@@ -46,7 +52,8 @@ class Suggestion:
         item: the image, as it was given.
         place: its number among the images given.
         reason: a sentence for whoever labels it.
-        label: what the model takes it for; a tuple of labels of a multi-label model.
+        label: what the model takes it for; a tuple of labels of a multi-label model; "" of one
+            that knows no class yet.
         confidence: the probability of the likeliest label.
         uncertainty: one minus the lead of the likeliest label over the next, in 0..1; of a
             multi-label model that of the least certain label.
@@ -143,17 +150,15 @@ def suggest(
     """
     items = files_or_images(images)
     _check(n, len(items))
-    scoring, classes = knowledge_of(record)
     if read is None:
         places, features, logits, failures = _read(record, items, n_workers, progress)
     else:
         places, (features, logits), failures = list(range(len(items))), read(items), {}
-    options = {"multi_label": record.multi_label, "threshold": record.threshold}
-    results = conclude(scoring, features, logits, classes, **options)
+    scoring, results = _answers(record, features, logits)
     for place, result in zip(places, results, strict=True):
         if isinstance(result, LearnkitError):
             failures[image_name(items[place], place)] = str(result)
-    sound = [i for i, result in enumerate(results) if isinstance(result, Prediction)]
+    sound = [i for i, result in enumerate(results) if not isinstance(result, LearnkitError)]
     if not sound:
         why = reasons_once(failures)
         error = UnreadableImagesError(f"none of the {len(items)} images can be read: {why}")
@@ -168,10 +173,21 @@ def suggest(
     return Suggestions(tuple(suggestions), len(items), failures)
 
 
+def _answers(
+    record: Model, features: np.ndarray, logits: np.ndarray | None
+) -> tuple[Scoring | None, Sequence[Result | None]]:
+    """(scoring, what the model says of each image: None if it knows no class yet)."""
+    if not record.knows_classes:
+        return None, [None if sound else not_finite() for sound in np.isfinite(features).all(1)]
+    scoring, classes = knowledge_of(record)
+    options = {"multi_label": record.multi_label, "threshold": record.threshold}
+    return scoring, conclude(scoring, features, logits, classes, **options)
+
+
 def choose(
     scoring: Scoring | None,
     features: np.ndarray,
-    predictions: Sequence[Prediction],
+    predictions: Sequence[Prediction | None],
     n: int,
     *,
     progress: bool = False,
@@ -181,7 +197,7 @@ def choose(
     Args:
         scoring: of the model; its remembered features count as labelled. None knows none.
         features: pooled features (N, D) of the images.
-        predictions: for each of them.
+        predictions: for each of them; None where no class is known: all are worth the same.
         n: at most N.
         progress: show a bar.
     """
@@ -195,8 +211,10 @@ def choose(
     return list(zip(found.chosen.tolist(), found.n_covered.tolist(), strict=True))
 
 
-def _worth(prediction: Prediction) -> float:
+def _worth(prediction: Prediction | None) -> float:
     """How much an image is in doubt, in 0..1."""
+    if prediction is None:
+        return 1.0
     # The root: confidences of a model with few labels are rough. Of ants and bees with 50 labels
     # it recognised .935, and .917 with weights in proportion (8 draws, by which it was chosen).
     uncertainty = _uncertainty(prediction) ** 0.5
@@ -204,8 +222,10 @@ def _worth(prediction: Prediction) -> float:
     return uncertainty if p_value is None else max(uncertainty, 1 - p_value)
 
 
-def _uncertainty(prediction: Prediction) -> float:
+def _uncertainty(prediction: Prediction | None) -> float:
     """One minus the lead of the likeliest label; of labels for themselves, the least certain's."""
+    if prediction is None:
+        return 1.0
     probs = np.asarray(prediction.probs, np.float64)
     if isinstance(prediction.label, tuple):
         return float(1 - np.abs(2 * probs - 1).min())
@@ -218,18 +238,18 @@ def _suggestion(
     record: Model,
     items: Sequence[Any],
     place: int,
-    prediction: Prediction,
+    prediction: Prediction | None,
     covers: int,
     *,
     shown: bool,
 ) -> Suggestion:
-    p_value = finite_or_none(prediction.p_value)
+    p_value = None if prediction is None else finite_or_none(prediction.p_value)
     return Suggestion(
         item=items[place],
         place=place,
         reason=_reason(prediction, covers),
-        label=prediction.label,
-        confidence=prediction.confidence,
+        label="" if prediction is None else prediction.label,
+        confidence=0.0 if prediction is None else prediction.confidence,
         uncertainty=_uncertainty(prediction),
         novelty=None if p_value is None else 1 - p_value,
         covers=covers,
@@ -237,9 +257,11 @@ def _suggestion(
     )
 
 
-def _reason(prediction: Prediction, covers: int) -> str:
+def _reason(prediction: Prediction | None, covers: int) -> str:
     """Why an image is worth its label, for whoever gives it."""
     alike = f"{covers - 1} more like it" if covers > 1 else "none is like it"
+    if prediction is None:
+        return f"no class is known yet; {alike}"
     if prediction.is_ood:
         return f"unlike the images the model knows; {alike}"
     (first, p), *others = prediction.ranking

@@ -32,6 +32,25 @@ def test_a_copy_of_what_is_suggested_is_not_suggested_as_well(model):
     assert [one.covers for one in found if one.place == 0] == [3]
 
 
+def test_a_model_that_knows_no_class_begins_with_images_that_stand_for_many():
+    model = make_continual({})
+    images = [*shades("red", 30), *shades("blue", 12)]
+    found = model.suggest(images, 2, progress=False)
+    assert not model.knows_classes
+    assert [one.place < 30 for one in found] == [True, False]
+    assert [one.reason for one in found] == [
+        "no class is known yet; 29 more like it",
+        "no class is known yet; 11 more like it",
+    ]
+    one = found[0]
+    assert (one.label, one.confidence, one.uncertainty, one.novelty) == ("", 0.0, 1.0, None)
+    assert len(found.table()) == 2
+    assert "29 more like it" in found._repr_html_()
+    with pytest.warns(UserWarning, match="no class has two images that differ"):
+        model.extend(found.items, ["red", "blue"], progress=False)
+    assert model.predict(images[5]).label == "red"
+
+
 def test_nothing_is_changed_and_labels_can_be_learned(model):
     before, images = model.continual.knowledge, strange(6)
     found = model.suggest(images, 2, progress=False)
