@@ -10,7 +10,7 @@ import typer
 
 from learnkit.cli.arguments import ModelArgument
 from learnkit.cli.console import Report
-from learnkit.errors import UsageError, warned_after
+from learnkit.errors import UsageError, number_of, warned_after
 
 if TYPE_CHECKING:
     from learnkit.continual.change_report import ChangeReport
@@ -75,5 +75,5 @@ def _changed(model: Path, out: Path | None, *changes: Callable[[Predictor], Chan
     predictor.save(out)
     for change in found:
         report.change(change)
-    report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])
+    report.files("Written", [(out, f"the model with {number_of(len(predictor.classes), 'class')}")])
     report.command("Next", f"learnkit undo {out}", f"learnkit evaluate {out} FOLDER")

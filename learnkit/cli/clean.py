@@ -14,7 +14,7 @@ import typer
 from learnkit.cli.arguments import CaseOption, FolderArgument, named_value
 from learnkit.cli.console import Report, fail
 from learnkit.cli.use import check_targets, write_csv
-from learnkit.errors import UsageError
+from learnkit.errors import UsageError, number_of
 
 if TYPE_CHECKING:
     from learnkit.deploy.clean import FolderReport
@@ -124,7 +124,7 @@ def clean(
         Report().files("Page", [(html, "to look at them and to mark them")])
     Report().command("Next", f"learnkit clean {folder} --apply {name} --out {folder.name}-clean")
     if found.unreadable:
-        fail(f"{len(found.unreadable)} images could not be read; their rows say why")
+        fail(f"{number_of(len(found.unreadable), 'image')} could not be read; the table says why")
         raise typer.Exit(1)
 
 
@@ -164,7 +164,7 @@ def _apply(folder: Path, table: Path, out: Path | None) -> None:
         report.say(f"refused: {where}: {why}")
     report.files("Written", [(done.out, "the corrected folder")])
     if done.refused:
-        fail(f"{len(done.refused)} rows were refused; their files are as they were")
+        fail(f"rows refused: {len(done.refused)}; their files are as they were")
         raise typer.Exit(1)
 
 

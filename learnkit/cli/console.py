@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from learnkit.cli.remedies import remedy
+from learnkit.errors import number_of
 from learnkit.report.document import visible
 from learnkit.report.progress import clear_line
 
@@ -127,7 +128,7 @@ class Report:
         ]
         header = ["class", "added", "images"]
         table = FittedTable(header, rows, frozenset({"added", "images"}))
-        self.table(table, f"{change.n_classes} classes")
+        self.table(table, number_of(change.n_classes, "class"))
         self.consequences(change)
 
     def consequences(self, change: ChangeReport) -> None:

@@ -91,7 +91,7 @@ def extend(
     change = predictor.extend(data, **how)
     predictor.save(out)
     report.change(change)
-    report.files("Written", [(out, f"the model with {len(predictor.classes)} classes")])
+    report.files("Written", [(out, f"the model with {number_of(len(predictor.classes), 'class')}")])
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
 
 
@@ -258,7 +258,7 @@ def predict(
     if str(to_json) != "-":  # else the screen shows data, and nothing else
         _say_counts(counts, n_failed, [path for path in (csv, to_json, out) if path])
     if n_failed:
-        fail(f"{n_failed} images could not be read; their rows say why")
+        fail(f"{number_of(n_failed, 'image')} could not be read; the table says why")
         raise typer.Exit(1)
 
 

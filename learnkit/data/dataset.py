@@ -56,7 +56,7 @@ from learnkit.data.table import (
     rows_shown,
     task_of,
 )
-from learnkit.errors import DataError, SplitError, warned_after
+from learnkit.errors import DataError, SplitError, number_of, warned_after
 from learnkit.report.document import Document
 from learnkit.report.notebook import Shown
 
@@ -503,7 +503,8 @@ class ImageDataset(Shown):
 
     def __repr__(self) -> str:
         shown = summary(self._frame["split"], self._unread)
-        return f"ImageDataset({len(self)} images, {self.n_classes} classes; {shown}; {self._root})"
+        size = f"{number_of(len(self), 'image')}, {number_of(self.n_classes, 'class')}"
+        return f"ImageDataset({size}; {shown}; {self._root})"
 
     def filter(
         self, keep: Sequence[bool] | np.ndarray | pd.Series | Callable[[pd.DataFrame], Any]

@@ -19,6 +19,7 @@ from learnkit.errors import (
     PredictionError,
     PredictionFileError,
     UncertaintyError,
+    number_of,
 )
 from learnkit.inference.prediction import Prediction, Result
 from learnkit.report.document import Document, Headline, Mark, Paragraph, Span, Table
@@ -365,7 +366,8 @@ def sentence(state: DriftState, bound: float) -> str:
     if not state.alarms:
         highest = max(test.level for test in state.tests.values())
         return f"no drift in {n:,} images; evidence is {highest / bound:.1%} of what an alarm takes"
-    more = f", and {len(state.alarms) - 1} more alarms" if len(state.alarms) > 1 else ""
+    others = len(state.alarms) - 1
+    more = f", and {number_of(others, 'more alarm')}" if others else ""
     return (
         f"{state.alarms[0]}{more} ({n:,} images seen); look at camera, light and parts, then mend "
         "that, or teach the model what is new, and call reset()"

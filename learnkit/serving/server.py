@@ -18,7 +18,7 @@ import numpy as np
 
 from learnkit.backends.processor import n_threads
 from learnkit.deploy.hub_bundle import located
-from learnkit.errors import MissingExtraError, ServingError
+from learnkit.errors import MissingExtraError, ServingError, number_of
 from learnkit.inference.monitor import drift_file
 from learnkit.serving.access_log import print_access_log
 from learnkit.serving.app import create_app
@@ -186,7 +186,7 @@ def serve_at(
     )
     service = app.state.service
     service.is_alone = is_alone
-    say(f"serving {len(predictor.classes)} classes from {os.fspath(path)}")
+    say(f"serving {number_of(len(predictor.classes), 'class')} from {os.fspath(path)}")
     config = uvicorn.Config(
         app,
         http=impatient(limits.seconds),

@@ -292,7 +292,7 @@ def test_unreadable_images_are_listed_and_give_exit_code_1(run, images, tmp_path
     (tmp_path / "b.png").write_bytes((images / "bad" / "000.png").read_bytes()[:60])
     code, out, err = learnkit(capsys, "predict", run[2], tmp_path, "--json")
     assert code == 1
-    assert err == "learnkit: 1 images could not be read; their rows say why\n"
+    assert err == "learnkit: 1 image could not be read; the table says why\n"
     first, second = json.loads(out)
     assert first["label"] in {"bad", "good", "odd"}
     assert set(second) == {"path", "error"}
@@ -323,7 +323,7 @@ main(sys.argv[1:])
             [*map(str, command)], capture_output=True, text=True, check=False, encoding="utf-8"
         )
         assert done.returncode == 1, done.stderr
-        assert "1 images could not be read" in done.stderr
+        assert "1 image could not be read" in done.stderr
         assert "1 more could not be read" in done.stdout
         assert name in done.stdout
     expected = load_runtime(GOLDEN).predict(paths[0])
@@ -560,7 +560,7 @@ def test_predict_out_goes_on_after_ctrl_c_and_gives_the_same_file(
     code, said, err = learnkit(capsys, *argv, whole)
     assert (code, f"{whole}: 73 files; 1 could not be read" in said) == (1, True)
     assert "    72 images, 1 more could not be read\n" in said
-    assert err.endswith("1 images could not be read; their rows say why\n")
+    assert err.endswith("1 image could not be read; the table says why\n")
     append = PredictionLog.append
 
     def append_and_interrupt(self, first, rows):

@@ -56,7 +56,7 @@ def test_the_wrong_label_comes_first_in_table_and_page(folder, model, tmp_path, 
         capsys, "clean", folder, "--model", model, "--csv", csv, "--html", html
     )
     assert code == 1
-    assert "1 images could not be read; their rows say why" in error
+    assert "1 image could not be read; the table says why" in error
     assert re.search(r"good/wrong\.png │ good +│ bad +│", output)
     assert "error: unreadable (1)" in output
     assert f"learnkit clean {folder} --apply {csv} --out parts-clean" in output
@@ -110,7 +110,7 @@ def test_marks_are_applied_to_a_new_folder(folder, model, tmp_path, capsys):
     )
     assert code == 1
     assert "refused: row 2, 'good/wrong.png': the file has changed since it was marked" in output
-    assert "1 rows were refused; their files are as they were" in error
+    assert "rows refused: 1; their files are as they were" in error
 
 
 @pytest.mark.parametrize(
