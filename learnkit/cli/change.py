@@ -1,4 +1,4 @@
-"""The commands that change what an exported model knows without images: undo, forget, rename."""
+"""The commands that change a model and learn nothing: undo, forget, rename, calibrate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from learnkit.cli.arguments import ModelArgument
+from learnkit.cli.arguments import FolderArgument, ModelArgument
 from learnkit.cli.console import Report
 from learnkit.errors import UsageError, number_of, warned_after
 
@@ -49,6 +49,24 @@ def rename(
     if len(pairs) < len(names):
         raise UsageError("OLD=NEW gives one class two names; write each class once")
     _changed(model, out, lambda predictor: predictor.rename(pairs))
+
+
+@warned_after
+def calibrate(model: ModelArgument, folder: FolderArgument, out: OutOption = None) -> None:
+    """Let fresh labelled images decide when an image counts as unknown, and on confidences.
+
+    They are not learned: give images taken as those the model is used on, 20 or more a class. Of a
+    FOLDER split into train/ and valid/ the valid ones are taken. Images the model has learned do
+    not count. `learnkit undo MODEL` takes it back.
+    """
+    _changed(model, out, lambda predictor: _calibrated(predictor, folder))
+
+
+def _calibrated(predictor: Predictor, folder: Path) -> ChangeReport:
+    from learnkit.data.dataset import ImageDataset
+
+    told = predictor.ood is not None and predictor.ood.settings.case_sensitive
+    return predictor.calibrate(ImageDataset.from_folder(folder, case_sensitive=told))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -126,13 +126,18 @@ class Report:
             ]
             for name, n in (change.images or {}).items()
         ]
-        header = ["class", "added", "images"]
-        table = FittedTable(header, rows, frozenset({"added", "images"}))
-        self.table(table, number_of(change.n_classes, "class"))
+        known = number_of(change.n_classes, "class")
+        if rows:
+            header = ["class", "added", "images"]
+            self.table(FittedTable(header, rows, frozenset({"added", "images"})), known)
+        else:
+            self.console.print(Text(known, style="bold"))
         self.consequences(change)
 
     def consequences(self, change: ChangeReport) -> None:
         """Write what became of threshold and temperature, and what there is to know about it."""
+        if change.n_validation:
+            self.say(f"validation images {change.n_validation:+d}")
         pairs = {"threshold": change.threshold, "temperature": change.temperature}
         for name, (before, after) in pairs.items():
             if after is not None:

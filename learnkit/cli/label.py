@@ -1,4 +1,4 @@
-"""The command for people at the line: label."""
+"""The commands for people who name images: suggest, label."""
 
 from __future__ import annotations
 
@@ -10,8 +10,43 @@ from typing import Annotated
 
 import typer
 
-from learnkit.cli.arguments import ModelArgument
-from learnkit.cli.console import printable
+from learnkit.cli.arguments import ModelArgument, PathsArgument
+from learnkit.cli.console import Report, fail, printable
+from learnkit.errors import number_of
+
+_SHOWN_ROWS = 20
+
+
+def suggest(
+    model: ModelArgument,
+    paths: PathsArgument,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 20,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a table there.")] = None,
+) -> None:
+    """Say which images to label next: those whose labels teach the model most, and why.
+
+    They are in doubt, unlike those it knows, and not twice the same. Put them into one folder per
+    class and `extend` the model. Images that cannot be read are named, and the exit code is then 1.
+    """
+    from learnkit.cli.use import check_targets, write_csv
+    from learnkit.cli.workflow import images_at
+    from learnkit.serving.server import open_model
+
+    check_targets(csv, None, None, resume=False)
+    files, report = images_at(paths), Report()
+    found = open_model(model).suggest(files, min(n, len(files)))
+    rows = [[str(one.item), one.reason] for one in found]
+    report.rows(["path", "reason"], rows, _SHOWN_ROWS)
+    report.say(str(found))
+    for why in [*found.failures.values()][:_SHOWN_ROWS]:
+        report.say(why)
+    if csv is not None:
+        write_csv(found.table(), csv)
+        report.files("Written", [(csv, "the table, the most valuable image first")])
+    report.command("Next", f"learnkit extend {model} FOLDER --out {model}")
+    if found.failures:
+        fail(f"{number_of(len(found.failures), 'image')} could not be read")
+        raise typer.Exit(1)
 
 
 def label(

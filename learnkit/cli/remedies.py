@@ -27,6 +27,7 @@ BY_WORDS = {
     r"init_continual\(|fit_ood\(": "learnkit train FOLDER --continual makes such a model",
     r"optimize\(": "learnkit optimize MODEL --out OUT",
     r"compile=": "--backend NAME, another one",
+    r"`extend` it": "learnkit extend MODEL FOLDER --out MODEL",
     r"learnkit\.devices\(": "learnkit devices",
     r"split\(|overwrite=": "images in FOLDER/train and FOLDER/valid, or class folders alone",
     r"splits=": "other names for these folders, or one of them as FOLDER",

@@ -61,11 +61,12 @@ class AuditLog(Shown, Sequence[AuditEntry]):
 
     entries: tuple[AuditEntry, ...] = ()
 
-    def with_change(self, report: ChangeReport, *, n_validation: int, digest: str) -> AuditLog:
+    def with_change(self, report: ChangeReport, digest: str) -> AuditLog:
         """The log with one more change, made now."""
         number = self.entries[-1].number + 1 if self.entries else 1
         when = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        numbers = sum((report.images or {}).values()), n_validation, report.n_classes
+        n_images = sum((report.images or {}).values())
+        numbers = n_images, report.n_validation, report.n_classes
         entry = AuditEntry(number, report.what, when, *numbers, digest)
         return AuditLog((*self.entries, entry)[-LOGGED:])
 
@@ -108,6 +109,7 @@ class ChangeReport(Shown):
         images: Images added (or, below zero, taken away) per class by this change.
         n_images: Images per class afterwards.
         n_classes: Classes with images afterwards.
+        n_validation: Validation images that came, or, below zero, went.
         threshold: (before, after); None where there is none.
         temperature: (before, after); None where there is none.
         seconds: Time it took, without the network's pass over the images.
@@ -121,6 +123,7 @@ class ChangeReport(Shown):
     images: dict[str, int] | None = None
     n_images: dict[str, int] | None = None
     n_classes: int = 0
+    n_validation: int = 0
     threshold: tuple[float | None, float | None] = (None, None)
     temperature: tuple[float | None, float | None] = (None, None)
     seconds: float = 0.0
@@ -149,6 +152,8 @@ class ChangeReport(Shown):
         if self.images:
             changes = (f"{name} {n:+d}" for name, n in self.images.items())
             lines.append(f"images: {', '.join(changes)}")
+        if self.n_validation:
+            lines.append(f"validation images: {self.n_validation:+d}")
         lines += [
             f"{name}: {_number(before)} -> {_number(after)}"
             for name, (before, after) in (

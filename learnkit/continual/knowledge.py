@@ -350,6 +350,7 @@ class Knowledge:
             },
             n_images=now,
             n_classes=sum(n > 0 for n in now.values()),
+            n_validation=len(self.validation) - len(before.validation),
             threshold=(before._threshold(), self._threshold()),
             temperature=(before._temperature(), self._temperature()),
             seconds=time.perf_counter() - started,
@@ -393,8 +394,7 @@ class History:
         """After a change to other knowledge, or by `undo` to that before the last change."""
         now, *older = self.states
         states = older[1:] if undo else (now.lightened(), *older[: UNDO_LEVELS - 1])
-        more = len(new.validation) - len(now.validation)
-        audit = self.audit.with_change(report, n_validation=more, digest=new.digest)
+        audit = self.audit.with_change(report, new.digest)
         return History((new, *states), self.snapshots, audit)
 
     def with_snapshot(self, name: str) -> "History":

@@ -120,6 +120,8 @@ def check_known(name: Any, names: Sequence[str], former: Mapping[str, str] | Non
         return clean
     if former and clean in former:
         raise DataError(f"there is no class {clean!r} any more: it is called {former[clean]!r} now")
+    if not names:
+        raise DataError(f"there is no class {clean!r}: the model knows none yet; `extend` it first")
     near = difflib.get_close_matches(clean, names, n=3) or list(names[:10])
     raise DataError(f"there is no class {clean!r}; did you mean one of {near}?")
 

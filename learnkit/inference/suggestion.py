@@ -161,7 +161,7 @@ def suggest(
     sound = [i for i, result in enumerate(results) if not isinstance(result, LearnkitError)]
     if not sound:
         why = reasons_once(failures)
-        error = UnreadableImagesError(f"none of the {len(items)} images can be read: {why}")
+        error = UnreadableImagesError(f"no image can be read ({len(items)} given): {why}")
         error.failures = failures
         raise error
     readable = [results[i] for i in sound]

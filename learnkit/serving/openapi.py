@@ -77,6 +77,7 @@ _SCHEMAS: dict[str, Schema] = {
             "images": _either(_COUNTS, _NULL),
             "n_images": _either(_COUNTS, _NULL),
             "n_classes": _COUNT,
+            "n_validation": {"type": "integer"},
             "threshold": _PAIR,
             "temperature": _PAIR,
             "seconds": {"type": "number"},

@@ -599,6 +599,51 @@ def test_changes_without_images_are_made_in_place_and_can_be_undone(known, tmp_p
     assert load_learner(model).classes == ("bad", "good")
 
 
+def test_fresh_images_calibrate_a_model_and_learned_ones_do_not(known, images, tmp_path, capsys):
+    model = shutil.copytree(known, tmp_path / "model")
+    learned = ImageDataset.from_folder(images).filter(lambda frame: frame["label"] != "odd")
+    for path, name in zip(learned.paths, learned.labels, strict=True):
+        (tmp_path / "learned" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "learned" / name)
+    fresh = write_image_folder(tmp_path / "fresh", {"bad": 4, "good": 5}, seed=7)
+    was = load_learner(model)
+    expected = was.ood.threshold.value
+    was.calibrate(ImageDataset.from_folder(fresh), progress=False)
+    code, output, _ = learnkit(capsys, "calibrate", model, fresh)
+    assert code == 0
+    assert output.startswith("2 classes\n    validation images +9\n    threshold ")
+    assert load_learner(model).ood.threshold.value == was.ood.threshold.value
+    assert learnkit(capsys, "undo", model)[0] == 0
+    assert load_learner(model).ood.threshold.value == expected
+    code, _, error = learnkit(capsys, "calibrate", model, tmp_path / "learned")
+    assert code == 2
+    assert "every image to calibrate by (26 given) was learned by this model" in error
+    code, _, error = learnkit(capsys, "calibrate", model, images)
+    assert (code, "there is no class 'odd'" in error) == (2, True)
+
+
+def test_suggest_names_images_to_label_and_those_it_cannot_read(known, unknown, tmp_path, capsys):
+    before = load_learner(known).digest
+    table = tmp_path / "next.csv"
+    code, output, error = learnkit(capsys, "suggest", known, unknown, "--n", 2, "--csv", table)
+    assert (code, error) == (0, "")
+    files = sorted(map(str, unknown.iterdir()))
+    assert "2 of 6 images to label next" in output
+    rows = pd.read_csv(table)
+    assert len(rows) == 2
+    assert set(rows["item"]) < set(files)
+    assert rows["reason"].notna().all()
+    assert load_learner(known).digest == before
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"x")
+    code, output, error = learnkit(capsys, "suggest", known, unknown, torn)
+    assert (code, error) == (1, "learnkit: 1 image could not be read\n")
+    assert "6 of 7 images to label next; 1 could not be read" in output
+    assert "cannot be read: it begins with" in " ".join(output.split())
+    code, _, error = learnkit(capsys, "suggest", known, unknown, "--csv", tmp_path / "next.txt")
+    assert (code, "name a file that ends in .csv" in error) == (2, True)
+
+
 def test_of_several_changes_all_are_made_or_none(known, tmp_path, capsys):
     model = shutil.copytree(known, tmp_path / "model")
     code, _, error = learnkit(capsys, "forget", model, "bad", "nowhere")

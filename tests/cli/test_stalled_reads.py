@@ -1,5 +1,6 @@
 """Ctrl-C in a command whose main thread waits for a disk: it takes no signal and does not move."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -28,7 +29,10 @@ def interrupted(where, name, *arguments):
     """(exit code, standard error) of a command that is sent SIGINT when it reads."""
     command = [sys.executable, "-c", _STALLED.format(where=where, name=name), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as process:
+    # an idle thread of BLAS or OpenMP would take a signal that the main thread blocks; one that
+    # waits for a disk does not block it
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with subprocess.Popen(command, text=True, env=alone, **pipes) as process:
         try:
             assert any(line == "reading\n" for line in process.stdout), process.stderr.read()
             process.send_signal(signal.SIGINT)

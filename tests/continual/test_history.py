@@ -92,7 +92,7 @@ class TestLog:
     def test_keeps_the_last_thousand(self):
         log = AuditLog()
         for _ in range(LOGGED + 3):
-            log = log.with_change(ChangeReport("rename"), n_validation=0, digest="0" * 64)
+            log = log.with_change(ChangeReport("rename"), "0" * 64)
         assert (len(log), log[0].number, log[-1].number) == (1000, 4, 1003)
 
     def test_is_shown_as_a_table_of_the_last_changes(self):
