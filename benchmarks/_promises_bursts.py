@@ -49,6 +49,24 @@ def rows(features_by_name: dict[str, dict[str, Split]], draws: int) -> Iterator[
                         case = " ".join([f"{k} each", *([kind] if kind else [])])
                         case += "" if groups is None else ", group"
                         yield from _rows({**where, "case": case}, head, data["test"])
+                    if k > 1 and kind != "far":
+                        names = labels[images].tolist() * k
+                        for case, head in _split(features, names, draw):
+                            case = f"{k} each near, {case}"
+                            yield from _rows({**where, "case": case}, head, data["test"])
+
+
+def _split(
+    features: torch.Tensor, labels: list[str], draw: int
+) -> Iterator[tuple[str, ContinualClassifier]]:
+    """Heads of which three in ten versions, drawn at random, are validation images."""
+    order = np.random.default_rng([draw, 1]).permutation(len(labels))
+    valid, learned = np.split(order, [int(0.3 * len(order))])
+    both = [(features[rows], [labels[row] for row in rows]) for rows in (learned, valid)]
+    for case, near_copies in (("split", True), ("split, copies counted", False)):
+        head = ContinualClassifier(features.shape[1], near_copies=near_copies)
+        head.extend(*both[0], validation=both[1])
+        yield case, head
 
 
 def _kinds(step: int) -> list[tuple[int, str]]:

@@ -70,6 +70,8 @@ class ContinualClassifier(nn.Module):
         case_sensitive: Whether 'A' and 'a' are two classes; if not, they are refused together.
         blend: Whether "lda" tells classes of few images beside many partly by the nearest mean. A
             state from before there was this has it off, and answers as ever.
+        near_copies: Whether validation images that are near copies of remembered ones of their
+            class count for none, and near copies among themselves for one; likewise.
 
     Raises:
         StatisticsError: A setting is none of those allowed.
@@ -90,10 +92,11 @@ class ContinualClassifier(nn.Module):
         per_class: bool = False,
         case_sensitive: bool = False,
         blend: bool = True,
+        near_copies: bool = True,
     ) -> None:
         super().__init__()
         known = (n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior)
-        settings = Settings(*known, per_class, case_sensitive, blend)
+        settings = Settings(*known, per_class, case_sensitive, blend, near_copies)
         self.pool = nn.AdaptiveAvgPool2d(1)
         # changes wait for each other, predictions for none
         self._lock = threading.RLock()

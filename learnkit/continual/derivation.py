@@ -10,6 +10,7 @@ from torch import Tensor
 
 from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.linear import LinearClassifier
+from learnkit.continual.closed_form.near_copies import MANY_NEAR
 from learnkit.continual.closed_form.ridge import fit_ridge
 from learnkit.continual.closed_form.temperature import temper
 from learnkit.continual.held_out import MIXED, HeldOut, Reference, collect_held_out
@@ -93,7 +94,8 @@ def derive(
     else:
         sorted_stats, linear = before.stats, before.linear
     reference = Reference.of(sorted_stats.memory)
-    fresh = validation.named(stats.class_names).picked(places)
+    kept = validation.named(stats.class_names).picked(places)
+    fresh = kept.fresh_beside(sorted_stats.memory) if settings.near_copies else kept
     held_out = collect_held_out(sorted_stats, fresh, linear, reference, settings.prior)
     calibration = _calibrated(linear, held_out)
     temperature = calibration.temperature
@@ -125,6 +127,7 @@ def derive(
         scoring=scoring,
         calibration=calibration,
         notes=(
+            *_validation_copies(len(kept) - len(fresh), len(kept)),
             *_notes_on(sorted_stats, held_out, scoring, calibration, settings),
             *((doubted,) if doubted else ()),
         ),
@@ -241,8 +244,15 @@ def _notes_on(
     return tuple(notes)
 
 
-# Of healthy crops of circuit boards 2 in 100 are near another one.
-_MANY_NEAR = 0.05
+def _validation_copies(n: int, of: int) -> tuple[str, ...]:
+    """A note where so many of the validation images are near copies and do not count, else none."""
+    if not n:
+        return ()
+    return (
+        f"{n} of {of} validation images do not count: they are near copies of learned ones, or of "
+        "others of them (bursts, augmented files, files saved again); `group=` of `split` keeps "
+        "together what belongs together",
+    )
 
 
 def _near_copies(stats: ClassStatistics) -> tuple[str, ...]:
@@ -252,7 +262,7 @@ def _near_copies(stats: ClassStatistics) -> tuple[str, ...]:
     told = stats.memory.given().tolist()
     # those with a code were said to be of a group, which is no finding
     n_copies = sum(row != one and not code for (row, one), code in zip(first, told, strict=True))
-    if n_copies <= _MANY_NEAR * n:
+    if n_copies <= MANY_NEAR * n:
         return ()
     return (
         f"{n_copies} of {n} remembered images are near copies of others (bursts, augmented files, "

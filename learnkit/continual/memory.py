@@ -16,7 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.continual.closed_form.near_copies import near_copy_groups, with_given_groups
+from learnkit.continual.closed_form.near_copies import (
+    fresh_rows,
+    near_copy_groups,
+    with_given_groups,
+)
 from learnkit.continual.embedding import grid_products
 from learnkit.continual.fingerprints import NONE, codes_of, feature_hashes, fingerprints_of
 from learnkit.continual.names import check_known
@@ -36,6 +40,8 @@ class Cell:
     hashes: tuple[bytes, ...] = ()
     copies: tuple[int, ...] = ()
     given: tuple[int, ...] = ()
+    # the learned cell asked for last, and what it gave: every refit asks for it
+    _beside: list[tuple["Cell", Array]] = field(default_factory=list, init=False, repr=False)
 
     @property
     def n_copies(self) -> int:
@@ -60,6 +66,12 @@ class Cell:
     def groups(self) -> tuple[int, ...]:
         """Of each feature the first one that it is a near copy of, or is said to go with; (m,)."""
         return with_given_groups(near_copy_groups(self.features), self.given)
+
+    def fresh_beside(self, learned: "Cell") -> Array:
+        """Which of these validation features count, see `fresh_rows`."""
+        if not self._beside or self._beside[0][0] is not learned:
+            self._beside[:] = [(learned, fresh_rows(self.features, learned.features))]
+        return self._beside[0][1]
 
     def with_groups(self, codes: Mapping[bytes, int]) -> "Cell":
         """With groups of some features, by hash; the lower of two codes, so that order is none."""
@@ -218,7 +230,9 @@ class FeatureMemory:
 
     def once(self) -> "FeatureMemory":
         """With each feature standing for one image."""
-        return self._with([replace(cell, copies=(1,) * len(cell.hashes)) for cell in self.cells])
+        ones = [(1,) * len(cell.hashes) for cell in self.cells]
+        each = zip(self.cells, ones, strict=True)
+        return self._with([a if a.copies == b else replace(a, copies=b) for a, b in each])
 
     def emptied(self, places: Iterable[int]) -> "FeatureMemory":
         """With nothing remembered of the classes at `places`."""
@@ -247,6 +261,11 @@ class FeatureMemory:
         """The classes at `places` alone, in that order."""
         names = tuple(self.class_names[place] for place in places)
         return self._with([self.cells[place] for place in places], names)
+
+    def fresh_beside(self, learned: "FeatureMemory") -> "FeatureMemory":
+        """Validation features that count beside learned ones of the same classes: `fresh_rows`."""
+        both = zip(self.cells, learned.cells, strict=True)
+        return self._with([cell.picked(cell.fresh_beside(other)) for cell, other in both])
 
     def hashed(self) -> "FeatureMemory":
         """With its hash in the place of each feature, int16 (m, 8): as telling, and small."""

@@ -46,12 +46,13 @@ _MEMORY_TYPES = {
 _VALIDATION = "validation"
 
 _ORIGINS, _ORIGIN = 1000, 300  # at most: in number, and in letters
-# Of the state of a whole classifier; 1 had none of what is optional below, 2 no `blend`.
-FORMAT = 3
+# Of the state of a whole classifier; 1 had none of what is optional below, 2 no `blend`, 3 no
+# `near_copies`.
+FORMAT = 4
 # All that a state may lack, because it was written before there was such a thing, and what it then
 # means. Nothing else is missing or unknown in a sound state.
 OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}, "origins": []}
-OPTIONAL_SETTINGS: dict[str, Any] = {"per_class": False, "case_sensitive": False, "blend": False}
+OPTIONAL_SETTINGS = dict.fromkeys(["per_class", "case_sensitive", "blend", "near_copies"], False)
 # Without fingerprints those of the remembered features are all that are known.
 OPTIONAL_TENSORS = dict.fromkeys(
     ["fingerprints", "fingerprint_sizes", "memory_groups"], torch.int64

@@ -48,6 +48,7 @@ class Settings:
     per_class: bool = False
     case_sensitive: bool = False
     blend: bool = True
+    near_copies: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -57,7 +58,7 @@ class Settings:
                 )
         check_whole("n_features", self.n_features, least=1, most=MOST_FEATURES)
         check_whole("memory", self.memory, least=0)
-        for name in "root", "per_class", "case_sensitive", "blend":
+        for name in "root", "per_class", "case_sensitive", "blend", "near_copies":
             if not isinstance(getattr(self, name), bool):
                 raise StatisticsError(f"`{name}` is {getattr(self, name)!r}; give True or False")
         rate = self.false_alarm_rate

@@ -176,11 +176,13 @@ def test_the_golden_bundle_that_remembers_goes_back_and_on(tmp_path):
 def test_a_bundle_from_before_logits_were_blended_answers_as_ever(tmp_path):
     predictor = load_learner(REMEMBERING)  # which compares its probes with what was recorded
     assert not predictor.continual.settings.blend
+    assert not predictor.continual.settings.near_copies
     predictor.save(tmp_path / "model")
     again = load_learner(tmp_path / "model")
     assert not again.continual.settings.blend
     assert torch.equal(again.logits(predictor.probes), predictor.logits(predictor.probes))
     assert ContinualClassifier(8).settings.blend
+    assert ContinualClassifier(8).settings.near_copies
 
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda path: path.name)

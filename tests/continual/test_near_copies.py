@@ -9,7 +9,11 @@ from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.closed_form.leave_one_out import Group, leave_group_out
 from learnkit.continual.closed_form.linear import Basis
 from learnkit.continual.closed_form.loo_samples import memory_rows
-from learnkit.continual.closed_form.near_copies import near_copy_groups, stand_for
+from learnkit.continual.closed_form.near_copies import (
+    fresh_rows,
+    near_copy_groups,
+    stand_for,
+)
 from learnkit.continual.closed_form.shrinkage import density_loss
 from learnkit.continual.closed_form.whitening import fit_spectrum
 from learnkit.uncertainty.scoring import GRID
@@ -42,6 +46,96 @@ def test_different_images_and_all_alike_keep_every_row_to_themselves():
     assert near_copy_groups(grid_of(one_burst)) == tuple(range(20))
     assert near_copy_groups(grid_of(one_burst[:2])) == (0, 1)
     assert near_copy_groups(grid_of(one_burst[:0])) == ()
+
+
+def test_of_validation_images_those_count_that_are_no_near_copies():
+    features, _ = bursts({"a": 12}, versions=4)
+    version = grid_of(features).reshape(4, 12, -1)
+    remembered, others = version[0, :8], version[1:, :8].flatten(0, 1)
+    fresh = version[:, 8:].transpose(0, 1).flatten(0, 1)  # photograph after photograph
+    wanted = [False] * 24 + [True, False, False, False] * 4
+    assert fresh_rows(torch.cat([others, fresh]), remembered).tolist() == wanted
+    assert not fresh_rows(others, remembered).any()
+    assert fresh_rows(version[0, 8:], remembered).all()
+    # nothing tells what is near where there are so few
+    assert fresh_rows(version[0, :2], version[1, :2]).all()
+    assert fresh_rows(version[0, :0], remembered).tolist() == []
+
+
+def test_one_near_pair_among_many_is_chance():
+    features, _ = bursts({"a": 60}, versions=2)
+    one, other = grid_of(features).split(60)
+    assert fresh_rows(torch.cat([one, other[:3]]), one[:0]).all()
+    assert fresh_rows(torch.cat([one, other[:4]]), one[:0]).tolist() == [True] * 60 + [False] * 4
+
+
+def validated(learned, validation, **settings):
+    head = ContinualClassifier(learned[0].shape[1], **settings)
+    head.extend(*learned)
+    head.validate(*validation)
+    return head
+
+
+def both_classes(version, photographs):
+    """Photographs of both classes in one version of a (V, 2, 20, D) table of them."""
+    features = version[:, photographs].flatten(0, 1)
+    return features, [name for name in "ab" for _ in range(len(features) // 2)]
+
+
+@pytest.fixture
+def versions():
+    return bursts({"a": 20, "b": 20}, width=128, versions=3)[0].reshape(3, 2, 20, -1)
+
+
+def test_validation_images_that_are_near_copies_of_learned_ones_count_for_none(versions):
+    learned = both_classes(versions[0], slice(12))
+    copies, fresh = both_classes(versions[1], slice(12)), both_classes(versions[0], slice(12, 20))
+    whole = torch.cat([copies[0], fresh[0]]), [*copies[1], *fresh[1]]
+    head, expected = validated(learned, whole), validated(learned, fresh)
+    assert head.threshold == expected.threshold
+    assert head.temperature == expected.temperature
+    report = head.undo() and head.validate(*whole)
+    assert report.notes[0] == (
+        "24 of 40 validation images do not count: they are near copies of learned ones, or of "
+        "others of them (bursts, augmented files, files saved again); `group=` of `split` keeps "
+        "together what belongs together"
+    )
+    alone = ContinualClassifier(128)
+    alone.extend(*learned)
+    assert validated(learned, copies).threshold == alone.threshold
+
+
+def test_near_copies_among_validation_images_count_for_one(versions):
+    learned, rest = both_classes(versions[0], slice(12)), slice(12, 20)
+    parts = [both_classes(one, rest) for one in versions]
+    features, labels = zip(*parts, strict=True)
+    head = validated(learned, (torch.cat(features), [name for own in labels for name in own]))
+    one = validated(learned, parts[0])
+    assert (head.threshold.n, head.threshold.source) == (one.threshold.n, one.threshold.source)
+
+
+def test_what_counts_does_not_depend_on_the_order_of_changes(versions):
+    learned, copies = both_classes(versions[0], slice(16)), both_classes(versions[1], slice(4, 20))
+    later = ContinualClassifier(128)
+    later.extend(learned[0][:16], learned[1][:16])
+    later.extend(learned[0][16:17], learned[1][16:17])
+    later.validate(*copies)  # of most of the second class nothing is learned yet
+    later.extend(learned[0][17:], learned[1][17:])
+    first = validated(learned, copies)
+    assert later.knowledge.digest == first.knowledge.digest
+    assert later.threshold == first.threshold
+    assert later.temperature == first.temperature
+
+
+@pytest.mark.filterwarnings("ignore:.* are more unusual than 95% of")
+def test_a_state_from_before_counts_every_validation_image(versions):
+    learned, copies = both_classes(versions[0], slice(12)), both_classes(versions[1], slice(12))
+    old = validated(learned, copies, near_copies=False)
+    config, tensors = old.state()
+    settings = {k: v for k, v in config["settings"].items() if k != "near_copies"}
+    again = ContinualClassifier.from_state({**config, "format": 3, "settings": settings}, tensors)
+    assert again.threshold == old.threshold
+    assert old.threshold.value < 0.8 * validated(learned, copies).threshold.value
 
 
 def test_chance_makes_few_near_copies_where_dimensions_are_few():

@@ -21,6 +21,7 @@ from learnkit.uncertainty.checks import Array
 _SHARE, _ASIDE = 0.35, 2.0
 # Rows of healthy data that may be near enough by chance, where features have so few dimensions.
 _HEALTHY = 0.02
+MANY_NEAR = 0.05  # share of near copies from which on they are no chance
 _COMPARED = 512  # rows of a class that are compared, those remembered first
 _TELLING = 8  # rows: the distances of fewer do not tell what is usual
 
@@ -50,6 +51,23 @@ def near_copy_groups(grid: Tensor) -> tuple[int, ...]:
             for row in rows:
                 first[row] = rows[0]
     return tuple(first)
+
+
+def fresh_rows(validation: Tensor, remembered: Tensor) -> Array:
+    """Which validation images of a class count, bool (V,): near copies of learned ones do not.
+
+    Of those that are near copies of each other the first does. Where hardly any are, all count:
+    healthy images are near each other by chance.
+
+    Args:
+        validation: Features of validation images on the integer grid, int16 (V, D).
+        remembered: Of learned images of the same class, (m, D).
+    """
+    n = len(validation)
+    # in front: of many rows the first are compared
+    groups = np.array(near_copy_groups(torch.cat([validation, remembered])))
+    fresh = (groups[:n] == np.arange(n)) & ~np.isin(np.arange(n), groups[n:])
+    return fresh if (~fresh).sum() > MANY_NEAR * n else np.ones(n, bool)
 
 
 def with_given_groups(groups: Sequence[int], codes: Sequence[int]) -> tuple[int, ...]:
