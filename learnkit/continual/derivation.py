@@ -95,7 +95,9 @@ def derive(
         sorted_stats, linear = before.stats, before.linear
     reference = Reference.of(sorted_stats.memory)
     kept = validation.named(stats.class_names).picked(places)
-    fresh = kept.fresh_beside(sorted_stats.memory) if settings.near_copies else kept
+    fresh = kept
+    if settings.near_copies:
+        fresh = kept.fresh_beside(sorted_stats.memory, sorted_stats.counts.tolist())
     held_out = collect_held_out(sorted_stats, fresh, linear, reference, settings.prior)
     calibration = _calibrated(linear, held_out)
     temperature = calibration.temperature
@@ -250,8 +252,8 @@ def _validation_copies(n: int, of: int) -> tuple[str, ...]:
         return ()
     return (
         f"{n} of {of} validation images do not count: they are near copies of learned ones, or of "
-        "others of them (bursts, augmented files, files saved again); `group=` of `split` keeps "
-        "together what belongs together",
+        "others of them (bursts, augmented files, files saved again), or cannot be told from such; "
+        "`group=` of `split` keeps together what belongs together",
     )
 
 

@@ -40,8 +40,10 @@ class Cell:
     hashes: tuple[bytes, ...] = ()
     copies: tuple[int, ...] = ()
     given: tuple[int, ...] = ()
-    # the learned cell asked for last, and what it gave: every refit asks for it
-    _beside: list[tuple["Cell", Array]] = field(default_factory=list, init=False, repr=False)
+    # the learned cell asked for last, and groups of both: every refit asks for them
+    _beside: list[tuple["Cell", tuple[int, ...]]] = field(
+        default_factory=list, init=False, repr=False
+    )
 
     @property
     def n_copies(self) -> int:
@@ -67,11 +69,17 @@ class Cell:
         """Of each feature the first one that it is a near copy of, or is said to go with; (m,)."""
         return with_given_groups(near_copy_groups(self.features), self.given)
 
-    def fresh_beside(self, learned: "Cell") -> Array:
-        """Which of these validation features count, see `fresh_rows`."""
+    def fresh_beside(self, learned: "Cell", count: int) -> Array:
+        """Which of these validation features count beside a class of `count` images: `fresh_rows`.
+
+        Those `learned` are what is remembered of it.
+        """
         if not self._beside or self._beside[0][0] is not learned:
-            self._beside[:] = [(learned, fresh_rows(self.features, learned.features))]
-        return self._beside[0][1]
+            # these in front: of many rows the first are compared
+            groups = near_copy_groups(torch.cat([self.features, learned.features]))
+            self._beside[:] = [(learned, groups)]
+        groups, n = self._beside[0][1], len(self.hashes)
+        return fresh_rows(groups, n, all_remembered=learned.n_copies >= count)
 
     def with_groups(self, codes: Mapping[bytes, int]) -> "Cell":
         """With groups of some features, by hash; the lower of two codes, so that order is none."""
@@ -262,10 +270,15 @@ class FeatureMemory:
         names = tuple(self.class_names[place] for place in places)
         return self._with([self.cells[place] for place in places], names)
 
-    def fresh_beside(self, learned: "FeatureMemory") -> "FeatureMemory":
-        """Validation features that count beside learned ones of the same classes: `fresh_rows`."""
-        both = zip(self.cells, learned.cells, strict=True)
-        return self._with([cell.picked(cell.fresh_beside(other)) for cell, other in both])
+    def fresh_beside(self, learned: "FeatureMemory", counts: Sequence[int]) -> "FeatureMemory":
+        """Validation features that count beside learned ones of the same classes: `fresh_rows`.
+
+        Args:
+            learned: What is remembered of these classes.
+            counts: Images that each of them has.
+        """
+        each = zip(self.cells, learned.cells, counts, strict=True)
+        return self._with([own.picked(own.fresh_beside(its, n)) for own, its, n in each])
 
     def hashed(self) -> "FeatureMemory":
         """With its hash in the place of each feature, int16 (m, 8): as telling, and small."""

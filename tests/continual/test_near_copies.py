@@ -48,25 +48,35 @@ def test_different_images_and_all_alike_keep_every_row_to_themselves():
     assert near_copy_groups(grid_of(one_burst[:0])) == ()
 
 
+def fresh(validation, remembered, *, all_remembered=True):
+    groups = near_copy_groups(torch.cat([validation, remembered]))
+    return fresh_rows(groups, len(validation), all_remembered=all_remembered)
+
+
 def test_of_validation_images_those_count_that_are_no_near_copies():
     features, _ = bursts({"a": 12}, versions=4)
     version = grid_of(features).reshape(4, 12, -1)
     remembered, others = version[0, :8], version[1:, :8].flatten(0, 1)
-    fresh = version[:, 8:].transpose(0, 1).flatten(0, 1)  # photograph after photograph
+    new = version[:, 8:].transpose(0, 1).flatten(0, 1)  # photograph after photograph
     wanted = [False] * 24 + [True, False, False, False] * 4
-    assert fresh_rows(torch.cat([others, fresh]), remembered).tolist() == wanted
-    assert not fresh_rows(others, remembered).any()
-    assert fresh_rows(version[0, 8:], remembered).all()
+    assert fresh(torch.cat([others, new]), remembered).tolist() == wanted
+    assert not fresh(others, remembered).any()
+    assert fresh(version[0, 8:], remembered).all()
+    # those that are near none may be near one that was learned and forgotten
+    assert not fresh(torch.cat([others, new]), remembered, all_remembered=False).any()
+    assert fresh(new, remembered, all_remembered=False).tolist() == wanted[24:]
     # nothing tells what is near where there are so few
-    assert fresh_rows(version[0, :2], version[1, :2]).all()
-    assert fresh_rows(version[0, :0], remembered).tolist() == []
+    assert fresh(version[0, :2], version[1, :2]).all()
+    assert fresh(version[0, :0], remembered).tolist() == []
 
 
 def test_one_near_pair_among_many_is_chance():
     features, _ = bursts({"a": 60}, versions=2)
     one, other = grid_of(features).split(60)
-    assert fresh_rows(torch.cat([one, other[:3]]), one[:0]).all()
-    assert fresh_rows(torch.cat([one, other[:4]]), one[:0]).tolist() == [True] * 60 + [False] * 4
+    assert fresh(torch.cat([one, other[:3]]), one[:0]).all()
+    assert fresh(torch.cat([one, other[:4]]), one[:0]).tolist() == [True] * 60 + [False] * 4
+    more = torch.cat([one, other[:3]])
+    assert fresh(more[3:], more[:3], all_remembered=False).all()
 
 
 def validated(learned, validation, **settings):
@@ -97,12 +107,22 @@ def test_validation_images_that_are_near_copies_of_learned_ones_count_for_none(v
     report = head.undo() and head.validate(*whole)
     assert report.notes[0] == (
         "24 of 40 validation images do not count: they are near copies of learned ones, or of "
-        "others of them (bursts, augmented files, files saved again); `group=` of `split` keeps "
-        "together what belongs together"
+        "others of them (bursts, augmented files, files saved again), or cannot be told from such; "
+        "`group=` of `split` keeps together what belongs together"
     )
     alone = ContinualClassifier(128)
     alone.extend(*learned)
     assert validated(learned, copies).threshold == alone.threshold
+
+
+def test_of_a_burst_that_is_not_all_remembered_no_validation_image_counts(versions):
+    parts = [both_classes(one, slice(20)) for one in versions]
+    learned = torch.cat([parts[0][0], parts[1][0]]), [*parts[0][1], *parts[1][1]]
+    head = validated(learned, parts[2], memory=16)
+    alone = ContinualClassifier(128, memory=16)
+    alone.extend(*learned)
+    assert head.threshold == alone.threshold
+    assert head.temperature == alone.temperature
 
 
 def test_near_copies_among_validation_images_count_for_one(versions):

@@ -53,21 +53,26 @@ def near_copy_groups(grid: Tensor) -> tuple[int, ...]:
     return tuple(first)
 
 
-def fresh_rows(validation: Tensor, remembered: Tensor) -> Array:
-    """Which validation images of a class count, bool (V,): near copies of learned ones do not.
+def fresh_rows(groups: Sequence[int], n: int, *, all_remembered: bool) -> Array:
+    """Which validation images of a class count, bool (n,): near copies of learned ones do not.
 
     Of those that are near copies of each other the first does. Where hardly any are, all count:
-    healthy images are near each other by chance.
+    healthy images are near each other by chance. Where some are of learned images that are not
+    `all_remembered`, the others may be of those forgotten, and none counts.
 
     Args:
-        validation: Features of validation images on the integer grid, int16 (V, D).
-        remembered: Of learned images of the same class, (m, D).
+        groups: Of `n` validation images and then the learned ones, as `near_copy_groups` gives.
+        n: How many of them are validation images.
+        all_remembered: Whether the learned ones are all that the class has.
     """
-    n = len(validation)
-    # in front: of many rows the first are compared
-    groups = np.array(near_copy_groups(torch.cat([validation, remembered])))
-    fresh = (groups[:n] == np.arange(n)) & ~np.isin(np.arange(n), groups[n:])
-    return fresh if (~fresh).sum() > MANY_NEAR * n else np.ones(n, bool)
+    own, learned = np.split(np.array(groups, dtype=np.int64), [n])
+    first = own == np.arange(n)
+    copies = np.isin(own, learned)
+    if (~first | copies).sum() <= MANY_NEAR * n:
+        return np.ones(n, bool)
+    if copies.sum() > MANY_NEAR * n and not all_remembered:
+        return np.zeros(n, bool)
+    return first & ~copies
 
 
 def with_given_groups(groups: Sequence[int], codes: Sequence[int]) -> tuple[int, ...]:
