@@ -12,7 +12,7 @@ but one: 20 images a class in 10 "far" versions each are flagged 1.25 times as o
 "group". Fresh images are never versions here, and "far" ones are drawn unlike them.
 
 With "split" three in ten of the versions, drawn at random, are validation images: .048 to .055 are
-flagged, and .32 to 1.00 with "copies counted", as they were (5 images in 3 versions: .055 and .045).
+flagged, and .32 to 1.00 with "copies counted", as they were (5 images in 3 versions: .055, .045).
 """
 
 from collections.abc import Iterator
