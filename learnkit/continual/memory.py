@@ -232,9 +232,12 @@ class FeatureMemory:
 
     def without(self, codes: Array) -> "FeatureMemory":
         """Without the features of these fingerprints, of whatever class and however often."""
-        known = [~np.isin(codes_of(cell.hashes), codes) for cell in self.cells]
-        both = zip(self.cells, known, strict=True)
-        return self._with([cell if kept.all() else cell.picked(kept) for cell, kept in both])
+        own = [codes_of(cell.hashes) for cell in self.cells]
+        # once for all classes: `isin` sorts `codes`
+        kept = ~np.isin(np.concatenate([NONE, *own]), codes)
+        parts = np.split(kept, np.cumsum([len(one) for one in own]))[:-1]
+        both = zip(self.cells, parts, strict=True)
+        return self._with([cell if rows.all() else cell.picked(rows) for cell, rows in both])
 
     def once(self) -> "FeatureMemory":
         """With each feature standing for one image."""
