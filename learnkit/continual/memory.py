@@ -74,12 +74,15 @@ class Cell:
 
         Those `learned` are what is remembered of it.
         """
-        if not self._beside or self._beside[0][0] is not learned:
+        if not self.hashes:
+            return np.ones(0, bool)
+        known = next(iter(self._beside), None)
+        if known is None or known[0] is not learned:
             # these in front: of many rows the first are compared
-            groups = near_copy_groups(torch.cat([self.features, learned.features]))
-            self._beside[:] = [(learned, groups)]
-        groups, n = self._beside[0][1], len(self.hashes)
-        return fresh_rows(groups, n, all_remembered=learned.n_copies >= count)
+            known = learned, near_copy_groups(torch.cat([self.features, learned.features]))
+            self._beside[:] = [known]
+        all_remembered = learned.n_copies >= count
+        return fresh_rows(known[1], len(self.hashes), all_remembered=all_remembered)
 
     def with_groups(self, codes: Mapping[bytes, int]) -> "Cell":
         """With groups of some features, by hash; the lower of two codes, so that order is none."""
@@ -90,9 +93,8 @@ class Cell:
 
     def picked(self, rows: Array) -> "Cell":
         """Some of the features, bool (m,)."""
-        hashes, copies, given = (
-            tuple(compress(of, rows)) for of in (self.hashes, self.copies, self.given)
-        )
+        hashes, copies = tuple(compress(self.hashes, rows)), tuple(compress(self.copies, rows))
+        given = tuple(compress(self.given, rows))
         kept = self.features[torch.from_numpy(rows)]
         return Cell(kept, hashes, copies, given if any(given) else ())
 
