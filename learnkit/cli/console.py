@@ -146,6 +146,13 @@ class Report:
         for note in change.notes:
             self.say(note + remedy(note))
 
+    def some(self, texts: Sequence[str], most: int) -> None:
+        """Write the first texts, a line each, and how many more there are."""
+        for text in texts[:most]:
+            self.say(text)
+        if len(texts) > most:
+            self.say(f"and {len(texts) - most} more")
+
     def findings(self, found: pd.DataFrame) -> None:
         """Write what `ImageDataset.check` found: each kind, how often, and the first of them."""
         if found.empty:

@@ -38,8 +38,7 @@ def suggest(
     rows = [[str(one.item), one.reason] for one in found]
     report.rows(["path", "reason"], rows, _SHOWN_ROWS)
     report.say(str(found))
-    for why in [*found.failures.values()][:_SHOWN_ROWS]:
-        report.say(why)
+    report.some([*found.failures.values()], _SHOWN_ROWS)
     if csv is not None:
         write_csv(found.table(), csv)
         report.files("Written", [(csv, "the table, the most valuable image first")])

@@ -410,10 +410,7 @@ def _show(rows: Sequence[Row], *, ood: bool) -> None:
     failed = [row["error"] for row in rows if row["error"] is not None]
     if read:
         report.rows(columns, [[row[name] for name in columns] for row in read], _SHOWN_ROWS)
-    for error in failed[:_SHOWN_ROWS]:
-        report.say(error)
-    if len(failed) > _SHOWN_ROWS:
-        report.say(f"and {len(failed) - _SHOWN_ROWS} more")
+    report.some(failed, _SHOWN_ROWS)
 
 
 def records(rows: Sequence[Row], classes: Sequence[str], *, ood: bool) -> list[dict[str, Any]]:

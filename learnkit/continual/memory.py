@@ -326,13 +326,11 @@ class FeatureMemory:
 
     def _without(self, cell: Cell, rows: np.ndarray) -> tuple[Cell, int]:
         """(the cell without one copy of each row, number of rows that are not in it)."""
-        wanted, left = Counter(feature_hashes(rows)), []
-        for code, n in zip(cell.hashes, cell.copies, strict=True):
-            left.append(max(n - wanted[code], 0))
-        kept = [row for row, n in enumerate(left) if n]
-        hashes = tuple(cell.hashes[row] for row in kept)
-        less = Cell(cell.features[kept], hashes, tuple(left[row] for row in kept))
-        less = less.with_groups(dict(zip(cell.hashes, cell.given, strict=False)))
+        wanted = Counter(feature_hashes(rows))
+        each = zip(cell.hashes, cell.copies, strict=True)
+        left = [max(n - wanted[code], 0) for code, n in each]
+        less = cell.picked(np.array(left, dtype=np.int64) > 0)
+        less = replace(less, copies=tuple(n for n in left if n))
         return less, len(rows) - (cell.n_copies - less.n_copies)
 
 

@@ -66,7 +66,8 @@ def note_on_learned(learned: Array) -> tuple[str, ...]:
 
 def without_learned(kept: FeatureMemory, statistics: ClassStatistics) -> Kept:
     """(validation images less those that have been learned, notes)."""
-    less = kept.without(statistics.learned.union())
+    # of the many learned none is looked for where there is nothing to be found
+    less = kept.without(statistics.learned.union()) if len(kept) else kept
     if gone := len(kept) - len(less):
         return less, (
             "validation images that are learned now no longer decide threshold and temperature: "

@@ -23,7 +23,7 @@ from learnkit.continual.fingerprints import Learned, learned_notes
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.continual.validation_images import note_on_learned
-from learnkit.data.labelled_images import Labelled, all_labelled, dataset_of, is_dataset
+from learnkit.data.labelled_images import Labelled, all_labelled, dataset_of, is_dataset, parted
 from learnkit.data.read_images import file_of, unreadable_images
 from learnkit.errors import (
     OodLockedError,
@@ -82,7 +82,9 @@ class _HeldOut(NamedTuple):
 def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
     """Make the confidences of the learner mean what they say; see `ImageLearner.calibrate`."""
     head = continual_head(learn.model)
-    outputs = _outputs(learn, _validation_of(dl), ds_idx, with_features=head is not None)
+    # features tell a detector which images it has learned
+    wanted = {"with_features": detector_of(learn) is not None}
+    outputs = _outputs(learn, _validation_of(dl), ds_idx, **wanted)
     if head is not None:
         _validate(head, outputs)
         return head.calibration
@@ -158,7 +160,8 @@ def _fit_threshold(
 
 
 def _validation_of(images: Any) -> Any:
-    """The validation images of a split dataset; anything else as it is."""
+    """The validation images of a split dataset, in any form of it; anything else as it is."""
+    images = dataset_of(images)
     split = is_dataset(images) and "valid" in getattr(images, "splits", ())
     return images.valid if split else images
 
@@ -355,7 +358,8 @@ def _optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, tuple[st
         learned = np.array([file_of(one) in known for one in files or [""] * len(outputs)], bool)
         return learned if known else None, learned_notes(int(learned.sum()), len(outputs))
     about = Learned.of(detector.knowledge)
-    codes = about.fingerprints(features_of(learn, files).numpy())
+    features = features_of(learn, files) if outputs.features is None else outputs.features
+    codes = about.fingerprints(features.numpy())
     return about.know(codes), about.notes(codes)
 
 
@@ -391,7 +395,7 @@ def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> _HeldO
     if given is None:
         images = validation_images(learn, found, own=own)
     else:  # those learned are not left out in silence, see `_fresh`
-        given = labelled_data(_validation_of(given), classes=names_of(learn.dls) or ())
+        _, given = parted(labelled_data(given, classes=names_of(learn.dls) or ()), validation=True)
         images = without_files(given, (), names=set(found.labels))
     if images is None:
         return None

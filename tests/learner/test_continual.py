@@ -848,6 +848,29 @@ class TestTrainedHead:
             plain.calibrate()
             plain.calibrate(old)  # of a split dataset the validation images
 
+    @pytest.mark.parametrize("kind", ["split", "folder", "loaders", "loader", "frame"])
+    def test_validation_images_are_those_of_a_split_whatever_holds_it(
+        self, kind, plain, old, tmp_path
+    ):
+        expected = plain.fit_ood()
+        plain.clear_ood()
+        for split in ("train", "valid"):
+            part = getattr(old, split)
+            for path, label in zip(part.paths, part.labels, strict=True):
+                folder = tmp_path / split / label
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / path.name).write_bytes(path.read_bytes())
+        data = {
+            "split": old,
+            "folder": str(tmp_path),
+            "loaders": plain.dls,
+            "loader": plain.dls.valid,
+            "frame": old.frame.assign(path=[str(path) for path in old.paths]),
+        }[kind]
+        assert plain.fit_ood(validation=data) == expected
+        if kind in ("split", "folder", "frame"):
+            assert plain.calibrate(data).n == len(old.valid)
+
     def test_fit_ood_takes_no_validation_image_that_it_learned(self, plain, old, tmp_path):
         plain.fit_ood()
         threshold, sets = plain.ood.threshold, plain.ood.head_nonconformity
