@@ -650,6 +650,19 @@ def test_twenty_four_at_a_time(opened):
     assert len(shown(opened)) == 70
 
 
+def test_pictures_are_not_drawn_twice_when_the_scroll_to_more_is_told_late(page, open_page, parts):
+    page.add_init_script(
+        "window.IntersectionObserver = class { constructor(f) { window.tell = f } observe() {} }"
+    )
+    opened = open_page(parts)
+    opened.click("#more")
+    opened.evaluate("tell([{isIntersecting: true}])")  # it was, before the press moved it away
+    assert len(shown(opened)) == 48
+    opened.evaluate("document.querySelector('#more').scrollIntoView()")
+    opened.evaluate("tell([{isIntersecting: true}])")
+    assert len(shown(opened)) == 70
+
+
 def test_letters_lead_to_the_matrix_and_the_pictures(opened):
     opened.keyboard.press("m")
     assert focused(opened) == "cell=0.0"

@@ -525,7 +525,9 @@ on(window, "beforeprint", () => {
   if (now.kind || now.q || drawn > PAGE || now.sort !== FIRST) { drawn = 0; show({...parse(""), open: -1}); }
 });
 on(window, "afterprint", () => { drawn = 0; show(shownBefore || now); });
-new IntersectionObserver(([e]) => { if (e.isIntersecting && drawn % 240 > PAGE) draw(drawn + PAGE); }, {rootMargin: "9%"}).observe($("#more"));
+// An entry may be older than a press of `more`, which took the button away: where it is now decides
+const near = () => $("#more").getBoundingClientRect().top < innerHeight * 1.09;
+new IntersectionObserver(([e]) => { if (e.isIntersecting && drawn % 240 > PAGE && near()) draw(drawn + PAGE); }, {rootMargin: "9%"}).observe($("#more"));
 for (const b of $$(".matrix button")) b.tabIndex = -1;
 const firstCell = matrix && ($("tbody .cell", matrix) || $("button", matrix));
 if (firstCell) firstCell.tabIndex = 0;
