@@ -24,6 +24,7 @@ from learnkit.continual.closed_form.loo_samples import (
     prior_weights,
     spread_evenly,
 )
+from learnkit.continual.closed_form.threads import in_threads
 from learnkit.continual.closed_form.whitening import Geometry
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.statistics import ClassStatistics
@@ -244,6 +245,9 @@ def _worth(n: Tensor, most: float) -> Tensor:
     return n * most / (n + most)
 
 
+_AT_ONCE = 1024  # rows that one thread scores at a time, whatever their number
+
+
 def _of_fresh(
     linear: LinearClassifier,
     reference: Reference,
@@ -252,15 +256,29 @@ def _of_fresh(
     weights: Tensor,
 ) -> HeldOut:
     """Of embedded features (N,D) that the classifier has not learned."""
-    embedded, distances = features.numpy(), linear.geometry.distances
-    relative = distances.relative(embedded)
+    distances, neighbors = linear.geometry.distances, reference.neighbors
+    logits = np.empty((len(features), len(linear.bias)))
+    mahalanobis, relative, knn = np.empty((3, len(features)))
+
+    def score(first: int) -> None:
+        rows = slice(first, first + _AT_ONCE)
+        embedded = features[rows].numpy()
+        logits[rows] = linear.logits(features[rows]).numpy()
+        relative[rows] = distances.relative(embedded)
+        mahalanobis[rows] = relative[rows] + distances.from_center(embedded)
+        knn[rows] = neighbors.nearest(embedded)
+
+    # both `squares` and `distances` are made here: threads would make them several times
+    compared = len(neighbors.squares) + features.shape[1] + 2 * logits.shape[1]
+    n_products = min(len(features), _AT_ONCE) * features.shape[1] * compared
+    in_threads(score, range(0, len(features), _AT_ONCE), n_products)
     return HeldOut(
-        logits=linear.logits(features).numpy(),
+        logits=logits,
         labels=labels.numpy(),
         weights=weights.numpy(),
-        mahalanobis=relative + distances.from_center(embedded),
+        mahalanobis=mahalanobis,
         relative=relative,
-        knn=reference.neighbors.nearest(embedded),
+        knn=knn,
         source="parametric",
     )
 

@@ -14,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import learnkit.continual.closed_form.threads
 import learnkit.continual.derivation
+import learnkit.continual.held_out
 import learnkit.continual.knowledge
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.closed_form.threads import same_bits
 from learnkit.continual.held_out import Reference, collect_held_out
 from learnkit.continual.serialization import (
     FORMAT,
@@ -35,6 +38,7 @@ from learnkit.errors import (
     StatisticsError,
     UncertaintyError,
 )
+from learnkit.models.eval_mode import torch_threads
 
 # few tiny images, validation and learned ones unlike
 pytestmark = pytest.mark.filterwarnings("ignore:.* are more unusual than 95% of")
@@ -423,6 +427,29 @@ def test_the_nearest_other_feature_is_found_as_by_a_slow_loop():
             if not torch.equal(own, z) and (i < 10 or c != label or torch.equal(z, partner))
         )
         assert distance == pytest.approx(expected, abs=1e-7)
+
+
+def test_many_validation_images_are_scored_in_parts_by_several_threads(monkeypatch):
+    head = learned(images(9), memory=64)
+    head.validate(*images(23, seed=1))
+    derived, kept = head.knowledge.derived, head.knowledge.validation.picked([4, 3, 2, 1, 0])
+    asked = derived.stats, kept, derived.linear, Reference.of(derived.stats.memory), "training"
+    rows, memory = kept.all()[0], derived.stats.memory.all()[0]
+    distances = derived.linear.geometry.distances
+    expected = {
+        "logits": rows @ derived.linear.weight.T + derived.linear.bias,
+        "mahalanobis": distances.mahalanobis(rows.numpy()),
+        "relative": distances.relative(rows.numpy()),
+        "knn": torch.cdist(rows, memory).amin(1),
+    }
+    monkeypatch.setattr(learnkit.continual.held_out, "_AT_ONCE", 20)  # of 115: the last is short
+    monkeypatch.setattr(learnkit.continual.closed_form.threads, "_WORTH_A_THREAD", 0)
+    for n_threads in 1, 3:
+        with torch_threads(n_threads), same_bits():
+            found = collect_held_out(*asked)
+        assert found.n_fresh == 115
+        for name, wanted in expected.items():
+            np.testing.assert_allclose(getattr(found, name)[:115], wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_held_out_scores_are_those_of_a_classifier_that_never_saw_the_image():
