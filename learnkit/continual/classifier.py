@@ -20,7 +20,7 @@ from learnkit.continual.embedding import embed
 from learnkit.continual.knowledge import UNDO_LEVELS, History, Knowledge
 from learnkit.continual.settings import Settings
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.continual.validation_images import Validation
+from learnkit.continual.validation_images import Validation, fresh_images
 from learnkit.errors import (
     ContinualNotInitializedError,
     ContinualPredictionError,
@@ -318,13 +318,9 @@ class ContinualClassifier(nn.Module):
         """
         return self._change("calibrate", lambda now: now.validate((features, labels)))
 
-    def are_fresh(self, features: Tensor) -> Array:
-        """Which images are neither learned nor kept for validation, each once, bool (N,)."""
-        now, fresh = self.knowledge, np.zeros(len(features), bool)
-        codes = now.statistics.fingerprints(features)
-        fresh[np.unique(codes, return_index=True)[1]] = True
-        known = now.statistics.learned.know(codes) | np.isin(codes, now.validation.fingerprints)
-        return fresh & ~known
+    def are_fresh(self, features: Tensor, labels: Sequence[str]) -> Array:
+        """Which validation images tell of fresh ones, bool (N,); see `fresh_images`."""
+        return fresh_images((features, labels), self.statistics, self.settings.near_copies)
 
     def subtract(
         self,

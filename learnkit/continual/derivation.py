@@ -24,6 +24,7 @@ from learnkit.continual.standards import (
     held_out_scores,
 )
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.validation_images import note_on_copies
 from learnkit.errors import first_few, number_of
 from learnkit.uncertainty.calibration import TemperatureFit, before_and_after
 from learnkit.uncertainty.checks import Array
@@ -129,7 +130,7 @@ def derive(
         scoring=scoring,
         calibration=calibration,
         notes=(
-            *_validation_copies(len(kept) - len(fresh), len(kept)),
+            *note_on_copies(len(kept) - len(fresh), len(kept)),
             *_notes_on(sorted_stats, held_out, scoring, calibration, settings),
             *((doubted,) if doubted else ()),
         ),
@@ -244,17 +245,6 @@ def _notes_on(
         own = ", and none of each class" if settings.per_class else ""
         notes.append(f"the threshold {threshold.statement}{own}")
     return tuple(notes)
-
-
-def _validation_copies(n: int, of: int) -> tuple[str, ...]:
-    """A note where so many of the validation images are near copies and do not count, else none."""
-    if not n:
-        return ()
-    return (
-        f"{n} of {of} validation images do not count: they are near copies of learned ones, or of "
-        "others of them (bursts, augmented files, files saved again), or cannot be told from such; "
-        "`group=` of `split` keeps together what belongs together",
-    )
 
 
 def _near_copies(stats: ClassStatistics) -> tuple[str, ...]:

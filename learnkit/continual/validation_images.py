@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.checks import check_labelled_features, without_blank
+from learnkit.continual.closed_form.near_copies import fresh_beside
 from learnkit.continual.embedding import features_on_grid
 from learnkit.continual.fingerprints import fingerprints_of
 from learnkit.continual.memory import FeatureMemory
@@ -61,6 +62,47 @@ def note_on_learned(learned: Array) -> tuple[str, ...]:
     return (
         f"{learned.sum()} of {len(learned)} validation images were learned by this model: they say "
         "nothing of fresh ones, and do not count",
+    )
+
+
+def fresh_images(
+    validation: Validation, statistics: ClassStatistics, near_copies: bool = True
+) -> Array:
+    """Which validation images tell of fresh ones, bool (N,): no learned ones, nor their copies.
+
+    An image counts once, and of near copies of each other the first does: see `fresh_rows`.
+
+    Args:
+        validation: (features (N, D), clean labels); of a class that is not among those of
+            `statistics`, nothing is learned.
+        statistics: Of the learned images.
+        near_copies: Whether near copies are looked for.
+    """
+    features, labels = validation
+    grid = features_on_grid(features, root=statistics.root)
+    codes, fresh = fingerprints_of(grid), np.zeros(len(grid), bool)
+    fresh[np.unique(codes, return_index=True)[1]] = True
+    fresh &= ~statistics.learned.know(codes)
+    memory, counts = statistics.memory, statistics.counts.tolist()
+    learned = dict(zip(statistics.class_names, zip(memory.cells, counts, strict=True), strict=True))
+    by_class: dict[str, list[int]] = {}
+    for row in np.flatnonzero(fresh & near_copies).tolist():
+        by_class.setdefault(labels[row], []).append(row)
+    for name, rows in by_class.items():
+        cell, n = learned.get(name, (memory.empty_cell(), 0))
+        own, known = grid[rows].to(torch.int16), cell.features
+        fresh[rows] = fresh_beside(own, known, all_remembered=cell.n_copies >= n)
+    return fresh
+
+
+def note_on_copies(n: int, of: int) -> tuple[str, ...]:
+    """A note where `n` of so many validation images do not count, as they are near copies."""
+    if not n:
+        return ()
+    return (
+        f"{n} of {of} validation images do not count: they are near copies of learned ones, or of "
+        "others of them (bursts, augmented files, files saved again), or cannot be told from such; "
+        "`group=` of `split` keeps together what belongs together",
     )
 
 

@@ -36,7 +36,9 @@ def calibrate_detector(model: Model, images: Labelled, **run: Any) -> ChangeRepo
     probs = torch.from_numpy(softmax(logits).astype(np.float32))
     numbers = {name: i for i, name in enumerate(model.names)}
     targets = torch.tensor([numbers.get(label, -1) for label in images.labels])
-    fresh = detector.are_fresh(features)  # before they are kept
+    kept = detector.knowledge.validation.fingerprints
+    fresh = detector.are_fresh(features, images.labels)
+    fresh &= ~np.isin(detector.statistics.fingerprints(features), kept)
     report = detector.validate(features, images.labels)
     detector.extend_sets(probs[fresh], targets[fresh])
     notes = ("confidences stay as they are: the trained head holds its own temperature",)

@@ -16,13 +16,13 @@ import learnkit._torchvision  # noqa: F401  # before fastai
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
-from torch import Tensor
+from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.fingerprints import Learned, learned_notes
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.continual.validation_images import note_on_learned
+from learnkit.continual.validation_images import note_on_copies, note_on_learned
 from learnkit.data.labelled_images import Labelled, all_labelled, dataset_of, is_dataset, parted
 from learnkit.data.read_images import file_of, unreadable_images
 from learnkit.errors import (
@@ -82,18 +82,13 @@ class _HeldOut(NamedTuple):
 def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
     """Make the confidences of the learner mean what they say; see `ImageLearner.calibrate`."""
     head = continual_head(learn.model)
-    # features tell a detector which images it has learned
-    wanted = {"with_features": detector_of(learn) is not None}
+    # features tell which images were learned, and which show the same thing
+    wanted = {"with_features": isinstance(learn.model, nn.Sequential) and len(learn.model) > 1}
     outputs = _outputs(learn, _validation_of(dl), ds_idx, **wanted)
     if head is not None:
         _validate(head, outputs)
         return head.calibration
-    learned, _ = _optimism(learn, outputs)
-    if learned is not None and learned.any():
-        warn_user(
-            f"{learned.sum()} of {len(learned)} images to calibrate by were learned by this model: "
-            "its confidences will be too high; give images it was not trained on"
-        )
+    fresh = _fresh_to_trained(learn, outputs)
     fitted = fit_temperature(outputs.logits, outputs.require_targets(), source="validation")
     if fitted.is_fitted:
         with randomness_kept():
@@ -103,9 +98,33 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
     detector = learn.state.ood_detector
     if detector is not None:  # its prediction sets were calibrated by the former probabilities
         names = outputs.classes or class_names(learn)
-        labels = [names[i] for i in outputs.require_targets().tolist()]
-        _calibrate_sets(learn, detector, outputs.logits / fitted.temperature, labels)
+        labels = [names[i] for i in outputs.require_targets()[fresh].tolist()]
+        _calibrate_sets(learn, detector, outputs.logits[fresh] / fitted.temperature, labels)
     return fitted
+
+
+def _fresh_to_trained(learn: Any, outputs: Outputs) -> Tensor:
+    """Which images tell a trained network of fresh ones, bool (N,); warns of those that do not."""
+    learned, _ = _optimism(learn, outputs)
+    learned = np.zeros(len(outputs), bool) if learned is None else learned
+    copies, about = np.zeros_like(learned), "images to calibrate by"
+    if outputs.features is not None and outputs.require_targets().ndim == 1:
+        features, labels = _features_and_labels(outputs)
+        detector = detector_of(learn) or ContinualClassifier(features.shape[1])
+        copies = ~learned & ~detector.are_fresh(features, labels)
+    if learned.any():
+        warn_user(
+            f"{learned.sum()} of {len(learned)} {about} were learned by this model: its "
+            "confidences will be too high; give images it was not trained on"
+        )
+    if copies.any():
+        warn_user(
+            f"{copies.sum()} of {len(copies)} {about} are near copies of learned ones, or of "
+            "others of them (bursts, augmented files, files saved again): where bursts were split "
+            "at random, confidences will be too high; `group=` of `split` keeps together what "
+            "belongs together"
+        )
+    return torch.from_numpy(~learned & ~copies)
 
 
 @warned_after
@@ -134,7 +153,7 @@ def fit_ood(
     given = {"validation": validation, "origin": origin, "groups": found.groups}
     detector.extend(features, found.labels, **given)
     if held_out is not None:
-        fresh = _fresh(detector, held_out.features)
+        fresh = _fresh(detector, held_out.features, held_out.labels)
         labels = list(compress(held_out.labels, fresh))
         _calibrate_sets(learn, detector, held_out.logits[torch.from_numpy(fresh)], labels)
     # last: what fails before leaves the learner as it was
@@ -169,15 +188,16 @@ def _validation_of(images: Any) -> Any:
 def _validate(head: ContinualClassifier, outputs: Outputs) -> None:
     features, labels = _features_and_labels(outputs)
     head.validate(features, labels)
-    _fresh(head, features)
+    _fresh(head, features, labels)
 
 
-def _fresh(head: ContinualClassifier, features: Tensor) -> np.ndarray:
-    """Which validation images were not learned, bool (N,); warns of those that were."""
-    learned = head.statistics.knows(features)
-    for note in note_on_learned(learned):
+def _fresh(head: ContinualClassifier, features: Tensor, labels: Sequence[str]) -> np.ndarray:
+    """Which validation images tell of fresh ones, bool (N,); warns of those that do not."""
+    learned, fresh = head.statistics.knows(features), head.are_fresh(features, labels)
+    copies = int((~learned & ~fresh).sum())
+    for note in (*note_on_learned(learned), *note_on_copies(copies, len(fresh))):
         warn_user(note)
-    return ~learned
+    return fresh
 
 
 def label_errors_of(

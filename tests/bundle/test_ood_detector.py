@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -225,6 +226,18 @@ class TestCalibrate:
         with pytest.raises(DataError, match="learned by this model, and says nothing of fresh"):
             predictor.calibrate(*old, progress=False)
         assert torch.equal(found.head_nonconformity, wanted.head_nonconformity)
+
+    def test_near_copies_of_learned_images_do_not_join_the_sets(self):
+        predictor = make_detecting()
+        threshold, sets = predictor.detector.threshold, predictor.detector.head_nonconformity
+        images, labels = labelled({"ok": 12, "NO": 12})
+        rng = np.random.default_rng(0)
+        again = [np.clip(image + rng.integers(-1, 2, image.shape), 0, 255) for image in images]
+        copies = [image.astype("uint8") for image in again]
+        report = predictor.calibrate(copies, labels, progress=False)
+        assert report.notes[0].startswith("24 of 24 validation images do not count: they are near")
+        assert torch.equal(predictor.detector.head_nonconformity, sets)
+        assert predictor.detector.threshold.value == threshold.value
 
     def test_travels(self, tmp_path):
         predictor = make_detecting(per_class=True)

@@ -97,6 +97,29 @@ def versions():
     return bursts({"a": 20, "b": 20}, width=128, versions=3)[0].reshape(3, 2, 20, -1)
 
 
+def test_an_image_is_fresh_unless_it_is_a_near_copy_of_a_learned_one_of_its_class(versions):
+    learned = both_classes(versions[0], slice(12))
+    copies, new = both_classes(versions[1], slice(12)), both_classes(versions[0], slice(12, 20))
+    given = torch.cat([copies[0], new[0]]), [*copies[1], *new[1]]
+    head, blind = ContinualClassifier(128), ContinualClassifier(128, near_copies=False)
+    for one in head, blind:
+        one.extend(*learned)
+    assert head.are_fresh(*given).tolist() == [False] * 24 + [True] * 16
+    assert blind.are_fresh(*given).all()
+    assert head.are_fresh(given[0], [name.upper() for name in given[1]]).all()  # of no such class
+    # of a class that is not known either, near copies of each other count as one
+    twice = torch.cat([new[0], both_classes(versions[2], slice(12, 20))[0]]), ["c"] * 32
+    assert head.are_fresh(*twice).tolist() == [True] * 16 + [False] * 16
+
+
+def test_of_more_images_than_are_compared_at_once_the_last_copies_are_found(versions):
+    head = ContinualClassifier(128)
+    head.extend(versions[0].flatten(0, 1), ["a"] * 40)
+    many = draw({"a": 600}, width=128, seed=3)[0]
+    given = torch.cat([many, versions[1].flatten(0, 1)])
+    assert head.are_fresh(given, ["a"] * 640).tolist() == [True] * 600 + [False] * 40
+
+
 def test_validation_images_that_are_near_copies_of_learned_ones_count_for_none(versions):
     learned = both_classes(versions[0], slice(12))
     copies, fresh = both_classes(versions[1], slice(12)), both_classes(versions[0], slice(12, 20))

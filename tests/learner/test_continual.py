@@ -804,6 +804,19 @@ class TestSavedState:
         assert learn.continual.knowledge is before
 
 
+def write_bursts(root, counts, *, n_learned):
+    """Photographs a class: learned ones, the same taken once more, and new ones."""
+    rng = np.random.default_rng(0)
+    for name, n in counts.items():
+        (root / name).mkdir()
+        for i in range(n):
+            scene = rng.integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
+            for kind in ("learned", "copy") if i < n_learned else ("new",):
+                pixels = scene + rng.integers(-2, 3, scene.shape)
+                pixels = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
+                pixels.save(root / name / f"{i:02d}_{kind}.png")
+
+
 class Squashed(nn.Module):
     """A head that does something to its logits behind its last layer."""
 
@@ -892,6 +905,30 @@ class TestTrainedHead:
         assert not len(plain.ood.head_nonconformity)
         plain.clear_ood()
         assert plain.fit_ood(unsplit(old, "train")) == found
+
+    @pytest.mark.parametrize("fitted", [True, False])
+    def test_bursts_that_were_split_at_random_say_nothing_of_fresh_images(self, fitted, tmp_path):
+        write_bursts(tmp_path, {"a": 16, "b": 16}, n_learned=12)
+        every = ImageDataset.from_folder(tmp_path)
+        some = lambda *kinds: every.filter([path.stem[3:] in kinds for path in every.paths])
+        learned, learn = some("learned"), tiny_learner(some("learned").split(0.5, 0.5, seed=0))
+        near = "are near copies of learned ones, or of others of them"
+        if not fitted:  # then near copies among the images themselves give bursts away
+            with pytest.warns(UserWarning, match=f"^24 of 48 images to calibrate by {near}"):
+                learn.calibrate(some("learned", "copy"))
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            learn.fit_ood(learned, validation=some("new"))
+            sets = learn.ood.head_nonconformity
+            learn.clear_ood()
+        assert len(sets) == 8
+        with pytest.warns(UserWarning, match="^24 of 32 validation images do not count: they are"):
+            learn.fit_ood(learned, validation=some("copy", "new"))
+        assert torch.equal(learn.ood.head_nonconformity, sets)
+        with pytest.warns(UserWarning, match=f"^24 of 32 images to calibrate by {near}"):
+            learn.calibrate(some("copy", "new"))
+        assert len(learn.ood.head_nonconformity) == 8
 
     def test_learned_images_calibrate_no_learner_in_the_continual_state(self, learn, old):
         before = learn.continual.knowledge

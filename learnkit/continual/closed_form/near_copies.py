@@ -75,6 +75,26 @@ def fresh_rows(groups: Sequence[int], n: int, *, all_remembered: bool) -> Array:
     return first & ~copies
 
 
+_AT_ONCE = _COMPARED // 2  # validation images compared together, so that learned ones are, too
+
+
+def fresh_beside(features: Tensor, learned: Tensor, *, all_remembered: bool) -> Array:
+    """Which of these validation images of a class count beside its learned ones: `fresh_rows`.
+
+    Args:
+        features: Of any number of them, on the integer grid, int16 (n, D), all different.
+        learned: Remembered ones of the class, likewise (m, D).
+        all_remembered: Whether these are all that the class has.
+    """
+    parts = [
+        fresh_rows(
+            near_copy_groups(torch.cat([part, learned])), len(part), all_remembered=all_remembered
+        )
+        for part in features.split(_AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
 def with_given_groups(groups: Sequence[int], codes: Sequence[int]) -> tuple[int, ...]:
     """Groups of rows (m,) that also keep together what has the same code; 0 says nothing.
 
