@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learnkit.continual.closed_form.near_copies import copies_of_learned, rows_by_class
 from learnkit.errors import DataError, StatisticsError, first_few
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.scoring import GRID, unit_rows
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _KEY = b"learnkit feature memory"
 _BYTES = 8
 NONE = np.zeros(0, dtype=np.uint64)
+Notes = tuple[str, ...]
 
 
 def feature_hashes(rows: Array) -> list[bytes]:
@@ -230,26 +232,46 @@ class Learned:
             labels=labels.numpy(),
         )
 
-    def fingerprints(self, features: Array) -> Array:
-        """Of images, by their features (N, D), uint64 (N,)."""
+    def on_grid(self, features: Array) -> Array:
+        """Features of images (N, D) on the integer grid, int16: what `notes` takes."""
         # as `embedding.to_grid`, without torch
         grid = np.rint(unit_rows(features, root=self.root) * GRID).clip(1 - GRID, GRID - 1)
-        return codes_of(feature_hashes(grid))
+        return grid.astype(np.int16)
+
+    def copies(self, grid: Array, labels: Sequence[str]) -> Array:
+        """Which images are near copies of remembered ones of their class, bool (N,).
+
+        Args:
+            grid: Their features on the integer grid (N, D).
+            labels: Their classes; of a class that is not known, none is.
+        """
+        found, places = np.zeros(len(grid), bool), {name: i for i, name in enumerate(self.names)}
+        for name, rows in rows_by_class(labels, range(len(grid))).items():
+            own = self.remembered[self.labels == places.get(name, -1)]
+            found[rows] = copies_of_learned(grid[rows], own)
+        return found
 
     @property
     def n_images(self) -> dict[str, int]:
         """Images learned by class name."""
         return dict(zip(self.names, self.counts.tolist(), strict=True))
 
-    def know(self, codes: Array) -> Array:
-        """Which images are among those learned, by fingerprint, bool (N,)."""
-        return np.isin(codes, self.codes)
+    def know(self, grid: Array) -> Array:
+        """Which images are among those learned, by features on the grid (N, D), bool (N,)."""
+        return np.isin(codes_of(feature_hashes(grid)), self.codes)
 
-    def notes(self, codes: Array) -> tuple[str, ...]:
-        """Notes where images to evaluate on, by fingerprint (N,), have had a part in the model."""
-        n, least = len(codes), "at least " if self.n_unseen else ""
-        notes = learned_notes(int(self.know(codes).sum()), n, least)
-        if decide := int(np.isin(codes, self.validated).sum()):
+    def notes(self, grid: Array, labels: Sequence[str] | None = None) -> Notes:
+        """Notes where images to evaluate on have had a part in the model, or near copies of them.
+
+        Args:
+            grid: Their features on the integer grid (N, D).
+            labels: Their classes; without, near copies are not looked for.
+        """
+        n, least, learned = len(grid), "at least " if self.n_unseen else "", self.know(grid)
+        notes = learned_notes(int(learned.sum()), n, least)
+        if labels is not None:
+            notes += near_copies_notes(int((self.copies(grid, labels) & ~learned).sum()), n)
+        if decide := int(np.isin(codes_of(feature_hashes(grid)), self.validated).sum()):
             notes += (
                 f"{decide} of {n} images decide threshold and temperature of this model: false "
                 "alarms and calibration error are optimistic",
@@ -257,7 +279,17 @@ class Learned:
         return notes
 
 
-def learned_notes(n_learned: int, n: int, least: str = "") -> tuple[str, ...]:
+def near_copies_notes(n_copies: int, n: int, what: str = "the numbers are optimistic") -> Notes:
+    """A note where images to evaluate on are near copies of learned ones."""
+    if not n_copies:
+        return ()
+    return (
+        f"{n_copies} of {n} images are near copies of learned ones (bursts, augmented files, files "
+        f"saved again): {what}; `group=` of `split` keeps together what belongs together",
+    )
+
+
+def learned_notes(n_learned: int, n: int, least: str = "") -> Notes:
     """A note where a model has learned images to evaluate on."""
     if not n_learned:
         return ()

@@ -67,7 +67,7 @@ class Cell:
     @cached_property
     def groups(self) -> tuple[int, ...]:
         """Of each feature the first one that it is a near copy of, or is said to go with; (m,)."""
-        return with_given_groups(near_copy_groups(self.features), self.given)
+        return with_given_groups(near_copy_groups(self.features.numpy()), self.given)
 
     def fresh_beside(self, learned: "Cell", count: int) -> Array:
         """Which of these validation features count beside a class of `count` images: `fresh_rows`.
@@ -79,7 +79,8 @@ class Cell:
         known = next(iter(self._beside), None)
         if known is None or known[0] is not learned:
             # these in front: of many rows the first are compared
-            known = learned, near_copy_groups(torch.cat([self.features, learned.features]))
+            both = torch.cat([self.features, learned.features])
+            known = learned, near_copy_groups(both.numpy())
             self._beside[:] = [known]
         all_remembered = learned.n_copies >= count
         return fresh_rows(known[1], len(self.hashes), all_remembered=all_remembered)

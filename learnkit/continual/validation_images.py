@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.checks import check_labelled_features, without_blank
-from learnkit.continual.closed_form.near_copies import fresh_beside
+from learnkit.continual.closed_form.near_copies import fresh_beside, rows_by_class
 from learnkit.continual.embedding import features_on_grid
 from learnkit.continual.fingerprints import fingerprints_of
 from learnkit.continual.memory import FeatureMemory
@@ -85,12 +85,10 @@ def fresh_images(
     fresh &= ~statistics.learned.know(codes)
     memory, counts = statistics.memory, statistics.counts.tolist()
     learned = dict(zip(statistics.class_names, zip(memory.cells, counts, strict=True), strict=True))
-    by_class: dict[str, list[int]] = {}
-    for row in np.flatnonzero(fresh & near_copies).tolist():
-        by_class.setdefault(labels[row], []).append(row)
-    for name, rows in by_class.items():
+    rows_of = rows_by_class(labels, np.flatnonzero(fresh & near_copies).tolist())
+    for name, rows in rows_of.items():
         cell, n = learned.get(name, (memory.empty_cell(), 0))
-        own, known = grid[rows].to(torch.int16), cell.features
+        own, known = grid[rows].to(torch.int16).numpy(), cell.features.numpy()
         fresh[rows] = fresh_beside(own, known, all_remembered=cell.n_copies >= n)
     return fresh
 

@@ -76,7 +76,8 @@ def evaluate_predictor(
     about = predictor._learned()
     recognizing = predictor if about is None else _Recognizing(predictor, about)
     results, read = _results(recognizing, dataset.paths, failures, **run)
-    found, known_ones, notes = _recognized(about, results)
+    labels = [predictor.classes[i] for i in targets[read]] if about is not None else []
+    found, known_ones, notes = _recognized(about, results, labels)
     evaluation = evaluate(
         _probs(found, len(predictor.classes)),
         targets[read],
@@ -90,7 +91,7 @@ def evaluate_predictor(
     evaluation, strange, sources = replace(evaluation, notes=notes, asked=asked), [], []
     if (scoring := knowledge_of(predictor.record)[0]) is not None:
         results, read_strange = _results(recognizing, unknown, failures, **run)
-        strange, known, _ = _recognized(about, results)
+        strange, known, _ = _recognized(about, results, [""] * len(results))
         sources = [unknown[place] for place in read_strange]
         evaluation = replace(evaluation, notes=(*notes, *ood_notes(known)))
         promised = scoring.threshold.false_alarm_rate
@@ -216,20 +217,20 @@ def _spread_out(labels: Sequence[str], most: int) -> list[int]:
 
 
 class _Recognizing:
-    """A predictor whose results come in pairs with the fingerprint of the image."""
+    """A predictor whose results come in pairs with the features of the image, on the grid."""
 
     def __init__(self, predictor: Any, learned: Learned):
         self.classes, self.detects_ood = predictor.classes, predictor.detects_ood
         self.load, self._predictor = predictor.load, predictor
         self._learned = learned
 
-    def try_loaded(self, images: Sequence[Any]) -> list[tuple[Result, int]]:
+    def try_loaded(self, images: Sequence[Any]) -> list[tuple[Result, Any]]:
         record, wrap = self._predictor.record, self._predictor._wrap
         results, features = predictions_and_features(
             record, np.stack(list(images)), wrap, self._predictor.tta
         )
         sound = np.nan_to_num(features, posinf=0, neginf=0)
-        return list(zip(results, self._learned.fingerprints(sound), strict=True))
+        return list(zip(results, self._learned.on_grid(sound), strict=True))
 
 
 def facts_of(predictor: Any) -> dict[str, str]:
@@ -256,17 +257,19 @@ def facts_of(predictor: Any) -> dict[str, str]:
 
 
 def _recognized(
-    about: Learned | None, results: Sequence[Any]
+    about: Learned | None, results: Sequence[Any], labels: Sequence[str]
 ) -> tuple[list[Prediction], Any, tuple[str, ...]]:
-    """(predictions, which images the model has learned, notes on these).
+    """(predictions, which images of these classes the model has learned, notes on these).
 
-    The notes also tell of images that decide its threshold. None where nobody knows.
+    The notes also tell of near copies, and of images that decide its threshold. None where nobody
+    knows.
     """
     if about is None:
         return list(map(raised, results)), None, ()
-    pairs = [one if isinstance(one, tuple) else (one, 0) for one in results]
-    codes = np.array([code for _, code in pairs], dtype=np.uint64)
-    return [raised(result) for result, _ in pairs], about.know(codes), about.notes(codes)
+    pairs = [one if isinstance(one, tuple) else (raised(one), None) for one in results]
+    found, rows = [raised(result) for result, _ in pairs], [row for _, row in pairs]
+    grid = np.stack(rows) if rows else about.remembered[:0]
+    return found, about.know(grid), about.notes(grid, labels)
 
 
 def _results(

@@ -194,7 +194,7 @@ def collect_outputs(
         ds_idx: which of the learner's loaders, if neither `dl` nor `data` is given; 0 is train.
         data: an ImageDataset whose labels the learner knows.
         with_features: also keep the body's feature maps, averaged over height and width; needs a
-            model `nn.Sequential(body, head)`.
+            model `nn.Sequential(body, head)`. They are kept where OOD images are detected.
         progress: show a bar; None does so if the learner shows bars.
 
     Raises:
@@ -231,7 +231,7 @@ def collect_from(
             pooled = features.pop() if features else None
             if detector is not None:
                 row["ood_scores"] = detector.ood_scores(pooled)
-            if with_features:
+            if pooled is not None:
                 row["features"] = pooled
             rows.append(row)
             n_seen += len(row["logits"])

@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
-from learnkit.continual.fingerprints import Learned, learned_notes
+from learnkit.continual.fingerprints import Learned, Notes, learned_notes, near_copies_notes
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.continual.validation_images import note_on_copies, note_on_learned
@@ -97,34 +97,38 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
         divide_logits(learn.model, fitted.temperature, images.to(device))
     detector = learn.state.ood_detector
     if detector is not None:  # its prediction sets were calibrated by the former probabilities
-        names = outputs.classes or class_names(learn)
-        labels = [names[i] for i in outputs.require_targets()[fresh].tolist()]
+        labels = list(compress(_labels(outputs), fresh))
         _calibrate_sets(learn, detector, outputs.logits[fresh] / fitted.temperature, labels)
     return fitted
 
 
 def _fresh_to_trained(learn: Any, outputs: Outputs) -> Tensor:
-    """Which images tell a trained network of fresh ones, bool (N,); warns of those that do not."""
+    """Which images tell a trained network of fresh ones, bool (N,); warns of learned ones."""
     learned, _ = _optimism(learn, outputs)
     learned = np.zeros(len(outputs), bool) if learned is None else learned
-    copies, about = np.zeros_like(learned), "images to calibrate by"
-    if outputs.features is not None and outputs.require_targets().ndim == 1:
-        features, labels = _features_and_labels(outputs)
-        detector = detector_of(learn) or ContinualClassifier(features.shape[1])
-        copies = ~learned & ~detector.are_fresh(features, labels)
     if learned.any():
         warn_user(
-            f"{learned.sum()} of {len(learned)} {about} were learned by this model: its "
-            "confidences will be too high; give images it was not trained on"
+            f"{learned.sum()} of {len(learned)} images to calibrate by were learned by this model: "
+            "its confidences will be too high; give images it was not trained on"
         )
-    if copies.any():
+    near = int(_near_copies(learn, outputs, learned).sum())
+    for note in near_copies_notes(near, len(learned), "confidences will be too high"):
+        warn_user(note)
+    if outputs.features is None or outputs.require_targets().ndim > 1:
+        return torch.from_numpy(~learned)
+    features, labels = _features_and_labels(outputs)
+    detector = detector_of(learn)
+    fresh = ~learned & (detector or ContinualClassifier(features.shape[1])).are_fresh(
+        features, labels
+    )
+    if detector is None and (copies := int((~learned & ~fresh).sum())):
         warn_user(
-            f"{copies.sum()} of {len(copies)} {about} are near copies of learned ones, or of "
-            "others of them (bursts, augmented files, files saved again): where bursts were split "
-            "at random, confidences will be too high; `group=` of `split` keeps together what "
-            "belongs together"
+            f"{copies} of {len(fresh)} images to calibrate by are near copies of others of them "
+            "(bursts, augmented files, files saved again): if these were split at random, the "
+            "network has learned the like, and confidences will be too high; `group=` of `split` "
+            "keeps together what belongs together"
         )
-    return torch.from_numpy(~learned & ~copies)
+    return torch.from_numpy(fresh)
 
 
 @warned_after
@@ -193,9 +197,13 @@ def _validate(head: ContinualClassifier, outputs: Outputs) -> None:
 
 def _fresh(head: ContinualClassifier, features: Tensor, labels: Sequence[str]) -> np.ndarray:
     """Which validation images tell of fresh ones, bool (N,); warns of those that do not."""
-    learned, fresh = head.statistics.knows(features), head.are_fresh(features, labels)
-    copies = int((~learned & ~fresh).sum())
-    for note in (*note_on_learned(learned), *note_on_copies(copies, len(fresh))):
+    about, fresh = Learned.of(head.knowledge), head.are_fresh(features, labels)
+    grid = about.on_grid(features.numpy())
+    learned = about.know(grid)
+    notes = note_on_learned(learned)
+    if (about.copies(grid, labels) & ~learned).any():  # of each other they may well be
+        notes += note_on_copies(int((~learned & ~fresh).sum()), len(fresh))
+    for note in notes:
         warn_user(note)
     return fresh
 
@@ -371,16 +379,27 @@ def _trained_on(learn: Any) -> Any:
     return data if set(class_names(learn) or ()) <= set(data.train.classes) else None
 
 
-def _optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def _optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, Notes]:
     """Which images the learner has learned, and notes: by file, or by features if it was loaded."""
     files, known, detector = list(outputs.items or ()), files_known(learn), detector_of(learn)
     if known or detector is None or not files:
         learned = np.array([file_of(one) in known for one in files or [""] * len(outputs)], bool)
-        return learned if known else None, learned_notes(int(learned.sum()), len(outputs))
+        notes = learned_notes(int(learned.sum()), len(outputs))
+        notes += near_copies_notes(int(_near_copies(learn, outputs, learned).sum()), len(outputs))
+        return learned if known else None, notes
     about = Learned.of(detector.knowledge)
     features = features_of(learn, files) if outputs.features is None else outputs.features
-    codes = about.fingerprints(features.numpy())
-    return about.know(codes), about.notes(codes)
+    grid = about.on_grid(features.numpy())
+    return about.know(grid), about.notes(grid, _labels(outputs))
+
+
+def _near_copies(learn: Any, outputs: Outputs, learned: np.ndarray) -> np.ndarray:
+    """Which of the images that are not `learned` are near copies of such, bool (N,)."""
+    detector = detector_of(learn)
+    if detector is None or outputs.features is None:
+        return np.zeros(len(outputs), bool)
+    about = Learned.of(detector.knowledge)
+    return about.copies(about.on_grid(outputs.features.numpy()), _labels(outputs)) & ~learned
 
 
 def _required(learn: Any) -> ContinualClassifier:
@@ -424,4 +443,8 @@ def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> _HeldO
 
 
 def _features_and_labels(outputs: Outputs) -> tuple[Tensor, list[str]]:
-    return outputs.features, [outputs.classes[i] for i in outputs.require_targets().tolist()]
+    return outputs.features, _labels(outputs)
+
+
+def _labels(outputs: Outputs) -> list[str]:
+    return [outputs.classes[i] for i in outputs.require_targets().tolist()]

@@ -31,7 +31,7 @@ def optimism_about(model: Model, features: Tensor) -> tuple[str, ...]:
     if model.ood is None or not features.shape[1]:
         return ()
     learned = Learned.of(model.ood.knowledge)
-    notes = learned.notes(learned.fingerprints(features.numpy()))
+    notes = learned.notes(learned.on_grid(features.numpy()))
     return tuple(f"of the test images {note}, before and after alike" for note in notes)
 
 

@@ -28,7 +28,7 @@ import learnkit
 from learnkit.bundle.read_runtime import read_learned
 from learnkit.bundle.state import history_bytes
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.fingerprints import Learned
+from learnkit.continual.fingerprints import Learned, codes_of, feature_hashes
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.deploy.runtime_predictor import RuntimePredictor, load_runtime
 from learnkit.errors import (
@@ -621,6 +621,6 @@ def test_what_was_learned_is_what_the_torch_side_knows(continual):
         assert np.array_equal(getattr(found, field), getattr(wanted, field)), field
     seen = [*shades("green", 14, size=SIZE), *shades("green", 6, seed=5, size=SIZE)]
     features = features_of(onnx_bytes(), np.stack(seen))
-    codes = found.fingerprints(features.numpy())
-    assert np.array_equal(codes, head.statistics.fingerprints(features))
-    assert found.know(codes).tolist() == [True] * 14 + [False] * 6
+    grid = found.on_grid(features.numpy())
+    assert np.array_equal(codes_of(feature_hashes(grid)), head.statistics.fingerprints(features))
+    assert found.know(grid).tolist() == [True] * 14 + [False] * 6

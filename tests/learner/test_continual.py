@@ -912,9 +912,9 @@ class TestTrainedHead:
         every = ImageDataset.from_folder(tmp_path)
         some = lambda *kinds: every.filter([path.stem[3:] in kinds for path in every.paths])
         learned, learn = some("learned"), tiny_learner(some("learned").split(0.5, 0.5, seed=0))
-        near = "are near copies of learned ones, or of others of them"
+        near = "are near copies of {} \\(bursts, augmented files, files saved again\\)"
         if not fitted:  # then near copies among the images themselves give bursts away
-            with pytest.warns(UserWarning, match=f"^24 of 48 images to calibrate by {near}"):
+            with pytest.warns(UserWarning, match=f"^24 of 48.*{near.format('others of them')}"):
                 learn.calibrate(some("learned", "copy"))
             return
         with warnings.catch_warnings():
@@ -926,9 +926,22 @@ class TestTrainedHead:
         with pytest.warns(UserWarning, match="^24 of 32 validation images do not count: they are"):
             learn.fit_ood(learned, validation=some("copy", "new"))
         assert torch.equal(learn.ood.head_nonconformity, sets)
-        with pytest.warns(UserWarning, match=f"^24 of 32 images to calibrate by {near}"):
+        with pytest.warns(
+            UserWarning, match=f"^24 of 32 images {near.format('learned ones')}: con"
+        ):
             learn.calibrate(some("copy", "new"))
         assert len(learn.ood.head_nonconformity) == 8
+        said = f"^24 of 32 images {near.format('learned ones')}: the numbers are optimistic"
+        notes = learn.evaluate(data=some("copy", "new")).notes
+        assert re.match(said, notes[0])
+        assert learn.predictor().evaluate(some("copy", "new"), progress=False).notes == notes
+        # learned ones are none, and others have no near copies
+        first, other = learn.evaluate(data=some("learned", "new")).notes
+        assert first == "24 of 32 images were learned by this model: the numbers are optimistic"
+        assert "decide threshold and temperature" in other
+        assert "decide threshold" in learn.evaluate(data=some("new")).notes[0]
+        learn.clear_ood().init_continual(learned)
+        assert learn.evaluate(data=some("copy", "new")).notes == notes[:1]
 
     def test_learned_images_calibrate_no_learner_in_the_continual_state(self, learn, old):
         before = learn.continual.knowledge

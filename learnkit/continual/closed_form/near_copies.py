@@ -4,12 +4,10 @@ A burst of photographs, augmented files, a JPEG saved again: the features differ
 more than one of them does. Left out one at a time, each is judged by what its copies taught.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import NormalDist
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from learnkit.uncertainty.checks import Array
 
@@ -26,7 +24,7 @@ _COMPARED = 512  # rows of a class that are compared, those remembered first
 _TELLING = 8  # rows: the distances of fewer do not tell what is usual
 
 
-def near_copy_groups(grid: Tensor) -> tuple[int, ...]:
+def near_copy_groups(grid: Array) -> tuple[int, ...]:
     """Group of each row (m,): the first row of it, itself where no other is near.
 
     Groups are what pairs nearer than a copy connect (single linkage), where they stand apart from
@@ -78,7 +76,7 @@ def fresh_rows(groups: Sequence[int], n: int, *, all_remembered: bool) -> Array:
 _AT_ONCE = _COMPARED // 2  # validation images compared together, so that learned ones are, too
 
 
-def fresh_beside(features: Tensor, learned: Tensor, *, all_remembered: bool) -> Array:
+def fresh_beside(features: Array, learned: Array, *, all_remembered: bool) -> Array:
     """Which of these validation images of a class count beside its learned ones: `fresh_rows`.
 
     Args:
@@ -87,12 +85,37 @@ def fresh_beside(features: Tensor, learned: Tensor, *, all_remembered: bool) -> 
         all_remembered: Whether these are all that the class has.
     """
     parts = [
-        fresh_rows(
-            near_copy_groups(torch.cat([part, learned])), len(part), all_remembered=all_remembered
-        )
-        for part in features.split(_AT_ONCE)
+        fresh_rows(groups, n, all_remembered=all_remembered)
+        for n, groups in _beside(features, learned)
     ]
     return np.concatenate(parts)
+
+
+def copies_of_learned(features: Array, learned: Array) -> Array:
+    """Which images of a class are near copies of learned ones, bool (n,); few are so by chance.
+
+    Args:
+        features: Of any number of images, on the integer grid, int16 (n, D).
+        learned: Remembered ones of the class, likewise (m, D).
+    """
+    parts = [np.isin(groups[:n], groups[n:]) for n, groups in _beside(features, learned)]
+    found = np.concatenate(parts)
+    return found & (found.sum() > MANY_NEAR * len(found))
+
+
+def _beside(features: Array, learned: Array) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """(n, groups of n images and then of the learned ones), of some images at a time."""
+    for first in range(0, len(features), _AT_ONCE):
+        part = features[first : first + _AT_ONCE]
+        yield len(part), near_copy_groups(np.concatenate([part, learned]))
+
+
+def rows_by_class(labels: Sequence[str], rows: Iterable[int]) -> dict[str, list[int]]:
+    """Some rows by their label."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        found.setdefault(labels[row], []).append(row)
+    return found
 
 
 def with_given_groups(groups: Sequence[int], codes: Sequence[int]) -> tuple[int, ...]:
@@ -127,9 +150,9 @@ def _clusters(squared: Array, limit: float) -> Iterator[tuple[float, list[int]]]
         yield float(distances[pair]), joined
 
 
-def _squared_distances(grid: Tensor) -> Array:
+def _squared_distances(grid: Array) -> Array:
     """Squared distances (m,m) of rows on the integer grid: whole numbers, exact in float64."""
-    rows = grid.to(torch.float64).numpy()
+    rows = np.asarray(grid, dtype=np.float64)
     products = rows @ rows.T  # numpy multiplies half of it, seeing that both are the same
     lengths = products.diagonal()
     return lengths[:, None] + lengths - 2 * products
