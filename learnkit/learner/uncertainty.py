@@ -88,8 +88,8 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
     if head is not None:
         _validate(head, outputs)
         return head.calibration
-    fresh = _fresh_to_trained(learn, outputs)
     fitted = fit_temperature(outputs.logits, outputs.require_targets(), source="validation")
+    fresh = _fresh_to_trained(learn, outputs)
     if fitted.is_fitted:
         with randomness_kept():
             images = detached(learn.dls.valid.one_batch()[0])[:2]
@@ -97,7 +97,8 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
         divide_logits(learn.model, fitted.temperature, images.to(device))
     detector = learn.state.ood_detector
     if detector is not None:  # its prediction sets were calibrated by the former probabilities
-        labels = list(compress(_labels(outputs), fresh))
+        names = outputs.classes or class_names(learn)
+        labels = [names[i] for i in outputs.require_targets()[fresh].tolist()]
         _calibrate_sets(learn, detector, outputs.logits[fresh] / fitted.temperature, labels)
     return fitted
 
@@ -118,9 +119,8 @@ def _fresh_to_trained(learn: Any, outputs: Outputs) -> Tensor:
         return torch.from_numpy(~learned)
     features, labels = _features_and_labels(outputs)
     detector = detector_of(learn)
-    fresh = ~learned & (detector or ContinualClassifier(features.shape[1])).are_fresh(
-        features, labels
-    )
+    by = detector or ContinualClassifier(features.shape[1])
+    fresh = ~learned & by.are_fresh(features, labels)
     if detector is None and (copies := int((~learned & ~fresh).sum())):
         warn_user(
             f"{copies} of {len(fresh)} images to calibrate by are near copies of others of them "
