@@ -83,7 +83,7 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
     """Make the confidences of the learner mean what they say; see `ImageLearner.calibrate`."""
     head = continual_head(learn.model)
     # features tell which images were learned, and which show the same thing
-    wanted = {"with_features": isinstance(learn.model, nn.Sequential) and len(learn.model) > 1}
+    wanted = {"with_features": isinstance(learn.model, nn.Sequential) and len(learn.model) == 2}
     outputs = _outputs(learn, _validation_of(dl), ds_idx, **wanted)
     if head is not None:
         _validate(head, outputs)
