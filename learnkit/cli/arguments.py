@@ -27,6 +27,10 @@ CaseOption = Annotated[
 ]
 
 
+GroupOption = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="What it finds in a path belongs together: bursts, parts."),
+]
 GoodOption = Annotated[
     list[str] | None,
     typer.Option(metavar="CLASS", help="A class that means the part is good; repeat."),

@@ -16,6 +16,7 @@ from learnkit.cli.arguments import (
     CaseOption,
     FolderArgument,
     GoodOption,
+    GroupOption,
     Interrupted,
     check_start,
     named_value,
@@ -119,14 +120,17 @@ def train(
         str | None, typer.Option(metavar="R,G,B", help="Of pixels in 0..1, if not the weights'.")
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="See --mean.")] = None,
+    group: GroupOption = None,
     good: GoodOption = None,
     case_sensitive: CaseOption = False,
 ) -> None:
     """Train a classifier on a folder of images, evaluate it, and export it.
 
     FOLDER has one folder of images per class, or train/, valid/ and test/ with those in them; else
-    70/15/15 of each class are taken. Beside OUT, the folder OUT-training holds the checkpoint that
-    --resume goes on from, the split, the pictures, and report.html, which shows where it errs.
+    70/15/15 of each class are taken. With --group 'part[0-9]+' all images of a part stay together:
+    bursts must, or images as good as learned are evaluated. Beside OUT, the folder OUT-training
+    holds the checkpoint that --resume goes on from, the split, the pictures, and report.html,
+    which shows where it errs.
     """
     _quiet_plots()
     from learnkit.cli.workflow import TrainingPlan, size_of_weights
@@ -153,6 +157,7 @@ def train(
         precision=precision,
         balance=BALANCES[balance],
         class_weights=class_weights,
+        group=group,
         store=store,
     )
     try:
@@ -194,7 +199,8 @@ def train_folder(
         page_target(page)  # said before the training
     checkpoint = workflow.checkpoint_of(checkpoint_file(out), plan, resume=resume)
     report.step(f"Read the images in {folder}")
-    data = workflow.read_dataset(folder, seed=plan.seed, case_sensitive=case_sensitive)
+    how = {"group": plan.group, "case_sensitive": case_sensitive}
+    data = workflow.read_dataset(folder, seed=plan.seed, **how)
     good_classes(good, data.classes)
     report.frame(data.counts().reset_index(), max_rows=_SHOWN_ROWS)
     what = f"the head of {plan.arch}" if plan.head_only else plan.arch
@@ -215,7 +221,7 @@ def train_folder(
     # before the evaluation: what is measured is what is exported
     if continual:
         report.step("Make it a continual learner: one pass over the images, no training")
-        report.consequences(learn.init_continual(data))
+        report.consequences(learn.init_continual(data, group=plan.group))
     name, images = workflow.held_out(data)
     report.step(f"Evaluate on the {name} images")
     note_good(learn, good)

@@ -20,6 +20,7 @@ from learnkit.cli.arguments import (
     CaseOption,
     FolderArgument,
     GoodOption,
+    GroupOption,
     Interrupted,
     ModelArgument,
     PathsArgument,
@@ -59,12 +60,7 @@ def extend(
     again: Annotated[
         bool, typer.Option("--again", help="Count images once more that were learned before.")
     ] = False,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REGEX", help="What it finds in a path belongs together: bursts, parts."
-        ),
-    ] = None,
+    group: GroupOption = None,
     case_sensitive: CaseOption = False,
 ) -> None:
     """Teach an exported model new classes, or more of the old, from new images alone.

@@ -52,6 +52,7 @@ class TrainingPlan:
         precision: of training steps, see `cnn_learner`.
         balance: draw training images by class, see `ImageDataset.dataloaders`.
         class_weights: weigh classes inversely to their numbers of images, in training losses.
+        group: what it finds in a path belongs together and is not split; None splits every image.
         store: folder that decoded images are kept in; it changes no result.
     """
 
@@ -73,6 +74,7 @@ class TrainingPlan:
     precision: str = "auto"
     balance: bool | str = False
     class_weights: bool = False
+    group: str | None = None
     store: Path | None = None
 
     @property
@@ -87,9 +89,13 @@ class TrainingPlan:
 
 
 def read_dataset(
-    folder: str | Path, *, seed: int = 42, case_sensitive: bool = False
+    folder: str | Path,
+    *,
+    seed: int = 42,
+    group: str | None = None,
+    case_sensitive: bool = False,
 ) -> ImageDataset:
-    """The images below `folder`, split as its folders say, else 70/15/15 by class.
+    """The images below `folder`, split as its folders say, else 70/15/15 by class and by group.
 
     Raises:
         DataError: no such folder, no images, or nothing to validate on.
@@ -97,7 +103,7 @@ def read_dataset(
     from learnkit.data.dataset import ImageDataset  # here: predicting needs no pandas
 
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive)
-    return data if data.splits else data.split(0.7, 0.15, 0.15, seed=seed)
+    return data if data.splits else data.split(0.7, 0.15, 0.15, seed=seed, group=group)
 
 
 def held_out(data: ImageDataset) -> tuple[str, ImageDataset]:

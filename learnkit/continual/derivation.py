@@ -45,6 +45,7 @@ class Derived:
         scoring: Logits and OOD scores of features, classes in their places, the threshold as
             fitted, whatever may be set by hand.
         calibration: The temperature and what it was fitted on.
+        n_fresh: How many validation images decide on both.
         notes: For a person to know.
         warning: The one thing a person must know, or "".
     """
@@ -54,6 +55,7 @@ class Derived:
     linear: LinearClassifier
     scoring: Scoring
     calibration: TemperatureFit
+    n_fresh: int
     notes: tuple[str, ...]
     warning: str
 
@@ -129,6 +131,7 @@ def derive(
         linear=linear,
         scoring=scoring,
         calibration=calibration,
+        n_fresh=len(fresh),
         notes=(
             *note_on_copies(len(kept) - len(fresh), len(kept)),
             *_notes_on(sorted_stats, held_out, scoring, calibration, settings),

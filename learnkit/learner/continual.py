@@ -33,6 +33,7 @@ from learnkit.errors import (
     ContinualUnsupportedError,
     DataError,
     first_few,
+    number_of,
     warn_user,
     warned_after,
 )
@@ -124,7 +125,7 @@ def _first_images(
         groups=found.groups,
         what="init_continual",
     )
-    return replace(report, notes=(*report.notes, *_origin(learn, validation)))
+    return replace(report, notes=(*report.notes, *_origin(learn, head)))
 
 
 @warned_after
@@ -305,19 +306,20 @@ def _features_and_labels(
     return None if images is None else (features_of(learn, images.items, engine), images.labels)
 
 
-def _origin(learn: Any, validation: Labelled | None) -> tuple[str, ...]:
+def _origin(learn: Any, head: ContinualClassifier) -> tuple[str, ...]:
     """A note where the network was trained on the very images that its head remembers."""
     history = getattr(learn, "training_history", None)
     if history is None or history.frame.empty:
         return ()
-    if validation is not None:
+    # those that count: near copies of learned ones do not
+    if n_fresh := head.knowledge.derived.n_fresh:
         return (
-            f"threshold and temperature come from {len(validation.labels)} validation images: of "
+            f"threshold and temperature come from {number_of(n_fresh, 'validation image')}: of "
             "those the network was trained on they would be optimistic",
         )
     return (
-        "threshold and temperature are optimistic: without validation images they come from the "
-        "very images the network was trained on",
+        "threshold and temperature are optimistic: without validation images that count they come "
+        "from the very images the network was trained on",
     )
 
 

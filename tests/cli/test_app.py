@@ -178,6 +178,27 @@ def test_train_takes_images_of_any_number_of_channels(tmp_path, capsys):
     assert learnkit(capsys, "train", tmp_path / "images", *arguments, "--channels", 17)[0] == 2
 
 
+def test_train_keeps_together_what_its_group_finds(tmp_path, capsys):
+    images = write_image_folder(tmp_path / "images", {"a": 12, "b": 12})
+    for path in images.rglob("*.png"):  # three of each part
+        path.rename(path.with_name(f"{path.parent.name}{int(path.stem) // 3}_{path.stem}.png"))
+    out = tmp_path / "model"
+    group = ["--group", r"[ab]\d(?=_)", "--continual", "--seed", 1]
+    assert learnkit(capsys, "train", images, *SMALL, *group, "--out", out)[0] == 0
+    table = pd.read_csv(tmp_path / "model-training" / "split.csv")
+    parts = table["path"].str.extract(r"([ab]\d)_")[0]
+    assert parts.nunique() == 8
+    assert (table.groupby(parts)["split"].nunique() == 1).all()
+    assert load_learner(out).continual.statistics.memory.given().bool().all()
+    other = ["--out", tmp_path / "other"]
+    code, _, err = learnkit(capsys, "train", images, *SMALL, "--group", "nowhere", *other)
+    assert code == 2
+    assert "finds nothing in 24 of 24 paths, such as 'a/a0_000.png'. Here: --group." in err
+    code, _, err = learnkit(capsys, "train", images, *SMALL, "--group", "^[ab]", *other)
+    assert code == 2
+    assert "images in FOLDER/train and FOLDER/valid, or class folders alone" in err
+
+
 def test_train_continual_ends_in_a_model_that_extend_takes(images, tmp_path, capsys):
     model, new = tmp_path / "model", write_image_folder(tmp_path / "new", {"late": 5}, seed=9)
     code, out, err = learnkit(capsys, "train", images, *SMALL, "--continual", "--out", model)

@@ -29,6 +29,16 @@ def test_a_folder_without_splits_is_split_by_class(images):
     assert workflow.held_out(data)[0] == "test"
 
 
+def test_what_a_group_finds_in_a_path_is_not_split(images):
+    data = workflow.read_dataset(images, group=r"\d(?=\.png)")
+    splits = {}
+    for path, split in zip(data.paths, data.frame["split"], strict=True):
+        splits.setdefault(path.stem[-1], set()).add(split)
+    assert [len(found) for found in splits.values()] == [1] * 10
+    with pytest.raises(DataError, match="`group`"):
+        workflow.read_dataset(images, group="nowhere")
+
+
 def test_splits_of_the_folder_are_kept(tmp_path):
     write_image_folder(tmp_path / "train", {"a": 3, "b": 3})
     write_image_folder(tmp_path / "val", {"a": 2, "b": 1})
