@@ -30,7 +30,9 @@ BY_WORDS = {
     r"`extend` it": "learnkit extend MODEL FOLDER --out MODEL",
     r"learnkit\.devices\(": "learnkit devices",
     r"`group=` of `split`": "learnkit train FOLDER --group REGEX",
-    r"split\(|overwrite=|raise the share": "images in FOLDER/train and FOLDER/valid, or class folders alone",
+    r"split\(|overwrite=|raise the share": (
+        "images in FOLDER/train and FOLDER/valid, or class folders alone"
+    ),
     r"splits=": "other names for these folders, or one of them as FOLDER",
     r"allow_empty=": "images in these folders, or without them",
     r"bit_depth=": "images converted to 8 or 16 bits",
