@@ -656,10 +656,11 @@ def test_pictures_are_not_drawn_twice_when_the_scroll_to_more_is_told_late(page,
     )
     opened = open_page(parts)
     opened.click("#more")
-    opened.evaluate("tell([{isIntersecting: true}])")  # it was, before the press moved it away
+    told = "tell([{isIntersecting: true, target: document.querySelector('#more')}])"
+    opened.evaluate(told)  # it was, before the press moved it away
     assert len(shown(opened)) == 48
     opened.evaluate("document.querySelector('#more').scrollIntoView()")
-    opened.evaluate("tell([{isIntersecting: true}])")
+    opened.evaluate(told)
     assert len(shown(opened)) == 70
 
 

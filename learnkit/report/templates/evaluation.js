@@ -17,7 +17,7 @@ function el(tag, props, ...kids) {
   e.append(...kids.filter(k => k != null && k !== ""));
   return e;
 }
-// Characters that turn a line around could show another name than there is
+// Characters that turn a line around could show another name
 const plain = text => String(text).replace(/(?![\u00ad\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, "\ufffd"), bdi = text => el("bdi", {textContent: plain(text)}), span = (className, ...kids) => el("span", {className}, ...kids);
 const on = (e, what, then) => e.addEventListener(what, then), box = e => e.getBoundingClientRect();
 const press = (b, on) => b.setAttribute("aria-pressed", on), pick = (all, b) => $$(all).forEach(one => press(one, one === b)), count = n => n.toLocaleString("en");
@@ -113,7 +113,7 @@ function drawHeat(canvas, img, i, which, opacity) {
     pixels.data[4 * k + 3] = 255 * opacity * Math.sqrt(v / 255);
   });
   small.getContext("2d").putImageData(pixels, 0, 0);
-  // the map lies on that part of the picture that the network saw
+  // the map lies on the part that the network saw
   const here = box(img), around = box(canvas.parentNode);
   const scale = Math.min(here.width / img.naturalWidth, here.height / img.naturalHeight);
   const w = img.naturalWidth * scale, h = img.naturalHeight * scale, part = I[i].hb || [0, 0, 1, 1];
@@ -525,9 +525,7 @@ on(window, "beforeprint", () => {
   if (now.kind || now.q || drawn > PAGE || now.sort !== FIRST) { drawn = 0; show({...parse(""), open: -1}); }
 });
 on(window, "afterprint", () => { drawn = 0; show(shownBefore || now); });
-// An entry may be older than a press of `more`, which took the button away: where it is now decides
-const near = () => $("#more").getBoundingClientRect().top < innerHeight * 1.09;
-new IntersectionObserver(([e]) => { if (e.isIntersecting && drawn % 240 > PAGE && near()) draw(drawn + PAGE); }, {rootMargin: "9%"}).observe($("#more"));
+new IntersectionObserver(([e]) => { if (e.isIntersecting && drawn % 240 > PAGE && box(e.target).y < innerHeight * 1.1) draw(drawn + PAGE); }, {rootMargin: "9%"}).observe($("#more"));
 for (const b of $$(".matrix button")) b.tabIndex = -1;
 const firstCell = matrix && ($("tbody .cell", matrix) || $("button", matrix));
 if (firstCell) firstCell.tabIndex = 0;
