@@ -267,11 +267,12 @@ class Learned:
             grid: Their features on the integer grid (N, D).
             labels: Their classes; without, near copies are not looked for.
         """
-        n, least, learned = len(grid), "at least " if self.n_unseen else "", self.know(grid)
+        codes, least = codes_of(feature_hashes(grid)), "at least " if self.n_unseen else ""
+        n, learned = len(codes), np.isin(codes, self.codes)
         notes = learned_notes(int(learned.sum()), n, least)
         if labels is not None:
             notes += near_copies_notes(int((self.copies(grid, labels) & ~learned).sum()), n)
-        if decide := int(np.isin(codes_of(feature_hashes(grid)), self.validated).sum()):
+        if decide := int(np.isin(codes, self.validated).sum()):
             notes += (
                 f"{decide} of {n} images decide threshold and temperature of this model: false "
                 "alarms and calibration error are optimistic",

@@ -91,7 +91,7 @@ def evaluate_predictor(
     evaluation, strange, sources = replace(evaluation, notes=notes, asked=asked), [], []
     if (scoring := knowledge_of(predictor.record)[0]) is not None:
         results, read_strange = _results(recognizing, unknown, failures, **run)
-        strange, known, _ = _recognized(about, results, [""] * len(results))
+        strange, known, _ = _recognized(about, results)
         sources = [unknown[place] for place in read_strange]
         evaluation = replace(evaluation, notes=(*notes, *ood_notes(known)))
         promised = scoring.threshold.false_alarm_rate
@@ -257,12 +257,12 @@ def facts_of(predictor: Any) -> dict[str, str]:
 
 
 def _recognized(
-    about: Learned | None, results: Sequence[Any], labels: Sequence[str]
+    about: Learned | None, results: Sequence[Any], labels: Sequence[str] | None = None
 ) -> tuple[list[Prediction], Any, tuple[str, ...]]:
-    """(predictions, which images of these classes the model has learned, notes on these).
+    """(predictions, which images the model has learned, notes on these).
 
-    The notes also tell of near copies, and of images that decide its threshold. None where nobody
-    knows.
+    The notes also tell of images that decide its threshold and, of images with labels, of near
+    copies. None where nobody knows.
     """
     if about is None:
         return list(map(raised, results)), None, ()

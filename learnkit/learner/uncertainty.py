@@ -86,7 +86,7 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
     wanted = {"with_features": isinstance(learn.model, nn.Sequential) and len(learn.model) == 2}
     outputs = _outputs(learn, _validation_of(dl), ds_idx, **wanted)
     if head is not None:
-        _validate(head, outputs)
+        _validate(learn, head, outputs)
         return head.calibration
     fitted = fit_temperature(outputs.logits, outputs.require_targets(), source="validation")
     fresh = _fresh_to_trained(learn, outputs)
@@ -97,8 +97,7 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
         divide_logits(learn.model, fitted.temperature, images.to(device))
     detector = learn.state.ood_detector
     if detector is not None:  # its prediction sets were calibrated by the former probabilities
-        names = outputs.classes or class_names(learn)
-        labels = [names[i] for i in outputs.require_targets()[fresh].tolist()]
+        labels = list(compress(_labels(learn, outputs), fresh))
         _calibrate_sets(learn, detector, outputs.logits[fresh] / fitted.temperature, labels)
     return fitted
 
@@ -117,10 +116,9 @@ def _fresh_to_trained(learn: Any, outputs: Outputs) -> Tensor:
         warn_user(note)
     if outputs.features is None or outputs.require_targets().ndim > 1:
         return torch.from_numpy(~learned)
-    features, labels = _features_and_labels(outputs)
-    detector = detector_of(learn)
+    detector, features = detector_of(learn), outputs.features
     by = detector or ContinualClassifier(features.shape[1])
-    fresh = ~learned & by.are_fresh(features, labels)
+    fresh = ~learned & by.are_fresh(features, _labels(learn, outputs))
     if detector is None and (copies := int((~learned & ~fresh).sum())):
         warn_user(
             f"{copies} of {len(fresh)} images to calibrate by are near copies of others of them "
@@ -146,7 +144,8 @@ def fit_ood(
         data_of_training(learn) if own else data, classes=names_of(learn.dls) or (), group=group
     )
     if isinstance(validation, Outputs):
-        held_out = _HeldOut(*_features_and_labels(validation), validation.logits)
+        labels = _labels(learn, validation)
+        held_out = _HeldOut(validation.features, labels, validation.logits)
     else:
         held_out = _validation(learn, found, validation, own=own)
     settings.setdefault("case_sensitive", case_matters(learn, found))
@@ -177,7 +176,8 @@ def _fit_threshold(
             "`false_alarm_rate`, `guarantee` or `per_class`, or begin a new one with other settings"
         )
     if validation is not None:
-        _validate(head, _outputs(learn, _validation_of(validation), 1, with_features=True))
+        outputs = _outputs(learn, _validation_of(validation), 1, with_features=True)
+        _validate(learn, head, outputs)
     head.set_threshold(None, **settings)
     return head.threshold
 
@@ -189,10 +189,10 @@ def _validation_of(images: Any) -> Any:
     return images.valid if split else images
 
 
-def _validate(head: ContinualClassifier, outputs: Outputs) -> None:
-    features, labels = _features_and_labels(outputs)
-    head.validate(features, labels)
-    _fresh(head, features, labels)
+def _validate(learn: Any, head: ContinualClassifier, outputs: Outputs) -> None:
+    labels = _labels(learn, outputs)
+    head.validate(outputs.features, labels)
+    _fresh(head, outputs.features, labels)
 
 
 def _fresh(head: ContinualClassifier, features: Tensor, labels: Sequence[str]) -> np.ndarray:
@@ -390,7 +390,7 @@ def _optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, Notes]:
     about = Learned.of(detector.knowledge)
     features = features_of(learn, files) if outputs.features is None else outputs.features
     grid = about.on_grid(features.numpy())
-    return about.know(grid), about.notes(grid, _labels(outputs))
+    return about.know(grid), about.notes(grid, _labels(learn, outputs))
 
 
 def _near_copies(learn: Any, outputs: Outputs, learned: np.ndarray) -> np.ndarray:
@@ -399,7 +399,8 @@ def _near_copies(learn: Any, outputs: Outputs, learned: np.ndarray) -> np.ndarra
     if detector is None or outputs.features is None:
         return np.zeros(len(outputs), bool)
     about = Learned.of(detector.knowledge)
-    return about.copies(about.on_grid(outputs.features.numpy()), _labels(outputs)) & ~learned
+    grid = about.on_grid(outputs.features.numpy())
+    return about.copies(grid, _labels(learn, outputs)) & ~learned
 
 
 def _required(learn: Any) -> ContinualClassifier:
@@ -442,9 +443,6 @@ def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> _HeldO
     return _HeldOut(features, images.labels, logits)
 
 
-def _features_and_labels(outputs: Outputs) -> tuple[Tensor, list[str]]:
-    return outputs.features, _labels(outputs)
-
-
-def _labels(outputs: Outputs) -> list[str]:
-    return [outputs.classes[i] for i in outputs.require_targets().tolist()]
+def _labels(learn: Any, outputs: Outputs) -> list[str]:
+    names = outputs.classes or class_names(learn)
+    return [names[i] for i in outputs.require_targets().tolist()]
