@@ -146,7 +146,7 @@ def _say(found: FolderReport, csv: Path | None) -> Path:
         report.say(f"{found.images.names[row.place]}: unlike all others ({row.ood_score:.1f})")
     if csv is not None:
         write_csv(found.quoted_table(), csv)
-        what = f"{len(found.table)} images, to be marked in the column action"
+        what = f"{number_of(len(found.table), 'image')}, to be marked in the column action"
         report.files("Written", [(csv, what)])
     return csv or Path("corrections.csv")
 

@@ -17,7 +17,7 @@ from learnkit.bundle.variant import FLOAT32
 from learnkit.cli.console import FittedTable, Report
 from learnkit.data.labels import ids_of_classes
 from learnkit.deploy.hub_bundle import located
-from learnkit.errors import BundleCorruptError, UsageError
+from learnkit.errors import BundleCorruptError, UsageError, number_of
 from learnkit.inference.monitor import drift_file, read_drift_report
 from learnkit.report.document import Document, Section, Table, pairs, value_text
 from learnkit.report.html import as_page
@@ -143,7 +143,7 @@ def _overview(section: Mapping[str, Any], variants: Sequence[Listed], digest: st
     facts = {
         "network": f"{arch}, {colour} images of {height} x {width} pixels",
         "knows": f"{len(opened.classes)} {kind}",
-        "has learned": "" if opened.n_images is None else f"{opened.n_images} images",
+        "has learned": "" if opened.n_images is None else number_of(opened.n_images, "image"),
         "snapshots": ", ".join(opened.history.names),
         "opens as": opened.name,
         "made with": ", ".join(

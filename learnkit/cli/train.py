@@ -23,7 +23,7 @@ from learnkit.cli.arguments import (
     numbers,
 )
 from learnkit.cli.console import Report
-from learnkit.errors import UsageError
+from learnkit.errors import UsageError, number_of
 
 if TYPE_CHECKING:
     from learnkit.cli.workflow import TrainingPlan
@@ -227,7 +227,7 @@ def train_folder(
     note_good(learn, good)
     interp = workflow.interpret(learn, images)
     # of the outputs it has: no second pass
-    evaluation, title = interp.learn.evaluate(interp), f"{len(images)} {name} images"
+    evaluation, title = interp.learn.evaluate(interp), number_of(len(images), f"{name} image")
     report.evaluation(evaluation, title)
     report.step(f"Draw pictures into {beside}")
     pictures = workflow.save_pictures(interp, beside)
@@ -237,7 +237,7 @@ def train_folder(
     report.step(f"Export to {out}")
     learn.export(out)
     checkpoint.file.unlink(missing_ok=True)  # the training is complete, its result is safe
-    evaluation.save_html(page, title=f"{out.name} on {len(images)} {name} images of {folder.name}")
+    evaluation.save_html(page, title=f"{out.name} on {title} of {folder.name}")
     _say_what_is_there(report, out, [page, *pictures, beside / "split.csv", beside / "history.csv"])
     report.verdict(evaluation, title)
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")

@@ -152,7 +152,7 @@ def evaluate(
     name, data = workflow.held_out(ImageDataset.from_folder(folder))
     unknown = None if ood is None else workflow.images_at([ood])
     evaluation, unread = evaluated(predictor, data, unknown, good, learned)
-    title = f"{len(data)} images of {folder} ({name})"
+    title = f"{number_of(len(data), 'image')} of {folder} ({name})"
     title += "" if unknown is None else f", {len(unknown)} unknown ones of {ood}"
     report.evaluation(evaluation, title if unread is None else f"{title}, as far as readable")
     if html is not None:
@@ -352,7 +352,7 @@ def _say_counts(counts: Mapping[str, int], n_failed: int, written: Sequence[Path
         parts.append(f"{n_failed} more could not be read")
     report.say(", ".join(parts))
     if written:
-        report.files("Written", [(path, f"{n + n_failed} rows") for path in written])
+        report.files("Written", [(path, number_of(n + n_failed, "row")) for path in written])
 
 
 def _write(rows: Sequence[Row], predictor: Any, csv: Path | None, to_json: Path | None) -> None:

@@ -46,9 +46,15 @@ class AuditEntry:
     digest: str
 
     def __str__(self) -> str:
-        about = f"{self.n_images:+,} images, {number_of(self.n_classes, 'class')}"
-        about += f", {self.n_validation:+,} validation images" if self.n_validation else ""
+        about = f"{_change(self.n_images, 'image')}, {number_of(self.n_classes, 'class')}"
+        if self.n_validation:
+            about += f", {_change(self.n_validation, 'validation image')}"
         return f"{self.number}. {self.when} {self.what}: {about}, sha256 {self.digest[:12]}"
+
+
+def _change(n: int, noun: str) -> str:
+    """A number with its sign, and its noun."""
+    return f"{'-' if n < 0 else '+'}{number_of(abs(n), noun)}"
 
 
 @dataclass(frozen=True)

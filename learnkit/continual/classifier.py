@@ -27,6 +27,7 @@ from learnkit.errors import (
     ContinualStateError,
     DataError,
     LearnkitError,
+    number_of,
     warn_user,
 )
 from learnkit.uncertainty.calibration import TemperatureFit
@@ -504,8 +505,8 @@ class ContinualClassifier(nn.Module):
     def extra_repr(self) -> str:
         """Text for `repr`."""
         images = [n for n in self.n_images.values() if n]
-        about = f"{self.n_features} features, {len(images)} classes, {sum(images)} images"
-        return f"{about}, classifier={self.settings.classifier!r}"
+        learned = f"{number_of(len(images), 'class')}, {number_of(sum(images), 'image')}"
+        return f"{self.n_features} features, {learned}, classifier={self.settings.classifier!r}"
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

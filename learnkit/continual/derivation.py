@@ -228,7 +228,8 @@ def _notes_on(
         )
     if held_out.source == MIXED:
         notes.append(
-            f"{held_out.n_fresh} validation images are few for "
+            f"{number_of(held_out.n_fresh, 'validation image')} "
+            f"{'is' if held_out.n_fresh == 1 else 'are'} few for "
             f"{number_of(stats.n_classes, 'class')}: remembered images, left out one by one, count "
             "beside them"
         )

@@ -48,6 +48,7 @@ from learnkit.errors import (
     ContinualPredictionError,
     ContinualStateError,
     DataError,
+    number_of,
 )
 from learnkit.uncertainty.scoring import Scoring
 from learnkit.uncertainty.threshold import manual_threshold
@@ -267,7 +268,7 @@ class Knowledge:
         emptied = ((self.statistics.counts > 0) & (new.statistics.counts == 0)).nonzero()[:, 0]
         kept = new.validation.emptied(emptied.tolist()) if len(emptied) else new.validation
         if gone := new.validation.n_copies - kept.n_copies:
-            notes += (f"{gone} validation images went with their classes",)
+            notes += (f"{number_of(gone, 'validation image')} went with their classes",)
         return replace(new, validation=kept), (*blank, *notes)
 
     def forget(self, name: str) -> Change:
@@ -306,8 +307,8 @@ class Knowledge:
         both = len(np.intersect1d(*(one.learned.union() for one in (self.statistics, other))))
         notes = self._notes_on(merged, merged=True)
         if both:
-            said = f"{both} images were learned on both sides, and count twice now; `subtract` them"
-            notes = (f"{said} once", *notes)
+            said = f"learned on both sides, so that it counts twice now: {number_of(both, 'image')}"
+            notes = (f"{said}; `subtract` once what is there twice", *notes)
         new = self._with(merged)
         kept, more = without_learned(new.validation, merged)
         return replace(new, validation=kept), (*notes, *more)

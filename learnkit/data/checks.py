@@ -27,7 +27,7 @@ from learnkit.data.image import naming_errors, open_picture, read_image, unread_
 from learnkit.data.near_duplicates import near_duplicate_groups, structure_and_spectrum
 from learnkit.data.read_images import load_ahead
 from learnkit.data.split import split_counts
-from learnkit.errors import DataError, ImageReadError, first_few
+from learnkit.errors import DataError, ImageReadError, first_few, number_of
 from learnkit.report.progress import watched
 from learnkit.storage.array_files import array_shape
 from learnkit.storage.filesystem import open_regular
@@ -378,7 +378,9 @@ def _mixed(what: str) -> Callable[[_Table], Iterator[dict]]:
                 groups[value if what == "mode" else f"{value[0]} x {value[1]}"].append(i)
         if len(groups) > 1:
             common = sorted(groups, key=lambda value: (-len(groups[value]), value))
-            shown = first_few(f"{value} ({len(groups[value])} images)" for value in common)
+            shown = first_few(
+                f"{value} ({number_of(len(groups[value]), 'image')})" for value in common
+            )
             examples = [table.paths[groups[value][0]] for value in common[:5]]
             severity = "warning" if what == "mode" else "info"
             yield _about_all(f"mixed {what}s", severity, shown, examples)
@@ -393,7 +395,7 @@ def _few(counts: pd.DataFrame, min_images: int) -> Iterator[dict]:
     for name, n in column.items():
         if n < min_images:
             severity = "error" if n == 0 else "warning"
-            detail = f"{n} images in {where}, fewer than {min_images}"
+            detail = f"{number_of(n, 'image')} in {where}, fewer than {min_images}"
             yield _about_all("few images", severity, detail, name=name)
 
 

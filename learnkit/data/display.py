@@ -16,7 +16,7 @@ from learnkit.data.geometry import image_of_pixels
 from learnkit.data.image import extension_counts, read_image
 from learnkit.data.labels import Label
 from learnkit.data.split import SPLITS
-from learnkit.errors import ImageReadError
+from learnkit.errors import ImageReadError, number_of
 from learnkit.report.document import (
     Document,
     Gallery,
@@ -174,7 +174,7 @@ def counts_document(
     counts: pd.DataFrame, n_images: int, root: Path, unread: Sequence[str] = ()
 ) -> Document:
     """Images per class and split, and how many images were not read."""
-    head = Span(f"{n_images} images, {len(counts)} classes", "strong")
+    head = Span(f"{number_of(n_images, 'image')}, {number_of(len(counts), 'class')}", "strong")
     table = frame_table(counts, "class", max_rows=_MAX_ROWS, rest="classes")
     more = _skipped(unread)
     return Document([Paragraph((head, " in ", Span(str(root), "code"), more)), table])

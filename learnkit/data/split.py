@@ -8,7 +8,7 @@ import pandas as pd
 
 from learnkit.data.arguments import check_seed
 from learnkit.data.labels import names_in
-from learnkit.errors import DataError, SplitError, first_few, warn_user
+from learnkit.errors import DataError, SplitError, first_few, number_of, warn_user
 
 SPLITS = ("train", "valid", "test")
 
@@ -243,7 +243,9 @@ def check_training_splits(
     for name in [split for split in splits_in(frame) if split != "train"]:
         seen = Counter(names_in(frame["label"][in_split(frame, name)]))
         if unknown := {label: n for label, n in sorted(seen.items()) if label not in learned}:
-            shown = ", ".join(f"{label!r} ({n} images)" for label, n in unknown.items())
+            shown = ", ".join(
+                f"{label!r} ({number_of(n, 'image')})" for label, n in unknown.items()
+            )
             raise DataError(
                 f"{name!r} has classes that 'train' lacks: {shown}; move some of their images "
                 "to train, or drop them with `filter`"

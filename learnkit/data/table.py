@@ -15,7 +15,7 @@ from learnkit.data.annotations.boxes import FIELDS, checked_boxes
 from learnkit.data.annotations.coco import RAW
 from learnkit.data.labels import canonical_classes, canonical_labels
 from learnkit.data.split import SPLITS, rows_drawn
-from learnkit.errors import DataError, ImageReadError
+from learnkit.errors import DataError, ImageReadError, number_of
 from learnkit.report.progress import watched
 from learnkit.storage.filesystem import open_regular
 
@@ -219,8 +219,8 @@ def clean_paths(paths: Sequence[Any], root: Path) -> list[str]:
     cleaned = [_clean_path(path, root) for path in paths]
     if doubled := [path for path, n in Counter(cleaned).items() if n > 1]:
         raise DataError(
-            f"{len(doubled)} images are listed more than once, such as {doubled[0]!r}; keep one "
-            "row each (several labels of one image are a list in one row)"
+            f"{number_of(len(doubled), 'image')} listed more than once, such as {doubled[0]!r}; "
+            "keep one row each (several labels of one image are a list in one row)"
         )
     return cleaned
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from learnkit.errors import EvaluationError
+from learnkit.errors import EvaluationError, number_of
 from learnkit.evaluation.measures import paired_interval
 from learnkit.report.document import Document, Paragraph, Table
 from learnkit.report.notebook import Shown
@@ -78,15 +78,15 @@ class Comparison(Shown):
         """Whether one is better, in a sentence."""
         low, high = self.interval
         told = (
-            f"the second is right for {self.only_second} images that the first gets wrong, and "
-            f"wrong for {self.only_first} that it gets right"
+            f"the second is right for {number_of(self.only_second, 'image')} that the first gets "
+            f"wrong, and wrong for {self.only_first} that it gets right"
         )
         size = (
             f"{self.difference * 100:+.1f} points, 95 % interval {low * 100:+.1f} to "
             f"{high * 100:+.1f}, p = {self.p_value:.2g}"
         )
         if self.p_value >= _LEVEL:
-            return f"No difference can be told on {self.n} images: {told} ({size})."
+            return f"No difference can be told on {number_of(self.n, 'image')}: {told} ({size})."
         better = "better" if self.difference > 0 else "worse"
         return f"The second is {better}: {told} ({size})."
 

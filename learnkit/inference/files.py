@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from learnkit.data.arguments import check_number
-from learnkit.errors import LearnkitError, PredictionError, PredictionFileError
+from learnkit.errors import LearnkitError, PredictionError, PredictionFileError, number_of
 from learnkit.inference.batch import BATCH, check_batch_size, predict_stream
 from learnkit.inference.model import model_digest, same_state, state_of
 from learnkit.inference.prediction_log import PredictionLog, opened_log, refusal
@@ -56,7 +56,7 @@ class FilesReport(Shown):
     def __str__(self) -> str:
         resumed = f", {self.n_resumed} of them from an earlier call" if self.n_resumed else ""
         failed = f"; {self.n_failed} could not be read" if self.n_failed else ""
-        return f"{self.path}: {self.n_files} files{resumed}{failed}"
+        return f"{self.path}: {number_of(self.n_files, 'file')}{resumed}{failed}"
 
     def document(self) -> Document:
         """The sentence, and the model's digest."""

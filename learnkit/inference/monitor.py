@@ -362,14 +362,14 @@ def _promise(images_per_false_alarm: int) -> str:
 
 def sentence(state: DriftState, bound: float) -> str:
     """Whether there is drift, in one sentence."""
-    n = state.overall.n_images
+    images = number_of(state.overall.n_images, "image")
     if not state.alarms:
         highest = max(test.level for test in state.tests.values())
-        return f"no drift in {n:,} images; evidence is {highest / bound:.1%} of what an alarm takes"
+        return f"no drift in {images}; evidence is {highest / bound:.1%} of what an alarm takes"
     others = len(state.alarms) - 1
     more = f", and {number_of(others, 'more alarm')}" if others else ""
     return (
-        f"{state.alarms[0]}{more} ({n:,} images seen); look at camera, light and parts, then mend "
+        f"{state.alarms[0]}{more} ({images} seen); look at camera, light and parts, then mend "
         "that, or teach the model what is new, and call reset()"
     )
 

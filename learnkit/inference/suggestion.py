@@ -16,6 +16,7 @@ from learnkit.errors import (
     ImageReadError,
     LearnkitError,
     UnreadableImagesError,
+    number_of,
 )
 from learnkit.inference.batch import BATCH, padded_run
 from learnkit.inference.model import Model
@@ -121,7 +122,7 @@ class Suggestions(Shown, Sequence[Suggestion]):
 
     def __str__(self) -> str:
         failed = f"; {len(self.failures)} could not be read" if self.failures else ""
-        return f"{len(self)} of {self.n_images} images to label next{failed}"
+        return f"{len(self)} of {number_of(self.n_images, 'image')} to label next{failed}"
 
     def document(self) -> Document:
         """The sentence, pictures of the first images with the reasons, and what was unreadable."""

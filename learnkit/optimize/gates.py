@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from learnkit.errors import OptimizeError
+from learnkit.errors import OptimizeError, number_of
 from learnkit.evaluation.measures import paired_interval, wilson_interval
 
 PROVING = 500  # test images recommended: enough to prove the default gates, with some to spare
@@ -81,14 +81,14 @@ def agreement_verdict(n_same: int, n: int, gates: Gates) -> Verdict:
     if n == 0:
         return Verdict("agreement", None, "no test images", rule, "give `test` to have it judged")
     low, high = wilson_interval(n_same, n)
-    found = f"{n_same / n:.2%} of {n} images, 95 % interval {low:.1%} to {high:.1%}"
+    found = f"{n_same / n:.2%} of {number_of(n, 'image')}, 95 % interval {low:.1%} to {high:.1%}"
     if gates.agreement is None:
         return Verdict("agreement", None, found, rule)
     passed = n_same / n >= gates.agreement
     note = ""
     if passed and low < gates.agreement:
         more = f"{PROVING} or more" if n < PROVING else "more"
-        note = f"{n} images cannot prove it: give {more}"
+        note = f"{number_of(n, 'image')} cannot prove it: give {more}"
     return Verdict("agreement", passed, found, rule, note)
 
 
@@ -101,7 +101,7 @@ def accuracy_verdict(n_lost: int, n_gained: int, n: int, gates: Gates) -> Verdic
         return Verdict("accuracy", None, "no labelled test images", rule, note)
     change, (low, high) = (n_gained - n_lost) / n, paired_interval(n_lost, n_gained, n)
     found = (
-        f"{100 * change:+.2f} points on {n} images, 95 % interval {100 * low:+.2f} to "
+        f"{100 * change:+.2f} points on {number_of(n, 'image')}, 95 % interval {100 * low:+.2f} to "
         f"{100 * high:+.2f}"
     )
     if limit is None:
@@ -111,7 +111,8 @@ def accuracy_verdict(n_lost: int, n_gained: int, n: int, gates: Gates) -> Verdic
     if not passed and limit * n < 1:
         note = f"one image of {n} is {100 / n:.2f} points: give {PROVING} or more"
     elif passed and low < -limit:
-        note = f"{n} images cannot prove it: the drop may be up to {-100 * low:.2f} points"
+        may_be = f"the drop may be up to {-100 * low:.2f} points"
+        note = f"{number_of(n, 'image')} cannot prove it: {may_be}"
     return Verdict("accuracy", passed, found, rule, note)
 
 
@@ -155,7 +156,7 @@ def speed_verdict(
 
 def finite_verdict(n_broken: int, n: int) -> Verdict:
     """The verdict on outputs that are not finite for `n_broken` of `n` images."""
-    found = f"{n_broken} of {n} images with outputs that are NaN or infinite"
+    found = f"{n_broken} of {number_of(n, 'image')} with outputs that are NaN or infinite"
     return Verdict("finite", n_broken == 0, found, "none")
 
 

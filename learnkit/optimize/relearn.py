@@ -17,6 +17,7 @@ from learnkit.continual.knowledge import History
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
+from learnkit.errors import number_of
 from learnkit.inference.batch import BATCH
 from learnkit.inference.features import feature_rows
 from learnkit.uncertainty.scoring import GRID, unit_rows
@@ -80,7 +81,7 @@ def learned_again(
             "network"
         )
     _settle(new, head, codes)
-    what = f"{len(learned.labels)} images" + (
+    what = number_of(len(learned.labels), "image") + (
         f" and {len(validation[1])} of validation" if validation else ""
     )
     n_learned, n_kept = int(head.statistics.counts.sum()), head.statistics.memory.n_copies

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from learnkit.errors import number_of
 from learnkit.optimize.gates import Verdict, ratio_text
 from learnkit.optimize.quality import Candidate, ChangedImage, Images, Latency, Quality, Speed
 from learnkit.report.document import (
@@ -66,7 +67,7 @@ def answer_rows(found: Quality) -> list[Row]:
     points = lambda value: DASH if math.isnan(value) else f"{100 * value:+.2f}"
     kept = _interval(*found.agreement_interval, percent)
     change = _interval(*found.accuracy_interval, points)
-    unknown = f"{found.n_strange} images of no known class"
+    unknown = f"{number_of(found.n_strange, 'image')} of no known class"
     rows = [
         ("labels kept", "", percent(found.agreement), kept),
         (
@@ -80,7 +81,7 @@ def answer_rows(found: Quality) -> list[Row]:
         ("false alarms", percent(found.false_alarms_before), percent(found.false_alarms), ""),
     ]
     if (worst := found.worst_class) is not None:
-        note = f"{worst.name} ({worst.n} images)"
+        note = f"{worst.name} ({number_of(worst.n, 'image')})"
         rows.append(("worst class", percent(worst.before), percent(worst.after), note))
     return rows
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from learnkit.data.labelled_images import files_or_images, images_of_split
 from learnkit.data.preprocess import Preprocessing, to_tensor
 from learnkit.data.read_images import file_of, read_images
-from learnkit.errors import OptimizeError, warn_user
+from learnkit.errors import OptimizeError, number_of, warn_user
 from learnkit.optimize.quality import Images
 
 MAX_SAMPLES = 1000
@@ -243,7 +243,7 @@ def kept_apart(samples: Pictures, test: Pictures) -> tuple[Pictures, Pictures, s
     both = set(samples.digests) & set(test.digests)
     if not both:
         return samples, test, ""
-    said = f"{len(both)} images are both in `samples` and in `test`"
+    said = f"{number_of(len(both), 'image')} both in `samples` and in `test`"
     if len(samples) > len(test):
         return samples.without(both), test, f"{said}; the samples go without them"
     if rest := test.without(both):

@@ -325,7 +325,7 @@ class Reloader:
                 LOG.error("not reloaded, the former model goes on", exc_info=error)
             else:
                 n, digest = len(found["classes"]), found["model"][:12]
-                self._say(f"reloaded: serving {n} classes, model {digest}")
+                self._say(f"reloaded: serving {number_of(n, 'class')}, model {digest}")
 
 
 def bound_socket(host: str, port: int) -> socket.socket:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from learnkit.errors import UncertaintyError
+from learnkit.errors import UncertaintyError, number_of
 from learnkit.evaluation import measures
 from learnkit.evaluation.inputs import as_array, check_flags, check_labels, check_same_length
 from learnkit.report.document import Document, Paragraph, frame_table
@@ -83,7 +83,11 @@ class TemperatureFit(Shown):
 
     def document(self) -> Document:
         """The temperature, where it comes from, and what it changed."""
-        origin = f"{self.source}, {self.n} images" if self.is_fitted else f"none: {self.reason}"
+        origin = (
+            f"{self.source}, {number_of(self.n, 'image')}"
+            if self.is_fitted
+            else f"none: {self.reason}"
+        )
         about = Paragraph(f"Temperature {self.temperature:.4g} ({origin})")
         return Document([about, frame_table(self.table())])
 

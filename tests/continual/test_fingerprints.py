@@ -149,7 +149,8 @@ def test_merged_statistics_say_what_both_sides_learned():
     other = gather(*pick(batch, range(3, 11)), memory_size=4)
     report = head.merge(other)
     assert report.notes[0] == (
-        "1 images were learned on both sides, and count twice now; `subtract` them once"
+        "learned on both sides, so that it counts twice now: 1 image; `subtract` once what is "
+        "there twice"
     )
     head.subtract(*pick(batch, [3]))
     assert torch.equal(head.statistics.gram, learned(batch).statistics.gram)

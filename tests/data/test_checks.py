@@ -375,8 +375,8 @@ def test_a_class_without_images_in_a_split_is_told_with_a_remedy(folder):
 def test_mixed_sizes_modes_and_extreme_shapes_are_reported(folder):
     Image.new("L", (300, 5), 9).save(folder / "ok" / "line.png")
     findings = check(ImageDataset.from_folder(folder)).set_index("finding")
-    assert findings.loc["mixed modes", "detail"] == "RGB (12 images), L (1 images)"
-    assert findings.loc["mixed sizes", "detail"] == "20 x 24 (12 images), 300 x 5 (1 images)"
+    assert findings.loc["mixed modes", "detail"] == "RGB (12 images), L (1 image)"
+    assert findings.loc["mixed sizes", "detail"] == "20 x 24 (12 images), 300 x 5 (1 image)"
     assert findings.loc["extreme aspect", "path"] == "ok/line.png"
     assert findings.loc["extreme aspect", "detail"] == "300 x 5 pixels"
     assert findings.loc["tiny image", "path"] == "ok/line.png"

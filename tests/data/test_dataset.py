@@ -196,7 +196,7 @@ def test_labels_that_are_none_are_refused(labels, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": ["a.png", "a.png"]}, "1 images are listed more than once, such as 'a.png'"),
+        ({"path": ["a.png", "a.png"]}, "1 image listed more than once, such as 'a.png'"),
         ({"path": ["a.png", "./a.png"]}, "more than once"),
         ({"path": ["a.png", "../b.png"]}, r"'../b.png' climbs with '..'"),
         ({"path": ["a.png", "/x/../y.png"]}, "climbs with"),

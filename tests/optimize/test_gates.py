@@ -57,7 +57,7 @@ def test_the_paired_interval_is_symmetric_and_shrinks_with_more_images():
 def test_agreement_is_judged_by_its_share_and_too_few_images_are_named(n_same, n, passed, proven):
     verdict = agreement_verdict(n_same, n, GATES)
     assert verdict.passed is passed
-    assert f"of {n} images" in verdict.found
+    assert f"of {n:,} images" in verdict.found
     advice = "give 500 or more" if n < 500 else "give more"
     assert verdict.note.endswith(f"cannot prove it: {advice}") is (passed and not proven)
 

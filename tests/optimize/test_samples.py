@@ -129,7 +129,7 @@ def test_overlap_is_taken_out_of_the_larger_side_and_said():
     few, many = pool.picked(range(5)), pool.picked(range(3, 16))
     samples, test, said = kept_apart(few, many)
     assert (len(samples), len(test)) == (5, 11)
-    assert said == "2 images are both in `samples` and in `test`; the test goes without them"
+    assert said == "2 images both in `samples` and in `test`; the test goes without them"
     samples, test, said = kept_apart(many, few)
     assert (len(samples), len(test)) == (11, 5)
     assert not set(samples.digests) & set(test.digests)

@@ -82,9 +82,10 @@ threads = lambda: sorted(o["num_threads"] for o in threadpool_info() if o["user_
 before = threads()
 with single_blas_thread:
     import scipy.linalg
+    own = max(threads())  # one core sets no more than one, whatever is asked for
     with single_blas_thread:
         print(len(before), threads())
-print(threads())
+print(threads() == sorted([*before, own]))
 """
 
 
@@ -92,7 +93,7 @@ def test_a_library_that_is_loaded_inside_takes_one_thread_from_the_next_on():
     many = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
     command = [sys.executable, "-c", _LATER]
     ran = subprocess.run(command, env=os.environ | many, capture_output=True, text=True)
-    assert ran.stdout == "1 [1, 1]\n[2, 2]\n", ran.stderr
+    assert ran.stdout == "1 [1, 1]\nTrue\n", ran.stderr
 
 
 _MISSING = """

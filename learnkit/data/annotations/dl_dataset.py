@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from learnkit.data.annotations.boxes import corners_of_rectangles, edges_of_rectangles
-from learnkit.errors import BundleCorruptError, DataError
+from learnkit.errors import BundleCorruptError, DataError, number_of
 from learnkit.storage.filesystem import write_file
 from learnkit.storage.formats import parse_json, to_json
 
@@ -73,7 +73,8 @@ class DLDataset:
 
     def __repr__(self) -> str:
         samples, classes = self._entries["samples"], self._entries["class_names"]
-        return f"DLDataset({self.type}, {len(samples)} samples, {len(classes)} classes)"
+        counts = f"{number_of(len(samples), 'sample')}, {number_of(len(classes), 'class')}"
+        return f"DLDataset({self.type}, {counts})"
 
     @property
     def type(self) -> str | None:

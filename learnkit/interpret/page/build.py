@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit._version import __version__
-from learnkit.errors import EvaluationError
+from learnkit.errors import EvaluationError, number_of
 from learnkit.evaluation.evaluate import json_value
 from learnkit.evaluation.intervals import N_RESAMPLES
 from learnkit.evaluation.measures import (
@@ -91,7 +91,8 @@ def page_data(
     data = {
         "version": VERSION,
         "kind": "evaluation",
-        "title": title or f"{name} on {n} images" + (f" of {folder}" if folder else ""),
+        "title": title
+        or f"{name} on {number_of(n, 'image')}" + (f" of {folder}" if folder else ""),
         "created": created,
         "model": model,
         "data": {"folder": folder, "n": n, "fingerprint": _fingerprint(images)},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from learnkit.deploy.hub_bundle import located
-from learnkit.errors import ServingError
+from learnkit.errors import ServingError, number_of
 from learnkit.serving.app import create_app
 from learnkit.serving.auth import is_loopback
 from learnkit.serving.labelling.access import Access, check_reach, checked_origin
@@ -110,7 +110,8 @@ def serve_labelling(
         def begun() -> None:
             _say_exposure(host, say)
             counts = place.views.state()["counts"]
-            say(f"{place.n_files} images in {inbox}; {counts['done_today']} were named today")
+            there = f"{number_of(place.n_files, 'image')} in {inbox}"
+            say(f"{there}; {counts['done_today']} were named today")
             say(f"open {access.link}")
             say("stop with Ctrl-C: nothing that was named is lost")
             ready(access.link)
