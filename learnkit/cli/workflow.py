@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.data.image import find_images
-from learnkit.errors import CheckpointError, DataError
+from learnkit.errors import CheckpointError, DataError, warn_user
 
 if TYPE_CHECKING:
     from learnkit.callback.checkpoint import Checkpoint
@@ -97,13 +97,22 @@ def read_dataset(
 ) -> ImageDataset:
     """The images below `folder`, split as its folders say, else 70/15/15 by class and by group.
 
+    Groups that the folders put into several splits are told of.
+
     Raises:
-        DataError: no such folder, no images, or nothing to validate on.
+        DataError: no such folder, no images, nothing to validate on, or no group for an image.
     """
     from learnkit.data.dataset import ImageDataset  # here: predicting needs no pandas
+    from learnkit.data.groups import note_on_split_groups
 
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive)
-    return data if data.splits else data.split(0.7, 0.15, 0.15, seed=seed, group=group)
+    if not data.splits:
+        return data.split(0.7, 0.15, 0.15, seed=seed, group=group)
+    if group is not None:
+        note = note_on_split_groups(data.groups(group), data.labels, data.frame["split"].tolist())
+        if note:
+            warn_user(note)
+    return data
 
 
 def held_out(data: ImageDataset) -> tuple[str, ImageDataset]:

@@ -319,9 +319,12 @@ class ContinualClassifier(nn.Module):
         """
         return self._change("calibrate", lambda now: now.validate((features, labels)))
 
-    def are_fresh(self, features: Tensor, labels: Sequence[str]) -> Array:
+    def are_fresh(
+        self, features: Tensor, labels: Sequence[str], groups: Sequence[Any] | None = None
+    ) -> Array:
         """Which validation images tell of fresh ones, bool (N,); see `fresh_images`."""
-        return fresh_images((features, labels), self.statistics, self.settings.near_copies)
+        images = features, labels, groups
+        return fresh_images(images, self.statistics, self.settings.near_copies)
 
     def subtract(
         self,

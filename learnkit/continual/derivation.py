@@ -24,7 +24,7 @@ from learnkit.continual.standards import (
     held_out_scores,
 )
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.continual.validation_images import note_on_copies
+from learnkit.continual.validation_images import note_on_copies, note_on_groups
 from learnkit.errors import first_few, number_of
 from learnkit.uncertainty.calibration import TemperatureFit, before_and_after
 from learnkit.uncertainty.checks import Array
@@ -98,9 +98,10 @@ def derive(
         sorted_stats, linear = before.stats, before.linear
     reference = Reference.of(sorted_stats.memory)
     kept = validation.named(stats.class_names).picked(places)
-    fresh = kept
-    if settings.near_copies:
-        fresh = kept.fresh_beside(sorted_stats.memory, sorted_stats.counts.tolist())
+    counts = sorted_stats.counts.tolist()
+    # what somebody said of groups holds, whether near copies are looked for or not
+    apart = kept.fresh_beside(sorted_stats.memory, counts, near_copies=False)
+    fresh = kept.fresh_beside(sorted_stats.memory, counts, settings.near_copies)
     held_out = collect_held_out(sorted_stats, fresh, linear, reference, settings.prior)
     calibration = _calibrated(linear, held_out)
     temperature = calibration.temperature
@@ -133,7 +134,8 @@ def derive(
         calibration=calibration,
         n_fresh=len(fresh),
         notes=(
-            *note_on_copies(len(kept) - len(fresh), len(kept)),
+            *note_on_groups(len(kept) - len(apart), len(kept)),
+            *note_on_copies(len(apart) - len(fresh), len(kept)),
             *_notes_on(sorted_stats, held_out, scoring, calibration, settings),
             *((doubted,) if doubted else ()),
         ),

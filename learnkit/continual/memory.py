@@ -19,6 +19,7 @@ from torch import Tensor
 from learnkit.continual.closed_form.near_copies import (
     fresh_rows,
     near_copy_groups,
+    of_no_learned_group,
     with_given_groups,
 )
 from learnkit.continual.embedding import grid_products
@@ -69,21 +70,23 @@ class Cell:
         """Of each feature the first one that it is a near copy of, or is said to go with; (m,)."""
         return with_given_groups(near_copy_groups(self.features.numpy()), self.given)
 
-    def fresh_beside(self, learned: "Cell", count: int) -> Array:
-        """Which of these validation features count beside a class of `count` images: `fresh_rows`.
+    def fresh_beside(self, learned: "Cell", count: int, near_copies: bool) -> Array:
+        """Which of these validation features count beside a class of `count` images, bool (m,).
 
-        Those `learned` are what is remembered of it.
+        Those `learned` are what is remembered of it. What is said to be of a group that is learned
+        does not count, nor do `near_copies`, where they are looked for.
         """
-        if not self.hashes:
-            return np.ones(0, bool)
+        all_remembered, told = learned.n_copies >= count, self.given or (0,) * len(self.hashes)
+        fresh = of_no_learned_group(told, learned.given, all_remembered=all_remembered)
+        if not near_copies or not self.hashes:
+            return fresh
         known = next(iter(self._beside), None)
         if known is None or known[0] is not learned:
             # these in front: of many rows the first are compared
             both = torch.cat([self.features, learned.features])
             known = learned, near_copy_groups(both.numpy())
             self._beside[:] = [known]
-        all_remembered = learned.n_copies >= count
-        return fresh_rows(known[1], len(self.hashes), all_remembered=all_remembered)
+        return fresh & fresh_rows(known[1], len(self.hashes), all_remembered=all_remembered)
 
     def with_groups(self, codes: Mapping[bytes, int]) -> "Cell":
         """With groups of some features, by hash; the lower of two codes, so that order is none."""
@@ -276,15 +279,21 @@ class FeatureMemory:
         names = tuple(self.class_names[place] for place in places)
         return self._with([self.cells[place] for place in places], names)
 
-    def fresh_beside(self, learned: "FeatureMemory", counts: Sequence[int]) -> "FeatureMemory":
-        """Validation features that count beside learned ones of the same classes: `fresh_rows`.
+    def fresh_beside(
+        self, learned: "FeatureMemory", counts: Sequence[int], near_copies: bool
+    ) -> "FeatureMemory":
+        """Validation features that count beside learned ones of the same classes.
 
         Args:
             learned: What is remembered of these classes.
             counts: Images that each of them has.
+            near_copies: Whether near copies are looked for, which do not count.
         """
         each = zip(self.cells, learned.cells, counts, strict=True)
-        return self._with([own.picked(own.fresh_beside(its, n)) for own, its, n in each])
+        rows = [own.fresh_beside(its, n, near_copies) for own, its, n in each]
+        if all(one.all() for one in rows):
+            return self
+        return self._with([own.picked(some) for own, some in zip(self.cells, rows, strict=True)])
 
     def hashed(self) -> "FeatureMemory":
         """With its hash in the place of each feature, int16 (m, 8): as telling, and small."""

@@ -55,7 +55,7 @@ OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}, "origins": []}
 OPTIONAL_SETTINGS = dict.fromkeys(["per_class", "case_sensitive", "blend", "near_copies"], False)
 # Without fingerprints those of the remembered features are all that are known.
 OPTIONAL_TENSORS = dict.fromkeys(
-    ["fingerprints", "fingerprint_sizes", "memory_groups"], torch.int64
+    ["fingerprints", "fingerprint_sizes", "memory_groups", "validation_groups"], torch.int64
 )
 
 TENSOR_TYPES = {
@@ -80,7 +80,7 @@ def statistics_tensors(
     `counts (C,)`, `sums (C,D)`, `gram (D,D)`, `forgotten_counts (F,)`, `forgotten_sums (F,D)`,
     `memory_tensors` of the memory; and, unless all images are remembered, `fingerprints (L,)`, the
     bits of numbers without a sign, class after class and then what is forgotten, and how many each
-    has, `fingerprint_sizes (C+F,)`; and, if there are any, codes of groups, `memory_groups (M,)`.
+    has, `fingerprint_sizes (C+F,)`.
     """
     left = [one.total[None] for one in forgotten]
     codes = [*learned.classes, *(one.fingerprints for one in forgotten)]
@@ -90,8 +90,6 @@ def statistics_tensors(
     }
     if len(optional["fingerprints"]) == memory.n_copies:
         optional = {}  # the features say it all; so does the file of an earlier version, as it was
-    if (groups := memory.given()).any():
-        optional["memory_groups"] = groups
     return {
         "counts": counts,
         "sums": sums,
@@ -105,13 +103,18 @@ def statistics_tensors(
 
 
 def memory_tensors(memory: FeatureMemory, prefix: str = "memory") -> dict[str, Tensor]:
-    """The features `(M,D)` int16, `_sizes (C,)` rows per class, `_copies (M,)`."""
+    """The features `(M,D)` int16, `_sizes (C,)` rows per class, `_copies (M,)`.
+
+    And, if there are any, codes of groups, `_groups (M,)`.
+    """
     empty = torch.empty(0, memory.n_features, dtype=torch.int16)
     sizes = [len(cell.hashes) for cell in memory.cells]
+    groups = memory.given()
     return {
         prefix: torch.cat([empty, *[cell.features for cell in memory.cells]]),
         f"{prefix}_sizes": torch.tensor(sizes, dtype=torch.int64),
         f"{prefix}_copies": memory.copies(),
+        **({f"{prefix}_groups": groups} if groups.any() else {}),
     }
 
 
@@ -151,9 +154,6 @@ def read_statistics(
         if (tensors[name] < least).any() or sum(tensors[name].tolist()) >= EXACT:
             raise StatisticsError(f"`{name}` are not all from {least} to 2^53, added up; {DAMAGED}")
     memory = read_memory(tensors, names, n_features, memory_size, counts)
-    if "memory_groups" in tensors:
-        _check_shapes(tensors, {"memory_groups": (len(memory),)})
-        memory = memory.with_given(tensors["memory_groups"].tolist())
     _check_sums("sums", sums, counts)
     _check_sums("forgotten_sums", tensors["forgotten_sums"], tensors["forgotten_counts"])
     _check_gram(gram, int(counts.sum() + tensors["forgotten_counts"].sum()))
@@ -270,7 +270,11 @@ def read_memory(
         cell.n_copies > n for cell, n in zip(cells, counts.tolist(), strict=True)
     ):
         raise StatisticsError(f"`{prefix}` remembers more images than there are; {DAMAGED}")
-    return FeatureMemory(size, n_features, names, tuple(cells))
+    memory, groups = FeatureMemory(size, n_features, names, tuple(cells)), f"{prefix}_groups"
+    if groups in tensors:
+        _check_shapes(tensors, {groups: (n_rows,)})
+        memory = memory.with_given(tensors[groups].tolist())
+    return memory
 
 
 def _read_cells(rows: Tensor, sizes: list[int], copies: Tensor, prefix: str) -> list[Cell]:

@@ -12,16 +12,21 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.checks import check_labelled_features, without_blank
-from learnkit.continual.closed_form.near_copies import fresh_beside, rows_by_class
+from learnkit.continual.closed_form.near_copies import (
+    fresh_beside,
+    of_no_learned_group,
+    rows_by_class,
+)
 from learnkit.continual.embedding import features_on_grid
-from learnkit.continual.fingerprints import fingerprints_of
+from learnkit.continual.fingerprints import fingerprints_of, group_codes
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import check_all_known, index_tensor
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError
 from learnkit.uncertainty.checks import Array
 
-Validation = tuple[Tensor, Sequence[Any]]
+# features (N, D), labels, and, where somebody said them, groups
+Validation = tuple[Tensor, Sequence[Any]] | tuple[Tensor, Sequence[Any], Sequence[Any] | None]
 Kept = tuple[FeatureMemory, tuple[str, ...]]
 VALIDATION_SIZE = 64
 
@@ -52,7 +57,14 @@ def with_validation(
     if known := int(np.isin(codes[~learned], kept.fingerprints).sum()):
         notes += (f"{known} of {len(codes)} validation images had come before, and count once",)
     fresh = torch.from_numpy(~learned)
-    return kept.add(grid[fresh], index[fresh]).once(), notes
+    kept = kept.add(grid[fresh], index[fresh]).once()
+    if (groups := _groups_of(validation)) is not None:
+        # all that were given: groups may be said of images that came before
+        given = check_labelled_features(*validation[:2], class_names, statistics.n_features)
+        every = features_on_grid(given[0], root=statistics.root)
+        places = index_tensor(statistics.class_names, given[1])
+        kept = kept.grouped(every, places, group_codes(groups, len(places)))
+    return kept, notes
 
 
 def note_on_learned(learned: Array) -> tuple[str, ...]:
@@ -70,27 +82,36 @@ def fresh_images(
 ) -> Array:
     """Which validation images tell of fresh ones, bool (N,): no learned ones, nor their copies.
 
-    An image counts once, and of near copies of each other the first does: see `fresh_rows`.
+    An image counts once, and of near copies of each other the first does: see `fresh_rows`. None
+    does of a group of which the class has learned images.
 
     Args:
-        validation: (features (N, D), clean labels); of a class that is not among those of
-            `statistics`, nothing is learned.
+        validation: (features (N, D), clean labels, and groups if there are any); of a class
+            that is not among those of `statistics`, nothing is learned.
         statistics: Of the learned images.
         near_copies: Whether near copies are looked for.
     """
-    features, labels = validation
+    features, labels = validation[:2]
     grid = features_on_grid(features, root=statistics.root)
     codes, fresh = fingerprints_of(grid), np.zeros(len(grid), bool)
     fresh[np.unique(codes, return_index=True)[1]] = True
     fresh &= ~statistics.learned.know(codes)
     memory, counts = statistics.memory, statistics.counts.tolist()
     learned = dict(zip(statistics.class_names, zip(memory.cells, counts, strict=True), strict=True))
-    rows_of = rows_by_class(labels, np.flatnonzero(fresh & near_copies).tolist())
-    for name, rows in rows_of.items():
+    given = group_codes(_groups_of(validation) or [None] * len(labels), len(labels))
+    for name, rows in rows_by_class(labels, np.flatnonzero(fresh).tolist()).items():
         cell, n = learned.get(name, (memory.empty_cell(), 0))
-        own, known = grid[rows].to(torch.int16).numpy(), cell.features.numpy()
-        fresh[rows] = fresh_beside(own, known, all_remembered=cell.n_copies >= n)
+        about = {"all_remembered": cell.n_copies >= n}
+        fresh[rows] = of_no_learned_group(given[rows], cell.given, **about)
+        if near_copies:
+            own, known = grid[rows].to(torch.int16).numpy(), cell.features.numpy()
+            fresh[rows] &= fresh_beside(own, known, **about)
     return fresh
+
+
+def _groups_of(validation: Validation) -> Sequence[Any] | None:
+    """What each is said to be of, None where nobody said it."""
+    return next(iter(validation[2:]), None)
 
 
 def note_on_copies(n: int, of: int) -> tuple[str, ...]:
@@ -101,6 +122,16 @@ def note_on_copies(n: int, of: int) -> tuple[str, ...]:
         f"{n} of {of} validation images do not count: they are near copies of learned ones, or of "
         "others of them (bursts, augmented files, files saved again), or cannot be told from such; "
         "`group=` of `split` keeps together what belongs together",
+    )
+
+
+def note_on_groups(n: int, of: int) -> tuple[str, ...]:
+    """A note where `n` of so many validation images do not count, as their groups are learned."""
+    if not n:
+        return ()
+    return (
+        f"{n} of {of} validation images do not count: others of the groups they are said to be of "
+        "are learned, or may have been; `group=` of `split` keeps together what belongs together",
     )
 
 
@@ -137,7 +168,7 @@ def _on_grid(
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """(features on the grid, places of their classes, notes) of validation images."""
     features, labels, blank = without_blank(
-        *check_labelled_features(*validation, class_names, statistics.n_features)
+        *check_labelled_features(*validation[:2], class_names, statistics.n_features)
     )
     statistics.check_current(labels)
     check_all_known(labels, statistics.class_names)

@@ -49,6 +49,29 @@ def groups_of(
     return values
 
 
+def note_on_split_groups(
+    groups: Sequence[Any], labels: Sequence[Any], splits: Sequence[str | None]
+) -> str:
+    """A note if groups of a class stand in several splits, "" if none does.
+
+    Args:
+        groups: The group of every image, as `groups_of` gives them.
+        labels: Its label.
+        splits: What it is used for.
+    """
+    uses: dict[Any, dict[Any, None]] = {}
+    for group, label, split in zip(groups, map(str, labels), splits, strict=True):
+        uses.setdefault((str(group), label), {})[split] = None
+    if not (across := [(key, found) for key, found in uses.items() if len(found) > 1]):
+        return ""
+    (name, label), found = across[0]
+    return (
+        f"{len(across)} of {len(uses)} groups stand in several splits, such as {name!r} of "
+        f"{label!r} in {' and '.join(map(str, found))}: images of what was learned are evaluated, "
+        "and the numbers will be optimistic; put all images of a group into one split"
+    )
+
+
 def _found_in(
     pattern: str | re.Pattern[str],
     items: Sequence[Any],

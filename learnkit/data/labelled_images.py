@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -76,7 +77,21 @@ def labelled_images(
 
 def grouped_images(images: Labelled, group: Any) -> Labelled:
     """The images with the groups that `group` says, where it says any."""
-    return images if group is None else images._replace(groups=groups_of(group, images.items))
+    if group is None:
+        return images
+    return images._replace(
+        groups=groups_of(group, images.items), validation=grouped_by_path(images.validation, group)
+    )
+
+
+def grouped_by_path(images: Labelled | None, group: Any) -> Labelled | None:
+    """With groups, if `group` is an expression or `{file: group}` that says one of every image."""
+    if images is None or not isinstance(group, str | re.Pattern | Mapping):
+        return images
+    try:
+        return images._replace(groups=groups_of(group, images.items))
+    except DataError:  # it has to say those of the images that are learned, not of others
+        return images
 
 
 def all_labelled(data: Any, labels: Any = None, *, group: Any = None) -> Labelled:
@@ -101,9 +116,9 @@ def parted(found: Labelled, validation: bool) -> tuple[Labelled | None, Labelled
 
 def with_features(
     images: Labelled | None, read: Callable[..., Any], options: Mapping[str, Any]
-) -> tuple[Any, list[str]] | None:
-    """(what `read` makes of the images, their labels); None of none."""
-    return None if images is None else (read(images.items, **options), images.labels)
+) -> tuple[Any, list[str], list[Any] | None] | None:
+    """(what `read` makes of the images, their labels, their groups); None of none."""
+    return None if images is None else (read(images.items, **options), images.labels, images.groups)
 
 
 def images_of_split(data: Any, splits: Sequence[str]) -> tuple[list[Any], list[Hashable] | None]:
@@ -253,11 +268,13 @@ def _of_dataset(data: ImageDataset, labels: Any, group: Any) -> Labelled:
     groups, train, validation = None if group is None else data.groups(group), data, None
     if "train" in data.splits:
         train = data.train
+        held_out = None
         if groups is not None:
-            own = zip(groups, data.frame["split"], strict=True)
+            own = list(zip(groups, data.frame["split"], strict=True))
             groups = [one for one, split in own if split == "train"]
+            held_out = [one for one, split in own if split == "valid"]
         if "valid" in data.splits:
-            validation = Labelled(data.valid.paths, data.valid.labels)
+            validation = Labelled(data.valid.paths, data.valid.labels, groups=held_out)
     labels = _checked_labels(train.labels, train.paths)
     case_sensitive = bool(getattr(data, "case_sensitive", False))
     return Labelled(train.paths, labels, validation, case_sensitive, groups)

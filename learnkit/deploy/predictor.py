@@ -375,9 +375,9 @@ class Predictor(BasePredictor):
         """
         head, found = self._labelled(data, labels, group)
         by = Predictor.of(learning_model(self.record))
-        features, names = with_features(found, by.features, reading)
+        features, names, groups = with_features(found, by.features, reading)
         held_out = with_features(found.validation, by.features, reading)
-        given = {"reuse_names": reuse_names, "again": again, "groups": found.groups}
+        given = {"reuse_names": reuse_names, "again": again, "groups": groups}
         told, origin = found.case_sensitive, by.network.origin(reading.get("bs", BATCH))
         about = {"validation": held_out, "case_sensitive": told, "origin": origin}
         return head.extend(features, names, **given, **about)
@@ -436,7 +436,7 @@ class Predictor(BasePredictor):
         head, found = self._labelled(data, labels)
         by, parts = Predictor.of(learning_model(self.record)), parted(found, validation)
         learned, held_out = (with_features(part, by.features, reading) for part in parts)
-        return head.subtract(*(learned or ()), validation=held_out)
+        return head.subtract(*(learned or ())[:2], validation=held_out)
 
     def forget(self, name: str) -> ChangeReport:
         """Drop a class, which keeps its number and can never win; return what changed."""

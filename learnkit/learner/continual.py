@@ -25,7 +25,7 @@ from learnkit.continual.classifier import ContinualClassifier, check_continual, 
 from learnkit.continual.knowledge import Knowledge
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.dataset import ImageDataset
-from learnkit.data.labelled_images import Labelled, parted
+from learnkit.data.labelled_images import Labelled, grouped_by_path, parted
 from learnkit.data.labels import ids_of_classes, sorted_names
 from learnkit.errors import (
     ContinualAlreadyInitializedError,
@@ -90,7 +90,7 @@ def init_continual(
     settings.setdefault("case_sensitive", case_matters(learn, found))
     head, report, validation = empty_head(learn, **settings), None, None
     if found is not None:
-        validation = validation_images(learn, found, own=not reset_class_information)
+        validation = validation_images(learn, found, own=not reset_class_information, group=group)
         first = _first_images(learn, head, found, validation, names, engine)
         report = _reported(first, None, head, started)
     # Last, when nothing can fail any more: after an exception the learner is as it was.
@@ -159,7 +159,7 @@ def subtract(
     """What unlearning images did; see `ImageLearner.subtract`."""
     head, record = check_continual(continual_head(learn.model)), _record(learn)
     found, held = parted(labelled_data(data, labels, classes=head.classes), validation)
-    features, names = _features_and_labels(learn, found) or (None, None)
+    features, names, _ = _features_and_labels(learn, found) or (None, None, None)
     held_out = _features_and_labels(learn, held)
     return change(
         learn,
@@ -289,11 +289,13 @@ def _accuracy(knowledge: Knowledge | None, images: Knowledge) -> dict[str, float
     return {name: sum(found) / len(found) for name, found in hits.items() if name in known}
 
 
-def validation_images(learn: Any, found: Labelled, *, own: bool) -> Labelled | None:
+def validation_images(
+    learn: Any, found: Labelled, *, own: bool, group: Any = None
+) -> Labelled | None:
     """Validation images of the data, else the learner's own, as far as nothing learns from them."""
     images = found.validation
     if images is None and own and (trained := own_data(learn)) is not None:
-        images = trained.validation
+        images = grouped_by_path(trained.validation, group)
     if images is None:
         return None
     return without_files(images, files_among(found), names=set(found.labels))
@@ -301,9 +303,11 @@ def validation_images(learn: Any, found: Labelled, *, own: bool) -> Labelled | N
 
 def _features_and_labels(
     learn: Any, images: Labelled | None, engine: str | None = None
-) -> tuple[Tensor, Sequence[str]] | None:
+) -> tuple[Tensor, Sequence[str], Sequence[Any] | None] | None:
     """What `ContinualClassifier.extend` takes as `validation`."""
-    return None if images is None else (features_of(learn, images.items, engine), images.labels)
+    if images is None:
+        return None
+    return features_of(learn, images.items, engine), images.labels, images.groups
 
 
 def _origin(learn: Any, head: ContinualClassifier) -> tuple[str, ...]:

@@ -121,7 +121,9 @@ def without_files(
         return images
     if not keep or not isinstance(images.items, list):
         return None
-    return Labelled([images.items[i] for i in keep], [images.labels[i] for i in keep])
+    groups = None if images.groups is None else [images.groups[i] for i in keep]
+    chosen = [images.items[i] for i in keep], [images.labels[i] for i in keep]
+    return Labelled(*chosen, groups=groups)
 
 
 def _other_reading(learn: Any, data: Any) -> str | None:
@@ -209,7 +211,7 @@ def _of_loaders(dls: DataLoaders, classes: Sequence[str], group: Any) -> Labelle
     if dataset is not None:
         return labelled_images(dataset, group=group)
     train, *rest = (_of_loader(dl, classes) for dl in dls.loaders[:2])
-    return grouped_images(train, group)._replace(validation=rest[0] if rest else None)
+    return grouped_images(train._replace(validation=rest[0] if rest else None), group)
 
 
 def _of_loader(dl: Any, classes: Sequence[str], group: Any = None) -> Labelled:

@@ -22,8 +22,19 @@ from learnkit.continual.classifier import ContinualClassifier, continual_head
 from learnkit.continual.fingerprints import Learned, Notes, learned_notes, near_copies_notes
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.continual.validation_images import note_on_copies, note_on_learned
-from learnkit.data.labelled_images import Labelled, all_labelled, dataset_of, is_dataset, parted
+from learnkit.continual.validation_images import (
+    note_on_copies,
+    note_on_groups,
+    note_on_learned,
+)
+from learnkit.data.labelled_images import (
+    Labelled,
+    all_labelled,
+    dataset_of,
+    grouped_by_path,
+    is_dataset,
+    parted,
+)
 from learnkit.data.read_images import file_of, unreadable_images
 from learnkit.errors import (
     OodLockedError,
@@ -71,11 +82,12 @@ from learnkit.uncertainty.threshold import Threshold
 
 
 class _HeldOut(NamedTuple):
-    """Pooled features (N, D) of images, their labels, and the trained head's logits (N, C)."""
+    """Pooled features (N, D) of images, labels, the trained head's logits (N, C), and groups."""
 
     features: Tensor
     labels: list[str]
     logits: Tensor
+    groups: list[Any] | None = None
 
 
 @warned_after
@@ -147,16 +159,16 @@ def fit_ood(
         labels = _labels(learn, validation)
         held_out = _HeldOut(validation.features, labels, validation.logits)
     else:
-        held_out = _validation(learn, found, validation, own=own)
+        held_out = _validation(learn, found, validation, own=own, group=group)
     settings.setdefault("case_sensitive", case_matters(learn, found))
     detector = empty_head(learn, OodDetector, **settings)
     features = features_of(learn, found.items)
-    validation = None if held_out is None else (held_out.features, held_out.labels)
+    validation = held_out and (held_out.features, held_out.labels, held_out.groups)
     origin = origin_of(learn, found.items)
     given = {"validation": validation, "origin": origin, "groups": found.groups}
     detector.extend(features, found.labels, **given)
     if held_out is not None:
-        fresh = _fresh(detector, held_out.features, held_out.labels)
+        fresh = _fresh(detector, *validation)
         labels = list(compress(held_out.labels, fresh))
         _calibrate_sets(learn, detector, held_out.logits[torch.from_numpy(fresh)], labels)
     # last: what fails before leaves the learner as it was
@@ -195,14 +207,18 @@ def _validate(learn: Any, head: ContinualClassifier, outputs: Outputs) -> None:
     _fresh(head, outputs.features, labels)
 
 
-def _fresh(head: ContinualClassifier, features: Tensor, labels: Sequence[str]) -> np.ndarray:
+def _fresh(
+    head: ContinualClassifier, features: Tensor, labels: Sequence[str], groups: Any = None
+) -> np.ndarray:
     """Which validation images tell of fresh ones, bool (N,); warns of those that do not."""
-    about, fresh = Learned.of(head.knowledge), head.are_fresh(features, labels)
+    about, fresh = Learned.of(head.knowledge), head.are_fresh(features, labels, groups)
     grid = about.on_grid(features.numpy())
     learned = about.know(grid)
     notes = note_on_learned(learned)
+    by_group = fresh & False if groups is None else head.are_fresh(features, labels) & ~fresh
+    notes += note_on_groups(int(by_group.sum()), len(fresh))
     if (about.copies(grid, labels) & ~learned).any():  # of each other they may well be
-        notes += note_on_copies(int((~learned & ~fresh).sum()), len(fresh))
+        notes += note_on_copies(int((~learned & ~fresh & ~by_group).sum()), len(fresh))
     for note in notes:
         warn_user(note)
     return fresh
@@ -430,17 +446,19 @@ def _calibrate_sets(
     detector.fit_sets(logits.cpu().float().softmax(1), targets)
 
 
-def _validation(learn: Any, found: Labelled, given: Any, *, own: bool) -> _HeldOut | None:
+def _validation(
+    learn: Any, found: Labelled, given: Any, *, own: bool, group: Any
+) -> _HeldOut | None:
     """What is seen of validation images: given, else of the data, else the learner's own."""
     if given is None:
-        images = validation_images(learn, found, own=own)
+        images = validation_images(learn, found, own=own, group=group)
     else:  # those learned are not left out in silence, see `_fresh`
         _, given = parted(labelled_data(given, classes=names_of(learn.dls) or ()), validation=True)
-        images = without_files(given, (), names=set(found.labels))
+        images = without_files(grouped_by_path(given, group), (), names=set(found.labels))
     if images is None:
         return None
     features, logits = features_and_logits(learn, images.items, len(class_names(learn)))
-    return _HeldOut(features, images.labels, logits)
+    return _HeldOut(features, images.labels, logits, images.groups)
 
 
 def _labels(learn: Any, outputs: Outputs) -> list[str]:

@@ -1,6 +1,8 @@
 import contextlib
 import json
+import re
 import threading
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -37,6 +39,26 @@ def test_what_a_group_finds_in_a_path_is_not_split(images):
     assert [len(found) for found in splits.values()] == [1] * 10
     with pytest.raises(DataError, match="`group`"):
         workflow.read_dataset(images, group="nowhere")
+
+
+def test_groups_that_the_folders_put_into_several_splits_are_told(tmp_path):
+    write_image_folder(tmp_path / "train", {"a": 9, "b": 9})
+    write_image_folder(tmp_path / "val", {"a": 5, "b": 2})
+    for path in (tmp_path / "val" / "a").iterdir():  # of other parts, but for two
+        path.rename(path.with_name(f"{int(path.stem) + 7:03}.png"))
+    said = (
+        "4 of 21 groups stand in several splits, such as '007' of 'a' in train and valid: images "
+        "of what was learned are evaluated, and the numbers will be optimistic; put all images of "
+        "a group into one split"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(said)}$"):
+        workflow.read_dataset(tmp_path, group=r"\d+(?=\.png)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        workflow.read_dataset(tmp_path, group=r"(?:train|val)/./\d+")
+        workflow.read_dataset(tmp_path)
+    with pytest.raises(DataError, match="finds nothing in 25 of 25 paths"):  # before any training
+        workflow.read_dataset(tmp_path, group="nowhere")
 
 
 def test_splits_of_the_folder_are_kept(tmp_path):

@@ -835,7 +835,8 @@ def test_nothing_to_subtract_and_wrong_validation_images_change_nothing():
 
 def test_a_state_from_before_there_were_optional_keys_is_read_and_written_anew():
     head = full()
-    head.extend(*images(5), groups=[1] * 25)
+    kept = *images(4, seed=3), [2] * 20
+    head.extend(*images(5), groups=[1] * 25, validation=kept)
     config, tensors = head.state()
     settings = {k: v for k, v in config["settings"].items() if k not in OPTIONAL_SETTINGS}
     config = {k: v for k, v in config.items() if k not in OPTIONAL_CONFIG}
@@ -843,7 +844,7 @@ def test_a_state_from_before_there_were_optional_keys_is_read_and_written_anew()
     back = ContinualClassifier.from_state(
         old, {k: v for k, v in tensors.items() if k not in OPTIONAL_TENSORS}
     )
-    assert back.knowledge.validation.copies().tolist() == [1] * 16
+    assert back.knowledge.validation.copies().tolist() == [1] * 20
     assert back.n_images == head.n_images
     again, written = back.state()
     assert again["format"] == FORMAT

@@ -188,6 +188,108 @@ def test_bursts_that_are_said_flag_no_more_than_single_images(versions):
     assert grouped < silent
 
 
+def random_split(seed=0, n_parts=12, views=20):
+    """(learned, validation, fresh): views of parts, of which a random third is validation."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(3, 128)) * 0.5
+
+    def of_parts(n, n_views):
+        parts = means[:, None] + rng.normal(size=(3, n, 128)) * 0.6
+        rows = parts[:, :, None] + rng.normal(size=(3, n, n_views, 128)) * 0.6
+        labels = np.repeat(["a", "b", "c"], n * n_views).tolist()
+        names = [f"part {i}" for i in range(n) for _ in range(n_views)] * 3
+        return torch.from_numpy(rows.clip(0)).float().flatten(0, 2), labels, names
+
+    batch, fresh = of_parts(n_parts, views), of_parts(100, 1)
+    order = rng.permutation(len(batch[1]))
+    third = len(order) // 3
+    return pick(batch, order[third:]), pick(batch, order[:third]), fresh
+
+
+NOTE = "validation images do not count: others of the groups they are said to be of are learned"
+
+
+def test_validation_images_of_learned_groups_do_not_count():
+    train, valid, fresh = random_split()
+    head = ContinualClassifier(128)
+    report = head.extend(*train[:2], groups=train[2], validation=valid)
+    assert any(note.startswith(f"192 of 192 {NOTE}") for note in report.notes)
+    assert head.knowledge.derived.n_fresh == 0
+    alone = learned(train, width=128)
+    assert head.threshold.value == alone.threshold.value
+    assert head.temperature == alone.temperature
+    assert float(head.is_ood(fresh[0]).double().mean()) <= 0.1
+    assert not head.are_fresh(*valid).any()
+    # nobody says what they are of: views of one part differ too much to be near copies
+    head = ContinualClassifier(128)
+    head.extend(*train[:2], groups=train[2], validation=valid[:2])
+    assert float(head.is_ood(fresh[0]).double().mean()) > 0.5
+    assert head.are_fresh(*valid[:2]).all()
+
+
+def test_validation_images_of_other_groups_and_of_none_count():
+    train, valid, _ = random_split()
+    rows = [i for i, one in enumerate(train[2]) if int(one[5:]) > 3]
+    kept = [i for i, one in enumerate(valid[2]) if int(one[5:]) <= 3]
+    told = ContinualClassifier(128, memory=400)
+    for part, names in (valid[2], None), (None, [None] * len(valid[2])):
+        both = pick(train, rows)
+        fresh = pick((*valid[:2], names or part), kept)
+        told = ContinualClassifier(128, memory=400)
+        report = told.extend(*both[:2], groups=both[2], validation=fresh)
+        assert told.knowledge.derived.n_fresh == len(kept)
+        assert not any(NOTE in note for note in report.notes)
+    # the same names in another class are other parts
+    other = ["b" if label == "a" else "a" for label in valid[1]]
+    rows = [i for i, label in enumerate(train[1]) if label == "a"]
+    told = ContinualClassifier(128, memory=400)
+    both = pick(train, rows)
+    told.extend(*both[:2], groups=both[2], class_names=["a", "b"])
+    fresh = pick((valid[0], other, valid[2]), [i for i, one in enumerate(other) if one == "b"])
+    assert told.are_fresh(*fresh).all()
+
+
+def test_of_a_class_that_is_remembered_in_part_none_counts_where_some_groups_are_learned():
+    train, valid, _ = random_split()
+    strange = pick(valid, [i for i, one in enumerate(valid[2]) if one == "part 0"])
+    rows = [i for i, one in enumerate(train[2]) if one != "part 0"]
+    few, all_of_them = ContinualClassifier(128, memory=8), ContinualClassifier(128, memory=400)
+    for head in few, all_of_them:
+        head.extend(train[0][rows], [train[1][i] for i in rows], groups=[train[2][i] for i in rows])
+        assert head.are_fresh(*strange).all()
+    assert not few.are_fresh(*valid).any()
+    assert np.array_equal(all_of_them.are_fresh(*valid), [one == "part 0" for one in valid[2]])
+
+
+def test_groups_of_validation_images_travel_with_the_state_in_any_order():
+    train, valid, _ = random_split()
+    head = ContinualClassifier(128)
+    head.extend(*train[:2], groups=train[2], validation=valid)
+    config, tensors = head.state()
+    back = ContinualClassifier.from_state(json.loads(json.dumps(config)), tensors)
+    assert same(back, head)
+    assert back.knowledge.derived.n_fresh == 0
+    # validation images first, and what they are of said before or after the others are learned
+    late = ContinualClassifier(128)
+    first, then = range(150), range(150, len(train[1]))
+    part, rest = pick(train, first), pick(train, then)
+    late.extend(*part[:2], groups=part[2], validation=valid)
+    late.extend(*rest[:2], groups=rest[2])
+    assert late.threshold.value == head.threshold.value
+    said = ContinualClassifier(128)
+    said.extend(*train[:2], groups=train[2], validation=valid[:2])
+    assert said.threshold.value != head.threshold.value
+    said.extend(*pick(train, [0])[:2], validation=valid)
+    assert said.threshold.value == head.threshold.value
+    broken = {**tensors, "validation_groups": tensors["validation_groups"][1:]}
+    with pytest.raises(StatisticsError, match="validation_groups"):
+        ContinualClassifier.from_state(config, broken)
+    before = head.threshold.value
+    with pytest.raises(DataError, match="give one value for each of 240 images"):
+        head.extend(*train[:2], validation=(*valid[:2], valid[2][:-1]))
+    assert head.threshold.value == before
+
+
 def test_a_group_leaves_as_a_whole_and_weighs_as_one():
     features, labels, groups = parts()
     head = learned((features, labels, groups))

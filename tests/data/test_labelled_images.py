@@ -1,4 +1,5 @@
 import os
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import (
     Labelled,
     files_or_images,
+    grouped_images,
     has_labels,
     image_paths,
     images_of_split,
@@ -91,6 +93,23 @@ def test_of_a_split_dataset_training_images_are_learned_and_validation_images_se
     assert found.validation.labels == data.valid.labels
     assert labelled_images(data.test).items == data.test.paths
     assert labelled_images(data.test).validation is None
+
+
+def test_validation_images_have_groups_too(folder):
+    data = ImageDataset.from_folder(folder).split(0.5, 0.25, 0.25, seed=1)
+    stem = r"([^/]+)\.png$"
+    found = labelled_images(data, group=stem)
+    assert found.groups == [path.stem for path in data.train.paths]
+    assert found.validation.groups == [path.stem for path in data.valid.paths]
+    assert labelled_images(data).validation.groups is None
+    apart = Labelled(data.train.paths, data.train.labels, Labelled(data.valid.paths, []))
+    found = grouped_images(apart, re.compile(stem))
+    assert found.validation.groups == [path.stem for path in data.valid.paths]
+    # what is said of those that are learned need not be said of others
+    told = {path: i for i, path in enumerate(data.train.paths)}
+    assert grouped_images(apart, told).validation.groups is None
+    assert grouped_images(apart, [*told.values()]).validation.groups is None
+    assert grouped_images(apart, None) is apart
 
 
 def test_what_has_no_sound_labels_is_refused(folder):

@@ -350,11 +350,14 @@ class TestExtend:
 
     def test_groups_are_left_out_as_a_whole(self, plain, old, tmp_path):
         group = {path: i % 3 for i, path in enumerate(old.paths)}
-        plain.fit_ood(old, group=group)
+        with pytest.warns(UserWarning, match="9 of 9 validation images do not count: others of"):
+            plain.fit_ood(old, group=group)
         told = plain.ood.statistics.memory.given()
         plain.clear_ood()
         report = plain.init_continual(old, group=group)
         assert not any("near copies" in note for note in report.notes)
+        n = len(old.valid)
+        assert any(note.startswith(f"{n} of {n} validation images do not") for note in report.notes)
         head = plain.continual
         assert torch.equal(head.statistics.memory.given(), told)
         assert len(set(told.tolist())) == 3

@@ -73,6 +73,26 @@ def fresh_rows(groups: Sequence[int], n: int, *, all_remembered: bool) -> Array:
     return first & ~copies
 
 
+def of_no_learned_group(
+    given: Sequence[int], learned: Sequence[int], *, all_remembered: bool
+) -> Array:
+    """Which validation images of a class are of groups of which it has learned none, bool (n,).
+
+    Where some are of learned groups, although not all images are remembered, the others may be of
+    those forgotten, and none counts.
+
+    Args:
+        given: Codes of the groups that the validation images are said to be of, 0 for none.
+        learned: Codes of those of the remembered images.
+        all_remembered: Whether these are all that the class has.
+    """
+    codes = np.array(given, dtype=np.int64)
+    of_learned = np.isin(codes, learned) & (codes != 0)
+    if of_learned.any() and not all_remembered:
+        return np.zeros(len(codes), bool)
+    return ~of_learned
+
+
 _AT_ONCE = _COMPARED // 2  # validation images compared together, so that learned ones are, too
 
 
