@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed, to_grid
 from learnkit.continual.fingerprints import feature_hashes, group_codes
 from learnkit.continual.knowledge import History
+from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.preprocess import Preprocessing
@@ -64,23 +65,24 @@ def learned_again(
         )
     new = type(head)(**head.settings.to_dict())
     features = _features(network, recipe, learned, progress)
-    validation = None
+    seen: Any = (was, recipe, head.settings.root, progress)
+    validation, codes = None, _group_codes(head.statistics.memory, learned, *seen)
     if learned.validation is not None and len(head.knowledge.validation):
         validation = (
             _features(network, recipe, learned.validation, progress),
             learned.validation.labels,
+            _group_codes(head.knowledge.validation, learned.validation, *seen),
         )
     # in the order they had: classes keep their numbers
     order, origin = list(head.classes), network.origin(BATCH)
     given = {"validation": validation, "origin": origin}
-    codes = _group_codes(head, was, recipe, learned, progress)
     new.extend(features, learned.labels, class_names=order, groups=codes, **given)
     if new.n_images != head.n_images:
         return kept, (
             f"{CARRIED}: images that are blank, or there twice, are others for the converted "
             "network"
         )
-    _settle(new, head, codes)
+    _settle(new, head, [*(codes or ()), *((validation and validation[2]) or ())])
     what = number_of(len(learned.labels), "image") + (
         f" and {len(validation[1])} of validation" if validation else ""
     )
@@ -125,27 +127,25 @@ def _features(network: Session, recipe: Preprocessing, images: Labelled, progres
 
 
 def _group_codes(
-    head: ContinualClassifier,
+    memory: FeatureMemory,
+    images: Labelled,
     was: Session,
     recipe: Preprocessing,
-    learned: Labelled,
+    root: bool,
     progress: bool,
 ) -> list[int | None] | None:
-    """Codes of the groups of images (N,), as far as `head` remembers them; None without groups."""
-    memory = head.statistics.memory
+    """Codes of the groups of images (N,), as far as `memory` has them; None without groups."""
     cells = list(zip(memory.class_names, memory.cells, strict=True))
     told = {(n, one): g for n, c in cells for one, g in zip(c.hashes, c.given, strict=False) if g}
     if not told:
         return None
-    # by float32: the hashes of what `head` remembers are of its features
-    embedded = unit_rows(_features(was, recipe, learned, progress), root=head.settings.root)
-    pairs = zip(learned.labels, feature_hashes(to_grid(embedded).numpy()), strict=True)
+    # by float32: the hashes of what is remembered are of its features
+    embedded = unit_rows(_features(was, recipe, images, progress), root=root)
+    pairs = zip(images.labels, feature_hashes(to_grid(embedded).numpy()), strict=True)
     return [told.get(pair) for pair in pairs]
 
 
-def _settle(
-    new: ContinualClassifier, head: ContinualClassifier, codes: list[int | None] | None
-) -> None:
+def _settle(new: ContinualClassifier, head: ContinualClassifier, codes: list[int | None]) -> None:
     """Give `new` what `head` has that images do not decide; nothing is left to undo.
 
     Groups get the `codes` they had, under which more of them will come.
@@ -154,13 +154,15 @@ def _settle(
         new.set_threshold(head.knowledge.manual_threshold)
     if isinstance(new, OodDetector):
         new.head_nonconformity, new.head_labels = head.head_nonconformity, head.head_labels
-    named = {"former_names": head.statistics.former_names}
-    if codes is not None:
-        known = [code for code in codes if code is not None]
-        was = dict(zip(group_codes(known, len(known)).tolist(), known, strict=True))
-        memory = new.statistics.memory
-        named["memory"] = memory.with_given([was.get(one, one) for one in memory.given().tolist()])
+    known = [code for code in codes if code is not None]
+    was = dict(zip(group_codes(known, len(known)).tolist(), known, strict=True))
+
+    def with_former_codes(memory: FeatureMemory) -> FeatureMemory:
+        return memory.with_given([was.get(one, one) for one in memory.given().tolist()])
+
+    memory, validation = map(with_former_codes, (new.statistics.memory, new.knowledge.validation))
+    named = {"former_names": head.statistics.former_names, "memory": memory}
     statistics = replace(new.statistics, **named)
-    knowledge = replace(new.knowledge, statistics=statistics)
+    knowledge = replace(new.knowledge, statistics=statistics, validation=validation)
     # its former state is the empty one it began from, and none to go back to
     new.history = History((knowledge,), audit=head.audit)

@@ -32,6 +32,25 @@ def test_groups_come_along_as_far_as_they_are_remembered(memory):
         assert new.threshold.value == whole.continual.threshold.value
 
 
+def test_groups_of_validation_images_come_along_too():
+    images, names = labelled({"ok": 12, "scratch": 8})
+    groups = [f"part {i % 3}" for i in range(len(names))]
+    learn, apart = slice(0, None, 2), slice(1, None, 2)
+    was, other = make_continual(), make_continual(seed=1)
+    rows = feature_rows(was.network, was.preprocessing, images, bs=16, n_workers=0, progress=False)
+    kept = rows[apart], names[apart], groups[apart]
+    head = was.continual
+    head.extend(rows[learn], names[learn], groups=groups[learn], validation=kept)
+    assert head.knowledge.derived.n_fresh == 0 < len(head.knowledge.validation)
+    learned = Labelled(images[learn], names[learn], Labelled(images[apart], names[apart]))
+    networks = was.network, other.network
+    new, said = learned_again(head, *networks, was.preprocessing, learned, progress=False)
+    assert said.startswith("learned again from 10 images and 10 of validation")
+    assert new.knowledge.derived.n_fresh == 0
+    for one in (lambda head: head.statistics.memory), (lambda head: head.knowledge.validation):
+        assert set(one(new).given().tolist()) == set(one(head).given().tolist()) != {0}
+
+
 def test_without_groups_there_are_none():
     images, names = labelled(COUNTS)
     was, other = make_continual(COUNTS), make_continual(seed=1)
