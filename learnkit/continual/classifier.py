@@ -275,7 +275,8 @@ class ContinualClassifier(nn.Module):
                 get a place too. Default: as they first appear.
             validation: (features, labels) of images of known or new classes that are not learned:
                 threshold and temperature are fitted on them. They are kept, up to 64 a class, until
-                they are learned.
+                they are learned. With (features, labels, groups) those of groups of which their
+                class has learned images do not count.
             reuse_names: Take a name that a class had before it was renamed or merged for the name
                 of another class.
             origin: Where the last bits of the features come from; see `Session.origin`.

@@ -364,7 +364,8 @@ class Predictor(BasePredictor):
                 their features, as long as these are computed by the same backend, device and `bs`.
             group: what each image belongs to (a burst, one part, one patient), as in
                 `ImageDataset.split`: a column, a regular expression for its path, `{file: group}`,
-                or one value per image. Threshold and confidence then rest on whole groups left out.
+                or one value per image. Threshold and confidence then rest on whole groups left out,
+                and on validation images of other groups.
             **reading: `bs`, `n_workers` and `progress`, see `features`.
 
         Raises:

@@ -661,7 +661,8 @@ class ImageLearner(Learner, Shown):
             again: count images once more that their class has learned before.
             group: what each image belongs to (a burst, one part, one patient), as in
                 `ImageDataset.split`: a column, a regular expression for its path, `{file: group}`,
-                or one value per image. Threshold and temperature rest on whole groups left out.
+                or one value per image. Threshold and temperature rest on whole groups left out, and
+                on validation images of other groups.
 
         Raises:
             ContinualNotInitializedError: Call `init_continual` first.
