@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnkit.continual.classifier import ContinualClassifier
-from learnkit.continual.closed_form.near_copies import with_given_groups
+from learnkit.continual.closed_form.near_copies import of_no_learned_group, with_given_groups
 from learnkit.continual.fingerprints import group_codes
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.errors import DataError, StatisticsError
@@ -259,6 +259,23 @@ def test_of_a_class_that_is_remembered_in_part_none_counts_where_some_groups_are
         assert head.are_fresh(*strange).all()
     assert not few.are_fresh(*valid).any()
     assert np.array_equal(all_of_them.are_fresh(*valid), [one == "part 0" for one in valid[2]])
+
+
+@pytest.mark.parametrize(
+    ("given", "learned", "all_remembered", "fresh"),
+    [
+        ([7, 0, 8, 0], [7, 0, 9], True, [False, True, True, True]),
+        ([7, 0, 8, 0], [7, 0, 9], False, [False] * 4),
+        ([7, 0, 8, 0], (), False, [True] * 4),  # nobody said it of learned ones
+        ([0, 0], [0, 0], False, [True] * 2),
+        ([7, *[8] * 19], [7], False, [False, *[True] * 19]),  # a stray speaks for itself alone
+        ([7, *[8] * 18], [7], False, [False] * 19),
+        ([], [7], False, []),
+    ],
+)
+def test_which_validation_images_are_of_no_learned_group(given, learned, all_remembered, fresh):
+    found = of_no_learned_group(given, learned, all_remembered=all_remembered)
+    assert found.tolist() == fresh
 
 
 def test_groups_of_validation_images_travel_with_the_state_in_any_order():

@@ -78,8 +78,8 @@ def of_no_learned_group(
 ) -> Array:
     """Which validation images of a class are of groups of which it has learned none, bool (n,).
 
-    Where some are of learned groups, although not all images are remembered, the others may be of
-    those forgotten, and none counts.
+    Where more than a few are of learned groups, although not all images are remembered, the others
+    may be of those forgotten, and none counts.
 
     Args:
         given: Codes of the groups that the validation images are said to be of, 0 for none.
@@ -88,7 +88,7 @@ def of_no_learned_group(
     """
     codes = np.array(given, dtype=np.int64)
     of_learned = np.isin(codes, learned) & (codes != 0)
-    if of_learned.any() and not all_remembered:
+    if of_learned.sum() > MANY_NEAR * len(codes) and not all_remembered:
         return np.zeros(len(codes), bool)
     return ~of_learned
 
