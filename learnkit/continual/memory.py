@@ -76,8 +76,10 @@ class Cell:
         Those `learned` are what is remembered of it. What is said to be of a group that is learned
         does not count, nor do `near_copies`, where they are looked for.
         """
-        all_remembered, told = learned.n_copies >= count, self.given or (0,) * len(self.hashes)
-        fresh = of_no_learned_group(told, learned.given, all_remembered=all_remembered)
+        all_remembered, fresh = learned.n_copies >= count, np.ones(len(self.hashes), bool)
+        if self.given and learned.given:
+            told = self.given, learned.given
+            fresh = of_no_learned_group(*told, all_remembered=all_remembered)
         if not near_copies or not self.hashes:
             return fresh
         known = next(iter(self._beside), None)

@@ -98,7 +98,8 @@ def fresh_images(
     fresh &= ~statistics.learned.know(codes)
     memory, counts = statistics.memory, statistics.counts.tolist()
     learned = dict(zip(statistics.class_names, zip(memory.cells, counts, strict=True), strict=True))
-    given = group_codes(_groups_of(validation) or [None] * len(labels), len(labels))
+    groups = _groups_of(validation)
+    given = group_codes([None] * len(labels) if groups is None else groups, len(labels))
     for name, rows in rows_by_class(labels, np.flatnonzero(fresh).tolist()).items():
         cell, n = learned.get(name, (memory.empty_cell(), 0))
         about = {"all_remembered": cell.n_copies >= n}
