@@ -210,7 +210,7 @@ def test_renaming_takes_a_mapping_of_names(names, message):
 def test_a_head_learned_again_for_a_converted_network_keeps_former_names():
     head, again = learned(["a", "b"]), learned(["z", "b"])
     head.rename({"a": "z"})
-    _settle(again, head, None)
+    _settle(again, head, [])
     assert "called 'z' now" in refused(again, "extend", "a")
 
 
