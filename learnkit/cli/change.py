@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from learnkit.cli.arguments import FolderArgument, ModelArgument
+from learnkit.cli.arguments import FolderArgument, GroupOption, ModelArgument
 from learnkit.cli.console import Report
 from learnkit.errors import UsageError, number_of, warned_after
 
@@ -52,21 +52,28 @@ def rename(
 
 
 @warned_after
-def calibrate(model: ModelArgument, folder: FolderArgument, out: OutOption = None) -> None:
+def calibrate(
+    model: ModelArgument,
+    folder: FolderArgument,
+    out: OutOption = None,
+    group: GroupOption = None,
+) -> None:
     """Let fresh labelled images decide when an image counts as unknown, and on confidences.
 
     They are not learned: give images taken as those the model is used on, 20 or more a class. Of a
     FOLDER split into train/ and valid/ the valid ones are taken. Images the model has learned do
-    not count. `learnkit undo MODEL` takes it back.
+    not count; with --group 'part[0-9]+' neither do those of parts of which it was told, by the same
+    option, as it learned others. `learnkit undo MODEL` takes it back.
     """
-    _changed(model, out, lambda predictor: _calibrated(predictor, folder))
+    _changed(model, out, lambda predictor: _calibrated(predictor, folder, group))
 
 
-def _calibrated(predictor: Predictor, folder: Path) -> ChangeReport:
+def _calibrated(predictor: Predictor, folder: Path, group: str | None) -> ChangeReport:
     from learnkit.data.dataset import ImageDataset
 
     told = predictor.ood is not None and predictor.ood.settings.case_sensitive
-    return predictor.calibrate(ImageDataset.from_folder(folder, case_sensitive=told))
+    data = ImageDataset.from_folder(folder, case_sensitive=told)
+    return predictor.calibrate(data, group=group)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -312,20 +312,23 @@ class ContinualClassifier(nn.Module):
             ),
         )
 
-    def validate(self, features: Tensor, labels: Sequence[Any]) -> ChangeReport:
+    def validate(
+        self, features: Tensor, labels: Sequence[Any], groups: Sequence[Any] | None = None
+    ) -> ChangeReport:
         """Fit threshold and temperature on images that are not learned; they are kept.
+
+        Those of `groups` of which their class has learned images do not count.
 
         Raises:
             DataError: Features or labels break a rule, a class is not known, or all are learned.
         """
-        return self._change("calibrate", lambda now: now.validate((features, labels)))
+        return self._change("calibrate", lambda now: now.validate((features, labels, groups)))
 
     def are_fresh(
         self, features: Tensor, labels: Sequence[str], groups: Sequence[Any] | None = None
     ) -> Array:
         """Which validation images tell of fresh ones, bool (N,); see `fresh_images`."""
-        images = features, labels, groups
-        return fresh_images(images, self.statistics, self.settings.near_copies)
+        return fresh_images((features, labels, groups), self.statistics, self.settings.near_copies)
 
     def subtract(
         self,

@@ -374,7 +374,8 @@ class Predictor(BasePredictor):
                 file under two labels; a name that a class no longer has.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head, found = self._labelled(data, labels, group)
+        head = check_continual(self.continual)
+        found = self._found(head, data, labels, group)
         by = Predictor.of(learning_model(self.record))
         features, names, groups = with_features(found, by.features, reading)
         held_out = with_features(found.validation, by.features, reading)
@@ -383,7 +384,9 @@ class Predictor(BasePredictor):
         about = {"validation": held_out, "case_sensitive": told, "origin": origin}
         return head.extend(features, names, **given, **about)
 
-    def calibrate(self, data: Any, labels: Any = None, **reading: Any) -> ChangeReport:
+    def calibrate(
+        self, data: Any, labels: Any = None, *, group: Any = None, **reading: Any
+    ) -> ChangeReport:
         """Fit threshold and temperature to fresh images, not learned; return what changed.
 
         They join the validation images there are, up to 64 a class. Give images taken as those the
@@ -394,6 +397,8 @@ class Predictor(BasePredictor):
         Args:
             data: see `extend`; of a split dataset the validation images, if it has any.
             labels: see `extend`; classes that are known.
+            group: see `extend`; images of groups of which their class has learned others do not
+                count.
             **reading: see `extend`.
 
         Raises:
@@ -402,12 +407,11 @@ class Predictor(BasePredictor):
             UnreadableImagesError: images cannot be read; all of them are named.
         """
         head = check_detects_ood(self.ood)
-        _, held_out = parted(self._found(head, data, labels), validation=True)
+        _, held_out = parted(self._found(head, data, labels, group), validation=True)
         if self.detector is not None:
-            run = {"bs": BATCH, "n_workers": 2, "progress": True, **reading}
-            return calibrate_detector(self.record, held_out, **run)
+            return calibrate_detector(self.record, held_out, **reading)
         by = Predictor.of(learning_model(self.record))
-        return head.validate(by.features(held_out.items, **reading), held_out.labels)
+        return head.validate(*with_features(held_out, by.features, reading))
 
     def subtract(
         self, data: Any, labels: Any = None, *, validation: bool = False, **reading: Any
@@ -434,7 +438,8 @@ class Predictor(BasePredictor):
             StatisticsError: images were not learned.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head, found = self._labelled(data, labels)
+        head = check_continual(self.continual)
+        found = self._found(head, data, labels)
         by, parts = Predictor.of(learning_model(self.record)), parted(found, validation)
         learned, held_out = (with_features(part, by.features, reading) for part in parts)
         return head.subtract(*(learned or ())[:2], validation=held_out)
@@ -728,15 +733,9 @@ class Predictor(BasePredictor):
         saved["others"] = [other.record for other in saved.get("others", ())]
         return publish(repository, partial(write, model=self.record, **saved), private=private)
 
-    def _labelled(
-        self, data: Any, labels: Any, group: Any = None
-    ) -> tuple[ContinualClassifier, Labelled]:
-        """(the head, images and labels), names told apart as the head does."""
-        head = check_continual(self.continual)
-        return head, self._found(head, data, labels, group)
-
     @staticmethod
     def _found(head: ContinualClassifier, data: Any, labels: Any, group: Any = None) -> Labelled:
+        """Images and labels, names told apart as the head does."""
         told = head.settings.case_sensitive
         return labelled_images(data, labels, case_sensitive=told, group=group)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from learnkit.continual.change_report import ChangeReport
 from learnkit.data.labelled_images import Labelled
+from learnkit.inference.batch import BATCH
 from learnkit.inference.features import feature_rows
 from learnkit.inference.model import Model
 from learnkit.uncertainty.ood import softmax
 
 
-def calibrate_detector(model: Model, images: Labelled, **run: Any) -> ChangeReport:
+def calibrate_detector(
+    model: Model, images: Labelled, *, bs: int = BATCH, n_workers: int = 2, progress: bool = True
+) -> ChangeReport:
     """What fresh images changed of the detector of `model` and the sets of its trained head.
 
     Both rest on these images beside those there were.
@@ -23,7 +25,9 @@ def calibrate_detector(model: Model, images: Labelled, **run: Any) -> ChangeRepo
     Args:
         model: a trained head, and a detector beside it.
         images: not learned, of classes the detector knows.
-        **run: `bs`, `n_workers` and `progress`, see `feature_rows`.
+        bs: images per forward pass.
+        n_workers: decoding threads; 0 decodes between the passes.
+        progress: show a progress bar.
 
     Raises:
         DataError: a class the detector does not know, or all images were learned.
@@ -31,15 +35,17 @@ def calibrate_detector(model: Model, images: Labelled, **run: Any) -> ChangeRepo
     """
     detector, n_classes = model.detector, len(model.names)
     read = lambda pixels: np.concatenate(model.network.run(pixels), 1)
-    both = feature_rows(model.network, model.preprocessing, images.items, read=read, **run)
+    run = {"read": read, "bs": bs, "n_workers": n_workers, "progress": progress}
+    both = feature_rows(model.network, model.preprocessing, images.items, **run)
     features, logits = both[:, :-n_classes], both[:, -n_classes:].double().numpy()
     probs = torch.from_numpy(softmax(logits).astype(np.float32))
     numbers = {name: i for i, name in enumerate(model.names)}
     targets = torch.tensor([numbers.get(label, -1) for label in images.labels])
     kept = detector.knowledge.validation.fingerprints
-    fresh = detector.are_fresh(features, images.labels)
+    held_out = features, images.labels, images.groups
+    fresh = detector.are_fresh(*held_out)
     fresh &= ~np.isin(detector.statistics.fingerprints(features), kept)
-    report = detector.validate(features, images.labels)
+    report = detector.validate(*held_out)
     detector.extend_sets(probs[fresh], targets[fresh])
     notes = ("confidences stay as they are: the trained head holds its own temperature",)
     return replace(report, notes=(*report.notes, *notes))

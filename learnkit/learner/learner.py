@@ -787,7 +787,7 @@ class ImageLearner(Learner, Shown):
         """
         return continual.refit(self, data, epochs, group=group, **training)
 
-    def calibrate(self, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
+    def calibrate(self, dl: Any = None, *, ds_idx: int = 1, group: Any = None) -> TemperatureFit:
         """Fit the temperature on images the network was not trained on: what it changed.
 
         The ranking of the classes never changes. A trained head takes the temperature into its last
@@ -797,12 +797,14 @@ class ImageLearner(Learner, Shown):
             dl: a loader, an ImageDataset (of a split one the validation images, if it has any) or
                 an `Outputs`; the validation images by default.
             ds_idx: which of the learner's loaders, without `dl`.
+            group: what each of these images belongs to, see `extend`; those of groups of which
+                their class has learned others do not count.
 
         Raises:
-            DataError: In the continual state, all images were learned.
+            DataError: In the continual state, all images were learned; or no group for an image.
             UncertaintyError: The head does not end in a layer that could take it up.
         """
-        return uncertainty.calibrate(self, dl, ds_idx=ds_idx)
+        return uncertainty.calibrate(self, dl, ds_idx=ds_idx, group=group)
 
     def fit_ood(
         self, data: Any = None, *, validation: Any = None, group: Any = None, **settings: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import learnkit._torchvision  # noqa: F401  # before fastai
@@ -16,6 +16,7 @@ from learnkit.data.labelled_images import (
     Labelled,
     grouped_images,
     image_paths,
+    is_dataset,
     labelled_images,
 )
 from learnkit.data.read_images import file_of
@@ -204,6 +205,29 @@ def data_of_training(learn: Any) -> Any:
 
 def _is_loader(data: Any) -> bool:
     return hasattr(data, "dataset") and hasattr(data, "__iter__")
+
+
+def groups_seen(learn: Any, data: Any, items: Any, n: int, group: Any) -> list[Any] | None:
+    """The groups of `n` images that were looked at, as `extend` means `group`; None without it.
+
+    Args:
+        learn: whose loaders know a dataset, of which `group` may be a column.
+        data: what was asked for, which may be a dataset itself.
+        items: the files, if they are known.
+        n: how many there are.
+        group: see `labelled_images`.
+
+    Raises:
+        DataError: no group for an image.
+    """
+    if group is None:
+        return None
+    data = data if is_dataset(data) else getattr(learn.dls, "image_dataset", None)
+    if data is not None and isinstance(group, Mapping):
+        group = {data.root / file: one for file, one in group.items()}
+    elif data is not None and isinstance(group, str) and group in data.frame:
+        group = dict(zip(data.paths, data.groups(group), strict=True))
+    return groups_of(group, items or [None] * n)
 
 
 def _of_loaders(dls: DataLoaders, classes: Sequence[str], group: Any) -> Labelled:

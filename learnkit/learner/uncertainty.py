@@ -19,14 +19,8 @@ from fastai.data.core import DataLoaders
 from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
-from learnkit.continual.fingerprints import Learned, Notes, learned_notes, near_copies_notes
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
-from learnkit.continual.validation_images import (
-    note_on_copies,
-    note_on_groups,
-    note_on_learned,
-)
 from learnkit.data.labelled_images import (
     Labelled,
     all_labelled,
@@ -40,7 +34,6 @@ from learnkit.errors import (
     OodLockedError,
     OodUnsupportedError,
     UnreadableImagesError,
-    warn_user,
     warned_after,
 )
 from learnkit.evaluation.evaluate import Evaluation
@@ -67,11 +60,13 @@ from learnkit.learner.features import (
     unreadable,
     unreadable_by_recipe,
 )
+from learnkit.learner.freshness import fresh_to_head, fresh_to_trained, labels_of, optimism
 from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (
     case_matters,
     data_of_training,
     files_known,
+    groups_seen,
     images_only,
     labelled_data,
     without_files,
@@ -91,17 +86,17 @@ class _HeldOut(NamedTuple):
 
 
 @warned_after
-def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
+def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1, group: Any = None) -> TemperatureFit:
     """Make the confidences of the learner mean what they say; see `ImageLearner.calibrate`."""
     head = continual_head(learn.model)
     # features tell which images were learned, and which show the same thing
     wanted = {"with_features": isinstance(learn.model, nn.Sequential) and len(learn.model) == 2}
-    outputs = _outputs(learn, _validation_of(dl), ds_idx, **wanted)
+    outputs, groups = _seen(learn, dl, ds_idx, group, **wanted)
     if head is not None:
-        _validate(learn, head, outputs)
+        _validate(learn, head, outputs, groups)
         return head.calibration
     fitted = fit_temperature(outputs.logits, outputs.require_targets(), source="validation")
-    fresh = _fresh_to_trained(learn, outputs)
+    fresh = fresh_to_trained(learn, outputs, groups)
     if fitted.is_fitted:
         with randomness_kept():
             images = detached(learn.dls.valid.one_batch()[0])[:2]
@@ -109,36 +104,18 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1) -> TemperatureFit:
         divide_logits(learn.model, fitted.temperature, images.to(device))
     detector = learn.state.ood_detector
     if detector is not None:  # its prediction sets were calibrated by the former probabilities
-        labels = list(compress(_labels(learn, outputs), fresh))
+        labels = list(compress(labels_of(learn, outputs), fresh))
         _calibrate_sets(learn, detector, outputs.logits[fresh] / fitted.temperature, labels)
     return fitted
 
 
-def _fresh_to_trained(learn: Any, outputs: Outputs) -> Tensor:
-    """Which images tell a trained network of fresh ones, bool (N,); warns of learned ones."""
-    learned, _ = _optimism(learn, outputs)
-    learned = np.zeros(len(outputs), bool) if learned is None else learned
-    if learned.any():
-        warn_user(
-            f"{learned.sum()} of {len(learned)} images to calibrate by were learned by this model: "
-            "its confidences will be too high; give images it was not trained on"
-        )
-    near = int(_near_copies(learn, outputs, learned).sum())
-    for note in near_copies_notes(near, len(learned), "confidences will be too high"):
-        warn_user(note)
-    if outputs.features is None or outputs.require_targets().ndim > 1:
-        return torch.from_numpy(~learned)
-    detector, features = detector_of(learn), outputs.features
-    by = detector or ContinualClassifier(features.shape[1])
-    fresh = ~learned & by.are_fresh(features, _labels(learn, outputs))
-    if detector is None and (copies := int((~learned & ~fresh).sum())):
-        warn_user(
-            f"{copies} of {len(fresh)} images to calibrate by are near copies of others of them "
-            "(bursts, augmented files, files saved again): if these were split at random, the "
-            "network has learned the like, and confidences will be too high; `group=` of `split` "
-            "keeps together what belongs together"
-        )
-    return torch.from_numpy(fresh)
+def _seen(
+    learn: Any, dl: Any, ds_idx: int, group: Any, **wanted: bool
+) -> tuple[Outputs, list[Any] | None]:
+    """(outputs of the images to calibrate by, what each is said to belong to)."""
+    data = _validation_of(dl)
+    outputs = _outputs(learn, data, ds_idx, **wanted)
+    return outputs, groups_seen(learn, data, outputs.items, len(outputs), group)
 
 
 @warned_after
@@ -148,16 +125,16 @@ def fit_ood(
     """The threshold of a detector fitted; see `ImageLearner.fit_ood`."""
     head = continual_head(learn.model)
     if head is not None:
-        given = settings if group is None else {**settings, "group": group}
-        return _fit_threshold(learn, head, data, validation, given)
+        return _fit_threshold(learn, head, data, validation, {"group": group, **settings})
     check_supported(learn)
     own = data is None
     found = labelled_data(
         data_of_training(learn) if own else data, classes=names_of(learn.dls) or (), group=group
     )
     if isinstance(validation, Outputs):
-        labels = _labels(learn, validation)
-        held_out = _HeldOut(validation.features, labels, validation.logits)
+        labels = labels_of(learn, validation)
+        groups = grouped_by_path(Labelled(list(validation.items or ()), labels), group).groups
+        held_out = _HeldOut(validation.features, labels, validation.logits, groups)
     else:
         held_out = _validation(learn, found, validation, own=own, group=group)
     settings.setdefault("case_sensitive", case_matters(learn, found))
@@ -168,7 +145,7 @@ def fit_ood(
     given = {"validation": validation, "origin": origin, "groups": found.groups}
     detector.extend(features, found.labels, **given)
     if held_out is not None:
-        fresh = _fresh(detector, *validation)
+        fresh = fresh_to_head(detector, *validation)
         labels = list(compress(held_out.labels, fresh))
         _calibrate_sets(learn, detector, held_out.logits[torch.from_numpy(fresh)], labels)
     # last: what fails before leaves the learner as it was
@@ -180,6 +157,8 @@ def _fit_threshold(
     learn: Any, head: ContinualClassifier, data: Any, validation: Any, settings: dict[str, Any]
 ) -> Threshold:
     """The threshold of the continual state, fitted again."""
+    # of the images to validate by; of those learned, `extend` is told
+    group = settings.pop("group") if validation is not None or settings["group"] is None else None
     fixed = sorted(set(settings) - {"false_alarm_rate", "guarantee", "per_class"})
     if data is not None or fixed:
         raise OodLockedError(
@@ -187,9 +166,10 @@ def _fit_threshold(
             "which detects out-of-distribution images by its own statistics; give `validation`, "
             "`false_alarm_rate`, `guarantee` or `per_class`, or begin a new one with other settings"
         )
+    given = {name: value for name, value in settings.items() if value is not None}
+    replace(head.settings, **given)  # refused before any image counts
     if validation is not None:
-        outputs = _outputs(learn, _validation_of(validation), 1, with_features=True)
-        _validate(learn, head, outputs)
+        _validate(learn, head, *_seen(learn, validation, 1, group, with_features=True))
     head.set_threshold(None, **settings)
     return head.threshold
 
@@ -201,27 +181,12 @@ def _validation_of(images: Any) -> Any:
     return images.valid if split else images
 
 
-def _validate(learn: Any, head: ContinualClassifier, outputs: Outputs) -> None:
-    labels = _labels(learn, outputs)
-    head.validate(outputs.features, labels)
-    _fresh(head, outputs.features, labels)
-
-
-def _fresh(
-    head: ContinualClassifier, features: Tensor, labels: Sequence[str], groups: Any = None
-) -> np.ndarray:
-    """Which validation images tell of fresh ones, bool (N,); warns of those that do not."""
-    about, fresh = Learned.of(head.knowledge), head.are_fresh(features, labels, groups)
-    grid = about.on_grid(features.numpy())
-    learned = about.know(grid)
-    notes = note_on_learned(learned)
-    by_group = fresh & False if groups is None else head.are_fresh(features, labels) & ~fresh
-    notes += note_on_groups(int(by_group.sum()), len(fresh))
-    if (about.copies(grid, labels) & ~learned).any():  # of each other they may well be
-        notes += note_on_copies(int((~learned & ~fresh & ~by_group).sum()), len(fresh))
-    for note in notes:
-        warn_user(note)
-    return fresh
+def _validate(
+    learn: Any, head: ContinualClassifier, outputs: Outputs, groups: list[Any] | None
+) -> None:
+    validation = outputs.features, labels_of(learn, outputs), groups
+    head.validate(*validation)
+    fresh_to_head(head, *validation)
 
 
 def label_errors_of(
@@ -315,7 +280,7 @@ def _with_ood(
     Its notes say how many of the files the learner was trained on, or has learned since.
     """
     outputs = interp.outputs
-    learned, notes = _optimism(learn, outputs)
+    learned, notes = optimism(learn, outputs)
     evaluation, images = replace(evaluation, notes=notes), _images_of(learn, interp, learned)
     if ood is not None or outputs.ood_scores is not None:
         threshold = _required(learn).threshold
@@ -395,30 +360,6 @@ def _trained_on(learn: Any) -> Any:
     return data if set(class_names(learn) or ()) <= set(data.train.classes) else None
 
 
-def _optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, Notes]:
-    """Which images the learner has learned, and notes: by file, or by features if it was loaded."""
-    files, known, detector = list(outputs.items or ()), files_known(learn), detector_of(learn)
-    if known or detector is None or not files:
-        learned = np.array([file_of(one) in known for one in files or [""] * len(outputs)], bool)
-        notes = learned_notes(int(learned.sum()), len(outputs))
-        notes += near_copies_notes(int(_near_copies(learn, outputs, learned).sum()), len(outputs))
-        return learned if known else None, notes
-    about = Learned.of(detector.knowledge)
-    features = features_of(learn, files) if outputs.features is None else outputs.features
-    grid = about.on_grid(features.numpy())
-    return about.know(grid), about.notes(grid, _labels(learn, outputs))
-
-
-def _near_copies(learn: Any, outputs: Outputs, learned: np.ndarray) -> np.ndarray:
-    """Which of the images that are not `learned` are near copies of such, bool (N,)."""
-    detector = detector_of(learn)
-    if detector is None or outputs.features is None:
-        return np.zeros(len(outputs), bool)
-    about = Learned.of(detector.knowledge)
-    grid = about.on_grid(outputs.features.numpy())
-    return about.copies(grid, _labels(learn, outputs)) & ~learned
-
-
 def _required(learn: Any) -> ContinualClassifier:
     detector = detector_of(learn)
     if detector is None:
@@ -459,8 +400,3 @@ def _validation(
         return None
     features, logits = features_and_logits(learn, images.items, len(class_names(learn)))
     return _HeldOut(features, images.labels, logits, images.groups)
-
-
-def _labels(learn: Any, outputs: Outputs) -> list[str]:
-    names = outputs.classes or class_names(learn)
-    return [names[i] for i in outputs.require_targets().tolist()]

@@ -212,6 +212,27 @@ def test_groups_are_learned_and_travel(tmp_path, predictor):
     assert answers(again) == answers(predictor)
 
 
+def test_images_of_learned_groups_calibrate_nothing():
+    images, names = labelled(OLD, seed=1)
+    parts = [f"part {i % 4}" for i in range(len(names))]
+    predictor, expected = (make_continual(OLD, memory=64, near_copies=False) for _ in range(2))
+    for one in predictor, expected:
+        one.extend(images, names, group=parts, **QUIET)
+    fresh, labels = labelled({"ok": 6, "scratch": 6}, seed=2)
+    parts = [f"part {2 * (i % 3)}" for i in range(12)]  # 0 and 2 were learned, 4 was not
+    kept = [i for i, one in enumerate(parts) if one == "part 4"]
+    expected.calibrate([fresh[i] for i in kept], [labels[i] for i in kept], **QUIET)
+    before = predictor.continual.knowledge
+    with pytest.raises(DataError, match="`group` has 1 values for 12 images"):
+        predictor.calibrate(fresh, labels, group=["part 4"], **QUIET)
+    assert predictor.continual.knowledge is before
+    report = predictor.calibrate(fresh, labels, group=parts, **QUIET)
+    assert any(one.startswith("8 of 12 validation images do not count") for one in report.notes)
+    assert predictor.continual.knowledge.derived.n_fresh == 4
+    assert predictor.continual.threshold == expected.continual.threshold
+    assert predictor.continual.calibration == expected.continual.calibration
+
+
 def test_an_image_sent_twice_counts_once_and_is_said(predictor, tmp_path):
     before = predictor.continual.statistics
     images, names = labelled(OLD)
