@@ -18,7 +18,7 @@ from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.checks import check_features, what_is_not_finite
 from learnkit.continual.embedding import embed
 from learnkit.continual.knowledge import UNDO_LEVELS, History, Knowledge
-from learnkit.continual.settings import Settings
+from learnkit.continual.settings import RULES, Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.continual.validation_images import Validation, fresh_images
 from learnkit.errors import (
@@ -73,6 +73,8 @@ class ContinualClassifier(nn.Module):
             state from before there was this has it off, and answers as ever.
         near_copies: Whether validation images that are near copies of remembered ones of their
             class count for none, and near copies among themselves for one; likewise.
+        rules: By which rules all else is derived from the statistics, the latest by default; a
+            state goes on with those it began with, and answers as ever.
 
     Raises:
         StatisticsError: A setting is none of those allowed.
@@ -94,10 +96,11 @@ class ContinualClassifier(nn.Module):
         case_sensitive: bool = False,
         blend: bool = True,
         near_copies: bool = True,
+        rules: int = RULES,
     ) -> None:
         super().__init__()
         known = (n_features, root, memory, classifier, score, false_alarm_rate, guarantee, prior)
-        settings = Settings(*known, per_class, case_sensitive, blend, near_copies)
+        settings = Settings(*known, per_class, case_sensitive, blend, near_copies, rules)
         self.pool = nn.AdaptiveAvgPool2d(1)
         # changes wait for each other, predictions for none
         self._lock = threading.RLock()
@@ -238,8 +241,7 @@ class ContinualClassifier(nn.Module):
     def is_ood(self, features: Tensor) -> Tensor:
         """Which images are out of distribution: score above the threshold, bool (N,)."""
         scoring = self.scoring
-        scores = scoring.ood_scores(self._rows(features))
-        return torch.from_numpy(scoring.threshold.is_ood(scores))
+        return torch.from_numpy(scoring.threshold.is_ood(scoring.ood_scores(self._rows(features))))
 
     def prediction_sets(self, features: Tensor, alpha: float = 0.1) -> Tensor:
         """Classes that hold the truth with probability `1 - alpha`, bool (N, C).

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -145,9 +145,10 @@ def derive(
 
 def _fitted(stats: ClassStatistics, settings: Settings) -> LinearClassifier:
     """The classifier of the settings."""
+    moments = replace(stats.moments(), rules=settings.rules)
     if settings.classifier == "lda":
-        return fit_lda(stats.moments(), blend=settings.blend)
-    return {"ridge": fit_ridge, "prototype": fit_prototype}[settings.classifier](stats.moments())
+        return fit_lda(moments, blend=settings.blend)
+    return {"ridge": fit_ridge, "prototype": fit_prototype}[settings.classifier](moments)
 
 
 def _threshold(

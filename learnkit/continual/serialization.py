@@ -47,12 +47,13 @@ _VALIDATION = "validation"
 
 _ORIGINS, _ORIGIN = 1000, 300  # at most: in number, and in letters
 # Of the state of a whole classifier; 1 had none of what is optional below, 2 no `blend`, 3 no
-# `near_copies`.
-FORMAT = 4
+# `near_copies`, 4 no `rules`.
+FORMAT = 5
 # All that a state may lack, because it was written before there was such a thing, and what it then
 # means. Nothing else is missing or unknown in a sound state.
 OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}, "origins": []}
 OPTIONAL_SETTINGS = dict.fromkeys(["per_class", "case_sensitive", "blend", "near_copies"], False)
+OPTIONAL_SETTINGS |= {"rules": 1}
 # Without fingerprints those of the remembered features are all that are known.
 OPTIONAL_TENSORS = dict.fromkeys(
     ["fingerprints", "fingerprint_sizes", "memory_groups", "validation_groups"], torch.int64

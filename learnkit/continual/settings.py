@@ -9,6 +9,9 @@ CLASSIFIERS = ("lda", "ridge", "prototype")
 SCORES = ("combined", "mahalanobis", "relative", "knn", "msp", "energy")
 GUARANTEES = ("loo", "split", "pac")
 PRIORS = ("training", "uniform")
+# What leads from the statistics to the answers. A state keeps the rules it began with, so that it
+# answers as ever; 1 are those of before it had a number.
+RULES = 2
 # A Gram matrix of more features takes 34 GB, and no memory holds more images.
 MOST_FEATURES, MOST_REMEMBERED = 2**16, 2**31 - 1
 _CHOICES = {
@@ -49,6 +52,7 @@ class Settings:
     case_sensitive: bool = False
     blend: bool = True
     near_copies: bool = True
+    rules: int = RULES
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -58,6 +62,7 @@ class Settings:
                 )
         check_whole("n_features", self.n_features, least=1, most=MOST_FEATURES)
         check_whole("memory", self.memory, least=0)
+        check_whole("rules", self.rules, least=1, most=RULES)
         for name in "root", "per_class", "case_sensitive", "blend", "near_copies":
             if not isinstance(getattr(self, name), bool):
                 raise StatisticsError(f"`{name}` is {getattr(self, name)!r}; give True or False")
@@ -73,9 +78,9 @@ class Settings:
             )
 
     @property
-    def rule(self) -> tuple[str, bool]:
+    def rule(self) -> tuple[str, bool, int]:
         """What decides, beside the statistics, on weights and held-out logits."""
-        return self.classifier, self.blend
+        return self.classifier, self.blend, self.rules
 
     @property
     def of_statistics(self) -> dict[str, Any]:

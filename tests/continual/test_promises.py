@@ -272,3 +272,32 @@ def test_a_change_warns_of_validation_images_of_another_kind():
     with pytest.warns(UserWarning, match="learned images are of another day") as caught:
         report = head.validate(*images([20, 20], 5, [4.0, 4.0]))
     assert str(caught[0].message) in report.notes
+
+
+def spread_around(base, spread, n, generator):
+    """Features (3 n, 256) of three classes that differ by less than their images do, and labels."""
+    means = base + spread * torch.randn(3, 256, generator=torch.Generator().manual_seed(1)) / 4
+    noise = spread * torch.randn(3, n, 256, generator=generator)
+    return (means[:, None] + noise).flatten(0, 1), [name for name in "abc" for _ in range(n)]
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_confidences_do_not_hang_on_how_much_all_images_are_alike(n):
+    base = 2 * torch.randn(256, generator=torch.Generator().manual_seed(0)).abs()
+
+    def judged(spread, **settings):
+        generator, head = torch.Generator().manual_seed(2), ContinualClassifier(256, **settings)
+        head.extend(*spread_around(base, spread, n, generator))
+        images, labels = spread_around(base, spread, 100, generator)
+        found = head(images).softmax(1)
+        right = [head.classes[i] == a for i, a in zip(found.argmax(1), labels, strict=True)]
+        return head.temperature, float(found.amax(1).mean()), np.mean(right)
+
+    # as photographs are, and images of one part under one lamp
+    apart, alike = judged(1.0), judged(0.02)
+    assert alike[0] == pytest.approx(apart[0], rel=0.2)
+    for _, confidence, right in (apart, alike):
+        assert confidence == pytest.approx(right, abs=0.2)
+    # by the first rules these told nothing apart
+    _, confidence, right = judged(0.02, rules=1)
+    assert confidence < right - 0.3

@@ -50,6 +50,7 @@ class Moments:
         samples: some features of each class on the integer grid, int16 (m, D) each.
         copies: how many images of the class each of these is.
         groups: the first sample of the class that leaves together with each; itself, mostly.
+        rules: what is derived by, see `Settings`.
     """
 
     places: Tensor
@@ -61,6 +62,7 @@ class Moments:
     samples: tuple[Tensor, ...]
     copies: tuple[Sequence[int], ...]
     groups: tuple[Sequence[int], ...]
+    rules: int = 2
 
     @property
     def n_features(self) -> int:
@@ -99,6 +101,7 @@ class Spectrum:
     means: Tensor
     dof: float
     tridiagonal: tuple[Tensor, Tensor] | None = None
+    rules: int = 2
 
     @property
     def n_features(self) -> int:
@@ -131,8 +134,16 @@ class Spectrum:
     @property
     def variance_per_axis(self) -> float:
         """Mean over the axes of the variance within classes; a default if there is none."""
-        total = DEFAULT_VARIANCE if self.is_flat else self.total / self.dof
-        return total / self.n_features
+        return self._variance / self.n_features
+
+    @property
+    def _variance(self) -> float:
+        return DEFAULT_VARIANCE if self.is_flat else self.total / self.dof
+
+    @property
+    def unit_of_distance(self) -> float:
+        """What squared distances are counted in: the variance within classes."""
+        return self._variance if self.rules > 1 else DEFAULT_VARIANCE
 
     def turn(self, features: Tensor) -> Tensor:
         """Features (N,D), embedded, in these axes and counted from the center: float64 (N,K)."""
@@ -337,6 +348,7 @@ def fit_spectrum(moments: Moments) -> Spectrum:
         means=means @ axes,
         dof=moments.dof,
         tridiagonal=tridiagonal,
+        rules=moments.rules,
     )
 
 
