@@ -57,7 +57,8 @@ def max_softmax_score(logits: Any) -> Array:
     >>> max_softmax_score([[0.0, 0.0], [9.0, -9.0]]).round(6).tolist()
     [0.5, 0.0]
     """
-    return 1 - softmax(check_logits(logits)).max(1, initial=0.0)
+    # in order: sums then have the same bits in whatever order the classes came
+    return 1 - softmax(np.sort(check_logits(logits), 1)).max(1, initial=0.0)
 
 
 def energy_score(logits: Any, temperature: float = 1.0) -> Array:
@@ -67,7 +68,8 @@ def energy_score(logits: Any, temperature: float = 1.0) -> Array:
     """
     if not 0 < temperature < math.inf:
         raise UncertaintyError(f"`temperature` is {temperature}; it divides logits: above 0")
-    logits = check_logits(logits) / temperature
+    # in order, as above
+    logits = np.sort(check_logits(logits), 1) / temperature
     top = logits.max(1)
     return -temperature * (top + np.log(np.exp(logits - top[:, None]).sum(1)))
 

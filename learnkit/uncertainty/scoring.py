@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,14 @@ class Scoring:
         """
         return replace(self, threshold=manual_threshold(value, self.threshold))
 
+    @cached_property
+    def _in_order(self) -> tuple[Array, Array]:
+        """Weight and bias of the classes with images, in an order that is not that of arrival."""
+        # the last bits of a product depend on the columns beside it
+        order = np.lexsort((self.weight[:, 0], self.bias))
+        order = order[np.isfinite(self.bias[order])]
+        return self.weight[order], self.bias[order]
+
     def _affine(self, embedded: Array) -> Array:
         return embedded @ self.weight.T + self.bias
 
@@ -197,7 +206,8 @@ class Scoring:
         if "knn" in parts:
             found["knn"] = self.neighbors.nearest(embedded)
         if not OF_LOGITS.isdisjoint(parts):
-            logits = self._affine(embedded)
+            weight, bias = self._in_order
+            logits = embedded @ weight.T + bias
             found["msp"] = max_softmax_score(logits)
             # the logits are divided by the temperature already
             found["energy"] = self.temperature * energy_score(logits)

@@ -957,3 +957,22 @@ def test_labels_without_an_order_of_their_own_are_refused(verb, labels):
     with pytest.raises(DataError, match="whose order says nothing about the rows"):
         getattr(head, verb)(features, labels)
     assert head.knowledge is before
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_have_the_same_bits_in_whatever_order_classes_came(score):
+    generator = np.random.default_rng(0)
+    means = generator.normal(size=(9, 40))
+    rows = torch.from_numpy(np.repeat(means, 12, 0) + generator.normal(size=(108, 40)))
+    labels = [f"class {i}" for i in range(9) for _ in range(12)]
+    fresh = torch.from_numpy(generator.normal(size=(50, 40)) * 2)
+    expected = ContinualClassifier(40, score=score)
+    expected.extend(rows, labels)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(108)
+        other = ContinualClassifier(40, score=score)
+        other.extend(rows[order], [labels[i] for i in order])
+        other.extend(fresh[:5], ["gone"] * 5)
+        other.forget("gone")
+        for n in (1, 5, 50):
+            assert torch.equal(other.ood_scores(fresh[:n]), expected.ood_scores(fresh[:n]))
