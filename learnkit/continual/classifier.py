@@ -330,7 +330,7 @@ class ContinualClassifier(nn.Module):
         self, features: Tensor, labels: Sequence[str], groups: Sequence[Any] | None = None
     ) -> Array:
         """Which validation images tell of fresh ones, bool (N,); see `fresh_images`."""
-        return fresh_images((features, labels, groups), self.statistics, self.settings.near_copies)
+        return fresh_images((features, labels, groups), self.statistics, self.settings.strays)
 
     def subtract(
         self,

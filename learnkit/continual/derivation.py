@@ -100,8 +100,8 @@ def derive(
     kept = validation.named(stats.class_names).picked(places)
     counts = sorted_stats.counts.tolist()
     # what somebody said of groups holds, whether near copies are looked for or not
-    apart = kept.fresh_beside(sorted_stats.memory, counts, near_copies=False)
-    fresh = kept.fresh_beside(sorted_stats.memory, counts, settings.near_copies)
+    apart = kept.fresh_beside(sorted_stats.memory, counts, strays=None)
+    fresh = kept.fresh_beside(sorted_stats.memory, counts, settings.strays)
     held_out = collect_held_out(sorted_stats, fresh, linear, reference, settings.prior)
     calibration = _calibrated(linear, held_out)
     temperature = calibration.temperature

@@ -70,17 +70,17 @@ class Cell:
         """Of each feature the first one that it is a near copy of, or is said to go with; (m,)."""
         return with_given_groups(near_copy_groups(self.features.numpy()), self.given)
 
-    def fresh_beside(self, learned: "Cell", count: int, near_copies: bool) -> Array:
+    def fresh_beside(self, learned: "Cell", count: int, strays: int | None) -> Array:
         """Which of these validation features count beside a class of `count` images, bool (m,).
 
         Those `learned` are what is remembered of it. What is said to be of a group that is learned
-        does not count, nor do `near_copies`, where they are looked for.
+        does not count, nor do near copies but for `strays`; with None they are not looked for.
         """
         all_remembered, fresh = learned.n_copies >= count, np.ones(len(self.hashes), bool)
         if self.given and learned.given:
             told = self.given, learned.given
             fresh = of_no_learned_group(*told, all_remembered=all_remembered)
-        if not near_copies or not self.hashes:
+        if strays is None or not self.hashes:
             return fresh
         known = next(iter(self._beside), None)
         if known is None or known[0] is not learned:
@@ -88,7 +88,8 @@ class Cell:
             both = torch.cat([self.features, learned.features])
             known = learned, near_copy_groups(both.numpy())
             self._beside[:] = [known]
-        return fresh & fresh_rows(known[1], len(self.hashes), all_remembered=all_remembered)
+        about = {"all_remembered": all_remembered, "strays": strays}
+        return fresh & fresh_rows(known[1], len(self.hashes), **about)
 
     def with_groups(self, codes: Mapping[bytes, int]) -> "Cell":
         """With groups of some features, by hash; the lower of two codes, so that order is none."""
@@ -282,17 +283,18 @@ class FeatureMemory:
         return self._with([self.cells[place] for place in places], names)
 
     def fresh_beside(
-        self, learned: "FeatureMemory", counts: Sequence[int], near_copies: bool
+        self, learned: "FeatureMemory", counts: Sequence[int], strays: int | None
     ) -> "FeatureMemory":
         """Validation features that count beside learned ones of the same classes.
 
         Args:
             learned: What is remembered of these classes.
             counts: Images that each of them has.
-            near_copies: Whether near copies are looked for, which do not count.
+            strays: How many near copies of learned ones are taken for chance in a class; with None
+                near copies are not looked for, and count.
         """
         each = zip(self.cells, learned.cells, counts, strict=True)
-        rows = [own.fresh_beside(its, n, near_copies) for own, its, n in each]
+        rows = [own.fresh_beside(its, n, strays) for own, its, n in each]
         if all(one.all() for one in rows):
             return self
         return self._with([own.picked(some) for own, some in zip(self.cells, rows, strict=True)])

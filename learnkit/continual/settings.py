@@ -83,6 +83,11 @@ class Settings:
         return self.classifier, self.blend, self.rules
 
     @property
+    def strays(self) -> int | None:
+        """Near copies of learned images taken for chance in a class; None: none are looked for."""
+        return (0 if self.rules == 1 else 1) if self.near_copies else None
+
+    @property
     def of_statistics(self) -> dict[str, Any]:
         """What class statistics are made with, apart from their width."""
         return {

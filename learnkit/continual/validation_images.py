@@ -78,7 +78,7 @@ def note_on_learned(learned: Array) -> tuple[str, ...]:
 
 
 def fresh_images(
-    validation: Validation, statistics: ClassStatistics, near_copies: bool = True
+    validation: Validation, statistics: ClassStatistics, strays: int | None = 1
 ) -> Array:
     """Which validation images tell of fresh ones, bool (N,): no learned ones, nor their copies.
 
@@ -89,7 +89,7 @@ def fresh_images(
         validation: (features (N, D), clean labels, and groups if there are any); of a class
             that is not among those of `statistics`, nothing is learned.
         statistics: Of the learned images.
-        near_copies: Whether near copies are looked for.
+        strays: See `FeatureMemory.fresh_beside`.
     """
     features, labels = validation[:2]
     grid = features_on_grid(features, root=statistics.root)
@@ -104,9 +104,9 @@ def fresh_images(
         cell, n = learned.get(name, (memory.empty_cell(), 0))
         about = {"all_remembered": cell.n_copies >= n}
         fresh[rows] = of_no_learned_group(given[rows], cell.given, **about)
-        if near_copies:
+        if strays is not None:
             own, known = grid[rows].to(torch.int16).numpy(), cell.features.numpy()
-            fresh[rows] &= fresh_beside(own, known, **about)
+            fresh[rows] &= fresh_beside(own, known, strays=strays, **about)
     return fresh
 
 

@@ -333,3 +333,14 @@ def test_the_nearest_other_feature_is_of_another_group():
         keep = torch.cdist(z, own).amin(1) > 1e-6
         wanted.append(float((z[keep] - own[0]).norm(dim=1).min()))
     assert sorted(head.threshold.calibration_scores) == pytest.approx(sorted(wanted))
+
+
+@pytest.mark.parametrize("n", [2, 5, 10, 19])
+def test_one_look_alike_takes_no_evidence_away_from_the_others(n):
+    def counted(near, **how):
+        # so many of them are near the first of three learned ones
+        groups = [0] * near + [*range(near, n), 0, n + 1, n + 2]
+        return fresh_rows(groups, n, all_remembered=False, **how).tolist()
+
+    assert counted(1) == [False] + [True] * (n - 1)
+    assert counted(2) == counted(1, strays=0) == [False] * n

@@ -51,7 +51,7 @@ def near_copy_groups(grid: Array) -> tuple[int, ...]:
     return tuple(first)
 
 
-def fresh_rows(groups: Sequence[int], n: int, *, all_remembered: bool) -> Array:
+def fresh_rows(groups: Sequence[int], n: int, *, all_remembered: bool, strays: int = 1) -> Array:
     """Which validation images of a class count, bool (n,): near copies of learned ones do not.
 
     Of those that are near copies of each other the first does. Where hardly any are, all count:
@@ -62,13 +62,14 @@ def fresh_rows(groups: Sequence[int], n: int, *, all_remembered: bool) -> Array:
         groups: Of `n` validation images and then the learned ones, as `near_copy_groups` gives.
         n: How many of them are validation images.
         all_remembered: Whether the learned ones are all that the class has.
+        strays: How many near copies are taken for chance among however few validation images.
     """
     own, learned = np.split(np.array(groups, dtype=np.int64), [n])
     first = own == np.arange(n)
     copies = np.isin(own, learned)
     if (~first | copies).sum() <= MANY_NEAR * n:
         return np.ones(n, bool)
-    if copies.sum() > MANY_NEAR * n and not all_remembered:
+    if copies.sum() > strays + MANY_NEAR * n and not all_remembered:
         return np.zeros(n, bool)
     return first & ~copies
 
@@ -96,16 +97,19 @@ def of_no_learned_group(
 _AT_ONCE = _COMPARED // 2  # validation images compared together, so that learned ones are, too
 
 
-def fresh_beside(features: Array, learned: Array, *, all_remembered: bool) -> Array:
+def fresh_beside(
+    features: Array, learned: Array, *, all_remembered: bool, strays: int = 1
+) -> Array:
     """Which of these validation images of a class count beside its learned ones: `fresh_rows`.
 
     Args:
         features: Of any number of them, on the integer grid, int16 (n, D), all different.
         learned: Remembered ones of the class, likewise (m, D).
         all_remembered: Whether these are all that the class has.
+        strays: See `fresh_rows`.
     """
     parts = [
-        fresh_rows(groups, n, all_remembered=all_remembered)
+        fresh_rows(groups, n, all_remembered=all_remembered, strays=strays)
         for n, groups in _beside(features, learned)
     ]
     return np.concatenate(parts)
