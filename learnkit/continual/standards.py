@@ -20,7 +20,7 @@ from learnkit.uncertainty.ood import (
     max_softmax_score,
     standardize,
 )
-from learnkit.uncertainty.threshold import Threshold, fit_threshold
+from learnkit.uncertainty.threshold import Threshold, fit_threshold, joined_by_class
 
 Standards = tuple[tuple[str, float, float], ...]
 _COMBINED = ("mahalanobis", "relative", "knn")  # the parts of the default score
@@ -67,21 +67,17 @@ def fit_per_class(
     with the predicted class as the category.
     """
     predicted = held_out.logits.argmax(1)
-    shifts, n_guessed = np.zeros(held_out.logits.shape[1]), 0
+    shifts, fitted = np.zeros(held_out.logits.shape[1]), []
     for place in range(len(shifts)):
         rows = np.flatnonzero(predicted == place)
-        if len(rows) < 2 or not _differ(scores[rows]):
-            n_guessed += 1
-            continue
-        own = fit_score_threshold(scores[rows], held_out.picked(rows), settings)
-        shifts[place] = _shift(own.value, threshold.value)
-        n_guessed += own.source == "parametric"
+        if len(rows) >= 2 and _differ(scores[rows]):
+            own = fit_score_threshold(scores[rows], held_out.picked(rows), settings)
+            shifts[place] = _shift(own.value, threshold.value)
+            fitted.append(own)
     ordered = sorted_together(scores + shifts[predicted], held_out.weights)
-    names = "n", "calibration_scores", "calibration_weights", "statement"
-    guessed = f" ({n_guessed} of {len(shifts)} classes: as far as scores are normally distributed)"
-    statement = f"class by class, {threshold.statement}{guessed if n_guessed else ''}"
-    new = dict(zip(names, (len(scores), *ordered, statement), strict=True))
-    return replace(threshold, **new), shifts
+    names = "n", "calibration_scores", "calibration_weights"
+    new = dict(zip(names, (len(scores), *ordered), strict=True))
+    return joined_by_class(replace(threshold, **new), fitted, len(shifts)), shifts
 
 
 def _shift(value: float, to: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -192,6 +193,32 @@ def _statement(guarantee: str, source: str, rate: float, delta: float, n: int) -
     how = "on average over such calibration sets" if split else f"with probability {1 - delta:.3g}"
     doubt = "" if source == "validation" else ", as far as leaving one out is like a fresh image"
     return f"at most {rate:.3g} of the images like these {n} are flagged, {how}{doubt}"
+
+
+def joined_by_class(threshold: Threshold, fitted: Sequence[Threshold], n_classes: int) -> Threshold:
+    """A threshold for all classes that promises no more than those `fitted` for each of some.
+
+    Args:
+        threshold: for all, its calibration scores shifted class by class.
+        fitted: those of the classes with held-out images enough.
+        n_classes: all of them; what the others have is guessed.
+    """
+    proven = [one for one in fitted if one.source != "parametric"]
+    n, rate = sum(one.n for one in proven), threshold.false_alarm_rate
+    if not proven:
+        said = (
+            f"assumes normally distributed scores: {threshold.n} are too few to promise a "
+            f"false-alarm rate of {rate:g} in every class without assuming a distribution"
+        )
+        said = f"class by class, {said}"
+        return replace(threshold, guarantee="none", delta=None, statement=said)
+    # of two kinds of images together nothing is proven, nor of a class left out one by one
+    sources = {one.source for one in proven}
+    source = sources.pop() if len(sources) == 1 else SOURCES[2]
+    said = _statement(threshold.guarantee, source, rate, threshold.delta or 0.0, n)
+    if n_guessed := n_classes - len(proven):
+        said += f" ({n_guessed} of {n_classes} classes: as far as scores are normally distributed)"
+    return replace(threshold, source=source, statement=f"class by class, {said}")
 
 
 SOURCES = ("validation", "leave-one-out", "validation and leave-one-out", "parametric", "manual")

@@ -213,6 +213,22 @@ def test_too_few_images_for_each_class_are_said():
     assert "class by class" not in head.threshold.statement
 
 
+def test_class_by_class_no_more_is_promised_than_in_every_class():
+    # the marginal threshold is proven by validation images; those of classes need others beside
+    few = learned(images([40, 40], 0), images([25, 12], 5), guarantee="split", per_class=True)
+    assert few.threshold.source == "validation and leave-one-out"
+    assert few.threshold.statement.endswith("as far as leaving one out is like a fresh image")
+    own = images([64, 64], 5)
+    enough = learned(images([40, 40], 0), own, guarantee="split", per_class=True)
+    assert enough.threshold.source == "validation"
+    assert "images like these 128 are flagged, on average" in enough.threshold.statement
+    assert "leaving one out" not in enough.threshold.statement
+    # 150 for all are enough to be sure, and 50 of a class for none
+    sure = learned(images([20] * 3, 0), images([50] * 3, 5), guarantee="pac", per_class=True)
+    assert sure.threshold.guarantee == "none"
+    assert "class by class, assumes normally distributed scores" in sure.threshold.statement
+
+
 def test_a_setting_of_another_type_is_refused():
     with pytest.raises(StatisticsError, match="`per_class` is 1; give True or False"):
         ContinualClassifier(D, per_class=1)
