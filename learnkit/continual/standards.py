@@ -108,9 +108,18 @@ def fit_score_threshold(scores: Array, held_out: HeldOut, settings: Settings) ->
     if not _differ(scores):  # one, or two of a pair: a spread is assumed
         loc = float(scores.mean())
         model = loc, max(1.0, _guessed_spread(loc))
-    return fit_threshold(
-        scores, weights=held_out.weights, source=held_out.source, model=model, **known
-    )
+    known |= {"source": held_out.source, "model": model}
+    n = _n_independent(held_out) if settings.rules > 1 else None
+    return fit_threshold(scores, weights=held_out.weights, n_independent=n, **known)
+
+
+def _n_independent(held_out: HeldOut) -> int:
+    """How many independent images say as much about the spread of scores.
+
+    Images left out one by one are judged by each other: of two of a class both scores are one
+    distance, and of more they go together, too.
+    """
+    return held_out.n_fresh + -(-(len(held_out) - held_out.n_fresh) // 2)
 
 
 def _of_validation(scores: Array, held_out: HeldOut, known: dict) -> Threshold | None:

@@ -41,6 +41,7 @@ def fit_threshold(
     delta: float = 0.05,
     source: str = "leave-one-out",
     model: tuple[float, float] | None = None,
+    n_independent: int | None = None,
 ) -> Threshold:
     """Threshold that flags at most `false_alarm_rate` of images like those the scores are of.
 
@@ -60,6 +61,7 @@ def fit_threshold(
         source: "leave-one-out", "validation" or "validation and leave-one-out", for the record.
         model: (mean, standard deviation) of the scores known beforehand, for want of two scores
             that differ.
+        n_independent: how many independent scores say as much about their spread; all if None.
 
     Returns:
         The quantile with the new image counted in. If the scores are too few for the rate (n below
@@ -86,7 +88,7 @@ def fit_threshold(
     scores, weights = sorted_together(scores, check_weights(weights, len(scores)))
     allowed = allowed_above(weights, rate, guarantee, delta)
     if allowed is None:
-        return _parametric(scores, weights, rate, model)
+        return _parametric(scores, weights, rate, model, n_independent)
     value = first_with_little_above(scores, weights, allowed)
     # blank images do no harm unless the quantile would be the mark that they bear
     if value >= BLANK_SCORE:
@@ -120,18 +122,23 @@ def manual_threshold(value: float, before: Threshold | None = None) -> Threshold
 
 
 def _parametric(
-    scores: Array, weights: Array, rate: float, model: tuple[float, float] | None
+    scores: Array,
+    weights: Array,
+    rate: float,
+    model: tuple[float, float] | None,
+    n_independent: int | None,
 ) -> Threshold:
     """Return the threshold of a normal distribution of the sorted scores that are not blank."""
     # marks of 1e30 would make up all of the mean and the spread
     shown = scores < BLANK_SCORE
     scores, weights = scores[shown], weights[shown]
     loc, scale, n_fitted = _normal(scores, weights, model)
+    n_fitted = min(n_fitted, max(n_independent or n_fitted, 2))
     value, spread = prediction_limit(loc, scale, n_fitted, rate)
     return Threshold(
         value=max([value, *scores[-1:].tolist()]),
         source="parametric",
-        n=len(scores),
+        n=n_fitted or len(scores),
         false_alarm_rate=rate,
         statement=(
             f"assumes normally distributed scores: {len(scores)} are too few to promise a"
@@ -235,7 +242,7 @@ class Threshold:
         value: an image is flagged if its score is above this.
         source: where it comes from: "validation", "leave-one-out", "validation and leave-one-out",
             "parametric" (a distribution was assumed, because the scores were too few) or "manual".
-        n: number of calibration scores.
+        n: number of calibration scores; of a parametric threshold, of independent ones.
         false_alarm_rate: wanted share of known images flagged; None if manual.
         guarantee: what holds of it, "loo", "split" or "pac"; "none" if parametric or manual.
         delta: with "pac", the probability that the promise fails.

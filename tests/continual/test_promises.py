@@ -317,3 +317,26 @@ def test_confidences_do_not_hang_on_how_much_all_images_are_alike(n):
     # by the first rules these told nothing apart
     _, confidence, right = judged(0.02, rules=1)
     assert confidence < right - 0.3
+
+
+@pytest.mark.parametrize("score", ["relative", "energy", "combined"])
+@pytest.mark.parametrize("n", [12, 30])
+def test_with_two_classes_images_left_out_are_as_unusual_as_fresh_ones(score, n):
+    # relative to the center of the classes, that moves with each of two means
+    flagged = {1: [], 2: []}
+    for seed, rules in ((seed, rules) for seed in range(8) for rules in (1, 2)):
+        head = ContinualClassifier(D, score=score, rules=rules)
+        head.extend(*images([n, n], seed))
+        flagged[rules].append(float(head.is_ood(images([500, 500], 99)[0]).double().mean()))
+    assert 0.02 < np.mean(flagged[2]) < 0.1
+    assert np.mean(flagged[1]) < np.mean(flagged[2])
+
+
+def test_few_images_left_out_say_less_of_their_spread_than_as_many_fresh_ones():
+    for n, most in (2, 0.1), (3, 0.1), (5, 0.1):
+        flagged = []
+        for seed in range(12):
+            head = ContinualClassifier(D)
+            head.extend(*images([n, n], seed))
+            flagged.append(float(head.is_ood(images([500, 500], 99)[0]).double().mean()))
+        assert np.mean(flagged) < most

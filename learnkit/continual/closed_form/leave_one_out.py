@@ -27,8 +27,8 @@ class LeftOut:
     """Distances of samples to every class as if the classifier had not seen them.
 
     `distances (R,P)` squared Mahalanobis distances to the classes of the geometry, `background
-    (R,)` to its center, `lengths (R,P)` from there to the class means, `counts (R,P)` the number of
-    images each mean then rests on.
+    (R,)` to the mean of the class means, `lengths (R,P)` from the center of all samples to the
+    class means, `counts (R,P)` the number of images each mean then rests on.
     """
 
     distances: Tensor
@@ -144,10 +144,25 @@ def leave_one_out(
     lengths[inner.rows, labels] = moved + gain * across_own.square()
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
-        background=(inner.uu + gain * along.square()) * fewer,
+        background=_lengthened(inner.uu, along, length, gain, back * follows(geometry)) * fewer,
         lengths=lengths.mul_(fewer[:, None]).clamp_min_(0),
         counts=_counts(geometry, labels, n - k),
     )
+
+
+def follows(geometry: Geometry) -> float:
+    """How far the center moves as one class mean does: it is their mean.
+
+    By the first rules it stayed: with few classes what is relative to it, and energy, then looked
+    far more unusual left out than fresh, and nothing was flagged.
+    """
+    return 1 / len(geometry.counts) if geometry.spectrum.rules > 1 else 0.0
+
+
+def _lengthened(uu: Tensor, along: Tensor, length: Tensor, gain: Tensor, by: Tensor) -> Tensor:
+    """Squared lengths (R,) of u + `by` r, as the inverse of the covariance gains along r."""
+    away = uu + 2 * by * along + by.square() * length
+    return away + gain * (along + by * length).square()
 
 
 def own_left_out(
@@ -223,6 +238,11 @@ def leave_pair_out(
     gain2 = _gain(k2 * (n - k) / (n - k - k2) * unit, second + gain1 * both.square())
     lengths = _BothLeft(gain1, gain2, both).lengths
     fewer = _fewer(geometry, k + k2)
+    # the center moves by this share of v - m, and u is that much further from it
+    share = follows(geometry)
+    second_m = v.um - u.mm + back * first_m
+    away = u.uu - 2 * share * (uv - u.um) + share**2 * v.residual
+    from_center = first_u - share * (first_v - first_m), second_u - share * (second_v - second_m)
 
     first_means = u.u_means - u.m_means
     second_means = v.u_means - u.m_means + back[:, None] * first_means
@@ -236,7 +256,7 @@ def leave_pair_out(
     mean_lengths[u.rows, labels] = lengths(first_v, second_v, v.uu)
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
-        background=lengths(first_u, second_u, u.uu) * fewer,
+        background=lengths(*from_center, away) * fewer,
         lengths=mean_lengths.mul_(fewer[:, None]).clamp_min_(0),
         counts=_counts(geometry, labels, torch.ones(len(points), dtype=torch.float64)),
     )
@@ -300,7 +320,10 @@ def leave_group_out(
     along_u = (gains @ points[:, :, None])[:, :, 0]
     along_means = gains @ geometry.spectrum.means.T
     along_own = (gains @ own[:, :, None])[:, :, 0]
-    uu, away, own_own = (geometry.squares(one) for one in (points, points - own, own))
+    from_center = points - follows(geometry) * (own - geometry.spectrum.means[labels])
+    along_center = (gains @ from_center[:, :, None])[:, :, 0]
+    each = points, points - own, own, from_center
+    uu, away, own_own, background = map(geometry.squares, each)
     inner = _Products(geometry, points, labels, uu)
     distances = inner.squared_distances() + (along_u[:, :, None] - along_means).square().sum(1)
     distances[rows, labels] = away + (along_u - along_own).square().sum(1)
@@ -308,7 +331,7 @@ def leave_group_out(
     lengths[rows, labels] = own_own + along_own.square().sum(1)
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
-        background=(inner.uu + along_u.square().sum(1)) * fewer,
+        background=(background + along_center.square().sum(1)) * fewer,
         lengths=lengths.mul_(fewer[:, None]),
         counts=_counts(geometry, labels, own_counts),
     )
