@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.linear import LinearClassifier
-from learnkit.continual.closed_form.near_copies import MANY_NEAR
+from learnkit.continual.closed_form.near_copies import MANY_NEAR, look_like_bursts
 from learnkit.continual.closed_form.ridge import fit_ridge
 from learnkit.continual.closed_form.temperature import temper
 from learnkit.continual.held_out import MIXED, HeldOut, Reference, collect_held_out
@@ -230,21 +230,16 @@ def _notes_on(
             "guessed from the other classes; more images will help"
         )
     if held_out.source == MIXED:
+        # what is proven may rest on validation images alone
+        what = " for the confidence" if threshold.source == "validation" else ""
         notes.append(
             f"{number_of(held_out.n_fresh, 'validation image')} "
             f"{'is' if held_out.n_fresh == 1 else 'are'} few for "
             f"{number_of(stats.n_classes, 'class')}: remembered images, left out one by one, count "
-            "beside them"
+            f"beside them{what}"
         )
     notes += _near_copies(stats)
-    # what it was fitted on by log loss may lose by both of the others
-    less_calibrated = calibration.ece_after > calibration.ece_before
-    if less_calibrated and calibration.brier_after > calibration.brier_before:
-        notes.append(
-            f"the temperature {calibration.temperature:.3g} makes confidences no better than 1 "
-            f"would (ECE {calibration.ece_after:.3f} against {calibration.ece_before:.3f} on held-"
-            "out images); more images a class, or validation images, will help"
-        )
+    notes += _on_temperature(calibration)
     parts = {part for part, _, _ in scoring.standards}
     if settings.score in ("combined", "knn") and "knn" not in parts:
         notes.append("too few remembered features: Mahalanobis distances alone make the score")
@@ -254,6 +249,20 @@ def _notes_on(
     return tuple(notes)
 
 
+def _on_temperature(fit: TemperatureFit) -> tuple[str, ...]:
+    """A note where the temperature makes held-out confidences no better than 1 would."""
+    # what it was fitted on by log loss may lose by both of the others
+    if fit.ece_after <= fit.ece_before or fit.brier_after <= fit.brier_before:
+        return ()
+    eces = f"ECE {fit.ece_after:.3f} against {fit.ece_before:.3f} on held-out images"
+    if fit.reason:  # none of them is wrong, or none right
+        return (f"{fit.reason}; at temperature 1 it would be bolder ({eces})",)
+    return (
+        f"the temperature {fit.temperature:.3g} makes confidences no better than 1 would ({eces}); "
+        "more images a class, or validation images, will help",
+    )
+
+
 def _near_copies(stats: ClassStatistics) -> tuple[str, ...]:
     """A note where many remembered features are near copies of others, else none."""
     n = len(stats.memory)
@@ -261,13 +270,29 @@ def _near_copies(stats: ClassStatistics) -> tuple[str, ...]:
     told = stats.memory.given().tolist()
     # those with a code were said to be of a group, which is no finding
     n_copies = sum(row != one and not code for (row, one), code in zip(first, told, strict=True))
+    notes = _look_like_bursts(stats)
     if n_copies <= MANY_NEAR * n:
-        return ()
+        return notes
     return (
         f"{n_copies} of {n} remembered images are near copies of others (bursts, augmented files, "
         "files saved again): each group counts as one image for threshold and confidence; say by "
         "`group=` what belongs together, and learn images of other things rather than more of "
         "these",
+        *notes,
+    )
+
+
+def _look_like_bursts(stats: ClassStatistics) -> tuple[str, ...]:
+    """A note on classes of few images that are bursts, as far as so few can tell; else none."""
+    each = zip(stats.class_names, stats.memory.cells, strict=True)
+    untold = ((name, cell.features.numpy()) for name, cell in each if not any(cell.given))
+    found = [name for name, features in untold if look_like_bursts(features)]
+    if not found:
+        return ()
+    return (
+        f"the few images of {first_few(map(repr, found))} look like near copies of each other "
+        "(bursts, augmented files, files saved again), and each counts for itself: images of other "
+        "things may all be flagged; say by `group=` what belongs together, and learn more things",
     )
 
 

@@ -11,6 +11,7 @@ from learnkit.continual.closed_form.linear import Basis
 from learnkit.continual.closed_form.loo_samples import memory_rows
 from learnkit.continual.closed_form.near_copies import (
     fresh_rows,
+    look_like_bursts,
     near_copy_groups,
     stand_for,
 )
@@ -344,3 +345,24 @@ def test_one_look_alike_takes_no_evidence_away_from_the_others(n):
 
     assert counted(1) == [False] + [True] * (n - 1)
     assert counted(2) == counted(1, strays=0) == [False] * n
+
+
+@pytest.mark.parametrize(("photographs", "versions"), [(2, 2), (2, 3), (3, 2)])
+def test_bursts_of_a_handful_of_images_are_told_until_somebody_says_what_belongs_together(
+    photographs, versions
+):
+    rows, labels = bursts({"a": photographs, "b": photographs}, width=128, versions=versions)
+    head, told = ContinualClassifier(128), ContinualClassifier(128)
+    note = "the few images of 'a', 'b' look like near copies of each other"
+    assert any(note in one for one in head.extend(rows, labels).notes)
+    groups = [i % (2 * photographs) for i in range(len(labels))]
+    assert not any("near copies" in one for one in told.extend(rows, labels, groups=groups).notes)
+
+
+def test_a_handful_of_different_images_is_hardly_ever_taken_for_bursts():
+    found = 0
+    for seed in range(60):
+        for n in (3, 4, 5, 6, 7):
+            rows = grid_of(draw({"a": n}, width=128, seed=seed)[0]).numpy()
+            found += look_like_bursts(rows)
+    assert found <= 3

@@ -340,3 +340,20 @@ def test_few_images_left_out_say_less_of_their_spread_than_as_many_fresh_ones():
             head.extend(*images([n, n], seed))
             flagged.append(float(head.is_ood(images([500, 500], 99)[0]).double().mean()))
         assert np.mean(flagged) < most
+
+
+def test_where_all_are_right_no_more_images_are_asked_for():
+    head = ContinualClassifier(D)
+    report = head.extend(*images([60, 60], 0, apart=3.0))
+    said = [note for note in report.notes if "temperature" in note]
+    assert len(said) == 1
+    assert said[0].startswith("all 120 predictions are right: confidence is that of one mistake")
+    assert "more images" not in said[0]
+
+
+def test_what_remembered_images_count_for_is_said():
+    few = "25 validation images are few for 2 classes: remembered images, left out one by one, "
+    for guarantee, end in ("loo", "count beside them"), ("split", "beside them for the confidence"):
+        head = ContinualClassifier(D, guarantee=guarantee)
+        report = head.extend(*images([40, 40], 0), validation=images([13, 12], 5))
+        assert [note.endswith(end) for note in report.notes if note.startswith(few)] == [True]

@@ -22,6 +22,9 @@ _HEALTHY = 0.02
 MANY_NEAR = 0.05  # share of near copies from which on they are no chance
 _COMPARED = 512  # rows of a class that are compared, those remembered first
 _TELLING = 8  # rows: the distances of fewer do not tell what is usual
+# Of fewer, from so many on, distances tell bursts where most rows are of one: 2 photographs in 3
+# versions or 3 in 2 are found in 98 of 100 classes, of healthy ones 0 to 2 in 100 are hit.
+_HANDFUL, _SHARE_OF_FEW = 4, 0.25
 
 
 def near_copy_groups(grid: Array) -> tuple[int, ...]:
@@ -42,13 +45,33 @@ def near_copy_groups(grid: Array) -> tuple[int, ...]:
         return tuple(range(n))
     squared = _squared_distances(grid[:compared])
     limit = _copy_distance(squared[np.triu_indices(compared, 1)], compared)
-    first = list(range(n))
+    return (*_first_rows(squared, limit), *range(compared, n))
+
+
+def look_like_bursts(grid: Array) -> bool:
+    """Whether most of a handful of features, too few for groups of their own, are near copies.
+
+    Args:
+        grid: Remembered features of one class, as for `near_copy_groups`.
+    """
+    n = len(grid)
+    if not _HANDFUL <= n < _TELLING:
+        return False
+    squared = _squared_distances(grid)
+    pairs = squared[np.triu_indices(n, 1)]
+    limit = _SHARE_OF_FEW * float(np.quantile(pairs, _MIDDLE, method="lower"))
+    return 2 * len(set(_first_rows(squared, limit))) <= n
+
+
+def _first_rows(squared: Array, limit: float) -> list[int]:
+    """The first row of the group of each, groups nearer than `limit` that stand apart."""
+    first = list(range(len(squared)))
     for reach, rows in _clusters(squared, limit):  # those that hold others come after them
-        others = np.setdiff1d(np.arange(compared), rows)
+        others = np.setdiff1d(np.arange(len(squared)), rows)
         if len(others) and squared[np.ix_(rows, others)].min() >= _ASIDE * reach:
             for row in rows:
                 first[row] = rows[0]
-    return tuple(first)
+    return first
 
 
 def fresh_rows(groups: Sequence[int], n: int, *, all_remembered: bool, strays: int = 1) -> Array:
