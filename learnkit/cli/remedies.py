@@ -29,6 +29,10 @@ BY_WORDS = {
     r"compile=": "--backend NAME, another one",
     r"`extend` it": "learnkit extend MODEL FOLDER --out MODEL",
     r"learnkit\.devices\(": "learnkit devices",
+    r"merge_classes\(": (
+        "learnkit forget MODEL CLASS, then learnkit extend MODEL FOLDER with its images in the "
+        "folder of the other class"
+    ),
     r"`group=` of `split`": "learnkit train FOLDER --group REGEX",
     r"split\(|overwrite=|raise the share": (
         "images in FOLDER/train and FOLDER/valid, or class folders alone"

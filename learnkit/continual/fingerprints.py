@@ -114,7 +114,8 @@ class Fingerprints:
         """
         found = np.ones(len(codes), dtype=bool)
         for name in set(labels):
-            rows = np.flatnonzero(np.array(labels, dtype=object) == name)
+            # label by label: numpy compares without the NUL characters at a text's end
+            rows = np.flatnonzero([label == name for label in labels])
             found[rows[np.unique(codes[rows], return_index=True)[1]]] = False
             if name in names:
                 found[rows] |= np.isin(codes[rows], self.classes[names.index(name)])

@@ -77,10 +77,12 @@ class Knowledge:
     _affine: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def empty(cls, settings: Settings) -> "Knowledge":
-        """Knowledge of no class."""
-        statistics = ClassStatistics.empty(settings.n_features, **settings.of_statistics)
-        return cls(settings, statistics, FeatureMemory(VALIDATION_SIZE, settings.n_features))
+    def empty(cls, settings: Settings, names: Sequence[str] = ()) -> "Knowledge":
+        """Knowledge of no image, with places for classes whose names are taken as they are."""
+        none = ClassStatistics.empty(settings.n_features, **settings.of_statistics)
+        statistics = none.with_classes(names, known=names)
+        memory = FeatureMemory(VALIDATION_SIZE, settings.n_features)
+        return cls(settings, statistics, memory.named(statistics.class_names))
 
     @property
     def n_images(self) -> dict[str, int]:

@@ -302,7 +302,8 @@ def _statistics_of_all(
     empty = ClassStatistics.empty(
         features.shape[1], root=root, memory_size=most, case_sensitive=True
     )
-    stats = empty.update(features, labels)
+    # names as they are: nothing is learned here
+    stats = empty.with_classes(labels, known=labels).update(features, labels)
     stats = stats if groups is None else stats.grouped(features, labels, groups)
     return stats.canonical()
 

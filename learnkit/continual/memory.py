@@ -430,7 +430,7 @@ def recalled(
     for one in forgotten:
         own = np.isin(codes, one.fingerprints)
         if labels is not None:
-            own &= np.array(labels, dtype=object) == one.name
+            own &= np.array([label == one.name for label in labels], dtype=bool)
         less, its = one.without(grid[own], codes[own])
         left.append(less)
         products += its

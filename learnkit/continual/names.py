@@ -2,11 +2,13 @@
 
 import difflib
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 
+from learnkit.data.labels import name_problem
 from learnkit.errors import DataError
 
 
@@ -104,6 +106,17 @@ def check_distinct(names: Sequence[str], *, case_sensitive: bool = False) -> Non
         seen[key] = name
 
 
+def check_new(names: Iterable[str]) -> None:
+    """Refuse clean names that a class may not get from outside.
+
+    Raises:
+        DataError: One is endless, cannot be printed, or is a formula in spreadsheets.
+    """
+    for name in sorted(names):
+        if reason := name_problem(name, "of"):
+            raise DataError(f"the new name {reason}")
+
+
 def check_known(name: Any, names: Sequence[str], former: Mapping[str, str] | None = None) -> str:
     """The clean form of `name`, which must be one of `names`.
 
@@ -132,23 +145,64 @@ def check_all_known(labels: Iterable[str], names: Sequence[str]) -> None:
         check_known(name, names)
 
 
-def check_current(labels: Iterable[str], former: Mapping[str, str], remedy: str) -> None:
+def check_current(
+    labels: Iterable[str], former: Mapping[str, str], remedy: str, there: Sequence[str] = ()
+) -> None:
     """Refuse names that classes no longer have: they would make new classes in silence.
 
     Args:
         labels: Clean class names.
         former: What classes were called before -> what they are called now.
-        remedy: What to do; `{old}` and `{now}` stand for the names.
+        remedy: What to do; `{old}` and `{now}` stand for the names, `{call}` for the change that
+            makes `there` of all old names the present one.
+        there: All class names where the labels come from.
 
     Raises:
         DataError: With the name the class has now.
     """
     if found := sorted(set(labels) & set(former)):
         old, now = found[0], former[found[0]]
+        alike = [one for one in found if former[one] == now] + [now] * (now in there)
+        call = f"rename({{{old!r}: {now!r}}})" if len(alike) < 2 else _joining(alike, now)
         raise DataError(
             f"class {old!r} is called {now!r} now: it was renamed, or merged with others; "
-            + remedy.format(old=repr(old), now=repr(now))
+            + remedy.format(old=repr(old), now=repr(now), call=call)
         )
+
+
+def _joining(names: Sequence[str], into: str) -> str:
+    return f"merge_classes({list(names)}, into={into!r})"
+
+
+def names_after(
+    names: Sequence[str], new: Mapping[str, str], former: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Class names when classes are called otherwise, `{old: new}`.
+
+    A place whose name is a former one is empty: it gives that up for one that becomes free.
+
+    Args:
+        names: All class names.
+        new: Of classes among them.
+        former: What classes were called before -> what they are called now.
+
+    Raises:
+        DataError: Two classes would have one name.
+    """
+    given = set(new.values())
+    free = (old for old in new if old not in given)
+    emptied = [name for name in names if name in given and name in former and name not in new]
+    changed = {name: next(free) for name in emptied} | dict(new)
+    after = tuple(changed.get(name, name) for name in names)
+    times = Counter(after)
+    for old, to in new.items():
+        if times[to] > 1:
+            both = [name for name, now in zip(names, after, strict=True) if now == to]
+            raise DataError(
+                f"class {old!r} cannot be called {to!r}: another class has this name, or is to "
+                f"have it; to make one class of them, {_joining(both, to)}"
+            )
+    return after
 
 
 def former_after(former: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:

@@ -43,11 +43,13 @@ from learnkit.continual.names import (
     check_current,
     check_distinct,
     check_known,
+    check_new,
     clean_name,
     former_after,
     index_tensor,
     merged_former,
     name_list,
+    names_after,
     new_names,
 )
 from learnkit.continual.serialization import (
@@ -57,14 +59,13 @@ from learnkit.continual.serialization import (
     statistics_tensors,
 )
 from learnkit.continual.settings import MOST_FEATURES, check_whole
-from learnkit.data.labels import name_problem
 from learnkit.errors import DataError
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.scoring import GRID
 
 _RELABEL = "label these images {now}"
 _NEW_CLASS = ", or, if {old} is another class, pass `reuse_names=True`"
-_RENAME = "rename({{{old}: {now}}}) where it has the former name, before merging"
+_RENAME = "{call} where it has the former name, before merging"
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,16 +163,22 @@ class ClassStatistics:
         held = (self.counts, self.sums, self.gram, self.memory, self.learned)
         return left + sum(one.nbytes for one in held)
 
-    def with_classes(self, names: Sequence[str]) -> ClassStatistics:
+    def with_classes(self, names: Sequence[str], *, known: Sequence[str] = ()) -> ClassStatistics:
         """With places for those of `names` that have none yet, without images.
 
+        Args:
+            names: Of classes.
+            known: Names that are taken as they are: classes have them already, as in a state of
+                an earlier version.
+
         Raises:
-            DataError: Two names look alike.
+            DataError: Two names look alike; or a new one breaks a rule, see `names.check_new`.
         """
-        known = set(self.class_names)
-        new = [name for name in dict.fromkeys(map(clean_name, names)) if name not in known]
+        here = set(self.class_names)
+        new = [name for name in dict.fromkeys(map(clean_name, names)) if name not in here]
         if not new:
             return self
+        check_new(set(new).difference(known))
         class_names = (*self.class_names, *new)
         check_distinct(class_names, case_sensitive=self.case_sensitive)
         return replace(
@@ -286,8 +293,9 @@ class ClassStatistics:
 
         Raises:
             DataError: Features that are no finite numbers, of another width or without a row; a
-                label for every image is missing; two names look alike; or a label is a name that a
-                class no longer has.
+                label for every image is missing; two names look alike; a new one is endless, cannot
+                be printed, or is a formula in spreadsheets; or a label is a name that a class no
+                longer has.
             StatisticsError: The products would add up to more than float64 holds exactly.
         """
         grid, labels = self._checked(features, labels, class_names)
@@ -327,10 +335,11 @@ class ClassStatistics:
         check_same_setting("memory_size", self.memory.size, other.memory.size)
         present = self.present() | other.present()
         if not reuse_names:
-            self.check_current(other.present(), _RENAME + _NEW_CLASS)
-            other.check_current(self.present(), _RENAME + _NEW_CLASS)
-        grown = self.told_apart(other.case_sensitive).with_classes(other.class_names)
-        index = index_tensor(grown.class_names, other.class_names)
+            for one, to in ((other, self), (self, other)):
+                check_current(one.present(), to.former_names, _RENAME + _NEW_CLASS, one.class_names)
+        its = other.class_names
+        grown = self.told_apart(other.case_sensitive).with_classes(its, known=its)
+        index = index_tensor(grown.class_names, its)
         return replace(
             grown,
             counts=grown.counts.index_add(0, index, other.counts),
@@ -491,15 +500,15 @@ class ClassStatistics:
     def rename(self, names: Mapping[str, str]) -> ClassStatistics:
         """With classes called otherwise, `{old: new}`; names may be swapped.
 
+        The name of a place that `merge_classes` emptied is free.
+
         Raises:
             DataError: There is no such class, or a new name looks like another class's, is endless,
                 cannot be printed, or is a formula in spreadsheets.
         """
         new = {self._known(old): to for old, to in new_names(names).items()}
-        for name in sorted(set(new.values()) - set(self.class_names)):
-            if reason := name_problem(name, "of"):
-                raise DataError(f"the new name {reason}")
-        class_names = tuple(new.get(name, name) for name in self.class_names)
+        check_new(set(new.values()).difference(self.class_names))
+        class_names = names_after(self.class_names, new, self.former_names)
         check_distinct(class_names, case_sensitive=self.case_sensitive)
         return replace(
             self,

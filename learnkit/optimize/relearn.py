@@ -13,7 +13,7 @@ from learnkit.backends.session import Session
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.embedding import embed, to_grid
 from learnkit.continual.fingerprints import feature_hashes, group_codes
-from learnkit.continual.knowledge import History
+from learnkit.continual.knowledge import History, Knowledge
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import Labelled
@@ -73,10 +73,10 @@ def learned_again(
             learned.validation.labels,
             _group_codes(head.knowledge.validation, learned.validation, *seen),
         )
-    # in the order they had: classes keep their numbers
-    order, origin = list(head.classes), network.origin(BATCH)
-    given = {"validation": validation, "origin": origin}
-    new.extend(features, learned.labels, class_names=order, groups=codes, **given)
+    # in the order they had, under the names they have: classes keep their numbers
+    new.history = History((Knowledge.empty(head.settings, head.classes),))
+    given = {"validation": validation, "origin": network.origin(BATCH)}
+    new.extend(features, learned.labels, groups=codes, **given)
     if new.n_images != head.n_images:
         return kept, (
             f"{CARRIED}: images that are blank, or there twice, are others for the converted "

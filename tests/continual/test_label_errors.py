@@ -223,3 +223,12 @@ def test_a_learner_looks_at_its_own_images_as_its_export_does(tmp_path):
     grouped = learn.label_errors(data, group=[i // 2 for i in range(20)])
     assert len(grouped) == 20
     assert not grouped.frame["p_label"].equals(errors.frame["p_label"])
+
+
+def test_names_are_taken_as_they_are(found, digits):
+    features, labels = digits
+    names, _ = flipped(labels, 0.05, seed=1)
+    odd = label_errors(
+        features, [f"={name}" for name in names], [str(i) for i in range(len(names))]
+    )
+    assert odd.frame["place"].tolist() == found[0].frame["place"].tolist()

@@ -122,6 +122,50 @@ def test_copies_that_name_a_class_otherwise_do_not_merge_in_silence():
     assert here.n_images == {"z": 2 * N, "b": 2 * N}
 
 
+@pytest.mark.parametrize(
+    ("into", "names", "n_images"),
+    [("z", ["a", "b"], {"z": 4 * N, "c": 2 * N}), ("c", ["a", "b", "c"], {"c": 6 * N})],
+    ids=["two former names lead to one class", "the present name is there, too"],
+)
+def test_the_remedy_of_a_refused_merge_can_be_carried_out(into, names, n_images):
+    here, there = learned(["a", "b", "c"]), learned(["a", "b", "c"])
+    here.merge_classes(["a", "b"], into)
+    with pytest.raises(DataError) as error:
+        here.merge(there.statistics)
+    assert f"merge_classes({names}, into={into!r}) where it has the former name" in str(error.value)
+    there.merge_classes(names, into)
+    here.merge(there.statistics)
+    assert {name: n for name, n in here.n_images.items() if n} == n_images
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_merged_class_can_take_the_name_of_any_part(name):
+    head = learned(["a", "b", "c"])
+    head.merge_classes(["a", "b"], "z")
+    place = head.classes.index("z")
+    head.rename({"z": name})
+    (other,) = {"a", "b"} - {name}
+    assert head.classes.index(name) == place
+    assert {one: n for one, n in head.n_images.items() if n} == {name: 2 * N, "c": N}
+    assert head.statistics.former_names == {other: name, "z": name}
+    for former in (other, "z"):
+        assert f"called {name!r} now" in refused(head, "extend", former)
+    head.extend(*images(name))
+    assert head.n_images[name] == 2 * N + 3
+    whole = learned(["a", "b", "c"])
+    whole.merge_classes([other], name)
+    whole.extend(*images(name))
+    assert head.statistics.equals(whole.statistics)
+
+
+def test_the_name_of_an_emptied_place_may_be_part_of_a_chain():
+    head = learned(["a", "b", "c"])
+    head.merge_classes(["a", "b"], "z")
+    head.rename({"z": "b", "c": "z"})
+    assert {name: n for name, n in head.n_images.items() if n} == {"b": 2 * N, "z": N}
+    assert head.statistics.former_names == {"a": "b", "c": "z"}
+
+
 def test_former_names_of_merged_statistics_do_not_depend_on_the_order():
     parts = []
     for i, to in enumerate(["x", "y", "z"]):
@@ -196,7 +240,12 @@ def test_any_sequence_of_names_will_do_once():
         ("ab", r"give \{old: new\}"),
         ({"a": ["x"]}, "is no class name"),
         ({"\u00e9": "x", "e\u0301": "y"}, "named twice"),
-        ({"a": "x", "b": "x"}, "named twice"),
+        (
+            {"a": "x", "b": "x"},
+            r"'a' cannot be called 'x': another class has this name, or is to have it; to make one "
+            r"class of them, merge_classes\(\['a', 'b'\], into='x'\)",
+        ),
+        ({"a": "b"}, r"merge_classes\(\['a', 'b'\], into='b'\)"),
     ],
 )
 def test_renaming_takes_a_mapping_of_names(names, message):
@@ -276,7 +325,7 @@ class TestCase:
 
     def test_verbs_tell_them_apart(self, letters):
         letters.rename({"b": "B"})
-        with pytest.raises(DataError, match="named twice"):
+        with pytest.raises(DataError, match="another class has this name"):
             letters.rename({"B": "a"})
         letters.forget("A")
         assert letters.n_images == {"A": 0, "a": N, "B": N}
@@ -328,12 +377,55 @@ class TestCase:
         ("a" * 201, "the new name 'a{20}' of 201 characters"),
     ],
 )
-@pytest.mark.parametrize("verb", ["rename", "merge_classes"])
-def test_new_names_by_hand_are_those_that_set_and_extend_over_http_take(name, reason, verb):
-    head = learned(["bee", "ant", "=x"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda head, name: head.rename({"bee": name}),
+        lambda head, name: head.merge_classes(["bee", "ant"], name),
+        lambda head, name: head.extend(images("ant")[0], [name] * 3),
+        lambda head, name: head.extend(*images("ant"), class_names=["ant", name]),
+        lambda head, name: head.statistics.with_classes([name]),
+        lambda head, name: head.statistics.update(images("ant")[0], [name] * 3),
+        lambda head, name: head.extend(images("ant")[0], [name] * 3, what="init_continual"),
+    ],
+    ids=["rename", "merge", "extend", "class_names", "places", "update", "init"],
+)
+def test_new_names_are_held_to_one_rule_by_every_verb(name, reason, verb):
+    head = learned(["bee", "ant"])
     before = head.statistics
     with pytest.raises(DataError, match=reason):
-        head.rename({"bee": name}) if verb == "rename" else head.merge_classes(["bee", "ant"], name)
+        verb(head, name)
     assert head.statistics is before
-    head.rename({"bee": "=x", "=x": "bee"})  # what a folder may be called is nobody's new name
-    head.merge_classes(["bee", "ant"], "=x")
+
+
+@pytest.fixture
+def odd():
+    """A classifier of an earlier version, which took any name."""
+    config, tensors = learned(["bee", "ant", "x"]).state()
+    names = [{"x": "=x"}.get(name, name) for name in config["class_names"]]
+    return ContinualClassifier.from_state(config | {"class_names": names}, tensors)
+
+
+class TestNamesThatAreKnown:
+    def test_they_go_on(self, odd):
+        odd.extend(images("x")[0], ["=x"] * 3)
+        assert odd.n_images == {"bee": N, "ant": N, "=x": N + 3}
+        odd.subtract(images("x")[0], ["=x"] * 3)
+        odd.rename({"bee": "=x", "=x": "bee"})
+        odd.merge_classes(["bee", "ant"], "=x")
+        odd.forget("=x")
+        odd.extend(images("x")[0], ["=x"] * 3)
+        assert odd.n_images["=x"] == 3
+
+    def test_they_come_along_with_merged_statistics(self, odd):
+        plain = learned(["bee"])
+        plain.merge(odd.statistics)
+        assert plain.n_images == {"bee": 2 * N, "ant": N, "=x": N}
+
+
+def test_a_name_that_ends_in_nul_is_another_name():
+    # numpy compares texts without the NUL characters at their ends
+    stats = gather(*draw({"a": N}))
+    assert not stats.repeated(images("a")[0], ["a\0"] * 3).any()
+    head = learned(["a", "b"])
+    assert "all of which can be printed" in refused(head, "extend", "a\0")

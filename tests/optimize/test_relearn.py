@@ -3,6 +3,7 @@
 import pytest
 from deploy_helpers import labelled, make_continual
 
+from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.fingerprints import group_codes
 from learnkit.data.labelled_images import Labelled
 from learnkit.inference.features import feature_rows
@@ -59,3 +60,16 @@ def test_without_groups_there_are_none():
     assert said.startswith("learned again from 15 images")
     assert said.endswith("threshold and temperature")
     assert not new.statistics.memory.given().any()
+
+
+def test_names_of_an_earlier_version_come_along_as_they_are():
+    images, names = labelled(COUNTS)
+    was, other = make_continual(COUNTS), make_continual(seed=1)
+    config, tensors = was.continual.state()
+    odd = {name: f"={name}" for name in config["class_names"]}
+    head = ContinualClassifier.from_state(config | {"class_names": list(odd.values())}, tensors)
+    networks, learned = (was.network, other.network), Labelled(images, [odd[n] for n in names])
+    new, said = learned_again(head, *networks, was.preprocessing, learned, progress=False)
+    assert said.startswith("learned again from 15 images")
+    assert new.n_images == head.n_images
+    assert new.classes == head.classes
