@@ -21,7 +21,7 @@ from learnkit.continual.fingerprints import fingerprints_of
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.image import read_image
 from learnkit.data.read_images import image_name
-from learnkit.errors import DataError, ImageReadError
+from learnkit.errors import DataError, ImageReadError, number_of
 from learnkit.report.document import (
     ARROW,
     Document,
@@ -88,8 +88,11 @@ def not_learned_before(
 
     Of those that come twice the first is one.
     """
-    repeated = stats.repeated(features, labels)
-    elsewhere = int((stats.knows(features) & ~repeated).sum())
+    codes = stats.fingerprints(features)
+    repeated = stats.learned.repeated(codes, labels, stats.class_names)
+    elsewhere = int((stats.learned.know(codes) & ~repeated).sum())
+    # what is left of an image under one name is one row
+    n_under_several = int((np.unique(codes[~repeated], return_counts=True)[1] > 1).sum())
     notes, n, rows = [], len(labels), np.flatnonzero(~repeated)
     if len(rows) < n:
         notes.append(
@@ -100,6 +103,11 @@ def not_learned_before(
         notes.append(
             f"{elsewhere} of {n} images were learned under another name before, and speak for both "
             "classes now; `subtract` them from the wrong one"
+        )
+    if n_under_several:
+        notes.append(
+            f"given under more than one name: {number_of(n_under_several, 'image')}, each of which "
+            "speaks for all these classes now; `subtract` it from the wrong ones"
         )
     return features[rows], [labels[row] for row in rows], tuple(notes)
 

@@ -58,6 +58,22 @@ def test_the_first_images_raise_no_question():
     assert not asked(report, "merge_classes")
 
 
+def test_an_image_under_two_names_in_one_call_is_told_of(head):
+    new = images(5, 3, 3)
+    report = head.extend(torch.cat([new, new[:2], new[:1]]), ["c"] * 3 + ["d"] * 2 + ["c"])
+    (note,) = asked(report, "more than one name")
+    assert note.startswith("given under more than one name: 2 images, each of which speaks for all")
+    assert head.n_images == {"a": 40, "b": 40, "c": 3, "d": 2}
+    (note,) = asked(head.extend(torch.cat([images(6, 1, 3)] * 2), ["c", "d"]), "more than one name")
+    assert "name: 1 image, each" in note
+
+
+def test_an_image_that_comes_twice_under_one_name_is_not(head):
+    new = images(5, 3, 3)
+    assert not asked(head.extend(torch.cat([new, new]), ["c"] * 6), "more than one name")
+    assert not asked(head.extend(new, ["c"] * 3), "more than one name")
+
+
 @pytest.mark.parametrize(("k", "n", "rate"), [(0, 5, 0.1), (3, 5, 0.1), (7, 40, 0.05)])
 def test_the_binomial_tail_is_scipys(k, n, rate):
     stats = pytest.importorskip("scipy.stats")
