@@ -1,7 +1,7 @@
 """Checks of features and labels as a caller gives them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -59,7 +59,11 @@ def check_labelled_features(
     """
     features = check_features(features, n_features)
     if isinstance(labels, str):
-        raise DataError(f"`labels` is the text {labels!r}; give one class name per image")
+        raise DataError(f"`labels` is the text {labels!r:.100}; give one class name per image")
+    if isinstance(labels, bytes) or not isinstance(labels, Iterable):
+        raise DataError(
+            f"`labels` is {labels!r:.100} ({type(labels).__name__}); give one class name per image"
+        )
     if isinstance(labels, Mapping | Set):  # a set would give its names to rows by chance
         raise DataError(
             f"`labels` is a {type(labels).__name__}, whose order says nothing about the rows of "
@@ -108,13 +112,29 @@ def shown_images(
     return shown, kept, (f"blank images were left out: {counts}",)
 
 
-def check_same_setting(what: str, mine: Any, its: Any) -> None:
-    """Raise StatisticsError unless two statistics that are merged have the same setting."""
-    if mine != its:
-        raise StatisticsError(
-            f"`{what}` is {mine} here and {its} there; only statistics of one network, collected "
-            "with the same settings, can be merged"
+def check_mergeable(here: Any, other: Any) -> None:
+    """Refuse to merge anything but class statistics of the same network and settings.
+
+    Raises:
+        DataError: `other` is no class statistics.
+        StatisticsError: A setting differs.
+    """
+    if not isinstance(other, type(here)):
+        shown = " ".join(f"{other!r:.100}".split())  # a module's is of many lines
+        raise DataError(
+            f"`other` is {shown} ({type(other).__name__}); give class statistics of the "
+            "same network: `statistics` of a classifier, which is `continual` of a predictor"
         )
+    for what in ("n_features", "root", "memory_size"):
+        mine, its = (
+            one.memory.size if what == "memory_size" else getattr(one, what)
+            for one in (here, other)
+        )
+        if mine != its:
+            raise StatisticsError(
+                f"`{what}` is {mine} here and {its} there; only statistics of one network, "
+                "collected with the same settings, can be merged"
+            )
 
 
 def check_enough(names: Sequence[str], before: Tensor, after: Tensor) -> None:

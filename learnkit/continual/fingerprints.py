@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.continual.closed_form.near_copies import copies_of_learned, rows_by_class
-from learnkit.errors import DataError, StatisticsError, first_few
+from learnkit.data.groups import is_missing
+from learnkit.errors import DataError, StatisticsError, first_few, number_of
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.scoring import GRID, unit_rows
 
@@ -48,23 +49,28 @@ def fingerprints_of(grid: Tensor) -> Array:
 
 
 def group_codes(groups: Sequence[Any], n: int) -> Array:
-    """Numbers int64 (N,) that stand for groups, equal for equal texts on every machine; 0 for None.
+    """Numbers int64 (N,) that stand for groups, equal for equal texts on every machine.
+
+    A missing value (None, NaN, pandas' NA) is no group, and 0.
 
     Raises:
         DataError: There is not one for each of `n` images.
     """
-    if isinstance(groups, str | Mapping | Set) or len(groups) != n:
+    listed = isinstance(groups, Iterable) and not isinstance(groups, str | bytes | Mapping | Set)
+    values = [None if is_missing(one) else str(one) for one in groups] if listed else []
+    if not listed or len(values) != n:
         raise DataError(
-            f"`groups` is {groups!r:.100}; give one value for each of {n} images, None for none"
+            f"`groups` is {groups!r:.100}; give one value for each of {number_of(n, 'image')}, "
+            "None for none"
         )
-    texts = {str(group) for group in groups if group is not None}
+    texts = set(values) - {None}
     hashed = {text: hashlib.blake2b(text.encode(), digest_size=_BYTES, key=_KEY) for text in texts}
     codes = {
         # or 1: 0 stands for no group
         text: int.from_bytes(one.digest(), "big", signed=True) or 1
         for text, one in hashed.items()
     }
-    return np.array([0 if one is None else codes[str(one)] for one in groups], dtype=np.int64)
+    return np.array([0 if one is None else codes[one] for one in values], dtype=np.int64)
 
 
 def less_one_of_each(held: Array, codes: Array) -> tuple[Array, Array]:

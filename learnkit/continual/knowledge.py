@@ -427,7 +427,7 @@ class History:
 
     def snapshot(self, name: str) -> Knowledge:
         """The knowledge kept under a name; ContinualStateError if there is none."""
-        if name not in self.snapshots:
+        if not isinstance(name, str) or name not in self.snapshots:
             known = ", ".join(map(repr, self.snapshots)) or "none"
             raise ContinualStateError(f"there is no snapshot {name!r}; there are: {known}")
         return self.snapshots[name]

@@ -19,7 +19,7 @@ from torch import Tensor
 from learnkit.continual.checks import (
     check_enough,
     check_labelled_features,
-    check_same_setting,
+    check_mergeable,
     check_subtracted,
 )
 from learnkit.continual.closed_form.whitening import Moments
@@ -327,12 +327,10 @@ class ClassStatistics:
         Raises:
             StatisticsError: Width, square root or memory size differ, or the products would add up
                 to more than float64 holds exactly.
-            DataError: Two class names look alike; or one side has images under a name that a class
-                of the other side no longer has.
+            DataError: `other` is no class statistics; two class names look alike; or one side has
+                images under a name that a class of the other side no longer has.
         """
-        for what in "n_features", "root":
-            check_same_setting(what, getattr(self, what), getattr(other, what))
-        check_same_setting("memory_size", self.memory.size, other.memory.size)
+        check_mergeable(self, other)
         present = self.present() | other.present()
         if not reuse_names:
             for one, to in ((other, self), (self, other)):

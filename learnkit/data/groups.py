@@ -41,7 +41,7 @@ def groups_of(
         )
     else:
         values = list(group)
-    if len(values) != len(items) or any(map(_is_missing, values)):
+    if len(values) != len(items) or any(map(is_missing, values)):
         raise DataError(
             f"`group` has {len(values)} values for {len(items)} images, or some are missing; "
             "give one per image"
@@ -109,6 +109,6 @@ def _by_file(group: Mapping[Any, Any], items: Sequence[Any]) -> list[Any]:
     return [by_file[file] for file in files]
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Whether a value is None, pandas' NA, or NaN, which equals nothing, itself included."""
     return value is None or type(value).__name__ == "NAType" or bool(value != value)

@@ -239,6 +239,7 @@ def snapshot(learn: Any, name: str) -> None:
 
 def restore(learn: Any, name: str) -> ChangeReport:
     """What going back to a snapshot did; see `ImageLearner.restore`."""
+    check_continual(continual_head(learn.model)).history.snapshot(name)  # refuses what is none
     kept = _record(learn).snapshots.get(name, _record(learn))
     noted = {field: getattr(kept, field) for field in ("former_names", "learned", "validated")}
     return change(learn, lambda head: head.restore(name), **noted)

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from continual_helpers import embedded, examples
+from continual_helpers import draw, embedded, examples
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -976,3 +976,31 @@ def test_scores_have_the_same_bits_in_whatever_order_classes_came(score):
         other.forget("gone")
         for n in (1, 5, 50):
             assert torch.equal(other.ood_scores(fresh[:n]), expected.ood_scores(fresh[:n]))
+
+
+@pytest.mark.parametrize("other", [5, "x", None, "itself"])
+def test_only_class_statistics_are_merged(other):
+    head = ContinualClassifier(12)
+    head.extend(*draw({"a": 4, "b": 4}))
+    before = head.knowledge
+    other = head if other == "itself" else other
+    for verb in (head.merge, head.statistics.merge):
+        with pytest.raises(
+            DataError, match=rf"`other` is .*{type(other).__name__}\); give class st"
+        ):
+            verb(other)
+    assert head.knowledge is before
+
+
+@pytest.mark.parametrize("labels", [None, 3, b"frog"])
+def test_labels_that_are_no_list_are_named(labels):
+    head = ContinualClassifier(12)
+    features, names = draw({"a": 4, "b": 4})
+    head.extend(features, names)
+    before = head.knowledge
+    for verb in (head.extend, head.subtract, head.validate):
+        with pytest.raises(DataError, match=rf"`labels` is .*{type(labels).__name__}\); give one"):
+            verb(features, labels)
+    with pytest.raises(DataError, match=r"`labels` is None \(NoneType\); give one class name per"):
+        head.subtract(features)
+    assert head.knowledge is before

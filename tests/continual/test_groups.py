@@ -4,6 +4,7 @@ import json
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from continual_helpers import bursts, draw, examples, on_grid
@@ -67,6 +68,29 @@ def test_groups_are_the_connected_components_of_both(firsts, codes):
         linked = linked @ linked
     wanted = [int(np.flatnonzero(row)[0]) for row in linked]
     assert list(with_given_groups(near, codes)) == wanted
+
+
+@pytest.mark.parametrize("missing", [float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT])
+def test_a_missing_value_is_no_group(missing):
+    assert group_codes([missing, "a", None], 3).tolist() == [0, *group_codes(["a"], 1), 0]
+    features, labels = draw({"a": 6, "b": 6})
+    head, plain = ContinualClassifier(D), ContinualClassifier(D)
+    head.extend(features, labels, groups=[missing] * 12)
+    plain.extend(features, labels)
+    assert same(head, plain)
+
+
+def test_groups_are_any_list_and_nothing_else():
+    features, labels, groups = parts()
+    head, other = ContinualClassifier(D), ContinualClassifier(D)
+    head.extend(features, labels, groups=groups)
+    other.extend(features, labels, groups=iter(groups))
+    assert same(head, other)
+    before = head.knowledge
+    for wrong in (3, b"x" * len(labels), (group for group in "ab")):
+        with pytest.raises(DataError, match="give one value for each of 30 images, None for none"):
+            head.extend(features, labels, groups=wrong)
+    assert head.knowledge is before
 
 
 def test_codes_are_of_the_text_and_never_none():

@@ -178,6 +178,16 @@ class TestSnapshot:
             assert torch.equal(head.ood_scores(features), scores)
             head.extend(*images("bc", seed=1))
 
+    @pytest.mark.parametrize("name", [["x"], {}, None, 3])
+    def test_a_name_that_is_no_text_is_none_of_them(self, name):
+        head = head_of(images("ab"))
+        head.snapshot("x")
+        before = head.history
+        for verb in (head.restore, head.drop_snapshot, head.snapshot):
+            with pytest.raises(ContinualStateError, match=re.escape(repr(name))):
+                verb(name)
+        assert head.history is before
+
 
 class TestOrigin:
     def test_is_kept_sorted_and_once_whatever_the_order(self):
