@@ -15,6 +15,7 @@ from learnkit.storage.read_folder import MANIFEST, is_plain_name
 
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: equal folders give equal bytes
 _MAX_FILES = 1_000
+_BEGINNING = b"PK\3\4"  # of a zip
 
 
 def packed(folder: Path) -> bytes:
@@ -34,8 +35,8 @@ def unpack(data: bytes, folder: Path) -> None:
 
     Raises:
         BundleError: `data` are no such bytes.
-        BundleCorruptError: a name leaves the folder or occurs twice, a member is compressed, or its
-            checksum is wrong.
+        BundleCorruptError: they are cut short; a name leaves the folder or occurs twice; a member
+            is compressed, or its checksum is wrong.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -48,6 +49,11 @@ def unpack(data: bytes, folder: Path) -> None:
                 target.write_bytes(archive.read(member))
     # zipfile raises the second for compression that it does not know, the last if encrypted
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+        if data.startswith(_BEGINNING):
+            raise BundleCorruptError(
+                f"the {len(data):,} bytes begin as a bundle does, and are damaged or cut short "
+                f"({error}); give all that `to_bytes` returned"
+            ) from error
         raise BundleError(
             f"{len(data)} bytes that begin with {data[:4]!r} are no bundle ({error}); give what "
             "`to_bytes` returned, or the path of a folder"

@@ -60,3 +60,10 @@ def test_an_optimised_model_keeps_its_float32_weights_in_the_bytes(tmp_path):
 def test_bytes_of_no_model_are_refused(data):
     with pytest.raises(BundleError):
         load_learner(data)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_bytes_that_are_cut_short_are_said_to_be(share):
+    data = make_predictor().to_bytes()
+    with pytest.raises(BundleCorruptError, match=r"damaged or cut short .*; give all that `to_by"):
+        load_learner(data[: int(len(data) * share)])
