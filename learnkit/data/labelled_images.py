@@ -52,8 +52,8 @@ def labelled_images(
             from and the validation images set apart; a folder with one folder per class; a
             DataFrame with the columns path and label; HALCON's DLDataset dictionary; or images of
             any kind `predict` takes.
-        labels: one label per image, `{file: label}`, or one for all of them; also for a folder
-            whose images are all of one class. A dataset has its own.
+        labels: one label per image, `{file: label}`, also as a Series by file, or one for all of
+            them; also for a folder whose images are all of one class. A dataset has its own.
         case_sensitive: classes of a folder or a DataFrame may differ only in case.
         group: what each image belongs to: a column, a regular expression for its path, `{file:
             group}`, or one value per image, as in `ImageDataset.split`.
@@ -70,7 +70,7 @@ def labelled_images(
     if is_dataset(data):
         return _of_dataset(data, labels, group)
     items = files_or_images(data)
-    found = _checked_labels(labels, items)
+    found = _checked_labels(_by_index(labels, data), items)
     _check_one_label(items, found)
     return grouped_images(Labelled(items, found), group)
 
@@ -177,6 +177,10 @@ def files_or_images(data: Any) -> list[Any]:
         return list(map(Path, data["path"]))
     if _is_folder(data):
         return find_images(data)
+    if is_array_of_items(data):
+        return [
+            os.fsdecode(one) if isinstance(one, bytes) else one for one in data.ravel().tolist()
+        ]
     if isinstance(data, np.ndarray) or is_tensor(data):
         return [data] if data.ndim < 4 else list(data)
     single = isinstance(data, str | os.PathLike | bytes | Image.Image) or hasattr(data, "read")
@@ -192,6 +196,11 @@ def files_or_images(data: Any) -> list[Any]:
         keys = first_few(map(repr, dictionary))
         raise DataError(f"among the images is a dictionary with the keys {keys}; {_NO_KEYS}")
     return items
+
+
+def is_array_of_items(data: Any) -> bool:
+    """Whether `data` is an array of file names or of other objects, and thus no image."""
+    return isinstance(data, np.ndarray) and data.dtype.kind in "USO"
 
 
 def is_dataset(data: Any) -> bool:
@@ -293,12 +302,40 @@ def _checked_labels(labels: Any, items: Sequence[Any]) -> list[str]:
     return [str(label) for label in found]
 
 
+def _by_index(labels: Any, data: Any) -> Any:
+    """A Series of labels as `{file: label}` or as a list, as its index says; others as they are.
+
+    Raises:
+        DataError: Its index is neither that of `data`, files, nor places from 0 on.
+    """
+    series = getattr(sys.modules.get("pandas"), "Series", ())
+    if not isinstance(labels, series):
+        return labels
+    index = labels.index.tolist()
+    same = isinstance(data, series) and index == data.index.tolist()
+    if same or index == list(range(len(index))):
+        return labels.tolist()
+    if all(map(file_of, index)):
+        _check_one_label(index, labels.tolist())
+        return dict(zip(index, labels, strict=True))
+    raise DataError(
+        f"`labels` is a Series with the index {first_few(map(repr, index))}: neither files "
+        "nor places from 0 on. Give labels.tolist() if they are in the order of the images, or "
+        "{file: label}"
+    )
+
+
 def _in_order(labels: Iterable[Any], items: Sequence[Any]) -> list[Any]:
     """Labels in the order of `items`, from a sequence or from `{file: label}`."""
     if isinstance(labels, Set):
         raise DataError(
             "`labels` is a set, which has no order; give a list with one name per image, or "
             "{file: label}"
+        )
+    if isinstance(labels, bytes) or not isinstance(labels, Iterable):
+        raise DataError(
+            f"`labels` is {labels!r:.100} ({type(labels).__name__}); give one name per image, or "
+            "one text for all"
         )
     if not isinstance(labels, Mapping):
         return list(labels)

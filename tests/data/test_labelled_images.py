@@ -2,6 +2,7 @@ import os
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import write_image_folder
@@ -205,3 +206,50 @@ def test_a_folder_is_labelled_by_its_folders_unless_images_lie_in_it(folder):
         None,
     )
     assert images_of_split(["x.png"], ["train"]) == (["x.png"], None)
+
+
+def test_an_array_of_file_names_is_a_list_of_files(folder):
+    paths = ImageDataset.from_folder(folder).paths[:3]
+    names = list(map(str, paths))
+    for array, expected in (
+        (np.array(names), names),
+        (np.array(names, dtype=object), names),
+        (np.array(list(map(os.fsencode, names))), names),
+        (np.array(paths), paths),
+        (np.array(names[0]), names[:1]),
+    ):
+        assert files_or_images(array) == expected
+    assert labelled_images(np.array(names), np.array(list("aba"))).labels == ["a", "b", "a"]
+    images = np.empty(2, dtype=object)
+    images[:] = [picture(), np.zeros((6, 5, 3), "uint8")]
+    assert [one.shape for one in files_or_images(images)] == [(4, 5, 3), (6, 5, 3)]
+
+
+class TestSeriesOfLabels:
+    """A Series says by its index which image each label is of."""
+
+    @pytest.fixture
+    def paths(self, folder):
+        return list(map(str, ImageDataset.from_folder(folder).paths[:3]))
+
+    def test_by_file_it_is_a_mapping(self, paths):
+        labels = pd.Series(["a", "b", "c"], index=paths)
+        for given in (labels, labels[::-1], labels.sample(frac=1, random_state=1)):
+            assert labelled_images(paths, given).labels == ["a", "b", "c"]
+        with pytest.raises(DataError, match=r"`labels` lacks"):
+            labelled_images(paths, labels[:2])
+        with pytest.raises(DataError, match=r"has two labels, 'a' and 'b'"):
+            labelled_images(paths[:1], pd.Series(["a", "b"], index=paths[:1] * 2))
+
+    def test_by_places_from_0_on_it_is_a_list(self, paths):
+        assert labelled_images(paths, pd.Series(list("abc"))).labels == ["a", "b", "c"]
+
+    def test_beside_files_of_the_same_index_it_is_a_list(self, paths):
+        frame = pd.DataFrame({"file": paths, "name": list("abc")}, index=[7, 3, 5])
+        assert labelled_images(frame["file"], frame["name"]).labels == ["a", "b", "c"]
+
+    @pytest.mark.parametrize("index", [[2, 1, 0], [7, 3, 5], [0.5, 1.5, 2.5]])
+    def test_by_anything_else_it_is_refused(self, paths, index):
+        message = r"Series with the index .*: neither files nor places from 0 on. Give labels.toli"
+        with pytest.raises(DataError, match=message):
+            labelled_images(paths, pd.Series(list("abc"), index=index))
