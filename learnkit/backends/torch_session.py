@@ -34,6 +34,26 @@ _LOCKS_GUARD = threading.Lock()
 _RELATIVE_TOLERANCE = 1e-3  # another CPU or thread count moves logits by 1e-5 of the largest
 
 
+def checked_device(device: Any) -> Any:
+    """`device`, if torch can compute on it here.
+
+    Raises:
+        BackendUnavailableError: it cannot, or knows no such device.
+    """
+    try:
+        # back to the processor, too: the device "meta" takes numbers and gives none
+        torch.empty(0, device=device).cpu()
+    # a torch without CUDA raises AssertionError for it
+    except (RuntimeError, AssertionError, TypeError) as error:
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        here = ["cpu", *(name for name, there in found.items() if there)]
+        raise BackendUnavailableError(
+            f"`device` is {str(device)!r}, which torch cannot use here; there is "
+            f"{' and '.join(map(repr, here))}"
+        ) from error
+    return device
+
+
 class Network(Session):
     """A live torch network in float32, nobody's copy: what it learns meanwhile counts at once.
 

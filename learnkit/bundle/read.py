@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from learnkit._version import __version__, listed, versions
 from learnkit.backends.conversion import Converted
 from learnkit.backends.session import Session
-from learnkit.backends.torch_session import Network, channels_last, comparable, tolerance_of
+from learnkit.backends.torch_session import (
+    Network,
+    channels_last,
+    checked_device,
+    comparable,
+    tolerance_of,
+)
 from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.probes import PROBE, Probes, read_probes
 from learnkit.bundle.schema import (
@@ -128,7 +134,9 @@ def read_float32(
         BundleVersionError: written in a format newer than this learnkit reads.
         BundleProbeError: the network does not give what was recorded here.
         BundleError: the versions of torch and timm here cannot build the network.
+        BackendUnavailableError: torch has nothing for `device` here.
     """
+    checked_device(device)  # before weights are read
     folder, contents, blank = _opened(path, sha256)
     recipe, continual = contents.preprocessing, contents.continual is not None
     probes = read_probes(

@@ -13,7 +13,7 @@ import numpy as np
 
 from learnkit.continual.fingerprints import Learned
 from learnkit.data.image import find_images
-from learnkit.data.labelled_images import all_labelled, files_or_images
+from learnkit.data.labelled_images import all_labelled, files_or_images, is_array_of_items
 from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.home import Home
@@ -21,6 +21,7 @@ from learnkit.deploy.settable import check_assigned
 from learnkit.errors import PredictionError
 from learnkit.evaluation.inputs import LabelThreshold
 from learnkit.inference.batch import BATCH, predict_stream, prediction_table
+from learnkit.inference.class_names import checked_metadata
 from learnkit.inference.evaluation import evaluate_predictor
 from learnkit.inference.files import FilesReport, predict_to_file
 from learnkit.inference.heatmap import Heatmap, explain
@@ -67,7 +68,7 @@ _ELSEWHERE["data"] = _ELSEWHERE["dls"]
 def _images(items: Any) -> Iterable[Any]:
     """`items` one by one; of a single path, a folder or a dictionary the images it stands for."""
     single = isinstance(items, str | bytes | os.PathLike | Mapping)
-    return files_or_images(items) if single else items
+    return files_or_images(items) if single or is_array_of_items(items) else items
 
 
 class BasePredictor(Shown):
@@ -156,7 +157,7 @@ class BasePredictor(Shown):
 
     @metadata.setter
     def metadata(self, value: Mapping[str, Any]) -> None:
-        self.record = self.record.replace(metadata=dict(value))
+        self.record = self.record.replace(metadata=checked_metadata(value))
 
     @property
     def state(self) -> tuple[Any, ...]:

@@ -10,8 +10,9 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from learnkit.errors import BundleError, NotPicklableError
+from learnkit.errors import BundleError, BundleWriteError, NotPicklableError
 from learnkit.inference.model import same_state
+from learnkit.storage.filesystem import check_path
 from learnkit.storage.read_folder import read_folder
 
 _SAVE = "save it first: predictor.save(path)"
@@ -28,6 +29,7 @@ class Home(NamedTuple):
 
 def home_of(predictor: Any, path: str | os.PathLike, digest: str) -> Home:
     """That `predictor`, as it is now, is in the bundle at `path`."""
+    check_path(path, BundleWriteError)
     # whoever unpickles may work in another folder
     absolute = Path(os.path.abspath(path))
     return Home(absolute, digest, tuple(predictor.state), copy.deepcopy(_facts(predictor)))

@@ -23,6 +23,7 @@ from learnkit.errors import (
     LearnkitError,
     warn_user,
 )
+from learnkit.storage.filesystem import check_path
 from learnkit.storage.read_folder import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -42,21 +43,27 @@ _OURS = [f"{VARIANTS}/*", "*.safetensors", "config.json", MANIFEST]
 
 
 def located(
-    path: str | os.PathLike, *, revision: str | None = None, sha256: str | None = None
+    path: str | os.PathLike,
+    file: str | None = None,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
 ) -> str | os.PathLike:
-    """The folder of a bundle: `path` itself, or where `hf-hub:OWNER/NAME[@REVISION]` is fetched to.
+    """The folder of a bundle: `path`, `file` in it, or where `hf-hub:OWNER/NAME` is fetched to.
 
-    That is the cache of the Hugging Face hub. Only what the bundle's manifest lists is fetched,
-    after its sizes are known. A revision that is a commit, or the bundle that `sha256` pins, is
-    taken from the cache without asking if it is there; without an answer of the hub so is the last
-    one that was fetched, with a warning.
+    That is the cache of the Hugging Face hub; `@REVISION` may follow NAME. Only what the bundle's
+    manifest lists is fetched, after its sizes are known. A revision that is a commit, or the bundle
+    that `sha256` pins, is taken from the cache without asking if it is there; without an answer of
+    the hub so is the last one that was fetched, with a warning.
 
     Raises:
         BundleNotFoundError: no such repository or revision, no bundle in it, or no way to it.
         BundleCorruptError: the repository holds other files than its manifest lists.
-        BundleError: the name breaks a rule, or `revision` is given for a folder.
+        BundleError: `path` is none, the name breaks a rule, or `revision` is given for a folder.
         MissingExtraError: huggingface_hub is not installed.
     """
+    check_path(path, BundleError)
+    path = path if file is None else Path(path) / file
     text = Path(path).as_posix()
     if not text.startswith(ON_HUB):
         if revision is not None:

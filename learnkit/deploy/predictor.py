@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from learnkit.backends.ort_session import ONNX_DEVICES
-from learnkit.backends.torch_session import Network, channels_last
+from learnkit.backends.torch_session import Network, channels_last, checked_device
 from learnkit.bundle.read import read
 from learnkit.bundle.siblings import at_hand
 from learnkit.bundle.variant import FLOAT32
@@ -40,11 +40,16 @@ from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.home import home_of, pickled
 from learnkit.deploy.hub_bundle import located, publish
-from learnkit.deploy.settable import set_fields
+from learnkit.deploy.settable import checked_reading, set_fields
 from learnkit.errors import OptimizedModelError, OptimizeError
 from learnkit.inference.batch import BATCH
 from learnkit.inference.calibration import calibrate_detector
-from learnkit.inference.class_names import checked_class_ids, checked_threshold, head_classes
+from learnkit.inference.class_names import (
+    checked_class_ids,
+    checked_metadata,
+    checked_threshold,
+    head_classes,
+)
 from learnkit.inference.features import check_same_features, feature_rows, learning_model
 from learnkit.inference.model import Model
 from learnkit.inference.prediction import Result, logits_of, predictions
@@ -107,12 +112,13 @@ def load_learner(
         BundleVersionError: written in a format newer than this learnkit reads.
         BundleProbeError: the network does not give the recorded logits here.
         BundleError: a pickle, and `allow_pickle` is not set; or no such variant.
+        BackendUnavailableError: nothing here runs it on `device`.
         MissingExtraError: the variant's backend is not installed; the message has the pip line.
     """
     if isinstance(path, bytes):
         how = {"variant": variant, "sha256": sha256, "device": str(device), "threads": threads}
         return _of_bytes(path, how)
-    path = located(path if file is None else Path(path) / file, revision=revision, sha256=sha256)
+    path = located(path, file, revision=revision, sha256=sha256)
     if pickle_file := pickle_at(Path(path)):
         return load_pickle(pickle_file, sha256, device, allow_pickle)
     record = read(path, variant=variant, sha256=sha256, device=str(device), threads=threads)
@@ -193,7 +199,7 @@ class Predictor(BasePredictor):
         detector: OodDetector | None = None,
         class_ids: Sequence[int] | None = None,
     ):
-        model = model if device is None else model.to(device)
+        model = model if device is None else model.to(checked_device(device))
         head = continual_head(model)
         names = head_classes(head, classes, multi_label)
         super().__init__(
@@ -205,7 +211,7 @@ class Predictor(BasePredictor):
                 threshold=checked_threshold(threshold, len(names)),
                 head=head,
                 detector=checked_detector(detector, head, multi_label),
-                metadata=dict(metadata or {}),
+                metadata=checked_metadata(metadata),
                 class_ids=checked_class_ids(class_ids),
             )
         )
@@ -374,7 +380,7 @@ class Predictor(BasePredictor):
                 file under two labels; a name that a class no longer has.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head = check_continual(self.continual)
+        reading, head = checked_reading("extend", reading), check_continual(self.continual)
         found = self._found(head, data, labels, group)
         by = Predictor.of(learning_model(self.record))
         features, names, groups = with_features(found, by.features, reading)
@@ -406,7 +412,7 @@ class Predictor(BasePredictor):
             DataError: as `extend`; a class is not known; or all images were learned.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head = check_detects_ood(self.ood)
+        reading, head = checked_reading("calibrate", reading), check_detects_ood(self.ood)
         _, held_out = parted(self._found(head, data, labels, group), validation=True)
         if self.detector is not None:
             return calibrate_detector(self.record, held_out, **reading)
@@ -438,7 +444,7 @@ class Predictor(BasePredictor):
             StatisticsError: images were not learned.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
-        head = check_continual(self.continual)
+        reading, head = checked_reading("subtract", reading), check_continual(self.continual)
         found = self._found(head, data, labels)
         by, parts = Predictor.of(learning_model(self.record)), parted(found, validation)
         learned, held_out = (with_features(part, by.features, reading) for part in parts)

@@ -21,7 +21,7 @@ from learnkit.deploy.home import home_of, pickled
 from learnkit.deploy.hub_bundle import located
 from learnkit.deploy.settable import check_settable
 from learnkit.errors import BundleError, OptimizedModelError, PredictionError
-from learnkit.inference.class_names import checked_threshold, renamed
+from learnkit.inference.class_names import checked_metadata, checked_threshold, renamed
 from learnkit.inference.model import Model
 from learnkit.inference.tta import with_views
 from learnkit.storage.read_folder import read_folder
@@ -212,7 +212,7 @@ class RuntimePredictor(BasePredictor):
         if threads is not None or device is not None:
             changes["network"] = self._opened(threads, device)
         if metadata is not None:
-            changes["metadata"] = dict(metadata)
+            changes["metadata"] = checked_metadata(metadata)
         if tta is not None:
             changes["metadata"] = with_views(changes.get("metadata", self.metadata), tta)
         self.record = self.record.replace(**changes)  # at once: no thread sees a half of it

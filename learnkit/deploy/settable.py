@@ -12,6 +12,7 @@ from learnkit.errors import OptimizedModelError, warned_after
 from learnkit.inference.class_names import (
     check_one_threshold,
     check_several_labels,
+    checked_metadata,
     checked_threshold,
     renamed,
 )
@@ -19,6 +20,7 @@ from learnkit.inference.tta import with_views
 
 _OPTIMIZED = ("device", "threads", "metadata", "class_names", "ood_threshold", "tta")
 _AS_TRAINED = ("class_names", "threshold", "ood_threshold", "false_alarm_rate", "metadata", "tta")
+_READING = ("bs", "n_workers", "progress")
 _SAID_BY = {"classes": "class_names", "vocab": "class_names"}  # by what name `set` knows them
 
 _CHANGES = {
@@ -102,7 +104,7 @@ def set_fields(
             device=str(predictor.device if device is None else device),
         )
     if metadata is not None:
-        changes["metadata"] = dict(metadata)
+        changes["metadata"] = checked_metadata(metadata)
     if tta is not None:
         changes["metadata"] = with_views(changes.get("metadata", predictor.metadata), tta)
     if ood_threshold is not None or false_alarm_rate is not None:
@@ -126,6 +128,16 @@ def check_settable(refused: Mapping[str, Any], *, optimized: bool = False) -> No
     if names:
         how = _WEIGHTS.get(names[0], f"it takes {', '.join(_AS_TRAINED)}")
         raise TypeError(f"Predictor.set() got an unexpected keyword argument {names[0]!r}; {how}")
+
+
+def checked_reading(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` of a verb that reads images; TypeError if there are others, as Python says it."""
+    if others := [name for name in options if name not in _READING]:
+        raise TypeError(
+            f"Predictor.{verb}() got an unexpected keyword argument {others[0]!r}; how images are "
+            f"read is said by {', '.join(_READING)}"
+        )
+    return dict(options)
 
 
 def check_assigned(predictor: Any, name: str) -> None:

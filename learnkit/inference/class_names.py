@@ -13,17 +13,30 @@ if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
 
 
-def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """`classes` as a tuple; PredictionError unless they are different names, none empty."""
+def checked_classes(classes: Sequence[str], what: str = "classes") -> tuple[str, ...]:
+    """The names that argument `what` gives, as a tuple.
+
+    Raises:
+        PredictionError: They are no different names, or one is empty.
+    """
     if isinstance(classes, str):  # letter by letter it would be a list of names
-        raise PredictionError(f"`classes` is the text {classes!r}; give a list of class names")
+        raise PredictionError(f"`{what}` is the text {classes!r}; give a list of class names")
     names = tuple(classes)
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise PredictionError(f"`classes`={list(names)[:5]}; they are strings that are not empty")
+        raise PredictionError(f"`{what}`={list(names)[:5]}; they are strings that are not empty")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise PredictionError(f"`classes` has {twice!r} twice; every name belongs to one class")
+        raise PredictionError(f"`{what}` has {twice!r} twice; every name belongs to one class")
     return names
+
+
+def checked_metadata(metadata: Any) -> dict[str, Any]:
+    """`metadata` as a dictionary of its own; PredictionError unless it is one, or None for none."""
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise PredictionError(
+            f"`metadata` is {metadata!r:.100} ({type(metadata).__name__}); give a dictionary"
+        )
+    return dict(metadata or {})
 
 
 def checked_class_ids(ids: Iterable[int] | None) -> tuple[int, ...]:
@@ -104,4 +117,4 @@ def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) 
     for one in names:
         if isinstance(one, str) and one not in classes and (reason := name_problem(one, "of")):
             raise PredictionError(f"`class_names`: {reason}")
-    return checked_classes(names)
+    return checked_classes(names, "class_names")

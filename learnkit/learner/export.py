@@ -36,7 +36,7 @@ from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.hub_bundle import located
 from learnkit.deploy.predictor import Predictor, load_learner
-from learnkit.errors import DataError, ExportError
+from learnkit.errors import BundleWriteError, DataError, ExportError
 from learnkit.inference.model import Model
 from learnkit.interpret.learner_state import (
     ContinualRecord,
@@ -56,6 +56,7 @@ from learnkit.learner.transforms import preprocessing_of
 from learnkit.models.eval_mode import randomness_kept
 from learnkit.models.param_groups import param_groups
 from learnkit.optimize.samples import PER_CLASS, evenly
+from learnkit.storage.filesystem import check_path
 from learnkit.storage.formats import finite_or_none
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
         ExportError: Something about the learner cannot travel as data; the message names it.
         BundleWriteError: The folder could not be written; what stood there still does.
     """
+    check_path(path, BundleWriteError)  # before what takes long
     predictor = predictor_of(learn, travels=True)
     if learn.training_history.rows:
         predictor.metadata[HISTORY] = _history(learn)

@@ -27,6 +27,15 @@ except ImportError:  # Windows
 _TAUGHT = ("is being taught by", "save elsewhere with --out")
 
 
+def check_path(path: Any, error: type[Exception]) -> None:
+    """Raise `error` unless `path` is one: a text, or what stands for a path as `Path` does."""
+    if not isinstance(path, str | os.PathLike):
+        raise error(
+            f"`path` is {path!r:.100} ({type(path).__name__}); give the path of a folder, as a "
+            "text or a Path"
+        )
+
+
 class FileSystem:
     """The calls by which a folder reaches the disk, one method each."""
 

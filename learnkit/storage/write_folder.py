@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from learnkit.errors import BundleError, BundleWriteError
-from learnkit.storage.filesystem import FileSystem, sync_folder, try_lock
+from learnkit.storage.filesystem import FileSystem, check_path, sync_folder, try_lock
 from learnkit.storage.formats import to_json
 from learnkit.storage.read_folder import (
     MANIFEST,
@@ -252,7 +252,8 @@ def check_target(target: Path) -> None:
 
 
 def _check_local(target: str | os.PathLike) -> None:
-    """Raise if `target` is a place on the hub, which no folder of that name is to be taken for."""
+    """Raise if `target` is no path, or a place on the hub, for which no folder is to be taken."""
+    check_path(target, BundleWriteError)
     if Path(target).as_posix().startswith(ON_HUB):
         raise BundleWriteError(
             f"{os.fspath(target)} is no folder: a bundle is written to one, and gets to the hub by "

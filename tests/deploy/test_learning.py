@@ -271,6 +271,12 @@ def test_threshold_names_and_false_alarm_rate_can_be_set(predictor, tmp_path):
         predictor.set(ood_threshold=float("nan"))
 
 
+def test_names_that_are_refused_are_those_of_the_argument(predictor):
+    for names in (["gut", "gut"], ["gut", ""], ["gut", 3]):
+        with pytest.raises(PredictionError, match=r"`class_names`(=| has 'gut' twice)"):
+            predictor.set(class_names=names)
+
+
 @pytest.mark.parametrize("names", [["gut", "GUT"], {"ok": "Scratch"}, ["gut", "\ud800"]])
 @pytest.mark.parametrize("how", [{"ood_threshold": 5.0}, {"false_alarm_rate": 0.2}])
 def test_names_refused_leave_everything_else_as_it_was(predictor, names, how):
@@ -355,6 +361,32 @@ def test_an_interrupted_change_changes_nothing(predictor, monkeypatch, interrupt
             predictor.extend(*labelled(NEW), **QUIET)
     assert all(torch.equal(after, before[name]) for name, after in tensors(predictor).items())
     assert answers(predictor) == said
+
+
+@pytest.mark.parametrize("verb", ["extend", "subtract", "calibrate"])
+def test_an_argument_that_a_verb_has_not_is_named_with_the_verb(predictor, verb):
+    before = tensors(predictor)
+    message = (
+        rf"Predictor\.{verb}\(\) got an unexpected keyword argument 'foo'.*bs, n_workers, prog"
+    )
+    with pytest.raises(TypeError, match=message):
+        getattr(predictor, verb)(*labelled(NEW), foo=1)
+    assert tensors(predictor).keys() == before.keys()
+
+
+@pytest.mark.parametrize("labels", [3, 2.5, b"frog"])
+def test_labels_that_are_no_list_are_named(predictor, labels):
+    for verb in ("extend", "subtract", "calibrate"):
+        with pytest.raises(
+            DataError, match=r"`labels` is .*\); give one name per image, or one te"
+        ):
+            getattr(predictor, verb)(shades("ok", 4), labels)
+
+
+@pytest.mark.parametrize("other", [5, "x", None])
+def test_what_is_no_predictor_is_not_merged(predictor, other):
+    with pytest.raises(DataError, match=r"`other` is .*give class statistics of the same network"):
+        predictor.merge(other)
 
 
 def test_bad_labels_change_nothing(predictor):

@@ -13,7 +13,11 @@ from torch import nn
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.predictor import Predictor, load_learner
+from learnkit.deploy.runtime_predictor import load_runtime
 from learnkit.errors import (
+    BackendUnavailableError,
+    BundleError,
+    BundleWriteError,
     DataError,
     ImageReadError,
     InputSizeError,
@@ -418,3 +422,43 @@ def test_what_cannot_be_converted_is_refused_before_files_are_made(
     with pytest.raises(OptimizeError, match=message):
         predictor.optimize(**given, progress=False)
     assert made == []
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:63", "meta", "None"])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(predictor, tmp_path, device):
+    predictor.save(tmp_path / "model")
+    for use in (
+        lambda: load_learner(tmp_path / "model", device=device),
+        lambda: load_learner(predictor.to_bytes(), device=device),
+        lambda: Predictor(
+            predictor.model, predictor.preprocessing, predictor.classes, device=device
+        ),
+    ):
+        with pytest.raises(BackendUnavailableError, match=f"`device` is '{device}'.*is 'cpu'"):
+            use()
+    assert {str(p.device) for p in predictor.model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("path", [None, 5, ["model"]])
+def test_a_path_that_is_none_is_named(predictor, path):
+    for use, error in (
+        (load_learner, BundleError),
+        (load_runtime, BundleError),
+        (predictor.save, BundleWriteError),
+    ):
+        with pytest.raises(error, match=r"`path` is .*\); give the path of a folder, as a text"):
+            use(path)
+
+
+def test_an_array_of_file_names_is_a_list_of_files(predictor, tmp_path):
+    names = []
+    for seed in range(3):
+        Image.fromarray(picture(seed)).save(tmp_path / f"{seed}.png")
+        names.append(str(tmp_path / f"{seed}.png"))
+    expected = [one.probs.tolist() for one in predictor.predict_batch(names)]
+    paths = [tmp_path / f"{seed}.png" for seed in range(3)]
+    for array in (np.array(names), np.array(names, dtype=object), np.array(names, "S"), paths):
+        found = predictor.predict_batch(np.asarray(array))
+        assert [one.probs.tolist() for one in found] == expected
+        assert len(predictor.suggest(np.asarray(array), 2, progress=False)) == 2
+        assert len(predictor.features(np.asarray(array), progress=False)) == 3

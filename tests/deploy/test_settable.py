@@ -10,7 +10,7 @@ from runtime_helpers import NAME, onnx_bytes, variant_files, write_bundle
 import learnkit
 from learnkit.deploy.predictor import Predictor
 from learnkit.deploy.runtime_predictor import RuntimePredictor, load_runtime
-from learnkit.errors import OptimizedModelError
+from learnkit.errors import OptimizedModelError, PredictionError
 from learnkit.learner.learner import ImageLearner
 
 OPTIMIZED = (
@@ -131,3 +131,16 @@ def test_set_without_torch_says_what_may_be_set(path):
         runtime.set(metadata={"line": 4}, threshold=0.4)
     assert str(caught.value) == "`threshold`" + OPTIMIZED
     assert runtime.record is before
+
+
+@pytest.mark.parametrize("metadata", [[1], "x", 3])
+def test_metadata_is_a_dictionary(predictor, path, metadata):
+    for one in (predictor, load_runtime(path)):
+        before = one.metadata
+        with pytest.raises(PredictionError, match=r"`metadata` is .*\); give a dictionary"):
+            one.set(metadata=metadata)
+        with pytest.raises(PredictionError, match=r"`metadata` is .*\); give a dictionary"):
+            one.metadata = metadata
+        assert one.metadata is before
+    with pytest.raises(PredictionError, match=r"`metadata` is .*\); give a dictionary"):
+        Predictor(predictor.model, predictor.preprocessing, predictor.classes, metadata=metadata)
