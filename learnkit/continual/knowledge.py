@@ -345,7 +345,10 @@ class Knowledge:
         kept = ("the threshold stays as it was set by hand",) if stays else ()
         return ChangeReport(
             what=what,
-            classes_added=tuple(name for name, n in now.items() if n and name not in was),
+            # of places that were given names before the first image, all are
+            classes_added=tuple(
+                name for name, n in now.items() if n and (name not in was or not any(was.values()))
+            ),
             images={
                 name: now.get(name, 0) - was.get(name, 0)
                 for name in {**was, **now}

@@ -178,7 +178,7 @@ class ClassStatistics:
         new = [name for name in dict.fromkeys(map(clean_name, names)) if name not in here]
         if not new:
             return self
-        check_new(set(new).difference(known))
+        check_new(set(new).difference(map(clean_name, known)))
         class_names = (*self.class_names, *new)
         check_distinct(class_names, case_sensitive=self.case_sensitive)
         return replace(

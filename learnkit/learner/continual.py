@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from learnkit.callback.after_fit import AfterFit
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
-from learnkit.continual.knowledge import Knowledge
+from learnkit.continual.knowledge import History, Knowledge
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled, grouped_by_path, parted
@@ -114,12 +114,12 @@ def _first_images(
     engine: str,
 ) -> ChangeReport:
     """Let an empty head learn; the learner's own classes keep their order, others come after."""
-    order = [name for name in names if name in set(found.labels)]
-    order += sorted_names(set(found.labels) - set(names))
+    own = [name for name in names if name in set(found.labels)]
+    head.history = History((Knowledge.empty(head.settings, own),))  # the names as they are
     report = head.extend(
         features_of(learn, found.items, engine),
         found.labels,
-        class_names=order,
+        class_names=[*own, *sorted_names(set(found.labels) - set(own))],
         validation=_features_and_labels(learn, validation, engine),
         origin=origin_of(learn, found.items, engine),
         groups=found.groups,

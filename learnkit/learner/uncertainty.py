@@ -19,6 +19,7 @@ from fastai.data.core import DataLoaders
 from torch import Tensor, nn
 
 from learnkit.continual.classifier import ContinualClassifier, continual_head
+from learnkit.continual.knowledge import History, Knowledge
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import (
@@ -139,6 +140,9 @@ def fit_ood(
         held_out = _validation(learn, found, validation, own=own, group=group)
     settings.setdefault("case_sensitive", case_matters(learn, found))
     detector = empty_head(learn, OodDetector, **settings)
+    # its classes have their names already, whatever these are
+    own = [name for name in dict.fromkeys(found.labels) if name in (names_of(learn.dls) or ())]
+    detector.history = History((Knowledge.empty(detector.settings, own),))
     features = features_of(learn, found.items)
     validation = held_out and (held_out.features, held_out.labels, held_out.groups)
     origin = origin_of(learn, found.items)

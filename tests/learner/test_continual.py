@@ -222,6 +222,22 @@ class TestInit:
         assert "validation images" in " ".join(plain.init_continual(old).notes)
 
 
+def test_classes_of_the_network_go_on_under_their_names_and_new_ones_keep_the_rule(tmp_path):
+    root = write_image_folder(tmp_path / "old", {"-5 C": 8, "a": 8})
+    learn = tiny_learner(ImageDataset.from_folder(root).split(0.5, 0.5, seed=0))
+    learn.fit_ood()
+    assert sum(learn.ood.n_images.values()) == 8
+    report = learn.init_continual(learn.dls)
+    assert report.classes_added == tuple(learn.continual.classes) == ("-5 C", "a")
+    before = learn.continual.knowledge
+    new = write_image_folder(tmp_path / "new", {"=b": 3})
+    with pytest.raises(DataError, match="the new name '=b' begins with '='"):
+        learn.extend(ImageDataset.from_folder(new))
+    assert learn.continual.knowledge is before
+    learn.extend(sorted((root / "-5 C").iterdir()), "-5 C")
+    assert learn.continual.n_images["-5 C"] == 8
+
+
 class TestExtend:
     @pytest.fixture
     def expected(self, old, new):
@@ -1157,6 +1173,16 @@ class TestSnapshot:
             with pytest.raises(ContinualNotInitializedError, match="init_continual"):
                 call()
         assert learn.state.record is None
+
+
+@pytest.mark.parametrize("name", [["x"], {}])
+def test_a_snapshot_is_called_by_a_text(learn, name):
+    learn.snapshot("x")
+    state = learn.state
+    for verb in (learn.restore, learn.drop_snapshot):
+        with pytest.raises(ContinualStateError, match=r"there is no snapshot .*; there are: 'x'"):
+            verb(name)
+    assert learn.state is state
 
 
 class TestOwnPredictor:
