@@ -63,7 +63,9 @@ def located(
         MissingExtraError: huggingface_hub is not installed.
     """
     check_path(path, BundleError)
-    path = path if file is None else Path(path) / file
+    if file is not None:
+        check_path(file, BundleError, "file")
+        path = Path(path) / file
     text = Path(path).as_posix()
     if not text.startswith(ON_HUB):
         if revision is not None:

@@ -27,12 +27,11 @@ except ImportError:  # Windows
 _TAUGHT = ("is being taught by", "save elsewhere with --out")
 
 
-def check_path(path: Any, error: type[Exception]) -> None:
+def check_path(path: Any, error: type[Exception], name: str = "path") -> None:
     """Raise `error` unless `path` is one: a text, or what stands for a path as `Path` does."""
     if not isinstance(path, str | os.PathLike):
         raise error(
-            f"`path` is {path!r:.100} ({type(path).__name__}); give the path of a folder, as a "
-            "text or a Path"
+            f"`{name}` is {path!r:.100} ({type(path).__name__}); give a path, as a text or a Path"
         )
 
 

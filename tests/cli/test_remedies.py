@@ -57,6 +57,7 @@ IN_PYTHON = {
     *("learn.export(", "learn.model.zero_grad(", "nn.Sequential(", "len("),
     *("dataset.class_weights(",),  # --class-weights takes no weights of its own
     *("learn.evaluate(", "predictor.evaluate("),  # of arrays, which no command has
+    "labels.tolist(",  # of a Series, which no command takes
     *("np.save(", "np.ascontiguousarray("),  # files of .npy are written by Python
 }
 TOKEN = re.compile(r"(?<![\w-])([a-z_]\w*)=(?!=)|(?<!\w)([a-z_][\w.]*)\(")

@@ -446,8 +446,11 @@ def test_a_path_that_is_none_is_named(predictor, path):
         (load_runtime, BundleError),
         (predictor.save, BundleWriteError),
     ):
-        with pytest.raises(error, match=r"`path` is .*\); give the path of a folder, as a text"):
+        with pytest.raises(error, match=r"`path` is .*\); give a path, as a text or a Path"):
             use(path)
+    if path is not None:
+        with pytest.raises(BundleError, match=r"`file` is .*\); give a path, as a text or a Path"):
+            load_learner("model", path)
 
 
 def test_an_array_of_file_names_is_a_list_of_files(predictor, tmp_path):
