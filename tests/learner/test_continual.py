@@ -962,6 +962,44 @@ class TestTrainedHead:
         learn.clear_ood().init_continual(learned)
         assert learn.evaluate(data=some("copy", "new")).notes == notes[:1]
 
+    def test_images_of_learned_groups_calibrate_nothing(self, tmp_path):
+        for kind, seed in (("learned", 1), ("fresh", 2)):
+            write_image_folder(tmp_path / kind, {"a": 12, "b": 12}, seed=seed)
+        learned, fresh = (ImageDataset.from_folder(tmp_path / k) for k in ("learned", "fresh"))
+        learn = tiny_learner(learned.split(0.5, 0.5, seed=0))
+        part = {path: f"part {i % 6}" for i, path in enumerate(learned.paths)}
+        told = {path: f"part {i % 12}" for i, path in enumerate(fresh.paths)}  # 6 to 11 are new
+        kept = fresh.filter([int(told[path][5:]) > 5 for path in fresh.paths])
+        said = "12 of 24 images to calibrate by are of groups of which this model has learned"
+        learn.fit_ood(learned, validation=kept, group=part | told)
+        sets = learn.ood.head_nonconformity.sort().values
+        learn.clear_ood()
+        with pytest.warns(UserWarning, match="^12 of 24 validation images do not count: others"):
+            learn.fit_ood(learned, validation=fresh, group=part | told)
+        torch.testing.assert_close(learn.ood.head_nonconformity.sort().values, sets)
+        with pytest.warns(UserWarning, match=f"^{said} others: its confidences will be too high"):
+            learn.calibrate(fresh, group=told)
+        assert len(learn.ood.head_nonconformity) == 12
+        learn.clear_ood().init_continual(learned, group=part)
+        before = learn.continual.knowledge
+        with pytest.raises(DataError, match="`group` lacks"):
+            learn.calibrate(fresh, group=part)
+        with pytest.raises(StatisticsError, match="`guarantee`"):
+            learn.fit_ood(validation=fresh, group=told, guarantee="certain")
+        with pytest.raises(OodLockedError, match="'group'"):
+            learn.fit_ood(group=told)
+        assert learn.continual.knowledge is before
+        with pytest.warns(UserWarning, match="^12 of 24 validation images do not count: others"):
+            learn.calibrate(fresh, group=told)
+        assert learn.continual.knowledge.derived.n_fresh == 12
+        by_frame = ImageDataset.from_df(
+            fresh.frame.assign(path=list(map(str, fresh.paths)), part=list(told.values())), tmp_path
+        )
+        learn.continual.undo()
+        with pytest.warns(UserWarning, match="^12 of 24 validation images do not count: others"):
+            learn.fit_ood(validation=by_frame, group="part")
+        assert learn.continual.knowledge.derived.n_fresh == 12
+
     def test_learned_images_calibrate_no_learner_in_the_continual_state(self, learn, old):
         before = learn.continual.knowledge
         with pytest.raises(
