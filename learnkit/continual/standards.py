@@ -119,7 +119,7 @@ def _n_independent(held_out: HeldOut) -> int:
     Images left out one by one are judged by each other: of two of a class both scores are one
     distance, and of more they go together, too.
     """
-    return held_out.n_fresh + -(-(len(held_out) - held_out.n_fresh) // 2)
+    return max(2, held_out.n_fresh + -(-(len(held_out) - held_out.n_fresh) // 2))
 
 
 def _of_validation(scores: Array, held_out: HeldOut, known: dict) -> Threshold | None:

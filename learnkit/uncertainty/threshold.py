@@ -133,12 +133,15 @@ def _parametric(
     shown = scores < BLANK_SCORE
     scores, weights = scores[shown], weights[shown]
     loc, scale, n_fitted = _normal(scores, weights, model)
-    n_fitted = min(n_fitted, max(n_independent or n_fitted, 2))
     value, spread = prediction_limit(loc, scale, n_fitted, rate)
+    if n_independent is not None and 2 <= n_independent < n_fitted and rate < 0.5:
+        further, _ = prediction_limit(loc, scale, n_independent, rate)
+        # p-values, of as many degrees of freedom as there are scores, are the rate at the limit
+        value, spread = further, spread * (further - loc) / (value - loc)
     return Threshold(
         value=max([value, *scores[-1:].tolist()]),
         source="parametric",
-        n=n_fitted or len(scores),
+        n=len(scores),
         false_alarm_rate=rate,
         statement=(
             f"assumes normally distributed scores: {len(scores)} are too few to promise a"
@@ -242,7 +245,7 @@ class Threshold:
         value: an image is flagged if its score is above this.
         source: where it comes from: "validation", "leave-one-out", "validation and leave-one-out",
             "parametric" (a distribution was assumed, because the scores were too few) or "manual".
-        n: number of calibration scores; of a parametric threshold, of independent ones.
+        n: number of calibration scores.
         false_alarm_rate: wanted share of known images flagged; None if manual.
         guarantee: what holds of it, "loo", "split" or "pac"; "none" if parametric or manual.
         delta: with "pac", the probability that the promise fails.

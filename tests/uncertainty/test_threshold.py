@@ -320,3 +320,19 @@ def test_scores_that_do_not_differ_borrow_their_spread(scores):
     expected = scores[0] + 2 * math.sqrt(3) * math.tan(math.pi * 0.45)
     assert borrowed.value == pytest.approx(expected)
     assert fit_threshold([4.0, 6.0], model=(0.0, 9.0)) == fit_threshold([4.0, 6.0])
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.3])
+def test_scores_that_go_together_give_the_limit_of_so_many_independent_ones(rate):
+    scores = np.array([1.0, 1.2, 2.0, 2.1, 3.0, 3.3])
+    found = fit_threshold(scores, false_alarm_rate=rate, guarantee="pac", n_independent=3)
+    spread = scores.std() * np.sqrt(4 / 2)
+    wanted = max(3.3, scores.mean() + spread * stats.t.ppf(1 - rate, 2))
+    assert found.value == pytest.approx(wanted)
+    assert found.n == 6
+    if found.value > 3.3:
+        assert found.p_values([found.value])[0] == pytest.approx(rate)
+    alone = fit_threshold(scores, false_alarm_rate=rate, guarantee="pac")
+    for n in (None, 6, 60):
+        again = fit_threshold(scores, false_alarm_rate=rate, guarantee="pac", n_independent=n)
+        assert again == alone
