@@ -37,7 +37,14 @@ def test_files_come_back_and_equal_folders_give_equal_bytes(tmp_path):
     assert found == FILES
 
 
-@pytest.mark.parametrize("data", [b"", b"PK", b"x" * 1000, zipped([("manifest.json", b"{}")])[:-5]])
+@pytest.mark.parametrize("n_less", [5, 60])
+def test_an_archive_that_is_cut_short_is_said_to_be(tmp_path, n_less):
+    with pytest.raises(BundleCorruptError, match="begin as a bundle does, and are damaged or cut"):
+        unpack(zipped([("manifest.json", b"{}")])[:-n_less], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"x" * 1000])
 def test_bytes_that_are_no_archive_are_refused(tmp_path, data):
     with pytest.raises(BundleError, match="are no bundle"):
         unpack(data, tmp_path)
