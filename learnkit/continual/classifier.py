@@ -319,10 +319,12 @@ class ContinualClassifier(nn.Module):
     ) -> ChangeReport:
         """Fit threshold and temperature on images that are not learned; they are kept.
 
-        Those of `groups` of which their class has learned images do not count.
+        Those of `groups` of which their class has learned images do not count. An image that was
+        kept for another class counts for the one it is given now.
 
         Raises:
-            DataError: Features or labels break a rule, a class is not known, or all are learned.
+            DataError: Features or labels break a rule, a class is not known or has no images, one
+                image has two labels, or all are learned.
         """
         return self._change("calibrate", lambda now: now.validate((features, labels, groups)))
 

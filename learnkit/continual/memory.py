@@ -182,6 +182,14 @@ class FeatureMemory:
         told = [cell.given or (0,) * len(cell.hashes) for cell in self.cells]
         return torch.tensor([code for codes in told for code in codes], dtype=torch.int64)
 
+    def places_of(self, codes: Array) -> list[set[int]]:
+        """The classes of which features of these fingerprints (N,) are remembered, each a set."""
+        found: dict[int, set[int]] = {code: set() for code in codes.tolist()}
+        for place, cell in enumerate(self.cells):
+            for code in found.keys() & codes_of(cell.hashes).tolist():
+                found[code].add(place)
+        return [found[code] for code in codes.tolist()]
+
     def named(self, class_names: Sequence[str]) -> "FeatureMemory":
         """The same cells under other names; more names than cells get empty ones."""
         extra = len(class_names) - len(self.cells)

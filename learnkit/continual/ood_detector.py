@@ -19,6 +19,7 @@ from learnkit.uncertainty.scoring import Scoring
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_SAME = 1e-6  # of two probabilities of one image, read twice
 _NONCONFORMITY, _LABELS = "misfits", "misfit_labels"  # the names they have in files
 
 
@@ -63,18 +64,22 @@ class OodDetector(ContinualClassifier):
             probs: its probabilities (N, C).
             targets: the true classes (N,); -1 for those it has no output for.
         """
-        known = targets >= 0
-        truth = probs[known].gather(1, targets[known, None])[:, 0]
-        self.head_nonconformity = (1 - truth).to(torch.float32)
-        self.head_labels = targets[known].to(torch.int64)
+        self.head_nonconformity, self.head_labels = _misfits(probs, targets)
 
-    def extend_sets(self, probs: Tensor, targets: Tensor) -> None:
-        """The same by these images, just validated, beside those there were; see `fit_sets`."""
+    def extend_sets(
+        self, probs: Tensor, targets: Tensor, gone: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """The same by these images, just validated, beside those there were; see `fit_sets`.
+
+        `gone` are (probabilities, former classes) of images that were there as others.
+        """
         scores, labels = self.head_nonconformity, self.head_labels
         # of the state before the change just made, to which `undo` would go
         before = [(one.validation, scores, labels) for one in self.history.states[1:2]]
         self._before = (*before, *self._before)[:UNDO_LEVELS]
         self.fit_sets(probs, targets)
+        if gone is not None:
+            scores, labels = _without(scores, labels, *_misfits(*gone))
         told = len(labels) == len(scores)  # not in files of an older learnkit
         own = (labels, self.head_labels) if told else (labels[:0],)
         self.head_nonconformity = torch.cat([scores, self.head_nonconformity])
@@ -133,6 +138,28 @@ class OodDetector(ContinualClassifier):
             )
         new.head_nonconformity, new.head_labels = found, labels
         return new
+
+
+def _misfits(probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(nonconformity scores float32 (M,), classes int64 (M,)) of images whose class is known."""
+    known = targets >= 0
+    truth = probs[known].gather(1, targets[known, None])[:, 0]
+    return (1 - truth).to(torch.float32), targets[known].to(torch.int64)
+
+
+def _without(
+    scores: Tensor, labels: Tensor, gone: Tensor, classes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(scores, labels) without those of images that are `gone`, one for each that is there."""
+    for score, label in zip(gone, classes, strict=True):
+        same = (scores - score).abs() < _SAME
+        if len(labels) == len(scores):  # not in files of an older learnkit
+            same &= labels == label
+        if same.any():
+            kept = torch.arange(len(scores)) != int(same.nonzero()[0])
+            labels = labels[kept] if len(labels) == len(scores) else labels
+            scores = scores[kept]
+    return scores, labels
 
 
 def checked_detector(

@@ -18,7 +18,7 @@ from learnkit.continual.closed_form.near_copies import (
     rows_by_class,
 )
 from learnkit.continual.embedding import features_on_grid
-from learnkit.continual.fingerprints import fingerprints_of, group_codes
+from learnkit.continual.fingerprints import codes_of, fingerprints_of, group_codes
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import check_all_known, index_tensor
 from learnkit.continual.statistics import ClassStatistics
@@ -41,11 +41,14 @@ def with_validation(
 ) -> Kept:
     """(validation images with more, notes); blank ones and those learned are left out.
 
+    An image that was kept for another class counts for the one it is given now: a correction.
+
     Raises:
-        DataError: Features or labels break a rule, a class is not known, or all are blank; or, if
-            they come `alone`, all were learned.
+        DataError: Features or labels break a rule, a class is not known or has no images, or all
+            are blank; or, if they come `alone`, all were learned, or one image has two labels.
     """
     grid, index, notes = _on_grid(validation, statistics, class_names)
+    _check_learned_classes(index, statistics)
     codes = fingerprints_of(grid)
     learned = statistics.learned.know(codes)
     if alone and learned.all():
@@ -53,11 +56,11 @@ def with_validation(
             f"every image to calibrate by ({len(codes)} given) was learned by this model, and says "
             "nothing of fresh ones; give labelled images that it has not learned"
         )
-    notes += note_on_learned(learned)
-    if known := int(np.isin(codes[~learned], kept.fingerprints).sum()):
-        notes += (f"{known} of {len(codes)} validation images had come before, and count once",)
-    fresh = torch.from_numpy(~learned)
-    kept = kept.add(grid[fresh], index[fresh]).once()
+    unclear, more = _of_two_classes(codes, index, ~learned, statistics.class_names, alone=alone)
+    notes += note_on_learned(learned) + more
+    rows = np.flatnonzero(~learned & ~unclear)
+    kept, more = _added(kept, grid[rows], index[rows], codes[rows], len(codes))
+    notes += more
     if (groups := _groups_of(validation)) is not None:
         # all that were given: groups may be said of images that came before
         given = check_labelled_features(*validation[:2], class_names, statistics.n_features)
@@ -65,6 +68,65 @@ def with_validation(
         places = index_tensor(statistics.class_names, given[1])
         kept = kept.grouped(every, places, group_codes(groups, len(places)))
     return kept, notes
+
+
+def _check_learned_classes(index: Tensor, statistics: ClassStatistics) -> None:
+    """Refuse validation images of a class without images: they would decide nothing."""
+    for place in index.unique().tolist():
+        if not statistics.counts[place]:
+            raise DataError(
+                f"class {statistics.class_names[place]!r} has no images, so that validation images "
+                "of it decide nothing; `extend` the class first, or leave them out"
+            )
+
+
+def _of_two_classes(
+    codes: Array, index: Tensor, fresh: Array, names: Sequence[str], *, alone: bool
+) -> tuple[Array, tuple[str, ...]]:
+    """(which `fresh` images come under two labels at once, bool (N,), notes); refused if `alone`.
+
+    It would be chance for which class they count: they do for none.
+    """
+    first: dict[int, int] = {}
+    twice = [
+        row
+        for row in np.flatnonzero(fresh)
+        if index[first.setdefault(codes[row], row)] != index[row]
+    ]
+    if not twice:
+        return np.zeros(len(codes), bool), ()
+    if alone:
+        one = first[codes[twice[0]]]
+        two_labels = " and ".join(repr(names[index[row]]) for row in (one, twice[0]))
+        raise DataError(
+            f"images {one} and {twice[0]} of those to calibrate by show the same, and have two "
+            f"labels, {two_labels}; an image is of one class: give it the right label alone"
+        )
+    unclear = fresh & np.isin(codes, codes[twice])
+    return unclear, (
+        f"{unclear.sum()} of {len(codes)} validation images come under two labels: they count for "
+        "no class",
+    )
+
+
+def _added(kept: FeatureMemory, grid: Tensor, index: Tensor, codes: Array, of: int) -> Kept:
+    """(validation images with these, notes); `codes` are theirs, and so many were given."""
+    own = codes_of([h for cell in kept.cells for h in cell.hashes])
+    told = dict(zip(own.tolist(), kept.given().tolist(), strict=True))
+    given, before = np.array([told.get(code, 0) for code in codes.tolist()]), kept.places_of(codes)
+    each = list(zip(before, index.tolist(), strict=True))
+    moved = np.array([bool(were - {now}) for were, now in each], bool)
+    notes = ()
+    if known := sum(were == {now} for were, now in each):
+        notes += (f"{known} of {of} validation images had come before, and count once",)
+    if moved.any():
+        notes += (
+            f"{moved.sum()} of {of} validation images were of another class before: they count for "
+            "the class now given",
+        )
+        kept = kept.without(codes[moved])
+    # what was said of the group of an image stays said
+    return kept.add(grid, index).once().grouped(grid, index, given), notes
 
 
 def note_on_learned(learned: Array) -> tuple[str, ...]:

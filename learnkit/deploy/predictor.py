@@ -398,7 +398,8 @@ class Predictor(BasePredictor):
         They join the validation images there are, up to 64 a class. Give images taken as those the
         model is used on; those it has learned do not count, and the report tells of them. Beside a
         trained head with a detector it is the threshold and the prediction sets: the temperature is
-        in the head's weights, which stay.
+        in the head's weights, which stay. An image that comes again under another label counts for
+        the one given last.
 
         Args:
             data: see `extend`; of a split dataset the validation images, if it has any.
@@ -409,7 +410,8 @@ class Predictor(BasePredictor):
 
         Raises:
             ContinualNotInitializedError: the model detects no images out of distribution.
-            DataError: as `extend`; a class is not known; or all images were learned.
+            DataError: as `extend`; a class is not known, or has no images; one image has two
+                labels; or all images were learned.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
         reading, head = checked_reading("calibrate", reading), check_detects_ood(self.ood)

@@ -41,11 +41,15 @@ def calibrate_detector(
     probs = torch.from_numpy(softmax(logits).astype(np.float32))
     numbers = {name: i for i, name in enumerate(model.names)}
     targets = torch.tensor([numbers.get(label, -1) for label in images.labels])
-    kept = detector.knowledge.validation.fingerprints
+    kept = detector.knowledge.validation
+    places = kept.places_of(detector.statistics.fingerprints(features))
+    before = [{kept.class_names[place] for place in were} for were in places]
+    each = list(zip(before, images.labels, strict=True))
     held_out = features, images.labels, images.groups
-    fresh = detector.are_fresh(*held_out)
-    fresh &= ~np.isin(detector.statistics.fingerprints(features), kept)
+    fresh = detector.are_fresh(*held_out) & [were != {label} for were, label in each]
     report = detector.validate(*held_out)
-    detector.extend_sets(probs[fresh], targets[fresh])
+    # under another label they joined the sets before
+    former = [next((numbers.get(one, -1) for one in were - {label}), -1) for were, label in each]
+    detector.extend_sets(probs[fresh], targets[fresh], (probs, torch.tensor(former)))
     notes = ("confidences stay as they are: the trained head holds its own temperature",)
     return replace(report, notes=(*report.notes, *notes))

@@ -227,6 +227,24 @@ class TestCalibrate:
             predictor.calibrate(*old, progress=False)
         assert torch.equal(found.head_nonconformity, wanted.head_nonconformity)
 
+    def test_a_corrected_label_leaves_nothing_of_the_former_one_in_the_sets(self):
+        (images, labels), predictor = labelled(self.FRESH, seed=6), make_detecting()
+        wrong = ["NO" if label == "ok" else "ok" for label in labels]
+        predictor.calibrate(images, wrong, progress=False)
+        was = predictor.detector.head_nonconformity
+        report = predictor.calibrate(images, labels, progress=False)
+        assert report.notes[0].startswith(
+            f"{len(images)} of {len(images)} validation images were of"
+        )
+        right = make_detecting()
+        right.calibrate(images, labels, progress=False)
+        found, wanted = predictor.detector, right.detector
+        assert found.threshold == wanted.threshold
+        assert torch.equal(found.head_nonconformity, wanted.head_nonconformity)
+        assert torch.equal(found.head_labels, wanted.head_labels)
+        predictor.undo()
+        assert torch.equal(found.head_nonconformity, was)
+
     def test_near_copies_of_learned_images_do_not_join_the_sets(self):
         predictor = make_detecting()
         threshold, sets = predictor.detector.threshold, predictor.detector.head_nonconformity

@@ -128,6 +128,76 @@ class TestValidationImages:
         head.subtract(validation=FRESH)
         assert essence(head) == essence(head_of(LEARNED))
 
+    @pytest.mark.parametrize("with_others", [False, True])
+    def test_count_for_the_class_given_last(self, with_others):
+        """As if the first label had never been given."""
+        features, labels = FRESH[0][:8], FRESH[1][:8]
+        swapped = ["b" if label == "a" else "a" for label in labels[:7]] + ["b"]
+        rest = [images(3, seed=4)] * with_others
+        head = head_of(LEARNED, validation=[(features, labels), *rest])
+        report = head.validate(features, swapped)
+        assert report.notes[:2] == (
+            "1 of 8 validation images had come before, and count once",
+            "7 of 8 validation images were of another class before: they count for the class now "
+            "given",
+        )
+        assert report.n_validation == 0
+        right = head_of(LEARNED, validation=[(features, swapped), *rest])
+        assert essence(head) == essence(right)
+        head.undo()
+        assert essence(head) == essence(head_of(LEARNED, validation=[(features, labels), *rest]))
+        # those that come with images to learn, too
+        both = head_of(LEARNED, validation=[(features, labels), *rest])
+        both.extend(*LEARNED, validation=(features, swapped))
+        assert essence(both) == essence(right)
+
+    def test_keep_the_groups_they_are_said_to_be_of_under_another_label(self):
+        features, groups = FRESH[0][:2], ["one", "two"]
+        head = head_of(LEARNED)
+        head.validate(features, ["a", "a"], groups)
+        head.validate(features, ["b", "b"])
+        expected = head_of(LEARNED)
+        expected.validate(features, ["b", "b"], groups)
+        assert head.knowledge.validation.cells[1].given
+        assert essence(head) == essence(expected)
+
+    def test_are_refused_under_two_labels_at_once(self):
+        head = head_of(LEARNED, validation=[FRESH])
+        before, (features, _) = head.knowledge, images(2, seed=5)
+        said = (
+            "images 0 and 2 of those to calibrate by show the same, and have two labels, 'a' and "
+            "'b'; an image is of one class: give it the right label alone"
+        )
+        with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
+            head.validate(features[[0, 1, 0]], ["a", "a", "b"])
+        assert head.knowledge is before
+        # beside images to learn they do not count, and those images do
+        report = head.extend(*images(2, seed=6), validation=(features[[0, 1, 0]], ["a", "a", "b"]))
+        assert report.n_images == dict.fromkeys(NAMES, 10)
+        assert report.n_validation == 1
+        note = "2 of 3 validation images come under two labels: they count for no class"
+        assert note in report.notes
+
+    def test_of_a_class_without_images_are_refused(self):
+        head = head_of(LEARNED)
+        head.forget("a")
+        before = head.knowledge
+        said = (
+            "class 'a' has no images, so that validation images of it decide nothing; `extend` the "
+            "class first, or leave them out"
+        )
+        for given in FRESH, (FRESH[0][:5], FRESH[1][:5]):
+            with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
+                head.validate(*given)
+            with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
+                head.extend(LEARNED[0][8:], LEARNED[1][8:], validation=given)
+        assert head.knowledge is before
+        # with the images that bring the class back they count
+        assert head.extend(*LEARNED, validation=FRESH).n_validation == 15
+        head.merge_classes(["a", "b"], "b")
+        with pytest.raises(DataError, match=r"^class 'a' is called 'b' now"):
+            head.validate(*FRESH)
+
     def test_stay_where_nothing_of_them_is_learned(self):
         head = head_of(LEARNED, validation=[FRESH])
         kept = head.knowledge.validation
