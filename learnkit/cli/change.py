@@ -34,8 +34,7 @@ def forget(
     out: OutOption = None,
 ) -> None:
     """Forget classes: no image is put into them any more. `learnkit undo MODEL` takes it back."""
-    # name=name: else each of them would forget the last one
-    _changed(model, out, *(lambda predictor, name=name: predictor.forget(name) for name in names))
+    _changed(model, out, lambda predictor: predictor.forget(names))
 
 
 @warned_after
@@ -88,17 +87,16 @@ def _pair(text: str) -> tuple[str, str]:
     return old, new
 
 
-def _changed(model: Path, out: Path | None, *changes: Callable[[Predictor], ChangeReport]) -> None:
-    """Write the model after all of the changes, or after none."""
+def _changed(model: Path, out: Path | None, change: Callable[[Predictor], ChangeReport]) -> None:
+    """Write the model after the change."""
     from learnkit.deploy.predictor import load_learner
     from learnkit.storage.write_folder import check_target
 
     out, report = model if out is None else out, Report()
     check_target(out)
     predictor = load_learner(model)
-    found = [change(predictor) for change in changes]
+    found = change(predictor)
     predictor.save(out)
-    for change in found:
-        report.change(change)
+    report.change(found)
     report.files("Written", [(out, f"the model with {number_of(len(predictor.classes), 'class')}")])
     report.command("Next", f"learnkit undo {out}", f"learnkit evaluate {out} FOLDER")

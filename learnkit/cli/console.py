@@ -136,6 +136,8 @@ class Report:
 
     def consequences(self, change: ChangeReport) -> None:
         """Write what became of threshold and temperature, and what there is to know about it."""
+        for old, new in (change.renamed or {}).items():
+            self.say(f"renamed {old} -> {new}")
         if change.n_validation:
             self.say(f"validation images {change.n_validation:+d}")
         pairs = {"threshold": change.threshold, "temperature": change.temperature}

@@ -17,6 +17,7 @@ from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
     from learnkit.continual.memory import Forgotten
+    from learnkit.continual.statistics import ClassStatistics
 
 LOGGED = 1000  # changes of which the log tells
 _SHOWN = 10
@@ -122,6 +123,7 @@ class ChangeReport(Shown):
         notes: For a person to know about it.
         accuracy: Share of right answers per class, (before, after), when images to measure it on
             were at hand.
+        renamed: {former name: present name} of classes that are called otherwise now.
     """
 
     what: str
@@ -135,6 +137,7 @@ class ChangeReport(Shown):
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     accuracy: dict[str, tuple[float | None, float | None]] | None = None
+    renamed: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -155,6 +158,9 @@ class ChangeReport(Shown):
         lines = []
         if self.classes_added:
             lines.append(f"new classes: {', '.join(self.classes_added)}")
+        if self.renamed:
+            pairs = (f"{old} -> {new}" for old, new in self.renamed.items())
+            lines.append(f"renamed: {', '.join(pairs)}")
         if self.images:
             changes = (f"{name} {n:+d}" for name, n in self.images.items())
             lines.append(f"images: {', '.join(changes)}")
@@ -170,6 +176,14 @@ class ChangeReport(Shown):
             if (before, after) != (None, None)
         ]
         return [*lines, *self.notes]
+
+
+def renamed_classes(before: ClassStatistics, after: ClassStatistics) -> dict[str, str]:
+    """{former name: present name} of classes with the same images in the same places."""
+    pairs = zip(before.class_names, after.class_names, strict=False)  # of those in both
+    others = [(place, *pair) for place, pair in enumerate(pairs) if pair[0] != pair[1]]
+    same = lambda place: bool((before.sums[place] == after.sums[place]).all())
+    return {old: new for place, old, new in others if same(place)}
 
 
 def note_on_origins(was: Sequence[str], now: Sequence[str]) -> tuple[str, ...]:

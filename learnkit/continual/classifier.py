@@ -6,7 +6,7 @@ import copy
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from learnkit.continual.change_report import AuditLog, ChangeReport
 from learnkit.continual.checks import check_features, what_is_not_finite
 from learnkit.continual.embedding import embed
-from learnkit.continual.knowledge import UNDO_LEVELS, History, Knowledge
+from learnkit.continual.knowledge import UNDO_LEVELS, Change, History, Knowledge
 from learnkit.continual.settings import RULES, Settings
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.continual.validation_images import Validation, fresh_images
@@ -299,7 +299,7 @@ class ContinualClassifier(nn.Module):
             StatisticsError: The products of the features would add up to more than float64 holds
                 exactly.
         """
-        return self._change(
+        return self.change(
             what,
             lambda now: now.extend(
                 features,
@@ -326,7 +326,7 @@ class ContinualClassifier(nn.Module):
             DataError: Features or labels break a rule, a class is not known or has no images, one
                 image has two labels, or all are learned.
         """
-        return self._change("calibrate", lambda now: now.validate((features, labels, groups)))
+        return self.change("calibrate", lambda now: now.validate((features, labels, groups)))
 
     def are_fresh(
         self, features: Tensor, labels: Sequence[str], groups: Sequence[Any] | None = None
@@ -358,18 +358,18 @@ class ContinualClassifier(nn.Module):
             DataError: Features or labels break a rule, a class is not known, or nothing is given.
             StatisticsError: These images were not learned.
         """
-        return self._change("subtract", lambda now: now.subtract(features, labels, validation))
+        return self.change("subtract", lambda now: now.subtract(features, labels, validation))
 
-    def forget(self, name: str) -> ChangeReport:
-        """Forget a class without its images: it can never win, and keeps its place.
+    def forget(self, name: str | Sequence[str]) -> ChangeReport:
+        """Forget a class, or several, without images: they can never win, and keep their places.
 
         Exact, as if it had never been learned, for a class of at most `memory` images that differ;
         of a larger one the spread of the others stays, and the report's notes say so.
 
         Raises:
-            DataError: There is no such class, or it has no images.
+            DataError: There is no such class, or it has no images; then none is forgotten.
         """
-        return self._change("forget", lambda now: now.forget(name))
+        return self.change("forget", lambda now: now.forget(name))
 
     def rename(self, names: Mapping[str, str]) -> ChangeReport:
         """Call classes otherwise, `{old: new}`.
@@ -377,7 +377,7 @@ class ContinualClassifier(nn.Module):
         Raises:
             DataError: There is no such class, or a new name looks like another class's.
         """
-        return self._change("rename", lambda now: now.rename(names))
+        return self.change("rename", lambda now: now.rename(names))
 
     def merge_classes(self, names: Sequence[str], into: str) -> ChangeReport:
         """Count all images of `names` to class `into`, as if they had been labelled so.
@@ -385,7 +385,7 @@ class ContinualClassifier(nn.Module):
         Raises:
             DataError: There is no such class, or fewer than two are joined.
         """
-        return self._change("merge_classes", lambda now: now.merge_classes(names, into))
+        return self.change("merge_classes", lambda now: now.merge_classes(names, into))
 
     def merge(self, other: ClassStatistics, *, reuse_names: bool = False) -> ChangeReport:
         """Learn everything another set of statistics of the same network holds.
@@ -399,7 +399,7 @@ class ContinualClassifier(nn.Module):
             DataError: Two class names look alike; or one side has images under a name that a class
                 of the other side no longer has.
         """
-        return self._change("merge", lambda now: now.merge(other, reuse_names=reuse_names))
+        return self.change("merge", lambda now: now.merge(other, reuse_names=reuse_names))
 
     def set_threshold(
         self,
@@ -417,7 +417,7 @@ class ContinualClassifier(nn.Module):
             UncertaintyError: The value is no finite number.
             StatisticsError: A setting is none of those allowed.
         """
-        return self._change(
+        return self.change(
             "set_threshold",
             lambda now: now.with_threshold(value, false_alarm_rate, guarantee, per_class),
         )
@@ -452,7 +452,7 @@ class ContinualClassifier(nn.Module):
             what: What report and audit log call the change.
             notes: For the report.
         """
-        return self._change(what, lambda _: (knowledge, tuple(notes)))
+        return self.change(what, lambda _: (knowledge, tuple(notes)))
 
     def snapshot(self, name: str) -> None:
         """Keep all that is known now under a name, for `restore`; eight names at most.
@@ -469,7 +469,7 @@ class ContinualClassifier(nn.Module):
         Raises:
             ContinualStateError: There is no such snapshot.
         """
-        return self._change("restore", lambda _: (self.history.snapshot(name), ()))
+        return self.change("restore", lambda _: (self.history.snapshot(name), ()))
 
     def drop_snapshot(self, name: str) -> None:
         """Keep the state under a name no longer.
@@ -584,13 +584,20 @@ class ContinualClassifier(nn.Module):
         except DataError as error:
             raise ContinualPredictionError(str(error)) from error
 
-    def _change(self, what: str, make: Any) -> ChangeReport:
-        """Build the next state beside this one and put it in place, or raise and leave all be."""
+    def change(self, what: str, make: Callable[[Knowledge], Change]) -> ChangeReport:
+        """Build the next state beside this one and put it in place, or raise and leave all be.
+
+        One step for `undo`, whatever is made; none where the next state is the one there is.
+
+        Args:
+            what: What report and audit log call it.
+            make: Gives (the next knowledge, notes) from that of the moment.
+        """
         with self._lock:
             started = time.perf_counter()
             now = self.knowledge
             new, notes = make(now)
-            new = new.derive(now)
+            new = now if new.same_as(now) else new.derive(now)
             report = new.report(what, now, notes, started)
             self.history = self.history.changed(new, report)
         # once, not at every change

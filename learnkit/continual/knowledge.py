@@ -17,6 +17,7 @@ from learnkit.continual.change_report import (
     note_on_remainder,
     note_on_return,
     note_on_unseen,
+    renamed_classes,
 )
 from learnkit.continual.checks import check_labelled_features, shown_images
 from learnkit.continual.closed_form.threads import same_bits
@@ -175,6 +176,14 @@ class Knowledge:
             )
         return self.derived
 
+    def same_as(self, other: "Knowledge") -> bool:
+        """Whether both are the same to the bit in all that cannot be derived."""
+        if not torch.equal(self.statistics.counts, other.statistics.counts):
+            return False  # most changes, and soon told
+        (config, own), (its_config, its) = self.to_state(), other.to_state()
+        same = config == its_config and own.keys() == its.keys()
+        return same and all(torch.equal(tensor, its[name]) for name, tensor in own.items())
+
     def derive(self, before: "Knowledge | None") -> "Knowledge":
         """With everything that follows; what follows from the same statistics is not done again."""
         same = before is not None and before.statistics is self.statistics
@@ -273,8 +282,18 @@ class Knowledge:
             notes += (f"{number_of(gone, 'validation image')} went with their classes",)
         return replace(new, validation=kept), (*blank, *notes)
 
-    def forget(self, name: str) -> Change:
-        """Without a class."""
+    def forget(self, name: str | Sequence[str]) -> Change:
+        """Without a class, or several."""
+        names = dict.fromkeys([name] if isinstance(name, str) else name_list("name", name))
+        if not names:
+            raise DataError("`name` is empty; name the class to forget, or several")
+        less, notes = self, ()
+        for one in names:
+            less, more = less._without(one)
+            notes += more
+        return less, notes
+
+    def _without(self, name: str) -> Change:
         less = self._with(self.statistics.forget(name))
         place = less.statistics.class_names.index(clean_name(name))
         n = int(self.statistics.counts[place])
@@ -339,9 +358,11 @@ class Knowledge:
         self, what: str, before: "Knowledge", notes: Sequence[str], started: float
     ) -> ChangeReport:
         """Report of what this knowledge has that `before` had not."""
-        was, now = before.n_images, self.n_images
+        renamed = renamed_classes(before.statistics, self.statistics)
+        was = {renamed.get(name, name): n for name, n in before.n_images.items()}
+        now = self.n_images
         derived_notes = self.derived.notes if self.derived else ()
-        stays = self.manual_threshold is not None and what != "set_threshold"
+        stays = self.manual_threshold is not None and what not in ("set_threshold", "set")
         kept = ("the threshold stays as it was set by hand",) if stays else ()
         return ChangeReport(
             what=what,
@@ -361,6 +382,7 @@ class Knowledge:
             temperature=(before._temperature(), self._temperature()),
             seconds=time.perf_counter() - started,
             notes=(*notes, *derived_notes, *kept),
+            renamed=renamed or None,
         )
 
     def _threshold(self) -> float | None:
@@ -399,6 +421,8 @@ class History:
     def changed(self, new: Knowledge, report: ChangeReport, *, undo: bool = False) -> "History":
         """After a change to other knowledge, or by `undo` to that before the last change."""
         now, *older = self.states
+        if new is now:
+            return self
         states = older[1:] if undo else (now.lightened(), *older[: UNDO_LEVELS - 1])
         audit = self.audit.with_change(report, new.digest)
         return History((new, *states), self.snapshots, audit)

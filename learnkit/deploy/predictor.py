@@ -431,6 +431,9 @@ class Predictor(BasePredictor):
 
         Exact if they are read as they were then: on the same machine, with the same `bs`. Images of
         a forgotten class that it still has in what all classes share can be given under its name.
+        Of a class with more distinct images than are remembered (`memory`, 64 by default), the
+        remembered ones among these are not replaced: thresholds and OOD scores then rest on fewer
+        images, and are others, until more are learned; counts and means are exact.
 
         Args:
             data: see `extend`; of a split dataset the training images are unlearned, and the
@@ -452,8 +455,11 @@ class Predictor(BasePredictor):
         learned, held_out = (with_features(part, by.features, reading) for part in parts)
         return head.subtract(*(learned or ())[:2], validation=held_out)
 
-    def forget(self, name: str) -> ChangeReport:
-        """Drop a class, which keeps its number and can never win; return what changed."""
+    def forget(self, name: str | Sequence[str]) -> ChangeReport:
+        """Drop a class, or several at once, which keep their numbers and can never win.
+
+        Returns what changed; of several all are forgotten or none, and one `undo` takes it back.
+        """
         return check_continual(self.continual).forget(name)
 
     def rename(self, names: Mapping[str, str]) -> ChangeReport:

@@ -6,7 +6,7 @@ All fields are checked first, then set at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import OptimizedModelError, warned_after
 from learnkit.inference.class_names import (
@@ -17,6 +17,10 @@ from learnkit.inference.class_names import (
     renamed,
 )
 from learnkit.inference.tta import with_views
+
+if TYPE_CHECKING:
+    from learnkit.continual.classifier import ContinualClassifier
+    from learnkit.continual.knowledge import Change, Knowledge
 
 _OPTIMIZED = ("device", "threads", "metadata", "class_names", "ood_threshold", "tta")
 _AS_TRAINED = ("class_names", "threshold", "ood_threshold", "false_alarm_rate", "metadata", "tta")
@@ -93,7 +97,7 @@ def set_fields(
     # a detector may know other classes than the trained head beside it
     in_ood = {old: new for old, new in renames.items() if ood is not None and old in ood.classes}
     if in_ood:
-        ood.statistics.rename(in_ood)  # refuses names before anything has changed
+        ood.statistics.rename(in_ood)  # refuses names before anything is opened
     if threshold is not None:
         check_several_labels(predictor.multi_label)
         changes["threshold"] = checked_threshold(threshold, len(classes))
@@ -107,17 +111,36 @@ def set_fields(
         changes["metadata"] = checked_metadata(metadata)
     if tta is not None:
         changes["metadata"] = with_views(changes.get("metadata", predictor.metadata), tta)
-    if ood_threshold is not None or false_alarm_rate is not None:
-        from learnkit.continual.classifier import check_detects_ood  # torch is here, then
-
-        fit = {"false_alarm_rate": false_alarm_rate}
-        # nothing has changed before this, which may refuse, and nothing behind it refuses
-        check_detects_ood(ood).set_threshold(ood_threshold, **fit)
-    if in_ood:
-        ood.rename(in_ood)
+    _change_detector(ood, in_ood, ood_threshold, false_alarm_rate)
     if renames and predictor.continual is None:
         changes |= {"names": names, "knew_more": predictor.variant is not None}
     predictor.record = predictor.record.replace(**changes)  # at once: no thread sees a half of it
+
+
+def _change_detector(
+    ood: ContinualClassifier | None,
+    names: Mapping[str, str],
+    threshold: float | None,
+    false_alarm_rate: float | None,
+) -> None:
+    """Other names and another threshold, as one change that `undo` takes back; or an error."""
+    fits = threshold is not None or false_alarm_rate is not None
+    if fits:
+        from learnkit.continual.classifier import check_detects_ood  # torch is here, then
+
+        check_detects_ood(ood)
+    if names or fits:
+        what = "set" if names and fits else "rename" if names else "set_threshold"
+
+        def make(known: Knowledge) -> Change:
+            known = known.rename(names)[0] if names else known
+            return (
+                known.with_threshold(threshold, false_alarm_rate, None, None)
+                if fits
+                else (known, ())
+            )
+
+        ood.change(what, make)
 
 
 def check_settable(refused: Mapping[str, Any], *, optimized: bool = False) -> None:

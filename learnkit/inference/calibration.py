@@ -41,7 +41,8 @@ def calibrate_detector(
     probs = torch.from_numpy(softmax(logits).astype(np.float32))
     numbers = {name: i for i, name in enumerate(model.names)}
     targets = torch.tensor([numbers.get(label, -1) for label in images.labels])
-    kept = detector.knowledge.validation
+    known = detector.knowledge
+    kept = known.validation
     places = kept.places_of(detector.statistics.fingerprints(features))
     before = [{kept.class_names[place] for place in were} for were in places]
     each = list(zip(before, images.labels, strict=True))
@@ -50,6 +51,7 @@ def calibrate_detector(
     report = detector.validate(*held_out)
     # under another label they joined the sets before
     former = [next((numbers.get(one, -1) for one in were - {label}), -1) for were, label in each]
-    detector.extend_sets(probs[fresh], targets[fresh], (probs, torch.tensor(former)))
+    if detector.knowledge is not known:
+        detector.extend_sets(probs[fresh], targets[fresh], (probs, torch.tensor(former)))
     notes = ("confidences stay as they are: the trained head holds its own temperature",)
     return replace(report, notes=(*report.notes, *notes))

@@ -192,7 +192,9 @@ def change(
         noted["former_names"] = dict(renamed) | former
     before = head.knowledge
     report = step(head)
-    learn.state = replace(learn.state, record=replace(record, **{"earlier": record, **noted}))
+    # none where there is no step to take back
+    earlier = {} if head.knowledge is before else {"earlier": record}
+    learn.state = replace(learn.state, record=replace(record, **{**earlier, **noted}))
     return _reported(report, before, head, started)
 
 

@@ -693,8 +693,10 @@ class ImageLearner(Learner, Shown):
         """
         return continual.subtract(self, data, labels, validation=validation)
 
-    def forget(self, name: str) -> ChangeReport:
-        """Drop a class: it keeps its number, can never win, and may be learned again.
+    def forget(self, name: str | Sequence[str]) -> ChangeReport:
+        """Drop a class, or several at once: each keeps its number and may be learned again.
+
+        None can win then. Of several all are forgotten or none, and one `undo` takes it back.
 
         Exact for a class of at most `memory` images; of a larger one the spread of the others stays
         in what all classes share, until they are learned again or subtracted; the notes of the

@@ -83,6 +83,7 @@ _SCHEMAS: dict[str, Schema] = {
             "seconds": {"type": "number"},
             "notes": _TEXTS,
             "accuracy": _either({"type": "object", "additionalProperties": _PAIR}, _NULL),
+            "renamed": _either({"type": "object", "additionalProperties": _TEXT}, _NULL),
         }
     ),
     "Changed": _object({"model": _TEXT, "change": _ref("Change"), "saved": _FLAG}),

@@ -620,6 +620,27 @@ def test_changes_without_images_are_made_in_place_and_can_be_undone(known, tmp_p
     assert load_learner(model).classes == ("bad", "good")
 
 
+def test_several_classes_are_forgotten_by_one_change_that_one_undo_takes_back(
+    known, tmp_path, capsys
+):
+    model = shutil.copytree(known, tmp_path / "model")
+    n = len(load_learner(model).audit)
+    code, output, _ = learnkit(capsys, "forget", model, "bad", "good")
+    assert code == 0
+    assert re.search(r"bad +│ +-12 │ +0\n.*good +│ +-14 │ +0", output)
+    assert len(load_learner(model).audit) == n + 1
+    assert learnkit(capsys, "undo", model)[0] == 0
+    assert load_learner(model).continual.n_images == {"bad": 12, "good": 14}
+
+
+def test_other_names_are_told_as_such(known, tmp_path, capsys):
+    model = shutil.copytree(known, tmp_path / "model")
+    code, output, _ = learnkit(capsys, "rename", model, "bad=broken")
+    assert (code, "(new)" in output) == (0, False)
+    assert output.startswith("2 classes\n    renamed bad -> broken\n")
+    assert "renamed broken -> bad\n" in learnkit(capsys, "undo", model)[1]
+
+
 def test_fresh_images_calibrate_a_model_and_learned_ones_do_not(known, images, tmp_path, capsys):
     model = shutil.copytree(known, tmp_path / "model")
     learned = ImageDataset.from_folder(images).filter(lambda frame: frame["label"] != "odd")

@@ -105,6 +105,75 @@ class TestLog:
         assert str(AuditLog()) == "no change"
 
 
+class TestChange:
+    """One change is one step for `undo` and one line of the log; none is no step."""
+
+    def test_of_nothing_is_no_step(self):
+        fresh = images("ab", 2, seed=2)
+        head = head_of(images("ab"))
+        head.validate(*fresh)
+        head.set_threshold(1.0)
+        head.snapshot("now")
+        before, n = head.history, len(head.audit)
+        for nothing in (
+            lambda: head.rename({}),
+            lambda: head.rename({"a": "a"}),
+            lambda: head.extend(*images("ab")),
+            lambda: head.extend(*images("ab"), validation=fresh),
+            lambda: head.validate(*fresh),
+            lambda: head.set_threshold(1.0),
+            lambda: head.restore("now"),
+        ):
+            report = nothing()
+            assert head.history is before
+            assert (report.images, report.n_validation) == ({}, 0)
+        assert any("8 of 8 images" in note for note in head.extend(*images("ab")).notes)
+        assert head.undo().what == "undo"
+        assert [entry.what for entry in head.audit][n:] == ["undo"]
+        # what is counted twice, or has a place alone, is a change
+        head.extend(*images("ab"), again=True)
+        head.extend(*images("ab"), class_names=["a", "b", "later"])
+        assert len(head.audit) == n + 3
+
+    def test_of_several_classes_is_one_step(self):
+        head, names = head_of(images("abcdef")), ["a", "b", "c", "d"]
+        report = head.forget([*names, "a"])
+        assert report.images == dict.fromkeys(names, -4)
+        assert [entry.what for entry in head.audit] == ["extend", "forget"]
+        one_by_one = head_of(images("abcdef"))
+        for name in names:
+            one_by_one.forget(name)
+        assert head.knowledge.digest == one_by_one.knowledge.digest
+        head.undo()
+        assert head.n_images == dict.fromkeys("abcdef", 4)
+
+    def test_of_several_classes_is_made_whole_or_not_at_all(self):
+        head = head_of(images("abc"))
+        before = head.history
+        with pytest.raises(DataError, match=r"^there is no class 'nobody'"):
+            head.forget(["a", "nobody"])
+        said = "`name` is empty; name the class to forget, or several"
+        with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
+            head.forget([])
+        assert head.history is before
+
+    def test_of_names_is_told_as_such_and_not_as_new_classes(self):
+        head = head_of(images("abc"))
+        report = head.rename({"a": "x", "b": "c", "c": "b"})
+        assert report.renamed == {"a": "x", "b": "c", "c": "b"}
+        assert (report.classes_added, report.images) == ((), {})
+        assert "- renamed: a -> x, b -> c, c -> b" in str(report)
+        assert "images" not in str(report).split("renamed")[0]
+        assert head.undo().renamed == {"x": "a", "c": "b", "b": "c"}
+        assert head.extend(*images("d")).renamed is None
+        # a class that takes the place of another is another
+        head.snapshot("with d")
+        head.undo()
+        head.extend(*images("e", seed=3))
+        report = head.restore("with d")
+        assert (report.renamed, report.images) == (None, {"e": -4, "d": 4})
+
+
 class TestSnapshot:
     def test_comes_back_to_the_bit_however_long_ago(self):
         head = head_of(images("ab"))

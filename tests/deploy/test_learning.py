@@ -197,6 +197,29 @@ def test_classes_are_renamed_and_merged_and_changes_taken_back(predictor):
         assert predictor.predict(shades(name, 1, seed=2)[0]).label == "damage"
 
 
+def test_names_and_threshold_set_together_are_one_change(predictor):
+    before, n = predictor.continual.history, len(predictor.audit)
+    was = predictor.continual.threshold.value
+    predictor.set(class_names={"ok": "good"}, ood_threshold=was + 1)
+    assert predictor.classes[0] == "good"
+    assert predictor.continual.threshold.value == was + 1
+    assert [entry.what for entry in predictor.audit][n:] == ["set"]
+    assert predictor.undo().renamed == {"good": "ok"}
+    assert predictor.continual.knowledge is before.states[0]
+    with pytest.raises(LearnkitError):
+        predictor.set(class_names={"ok": "good"}, ood_threshold=float("nan"))
+    assert predictor.continual.knowledge is before.states[0]
+    for fields, what in (
+        ({"class_names": {"ok": "good"}}, "rename"),
+        ({"false_alarm_rate": 0.2}, "set_threshold"),
+    ):
+        predictor.set(**fields)
+        assert predictor.audit[-1].what == what
+    n = len(predictor.audit)
+    predictor.set(class_names={"good": "good"}, metadata={"a": 1})
+    assert len(predictor.audit) == n
+
+
 def test_groups_are_learned_and_travel(tmp_path, predictor):
     images, names = labelled(OLD)
     groups = [i % 4 for i in range(len(names))]
