@@ -509,9 +509,9 @@ class BasePredictor(Shown):
 
         Raises:
             PredictionError: the model does not detect images out of distribution; a number below
-                100.
+                100, or another than `file` was made with; `file` is no path.
             BundleCorruptError: `file` was not written by a monitor.
-            PredictionFileError: `file` cannot be read.
+            PredictionFileError: `file` cannot be read, or its folder is not there.
         """
         scoring = knowledge_of(self.record)[0]
         if scoring is None:
@@ -521,7 +521,8 @@ class BasePredictor(Shown):
             )
         if self._monitor is None or images_per_false_alarm is not None or file is not None:
             n = 10_000 if images_per_false_alarm is None else images_per_false_alarm
-            self._monitor = Monitor(scoring, images_per_false_alarm=n, file=file)
+            now = lambda: knowledge_of(self.record) if self.record.knows_classes else (None, ())
+            self._monitor = Monitor(scoring, images_per_false_alarm=n, file=file, now=now)
         return self._monitor
 
     def __setattr__(self, name: str, value: Any) -> None:

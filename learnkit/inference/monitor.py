@@ -6,8 +6,9 @@ import hashlib
 import os
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from learnkit.uncertainty.scoring import Scoring
+
+    Moment = tuple[Scoring | None, tuple[str, ...]]
 
 FORMAT = 2  # 1 had 26 bets of another kind
 ALL = "all images"
@@ -105,6 +108,12 @@ class DriftState:
         test = test.update(score)
         return replace(new, classes={**self.classes, label: test})._raised(label, test, bound)
 
+    def renamed(self, names: Mapping[str, str]) -> DriftState:
+        """The same of classes that are called otherwise, `{old: new}`."""
+        classes = {names.get(name, name): test for name, test in self.classes.items()}
+        alarms = tuple(replace(one, label=names.get(one.label, one.label)) for one in self.alarms)
+        return replace(self, classes=classes, alarms=alarms)
+
     def _raised(self, label: str | None, test: DriftTest, bound: float) -> DriftState:
         if test.level < bound or any(alarm.label == label for alarm in self.alarms):
             return self
@@ -148,7 +157,8 @@ class Monitor(Shown):
     Leave-one-out scores stand for those of new images, and weights for the share of each class; to
     the degree that these are others, the promise is not exact.
 
-    Threads may share it. When the model learns, it begins anew.
+    Threads may share it. When the model learns, it begins anew; classes that are called otherwise
+    go on under their new names.
 
     Args:
         scoring: the model's, with the scores it was calibrated by.
@@ -156,11 +166,14 @@ class Monitor(Shown):
             probability of at most a tenth, and so on.
         file: what was seen is kept in this file and goes on from there after a restart; a file
             about another model, or about this one before it has learned, is begun anew.
+        now: gives (scoring, class names) of the model at any moment, (None, ()) while it knows no
+            class; default those of `scoring` for ever, until `observe` is given others.
 
     Raises:
-        PredictionError: `images_per_false_alarm` below 100 or no whole number.
+        PredictionError: `images_per_false_alarm` below 100, no whole number, or not that of `file`;
+            `file` is no path.
         BundleCorruptError: `file` was not written by a monitor.
-        PredictionFileError: `file` cannot be read.
+        PredictionFileError: `file` cannot be read, or its folder is not there.
         BundleWriteError: `file` is inside a bundle.
     """
 
@@ -170,23 +183,40 @@ class Monitor(Shown):
         *,
         images_per_false_alarm: int = 10_000,
         file: str | os.PathLike | None = None,
+        now: Callable[[], Moment] | None = None,
     ):
-        n = images_per_false_alarm
-        if isinstance(n, bool) or not isinstance(n, int) or n < _FEWEST:
-            raise PredictionError(
-                f"`images_per_false_alarm` is {n!r}; give a whole number from {_FEWEST} on"
-            )
-        self.images_per_false_alarm = n
-        self.file = None if file is None else Path(file)
-        if self.file is not None:
-            check_outside(self.file)
+        self.images_per_false_alarm = _checked_promise(images_per_false_alarm)
+        self.file = None if file is None else _checked_file(file)
         self.save_error: LearnkitError | None = None
         self._lock, self._scores = threading.Lock(), scoring.threshold.calibration_scores
-        self._begin = self.state = DriftState.of(scoring)
+        self._now = now or (lambda: (None, ()))
+        self._names = self._now()[1]
+        self._begin = self._state = DriftState.of(scoring)
         if self.file is not None and self.file.exists():
-            kept = _read(self.file)[0]
-            self.state = kept if kept.origin == self._begin.origin else self._begin
+            self._go_on(*_read(self.file))
         self._n_saved = self.n_images
+
+    def _go_on(self, kept: DriftState, promised: int) -> None:
+        """Take up what a file says, if it is about this model."""
+        if kept.origin != self._begin.origin:
+            return
+        if promised != self.images_per_false_alarm:
+            raise PredictionError(
+                f"`images_per_false_alarm` is {self.images_per_false_alarm:,}, and alarms in "
+                f"{str(self.file)!r} were raised by {promised:,}; give "
+                f"images_per_false_alarm={promised}, or another file, or remove this one to begin "
+                "anew"
+            )
+        # a class that was renamed while nobody watched begins anew
+        known = {name: test for name, test in kept.classes.items() if name in self._names}
+        self._state = replace(kept, classes=known) if self._names else kept
+
+    @property
+    def state(self) -> DriftState:
+        """What it has seen of the model as it is now, as one unchanging value."""
+        with self._lock:
+            self._follow(*self._now())
+            return self._state
 
     @property
     def bound(self) -> float:
@@ -223,22 +253,32 @@ class Monitor(Shown):
             scoring: the model's at this moment.
         """
         with self._lock:
-            if scoring.threshold.calibration_scores is not self._scores:
-                self._scores, begin = scoring.threshold.calibration_scores, DriftState.of(scoring)
-                if begin.origin != self._begin.origin:
-                    self._begin = self.state = begin
-                    self._n_saved = 0
-            before = self.state.alarms
+            self._follow(scoring, self._now()[1])
+            before = self._state.alarms
             for result in results:
                 if isinstance(result, Prediction) and result.ood_score is not None:
-                    self.state = self.state.update(result, self.bound)
-            if self.n_images - self._n_saved >= _SAVED_EVERY or self.state.alarms != before:
+                    self._state = self._state.update(result, self.bound)
+            n_unsaved = self._state.overall.n_images - self._n_saved
+            if n_unsaved >= _SAVED_EVERY or self._state.alarms != before:
                 self._try_save()
+
+    def _follow(self, scoring: Scoring | None, names: tuple[str, ...]) -> None:
+        """Begin anew if the model knows other things, and take over other names of classes."""
+        if scoring is not None and scoring.threshold.calibration_scores is not self._scores:
+            self._scores, begin = scoring.threshold.calibration_scores, DriftState.of(scoring)
+            if begin.origin != self._begin.origin:
+                self._begin = self._state = begin
+                self._n_saved = 0
+        if names and names != self._names:
+            pairs = zip(self._names, names, strict=False)  # of the classes in both
+            self._state = self._state.renamed({old: new for old, new in pairs if old != new})
+            self._names = names
 
     def reset(self) -> None:
         """Begin anew with the scores the model was calibrated by, once what drifted is mended."""
         with self._lock:
-            self.state = self._begin
+            self._follow(*self._now())
+            self._state = self._begin
             self._try_save()
 
     def save(self) -> None:
@@ -248,6 +288,7 @@ class Monitor(Shown):
             PredictionFileError: it cannot be written; what stood there still does.
         """
         with self._lock:
+            self._follow(*self._now())
             self._try_save()
         if self.save_error is not None:
             raise self.save_error
@@ -257,9 +298,9 @@ class Monitor(Shown):
         if self.file is None:
             return
         values = {"format": FORMAT, "images_per_false_alarm": self.images_per_false_alarm}
-        content = to_json({**values, **self.state.to_dict()})
+        content = to_json({**values, **self._state.to_dict()})
         # counted before it is tried: a full disk is not asked again at every image
-        self._n_saved = self.n_images
+        self._n_saved = self._state.overall.n_images
         try:
             write_file(self.file, lambda file: file.write(content))
             self.save_error = None
@@ -384,7 +425,38 @@ def read_drift_report(path: Path) -> Document:
     return drift_document(*_read(path))
 
 
+def _checked_promise(n: Any) -> int:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < _FEWEST:
+        raise PredictionError(
+            f"`images_per_false_alarm` is {n!r}; give a whole number from {_FEWEST} on"
+        )
+    return int(n)
+
+
+def _checked_file(file: Any) -> Path:
+    """Where to write; an error if nothing could ever be written there."""
+    if not isinstance(file, str | os.PathLike):
+        raise PredictionError(
+            f"`file` is {file!r} ({type(file).__name__}); give the path of a file"
+        )
+    path = Path(file)
+    check_outside(path)
+    if not path.absolute().parent.is_dir():
+        raise PredictionFileError(
+            f"the drift monitor cannot write {str(path)!r}: there is no folder "
+            f"{str(path.parent)!r}; make it, or choose another file"
+        )
+    return path
+
+
 def _read(path: Path) -> tuple[DriftState, int]:
+    try:
+        return _parsed(path)
+    except BundleCorruptError as error:
+        raise BundleCorruptError(f"{error}; remove the file to begin anew") from error
+
+
+def _parsed(path: Path) -> tuple[DriftState, int]:
     where = str(path)
     try:
         values = parse_json(path.read_bytes(), where)
@@ -393,8 +465,7 @@ def _read(path: Path) -> tuple[DriftState, int]:
     version = read_field(values, "format", int, where)
     if not 1 <= version <= FORMAT:
         raise BundleCorruptError(
-            f"{where} has format {version}; this learnkit reads 1 to {FORMAT}: update it, or "
-            "remove the file to begin anew"
+            f"{where} has format {version}; this learnkit reads 1 to {FORMAT}: update it"
         )
     n = read_field(values, "images_per_false_alarm", int, where)
     if n < _FEWEST:

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import threading
 
 import numpy as np
@@ -187,7 +188,9 @@ def test_the_same_scores_in_other_arrays_are_the_same_model(scoring, rng):
 
 def test_a_disk_that_is_full_is_told_and_predicting_goes_on(scoring, rng, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_SAVED_EVERY", 5)
+    (tmp_path / "gone").mkdir()
     monitor = Monitor(scoring, file=tmp_path / "gone" / "m.json")
+    (tmp_path / "gone").rmdir()
     monitor.observe([predicted(s) for s in rng.normal(size=10)], scoring)
     assert "cannot write" in monitor.to_dict()["save_error"]
     with pytest.raises(PredictionFileError, match="make the folder writable"):
@@ -206,8 +209,8 @@ def test_a_promise_worth_nothing_is_refused(scoring, n):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, "has format 3; this learnkit reads 1 to 2: update it, or remove the file"),
-        ({"format": 0}, "has format 0; this learnkit reads 1 to 2: update it, or remove the file"),
+        ({"format": 3}, "has format 3; this learnkit reads 1 to 2: update it; remove the file"),
+        ({"format": 0}, "has format 0; this learnkit reads 1 to 2: update it; remove the file"),
         ({"overall": {}}, "a drift test needs exactly its own keys"),
         ({"alarms": [{"image": 1}]}, "a Alarm has the fields"),
         ({"alarms": [3]}, "a Alarm has the fields"),
@@ -224,6 +227,42 @@ def test_a_damaged_file_is_refused(scoring, tmp_path, change, message):
         Monitor(scoring, file=file)
     assert message in str(caught.value)
     assert str(file) in str(caught.value)
+    assert str(caught.value).endswith("; remove the file to begin anew")
+
+
+def test_a_file_that_is_torn_says_what_to_do(scoring, tmp_path):
+    (tmp_path / "m.json").write_text('{"fo', encoding="utf-8")
+    with pytest.raises(BundleCorruptError, match=r"; remove the file to begin anew$"):
+        Monitor(scoring, file=tmp_path / "m.json")
+
+
+def test_a_file_of_another_promise_is_refused(scoring, rng, tmp_path):
+    file = tmp_path / "m.json"
+    Monitor(scoring, images_per_false_alarm=500, file=file).save()
+    said = (
+        f"`images_per_false_alarm` is 10,000, and alarms in {str(file)!r} were raised by 500; give "
+        "images_per_false_alarm=500, or another file, or remove this one to begin anew"
+    )
+    with pytest.raises(PredictionError, match=f"^{re.escape(said)}$"):
+        Monitor(scoring, file=file)
+    same = Monitor(scoring, images_per_false_alarm=np.int64(500), file=file)
+    assert type(same.images_per_false_alarm) is int
+    same.save()
+    # what it says of another model is begun anew in any case
+    assert Monitor(scoring_of(rng.normal(size=80)), file=file).images_per_false_alarm == 10_000
+
+
+def test_a_file_that_could_never_be_written_is_refused_at_once(scoring, tmp_path):
+    file = tmp_path / "nowhere" / "m.json"
+    said = (
+        f"the drift monitor cannot write {str(file)!r}: there is no folder {str(file.parent)!r}; "
+        "make it, or choose another file"
+    )
+    with pytest.raises(PredictionFileError, match=f"^{re.escape(said)}$"):
+        Monitor(scoring, file=file)
+    said = "`file` is 5 (int); give the path of a file"
+    with pytest.raises(PredictionError, match=f"^{re.escape(said)}$"):
+        Monitor(scoring, file=5)
 
 
 def of_format_1(file):
@@ -341,6 +380,38 @@ def test_learning_begins_anew():
     model.extend(*labelled({"green": 6}), progress=False)
     model.predict(strange(1)[0])
     assert monitor.n_images == 1
+
+
+def test_what_is_said_is_of_the_model_as_it_is_now():
+    model = make_continual({"red": 8, "blue": 8})
+    monitor = model.monitor(images_per_false_alarm=100)
+    model.predict_batch(strange(60))
+    assert monitor.is_drifting
+    model.extend(*labelled({"green": 6}), progress=False)
+    assert not monitor.is_drifting
+    assert monitor.to_dict()["images"] == 0
+    assert str(monitor).startswith("no drift in 0 images")
+
+
+@pytest.mark.parametrize("rename", ["rename", "set"])
+def test_classes_that_are_renamed_go_on_under_their_new_names(rename, tmp_path):
+    model = make_continual({"red": 8, "blue": 8})
+    monitor = model.monitor(images_per_false_alarm=100, file=tmp_path / "m.json")
+    model.predict_batch([*shades("ok", 3, seed=1), *strange(40)])
+    before = monitor.state
+    names = {"red": "rust"}
+    model.rename(names) if rename == "rename" else model.set(class_names=names)
+    after = monitor.state
+    assert after.overall is before.overall
+    assert {names.get(k, k): v for k, v in before.classes.items()} == dict(after.classes)
+    assert [names.get(one.label, one.label) for one in before.alarms] == [
+        one.label for one in after.alarms
+    ]
+    # a class that is renamed while nobody watches leaves no row
+    monitor.save()
+    model.rename({"rust": "iron", "blue": "sky"})
+    again = model.monitor(images_per_false_alarm=100, file=tmp_path / "m.json")
+    assert (again.n_images, dict(again.state.classes)) == (monitor.n_images, {})
 
 
 def test_a_model_that_detects_no_unknown_images_has_no_monitor():
