@@ -345,7 +345,7 @@ class BasePredictor(Shown):
 
         Args:
             images: unlabelled images of any kind `predict` takes, a folder, or a dataset.
-            n: how many to suggest, at most as many as there are images.
+            n: how many to suggest at most; all, if there are fewer images.
             n_workers: decoding threads; 0 decodes between the passes.
             progress: show progress bars.
 
@@ -354,7 +354,7 @@ class BasePredictor(Shown):
             that cannot be read, which are left out.
 
         Raises:
-            DataError: no images, or `n` below 1 or above their number.
+            DataError: no images, or `n` is no whole number of 1 or more.
             UnreadableImagesError: none of the images can be read.
             PredictionError: the network gives no features.
         """

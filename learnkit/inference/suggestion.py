@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from learnkit.continual.fingerprints import Learned
 from learnkit.data.labelled_images import files_or_images
 from learnkit.data.read_images import chunks, image_name, load_ahead, reasons_once
 from learnkit.errors import (
@@ -150,7 +152,7 @@ def suggest(
     `read` gives features (N, D) and logits of all images otherwise than the recipe of `record`.
     """
     items = files_or_images(images)
-    _check(n, len(items))
+    n = _checked(n, len(items))
     if read is None:
         places, features, logits, failures = _read(record, items, n_workers, progress)
     else:
@@ -167,11 +169,28 @@ def suggest(
         raise error
     readable = [results[i] for i in sound]
     found = choose(scoring, features[sound], readable, min(n, len(sound)), progress=progress)
+    known = _learned(record, features[[sound[i] for i, _ in found]])
     suggestions = [
-        _suggestion(record, items, places[sound[i]], readable[i], covers, shown=number < _PICTURES)
+        _suggestion(
+            record,
+            items,
+            places[sound[i]],
+            readable[i],
+            _reason(readable[i], covers, known[number]),
+            covers,
+            shown=number < _PICTURES,
+        )
         for number, (i, covers) in enumerate(found)
     ]
     return Suggestions(tuple(suggestions), len(items), failures)
+
+
+def _learned(record: Model, features: np.ndarray) -> Sequence[bool | None]:
+    """Whether each image (N, D) was learned; None where nobody knows."""
+    if record.ood is None:
+        return [None] * len(features)
+    learned = Learned.of(record.ood.knowledge)
+    return learned.know(learned.on_grid(features)).tolist()
 
 
 def _answers(
@@ -240,6 +259,7 @@ def _suggestion(
     items: Sequence[Any],
     place: int,
     prediction: Prediction | None,
+    reason: str,
     covers: int,
     *,
     shown: bool,
@@ -248,7 +268,7 @@ def _suggestion(
     return Suggestion(
         item=items[place],
         place=place,
-        reason=_reason(prediction, covers),
+        reason=reason,
         label="" if prediction is None else prediction.label,
         confidence=0.0 if prediction is None else prediction.confidence,
         uncertainty=_uncertainty(prediction),
@@ -258,9 +278,11 @@ def _suggestion(
     )
 
 
-def _reason(prediction: Prediction | None, covers: int) -> str:
-    """Why an image is worth its label, for whoever gives it."""
-    alike = f"{covers - 1} more like it" if covers > 1 else "none is like it"
+def _reason(prediction: Prediction | None, covers: int, learned: bool | None) -> str:
+    """Why an image is worth its label, for whoever gives it, or that it was `learned` already."""
+    alike = f"{covers - 1} more like it" if covers > 1 else "stands for itself alone"
+    if learned:
+        return f"learned already: its label teaches nothing new; {alike}"
     if prediction is None:
         return f"no class is known yet; {alike}"
     if prediction.is_ood:
@@ -272,7 +294,8 @@ def _reason(prediction: Prediction | None, covers: int) -> str:
     if others and _uncertainty(prediction) >= _DOUBT:
         second, q = others[0]
         return f"{first} ({p:.0%}) or {second} ({q:.0%}); {alike}"
-    return f"{first} ({p:.0%}), not seen like this yet; {alike}"
+    fresh = "" if learned is None else ", not learned yet"
+    return f"{first} ({p:.0%}){fresh}; {alike}"
 
 
 def _read(
@@ -311,10 +334,10 @@ def _picture(record: Model, item: Any) -> np.ndarray | None:
     return np.asarray(image)
 
 
-def _check(n: Any, n_images: int) -> None:
+def _checked(n: Any, n_images: int) -> int:
+    """How many to suggest: up to `n`, as many as there are images."""
     if not n_images:
         raise DataError("`images` is empty; give files, a folder or a dataset to choose from")
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= n_images:
-        raise DataError(
-            f"`n` is {n!r}; ask for 1 to {n_images} suggestions, the number of images given"
-        )
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise DataError(f"`n` is {n!r}; give a whole number of 1 or more: up to so many are chosen")
+    return min(int(n), n_images)

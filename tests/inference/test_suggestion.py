@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from deploy_helpers import PLAIN_HEAD, make_continual, make_model, make_predictor, shades, strange
@@ -107,10 +109,27 @@ def test_files_that_cannot_be_read_are_named_and_left_out(model, tmp_path):
     assert [*caught.value.failures] == [str(tmp_path / "one" / "broken.png")]
 
 
-@pytest.mark.parametrize("n", [0, -3, 4, True, 2.0, "2"])
-def test_a_number_out_of_range_is_refused(model, n):
-    with pytest.raises(DataError, match=r"`n` is .*; ask for 1 to 3 suggestions, the number of im"):
+@pytest.mark.parametrize("n", [0, -3, True, 2.0, "2"])
+def test_a_number_that_is_none_is_refused(model, n):
+    said = f"`n` is {n!r}; give a whole number of 1 or more: up to so many are chosen"
+    with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
         model.suggest(strange(3), n, progress=False)
+
+
+@pytest.mark.parametrize("n", [(), (4,), (np.int64(4),)])
+def test_up_to_as_many_are_suggested_as_there_are(model, n):
+    assert sorted(one.place for one in model.suggest(strange(3), *n, progress=False)) == [0, 1, 2]
+
+
+def test_images_that_were_learned_are_told_as_such(model):
+    learned, new = shades("red", 12)[:3], shades("red", 3, seed=7)
+    found = model.suggest([*learned, learned[0], *new], progress=False)
+    reasons = {one.place: one.reason for one in found}
+    said = "learned already: its label teaches nothing new; "
+    assert [reasons[place].startswith(said) for place in range(7)] == [True] * 4 + [False] * 3
+    assert any(", not learned yet; " in reasons[place] for place in (4, 5, 6)), reasons
+    # two of the images are the same, and neither is said to be like no other
+    assert not any("none is like" in reason for reason in reasons.values())
 
 
 def test_no_images_are_refused(model):
