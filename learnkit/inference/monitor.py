@@ -265,13 +265,17 @@ class Monitor(Shown):
     def _follow(self, scoring: Scoring | None, names: tuple[str, ...]) -> None:
         """Begin anew if the model knows other things, and take over other names of classes."""
         if scoring is not None and scoring.threshold.calibration_scores is not self._scores:
-            self._scores, begin = scoring.threshold.calibration_scores, DriftState.of(scoring)
-            if begin.origin != self._begin.origin:
-                self._begin = self._state = begin
-                self._n_saved = 0
+            was, self._scores = self._scores, scoring.threshold.calibration_scores
+            begin = DriftState.of(scoring)
+            if names != self._names and _alike(was, self._scores):
+                # a rename: the same scores, in the order that the new names have
+                self._state = replace(self._state, origin=begin.origin)
+            elif begin.origin != self._begin.origin:
+                self._state, self._n_saved = begin, 0
+            self._begin = begin
         if names and names != self._names:
-            pairs = zip(self._names, names, strict=False)  # of the classes in both
-            self._state = self._state.renamed({old: new for old, new in pairs if old != new})
+            # of the classes in both
+            self._state = self._state.renamed(dict(zip(self._names, names, strict=False)))
             self._names = names
 
     def reset(self) -> None:
@@ -331,9 +335,8 @@ class Monitor(Shown):
         import pandas as pd
 
         rows = _rows(self.state, self.bound)
-        found = pd.DataFrame(
-            rows, columns=list(_COLUMNS), dtype=object
-        )  # no NaN for a missing name
+        # object: no NaN for a missing name
+        found = pd.DataFrame(rows, columns=list(_COLUMNS), dtype=object)
         return found.astype({"images": "int64", "evidence": "float64", "alarm_at": "float64"})
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -494,6 +497,11 @@ def _rows(state: DriftState, bound: float) -> list[tuple[Any, ...]]:
         (label, test.n_images, test.level, bound, raised.get(label))
         for label, test in state.tests.items()
     ]
+
+
+def _alike(scores: np.ndarray, others: np.ndarray) -> bool:
+    """Whether both are the same but for their order, and for last bits that follow from it."""
+    return len(scores) == len(others) and np.allclose(np.sort(scores), np.sort(others), rtol=1e-6)
 
 
 def _origin(scores: np.ndarray, weights: np.ndarray) -> str:

@@ -394,12 +394,13 @@ def test_what_is_said_is_of_the_model_as_it_is_now():
 
 
 @pytest.mark.parametrize("rename", ["rename", "set"])
-def test_classes_that_are_renamed_go_on_under_their_new_names(rename, tmp_path):
+@pytest.mark.parametrize("new", ["rust", "amber"])  # behind and before "blue" in the alphabet
+def test_classes_that_are_renamed_go_on_under_their_new_names(rename, new, tmp_path):
     model = make_continual({"red": 8, "blue": 8})
     monitor = model.monitor(images_per_false_alarm=100, file=tmp_path / "m.json")
     model.predict_batch([*shades("ok", 3, seed=1), *strange(40)])
     before = monitor.state
-    names = {"red": "rust"}
+    names = {"red": new}
     model.rename(names) if rename == "rename" else model.set(class_names=names)
     after = monitor.state
     assert after.overall is before.overall
@@ -409,7 +410,7 @@ def test_classes_that_are_renamed_go_on_under_their_new_names(rename, tmp_path):
     ]
     # a class that is renamed while nobody watches leaves no row
     monitor.save()
-    model.rename({"rust": "iron", "blue": "sky"})
+    model.rename({new: f"{new}y", "blue": "bluey"})
     again = model.monitor(images_per_false_alarm=100, file=tmp_path / "m.json")
     assert (again.n_images, dict(again.state.classes)) == (monitor.n_images, {})
 
