@@ -180,9 +180,7 @@ class Knowledge:
         """Whether both are the same to the bit in all that cannot be derived."""
         if not torch.equal(self.statistics.counts, other.statistics.counts):
             return False  # most changes, and soon told
-        (config, own), (its_config, its) = self.to_state(), other.to_state()
-        same = config == its_config and own.keys() == its.keys()
-        return same and all(torch.equal(tensor, its[name]) for name, tensor in own.items())
+        return state_digest(*self.to_state()) == state_digest(*other.to_state())
 
     def derive(self, before: "Knowledge | None") -> "Knowledge":
         """With everything that follows; what follows from the same statistics is not done again."""
@@ -361,6 +359,7 @@ class Knowledge:
         renamed = renamed_classes(before.statistics, self.statistics)
         was = {renamed.get(name, name): n for name, n in before.n_images.items()}
         now = self.n_images
+        more = {name: now.get(name, 0) - was.get(name, 0) for name in {**was, **now}}
         derived_notes = self.derived.notes if self.derived else ()
         stays = self.manual_threshold is not None and what not in ("set_threshold", "set")
         kept = ("the threshold stays as it was set by hand",) if stays else ()
@@ -370,11 +369,7 @@ class Knowledge:
             classes_added=tuple(
                 name for name, n in now.items() if n and (name not in was or not any(was.values()))
             ),
-            images={
-                name: now.get(name, 0) - was.get(name, 0)
-                for name in {**was, **now}
-                if now.get(name, 0) != was.get(name, 0)
-            },
+            images={name: n for name, n in more.items() if n},
             n_images=now,
             n_classes=sum(n > 0 for n in now.values()),
             n_validation=len(self.validation) - len(before.validation),

@@ -510,7 +510,9 @@ def test_a_model_without_scores_is_served_without_a_monitor(serving):
 
 
 def test_a_server_whose_disk_is_gone_goes_on_and_says_so(predictor, tmp_path, caplog):
+    (tmp_path / "gone").mkdir()
     with TestClient(create_app(predictor, drift_file=tmp_path / "gone" / "m.json")) as client:
+        (tmp_path / "gone").rmdir()
         assert client.post("/predict", files=form(png(strange(1)[0]))).status_code == 200
     assert "what the drift monitor saw is not saved" in caplog.text
 
