@@ -627,7 +627,8 @@ def test_several_classes_are_forgotten_by_one_change_that_one_undo_takes_back(
     n = len(load_learner(model).audit)
     code, output, _ = learnkit(capsys, "forget", model, "bad", "good")
     assert code == 0
-    assert re.search(r"bad +│ +-12 │ +0\n.*good +│ +-14 │ +0", output)
+    assert re.search(r"bad +│ +-12 │ +0", output)
+    assert re.search(r"good +│ +-14 │ +0", output)
     assert len(load_learner(model).audit) == n + 1
     assert learnkit(capsys, "undo", model)[0] == 0
     assert load_learner(model).continual.n_images == {"bad": 12, "good": 14}
