@@ -223,11 +223,17 @@ def _compare(
         )
     difference = (found - recorded).abs().max().item()
     if not difference <= tolerance:  # so written that NaN fails
+        with_, here = listed(written_with, *_TELLING), _versions_here()
+        remedy = (
+            "these are alike, so that it is the processor, another build of one of them, or an "
+            "altered network: load it where it was exported, or export the model again here"
+            if with_ == here
+            else "install those versions, or export the model again with these"
+        )
         raise BundleProbeError(
             f"the network gives other {what} here than where it was exported: they differ by "
-            f"{difference:.3g}, {tolerance:.3g} is allowed. Exported with "
-            f"{listed(written_with, *_TELLING)}; here {_versions_here()}: install those versions,"
-            " or export the model again with these"
+            f"{difference:.3g}, {tolerance:.3g} is allowed. Exported with {with_}; here {here}: "
+            f"{remedy}"
         )
 
 

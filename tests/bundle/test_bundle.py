@@ -568,9 +568,15 @@ def test_other_logits_name_the_versions_of_both_sides(copy, monkeypatch):
     message = str(caught.value)
     assert "differ by 0.5" in message
     assert (
-        "Exported with learnkit 0.0.9, torch 1.0, timm 0.1; here learnkit 7, torch 8, timm 9"
-        in message
+        "Exported with learnkit 0.0.9, torch 1.0, timm 0.1; here learnkit 7, torch 8, timm 9: "
+        "install those versions" in message
     )
+
+
+def test_other_logits_by_the_same_versions_ask_for_no_others(copy):
+    edit_tensors(copy, lambda t: t["logits"].add_(0.5), "probe.safetensors")
+    with pytest.raises(BundleProbeError, match="these are alike, so that it is the processor"):
+        load_learner(copy)
 
 
 def _sparse(path, name, entries):
