@@ -39,6 +39,12 @@ RateOption = Annotated[
     float | None,
     typer.Option(metavar="RATE", help="Wanted share of known images flagged as unknown."),
 ]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--ood-threshold", metavar="SCORE", help="Flag images as unknown above this OOD score."
+    ),
+]
 
 
 class Interrupted(KeyboardInterrupt):

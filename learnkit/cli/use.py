@@ -6,6 +6,7 @@ Whatever is slow to import is imported inside the functions.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from learnkit.cli.arguments import (
     ModelArgument,
     PathsArgument,
     RateOption,
+    ThresholdOption,
 )
 from learnkit.cli.console import FittedTable, Report, fail
 from learnkit.errors import (
@@ -53,6 +55,7 @@ def extend(
     folder: FolderArgument,
     out: Annotated[Path, typer.Option(help="Folder of the extended model; may be MODEL itself.")],
     false_alarm_rate: RateOption = None,
+    ood_threshold: ThresholdOption = None,
     reuse_names: Annotated[
         bool,
         typer.Option("--reuse-names", help="Names that classes had before are of new classes."),
@@ -75,12 +78,12 @@ def extend(
     from learnkit.deploy.predictor import load_learner
     from learnkit.storage.write_folder import check_target
 
-    _check_rate(false_alarm_rate)
+    _check_flagging(false_alarm_rate, ood_threshold)
     report = Report()
     check_target(out)
     predictor = load_learner(model)
     told = check_continual(predictor.continual).settings.case_sensitive
-    _set_rate(predictor, false_alarm_rate)
+    _set_flagging(predictor, false_alarm_rate, ood_threshold)
     # a model that once told A from a goes on with it, unasked
     data = ImageDataset.from_folder(folder, case_sensitive=case_sensitive or told)
     how = {"reuse_names": reuse_names, "again": again, "group": group}
@@ -91,13 +94,22 @@ def extend(
     report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
 
 
-def _check_rate(rate: float | None) -> None:
+def _check_flagging(rate: float | None, threshold: float | None) -> None:
+    if rate is not None and threshold is not None:
+        raise UsageError(
+            f"--false-alarm-rate {rate:g} and --ood-threshold {threshold:g} both say when an image "
+            "is flagged as unknown; give one of them"
+        )
     if rate is not None and not 0 < rate < 1:
         raise UsageError(f"--false-alarm-rate is {rate}; between 0 and 1, such as 0.05")
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"--ood-threshold is {threshold}; a finite score, such as 1.2")
 
 
-def _set_rate(predictor: Any, rate: float | None) -> None:
-    """Flag images as unknown by another false-alarm rate, where one is given."""
+def _set_flagging(predictor: Any, rate: float | None, threshold: float | None) -> None:
+    """Flag images as unknown by another false-alarm rate or threshold, where one is given."""
+    if threshold is not None:
+        predictor.set(ood_threshold=threshold)
     if rate is None:
         return
     if not predictor.needs_torch:
@@ -124,6 +136,7 @@ def evaluate(
         typer.Option(metavar="FOLDER", help="Images it learned, to show beside mistakes."),
     ] = None,
     false_alarm_rate: RateOption = None,
+    ood_threshold: ThresholdOption = None,
     max_mb: Annotated[
         float, typer.Option(min=0, max=200, help="Megabytes that the page may have.")
     ] = 25,
@@ -146,9 +159,9 @@ def evaluate(
 
     about = {"--open": open_page, "--force": force, "--no-images": not images}
     _check_page(html, force=force, about={**about, "--learned": learned is not None})
-    _check_rate(false_alarm_rate)
+    _check_flagging(false_alarm_rate, ood_threshold)
     report, predictor = Report(), open_model(model)  # with torch or, where there is none, without
-    _set_rate(predictor, false_alarm_rate)
+    _set_flagging(predictor, false_alarm_rate, ood_threshold)
     name, data = workflow.held_out(ImageDataset.from_folder(folder))
     unknown = None if ood is None else workflow.images_at([ood])
     evaluation, unread = evaluated(predictor, data, unknown, good, learned)
@@ -159,8 +172,9 @@ def evaluate(
         command = ["learnkit", "evaluate", model.name, folder.name, "--html", html.name]
         command += [] if ood is None else ["--ood", ood.name]
         command += [] if learned is None else ["--learned", learned.name]
-        rate = false_alarm_rate
+        rate, limit = false_alarm_rate, ood_threshold
         command += [] if rate is None else ["--false-alarm-rate", f"{rate:g}"]
+        command += [] if limit is None else ["--ood-threshold", f"{limit}"]
         command += [part for one in evaluation.good for part in ("--good", one)]
         about = {"max_mb": max_mb, "pictures": images, "command": shlex.join(command)}
         evaluation.save_html(html, force=force, progress=True, **about)
@@ -228,6 +242,7 @@ def predict(
         bool, typer.Option("--resume", help="Go on with --out after an interruption.")
     ] = False,
     false_alarm_rate: RateOption = None,
+    ood_threshold: ThresholdOption = None,
 ) -> None:
     """Predict images with an exported model.
 
@@ -240,9 +255,9 @@ def predict(
 
     check_targets(csv, to_json, out, resume=resume)
     files = images_at(paths)
-    _check_rate(false_alarm_rate)
+    _check_flagging(false_alarm_rate, ood_threshold)
     predictor = open_model(model)  # with torch, or where there is none without
-    _set_rate(predictor, false_alarm_rate)
+    _set_flagging(predictor, false_alarm_rate, ood_threshold)
     if out is not None:
         found = _predict_into(out, predictor, files, resume=resume)
         counts, n_failed = found.counts, found.n_failed

@@ -89,14 +89,20 @@ def page_html(data: Mapping[str, Any]) -> str:
             histogram=_histogram(shown),
             reliability=reliability_diagram(bins, len(classes)) if bins else None,
             n_suspects=min(sum(one.get("w", 0) > 0 for one in shown["images"]), _MAX_SUSPECTS),
-            # the rate stands for itself: the page puts another in
-            flag_command=f"learnkit predict {name} IMAGES --false-alarm-rate {{rate}}",
+            flag_command=f"learnkit predict {name} IMAGES --ood-threshold ",
+            own_command=f"learnkit predict {name} IMAGES{_own_option(shown)}",
             width=WIDTH,
             height=HEIGHT,
             address=_address,
             filter_of=_filter,
         )
     )
+
+
+def _own_option(data: Mapping[str, Any]) -> str:
+    """The option that gives the threshold of an evaluation which the saved model has not."""
+    options = set(data["command"].split()) & {"--false-alarm-rate", "--ood-threshold"}
+    return f" --ood-threshold {data['ood']['threshold']}" if data["ood"] and options else ""
 
 
 def _asset(name: str) -> str:

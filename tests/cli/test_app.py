@@ -903,6 +903,10 @@ MISTAKES = {
     "extend {known} nowhere --out {tmp}/m": "nowhere' does not exist or is not a folder",
     "extend {known} {images} --out {images}": "is a folder with files that no bundle put there",
     "extend {known} {images} --out {tmp}/m --false-alarm-rate 1.5": "--false-alarm-rate is 1.5",
+    "extend {known} {images} --out {tmp}/m --ood-threshold nan": "--ood-threshold is nan; a finite",
+    "predict {known} {images} --false-alarm-rate 0.1 --ood-threshold 1.2": (
+        "--false-alarm-rate 0.1 and --ood-threshold 1.2 both say when an image is flagged"
+    ),
     "extend nomodel {images} --out {tmp}/m": "there is no bundle at nomodel",
     "predict nomodel {images}": "there is no bundle at nomodel",
     "predict {model} none.png": "there is no file or folder 'none.png'",
@@ -1303,3 +1307,24 @@ def test_a_false_alarm_rate_moves_the_threshold_of_a_prediction(known, images, t
     rate = model.evaluate(two, progress=False).summary["false_alarm_rate"]
     assert re.search(rf"false alarm rate .+{rate:.4f}", out)
     assert "30 % promised" in out
+
+
+def test_an_ood_threshold_is_the_one_that_images_are_flagged_by(known, images, tmp_path, capsys):
+    model, good = load_learner(known), sorted((images / "good").glob("*"))
+    scores = np.array([model.predict(path).ood_score for path in good])
+    limit = str(float(np.median(scores)))
+    table, page = tmp_path / "p.csv", tmp_path / "page.html"
+    call = ("predict", known, images / "good", "--csv", table, "--ood-threshold", limit)
+    assert learnkit(capsys, *call)[0] == 0
+    flagged = pd.read_csv(table)["verdict"] == "UNKNOWN"
+    assert flagged.tolist() == (scores > float(limit)).tolist()
+    two = images.parent / "two-more"
+    for name in ("bad", "good"):
+        shutil.copytree(images / name, two / name, dirs_exist_ok=True)
+    assert learnkit(capsys, "evaluate", known, two, "--html", page, *call[-2:])[0] == 0
+    data = page_of(page.read_text("utf-8"))
+    assert data["ood"]["threshold"] == float(limit)
+    assert data["command"].endswith(f"--ood-threshold {limit}")
+    out = tmp_path / "extended"
+    assert learnkit(capsys, "extend", known, images, "--out", out, *call[-2:])[0] == 0
+    assert load_learner(out).ood.threshold.value == float(limit)

@@ -418,11 +418,12 @@ function threshold() {
     at.textContent = `${t === own && D.kind !== "cleaning" ? `At the model's threshold, ${digits(own)}` : `At ${digits(t)}`}: ${parts.join(", ")}.`;
     const x = Math.min(Math.max((t - lo) / (hi - lo), 0), 1) * +$("#unknown .axis").getAttribute("x2");
     line.setAttribute("x1", x); line.setAttribute("x2", x);
-    const command = $("#command");
-    if (command) command.textContent = command.dataset.template.replaceAll("{rate}", +Math.min(Math.max(k / known.length || 0, .001), .999).toFixed(3));
+    const call = $("#command");
+    if (call) call.textContent = t === own ? call.dataset.own : call.dataset.any + t;
   };
   range.value = 1000 * (own - lo) / (hi - lo);
-  on(range, "input", () => say(lo + (hi - lo) * range.value / 1000));
+  // between 4-digit scores
+  on(range, "input", () => say(+(lo + (hi - lo) * range.value / 1000).toExponential(3).replace("e", "5e")));
   say(own);
 }
 for (const b of $$(".bin")) for (const e of ["focus", "mouseenter"]) on(b, e, () => $("#bin-sentence").textContent = b.getAttribute("aria-label"));
