@@ -24,6 +24,7 @@ from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
 from learnkit.continual.knowledge import History, Knowledge
 from learnkit.continual.statistics import ClassStatistics
+from learnkit.continual.validation_images import VALIDATION_SIZE
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled, grouped_by_path, parted
 from learnkit.data.labels import ids_of_classes, sorted_names
@@ -318,11 +319,16 @@ def _origin(learn: Any, head: ContinualClassifier) -> tuple[str, ...]:
     history = getattr(learn, "training_history", None)
     if history is None or history.frame.empty:
         return ()
+    derived = head.knowledge.derived
     # those that count: near copies of learned ones do not
-    if n_fresh := head.knowledge.derived.n_fresh:
+    if n_fresh := derived.n_fresh:
+        of = f"threshold and temperature come from {number_of(n_fresh, 'validation image')}"
+        if derived.calibration.n <= n_fresh:
+            return (f"{of}: of those the network was trained on they would be optimistic",)
         return (
-            f"threshold and temperature come from {number_of(n_fresh, 'validation image')}: of "
-            "those the network was trained on they would be optimistic",
+            f"{of} and, beside them, from {number_of(len(derived.stats.memory), 'image')} that the "
+            f"network was trained on, which makes them optimistic; {VALIDATION_SIZE} validation "
+            "images of each class would decide alone",
         )
     return (
         "threshold and temperature are optimistic: without validation images that count they come "
