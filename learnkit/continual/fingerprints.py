@@ -267,15 +267,18 @@ class Learned:
         """Which images are among those learned, by features on the grid (N, D), bool (N,)."""
         return np.isin(codes_of(feature_hashes(grid)), self.codes)
 
-    def notes(self, grid: Array, labels: Sequence[str] | None = None) -> Notes:
+    def notes(
+        self, grid: Array, labels: Sequence[str] | None = None, learned: Array | None = None
+    ) -> Notes:
         """Notes where images to evaluate on have had a part in the model, or near copies of them.
 
         Args:
             grid: Their features on the integer grid (N, D).
             labels: Their classes; without, near copies are not looked for.
+            learned: Which of them it has learned, bool (N,); default those it knows again.
         """
         codes, least = codes_of(feature_hashes(grid)), "at least " if self.n_unseen else ""
-        n, learned = len(codes), np.isin(codes, self.codes)
+        n, learned = len(codes), np.isin(codes, self.codes) if learned is None else learned
         notes = learned_notes(int(learned.sum()), n, least)
         if labels is not None:
             notes += near_copies_notes(int((self.copies(grid, labels) & ~learned).sum()), n)

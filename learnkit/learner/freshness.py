@@ -35,15 +35,15 @@ def labels_of(learn: Any, outputs: Outputs) -> list[str]:
 def optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, Notes]:
     """Which images the learner has learned, and notes: by file, or by features if it was loaded."""
     files, known, detector = list(outputs.items or ()), files_known(learn), detector_of(learn)
-    if known or detector is None or not files:
-        learned = np.array([file_of(one) in known for one in files or [""] * len(outputs)], bool)
-        notes = learned_notes(int(learned.sum()), len(outputs))
-        notes += near_copies_notes(int(_near_copies(learn, outputs, learned).sum()), len(outputs))
-        return learned if known else None, notes
+    learned = np.array([file_of(one) in known for one in files or [""] * len(outputs)], bool)
+    by_file, features = bool(known) or not files, outputs.features
+    if detector is None or (by_file and features is None):
+        return learned if known else None, learned_notes(int(learned.sum()), len(outputs))
     about = Learned.of(detector.knowledge)
-    features = features_of(learn, files) if outputs.features is None else outputs.features
-    grid = about.on_grid(features.numpy())
-    return about.know(grid), about.notes(grid, labels_of(learn, outputs))
+    grid = about.on_grid((features_of(learn, files) if features is None else features).numpy())
+    learned = learned if by_file else about.know(grid)
+    notes = about.notes(grid, labels_of(learn, outputs), learned)
+    return learned if known or files else None, notes
 
 
 def fresh_to_trained(learn: Any, outputs: Outputs, groups: list[Any] | None) -> Tensor:

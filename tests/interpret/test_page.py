@@ -248,6 +248,17 @@ def test_sentences_warn_only_where_it_is_true():
     assert any("mean little" in text for text in warned)
 
 
+def test_the_page_says_each_note_of_the_evaluation_once():
+    learned = np.zeros(20, bool)
+    learned[:3] = True
+    evaluation, images = answers(n=20, learned=learned)
+    notes = ("at least 3 of 20 images were learned by this model: so", "2 of 20 images decide")
+    data = data_of(dataclasses.replace(evaluation, notes=notes), images, pictures=False)
+    texts = [one["text"] for one in data["summary"] if one["warning"]]
+    assert texts[-1] == "2 of 20 images decide."
+    assert sum("learned" in text for text in texts) == 1
+
+
 def test_no_mistakes_are_said():
     probs = np.eye(3, dtype=np.float32)[[0, 1, 2] * 40]
     images = EvaluatedImages(probs, probs.argmax(1), [None] * 120)

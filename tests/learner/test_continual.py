@@ -342,18 +342,61 @@ class TestExtend:
         self, learn, old, new, tmp_path
     ):
         said = "18 of 18 images in `ood` were learned by this model, to which they are not"
-        (note,) = learn.evaluate(ood=old.train).notes
+        _, note = learn.evaluate(ood=old.train).notes  # the other is on its validation images
         assert note.startswith(said)
-        assert learn.evaluate(ood=new.train).notes == ()
+        assert len(learn.evaluate(ood=new.train).notes) == 1
         files = [tmp_path / f"copy{i}.png" for i in range(len(old.train))]
         for file, path in zip(files, old.train.paths, strict=True):
             file.write_bytes(path.read_bytes())  # the same pixels, of a file nobody has seen
-        (note,) = learn.evaluate(ood=files).notes
+        _, note = learn.evaluate(ood=files).notes
         assert note.startswith(said)
 
+    def test_an_evaluation_says_which_images_decide_as_that_of_the_exported_model_does(
+        self, learn, old, tmp_path
+    ):
+        said = (
+            "9 of 9 images decide threshold and temperature of this model: false alarms and "
+            "calibration error are optimistic"
+        )
+        learn.export(tmp_path / "model")
+        model = load_learner(tmp_path / "model")
+        for images, decide in ((old.valid, True), (old.train, False), (old.test, False)):
+            notes = learn.evaluate(data=images).notes
+            assert notes == model.evaluate(images, progress=False).notes
+            assert (said in notes) == decide
+        assert learn.evaluate().notes == (said,)
+
+    def test_validation_images_that_decide_nothing_are_told_of_nowhere(self, plain, old):
+        assert plain.evaluate().notes == plain.evaluate(data=old.valid).notes == ()
+        plain.fit_ood(old.train, validation=old.test)
+        assert plain.evaluate().notes == plain.evaluate(data=old.valid).notes == ()
+        assert "9 of 9 images decide" in plain.evaluate(data=old.test).notes[0]
+
+    def test_what_comes_of_few_validation_images_and_of_learned_ones_is_called_so(
+        self, plain, old, tmp_path
+    ):
+        plain.fit(1)
+        last = plain.init_continual(old).notes[-1]
+        assert last == (
+            "threshold and temperature come from 9 validation images and, beside them, from 18 "
+            "images that the network was trained on, which makes them optimistic; 64 validation "
+            "images of each class would decide alone"
+        )
+        root = write_image_folder(tmp_path, dict.fromkeys("abc", 76))
+        fresh = [path for name in "abc" for path in sorted((root / name).iterdir())[12:]]
+        paths = [*old.train.paths, *fresh]
+        frame = {"path": list(map(str, paths)), "label": [path.parent.name for path in paths]}
+        splits = ["train"] * len(old.train) + ["valid"] * 192
+        many = ImageDataset(pd.DataFrame(frame).assign(split=splits), "/")
+        again = tiny_learner(old)
+        again.fit(1)
+        assert again.init_continual(many).notes[-1] == (
+            "threshold and temperature come from 192 validation images: of those the network was "
+            "trained on they would be optimistic"
+        )
+
     def test_an_evaluation_says_how_many_images_were_learned(self, learn, old, new, tmp_path):
-        assert learn.evaluate().notes == ()
-        assert learn.evaluate(data=old.valid).notes == ()
+        assert learn.evaluate(data=old.test).notes == ()
         said = "18 of 18 images were learned by this model: the numbers are optimistic"
         assert learn.evaluate(data=old.train).notes == (said,)
         learn.extend(new)

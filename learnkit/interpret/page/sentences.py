@@ -47,6 +47,7 @@ def summary_sentences(
     said += _absent(evaluation)
     said += _hidden(evaluation)
     said += _seen_before(images, duplicates)
+    said += _noted(evaluation, images)
     return said
 
 
@@ -173,6 +174,14 @@ def _hidden(evaluation: Evaluation) -> list[Sentence]:
         f"are right, not {_percent(accuracy)}."
     )
     return [_say(text, warning=True)]
+
+
+def _noted(evaluation: Evaluation, images: EvaluatedImages) -> list[Sentence]:
+    """The notes of the evaluation, less that on learned images, which have a set to show."""
+    shown = 0 if images.learned is None else int(np.sum(images.learned))
+    said = f"{shown} of {images.n_known} images were learned" if shown else None
+    notes = [note for note in evaluation.notes if said is None or said not in note]
+    return [_say(f"{note[:1].upper()}{note[1:]}.", warning=True) for note in notes]
 
 
 def _seen_before(images: EvaluatedImages, duplicates: Sequence[Sequence[int]]) -> list[Sentence]:
