@@ -57,6 +57,7 @@ IN_PYTHON = {
     *("learn.export(", "learn.model.zero_grad(", "nn.Sequential(", "len("),
     *("dataset.class_weights(",),  # --class-weights takes no weights of its own
     *("learn.evaluate(", "predictor.evaluate("),  # of arrays, which no command has
+    "images_per_false_alarm=",  # of a monitor, which commands begin anew
     "labels.tolist(",  # of a Series, which no command takes
     *("np.save(", "np.ascontiguousarray("),  # files of .npy are written by Python
 }
