@@ -300,9 +300,8 @@ def validation_images(
     images = found.validation
     if images is None and own and (trained := own_data(learn)) is not None:
         images = grouped_by_path(trained.validation, group)
-    if images is None:
-        return None
-    return without_files(images, files_among(found), names=set(found.labels))
+    names = set(found.labels)
+    return None if images is None else without_files(images, files_among(found), names=names)
 
 
 def _features_and_labels(
@@ -326,9 +325,8 @@ def _origin(learn: Any, head: ContinualClassifier) -> tuple[str, ...]:
         if derived.calibration.n <= n_fresh:
             return (f"{of}: of those the network was trained on they would be optimistic",)
         return (
-            f"{of} and, beside them, from {number_of(len(derived.stats.memory), 'image')} that the "
-            f"network was trained on, which makes them optimistic; {VALIDATION_SIZE} validation "
-            "images of each class would decide alone",
+            f"{of} and {number_of(len(derived.stats.memory), 'image')} the network was trained on: "
+            f"they are optimistic; {VALIDATION_SIZE} validation images a class would decide alone",
         )
     return (
         "threshold and temperature are optimistic: without validation images that count they come "

@@ -378,9 +378,8 @@ class TestExtend:
         plain.fit(1)
         last = plain.init_continual(old).notes[-1]
         assert last == (
-            "threshold and temperature come from 9 validation images and, beside them, from 18 "
-            "images that the network was trained on, which makes them optimistic; 64 validation "
-            "images of each class would decide alone"
+            "threshold and temperature come from 9 validation images and 18 images the network was "
+            "trained on: they are optimistic; 64 validation images a class would decide alone"
         )
         root = write_image_folder(tmp_path, dict.fromkeys("abc", 76))
         fresh = [path for name in "abc" for path in sorted((root / name).iterdir())[12:]]
