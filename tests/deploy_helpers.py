@@ -123,6 +123,15 @@ def make_continual(counts=None, *, arch="test_efficientnet", size=32, seed=0, **
     return predictor
 
 
+def renamed_as_before(predictor, names):
+    """The predictor, classes called otherwise as in a state of an earlier version: by any name."""
+    head = predictor.continual
+    config, tensors = head.state()
+    now = [names.get(name, name) for name in config["class_names"]]
+    head.history = type(head).from_state(config | {"class_names": now}, tensors).history
+    return predictor
+
+
 def labelled(counts, *, seed=0, size=32):
     """Images and labels: `counts[name]` shades of each class."""
     images = [

@@ -9,7 +9,7 @@ import numpy as np
 import page_helpers
 import pandas as pd
 import pytest
-from deploy_helpers import make_continual, shades
+from deploy_helpers import labelled, make_continual, renamed_as_before, shades
 from page_helpers import COUNTS, PARTS, large_page, page_data, parts_page, picture
 from PIL import Image
 
@@ -319,8 +319,9 @@ def test_what_is_marked_on_the_page_of_a_model_is_applied_by_the_command(page, s
         for k, pixels in enumerate(shades(name, 6, seed=3)):
             Image.fromarray(pixels).save(root / name / f"-{k}.png")
     (root / "ok" / "-0.png").rename(root / "'quoted" / "wrong.png")
-    model = make_continual(dict.fromkeys(names, 20))
-    evaluation = model.evaluate(root, progress=False)
+    model, (images, labels) = make_continual(), labelled(dict.fromkeys(names, 20))
+    model.extend(images, [{names[0]: "bad"}.get(one, one) for one in labels], progress=False)
+    evaluation = renamed_as_before(model, {"bad": names[0]}).evaluate(root, progress=False)
     report = evaluation.save_html(tmp_path / "report.html")
     page.goto(report.as_uri())
     numbers = page.eval_on_selector_all(".matrix .cell", "all => all.map(c => +c.textContent)")

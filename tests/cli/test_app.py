@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from deploy_helpers import labelled, make_continual, rewrite, strange
+from deploy_helpers import labelled, make_continual, renamed_as_before, rewrite, strange
 from helpers import show_progress_at_once, write_image_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -1090,8 +1090,9 @@ def steering(tmp_path_factory):
     (images / "good" / f"{STEERING}.png").write_bytes(b"x")
     predictor = make_continual()
     data = ImageDataset.from_folder(images).filter(lambda frame: frame["path"].str[-5] != "b")
-    predictor.extend(data, progress=False)
-    predictor.save(root / "model")
+    labels = ["bad" if label == STEERING else label for label in data.labels]
+    predictor.extend(data.paths, labels, progress=False)
+    renamed_as_before(predictor, {"bad": STEERING}).save(root / "model")
     return root / "model", images
 
 

@@ -12,10 +12,9 @@ import time
 
 import numpy as np
 import pytest
-from deploy_helpers import make_continual, make_predictor, shades, strange
+from deploy_helpers import make_continual, make_predictor, renamed_as_before, shades, strange
 from PIL import Image
 
-from learnkit.continual.classifier import ContinualClassifier
 from learnkit.errors import (
     ImageReadError,
     MissingExtraError,
@@ -84,11 +83,7 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tables_say_what_the_data_frame_says(photos, tmp_path, kind):
-    predictor = make_continual({"ok": 6, "bad": 5})
-    # an earlier version took any name
-    config, tensors = predictor.continual.state()
-    odd = config | {"class_names": ["ok", "=bad,\n"]}
-    predictor.continual.history = ContinualClassifier.from_state(odd, tensors).history
+    predictor = renamed_as_before(make_continual({"ok": 6, "bad": 5}), {"bad": "=bad,\n"})
     frame = predictor.predict_files(photos, progress=False)
     report = predictor.predict_files(photos, out=tmp_path / f"p.{kind}", progress=False)
     assert (report.n_files, report.n_failed, report.n_resumed) == (5, 1, 0)
