@@ -138,7 +138,7 @@ def test_rename_merge_classes_and_undo_keep_what_is_known():
     head.merge_classes(["a", "b"], "c")
     head.rename({"c": "d"})
     assert head.extend(batch[0], ["d"] * 11).notes[0].startswith("already learned: 11 of 11")
-    for _ in range(3):
+    for _ in range(2):  # what changed nothing is no step
         head.undo()
     assert same(head, learned(batch))
 

@@ -122,7 +122,8 @@ def test_left_out_verdicts_are_those_of_a_classifier_fitted_without_the_image():
         slow.append(float(-logits.log_softmax(0)[labels[i]]))
     # nearly: in closed form, the ridge and the dimension stay those of all images
     assert slow == pytest.approx(losses, rel=0.3, abs=0.02)
-    assert np.corrcoef(slow, losses)[0, 1] > 0.99
+    # all are right by far: their margins, of which small losses are exponentials, differ
+    assert np.corrcoef(np.log(slow), np.log(losses))[0, 1] > 0.99
 
 
 def test_balanced_accuracy_counts_classes_alike():
