@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, overload
 
@@ -176,6 +176,11 @@ class ChangeReport(Shown):
             if (before, after) != (None, None)
         ]
         return [*lines, *self.notes]
+
+
+def with_notes(report: ChangeReport, notes: Sequence[str]) -> ChangeReport:
+    """The report with more notes."""
+    return replace(report, notes=(*report.notes, *notes))
 
 
 def renamed_classes(before: ClassStatistics, after: ClassStatistics) -> dict[str, str]:

@@ -705,10 +705,11 @@ class ImageDataset(Shown):
         """
         return fingerprint_of(self._frame, self._root, self._classes, content, progress)
 
+    @warned_after
     def preprocess(
         self,
         folder: AnyPath,
-        size: Any = 224,
+        size: Any = None,
         *,
         n_workers: int | None = None,
         progress: bool = True,
@@ -724,7 +725,7 @@ class ImageDataset(Shown):
 
         Args:
             folder: Absent, empty, or a store by the same recipe.
-            size: Height and width in pixels; an int means a square.
+            size: Height and width in pixels; an int means a square, None 224.
             n_workers: Decoding threads; None is one per processor.
             progress: Show a bar.
             **recipe: As in `dataloaders`: `method`, `channels`, ..., or all as `preprocessing`.
@@ -736,7 +737,7 @@ class ImageDataset(Shown):
         """
         from learnkit.data.store import ImageStore, recipe_of
 
-        store = ImageStore(folder, recipe_of(size, **recipe))
+        store = ImageStore(folder, recipe_of(self.paths, size, **recipe))
         files = dict(zip(self._frame["path"], self.paths, strict=True))
         return self._with(
             self._frame, _store=store.fill(files, n_workers=n_workers, progress=progress)
@@ -753,7 +754,6 @@ class ImageDataset(Shown):
 
         if self._store is not None:
             kwargs = self._store.options(size, kwargs)
-        size = 224 if size is None else size
         return image_dataloaders(self, size=size, bs=bs, augment=augment, **kwargs)
 
     @classmethod

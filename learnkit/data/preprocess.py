@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from learnkit.data.geometry import Resizing, centred_box, check_resizing, image_of_pixels
-from learnkit.data.image import MAX_PIXELS, check_read_options, read_image
-from learnkit.errors import DataError, InputSizeError
+from learnkit.data.image import MAX_PIXELS, check_read_options, image_size, read_image
+from learnkit.errors import DataError, ImageReadError, InputSizeError
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PER_IMAGE = ("all_channels", "first_channel", None)
 _DRAFTS = (8, 4, 2)  # by which libjpeg decodes smaller
 _DRAFT_GAP = 3  # pixels of a draft per pixel of the result, at least
+_MOST_CUT = 0.2  # share of the images' area
+_N_SIZES = 200  # files whose headers are read to know it
 _MAX_BEFORE = 8  # changes of size that come first; fastai has one
 
 
@@ -254,6 +256,32 @@ class Preprocessing:
                 f"preprocessing has unknown fields {unknown}; known are {sorted(known)}"
             )
         return cls(**fields)
+
+
+def note_on_cut(
+    items: Sequence[Any],
+    recipe: Preprocessing,
+    remedy: str = 'a learner built on `dataloaders(method="squish")` sees it',
+) -> tuple[str, ...]:
+    """A note where "crop" cuts off more than a fifth of the images' area for its aspect.
+
+    Known by the headers of up to 200 of the `items`; those that are no files say nothing.
+    """
+    areas, seen = 0, 0.0
+    for place in np.linspace(0, len(items) - 1, min(len(items), _N_SIZES)).astype(int):
+        try:
+            size = image_size(items[place], exif_transpose=recipe.exif_transpose)
+        except ImageReadError:  # reading it will tell; or a picture at hand
+            continue
+        areas += math.prod(size)
+        seen += math.prod(size) * (1 - recipe.share_cut(size))
+    if areas - seen <= _MOST_CUT * areas:
+        return ()
+    height, width = recipe.size
+    return (
+        f"fitting the images to {width} x {height} pixels cuts off {1 - seen / areas:.0%} of their "
+        f"area, by a centred crop: what lies there is not seen; {remedy}",
+    )
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -17,9 +17,9 @@ from PIL import Image
 
 from learnkit.data.geometry import image_of_pixels
 from learnkit.data.image import naming_errors, source_name
-from learnkit.data.preprocess import Preprocessing
+from learnkit.data.preprocess import Preprocessing, note_on_cut
 from learnkit.data.read_images import load_ahead, unreadable_images
-from learnkit.errors import ImageReadError
+from learnkit.errors import DataError, ImageReadError, warn_user
 from learnkit.report.progress import watched
 from learnkit.storage.filesystem import open_regular
 from learnkit.storage.row_store import RowStore, StoredRow
@@ -28,16 +28,55 @@ _TOGETHER = 32  # images a kill may cost
 
 
 def recipe_of(
-    size: Any,
+    files: Sequence[Path],
+    size: Any = None,
     *,
     preprocessing: Preprocessing | None = None,
-    method: str | None = None,
     **fields: Any,
 ) -> Preprocessing:
-    """The recipe that loaders and stores make of their arguments; a whole one as it is."""
-    if preprocessing is not None:
-        return preprocessing
-    return Preprocessing(**{"size": size, "method": method or "crop", "draft": True, **fields})
+    """The recipe that loaders and stores make of their arguments; a whole one as it is.
+
+    Warns where the usual method, which nobody asked for, cuts off much of the `files`.
+
+    Raises:
+        TypeError: A whole one comes with parts of one.
+        DataError: It is none, or a part breaks its rule.
+    """
+    given = _given({"size": size, **fields})
+    if preprocessing is None:
+        recipe = Preprocessing(**{"size": 224, "draft": True, **given})
+        if not {"method", "before"} & set(given):
+            _warn_of_cut(files, recipe)
+        return recipe
+    if not isinstance(preprocessing, Preprocessing):
+        raise DataError(
+            f"`preprocessing` is {preprocessing!r:.100}; it must be a whole recipe, as in "
+            "Preprocessing(224, method='squish')"
+        )
+    if given:
+        changes = ", ".join(f"{name}={value!r:.80}" for name, value in given.items())
+        names = ", ".join(f"`{name}`" for name in given)
+        raise TypeError(
+            f"`preprocessing` is a whole recipe, and {names} {'is' if len(given) == 1 else 'are'} "
+            f"given beside it; leave one of both out, or change the recipe: "
+            f"preprocessing.replace({changes})"
+        )
+    return preprocessing
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a recipe that somebody gave: of some None means the usual value."""
+    usual = ("size", "channels", "method")
+    return {k: value for k, value in fields.items() if value is not None or k not in usual}
+
+
+def _warn_of_cut(files: Sequence[Path], recipe: Preprocessing) -> None:
+    ways = '`method="squish"` and `method="pad"` keep all of it'
+    if recipe.crop < 1:  # which "pad" refuses
+        ways = '`method="squish"` cuts off no more than `crop` says'
+    ways += ', `method="crop"` goes on as now without this warning'
+    for note in note_on_cut(files, recipe, ways):
+        warn_user(note)
 
 
 class ImageStore:
@@ -126,10 +165,12 @@ class ImageStore:
 
     def options(self, size: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of `image_dataloaders` that read this store, unless `given` name another."""
-        if "store" in given:
-            return dict(given)
-        own = size is None and "preprocessing" not in given
-        return {"store": self.folder, **({"preprocessing": self.recipe} if own else {}), **given}
+        if "store" in given or "preprocessing" in given or size is not None:
+            return {"store": self.folder, **given}
+        fields = {field.name for field in dataclasses.fields(Preprocessing)}
+        parts = _given({name: value for name, value in given.items() if name in fields})
+        others = {name: value for name, value in given.items() if name not in fields}
+        return {"store": self.folder, "preprocessing": self.recipe.replace(**parts), **others}
 
     def _missing(self, files: Mapping[str, Path]) -> list[str]:
         """Names of files that are not stored, or are not what they were when they were."""

@@ -19,7 +19,7 @@ from learnkit.bundle.read import read
 from learnkit.bundle.siblings import at_hand
 from learnkit.bundle.variant import FLOAT32
 from learnkit.bundle.write import base_files, write
-from learnkit.continual.change_report import AuditLog, ChangeReport
+from learnkit.continual.change_report import AuditLog, ChangeReport, with_notes
 from learnkit.continual.classifier import (
     ContinualClassifier,
     check_continual,
@@ -35,7 +35,7 @@ from learnkit.data.labelled_images import (
     parted,
     with_features,
 )
-from learnkit.data.preprocess import Preprocessing, check_batch
+from learnkit.data.preprocess import Preprocessing, check_batch, note_on_cut
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
 from learnkit.deploy.home import home_of, pickled
@@ -388,7 +388,8 @@ class Predictor(BasePredictor):
         given = {"reuse_names": reuse_names, "again": again, "groups": groups}
         told, origin = found.case_sensitive, by.network.origin(reading.get("bs", BATCH))
         about = {"validation": held_out, "case_sensitive": told, "origin": origin}
-        return head.extend(features, names, **given, **about)
+        report = head.extend(features, names, **given, **about)
+        return with_notes(report, note_on_cut(found.items, self.preprocessing))
 
     def calibrate(
         self, data: Any, labels: Any = None, *, group: Any = None, **reading: Any

@@ -20,7 +20,7 @@ from fastai.data.core import DataLoaders
 from torch import Tensor, nn
 
 from learnkit.callback.after_fit import AfterFit
-from learnkit.continual.change_report import ChangeReport
+from learnkit.continual.change_report import ChangeReport, with_notes
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
 from learnkit.continual.knowledge import History, Knowledge
 from learnkit.continual.statistics import ClassStatistics
@@ -55,6 +55,7 @@ from learnkit.learner.training_data import (
     data_of_training,
     files_among,
     labelled_data,
+    note_on_cut_of,
     own_data,
     warn_if_not_training_data,
     without_files,
@@ -126,7 +127,7 @@ def _first_images(
         groups=found.groups,
         what="init_continual",
     )
-    return replace(report, notes=(*report.notes, *_origin(learn, head)))
+    return with_notes(report, (*_origin(learn, head), *note_on_cut_of(learn, found.items)))
 
 
 @warned_after
@@ -139,19 +140,19 @@ def extend(
     seen = {"classes": head.classes, "case_sensitive": told, "group": group}
     found = labelled_data(data, labels, **seen)
     files = files_among(found)
-    validation = found.validation
-    if validation is not None:
+    if (validation := found.validation) is not None:
         validation = without_files(validation, files | record.learned)
     features = features_of(learn, found.items)  # reads every image before anything is changed
     held_out = _features_and_labels(learn, validation)
     given = {"origin": origin_of(learn, found.items), "case_sensitive": found.case_sensitive}
     given |= {"groups": found.groups, **how}
-    return change(
+    report = change(
         learn,
         lambda head: head.extend(features, found.labels, validation=held_out, **given),
         learned=record.learned | files,
         validated=(record.validated - files) | files_among(validation),
     )
+    return with_notes(report, note_on_cut_of(learn, found.items))
 
 
 def subtract(

@@ -19,6 +19,7 @@ from learnkit.data.labelled_images import (
     is_dataset,
     labelled_images,
 )
+from learnkit.data.preprocess import note_on_cut
 from learnkit.data.read_images import file_of
 from learnkit.errors import DataError, ExportError, first_few, warn_user
 from learnkit.interpret.learner_state import learner_state, names_of
@@ -180,6 +181,15 @@ def labelled_data(
             "folders, a DataFrame with the columns path and label, or images with `labels`"
         )
     return labelled_images(data, labels, case_sensitive=case_sensitive, group=group)
+
+
+def note_on_cut_of(learn: Any, items: Any) -> tuple[str, ...]:
+    """What `note_on_cut` says of files as the learner's recipe reads them; nothing without one."""
+    try:
+        recipe = preprocessing_of(learn.dls)
+    except ExportError:
+        return ()
+    return () if isinstance(items, Source) else note_on_cut(items, recipe)
 
 
 def case_matters(learn: Any, found: Labelled | None) -> bool:

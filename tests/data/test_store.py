@@ -165,6 +165,14 @@ def test_another_recipe_is_noticed(data, tmp_path, other, message):
             call(**folder, **other)
 
 
+def test_parts_of_a_recipe_change_that_of_the_store(data, tmp_path):
+    stored = data.preprocess(tmp_path / "store", SIZE, crop=0.5, **QUIET)
+    with pytest.raises(DataError, match=r"made by another recipe .*method 'crop' there, 'squish'"):
+        stored.dataloaders(method="squish")
+    same = stored.dataloaders(method="crop", mean=(0.5,) * 3, std=(0.2,) * 3).preprocessing
+    assert (same.size, same.crop, same.mean) == (SIZE, 0.5, (0.5,) * 3)
+
+
 def test_mean_and_std_are_no_part_of_what_is_stored(data, tmp_path):
     recipe = Preprocessing(SIZE, mean=(0.5,) * 3, std=(0.2,) * 3)
     stored = data.preprocess(tmp_path / "store", preprocessing=recipe, **QUIET)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,7 +56,9 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from learnkit.callback.frozen_features import FrozenFeatures
+from learnkit.data import preprocess
 from learnkit.data.dataset import ImageDataset
+from learnkit.data.geometry import Resizing
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import DataError, ExportError, InterpretationError, SplitError
 from learnkit.learner import dataloaders
@@ -425,6 +428,33 @@ def test_recipe_fields_pass_through(data):
     )
 
 
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"method": "squish"}, "`method` is given beside it"),
+        ({"size": 32}, "`size` is given beside it"),
+        ({"size": 16}, "`size` is given beside it"),
+        ({"channels": 1, "crop": 0.9}, "`channels`, `crop` are given beside it"),
+        ({"bit_depth": None}, "`bit_depth` is given beside it"),
+    ],
+)
+def test_parts_of_a_recipe_beside_a_whole_one_are_refused_by_name(data, tmp_path, parts, named):
+    recipe = Preprocessing(16, bit_depth=8)
+    change = ", ".join(f"{name}={value!r}" for name, value in parts.items())
+    told = re.escape(f"{named}; leave one of both out, or change the recipe: ")
+    for make in (data.dataloaders, partial(data.preprocess, tmp_path / "store")):
+        with pytest.raises(TypeError, match=told + re.escape(f"preprocessing.replace({change})")):
+            make(preprocessing=recipe, **parts)
+    dls = data.dataloaders(preprocessing=recipe.replace(**parts))
+    assert dls.preprocessing == recipe.replace(**parts)
+    assert data.dataloaders(preprocessing=recipe, method=None).preprocessing == recipe
+
+
+def test_a_recipe_that_is_none_is_refused(data):
+    with pytest.raises(DataError, match="`preprocessing` is 'squish'; it must be a whole recipe"):
+        data.dataloaders(preprocessing="squish")
+
+
 def test_images_are_not_kept_in_memory(data):
     dls = data.dataloaders(size=16)
     all_inputs(dls.train)
@@ -455,7 +485,7 @@ class TestCut:
         assert re.match(self.MESSAGE, message)
         for method in ("crop", "squish", "pad"):
             assert self.warnings_of(data, method=method) == []
-        assert self.warnings_of(data, preprocessing=Preprocessing(16)) == []
+        assert self.warnings_of(data, size=None, preprocessing=Preprocessing(16)) == []
 
     @pytest.mark.parametrize(
         ("sizes", "size", "cut"),
@@ -464,8 +494,10 @@ class TestCut:
             ([(40, 51)], 16, 22),
             ([(20, 40)], (16, 32), None),
             ([(20, 40)], (32, 16), 75),
-            ([(20, 20), (20, 40), (20, 20)], 16, None),  # a sixth of all
-            ([(20, 40), (20, 20), (20, 40)], 16, 33),
+            ([(20, 20), (20, 30), (20, 20)], 16, None),  # 200 of 1,400 pixels
+            ([(20, 20), (20, 40), (20, 20)], 16, 25),  # 400 of 1,600
+            ([(20, 40), (20, 20), (20, 40)], 16, 40),  # 800 of 2,000
+            ([(80, 80), (20, 80)], 16, None),  # 1,200 of 8,000, of the second three quarters
         ],
     )
     def test_the_share_is_that_of_all_images(self, tmp_path, sizes, size, cut):
@@ -473,6 +505,22 @@ class TestCut:
         assert [re.search(r"off (\d+)%", text)[1] for text in found] == [str(cut)] * (
             cut is not None
         )
+
+    def test_only_what_works_is_advised(self, tmp_path):
+        data = self.images(tmp_path, (20, 40))
+        (message,) = self.warnings_of(data, crop=0.5)
+        assert re.search(r'`method="squish"` cuts off no more than `crop` says', message)
+        assert "pad" not in message
+        with pytest.raises(DataError, match="crop"):
+            data.dataloaders(16, crop=0.5, method="pad")
+        # whose method nothing of the advice changes
+        assert self.warnings_of(data, before=(Resizing(32),)) == []
+
+    def test_a_store_says_so_when_it_is_made(self, tmp_path):
+        data = self.images(tmp_path / "images", (20, 40))
+        with pytest.warns(UserWarning, match=self.MESSAGE):
+            stored = data.preprocess(tmp_path / "store", 16, progress=False)
+        assert self.warnings_of(stored, size=None) == []
 
     def test_what_crop_takes_off_all_alike_is_not_counted(self, tmp_path):
         assert self.warnings_of(self.images(tmp_path, (20, 20)), crop=0.5) == []
@@ -492,7 +540,7 @@ class TestCut:
             asked.append(path)
             return 40, 20
 
-        monkeypatch.setattr(dataloaders, "image_size", size_of)
+        monkeypatch.setattr(preprocess, "image_size", size_of)
         assert len(self.warnings_of(data)) == 1
         assert len(set(asked)) == 200
         assert {path.parent.name for path in asked} == {"a", "b"}

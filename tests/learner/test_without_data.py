@@ -43,6 +43,28 @@ def test_it_learns_what_a_learner_with_the_data_knows_to_the_bit(learn, tmp_path
         assert learn.predict(path).probs.equal(other.predict(path).probs)
 
 
+def test_what_is_cut_off_images_is_noted_where_they_are_learned(learn, tmp_path):
+    wide = write_image_folder(tmp_path / "wide", {"a": 3, "b": 3}, size=(40, 80), seed=1)
+    square = write_image_folder(tmp_path / "square", {"c": 3}, size=(40, 40), seed=2)
+    data = ImageDataset.from_folder(wide, splits=False)
+    note = (
+        "fitting the images to 32 x 32 pixels cuts off 50% of their area, by a centred crop: what "
+        'lies there is not seen; a learner built on `dataloaders(method="squish")` sees it'
+    )
+    assert note in learn.extend(data).notes
+    assert not any("cuts off" in said for said in learn.extend(square).notes)
+    learn.export(tmp_path / "model")
+    deployed = load_learner(tmp_path / "model")
+    files, labels = data.paths, [f"new {name}" for name in data.labels]
+    deployed.subtract(data, progress=False)
+    assert note in deployed.extend(files, labels, progress=False).notes
+    assert not any("cuts off" in said for said in deployed.extend(square, progress=False).notes)
+    images, labels = labelled({"ok": 3})
+    assert not any("cuts off" in said for said in deployed.extend(images, labels).notes)
+    fresh = without_data().drop_continual()
+    assert note in fresh.init_continual(data, reset_class_information=True).notes
+
+
 def test_before_the_first_images_every_question_is_answered_by_a_sentence(learn):
     assert learn.continual.classes == ()
     with pytest.raises(ContinualPredictionError, match=NONE):
