@@ -74,26 +74,22 @@ class Heatmap:
     def plot(self, *, alpha: float = 0.55, cmap: str = "magma", ax: Any = None) -> Any:
         """Draw each map over the image; return the Axes, an array of them for several classes.
 
+        Notebooks and `plt.show()` show it; in a loop, close each figure with `plt.close()`.
+
         Args:
             alpha: opacity of the strongest heat; no heat is transparent.
             cmap: colours of matplotlib.
-            ax: where to draw one class, or a sequence of as many as there are classes.
+            ax: where to draw one class, or a sequence of as many as there are classes; a new figure
+                if None.
         """
-        axes = self._axes() if ax is None else np.atleast_1d(ax)
-        for one, name in zip(axes, self.maps, strict=True):
-            self._draw(one, name, alpha, cmap)
-        return axes[0] if len(axes) == 1 else axes
-
-    def _axes(self) -> Array:
-        from matplotlib.figure import Figure
+        from learnkit.interpret.plots import axes_grid
 
         n = len(self.maps)
-        # not by pyplot, which keeps every figure until it is closed
-        figure = Figure(figsize=(3.2 * min(n, 4), 3.5 * -(-n // 4)), layout="constrained")
-        axes = figure.subplots(-(-n // 4), min(n, 4), squeeze=False).ravel()
-        for left in axes[n:]:
-            left.axis("off")
-        return axes[:n]
+        new = {"n_cols": min(n, 4), "cell": (3.2, 3.5), "figsize": None}
+        axes = axes_grid(n, **new) if ax is None else np.atleast_1d(ax)
+        for one, name in zip(axes, self.maps, strict=True):
+            self._draw(one, name, alpha, cmap)
+        return axes[0] if n == 1 else axes
 
     def _draw(self, ax: Axes, name: str, alpha: float, cmap: str) -> None:
         heat = np.maximum(self.maps[name], 0)
@@ -123,9 +119,14 @@ class Heatmap:
         return f"Heatmap by {METHODS[self.method]}, {height}x{width} px: {said}"
 
     def _repr_png_(self) -> bytes:
-        first = self.plot()
+        import matplotlib.pyplot as plt
+
         file = BytesIO()
-        (first if len(self.maps) == 1 else first[0]).figure.savefig(file, format="png", dpi=100)
+        with plt.ioff():
+            figure = np.ravel(self.plot())[0].figure
+        # else pyplot keeps it, and a notebook shows it once more
+        plt.close(figure)
+        figure.savefig(file, format="png", dpi=100)
         return file.getvalue()
 
 

@@ -3,6 +3,7 @@
 import io
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -171,6 +172,19 @@ def test_it_shows_itself_as_a_picture_and_a_sentence(predictor):
     assert f"what speaks for ok ({prob:.1%})" in repr(found)
     assert repr(found).startswith("Heatmap by Grad-CAM, 64x64 px: ")
     assert len(found.plot()) == 3
+
+
+def test_plots_are_shown_by_pyplot_and_showing_itself_leaves_none(predictor):
+    found = predictor.heatmap(picture(), target=CLASSES)
+    first = found.plot()[0]
+    assert plt.gcf() is first.figure
+    assert plt.get_fignums() == [first.figure.number]
+    for _ in range(3):
+        found._repr_png_()
+    assert plt.get_fignums() == [first.figure.number]
+    _, own = plt.subplots()
+    assert of(np.ones((4, 4), np.float32)).plot(ax=own) is own
+    assert len(plt.get_fignums()) == 2
 
 
 def test_names_are_text_and_grey_images_are_grey():
