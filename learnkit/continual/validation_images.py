@@ -22,7 +22,7 @@ from learnkit.continual.fingerprints import codes_of, fingerprints_of, group_cod
 from learnkit.continual.memory import FeatureMemory
 from learnkit.continual.names import check_all_known, index_tensor
 from learnkit.continual.statistics import ClassStatistics
-from learnkit.errors import DataError
+from learnkit.errors import DataError, first_few
 from learnkit.uncertainty.checks import Array
 
 # features (N, D), labels, and, where somebody said them, groups
@@ -125,8 +125,24 @@ def _added(kept: FeatureMemory, grid: Tensor, index: Tensor, codes: Array, of: i
             "the class now given",
         )
         kept = kept.without(codes[moved])
+    notes += _note_on_left_out(kept, codes, index)
     # what was said of the group of an image stays said
     return kept.add(grid, index).once().grouped(grid, index, given), notes
+
+
+def _note_on_left_out(kept: FeatureMemory, codes: Array, index: Tensor) -> tuple[str, ...]:
+    """A note where more come to those of a class than are `kept`."""
+    full = []
+    for place in index.unique().tolist():
+        own = np.union1d(codes_of(kept.cells[place].hashes), codes[index.numpy() == place])
+        if len(own) > kept.size:
+            full.append(f"{kept.size} of {len(own)} of {kept.class_names[place]!r}")
+    if not full:
+        return ()
+    return (
+        f"up to {kept.size} validation images a class are kept, and decide: {first_few(full)}; the "
+        "others count for nothing",
+    )
 
 
 def note_on_learned(learned: Array) -> tuple[str, ...]:

@@ -206,6 +206,40 @@ class TestValidationImages:
         assert not any("learned now" in note for note in report.notes)
 
 
+class TestMoreThanAreKept:
+    """Of a class 64 are kept: what comes beyond is told by the change that brought it."""
+
+    SAID = (
+        "up to 64 validation images a class are kept, and decide: {}; the others count for nothing"
+    )
+
+    def told(self, report):
+        return [note for note in report.notes if "are kept, and decide" in note]
+
+    def test_is_said_with_the_numbers_of_each_class_and_once(self):
+        features, labels = images(70, seed=3)
+        keep = torch.tensor([i for i, name in enumerate(labels) if name != "b" or i < 134])
+        names = [labels[i] for i in keep.tolist()]  # 64 of b, no more than are kept
+        head = head_of(LEARNED)
+        told = self.told(head.validate(features[keep], names))
+        assert told == [self.SAID.format("64 of 70 of 'a', 64 of 70 of 'c'")]
+        assert len(head.knowledge.validation) == 3 * 64
+        assert self.told(head.extend(*images(3, seed=4))) == []
+
+    def test_is_said_beside_those_that_came_before(self):
+        first, second = images(60, seed=5), images(10, seed=6)
+        head = head_of(LEARNED)
+        assert self.told(head.validate(*first)) == []
+        told = self.told(head.extend(*images(3, seed=4), validation=second))
+        assert told == [self.SAID.format(", ".join(f"64 of 70 of {name!r}" for name in NAMES))]
+
+    def test_is_silent_where_copies_make_the_number(self):
+        assert (
+            self.told(head_of(LEARNED).validate(*together(images(40, seed=7), images(40, seed=7))))
+            == []
+        )
+
+
 def test_images_are_fresh_once_and_until_they_are_learned():
     head = ContinualClassifier(D, near_copies=False)  # six features are too few to tell
     head.extend(*LEARNED)
