@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import OptimizeError, number_of
 from learnkit.optimize import report_rows as rows
-from learnkit.optimize.gates import BUSY, Verdict, failures, passes, ratio_text
+from learnkit.optimize.gates import Verdict, failures, passes, ratio_text
 from learnkit.optimize.quality import Candidate, Images, Latency, Quality, Speed
 from learnkit.report.document import Document, Gallery, Headline, Items, Mark, Section, pairs
 from learnkit.report.notebook import Shown
@@ -195,12 +195,12 @@ def _reason(report: ConversionReport) -> str:
         failed = [verdict for verdict in report.verdicts if verdict.passed is False]
         return "; ".join(f"{one.gate} {one.found} (asked: {one.rule})" for one in failed)
     found = []
-    if report.is_disturbed:
-        found.append(f"speed not decided: {BUSY}")
-    elif report.latency:
+    if report.latency:
         ratios = " / ".join(ratio_text(one.vs_eager) for one in report.latency)
         batches = " / ".join(str(one.batch) for one in report.latency)
-        found.append(f"{ratios} as fast as {rows.EAGER} (batch {batches})")
+        busy = " while others used the machine, so not judged by speed"
+        meanwhile = busy if report.is_disturbed else ""
+        found.append(f"{ratios} as fast as {rows.EAGER} (batch {batches}){meanwhile}")
     found.append(f"{_share(report)} of the size")
     decided = {verdict.gate for verdict in report.verdicts if verdict.passed is not None}
     kept = rows.percent(report.quality.agreement)
