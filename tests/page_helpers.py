@@ -176,8 +176,8 @@ def summary(known, right, images):
     flagged = sum(bool(one.get("u")) for one in images)
     return [
         {
-            "text": f"{right} of {len(known)} right ({right / len(known):.1%}, surely between"
-            f" {low:.0%} and {high:.0%}).",
+            "text": f"{right} of {len(known)} right ({right / len(known):.1%}, with 95 % confidence"
+            f" between {low:.0%} and {high:.0%}).",
             "warning": False,
             "show": "errors",
         },

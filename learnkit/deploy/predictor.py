@@ -590,7 +590,7 @@ class Predictor(BasePredictor):
         progress: bool = True,
         **backend_params: Any,
     ) -> tuple[Predictor, ConversionReport]:
-        """(a faster predictor, the report that proves what it cost); this one is unchanged.
+        """(a faster predictor, the report of what it gained and cost); this one is unchanged.
 
         The converted network is held against this one on images that had no part in the conversion,
         and timed side by side with it. If it fails a gate it is refused: by default 99 % of the

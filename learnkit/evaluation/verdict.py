@@ -165,7 +165,7 @@ def _unknown(summary: pd.Series, n: int, n_ood: int, promised: float | None) -> 
     k = round(rate * n)
     beyond = promised is not None and wilson_interval(k, n)[0] > promised
     promise = "" if promised is None else f", {promised * 100:.3g} % promised"
-    more = ": more than chance explains" if beyond else ""
+    more = ": more than chance is likely to give" if beyond else ""
     return [*said, f"{k} of {n} known images called unknown ({_percent(rate)}{promise}){more}."]
 
 

@@ -556,7 +556,7 @@ class ImageLearner(Learner, Shown):
         test: Any = None,
         **settings: Any,
     ) -> tuple[Predictor, ConversionReport]:
-        """(a faster predictor, the report that proves what it cost); this learner goes on as is.
+        """(a faster predictor, the report of what it gained and cost); this learner goes on as is.
 
         What it knows of its classes is learned again, by all its training images, from the features
         of the converted network.

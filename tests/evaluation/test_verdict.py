@@ -101,7 +101,9 @@ def test_names_are_text_in_the_page(name):
     assert "\x1b" not in page
 
 
-@pytest.mark.parametrize(("k", "more"), [(5, ""), (9, ""), (12, ": more than chance explains")])
+@pytest.mark.parametrize(
+    ("k", "more"), [(5, ""), (9, ""), (12, ": more than chance is likely to give")]
+)
 def test_false_alarms_are_held_against_the_promise(k, more):
     known = judged({("ants", "ants"): 60, ("bees", "bees"): 40}, BOTH)
     scores, targets = [2.0] * k + [0.0] * (100 - k), [0] * 60 + [1] * 40

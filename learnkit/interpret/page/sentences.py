@@ -59,35 +59,35 @@ def _percent(share: float) -> str:
     return f"{share * 100:.1f} %"
 
 
-def _surely(k: int, n: int) -> str:
+def _likely(k: int, n: int) -> str:
     """A share with its interval, in words.
 
-    >>> _surely(231, 256)
-    '90.2 %, surely between 85.9 % and 93.3 %'
+    >>> _likely(231, 256)
+    '90.2 %, with 95 % confidence between 85.9 % and 93.3 %'
     """
     low, high = interval_ends(*wilson_interval(k, n), percent=True)
-    return f"{_percent(k / n)}, surely between {low} and {high}"
+    return f"{_percent(k / n)}, with 95 % confidence between {low} and {high}"
 
 
 def _right(images: EvaluatedImages, n: int) -> Sentence:
     k = int(images.right.sum())
     if k == n:
-        return _say(f"No mistakes among {number_of(n, 'image')} ({_surely(k, n)}).")
+        return _say(f"No mistakes among {number_of(n, 'image')} ({_likely(k, n)}).")
     what = "have exactly the right labels" if images.multi_label else "right"
-    return _say(f"{k} of {n} {what} ({_surely(k, n)}).", "set=errors")
+    return _say(f"{k} of {n} {what} ({_likely(k, n)}).", "set=errors")
 
 
 def _inspected(found: Inspection, n: int) -> list[Sentence]:
     said = []
     if found.n_defects:
         k = found.n_escapes
-        text = f"{k} of {found.n_defects} defects passed as good ({_surely(k, found.n_defects)})."
+        text = f"{k} of {found.n_defects} defects passed as good ({_likely(k, found.n_defects)})."
         said.append(_say(text, "set=escapes" if k else None, warning=k > 0))
     else:
         said.append(_say("No defect among the images: escapes are not tested.", warning=True))
     if found.n_good:
         k = found.n_rejects
-        text = f"{k} of {found.n_good} good parts rejected ({_surely(k, found.n_good)})."
+        text = f"{k} of {found.n_good} good parts rejected ({_likely(k, found.n_good)})."
         said.append(_say(text, "set=rejects" if k else None))
     else:
         said.append(_say("No good part among the images: rejects are not tested.", warning=True))
@@ -121,7 +121,7 @@ def _unknown(images: EvaluatedImages, *, to_a_person: bool) -> list[Sentence]:
         said.append(_say(text, warning=True))
     else:
         k = int(images.flagged[n:].sum())
-        text = f"Strange images: {k} of {n_strange} noticed ({_surely(k, n_strange)})."
+        text = f"Strange images: {k} of {n_strange} noticed ({_likely(k, n_strange)})."
         show = "set=missed" if k < n_strange else None
         said.append(_say(text, show, warning=2 * k < n_strange))
     k = int(images.flagged[:n].sum())
