@@ -140,9 +140,18 @@ class AccuracyMatrix(Shown):
         return pd.Series(found, index=self.classes, name="forgetting")
 
     def plot(self, *, ax: Axes | None = None, cmap: str = "Blues") -> Axes:
-        """Draw the matrix, a row per step; blank before a class is known. Returns the Axes."""
+        """Draw the matrix, a row per step; blank before a class is known. Returns the Axes.
+
+        Raises:
+            EvaluationError: no step is measured yet.
+        """
+        if not self._hits:
+            raise EvaluationError(
+                "there is nothing to plot: no step is measured yet; let the model learn by "
+                "extend(model, data) of this matrix, or call measure(model)"
+            )
         values, n = self._values, len(self.classes)
-        size = (1.8 + 0.55 * min(n, _CELLS), 1.4 + 0.4 * max(len(values), 1))
+        size = (1.8 + 0.55 * min(n, _CELLS), 1.4 + 0.4 * len(values))
         ax = ax or new_axes(size)
         ax.imshow(np.ma.masked_invalid(values), cmap=cmap, vmin=0, vmax=1, aspect="auto")
         names, style = figure_names([*self.classes, *self._steps])

@@ -1,5 +1,6 @@
 """The accuracy matrix over steps of learning: against GEM's definitions, and real extends."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,6 +60,9 @@ def test_transfer_and_forgetting_are_those_of_gem():
 def test_one_step_forgets_nothing():
     matrix = AccuracyMatrix(held_out("a"))
     assert str(matrix).startswith("No step is measured yet.")
+    with pytest.raises(EvaluationError, match=r"nothing to plot: no step is measured yet; .*meas"):
+        matrix.plot()
+    assert not plt.get_fignums()
     matrix.measure(Told(a=0.5), "start")
     assert np.isnan(matrix.backward_transfer)
     assert matrix.forgetting.isna().all()
