@@ -138,6 +138,7 @@ class Evaluation(Shown):
             n_ood=self.n_ood,
             promised=self.promised,
             inspection=self.inspection,
+            gone=None if self.page is None else self.page.images.gone(self.classes),
         )
 
     @cached_property

@@ -8,6 +8,7 @@ from learnkit.evaluation.measures import wilson_interval
 from learnkit.report.document import interval_ends
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from learnkit.evaluation.measures import Inspection
@@ -62,6 +63,7 @@ def verdict_sentences(
     n_ood: int = 0,
     promised: float | None = None,
     inspection: Inspection | None = None,
+    gone: np.ndarray | None = None,
 ) -> tuple[str, ...]:
     """How many are right, what misleads, the worst class, and what is noticed of the unknown.
 
@@ -73,6 +75,7 @@ def verdict_sentences(
         n_ood: out-of-distribution images that were shown.
         promised: share of the known images that may be called unknown.
         inspection: escapes and false rejects, where good classes are told.
+        gone: which classes, bool (C,), are no answer any more, and thus not missed.
     """
     n = int(summary["n"])
     if not n:
@@ -86,7 +89,7 @@ def verdict_sentences(
         said += _imbalance(summary, per_class)
         said += _worst_class(per_class, confusion)
     said += [] if inspection is None else _inspected(inspection)
-    said += _absent(per_class)
+    said += _absent(per_class if gone is None else per_class[~gone])
     return *said, *_unknown(summary, n, n_ood, promised)
 
 

@@ -197,6 +197,36 @@ def test_classes_are_renamed_and_merged_and_changes_taken_back(predictor):
         assert predictor.predict(shades(name, 1, seed=2)[0]).label == "damage"
 
 
+def test_of_classes_that_are_no_answer_any_more_an_evaluation_says_nothing(predictor, tmp_path):
+    predictor.extend(*labelled({"dent": 5, "bird": 5, "cat": 5}), **QUIET)
+    root = tmp_path / "images"
+    for name in ("ok", "scratch"):
+        (root / name).mkdir(parents=True)
+        for i, image in enumerate(shades(name, 3, seed=9)):
+            Image.fromarray(image).save(root / name / f"{i}.png")
+
+    def told(model):
+        found = model.evaluate(root, **QUIET)
+        summary = found.page.data(found, pictures=False)["summary"]
+        said = [one["text"] for one in summary if one["text"].startswith("No images of")]
+        return [one for one in found.verdict if "nothing is known" in one] + said
+
+    assert told(predictor) == [
+        "No images, so nothing is known, of dent, bird, cat.",
+        "No images of dent, bird, cat here: nothing is known of them.",
+    ]
+    predictor.merge_classes(["scratch", "dent"], into="scratch")
+    predictor.forget("bird")
+    predictor.save(tmp_path / "model")
+    for model in (predictor, load_learner(tmp_path / "model")):
+        assert told(model) == [
+            "No images, so nothing is known, of cat.",
+            "No images of cat here: nothing is known of them.",
+        ]
+    predictor.forget("cat")
+    assert told(predictor) == []
+
+
 def test_names_and_threshold_set_together_are_one_change(predictor):
     before, n = predictor.continual.history, len(predictor.audit)
     was = predictor.continual.threshold.value

@@ -110,6 +110,11 @@ class EvaluatedImages:
         """Whether an image may have several labels."""
         return self.targets.ndim == 2
 
+    def gone(self, classes: Sequence[str]) -> Array:
+        """Which classes (C,) have no learned image and are no answer: merged away, or forgotten."""
+        none_learned = np.array([self.n_learned.get(name) == 0 for name in classes], bool)
+        return none_learned & ~self.probs.any(0)
+
     @cached_property
     def predicted(self) -> Array:
         """Class numbers (M,), or flags bool (M, C)."""

@@ -44,7 +44,7 @@ def summary_sentences(
     said += _worst(evaluation)
     said += _unknown(images, to_a_person=inspection is None)
     said += _few(evaluation)
-    said += _absent(evaluation)
+    said += _absent(evaluation, images)
     said += _hidden(evaluation)
     said += _seen_before(images, duplicates)
     said += _noted(evaluation, images)
@@ -152,9 +152,9 @@ def _few(evaluation: Evaluation) -> list[Sentence]:
     return [_say(text, warning=True)]
 
 
-def _absent(evaluation: Evaluation) -> list[Sentence]:
+def _absent(evaluation: Evaluation, images: EvaluatedImages) -> list[Sentence]:
     counts = evaluation.per_class["n"]
-    names = list(counts.index[counts == 0])
+    names = list(counts.index[(counts == 0) & ~images.gone(counts.index)])
     if not names:
         return []
     more = f" and {len(names) - _NAMED} more classes" if len(names) > _NAMED else ""
