@@ -39,6 +39,7 @@ BY_WORDS = {
     ),
     r"splits=": "other names for these folders, or one of them as FOLDER",
     r"allow_empty=": "images in these folders, or without them",
+    r"dataloaders\(method=": "learnkit train FOLDER --method squish",
     r"bit_depth=": "images converted to 8 or 16 bits",
     r"\bcut=|pool=|timm\.list_models\(": "--arch NAME, another one",
     r"normalize=": "--mean R,G,B and --std R,G,B",

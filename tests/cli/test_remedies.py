@@ -59,6 +59,7 @@ IN_PYTHON = {
     *("learn.evaluate(", "predictor.evaluate("),  # of arrays, which no command has
     "images_per_false_alarm=",  # of a monitor, which commands begin anew
     "labels.tolist(",  # of a Series, which no command takes
+    "preprocessing.replace(",  # of a whole recipe, which no command takes
     *("np.save(", "np.ascontiguousarray("),  # files of .npy are written by Python
 }
 TOKEN = re.compile(r"(?<![\w-])([a-z_]\w*)=(?!=)|(?<!\w)([a-z_][\w.]*)\(")
@@ -150,6 +151,10 @@ def command(request):
         ("train", "`mean` and `std` go together", str, " Here: --mean, --std."),
         ("train", "`lr` is 0; give --lr 0.1", str, ""),
         ("train", "see `Preprocessing`", str, ""),
+        (
+            *("extend", 'a learner built on `dataloaders(method="squish")` sees it', str),
+            " Here: learnkit train FOLDER --method squish.",
+        ),
         ("train", "no weights", WeightsUnavailableError, None),
         ("predict", "no weights", WeightsUnavailableError, ""),  # which has no such options
         ("predict", "`resume=False` starts anew", str, ""),  # there is no --no-resume
