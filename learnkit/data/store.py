@@ -43,11 +43,17 @@ def recipe_of(
         DataError: It is none, or a part breaks its rule.
     """
     given = _given({"size": size, **fields})
-    if preprocessing is None:
-        recipe = Preprocessing(**{"size": 224, "draft": True, **given})
-        if not {"method", "before"} & set(given):
-            _warn_of_cut(files, recipe)
-        return recipe
+    if preprocessing is not None:
+        _check_whole(preprocessing, given)
+        return preprocessing
+    recipe = Preprocessing(**{"size": 224, "draft": True, **given})
+    if not {"method", "before"} & set(given):
+        _warn_of_cut(files, recipe)
+    return recipe
+
+
+def _check_whole(preprocessing: Any, given: Mapping[str, Any]) -> None:
+    """Refuse what is no recipe, or parts of one beside it."""
     if not isinstance(preprocessing, Preprocessing):
         raise DataError(
             f"`preprocessing` is {preprocessing!r:.100}; it must be a whole recipe, as in "
@@ -58,10 +64,9 @@ def recipe_of(
         names = ", ".join(f"`{name}`" for name in given)
         raise TypeError(
             f"`preprocessing` is a whole recipe, and {names} {'is' if len(given) == 1 else 'are'} "
-            f"given beside it; leave one of both out, or change the recipe: "
+            f"given beside it; leave one of the two out, or change the recipe: "
             f"preprocessing.replace({changes})"
         )
-    return preprocessing
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -441,7 +441,7 @@ def test_recipe_fields_pass_through(data):
 def test_parts_of_a_recipe_beside_a_whole_one_are_refused_by_name(data, tmp_path, parts, named):
     recipe = Preprocessing(16, bit_depth=8)
     change = ", ".join(f"{name}={value!r}" for name, value in parts.items())
-    told = re.escape(f"{named}; leave one of both out, or change the recipe: ")
+    told = re.escape(f"{named}; leave one of the two out, or change the recipe: ")
     for make in (data.dataloaders, partial(data.preprocess, tmp_path / "store")):
         with pytest.raises(TypeError, match=told + re.escape(f"preprocessing.replace({change})")):
             make(preprocessing=recipe, **parts)
