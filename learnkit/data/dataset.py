@@ -35,7 +35,7 @@ from learnkit.data.annotations.masks import mask_codes
 from learnkit.data.annotations.overlay import Overlay
 from learnkit.data.arguments import check_seed
 from learnkit.data.display import counts_document, show_images, summary
-from learnkit.data.groups import groups_of
+from learnkit.data.groups import by_index, groups_of
 from learnkit.data.labels import Label, targets_of, weights_of_classes
 from learnkit.data.readers import csv_table, folder_table, names_table
 from learnkit.data.split import (
@@ -606,10 +606,10 @@ class ImageDataset(Shown):
         Raises:
             DataError: It does not say one for every row.
         """
+        group = by_index("group", group)
         if isinstance(group, Mapping):
             return groups_of({self.root / file: name for file, name in group.items()}, self.paths)
-        columns = {name: self._frame[name].tolist() for name in self._frame}
-        return groups_of(group, self._frame["path"].tolist(), columns)
+        return groups_of(group, self._frame["path"].tolist(), dict(self._frame.items()))
 
     def check_split(self) -> None:
         """Return if a classifier can be trained and evaluated by this split.

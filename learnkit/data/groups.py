@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from learnkit.data.read_images import file_of
-from learnkit.errors import DataError
+from learnkit.errors import DataError, first_few
+
+_ONE = {"labels": "label", "group": "group"}  # what an argument says of one image
 
 
 def groups_of(
@@ -17,7 +20,8 @@ def groups_of(
 
     Args:
         group: A column; else a regular expression, searched for in each path, whose only group, or
-            all of the match, is the group; `{file: group}`; or one value per image.
+            all of the match, is the group; `{file: group}`, also as a Series by file; or one value
+            per image.
         items: The images, for a regular expression and `{file: group}` their files.
         columns: Of the table the images come from, if there is one.
 
@@ -28,6 +32,7 @@ def groups_of(
     >>> groups_of(r"part(\d+)", ["a/part7_1.png", "a/part7_2.png", "a/part8_1.png"])
     ['7', '7', '8']
     """
+    group = by_index("group", group)
     if isinstance(group, str) and columns is not None and group in columns:
         values = list(columns[group])
     elif isinstance(group, str | re.Pattern):
@@ -47,6 +52,47 @@ def groups_of(
             "give one per image"
         )
     return values
+
+
+def by_index(name: str, values: Any, data: Any = None) -> Any:
+    """A Series as `{file: value}` or as a list, as its index says; anything else as it is.
+
+    Args:
+        name: Of the argument, "labels" or "group".
+        values: What was given.
+        data: The images it was given for.
+
+    Raises:
+        DataError: Its index is neither that of `data`, files, nor places from 0 on; or a file has
+            two values.
+    """
+    pandas = sys.modules.get("pandas")
+    if not isinstance(values, getattr(pandas, "Series", ())):
+        return values
+    index, found = values.index.tolist(), values.tolist()
+    same = isinstance(data, (pandas.Series, pandas.DataFrame)) and index == data.index.tolist()
+    if same or index == list(range(len(index))):
+        return found
+    if all(map(file_of, index)):
+        return _by_name(name, index, found)
+    raise DataError(
+        f"`{name}` is a Series with the index {first_few(map(repr, index))}: neither files "
+        f"nor places from 0 on. Give {name}.tolist() if they are in the order of the images, or "
+        f"{{file: {_ONE[name]}}}"
+    )
+
+
+def _by_name(name: str, files: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
+    """`{file: value}`; an error if a file has two values."""
+    seen: dict[str, Any] = {}
+    for file, value in zip(files, values, strict=True):
+        first = seen.setdefault(file_of(file), value)
+        if first is not value and first != value:
+            raise DataError(
+                f"{str(file)!r} has two {_ONE[name]}s, {first!r} and {value!r}; leave one of them "
+                "out"
+            )
+    return dict(zip(files, values, strict=True))
 
 
 def note_on_split_groups(

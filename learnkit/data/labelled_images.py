@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from learnkit.data.groups import groups_of
+from learnkit.data.groups import by_index, groups_of
 from learnkit.data.image import find_images, is_tensor
 from learnkit.data.read_images import file_of
 from learnkit.errors import DataError, first_few
@@ -63,6 +63,7 @@ def labelled_images(
             names; one file under two labels; several labels per image; no images; no group for an
             image.
     """
+    group = by_index("group", group, data)
     if isinstance(data, Labelled) and labels is None:
         return grouped_images(data, group)
     if labels is None or isinstance(data, Mapping):
@@ -70,7 +71,7 @@ def labelled_images(
     if is_dataset(data):
         return _of_dataset(data, labels, group)
     items = files_or_images(data)
-    found = _checked_labels(_by_index(labels, data), items)
+    found = _checked_labels(by_index("labels", labels, data), items)
     _check_one_label(items, found)
     return grouped_images(Labelled(items, found), group)
 
@@ -86,16 +87,19 @@ def grouped_images(images: Labelled, group: Any) -> Labelled:
 
 def grouped_by_path(images: Labelled | None, group: Any) -> Labelled | None:
     """With groups, if `group` is an expression or `{file: group}` that says one of every image."""
-    if images is None or not isinstance(group, str | re.Pattern | Mapping):
-        return images
+    if images is None:
+        return None
     try:
-        return images._replace(groups=groups_of(group, images.items))
+        group = by_index("group", group)
+        by_path = isinstance(group, str | re.Pattern | Mapping)
+        return images._replace(groups=groups_of(group, images.items)) if by_path else images
     except DataError:  # it has to say those of the images that are learned, not of others
         return images
 
 
 def all_labelled(data: Any, labels: Any = None, *, group: Any = None) -> Labelled:
     """The images and labels of all splits of `data`; arguments and errors of `labelled_images`."""
+    group = by_index("group", group, data)
     data = dataset_of(data) if labels is None else data
     if not is_dataset(data) or isinstance(data, Labelled):
         return labelled_images(data, labels, group=group)
@@ -300,29 +304,6 @@ def _checked_labels(labels: Any, items: Sequence[Any]) -> list[str]:
     if wrong := [label for label in found if not isinstance(label, str) or not label]:
         raise DataError(f"`labels` holds {wrong[0]!r}; every label is a name, as text")
     return [str(label) for label in found]
-
-
-def _by_index(labels: Any, data: Any) -> Any:
-    """A Series of labels as `{file: label}` or as a list, as its index says; others as they are.
-
-    Raises:
-        DataError: Its index is neither that of `data`, files, nor places from 0 on.
-    """
-    series = getattr(sys.modules.get("pandas"), "Series", ())
-    if not isinstance(labels, series):
-        return labels
-    index = labels.index.tolist()
-    same = isinstance(data, series) and index == data.index.tolist()
-    if same or index == list(range(len(index))):
-        return labels.tolist()
-    if all(map(file_of, index)):
-        _check_one_label(index, labels.tolist())
-        return dict(zip(index, labels, strict=True))
-    raise DataError(
-        f"`labels` is a Series with the index {first_few(map(repr, index))}: neither files "
-        "nor places from 0 on. Give labels.tolist() if they are in the order of the images, or "
-        "{file: label}"
-    )
 
 
 def _in_order(labels: Iterable[Any], items: Sequence[Any]) -> list[Any]:

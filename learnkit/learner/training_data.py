@@ -11,7 +11,7 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import Tensor
 
-from learnkit.data.groups import groups_of
+from learnkit.data.groups import by_index, groups_of
 from learnkit.data.labelled_images import (
     Labelled,
     grouped_images,
@@ -232,6 +232,7 @@ def groups_seen(learn: Any, data: Any, items: Any, n: int, group: Any) -> list[A
     """
     if group is None:
         return None
+    group = by_index("group", group)
     data = data if is_dataset(data) else getattr(learn.dls, "image_dataset", None)
     if data is not None and isinstance(group, Mapping):
         group = {data.root / file: one for file, one in group.items()}

@@ -31,6 +31,8 @@ def meanings(tmp_path):
         "by relative file": dict(zip(FILES, PARTS, strict=True)),
         "a list": PARTS,
         "an array": np.array(PARTS),
+        "a Series by place": pd.Series(PARTS),
+        "a Series by file": pd.Series(PARTS, index=FILES)[::-1],
     }
 
 
@@ -90,3 +92,40 @@ def test_pictures_without_files_need_a_list():
         groups_of("part", pictures)
     with pytest.raises(DataError, match="or a list with one value per image"):
         groups_of({"a.png": 1}, pictures)
+
+
+class TestSeriesOfGroups:
+    """A Series says by its index which image each group is of, as one of labels does."""
+
+    def test_of_a_filtered_table_it_is_refused_for_a_dataset(self, tmp_path):
+        data = dataset(tmp_path)
+        kept = pd.Series(["x", *PARTS]).iloc[1:]
+        remedy = r"`group` is a Series with the index 1, 2, .*: neither files nor places from 0 on"
+        for ask in (data.groups, lambda group: labelled_images(data, group=group)):
+            with pytest.raises(DataError, match=remedy + r". Give group.tolist\(\) if"):
+                ask(kept)
+        with pytest.raises(SplitError, match=remedy):
+            data.split(0.5, 0.25, 0.25, group=kept)
+
+    def test_of_the_table_that_is_learned_it_goes_by_rows(self, tmp_path):
+        paths = [tmp_path / file for file in FILES]
+        table = pd.DataFrame({"path": list(map(str, paths)), "label": "a", "part": PARTS})
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        some = table.sample(9, random_state=0)
+        expected = dict(zip(map(str, paths), PARTS, strict=True))
+        for data, labels in ((some, None), (some["path"], "a")):
+            found = labelled_images(data, labels, group=some["part"])
+            assert found.groups == [expected[str(path)] for path in found.items]
+
+    def test_a_file_of_two_groups_is_refused(self, tmp_path):
+        twice = pd.Series([*PARTS, "9"], index=[*FILES, FILES[0]])
+        with pytest.raises(DataError, match=r"'a/part0_0.png' has two groups, '0' and '9'; leave"):
+            dataset(tmp_path).groups(twice)
+        assert dataset(tmp_path).groups(pd.Series([*PARTS, "0"], index=[*FILES, FILES[0]])) == PARTS
+
+    def test_a_missing_one_is_told_as_such(self, tmp_path):
+        for index in (FILES, range(24)):
+            with pytest.raises(DataError, match="or some are missing"):
+                dataset(tmp_path).groups(pd.Series([*PARTS[1:], None], index=index))

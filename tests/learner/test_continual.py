@@ -1041,6 +1041,13 @@ class TestTrainedHead:
         with pytest.warns(UserWarning, match="^12 of 24 validation images do not count: others"):
             learn.fit_ood(validation=by_frame, group="part")
         assert learn.continual.knowledge.derived.n_fresh == 12
+        by_file = pd.Series(told).sample(frac=1, random_state=0)
+        learn.continual.undo()
+        with pytest.raises(DataError, match="`group` is a Series with the index 23, 22"):
+            learn.calibrate(fresh, group=by_file.set_axis(range(23, -1, -1)))
+        with pytest.warns(UserWarning, match="^12 of 24 validation images do not count: others"):
+            learn.calibrate(fresh, group=by_file)
+        assert learn.continual.knowledge.derived.n_fresh == 12
 
     def test_learned_images_calibrate_no_learner_in_the_continual_state(self, learn, old):
         before = learn.continual.knowledge
