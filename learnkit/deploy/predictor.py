@@ -464,7 +464,11 @@ class Predictor(BasePredictor):
         return check_continual(self.continual).forget(name)
 
     def rename(self, names: Mapping[str, str]) -> ChangeReport:
-        """Give classes other names, `{old: new}`; return what changed."""
+        """Give classes other names, `{old: new}`; return what changed.
+
+        Data are understood by the present names: former ones are refused, but those that classes
+        swapped cannot be told, so rename the folders, too.
+        """
         return check_continual(self.continual).rename(names)
 
     def merge_classes(self, names: Sequence[str], into: str) -> ChangeReport:

@@ -708,7 +708,9 @@ class ImageLearner(Learner, Shown):
         """Call classes otherwise, `{old: new}`.
 
         Loaders and data labelled in the old way are still understood by `evaluate`, `validate` and
-        the like; `extend` and `subtract` refuse former names, and say the present ones.
+        the like; `extend` and `subtract` refuse former names, and say the present ones. Names that
+        classes swapped tell nothing apart: the learner's own loaders are understood as in training,
+        all other data, also beside `from_bundle`, by the present names.
         """
         names = new_names(names)
         return continual.change(self, lambda head: head.rename(names), renamed=names)

@@ -41,7 +41,13 @@ from learnkit.evaluation.evaluate import Evaluation
 from learnkit.evaluation.measures import asked_measures, top_k_of
 from learnkit.inference.evaluation import ood_notes, pictured, with_ood_scores
 from learnkit.interpret.classification import ClassificationInterpretation
-from learnkit.interpret.learner_state import class_names, detector_of, loss_of, names_of
+from learnkit.interpret.learner_state import (
+    class_names,
+    detector_of,
+    learner_state,
+    loss_of,
+    names_of,
+)
 from learnkit.interpret.losses import activation_of
 from learnkit.interpret.outputs import Outputs, collect_outputs
 from learnkit.interpret.page.images import EvaluatedImages, common_folder
@@ -357,9 +363,12 @@ def _pictured(
 
 
 def _trained_on(learn: Any) -> Any:
-    """The dataset it was trained on; None if it has learned more classes since, or none of it."""
-    data = getattr(learn.dls, "image_dataset", None)
+    """The dataset it was trained on; None if its classes are others by now, or it learned none."""
+    data, record = getattr(learn.dls, "image_dataset", None), learner_state(learn).record
     if data is None or not files_known(learn) or "train" not in data.splits:
+        return None
+    # swapped, they are the same names
+    if record is not None and any(old != now for old, now in record.former_names.items()):
         return None
     return data if set(class_names(learn) or ()) <= set(data.train.classes) else None
 

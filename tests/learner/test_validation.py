@@ -106,6 +106,23 @@ def test_own_loaders_keep_the_names_of_training_after_a_swap(everything):
     assert learn.validate(dl=loader(learn, data))[1] == share(*by_name(learn, data.valid))
 
 
+def test_learned_images_beside_evaluated_ones_have_the_names_of_now(everything):
+    learn = learner(everything, "ab")
+    places = list(range(len(only(everything, "ab").valid)))
+
+    def most_alike():
+        found = learn.evaluate().page.images.alike(places)
+        return [found.labels[row] for row in found.rows[:, 0]], found.sources
+
+    before, files = most_alike()
+    assert files is not None
+    assert set(before) == {"a", "b"}
+    learn.rename({"a": "b", "b": "a"})
+    assert most_alike()[0] == ["ba"["ab".index(name)] for name in before]
+    learn.rename({"a": "b", "b": "a"})
+    assert most_alike() == (before, files)
+
+
 def test_a_loader_may_lack_classes_and_not_have_others(everything):
     learn = learner(everything, "cd", "a", metrics=accuracy)
     dl = loader(learn, everything)
