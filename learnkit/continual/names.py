@@ -208,8 +208,10 @@ def names_after(
 def former_after(former: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
     """Former names -> present names, when classes are called otherwise, `{old: new}`.
 
-    A present name is no former one, also where two classes have swapped theirs.
+    A present name is no former one, also where two classes have swapped theirs. A former name that
+    changes is that of an emptied place: no class is called otherwise, nor has the new name.
     """
+    names = {old: new for old, new in names.items() if old not in former}
     changed = {old: new for old, new in names.items() if old != new}
     moved = {old: changed.get(now, now) for old, now in former.items()}
     return {old: now for old, now in (changed | moved).items() if old not in names.values()}

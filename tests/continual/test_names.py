@@ -166,6 +166,28 @@ def test_the_name_of_an_emptied_place_may_be_part_of_a_chain():
     assert head.statistics.former_names == {"a": "b", "c": "z"}
 
 
+@pytest.mark.parametrize(
+    ("names", "now", "former"),
+    [
+        ({"z": "b", "b": "z"}, "b", {"a": "b", "b": "b", "z": "b"}),
+        ({"b": "a"}, "z", {"a": "z", "b": "z"}),
+        ({"b": "c", "c": "q"}, "z", {"a": "z", "b": "z", "c": "q"}),
+        ({"b": "new"}, "z", {"a": "z", "b": "z"}),
+    ],
+    ids=["a swap with it", "a former name for it", "the name of another class", "a new name"],
+)
+def test_an_emptied_place_that_is_called_otherwise_makes_no_name_a_present_one(names, now, former):
+    head = learned(["a", "b", "c"])
+    head.merge_classes(["a", "b"], "z")
+    head.rename(names)
+    here = {name: n for name, n in head.n_images.items() if n}
+    assert here == {now: 2 * N, names.get("c", "c"): N}
+    # a name that a class has, one with images, is none of its former ones
+    assert head.statistics.former_names == {o: n for o, n in former.items() if o not in here}
+    for old in head.statistics.former_names:
+        assert f"called {former[old]!r} now" in refused(head, "extend", old)
+
+
 def test_former_names_of_merged_statistics_do_not_depend_on_the_order():
     parts = []
     for i, to in enumerate(["x", "y", "z"]):
