@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from learnkit.errors import DataError, warn_user
+from learnkit.errors import DataError, number_of, warn_user
 
 Label = str | tuple[str, ...]
 LONGEST_NAME = 200  # characters of a class name that comes from outside
@@ -64,6 +64,7 @@ def canonical_classes(
             f"labels {sorted(unknown)[:10]} are not in `classes` {classes[:10]}; add or relabel"
         )
     warn_similar(classes, case_sensitive=case_sensitive)
+    warn_refused(classes)
     return classes
 
 
@@ -74,10 +75,14 @@ def sorted_names(names: Iterable[str]) -> list[str]:
     (['-1', '007', '9', '10'], ['10', '9', 'none'])
     """
     names = sorted(names)
-    if all(re.fullmatch(r"-?[0-9]{1,99}", name) for name in names):
+    if all(map(_is_whole, names)):
         # stable: names of one value, as 007 and 7, stay as text sorts them
         names.sort(key=int)
     return names
+
+
+def _is_whole(name: str) -> bool:
+    return re.fullmatch(r"-?[0-9]{1,99}", name) is not None
 
 
 def names_in(labels: Iterable[Label]) -> list[str]:
@@ -164,6 +169,16 @@ def warn_similar(classes: Iterable[str], *, case_sensitive: bool = False) -> Non
             )
 
 
+def warn_refused(classes: Iterable[str]) -> None:
+    """Warn of names that no class may be given from outside: models keep those of their data."""
+    if found := [name for name in classes if name_problem(name)]:
+        more = f" (so it is with {len(found) - 1} more)" if len(found) > 1 else ""
+        warn_user(
+            f"class {name_problem(found[0])}{more}. A model trained on it keeps the name; no "
+            "class can be given one like it later"
+        )
+
+
 def _unique(values: list[Any]) -> list[Any]:
     try:
         return list(dict.fromkeys(values))
@@ -238,17 +253,17 @@ def ids_by_name(names: Iterable[str], known: Mapping[str, int]) -> tuple[int, ..
 def name_problem(name: str, verb: str = "has") -> str:
     """Why a class may not get this name from outside; empty if it may.
 
-    >>> name_problem("ok"), name_problem("-")
-    ('', '')
+    >>> name_problem("ok"), name_problem("-"), name_problem("-1")
+    ('', '', '')
     >>> name_problem("=1+1")
     "'=1+1' begins with '=': spreadsheets would compute it; begin with a letter or a digit"
     """
     if len(name) > LONGEST_NAME or not name.isprintable():
         return (
-            f"{name[:20]!a} {verb} {len(name)} characters; a class name has {LONGEST_NAME} at "
-            "most, all of which can be printed"
+            f"{name[:20]!a} {verb} {number_of(len(name), 'character')}; a class name has "
+            f"{LONGEST_NAME} at most, all of which can be printed"
         )
-    if name.startswith(_FORMULA) and len(name) > 1:
+    if name.startswith(_FORMULA) and len(name) > 1 and not _is_whole(name):
         return (
             f"{name[:20]!a} begins with {name[0]!r}: spreadsheets would compute it; begin with a "
             "letter or a digit"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from learnkit._version import versions
-from learnkit.data.labels import name_problem
+from learnkit.data.labels import name_problem, nfc
 from learnkit.errors import (
     ContinualNotInitializedError,
     ContinualStateError,
@@ -168,12 +168,13 @@ def groups_in(fields: Mapping[str, Sequence[str]], n: int) -> list[str] | None:
     return given * (n if len(given) == 1 else 1) or None
 
 
-def labels_for(n: int, given: Sequence[str]) -> list[str]:
+def labels_for(n: int, given: Sequence[str], known: Sequence[str]) -> list[str]:
     """One label for each of `n` images: `given`, or the only one there is for all.
 
     Raises:
-        Refusal: 400 none, or another number; 422 one that is endless, cannot be shown, or is a
-            formula where a spreadsheet opens a table of predictions.
+        Refusal: 400 none, or another number; 422 one that is none of the names `known` and is
+            endless, cannot be shown, or is a formula where a spreadsheet opens a table of
+            predictions.
     """
     if len(given) not in (1, n):
         raise Refusal(
@@ -182,7 +183,7 @@ def labels_for(n: int, given: Sequence[str]) -> list[str]:
             "once for each image, in their order",
         )
     for label in given:
-        if reason := name_problem(label):
+        if nfc(label) not in known and (reason := name_problem(label)):
             raise Refusal(422, f"the label {reason}")
     return list(given) * (n if len(given) == 1 else 1)
 

@@ -210,7 +210,8 @@ class Service:
         self.served.check_can_extend()
         with self.gate.request() as ticket:
             uploads, fields = await read_uploads(request, ticket, self.limits)
-            labels = labels_for(len(uploads), fields.get("label", []))
+            known = self.deployment.predictor.classes
+            labels = labels_for(len(uploads), fields.get("label", []), known)
             how = {"again": flag_in(fields, "again"), "group": groups_in(fields, len(uploads))}
             answer = await self._change(lambda served: served.extend(uploads, labels, **how))
             self._metrics.learned(sum((answer[1]["change"]["images"] or {}).values()))

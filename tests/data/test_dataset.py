@@ -129,6 +129,20 @@ def test_names_that_differ_only_in_case_or_spaces_are_warned_of_at_the_callers_l
     assert caught[0].filename == __file__
 
 
+def test_names_that_no_class_may_be_given_are_warned_of(recwarn):
+    data = dataset(["-5 C", "=1+1", "ok"])
+    (said,) = recwarn
+    assert said.filename == __file__
+    assert str(said.message) == (
+        "class '-5 C' begins with '-': spreadsheets would compute it; begin with a letter or a "
+        "digit (so it is with 1 more). A model trained on it keeps the name; no class can be given "
+        "one like it later"
+    )
+    data.filter([True, False, True])
+    assert dataset(["-1", "7"]).classes == ["-1", "7"]  # numbers stay what they are
+    assert len(recwarn) == 1
+
+
 def test_letters_may_differ_in_case_on_purpose(tmp_path, recwarn):
     frame = pd.DataFrame({"path": ["0.png", "1.png"], "label": ["A", "a"]})
     frame.to_csv(tmp_path / "labels.csv", index=False)

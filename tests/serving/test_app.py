@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from deploy_helpers import make_continual, make_predictor, shades, strange
+from deploy_helpers import make_continual, make_predictor, renamed_as_before, shades, strange
 from serving_helpers import BEARER, TOKEN, bomb, form, png
 
 pytest.importorskip("fastapi")
@@ -453,6 +453,16 @@ def test_a_change_that_fails_changes_nothing(serving, predictor):
         assert (answer.status_code, sentence in answer.json()["error"]) == (status, True), answer
         assert predictor.continual.knowledge is knowledge
     assert client.get("/health").json()["unsaved_changes"] == 0
+
+
+def test_a_class_of_the_model_is_learned_by_whatever_name_it_has(serving, predictor):
+    name = next(iter(predictor.classes))
+    model = renamed_as_before(predictor, {name: "=1+1"})
+    client = serving(model, allow_extend=True, token=TOKEN)
+    before = model.continual.n_images["=1+1"]
+    request = {"files": form(png(strange(1)[0])), "data": {"label": "=1+1"}}
+    assert client.post("/extend", headers=BEARER, **request).status_code == 200
+    assert model.continual.n_images["=1+1"] == before + 1
 
 
 def test_an_application_without_a_token_that_may_learn_is_refused(predictor):
