@@ -86,9 +86,8 @@ class DriftState:
     @classmethod
     def of(cls, scoring: Scoring) -> DriftState:
         """The beginning, with the scores a model was calibrated by."""
-        threshold = scoring.threshold
-        known = threshold.calibration_scores, threshold.calibration_weights
-        return cls(_origin(*known), DriftTest.of(*known))
+        by = scoring.threshold
+        return cls(_origin(scoring), DriftTest.of(by.calibration_scores, by.calibration_weights))
 
     @property
     def tests(self) -> dict[str | None, DriftTest]:
@@ -193,12 +192,12 @@ class Monitor(Shown):
         self._names = self._now()[1]
         self._begin = self._state = DriftState.of(scoring)
         if self.file is not None and self.file.exists():
-            self._go_on(*_read(self.file))
+            self._go_on(*_read(self.file), _origin(scoring, exact=True))
         self._n_saved = self.n_images
 
-    def _go_on(self, kept: DriftState, promised: int) -> None:
+    def _go_on(self, kept: DriftState, promised: int, names: list[str], exact: str) -> None:
         """Take up what a file says, if it is about this model."""
-        if kept.origin != self._begin.origin:
+        if kept.origin not in (self._begin.origin, exact):
             return
         if promised != self.images_per_false_alarm:
             raise PredictionError(
@@ -207,9 +206,10 @@ class Monitor(Shown):
                 f"images_per_false_alarm={promised}, or another file, or remove this one to begin "
                 "anew"
             )
-        # a class that was renamed while nobody watched begins anew
-        known = {name: test for name, test in kept.classes.items() if name in self._names}
-        self._state = replace(kept, classes=known) if self._names else kept
+        # classes keep their places; older files do not say them, and renamed ones begin anew
+        now = dict(zip(names or self._names, self._names, strict=False))
+        known = {name: test for name, test in kept.classes.items() if name in now or not now}
+        self._state = replace(kept, origin=self._begin.origin, classes=known).renamed(now)
 
     @property
     def state(self) -> DriftState:
@@ -265,12 +265,8 @@ class Monitor(Shown):
     def _follow(self, scoring: Scoring | None, names: tuple[str, ...]) -> None:
         """Begin anew if the model knows other things, and take over other names of classes."""
         if scoring is not None and scoring.threshold.calibration_scores is not self._scores:
-            was, self._scores = self._scores, scoring.threshold.calibration_scores
-            begin = DriftState.of(scoring)
-            if names != self._names and _alike(was, self._scores):
-                # a rename: the same scores, in the order that the new names have
-                self._state = replace(self._state, origin=begin.origin)
-            elif begin.origin != self._begin.origin:
+            self._scores, begin = scoring.threshold.calibration_scores, DriftState.of(scoring)
+            if begin.origin != self._begin.origin:
                 self._state, self._n_saved = begin, 0
             self._begin = begin
         if names and names != self._names:
@@ -302,7 +298,7 @@ class Monitor(Shown):
         if self.file is None:
             return
         values = {"format": FORMAT, "images_per_false_alarm": self.images_per_false_alarm}
-        content = to_json({**values, **self._state.to_dict()})
+        content = to_json({**values, "class_names": self._names, **self._state.to_dict()})
         # counted before it is tried: a full disk is not asked again at every image
         self._n_saved = self._state.overall.n_images
         try:
@@ -334,9 +330,8 @@ class Monitor(Shown):
         """A row for all images and for each class: images, evidence, its bound, and the alarm."""
         import pandas as pd
 
-        rows = _rows(self.state, self.bound)
         # object: no NaN for a missing name
-        found = pd.DataFrame(rows, columns=list(_COLUMNS), dtype=object)
+        found = pd.DataFrame(_rows(self.state, self.bound), columns=list(_COLUMNS), dtype=object)
         return found.astype({"images": "int64", "evidence": "float64", "alarm_at": "float64"})
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -425,7 +420,7 @@ def read_drift_report(path: Path) -> Document:
         BundleCorruptError: it was not written by a monitor, or by one of a later version.
         PredictionFileError: it cannot be read.
     """
-    return drift_document(*_read(path))
+    return drift_document(*_read(path)[:2])
 
 
 def _checked_promise(n: Any) -> int:
@@ -452,14 +447,15 @@ def _checked_file(file: Any) -> Path:
     return path
 
 
-def _read(path: Path) -> tuple[DriftState, int]:
+def _read(path: Path) -> tuple[DriftState, int, list[str]]:
     try:
         return _parsed(path)
     except BundleCorruptError as error:
         raise BundleCorruptError(f"{error}; remove the file to begin anew") from error
 
 
-def _parsed(path: Path) -> tuple[DriftState, int]:
+def _parsed(path: Path) -> tuple[DriftState, int, list[str]]:
+    """(what was seen, the promise, the class names by their places; none in older files)."""
     where = str(path)
     try:
         values = parse_json(path.read_bytes(), where)
@@ -473,7 +469,10 @@ def _parsed(path: Path) -> tuple[DriftState, int]:
     n = read_field(values, "images_per_false_alarm", int, where)
     if n < _FEWEST:
         raise BundleCorruptError(f"{where}: `images_per_false_alarm` is {n}, below {_FEWEST}")
-    return DriftState.from_dict(values, where, version), n
+    names = read_field(values, "class_names", list, where) if "class_names" in values else []
+    if any(not isinstance(name, str) for name in names):
+        raise BundleCorruptError(f"{where}: `class_names` is {names!r:.100}, no list of names")
+    return DriftState.from_dict(values, where, version), n, names
 
 
 def _renewed(values: Any) -> DriftTest:
@@ -499,14 +498,16 @@ def _rows(state: DriftState, bound: float) -> list[tuple[Any, ...]]:
     ]
 
 
-def _alike(scores: np.ndarray, others: np.ndarray) -> bool:
-    """Whether both are the same but for their order, and for last bits that follow from it."""
-    return len(scores) == len(others) and np.allclose(np.sort(scores), np.sort(others), rtol=1e-6)
+def _origin(scoring: Scoring, *, exact: bool = False) -> str:
+    """Digest of the scores a model was calibrated by: another one once it has learned.
 
-
-def _origin(scores: np.ndarray, weights: np.ndarray) -> str:
-    """Digest of the scores a model was calibrated by: another one once it has learned."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in (scores, weights):
-        digest.update(np.ascontiguousarray(array, "<f8").tobytes())
-    return digest.hexdigest()
+    By four digits of each: the last bits follow from the order in which the names put the classes.
+    `exact` is by all of them, as in files of earlier versions.
+    """
+    known = scoring.threshold
+    rows = np.stack([known.calibration_scores, known.calibration_weights]).astype("<f8")
+    if not exact:
+        digits, exponents = np.frexp(rows)
+        rows = np.ldexp(np.rint(digits * 2**12), exponents)
+        rows = rows[:, np.lexsort(rows[::-1])]
+    return hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()

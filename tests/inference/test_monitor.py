@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import re
 import threading
@@ -8,6 +9,7 @@ import pytest
 from deploy_helpers import labelled, make_continual, make_predictor, shades, strange
 
 from learnkit.data.dataset import ImageDataset
+from learnkit.deploy.predictor import load_learner
 from learnkit.errors import BundleCorruptError, PredictionError, PredictionFileError
 from learnkit.inference import monitor as module
 from learnkit.inference.monitor import Alarm, DriftState, Monitor, drift_file, read_drift_report
@@ -217,6 +219,8 @@ def test_a_promise_worth_nothing_is_refused(scoring, n):
         ({"classes": {"a": 1}}, "look at int"),
         ({"images_per_false_alarm": 0}, "`images_per_false_alarm` is 0"),
         ({"origin": 3}, "`origin` is 3"),
+        ({"class_names": "ab"}, "`class_names` is 'ab'"),
+        ({"class_names": [["a"]]}, "`class_names` is [['a']], no list of names"),
     ],
 )
 def test_a_damaged_file_is_refused(scoring, tmp_path, change, message):
@@ -408,11 +412,54 @@ def test_classes_that_are_renamed_go_on_under_their_new_names(rename, new, tmp_p
     assert [names.get(one.label, one.label) for one in before.alarms] == [
         one.label for one in after.alarms
     ]
-    # a class that is renamed while nobody watches leaves no row
-    monitor.save()
-    model.rename({new: f"{new}y", "blue": "bluey"})
-    again = model.monitor(images_per_false_alarm=100, file=tmp_path / "m.json")
-    assert (again.n_images, dict(again.state.classes)) == (monitor.n_images, {})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"red": "rust"}, {"red": "amber"}, {"red": "blue", "blue": "red"}],
+    ids=["another name", "another order", "a swap"],
+)
+def test_classes_that_are_renamed_while_nobody_watches_go_on_too(names, tmp_path):
+    file, model = tmp_path / "m.json", make_continual({"red": 8, "blue": 8})
+    first = model.monitor(images_per_false_alarm=100, file=file)
+    model.predict_batch([*shades("ok", 3, seed=1), *strange(40)])
+    first.save()
+    model.save(tmp_path / "model")
+    model = load_learner(tmp_path / "model")
+    model.rename(names)
+    again = model.monitor(images_per_false_alarm=100, file=file)
+    before, after = first.state.to_dict(), again.state.to_dict()
+    assert before["alarms"]
+    assert after.pop("classes") == {names.get(k, k): v for k, v in before.pop("classes").items()}
+    renamed = [{**one, "label": names.get(one["label"], one["label"])} for one in before["alarms"]]
+    assert after == {**before, "alarms": renamed}
+    # other knowledge is other knowledge
+    model.extend([*shades("new", 8, seed=3)], "new")
+    assert model.monitor(images_per_false_alarm=100, file=file).n_images == 0
+
+
+def test_a_file_of_an_earlier_version_goes_on(tmp_path):
+    file, model = tmp_path / "m.json", make_continual({"red": 8, "blue": 8})
+    first = model.monitor(images_per_false_alarm=100, file=file)
+    model.predict_batch([*shades("ok", 3, seed=1), *strange(40)])
+    first.save()
+    known = model.continual.scoring.threshold
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (known.calibration_scores, known.calibration_weights):
+        digest.update(np.ascontiguousarray(array, "<f8").tobytes())
+    written = json.loads(file.read_text()) | {"origin": digest.hexdigest()}
+    del written["class_names"]  # it knew the digest of all bits, and no names
+    file.write_text(json.dumps(written))
+    again = model.monitor(images_per_false_alarm=100, file=file)
+    assert again.state.to_dict() == first.state.to_dict()
+    model.rename({"red": "rust"})  # and goes on by what it is known by now
+    assert again.n_images == 43
+    again.save()
+    assert "rust" in json.loads(file.read_text())["class_names"]
+    # without names a class that is called otherwise leaves no row
+    file.write_text(json.dumps(written))
+    model.rename({"rust": "iron"})
+    assert "red" not in model.monitor(images_per_false_alarm=100, file=file).state.classes
 
 
 def test_a_model_that_detects_no_unknown_images_has_no_monitor():
