@@ -731,7 +731,11 @@ class ImageLearner(Learner, Shown):
         return continual.merge(self, other, reuse_names=reuse_names)
 
     def undo(self) -> ChangeReport:
-        """Take back the last change of the continual state."""
+        """Take back the last change of the continual state, `calibrate` and `fit_ood` among them.
+
+        Of a trained head nothing is taken back: its temperature is in its weights, and calibrating
+        again fits it anew.
+        """
         return continual.undo(self)
 
     @property

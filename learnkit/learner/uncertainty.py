@@ -6,7 +6,7 @@ weights; its OOD detector is derived from the features of the same body.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 from typing import Any, NamedTuple
@@ -18,8 +18,9 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import Tensor, nn
 
+from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.classifier import ContinualClassifier, continual_head
-from learnkit.continual.knowledge import History, Knowledge
+from learnkit.continual.knowledge import Change, History, Knowledge
 from learnkit.continual.label_issues import LabelErrors, label_errors
 from learnkit.continual.ood_detector import OodDetector
 from learnkit.data.labelled_images import (
@@ -54,6 +55,7 @@ from learnkit.interpret.page.images import EvaluatedImages, common_folder
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.interpret.source import detached
 from learnkit.learner.continual import (
+    change,
     check_supported,
     empty_head,
     validation_images,
@@ -100,7 +102,7 @@ def calibrate(learn: Any, dl: Any = None, *, ds_idx: int = 1, group: Any = None)
     wanted = {"with_features": isinstance(learn.model, nn.Sequential) and len(learn.model) == 2}
     outputs, groups = _seen(learn, dl, ds_idx, group, **wanted)
     if head is not None:
-        _validate(learn, head, outputs, groups)
+        _validate(learn, outputs, groups, lambda head, images: head.validate(*images))
         return head.calibration
     fitted = fit_temperature(outputs.logits, outputs.require_targets(), source="validation")
     fresh = fresh_to_trained(learn, outputs, groups)
@@ -178,10 +180,22 @@ def _fit_threshold(
         )
     given = {name: value for name, value in settings.items() if value is not None}
     replace(head.settings, **given)  # refused before any image counts
-    if validation is not None:
-        _validate(learn, head, *_seen(learn, validation, 1, group, with_features=True))
-    head.set_threshold(None, **settings)
+    if validation is None:
+        change(learn, lambda head: head.set_threshold(None, **settings))
+        return head.threshold
+
+    def step(head: ContinualClassifier, images: tuple[Any, ...]) -> ChangeReport:
+        return head.change("set_threshold", lambda known: _fitted(known, images, settings))
+
+    _validate(learn, *_seen(learn, validation, 1, group, with_features=True), step)
     return head.threshold
+
+
+def _fitted(known: Knowledge, images: tuple[Any, ...], settings: Mapping[str, Any]) -> Change:
+    """With these validation images, and the threshold fitted to all there are then."""
+    known, notes = known.validate(images)
+    names = "false_alarm_rate", "guarantee", "per_class"
+    return known.with_threshold(None, *map(settings.get, names))[0], notes
 
 
 def _validation_of(images: Any) -> Any:
@@ -192,11 +206,15 @@ def _validation_of(images: Any) -> Any:
 
 
 def _validate(
-    learn: Any, head: ContinualClassifier, outputs: Outputs, groups: list[Any] | None
+    learn: Any,
+    outputs: Outputs,
+    groups: list[Any] | None,
+    step: Callable[[ContinualClassifier, tuple[Any, ...]], ChangeReport],
 ) -> None:
-    validation = outputs.features, labels_of(learn, outputs), groups
-    head.validate(*validation)
-    fresh_to_head(head, *validation)
+    """Let the head take validation images in by `step`, and warn of those that do not count."""
+    images = outputs.features, labels_of(learn, outputs), groups
+    change(learn, lambda head: step(head, images))
+    fresh_to_head(continual_head(learn.model), *images)
 
 
 def label_errors_of(

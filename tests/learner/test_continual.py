@@ -590,6 +590,32 @@ class TestWarnings:
 
 
 class TestChanges:
+    @pytest.mark.parametrize("verb", ["calibrate", "fit_ood", "fit_ood of images"])
+    def test_undo_takes_back_what_fits_the_threshold(self, learn, old, new, tmp_path, verb):
+        write_image_folder(tmp_path, dict.fromkeys(OLD, 4), seed=5)
+        fresh = ImageDataset.from_folder(tmp_path)
+        learn.extend(new)
+        learn.rename({"a": "apple"})
+        learn.rename({"apple": "a"})
+        head, record, known = learn.continual, learn.state.record, learn.continual.knowledge
+        n_audit = len(head.audit)
+        if verb == "calibrate":
+            learn.calibrate(fresh)
+        elif verb == "fit_ood":
+            learn.fit_ood(false_alarm_rate=0.2)
+        else:
+            learn.fit_ood(validation=fresh, false_alarm_rate=0.2)
+        assert (len(head.audit), head.knowledge is known) == (n_audit + 1, False)
+        wanted = 0.05 if verb == "calibrate" else 0.2
+        assert head.settings.false_alarm_rate == wanted
+        if verb != "fit_ood":
+            assert len(head.knowledge.validation) > len(known.validation)
+        learn.undo()
+        assert head.knowledge.digest == known.digest
+        assert head.threshold.value == known.scoring.threshold.value
+        for field in ("former_names", "learned", "validated", "earlier"):
+            assert getattr(learn.state.record, field) == getattr(record, field)
+
     def test_undo_restores_the_state_before(self, learn, new):
         before = learn.continual.knowledge
         learn.extend(new)
