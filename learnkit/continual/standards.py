@@ -77,7 +77,11 @@ def fit_per_class(
     ordered = sorted_together(scores + shifts[predicted], held_out.weights)
     names = "n", "calibration_scores", "calibration_weights"
     new = dict(zip(names, (len(scores), *ordered), strict=True))
-    return joined_by_class(replace(threshold, **new), fitted, len(shifts)), shifts
+    joined = joined_by_class(replace(threshold, **new), fitted, len(shifts))
+    if settings.rules == 1:  # p-values follow from these
+        kept = {name: getattr(threshold, name) for name in ("source", "guarantee", "delta")}
+        joined = replace(joined, **kept)
+    return joined, shifts
 
 
 def _shift(value: float, to: float) -> float:

@@ -229,6 +229,15 @@ def test_class_by_class_no_more_is_promised_than_in_every_class():
     assert "class by class, assumes normally distributed scores" in sure.threshold.statement
 
 
+@pytest.mark.parametrize(("rules", "rank"), [(1, 1 / 33), (2, 1 / 49)])
+def test_p_values_class_by_class_are_by_the_rules_that_a_state_began_with(rules, rank):
+    # half of all images are of one class: each of its 16 weighs 1/32, the 48 on average 1/48
+    how = {"guarantee": "split", "per_class": True, "memory": 16}
+    head = learned(images([40, 20, 20], 0), **how, rules=rules)
+    assert head.threshold.p_values([100.0]) == pytest.approx([rank])
+    assert "class by class, assumes normally distributed scores" in head.threshold.statement
+
+
 def test_a_setting_of_another_type_is_refused():
     with pytest.raises(StatisticsError, match="`per_class` is 1; give True or False"):
         ContinualClassifier(D, per_class=1)
