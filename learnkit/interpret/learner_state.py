@@ -39,6 +39,7 @@ class ContinualRecord:
         earlier: the record before the last change.
         snapshots: the record by the name that the head's knowledge was kept under.
         class_ids: ids of the head's first classes, as of a `Model`.
+        digest: of the knowledge that all this is noted of; "" where nobody knows.
     """
 
     trained_head: nn.Module | None = None
@@ -48,6 +49,7 @@ class ContinualRecord:
     earlier: ContinualRecord | None = None
     snapshots: Mapping[str, ContinualRecord] = field(default_factory=dict)
     class_ids: tuple[int, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True, eq=False)

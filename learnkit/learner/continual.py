@@ -101,6 +101,7 @@ def init_continual(
         learned=files_among(found),
         validated=files_among(validation),
         class_ids=ids_among(head.classes, learn, data),
+        digest=head.knowledge.digest,
     )
     learn.model[1] = head
     learn.state = replace(learn.state, record=record, ood_detector=None)
@@ -195,8 +196,8 @@ def change(
     before = head.knowledge
     report = step(head)
     # none where there is no step to take back
-    earlier = {} if head.knowledge is before else {"earlier": record}
-    learn.state = replace(learn.state, record=replace(record, **{**earlier, **noted}))
+    now = {} if head.knowledge is before else {"earlier": record, "digest": head.knowledge.digest}
+    learn.state = replace(learn.state, record=replace(record, **{**now, **noted}))
     return _reported(report, before, head, started)
 
 
@@ -219,15 +220,16 @@ def merge(learn: Any, other: Any, *, reuse_names: bool = False) -> ChangeReport:
 
 def undo(learn: Any) -> ChangeReport:
     """What taking back the last change did; see `ImageLearner.undo`."""
-    check_continual(continual_head(learn.model))
-    earlier = _record(learn).earlier
+    head, record = check_continual(continual_head(learn.model)), _record(learn)
+    # a change of the head by itself, as by `learn.ood.threshold = ...`, is none of the record
+    earlier = record.earlier if record.digest in ("", head.knowledge.digest) else record
     if earlier is None:
         raise ContinualStateError(
             "there is no change to take back since the continual state began or was loaded; to "
             "leave that state, call drop_continual()"
         )
     # what was kept since the change stays kept
-    noted = {**vars(earlier), "snapshots": _record(learn).snapshots}
+    noted = vars(replace(earlier, snapshots=record.snapshots))
     return change(learn, ContinualClassifier.undo, **noted)
 
 
@@ -449,5 +451,4 @@ def empty_head(
     learn: Any, kind: type[ContinualClassifier] = ContinualClassifier, **settings: Any
 ) -> ContinualClassifier:
     """A head for the features of the learner's body that has learned nothing yet."""
-    width = features_of(learn, []).shape[1]
-    return kind(width, **settings)
+    return kind(features_of(learn, []).shape[1], **settings)

@@ -616,6 +616,26 @@ class TestChanges:
         for field in ("former_names", "learned", "validated", "earlier"):
             assert getattr(learn.state.record, field) == getattr(record, field)
 
+    def test_undo_takes_back_changes_of_the_head_itself_alone(self, learn, new):
+        known, record = learn.continual.knowledge, learn.state.record
+        learn.ood.threshold = 7.0
+        learn.undo()  # before any other change, too
+        assert learn.continual.knowledge is known
+        learn.extend(new)
+        learned = learn.state.record
+        learn.ood.threshold = 7.0
+        learn.continual.set_threshold(8.0)
+        learn.rename({"d": "d"})  # changes nothing
+        for left in (7.0, None):
+            learn.undo()
+            assert learn.continual.knowledge.manual_threshold == left
+            assert learn.state.record.learned == learned.learned
+        learn.undo()
+        assert learn.continual.knowledge.digest == known.digest
+        assert learn.state.record.learned == record.learned
+        with pytest.raises(ContinualStateError, match="drop_continual"):
+            learn.undo()
+
     def test_undo_restores_the_state_before(self, learn, new):
         before = learn.continual.knowledge
         learn.extend(new)
