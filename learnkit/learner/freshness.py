@@ -33,17 +33,16 @@ def labels_of(learn: Any, outputs: Outputs) -> list[str]:
 
 
 def optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, Notes]:
-    """Which images the learner has learned, and notes: by file, or by features if it was loaded."""
+    """Which images the learner has learned, by file or by features, and notes."""
     files, known, detector = list(outputs.items or ()), files_known(learn), detector_of(learn)
     learned = np.array([file_of(one) in known for one in files or [""] * len(outputs)], bool)
-    by_file, features = bool(known) or not files, outputs.features
-    if detector is None or (by_file and features is None):
+    features = outputs.features
+    if detector is None or (features is None and (known or not files)):
         return learned if known else None, learned_notes(int(learned.sum()), len(outputs))
     about = Learned.of(detector.knowledge)
     grid = about.on_grid((features_of(learn, files) if features is None else features).numpy())
-    learned = learned if by_file else about.know(grid)
-    notes = about.notes(grid, labels_of(learn, outputs), learned)
-    return learned if known or files else None, notes
+    learned |= about.know(grid)
+    return learned, about.notes(grid, labels_of(learn, outputs), learned)
 
 
 def fresh_to_trained(learn: Any, outputs: Outputs, groups: list[Any] | None) -> Tensor:

@@ -405,6 +405,8 @@ class TestExtend:
         again = tiny_learner(old, path=tmp_path)  # of what was loaded nobody noted the files
         again.load("learned")
         assert again.evaluate(data=old.train).notes == (said,)
+        again.extend(new)  # it has noted the files of these alone
+        assert again.evaluate(data=old.train).notes == (said,)
 
     def test_groups_are_left_out_as_a_whole(self, plain, old, tmp_path):
         group = {path: i % 3 for i, path in enumerate(old.paths)}
