@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,13 +101,16 @@ def read_learned(path: str | os.PathLike, variant: str, sha256: str) -> Learned 
     if (config := described.continual or described.ood) is None or where not in folder.files:
         return None
     settings = read_field(config, "settings", dict, about)
-    return _learned(
+    found = _learned(
         folder.arrays(where),
         tuple(map(str, read_field(config, "class_names", list, about))),
         where,
         n_features=described.n_features,
         root=read_field(settings, "root", bool, about),
     )
+    # an earlier version wrote none
+    former = read_field({"former_names": {}, **config}, "former_names", dict, about)
+    return replace(found, former_names=former)
 
 
 def _learned(

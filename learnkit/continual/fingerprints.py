@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -211,6 +211,7 @@ class Learned:
         root: whether features are square-rooted, see `unit_rows`.
         remembered: features on the integer grid, int16 (K, D), classes in order.
         labels: place in `names` of each remembered one, int64 (K,).
+        former_names: what classes were called before -> what they are called now.
     """
 
     names: tuple[str, ...]
@@ -221,6 +222,7 @@ class Learned:
     root: bool
     remembered: Array
     labels: Array
+    former_names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, knowledge: Any) -> Learned:
@@ -237,6 +239,7 @@ class Learned:
             # back to the integers that `all` divided
             remembered=np.rint(features.numpy() * GRID).astype(np.int16),
             labels=labels.numpy(),
+            former_names=stats.former_names,
         )
 
     def on_grid(self, features: Array) -> Array:

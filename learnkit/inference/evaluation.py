@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,9 @@ def evaluate_predictor(
     good_classes(good, predictor.classes)
     dataset = labelled_dataset(dataset)
     learned = None if learned is None else labelled_dataset(learned, "learned")
-    targets = encoded_labels(dataset, predictor.classes, predictor.multi_label)
+    about = predictor._learned()
+    former = {} if about is None else about.former_names
+    targets = encoded_labels(dataset, predictor.classes, predictor.multi_label, former)
     unknown = [] if ood is None else image_paths(ood)
     if ood is not None and not predictor.detects_ood:
         from learnkit.continual.classifier import check_detects_ood
@@ -73,7 +75,6 @@ def evaluate_predictor(
         check_detects_ood(predictor.record.ood)
     failures: dict[str, str] = {}
     run = {"bs": bs, "n_workers": n_workers, "progress": progress}
-    about = predictor._learned()
     recognizing = predictor if about is None else _Recognizing(predictor, about)
     results, read = _results(recognizing, dataset.paths, failures, **run)
     labels = [predictor.classes[i] for i in targets[read]] if about is not None else []
@@ -336,16 +337,30 @@ def with_ood_scores(
 
 
 def encoded_labels(
-    dataset: ImageDataset, classes: tuple[str, ...], multi_label: bool
+    dataset: ImageDataset,
+    classes: tuple[str, ...],
+    multi_label: bool,
+    former_names: Mapping[str, str] | None = None,
 ) -> np.ndarray:
-    """Class numbers (N,), or zeros and ones (N, C) if `multi_label`."""
+    """Class numbers (N,), or zeros and ones (N, C) if `multi_label`.
+
+    Raises:
+        DataError: a label is no class, or what one was called before: `{former name: name now}`.
+    """
     number = {name: i for i, name in enumerate(classes)}
     labels = [label if isinstance(label, tuple) else (label,) for label in dataset.labels]
     found = {name for names in labels for name in names}
     if unknown := sorted(found - set(classes), key=str):
+        for old, now in ((one, (former_names or {}).get(one)) for one in unknown):
+            if now in number:
+                raise DataError(
+                    f"class {old!r} is called {now!r} now: it was renamed, or merged with others; "
+                    f"label these images {now!r}"
+                )
         raise DataError(
             f"the dataset has labels {unknown[:5]} that this model does not know; its classes are "
-            f"{list(classes)}: filter those images out, or rename with set(class_names=)"
+            f"{list(classes)}: filter those images out, or rename classes of the model by its "
+            "set(class_names=)"
         )
     if not multi_label:
         return np.array([number[names[0]] for names in labels], np.int64)

@@ -58,7 +58,7 @@ IN_PYTHON = {
     *("dataset.class_weights(",),  # --class-weights takes no weights of its own
     *("learn.evaluate(", "predictor.evaluate("),  # of arrays, which no command has
     "images_per_false_alarm=",  # of a monitor, which commands begin anew
-    "labels.tolist(",  # of a Series, which no command takes
+    "tolist(",  # of a Series, which no command takes
     "preprocessing.replace(",  # of a whole recipe, which no command takes
     *("np.save(", "np.ascontiguousarray("),  # files of .npy are written by Python
 }
@@ -159,7 +159,12 @@ def command(request):
         ("predict", "no weights", WeightsUnavailableError, ""),  # which has no such options
         ("predict", "`resume=False` starts anew", str, ""),  # there is no --no-resume
         ("predict", "it is a. Here: remove `out`", str, ""),
-        ("evaluate", "rename with set(class_names=)", str, " Here: learnkit rename MODEL OLD=NEW."),
+        (
+            "evaluate",
+            "rename classes of the model by its set(class_names=)",
+            str,
+            " Here: learnkit rename MODEL OLD=NEW.",
+        ),
     ],
     indirect=["command"],
 )

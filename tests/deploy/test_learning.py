@@ -197,6 +197,15 @@ def test_classes_are_renamed_and_merged_and_changes_taken_back(predictor):
         assert predictor.predict(shades(name, 1, seed=2)[0]).label == "damage"
 
 
+def test_data_with_a_former_name_are_refused_by_the_name_of_now(predictor, tmp_path):
+    data = ImageDataset.from_folder(write_image_folder(tmp_path, {"ok": 2, "scratch": 2}))
+    predictor.rename({"scratch": "Kratzer"})
+    said = "^class 'scratch' is called 'Kratzer' now: it was renamed, or merged with others; label"
+    for verb in (predictor.evaluate, predictor.extend):
+        with pytest.raises(DataError, match=said):
+            verb(data, **QUIET)
+
+
 def test_of_classes_that_are_no_answer_any_more_an_evaluation_says_nothing(predictor, tmp_path):
     predictor.extend(*labelled({"dent": 5, "bird": 5, "cat": 5}), **QUIET)
     root = tmp_path / "images"

@@ -38,6 +38,7 @@ from learnkit.errors import (
     BundleNotFoundError,
     BundleProbeError,
     BundleVersionError,
+    DataError,
     ImageReadError,
     MissingExtraError,
     OptimizedModelError,
@@ -590,6 +591,19 @@ def test_what_was_learned_has_the_names_that_were_set(copied, tmp_path):
     found = predictor.evaluate(root, progress=False, bs=1)
     assert set(found.page.images.n_learned) == {"ruby", "green", "blue"}
     assert found.page.images.learned.sum() == 6
+
+
+def test_labels_that_were_renamed_are_refused_with_the_name_of_now(tmp_path):
+    root, head = folder_of(tmp_path), learned()
+    head.rename({"red": "ruby"})
+    head.rename({"ruby": "rubin"})
+    write_bundle(tmp_path / "model", variant_files(onnx=onnx_bytes(), head=head), default=NAME)
+    said = (
+        "class 'red' is called 'rubin' now: it was renamed, or merged with others; label these "
+        "images 'rubin'"
+    )
+    with pytest.raises(DataError, match=f"^{said}$"):
+        load_runtime(tmp_path / "model").evaluate(root, progress=False)
 
 
 @pytest.mark.parametrize(
