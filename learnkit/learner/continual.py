@@ -45,6 +45,7 @@ from learnkit.interpret.learner_state import (
     ids_among,
     names_of,
 )
+from learnkit.learner.change_accuracy import accuracy_of_classes
 from learnkit.learner.dataloaders import agreeing_loaders, is_multi_label
 from learnkit.learner.export import predictor_of
 from learnkit.learner.features import features_of, origin_of, unreadable_by_recipe
@@ -276,24 +277,8 @@ def _reported(
     report: ChangeReport, before: Knowledge | None, head: ContinualClassifier, started: float
 ) -> ChangeReport:
     """The head's report, with accuracies and all the time it took."""
-    was, now = _accuracy(before, head.knowledge), _accuracy(head.knowledge, head.knowledge)
-    accuracy = {name: (was.get(name), share) for name, share in now.items()}
+    accuracy = accuracy_of_classes(report, before, head.knowledge)
     return replace(report, accuracy=accuracy or None, seconds=time.perf_counter() - started)
-
-
-def _accuracy(knowledge: Knowledge | None, images: Knowledge) -> dict[str, float]:
-    """Share of the validation images of each class that `knowledge` recognises."""
-    if knowledge is None or knowledge.derived is None or images.derived is None:
-        return {}
-    embedded, labels = images.validation.all()
-    logits = embedded @ knowledge.derived.weight.T + knowledge.derived.bias
-    names = knowledge.statistics.class_names
-    hits: dict[str, list[bool]] = {}
-    for place, label in zip(logits.argmax(1).tolist(), labels.tolist(), strict=True):
-        name = images.validation.class_names[label]
-        hits.setdefault(name, []).append(names[place] == name)
-    known = {name for name, n in images.n_images.items() if n}
-    return {name: sum(found) / len(found) for name, found in hits.items() if name in known}
 
 
 def validation_images(

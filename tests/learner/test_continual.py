@@ -274,9 +274,35 @@ class TestExtend:
     def test_reports_accuracy_per_class_before_and_after(self, learn, new):
         report = learn.extend(new)
         assert report.accuracy["a"][0] is not None
-        assert report.accuracy["d"] == (0.0, pytest.approx(1.0, abs=0.35))
+        assert report.accuracy["d"] == (None, pytest.approx(1.0, abs=0.35))
         assert report.images == {"d": 6, "e": 6}
         assert report.seconds > 0
+
+    def test_accuracy_before_is_that_of_the_same_class(self, learn, new):
+        learn.extend(new)
+        of = {name: now for name, (_, now) in learn.rename({"a": "A"}).accuracy.items()}
+        swapped = learn.rename({"A": "b", "b": "A", "c": "C"}).accuracy
+        expected = {"b": of["A"], "A": of["b"], "C": of["c"], "d": of["d"], "e": of["e"]}
+        assert swapped == {name: (share, share) for name, share in expected.items()}
+        back = learn.undo().accuracy
+        assert back == {name: (share, share) for name, share in of.items()}
+
+    @pytest.mark.parametrize("into", ["ab", "a"])
+    def test_accuracy_of_merged_classes_has_none_before(self, learn, into):
+        before = learn.rename({"c": "C"}).accuracy
+        merged = learn.merge_classes(["a", "b"], into).accuracy
+        assert set(merged) == {into, "C"}
+        assert merged[into][0] is None
+        assert merged["C"][0] == before["C"][1]
+        parted = learn.undo()
+        assert {name: was for name, (was, _) in parted.accuracy.items()} == {
+            "a": None,
+            "b": None,
+            "C": merged["C"][1],
+        }
+        assert "- accuracy of b: none -> " in str(parted)
+        learn.forget("b")
+        assert learn.undo().accuracy["b"] == (None, before["b"][1])
 
     def test_old_classes_are_not_forgotten(self, learn, new, everything):
         learn.extend(new)
