@@ -76,6 +76,7 @@ def write(
     others: Sequence[Model] = (),
     variants: bool = True,
     history: int = UNDO_LEVELS,
+    replaces: str | None = None,
 ) -> Written:
     """SHA-256 (hex) of the manifest of the bundle written to `path`, and the model's siblings.
 
@@ -87,6 +88,7 @@ def write(
         others: further variants of the same model.
         variants: also those of the bundle that the model came from.
         history: states before the last changes that go along, 0 to 3.
+        replaces: digest of the only bundle whose place it may take.
 
     Raises:
         ExportError: something cannot travel as data, a weight is not finite, the network that is
@@ -104,18 +106,19 @@ def write(
     if model.variant is not None:
         given, base = (*others, model), model.siblings
         files = bundle_with_variants(base, given, default=model, **along)
-        return Written(_written(path, files), base)
+        return Written(_written(path, files, replaces), base)
     own = float32_files(model, card=card, probes=probes, history=history)
     base = with_siblings(own, model.siblings)
     if others or model.siblings is not None:
         files = bundle_with_variants(base, others, default=None, **along)
     else:
         files = base.read()
-    return Written(_written(path, files), siblings_in(path, files))
+    return Written(_written(path, files, replaces), siblings_in(path, files))
 
 
-def _written(path: str | os.PathLike, files: Mapping[str, bytes]) -> str:
-    return write_folder(path, files, about={"schema": SCHEMA, "versions": versions(*PACKAGES)})
+def _written(path: str | os.PathLike, files: Mapping[str, bytes], replaces: str | None) -> str:
+    about = {"schema": SCHEMA, "versions": versions(*PACKAGES)}
+    return write_folder(path, files, about=about, replaces=replaces)
 
 
 def base_files(

@@ -23,6 +23,7 @@ BY_KIND: dict[type[Exception], str] = {
 # name needs no line here.
 BY_WORDS = {
     r"allow_pickle=": "learnkit convert EXPORT.PKL OUT --allow-pickle",
+    r"Load it again and repeat": "the same command again, or --out OUT, another folder",
     r"class_names=": "learnkit rename MODEL OLD=NEW",
     r"init_continual\(|fit_ood\(": "learnkit train FOLDER --continual makes such a model",
     r"optimize\(": "learnkit optimize MODEL --out OUT",

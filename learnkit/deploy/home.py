@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,21 @@ _SAVE = "save it first: predictor.save(path)"
 
 
 class Home(NamedTuple):
-    """The bundle on disk that holds a predictor, and what the predictor was then."""
+    """The bundle on disk that holds a predictor, and what the predictor was then.
+
+    Attributes:
+        seen: digests of the bundles it was loaded from and saved to, as they were then.
+    """
 
     path: Path
     digest: str
     state: tuple[Any, ...]
     facts: dict[str, Any]
+    seen: Mapping[Path, str]
+
+    def saved(self, digest: str) -> Home:
+        """The same, written with this digest."""
+        return self._replace(digest=digest, seen={**self.seen, _place(self.path): digest})
 
 
 def home_of(predictor: Any, path: str | os.PathLike, digest: str) -> Home:
@@ -32,7 +42,25 @@ def home_of(predictor: Any, path: str | os.PathLike, digest: str) -> Home:
     check_path(path, BundleWriteError)
     # whoever unpickles may work in another folder
     absolute = Path(os.path.abspath(path))
-    return Home(absolute, digest, tuple(predictor.state), copy.deepcopy(_facts(predictor)))
+    seen = {} if predictor._home is None else predictor._home.seen
+    facts = copy.deepcopy(_facts(predictor))
+    home = Home(absolute, digest, tuple(predictor.state), facts, seen)
+    return home.saved(digest) if digest else home
+
+
+def last_seen(predictor: Any, path: str | os.PathLike) -> str | None:
+    """The digest of the bundle at `path` when `predictor` was in it; None if it never was."""
+    return None if predictor._home is None else predictor._home.seen.get(_place(path))
+
+
+def take_home_of(predictor: Any, other: Any) -> None:
+    """Let `predictor` be in no bundle, and take the place of those that `other` was in."""
+    # no predictor has this state: a pickle is refused until it is saved
+    predictor._home = None if other._home is None else other._home._replace(state=())
+
+
+def _place(path: str | os.PathLike) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def pickled(predictor: Any) -> tuple[str, str, str | None, int | None, str]:

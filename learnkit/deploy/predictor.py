@@ -38,7 +38,7 @@ from learnkit.data.labelled_images import (
 from learnkit.data.preprocess import Preprocessing, check_batch, note_on_cut
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
-from learnkit.deploy.home import home_of, pickled
+from learnkit.deploy.home import take_home_of, home_of, last_seen, pickled
 from learnkit.deploy.hub_bundle import located, publish
 from learnkit.deploy.settable import checked_reading, set_fields
 from learnkit.errors import OptimizedModelError, OptimizeError
@@ -654,6 +654,7 @@ class Predictor(BasePredictor):
             self.record, precision, samples, **about, **images, **rules, **backend_params
         )
         faster = Predictor.of(record.replace(siblings=base))
+        take_home_of(faster, self)
         faster._report = report  # with the pictures that a record of JSON has not
         return faster, report
 
@@ -696,7 +697,9 @@ class Predictor(BasePredictor):
         when it was made of them: if it has learned since, a warning says so when they are loaded.
 
         Args:
-            path: absent, an empty folder or an earlier bundle, which is replaced as a whole.
+            path: absent, an empty folder or an earlier bundle, which is replaced as a whole. A
+                bundle that this model was loaded from or saved to is replaced as long as nothing
+                else has written it since.
             card: for the model card of float32 weights; default the one they were loaded with.
             probes: a few preprocessed images uint8 (n, channels, H, W) that travel with float32
                 weights: at load their logits must come out again. Default those they were loaded
@@ -712,13 +715,14 @@ class Predictor(BasePredictor):
             ExportError: the float32 network or the card cannot travel as data, or a weight is not
                 finite; `others` are of another model; `history` is not from 0 to 3.
             BundleError: an optimised model was loaded from a bundle that is there no more.
-            BundleWriteError: the folder could not be written; what stood there still does.
+            BundleWriteError: the folder could not be written, or something else has written the
+                bundle since; what stood there still does.
         """
         home = home_of(self, path, "")  # before it is written: it may learn meanwhile
-        records = [other.record for other in others]
-        base = {"card": card, "probes": probes, "variants": variants, "history": history}
-        digest, siblings = write(path, self.record, others=records, **base)
-        self._home = home._replace(digest=digest)
+        given = {"card": card, "probes": probes, "variants": variants, "history": history}
+        found = {"others": [one.record for one in others], "replaces": last_seen(self, path)}
+        digest, siblings = write(path, self.record, **given, **found)
+        self._home = home.saved(digest)
         self.record = self.record.replace(siblings=siblings)
         return digest
 

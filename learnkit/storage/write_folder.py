@@ -40,6 +40,7 @@ def write_folder(
     files: Mapping[str, bytes],
     *,
     about: Mapping[str, Any] | None = None,
+    replaces: str | None = None,
     fs: FileSystem | None = None,
 ) -> str:
     """SHA-256 (hex) of the manifest of the folder now at `path`.
@@ -49,6 +50,7 @@ def write_folder(
             added. Missing parents are created.
         files: content of every file by its name; names are plain, or plain ones under `variants/`.
         about: further entries of the manifest.
+        replaces: SHA-256 (hex) of the manifest of the only folder whose place it may take.
         fs: the calls to the system.
 
     Raises:
@@ -67,6 +69,7 @@ def write_folder(
             # first: what a dead writer set aside is the target again, and leftovers take no room
             _clean_up(target, alone, fs)
             check_target(target)
+            _check_replaced(target, replaces)
             _check_space(target, sum(map(len, files.values())) + len(manifest), fs)
             _replace(target, {**files, MANIFEST: manifest}, fs)
     # it is an OSError, too, and says already what happened
@@ -93,6 +96,19 @@ def _entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in sorted(files.items())
     }
+
+
+def _check_replaced(target: Path, sha256: str | None) -> None:
+    """Raise if another bundle than this one is at `target`: its changes would be lost."""
+    if sha256 is None or not os.path.lexists(target / MANIFEST):
+        return
+    if (found := read_manifest(target, None)[1]) != sha256:
+        raise BundleWriteError(
+            f"the bundle {target} is another one by now: something else wrote it (sha256 "
+            f"{found[:12]}) after it was read or saved here (sha256 {sha256[:12]}), and its "
+            "changes would be lost. Load it again and repeat the change, save to another path, or "
+            "move that bundle away first"
+        )
 
 
 def _make_parents(folder: Path, fs: FileSystem) -> None:

@@ -620,6 +620,26 @@ def test_changes_without_images_are_made_in_place_and_can_be_undone(known, tmp_p
     assert load_learner(model).classes == ("bad", "good")
 
 
+def test_what_another_command_wrote_meanwhile_is_not_written_over(
+    known, tmp_path, capsys, monkeypatch
+):
+    from learnkit.deploy.predictor import Predictor
+
+    model, real = shutil.copytree(known, tmp_path / "model"), Predictor.rename
+
+    def meanwhile(self, names):
+        other = load_learner(model)
+        other.forget("good")
+        other.save(model)
+        return real(self, names)
+
+    monkeypatch.setattr(Predictor, "rename", meanwhile)
+    code, _, err = learnkit(capsys, "rename", model, "bad=broken")
+    assert code == 2
+    assert "Here: the same command again, or --out OUT, another folder." in err
+    assert load_learner(model).continual.n_images == {"bad": 12, "good": 0}
+
+
 def test_several_classes_are_forgotten_by_one_change_that_one_undo_takes_back(
     known, tmp_path, capsys
 ):

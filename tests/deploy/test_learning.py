@@ -1,5 +1,6 @@
 """A deployed model that learns: exactly, as a whole or not at all, from any number of threads."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from learnkit.continual import knowledge as changes
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import (
+    BundleWriteError,
     ContinualError,
     ContinualNotInitializedError,
     DataError,
@@ -204,6 +206,45 @@ def test_data_with_a_former_name_are_refused_by_the_name_of_now(predictor, tmp_p
     for verb in (predictor.evaluate, predictor.extend):
         with pytest.raises(DataError, match=said):
             verb(data, **QUIET)
+
+
+def test_what_another_wrote_to_the_bundle_since_is_not_written_over(predictor, tmp_path):
+    path, copy = tmp_path / "model", tmp_path / "copy"
+    predictor.save(path)
+    one, other = load_learner(path), load_learner(path)
+    one.rename({"ok": "good"})
+    theirs = one.save(path)
+    other.forget("scratch")
+    told = f"sha256 {theirs[:12]}.*Load it again and repeat the change, save to another path, or"
+    with pytest.raises(BundleWriteError, match=told):
+        other.save(path)
+    with pytest.raises(BundleWriteError, match="is another one by now"):
+        predictor.save(path)
+    assert load_learner(path, sha256=theirs).classes == ("good", "scratch")
+    other.save(copy)  # elsewhere, which does not make it forget what it read here
+    with pytest.raises(BundleWriteError, match="is another one by now"):
+        other.save(path)
+    path.rename(tmp_path / "aside")
+    other.save(path)
+    assert load_learner(path).classes == load_learner(copy).classes
+
+
+def test_a_bundle_that_is_as_it_was_is_replaced_as_often_as_wanted(predictor, tmp_path):
+    path, link = tmp_path / "model", tmp_path / "link"
+    predictor.save(path)
+    link.symlink_to(tmp_path)
+    for opened in (lambda: predictor, lambda: load_learner(link / "model")):
+        model = opened()
+        for new in ("a", "b"):
+            model.rename({model.classes[0]: new})
+            model.save(path)
+            copy = shutil.copytree(path, tmp_path / "copy")
+            shutil.rmtree(path)
+            copy.rename(path)
+            (path / "manifest.json").touch()
+        model.undo()
+        digest = model.save(link / "model")
+    assert load_learner(path, sha256=digest).classes == ("a", "scratch")
 
 
 def test_of_classes_that_are_no_answer_any_more_an_evaluation_says_nothing(predictor, tmp_path):

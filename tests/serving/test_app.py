@@ -388,6 +388,25 @@ def test_a_failed_save_is_kept_for_whoever_runs_the_server(predictor, tmp_path):
     assert app.state.service.served.n_unsaved == 1
 
 
+def test_what_another_wrote_to_the_served_bundle_is_not_written_over(predictor, tmp_path):
+    path = tmp_path / "model"
+    predictor.save(path)
+    app = create_app(load_learner(path), allow_extend=True, token=TOKEN, save_to=path)
+    other = load_learner(path)
+    other.rename({"ok": "good"})
+    theirs = other.save(path)
+    image = png(shades("new", 1)[0])
+    with TestClient(app) as client:
+        answer = client.post("/extend?label=new", content=image, headers=BEARER).json()
+        assert answer["saved"] is False
+        assert "is another one by now" in str(app.state.service.save_error)
+        path.rename(tmp_path / "theirs")
+        answer = client.post("/undo", headers=BEARER).json()
+        assert answer["saved"] is True
+    assert load_learner(tmp_path / "theirs", sha256=theirs).classes[0] == "good"
+    assert load_learner(path).classes[0] == "ok"
+
+
 @pytest.mark.parametrize(
     "header",
     [

@@ -14,6 +14,7 @@ import torch
 from learnkit.continual.change_report import ChangeReport
 from learnkit.continual.knowledge import Knowledge
 from learnkit.data.image import naming_errors, open_picture
+from learnkit.deploy.home import take_home_of
 from learnkit.errors import ContinualStateError, LearnkitError
 from learnkit.inference.batch import BATCH, padded_run
 from learnkit.serving.labelling.book import Book
@@ -183,6 +184,7 @@ class Teacher:
         # in place of the head alone: whoever serves the predictor goes on with it
         self.head.replace_knowledge(opened.continual.knowledge, "reload")
         self.predictor.digest = opened.digest
+        take_home_of(self.predictor, opened)
         self.on_disk = _digest_at(self.out)
         self.catch_up()
         self.digest = self.knowledge.digest

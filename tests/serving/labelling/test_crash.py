@@ -236,6 +236,18 @@ class TestAnotherProgram:
         }
         assert said["result"] == "learned" or status == 200
 
+    def test_what_is_learned_of_both_is_saved(self, room, start):
+        place = start(room)
+        first = ids_of(place, "new")[0]
+        other = load_learner(room / "model")
+        other.extend(shades("elsewhere", 3), "Elsewhere", progress=False)
+        other.save(room / "model")
+        assert name(place, first, "bad")[1]["result"] == "learned"
+        place.saver.save_now()
+        assert place.saver.error is None
+        assert load_learner(room / "model").classes[-1] == "Elsewhere"
+        assert load_learner(room / "model").continual.n_images["bad"] == 6
+
     def test_whoever_labels_next_is_told_once(self, room, start):
         place = start(room)
         first, second = ids_of(place, "new")[:2]
