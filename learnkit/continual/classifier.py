@@ -332,7 +332,7 @@ class ContinualClassifier(nn.Module):
         self, features: Tensor, labels: Sequence[str], groups: Sequence[Any] | None = None
     ) -> Array:
         """Which validation images tell of fresh ones, bool (N,); see `fresh_images`."""
-        return fresh_images((features, labels, groups), self.statistics, self.settings.strays)
+        return fresh_images((features, labels, groups), self.statistics, self.settings.fresh_rule)
 
     def subtract(
         self,

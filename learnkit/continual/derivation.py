@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learnkit.continual.closed_form.lda import fit_lda, fit_prototype
 from learnkit.continual.closed_form.linear import LinearClassifier
-from learnkit.continual.closed_form.near_copies import MANY_NEAR, look_like_bursts
+from learnkit.continual.closed_form.near_copies import MANY_NEAR, CopyRule, look_like_bursts
 from learnkit.continual.closed_form.ridge import fit_ridge
 from learnkit.continual.closed_form.temperature import temper
 from learnkit.continual.held_out import MIXED, HeldOut, Reference, collect_held_out
@@ -100,8 +100,8 @@ def derive(
     kept = validation.named(stats.class_names).picked(places)
     counts = sorted_stats.counts.tolist()
     # what somebody said of groups holds, whether near copies are looked for or not
-    apart = kept.fresh_beside(sorted_stats.memory, counts, strays=None)
-    fresh = kept.fresh_beside(sorted_stats.memory, counts, settings.strays)
+    apart = kept.fresh_beside(sorted_stats.memory, counts, None)
+    fresh = kept.fresh_beside(sorted_stats.memory, counts, settings.fresh_rule)
     held_out = collect_held_out(sorted_stats, fresh, linear, reference, settings.prior)
     calibration = _calibrated(linear, held_out)
     temperature = calibration.temperature
@@ -145,7 +145,7 @@ def derive(
 
 def _fitted(stats: ClassStatistics, settings: Settings) -> LinearClassifier:
     """The classifier of the settings."""
-    moments = replace(stats.moments(), rules=settings.rules)
+    moments = replace(stats.moments(settings.copy_rule), rules=settings.rules)
     if settings.classifier == "lda":
         return fit_lda(moments, blend=settings.blend)
     return {"ridge": fit_ridge, "prototype": fit_prototype}[settings.classifier](moments)
@@ -222,7 +222,11 @@ def _notes_on(
     notes, threshold = [], scoring.threshold
     each = zip(stats.class_names, stats.counts.tolist(), stats.memory.cells, strict=True)
     # `groups` are first rows: all of them 0 is one group
-    alone = [name for name, n, cell in each if n < 2 or (any(cell.given) and not any(cell.groups))]
+    alone = [
+        name
+        for name, n, cell in each
+        if n < 2 or (any(cell.given) and not any(cell.groups(settings.copy_rule)))
+    ]
     if alone and held_out.source != "validation":
         group = " or group" if stats.memory.given().any() else ""
         notes.append(
@@ -238,7 +242,7 @@ def _notes_on(
             f"{number_of(stats.n_classes, 'class')}: remembered images, left out one by one, count "
             f"beside them{what}"
         )
-    notes += _near_copies(stats)
+    notes += _near_copies(stats, settings.copy_rule)
     notes += _on_temperature(calibration)
     parts = {part for part, _, _ in scoring.standards}
     if settings.score in ("combined", "knn") and "knn" not in parts:
@@ -263,10 +267,10 @@ def _on_temperature(fit: TemperatureFit) -> tuple[str, ...]:
     )
 
 
-def _near_copies(stats: ClassStatistics) -> tuple[str, ...]:
+def _near_copies(stats: ClassStatistics, rule: CopyRule) -> tuple[str, ...]:
     """A note where many remembered features are near copies of others, else none."""
     n = len(stats.memory)
-    first = [(row, one) for cell in stats.memory.cells for row, one in enumerate(cell.groups)]
+    first = [pair for cell in stats.memory.cells for pair in enumerate(cell.groups(rule))]
     told = stats.memory.given().tolist()
     # those with a code were said to be of a group, which is no finding
     n_copies = sum(row != one and not code for (row, one), code in zip(first, told, strict=True))

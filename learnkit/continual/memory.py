@@ -8,7 +8,6 @@ copies; both are functions of the multiset of features seen.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import compress
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.closed_form.near_copies import (
+    CopyRule,
     fresh_rows,
     near_copy_groups,
     of_no_learned_group,
@@ -42,9 +42,10 @@ class Cell:
     copies: tuple[int, ...] = ()
     given: tuple[int, ...] = ()
     # the learned cell asked for last, and groups of both: every refit asks for them
-    _beside: list[tuple["Cell", tuple[int, ...]]] = field(
+    _beside: list[tuple["Cell", CopyRule, tuple[int, ...]]] = field(
         default_factory=list, init=False, repr=False
     )
+    _groups: dict[CopyRule, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def n_copies(self) -> int:
@@ -65,31 +66,33 @@ class Cell:
         """Sum of the images these features stand for, float64 integers (D,)."""
         return torch.tensor(self.copies, dtype=torch.float64) @ self.grid
 
-    @cached_property
-    def groups(self) -> tuple[int, ...]:
+    def groups(self, rule: CopyRule) -> tuple[int, ...]:
         """Of each feature the first one that it is a near copy of, or is said to go with; (m,)."""
-        return with_given_groups(near_copy_groups(self.features.numpy()), self.given)
+        if rule not in self._groups:
+            found = near_copy_groups(self.features.numpy(), rule)
+            self._groups[rule] = with_given_groups(found, self.given)
+        return self._groups[rule]
 
-    def fresh_beside(self, learned: "Cell", count: int, strays: int | None) -> Array:
+    def fresh_beside(self, learned: "Cell", count: int, rule: CopyRule | None) -> Array:
         """Which of these validation features count beside a class of `count` images, bool (m,).
 
         Those `learned` are what is remembered of it. What is said to be of a group that is learned
-        does not count, nor do near copies but for `strays`; with None they are not looked for.
+        does not count, nor do near copies by the rule; with None they are not looked for.
         """
         all_remembered, fresh = learned.n_copies >= count, np.ones(len(self.hashes), bool)
         if self.given and learned.given:
             told = self.given, learned.given
             fresh = of_no_learned_group(*told, all_remembered=all_remembered)
-        if strays is None or not self.hashes:
+        if rule is None or not self.hashes:
             return fresh
         known = next(iter(self._beside), None)
-        if known is None or known[0] is not learned:
+        if known is None or known[0] is not learned or known[1] != rule:
             # these in front: of many rows the first are compared
             both = torch.cat([self.features, learned.features])
-            known = learned, near_copy_groups(both.numpy())
+            known = learned, rule, near_copy_groups(both.numpy(), rule)
             self._beside[:] = [known]
-        about = {"all_remembered": all_remembered, "strays": strays}
-        return fresh & fresh_rows(known[1], len(self.hashes), **about)
+        about = {"all_remembered": all_remembered, "strays": rule.strays}
+        return fresh & fresh_rows(known[2], len(self.hashes), **about)
 
     def with_groups(self, codes: Mapping[bytes, int]) -> "Cell":
         """With groups of some features, by hash; the lower of two codes, so that order is none."""
@@ -291,18 +294,17 @@ class FeatureMemory:
         return self._with([self.cells[place] for place in places], names)
 
     def fresh_beside(
-        self, learned: "FeatureMemory", counts: Sequence[int], strays: int | None
+        self, learned: "FeatureMemory", counts: Sequence[int], rule: CopyRule | None
     ) -> "FeatureMemory":
         """Validation features that count beside learned ones of the same classes.
 
         Args:
             learned: What is remembered of these classes.
             counts: Images that each of them has.
-            strays: How many near copies of learned ones are taken for chance in a class; with None
-                near copies are not looked for, and count.
+            rule: What near copies are; with None they are not looked for, and count.
         """
         each = zip(self.cells, learned.cells, counts, strict=True)
-        rows = [own.fresh_beside(its, n, strays) for own, its, n in each]
+        rows = [own.fresh_beside(its, n, rule) for own, its, n in each]
         if all(one.all() for one in rows):
             return self
         return self._with([own.picked(some) for own, some in zip(self.cells, rows, strict=True)])

@@ -22,6 +22,7 @@ from learnkit.continual.checks import (
     check_mergeable,
     check_subtracted,
 )
+from learnkit.continual.closed_form.near_copies import COPY_RULE, CopyRule
 from learnkit.continual.closed_form.whitening import Moments
 from learnkit.continual.embedding import exact_sum, features_on_grid, grid_products
 from learnkit.continual.fingerprints import (
@@ -240,7 +241,7 @@ class ClassStatistics:
         # in the place of `between`: a table of 2,048 features takes 34 MB
         return torch.sub(self.gram, between, out=between).div_(GRID**2)
 
-    def moments(self) -> Moments:
+    def moments(self, rule: CopyRule = COPY_RULE) -> Moments:
         """Moments for the fits in closed form; classes without images are left out."""
         places = torch.tensor(self.places(), dtype=torch.int64)
         cells = [self.memory.cells[place] for place in places.tolist()]
@@ -253,7 +254,7 @@ class ClassStatistics:
             dof=float(self.dof),
             samples=tuple(cell.features for cell in cells),
             copies=tuple(cell.copies for cell in cells),
-            groups=tuple(cell.groups for cell in cells),
+            groups=tuple(cell.groups(rule) for cell in cells),
         )
 
     def equals(self, other: ClassStatistics) -> bool:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from learnkit.continual.checks import check_labelled_features, without_blank
 from learnkit.continual.closed_form.near_copies import (
+    COPY_RULE,
+    CopyRule,
     fresh_beside,
     of_no_learned_group,
     rows_by_class,
@@ -156,7 +158,7 @@ def note_on_learned(learned: Array) -> tuple[str, ...]:
 
 
 def fresh_images(
-    validation: Validation, statistics: ClassStatistics, strays: int | None = 1
+    validation: Validation, statistics: ClassStatistics, rule: CopyRule | None = COPY_RULE
 ) -> Array:
     """Which validation images tell of fresh ones, bool (N,): no learned ones, nor their copies.
 
@@ -167,7 +169,7 @@ def fresh_images(
         validation: (features (N, D), clean labels, and groups if there are any); of a class
             that is not among those of `statistics`, nothing is learned.
         statistics: Of the learned images.
-        strays: See `FeatureMemory.fresh_beside`.
+        rule: See `FeatureMemory.fresh_beside`.
     """
     features, labels = validation[:2]
     grid = features_on_grid(features, root=statistics.root)
@@ -182,9 +184,9 @@ def fresh_images(
         cell, n = learned.get(name, (memory.empty_cell(), 0))
         about = {"all_remembered": cell.n_copies >= n}
         fresh[rows] = of_no_learned_group(given[rows], cell.given, **about)
-        if strays is not None:
+        if rule is not None:
             own, known = grid[rows].to(torch.int16).numpy(), cell.features.numpy()
-            fresh[rows] &= fresh_beside(own, known, strays=strays, **about)
+            fresh[rows] &= fresh_beside(own, known, rule, **about)
     return fresh
 
 

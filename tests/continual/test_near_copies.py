@@ -10,6 +10,7 @@ from learnkit.continual.closed_form.leave_one_out import Group, leave_group_out
 from learnkit.continual.closed_form.linear import Basis
 from learnkit.continual.closed_form.loo_samples import memory_rows
 from learnkit.continual.closed_form.near_copies import (
+    CopyRule,
     fresh_rows,
     look_like_bursts,
     near_copy_groups,
@@ -39,6 +40,17 @@ def test_groups_are_the_clusters_of_single_linkage():
     same = torch.from_numpy(wanted[:, None] == wanted)
     assert same.sum() == 12 * 4 * 4
     assert torch.equal(found[:, None] == found, same)
+
+
+def test_versions_of_one_photograph_near_and_far_make_a_group_but_by_the_earlier_rules():
+    photographs = draw({"a": 12}, width=128)[0]
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.randn(4, *photographs.shape, generator=generator).double()
+    # one as far as .45 of the typical squared distance, where other photographs are from .57 on
+    apart = torch.tensor([0.1, 0.2, 0.55, 0.6])[:, None, None]
+    grid = grid_of(torch.cat([photographs, *(photographs + apart * noise)]))
+    assert near_copy_groups(grid) == (*range(12),) * 5
+    assert len(set(near_copy_groups(grid, CopyRule(0.35, 2.0)))) == 18
 
 
 def test_different_images_and_all_alike_keep_every_row_to_themselves():
@@ -109,15 +121,15 @@ def test_an_image_is_fresh_unless_it_is_a_near_copy_of_a_learned_one_of_its_clas
     assert blind.are_fresh(*given).all()
     assert head.are_fresh(given[0], [name.upper() for name in given[1]]).all()  # of no such class
     # of a class that is not known either, near copies of each other count as one
-    twice = torch.cat([new[0], both_classes(versions[2], slice(12, 20))[0]]), ["c"] * 32
-    assert head.are_fresh(*twice).tolist() == [True] * 16 + [False] * 16
+    twice = versions[::2, 0, 12:].flatten(0, 1), ["c"] * 16
+    assert head.are_fresh(*twice).tolist() == [True] * 8 + [False] * 8
 
 
-def test_of_more_images_than_are_compared_at_once_the_last_copies_are_found(versions):
+def test_of_more_images_than_are_compared_at_once_the_last_copies_are_found():
+    first, second = bursts({"a": 640}, width=128, versions=2)[0].reshape(2, 640, -1)
     head = ContinualClassifier(128)
-    head.extend(versions[0].flatten(0, 1), ["a"] * 40)
-    many = draw({"a": 600}, width=128, seed=3)[0]
-    given = torch.cat([many, versions[1].flatten(0, 1)])
+    head.extend(first[600:], ["a"] * 40)
+    given = torch.cat([first[:600], second[600:]])
     assert head.are_fresh(given, ["a"] * 640).tolist() == [True] * 600 + [False] * 40
 
 

@@ -6,17 +6,38 @@ more than one of them does. Left out one at a time, each is judged by what its c
 
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
 from learnkit.uncertainty.checks import Array
 
-# Near copies have squared distances below this share of the typical one within their class, and
-# nothing else of the class is as near as this many times their largest. MobileNetV2, photographs at
-# 224 pixels: saved again with quality 75 to 95, brighter or darker by a tenth, moved by 2 pixels,
-# turned by 2 degrees, mirrored: .001 to .3, in CIFAR-10 to .4; nearest neighbours of different
-# photographs begin at .33. No healthy photograph is hit, of crops of circuit boards 2 in 100.
-_SHARE, _ASIDE = 0.35, 2.0
+
+class CopyRule(NamedTuple):
+    """What near copies are.
+
+    Squared distances in parts of the typical one within the class, MobileNetV2: saved again with
+    quality 40 to 95, brighter or darker by a quarter, moved or cut by 4 to 12 %, turned by 2 to 4
+    degrees, mirrored, blurred, noisy: ants and bees .04 to .22, CIFAR-10 .06 to .38, the nearest
+    of a dozen versions .1 to .4; nearest neighbours of different photographs begin at .3, mostly
+    .4 to .6. Healthy photographs are hit once in 500, parts of circuit boards, which look alike,
+    once in 8.
+
+    Attributes:
+        share: The largest squared distance of two, in parts of the typical one of their class.
+        aside: Nothing else of the class is as near as this many times their largest distance.
+        strays: How many near copies of learned images are taken for chance among however few
+            validation images of a class.
+    """
+
+    share: float = 0.45
+    aside: float = 1.5
+    strays: int = 1
+
+
+COPY_RULE = CopyRule()
+
+
 # Rows of healthy data that may be near enough by chance, where features have so few dimensions.
 _HEALTHY = 0.02
 MANY_NEAR = 0.05  # share of near copies from which on they are no chance
@@ -24,10 +45,10 @@ _COMPARED = 512  # rows of a class that are compared, those remembered first
 _TELLING = 8  # rows: the distances of fewer do not tell what is usual
 # Of fewer, from so many on, distances tell bursts where most rows are of one: 2 photographs in 3
 # versions or 3 in 2 are found in 98 of 100 classes, of healthy ones 0 to 2 in 100 are hit.
-_HANDFUL, _SHARE_OF_FEW = 4, 0.25
+_HANDFUL, _SHARE_OF_FEW, _ASIDE_OF_FEW = 4, 0.25, 2.0
 
 
-def near_copy_groups(grid: Array) -> tuple[int, ...]:
+def near_copy_groups(grid: Array, rule: CopyRule = COPY_RULE) -> tuple[int, ...]:
     """Group of each row (m,): the first row of it, itself where no other is near.
 
     Groups are what pairs nearer than a copy connect (single linkage), where they stand apart from
@@ -38,14 +59,15 @@ def near_copy_groups(grid: Array) -> tuple[int, ...]:
 
     Args:
         grid: Remembered features of one class on the integer grid, int16 (m, D), all different.
+        rule: What near copies are.
     """
     n = len(grid)
     compared = min(n, _COMPARED)
     if compared < _TELLING:
         return tuple(range(n))
     squared = _squared_distances(grid[:compared])
-    limit = _copy_distance(squared[np.triu_indices(compared, 1)], compared)
-    return (*_first_rows(squared, limit), *range(compared, n))
+    limit = _copy_distance(squared[np.triu_indices(compared, 1)], compared, rule.share)
+    return (*_first_rows(squared, limit, rule.aside), *range(compared, n))
 
 
 def look_like_bursts(grid: Array) -> bool:
@@ -60,15 +82,15 @@ def look_like_bursts(grid: Array) -> bool:
     squared = _squared_distances(grid)
     pairs = squared[np.triu_indices(n, 1)]
     limit = _SHARE_OF_FEW * float(np.quantile(pairs, _MIDDLE, method="lower"))
-    return 2 * len(set(_first_rows(squared, limit))) <= n
+    return 2 * len(set(_first_rows(squared, limit, _ASIDE_OF_FEW))) <= n
 
 
-def _first_rows(squared: Array, limit: float) -> list[int]:
+def _first_rows(squared: Array, limit: float, aside: float) -> list[int]:
     """The first row of the group of each, groups nearer than `limit` that stand apart."""
     first = list(range(len(squared)))
     for reach, rows in _clusters(squared, limit):  # those that hold others come after them
         others = np.setdiff1d(np.arange(len(squared)), rows)
-        if len(others) and squared[np.ix_(rows, others)].min() >= _ASIDE * reach:
+        if len(others) and squared[np.ix_(rows, others)].min() >= aside * reach:
             for row in rows:
                 first[row] = rows[0]
     return first
@@ -120,20 +142,18 @@ def of_no_learned_group(
 _AT_ONCE = _COMPARED // 2  # validation images compared together, so that learned ones are, too
 
 
-def fresh_beside(
-    features: Array, learned: Array, *, all_remembered: bool, strays: int = 1
-) -> Array:
+def fresh_beside(features: Array, learned: Array, rule: CopyRule, *, all_remembered: bool) -> Array:
     """Which of these validation images of a class count beside its learned ones: `fresh_rows`.
 
     Args:
         features: Of any number of them, on the integer grid, int16 (n, D), all different.
         learned: Remembered ones of the class, likewise (m, D).
+        rule: What near copies are.
         all_remembered: Whether these are all that the class has.
-        strays: See `fresh_rows`.
     """
     parts = [
-        fresh_rows(groups, n, all_remembered=all_remembered, strays=strays)
-        for n, groups in _beside(features, learned)
+        fresh_rows(groups, n, all_remembered=all_remembered, strays=rule.strays)
+        for n, groups in _beside(features, learned, rule)
     ]
     return np.concatenate(parts)
 
@@ -145,16 +165,19 @@ def copies_of_learned(features: Array, learned: Array) -> Array:
         features: Of any number of images, on the integer grid, int16 (n, D).
         learned: Remembered ones of the class, likewise (m, D).
     """
-    parts = [np.isin(groups[:n], groups[n:]) for n, groups in _beside(features, learned)]
+    each = _beside(features, learned, COPY_RULE)
+    parts = [np.isin(groups[:n], groups[n:]) for n, groups in each]
     found = np.concatenate(parts)
     return found & (found.sum() > MANY_NEAR * len(found))
 
 
-def _beside(features: Array, learned: Array) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _beside(
+    features: Array, learned: Array, rule: CopyRule
+) -> Iterator[tuple[int, tuple[int, ...]]]:
     """(n, groups of n images and then of the learned ones), of some images at a time."""
     for first in range(0, len(features), _AT_ONCE):
         part = features[first : first + _AT_ONCE]
-        yield len(part), near_copy_groups(np.concatenate([part, learned]))
+        yield len(part), near_copy_groups(np.concatenate([part, learned]), rule)
 
 
 def rows_by_class(labels: Sequence[str], rows: Iterable[int]) -> dict[str, list[int]]:
@@ -211,18 +234,18 @@ _DEVIATE = NormalDist().inv_cdf(_MIDDLE)
 _APART = NormalDist().inv_cdf(_FAR) - _DEVIATE
 
 
-def _copy_distance(pairs: Array, n: int) -> float:
+def _copy_distance(pairs: Array, n: int, share: float) -> float:
     """Squared distance below which a pair counts as near copies, from those of all pairs of n."""
     # Squared distances of independent samples are close to a multiple of chi-squared, its cube root
     # to normal (Wilson and Hilferty, 1931). Both numbers come from above the median, where pairs
     # of one burst are not.
-    at = [int(share * (len(pairs) - 1)) for share in (_MIDDLE, _FAR)]
+    at = [int(quantile * (len(pairs) - 1)) for quantile in (_MIDDLE, _FAR)]
     middle, far = np.cbrt(np.partition(pairs, at)[at]).tolist()
     spread = (far - middle) / _APART
     typical = middle - _DEVIATE * spread
     # A handful of pairs tells little about their spread: it is taken for wider then.
     by_chance = NormalDist().inv_cdf(_HEALTHY / (n - 1)) * spread * (1 + 4 / n)
-    return min(_SHARE * typical**3, max(typical + by_chance, 0.0) ** 3)
+    return min(share * typical**3, max(typical + by_chance, 0.0) ** 3)
 
 
 def stand_for(groups: Sequence[int], copies: Sequence[int], count: int) -> list[float]:
