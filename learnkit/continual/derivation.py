@@ -21,6 +21,7 @@ from learnkit.continual.standards import (
     fit_per_class,
     fit_score_threshold,
     fit_standards,
+    flagged_more,
     held_out_scores,
 )
 from learnkit.continual.statistics import ClassStatistics
@@ -137,6 +138,7 @@ def derive(
             *note_on_groups(len(kept) - len(apart), len(kept)),
             *note_on_copies(len(apart) - len(fresh), len(kept)),
             *_notes_on(sorted_stats, held_out, scoring, calibration, settings),
+            *_uneven(scores, held_out, threshold, settings, sorted_stats.class_names),
             *((doubted,) if doubted else ()),
         ),
         warning=_warning_on(held_out, settings) or doubted,
@@ -159,6 +161,27 @@ def _threshold(
     if not settings.per_class or threshold.source == "parametric":
         return threshold, None
     return fit_per_class(scores, held_out, settings, threshold)
+
+
+def _uneven(
+    scores: Array,
+    held_out: HeldOut,
+    threshold: Threshold,
+    settings: Settings,
+    names: Sequence[str],
+) -> tuple[str, ...]:
+    """A note where images of some classes are flagged clearly more often than promised of all."""
+    if settings.per_class or threshold.source == "parametric":
+        return ()
+    rate = settings.false_alarm_rate
+    found = flagged_more(scores, held_out, threshold.value, rate)
+    if not found:
+        return ()
+    each = first_few([f"{share:.0%} of {names[place]!r}" for place, share in found.items()])
+    return (
+        f"{rate:.0%} false alarms are promised on average over all images, not for each class: "
+        f"{each} are flagged of those held out; `per_class=True` keeps the promise for each",
+    )
 
 
 def _in_place(

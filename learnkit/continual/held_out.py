@@ -33,7 +33,7 @@ from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.ood import Neighbors
 
 MIXED = "validation and leave-one-out"
-_BY_ROW = ("logits", "labels", "weights", "mahalanobis", "relative", "knn")
+_BY_ROW = ("logits", "labels", "weights", "mahalanobis", "relative", "shift", "knn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,7 @@ class HeldOut:
     `logits (R,P)` before the temperature, `labels (R,)` places of their classes, `weights (R,)`
     summing to 1, and the parts of an OOD score (R,): `mahalanobis` and `relative` distances, and
     `knn`, the distance to the nearest remembered feature, infinite where no other is remembered.
+    `shift (R,)` is added to all logits where they are not compared.
     The first `n_fresh` are validation images. `source` is "validation", "leave-one-out", the two
     joined by "and", or "parametric".
     """
@@ -52,6 +53,7 @@ class HeldOut:
     weights: Array
     mahalanobis: Array
     relative: Array
+    shift: Array
     knn: Array
     source: str
     n_fresh: int = 0
@@ -162,11 +164,9 @@ def squared_bias(seen: HeldOut, left_out: HeldOut, rules: int = RULES) -> float:
     images is not normal: of one it takes 4.4 (Cantelli's inequality), by the first rules two. 0
     where no class has both kinds.
     """
-    both = np.isin(seen.labels, left_out.labels), np.isin(left_out.labels, seen.labels)
-    if not both[0].any():
+    seen, left_out, _ = mixed_alike(seen, left_out)
+    if not len(seen):
         return 0.0
-    seen, left_out = seen.picked(np.flatnonzero(both[0])), left_out.picked(np.flatnonzero(both[1]))
-    seen, left_out = _mixed_alike(seen, left_out), _mixed_alike(left_out, seen)
     few = [np.square(rows.weights).sum() for rows in (seen, left_out)]
     error = np.sqrt(sum(few))
     allowed = 2.0 if rules == 1 else 2.0 + 2.4 * max(few)
@@ -183,8 +183,21 @@ def squared_bias(seen: HeldOut, left_out: HeldOut, rules: int = RULES) -> float:
     return float(max(found)) ** 2
 
 
-def _mixed_alike(rows: HeldOut, others: HeldOut) -> HeldOut:
-    """Rows whose classes weigh as in both together: else unlike classes would show as a bias."""
+def mixed_alike(one: HeldOut, other: HeldOut) -> tuple[HeldOut, HeldOut, tuple[Array, Array]]:
+    """(both, which rows of each these are) of the classes that both have, which weigh alike.
+
+    Else unlike classes would show as a difference of the two.
+    """
+    rows = (
+        np.flatnonzero(np.isin(one.labels, other.labels)),
+        np.flatnonzero(np.isin(other.labels, one.labels)),
+    )
+    one, other = one.picked(rows[0]), other.picked(rows[1])
+    return _mixed_as(one, other), _mixed_as(other, one), rows
+
+
+def _mixed_as(rows: HeldOut, others: HeldOut) -> HeldOut:
+    """Rows whose classes weigh as in both together."""
     places = np.concatenate([rows.labels, others.labels])
     mass = np.bincount(places, np.concatenate([rows.weights, others.weights]))
     weights = (mass / np.maximum(np.bincount(rows.labels, minlength=len(mass)), 1))[rows.labels]
@@ -284,6 +297,7 @@ def _of_fresh(
         weights=weights.numpy(),
         mahalanobis=mahalanobis,
         relative=relative,
+        shift=np.zeros_like(relative),
         knn=knn,
         source="parametric",
     )
@@ -302,6 +316,7 @@ def _of_left_out(
         weights=weights.numpy(),
         mahalanobis=held_out_mahalanobis(linear)[rows].numpy(),
         relative=loo.relative[rows].numpy(),
+        shift=loo.shift[rows].numpy(),
         knn=nearest_other(loo, rows, reference),
         source="leave-one-out",
     )

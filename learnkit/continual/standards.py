@@ -6,9 +6,9 @@ Where validation images and remembered ones left out disagree about the threshol
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import betaln, gammaln
+from scipy.special import bdtrc, betaln, gammaln
 
-from learnkit.continual.held_out import MIXED, HeldOut
+from learnkit.continual.held_out import MIXED, HeldOut, mixed_alike
 from learnkit.continual.settings import Settings
 from learnkit.errors import OodInternalError
 from learnkit.uncertainty.checks import Array
@@ -26,6 +26,7 @@ Standards = tuple[tuple[str, float, float], ...]
 _COMBINED = ("mahalanobis", "relative", "knn")  # the parts of the default score
 # Two shares are looked at; of healthy changes about one in a hundred is then doubted.
 _SIGNIFICANCE = 0.005
+_CLEARLY = 0.001
 
 
 def fit_standards(held_out: HeldOut, temperature: float, score: str) -> Standards:
@@ -147,7 +148,8 @@ def doubt(scores: Array, held_out: HeldOut, rate: float) -> str:
     """A sentence if one kind of held-out images is flagged by the other's threshold, else "".
 
     What the threshold of one kind flags of the other is at most by chance more than `rate`, if
-    both are drawn alike: its probability follows a beta-binomial distribution.
+    both are drawn alike: its probability follows a beta-binomial distribution. Of classes that
+    both have, weighing alike: an easy class of which there is no validation image says nothing.
 
     Args:
         scores: OOD scores of the held-out images (R,).
@@ -159,7 +161,12 @@ def doubt(scores: Array, held_out: HeldOut, rate: float) -> str:
     n = held_out.n_fresh
     if not 0 < n < len(scores):
         return ""
-    fresh, left = ((scores[part], held_out.weights[part]) for part in (slice(n), slice(n, None)))
+    kinds = np.split(np.arange(len(scores)), [n])
+    *alike, rows = mixed_alike(*(held_out.picked(kind) for kind in kinds))
+    each = zip(kinds, rows, alike, strict=True)
+    fresh, left = ((scores[kind[some]], found.weights) for kind, some, found in each)
+    if not len(fresh[0]):
+        return ""
     share, chance = _flagged(fresh, left, rate)
     if chance < _SIGNIFICANCE:
         return (
@@ -175,6 +182,19 @@ def doubt(scores: Array, held_out: HeldOut, rate: float) -> str:
             "drawn like the images to come"
         )
     return ""
+
+
+def flagged_more(scores: Array, held_out: HeldOut, limit: float, rate: float) -> dict[int, float]:
+    """{place: share of its held-out images above `limit`} of classes clearly above `rate`.
+
+    By a binomial test of each class, of all of which one in a thousand finds a class by chance.
+    """
+    n_classes = held_out.logits.shape[1]
+    n = np.bincount(held_out.labels, minlength=n_classes)
+    above = np.bincount(held_out.labels, scores > limit, n_classes)
+    chance = bdtrc(above - 1, n, rate)  # of as many or more
+    found = np.flatnonzero((above > 0) & (chance < _CLEARLY / n_classes))
+    return {int(place): float(above[place] / n[place]) for place in found}
 
 
 def _flagged(
@@ -218,7 +238,7 @@ def _raw(part: str, held_out: HeldOut, temperature: float) -> Array:
     if part == "msp":
         return max_softmax_score(held_out.logits / temperature)
     if part == "energy":
-        return energy_score(held_out.logits, temperature)
+        return energy_score(held_out.logits, temperature) - held_out.shift
     return getattr(held_out, part)
 
 

@@ -136,7 +136,8 @@ def rows_of(mahalanobis, margin=0.0, label=0):
     zeros = np.zeros(n)
     logits = np.stack([np.broadcast_to(margin, n), zeros], 1)
     labels = np.full(n, label)
-    return HeldOut(logits, labels, np.full(n, 1 / n), mahalanobis, zeros, zeros, "validation", n)
+    scores = mahalanobis, zeros, zeros, zeros
+    return HeldOut(logits, labels, np.full(n, 1 / n), *scores, "validation", n)
 
 
 def test_the_bias_of_leaving_out_is_the_squared_difference_of_means_beyond_chance():

@@ -8,6 +8,8 @@ from continual_helpers import gather, on_grid
 from helpers import SHARED
 
 from learnkit.continual.closed_form.leave_one_out import (
+    Group,
+    leave_group_out,
     leave_one_out,
     leave_pair_out,
     log_det_left_out,
@@ -259,6 +261,23 @@ def test_agrees_with_the_oracle(data, shrinkage):
     torch.testing.assert_close(ours, torch.from_numpy(logits), rtol=1e-9, atol=1e-9)
     ours = left_out.mahalanobis_scores(geometry.d_eff) - left_out.background
     torch.testing.assert_close(ours, torch.from_numpy(scores[:, 0]), rtol=1e-9, atol=1e-9)
+
+
+def test_held_is_counted_from_the_center_as_it_stays(data):
+    _, _, _, spectrum, memory = data
+    own, points = _own(spectrum, memory), spectrum.turn(memory.features)
+    group = Group(points[:, None], memory.copies[:, None])
+    pairs = (memory.partners >= 0) & (spectrum.counts[own] > 2)  # of two, both would leave
+    pair = points[pairs], own[pairs], points[memory.partners[pairs]]
+    for of in (
+        lambda geometry: leave_one_out(geometry, points, own),
+        lambda geometry: leave_group_out(geometry, points, own, group),
+        lambda geometry: leave_pair_out(geometry, *pair),
+    ):
+        moved, stayed = (of(replace(spectrum, rules=rules).geometry(0.3)) for rules in (3, 1))
+        torch.testing.assert_close(moved.held, stayed.background, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(stayed.held, stayed.background, rtol=1e-12, atol=1e-12)
+        assert not torch.allclose(moved.held, moved.background)
 
 
 def _own(spectrum, memory):

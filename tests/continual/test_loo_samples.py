@@ -48,6 +48,37 @@ def test_scoring_some_at_a_time_gives_what_scoring_all_at_once_gives(method, mon
     torch.testing.assert_close(whole.ood_scores(fresh), parts.ood_scores(fresh))
 
 
+@pytest.mark.parametrize("method", ["lda", "prototype"])
+def test_logits_are_counted_from_a_center_that_stays_and_energy_from_one_that_moves(method):
+    features, labels = continual_helpers.draw({"a": 9, "b": 9, "c": 9})
+    earlier, now = (
+        ContinualClassifier(features.shape[1], classifier=method, score="energy", rules=rules)
+        for rules in (2, 3)
+    )
+    for head in earlier, now:
+        head.extend(features, labels)
+    was, found = (head.knowledge.derived.linear.loo for head in (earlier, now))
+    # of classes of as many images all logits count alike: their differences are the same
+    torch.testing.assert_close(found.logits + found.shift[:, None], was.logits)
+    assert found.shift.abs().min() > 1e-3
+    assert not was.shift.any()
+    assert now.temperature == pytest.approx(earlier.temperature)
+    assert now.threshold.value == pytest.approx(earlier.threshold.value)
+
+
+def test_few_images_beside_many_have_the_noise_of_the_center_once():
+    many, few = {"a": 60, "b": 60, "c": 60}, {"d": 2}
+    features, labels = continual_helpers.draw(many | few)
+    width = features.shape[1]
+    heads = [ContinualClassifier(width, blend=False, rules=rules) for rules in (1, 2, 3)]
+    for head in heads:
+        head.extend(features, labels)
+    logits = [head.knowledge.derived.linear.loo.logits for head in heads]
+    # by the first rules the center stayed for all
+    torch.testing.assert_close(logits[2], logits[0])
+    assert not torch.allclose(logits[1], logits[0], rtol=1e-3)
+
+
 def test_a_block_is_small_and_never_mixes_both_kinds_of_samples(monkeypatch):
     features, labels = draw()
     stats = ClassStatistics.empty(10, root=False).update(features, labels)

@@ -1,10 +1,13 @@
 """Promises of threshold, confidences and sets where images are few, unlike, or unevenly spread."""
 
+import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from learnkit.continual import derivation
 from learnkit.continual.classifier import ContinualClassifier
@@ -255,6 +258,7 @@ def held_out(scores_of_fresh, scores_left_out):
         weights=np.full(n, 1 / n),
         mahalanobis=rows,
         relative=rows,
+        shift=rows,
         knn=rows,
         source="validation and leave-one-out",
         n_fresh=len(scores_of_fresh),
@@ -280,6 +284,35 @@ def test_the_guard_is_quiet_about_healthy_changes():
         fresh, left = (rng.normal(size=rng.integers(2, 80)) for _ in range(2))
         doubted += bool(doubt(np.concatenate([fresh, left]), held_out(fresh, left), 0.05))
     assert 0 < doubted <= 0.02 * 600
+
+
+def test_the_guard_compares_classes_with_both_kinds_of_images_alone():
+    rng = np.random.default_rng(3)
+    fresh, left = rng.normal(size=40), np.r_[rng.normal(size=60), rng.normal(size=300) - 6]
+    rows = held_out(fresh, left)
+    assert "more unusual than 95% of the learned" in doubt(np.r_[fresh, left], rows, 0.05)
+    # the 300 are of an easy class of which there is no validation image
+    labels = np.repeat([0, 1], [100, 300])
+    apart = replace(rows, labels=labels, logits=np.zeros((400, 2)))
+    assert doubt(np.r_[fresh, left], apart, 0.05) == ""
+    assert (
+        doubt(np.r_[fresh, left], replace(apart, labels=np.repeat([0, 1], [40, 360])), 0.05) == ""
+    )
+
+
+def test_a_class_flagged_more_often_than_promised_of_all_is_named():
+    head = ContinualClassifier(D)
+    report = head.extend(*images([40, 400], 0, [1.5, 0.5]))
+    said = [note for note in report.notes if "on average" in note]
+    assert len(said) == 1, report.notes
+    n, k = 40, round(0.01 * float(re.search(r"(\d+)% of 'a'", said[0])[1]) * 40)
+    assert binomtest(k, n, 0.05, "greater").pvalue < 0.0005
+    assert "5% false alarms are promised on average over all images, not for each class" in said[0]
+    assert said[0].endswith("`per_class=True` keeps the promise for each")
+    assert not any("on average" in note for note in head.set_threshold(per_class=True).notes)
+    # alike classes are not
+    head = ContinualClassifier(D)
+    assert not any("on average" in note for note in head.extend(*images([60, 60], 0)).notes)
 
 
 def test_the_chance_of_the_guard_is_that_of_a_simulation():

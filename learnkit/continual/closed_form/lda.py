@@ -145,7 +145,9 @@ class _Discriminant(NamedTuple):
             covectors,
             self.offset,
             self.left_out.logits,
-            basis.scored(self.geometry, self.left_out, shrinkage),
+            basis.scored(self.geometry, self.left_out, shrinkage)._replace(
+                shift=self.left_out.shift
+            ),
             expected_temperature(self.geometry),
         )
 

@@ -27,12 +27,14 @@ class LeftOut:
     """Distances of samples to every class as if the classifier had not seen them.
 
     `distances (R,P)` squared Mahalanobis distances to the classes of the geometry, `background
-    (R,)` to the mean of the class means, `lengths (R,P)` from the center of all samples to the
-    class means, `counts (R,P)` the number of images each mean then rests on.
+    (R,)` to the mean of the class means, `held (R,)` to what it was with the sample, `lengths
+    (R,P)` from the center of all samples to the class means, `counts (R,P)` the number of images
+    each mean then rests on.
     """
 
     distances: Tensor
     background: Tensor
+    held: Tensor
     lengths: Tensor
     counts: Tensor
 
@@ -145,6 +147,7 @@ def leave_one_out(
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
         background=_lengthened(inner.uu, along, length, gain, back * follows(geometry)) * fewer,
+        held=(inner.uu + gain * along.square()) * fewer,
         lengths=lengths.mul_(fewer[:, None]).clamp_min_(0),
         counts=_counts(geometry, labels, n - k),
     )
@@ -257,6 +260,7 @@ def leave_pair_out(
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
         background=lengths(*from_center, away) * fewer,
+        held=lengths(first_u, second_u, u.uu) * fewer,
         lengths=mean_lengths.mul_(fewer[:, None]).clamp_min_(0),
         counts=_counts(geometry, labels, torch.ones(len(points), dtype=torch.float64)),
     )
@@ -332,6 +336,7 @@ def leave_group_out(
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
         background=(background + along_center.square().sum(1)) * fewer,
+        held=(uu + along_u.square().sum(1)) * fewer,
         lengths=lengths.mul_(fewer[:, None]),
         counts=_counts(geometry, labels, own_counts),
     )

@@ -45,7 +45,8 @@ class LeaveOneOut:
     summing to 1, each class weighing as much as the prior says. `rows (M,)` says which row of
     `memory` each is; from `n_single` on, a row plays a class of one image, known by its partner
     `memory.partners` alone. `mahalanobis (M,)` and `relative (M,)` are held-out scores of the
-    geometry.
+    geometry. `shift (M,)` is what is added to all logits where they are not compared, see
+    `LooScores`.
     """
 
     logits: Tensor
@@ -53,6 +54,7 @@ class LeaveOneOut:
     weights: Tensor
     mahalanobis: Tensor
     relative: Tensor
+    shift: Tensor
     rows: Tensor
     n_single: int
     memory: MemoryRows
@@ -92,11 +94,12 @@ class LinearClassifier:
 
 
 class Scored(NamedTuple):
-    """A geometry with held-out scores of the samples: `mahalanobis (R,)` and `relative (R,)`."""
+    """A geometry with held-out scores of the samples, each (R,); `shift` is of their logits."""
 
     geometry: Geometry
     mahalanobis: Tensor
     relative: Tensor
+    shift: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,6 +183,7 @@ class Basis:
             weights=self.samples.weights,
             mahalanobis=scores.mahalanobis,
             relative=scores.relative,
+            shift=torch.zeros_like(scores.relative) if scores.shift is None else scores.shift,
             rows=self.samples.rows,
             n_single=self.samples.n_single,
             memory=self.samples.memory,

@@ -291,12 +291,14 @@ class LooScores(NamedTuple):
     """Scores by the discriminant of samples it has not seen.
 
     `logits (R,P)` without the prior and before the temperature; the Mahalanobis scores
-    `mahalanobis (R,)` and `relative (R,)`.
+    `mahalanobis (R,)` and `relative (R,)`. `shift (R,)` is what the center, as it moves, adds to
+    all logits, and which is not in them.
     """
 
     logits: Tensor
     mahalanobis: Tensor
     relative: Tensor
+    shift: Tensor
 
 
 def mean_noise(samples: LooSamples, geometry: Geometry) -> MeanNoise:
@@ -309,23 +311,28 @@ def score_left_out(samples: LooSamples, geometry: Geometry, debias: float) -> Lo
     n, n_classes = len(samples), len(geometry.counts)
     noise = mean_noise(samples, geometry)
     logits = torch.empty(n, n_classes, dtype=torch.float64)
-    mahalanobis, relative = logits.new_empty(n), logits.new_empty(n)
+    mahalanobis, relative, shift = logits.new_empty(3, n)
+    is_held = geometry.spectrum.rules > 2
 
     def score(block: slice) -> None:
         left_out = samples.left_out(geometry, block)
         counts = left_out.counts
         debts = noise.debts(left_out.lengths, counts, debias)
-        evidence = left_out.background[:, None] - left_out.distances + debts
+        # The center has the noise of the means of few images already, and would have it twice:
+        # counted from it, logits of these, which are made less, then lose to all others.
+        center = left_out.held if is_held else left_out.background
+        evidence = center[:, None] - left_out.distances + debts
         # held as well, but for rows that play a class of one image: of classes of as many images
         # all logits count alike, and would not where one of them has an image less
         counts = geometry.counts if block.start < samples.n_single else counts
         logits[block] = evidence.mul_(noise.reliabilities(counts, debias)).mul_(0.5)
         mahalanobis[block] = left_out.mahalanobis_scores(geometry.d_eff)
         relative[block] = mahalanobis[block] - left_out.background
+        shift[block] = (left_out.background - center) / 2
 
     blocks = list(samples.blocks(n_classes))
     in_threads(score, blocks, min(n * n_classes, _BLOCK) * samples.points.shape[1])
-    return LooScores(logits, mahalanobis, relative)
+    return LooScores(logits, mahalanobis, relative, shift)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -66,7 +66,7 @@ def fit_ridge(
     relief = noise.debts(ridge.lengths, counts, debias) - debias * ridge.lengths
     weight = ridge.weight - debias * ridge.weight.mean(0)
     scores = basis.spectrum.geometry(basis.select(1.0).shrinkage)
-    _, mahalanobis, relative = score_left_out(basis.samples, scores, 1.0)
+    _, mahalanobis, relative, _ = score_left_out(basis.samples, scores, 1.0)
     return basis.assemble(
         "ridge",
         selection,
