@@ -38,7 +38,7 @@ from learnkit.data.labelled_images import (
 from learnkit.data.preprocess import Preprocessing, check_batch, note_on_cut
 from learnkit.deploy.base import BasePredictor
 from learnkit.deploy.fastai_export import load_pickle, pickle_at
-from learnkit.deploy.home import take_home_of, home_of, last_seen, pickled
+from learnkit.deploy.home import home_of, last_seen, pickled, take_home_of
 from learnkit.deploy.hub_bundle import located, publish
 from learnkit.deploy.settable import checked_reading, set_fields
 from learnkit.errors import OptimizedModelError, OptimizeError

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from continual_helpers import keep_every_row
 from runtime_helpers import WIDTH, json_tensor, torch_predictions, torch_predictions_beside
 
 from learnkit.bundle.scoring_file import read_scoring, scoring_tensors
@@ -149,7 +150,8 @@ def test_promises_of_each_class_travel(kind):
         ("shifts", torch.zeros(3), "must be float64 \\(3,\\)"),
     ],
 )
-def test_damaged_promises_of_each_class_are_refused(name, value, message):
+def test_damaged_promises_of_each_class_are_refused(name, value, message, monkeypatch):
+    keep_every_row(monkeypatch)
     head = make_head(per_class=True, memory=64)
     with pytest.raises(BundleCorruptError, match=message):
         read(head, **{name: value})
