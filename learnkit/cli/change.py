@@ -99,4 +99,4 @@ def _changed(model: Path, out: Path | None, change: Callable[[Predictor], Change
     predictor.save(out)
     report.change(found)
     report.files("Written", [(out, f"the model with {number_of(len(predictor.classes), 'class')}")])
-    report.command("Next", f"learnkit undo {out}", f"learnkit evaluate {out} FOLDER")
+    report.command("Next", ["undo", out], ["evaluate", out, "FOLDER"])

@@ -122,7 +122,7 @@ def clean(
         command = shlex.join(["learnkit", "clean", folder.name, "--model", model.name])
         found.save_html(html, force=force, max_mb=max_mb, command=command)
         Report().files("Page", [(html, "to look at them and to mark them")])
-    Report().command("Next", f"learnkit clean {folder} --apply {name} --out {folder.name}-clean")
+    Report().command("Next", ["clean", folder, "--apply", name, "--out", f"{folder.name}-clean"])
     if found.unreadable:
         fail(f"{number_of(len(found.unreadable), 'image')} could not be read; the table says why")
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ A table is as wide as its terminal, with numbers and the ends of paths whole.
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -178,10 +179,14 @@ class Report:
         for path, what in rows:
             self.say(f"{path:<{width}}   {what}" if fits else f"{path}\n        {what}")
 
-    def command(self, title: str, *commands: str) -> None:
-        """Write commands to try next."""
+    def command(self, title: str, *commands: Sequence[str | Path], say: str = "") -> None:
+        """Write commands to try next, given by their words, as a shell takes them.
+
+        What there is to `say` of the last one follows it.
+        """
         self.console.print(Text(title, style="bold"))
-        for line in commands:
+        lines = [shlex.join(["learnkit", *map(str, words)]) for words in commands]
+        for line in [*lines[:-1], lines[-1] + say]:
             self.console.print(Text(printable(f"    {line}"), style="green"))
 
 

@@ -240,9 +240,10 @@ def _say_what_is_there(report: Report, out: Path, example: Path) -> None:
     )
     report.command(
         "Next",
-        f"learnkit predict {out / 'model'} {example}",
-        f"learnkit label {out / TO_LABEL / 'model'} {out / TO_LABEL / 'inbox'}      # in a browser",
-        "learnkit train FOLDER --out my-model      # your images, one folder per class",
+        ["predict", out / "model", example],
+        ["label", out / TO_LABEL / "model", out / TO_LABEL / "inbox"],
+        ["train", "FOLDER", "--out", "my-model"],
+        say="      # your images, one folder per class",
     )
 
 

@@ -177,7 +177,7 @@ def optimize(
     print_document(found.document(), report.console)
     faster.save(out)
     report.files("Written", [(out, f"opens as {found.variant}; learnkit.load_learner reads it")])
-    report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
+    report.command("Next", ["predict", out, "IMAGES"], ["evaluate", out, "FOLDER"])
 
 
 def convert(
@@ -215,7 +215,7 @@ def convert(
         learn.export(out)
     report = Report()
     report.files("Written", [(out, "gives the logits of fastai's; it holds no code")])
-    report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
+    report.command("Next", ["predict", out, "IMAGES"], ["evaluate", out, "FOLDER"])
 
 
 def onnx(

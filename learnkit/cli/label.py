@@ -42,7 +42,7 @@ def suggest(
     if csv is not None:
         write_csv(found.table(), csv)
         report.files("Written", [(csv, "the table, the most valuable image first")])
-    report.command("Next", f"learnkit extend {model} FOLDER --out {model}")
+    report.command("Next", ["extend", model, "FOLDER", "--out", model])
     if found.failures:
         fail(f"{number_of(len(found.failures), 'image')} could not be read")
         raise typer.Exit(1)

@@ -240,7 +240,7 @@ def train_folder(
     evaluation.save_html(page, title=f"{out.name} on {title} of {folder.name}")
     _say_what_is_there(report, out, [page, *pictures, beside / "split.csv", beside / "history.csv"])
     report.verdict(evaluation, title)
-    report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
+    report.command("Next", ["predict", out, "IMAGES"], ["evaluate", out, "FOLDER"])
 
 
 def _origin(plan: TrainingPlan) -> str:

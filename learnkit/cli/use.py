@@ -91,7 +91,7 @@ def extend(
     predictor.save(out)
     report.change(change)
     report.files("Written", [(out, f"the model with {number_of(len(predictor.classes), 'class')}")])
-    report.command("Next", f"learnkit predict {out} IMAGES", f"learnkit evaluate {out} FOLDER")
+    report.command("Next", ["predict", out, "IMAGES"], ["evaluate", out, "FOLDER"])
 
 
 def _check_flagging(rate: float | None, threshold: float | None) -> None:

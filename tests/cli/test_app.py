@@ -640,6 +640,14 @@ def test_what_another_command_wrote_meanwhile_is_not_written_over(
     assert load_learner(model).continual.n_images == {"bad": 12, "good": 0}
 
 
+def test_commands_to_try_next_can_be_pasted(known, tmp_path, capsys):
+    model = shutil.copytree(known, tmp_path / "my $model; it's")
+    output = learnkit(capsys, "rename", model, "bad=broken")[1]
+    line = next(one for one in output.splitlines() if "learnkit undo" in one)
+    asked = ["sh", "-c", line.replace("learnkit undo", "printf %s")]
+    assert subprocess.run(asked, capture_output=True, text=True).stdout == str(model)
+
+
 def test_several_classes_are_forgotten_by_one_change_that_one_undo_takes_back(
     known, tmp_path, capsys
 ):
