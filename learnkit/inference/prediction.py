@@ -139,16 +139,21 @@ class Prediction(Shown):
         """The classes that cannot be ruled out, likeliest first; the likeliest is always there.
 
         For a share of at least 1 - `alpha` of images like those the model was calibrated on, the
-        true class is among them. Of too few such images for `alpha` all classes are left.
+        true class is among them. Of too few such images for `alpha`, or none, all classes are left.
 
         Args:
             alpha: share of images for which the true class may be missing, in (0, 1).
 
         Raises:
-            PredictionError: the model has nothing to calibrate sets by.
+            PredictionError: the model has nothing to calibrate sets by, or is multi-label.
             UncertaintyError: `alpha` outside (0, 1).
         """
-        if self.nonconformity is None or not len(self.nonconformity[0]):
+        if self.nonconformity is None:
+            if isinstance(self.index, tuple):
+                raise PredictionError(
+                    "this model is multi-label, and prediction sets are of models that give an "
+                    "image one class; `probs` has how likely each label is by itself"
+                )
             raise PredictionError(
                 "this model has nothing to calibrate prediction sets by; it needs the continual "
                 "state or fit_ood, and images it remembers or validation images"

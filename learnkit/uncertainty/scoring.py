@@ -167,12 +167,14 @@ class Scoring:
         """The fields of a `Prediction` from `ood_score` on, of each row of features (N, D)."""
         scores = self.ood_scores(features)
         p_values = self.threshold.p_values(scores).tolist()
+        # sets of a trained head need its validation images; other heads leave all classes
+        sets = self.nonconformity if self.labels or len(self.nonconformity[0]) else None
         return [
             {
                 "ood_score": score,
                 "ood_threshold": self.threshold.value,
                 "p_value": None if math.isnan(p_value) else p_value,
-                "nonconformity": self.nonconformity,
+                "nonconformity": sets,
             }
             for score, p_value in zip(scores.tolist(), p_values, strict=True)
         ]

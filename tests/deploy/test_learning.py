@@ -208,6 +208,19 @@ def test_data_with_a_former_name_are_refused_by_the_name_of_now(predictor, tmp_p
             verb(data, **QUIET)
 
 
+def test_of_one_image_a_class_every_prediction_set_has_all_classes():
+    with pytest.warns(UserWarning, match="rest on an assumed distribution"):
+        predictor = make_continual({"ok": 1, "scratch": 1})
+    image = shades("ok", 1, seed=9)
+    found = predictor.continual.prediction_sets(predictor.features(image, **QUIET), 0.1)
+    assert found.tolist() == [[True, True]]
+    assert set(predictor.predict(image[0]).prediction_set(0.1)) == {"ok", "scratch"}
+    assert set(predictor.predict(image[0]).to_dict(alpha=0.1)["prediction_set"]) == {
+        "ok",
+        "scratch",
+    }
+
+
 def test_what_another_wrote_to_the_bundle_since_is_not_written_over(predictor, tmp_path):
     path, copy = tmp_path / "model", tmp_path / "copy"
     predictor.save(path)

@@ -106,6 +106,11 @@ def test_predictions_of_models_without_ood_say_nothing_of_it():
         single().prediction_set()
 
 
+def test_multi_label_models_are_told_that_prediction_sets_are_of_one_class_an_image():
+    with pytest.raises(PredictionError, match="is multi-label, and prediction sets are of models"):
+        multi().prediction_set()
+
+
 def test_what_is_known_of_ood_travels_in_dictionaries_and_html():
     found = json.loads(json.dumps(judged().to_dict(), allow_nan=False))
     assert (found["ood_score"], found["ood_threshold"], found["p_value"]) == (2.0, 1.5, 0.01)
@@ -164,4 +169,6 @@ def test_prediction_sets_need_a_share_and_images_to_calibrate_by():
         with pytest.raises(UncertaintyError, match="`alpha` is"):
             judged(nonconformity=(torch.ones(3), torch.ones(3))).prediction_set(alpha)
     with pytest.raises(PredictionError, match="nothing to calibrate"):
-        judged(nonconformity=(torch.ones(0), torch.ones(0))).prediction_set(0.1)
+        judged(nonconformity=None).prediction_set(0.1)
+    none = judged(nonconformity=(torch.ones(0), torch.ones(0)))
+    assert none.prediction_set(0.1) == tuple(name for name, _ in none.ranking)
