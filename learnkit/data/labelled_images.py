@@ -15,7 +15,7 @@ from PIL import Image
 from learnkit.data.groups import by_index, groups_of
 from learnkit.data.image import find_images, is_tensor
 from learnkit.data.read_images import file_of
-from learnkit.errors import DataError, first_few
+from learnkit.errors import DataError, first_few, number_of
 
 if TYPE_CHECKING:
     from learnkit.data.dataset import ImageDataset
@@ -297,10 +297,14 @@ def _checked_labels(labels: Any, items: Sequence[Any]) -> list[str]:
     if not items:
         raise DataError("`data` holds no images; give at least one to learn from")
     if labels is None:
-        raise DataError(f"`labels` is missing for {len(items)} images; give one per image, or one")
+        n = number_of(len(items), "image")
+        raise DataError(f"`labels` is missing for {n}; give one per image, or one for all")
     found = [labels] * len(items) if isinstance(labels, str) else _in_order(labels, items)
     if len(found) != len(items):
-        raise DataError(f"`labels` has {len(found)} names for {len(items)} images; give one each")
+        raise DataError(
+            f"`labels` has {number_of(len(found), 'name')} for {number_of(len(items), 'image')}; "
+            "give one each"
+        )
     if wrong := [label for label in found if not isinstance(label, str) or not label]:
         raise DataError(f"`labels` holds {wrong[0]!r}; every label is a name, as text")
     return [str(label) for label in found]

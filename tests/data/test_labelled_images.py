@@ -116,8 +116,8 @@ def test_validation_images_have_groups_too(folder):
 def test_what_has_no_sound_labels_is_refused(folder):
     data = ImageDataset.from_folder(folder)
     for arguments, reason in [
-        (([picture()],), "`labels` is missing for 1 images"),
-        (([picture()], ["a", "b"]), "2 names for 1 images"),
+        (([picture()],), "`labels` is missing for 1 image; give one per image, or one for all"),
+        (([picture()], ["a", "b"]), "2 names for 1 image; give one each"),
         (([picture()], [3]), "`labels` holds 3"),
         (([picture()], [""]), "`labels` holds ''"),
         (([], []), "no images"),

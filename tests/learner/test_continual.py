@@ -333,7 +333,7 @@ class TestExtend:
         [
             ([], "x", "no images"),
             (None, None, "`data` is missing"),
-            ([np.zeros((8, 8, 3), np.uint8)], ["x", "y"], "2 names for 1 images"),
+            ([np.zeros((8, 8, 3), np.uint8)], ["x", "y"], "2 names for 1 image; give one each"),
             ([np.zeros((8, 8, 3), np.uint8)], None, "`labels` is missing"),
         ],
     )

@@ -173,7 +173,8 @@ def _ended_text(place: Workplace, out: Path) -> str:
     """What was saved."""
     learned = sum(one.state == "learned" for one in place.book.changes)
     if place.saver.is_saved:
-        return f"stopped; the {learned} labels in force are in {out}"
+        verb = "is" if learned == 1 else "are"
+        return f"stopped; {number_of(learned, 'label')} in force {verb} in {out}"
     return (
         f"stopped; the labels since the last save are in {place.journal.path} and are learned when "
         "the page is opened again"

@@ -79,7 +79,7 @@ def test_a_label_given_right_before_sigterm_is_in_the_bundle(room):
         streaming.close()
     assert run.returncode == 0
     assert said[0].startswith("7 images in ")
-    assert f"stopped; the 1 labels in force are in {room / 'model'}" in rest
+    assert f"stopped; 1 label in force is in {room / 'model'}" in rest
     assert load_learner(room / "model").continual.n_images == {"ok": 6, "bad": 6}
     assert not (room / "model.lock").exists()
 
@@ -95,7 +95,7 @@ def test_a_variant_learns_what_it_computes_itself(tmp_path):
     with begun(tmp_path, "--variant", name, "--threads", "1") as (run, _, link, cookie):
         label_first(link, cookie)
         run.send_signal(signal.SIGTERM)
-        assert "the 1 labels in force" in run.communicate()[0]
+        assert "1 label in force" in run.communicate()[0]
     learned = load_learner(tmp_path / "model", variant=name, threads=1)
     assert learned.continual.n_images == {"ok": 6, "bad": 6}
     assert learned.variant == name
