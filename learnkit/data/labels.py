@@ -13,6 +13,7 @@ from learnkit.errors import DataError, number_of, warn_user
 Label = str | tuple[str, ...]
 LONGEST_NAME = 200  # characters of a class name that comes from outside
 _FORMULA = ("=", "+", "-", "@")
+_ANSWERS = {"UNKNOWN", "ERROR"}  # what predictions call images of no class, and unreadable ones
 _SEVERAL = (list, tuple, set, frozenset, np.ndarray)  # what holds the names of one image
 
 
@@ -262,6 +263,11 @@ def name_problem(name: str, verb: str = "has") -> str:
         return (
             f"{name[:20]!a} {verb} {number_of(len(name), 'character')}; a class name has "
             f"{LONGEST_NAME} at most, all of which can be printed"
+        )
+    if name in _ANSWERS:
+        return (
+            f"{name!r} is what predictions say of images that are of no class or cannot be read; "
+            "take another name, such as 'other'"
         )
     if name.startswith(_FORMULA) and len(name) > 1 and not _is_whole(name):
         return (

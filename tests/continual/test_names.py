@@ -397,6 +397,11 @@ class TestCase:
             "the new name '.*' of 5 characters; a class name has 200 at most, all of which",
         ),
         ("a" * 201, "the new name 'a{20}' of 201 characters"),
+        (
+            "UNKNOWN",
+            "the new name 'UNKNOWN' is what predictions say of images that are of no class",
+        ),
+        ("ERROR", "the new name 'ERROR' is what predictions say of .* take another name, such as"),
     ],
 )
 @pytest.mark.parametrize(
