@@ -269,7 +269,8 @@ def predict(
     if str(to_json) != "-":  # else the screen shows data, and nothing else
         _say_counts(counts, n_failed, [path for path in (csv, to_json, out) if path])
     if n_failed:
-        fail(f"{number_of(n_failed, 'image')} could not be read; the table says why")
+        why = "; the table says why" if csv or to_json or out else ""
+        fail(f"{number_of(n_failed, 'image')} could not be read{why}")
         raise typer.Exit(1)
 
 
@@ -364,7 +365,7 @@ def _say_counts(counts: Mapping[str, int], n_failed: int, written: Sequence[Path
     if UNKNOWN in counts:
         parts.append(f"{counts[UNKNOWN]} of them {UNKNOWN}, like none of the classes")
     if n_failed:
-        parts.append(f"{n_failed} more could not be read")
+        parts.append(f"{n_failed} {'more ' if n else ''}could not be read")
     report.say(", ".join(parts))
     if written:
         report.files("Written", [(path, number_of(n + n_failed, "row")) for path in written])

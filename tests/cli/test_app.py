@@ -319,6 +319,13 @@ def test_unreadable_images_are_listed_and_give_exit_code_1(run, images, tmp_path
     assert set(second) == {"path", "error"}
 
 
+def test_an_unreadable_image_alone_is_told_without_a_table(run, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    code, out, err = learnkit(capsys, "predict", run[2], tmp_path / "text.png")
+    assert (code, err) == (1, "learnkit: 1 image could not be read\n")
+    assert "0 images, 1 could not be read" in out
+
+
 def test_predict_imports_no_fastai(run, images):
     code = _RUN + "print('fastai' in sys.modules)"
     command = [sys.executable, "-c", code, "predict", str(run[2]), str(images / "bad")]
