@@ -7,6 +7,7 @@ import hashlib
 import io
 import zipfile
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from tempfile import gettempdir
 from typing import NamedTuple
@@ -69,7 +70,7 @@ def _extract(options: Namespace, path: Path, *, batch_size: int = 64) -> None:
     kwargs = {"pad_type": options.pad_type} if options.pad_type else {}
     body = create_body(options.arch, str(options.weights), img_size=options.size, **kwargs).eval()
     preprocessing = Preprocessing(options.size, mean=[0.5] * 3, std=[0.5] * 3)
-    items = sorted(_images(options.data))
+    items = sorted(images_of(options.data))
     features = []
     for start in tqdm(range(0, len(items), batch_size), desc="features"):
         batch = [preprocessing.load(io.BytesIO(read())) for _, read in _slice(items, start)]
@@ -90,7 +91,7 @@ def _slice(items: list, start: int, batch_size: int = 64) -> list:
     return items[start : start + batch_size]
 
 
-def _images(data: Path):
+def images_of(data: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Yield (name, function that reads the bytes) of every image in a zip or folder."""
     if data.is_dir():
         paths = [p for p in data.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS]

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import learnkit._torchvision  # noqa: F401  # before timm
 
 import numpy as np
-from _features import _images
+from _features import images_of
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=200, help="of a class, at most")
     options = parser.parse_args()
     by_class = defaultdict(list)
-    for name, read in sorted(_images(options.data)):
+    for name, read in sorted(images_of(options.data)):
         by_class[PurePosixPath(name).parts[-2]].append(read)
     for label, reads in sorted(by_class.items()):
         order = np.random.default_rng(0).permutation(len(reads))

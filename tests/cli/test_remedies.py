@@ -36,7 +36,7 @@ IN_PYTHON = {
     # masks and boxes, which no command reads yet
     *("images=", "masks=", "codes=", "ignore=", "good=", "rotated="),
     *("from_df(", "dataset.write_masks("),
-    *("classifier=", "score=", "memory=", "shrinkage=", "temperature=", "lin_bias="),
+    *("classifier=", "score=", "per_class=", "memory=", "shrinkage=", "temperature=", "lin_bias="),
     *("target=", "train_bn=", "num_workers=", "drop_last=", "with_labels="),
     *("data=", "ds_idx=", "sha256=", "p=", "history="),
     *("set_to_none=", "progress="),
