@@ -4,14 +4,14 @@ Of data whose name ends in "_bursts" versions are those of the file, made by `_v
 holds `N_VERSIONS` rows of each photograph one after another, and `test` photographs as they are.
 Of other data they are features with a little noise ("near") or with more than near copies have
 ("far"), unlike any photograph. With "group" it is said which belong together; with "split" three in
-ten of the versions, drawn at random, are validation images, and "copies counted" is how it was when
+ten of the versions, drawn at random, are validation images, and "copies counted" is how it was as
 near copies of learned images counted as such.
 
 The goal is at most 1.2 times the false alarms of the single images, and at most .1 from 20 images a
-class on. By file versions, eight draws, at most .068 are flagged: ants and bees .022 to .037 (single
-ones .028 to .038), CIFAR-10 .035 to .068 (.054 to .060), where 20 images in three versions each are
-flagged 1.2 and 1.3 times as often. By the rules of before, which took fewer versions for near
-copies, 5 / 20 / 40 images of CIFAR-10 in ten of them flagged .15 / .12 / .07.
+class on. By file versions, eight draws, .068 are flagged at most: ants and bees .022 to .037
+(single ones .028 to .038), CIFAR-10 .035 to .068 (.054 to .060), where 20 images in three versions
+each are flagged 1.2 and 1.3 times as often. By the rules of before, which took fewer versions for
+near copies, 5 / 20 / 40 images of CIFAR-10 in ten of them flagged .15 / .12 / .07.
 """
 
 from collections.abc import Iterator
