@@ -98,5 +98,5 @@ def _changed(model: Path, out: Path | None, change: Callable[[Predictor], Change
     found = change(predictor)
     predictor.save(out)
     report.change(found)
-    report.files("Written", [(out, f"the model with {number_of(len(predictor.classes), 'class')}")])
+    report.files("Written", [(out, f"the model with {number_of(found.n_classes, 'class')}")])
     report.command("Next", ["undo", out], ["evaluate", out, "FOLDER"])

@@ -90,7 +90,7 @@ def extend(
     change = predictor.extend(data, **how)
     predictor.save(out)
     report.change(change)
-    report.files("Written", [(out, f"the model with {number_of(len(predictor.classes), 'class')}")])
+    report.files("Written", [(out, f"the model with {number_of(change.n_classes, 'class')}")])
     report.command("Next", ["predict", out, "IMAGES"], ["evaluate", out, "FOLDER"])
 
 

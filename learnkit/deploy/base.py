@@ -18,7 +18,7 @@ from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.home import Home
 from learnkit.deploy.settable import check_assigned
-from learnkit.errors import PredictionError
+from learnkit.errors import PredictionError, number_of
 from learnkit.evaluation.inputs import LabelThreshold
 from learnkit.inference.batch import BATCH, predict_stream, prediction_table
 from learnkit.inference.class_names import checked_metadata
@@ -553,11 +553,21 @@ class BasePredictor(Shown):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{where}")
 
     def _about(self) -> str:
-        """Size of images and class names, for `repr`."""
+        """Size of images and names of classes that are an answer, for `repr`."""
         height, width = self.preprocessing.size
-        names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
-        kind = "labels" if self.multi_label else "classes"
-        return f"{height}x{width} px, {len(self.classes)} {kind}: {names}"
+        known = self._answers()
+        names = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+        counted = number_of(len(known), "label" if self.multi_label else "class")
+        return f"{height}x{width} px, {counted}{f': {names}' if names else ''}"
+
+    def _answers(self) -> list[str]:
+        """Classes that can be an answer: one forgotten or merged away keeps its place alone."""
+        head, stored = self.record.head, self.record.stored
+        if head is not None:
+            return [name for name, n in head.n_images.items() if n]
+        if stored is None or not stored.labels:
+            return list(self.classes)
+        return [self.classes[place] for place in np.flatnonzero(np.isfinite(stored.bias))]
 
     def document(self) -> Document:
         """Its `repr`, and its digest if it is of a bundle."""

@@ -86,14 +86,14 @@ def verdict_sentences(
         said += [f"{_percent(summary['label_accuracy'])} of the single labels right."]
         said += _worst_label(per_class, confusion)
     else:
-        said += _imbalance(summary, per_class)
+        said += _imbalance(summary, per_class, gone)
         said += _worst_class(per_class, confusion)
     said += [] if inspection is None else _inspected(inspection)
     said += _absent(per_class if gone is None else per_class[~gone])
     return *said, *_unknown(summary, n, n_ood, promised)
 
 
-def _imbalance(summary: pd.Series, per_class: pd.DataFrame) -> list[str]:
+def _imbalance(summary: pd.Series, per_class: pd.DataFrame, gone: np.ndarray | None) -> list[str]:
     """What accuracy hides: one class that is most of the images."""
     counts = per_class["n"][per_class["n"] > 0]
     n, name = int(counts.max()), counts.idxmax()
@@ -106,6 +106,9 @@ def _imbalance(summary: pd.Series, per_class: pd.DataFrame) -> list[str]:
             f"Accuracy misleads here: {n} of {summary['n']:.0f} images are {name}; averaged over "
             f"the classes {_percent(summary['balanced_accuracy'])} are right."
         )
+    # what is no answer cannot be said of every image
+    if gone is not None and gone[per_class.index.get_loc(name)]:
+        return said
     if summary["accuracy_low"] <= share:
         said.append(
             f"To call every image {name} would be right for {_percent(share)}: this is not clearly "

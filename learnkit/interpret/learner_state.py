@@ -285,7 +285,9 @@ def learner_facts(learn: Any) -> dict[str, str]:
         moves = sum(n for n, wanted in sizes if wanted)
         facts["parameters"] = f"{sum(n for n, _ in sizes):,}, {moves:,} of them not frozen"
         head = continual_head(model)
-        names = network_classes(model) if head is None else head.classes
+        names = network_classes(model)
+        if head is not None:  # one forgotten or merged away keeps its place alone
+            names = [name for name, n in head.n_images.items() if n]
         if (names := names_of(dls) if names is None else names) is not None:
             facts["classes"] = names_text(names)
     if dls is not None:

@@ -84,6 +84,7 @@ from learnkit.learner.validation import (
     predictions_of,
     show_results,
     suggestions_of,
+    told_of_forgotten,
 )
 from learnkit.report.document import Document, Paragraph, Span, pairs
 from learnkit.report.notebook import Shown
@@ -345,7 +346,7 @@ class ImageLearner(Learner, Shown):
             InterpretationError: Samples have labels the learner does not know.
         """
         with loss_of_outputs(self):
-            return super().validate(ds_idx, dl, cbs)
+            return told_of_forgotten(self, super().validate(ds_idx, dl, cbs))
 
     def get_preds(self, ds_idx: int = 1, dl: Any = None, **kwargs: Any) -> tuple:
         """(probabilities, class numbers, ...) of a loader, as in fastai.

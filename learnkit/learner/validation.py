@@ -29,7 +29,7 @@ from torch import Tensor, from_numpy
 from learnkit.callback.base import TrainingCallback
 from learnkit.continual.classifier import continual_head
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import ExportError, InterpretationError, LearnkitError, warn_user
+from learnkit.errors import ExportError, InterpretationError, LearnkitError, first_few, warn_user
 from learnkit.evaluation.inputs import LabelThreshold, labels_above
 from learnkit.inference.batch import BATCH
 from learnkit.inference.prediction import Prediction, conclude
@@ -180,6 +180,21 @@ def loss_of_outputs(learn: Any) -> Iterator[None]:
         yield
     finally:
         learn.loss_func = own
+
+
+def told_of_forgotten(learn: Any, values: Sequence[float]) -> Sequence[float]:
+    """The loss and metrics of a pass; warns where images of a forgotten class make it infinite."""
+    head = continual_head(learn.model)
+    if head is None or not len(values) or not np.isinf(values[0]):
+        return values
+    former = head.statistics.former_names  # of a class merged away, images are the other's
+    gone = [name for name, n in head.n_images.items() if not n and name not in former]
+    warn_user(
+        f"the loss is infinite: images are of classes that the learner has forgotten "
+        f"({first_few(map(repr, gone))}), which it takes for impossible; leave them out of the "
+        "data, or `extend` it with such images"
+    )
+    return values
 
 
 def check_not_empty(dl: Any) -> None:

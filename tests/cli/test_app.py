@@ -620,6 +620,7 @@ def test_changes_without_images_are_made_in_place_and_can_be_undone(known, tmp_p
     assert learnkit(capsys, "rename", model, "bad=broken")[0] == 0
     assert load_learner(model).classes == ("broken", "good")
     code, output, _ = learnkit(capsys, "forget", model, "broken", "--out", tmp_path / "other")
+    assert "the model with 1 class\n" in output
     assert code == 0
     assert re.search(r"broken +│ +-12 │ +0", output)
     assert load_learner(tmp_path / "other").continual.n_images == {"broken": 0, "good": 14}

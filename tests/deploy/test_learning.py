@@ -260,6 +260,21 @@ def test_a_bundle_that_is_as_it_was_is_replaced_as_often_as_wanted(predictor, tm
     assert load_learner(path, sha256=digest).classes == ("a", "scratch")
 
 
+def test_classes_that_are_no_answer_are_none_that_a_model_has(predictor, tmp_path):
+    write_image_folder(tmp_path / "images", {"ok": 2, "scratch": 8})
+    always = "To call every image scratch would be right for 80.0 %"
+    assert any(one.startswith(always) for one in predictor.evaluate(tmp_path / "images").verdict)
+    predictor.forget("scratch")
+    assert not any("every image" in one for one in predictor.evaluate(tmp_path / "images").verdict)
+    assert repr(predictor).endswith("32x32 px, 1 class: ok)")
+    predictor.forget("ok")
+    assert repr(predictor).endswith("32x32 px, 0 classes)")
+    predictor.undo()
+    predictor.rename({"ok": "good"})
+    predictor.extend(*labelled({"dent": 5}), **QUIET)
+    assert repr(predictor).endswith("32x32 px, 2 classes: good, dent)")
+
+
 def test_of_classes_that_are_no_answer_any_more_an_evaluation_says_nothing(predictor, tmp_path):
     predictor.extend(*labelled({"dent": 5, "bird": 5, "cat": 5}), **QUIET)
     root = tmp_path / "images"

@@ -318,6 +318,10 @@ def changed(tmp_path_factory):
     return path, head
 
 
+def test_a_forgotten_class_is_none_that_it_has(changed):
+    assert "16x16 px, 2 classes: green, blue" in repr(load_runtime(changed[0]))
+
+
 LOG_SCRIPT = """
 import json, sys
 import learnkit

@@ -175,6 +175,15 @@ def test_the_trained_heads_loss_is_not_asked_in_the_continual_state(everything):
     assert learn.loss_func is loss
 
 
+def test_an_infinite_loss_is_told_with_the_class_that_was_forgotten(learn, everything):
+    learn.merge_classes(["a", "c"], "ac")
+    learn.validate()  # a class merged away is found under its name of now
+    learn.forget("d")
+    with pytest.warns(UserWarning, match=r"^the loss is infinite: .* forgotten \('d'\), which it"):
+        assert learn.validate()[0] == float("inf")
+    assert "2 classes: ac, b;" in repr(learn)
+
+
 def test_pictures_say_the_names_of_truth_and_answer(learn, everything):
     data = only(everything, "db")
     dl = loader(learn, data)
