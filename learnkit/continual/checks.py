@@ -9,6 +9,7 @@ from torch import Tensor
 
 from learnkit.continual.names import label_names
 from learnkit.errors import DataError, InsufficientDiversityError, StatisticsError
+from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.ood import is_blank
 from learnkit.uncertainty.scoring import GRID
 
@@ -157,4 +158,19 @@ def check_subtracted(names: Sequence[str], counts: Tensor, sums: Tensor, gram: T
         raise StatisticsError(
             f"the features subtracted{f' from {found[:5]}' if found else ''} are not those "
             "that were added; subtract the same images, read by the same network"
+        )
+
+
+def check_some_count(fresh: Array, before: Sequence[Set[int]]) -> None:
+    """Refuse images to calibrate by of which none counts, as they drive out those that do.
+
+    Args:
+        fresh: Which of them tell of fresh ones, bool (N,).
+        before: The classes for which each was kept before: for another one, or in a group, now.
+    """
+    if not fresh.any() and not any(before):
+        raise DataError(
+            f"none of the images to calibrate by ({len(fresh)} given) counts: they are learned, "
+            "near copies of learned ones (bursts, augmented files, files saved again), of groups "
+            "that are learned, or cannot be told from such; give labelled images taken anew"
         )

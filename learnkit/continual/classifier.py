@@ -324,7 +324,7 @@ class ContinualClassifier(nn.Module):
 
         Raises:
             DataError: Features or labels break a rule, a class is not known or has no images, one
-                image has two labels, or all are learned.
+                image has two labels, or none counts.
         """
         return self.change("calibrate", lambda now: now.validate((features, labels, groups)))
 

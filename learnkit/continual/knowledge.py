@@ -19,7 +19,7 @@ from learnkit.continual.change_report import (
     note_on_unseen,
     renamed_classes,
 )
-from learnkit.continual.checks import check_labelled_features, shown_images
+from learnkit.continual.checks import check_labelled_features, check_some_count, shown_images
 from learnkit.continual.closed_form.threads import same_bits
 from learnkit.continual.derivation import Derived, derive
 from learnkit.continual.label_issues import label_issues, not_learned_before
@@ -41,6 +41,7 @@ from learnkit.continual.statistics import ClassStatistics
 from learnkit.continual.validation_images import (
     VALIDATION_SIZE,
     Validation,
+    fresh_images,
     less_validation,
     with_validation,
     without_learned,
@@ -180,8 +181,7 @@ class Knowledge:
         """Whether both are the same to the bit in all that cannot be derived."""
         if not torch.equal(self.statistics.counts, other.statistics.counts):
             return False  # most changes, and soon told
-        both = ((one.digest, one.statistics.origins) for one in (self, other))
-        return next(both) == next(both)
+        return (self.digest, self.statistics.origins) == (other.digest, other.statistics.origins)
 
     def derive(self, before: "Knowledge | None") -> "Knowledge":
         """With everything that follows; what follows from the same statistics is not done again."""
@@ -246,8 +246,16 @@ class Knowledge:
         return replace(new, validation=kept), notes
 
     def validate(self, validation: Validation) -> Change:
-        """With more validation images; blank ones and those learned are left out."""
+        """With more validation images; blank ones and those learned are left out.
+
+        Raises:
+            DataError: None counts, or see `with_validation`.
+        """
         kept, notes = with_validation(self.validation, validation, self.statistics, alone=True)
+        given = check_labelled_features(*validation[:2], None, self.settings.n_features)
+        fresh = fresh_images((*given, *validation[2:]), self.statistics, self.settings.fresh_rule)
+        before = self.validation.places_of(self.statistics.fingerprints(given[0]))
+        check_some_count(fresh, before)
         return replace(self, validation=kept), notes
 
     def subtract(
@@ -341,14 +349,10 @@ class Knowledge:
         per_class: bool | None,
     ) -> Change:
         """With another threshold."""
-        wanted = {
-            "false_alarm_rate": false_alarm_rate,
-            "guarantee": guarantee,
-            "per_class": per_class,
-        }
-        settings = replace(
-            self.settings, **{name: to for name, to in wanted.items() if to is not None}
-        )
+        names = "false_alarm_rate", "guarantee", "per_class"
+        values = (false_alarm_rate, guarantee, per_class)
+        given = {name: to for name, to in zip(names, values, strict=True) if to is not None}
+        settings = replace(self.settings, **given)
         if value is not None:
             value = manual_threshold(value).value
         return replace(self, settings=settings, manual_threshold=value), ()

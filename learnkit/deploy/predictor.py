@@ -412,7 +412,7 @@ class Predictor(BasePredictor):
         Raises:
             ContinualNotInitializedError: the model detects no images out of distribution.
             DataError: as `extend`; a class is not known, or has no images; one image has two
-                labels; or all images were learned.
+                labels; or none counts: all were learned, or are near copies of such.
             UnreadableImagesError: images cannot be read; all of them are named.
         """
         reading, head = checked_reading("calibrate", reading), check_detects_ood(self.ood)

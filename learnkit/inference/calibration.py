@@ -30,7 +30,7 @@ def calibrate_detector(
         progress: show a progress bar.
 
     Raises:
-        DataError: a class the detector does not know, or all images were learned.
+        DataError: a class the detector does not know, or no image counts.
         UnreadableImagesError: images cannot be read; all of them are named.
     """
     detector, n_classes = model.detector, len(model.names)

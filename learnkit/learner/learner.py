@@ -810,7 +810,7 @@ class ImageLearner(Learner, Shown):
                 their class has learned others do not count.
 
         Raises:
-            DataError: In the continual state, all images were learned; or no group for an image.
+            DataError: In the continual state, no image counts; or no group for an image.
             UncertaintyError: The head does not end in a layer that could take it up.
         """
         return uncertainty.calibrate(self, dl, ds_idx=ds_idx, group=group)

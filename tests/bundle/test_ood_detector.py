@@ -252,8 +252,10 @@ class TestCalibrate:
         rng = np.random.default_rng(0)
         again = [np.clip(image + rng.integers(-1, 2, image.shape), 0, 255) for image in images]
         copies = [image.astype("uint8") for image in again]
-        report = predictor.calibrate(copies, labels, progress=False)
-        assert report.notes[0].startswith("24 of 24 validation images do not count: they are near")
+        with pytest.raises(
+            DataError, match=r"^none of the images to calibrate by \(24 given\) count"
+        ):
+            predictor.calibrate(copies, labels, progress=False)
         assert torch.equal(predictor.detector.head_nonconformity, sets)
         assert predictor.detector.threshold.value == threshold.value
 

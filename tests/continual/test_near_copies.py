@@ -18,6 +18,7 @@ from learnkit.continual.closed_form.near_copies import (
 )
 from learnkit.continual.closed_form.shrinkage import density_loss
 from learnkit.continual.closed_form.whitening import fit_spectrum
+from learnkit.errors import DataError
 from learnkit.uncertainty.scoring import GRID
 
 
@@ -148,14 +149,35 @@ def test_validation_images_that_are_near_copies_of_learned_ones_count_for_none(v
     )
     alone = ContinualClassifier(128)
     alone.extend(*learned)
-    assert validated(learned, copies).threshold == alone.threshold
+    beside = ContinualClassifier(128)
+    beside.extend(*learned, validation=copies)
+    assert beside.threshold == alone.threshold
+
+
+def test_images_to_calibrate_by_of_which_none_counts_are_refused(versions):
+    learned, copies = both_classes(versions[0], slice(12)), both_classes(versions[1], slice(12))
+    fresh = both_classes(versions[0], slice(12, 20))
+    head = validated(learned, fresh)
+    before = head.knowledge
+    said = (
+        r"^none of the images to calibrate by \(24 given\) counts: they are learned, near copies "
+        r"of learned ones \(bursts, augmented files, files saved again\), of groups that are "
+        r"learned, or cannot be told from such; give labelled images taken anew$"
+    )
+    with pytest.raises(DataError, match=said):
+        head.validate(*copies)
+    assert head.knowledge is before
+    # an image that was kept for another class: near those of the right one, it goes with that
+    wrong = copies[0], copies[1][::-1]
+    head.validate(*wrong)
+    assert head.validate(*copies).notes[0].startswith("24 of 24 validation images were of another")
 
 
 def test_of_a_burst_that_is_not_all_remembered_no_validation_image_counts(versions):
     parts = [both_classes(one, slice(20)) for one in versions]
     learned = torch.cat([parts[0][0], parts[1][0]]), [*parts[0][1], *parts[1][1]]
-    head = validated(learned, parts[2], memory=16)
-    alone = ContinualClassifier(128, memory=16)
+    head, alone = (ContinualClassifier(128, memory=16) for _ in range(2))
+    head.extend(*learned, validation=parts[2])
     alone.extend(*learned)
     assert head.threshold == alone.threshold
     assert head.temperature == alone.temperature
@@ -191,7 +213,9 @@ def test_a_state_from_before_counts_every_validation_image(versions):
     settings = {k: v for k, v in config["settings"].items() if k != "near_copies"}
     again = ContinualClassifier.from_state({**config, "format": 3, "settings": settings}, tensors)
     assert again.threshold == old.threshold
-    assert old.threshold.value < 0.8 * validated(learned, copies).threshold.value
+    head = ContinualClassifier(128)
+    head.extend(*learned, validation=copies)
+    assert old.threshold.value < 0.8 * head.threshold.value
 
 
 def test_chance_makes_few_near_copies_where_dimensions_are_few():

@@ -563,10 +563,10 @@ def test_it_says_what_was_learned_as_the_state_knows_it(tmp_path, kind, memory):
     head = {"head": ContinualClassifier, "detector": OodDetector}[kind](
         WIDTH, root=True, memory=memory
     )
+    validated = features_of(onnx_bytes(), shades("red", 4, seed=5, size=SIZE)[:1]), ["red"]
     for name, n in COLOURS.items():
-        head.extend(features_of(onnx_bytes(), shades(name, n, size=SIZE)), [name] * n)
-    validated = shades("red", 4, seed=5, size=SIZE)[:1]
-    head.validate(features_of(onnx_bytes(), validated), ["red"])
+        given = {"validation": validated} if name == "red" else {}
+        head.extend(features_of(onnx_bytes(), shades(name, n, size=SIZE)), [name] * n, **given)
     classes = {} if kind == "head" else {"classes": tuple(COLOURS)}
     onnx = onnx_bytes(None if kind == "head" else 3)
     files = variant_files(onnx=onnx, head=head, **classes)
