@@ -189,6 +189,8 @@ def told_of_forgotten(learn: Any, values: Sequence[float]) -> Sequence[float]:
         return values
     former = head.statistics.former_names  # of a class merged away, images are the other's
     gone = [name for name, n in head.n_images.items() if not n and name not in former]
+    if not gone:
+        return values
     warn_user(
         f"the loss is infinite: images are of classes that the learner has forgotten "
         f"({first_few(map(repr, gone))}), which it takes for impossible; leave them out of the "
