@@ -231,10 +231,12 @@ class LabelErrors(Shown):
         found = self.suspects
         right = len(found) - float(found["p_wrong"].sum())
         low, high = self.n_wrong_interval
+        said = f", of which about {right:.0f} are right, more if images show another class as well"
+        if round(right) == len(found):
+            said = ", and all of them may be right" if len(found) else ""
         return (
             f"about {self.n_wrong:.0f} of {len(self)} labels are wrong ({low:.0f} to {high:.0f}); "
-            f"{len(found)} are suspects, of which about {right:.0f} are right, more if images show "
-            f"another class as well{alone}"
+            f"{number_of(len(found), 'suspect')}{said}{alone}"
         )
 
     def __repr__(self) -> str:

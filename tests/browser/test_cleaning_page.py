@@ -16,7 +16,7 @@ def test_marks_downloaded_from_the_page_are_applied(new_context, seen, tmp_path)
     found = look_through(make_continual({"red": 3, "blue": 3}), data, progress=False)
     page = new_context().new_page()
     page.goto(found.save_html(tmp_path / "clean.html").as_uri())
-    assert "Probably wrong labels" in page.locator("h2").first.inner_text()
+    assert "Suspect labels" in page.locator("h2").first.inner_text()
     page.get_by_label("is bad").first.check()
     with page.expect_download() as download:
         page.get_by_text("Download corrections.csv").click()

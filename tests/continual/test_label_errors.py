@@ -1,5 +1,7 @@
 """Label errors: every image by the statistics of all others."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +68,15 @@ def test_the_number_of_wrong_labels_is_estimated(found):
     text = f"about {errors.n_wrong:.0f} of 1797 labels are wrong ({low:.0f} to {high:.0f}); "
     assert str(errors).startswith(text)
     assert str(errors).endswith("are right, more if images show another class as well")
+
+
+def test_where_no_suspect_is_expected_to_be_wrong_nothing_else_is_said(found):
+    errors = copy.copy(found[0])
+    errors.frame = errors.frame.assign(p_wrong=0.0)
+    n = len(errors.suspects)
+    assert str(errors).endswith(f"; {n} suspects, and all of them may be right")
+    errors.frame = errors.frame.assign(suspect=False)
+    assert str(errors).endswith("; 0 suspects")
 
 
 def test_the_false_discovery_rate_is_that_of_the_list(found):

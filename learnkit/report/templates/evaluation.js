@@ -37,7 +37,7 @@ const SETS = {
   errors: ["Mistakes", wrong], flagged: ["Flagged as unknown", i => !!I[i].u], missed: ["Strange images that went unnoticed", i => I[i].o && !I[i].u],
   escapes: ["Defects passed as good", i => !I[i].o && !good(actual(i)) && good(said(i)) && !I[i].u],
   rejects: ["Good parts rejected", i => !I[i].o && good(actual(i)) && (!good(said(i)) || !!I[i].u)],
-  suspects: ["Probably wrong labels", i => suspicion(i) > 0], learned: ["Images the model has learned", i => !!I[i].k],
+  suspects: ["Suspect labels", i => suspicion(i) > 0], learned: ["Images the model has learned", i => !!I[i].k],
   duplicates: ["Duplicates", i => group(i) >= 0], strange: ["Strange images", i => !!I[i].o]};
 const LABEL = {tp: ["there, found", true, true], fn: ["there, missed", true, false], fp: ["not there, said", false, true], tn: ["not there, not said", false, false]};
 
