@@ -114,7 +114,7 @@ def _separation(known: np.ndarray, unknown: np.ndarray) -> str:
     if not len(known) or not len(unknown):
         return "Out-of-distribution scores"
     found = evaluate_ood(known, unknown)
-    return f"AUROC {found.auroc:.3f}, {found.fpr_at_95_tpr:.1%} false alarms at 95 % found"
+    return f"AUROC {found.auroc:.3f}, {100 * found.fpr_at_95_tpr:.1f} % false alarms at 95 % found"
 
 
 def _edges(known: np.ndarray, unknown: np.ndarray, cut: float) -> np.ndarray:

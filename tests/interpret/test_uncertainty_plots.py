@@ -31,7 +31,7 @@ def test_the_legend_gives_the_realised_rates_and_the_wanted_one():
 
 def test_the_title_says_how_well_the_scores_tell_both_kinds_apart():
     title = plot_ood([1.0, 2.0, 3.0, 4.0], 3.5, [3.5, 9.0]).get_title()
-    assert title == "AUROC 0.875, 25.0% false alarms at 95 % found"
+    assert title == "AUROC 0.875, 25.0 % false alarms at 95 % found"
     assert plot_ood([1.0, 2.0], 3.5).get_title() == "Out-of-distribution scores"
 
 
