@@ -312,9 +312,13 @@ class Evaluation(Shown):
         return "\n\n".join([" ".join(self.verdict), *tables, *self.notes])
 
     def with_intervals(self) -> list[tuple[str, float, str]]:
-        """(measure, value, its interval as a text, "" where it has none) of the summary."""
+        """(measure, value, its interval as a text, "" where it has none) of the summary.
+
+        Without the bounds of the accuracy, which its interval tells.
+        """
         bounds = {name: interval_text(*pair) for name, *pair in self.intervals.itertuples()}
-        return [(name, value, bounds.get(name, "")) for name, value in self.summary.items()]
+        told = self.summary.drop(["accuracy_low", "accuracy_high"], errors="ignore")
+        return [(name, value, bounds.get(name, "")) for name, value in told.items()]
 
     def per_class_shown(self) -> pd.DataFrame:
         """`per_class` for reading, an interval behind each of precision, recall and F1."""
