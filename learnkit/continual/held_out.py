@@ -43,7 +43,7 @@ class HeldOut:
     `logits (R,P)` before the temperature, `labels (R,)` places of their classes, `weights (R,)`
     summing to 1, and the parts of an OOD score (R,): `mahalanobis` and `relative` distances, and
     `knn`, the distance to the nearest remembered feature, infinite where no other is remembered.
-    `shift (R,)` is added to all logits where they are not compared.
+    `shift (R,)` is added to all logits of a row for its energy.
     The first `n_fresh` are validation images. `source` is "validation", "leave-one-out", the two
     joined by "and", or "parametric".
     """

@@ -45,8 +45,7 @@ class LeaveOneOut:
     summing to 1, each class weighing as much as the prior says. `rows (M,)` says which row of
     `memory` each is; from `n_single` on, a row plays a class of one image, known by its partner
     `memory.partners` alone. `mahalanobis (M,)` and `relative (M,)` are held-out scores of the
-    geometry. `shift (M,)` is what is added to all logits where they are not compared, see
-    `LooScores`.
+    geometry. `shift (M,)` is added to all logits of a row for its energy, see `LooScores`.
     """
 
     logits: Tensor

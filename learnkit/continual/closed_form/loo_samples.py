@@ -291,8 +291,8 @@ class LooScores(NamedTuple):
     """Scores by the discriminant of samples it has not seen.
 
     `logits (R,P)` without the prior and before the temperature; the Mahalanobis scores
-    `mahalanobis (R,)` and `relative (R,)`. `shift (R,)` is what the center, as it moves, adds to
-    all logits, and which is not in them.
+    `mahalanobis (R,)` and `relative (R,)`. The logits are counted from the center as it is;
+    `shift (R,)`, added to all of a row, counts them from where it moves, which energy needs.
     """
 
     logits: Tensor
@@ -318,8 +318,8 @@ def score_left_out(samples: LooSamples, geometry: Geometry, debias: float) -> Lo
         left_out = samples.left_out(geometry, block)
         counts = left_out.counts
         debts = noise.debts(left_out.lengths, counts, debias)
-        # The center has the noise of the means of few images already, and would have it twice:
-        # counted from it, logits of these, which are made less, then lose to all others.
+        # The center has the noise of the means of few images already; moved, it would have it
+        # twice, and logits of these classes, whose factors are less, would lose to all others.
         center = left_out.held if is_held else left_out.background
         evidence = center[:, None] - left_out.distances + debts
         # held as well, but for rows that play a class of one image: of classes of as many images
