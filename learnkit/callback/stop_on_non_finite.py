@@ -15,7 +15,14 @@ from fastcore.basics import listify
 from torch import nn
 
 from learnkit.callback.base import TrainingCallback, current_lr
-from learnkit.errors import DataError, LearnkitError, NonFiniteLossError, first_few, warn_user
+from learnkit.errors import (
+    DataError,
+    LearnkitError,
+    NonFiniteLossError,
+    first_few,
+    number_of,
+    warn_user,
+)
 from learnkit.storage.formats import first_non_finite
 
 _SHOWN = 5
@@ -217,12 +224,23 @@ def _remedy(broken: list[int]) -> str:
     return "train with a lower learning rate (a tenth of it, or what `lr_find` suggests)"
 
 
-def no_batches(dl: Any) -> str:
-    """What to say of a training loader without batches."""
+def check_has_batches(dl: Any) -> None:
+    """Raise DataError where a training loader has none."""
+    if len(dl) == 0:
+        raise DataError(no_batches(dl))
+
+
+def no_batches(dl: Any, name: str = "training loader") -> str:
+    """What to say of a loader without batches."""
     n, bs = getattr(dl, "n", None), getattr(dl, "bs", None)
+    if not n:
+        return (
+            f"the {name} has no images; give some as learn.dls = dataset.dataloaders(...), or "
+            "where the learner is made"
+        )
     return (
-        f"the training loader has 0 batches: {n} images, batch size {bs}, and the last, incomplete "
-        f"batch is dropped; use a batch size of at most {n}, or drop_last=False"
+        f"the {name} has 0 batches: {number_of(n, 'image')}, batch size {bs}, and the last, "
+        f"incomplete batch is dropped; use a batch size of at most {n}, or drop_last=False"
     )
 
 

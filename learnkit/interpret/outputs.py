@@ -29,7 +29,7 @@ from learnkit.interpret.learner_state import (
 )
 from learnkit.interpret.losses import activation_of, item_losses, loss_threshold
 from learnkit.interpret.normalization import renormalization
-from learnkit.interpret.source import Source, detached, split_batch
+from learnkit.interpret.source import Source, detached, no_samples, split_batch
 from learnkit.models.eval_mode import evaluating, randomness_kept
 from learnkit.report.progress import watched
 
@@ -236,7 +236,7 @@ def collect_from(
             rows.append(row)
             n_seen += len(row["logits"])
     if not rows:
-        raise InterpretationError("There are no samples in the loader; nothing can be interpreted")
+        raise InterpretationError(no_samples(learn))
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     return _assembled(learn, source, joined)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from learnkit.data.labelled_images import dataset_of, is_dataset, labelled_dataset
-from learnkit.errors import InterpretationError
+from learnkit.errors import InterpretationError, number_of
 from learnkit.interpret.learner_state import class_names, class_numbers, names_of
 from learnkit.models.eval_mode import randomness_kept
 
@@ -81,12 +81,8 @@ class Source:
             _check_loader(dl)
             return cls(dl)
         loaders = learn.dls.loaders
-        if not -len(loaders) <= ds_idx < len(loaders):
-            raise InterpretationError(
-                f"`ds_idx` is {ds_idx}; the learner has {len(loaders)} loaders: 0 is train, 1 valid"
-            )
         alike = len(loaders) > 1 and _is_fastai(loaders[1])
-        return cls(loaders[ds_idx], template=loaders[1] if alike else None)
+        return cls(numbered_loader(learn, ds_idx), template=loaders[1] if alike else None)
 
     def batches(self) -> Any:
         """All samples as a loader of batches, in the order of `items`."""
@@ -128,6 +124,26 @@ class Source:
             return self.template.new(dataset=view, **options)
         options = {"num_workers": self.dl.num_workers, "collate_fn": self.dl.collate_fn} | options
         return torch.utils.data.DataLoader(view, self.dl.batch_size, **options)
+
+
+def numbered_loader(learn: Any, ds_idx: int) -> Any:
+    """The learner's loader of this number; InterpretationError if it has none."""
+    loaders = learn.dls.loaders
+    if not -len(loaders) <= ds_idx < len(loaders):
+        raise InterpretationError(
+            f"`ds_idx` is {ds_idx}; the learner has {number_of(len(loaders), 'loader')}: 0 is "
+            "train, 1 valid"
+        )
+    return loaders[ds_idx]
+
+
+def no_samples(learn: Any) -> str:
+    """What to say of a loader without samples: where there are some."""
+    train = getattr(learn.dls, "train", ())
+    known = (
+        ", or ds_idx=0 for the training images" if getattr(train, "n", None) or len(train) else ""
+    )
+    return f"There are no samples in the loader; give another one as `dl`{known}"
 
 
 def loader_number(ds_type: Any) -> int:

@@ -21,8 +21,8 @@ from learnkit.callback.class_weights import weighted_loss
 from learnkit.callback.history import TrainingHistory
 from learnkit.callback.stop_on_non_finite import (
     StopOnNonFinite,
+    check_has_batches,
     explained_monitors,
-    no_batches,
 )
 from learnkit.callback.training_precision import (
     TrainingPrecision,
@@ -75,8 +75,8 @@ from learnkit.learner.saving import (
 )
 from learnkit.learner.trained_head import check_trainable, train_batch, training
 from learnkit.learner.validation import (
-    check_not_empty,
     comparable_loss,
+    loader_of,
     loss_of_outputs,
     metrics_of_loss,
     network_batch,
@@ -85,6 +85,7 @@ from learnkit.learner.validation import (
     show_results,
     suggestions_of,
     told_of_forgotten,
+    whole_loader,
 )
 from learnkit.report.document import Document, Paragraph, Span, pairs
 from learnkit.report.notebook import Shown
@@ -302,8 +303,7 @@ class ImageLearner(Learner, Shown):
                 loss diverged before anything could be suggested.
         """
         check_trainable(self)
-        if len(self.dls.train) == 0:
-            raise DataError(no_batches(self.dls.train))
+        check_has_batches(self.dls.train)
         # the third behind `num_it`, after stop_div and show_plot
         suggests = kwargs.get("suggest_funcs", args[2] if len(args) > 2 else True) is not None
         # fastai leaves the first tenth of the losses out, and the last 5
@@ -312,6 +312,15 @@ class ImageLearner(Learner, Shown):
             raise DataError(f"`start_lr` is {start_lr!r}; give a rate above 0, such as 1e-7")
         with explained_divergence(self, num_it):
             return super().lr_find(start_lr, end_lr, num_it, *args, **kwargs)
+
+    def summary(self) -> str:
+        """The network layer by layer for one batch of the training images, as in fastai.
+
+        Raises:
+            DataError: The training loader has no batches.
+        """
+        check_has_batches(self.dls.train)
+        return super().summary()
 
     def save(self, file: Any, **kwargs: Any) -> Path:
         """The file written: weights, optimizer state, and in the continual state what was learned.
@@ -343,8 +352,9 @@ class ImageLearner(Learner, Shown):
         accuracy is that of `evaluate`. In the continual state the loss is cross-entropy.
 
         Raises:
-            InterpretationError: Samples have labels the learner does not know.
+            InterpretationError: There are no samples, or labels the learner does not know.
         """
+        dl = loader_of(self, dl, ds_idx)
         with loss_of_outputs(self):
             return told_of_forgotten(self, super().validate(ds_idx, dl, cbs))
 
@@ -355,10 +365,9 @@ class ImageLearner(Learner, Shown):
         continual state places in `learn.continual.classes`, else in `learn.dls.vocab`.
 
         Raises:
-            InterpretationError: Samples have labels the learner does not know.
+            InterpretationError: There are no samples, or labels the learner does not know.
         """
-        if dl is None and not hasattr(self.dls[ds_idx], "new"):  # one of torch's
-            dl = self.dls[ds_idx]
+        dl = whole_loader(self, dl, ds_idx)
         with loss_of_outputs(self):
             return super().get_preds(ds_idx, dl, **kwargs)
 
@@ -390,9 +399,7 @@ class ImageLearner(Learner, Shown):
             InterpretationError: There are no samples, or labels the learner does not know.
         """
         # not left to fastai, whose `tta` misspells `shuffle`
-        dl = self.dls[ds_idx].new(shuffle=False, drop_last=False) if dl is None else dl
-        check_not_empty(dl)
-        dl = augmented_loader(self, dl, item_tfms, batch_tfms)
+        dl = augmented_loader(self, whole_loader(self, dl, ds_idx), item_tfms, batch_tfms)
         with no_training_events(self):
             return super().tta(dl=dl, n=n, beta=beta, use_max=use_max)
 
@@ -404,8 +411,7 @@ class ImageLearner(Learner, Shown):
         Raises:
             InterpretationError: Samples have labels the learner does not know, or there are none.
         """
-        dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
-        check_not_empty(dl)
+        dl = loader_of(self, dl, ds_idx, shuffle=shuffle, drop_last=False)
         show_results(self, dl, max_n=max_n, **kwargs)
 
     @property

@@ -27,6 +27,7 @@ from fastcore.foundation import L
 from torch import Tensor, from_numpy
 
 from learnkit.callback.base import TrainingCallback
+from learnkit.callback.stop_on_non_finite import no_batches
 from learnkit.continual.classifier import continual_head
 from learnkit.data.preprocess import Preprocessing
 from learnkit.errors import ExportError, InterpretationError, LearnkitError, first_few, warn_user
@@ -38,7 +39,7 @@ from learnkit.interpret.learner_state import class_names, detector_of, renumberi
 from learnkit.interpret.losses import loss_threshold
 from learnkit.interpret.normalization import renormalization
 from learnkit.interpret.outputs import collect_outputs
-from learnkit.interpret.source import file_of_item
+from learnkit.interpret.source import file_of_item, no_samples, numbered_loader
 from learnkit.learner.dataloaders import is_multi_label
 from learnkit.learner.export import predictor_of
 from learnkit.learner.features import loader_over, read_by_loader
@@ -199,13 +200,26 @@ def told_of_forgotten(learn: Any, values: Sequence[float]) -> Sequence[float]:
     return values
 
 
-def check_not_empty(dl: Any) -> None:
-    """Raise InterpretationError where a loader has no samples."""
+def loader_of(learn: Any, dl: Any, ds_idx: int, **changes: Any) -> Any:
+    """The loader `dl`, else that of the learner by number, with `changes` where it can have some.
+
+    Raises:
+        InterpretationError: There is none of this number, or it gives no batch.
+    """
+    if dl is None:
+        dl = numbered_loader(learn, ds_idx)
+        dl = dl.new(**changes) if changes and hasattr(dl, "new") else dl
     if hasattr(dl, "__len__") and not len(dl):
-        raise InterpretationError(
-            "There are no samples in the loader; give another one as `dl`, or ds_idx=0 for the "
-            "training images"
-        )
+        dropped = getattr(dl, "n", None)
+        raise InterpretationError(no_batches(dl, "loader") if dropped else no_samples(learn))
+    return dl
+
+
+def whole_loader(learn: Any, dl: Any, ds_idx: int) -> Any:
+    """The loader of `loader_of` with all its samples: one for training may drop some."""
+    whole = {"shuffle": False, "drop_last": False}
+    dl = dl.new(**whole) if getattr(dl, "drop_last", False) and hasattr(dl, "new") else dl
+    return loader_of(learn, dl, ds_idx, **whole)
 
 
 @contextmanager

@@ -380,12 +380,28 @@ class TestVerbs:
         with pytest.warns(UserWarning, match="no validation images"):
             dls = data.train.dataloaders(size=32, bs=6)
         learn = make(dls, path=tmp_path)
-        for verb in (learn.tta, learn.show_results, learn.evaluate, learn.interpret):
-            with learn.no_bar(), pytest.raises(InterpretationError, match="There are no samples"):
+        said = "There are no samples in the loader; .* or ds_idx=0 for the training images"
+        passes = (learn.validate, learn.get_preds, learn.tta, learn.show_results)
+        for verb in (*passes, learn.evaluate, learn.interpret):
+            with learn.no_bar(), pytest.raises(InterpretationError, match=said):
                 verb()
+            with learn.no_bar(), pytest.raises(InterpretationError, match="`ds_idx` is 2"):
+                (learn.outputs if verb == learn.evaluate else verb)(ds_idx=2)
             plt.close("all")
         with learn.no_bar():
             assert len(learn.tta(0, batch_tfms=Flip())[0]) == len(data.train)
+            assert len(learn.validate(0)) == 1 + len(learn.metrics)
+            assert "Total params" in learn.summary()
+
+    def test_fewer_training_images_than_a_batch_are_predicted_all_the_same(self, data):
+        learn = make(data.dataloaders(size=32, bs=6))
+        learn.dls.train.bs, learn.dls.train.drop_last = 64, True
+        with learn.no_bar():
+            for one in ({"ds_idx": 0}, {"dl": learn.dls.train}):
+                assert len(learn.get_preds(**one)[0]) == 18
+                assert len(learn.tta(batch_tfms=Flip(), **one)[0]) == 18
+            with pytest.raises(InterpretationError, match="the loader has 0 batches: 18 images"):
+                learn.validate(0)
 
     def test_history_and_its_plot(self, quiet):
         assert {"train_loss", "valid_loss", "accuracy"} <= set(quiet.history.columns)
@@ -559,10 +575,10 @@ class TestFailures:
         with pytest.raises(DataError, match="labels of `dls` are numbers or points, not classes"):
             make(loaders, y_range=(0, 2), n_out=1)
 
-    def test_lr_find_of_no_batches_says_what_fit_says(self, data):
+    def test_lr_find_and_summary_of_no_batches_say_what_fit_says(self, data):
         learn = make(data.dataloaders(size=32, bs=6))
         learn.dls.train.bs, learn.dls.train.drop_last = 64, True
-        for call in (learn.lr_find, partial(learn.fit, 1)):
+        for call in (learn.lr_find, partial(learn.fit, 1), learn.summary):
             with learn.no_bar(), pytest.raises(DataError, match="loader has 0 batches: 18 images"):
                 call()
 

@@ -69,8 +69,11 @@ def test_before_the_first_images_every_question_is_answered_by_a_sentence(learn)
     assert learn.continual.classes == ()
     with pytest.raises(ContinualPredictionError, match=NONE):
         learn.predict(shades("ok", 1)[0])
-    with pytest.raises(InterpretationError, match="no samples in the loader"):
-        learn.evaluate()
+    for verb in (learn.evaluate, learn.validate, learn.get_preds):
+        with pytest.raises(InterpretationError, match=r"no samples in the loader; .* as `dl`$"):
+            verb()
+    with pytest.raises(DataError, match=r"the training loader has no images; .*dataloaders\("):
+        learn.summary()
     with pytest.raises(ContinualPredictionError, match=NONE):
         learn.predictor().optimize(backend="torch", progress=False)
 
