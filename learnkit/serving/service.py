@@ -81,6 +81,7 @@ class Service:
 
     Attributes:
         is_alone: no other process serves at the same address.
+        is_labelled: people teach the model on a page of this server, /label.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Service:
         self.has_saved = self._is_reloading = False
         self.n_answers = self.n_predicted = 0
         self._metrics = Metrics(self._gauges)
-        self.is_alone = True
+        self.is_alone, self.is_labelled = True, False
         self._drift_file, self.unknown = drift_file, unknown
         self._watch()
 
@@ -245,6 +246,8 @@ class Service:
 
         The former one answers until the new one is ready, and goes on if that cannot be opened.
         """
+        if self.is_labelled:
+            raise Refusal(403, "this server takes in by itself what others save of its model")
         if self._token is None:
             raise Refusal(403, "this server reloads for nobody; start it with --token-file")
         check_bearer(request.headers.get("authorization"), self._token)
@@ -377,10 +380,15 @@ class Service:
             }
         facts |= {
             "predicting": "takes a token" if self._predict_token else "is open to all",
-            "teaching": "takes a token" if can_extend else "is not possible",
+            "teaching": self._teaching(can_extend),
         }
         takes = self._predict_token is not None
         return front_page(facts, address=address, takes_token=takes, learns=can_extend)
+
+    def _teaching(self, can_extend: bool) -> Any:
+        if self.is_labelled:
+            return "on the page ", Span("label", "link"), ", for who has its link"
+        return "takes a token" if can_extend else "is not possible"
 
     def is_client(self, headers: Mapping[str, str]) -> bool:
         """Whether who sends these headers may predict: everybody, where that takes no token."""
@@ -395,6 +403,8 @@ class Service:
             check_bearer(None, str(self._predict_token))
 
     def _check_teacher(self, headers: Mapping[str, str]) -> None:
+        if self.is_labelled:
+            raise Refusal(403, "this server is taught on its page /label alone")
         if not self._allow_extend or self._token is None:
             raise Refusal(
                 403, "this server does not learn; start it with --allow-extend and a token"

@@ -57,6 +57,7 @@ def mount_labelling(app: FastAPI, workplace: Workplace, access: Access) -> None:
     """Let an application serve the labelling page, and open the workplace when it starts."""
     app.state.labelling = Labelling(workplace, access)
     workplace.served = app.state.service.served
+    app.state.service.is_labelled = True
     within = app.router.lifespan_context
 
     @asynccontextmanager

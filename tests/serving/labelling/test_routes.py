@@ -73,6 +73,17 @@ def test_a_worker_is_asked_answers_and_takes_back(client):
     assert asked["images"][0]["id"] == first["id"]
 
 
+def test_the_front_page_leads_to_where_the_model_is_taught(shared):
+    page = shared.get("/").text
+    assert 'on the page <a href="./label">label</a>, for who has its link' in page
+    assert "is not possible" not in page
+    assert shared.get("/label").status_code == 200
+    said = {"extend": "taught on its page /label", "undo": "/label", "reload": "takes in by itself"}
+    for path, sentence in said.items():  # options of `learnkit serve` do not mend these
+        refused = shared.post(f"/{path}")
+        assert (refused.status_code, sentence in refused.json()["error"]) == (403, True)
+
+
 def test_what_a_page_holds_is_judged_anew_and_not_sent_again(client):
     ids = [one["id"] for one in client.get("/label/queue?n=2&tab=a").json()["images"]]
     again = client.get(f"/label/queue?n=2&tab=a&have={','.join(ids)}").json()
