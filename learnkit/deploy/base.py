@@ -448,7 +448,8 @@ class BasePredictor(Shown):
 
         Where the model detects images out of distribution, the summary holds `false_alarm_rate`,
         the share of `dataset` flagged as unknown. Its notes say how many of the images the model is
-        known to have learned, by features of the same `bs` and backend.
+        known to have learned, by features of the same `bs` and backend, and where many are near
+        copies of each other.
 
         Args:
             dataset: labelled images: an ImageDataset, a folder with a folder per class, a table

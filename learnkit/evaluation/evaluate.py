@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learnkit.errors import EvaluationError
+from learnkit.errors import EvaluationError, number_of
 from learnkit.evaluation.comparison import Comparison
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.inputs import (
@@ -63,6 +63,9 @@ from learnkit.report.notebook import Shown
 if TYPE_CHECKING:
     import pandas as pd
 
+# Share of near copies from which on they are no chance: healthy images that are all alike, parts of
+# circuit boards, come to a tenth, and in one of 300 small sets to a quarter.
+_MANY_COPIES = 0.25
 _RESAMPLED = frozenset({"log_loss", "brier_score", "ece"})
 
 
@@ -145,13 +148,15 @@ class Evaluation(Shown):
     def intervals(self) -> pd.DataFrame:
         """Bounds of 95 % confidence, columns low and high, of every measure.
 
-        Shares of samples have Wilson's, means over classes `mean_intervals`, and `auroc` its own.
+        Shares of samples have Wilson's, that of `accuracy` of as many samples as `with_copies`
+        counts; means over classes have those of `mean_intervals`, and `auroc` its own.
         `log_loss`, `brier_score`, `ece` and `fpr_at_95_tpr` are bootstrapped: 1,000 resamples
         within each class, by a fixed seed.
         """
         import pandas as pd
 
         n, found = int(self.all_measures["n"]), dict(self.bounds)
+        found["accuracy"] = tuple(self.all_measures[["accuracy_low", "accuracy_high"]])
         if self.values is not None and not _RESAMPLED.isdisjoint(self.summary.index):
             found |= self.values.intervals()
         found |= mean_intervals(self._matrix)
@@ -247,6 +252,33 @@ class Evaluation(Shown):
         found = pd.concat([kept, pd.Series(values, dtype=float)])
         # `concat` drops a name that not all parts have
         return replace(self, all_measures=found.rename(self.all_measures.name))
+
+    def with_copies(self, groups: np.ndarray | None) -> Evaluation:
+        """This evaluation, the interval of its accuracy counting near copies as about one sample.
+
+        A note says so. Where few samples are near copies, nothing changes.
+
+        Args:
+            groups: numbers of the groups of near copies, int (N,); None if nobody knows them.
+        """
+        n = 0 if groups is None else len(groups)
+        sizes = np.bincount(groups) if n else np.zeros(0, int)
+        n_copies = n - np.count_nonzero(sizes)
+        if n_copies <= _MANY_COPIES * n:
+            return self
+        # Kish, "Survey sampling", 1965: the effective number at a correlation of 1 within groups
+        counted = n**2 / float(np.square(sizes).sum())
+        low, high = wilson_interval(self.all_measures["accuracy"] * counted, counted)
+        note = (
+            f"{n_copies} of {n} images are near copies of others of them (bursts, augmented files, "
+            "files saved again) and tell hardly more than these: the interval of the accuracy "
+            f"counts {number_of(round(counted), 'image')}; all other intervals count every one, "
+            f"and are up to {math.sqrt(n / counted):.1f} times too narrow; evaluate one image of "
+            "each burst"
+        )
+        measures = self.all_measures.copy()
+        measures[["accuracy_low", "accuracy_high"]] = low, high
+        return replace(self, all_measures=measures, notes=(*self.notes, note))
 
     def compare(self, other: Evaluation) -> Comparison:
         """How `other` differs from this one on the same samples: McNemar's test.

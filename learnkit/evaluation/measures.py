@@ -100,7 +100,7 @@ def accuracy(confusion: np.ndarray) -> float:
 Z95 = 1.959964  # of the normal distribution, for 95 % confidence
 
 
-def wilson_interval(n_right: int, n: int, *, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(n_right: float, n: float, *, z: float = Z95) -> tuple[float, float]:
     """Bounds in 0..1 that hold the true share with 95 % confidence, given `n_right` of `n`.
 
     >>> wilson_interval(10, 10)

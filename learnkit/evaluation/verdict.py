@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from learnkit.evaluation.measures import wilson_interval
@@ -81,7 +82,8 @@ def verdict_sentences(
     if not n:
         return ("No images, nothing to judge.",)
     right = "images with all labels right" if multi_label else "images right"
-    said = [f"{_counted(round(summary['accuracy'] * n), n, right)}."]
+    bounds = summary[["accuracy_low", "accuracy_high"]]
+    said = [f"{_counted(round(summary['accuracy'] * n), n, right, bounds)}."]
     if multi_label:
         said += [f"{_percent(summary['label_accuracy'])} of the single labels right."]
         said += _worst_label(per_class, confusion)
@@ -175,9 +177,9 @@ def _unknown(summary: pd.Series, n: int, n_ood: int, promised: float | None) -> 
     return [*said, f"{k} of {n} known images called unknown ({_percent(rate)}{promise}){more}."]
 
 
-def _counted(k: int, n: int, what: str) -> str:
-    """`k` of `n`, as a share with its interval."""
-    low, high = interval_ends(*wilson_interval(k, n), percent=True)
+def _counted(k: int, n: int, what: str, bounds: Iterable[float] | None = None) -> str:
+    """`k` of `n`, as a share with its interval: `bounds`, or Wilson's."""
+    low, high = interval_ends(*(wilson_interval(k, n) if bounds is None else bounds), percent=True)
     interval = f"95 % interval {low.removesuffix(' %')} to {high}"
     return f"{k} of {n} {what} ({_percent(k / n)}, {interval})"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit._version import versions
+from learnkit.continual.closed_form.near_copies import copy_groups
 from learnkit.continual.fingerprints import Learned
 from learnkit.data.labelled_images import image_paths, labelled_dataset
 from learnkit.data.read_images import chunks, image_name, load_ahead, unreadable_images
@@ -78,7 +79,7 @@ def evaluate_predictor(
     recognizing = predictor if about is None else _Recognizing(predictor, about)
     results, read = _results(recognizing, dataset.paths, failures, **run)
     labels = [predictor.classes[i] for i in targets[read]] if about is not None else []
-    found, known_ones, notes = _recognized(about, results, labels)
+    found, known_ones, notes, groups = _recognized(about, results, labels)
     evaluation = evaluate(
         _probs(found, len(predictor.classes)),
         targets[read],
@@ -90,11 +91,12 @@ def evaluate_predictor(
         good=good,
     )
     evaluation, strange, sources = replace(evaluation, notes=notes, asked=asked), [], []
+    evaluation = evaluation.with_copies(groups)
     if (scoring := knowledge_of(predictor.record)[0]) is not None:
         results, read_strange = _results(recognizing, unknown, failures, **run)
-        strange, known, _ = _recognized(about, results)
+        strange, known, *_ = _recognized(about, results)
         sources = [unknown[place] for place in read_strange]
-        evaluation = replace(evaluation, notes=(*notes, *ood_notes(known)))
+        evaluation = replace(evaluation, notes=(*evaluation.notes, *ood_notes(known)))
         promised = scoring.threshold.false_alarm_rate
         scores = [[one.ood_score for one in side] for side in (found, strange)]
         limit = next((one.ood_threshold for one in [*found, *strange]), None)
@@ -259,18 +261,19 @@ def facts_of(predictor: Any) -> dict[str, str]:
 
 def _recognized(
     about: Learned | None, results: Sequence[Any], labels: Sequence[str] | None = None
-) -> tuple[list[Prediction], Any, tuple[str, ...]]:
-    """(predictions, which images the model has learned, notes on these).
+) -> tuple[list[Prediction], Any, tuple[str, ...], Any]:
+    """(predictions, which images the model has learned, notes on these, groups of near copies).
 
     The notes also tell of images that decide its threshold and, of images with labels, of near
-    copies. None where nobody knows.
+    copies of learned ones; without labels there are no groups. None where nobody knows.
     """
     if about is None:
-        return list(map(raised, results)), None, ()
+        return list(map(raised, results)), None, (), None
     pairs = [one if isinstance(one, tuple) else (raised(one), None) for one in results]
     found, rows = [raised(result) for result, _ in pairs], [row for _, row in pairs]
     grid = np.stack(rows) if rows else about.remembered[:0]
-    return found, about.know(grid), about.notes(grid, labels)
+    groups = None if labels is None else copy_groups(grid, labels)
+    return found, about.know(grid), about.notes(grid, labels), groups
 
 
 def _results(

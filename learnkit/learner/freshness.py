@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.classifier import ContinualClassifier
+from learnkit.continual.closed_form.near_copies import copy_groups
 from learnkit.continual.fingerprints import Learned, Notes, learned_notes, near_copies_notes
 from learnkit.continual.validation_images import (
     note_on_copies,
@@ -43,6 +44,15 @@ def optimism(learn: Any, outputs: Outputs) -> tuple[np.ndarray | None, Notes]:
     grid = about.on_grid((features_of(learn, files) if features is None else features).numpy())
     learned |= about.know(grid)
     return learned, about.notes(grid, labels_of(learn, outputs), learned)
+
+
+def groups_of_copies(learn: Any, outputs: Outputs) -> np.ndarray | None:
+    """The group of near copies each image is of, int (N,); None where no features were kept."""
+    if outputs.features is None or outputs.require_targets().ndim > 1:
+        return None
+    by = detector_of(learn) or ContinualClassifier(outputs.features.shape[1])
+    grid = Learned.of(by.knowledge).on_grid(outputs.features.numpy())
+    return copy_groups(grid, labels_of(learn, outputs))
 
 
 def fresh_to_trained(learn: Any, outputs: Outputs, groups: list[Any] | None) -> Tensor:

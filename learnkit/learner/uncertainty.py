@@ -69,7 +69,13 @@ from learnkit.learner.features import (
     unreadable,
     unreadable_by_recipe,
 )
-from learnkit.learner.freshness import fresh_to_head, fresh_to_trained, labels_of, optimism
+from learnkit.learner.freshness import (
+    fresh_to_head,
+    fresh_to_trained,
+    groups_of_copies,
+    labels_of,
+    optimism,
+)
 from learnkit.learner.trained_head import divide_logits
 from learnkit.learner.training_data import (
     case_matters,
@@ -309,11 +315,12 @@ def _with_ood(
     """
     outputs = interp.outputs
     learned, notes = optimism(learn, outputs)
-    evaluation, images = replace(evaluation, notes=notes), _images_of(learn, interp, learned)
+    evaluation = replace(evaluation, notes=notes).with_copies(groups_of_copies(learn, outputs))
+    images = _images_of(learn, interp, learned)
     if ood is not None or outputs.ood_scores is not None:
         threshold = _required(learn).threshold
         sources, probs, unknown, known = _answers_to(learn, ood)
-        evaluation = replace(evaluation, notes=(*notes, *ood_notes(known)))
+        evaluation = replace(evaluation, notes=(*evaluation.notes, *ood_notes(known)))
         sides = outputs.ood_scores, unknown
         promised = threshold.false_alarm_rate
         evaluation = with_ood_scores(evaluation, *sides, threshold.value, outputs.targets, promised)

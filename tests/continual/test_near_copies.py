@@ -1,5 +1,6 @@
 """Near copies: bursts are found, left out as a whole, and weigh as one image."""
 
+import numpy as np
 import pytest
 import torch
 from continual_helpers import bursts, draw, gather, on_grid
@@ -11,6 +12,7 @@ from learnkit.continual.closed_form.linear import Basis
 from learnkit.continual.closed_form.loo_samples import memory_rows
 from learnkit.continual.closed_form.near_copies import (
     CopyRule,
+    copy_groups,
     fresh_rows,
     look_like_bursts,
     near_copy_groups,
@@ -29,6 +31,17 @@ def grid_of(features):
 def test_the_versions_of_a_photograph_make_a_group():
     features, _ = bursts({"a": 9}, versions=3)
     assert near_copy_groups(grid_of(features)) == (*range(9),) * 3
+
+
+def test_groups_of_images_are_those_of_their_class_however_many_these_are():
+    features, _ = bursts({"a": 120}, versions=5)
+    in_order = grid_of(features).reshape(5, 120, -1).transpose(0, 1).flatten(0, 1).numpy()
+    photograph = np.repeat(np.arange(120), 5)
+    groups = copy_groups(in_order, ["a"] * 600)  # more than are compared together
+    assert (groups == 5 * photograph).mean() > 0.99
+    split = copy_groups(in_order, ["ab"[i % 2] for i in range(600)])
+    assert split[:6].tolist() == [0, 1, 0, 1, 0, 5]
+    assert copy_groups(in_order[:0], []).tolist() == []
 
 
 def test_groups_are_the_clusters_of_single_linkage():

@@ -279,3 +279,61 @@ def test_intervals_are_shown_beside_the_measures():
     low, high = wilson_interval(3, 4)
     assert f"{low:.3f} - {high:.3f}" in shown
     assert "recall 95 %" in shown
+
+
+def drawn_answers(rng, n_photographs, n_versions, likeness, share):
+    """Right or not (N,): a version is answered as its photograph is, or by itself."""
+    photograph = rng.random((n_photographs, 1)) < share
+    own = rng.random((n_photographs, n_versions)) < share
+    return np.where(rng.random(own.shape) < likeness, photograph, own).ravel()
+
+
+def of_answers(right):
+    probs = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+    return evaluate(probs, np.zeros(len(right), int), ["a", "b"])
+
+
+@pytest.mark.parametrize("likeness", [0.8, 1.0])  # .6 and 1 of the correlation within a burst
+@pytest.mark.parametrize("share", [0.8, 0.9])
+def test_the_interval_of_the_accuracy_holds_where_images_come_in_bursts(likeness, share):
+    rng, groups = np.random.default_rng(1), np.repeat(np.arange(20), 10)
+    draws = [drawn_answers(rng, 20, 10, likeness, share).mean() for _ in range(400)]
+    one = of_answers(drawn_answers(rng, 20, 10, likeness, share))
+    covered = {"each": 0, "bursts": 0}
+    for accuracy in draws:
+        found = one.with_measures(accuracy=accuracy).with_copies(groups)
+        low, high = found.intervals.loc["accuracy"]
+        covered["bursts"] += low <= share <= high
+        low, high = wilson_interval(round(200 * accuracy), 200)
+        covered["each"] += low <= share <= high
+    assert covered["each"] < 0.7 * 400
+    assert covered["bursts"] > 0.91 * 400
+
+
+def test_near_copies_are_told_and_count_as_about_one_in_all_that_states_the_accuracy():
+    found = of_answers(np.repeat([True] * 9 + [False], 10)).with_copies(np.repeat(range(10), 10))
+    bounds = wilson_interval(9, 10)
+    assert tuple(found.summary[["accuracy_low", "accuracy_high"]]) == pytest.approx(bounds)
+    assert tuple(found.intervals.loc["accuracy"]) == pytest.approx(bounds)
+    assert "90 of 100 images right (90.0 %, 95 % interval 59.6 to 98.2 %)" in found.verdict[0]
+    assert found.notes == (
+        "90 of 100 images are near copies of others of them (bursts, augmented files, files saved "
+        "again) and tell hardly more than these: the interval of the accuracy counts 10 images; "
+        "all other intervals count every one, and are up to 3.2 times too narrow; evaluate one "
+        "image of each burst",
+    )
+    for text in (repr(found), found._repr_html_(), json.dumps(found.to_dict())):
+        assert "are up to 3.2 times too narrow" in text
+    # 3 bursts of 10 beside 70 single images: 10,000 / (3 * 100 + 70)
+    mixed = of_answers(np.ones(100, bool)).with_copies([*np.repeat([0, 1, 2], 10), *range(3, 73)])
+    assert mixed.intervals.loc["accuracy", "low"] == pytest.approx(
+        wilson_interval(27, 27)[0], abs=1e-3
+    )
+
+
+def test_a_few_near_copies_and_none_known_change_nothing():
+    found = of_answers(np.arange(100) % 7 > 0)
+    pairs = [*np.repeat(range(12), 2), *range(12, 88)]  # as parts of boards look alike
+    for groups in (None, np.arange(100), pairs):
+        assert found.with_copies(groups) is found
+    assert of_answers(np.zeros(0, bool)).with_copies(np.zeros(0, int)).notes == ()

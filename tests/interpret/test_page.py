@@ -31,7 +31,7 @@ from learnkit.interpret.page.evidence import heat_text
 from learnkit.interpret.page.images import EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.interpret.page.thumbs import data_url, picture_order
-from learnkit.report.document import value_text
+from learnkit.report.document import interval_ends, value_text
 from learnkit.report.matrix import dense_counts
 from learnkit.report.page import page_html
 
@@ -97,6 +97,15 @@ def test_numbers_are_those_of_the_evaluation():
     for name, value in evaluation.summary.items():
         assert data["measures"][name] == pytest.approx(value)
     assert data["data"]["n"] == 60 == dense_counts(data["confusion"]).sum()
+
+
+def test_the_accuracy_of_images_in_bursts_has_the_interval_of_the_evaluation():
+    evaluation, images = answers()
+    evaluation = evaluation.with_copies(np.arange(60) // 6)
+    low, high = interval_ends(*evaluation.intervals.loc["accuracy"], percent=True)
+    first, *others = [one["text"] for one in data_of(evaluation, images)["summary"]]
+    assert f"with 95 % confidence between {low} and {high})" in first
+    assert any(text.startswith("50 of 60 images are near copies of others") for text in others)
 
 
 def test_rows_of_images_add_up_to_the_confusion_matrix():

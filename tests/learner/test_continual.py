@@ -1087,6 +1087,11 @@ class TestTrainedHead:
         assert "decide threshold" in learn.evaluate(data=some("new")).notes[0]
         learn.clear_ood().init_continual(learned)
         assert learn.evaluate(data=some("copy", "new")).notes == notes[:1]
+        bursts = learn.evaluate(data=some("learned", "copy"))
+        assert bursts.notes[-1].startswith("24 of 48 images are near copies of others of them")
+        found = learn.predictor().evaluate(some("learned", "copy"), progress=False)
+        assert found.notes == bursts.notes
+        assert found.verdict[0] == bursts.verdict[0]
 
     def test_images_of_learned_groups_calibrate_nothing(self, tmp_path):
         for kind, seed in (("learned", 1), ("fresh", 2)):

@@ -180,6 +180,20 @@ def _beside(
         yield len(part), near_copy_groups(np.concatenate([part, learned]), rule)
 
 
+def copy_groups(grid: Array, labels: Sequence[str]) -> Array:
+    """Group of each image, int64 (N,), as `near_copy_groups` of those of each class.
+
+    Args:
+        grid: Features on the integer grid, int16 (N, D), as far as possible in order of the files.
+        labels: Class names.
+    """
+    groups = np.arange(len(grid))
+    for rows in rows_by_class(labels, range(len(grid))).values():
+        for part in np.array_split(rows, -(-len(rows) // _COMPARED)):
+            groups[part] = part[list(near_copy_groups(grid[part]))]
+    return groups
+
+
 def rows_by_class(labels: Sequence[str], rows: Iterable[int]) -> dict[str, list[int]]:
     """Some rows by their label."""
     found: dict[str, list[int]] = {}

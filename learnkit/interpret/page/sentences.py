@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def summary_sentences(
     n = images.n_known
     if not n:
         return [_say("No image could be judged.", warning=bool(images.unreadable))]
-    said = [_right(images, n)]
+    said = [_right(evaluation, images, n)]
     said += [] if inspection is None else _inspected(inspection, n)
     said += _worst(evaluation)
     said += _unknown(images, to_a_person=inspection is None)
@@ -59,22 +59,23 @@ def _percent(share: float) -> str:
     return f"{share * 100:.1f} %"
 
 
-def _likely(k: int, n: int) -> str:
-    """A share with its interval, in words.
+def _likely(k: int, n: int, bounds: Iterable[float] | None = None) -> str:
+    """A share with its interval, in words: `bounds`, or Wilson's.
 
     >>> _likely(231, 256)
     '90.2 %, with 95 % confidence between 85.9 % and 93.3 %'
     """
-    low, high = interval_ends(*wilson_interval(k, n), percent=True)
+    low, high = interval_ends(*(wilson_interval(k, n) if bounds is None else bounds), percent=True)
     return f"{_percent(k / n)}, with 95 % confidence between {low} and {high}"
 
 
-def _right(images: EvaluatedImages, n: int) -> Sentence:
+def _right(evaluation: Evaluation, images: EvaluatedImages, n: int) -> Sentence:
     k = int(images.right.sum())
+    likely = _likely(k, n, evaluation.all_measures[["accuracy_low", "accuracy_high"]])
     if k == n:
-        return _say(f"No mistakes among {number_of(n, 'image')} ({_likely(k, n)}).")
+        return _say(f"No mistakes among {number_of(n, 'image')} ({likely}).")
     what = "have exactly the right labels" if images.multi_label else "right"
-    return _say(f"{k} of {n} {what} ({_likely(k, n)}).", "set=errors")
+    return _say(f"{k} of {n} {what} ({likely}).", "set=errors")
 
 
 def _inspected(found: Inspection, n: int) -> list[Sentence]:
