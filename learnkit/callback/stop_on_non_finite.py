@@ -234,10 +234,7 @@ def no_batches(dl: Any, name: str = "training loader") -> str:
     """What to say of a loader without batches."""
     n, bs = getattr(dl, "n", None), getattr(dl, "bs", None)
     if not n:
-        return (
-            f"the {name} has no images; give some as learn.dls = dataset.dataloaders(...), or "
-            "where the learner is made"
-        )
+        return f"the {name} has no images; set others as `learn.dls`, or make a learner with some"
     return (
         f"the {name} has 0 batches: {number_of(n, 'image')}, batch size {bs}, and the last, "
         f"incomplete batch is dropped; use a batch size of at most {n}, or drop_last=False"

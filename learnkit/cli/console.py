@@ -152,7 +152,7 @@ class Report:
     def some(self, texts: Sequence[str], most: int) -> None:
         """Write the first texts, a line each, and how many more there are."""
         for text in texts[:most]:
-            self.say(text)
+            self.say(text + remedy(text))
         if len(texts) > most:
             self.say(f"and {len(texts) - most} more")
 

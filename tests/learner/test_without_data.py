@@ -72,7 +72,7 @@ def test_before_the_first_images_every_question_is_answered_by_a_sentence(learn)
     for verb in (learn.evaluate, learn.validate, learn.get_preds):
         with pytest.raises(InterpretationError, match=r"no samples in the loader; .* as `dl`$"):
             verb()
-    with pytest.raises(DataError, match=r"the training loader has no images; .*dataloaders\("):
+    with pytest.raises(DataError, match=r"the training loader has no images; .*`learn\.dls`"):
         learn.summary()
     with pytest.raises(ContinualPredictionError, match=NONE):
         learn.predictor().optimize(backend="torch", progress=False)
