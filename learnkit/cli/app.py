@@ -157,6 +157,14 @@ class _Command(TyperCommand):
             formatter.write_dl = functools.partial(formatter.write_dl, col_max=8)
         super().format_help(ctx, formatter)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments; of one that is missing it is said what it is."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:  # without a message, where it is missing
+            error.message = error.message or getattr(error.param, "help", None) or ""
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         """Run it, with remedies that are options of its own."""
         names = (name for one in self.params for name in (*one.opts, *one.secondary_opts))

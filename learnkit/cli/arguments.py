@@ -18,6 +18,9 @@ FolderArgument = Annotated[
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder of an exported model, or hf-hub:OWNER/NAME.")
 ]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder of the changed model; MODEL itself if left out.")
+]
 PathsArgument = Annotated[
     list[Path], typer.Argument(metavar="PATHS", help="Image files, and folders of them.")
 ]

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from learnkit.cli.arguments import FolderArgument, GroupOption, ModelArgument
+from learnkit.cli.arguments import FolderArgument, GroupOption, ModelArgument, OutOption
 from learnkit.cli.console import Report
 from learnkit.errors import UsageError, number_of, warned_after
 
 if TYPE_CHECKING:
     from learnkit.continual.change_report import ChangeReport
     from learnkit.deploy.predictor import Predictor
-
-OutOption = Annotated[
-    Path | None, typer.Option(help="Folder of the changed model; MODEL itself if left out.")
-]
 
 
 @warned_after

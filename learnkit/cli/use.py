@@ -24,11 +24,13 @@ from learnkit.cli.arguments import (
     GroupOption,
     Interrupted,
     ModelArgument,
+    OutOption,
     PathsArgument,
     RateOption,
     ThresholdOption,
 )
 from learnkit.cli.console import FittedTable, Report, fail
+from learnkit.cli.remedies import remedy
 from learnkit.errors import (
     PredictionError,
     UnreadableImagesError,
@@ -53,7 +55,7 @@ _TABLES = (".csv", ".jsonl", ".parquet")
 def extend(
     model: ModelArgument,
     folder: FolderArgument,
-    out: Annotated[Path, typer.Option(help="Folder of the extended model; may be MODEL itself.")],
+    out: OutOption = None,
     false_alarm_rate: RateOption = None,
     ood_threshold: ThresholdOption = None,
     reuse_names: Annotated[
@@ -71,7 +73,8 @@ def extend(
     No training and no old images: seconds. Of a FOLDER split into train/ and valid/ the training
     images are learned, and the validation images decide when an image counts as unknown. An image
     counts once, however often it comes. With --group 'part[0-9]+' threshold and confidence rest on
-    all images of a part left out together. The model must be in the continual state.
+    all images of a part left out together. The model must be in the continual state. `learnkit
+    undo MODEL` takes it back.
     """
     from learnkit.continual.classifier import check_continual
     from learnkit.data.dataset import ImageDataset
@@ -79,7 +82,7 @@ def extend(
     from learnkit.storage.write_folder import check_target
 
     _check_flagging(false_alarm_rate, ood_threshold)
-    report = Report()
+    out, report = model if out is None else out, Report()
     check_target(out)
     predictor = load_learner(model)
     told = check_continual(predictor.continual).settings.case_sensitive
@@ -223,7 +226,8 @@ def evaluated(
         wanted = {"ood": unknown, "good": good or None, "learned": learned}
         return predictor.evaluate(images, **wanted), None
     except UnreadableImagesError as error:
-        return error.evaluation, " ".join(str(error).split())
+        text = " ".join(str(error).split())
+        return error.evaluation, text + remedy(text, type(error))
 
 
 def predict(

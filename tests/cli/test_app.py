@@ -387,6 +387,43 @@ def test_extend_writes_a_model_with_the_new_class_and_leaves_the_old_one(
     assert all(torch.equal(state[name], wanted[name]) for name in wanted)
 
 
+def test_a_changed_model_takes_the_place_of_the_former_one_without_another_folder(
+    known, images, tmp_path, capsys
+):
+    mine, before = tmp_path / "mine", load_learner(known).continual.state()[1]
+    shutil.copytree(known, mine)
+    shutil.copytree(images / "odd", tmp_path / "new" / "odd")
+    assert learnkit(capsys, "extend", mine, tmp_path / "new")[0] == 0
+    assert load_learner(mine).classes == ("bad", "good", "odd")
+    assert learnkit(capsys, "undo", mine)[0] == 0
+    assert load_learner(mine).continual.state()[1]["counts"].equal(before["counts"])
+    code, _, err = learnkit(capsys, "extend", "hf-hub:owner/name", tmp_path / "new")
+    assert (code, err.endswith("choose a folder. Here: --out OUT, a folder.\n")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("optimize model", "Missing option '--out'. Folder of the faster model; may be MODEL"),
+        ("extend model", "Missing argument 'FOLDER'. Images in one folder per class."),
+        ("rename model", "Missing argument 'OLD=NEW'. Names to change."),
+    ],
+)
+def test_of_what_is_missing_it_is_said_what_it_is(capsys, call, said):
+    code, _, err = learnkit(capsys, *call.split())
+    assert (code, said in err) == (2, True)
+
+
+def test_an_image_of_too_many_pixels_is_no_reason_for_an_option_that_is_not_there(
+    known, images, tmp_path, capsys
+):
+    Image.new("1", (10_000, 5_001)).save(tmp_path / "huge.png")
+    for command in ("predict", "suggest"):
+        code, out, _ = learnkit(capsys, command, known, tmp_path, images / "odd")
+        said = "if you trust it. Here: a copy of the image with fewer pixels."
+        assert (code, said in " ".join(out.split())) == (1, True)
+
+
 def test_extend_may_replace_the_model_and_set_the_false_alarm_rate(known, images, tmp_path, capsys):
     values = []
     for rate in ("0.01", "0.4"):
