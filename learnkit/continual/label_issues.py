@@ -31,6 +31,7 @@ from learnkit.report.document import (
     Picture,
     Span,
     Table,
+    share_text,
 )
 from learnkit.report.notebook import Shown
 from learnkit.uncertainty.checks import Array
@@ -244,18 +245,17 @@ class LabelErrors(Shown):
 
     def document(self) -> Document:
         """The sentence, what to expect of lists of some lengths, and the first suspects."""
-        rows = [
-            (k, f"{k - k * rate:.0f}", f"{rate:.0%}")
-            for k in _LENGTHS
-            if k <= len(self) and (rate := self.frame["false_discovery"].iloc[k - 1]) == rate
-        ]
+        n_suspects = len(self.suspects)
+        lengths = [k for k in (*_LENGTHS, n_suspects) if k <= n_suspects]
+        rates = [(k, self.frame["false_discovery"].iloc[k - 1]) for k in sorted({*lengths} - {0})]
+        rows = [(k, f"{k - k * rate:.0f}", share_text(rate, 0)) for k, rate in rates]
         lengths = Table(rows, ("look at the first", "wrong, about", "right, about"), "rrr")
         shown = self.suspects.head(_PICTURES)
         pictures = [self._picture(row) for row in shown.to_dict("records")]
         return Document([Paragraph(Span(str(self), "strong")), lengths, Gallery(pictures)])
 
     def _picture(self, row: dict[str, Any]) -> Picture:
-        verdict = (row["label"], ARROW, row["predicted"], f" {row['p_predicted']:.0%}")
+        verdict = (row["label"], ARROW, row["predicted"], f" {share_text(row['p_predicted'], 0)}")
         try:
             image = read_image(self.items[row["place"]])
         except ImageReadError:

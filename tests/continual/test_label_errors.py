@@ -200,6 +200,7 @@ def test_a_predictor_finds_the_wrong_label_and_shows_it():
     assert model.continual.knowledge is before
     html = errors._repr_html_()
     assert "look at the first" in html
+    assert [row[0] for row in errors.document().content[1].content] == [1]  # there is one suspect
     assert "data:image/" in html
     assert repr(errors) == f"LabelErrors({errors})"
 
