@@ -14,7 +14,7 @@ from learnkit.errors import DataError
 from learnkit.inference.evaluation import facts_of
 from learnkit.interpret.page.folder_page import FolderImages, cleaning_data, digests_of
 from learnkit.interpret.page.page import page_target, write_page
-from learnkit.report.document import Document, Items, Paragraph, Section, Span
+from learnkit.report.document import Document, Items, Paragraph, Section, Span, share_text
 from learnkit.report.notebook import Shown
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class FolderReport(Shown):
         found: dict[str, list[str]] = {}
         frame, names = self.errors.frame, self.images.names
         for row in frame[frame["suspect"]].itertuples():
-            text = f"looks like {row.predicted} ({row.p_predicted:.0%})"
+            text = f"looks like {row.predicted} ({share_text(row.p_predicted, 0)})"
             found.setdefault(names[row.place], []).append(text)
         for row in frame[frame["outlier"]].itertuples():
             found.setdefault(names[row.place], []).append("unlike all others")

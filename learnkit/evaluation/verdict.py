@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from learnkit.evaluation.measures import wilson_interval
-from learnkit.report.document import interval_ends
+from learnkit.report.document import interval_ends, share_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ def verdict_sentences(
     bounds = summary[["accuracy_low", "accuracy_high"]]
     said = [f"{_counted(round(summary['accuracy'] * n), n, right, bounds)}."]
     if multi_label:
-        said += [f"{_percent(summary['label_accuracy'])} of the single labels right."]
+        said += [f"{share_text(summary['label_accuracy'])} of the single labels right."]
         said += _worst_label(per_class, confusion)
     else:
         said += _imbalance(summary, per_class, gone)
@@ -106,15 +106,15 @@ def _imbalance(summary: pd.Series, per_class: pd.DataFrame, gone: np.ndarray | N
     if low and share * len(counts) > _UNEVEN:
         said.append(
             f"Accuracy misleads here: {n} of {summary['n']:.0f} images are {name}; averaged over "
-            f"the classes {_percent(summary['balanced_accuracy'])} are right."
+            f"the classes {share_text(summary['balanced_accuracy'])} are right."
         )
     # what is no answer cannot be said of every image
     if gone is not None and gone[per_class.index.get_loc(name)]:
         return said
     if summary["accuracy_low"] <= share:
         said.append(
-            f"To call every image {name} would be right for {_percent(share)}: this is not clearly "
-            "better."
+            f"To call every image {name} would be right for {share_text(share)}: this is not "
+            "clearly better."
         )
     return said
 
@@ -174,15 +174,11 @@ def _unknown(summary: pd.Series, n: int, n_ood: int, promised: float | None) -> 
     beyond = promised is not None and wilson_interval(k, n)[0] > promised
     promise = "" if promised is None else f", {promised * 100:.3g} % promised"
     more = ": more than chance is likely to give" if beyond else ""
-    return [*said, f"{k} of {n} known images called unknown ({_percent(rate)}{promise}){more}."]
+    return [*said, f"{k} of {n} known images called unknown ({share_text(rate)}{promise}){more}."]
 
 
 def _counted(k: int, n: int, what: str, bounds: Iterable[float] | None = None) -> str:
     """`k` of `n`, as a share with its interval: `bounds`, or Wilson's."""
     low, high = interval_ends(*(wilson_interval(k, n) if bounds is None else bounds), percent=True)
     interval = f"95 % interval {low.removesuffix(' %')} to {high}"
-    return f"{k} of {n} {what} ({_percent(k / n)}, {interval})"
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
+    return f"{k} of {n} {what} ({share_text(k / n)}, {interval})"

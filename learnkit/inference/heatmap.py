@@ -15,6 +15,7 @@ from learnkit.errors import InterpretationError, first_few
 from learnkit.inference.batch import BATCH
 from learnkit.inference.prediction import predictions, raised
 from learnkit.interpret.occlusion import occlusion_map
+from learnkit.report.document import share_text
 from learnkit.report.progress import watched
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ class Heatmap:
 
     def _sentence(self, name: str) -> str:
         if not (self.maps[name] > 0).any():
-            return f"no part of the image speaks for {name} ({self.confidences[name]:.1%})"
-        return f"what speaks for {name} ({self.confidences[name]:.1%})"
+            return f"no part of the image speaks for {name} ({share_text(self.confidences[name])})"
+        return f"what speaks for {name} ({share_text(self.confidences[name])})"
 
     def _class(self, target: str | None) -> str:
         name = next(iter(self.maps)) if target is None else target

@@ -17,7 +17,7 @@ from learnkit.data.labels import ids_of_classes
 from learnkit.errors import LearnkitError, PredictionError
 from learnkit.evaluation.inputs import LabelThreshold, labels_above
 from learnkit.inference.tta import view
-from learnkit.report.document import Bar, BarRow, Bars, Document, Paragraph, Span
+from learnkit.report.document import Bar, BarRow, Bars, Document, Paragraph, Span, share_text
 from learnkit.report.notebook import Shown
 from learnkit.storage.formats import finite_or_none
 from learnkit.uncertainty.conformal import prediction_sets, set_quantiles
@@ -219,7 +219,7 @@ class Prediction(Shown):
         """The label, whether the image is out-of-distribution, and the likeliest classes."""
         named = (self.label,) if isinstance(self.label, str) else self.label
         rows = [
-            BarRow(name, [Bar(prob, f"{prob:.1%}")], is_chosen=name in named)
+            BarRow(name, [Bar(prob, share_text(prob))], is_chosen=name in named)
             for name, prob in self.ranking[:_SHOWN]
         ]
         blocks = [

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.data.labelled_images import labelled_dataset
-from learnkit.errors import EvaluationError
+from learnkit.errors import EvaluationError, number_of
 from learnkit.evaluation.measures import wilson_interval
 from learnkit.interpret.plots import new_axes
-from learnkit.report.document import Document, Items, Paragraph, frame_table
+from learnkit.report.document import Document, Items, Paragraph, frame_table, share_text
 from learnkit.report.figure_text import figure_names
 from learnkit.report.notebook import Shown
 
@@ -180,7 +180,8 @@ class AccuracyMatrix(Shown):
         if not self._hits:
             return "No step is measured yet."
         transfer, lost = self.backward_transfer, self.forgetting
-        said = f"{self.average_accuracy:.1%} right after {len(self._hits)} steps, mean of classes"
+        steps = number_of(len(self._hits), "step")
+        said = f"{share_text(self.average_accuracy)} right after {steps}, mean of classes"
         if transfer != transfer:
             return f"{said}; nothing was learned before the last."
         return (

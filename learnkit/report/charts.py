@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from learnkit.report.document import share_text
+
 WIDTH, HEIGHT = 560, 200  # of a chart, in its own units
 _BARS = 40
 _FEW = 10  # images of a bin whose rate means little
@@ -36,6 +38,7 @@ class Histogram:
         known: bars upwards from the middle line.
         strange: bars downwards from it.
         middle: where that line is.
+        cut: whether some are above the right end.
     """
 
     low: float
@@ -43,6 +46,7 @@ class Histogram:
     known: list[ChartBar]
     strange: list[ChartBar]
     middle: float
+    cut: bool
 
     def x(self, score: float) -> float:
         """Where a score is, at most at an end."""
@@ -59,7 +63,9 @@ def score_histogram(
     if not len(scores):
         return None
     # a few far outliers would press all others into one bar
-    tops = [np.quantile(one, 0.98) for one in both if len(one)] + [threshold or scores[0]]
+    tops = [np.quantile(one, 0.98) for one in both if len(one)] + [
+        scores[0] if threshold is None else threshold
+    ]
     low, high = float(min(scores[0], *tops)), float(max(tops))
     # all scores may be the same, and the axis needs a length
     high += 0.05 * (high - low) or max(abs(high), 1.0) * 0.05
@@ -77,7 +83,7 @@ def score_histogram(
             y = middle if side else round(middle - tall, 2)
             bars.append(ChartBar(WIDTH / _BARS * k, y, WIDTH / _BARS - 1, tall, text))
         sides.append(bars)
-    return Histogram(low, high, *sides, middle)
+    return Histogram(low, high, *sides, middle, bool(scores.max() > high))
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,8 @@ def reliability_diagram(bins: Mapping[str, Any], n_classes: int) -> Reliability 
             continue
         said, true = bins["confidence"][k], bins["accuracy"][k]
         images = "1 image" if n == 1 else f"{n} images"
-        text = f"Where it says {said:.0%}, it is right in {100 * true:.0f} of 100 ({images})."
+        sure = share_text(said, 0)
+        text = f"Where it says {sure}, it is right in {100 * true:.0f} of 100 ({images})."
         tall = HEIGHT * true
         mark = round(HEIGHT * (1 - said), 2)
         at = round(left + 1, 2), round(HEIGHT - tall, 2), round(right - left - 2, 2)

@@ -287,6 +287,15 @@ def interval_ends(low: float, high: float, *, percent: bool = False) -> tuple[st
     return f"{low:.{digits}f}", f"{high:.{digits}f}"
 
 
+def share_text(share: float, digits: int = 1) -> str:
+    """A share for reading, in percent.
+
+    >>> share_text(0.902), share_text(0.902, 0)
+    ('90.2 %', '90 %')
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
 def interval_text(low: float, high: float) -> str:
     """An interval for reading; nothing for NaN.
 

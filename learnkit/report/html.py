@@ -18,6 +18,7 @@ from learnkit.report.document import (
     filled,
     interval_ends,
     interval_text,
+    share_text,
     value_text,
     visible,
 )
@@ -57,7 +58,11 @@ def templates() -> Environment:
             else Markup(html.escape(visible(value_text(value), "\ufffd")))
         ),
     )
-    found.globals |= {"interval_ends": interval_ends, "interval_text": interval_text}
+    found.globals |= {
+        "interval_ends": interval_ends,
+        "interval_text": interval_text,
+        "percent": share_text,
+    }
     found.filters |= {
         "kind": lambda value: type(value).__name__,
         "filled": filled,

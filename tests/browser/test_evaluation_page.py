@@ -393,7 +393,7 @@ def test_the_threshold_counts_what_numpy_counts(opened, parts, position):
     strange = np.array([one["s"] for one in parts["images"] if one.get("o")])
     said = opened.inner_text("#at-threshold")
     assert f"{(known > t).sum()} of 60 known images flagged" in said
-    assert f"{(strange > t).sum()} of 10 strange images noticed" in said
+    assert f"{(strange > t).sum()} of 10 unknown images noticed" in said
     line = float(opened.get_attribute("#limit", "x1"))
     assert line == pytest.approx(560 * position / 1000, abs=0.6)
 
@@ -510,6 +510,17 @@ def test_it_is_never_wider_than_the_window(open_page, kind):
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+
+
+@pytest.mark.parametrize("width", [1200, 1280, 1440])
+def test_the_table_of_classes_shows_all_its_columns(open_page, width):
+    found = any_page("parts")
+    for row in found["rows"]:
+        row |= {"found": [105, 114, 0.86, 0.96], "false_alarm": [12, 114, 0.06, 0.17]}
+    page = open_page(found)
+    page.set_viewport_size({"width": width, "height": 800})
+    box = page.locator("#classes .wide")
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])

@@ -136,9 +136,9 @@ def test_the_share_is_the_part_of_the_heat_inside():
 def test_without_heat_there_is_no_share_and_it_is_said():
     cold = of(np.zeros((4, 4), np.float32))
     assert np.isnan(cold.share(np.ones((4, 4))))
-    assert "no part of the image speaks for a (50.0%)" in repr(cold)
+    assert "no part of the image speaks for a (50.0 %)" in repr(cold)
     title = cold.plot().get_title().replace("\n", " ")
-    assert title == "no part of the image speaks for a (50.0%)"
+    assert title == "no part of the image speaks for a (50.0 %)"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_it_shows_itself_as_a_picture_and_a_sentence(predictor):
     assert shown.format == "PNG"
     assert min(shown.size) > 200
     prob = float(predictor.predict(picture()).probs[0])
-    assert f"what speaks for ok ({prob:.1%})" in repr(found)
+    assert f"what speaks for ok ({100 * prob:.1f} %)" in repr(found)
     assert repr(found).startswith("Heatmap by Grad-CAM, 64x64 px: ")
     assert len(found.plot()) == 3
 

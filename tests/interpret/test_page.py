@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,16 @@ def test_the_accuracy_of_images_in_bursts_has_the_interval_of_the_evaluation():
     first, *others = [one["text"] for one in data_of(evaluation, images)["summary"]]
     assert f"with 95 % confidence between {low} and {high})" in first
     assert any(text.startswith("50 of 60 images are near copies of others") for text in others)
+
+
+def test_unknown_images_and_percentages_are_written_in_one_way():
+    evaluation, images = answers(n_strange=7)
+    data = data_of(evaluation.inspected(["good"]), images, pictures=False)
+    page = re.sub("(?s)<(style|script)[^>]*>.*?</\\1>", "", page_html(data))
+    text = unescape(" ".join([re.sub("<[^>]*>", " ", page), *re.findall('label="[^"]*', page)]))
+    assert "unknown images went unnoticed" in text
+    assert "strange" not in text.lower()
+    assert not re.search(r"\d%", text)
 
 
 def test_rows_of_images_add_up_to_the_confusion_matrix():
@@ -253,7 +264,7 @@ def test_sentences_warn_only_where_it_is_true():
     summary = data_of(evaluation, images, pictures=False)["summary"]
     warned = {one["text"]: one["show"] for one in summary if one["warning"]}
     assert "The model has learned 3 of these 20 images: the figures are optimistic." in warned
-    assert "Not tested whether strange images are noticed: add --ood FOLDER." in warned
+    assert "Not tested whether unknown images are noticed: add --ood FOLDER." in warned
     assert any("mean little" in text for text in warned)
 
 

@@ -200,6 +200,11 @@ class TestHistogram:
         assert found.low < found.high
         assert threshold is None or 0 <= found.x(threshold) <= 560
 
+    def test_reaches_a_threshold_of_zero_and_says_what_is_cut(self):
+        assert score_histogram([1.0, 2.0], [], 0.0).low == 0
+        assert not score_histogram([1.0, 2.0], [], 0.0).cut
+        assert score_histogram([*np.linspace(0, 1, 200), 1e9], [], 0.9).cut
+
     def test_of_nothing_is_none(self):
         assert score_histogram([], [], 1.0) is None
 
@@ -212,7 +217,7 @@ class TestReliability:
         assert [bar.height for bar in found.bars] == [50, 168]
         assert [bar.is_sure for bar in found.bars] == [False, True]
         assert found.bars[0].x == 1  # the axis begins at one half
-        assert found.sentence == "Where it says 90%, it is right in 84 of 100 (100 images)."
+        assert found.sentence == "Where it says 90 %, it is right in 84 of 100 (100 images)."
 
     def test_bars_lie_beside_each_other(self):
         n = 15

@@ -335,7 +335,7 @@ def _measured(data: dict[str, Any], images: EvaluatedImages) -> list[list[str]]:
         "network": ", ".join(filter(None, (model["arch"], model["size"]))),
         "model digest": model["digest"],
         "versions": model.get("versions") or f"learnkit {model['learnkit']}",
-        "images": f"{data['data']['n']}" + (f", {n_strange} strange ones" if n_strange else ""),
+        "images": f"{data['data']['n']}" + (f", {n_strange} unknown ones" if n_strange else ""),
         "pictures show": model.get("shown", ""),
         "folder": data["data"]["folder"],
         "images' fingerprint": data["data"]["fingerprint"],

@@ -17,6 +17,7 @@ from learnkit.evaluation.evaluate import evaluate
 from learnkit.interpret.page.build import page_data
 from learnkit.interpret.page.images import EvaluatedImages, name_of
 from learnkit.interpret.page.thumbs import SMALL, add_pictures, data_url
+from learnkit.report.document import share_text
 from learnkit.uncertainty.label_noise import OUTLYING
 
 if TYPE_CHECKING:
@@ -120,9 +121,10 @@ def _mark(rows: list[dict[str, Any]], ranked: pd.DataFrame) -> None:
         one = ranked.iloc[place]
         # not 0: the page takes a row for a suspect by a `w` above it
         rows[place]["w"] = float(f"{max(1 - one['p_label'], 1e-3):.4g}")
+        odds = share_text(one["p_wrong"], 0) if one["p_wrong"] >= 0.01 else "less than 1 %"
         rows[place]["wt"] = (
-            f"says {one['label']}, looks like {one['predicted']} {one['p_predicted']:.1%}; "
-            f"wrong with {one['p_wrong']:.0%}"
+            f"says {one['label']}, looks like {one['predicted']} {share_text(one['p_predicted'])}; "
+            f"wrong with a probability of {odds}"
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from learnkit.errors import number_of
 from learnkit.evaluation.measures import wilson_interval
-from learnkit.report.document import interval_ends
+from learnkit.report.document import interval_ends, share_text
 
 if TYPE_CHECKING:
     from learnkit.evaluation.evaluate import Evaluation
@@ -55,10 +55,6 @@ def _say(text: str, show: str | None = None, *, warning: bool = False) -> Senten
     return {"text": text, "warning": warning, "show": show}
 
 
-def _percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
-
-
 def _likely(k: int, n: int, bounds: Iterable[float] | None = None) -> str:
     """A share with its interval, in words: `bounds`, or Wilson's.
 
@@ -66,7 +62,7 @@ def _likely(k: int, n: int, bounds: Iterable[float] | None = None) -> str:
     '90.2 %, with 95 % confidence between 85.9 % and 93.3 %'
     """
     low, high = interval_ends(*(wilson_interval(k, n) if bounds is None else bounds), percent=True)
-    return f"{_percent(k / n)}, with 95 % confidence between {low} and {high}"
+    return f"{share_text(k / n)}, with 95 % confidence between {low} and {high}"
 
 
 def _right(evaluation: Evaluation, images: EvaluatedImages, n: int) -> Sentence:
@@ -95,7 +91,7 @@ def _inspected(found: Inspection, n: int) -> list[Sentence]:
     if found.n_flagged is not None:
         k = found.n_flagged
         show = "set=flagged" if k else None
-        said.append(_say(f"{k} of {n} go to a person ({_percent(k / n)}).", show))
+        said.append(_say(f"{k} of {n} go to a person ({share_text(k / n)}).", show))
     return said
 
 
@@ -118,16 +114,16 @@ def _unknown(images: EvaluatedImages, *, to_a_person: bool) -> list[Sentence]:
         text = "This model does not tell images that it does not know: it always gives an answer."
         return [_say(text, warning=True)]
     if not n_strange:
-        text = "Not tested whether strange images are noticed: add --ood FOLDER."
+        text = "Not tested whether unknown images are noticed: add --ood FOLDER."
         said.append(_say(text, warning=True))
     else:
         k = int(images.flagged[n:].sum())
-        text = f"Strange images: {k} of {n_strange} noticed ({_likely(k, n_strange)})."
+        text = f"Unknown images: {k} of {n_strange} noticed ({_likely(k, n_strange)})."
         show = "set=missed" if k < n_strange else None
         said.append(_say(text, show, warning=2 * k < n_strange))
     k = int(images.flagged[:n].sum())
     if to_a_person:
-        text = f"{k} of {n} known images are taken for strange ({_percent(k / n)})."
+        text = f"{k} of {n} known images are taken for unknown ({share_text(k / n)})."
         said.append(_say(text, "set=flagged" if k else None))
     return said
 
@@ -171,8 +167,8 @@ def _hidden(evaluation: Evaluation) -> list[Sentence]:
     if balanced is None or not accuracy - balanced > _GAP:
         return []
     text = (
-        f"The frequent class hides the rare ones: averaged over the classes {_percent(balanced)} "
-        f"are right, not {_percent(accuracy)}."
+        f"The frequent class hides the rare ones: averaged over the classes {share_text(balanced)} "
+        f"are right, not {share_text(accuracy)}."
     )
     return [_say(text, warning=True)]
 

@@ -34,11 +34,11 @@ const scored = i => I[i].y != null && I[i].y !== -1 || MULTI;
 const wrong = i => !I[i].o && scored(i) && !same(actual(i), said(i));
 const suspicion = i => I[i].w || 0, group = i => I[i].d ?? -1;
 const SETS = {
-  errors: ["Mistakes", wrong], flagged: ["Flagged as unknown", i => !!I[i].u], missed: ["Strange images that went unnoticed", i => I[i].o && !I[i].u],
+  errors: ["Mistakes", wrong], flagged: ["Flagged as unknown", i => !!I[i].u], missed: ["Unknown images that went unnoticed", i => I[i].o && !I[i].u],
   escapes: ["Defects passed as good", i => !I[i].o && !good(actual(i)) && good(said(i)) && !I[i].u],
   rejects: ["Good parts rejected", i => !I[i].o && good(actual(i)) && (!good(said(i)) || !!I[i].u)],
   suspects: ["Suspect labels", i => suspicion(i) > 0], learned: ["Images the model has learned", i => !!I[i].k],
-  duplicates: ["Duplicates", i => group(i) >= 0], strange: ["Strange images", i => !!I[i].o]};
+  duplicates: ["Duplicates", i => group(i) >= 0], strange: ["Unknown images", i => !!I[i].o]};
 const LABEL = {tp: ["there, found", true, true], fn: ["there, missed", true, false], fp: ["not there, said", false, true], tn: ["not there, not said", false, false]};
 
 // orders and filters
@@ -132,12 +132,12 @@ function frame(i) {
 }
 function caption(i) {
   const parts = span("clip");
-  if (I[i].o) parts.append("strange", scored(i) ? " → " : "", bdi(words(said(i))));
+  if (I[i].o) parts.append("unknown", scored(i) ? " → " : "", bdi(words(said(i))));
   else if (wrong(i)) parts.append(bdi(words(actual(i)) || "nothing"), " → ", bdi(words(said(i)) || "nothing"));
   else parts.append(bdi(words(actual(i)) || "nothing"), scored(i) && list(actual(i)).length ? ", right" : "");
   const out = span("caption", parts);
   if (sure(i) != null) out.append(el("b", {textContent: percent(sure(i))}));
-  for (const [shown, text] of [[I[i].u, "unknown"], [I[i].k, "learned"], [group(i) >= 0, "duplicate"]]) if (shown) out.append(" ", span("chip", text));
+  for (const [shown, text] of [[I[i].u, "flagged"], [I[i].k, "learned"], [group(i) >= 0, "duplicate"]]) if (shown) out.append(" ", span("chip", text));
   out.append(el("span", {className: "file", title: I[i].p}, bdi(I[i].p.split("/").pop())));
   return out;
 }
@@ -207,7 +207,7 @@ function openPicture(i) {
   big.hidden = !src; $("#big-none").hidden = !!src;
   if (src) big.src = src; else big.removeAttribute("src");
   big.alt = src ? `Picture ${image.p}` : "";
-  const facts = [["actual", image.o ? "none: a strange image" : words(actual(i)) || "nothing"], ["predicted", scored(i) ? `${words(said(i)) || "nothing"} ${sure(i) == null || MULTI ? "" : percent(sure(i))}` : "–"]];
+  const facts = [["actual", image.o ? "none: an unknown image" : words(actual(i)) || "nothing"], ["predicted", scored(i) ? `${words(said(i)) || "nothing"} ${sure(i) == null || MULTI ? "" : percent(sure(i))}` : "–"]];
   if (image.s != null) { const t = D.ood?.threshold; facts.push(["unusual?", `${image.u ? "yes" : "no"}: ${digits(image.s)}${t == null ? "" : ` of ${digits(t)}`}`]); }
   if (image.k) facts.push(["learned", "the model has learned this image"]);
   $("#overlay-facts").replaceChildren(...facts.flatMap(([k, v]) => [el("dt", {textContent: k}), el("dd", {}, bdi(v))]));
@@ -414,7 +414,7 @@ function threshold() {
   const known = sorted(false), strange = sorted(true), lo = +range.dataset.low, hi = +range.dataset.high, own = D.ood.threshold, line = $("#limit"), at = $("#at-threshold");
   const say = t => {
     const k = above(known, t), parts = [`${k} of ${many(known.length, "known image")} flagged`];
-    if (strange.length) parts.push(`${above(strange, t)} of ${many(strange.length, "strange image")} noticed`);
+    if (strange.length) parts.push(`${above(strange, t)} of ${many(strange.length, "unknown image")} noticed`);
     at.textContent = `${t === own && D.kind !== "cleaning" ? `At the model's threshold, ${digits(own)}` : `At ${digits(t)}`}: ${parts.join(", ")}.`;
     const x = Math.min(Math.max((t - lo) / (hi - lo), 0), 1) * +$("#unknown .axis").getAttribute("x2");
     line.setAttribute("x1", x); line.setAttribute("x2", x);
