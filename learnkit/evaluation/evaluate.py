@@ -171,9 +171,7 @@ class Evaluation(Shown):
             if name == "auroc":
                 found[name] = auroc_interval(value, n, self.n_ood)
             elif name.endswith(("accuracy", "_rate")) and name not in found:
-                total = totals.get(name, n)
-                right = 0 if _is_nan(value) else round(value * total)
-                found[name] = wilson_interval(right, total)
+                found[name] = _of_share(value, totals.get(name, n))
         rows = {name: found[name] for name in self.summary.index if name in found}
         return pd.DataFrame.from_dict(rows, "index", columns=["low", "high"])
 
@@ -360,8 +358,8 @@ class Evaluation(Shown):
             at = frame.columns.get_loc(name) + 1
             frame.insert(at, f"{name} 95 %", [interval_text(*pair) for pair in pairs])
         if "false_alarm_rate" in frame:
-            counts = zip(frame["false_alarm_rate"] * frame["n"], frame["n"], strict=True)
-            bounds = [wilson_interval(0 if k != k else round(k), int(n)) for k, n in counts]
+            counts = zip(frame["false_alarm_rate"], frame["n"], strict=True)
+            bounds = [_of_share(share, int(n)) for share, n in counts]
             frame["false_alarm_rate 95 %"] = [interval_text(*pair) for pair in bounds]
         return frame
 
@@ -516,6 +514,11 @@ def _named(classes: list[str], name: str) -> pd.Index:
     import pandas as pd
 
     return pd.Index(classes, name=name, dtype=object)
+
+
+def _of_share(share: float, n: int) -> Interval:
+    """Wilson's bounds of a share of `n`; NaN of one that is not known."""
+    return (share, share) if _is_nan(share) else wilson_interval(round(share * n), n)
 
 
 def _is_nan(value: Any) -> bool:

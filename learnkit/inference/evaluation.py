@@ -324,10 +324,10 @@ def with_ood_scores(
     names = ("false_alarm_rate", "detection_rate", "auroc", "fpr_at_95_tpr")
     values = {name: getattr(found, name) for name in (names if len(ood) else names[:1])}
     # so written that NaN is flagged, as a prediction's `is_ood` is
-    limit = np.nan if threshold is None else threshold
-    flagged = ~(np.asarray(known, float) <= limit) & (threshold is not None)
+    can_flag = threshold is not None
+    flagged = ~(np.asarray(known, float) <= (threshold if can_flag else np.nan)) & can_flag
     n = evaluation.per_class["n"].to_numpy()
-    own = np.bincount(np.asarray(targets), flagged, len(n)) / np.where(n, n, np.nan)
+    own = np.bincount(np.asarray(targets), flagged, len(n)) / np.where(n * can_flag, n, np.nan)
     bounds = fpr_interval(known, targets, ood, measured=found.fpr_at_95_tpr)
     found = replace(
         evaluation.with_measures(**values),

@@ -517,6 +517,7 @@ def test_the_table_of_classes_shows_all_its_columns(open_page, width):
     found = any_page("parts")
     for row in found["rows"]:
         row |= {"found": [105, 114, 0.86, 0.96], "false_alarm": [12, 114, 0.06, 0.17]}
+    found["classes"][0]["name"] = found["rows"][0]["name"] = "x" * 120
     page = open_page(found)
     page.set_viewport_size({"width": width, "height": 800})
     box = page.locator("#classes .wide")

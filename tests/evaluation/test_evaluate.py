@@ -218,6 +218,17 @@ def test_false_alarms_are_told_of_each_class():
     assert "false_alarm_rate" not in evaluation.per_class
 
 
+def test_without_a_threshold_nothing_is_told_of_what_is_flagged():
+    evaluation = evaluate(np.eye(2)[[0, 0, 1]], [0, 0, 1], ["a", "b"])
+    found = with_ood_scores(evaluation, [1.0, 2.0, 3.0], [4.0, 5.0], None, [0, 0, 1])
+    for name in ("false_alarm_rate", "detection_rate"):
+        assert np.isnan(found.summary[name])
+        assert found.intervals.loc[name].isna().all()
+    assert found.per_class["false_alarm_rate"].isna().all()
+    assert (found.per_class_shown()["false_alarm_rate 95 %"] == "").all()
+    assert found.summary["auroc"] == 1  # the scores tell
+
+
 def test_only_the_measures_asked_for_are_in_the_summary_in_that_order():
     rng = np.random.default_rng(0)
     probs, targets = rng.dirichlet(np.ones(8), 60), rng.integers(0, 8, 60)

@@ -95,8 +95,9 @@ def test_numbers_are_those_of_the_evaluation():
     evaluation, images = answers()
     data = data_of(evaluation, images, pictures=False)
     assert (dense_counts(data["confusion"]) == evaluation.confusion.values).all()
-    for name, value in evaluation.summary.items():
-        assert data["measures"][name] == pytest.approx(value)
+    shown = {name: value for name, value, _ in evaluation.with_intervals()}
+    assert data["measures"] == pytest.approx(shown)
+    assert [*data["measures"]] == [*shown]  # less the bounds of the accuracy, its interval
     assert data["data"]["n"] == 60 == dense_counts(data["confusion"]).sum()
 
 
@@ -117,6 +118,16 @@ def test_unknown_images_and_percentages_are_written_in_one_way():
     assert "unknown images went unnoticed" in text
     assert "strange" not in text.lower()
     assert not re.search(r"\d%", text)
+
+
+def test_a_model_without_a_threshold_is_not_said_to_miss_unknown_images():
+    evaluation, images = answers(n_strange=7)
+    data = data_of(evaluation, dataclasses.replace(images, ood_threshold=None), pictures=False)
+    said = [one["text"] for one in data["summary"]]
+    assert "This model has no threshold: it flags nothing as unknown." in said
+    assert not any("noticed" in text or "taken for unknown" in text for text in said)
+    assert {row["false_alarm"] for row in data["rows"]} == {None}
+    assert "went unnoticed." not in page_html(data).partition("<script")[0]
 
 
 def test_rows_of_images_add_up_to_the_confusion_matrix():

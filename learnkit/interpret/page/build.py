@@ -103,7 +103,7 @@ def page_data(
             for name, one in zip(classes, is_good, strict=True)
         ],
         "summary": summary_sentences(evaluation, images, inspected, groups),
-        "measures": {name: json_value(value) for name, value in evaluation.summary.items()},
+        "measures": {name: json_value(value) for name, value, _ in evaluation.with_intervals()},
         "meanings": {name: meaning(name) for name in evaluation.summary.index},
         "intervals": {
             name: [json_value(low), json_value(high)]
@@ -254,7 +254,7 @@ def _class_rows(evaluation: Evaluation, images: EvaluatedImages) -> list[dict[st
         others = matrix * (1 - np.eye(len(classes), dtype=matrix.dtype))
         taken_for = [classes[row.argmax()] if row.any() else None for row in others]
     alarms = None
-    if images.ood_scores is not None and not images.multi_label:
+    if images.ood_threshold is not None and not images.multi_label:
         flagged = images.flagged[: images.n_known]
         alarms = np.bincount(images.targets[flagged], minlength=len(classes))
     return [

@@ -113,6 +113,8 @@ def _unknown(images: EvaluatedImages, *, to_a_person: bool) -> list[Sentence]:
     if images.ood_scores is None:
         text = "This model does not tell images that it does not know: it always gives an answer."
         return [_say(text, warning=True)]
+    if images.ood_threshold is None:
+        return [_say("This model has no threshold: it flags nothing as unknown.", warning=True)]
     if not n_strange:
         text = "Not tested whether unknown images are noticed: add --ood FOLDER."
         said.append(_say(text, warning=True))
