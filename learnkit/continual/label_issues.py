@@ -232,11 +232,15 @@ class LabelErrors(Shown):
         found = self.suspects
         right = len(found) - float(found["p_wrong"].sum())
         low, high = self.n_wrong_interval
-        said = f", of which about {right:.0f} are right, more if images show another class as well"
+        said = (
+            f", of which about {right:.0f} {_are(right)} right, more if images show another class "
+            "as well"
+        )
         if round(right) == len(found):
             said = ", and all of them may be right" if len(found) else ""
         return (
-            f"about {self.n_wrong:.0f} of {len(self)} labels are wrong ({low:.0f} to {high:.0f}); "
+            f"about {self.n_wrong:.0f} of {len(self)} labels {_are(self.n_wrong)} wrong "
+            f"({low:.0f} to {high:.0f}); "
             f"{number_of(len(found), 'suspect')}{said}{alone}"
         )
 
@@ -262,6 +266,10 @@ class LabelErrors(Shown):
             return Picture(row["path"], None, Lines((verdict,)))
         image.thumbnail((_THUMB, _THUMB))
         return Picture(row["path"], None, Lines((verdict,)), np.asarray(image))
+
+
+def _are(n: float) -> str:
+    return "is" if round(n) == 1 else "are"
 
 
 def label_errors(

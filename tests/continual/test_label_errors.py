@@ -199,6 +199,7 @@ def test_a_predictor_finds_the_wrong_label_and_shows_it():
     assert errors.suspects["place"].tolist() == [4]
     assert model.continual.knowledge is before
     html = errors._repr_html_()
+    assert str(errors).startswith("about 1 of 24 labels is wrong (")
     assert "look at the first" in html
     assert [row[0] for row in errors.document().content[1].content] == [1]  # there is one suspect
     assert "data:image/" in html

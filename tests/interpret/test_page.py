@@ -29,6 +29,7 @@ from learnkit.evaluation.evaluate import evaluate
 from learnkit.inference.evaluation import _spread_out
 from learnkit.interpret.page.build import DEFAULTS, page_data, suspicions
 from learnkit.interpret.page.evidence import heat_text
+from learnkit.interpret.page.folder_page import _odds
 from learnkit.interpret.page.images import EvaluatedImages
 from learnkit.interpret.page.page import EvaluationPage
 from learnkit.interpret.page.thumbs import data_url, picture_order
@@ -128,6 +129,12 @@ def test_a_model_without_a_threshold_is_not_said_to_miss_unknown_images():
     assert not any("noticed" in text or "taken for unknown" in text for text in said)
     assert {row["false_alarm"] for row in data["rows"]} == {None}
     assert "went unnoticed." not in page_html(data).partition("<script")[0]
+
+
+def test_a_suspect_is_never_wrong_for_sure_nor_right_for_sure():
+    shares = {0.0: "less than 1 %", 0.004: "less than 1 %", 0.5: "50 %", 0.99: "99 %"}
+    shares |= {0.997: "more than 99 %", 1.0: "more than 99 %"}
+    assert {share: _odds(share) for share in shares} == shares
 
 
 def test_rows_of_images_add_up_to_the_confusion_matrix():

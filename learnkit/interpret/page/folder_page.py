@@ -121,11 +121,17 @@ def _mark(rows: list[dict[str, Any]], ranked: pd.DataFrame) -> None:
         one = ranked.iloc[place]
         # not 0: the page takes a row for a suspect by a `w` above it
         rows[place]["w"] = float(f"{max(1 - one['p_label'], 1e-3):.4g}")
-        odds = share_text(one["p_wrong"], 0) if one["p_wrong"] >= 0.01 else "less than 1 %"
         rows[place]["wt"] = (
-            f"says {one['label']}, looks like {one['predicted']} {share_text(one['p_predicted'])}; "
-            f"wrong with a probability of {odds}"
+            f"says {one['label']}, looks like {one['predicted']} ({_odds(one['p_predicted'])}); "
+            f"wrong with a probability of {_odds(one['p_wrong'])}"
         )
+
+
+def _odds(share: float) -> str:
+    """A probability in whole percent, never none and never all."""
+    if 0.01 <= share <= 0.99:
+        return share_text(share, 0)
+    return "less than 1 %" if share < 0.5 else "more than 99 %"
 
 
 def _findings(images: FolderImages, place_of: Mapping[str, int]) -> list[dict[str, Any]]:
