@@ -506,7 +506,7 @@ class ClassStatistics:
                 cannot be printed, or is a formula in spreadsheets.
         """
         new = {self._known(old): to for old, to in new_names(names).items()}
-        check_new(set(new.values()).difference(self.class_names))
+        check_new(set(new.values()).difference(self.class_names, self.former_names))
         class_names = names_after(self.class_names, new, self.former_names)
         check_distinct(class_names, case_sensitive=self.case_sensitive)
         return replace(

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from learnkit.callback.after_fit import AfterFit
 from learnkit.continual.change_report import ChangeReport, with_notes
 from learnkit.continual.classifier import ContinualClassifier, check_continual, continual_head
-from learnkit.continual.knowledge import History, Knowledge
+from learnkit.continual.knowledge import Change, History, Knowledge
 from learnkit.continual.statistics import ClassStatistics
 from learnkit.continual.validation_images import VALIDATION_SIZE
 from learnkit.data.dataset import ImageDataset
 from learnkit.data.labelled_images import Labelled, grouped_by_path, parted
-from learnkit.data.labels import ids_of_classes, sorted_names
+from learnkit.data.labels import ids_of_classes, name_problem, sorted_names
 from learnkit.errors import (
     ContinualAlreadyInitializedError,
     ContinualStateError,
@@ -148,9 +148,18 @@ def extend(
     held_out = _features_and_labels(learn, validation)
     given = {"origin": origin_of(learn, found.items), "case_sensitive": found.case_sensitive}
     given |= {"groups": found.groups, **how}
+    there = set(found.labels)
+    # names that no class can be given from outside, of classes that the network was trained on
+    own = [name for name in names_of(learn.dls) or () if name in there and name_problem(name)]
+
+    def learned(now: Knowledge) -> Change:
+        places = now.statistics.with_classes(own, known=own)
+        now = replace(now, statistics=places) if own else now
+        return now.extend(features, found.labels, None, held_out, **given)
+
     report = change(
         learn,
-        lambda head: head.extend(features, found.labels, validation=held_out, **given),
+        lambda head: head.change("extend", learned),
         learned=record.learned | files,
         validated=(record.validated - files) | files_among(validation),
     )

@@ -246,6 +246,29 @@ def test_classes_of_the_network_go_on_under_their_names_and_new_ones_keep_the_ru
     assert learn.continual.n_images["-5 C"] == 8
 
 
+@pytest.mark.parametrize("first", [None, "a"])
+def test_classes_of_the_network_may_come_later_under_their_names(tmp_path, first):
+    root = write_image_folder(tmp_path / "old", {"-5 C": 8, "a": 8})
+    data = ImageDataset.from_folder(root).split(0.5, 0.5, seed=0)
+    learn = tiny_learner(data)
+    given = None if first is None else data.filter(lambda frame: frame["label"] == first)
+    learn.init_continual(given, reset_class_information=True)
+    assert learn.continual.classes == (() if first is None else (first,))
+    with pytest.raises(DataError, match="the new name '=b' begins with '='"):
+        learn.extend(sorted((root / "a").iterdir()), "=b")
+    learn.extend(data)
+    assert set(learn.continual.classes) == {"-5 C", "a"}
+    assert learn.evaluate(data.valid).summary["n"] == 8
+    learn.rename({"-5 C": "cold"})
+    learn.export(tmp_path / "model", evaluate=False)
+    model = load_learner(tmp_path / "model")
+    for one in (learn, model):
+        one.rename({"cold": "-5 C"})  # it was one: no class gets a new name
+        assert set(one.continual.classes) == {"-5 C", "a"}
+        with pytest.raises(DataError, match="the new name '-6 C' begins with '-'"):
+            one.rename({"-5 C": "-6 C"})
+
+
 class TestExtend:
     @pytest.fixture
     def expected(self, old, new):
