@@ -114,6 +114,18 @@ class ServedModel:
                 self.n_unsaved, self.digest = 0, model_digest(self._predictor)
                 self.has_saved = True
 
+    def save_beside(self) -> Path | None:
+        """A new folder beside the place that refused what was learned, which is in it now.
+
+        None without such a place. Raises like `save`.
+        """
+        with self._lock:
+            if self.save_to is None:
+                return None
+            name = f"{self.save_to.name}.learned-{model_digest(self._predictor)[:12]}"
+            self._predictor.save(beside := self.save_to.with_name(name))
+            return beside
+
     def _refused(self, image: Upload) -> str | None:
         try:
             self._check(image)

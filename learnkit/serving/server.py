@@ -198,9 +198,14 @@ def serve_at(
     quiet()
     print_access_log()
     uvicorn_server(uvicorn, config, when_ready, service, say).run(sockets=[listener])
-    service.save()  # if the end was forced, nobody has yet
-    if service.save_error is not None:
-        raise service.save_error
+    service.close()  # if the end was forced, nobody has yet
+    if (error := service.save_error) is not None:
+        if service.saved_beside is None:
+            raise error
+        raise ServingError(
+            f"what was learned is in {service.saved_beside}; it was not saved to "
+            f"{os.fspath(save_to)}: {error}"
+        ) from error
     learned = f"; what was learned is in {os.fspath(save_to)}" if service.has_saved else ""
     counts = f"{service.n_answers:,} answers and {service.n_predicted:,} predictions"
     with contextlib.suppress(OSError):

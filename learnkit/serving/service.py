@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnkit.errors import LearnkitError, PredictionError
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("learnkit.serving")
 UNKNOWN = "UNKNOWN"
+_AGAIN = (
+    "move that bundle away, or make room, and the server saves with its next change, its next "
+    "reload (/reload or SIGHUP), or at its end, then into a folder beside it if need be"
+)
 Answer = tuple[int, Any]
 
 
@@ -110,6 +116,7 @@ class Service:
         self._learning = ThreadPoolExecutor(1, "learnkit-learn")
         self.save_error: LearnkitError | None = None
         self.has_saved = self._is_reloading = False
+        self.saved_beside: Path | None = None
         self.n_answers = self.n_predicted = 0
         self._metrics = Metrics(self._gauges)
         self.is_alone, self.is_labelled = True, False
@@ -136,7 +143,7 @@ class Service:
             self.deployment.batcher.stop()
             if self.unknown is not None:
                 self.unknown.close()
-            self.save()
+            self.close()
             self._save_drift()
 
     def save(self) -> None:
@@ -147,7 +154,16 @@ class Service:
             self.has_saved = self.has_saved or self.served.has_saved
         except LearnkitError as error:
             self.save_error = error
-            LOG.error("what the model learned is not saved: %s", error)
+            LOG.error("what the model learned is not saved: %s. Here: %s", error, _AGAIN)
+
+    def close(self) -> None:
+        """Save for the last time; in a folder beside the place for it where that is refused."""
+        self.save()
+        if self.save_error is None or self.saved_beside is not None:
+            return
+        with contextlib.suppress(LearnkitError):  # `save_error` says already why
+            self.saved_beside = self.served.save_beside()
+            LOG.error("what the model learned is in %s", self.saved_beside)
 
     def _watch(self) -> None:
         """Watch for drift from now on, or from when the model knows a class, if it ever can tell.
@@ -291,7 +307,9 @@ class Service:
         self.save()
         if former.served.n_unsaved:
             raise Refusal(
-                409, "what the model learned is not saved and would be lost; see `unsaved_changes`"
+                409,
+                f"what the model learned would be lost: {self.save_error or 'it is not saved'}. "
+                f"Here: {_AGAIN}",
             )
         try:
             # after the save: it may be what was just written that is opened

@@ -388,7 +388,7 @@ def test_a_failed_save_is_kept_for_whoever_runs_the_server(predictor, tmp_path):
     assert app.state.service.served.n_unsaved == 1
 
 
-def test_what_another_wrote_to_the_served_bundle_is_not_written_over(predictor, tmp_path):
+def test_what_another_wrote_to_the_served_bundle_is_not_written_over(predictor, tmp_path, caplog):
     path = tmp_path / "model"
     predictor.save(path)
     app = create_app(load_learner(path), allow_extend=True, token=TOKEN, save_to=path)
@@ -400,11 +400,37 @@ def test_what_another_wrote_to_the_served_bundle_is_not_written_over(predictor, 
         answer = client.post("/extend?label=new", content=image, headers=BEARER).json()
         assert answer["saved"] is False
         assert "is another one by now" in str(app.state.service.save_error)
+        assert "Here: move that bundle away, or make room, and the server saves with" in caplog.text
         path.rename(tmp_path / "theirs")
         answer = client.post("/undo", headers=BEARER).json()
         assert answer["saved"] is True
     assert load_learner(tmp_path / "theirs", sha256=theirs).classes[0] == "good"
     assert load_learner(path).classes[0] == "ok"
+
+
+def test_what_was_learned_is_beside_the_bundle_that_another_wrote_when_the_server_ends(
+    predictor, tmp_path
+):
+    path = tmp_path / "model"
+    predictor.save(path)
+    reopen = lambda: load_learner(path)
+    about = {"allow_extend": True, "token": TOKEN, "save_to": path, "reopen": reopen}
+    app = create_app(load_learner(path), **about)
+    other = load_learner(path)
+    other.rename({"ok": "good"})
+    theirs = other.save(path)
+    with TestClient(app) as client:
+        image = png(shades("new", 1)[0])
+        assert not client.post("/extend?label=new", content=image, headers=BEARER).json()["saved"]
+        refused = client.post("/reload", headers=BEARER)
+        assert refused.status_code == 409
+        for said in ("would be lost: the bundle", "is another one by now", "/reload or SIGHUP"):
+            assert said in refused.json()["error"]
+        served = client.get("/model").json()["model"]
+    assert load_learner(path, sha256=theirs).classes[0] == "good"
+    beside = app.state.service.saved_beside
+    assert beside == tmp_path / f"model.learned-{served[:12]}"
+    assert "new" in load_learner(beside).classes
 
 
 @pytest.mark.parametrize(
