@@ -16,7 +16,7 @@ from learnkit.data.image import find_images
 from learnkit.data.labelled_images import all_labelled, files_or_images, is_array_of_items
 from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
-from learnkit.deploy.home import Home
+from learnkit.deploy.home import Home, take_home_of
 from learnkit.deploy.settable import check_assigned
 from learnkit.errors import PredictionError, number_of
 from learnkit.evaluation.inputs import LabelThreshold
@@ -544,6 +544,7 @@ class BasePredictor(Shown):
         memo[id(self)] = new
         own = {name: value for name, value in self.__dict__.items() if name not in _OWN}
         new.__dict__.update(copy.deepcopy(own, memo))
+        take_home_of(new, self)
         return new
 
     def __getattr__(self, name: str) -> Any:

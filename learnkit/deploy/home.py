@@ -34,7 +34,7 @@ class Home(NamedTuple):
 
     def saved(self, digest: str) -> Home:
         """The same, written with this digest."""
-        return self._replace(digest=digest, seen={**self.seen, _place(self.path): digest})
+        return self._replace(digest=digest, seen={**self.seen, place_of(self.path): digest})
 
 
 def home_of(predictor: Any, path: str | os.PathLike, digest: str) -> Home:
@@ -50,7 +50,7 @@ def home_of(predictor: Any, path: str | os.PathLike, digest: str) -> Home:
 
 def last_seen(predictor: Any, path: str | os.PathLike) -> str | None:
     """The digest of the bundle at `path` when `predictor` was in it; None if it never was."""
-    return None if predictor._home is None else predictor._home.seen.get(_place(path))
+    return None if predictor._home is None else predictor._home.seen.get(place_of(path))
 
 
 def take_home_of(predictor: Any, other: Any) -> None:
@@ -59,7 +59,8 @@ def take_home_of(predictor: Any, other: Any) -> None:
     predictor._home = None if other._home is None else other._home._replace(state=())
 
 
-def _place(path: str | os.PathLike) -> Path:
+def place_of(path: str | os.PathLike) -> Path:
+    """Where a path leads, whatever it is called."""
     return Path(os.path.realpath(path))
 
 
@@ -71,7 +72,7 @@ def pickled(predictor: Any) -> tuple[str, str, str | None, int | None, str]:
             now; the message has the remedy.
     """
     home, name = predictor._home, type(predictor).__name__
-    if home is None:
+    if home is None or not home.state:
         raise NotPicklableError(
             f"this {name} is in no bundle, and a pickle holds a path, never weights; {_SAVE}"
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +64,7 @@ class LearnerState:
         probes: images uint8 (n, C, H, W) of that bundle; they go on with the next one.
         class_ids: ids that classes have from elsewhere than the loaders' dataset, by name.
         fits_to_come: fits that the running verb has still to begin.
+        seen: (folder, digest) of the bundles it was made from and exported to, as they were then.
     """
 
     record: ContinualRecord | None = None
@@ -71,6 +73,7 @@ class LearnerState:
     probes: Tensor | None = None
     class_ids: Mapping[str, int] = field(default_factory=dict)
     fits_to_come: int = 0
+    seen: tuple[tuple[Path, str], ...] = ()
 
 
 def learner_state(learn: Any) -> LearnerState:

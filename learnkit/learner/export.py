@@ -34,6 +34,7 @@ from learnkit.data.image import image_kind
 from learnkit.data.labelled_images import Labelled
 from learnkit.data.labels import ids_of_classes
 from learnkit.data.preprocess import Preprocessing
+from learnkit.deploy.home import place_of
 from learnkit.deploy.hub_bundle import located
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import BundleWriteError, DataError, ExportError
@@ -122,14 +123,18 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
 
     Raises:
         ExportError: Something about the learner cannot travel as data; the message names it.
-        BundleWriteError: The folder could not be written; what stood there still does.
+        BundleWriteError: The folder could not be written, or something else has written the bundle
+            that this learner was made from or exported to; what stood there still does.
     """
     check_path(path, BundleWriteError)  # before what takes long
     predictor = predictor_of(learn, travels=True)
     if learn.training_history.rows:
         predictor.metadata[HISTORY] = _history(learn)
     probes = probe_images(learn, predictor.preprocessing)
-    write(path, predictor.record, card=_card(learn, evaluate=evaluate), probes=probes)
+    card, seen = _card(learn, evaluate=evaluate), dict(learner_state(learn).seen)
+    replaces = seen.get(place_of(path))
+    digest = write(path, predictor.record, card=card, probes=probes, replaces=replaces).digest
+    learn.state = replace(learn.state, seen=(*(seen | {place_of(path): digest}).items(),))
     return Path(path)
 
 
@@ -306,9 +311,10 @@ def learner_from(
 ) -> Any:
     """A learner of `kind` that goes on where a bundle stopped; see `ImageLearner.from_bundle`."""
     if isinstance(path, bytes):
-        record = load_learner(path, variant=FLOAT32, sha256=sha256).record
+        record, seen = load_learner(path, variant=FLOAT32, sha256=sha256).record, ()
     else:
-        record = read(located(path, sha256=sha256), variant=FLOAT32, sha256=sha256)
+        record = read(path := located(path, sha256=sha256), variant=FLOAT32, sha256=sha256)
+        seen = ((place_of(path), str(record.digest)),)
     dls, model = _loaders_for(record, data), record.network.model
     if continual_head(model) is not None:  # its trained head is gone; another has the usual layout
         model.spec = replace(model.spec, head={})
@@ -323,6 +329,7 @@ def learner_from(
         metadata=dict(record.metadata),
         probes=record.probes,
         class_ids=_ids_by_name(record),
+        seen=seen,
     )
     history = record.metadata.get(HISTORY)
     if is_history(history):

@@ -1,5 +1,6 @@
 """A deployed model that learns: exactly, as a whole or not at all, from any number of threads."""
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -240,6 +241,18 @@ def test_what_another_wrote_to_the_bundle_since_is_not_written_over(predictor, t
     path.rename(tmp_path / "aside")
     other.save(path)
     assert load_learner(path).classes == load_learner(copy).classes
+
+
+def test_a_deep_copy_does_not_write_over_what_another_wrote_either(predictor, tmp_path):
+    path = tmp_path / "model"
+    predictor.save(path)
+    one, other = load_learner(path), copy.deepcopy(load_learner(path))
+    one.rename({"ok": "good"})
+    theirs = one.save(path)
+    other.forget("scratch")
+    with pytest.raises(BundleWriteError, match="is another one by now"):
+        other.save(path)
+    assert load_learner(path, sha256=theirs).classes == ("good", "scratch")
 
 
 def test_a_bundle_that_is_as_it_was_is_replaced_as_often_as_wanted(predictor, tmp_path):

@@ -1,5 +1,7 @@
 """From a bundle back to a learner: the same answers, and everything goes on."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,12 @@ from helpers import quiet, tiny_learner, write_image_folder
 
 from learnkit.data.dataset import ImageDataset
 from learnkit.deploy.predictor import load_learner
-from learnkit.errors import BundleCorruptError, DataError, InterpretationError
+from learnkit.errors import (
+    BundleCorruptError,
+    BundleWriteError,
+    DataError,
+    InterpretationError,
+)
 from learnkit.learner.factory import cnn_learner
 from learnkit.learner.learner import ImageLearner
 from learnkit.learner.transforms import preprocessing_of
@@ -167,6 +174,24 @@ def test_several_labels_keep_loss_and_threshold(data, tmp_path):
     assert again(tmp_path / "model", several).validate()[0] == pytest.approx(first.validate()[0])
     with pytest.raises(DataError, match=r"one label per image, and the model .* several labels"):
         ImageLearner.from_bundle(tmp_path / "model", data)
+
+
+@pytest.mark.parametrize("made", ["from it", "and exported"])
+def test_what_another_wrote_to_the_bundle_since_is_not_exported_over(bundle, data, tmp_path, made):
+    path = tmp_path / "model"
+    shutil.copytree(bundle, path)
+    learn = again(path) if made == "from it" else again(bundle)
+    for _ in range(2):  # what only the learner has written is replaced
+        learn.export(path, evaluate=False)
+    other = load_learner(path)
+    other.set(class_names=["x", "y", "z"])
+    theirs = other.save(path)
+    with pytest.raises(BundleWriteError, match="is another one by now"):
+        learn.export(path, evaluate=False)
+    assert load_learner(path, sha256=theirs).classes == ("x", "y", "z")
+    learn.export(tmp_path / "elsewhere", evaluate=False)
+    path.rename(tmp_path / "theirs")
+    learn.export(path, evaluate=False)
 
 
 def test_what_does_not_fit_is_refused(bundle, data):
