@@ -102,7 +102,7 @@ class AuditLog(Shown, Sequence[AuditEntry]):
             when, digest = entry.when[:16].replace("T", " "), Span(entry.digest[:12], "code")
             rows.append((entry.number, entry.what, when, *moved, entry.n_classes, digest))
         earlier = len(self) - len(rows)
-        more = f"{earlier} earlier changes" if earlier else ""
+        more = number_of(earlier, "earlier change") if earlier else ""
         return Document([Table(rows, header, "rllrrrl", more)])
 
 

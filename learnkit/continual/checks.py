@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learnkit.continual.names import label_names
-from learnkit.errors import DataError, InsufficientDiversityError, StatisticsError
+from learnkit.errors import DataError, InsufficientDiversityError, StatisticsError, number_of
 from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.ood import is_blank
 from learnkit.uncertainty.scoring import GRID
@@ -73,7 +73,8 @@ def check_labelled_features(
     labels = label_names(labels, class_names)
     if len(labels) != len(features):
         raise DataError(
-            f"{len(features)} rows of features come with {len(labels)} labels; "
+            f"{number_of(len(features), 'row')} of features come with "
+            f"{number_of(len(labels), 'label')}; "
             "give one label per row"
         )
     if not labels:
@@ -142,7 +143,7 @@ def check_enough(names: Sequence[str], before: Tensor, after: Tensor) -> None:
     """Raise StatisticsError if a class would have fewer than no images, (C,) each."""
     for place in torch.nonzero(after < 0).flatten().tolist():
         raise StatisticsError(
-            f"class {names[place]!r} has {int(before[place])} images; "
+            f"class {names[place]!r} has {number_of(int(before[place]), 'image')}; "
             f"{int(before[place] - after[place])} cannot be subtracted from it"
         )
 

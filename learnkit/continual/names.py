@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from learnkit.data.labels import name_problem
-from learnkit.errors import DataError
+from learnkit.errors import DataError, number_of
 
 
 def clean_name(name: Any) -> str:
@@ -55,7 +55,7 @@ def _clean_label(label: Any, class_names: Sequence[str] | None) -> str:
     index = label.__index__()
     if not 0 <= index < len(class_names):
         raise DataError(
-            f"label {index} has no place among {len(class_names)} class names; "
+            f"label {index} has no place among {number_of(len(class_names), 'class name')}; "
             f"numbers run from 0 to {len(class_names) - 1}"
         )
     return clean_name(class_names[index])

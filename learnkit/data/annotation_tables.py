@@ -51,7 +51,7 @@ from learnkit.data.table import (
     clean_paths,
     object_table,
 )
-from learnkit.errors import DataError, first_few, warn_user
+from learnkit.errors import DataError, first_few, number_of, warn_user
 from learnkit.report.progress import watched
 
 _BINARY = MaskCodes({0: 0, 1: 1}, binary=True)  # of anomalies: 1 is one
@@ -133,8 +133,8 @@ def anomaly_table(folder: str | os.PathLike[str], good: str, *, splits: bool) ->
     images = [path for path in files if path.parts[0].lower() not in _TRUTH]
     if loose := [path for path in images if len(path.parts) < 2]:
         raise DataError(
-            f"{len(loose)} images lie outside class folders, such as {str(root / loose[0])!r}; put "
-            f"each into a folder named {good!r} or after its defect"
+            f"{number_of(len(loose), 'image')} outside class folders, such as "
+            f"{str(root / loose[0])!r}; put each into a folder named {good!r} or after its defect"
         )
     if good not in {path.parent.name for path in images}:
         raise DataError(
@@ -396,11 +396,12 @@ def _pairs(root: Path, images: str, masks: str) -> list[dict[str, Any]]:
         used = {os.fspath(row["mask"]) for row in rows if row["mask"]}
         if spare := [one for one in lists[1] if os.fspath(part / masks / one) not in used]:
             warn_user(
-                f"{len(spare)} masks have no image, such as {spare[0]!r}; are they left over?"
+                f"{number_of(len(spare), 'mask')} without image, such as {spare[0]!r}: left over?"
             )
     if lacking := [row["path"] for row in rows if not row["mask"]]:
         raise DataError(
-            f"{len(lacking)} of {len(rows)} images have no mask, such as {str(lacking[0])!r}; a "
+            f"{len(lacking)} of {number_of(len(rows), 'image')} have no mask, such as "
+            f"{str(lacking[0])!r}; a "
             "mask has its image's name (with any of .png .tif .bmp), perhaps with '_mask' behind it"
         )
     return rows

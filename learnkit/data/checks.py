@@ -297,8 +297,8 @@ def _deep(table: _Table) -> Iterator[dict]:
         yield _about_all(
             "unused bits",
             "warning",
-            f"{len(deep)} 16-bit images use values up to {highest} only and are read as dark as "
-            f"that; set `bit_depth={bits}`",
+            f"{number_of(len(deep), '16-bit image')} with values up to {highest} only, read as "
+            f"dark as that; set `bit_depth={bits}`",
             [table.paths[i] for i in deep],
         )
 

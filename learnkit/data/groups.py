@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from learnkit.data.read_images import file_of
-from learnkit.errors import DataError, first_few
+from learnkit.errors import DataError, first_few, number_of
 
 _ONE = {"labels": "label", "group": "group"}  # what an argument says of one image
 
@@ -48,7 +48,8 @@ def groups_of(
         values = list(group)
     if len(values) != len(items) or any(map(is_missing, values)):
         raise DataError(
-            f"`group` has {len(values)} values for {len(items)} images, or some are missing; "
+            f"`group` has {number_of(len(values), 'value')} for {number_of(len(items), 'image')}, "
+            "or some are missing; "
             "give one per image"
         )
     return values
@@ -112,7 +113,8 @@ def note_on_split_groups(
         return ""
     (name, label), found = across[0]
     return (
-        f"{len(across)} of {len(uses)} groups stand in several splits, such as {name!r} of "
+        f"{len(across)} of {number_of(len(uses), 'group')} stand in several splits, such as "
+        f"{name!r} of "
         f"{label!r} in {' and '.join(map(str, found))}: images of what was learned are evaluated, "
         "and the numbers will be optimistic; put all images of a group into one split"
     )
@@ -137,7 +139,8 @@ def _found_in(
     if None in found:
         n, first = found.count(None), items[found.index(None)]
         raise DataError(
-            f"{where}the expression finds nothing in {n} of {len(items)} paths, such as "
+            f"{where}the expression finds nothing in {n} of {number_of(len(items), 'path')}, such "
+            "as "
             f"{str(first)[-80:]!r}"
         )
     return [match.group(regex.groups) for match in found]
@@ -149,7 +152,8 @@ def _by_file(group: Mapping[Any, Any], items: Sequence[Any]) -> list[Any]:
     files = list(map(file_of, items))
     if lacking := [item for item, file in zip(items, files, strict=True) if file not in by_file]:
         raise DataError(
-            f"`group` lacks {str(lacking[0])[-80:]!r} ({len(lacking)} of {len(items)} images); "
+            f"`group` lacks {str(lacking[0])[-80:]!r} ({len(lacking)} of "
+            f"{number_of(len(items), 'image')}); "
             "give one group per file, or a list with one value per image"
         )
     return [by_file[file] for file in files]

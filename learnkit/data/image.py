@@ -29,7 +29,7 @@ from learnkit.data.geometry import (
     is_tensor,
     pixels_last,
 )
-from learnkit.errors import DataError, ImageNotFoundError, ImageReadError, warn_user
+from learnkit.errors import DataError, ImageNotFoundError, ImageReadError, number_of, warn_user
 from learnkit.storage.array_files import MAX_CHANNELS, array_in, array_shape
 from learnkit.storage.filesystem import open_regular
 
@@ -130,7 +130,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """
     images, others = image_files(folder)
     if others:
-        warn_user(f"below {str(folder)!r} there are {unread_text(others)}")
+        warn_user(f"below {str(folder)!r}: {unread_text(others)}")
     return images
 
 
@@ -156,15 +156,14 @@ def unread_text(others: Iterable[str | os.PathLike[str]]) -> str:
     """How many images there are in formats that are not read, and the remedy, for a message.
 
     >>> unread_text(["a.dcm", "b.DCM", "c.psd"])
-    '3 images that are not read (2 .dcm, 1 .psd); convert them to PNG'
+    '3 images not read (2 .dcm, 1 .psd); convert them to PNG'
     """
     counted = extension_counts(others)
     heif = _HEIF.isdisjoint(IMAGE_EXTENSIONS) and not _HEIF.isdisjoint(counted)
     remedy = 'for .heic and .heif `pip install "learnkit[heif]"`; others: ' if heif else ""
     shown = ", ".join(f"{n} {extension}" for extension, n in counted.items())
-    return (
-        f"{sum(counted.values())} images that are not read ({shown}); {remedy}convert them to PNG"
-    )
+    n = number_of(sum(counted.values()), "image")
+    return f"{n} not read ({shown}); {remedy}convert them to PNG"
 
 
 def extension_counts(paths: Iterable[str | os.PathLike[str]]) -> dict[str, int]:

@@ -194,11 +194,12 @@ def _clean(name: Any, raw: Sequence[Any], names: Sequence[str], multi_label: boo
     if isinstance(name, int | np.integer) and not isinstance(name, bool):
         return str(int(name))
     where = [file for file, label in zip(names, raw, strict=True) if _has(label, name, multi_label)]
-    shown = f"{len(where)} images, such as {where[0]!r}," if where else "A class"
+    shown = f"{number_of(len(where), 'image')}, such as {where[0]!r}," if where else "A class"
+    have = "have" if len(where) > 1 else "has"
     if isinstance(name, str) or _is_missing(name):
-        raise DataError(f"{shown} have no label (seen: {name!r}); label them or leave them out")
+        raise DataError(f"{shown} {have} no label (seen: {name!r}); label them or leave them out")
     raise DataError(
-        f"{shown} have the label {name!r} ({type(name).__name__}); labels are names or integers"
+        f"{shown} {have} the label {name!r} ({type(name).__name__}); labels are names or integers"
     )
 
 

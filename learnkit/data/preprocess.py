@@ -19,7 +19,7 @@ from PIL import Image
 
 from learnkit.data.geometry import Resizing, centred_box, check_resizing, image_of_pixels
 from learnkit.data.image import MAX_PIXELS, check_read_options, image_size, read_image
-from learnkit.errors import DataError, ImageReadError, InputSizeError
+from learnkit.errors import DataError, ImageReadError, InputSizeError, number_of
 
 if TYPE_CHECKING:
     import torch
@@ -386,7 +386,8 @@ def _check_statistics(
     for name, values in [("mean", mean), ("std", std)]:
         if values is not None and len(values) != channels:
             raise DataError(
-                f"`{name}` has {len(values)} values for {channels} channels; give one each"
+                f"`{name}` has {number_of(len(values), 'value')} for "
+                f"{number_of(channels, 'channel')}; give one each"
             )
     if std is not None and min(std) <= 0:
         raise DataError(f"`std` is {std}; every value must be above 0")

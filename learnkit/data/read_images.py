@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any
 
 from learnkit.data.arguments import check_number
-from learnkit.errors import ImageReadError, UnreadableImagesError
+from learnkit.errors import ImageReadError, UnreadableImagesError, number_of
 from learnkit.report.progress import watched
 
 _PATIENCE = 1  # seconds for a reader to end, and between two looks for a Ctrl-C
@@ -139,7 +139,8 @@ def unreadable_images(failures: Mapping[str, str], n: int, then: str) -> Unreada
         then: What became of the call.
     """
     error = UnreadableImagesError(
-        f"{len(failures)} of {n} images cannot be read, and {then}: {reasons_once(failures)}. "
+        f"{len(failures)} of {number_of(n, 'image')} cannot be read, and {then}: "
+        f"{reasons_once(failures)}. "
         "Leave them out, or mend them, and call again"
     )
     error.failures = dict(failures)

@@ -17,7 +17,7 @@ from learnkit.data.table import (
     clean_paths,
     object_table,
 )
-from learnkit.errors import DataError, first_few
+from learnkit.errors import DataError, first_few, number_of
 from learnkit.storage.read_folder import MANIFEST
 
 SPLIT_FOLDERS = {
@@ -51,15 +51,15 @@ def folder_table(
     if loose := [path for path in relative if len(path.parts) <= depth]:
         remedy = "put each into a folder named after its class"
         raise DataError(
-            f"{len(loose)} images lie outside class folders, such as {str(root / loose[0])!r}; "
-            + (f"{remedy} (or: `splits=False`)" if named else remedy)
+            f"{number_of(len(loose), 'image')} outside class folders, such as "
+            f"{str(root / loose[0])!r}; " + (f"{remedy} (or: `splits=False`)" if named else remedy)
         )
     labels = [path.parent.name for path in relative]
     empty = _empty_class_folders(root, relative, {nfc(label) for label in labels}, depth)
     if empty and not allow_empty:
         raise DataError(
-            f"{len(empty)} class folders hold no images: {empty[:10]}; fill or remove them, or "
-            "pass `allow_empty=True` to keep them as classes without images"
+            f"{number_of(len(empty), 'class folder')} without images: {empty[:10]}; fill or "
+            "remove them, or pass `allow_empty=True` to keep them as classes without images"
         )
     frame = object_table({"path": [path.as_posix() for path in relative], "label": labels})
     if named:
@@ -279,7 +279,7 @@ def _images_below(root: Path) -> tuple[list[Path], list[Path]]:
         raise DataError(
             f"no images found under {str(root)!r}; looked at every depth for "
             f"{', '.join(sorted(IMAGE_EXTENSIONS))}"
-            + (f"; there are {unread_text(others)}" if others else "")
+            + (f"; {unread_text(others)}" if others else "")
         )
     return images, others
 

@@ -161,7 +161,8 @@ def split_column(
     for name, share, n in zip(SPLITS, shares, np.bincount(assigned, minlength=3), strict=True):
         if share > 0 and n == 0:
             raise SplitError(
-                f"no image falls to {name!r}: its share of {len(frame)} images is {share:.3g}; "
+                f"no image falls to {name!r}: its share of {number_of(len(frame), 'image')} is "
+                f"{share:.3g}; "
                 "raise the share, or set it to 0"
             )
     return pd.Series([SPLITS[i] for i in assigned], dtype=object)
@@ -237,7 +238,7 @@ def check_training_splits(
     learned = set(names_in(train["label"]))
     if len(learned) < 2 and not multi_label:
         raise DataError(
-            f"all {len(train)} training images are {next(iter(learned))!r}; telling "
+            f"every training image ({len(train)}) is {next(iter(learned))!r}; telling "
             "classes apart needs at least two. Add images of another class"
         )
     for name in [split for split in splits_in(frame) if split != "train"]:

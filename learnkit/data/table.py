@@ -143,7 +143,7 @@ def rows_kept(keep: Any, frame: pd.DataFrame) -> np.ndarray:
     if mask.dtype != bool or mask.shape != (len(frame),):
         raise DataError(
             f"`keep` is {mask.dtype} of shape {mask.shape}; it must be one bool for each of the "
-            f"{len(frame)} rows"
+            f"{number_of(len(frame), 'row')}"
         )
     return mask
 
@@ -230,7 +230,8 @@ def check_files_exist(paths: Sequence[Path]) -> None:
     if missing := [path for path in paths if not os.path.isfile(path)]:
         shown = ", ".join(repr(str(path)) for path in missing[:3])
         raise DataError(
-            f"{len(missing)} of {len(paths)} images do not exist, such as {shown}; check the "
+            f"{len(missing)} of {number_of(len(paths), 'image')} do not exist, such as {shown}; "
+            "check the "
             "folder paths are relative to, or remove the rows"
         )
 

@@ -196,6 +196,6 @@ def look_through(
     # `label_errors` refuses images that cannot be read
     readable = data.filter(~data.frame["path"].isin(lost).to_numpy())
     if not len(readable):
-        raise DataError(f"none of the {len(data)} images can be read; `check` says why")
+        raise DataError(f"no image can be read ({len(data)} given); `check` says why")
     errors = predictor.label_errors(readable, progress=progress)
     return FolderReport(data, findings, errors, facts_of(predictor))

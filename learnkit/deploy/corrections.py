@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from learnkit.data.image import image_files, is_hidden
 from learnkit.data.labels import name_problem, nfc
-from learnkit.errors import DataError, UsageError
+from learnkit.errors import DataError, UsageError, number_of
 from learnkit.report.document import Document, Items, Paragraph, Span
 from learnkit.report.notebook import Shown
 from learnkit.storage.filesystem import FileSystem, open_regular, sync_folder
@@ -79,7 +79,7 @@ class Applied(Shown):
         said = f"{self.n_relabelled} relabelled, {self.n_dropped} dropped into {REMOVED}/, "
         said += f"{self.n_kept} as they were"
         said += f", {self.n_before} corrected before" if self.n_before else ""
-        said += f", {len(self.refused)} rows refused" if self.refused else ""
+        said += f", {number_of(len(self.refused), 'row')} refused" if self.refused else ""
         return said + ("; the folder was there already" if self.was_there else "")
 
     def document(self) -> Document:

@@ -42,7 +42,8 @@ class Comparison(Shown):
         """
         if len(first) != len(second) or not len(first):
             raise EvaluationError(
-                f"the evaluations are of {len(first)} and {len(second)} images; compare two of the "
+                f"the evaluations are of {len(first)} and {number_of(len(second), 'image')}; "
+                "compare two of the "
                 "same ones, at least one"
             )
         counts = [(first == a) & (second == b) for a in (True, False) for b in (True, False)]

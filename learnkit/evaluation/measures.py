@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from learnkit.errors import EvaluationError, first_few
+from learnkit.errors import EvaluationError, first_few, number_of
 from learnkit.evaluation.inputs import (
     as_array,
     check_flags,
@@ -382,6 +382,7 @@ def _per_case(weights: Any, n_cases: int, n_rows: int) -> np.ndarray:
     weights = as_array(weights).astype(np.float64)
     if weights.shape != (n_rows,) or not (weights > 0).all():
         raise EvaluationError(
-            f"`weights` has shape {weights.shape} for {n_rows} rows; give one above 0 per row"
+            f"`weights` has shape {weights.shape} for {number_of(n_rows, 'row')}; give one above "
+            "0 per row"
         )
     return np.repeat(weights, n_cases // max(n_rows, 1))

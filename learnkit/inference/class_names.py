@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from learnkit.data.labels import name_problem
-from learnkit.errors import PredictionError
+from learnkit.errors import PredictionError, number_of
 from learnkit.evaluation.inputs import LabelThreshold, label_threshold
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def renamed(classes: tuple[str, ...], names: Sequence[str] | Mapping[str, str]) 
         )
     if len(names) != len(classes):
         raise PredictionError(
-            f"`class_names` has {len(names)} names for {len(classes)} classes; give one each, or "
+            f"`class_names` has {number_of(len(names), 'name')} for "
+            f"{number_of(len(classes), 'class')}; give one each, or "
             "{old: new}"
         )
     for one in names:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learnkit.data.labels import ids_of_classes
-from learnkit.errors import LearnkitError, PredictionError
+from learnkit.errors import LearnkitError, PredictionError, number_of
 from learnkit.evaluation.inputs import LabelThreshold, labels_above
 from learnkit.inference.tta import view
 from learnkit.report.document import Bar, BarRow, Bars, Document, Paragraph, Span, share_text
@@ -415,7 +415,8 @@ def check_outputs(logits: Array | None, n_classes: int) -> None:
     n = len(logits) if logits.ndim else 0
     if logits.shape != (n, n_classes):
         raise PredictionError(
-            f"the network gives outputs of shape {logits.shape} for {n} images and {n_classes} "
+            f"the network gives outputs of shape {logits.shape} for {number_of(n, 'image')} and "
+            f"{n_classes} "
             f"classes; it must give ({n}, {n_classes})"
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnkit.errors import InterpretationError
+from learnkit.errors import InterpretationError, number_of
 from learnkit.evaluation.confusion import confusion_matrix, multilabel_confusion
 from learnkit.evaluation.evaluate import Evaluation
 from learnkit.evaluation.measures import CalibrationBins, calibration_bins
@@ -430,7 +430,7 @@ class ClassificationInterpretation(Shown):
         if not wrong[:samples]:
             return plots.plot_image_grid([])
         few = len(wrong) < samples
-        said = f"only {len(wrong)} of {len(order):,} images are wrong" if few else ""
+        said = f"only {len(wrong)} of {number_of(len(order), 'image')} are wrong" if few else ""
         explained = ("predicted", heatmap_thresh) if heatmap else None
         return self._draw(wrong[:samples], said, explained, figsize=figsize, alpha=alpha)
 
@@ -462,7 +462,7 @@ class ClassificationInterpretation(Shown):
         positions = found.index[:n].tolist()
         if not positions:
             return plots.plot_image_grid([])
-        few = f"{len(positions)} of {len(found)} samples" if n < len(found) else ""
+        few = f"{len(positions)} of {number_of(len(found), 'sample')}" if n < len(found) else ""
         return self._draw(positions, few, None)
 
     def save_html(self, path: Any, *, ood: Any = None, **options: Any) -> Path:
@@ -505,8 +505,8 @@ class ClassificationInterpretation(Shown):
         wrong = int((~self.outputs.correct).sum())
         share = self.evaluation.summary["accuracy"]
         return (
-            f"ClassificationInterpretation({len(self.outputs)} samples,"
-            f" {len(self.classes)} classes, accuracy {share:.4f}, {wrong} wrong)"
+            f"ClassificationInterpretation({number_of(len(self.outputs), 'sample')},"
+            f" {number_of(len(self.classes), 'class')}, accuracy {share:.4f}, {wrong} wrong)"
         )
 
     def plot_history(self, ax: Any = None) -> Any:

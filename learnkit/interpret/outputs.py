@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from learnkit.data.labels import ids_of_classes
-from learnkit.errors import InterpretationError
+from learnkit.errors import InterpretationError, number_of
 from learnkit.evaluation.evaluate import Evaluation, evaluate
 from learnkit.evaluation.inputs import LabelThreshold, check_probs, labels_above
 from learnkit.interpret.learner_state import (
@@ -76,7 +76,8 @@ class Outputs:
             value = getattr(self, name)
             if value is not None and len(value) != len(self.probs):
                 raise InterpretationError(
-                    f"`{name}` has {len(value)} rows, `probs` has {len(self.probs)}; give one row"
+                    f"`{name}` has {number_of(len(value), 'row')}, `probs` has {len(self.probs)}; "
+                    "give one row"
                     " of each per sample, in the same order"
                 )
 
@@ -321,7 +322,8 @@ def check_answers(
     check_class_logits(probs)
     if classes and probs.shape[1] != len(classes):
         raise InterpretationError(
-            f"The network has {probs.shape[1]} outputs for {len(classes)} classes; {_ONE_ANSWER}"
+            f"The network has {number_of(probs.shape[1], 'output')} for "
+            f"{number_of(len(classes), 'class')}; {_ONE_ANSWER}"
             " and one column per class"
         )
     if targets is None:

@@ -112,7 +112,8 @@ class Source:
         """Raise InterpretationError unless there are `n` samples, as far as that is known."""
         if self.indices is not None and len(self.indices) != n:
             raise InterpretationError(
-                f"`dl` has {len(self.indices)} samples for {n} predictions; pass the loader the"
+                f"`dl` has {number_of(len(self.indices), 'sample')} for "
+                f"{number_of(n, 'prediction')}; pass the loader the"
                 " predictions were made on as `dl`"
             )
 

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from learnkit.callback.class_weights import ClassWeights, check_weighable
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
 from learnkit.data.preprocess import Preprocessing
-from learnkit.errors import DataError, InputSizeError, WeightsError, warn_user, warned_after
+from learnkit.errors import (
+    DataError,
+    InputSizeError,
+    WeightsError,
+    number_of,
+    warn_user,
+    warned_after,
+)
 from learnkit.inference.weights_check import (
     InputRecipe,
     WeightsCheck,
@@ -235,7 +242,8 @@ def assemble(
     channels, *size = _image_shape(dls)
     if n_in not in (None, channels):
         raise InputSizeError(
-            f"`n_in` is {n_in}, but the images have {channels} channels; leave `n_in` out, or make "
+            f"`n_in` is {n_in}, but the images have {number_of(channels, 'channel')}; leave "
+            "`n_in` out, or make "
             f"the loaders with dataloaders(channels={n_in})"
         )
     n_out = n_out or get_c(dls) or len(names_of(dls) or ())
@@ -386,6 +394,7 @@ def _normalized(dls: DataLoaders, body: nn.Module, channels: int, *, given: bool
     if len(mean) != channels or len(std) != channels:
         raise InputSizeError(
             f"`normalize` has {len(mean)} means and {len(std)} standard deviations, but the images "
-            f"have {channels} channels; pass normalize=(mean, std) with one of each per channel"
+            f"have {number_of(channels, 'channel')}; pass normalize=(mean, std) with one of each "
+            "per channel"
         )
     return with_normalization(dls, mean, std)

@@ -30,6 +30,7 @@ from learnkit.errors import (
     OodLockedError,
     UncertaintyError,
     first_few,
+    number_of,
 )
 from learnkit.interpret.learner_state import LearnerState, class_names
 from learnkit.learner.dataloaders import is_multi_label
@@ -254,7 +255,9 @@ def _targets(learn: Any, labels: Any, n: int) -> Tensor:
     """Class numbers (n,), or flags (n, C) of several labels per image."""
     labels = [labels] * n if isinstance(labels, str) else list(labels)
     if not n or len(labels) != n:
-        raise DataError(f"{len(labels)} `labels` for {n} images; give one for each image")
+        raise DataError(
+            f"{len(labels)} `labels` for {number_of(n, 'image')}; give one for each image"
+        )
     several, number = is_multi_label(learn.dls), {}
     for i, name in enumerate(class_names(learn) or ()):
         number |= {name: i, i: i}

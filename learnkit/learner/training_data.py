@@ -21,7 +21,7 @@ from learnkit.data.labelled_images import (
 )
 from learnkit.data.preprocess import note_on_cut
 from learnkit.data.read_images import file_of
-from learnkit.errors import DataError, ExportError, first_few, warn_user
+from learnkit.errors import DataError, ExportError, first_few, number_of, warn_user
 from learnkit.interpret.learner_state import learner_state, names_of
 from learnkit.interpret.source import Source
 from learnkit.learner.transforms import preprocessing_of
@@ -257,7 +257,8 @@ def _of_loader(dl: Any, classes: Sequence[str], group: Any = None) -> Labelled:
         raise DataError("`data` has no images; give a loader over at least one")
     if outside := [n for n in numbers if not 0 <= n < len(names)]:
         raise DataError(
-            f"`data` has the class number {outside[0]}, but there are {len(names)} class names; "
+            f"`data` has the class number {outside[0]}, but there are "
+            f"{number_of(len(names), 'class name')}; "
             "pass a loader with a vocabulary, or the images with `labels`"
         )
     items, labels = source.items or source, [str(names[n]) for n in numbers]

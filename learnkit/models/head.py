@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learnkit.errors import ModelSpecError
+from learnkit.errors import ModelSpecError, number_of
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 NORMS += (nn.LayerNorm, nn.GroupNorm)
@@ -142,7 +142,8 @@ def _dropouts(ps: float | Iterable[float], n_linear: int) -> list[float]:
         given = [given[0] / 2] * (n_linear - 1) + given
     if len(given) != n_linear:
         raise ValueError(
-            f"`ps` has {len(given)} values for {n_linear} linear layers; give one number, or one"
+            f"`ps` has {number_of(len(given), 'value')} for {n_linear} linear layers; give one "
+            "number, or one"
             " per layer (len(lin_ftrs) + 1)"
         )
     if not all(0 <= p < 1 for p in given):

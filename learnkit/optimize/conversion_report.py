@@ -125,7 +125,7 @@ class ConversionReport(Shown):
     def document(self) -> Document:
         """Sections of gates, changes, speeds, images, notes, and what all of it rests on."""
         found = self.quality
-        tested = f"{found.n} test images, {found.n_labelled} labelled"
+        tested = f"{number_of(found.n, 'test image')}, {found.n_labelled} labelled"
         float32_name = "" if self.precision == "float32" else f"{self.backend}-float32"
         sizes = (f"{n / 1e6:.2f} MB" for n in (self.n_bytes_float32, self.n_bytes))
         changes = [

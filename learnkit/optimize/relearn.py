@@ -100,7 +100,8 @@ def _problem(head: ContinualClassifier, learned: Labelled | None) -> str:
     counts, wanted = Counter(learned.labels), {n: k for n, k in head.n_images.items() if k}
     if counts.keys() != wanted.keys() or any(counts[name] < k for name, k in wanted.items()):
         return (
-            f"it has learned {sum(wanted.values())} images of {len(wanted)} classes, and those at "
+            f"it has learned {number_of(sum(wanted.values()), 'image')} of "
+            f"{number_of(len(wanted), 'class')}, and those at "
             f"hand are {sum(counts.values())} of {len(counts)}"
         )
     # a few too many can be blank ones, which are not learned

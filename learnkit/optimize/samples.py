@@ -216,11 +216,12 @@ def check_samples(samples: Pictures, classes: Sequence[str]) -> Pictures:
             f"that differ: give {FEW} to {PER_CLASS} of each class, as they come in use"
         )
     if repeated := len(samples) - len(found):
-        warn_user(f"{repeated} images of `samples` are there twice; each counts once")
+        warn_user(f"`samples` has {number_of(repeated, 'image')} twice; each counts once")
     if found.labels is None:
         if len(found) < FEW * len(classes):
             warn_user(
-                f"`samples` has {len(found)} images for {len(classes)} classes; {FEW} to "
+                f"`samples` has {number_of(len(found), 'image')} for "
+                f"{number_of(len(classes), 'class')}; {FEW} to "
                 f"{PER_CLASS} of each make the ranges of an int8 model sound"
             )
         return found

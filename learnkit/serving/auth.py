@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from learnkit.errors import ServingError
+from learnkit.errors import ServingError, number_of
 from learnkit.serving.http_errors import Refusal
 
 TOKEN_VARIABLE = "LEARNKIT_TOKEN"
@@ -57,7 +57,8 @@ def checked_token(token: str, origin: str = "`token`") -> str:
     """`token` itself; ServingError, which does not show it, if it is easily guessed."""
     if len(token) < _SHORTEST or not (token.isascii() and token.isprintable() and " " not in token):
         raise ServingError(
-            f"{origin} has {len(token)} characters; it must have {_SHORTEST} or more, letters, "
+            f"{origin} has {number_of(len(token), 'character')}; it must have {_SHORTEST} or "
+            "more, letters, "
             "digits and signs without spaces, for example from `openssl rand -hex 32`"
         )
     return token

@@ -17,6 +17,7 @@ from learnkit.errors import (
     ImageReadError,
     LearnkitError,
     OptimizedModelError,
+    number_of,
 )
 from learnkit.inference.model import model_digest
 from learnkit.serving.http_errors import Refusal
@@ -174,7 +175,8 @@ def groups_in(fields: Mapping[str, Sequence[str]], n: int) -> list[str] | None:
     if len(given) not in (0, 1, n):
         raise Refusal(
             400,
-            f"the request has {len(given)} groups for {n} images; send the field `group` once, or "
+            f"the request has {number_of(len(given), 'group')} for {number_of(n, 'image')}; send "
+            "the field `group` once, or "
             "once for each image, in their order",
         )
     return given * (n if len(given) == 1 else 1) or None
@@ -191,7 +193,8 @@ def labels_for(n: int, given: Sequence[str], known: Sequence[str]) -> list[str]:
     if len(given) not in (1, n):
         raise Refusal(
             400,
-            f"the request has {len(given)} labels for {n} images; send the field `label` once, or "
+            f"the request has {number_of(len(given), 'label')} for {number_of(n, 'image')}; send "
+            "the field `label` once, or "
             "once for each image, in their order",
         )
     for label in given:

@@ -207,7 +207,8 @@ def serve_at(
             f"{os.fspath(save_to)}: {error}"
         ) from error
     learned = f"; what was learned is in {os.fspath(save_to)}" if service.has_saved else ""
-    counts = f"{service.n_answers:,} answers and {service.n_predicted:,} predictions"
+    answers = number_of(service.n_answers, "answer")
+    counts = f"{answers} and {number_of(service.n_predicted, 'prediction')}"
     with contextlib.suppress(OSError):
         say(f"stopped after {counts}{learned}")
 
@@ -280,7 +281,7 @@ def uvicorn_server(
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             with contextlib.suppress(OSError):  # nobody reads any more; the model is still saved
-                say(f"stopping; {service.gate.n_requests} requests are answered first")
+                say(f"stopping after {number_of(service.gate.n_requests, 'request')} under way")
             on_stop()
             await super().shutdown(sockets)
 

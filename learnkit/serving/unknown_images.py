@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from learnkit.data.image import IMAGE_EXTENSIONS, open_picture
-from learnkit.errors import LearnkitError, ServingError
+from learnkit.errors import LearnkitError, ServingError, number_of
 from learnkit.inference.prediction import Prediction, Result
 from learnkit.serving.uploads import Upload
 from learnkit.storage.filesystem import write_file
@@ -77,7 +77,8 @@ class UnknownImages:
             return
         if len(there) >= self.most:
             self._say(
-                f"{self.folder} holds {len(there):,} images: no more unknown ones are kept until "
+                f"{self.folder} holds {number_of(len(there), 'image')}: no more unknown ones are "
+                "kept until "
                 "some are labelled (--keep-at-most)"
             )
             return

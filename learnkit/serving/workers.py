@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from learnkit.errors import LearnkitError, ServingError
+from learnkit.errors import LearnkitError, ServingError, number_of
 
 _TICK_SECONDS = 0.2
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
@@ -94,7 +94,7 @@ def run_workers(
                 _look_after(workers, work, say)
         finally:
             with contextlib.suppress(OSError):
-                say(f"stopping {len(workers)} processes")
+                say(f"stopping {number_of(len(workers), 'process')}")
             for worker in workers:
                 # all are told before any is waited for: they end together, within one `grace`
                 worker.send(signal.SIGTERM)

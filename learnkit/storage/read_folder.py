@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from learnkit.errors import BundleCorruptError, BundleError, BundleNotFoundError
+from learnkit.errors import BundleCorruptError, BundleError, BundleNotFoundError, number_of
 from learnkit.storage.filesystem import open_regular
 from learnkit.storage.formats import (
     HEADER_START,
@@ -267,7 +267,9 @@ def _read_regular(
             found = os.fstat(file.fileno())
             if found.st_size > size or (exact and found.st_size != size):
                 rule = f"{size} are in {MANIFEST}" if exact else f"at most {size} are read"
-                raise BundleCorruptError(f"{path} is {found.st_size} bytes long; {rule}")
+                raise BundleCorruptError(
+                    f"{path} is {number_of(found.st_size, 'byte')} long; {rule}"
+                )
             # one byte more shows a file that grows meanwhile
             data = file.read(size + 1 if only is None else only)
     except OSError as error:

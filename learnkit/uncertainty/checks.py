@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from learnkit.errors import UncertaintyError
+from learnkit.errors import UncertaintyError, number_of
 from learnkit.evaluation.inputs import as_array
 
 Array = np.ndarray
@@ -77,7 +77,10 @@ def check_weights(weights: Any, n: int) -> Array:
         return np.ones(n)
     array = check_scores(weights, name="weights")
     if len(array) != n:
-        raise UncertaintyError(f"`weights` has {len(array)} values for {n} rows; give one per row")
+        raise UncertaintyError(
+            f"`weights` has {number_of(len(array), 'value')} for {number_of(n, 'row')}; give one "
+            "per row"
+        )
     refuse(array, array <= 0, "weights", "weights are above 0: leave out the rows of weight 0")
     return array
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from learnkit.errors import UncertaintyError
+from learnkit.errors import UncertaintyError, number_of
 from learnkit.uncertainty.checks import (
     Array,
     as_floats,
@@ -179,7 +179,8 @@ def location_scale(scores: Any, weights: Any = None) -> tuple[float, float]:
     kept = scores < BLANK_SCORE
     if not kept.any():
         raise UncertaintyError(
-            f"`scores` has {len(scores)} values, none of an image that shows something; at least"
+            f"`scores` has {number_of(len(scores), 'value')}, none of an image that shows "
+            "something; at least"
             " one is needed to say what is in distribution"
         )
     # In ascending order: the sums must not depend, not in the last bit, on that of the images.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from learnkit.errors import UncertaintyError
+from learnkit.errors import UncertaintyError, number_of
 from learnkit.uncertainty.checks import (
     Array,
     as_floats,
@@ -161,7 +161,8 @@ def _normal(
     if len(scores) < 2:
         if model is None:
             raise UncertaintyError(
-                f"`scores` has {len(scores)} values; a threshold needs two: give more images of"
+                f"`scores` has {number_of(len(scores), 'value')}; a threshold needs two: give "
+                "more images of"
                 " known classes, or set the threshold by hand"
             )
         return *model, 0

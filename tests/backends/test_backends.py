@@ -142,7 +142,7 @@ def test_grey_images_that_are_not_square_and_a_head_outside(backend):
 
 def test_another_number_of_classes_is_refused():
     model = Model(session_of("onnxruntime", "float32"), RECIPE, tuple("abcd"))
-    with pytest.raises(PredictionError, match=r"shape \(1, 3\) for 1 images and 4 classes"):
+    with pytest.raises(PredictionError, match=r"shape \(1, 3\) for 1 image and 4 classes"):
         predictions(model, channels_last(noise(1)))
 
 

@@ -339,7 +339,7 @@ OK = torch.rand(2, D)
         (torch.tensor([[1.0] * D, [torch.inf] * D]), ["a", "b"], "rows 1"),
         (torch.rand(2, D + 1), ["a", "b"], r"shape \(2, 7\); give one row of 6"),
         (torch.rand(D), ["a"], "one row of 6"),
-        (OK, ["a"], "2 rows of features come with 1 labels"),
+        (OK, ["a"], "2 rows of features come with 1 label"),
         (OK, "ab", "one class name per image"),
         (torch.empty(0, D), [], "no rows"),
         (OK, ["a", ""], "no class name"),

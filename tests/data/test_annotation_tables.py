@@ -357,7 +357,7 @@ def boxed(**columns):
             boxed(label=[["b"]]),
             "has a 'label' that is not the classes of the boxes; leave",
         ),
-        (boxed(box_labels=[[""]]), "1 images, such as .*0.png.* have no label"),
+        (boxed(box_labels=[[""]]), "1 image, such as .*0.png.* has no label"),
         (boxed(mask=["../m.png"]), "path '../m.png' climbs with '..'"),
         (
             boxed(rotated_boxes=[[(5, 5, 2, 1, 90.0)]]).drop(columns="boxes"),
@@ -399,7 +399,7 @@ def test_an_image_of_another_size_than_coco_tells_is_refused(tmp_path):
     with pytest.raises(DataError, match=message):
         ImageDataset.from_coco(told, tmp_path)
     (tmp_path / "0.png").unlink()
-    with pytest.raises(DataError, match="1 of 1 images do not exist"):
+    with pytest.raises(DataError, match="1 of 1 image do not exist"):
         ImageDataset.from_coco(told, tmp_path)
     with pytest.raises(DataError, match="`folder` is None; say where the images are"):
         ImageDataset.from_coco(told)
@@ -422,7 +422,7 @@ def test_masks_that_do_not_fit_are_refused_at_the_door(tmp_path):
         read(root, ["soil", "weed", "crop"], images="pictures")
     (root / "images" / "1.jpg").unlink()
     write_mask(root / "masks" / "7.png", MASK)
-    with pytest.warns(UserWarning, match="1 masks have no image, such as '7.png'"):
+    with pytest.warns(UserWarning, match="1 mask without image, such as '7.png'"):
         read(root, ["soil", "weed", "crop"])
 
 
@@ -434,7 +434,7 @@ def test_anomalies_that_do_not_fit_are_refused_at_the_door(tmp_path):
     with pytest.raises(DataError, match=r"1_mask.png' is 3 x 3 and its image 12 x 9"):
         ImageDataset.from_folder(root, good="good")
     image(root / "loose.png")
-    with pytest.raises(DataError, match=r"1 images lie outside class folders, .*loose.png'; put"):
+    with pytest.raises(DataError, match=r"1 image outside class folders, .*loose.png'; put"):
         ImageDataset.from_folder(root, good="good")
 
 

@@ -72,6 +72,7 @@ def test_files_in_a_list_have_groups_by_their_paths(tmp_path):
         ({"a/part0_0.png": 1}, r"lacks '.*part0_1.png' \(23 of 24 images\); give one group per"),
         ({1, 2}, "give a column, a regular expression, {file: group}, or a list"),
         (7, r"`group` is 7 \(int\)"),
+        ([1], "has 1 value for 24 images"),
         ([1] * 23, "has 23 values for 24 images"),
         ([1] * 23 + [None], "or some are missing"),
         ([1.0] * 23 + [float("nan")], "or some are missing"),
@@ -88,7 +89,7 @@ def test_groups_that_do_not_say_one_for_every_image_are_refused(tmp_path, group,
 
 def test_pictures_without_files_need_a_list():
     pictures = [np.zeros((4, 4, 3), "uint8")]
-    with pytest.raises(DataError, match="finds nothing in 1 of 1 paths"):
+    with pytest.raises(DataError, match="finds nothing in 1 of 1 path"):
         groups_of("part", pictures)
     with pytest.raises(DataError, match="or a list with one value per image"):
         groups_of({"a.png": 1}, pictures)

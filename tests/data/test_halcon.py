@@ -164,5 +164,5 @@ def test_several_ids_of_an_image_are_several_labels():
 
 def test_what_a_dictionary_cannot_say_is_refused(tmp_path):
     outside = ImageDataset(pd.DataFrame({"path": ["/x/1"], "label": ["a"]}), tmp_path)
-    with pytest.raises(DataError, match="1 images lie outside the root, such as '/x/1'"):
+    with pytest.raises(DataError, match="1 image outside the root, such as '/x/1'"):
         outside.to_halcon()

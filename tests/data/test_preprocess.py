@@ -201,7 +201,7 @@ def test_recipes_that_differ_in_any_field_differ():
         ({"size": 10**9}, "1..16384"),
         ({"channels": 17}, r"`channels` is 17; it must be 3 \(RGB\), 1 \(grey\)"),
         ({"mean": [0.5] * 3}, "`mean` and `std` go together"),
-        ({"mean": [0.5], "std": [0.5]}, "`mean` has 1 values for 3 channels"),
+        ({"mean": [0.5], "std": [0.5]}, "`mean` has 1 value for 3 channels"),
         ({"mean": [0.5] * 3, "std": [1, 1, 0]}, "every value must be above 0"),
         ({"mean": [float("nan")] * 3, "std": [1] * 3}, "every value must be finite"),
         ({"mean": "x", "std": [1] * 3}, "one number per channel"),

@@ -62,7 +62,7 @@ def test_split_names_beside_other_folders_are_classes(tmp_path):
 
 def test_classes_named_like_splits_can_be_asked_for(tmp_path):
     touch(tmp_path, "train/1.png", "test/2.png")
-    with pytest.raises(DataError, match=r"2 images lie outside class folders.*`splits=False`"):
+    with pytest.raises(DataError, match=r"2 images outside class folders.*`splits=False`"):
         ImageDataset.from_folder(tmp_path)
     assert ImageDataset.from_folder(tmp_path, splits=False).classes == ["test", "train"]
 
@@ -77,13 +77,15 @@ def test_no_folder_and_no_images_say_where_they_looked(tmp_path):
 
 def test_images_outside_class_folders_are_refused(tmp_path):
     touch(tmp_path, "a/1.png", "loose.png")
-    with pytest.raises(DataError, match=r"1 images lie outside class folders, such as .*loose.png"):
+    with pytest.raises(DataError, match=r"1 image outside class folders, such as .*loose.png"):
         ImageDataset.from_folder(tmp_path)
 
 
 def test_an_empty_class_folder_is_named_or_kept_as_a_class(tmp_path):
     touch(tmp_path, "a/1.png", "b/1.png", "void/notes.txt", "deep/c/1.png", "deep/hollow/x.txt")
-    with pytest.raises(DataError, match=r"2 class folders .* no images: \['void', 'deep/hollow'\]"):
+    with pytest.raises(
+        DataError, match=r"2 class folders without images: \['void', 'deep/hollow'\]"
+    ):
         ImageDataset.from_folder(tmp_path)
     data = ImageDataset.from_folder(tmp_path, allow_empty=True)
     assert data.classes == ["a", "b", "c", "hollow", "void"]
@@ -145,15 +147,15 @@ def test_images_in_formats_that_are_not_read_are_counted_and_said(tmp_path):
         findings = data.split(0.5, 0.5).check(min_images=0, progress=False)
         row = findings[findings["finding"] == "skipped files"].iloc[0]
         assert (row["severity"], row["path"]) == ("warning", "")
-        assert row["detail"].startswith("3 images that are not read (2 .dcm, 1 .psd); convert them")
+        assert row["detail"].startswith("3 images not read (2 .dcm, 1 .psd); convert them")
         assert [Path(path).name for path in row["paths"]] == ["x.dcm", "y.DCM", "z.psd"]
         kept = data.drop(findings)  # what the finding is about is no image of the dataset
         assert len(kept) == len(data)
         assert "skipped" not in repr(kept)
-    with pytest.warns(UserWarning, match=r"there are 3 images .* read \(2 .dcm, 1 .psd\)"):
+    with pytest.warns(UserWarning, match=r"3 images not read \(2 .dcm, 1 .psd\)"):
         assert len(find_images(tmp_path)) == 4
     touch(tmp_path / "raw", "a/1.cr2")
-    with pytest.raises(DataError, match=r"no images found .*; there are 1 images .*\(1 .cr2\)"):
+    with pytest.raises(DataError, match=r"no images found .*; 1 image not read \(1 .cr2\)"):
         ImageDataset.from_folder(tmp_path / "raw")
 
 
@@ -294,7 +296,7 @@ def test_a_table_comes_back_out_of_its_csv(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label\n1.png,a\n2.png,\n", r"1 images, such as '2.png', have no label"),
+        ("path,label\n1.png,a\n2.png,\n", r"1 image, such as '2.png', has no label"),
         ("path,label\n1.png,a\n9.png,b\n", r"1 of 2 images do not exist, such as '.*9.png'"),
         ("path,label\n1.png,a\n../2.png,b\n", r"'../2.png' climbs with '\.\.'"),
         ("path,label,label\n1.png,a,b\n", r"columns \['label'\] more than once"),
@@ -333,14 +335,14 @@ def test_a_table_with_a_column_in_the_way_is_refused(tmp_path):
 
 def test_files_need_not_exist_if_not_checked(tmp_path):
     frame = pd.DataFrame({"path": ["1.png"], "label": ["a"]})
-    with pytest.raises(DataError, match="1 of 1 images do not exist"):
+    with pytest.raises(DataError, match="1 of 1 image do not exist"):
         ImageDataset.from_df(frame, tmp_path)
     assert len(ImageDataset.from_df(frame, tmp_path, check_files=False)) == 1
 
 
 def test_missing_labels_in_a_table_are_refused(tmp_path):
     frame = pd.DataFrame({"path": ["1.png", "2.png"], "label": ["a", float("nan")]})
-    with pytest.raises(DataError, match=r"1 images, such as '2.png', have no label"):
+    with pytest.raises(DataError, match=r"1 image, such as '2.png', has no label"):
         ImageDataset.from_df(frame, tmp_path, check_files=False)
 
 
@@ -387,7 +389,7 @@ def test_what_training_writes_beside_the_classes_is_no_class(tmp_path):
     (tmp_path / "model" / "manifest.json").write_text("{}")
     assert list(ImageDataset.from_folder(tmp_path).classes) == ["a", "b"]
     (tmp_path / "models" / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"1 class folders hold no images: \['models'\]"):
+    with pytest.raises(DataError, match=r"1 class folder without images: \['models'\]"):
         ImageDataset.from_folder(tmp_path)
 
 

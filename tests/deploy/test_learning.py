@@ -367,7 +367,7 @@ def test_images_of_learned_groups_calibrate_nothing():
     kept = [i for i, one in enumerate(parts) if one == "part 4"]
     expected.calibrate([fresh[i] for i in kept], [labels[i] for i in kept], **QUIET)
     before = predictor.continual.knowledge
-    with pytest.raises(DataError, match="`group` has 1 values for 12 images"):
+    with pytest.raises(DataError, match="`group` has 1 value for 12 images"):
         predictor.calibrate(fresh, labels, group=["part 4"], **QUIET)
     assert predictor.continual.knowledge is before
     report = predictor.calibrate(fresh, labels, group=parts, **QUIET)
@@ -409,7 +409,7 @@ def test_threshold_names_and_false_alarm_rate_can_be_set(predictor, tmp_path):
         predictor.set(false_alarm_rate=rate).continual.threshold.value for rate in (0.01, 0.3)
     )
     assert strict > lax
-    with pytest.raises(PredictionError, match="1 names for 2"):
+    with pytest.raises(PredictionError, match="1 name for 2"):
         predictor.set(class_names=["x"])
     with pytest.raises(LearnkitError, match="nan"):
         predictor.set(ood_threshold=float("nan"))

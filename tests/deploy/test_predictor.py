@@ -283,7 +283,7 @@ def test_wrong_batches_and_networks_are_named(predictor):
     with pytest.raises(InputSizeError, match=r"\(2, 1, 32, 32\)"):
         predictor.logits(torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
     wrong = Predictor(predictor.model, predictor.preprocessing, ["a", "b"])
-    with pytest.raises(PredictionError, match=r"shape \(1, 3\) for 1 images and 2 classes"):
+    with pytest.raises(PredictionError, match=r"shape \(1, 3\) for 1 image and 2 classes"):
         wrong.predict(picture())
 
 
@@ -308,7 +308,7 @@ def test_class_names_and_threshold_can_be_set_and_are_saved(predictor, tmp_path)
         ),
         ({"x": "=1+1"}, r"`class_names`: '=1\+1' begins with '=': spreadsheets would compute"),
         ({"x": "a" * 201}, "of 201 characters; a class name has 200 at most"),
-        (["x"], "1 names for 3"),
+        (["x"], "1 name for 3"),
         ({"q": "r"}, r"\['q'\]"),
         ({"x": "y"}, "'y' twice"),
         ("xyz", r"is 'xyz' \(str\); give a list"),

@@ -260,7 +260,7 @@ def test_from_probs_keeps_the_probabilities_and_refuses_logits():
     torch.testing.assert_close(out.logits.softmax(1), probs)
     with pytest.raises(EvaluationError, match="sums to 5"):
         Outputs.from_probs(torch.tensor([[2.0, 3.0]]), torch.tensor([0]))
-    with pytest.raises(InterpretationError, match="`losses` has 1 rows, `probs` has 2"):
+    with pytest.raises(InterpretationError, match="`losses` has 1 row, `probs` has 2"):
         Outputs.from_probs(probs, torch.tensor([0, 1]), torch.tensor([0.1]))
 
 

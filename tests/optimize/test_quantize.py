@@ -314,7 +314,7 @@ class TestRefusals:
             (SMALL_SAMPLES.astype(np.float32), "`samples` is float32"),
             (SMALL_SAMPLES[0], r"\(16, 16, 3\)"),
             (SMALL_SAMPLES[:0], "has 0 images"),
-            (SMALL_SAMPLES[:1], "has 1 images"),
+            (SMALL_SAMPLES[:1], "has 1 image"),
             (np.repeat(SMALL_SAMPLES[:1], 9, 0), "has 9 images, all alike"),
         ],
     )

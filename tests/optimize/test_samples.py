@@ -119,7 +119,7 @@ def test_samples_that_are_all_alike_are_refused_and_twins_counted_once():
     (image,) = shades("a", 1, size=16)
     with pytest.raises(OptimizeError, match="all show the same"):
         check_samples(read([image] * 5), CLASSES)
-    with pytest.warns(UserWarning, match="1 images of `samples` are there twice"):
+    with pytest.warns(UserWarning, match="`samples` has 1 image twice"):
         found = check_samples(read([image, *shades("b", 20, size=16), image]), CLASSES)
     assert len(found) == 21
 

@@ -477,7 +477,7 @@ def test_a_change_that_fails_changes_nothing(serving, predictor):
     requests = [
         (422, "image 'i.png' cannot be read", {"files": form(good, b"no"), "data": {"label": "n"}}),
         (422, "over the limit of 2,000", {"files": form(good, large), "data": {"label": "n"}}),
-        (400, "0 labels for 1 images", {"files": form(good)}),
+        (400, "0 labels for 1 image", {"files": form(good)}),
         (400, "2 labels for 3 images", {"files": form(*[good] * 3), "data": {"label": ["a", "b"]}}),
         (422, "label", {"files": form(good), "data": {"label": ""}}),
         (422, "OK", {"files": form(good), "data": {"label": "OK"}}),
@@ -488,7 +488,7 @@ def test_a_change_that_fails_changes_nothing(serving, predictor):
         (400, "has no image", {"files": {"label": (None, "n")}}),
         (
             400,
-            "2 groups for 1 images",
+            "2 groups for 1 image",
             {"files": form(good), "data": {"group": ["a", "b"], "label": "n"}},
         ),
         (400, "`again` is 'ja'", {"files": form(good), "data": {"label": "n", "again": "ja"}}),

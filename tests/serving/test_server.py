@@ -105,7 +105,7 @@ def test_a_served_model_answers_learns_and_stops_when_it_is_told_to(bundle, tmp_
     assert reloaded == f"reloaded: serving 3 classes, model {learned.json()['model'][:12]}\n"
     assert refused.startswith("not reloaded, the former model goes on: ")
     assert output.splitlines()[-2:] == [
-        "stopping; 0 requests are answered first",
+        "stopping after 0 requests under way",
         f"stopped after 7 answers and 6 predictions; what was learned is in {tmp_path / 'learned'}",
     ]
     (tmp_path / "learned" / "model.safetensors").write_bytes(whole)

@@ -229,7 +229,7 @@ def test_the_sign_says_what_became_of_the_images(rng):
     ("change", "message"),
     [
         ({"scores": [2.0, 1.0], "weights": [1, 1]}, "`scores` must be sorted, and 8192 at most"),
-        ({"weights": [1.0]}, "`weights` has 1 values for 2 rows"),
+        ({"weights": [1.0]}, "`weights` has 1 value for 2 rows"),
         ({"evidence": [1.0]}, f"`evidence` must be {N_BETS} numbers of 0 or more"),
         ({"evidence": [-1.0] * N_BETS}, f"`evidence` must be {N_BETS} numbers of 0 or more"),
         ({"n_images": 1.5}, "`n_images` is 1.5; it must be a whole number from 0 on"),

@@ -175,7 +175,9 @@ def test_without_two_scores_a_distribution_known_beforehand_serves(scores):
     assert threshold.value == pytest.approx(max(scores + [1 + 2 * stats.norm.ppf(0.95)]))
     assert (threshold.source, threshold.n) == ("parametric", len(scores))
     assert threshold.p_values([9.0]).item() == pytest.approx(stats.norm.sf(4.0))
-    with pytest.raises(UncertaintyError, match=f"`scores` has {len(scores)} values; a threshold n"):
+    with pytest.raises(
+        UncertaintyError, match=f"`scores` has {len(scores)} values?; a threshold n"
+    ):
         fit_threshold(scores)
 
 
@@ -206,7 +208,7 @@ def test_blank_images_among_the_scores_are_refused_only_where_they_would_decide(
         ({"delta": 1.0}, "`delta` is 1.0; "),
         ({"guarantee": "exact"}, "`guarantee` is 'exact'; choose from loo, split, pac"),
         ({"source": "train"}, "`source` is 'train'; choose from validation, leave-one-out"),
-        ({"weights": [1.0]}, "`weights` has 1 values for 3 rows; give one per row"),
+        ({"weights": [1.0]}, "`weights` has 1 value for 3 rows; give one per row"),
         ({"weights": [1.0, 0.0, 1.0]}, "`weights` holds 0 in row 1; weights are above 0"),
     ],
 )

@@ -29,7 +29,7 @@ from learnkit.data.annotations.rle import (
     mask_of_segmentation,
     segmentation_of_mask,
 )
-from learnkit.errors import BundleCorruptError, DataError
+from learnkit.errors import BundleCorruptError, DataError, number_of
 from learnkit.storage.formats import is_json, parse_json
 
 RAW = "coco_raw_annotations"  # HALCON's key, and the column of whole annotations
@@ -123,8 +123,8 @@ def annotations_of_mask(mask: np.ndarray, names: Mapping[int, str]) -> dict[str,
     """
     if (mask == IGNORE).any():
         raise DataError(
-            f"a mask has {int((mask == IGNORE).sum())} pixels of no class, which COCO cannot "
-            "say; read the masks with a class for them"
+            f"a mask has {number_of(int((mask == IGNORE).sum()), 'pixel')} of no class, which "
+            "COCO cannot say; read the masks with a class for them"
         )
     found: dict[str, list[Any]] = {UPRIGHT: [], "box_labels": [], RAW: []}
     for number in np.unique(mask).tolist():

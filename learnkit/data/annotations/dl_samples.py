@@ -32,7 +32,7 @@ from learnkit.data.annotations.dl_dataset import (
     read_dl_dataset,
 )
 from learnkit.data.annotations.masks import MaskCodes
-from learnkit.errors import DataError
+from learnkit.errors import DataError, number_of
 from learnkit.storage.formats import is_json
 
 GOOD, BAD = "ok", "nok"  # HALCON's classes of anomaly detection
@@ -139,7 +139,7 @@ def halcon_dictionary(
     """
     if outside := [row["path"] for row in rows if Path(row["path"]).is_absolute()]:
         raise DataError(
-            f"{len(outside)} images lie outside the root, such as {outside[0]!r}; "
+            f"{number_of(len(outside), 'image')} outside the root, such as {outside[0]!r}; "
             "'image_file_name' is relative to 'image_dir'"
         )
     kept = {key: value for key, value in kept.items() if key not in _TOP | _COCO}

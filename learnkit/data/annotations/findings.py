@@ -10,7 +10,7 @@ import numpy as np
 
 from learnkit.data.annotations.boxes import FIELDS, ROTATED, enclosing, outside
 from learnkit.data.annotations.masks import IGNORE
-from learnkit.errors import DataError, ImageReadError
+from learnkit.errors import DataError, ImageReadError, number_of
 
 _TINY = 3  # pixels of the shorter side of a box
 _SLIGHT = 0.01  # of a box, that may lie outside its image
@@ -83,6 +83,11 @@ def _of_mask(
             yield "blank mask", "warning", i, "every pixel is of no class"
     elif row["label"] == good:
         if mask.any():
-            yield "mask of a good image", "error", i, f"{int((mask > 0).sum())} pixels are marked"
+            yield (
+                "mask of a good image",
+                "error",
+                i,
+                f"{number_of(int((mask > 0).sum()), 'pixel')} marked",
+            )
     elif not mask.any():
         yield "blank mask", "warning", i, f"{row['label']!r} is marked nowhere"

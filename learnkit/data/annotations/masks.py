@@ -19,7 +19,7 @@ from PIL import Image
 from learnkit.data.annotations.boxes import smallest_rectangle
 from learnkit.data.annotations.dl_dataset import MAX_CLASS_ID
 from learnkit.data.annotations.rle import segmentations_of_numbers
-from learnkit.errors import DataError, ImageReadError, first_few
+from learnkit.errors import DataError, ImageReadError, first_few, number_of
 from learnkit.storage.filesystem import open_regular, write_file
 
 IGNORE = 65_535  # in a mask that was read: pixels of no class, which are neither learned nor judged
@@ -271,7 +271,8 @@ def _refuse_unknown(values: np.ndarray, codes: MaskCodes, path: str | os.PathLik
     seen, counts = np.unique(values, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     shown = first_few(
-        f"{_unpacked(int(seen[i]), codes.coloured)} ({counts[i]} pixels)" for i in order
+        f"{_unpacked(int(seen[i]), codes.coloured)} ({number_of(counts[i], 'pixel')})"
+        for i in order
     )
     kind = "colours" if codes.coloured else "values"
     raise DataError(

@@ -12,7 +12,7 @@ from smallest to largest value, and evening out ranges of channels across layers
 
 import numpy as np
 
-from learnkit.errors import OptimizeError
+from learnkit.errors import OptimizeError, number_of
 from learnkit.optimize.quantize.graph import FloatNetwork
 from learnkit.optimize.quantize.ranges import observe_activations, spread
 from learnkit.optimize.quantize.sensitivity import (
@@ -80,6 +80,7 @@ def used_samples(network: FloatNetwork, samples: np.ndarray) -> np.ndarray:
         )
     if len(samples) < _MIN_SAMPLES or (samples == samples[:1]).all():
         raise OptimizeError(
-            f"`samples` has {len(samples)} images, all alike; give 10 to 20 different ones a class"
+            f"`samples` has {number_of(len(samples), 'image')}, all alike; give 10 to 20 "
+            "different ones a class"
         )
     return np.ascontiguousarray(samples[spread(len(samples), MAX_SAMPLES)])

@@ -162,7 +162,7 @@ def test_masks_are_one_annotation_a_class():
     row = {"path": "a.png", **found}
     assert drawn_mask(row, [3, 9], (3, 3), 0).tolist() == mask.tolist()
     mask[0, 0] = IGNORE
-    with pytest.raises(DataError, match="a mask has 1 pixels of no class, which COCO cannot say"):
+    with pytest.raises(DataError, match="a mask has 1 pixel of no class, which COCO cannot say"):
         annotations_of_mask(mask, names)
 
 

@@ -135,7 +135,7 @@ def test_codes_that_say_nothing_are_refused(arguments, message):
 
 def test_values_of_no_class_are_listed_with_their_pixels(tmp_path):
     write_mask(tmp_path / "m.png", SMALL)
-    message = r"m.png' has the values 2 \(2 pixels\), 255 \(1 pixels\); known are 0, 1: name them"
+    message = r"m.png' has the values 2 \(2 pixels\), 255 \(1 pixel\); known are 0, 1: name them"
     with pytest.raises(DataError, match=message):
         read_mask(tmp_path / "m.png", MaskCodes({0: 0, 1: 1}))
     Image.fromarray(np.dstack([SMALL, SMALL * 0, SMALL])).save(tmp_path / "c.png")
