@@ -64,11 +64,9 @@ def calibrate(
 
 
 def _calibrated(predictor: Predictor, folder: Path, group: str | None) -> ChangeReport:
-    from learnkit.data.dataset import ImageDataset
+    from learnkit.cli.workflow import images_for
 
-    told = predictor.ood is not None and predictor.ood.settings.case_sensitive
-    data = ImageDataset.from_folder(folder, case_sensitive=told)
-    return predictor.calibrate(data, group=group)
+    return predictor.calibrate(images_for(predictor, folder), group=group)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -157,7 +157,6 @@ def evaluate(
     Images that cannot be read are listed with the reason, and the exit code is then 1.
     """
     from learnkit.cli import workflow
-    from learnkit.data.dataset import ImageDataset
     from learnkit.serving.server import open_model
 
     about = {"--open": open_page, "--force": force, "--no-images": not images}
@@ -165,7 +164,7 @@ def evaluate(
     _check_flagging(false_alarm_rate, ood_threshold)
     report, predictor = Report(), open_model(model)  # with torch or, where there is none, without
     _set_flagging(predictor, false_alarm_rate, ood_threshold)
-    name, data = workflow.held_out(ImageDataset.from_folder(folder))
+    name, data = workflow.held_out(workflow.images_for(predictor, folder))
     unknown = None if ood is None else workflow.images_at([ood])
     evaluation, unread = evaluated(predictor, data, unknown, good, learned)
     title = f"{number_of(len(data), 'image')} of {folder} ({name})"

@@ -267,6 +267,16 @@ def _worst(interp: ClassificationInterpretation) -> Any:
     return interp.plot_multi_top_losses(9, **how)
 
 
+def images_for(predictor: Any, folder: Path) -> ImageDataset:
+    """The images of a folder by class, which letters tell apart as they do for the model."""
+    from learnkit.data.dataset import ImageDataset
+
+    settings = getattr(getattr(predictor, "ood", None), "settings", None)
+    return ImageDataset.from_folder(
+        folder, case_sensitive=bool(settings and settings.case_sensitive)
+    )
+
+
 def images_at(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """The files meant by `paths`: files as they are, folders by the images below them.
 

@@ -485,6 +485,10 @@ def test_extend_tells_names_apart_by_case_from_the_first_time_on(known, images, 
     assert "told apart by case from now on" in out.replace("\n", " ")
     assert load_learner(tmp_path / "more").classes == ("bad", "good", "GOOD")
     more = tmp_path / "more"
+    for name in ("good", "GOOD"):
+        shutil.copytree(images / "odd", tmp_path / "both" / name)
+    code, _, err = learnkit(capsys, "evaluate", more, tmp_path / "both")
+    assert (code, "differ only in case" in err) == (0, False)  # the model tells them apart
     assert learnkit(capsys, "extend", more, tmp_path / "newer", "--out", more, "--again")[0] == 0
     assert load_learner(more).continual.n_images["BAD"] == 10
 
