@@ -1,4 +1,6 @@
-"""Promises of two classes without validation images, by the first rules and by those of today.
+"""Promises without validation images, by the first rules and by those of today.
+
+Of two classes, and of few images of all classes.
 
 `pcb` and `lamp` are split at random; `lamp` are made: one board with noise, scratches and spots.
 """
@@ -15,7 +17,7 @@ from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.settings import RULES
 from learnkit.evaluation import measures
 
-COUNTS = (3, 5, 8, 20, 40)
+COUNTS = {"two": (2, 3, 5, 8, 20, 40), "all": (2, 3, 5)}
 _MOST = 150  # fresh images of each class
 
 
@@ -28,13 +30,19 @@ def rows(features_by_name: dict[str, dict[str, Split]], draws: int) -> Iterator[
         for draw in range(draws):
             rng = np.random.default_rng(draw)
             pair = rng.choice(np.unique(data["train"].labels), 2, replace=False)
-            fresh = _drawn(data["test"], pair, _MOST, rng)
-            for n in COUNTS:
-                learned = _drawn(data["train"], pair, n, rng)
+            every = np.unique(data["train"].labels)
+            for which, n in ((which, n) for which, counts in COUNTS.items() for n in counts):
+                names = pair if which == "two" else every
+                fresh = _drawn(data["test"], names, _MOST, rng)
+                learned = _drawn(data["train"], names, n, rng)
                 for rules in range(1, RULES + 1):
                     head = ContinualClassifier(learned[0].shape[1], root=True, rules=rules)
                     head.extend(*learned)
-                    where = {"promise": f"{n} images of two classes", "data": name, "draw": draw}
+                    where = {
+                        "promise": f"{n} images of {which} classes",
+                        "data": name,
+                        "draw": draw,
+                    }
                     for metric, value in _measured(head, fresh, strangers).items():
                         yield {**where, "case": f"rules {rules}", "metric": metric, "value": value}
 
@@ -55,11 +63,13 @@ def _measured(
     features, labels = fresh
     probs = head(features).softmax(1).double().numpy()
     targets = np.array([head.classes.index(label) for label in labels])
+    sets = head.prediction_sets(features).double()
     found = {
         "false alarms": float(head.is_ood(features).double().mean()),
         "accuracy": float((probs.argmax(1) == targets).mean()),
         "confidence": float(probs.max(1).mean()),
         "ECE": measures.expected_calibration_error(probs, targets),
+        "coverage": float(sets[range(len(targets)), targets].mean()),
     }
     if strangers:
         found["detected"] = float(head.is_ood(torch.cat(strangers)).double().mean())

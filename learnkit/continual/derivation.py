@@ -278,8 +278,8 @@ def _notes_on(
 
 def _on_temperature(fit: TemperatureFit) -> tuple[str, ...]:
     """A note where the temperature makes held-out confidences no better than 1 would."""
-    # what it was fitted on by log loss may lose by both of the others
-    if fit.ece_after <= fit.ece_before or fit.brier_after <= fit.brier_before:
+    # what it was fitted on by log loss may lose by both of the others; of one class both are NaN
+    if not (fit.ece_after > fit.ece_before and fit.brier_after > fit.brier_before):
         return ()
     eces = f"ECE {fit.ece_after:.3f} against {fit.ece_before:.3f} on held-out images"
     if fit.reason:  # none of them is wrong, or none right

@@ -8,6 +8,7 @@ says so. Nearest-neighbour scores are measured from a reference, the remembered 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from learnkit.uncertainty.checks import Array
 from learnkit.uncertainty.ood import Neighbors
 
 MIXED = "validation and leave-one-out"
-_BY_ROW = ("logits", "labels", "weights", "mahalanobis", "relative", "shift", "knn")
+_BY_ROW = ("logits", "labels", "weights", "mahalanobis", "relative", "shift", "knn", "images")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,8 @@ class HeldOut:
     `logits (R,P)` before the temperature, `labels (R,)` places of their classes, `weights (R,)`
     summing to 1, and the parts of an OOD score (R,): `mahalanobis` and `relative` distances, and
     `knn`, the distance to the nearest remembered feature, infinite where no other is remembered.
-    `shift (R,)` is added to all logits of a row for its energy.
+    `shift (R,)` is added to all logits of a row for its energy. `images (R,)` is the same number
+    for rows of one image; any but the first of them plays a class of one image.
     The first `n_fresh` are validation images. `source` is "validation", "leave-one-out", the two
     joined by "and", or "parametric".
     """
@@ -55,11 +57,17 @@ class HeldOut:
     relative: Array
     shift: Array
     knn: Array
+    images: Array
     source: str
     n_fresh: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def first_rows(self) -> Array:
+        """The first row of each image, ascending."""
+        return np.sort(np.unique(self.images, return_index=True)[1])
 
     def picked(self, rows: Array) -> HeldOut:
         """Some rows, in ascending order, their weights summing to 1 again."""
@@ -168,6 +176,8 @@ def squared_bias(seen: HeldOut, left_out: HeldOut, rules: int = RULES) -> float:
     if not len(seen):
         return 0.0
     few = [np.square(rows.weights).sum() for rows in (seen, left_out)]
+    if rules > 3:  # two rows of one image are one
+        few[1] = max(few[1], 1 / len(left_out.first_rows))
     error = np.sqrt(sum(few))
     allowed = 2.0 if rules == 1 else 2.0 + 2.4 * max(few)
     found = [0.0]
@@ -299,6 +309,7 @@ def _of_fresh(
         relative=relative,
         shift=np.zeros_like(relative),
         knn=knn,
+        images=-1 - np.arange(len(features)),  # rows of the memory count from 0
         source="parametric",
     )
 
@@ -318,6 +329,7 @@ def _of_left_out(
         relative=loo.relative[rows].numpy(),
         shift=loo.shift[rows].numpy(),
         knn=nearest_other(loo, rows, reference),
+        images=loo.rows[rows].numpy(),
         source="leave-one-out",
     )
 

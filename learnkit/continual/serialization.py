@@ -47,8 +47,8 @@ _VALIDATION = "validation"
 
 _ORIGINS, _ORIGIN = 1000, 300  # at most: in number, and in letters
 # Of the state of a whole classifier; 1 had none of what is optional below, 2 no `blend`, 3 no
-# `near_copies`, 4 no `rules`, 5 no `rules` above 2.
-FORMAT = 6
+# `near_copies`, 4 no `rules`, 5 no `rules` above 2, 6 none above 3.
+FORMAT = 7
 # All that a state may lack, because it was written before there was such a thing, and what it then
 # means. Nothing else is missing or unknown in a sound state.
 OPTIONAL_CONFIG: dict[str, Any] = {"former_names": {}, "origins": []}

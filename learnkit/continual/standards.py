@@ -72,13 +72,15 @@ def fit_per_class(
     for place in range(len(shifts)):
         rows = np.flatnonzero(predicted == place)
         if len(rows) >= 2 and _differ(scores[rows]):
-            own = fit_score_threshold(scores[rows], held_out.picked(rows), settings)
+            known = held_out.picked(rows)
+            own = fit_score_threshold(scores[rows], known, settings)
             shifts[place] = _shift(own.value, threshold.value)
-            fitted.append(own)
+            fitted.append((own, _n_images(known, settings)))
     ordered = sorted_together(scores + shifts[predicted], held_out.weights)
     names = "n", "calibration_scores", "calibration_weights"
     new = dict(zip(names, (len(scores), *ordered), strict=True))
-    joined = joined_by_class(replace(threshold, **new), fitted, len(shifts))
+    n_images = _n_images(held_out, settings)
+    joined = joined_by_class(replace(threshold, **new), n_images, fitted, len(shifts))
     if settings.rules == 1:  # p-values follow from these
         kept = {name: getattr(threshold, name) for name in ("source", "guarantee", "delta")}
         joined = replace(joined, **kept)
@@ -113,18 +115,24 @@ def fit_score_threshold(scores: Array, held_out: HeldOut, settings: Settings) ->
     if not _differ(scores):  # one, or two of a pair: a spread is assumed
         loc = float(scores.mean())
         model = loc, max(1.0, _guessed_spread(loc))
-    known |= {"source": held_out.source, "model": model}
-    n = _n_independent(held_out) if settings.rules > 1 else None
-    return fit_threshold(scores, weights=held_out.weights, n_independent=n, **known)
+    n = _n_images(held_out, settings)
+    known |= {"source": held_out.source, "model": model, "n_images": n}
+    known["n_independent"] = _n_independent(n, held_out.n_fresh) if settings.rules > 1 else None
+    return fit_threshold(scores, weights=held_out.weights, **known)
 
 
-def _n_independent(held_out: HeldOut) -> int:
+def _n_images(held_out: HeldOut, settings: Settings) -> int:
+    """How many images the rows are of; by the first three rules each row counted as one."""
+    return len(held_out.first_rows) if settings.rules > 3 else len(held_out)
+
+
+def _n_independent(n_images: int, n_fresh: int) -> int:
     """How many independent images say as much about the spread of scores.
 
     Images left out one by one are judged by each other: of two of a class both scores are one
     distance, and of more they go together, too.
     """
-    return max(2, held_out.n_fresh + -(-(len(held_out) - held_out.n_fresh) // 2))
+    return max(2, n_fresh + -(-(n_images - n_fresh) // 2))
 
 
 def _of_validation(scores: Array, held_out: HeldOut, known: dict) -> Threshold | None:
@@ -164,8 +172,10 @@ def doubt(scores: Array, held_out: HeldOut, rate: float) -> str:
     kinds = np.split(np.arange(len(scores)), [n])
     *alike, rows = mixed_alike(*(held_out.picked(kind) for kind in kinds))
     each = zip(kinds, rows, alike, strict=True)
-    fresh, left = ((scores[kind[some]], found.weights) for kind, some, found in each)
-    if not len(fresh[0]):
+    fresh, left = (
+        (scores[kind[some]], found.weights, len(found.first_rows)) for kind, some, found in each
+    )
+    if not fresh[2]:
         return ""
     share, chance = _flagged(fresh, left, rate)
     if chance < _SIGNIFICANCE:
@@ -189,21 +199,26 @@ def flagged_more(scores: Array, held_out: HeldOut, limit: float, rate: float) ->
 
     By a binomial test of each class, of all of which one in a thousand finds a class by chance.
     """
-    n_classes = held_out.logits.shape[1]
-    n = np.bincount(held_out.labels, minlength=n_classes)
-    above = np.bincount(held_out.labels, scores > limit, n_classes)
+    n_classes, each = held_out.logits.shape[1], held_out.first_rows
+    labels = held_out.labels[each]
+    n = np.bincount(labels, minlength=n_classes)
+    above = np.bincount(labels, scores[each] > limit, n_classes)
     chance = bdtrc(above - 1, n, rate)  # of as many or more
     found = np.flatnonzero((above > 0) & (chance < _CLEARLY / n_classes))
     return {int(place): float(above[place] / n[place]) for place in found}
 
 
 def _flagged(
-    sample: tuple[Array, Array], by: tuple[Array, Array], rate: float
+    sample: tuple[Array, Array, int], by: tuple[Array, Array, int], rate: float
 ) -> tuple[float, float]:
-    """Share of a sample (scores, weights) above the limit of another, and its chance if alike."""
-    values, weights = sorted_together(*by)
+    """Share of a sample above the limit of another, and its chance if alike.
+
+    Both are (scores, weights, number of images).
+    """
+    values, weights = sorted_together(*by[:2])
     limit = first_with_little_above(values, weights, rate * weights.sum())
-    above, n, n_by = sample[0] > limit, _effective(sample[1]), _effective(by[1])
+    above = sample[0] > limit
+    n, n_by = (min(_effective(one[1]), one[2]) for one in (sample, by))
     share = float(sample[1] @ above / sample[1].sum())
     # the share beyond the k-th largest of n is distributed as Beta(k, n + 1 - k)
     exceeding = max(1.0, rate * n_by)

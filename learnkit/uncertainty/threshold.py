@@ -41,6 +41,7 @@ def fit_threshold(
     delta: float = 0.05,
     source: str = "leave-one-out",
     model: tuple[float, float] | None = None,
+    n_images: int | None = None,
     n_independent: int | None = None,
 ) -> Threshold:
     """Threshold that flags at most `false_alarm_rate` of images like those the scores are of.
@@ -61,6 +62,8 @@ def fit_threshold(
         source: "leave-one-out", "validation" or "validation and leave-one-out", for the record.
         model: (mean, standard deviation) of the scores known beforehand, for want of two scores
             that differ.
+        n_images: how many images the scores are of, which decides whether they are too few; all if
+            None.
         n_independent: how many independent scores say as much about their spread; all if None.
 
     Returns:
@@ -86,9 +89,11 @@ def fit_threshold(
     check_choice(source, SOURCES[:3], name="source")
     # sorted before any sum: the order of the images must not show in the last bit
     scores, weights = sorted_together(scores, check_weights(weights, len(scores)))
-    allowed = allowed_above(weights, rate, guarantee, delta)
-    if allowed is None:
-        return _parametric(scores, weights, rate, model, n_independent)
+    n_images = len(scores) if n_images is None else n_images
+    wanted = rate, guarantee, delta
+    allowed = allowed_above(weights, *wanted)
+    if allowed is None or allowed_above(np.ones(n_images), *wanted) is None:
+        return _parametric(scores, weights, rate, model, (n_images, n_independent))
     value = first_with_little_above(scores, weights, allowed)
     # blank images do no harm unless the quantile would be the mark that they bear
     if value >= BLANK_SCORE:
@@ -103,7 +108,7 @@ def fit_threshold(
         false_alarm_rate=rate,
         guarantee=guarantee,
         delta=delta if guarantee == "pac" else None,
-        statement=_statement(guarantee, source, rate, delta, len(scores)),
+        statement=_statement(guarantee, source, rate, delta, n_images),
         calibration_scores=scores,
         calibration_weights=weights,
     )
@@ -126,9 +131,14 @@ def _parametric(
     weights: Array,
     rate: float,
     model: tuple[float, float] | None,
-    n_independent: int | None,
+    images: tuple[int, int | None],
 ) -> Threshold:
-    """Return the threshold of a normal distribution of the sorted scores that are not blank."""
+    """Return the threshold of a normal distribution of the sorted scores that are not blank.
+
+    `images` is how many the scores are of, and how many independent ones say as much.
+    """
+    n_images, n_independent = images
+    n_images -= len(scores) - int((scores < BLANK_SCORE).sum())
     # marks of 1e30 would make up all of the mean and the spread
     shown = scores < BLANK_SCORE
     scores, weights = scores[shown], weights[shown]
@@ -144,7 +154,7 @@ def _parametric(
         n=len(scores),
         false_alarm_rate=rate,
         statement=(
-            f"assumes normally distributed scores: {len(scores)} are too few to promise a"
+            f"assumes normally distributed scores: {n_images} are too few to promise a"
             f" false-alarm rate of {rate:g} without assuming a distribution"
         ),
         calibration_scores=scores,
@@ -206,19 +216,23 @@ def _statement(guarantee: str, source: str, rate: float, delta: float, n: int) -
     return f"at most {rate:.3g} of the images like these {n} are flagged, {how}{doubt}"
 
 
-def joined_by_class(threshold: Threshold, fitted: Sequence[Threshold], n_classes: int) -> Threshold:
+def joined_by_class(
+    threshold: Threshold, n_images: int, fitted: Sequence[tuple[Threshold, int]], n_classes: int
+) -> Threshold:
     """A threshold for all classes that promises no more than those `fitted` for each of some.
 
     Args:
         threshold: for all, its calibration scores shifted class by class.
-        fitted: those of the classes with held-out images enough.
+        n_images: how many images these are of.
+        fitted: those of the classes with held-out images enough, likewise with their number.
         n_classes: all of them; what the others have is guessed.
     """
-    proven = [one for one in fitted if one.source != "parametric"]
-    n, rate = sum(one.n for one in proven), threshold.false_alarm_rate
+    ranked = [(one, n) for one, n in fitted if one.source != "parametric"]
+    proven, n = [one for one, _ in ranked], sum(n for _, n in ranked)
+    rate = threshold.false_alarm_rate
     if not proven:
         said = (
-            f"assumes normally distributed scores: {threshold.n} are too few to promise a "
+            f"assumes normally distributed scores: {n_images} are too few to promise a "
             f"false-alarm rate of {rate:g} in every class without assuming a distribution"
         )
         said = f"class by class, {said}"

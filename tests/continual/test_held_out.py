@@ -136,7 +136,7 @@ def rows_of(mahalanobis, margin=0.0, label=0):
     zeros = np.zeros(n)
     logits = np.stack([np.broadcast_to(margin, n), zeros], 1)
     labels = np.full(n, label)
-    scores = mahalanobis, zeros, zeros, zeros
+    scores = mahalanobis, zeros, zeros, zeros, np.arange(n)
     return HeldOut(logits, labels, np.full(n, 1 / n), *scores, "validation", n)
 
 

@@ -68,10 +68,11 @@ def position_of(features, row):
     return int((on_grid(features) - row).abs().sum(1).argmin())
 
 
+@pytest.mark.parametrize("rules", [3, 4])
 @pytest.mark.parametrize("shrinkage", SHRINKAGES)
-def test_leaving_one_out_is_refitting_without_it(data, shrinkage):
+def test_leaving_one_out_is_refitting_without_it(data, shrinkage, rules):
     features, labels, _, spectrum, memory = data
-    geometry = spectrum.geometry(shrinkage)
+    geometry = replace(spectrum, rules=rules).geometry(shrinkage)
     assert len(memory) == len(labels)
     own = _own(spectrum, memory)
     left_out = leave_one_out(geometry, spectrum.turn(memory.features), own)
@@ -83,7 +84,8 @@ def test_leaving_one_out_is_refitting_without_it(data, shrinkage):
         torch.testing.assert_close(left_out.distances[row], wanted, rtol=1e-9, atol=1e-9)
         background = refit.squared(z, refit.means.mean(0)[None])[0]
         torch.testing.assert_close(left_out.background[row], background, rtol=1e-9, atol=1e-9)
-        lengths = refit.squared(spectrum.center, refit.means)
+        center = refit.means.mean(0) if rules > 3 else spectrum.center
+        lengths = refit.squared(center, refit.means)
         torch.testing.assert_close(left_out.lengths[row], lengths, rtol=1e-9, atol=1e-9)
         assert torch.equal(left_out.counts[row], refit.counts)
         wanted = torch.logdet(refit.covariance)

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from learnkit.continual import derivation
 from learnkit.continual.classifier import ContinualClassifier
 from learnkit.continual.held_out import HeldOut
-from learnkit.continual.standards import _beta_binomial_tail, doubt
+from learnkit.continual.standards import _beta_binomial_tail, doubt, flagged_more
 from learnkit.errors import StatisticsError
 from learnkit.evaluation.measures import expected_calibration_error
 from learnkit.uncertainty.threshold import fit_threshold
@@ -260,6 +260,7 @@ def held_out(scores_of_fresh, scores_left_out):
         relative=rows,
         shift=rows,
         knn=rows,
+        images=np.arange(n),
         source="validation and leave-one-out",
         n_fresh=len(scores_of_fresh),
     )
@@ -399,3 +400,55 @@ def test_what_remembered_images_count_for_is_said():
         head = ContinualClassifier(D, guarantee=guarantee)
         report = head.extend(*images([40, 40], 0), validation=images([13, 12], 5))
         assert [note.endswith(end) for note in report.notes if note.startswith(few)] == [True]
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_images_that_tell_nothing_are_told_apart_by_chance_when_left_out(n_classes):
+    names = [name for name in "abc"[:n_classes] for _ in range(2)]
+    right = {3: [], 4: []}
+    for seed, rules in ((seed, rules) for seed in range(50) for rules in right):
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(len(names), 64, generator=generator)
+        head = ContinualClassifier(64, rules=rules, near_copies=False)
+        head.extend(features, names)
+        logits = head.knowledge.derived.linear.loo.logits
+        own = torch.arange(n_classes).repeat_interleave(2)
+        right[rules].append(float((logits.argmax(1) == own).double().mean()))
+    # 50 draws of images that go together: four standard errors
+    assert np.mean(right[4]) == pytest.approx(1 / n_classes, abs=0.13)
+    # where the sample had been was told by the center: .84 and .56 were right
+    assert np.mean(right[3]) > np.mean(right[4]) + 0.1
+
+
+def test_images_that_also_play_a_class_of_one_image_count_once():
+    few = learned(images([6, 6, 1], 0)).threshold
+    assert few.n == 24  # each of twelve is left out alone, and once more with a partner
+    assert few.source == "parametric"
+    assert ": 12 are too few to promise a false-alarm rate of 0.05 " in few.statement
+    enough = learned(images([10, 10, 1], 0)).threshold
+    assert enough.statement == "about 0.05 of the images like these 20 are flagged (no proof)"
+    # by the earlier rules each row counted as an image
+    assert "like these 24 are" in learned(images([6, 6, 1], 0), rules=3).threshold.statement
+
+
+def test_class_by_class_too_they_count_once():
+    both = images([10, 10, 1], 0)
+    few = learned(both, per_class=True).threshold
+    assert few.statement.startswith("class by class, assumes normally distributed scores: 20 are")
+    enough = learned(both, per_class=True, false_alarm_rate=0.1).threshold
+    assert enough.statement.startswith("class by class, about 0.1 of the images like these 20 are")
+
+
+def test_a_class_is_named_by_its_own_rows_not_by_those_that_play_another():
+    # two images of each class, of which one each is flagged as it plays another class
+    rows = replace(held_out(np.zeros(0), np.zeros(20)), images=np.tile(np.arange(10), 2))
+    scores = np.repeat([0.0, 9.0], 10)
+    assert flagged_more(scores, rows, 5.0, 0.05) == {}
+    assert flagged_more(scores[::-1].copy(), rows, 5.0, 0.05) == {0: 1.0}
+
+
+def test_of_one_class_nothing_is_said_of_its_confidence():
+    report = ContinualClassifier(D).extend(images([4], 0)[0], ["a"] * 4)
+    assert report.temperature == (None, 1.0)
+    assert "nan" not in str(report)
+    assert "temperature 1 it would be" not in str(report)

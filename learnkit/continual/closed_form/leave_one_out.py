@@ -28,7 +28,7 @@ class LeftOut:
 
     `distances (R,P)` squared Mahalanobis distances to the classes of the geometry, `background
     (R,)` to the mean of the class means, `held (R,)` to what it was with the sample, `lengths
-    (R,P)` from the center of all samples to the class means, `counts (R,P)` the number of images
+    (R,P)` from the mean of the class means to each of them, `counts (R,P)` the number of images
     each mean then rests on.
     """
 
@@ -138,11 +138,16 @@ def leave_one_out(
     distances[inner.rows, labels] = own
 
     across = product.neg_().add_(along[:, None])  # of the residual with the class means
-    lengths = (gain[:, None] * across).mul_(across).add_(inner.means_means)
     back = k / (n - k)
-    # of the own mean without the copies, m - back r
-    across_own = inner.um - inner.mm - back * length
-    moved = inner.mm - back * (2 * (inner.um - inner.mm) - back * length)
+    # the center goes back by `aside` r, and the means lie that much further
+    aside = back * follows(geometry, since=4)
+    further = (2 * aside[:, None] * across).add_((aside.square() * length)[:, None])
+    across += (aside * length)[:, None]
+    lengths = (gain[:, None] * across).mul_(across).add_(further.add_(inner.means_means))
+    # the own mean without the copies is m - back r
+    own_back = back - aside
+    across_own = inner.um - inner.mm - own_back * length
+    moved = inner.mm - own_back * (2 * (inner.um - inner.mm) - own_back * length)
     lengths[inner.rows, labels] = moved + gain * across_own.square()
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
@@ -153,13 +158,15 @@ def leave_one_out(
     )
 
 
-def follows(geometry: Geometry) -> float:
-    """How far the center moves as one class mean does: it is their mean.
+def follows(geometry: Geometry, since: int = 2) -> float:
+    """How far the center moves as one class mean does, it is their mean; before these rules: 0.
 
     By the first rules it stayed: with few classes what is relative to it, and energy, then looked
-    far more unusual left out than fresh, and nothing was flagged.
+    far more unusual left out than fresh, and nothing was flagged. Up to the third the lengths of
+    the means counted from where it stayed. That told where the sample had been: of two ants and two
+    bees .92 were right left out, and .79 of fresh ones.
     """
-    return 1 / len(geometry.counts) if geometry.spectrum.rules > 1 else 0.0
+    return 1 / len(geometry.counts) if geometry.spectrum.rules >= since else 0.0
 
 
 def _lengthened(uu: Tensor, along: Tensor, length: Tensor, gain: Tensor, by: Tensor) -> Tensor:
@@ -211,7 +218,9 @@ def leave_pair_out(
     """Leave each sample out with its partner, then tell its class by the partner alone.
 
     What a class of one image looks like can only be learnt from classes of more: both samples
-    leave the scatter (two rank-one terms), the partner becomes the class mean, of one image.
+    leave the scatter (two rank-one terms), the partner becomes the class mean, of one image. The
+    lengths count from where the center stays: from where it moves, one image of a class of CIFAR-10
+    beside 450 of each other gained .035 of its recall, and the others lost .016.
 
     Args:
         geometry: Of the statistics that contain the samples.
@@ -324,15 +333,19 @@ def leave_group_out(
     along_u = (gains @ points[:, :, None])[:, :, 0]
     along_means = gains @ geometry.spectrum.means.T
     along_own = (gains @ own[:, :, None])[:, :, 0]
-    from_center = points - follows(geometry) * (own - geometry.spectrum.means[labels])
+    went = own - geometry.spectrum.means[labels]
+    aside = follows(geometry, since=4) if means is None else 0.0
+    from_center, center = points - follows(geometry) * went, aside * went
     along_center = (gains @ from_center[:, :, None])[:, :, 0]
-    each = points, points - own, own, from_center
-    uu, away, own_own, background = map(geometry.squares, each)
+    along_moved = (gains @ center[:, :, None])[:, :, 0]
+    each = points, points - own, own - center, from_center, center
+    uu, away, own_own, background, moved_moved = map(geometry.squares, each)
     inner = _Products(geometry, points, labels, uu)
     distances = inner.squared_distances() + (along_u[:, :, None] - along_means).square().sum(1)
     distances[rows, labels] = away + (along_u - along_own).square().sum(1)
-    lengths = inner.means_means + along_means.square().sum(1)
-    lengths[rows, labels] = own_own + along_own.square().sum(1)
+    lengths = inner.means_means - 2 * center @ geometry.weights.T + moved_moved[:, None]
+    lengths = lengths + (along_means - along_moved[:, :, None]).square().sum(1)
+    lengths[rows, labels] = own_own + (along_own - along_moved).square().sum(1)
     return LeftOut(
         distances=distances.mul_(fewer[:, None]).clamp_min_(0),
         background=(background + along_center.square().sum(1)) * fewer,
