@@ -858,9 +858,9 @@ def test_a_state_from_before_there_were_optional_keys_is_read_and_written_anew()
     [
         ({"format": FORMAT + 1}, "use a newer learnkit"),
         ({"format": True}, "format True"),
-        ({"format": 0}, "reads 1 to 6"),
-        ({"format": "1"}, "reads 1 to 6"),
-        ({"format": None}, "reads 1 to 6"),
+        ({"format": 0}, "reads 1 to 7"),
+        ({"format": "1"}, "reads 1 to 7"),
+        ({"format": None}, "reads 1 to 7"),
         ({"threshold": "inf"}, "finite number or null"),
         ({"threshold": float("nan")}, "finite number or null"),
         ({"threshold": 10**400}, "finite number or null"),
