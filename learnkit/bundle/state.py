@@ -172,9 +172,7 @@ def history_bytes(head: ContinualClassifier, levels: int) -> bytes | None:
     few classes and little memory, and no more than that state.
     """
     history = head.history
-    # the state before the first image is none to go back to
-    former = [one for one in history.states[1 : 1 + levels] if one.statistics.class_names]
-    kept = [*history.snapshots.values(), *former]
+    kept = [*history.snapshots.values(), *history.states[1 : 1 + levels]]
     if not kept and not history.audit:
         return None
     states, known = [], [head.knowledge.to_state()[1]]
@@ -228,7 +226,15 @@ def read_history(data: bytes, where: str, head: ContinualClassifier) -> History:
     found = [_read_knowledge(state.config, own, head, where) for state, own in pairs]
     n = len(facts.names)
     snapshots = dict(zip(facts.names, found[:n], strict=True))
-    return History((head.knowledge, *found[n:]), snapshots, facts.log)
+    former = found[n:-1] if _holds_beginning(facts) else found[n:]
+    return History((head.knowledge, *former), snapshots, facts.log)
+
+
+def _holds_beginning(facts: HistoryFacts) -> bool:
+    """Whether the oldest state is that before `init_continual`, which earlier versions kept."""
+    made = [entry.what for entry in facts.audit]
+    n_left = len(made) - 2 * made.count("undo")  # changes that were not taken back
+    return made[:1] == ["init_continual"] and len(facts.states) - len(facts.names) == n_left
 
 
 def _read_facts(packed: Tensor | None, where: str) -> HistoryFacts:

@@ -499,6 +499,9 @@ class Predictor(BasePredictor):
     def undo(self) -> ChangeReport:
         """Take back the last change, three at most, also after `save` and `load_learner`.
 
+        A model that was deployed without images is empty again then; what `init_continual` of a
+        learner began with is no change.
+
         Beside a trained head that is `calibrate` of its detector, while the predictor lives.
 
         Raises:

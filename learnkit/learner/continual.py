@@ -129,6 +129,7 @@ def _first_images(
         groups=found.groups,
         what="init_continual",
     )
+    head.history = replace(head.history, states=(head.knowledge,))  # there is none to go back to
     return with_notes(report, (*_origin(learn, head), *note_on_cut_of(learn, found.items)))
 
 

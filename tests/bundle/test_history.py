@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from learnkit.backends.conversion import Converted
 from learnkit.backends.torch_session import TorchSession
 from learnkit.bundle.audit import HISTORY
 from learnkit.bundle.write import base_files
+from learnkit.continual.change_report import AuditLog
+from learnkit.continual.knowledge import History, Knowledge
 from learnkit.continual.serialization import FORMAT
 from learnkit.deploy.predictor import Predictor, load_learner
 from learnkit.errors import BundleCorruptError, BundleVersionError, ContinualStateError, ExportError
@@ -28,6 +31,16 @@ def learned():
     predictor.calibrate(*labelled({"ok": 3, "new": 2}, seed=2), **QUIET)
     predictor.forget("bad")
     predictor.rename({"new": "dent"})
+    return predictor
+
+
+def made_before():
+    """A predictor begun by init_continual, of which earlier versions kept the beginning, too."""
+    predictor = make_continual({"ok": 6, "bad": 5})
+    head = predictor.continual
+    first = replace(predictor.audit[0], what="init_continual")
+    states = head.knowledge, Knowledge.empty(head.settings, head.classes)
+    head.history = History(states, audit=AuditLog((first,)))
     return predictor
 
 
@@ -96,11 +109,47 @@ class TestRoundTrip:
         assert len(again.continual.history.states) == 1
         assert again.audit == predictor.audit
 
-    def test_the_state_before_the_first_image_is_none_to_go_back_to(self, tmp_path):
-        predictor = make_continual({"ok": 6, "bad": 5})
-        assert len(predictor.continual.history.states) == 2
+    def test_what_was_deployed_empty_and_taught_is_empty_again(self, tmp_path):
+        predictor = make_continual()
+        predictor.snapshot("empty")
+        predictor.extend(*labelled({"ok": 6}), **QUIET)
+        predictor.restore("empty")
+        predictor.extend(*labelled({"bad": 5}), **QUIET)
         predictor.save(tmp_path / "m")
-        assert digests(load_learner(tmp_path / "m")) == digests(predictor)[:1]
+        again = load_learner(tmp_path / "m")
+        assert digests(again) == digests(predictor)
+        for known in ({}, {"ok": 6}, {}):
+            for one in (predictor, again):
+                one.undo()
+                assert one.continual.n_images == known
+
+    @pytest.mark.parametrize("verb", [None, "forget", "undo"])
+    def test_the_beginning_in_a_file_of_an_earlier_version_is_none_to_go_back_to(
+        self, tmp_path, verb
+    ):
+        predictor = made_before()
+        if verb == "forget":
+            predictor.forget("bad")
+        elif verb:
+            predictor.rename({"bad": "dent"})
+            predictor.undo()
+        predictor.save(tmp_path / "m")
+        again = load_learner(tmp_path / "m")
+        assert digests(again) == digests(predictor)[:-1]
+        if verb == "forget":
+            assert again.undo().images == {"bad": 5}
+        with pytest.raises(ContinualStateError, match="no change to undo"):
+            again.undo()
+        assert again.continual.n_images == {"ok": 6, "bad": 5}
+
+    def test_what_was_emptied_since_the_beginning_is_gone_back_to(self, tmp_path):
+        predictor = made_before()
+        predictor.save(tmp_path / "m")
+        again = load_learner(tmp_path / "m")
+        again.forget(["ok", "bad"])
+        again.extend(*labelled({"new": 4}, seed=1), **QUIET)
+        again.save(tmp_path / "n")
+        assert digests(load_learner(tmp_path / "n")) == digests(again)
 
     def test_fewer_states_go_along_if_asked_for(self, tmp_path):
         predictor = learned()

@@ -71,7 +71,7 @@ def known(images, tmp_path_factory):
     data = data.filter(lambda frame: frame["label"] != "odd")
     predictor.extend(data.paths, data.labels, progress=False)
     path = tmp_path_factory.mktemp("known") / "model"
-    predictor.save(path)
+    predictor.save(path, history=0)
     return path
 
 

@@ -707,6 +707,16 @@ class TestChanges:
         with pytest.raises(ContinualStateError, match="drop_continual"):
             learn.undo()
 
+    def test_undo_never_goes_back_to_before_the_beginning(self, learn, old, new, tmp_path):
+        n = learn.continual.n_images
+        path = learn.export(tmp_path / "m")
+        for one in (load_learner(path), ImageLearner.from_bundle(path)):
+            with pytest.raises(ContinualStateError, match="no change to"):
+                one.undo()
+            one.extend(new.paths, new.labels)
+            one.undo()
+            assert one.continual.n_images == n
+
     def test_forgotten_classes_never_win_and_keep_their_place(self, learn, old):
         learn.forget("b")
         assert learn.continual.classes == tuple(OLD)
