@@ -143,10 +143,8 @@ def extend(
     seen = {"classes": head.classes, "case_sensitive": told, "group": group}
     found = labelled_data(data, labels, **seen)
     files = files_among(found)
-    if (validation := found.validation) is not None:
-        validation = without_files(validation, files | record.learned)
     features = features_of(learn, found.items)  # reads every image before anything is changed
-    held_out = _features_and_labels(learn, validation)
+    held_out = _features_and_labels(learn, found.validation)
     given = {"origin": origin_of(learn, found.items), "case_sensitive": found.case_sensitive}
     given |= {"groups": found.groups, **how}
     there = set(found.labels)
@@ -162,7 +160,7 @@ def extend(
         learn,
         lambda head: head.change("extend", learned),
         learned=record.learned | files,
-        validated=(record.validated - files) | files_among(validation),
+        validated=(record.validated | files_among(found.validation)) - files,
     )
     return with_notes(report, note_on_cut_of(learn, found.items))
 

@@ -921,6 +921,21 @@ class TestEverythingElseWorks:
         assert model.continual.statistics.equals(learn.continual.statistics)
         assert model.continual.threshold.value == learn.continual.threshold.value
 
+    def test_validation_images_count_unless_learned_now_and_that_is_told(
+        self, learn, old, tmp_path
+    ):
+        model = load_learner(learn.export(tmp_path / "bundle"))
+        frame = only(old, ["a", "b"]).frame
+        frame = frame[(frame["split"] == "train") | (frame["label"] + frame["split"] == "atest")]
+        splits = frame["split"].map({"train": "valid", "test": "train"})
+        data = ImageDataset(frame.assign(split=splits), old.root)
+        for one in (model, learn):
+            one.forget("a")  # nothing of its six images is learned any more
+            report = one.extend(data)
+            assert report.n_validation == 6
+            assert "6 of 12 validation images were learned by this model" in " ".join(report.notes)
+        assert learn.continual.knowledge.digest == model.continual.knowledge.digest
+
 
 class TestForeignData:
     @pytest.fixture
