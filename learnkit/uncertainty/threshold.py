@@ -120,7 +120,7 @@ def manual_threshold(value: float, before: Threshold | None = None) -> Threshold
     Raises:
         UncertaintyError: the value is no finite number.
     """
-    value = check_score(value, name="threshold")
+    value = check_score(value, name="ood_threshold")  # as it is called where it is set
     kept = ("n", "calibration_scores", "calibration_weights") if before is not None else ()
     known = {name: getattr(before, name) for name in kept}
     return Threshold(value=value, source="manual", statement="set by hand", **known)

@@ -411,8 +411,9 @@ def test_threshold_names_and_false_alarm_rate_can_be_set(predictor, tmp_path):
     assert strict > lax
     with pytest.raises(PredictionError, match="1 name for 2"):
         predictor.set(class_names=["x"])
-    with pytest.raises(LearnkitError, match="nan"):
-        predictor.set(ood_threshold=float("nan"))
+    for wrong in (float("nan"), "x", True):
+        with pytest.raises(LearnkitError, match=f"^`ood_threshold` is {wrong!r}; give one finite"):
+            predictor.set(ood_threshold=wrong)
 
 
 def test_names_that_are_refused_are_those_of_the_argument(predictor):

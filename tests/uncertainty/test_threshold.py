@@ -225,7 +225,7 @@ def test_a_threshold_set_by_hand_keeps_the_p_values():
     assert np.array_equal(moved.p_values([0.2, 0.9]), fitted.p_values([0.2, 0.9]))
     assert np.isnan(manual_threshold(1.0).p_values([0.0])).all()
     for wrong in (math.nan, math.inf, "3", None, True):
-        with pytest.raises(UncertaintyError, match=r"`threshold` is .*; give one finite score"):
+        with pytest.raises(UncertaintyError, match=r"`ood_threshold` is .*; give one finite score"):
             manual_threshold(wrong)
 
 
