@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from learnkit.data.labels import name_problem
 from learnkit.errors import PredictionError, number_of
 from learnkit.evaluation.inputs import LabelThreshold, label_threshold
+from learnkit.storage.formats import to_json
 
 if TYPE_CHECKING:
     from learnkit.continual.classifier import ContinualClassifier
@@ -31,12 +32,20 @@ def checked_classes(classes: Sequence[str], what: str = "classes") -> tuple[str,
 
 
 def checked_metadata(metadata: Any) -> dict[str, Any]:
-    """`metadata` as a dictionary of its own; PredictionError unless it is one, or None for none."""
+    """`metadata` as a dictionary of its own; PredictionError unless it is None or JSON holds it."""
     if metadata is not None and not isinstance(metadata, Mapping):
         raise PredictionError(
             f"`metadata` is {metadata!r:.100} ({type(metadata).__name__}); give a dictionary"
         )
-    return dict(metadata or {})
+    found = dict(metadata or {})
+    try:
+        to_json(found)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PredictionError(
+            f"`metadata` is {found!r:.100}, which is no JSON: {error}; give texts, finite numbers, "
+            "booleans, None, lists, and dictionaries of these"
+        ) from error
+    return found
 
 
 def checked_class_ids(ids: Iterable[int] | None) -> tuple[int, ...]:

@@ -224,8 +224,10 @@ def test_networks_changed_after_they_were_built_are_refused(tmp_path):
 
 
 def test_what_is_no_json_is_refused(tmp_path):
+    predictor = make_predictor()
+    predictor.metadata["model"] = object()
     with pytest.raises(ExportError, match="no JSON"):
-        make_predictor(metadata={"model": object()}).save(tmp_path / "model")
+        predictor.save(tmp_path / "model")
     with pytest.raises(ExportError, match="no JSON"):
         make_predictor(classes=["a", "b", "\ud800"]).save(tmp_path / "model")
     with pytest.raises(ExportError, match=r"probe images are torch.float32"):

@@ -416,6 +416,16 @@ def test_threshold_names_and_false_alarm_rate_can_be_set(predictor, tmp_path):
             predictor.set(ood_threshold=wrong)
 
 
+@pytest.mark.parametrize("metadata", [{1: object()}, {"x": float("nan")}, {"x": "\ud800"}])
+def test_metadata_that_no_bundle_can_hold_is_refused_and_nothing_set(predictor, metadata):
+    before = predictor.continual.knowledge
+    with pytest.raises(PredictionError, match=r"`metadata` is .* is no JSON: .*; give texts"):
+        predictor.set(metadata=metadata, ood_threshold=9.0)
+    with pytest.raises(PredictionError, match="no JSON"):
+        predictor.metadata = metadata
+    assert (predictor.metadata, predictor.continual.knowledge) == ({}, before)
+
+
 def test_names_that_are_refused_are_those_of_the_argument(predictor):
     for names in (["gut", "gut"], ["gut", ""], ["gut", 3]):
         with pytest.raises(PredictionError, match=r"`class_names`(=| has 'gut' twice)"):
