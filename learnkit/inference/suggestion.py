@@ -61,7 +61,8 @@ class Suggestion:
         uncertainty: one minus the lead of the likeliest label over the next, in 0..1; of a
             multi-label model that of the least certain label.
         novelty: one minus the p-value of its OOD score, in 0..1; None if the model detects none.
-        covers: how many of the images given are likest to this one, itself included.
+        covers: how many of the images given are likest to this one, itself included; 0 of one that
+            shows the same as one before it.
         picture: a small picture, pixels uint8 (H, W[, 3]); None after the first 24.
     """
 
@@ -281,6 +282,8 @@ def _suggestion(
 def _reason(prediction: Prediction | None, covers: int, learned: bool | None) -> str:
     """Why an image is worth its label, for whoever gives it, or that it was `learned` already."""
     alike = f"{covers - 1} more like it" if covers > 1 else "stands for itself alone"
+    if not covers:
+        alike = "shows the same as one before it: one label is enough for both"
     if learned:
         return f"learned already: its label teaches nothing new; {alike}"
     if prediction is None:

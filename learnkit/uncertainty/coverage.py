@@ -31,9 +31,9 @@ class Coverage:
 
     Attributes:
         chosen: their places in the pool, int64 (n,).
-        n_covered: how many images of the pool are likest to each, itself included, (n,); those
-            that are likest to an image whose label is known count for none. In a pool of more than
-            4,096 images, extrapolated from as many.
+        n_covered: how many images of the pool are likest to each, itself included, (n,); 0 of one
+            that shows the same as one before it. Those that are likest to an image whose label is
+            known count for none. In a pool of more than 4,096 images, extrapolated from as many.
     """
 
     chosen: Array
@@ -86,9 +86,17 @@ def cover(
     for _ in range(n):
         chosen.append(greedy.choose())
         done(1)
-    counts = np.bincount(greedy.likest[greedy.likest >= 0], minlength=n)
+    first = _first_alike(pool[chosen])
+    counts = np.bincount(first[greedy.likest[greedy.likest >= 0]], minlength=n)
     # at least 1: in a large pool a chosen image need not be among those that stand for all
-    return Coverage(np.array(chosen), np.maximum(counts * len(pool) // len(targets), 1))
+    covered = np.maximum(counts * len(pool) // len(targets), 1)
+    return Coverage(np.array(chosen), np.where(first == np.arange(n), covered, 0))
+
+
+def _first_alike(rows: Array) -> Array:
+    """The number of the first row that is the same as each, int64 (n,)."""
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(rows)])
 
 
 class _Greedy:

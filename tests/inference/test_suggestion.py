@@ -32,6 +32,12 @@ def test_a_copy_of_what_is_suggested_is_not_suggested_as_well(model):
     found = model.suggest([new[0], new[0], new[0], new[1], new[2]], 3, progress=False)
     assert sorted(one.place for one in found) == [0, 3, 4]
     assert [one.covers for one in found if one.place == 0] == [3]
+    # where no other image is left it says so
+    found = model.suggest([new[0], new[1], new[0]], 3, progress=False)
+    told = [(one.place, one.covers, one.reason.partition("; ")[2]) for one in found]
+    assert sorted(told[:2]) == [(0, 2, "1 more like it"), (1, 1, "stands for itself alone")]
+    said = "shows the same as one before it: one label is enough for both"
+    assert told[2:] == [(2, 0, said)]
 
 
 def test_a_model_that_knows_no_class_begins_with_images_that_stand_for_many():

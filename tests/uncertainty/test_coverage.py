@@ -91,8 +91,9 @@ def test_of_a_large_pool_the_same_images_stand_for_all_whatever_the_order(rng, m
 
 def test_copies_are_chosen_last(rng):
     features = np.repeat(rng.random((6, 8)), 4, axis=0)
-    chosen = cover(features, np.ones(24), 24).chosen
-    assert {i // 4 for i in chosen[:6].tolist()} == set(range(6))
+    found = cover(features, np.ones(24), 24)
+    assert {i // 4 for i in found.chosen[:6].tolist()} == set(range(6))
+    assert found.n_covered.tolist() == [4] * 6 + [0] * 18
 
 
 def test_all_of_a_pool_of_one_and_blank_images_can_be_chosen():
