@@ -411,7 +411,8 @@ class ContinualClassifier(nn.Module):
     ) -> ChangeReport:
         """Set the threshold by hand, or, without `value`, fit it again with other settings.
 
-        A threshold set by hand stays through later changes until it is fitted again.
+        A threshold set by hand stays through later changes until it is fitted again. Another
+        `per_class` moves the scores of each class, so that a drift monitor begins anew.
 
         Raises:
             UncertaintyError: The value is no finite number.

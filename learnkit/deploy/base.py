@@ -500,7 +500,8 @@ class BasePredictor(Shown):
 
         It says whether the images, all of them or those taken for a class, are still like those the
         model knows. It sees what `predict`, `predict_batch`, `predict_files`, `predict_folder` and
-        a server predict; not what `evaluate`, `suggest`, `try_tensors` or a copy do.
+        a server predict; not what `evaluate`, `suggest`, `try_tensors` or a copy do. It begins anew
+        when the model learns, or promises class by class from now on (`per_class`) or no longer.
 
         Args:
             images_per_false_alarm: without drift, the probability of an alarm within m images is at

@@ -156,8 +156,10 @@ class Monitor(Shown):
     Leave-one-out scores stand for those of new images, and weights for the share of each class; to
     the degree that these are others, the promise is not exact.
 
-    Threads may share it. When the model learns, it begins anew; classes that are called otherwise
-    go on under their new names.
+    Threads may share it. When the model learns, it begins anew, and when `per_class` changes: that
+    moves the scores of each class, and those seen before no longer compare. Another threshold or
+    false-alarm rate changes nothing, and classes that are called otherwise go on under their new
+    names.
 
     Args:
         scoring: the model's, with the scores it was calibrated by.

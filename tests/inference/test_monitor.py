@@ -386,6 +386,18 @@ def test_learning_begins_anew():
     assert monitor.n_images == 1
 
 
+def test_only_a_promise_for_each_class_moves_scores_and_begins_anew():
+    model = make_continual({"red": 30, "blue": 30}, memory=64)
+    monitor, image = model.monitor(), shades("red", 1, seed=5)[0]
+    score = model.predict(image).ood_score
+    model.set(ood_threshold=score + 1)
+    model.set(false_alarm_rate=0.2)
+    assert (monitor.n_images, model.predict(image).ood_score) == (1, score)
+    model.continual.set_threshold(per_class=True)
+    assert monitor.n_images == 0
+    assert model.predict(image).ood_score != score
+
+
 def test_what_is_said_is_of_the_model_as_it_is_now():
     model = make_continual({"red": 8, "blue": 8})
     monitor = model.monitor(images_per_false_alarm=100)
