@@ -64,7 +64,7 @@ class LearnerState:
         probes: images uint8 (n, C, H, W) of that bundle; they go on with the next one.
         class_ids: ids that classes have from elsewhere than the loaders' dataset, by name.
         fits_to_come: fits that the running verb has still to begin.
-        seen: (folder, digest) of the bundles it was made from and exported to, as they were then.
+        seen: (folder, what changes are known by) of the bundles it was made from and exported to.
     """
 
     record: ContinualRecord | None = None

@@ -7,6 +7,8 @@ history come along.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +24,10 @@ from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from torch import nn
 
+from learnkit.bundle.audit import HISTORY as AUDIT
 from learnkit.bundle.read import read
+from learnkit.bundle.schema import CONFIG
+from learnkit.bundle.state import OOD, STATE
 from learnkit.bundle.variant import FLOAT32
 from learnkit.bundle.write import write
 from learnkit.callback.folded_norms import FoldedNorms, folded_norms
@@ -37,7 +42,7 @@ from learnkit.data.preprocess import Preprocessing
 from learnkit.deploy.home import place_of
 from learnkit.deploy.hub_bundle import located
 from learnkit.deploy.predictor import Predictor, load_learner
-from learnkit.errors import BundleWriteError, DataError, ExportError
+from learnkit.errors import BundleError, BundleWriteError, DataError, ExportError
 from learnkit.inference.model import Model
 from learnkit.interpret.learner_state import (
     ContinualRecord,
@@ -58,7 +63,8 @@ from learnkit.models.eval_mode import randomness_kept
 from learnkit.models.param_groups import param_groups
 from learnkit.optimize.samples import PER_CLASS, evenly
 from learnkit.storage.filesystem import check_path
-from learnkit.storage.formats import finite_or_none
+from learnkit.storage.formats import finite_or_none, parse_json
+from learnkit.storage.read_folder import read_manifest
 
 if TYPE_CHECKING:
     from learnkit.optimize.conversion_report import ConversionReport
@@ -123,19 +129,49 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
 
     Raises:
         ExportError: Something about the learner cannot travel as data; the message names it.
-        BundleWriteError: The folder could not be written, or something else has written the bundle
-            that this learner was made from or exported to; what stood there still does.
+        BundleWriteError: The folder could not be written, or something else has changed what was
+            learned in the bundle that this learner was made from or exported to; what stood there
+            still does.
     """
     check_path(path, BundleWriteError)  # before what takes long
+    check_as_seen(learn, path)
     predictor = predictor_of(learn, travels=True)
     if learn.training_history.rows:
         predictor.metadata[HISTORY] = _history(learn)
     probes = probe_images(learn, predictor.preprocessing)
-    card, seen = _card(learn, evaluate=evaluate), dict(learner_state(learn).seen)
-    replaces = seen.get(place_of(path))
-    digest = write(path, predictor.record, card=card, probes=probes, replaces=replaces).digest
-    learn.state = replace(learn.state, seen=(*(seen | {place_of(path): digest}).items(),))
+    write(path, predictor.record, card=_card(learn, evaluate=evaluate), probes=probes)
+    seen = dict(learner_state(learn).seen) | {place_of(path): changes_in(path)}
+    learn.state = replace(learn.state, seen=(*seen.items(),))
     return Path(path)
+
+
+def check_as_seen(learn: Any, path: str | Path) -> None:
+    """Raise BundleWriteError if what others have taught the bundle at `path` would be lost.
+
+    Conversions to other backends are no loss: they are of the weights that go.
+    """
+    known = dict(learner_state(learn).seen).get(place_of(path))
+    if known and changes_in(path) not in ("", known):
+        raise BundleWriteError(
+            f"the bundle {path} has changed since this learner was made from it or exported to it: "
+            "something else taught it, and that would be lost. Go on from it by "
+            "`ImageLearner.from_bundle`, export to another path, or move that bundle away first"
+        )
+
+
+def changes_in(path: str | Path) -> str:
+    """What the changes of a bundle are known by; "" where there is none.
+
+    Statistics, audit, and all that a person set: everything but conversions and which one is taken.
+    """
+    try:
+        files = read_manifest(place_of(path), None)[0]["files"]
+        config = parse_json((place_of(path) / CONFIG).read_bytes(), CONFIG)
+        config["learnkit"].pop("default_variant", None)
+    except (BundleError, OSError, LookupError):
+        return ""
+    taught = {name: files[name]["sha256"] for name in (STATE, OOD, AUDIT) if name in files}
+    return hashlib.sha256(json.dumps([taught, config], sort_keys=True).encode()).hexdigest()
 
 
 def probe_images(learn: Learner, recipe: Preprocessing) -> torch.Tensor | None:
@@ -314,7 +350,7 @@ def learner_from(
         record, seen = load_learner(path, variant=FLOAT32, sha256=sha256).record, ()
     else:
         record = read(path := located(path, sha256=sha256), variant=FLOAT32, sha256=sha256)
-        seen = ((place_of(path), str(record.digest)),)
+        seen = ((place_of(path), changes_in(path)),)
     dls, model = _loaders_for(record, data), record.network.model
     if continual_head(model) is not None:  # its trained head is gone; another has the usual layout
         model.spec = replace(model.spec, head={})

@@ -545,12 +545,12 @@ class ImageLearner(Learner, Shown):
         Args:
             path: Folder to create, or an earlier bundle to replace; relative to where Python runs.
                 Default `model` in the learner's own `path`. A bundle that this learner was made
-                from or exported to is replaced as long as nothing else has written it since.
+                from or exported to is replaced as long as nothing else has taught it since.
             evaluate: Measure the validation images (one pass) for the model card.
 
         Raises:
             ExportError: Something about the learner cannot travel as data; the message names it.
-            BundleWriteError: The folder could not be written, or something else has written the
+            BundleWriteError: The folder could not be written, or something else has taught the
                 bundle since; what stood there still does.
         """
         path = Path(self.path) / "model" if path is None else path
