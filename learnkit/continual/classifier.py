@@ -155,7 +155,7 @@ class ContinualClassifier(nn.Module):
     @property
     def temperature(self) -> float:
         """Divisor of the logits; 1 while no class is known."""
-        return self.calibration.temperature
+        return self.scoring.temperature if self.knowledge.derived else 1.0
 
     @property
     def calibration(self) -> TemperatureFit:

@@ -68,18 +68,20 @@ def fit_per_class(
     with the predicted class as the category.
     """
     predicted = held_out.logits.argmax(1)
-    shifts, fitted = np.zeros(held_out.logits.shape[1]), []
+    shifts, fitted, ranked = np.zeros(held_out.logits.shape[1]), [], []
     for place in range(len(shifts)):
         rows = np.flatnonzero(predicted == place)
         if len(rows) >= 2 and _differ(scores[rows]):
-            known = held_out.picked(rows)
-            own = fit_score_threshold(scores[rows], known, settings)
+            own = fit_score_threshold(scores[rows], held_out.picked(rows), settings)
             shifts[place] = _shift(own.value, threshold.value)
-            fitted.append((own, _n_images(known, settings)))
+            fitted.append(own)
+            ranked += [rows] if own.source != "parametric" else []
     ordered = sorted_together(scores + shifts[predicted], held_out.weights)
     names = "n", "calibration_scores", "calibration_weights"
     new = dict(zip(names, (len(scores), *ordered), strict=True))
-    n_images = _n_images(held_out, settings)
+    # an image may be a row of two classes
+    some = held_out.picked(np.sort(np.concatenate(ranked))) if ranked else held_out
+    n_images = [_n_images(one, settings) for one in (held_out, some)]
     joined = joined_by_class(replace(threshold, **new), n_images, fitted, len(shifts))
     if settings.rules == 1:  # p-values follow from these
         kept = {name: getattr(threshold, name) for name in ("source", "guarantee", "delta")}

@@ -26,12 +26,15 @@ class Comparison(Shown):
         only_first: images that only the first gets right: what the second loses.
         only_second: images that only the second gets right: what it gains.
         neither: images that neither gets right.
+        n_counted: how many images all of them tell as much as, where many are near copies of
+            others: `interval` and `p_value` count so many; None for every one.
     """
 
     both: int
     only_first: int
     only_second: int
     neither: int
+    n_counted: float | None = None
 
     @classmethod
     def of(cls, first: np.ndarray, second: np.ndarray) -> Comparison:
@@ -62,7 +65,8 @@ class Comparison(Shown):
     @property
     def interval(self) -> tuple[float, float]:
         """Bounds that hold the true difference with about 95 % confidence: `paired_interval`."""
-        return paired_interval(self.only_first, self.only_second, self.n)
+        share = self._share
+        return paired_interval(*(share * k for k in (self.only_first, self.only_second, self.n)))
 
     @property
     def p_value(self) -> float:
@@ -71,8 +75,14 @@ class Comparison(Shown):
         Source: McNemar, "Note on the sampling error of the difference between correlated
         proportions or percentages", 1947, by the binomial distribution.
         """
-        n, least = self.only_first + self.only_second, min(self.only_first, self.only_second)
+        counts = [round(self._share * k) for k in (self.only_first, self.only_second)]
+        n, least = sum(counts), min(counts)
         return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
+
+    @property
+    def _share(self) -> float:
+        """As how much of an image each counts."""
+        return 1.0 if self.n_counted is None else self.n_counted / self.n
 
     @property
     def verdict(self) -> str:
@@ -86,6 +96,8 @@ class Comparison(Shown):
             f"{self.difference * 100:+.1f} points, 95 % interval {low * 100:+.1f} to "
             f"{high * 100:+.1f}, p = {self.p_value:.2g}"
         )
+        if self.n_counted is not None:
+            size += f", near copies counted as {number_of(round(self.n_counted), 'image')}"
         if self.p_value >= _LEVEL:
             return f"No difference can be told on {number_of(self.n, 'image')}: {told} ({size})."
         better = "better" if self.difference > 0 else "worse"

@@ -94,6 +94,8 @@ class Evaluation(Shown):
         inspection: escapes and false rejects, where there are such classes.
         values: what each sample adds to the measures of probabilities; None if nobody kept it.
         bounds: 95 % intervals of measures that came from elsewhere, by name.
+        n_counted: how many samples they tell as much as, where many are near copies of others; None
+            for every one.
         page: what was answered to each image and where it is, for `save_html`; None of arrays.
 
     Measures without an answer, such as the recall of a class without samples, are NaN.
@@ -116,6 +118,7 @@ class Evaluation(Shown):
     inspection: Inspection | None = None
     values: SampleValues | None = None
     bounds: Mapping[str, Interval] = field(default_factory=dict)
+    n_counted: float | None = None
     page: Any = None
 
     @property
@@ -142,6 +145,7 @@ class Evaluation(Shown):
             promised=self.promised,
             inspection=self.inspection,
             gone=None if self.page is None else self.page.images.gone(self.classes),
+            n_counted=self.n_counted,
         )
 
     @cached_property
@@ -276,7 +280,8 @@ class Evaluation(Shown):
         )
         measures = self.all_measures.copy()
         measures[["accuracy_low", "accuracy_high"]] = low, high
-        return replace(self, all_measures=measures, notes=(*self.notes, note))
+        new = {"all_measures": measures, "notes": (*self.notes, note), "n_counted": counted}
+        return replace(self, **new)
 
     def compare(self, other: Evaluation) -> Comparison:
         """How `other` differs from this one on the same samples: McNemar's test.
@@ -297,7 +302,7 @@ class Evaluation(Shown):
                 f"the evaluations are of other samples: {len(self.right)} and {len(other.right)} "
                 "of them, or other labels, or another order; evaluate both on the same images"
             )
-        return Comparison.of(self.right, other.right)
+        return replace(Comparison.of(self.right, other.right), n_counted=self.n_counted)
 
     def _truth(self) -> np.ndarray:
         """The truth by name: class names (N,), or for several labels their names joined."""

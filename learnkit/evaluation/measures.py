@@ -115,7 +115,7 @@ def wilson_interval(n_right: float, n: float, *, z: float = Z95) -> tuple[float,
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def paired_interval(n_lost: int, n_gained: int, n: int) -> tuple[float, float]:
+def paired_interval(n_lost: float, n_gained: float, n: float) -> tuple[float, float]:
     """Bounds that hold the change of a share with about 95 % confidence, from paired answers.
 
     Args:

@@ -65,6 +65,7 @@ def verdict_sentences(
     promised: float | None = None,
     inspection: Inspection | None = None,
     gone: np.ndarray | None = None,
+    n_counted: float | None = None,
 ) -> tuple[str, ...]:
     """How many are right, what misleads, the worst class, and what is noticed of the unknown.
 
@@ -76,6 +77,7 @@ def verdict_sentences(
         n_ood: out-of-distribution images that were shown.
         promised: share of the known images that may be called unknown.
         inspection: escapes and false rejects, where good classes are told.
+        n_counted: how many images all of them tell as much as; None for every one.
         gone: which classes, bool (C,), are no answer any more, and thus not missed.
     """
     n = int(summary["n"])
@@ -92,7 +94,7 @@ def verdict_sentences(
         said += _worst_class(per_class, confusion)
     said += [] if inspection is None else _inspected(inspection)
     said += _absent(per_class if gone is None else per_class[~gone])
-    return *said, *_unknown(summary, n, n_ood, promised)
+    return *said, *_unknown(summary, (n, n_counted or n), n_ood, promised)
 
 
 def _imbalance(summary: pd.Series, per_class: pd.DataFrame, gone: np.ndarray | None) -> list[str]:
@@ -161,8 +163,13 @@ def _absent(per_class: pd.DataFrame) -> list[str]:
     return [f"No images, so nothing is known, of {', '.join(names[:_NAMED])}{more}."]
 
 
-def _unknown(summary: pd.Series, n: int, n_ood: int, promised: float | None) -> list[str]:
-    """What is noticed of unknown images, and how often a known one is taken for one."""
+def _unknown(
+    summary: pd.Series, known: tuple[int, float], n_ood: int, promised: float | None
+) -> list[str]:
+    """What is noticed of unknown images, and how often a known one is taken for one.
+
+    `known` is how many known images there are, and as many as how many they tell.
+    """
     said = []
     if n_ood and summary.get("detection_rate") == summary.get("detection_rate"):
         n_noticed = round(summary["detection_rate"] * n_ood)
@@ -170,8 +177,9 @@ def _unknown(summary: pd.Series, n: int, n_ood: int, promised: float | None) -> 
     rate = summary.get("false_alarm_rate")
     if rate is None or rate != rate:  # NaN
         return said
+    n, counted = known
     k = round(rate * n)
-    beyond = promised is not None and wilson_interval(k, n)[0] > promised
+    beyond = promised is not None and wilson_interval(rate * counted, counted)[0] > promised
     promise = "" if promised is None else f", {promised * 100:.3g} % promised"
     more = ": more than chance is likely to give" if beyond else ""
     return [*said, f"{k} of {n} known images called unknown ({share_text(rate)}{promise}){more}."]

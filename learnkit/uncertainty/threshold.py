@@ -217,22 +217,21 @@ def _statement(guarantee: str, source: str, rate: float, delta: float, n: int) -
 
 
 def joined_by_class(
-    threshold: Threshold, n_images: int, fitted: Sequence[tuple[Threshold, int]], n_classes: int
+    threshold: Threshold, n_images: Sequence[int], fitted: Sequence[Threshold], n_classes: int
 ) -> Threshold:
     """A threshold for all classes that promises no more than those `fitted` for each of some.
 
     Args:
         threshold: for all, its calibration scores shifted class by class.
-        n_images: how many images these are of.
-        fitted: those of the classes with held-out images enough, likewise with their number.
+        n_images: how many images these are of, and those of `fitted` that are ranks.
+        fitted: those of the classes with held-out images enough.
         n_classes: all of them; what the others have is guessed.
     """
-    ranked = [(one, n) for one, n in fitted if one.source != "parametric"]
-    proven, n = [one for one, _ in ranked], sum(n for _, n in ranked)
-    rate = threshold.false_alarm_rate
+    proven = [one for one in fitted if one.source != "parametric"]
+    n, rate = n_images[1], threshold.false_alarm_rate
     if not proven:
         said = (
-            f"assumes normally distributed scores: {n_images} are too few to promise a "
+            f"assumes normally distributed scores: {n_images[0]} are too few to promise a "
             f"false-alarm rate of {rate:g} in every class without assuming a distribution"
         )
         said = f"class by class, {said}"

@@ -125,6 +125,8 @@ def test_the_golden_bundle_with_variants_runs_where_it_ran_and_learns_on(tmp_pat
     assert predictor.metadata["written_by"] == "learnkit 0.1.0, format 1.2"
     assert predictor.continual.n_images["neu"] == 7
     assert predictor.has_learned
+    # that of the file divides the logits, whatever would be derived today
+    assert predictor.continual.temperature == predictor.continual.scoring.temperature
     for name in ("ok", "Kratzer (groß)", "裂纹", "neu"):
         assert predictor.predict(shades(name, 1, seed=7)[0]).label == name
     with pytest.warns(UserWarning, match="'onnxruntime-float16' beside it has learned more"):

@@ -439,6 +439,16 @@ def test_class_by_class_too_they_count_once():
     assert enough.statement.startswith("class by class, about 0.1 of the images like these 20 are")
 
 
+def test_an_image_whose_rows_are_predicted_as_two_classes_counts_once_class_by_class():
+    statements = {}
+    for seed in range(12):
+        head = learned(images([25, 25, 1], seed, apart=0.3), per_class=True)
+        held = re.search(r"images like these (\d+)", head.threshold.statement)
+        statements[seed] = int(held[1]) if held else 0
+    assert max(statements.values()) <= 50
+    assert any(n > 25 for n in statements.values())
+
+
 def test_a_class_is_named_by_its_own_rows_not_by_those_that_play_another():
     # two images of each class, of which one each is flagged as it plays another class
     rows = replace(held_out(np.zeros(0), np.zeros(20)), images=np.tile(np.arange(10), 2))

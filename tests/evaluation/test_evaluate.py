@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import sklearn.metrics as skm
 import torch
 
 from learnkit.errors import EvaluationError
+from learnkit.evaluation.comparison import Comparison
 from learnkit.evaluation.evaluate import evaluate
 from learnkit.evaluation.measures import wilson_interval
 from learnkit.inference.evaluation import with_ood_scores
@@ -340,6 +342,21 @@ def test_near_copies_are_told_and_count_as_about_one_in_all_that_states_the_accu
     assert mixed.intervals.loc["accuracy", "low"] == pytest.approx(
         wilson_interval(27, 27)[0], abs=1e-3
     )
+
+
+def test_near_copies_are_no_proof_of_false_alarms_or_of_a_difference():
+    # 2 of 24 photographs are flagged, and 8 of them told right, in 13 versions each
+    right, groups = np.repeat(np.arange(24) < 8, 13), np.repeat(range(24), 13)
+    found = replace(of_answers(right).with_measures(false_alarm_rate=26 / 312), promised=0.05)
+    said = "26 of 312 known images called unknown (8.3 %, 5 % promised)"
+    assert found.verdict[-1] == f"{said}: more than chance is likely to give."
+    counted = found.with_copies(groups)
+    assert counted.verdict[-1] == f"{said}."
+    better = counted.compare(of_answers(np.repeat(np.arange(24) < 12, 13)))
+    as_told = Comparison(both=8, only_first=0, only_second=4, neither=12)
+    assert better.interval == pytest.approx(as_told.interval)
+    assert better.p_value == as_told.p_value == 0.125
+    assert "near copies counted as 24 images" in str(better)
 
 
 def test_a_few_near_copies_and_none_known_change_nothing():
