@@ -146,7 +146,7 @@ def export_learner(learn: Learner, path: str | Path, *, evaluate: bool = True) -
 
 
 def check_as_seen(learn: Any, path: str | Path) -> None:
-    """Raise BundleWriteError if what others have taught the bundle at `path` would be lost.
+    """Raise BundleWriteError if what others have changed in the bundle at `path` would be lost.
 
     Conversions to other backends are no loss: they are of the weights that go.
     """
@@ -154,7 +154,7 @@ def check_as_seen(learn: Any, path: str | Path) -> None:
     if known and changes_in(path) not in ("", known):
         raise BundleWriteError(
             f"the bundle {path} has changed since this learner was made from it or exported to it: "
-            "something else taught it, and that would be lost. Go on from it by "
+            "something else changed it, and that would be lost. Go on from it by "
             "`ImageLearner.from_bundle`, export to another path, or move that bundle away first"
         )
 

@@ -545,12 +545,13 @@ class ImageLearner(Learner, Shown):
         Args:
             path: Folder to create, or an earlier bundle to replace; relative to where Python runs.
                 Default `model` in the learner's own `path`. A bundle that this learner was made
-                from or exported to is replaced as long as nothing else has taught it since.
+                from or exported to is replaced as long as nothing else has changed it since;
+                conversions in it are of the former weights and go.
             evaluate: Measure the validation images (one pass) for the model card.
 
         Raises:
             ExportError: Something about the learner cannot travel as data; the message names it.
-            BundleWriteError: The folder could not be written, or something else has taught the
+            BundleWriteError: The folder could not be written, or something else has changed the
                 bundle since; what stood there still does.
         """
         path = Path(self.path) / "model" if path is None else path
