@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from learnkit.optimize.gates import Gates as Gates
 
 # tqdm's bars are text where ipywidgets is missing, which a user of a notebook need not be told by
-# whichever library imports it first.
-warnings.filterwarnings("ignore", "IProgress not found")
+# whichever library imports it first; fastai's say without validation images that they are empty,
+# which the loaders have told with what follows from it.
+warnings.filterwarnings("ignore", "IProgress not found|Your generator is empty")
 
 # Public name -> the module it lives in. `learnkit.all` exports the same names.
 PUBLIC_NAMES: dict[str, str] = {

@@ -125,9 +125,10 @@ def test_the_first_overload_takes_all_that_the_function_takes(function):
     assert second.keys() <= real.keys()
 
 
-def test_a_notebook_without_widgets_is_not_told_of_them():
+def test_bars_without_widgets_or_without_batches_are_not_told_of():
     code = (
         "import warnings; warnings.simplefilter('error'); import learnkit, tqdm;"
-        "warnings.warn('IProgress not found. Please update jupyter', tqdm.TqdmWarning)"
+        "warnings.warn('IProgress not found. Please update jupyter', tqdm.TqdmWarning);"
+        "from fastprogress import progress_bar; progress_bar([]).update(0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
