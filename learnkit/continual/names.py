@@ -117,13 +117,16 @@ def check_new(names: Iterable[str]) -> None:
             raise DataError(f"the new name {reason}")
 
 
-def check_known(name: Any, names: Sequence[str], former: Mapping[str, str] | None = None) -> str:
+def check_known(
+    name: Any, names: Sequence[str], former: Mapping[str, str] | None = None, remedy: str = ""
+) -> str:
     """The clean form of `name`, which must be one of `names`.
 
     Args:
         name: As a caller gives it.
         names: All class names.
         former: What classes were called before -> what they are called now.
+        remedy: What can be done beside writing another name.
 
     Raises:
         DataError: With the name it has now, or the most similar names known.
@@ -136,13 +139,13 @@ def check_known(name: Any, names: Sequence[str], former: Mapping[str, str] | Non
     if not names:
         raise DataError(f"there is no class {clean!r}: the model knows none yet; `extend` it first")
     near = difflib.get_close_matches(clean, names, n=3) or list(names[:10])
-    raise DataError(f"there is no class {clean!r}; did you mean one of {near}?")
+    raise DataError(f"there is no class {clean!r}; did you mean one of {near}?{remedy}")
 
 
-def check_all_known(labels: Iterable[str], names: Sequence[str]) -> None:
+def check_all_known(labels: Iterable[str], names: Sequence[str], remedy: str = "") -> None:
     """Refuse clean names that are none of `names`; see `check_known`."""
     for name in dict.fromkeys(labels):
-        check_known(name, names)
+        check_known(name, names, remedy=remedy)
 
 
 def check_current(

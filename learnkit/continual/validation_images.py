@@ -31,6 +31,7 @@ from learnkit.uncertainty.checks import Array
 Validation = tuple[Tensor, Sequence[Any]] | tuple[Tensor, Sequence[Any], Sequence[Any] | None]
 Kept = tuple[FeatureMemory, tuple[str, ...]]
 VALIDATION_SIZE = 64
+_OTHER_CLASS = " Label these images so, leave them out, or `extend` it by that class first"
 
 
 def with_validation(
@@ -252,7 +253,7 @@ def _on_grid(
         *check_labelled_features(*validation[:2], class_names, statistics.n_features)
     )
     statistics.check_current(labels)
-    check_all_known(labels, statistics.class_names)
+    check_all_known(labels, statistics.class_names, _OTHER_CLASS)
     if not labels:
         raise DataError("all images of `validation` are blank; leave it out, or give others")
     notes = (f"{len(blank)} blank validation images were left out",) if blank else ()
