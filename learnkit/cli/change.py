@@ -87,8 +87,8 @@ def _changed(model: Path, out: Path | None, change: Callable[[Predictor], Change
     from learnkit.storage.write_folder import check_target
 
     out, report = model if out is None else out, Report()
+    predictor = load_learner(model)  # first: what is no model has no place to be written to
     check_target(out)
-    predictor = load_learner(model)
     found = change(predictor)
     predictor.save(out)
     report.change(found)

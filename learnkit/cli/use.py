@@ -83,8 +83,8 @@ def extend(
 
     _check_flagging(false_alarm_rate, ood_threshold)
     out, report = model if out is None else out, Report()
+    predictor = load_learner(model)  # first: what is no model has no place to be written to
     check_target(out)
-    predictor = load_learner(model)
     told = check_continual(predictor.continual).settings.case_sensitive
     _set_flagging(predictor, false_alarm_rate, ood_threshold)
     # a model that once told A from a goes on with it, unasked

@@ -989,6 +989,8 @@ MISTAKES = {
     "predict {known} {images} --false-alarm-rate 0.1 --ood-threshold 1.2": (
         "--false-alarm-rate 0.1 and --ood-threshold 1.2 both say when an image is flagged"
     ),
+    "extend {images} {images}": "is not a bundle: it has no manifest",
+    "undo {images}": "is not a bundle: it has no manifest",
     "extend nomodel {images} --out {tmp}/m": "there is no bundle at nomodel",
     "predict nomodel {images}": "there is no bundle at nomodel",
     "predict {model} none.png": "there is no file or folder 'none.png'",
