@@ -93,4 +93,11 @@ def _changed(model: Path, out: Path | None, change: Callable[[Predictor], Change
     predictor.save(out)
     report.change(found)
     report.files("Written", [(out, f"the model with {number_of(found.n_classes, 'class')}")])
-    report.command("Next", ["undo", out], ["evaluate", out, "FOLDER"])
+    back = [["undo", out]] if _can_be_undone(predictor) else []
+    onward = ["evaluate" if found.n_classes else "extend", out, "FOLDER"]
+    report.command("Next", *back, onward)
+
+
+def _can_be_undone(predictor: Predictor) -> bool:
+    """Whether there is a change to take back once it is loaded again."""
+    return predictor.continual is not None and len(predictor.continual.history.states) > 1

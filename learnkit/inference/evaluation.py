@@ -14,7 +14,7 @@ from learnkit.continual.closed_form.near_copies import copy_groups
 from learnkit.continual.fingerprints import Learned
 from learnkit.data.labelled_images import image_paths, labelled_dataset
 from learnkit.data.read_images import chunks, image_name, load_ahead, unreadable_images
-from learnkit.errors import DataError, ImageReadError
+from learnkit.errors import ContinualPredictionError, DataError, ImageReadError
 from learnkit.evaluation.intervals import fpr_interval
 from learnkit.evaluation.measures import asked_measures, good_classes, top_k_of
 from learnkit.inference.batch import BATCH, Predicts, padded, predict_stream
@@ -57,6 +57,11 @@ def evaluate_predictor(
     from learnkit.evaluation.evaluate import evaluate
 
     started = time.perf_counter()
+    if not getattr(predictor, "knows_classes", True):
+        raise ContinualPredictionError(
+            "the model knows no class yet, so there is nothing to evaluate; `extend` it with "
+            "images and labels"
+        )
     if good is None:  # as far as the model's card says, and it knows them
         card = predictor.metadata.get("card") or {}
         good = tuple(name for name in card.get("good") or () if name in predictor.classes)

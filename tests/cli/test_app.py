@@ -669,6 +669,23 @@ def test_changes_without_images_are_made_in_place_and_can_be_undone(known, tmp_p
     assert load_learner(model).classes == ("bad", "good")
 
 
+def test_only_what_a_model_can_do_is_proposed_and_one_without_classes_is_to_be_taught(
+    known, images, tmp_path, capsys
+):
+    model, empty = shutil.copytree(known, tmp_path / "model"), tmp_path / "empty"
+    output = learnkit(capsys, "forget", model, "bad", "good", "--out", empty)[1]
+    assert output.endswith(f"Next\n    learnkit undo {empty}\n    learnkit extend {empty} FOLDER\n")
+    code, _, error = learnkit(capsys, "evaluate", empty, images)
+    assert code == 2
+    assert error.endswith(
+        "knows no class yet, so there is nothing to evaluate; `extend` it with images and labels. "
+        "Here: learnkit extend MODEL FOLDER --out MODEL.\n"
+    )
+    output = learnkit(capsys, "undo", empty)[1]  # of what was saved with history=0
+    assert output.endswith(f"Next\n    learnkit evaluate {empty} FOLDER\n")
+    assert learnkit(capsys, "undo", empty)[0] == 2
+
+
 def test_what_another_command_wrote_meanwhile_is_not_written_over(
     known, tmp_path, capsys, monkeypatch
 ):
