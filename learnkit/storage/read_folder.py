@@ -266,7 +266,7 @@ def _read_regular(
             # of the file that is open: by now its path may lead to another one
             found = os.fstat(file.fileno())
             if found.st_size > size or (exact and found.st_size != size):
-                rule = f"{size} are in {MANIFEST}" if exact else f"at most {size} are read"
+                rule = f"{size:,} are in {MANIFEST}" if exact else f"at most {size:,} are read"
                 raise BundleCorruptError(
                     f"{path} is {number_of(found.st_size, 'byte')} long; {rule}"
                 )

@@ -89,7 +89,7 @@ def _long_manifest(path):
 
 
 DAMAGE = {
-    "truncated": (_truncate, "2997 bytes long; 3000 are in manifest"),
+    "truncated": (_truncate, "2,997 bytes long; 3,000 are in manifest"),
     "flipped bit": (_flip, "model.safetensors is damaged.*sha256"),
     "swapped files": (_swap_files, "bytes long"),
     "link": (_link, r"config.json cannot be read: it is a link.*copy the bundle.*`cp -rL`"),
@@ -97,7 +97,7 @@ DAMAGE = {
     "folder as file": (_folder, "config.json cannot be read: Is a directory"),
     "missing file": (lambda p: (p / "config.json").unlink(), "config.json cannot be read: No such"),
     "missing manifest": (lambda p: (p / MANIFEST).unlink(), "it has no manifest.json"),
-    "long manifest": (_long_manifest, f"at most {MAX_MANIFEST_BYTES} are read"),
+    "long manifest": (_long_manifest, f"at most {MAX_MANIFEST_BYTES:,} are read"),
     "no files": (lambda p: edit_manifest(p, lambda m: m.pop("files")), "no object `files`"),
     "files a list": (lambda p: edit_manifest(p, lambda m: m.update(files=[])), "no object `files`"),
 }
