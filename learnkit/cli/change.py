@@ -84,10 +84,11 @@ def _pair(text: str) -> tuple[str, str]:
 def _changed(model: Path, out: Path | None, change: Callable[[Predictor], ChangeReport]) -> None:
     """Write the model after the change."""
     from learnkit.deploy.predictor import load_learner
-    from learnkit.storage.write_folder import check_target
+    from learnkit.storage.write_folder import check_local, check_target
 
     out, report = model if out is None else out, Report()
-    predictor = load_learner(model)  # first: what is no model has no place to be written to
+    check_local(out)  # before a download
+    predictor = load_learner(model)  # what is no model has no place to be written to
     check_target(out)
     found = change(predictor)
     predictor.save(out)

@@ -79,11 +79,12 @@ def extend(
     from learnkit.continual.classifier import check_continual
     from learnkit.data.dataset import ImageDataset
     from learnkit.deploy.predictor import load_learner
-    from learnkit.storage.write_folder import check_target
+    from learnkit.storage.write_folder import check_local, check_target
 
     _check_flagging(false_alarm_rate, ood_threshold)
     out, report = model if out is None else out, Report()
-    predictor = load_learner(model)  # first: what is no model has no place to be written to
+    check_local(out)  # before a download
+    predictor = load_learner(model)  # what is no model has no place to be written to
     check_target(out)
     told = check_continual(predictor.continual).settings.case_sensitive
     _set_flagging(predictor, false_alarm_rate, ood_threshold)

@@ -57,7 +57,7 @@ def write_folder(
         BundleWriteError: the target is something else, or the disk refused. The old folder still
             stands, unless the message says that the new one does.
     """
-    _check_local(path)
+    check_local(path)
     # not resolved: `check_target` must see a link as a link
     fs, target = fs or FileSystem(), Path(os.path.abspath(path))
     manifest = to_json({**(about or {}), "files": _entries(files)})
@@ -244,7 +244,7 @@ _DESKTOP_LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 def check_target(target: Path) -> None:
     """Raise unless `target` is absent, an empty folder, or a bundle without foreign files."""
-    _check_local(target)
+    check_local(target)
     check_outside(target)
     if snapshot_blobs(target) is not None:
         raise BundleWriteError(
@@ -267,7 +267,7 @@ def check_target(target: Path) -> None:
         )
 
 
-def _check_local(target: str | os.PathLike) -> None:
+def check_local(target: str | os.PathLike) -> None:
     """Raise if `target` is no path, or a place on the hub, for which no folder is to be taken."""
     check_path(target, BundleWriteError)
     if Path(target).as_posix().startswith(ON_HUB):
