@@ -168,7 +168,7 @@ def _unknown(
 ) -> list[str]:
     """What is noticed of unknown images, and how often a known one is taken for one.
 
-    `known` is how many known images there are, and as many as how many they tell.
+    `known` is how many known images there are, and how many they count as.
     """
     said = []
     if n_ood and summary.get("detection_rate") == summary.get("detection_rate"):

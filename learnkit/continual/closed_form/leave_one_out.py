@@ -28,8 +28,8 @@ class LeftOut:
 
     `distances (R,P)` squared Mahalanobis distances to the classes of the geometry, `background
     (R,)` to the mean of the class means, `held (R,)` to what it was with the sample, `lengths
-    (R,P)` from the mean of the class means to each of them, `counts (R,P)` the number of images
-    each mean then rests on.
+    (R,P)` from the mean of the class means to each of them (beside a partner, and by earlier rules,
+    from what it was with the sample), `counts (R,P)` the number of images each mean then rests on.
     """
 
     distances: Tensor
